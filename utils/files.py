@@ -1,0 +1,34 @@
+"""What a person's files can do to us, and what we do to theirs: one error type, atomic writes."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class UserError(ValueError):
+    """A mistake that the person at the keyboard can mend.
+
+    The message is one line that names the file or key, what is wrong and what to do. `utils.cli.run` prints it
+    without a traceback and exits with status 2.
+    """
+
+
+@contextmanager
+def replace_file(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; when the block succeeds it is flushed to disk and renamed to `path`.
+
+    Whoever reads `path` sees the old file or the new one, never half of it. When the block fails, `path` is left
+    as it was and the temporary file is removed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays last, since image and array writers choose the format by it.
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
