@@ -15,11 +15,12 @@ class UserError(ValueError):
 
 
 @contextmanager
-def replace_file(path: str | os.PathLike) -> Iterator[Path]:
+def replace_file(path: str | os.PathLike, *, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; when the block succeeds it is flushed to disk and renamed to `path`.
 
     Whoever reads `path` sees the old file or the new one, never half of it. When the block fails, `path` is left
-    as it was and the temporary file is removed.
+    as it was and the temporary file is removed. `durable=False` leaves the flush to the operating system: for the
+    thousands of small files that are worth nothing before the index that is written after them.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,8 +28,9 @@ def replace_file(path: str | os.PathLike) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        if durable:
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,0 +1,144 @@
+"""A fully convolutional autoencoder: images in [−1, 1] to small feature maps and back."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models.activations import ACTIVATIONS
+from utils.checkpoint import load_checkpoint, load_weights
+from utils.config import build_config, check_at_least, check_choice
+
+KIND = "autoencoder"
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """The JSON keys of an autoencoder."""
+
+    model_lr: float  # peak learning rate
+    image_channel: int
+    min_channel: int  # width at full resolution; doubled at each halving
+    max_channel: int  # and never above this
+    num_layers: int  # halvings of height and width
+    latent_channel: int  # channels of the feature map
+    hidden_activation_type: str
+    use_final_enc_activation: bool
+    encoder_activation_type: str  # of the feature map, if used
+    use_final_dec_activation: bool
+    decoder_activation_type: str  # of the image, if used
+    num_res_blocks: int = 1  # residual blocks at each resolution, on either side
+    latent_noise: float = 0.0  # standard deviation of the noise on the feature map in training
+    weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 0, "model_lr", "num_res_blocks", "latent_noise", "weight_decay")
+        check_at_least(self, 1, "image_channel", "min_channel", "num_layers", "latent_channel")
+        check_at_least(self, self.min_channel, "max_channel")
+        check_choice(self, ACTIVATIONS, "hidden_activation_type", "encoder_activation_type", "decoder_activation_type")
+        if self.image_channel != 3:
+            raise ValueError(f"'image_channel' is {self.image_channel}, expected 3: images are read as RGB")
+
+    def channels(self) -> list[int]:
+        """Width at each resolution, full first: `num_layers + 1` numbers."""
+        return [min(self.min_channel * 2**level, self.max_channel) for level in range(self.num_layers + 1)]
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(act(conv(act(x)))), after He et al. 2016, "Identity mappings in deep residual networks"."""
+
+    def __init__(self, channels: int, activation: type[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            activation(), nn.Conv2d(channels, channels, 3, padding=1),
+            activation(), nn.Conv2d(channels, channels, 3, padding=1),
+        )  # fmt: skip
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.layers(x)
+
+
+class Encoder(nn.Sequential):
+    """Images (B, 3, H, W) to feature maps (B, latent_channel, H / 2^num_layers, W / 2^num_layers)."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        activation = ACTIVATIONS[config.hidden_activation_type]
+        channels = config.channels()
+        layers: list[nn.Module] = []
+        width = config.image_channel
+        for wider in channels[1:]:
+            layers += [nn.PixelUnshuffle(2), nn.Conv2d(width * 4, wider, 3, padding=1)]
+            layers += [ResidualBlock(wider, activation) for _ in range(config.num_res_blocks)]
+            width = wider
+        layers += [activation(), nn.Conv2d(width, config.latent_channel, 3, padding=1)]
+        if config.use_final_enc_activation:
+            layers.append(ACTIVATIONS[config.encoder_activation_type]())
+        super().__init__(*layers)
+
+
+class Decoder(nn.Sequential):
+    """Feature maps (B, latent_channel, h, w) to images (B, 3, h · 2^num_layers, w · 2^num_layers): a mirror."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        activation = ACTIVATIONS[config.hidden_activation_type]
+        channels = config.channels()
+        layers: list[nn.Module] = [nn.Conv2d(config.latent_channel, channels[-1], 3, padding=1)]
+        for level in range(config.num_layers, 0, -1):
+            width = channels[level]
+            narrower = channels[level - 1] if level > 1 else config.image_channel
+            layers += [ResidualBlock(width, activation) for _ in range(config.num_res_blocks)]
+            layers += [activation(), nn.Conv2d(width, narrower * 4, 3, padding=1), nn.PixelShuffle(2)]
+        if config.use_final_dec_activation:
+            layers.append(ACTIVATIONS[config.decoder_activation_type]())
+        super().__init__(*layers)
+
+
+class Autoencoder(nn.Module):
+    """Encoder and decoder, trained on the mean squared error of images in [−1, 1].
+
+    Resolution changes by pixel (un)shuffling (Shi et al. 2016): no convolution runs on the full-size image.
+    """
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.fingerprint: str | None = None  # of the checkpoint it was loaded from
+
+    @classmethod
+    def load(cls, path: Path) -> "Autoencoder":
+        """Read an autoencoder from a checkpoint; raises `UserError` naming the file."""
+        content = load_checkpoint(path, KIND)
+        model = cls(build_config(AutoencoderConfig, content["config"], str(path)))
+        load_weights(model, content, path)
+        model.fingerprint = content["fingerprint"]
+        return model.eval()
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) in [−1, 1] → feature maps (B, C, h, w). H and W must be multiples of 2^num_layers."""
+        return self.encoder(images)
+
+    def decode(self, fmap: torch.Tensor) -> torch.Tensor:
+        """Feature maps (B, C, h, w) → images (B, 3, H, W)."""
+        return self.decoder(fmap)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Reconstruct (B, 3, H, W). In training the feature map gets noise, so that the decoder forgives quantization."""
+        fmap = self.encode(images)
+        if self.training and self.config.latent_noise > 0:
+            fmap = fmap + self.config.latent_noise * torch.randn_like(fmap)
+        return self.decode(fmap)
+
+    def check_image(self, shape: tuple[int, int, int], where: Path) -> None:
+        """Raise `ValueError` if images (3, H, W) cannot be halved `num_layers` times."""
+        factor = 2**self.config.num_layers
+        if shape[1] % factor or shape[2] % factor:
+            raise ValueError(f"{where}: images of {shape[1]}×{shape[2]} cannot be halved {self.config.num_layers} times")
+
+
+def psnr(images: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Peak signal-to-noise ratio in dB of a batch in [−1, 1], from its mean squared error. A scalar."""
+    return 10 * torch.log10(4 / F.mse_loss(images.clamp(-1, 1), truth))

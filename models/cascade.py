@@ -1,0 +1,178 @@
+"""A stage is a transformer between two codebooks; the cascade is stages whose codebooks meet.
+
+This file alone knows the token layout. The fine grid is written in raster order, at fixed length, so there is no end
+token. The decoder's inputs are the fine tokens shifted by one; in front of them stands, in a base stage, the
+condition token, numbered behind the fine units, and in a cascade stage the learned start vector, the number behind them.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models.codebook import Codebook
+from models.transformer import CachedDecoder, Grid, Transformer, TransformerConfig
+from utils.beam_search import SearchConfig, image_generator, search, uniform_draws
+from utils.checkpoint import check_origin, load_checkpoint, load_weights
+from utils.config import build_config, read_json
+from utils.files import UserError
+
+KIND = "transformer"
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """What a stage's checkpoint keeps: the transformer's keys, and the grids of tokens it reads and writes."""
+
+    transformer: TransformerConfig
+    coarse: Grid
+    fine: Grid
+    is_base: bool
+
+    def __post_init__(self) -> None:
+        if self.is_base and self.coarse.length != 1:
+            raise ValueError(
+                f"the base stage's condition codebook has {self.coarse.length} patches a map, expected 1: "
+                "its patch must be the whole feature map"
+            )
+
+    @classmethod
+    def between(cls, transformer: TransformerConfig, coarse: Codebook, fine: Codebook, is_base: bool) -> "StageConfig":
+        """The config of a stage between two codebooks, which must be of the same feature map."""
+        if coarse.fmap_shape != fine.fmap_shape:
+            raise UserError(f"the codebooks read feature maps of {coarse.fmap_shape} and {fine.fmap_shape}: expected one")
+        grids = [Grid(*codebook.config.grid, len(codebook)) for codebook in (coarse, fine)]
+        return cls(transformer, *grids, is_base)
+
+    @classmethod
+    def from_saved(cls, saved: dict, where: str) -> "StageConfig":
+        """The inverse of `dataclasses.asdict`."""
+        transformer = build_config(TransformerConfig, saved["transformer"], where)
+        grids = [build_config(Grid, saved[name], where) for name in ("coarse", "fine")]
+        return cls(transformer, *grids, saved["is_base"])
+
+
+class Stage(nn.Module):
+    """A transformer and the layout of its tokens."""
+
+    def __init__(self, config: StageConfig) -> None:
+        super().__init__()
+        self.config = config
+        firsts = config.coarse.num_units if config.is_base else 1
+        source = None if config.is_base else config.coarse
+        self.transformer = Transformer(config.transformer, config.fine, config.fine.num_units + firsts, source)
+
+    @classmethod
+    def load(cls, path: Path, coarse: Codebook, fine: Codebook) -> "Stage":
+        """Read a stage from a checkpoint and check that it was trained between these codebooks."""
+        content = load_checkpoint(path, KIND)
+        check_origin(path, "low-resolution codebook", content["trained_from"].get("lr_codebook"), coarse.fingerprint)
+        check_origin(path, "high-resolution codebook", content["trained_from"].get("hr_codebook"), fine.fingerprint)
+        stage = cls(StageConfig.from_saved(content["config"], str(path)))
+        load_weights(stage, content, path)
+        return stage.eval()
+
+    def first_input(self, coarse: torch.Tensor) -> torch.Tensor:
+        """Coarse tokens (B, S) → the first input of the decoder, (B,)."""
+        behind = self.config.fine.num_units
+        return coarse[:, 0] + behind if self.config.is_base else torch.full_like(coarse[:, 0], behind)
+
+    def source(self, coarse: torch.Tensor) -> torch.Tensor | None:
+        """What the encoder reads: the coarse tokens, or nothing in a base stage."""
+        return None if self.config.is_base else coarse
+
+    def inputs_and_targets(self, coarse: torch.Tensor, fine: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Coarse tokens (B, S) and fine tokens (B, T) → decoder inputs and targets, each (B, T)."""
+        return torch.cat((self.first_input(coarse)[:, None], fine[:, :-1]), dim=1), fine
+
+    def forward(self, coarse: torch.Tensor, fine: torch.Tensor) -> torch.Tensor:
+        """Coarse tokens (B, S) and fine tokens (B, T) → mean loss in nats a token, a scalar."""
+        inputs, targets = self.inputs_and_targets(coarse, fine)
+        logits = self.transformer(inputs, self.source(coarse))
+        return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+
+    @torch.no_grad()
+    def sample(
+        self, coarse: torch.Tensor, config: SearchConfig, uniform: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Coarse tokens (N, S) → fine tokens (N, T) and their scores (N,); `uniform` (N, T, num_beam) are the draws."""
+        decoder = CachedDecoder(self.transformer, self.source(coarse))
+        first, length = self.first_input(coarse), self.config.fine.length
+        return search(decoder.next_logits, decoder.reorder, first, length, config, uniform.to(coarse.device))
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """The JSON keys of one stage of a generation; paths are relative to the JSON file."""
+
+    model_path: str
+    lr_codebook_path: str
+    hr_codebook_path: str
+    num_beam: int = 1
+    beam_width: int = 1
+    keep_beam: int = 1
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def __post_init__(self) -> None:
+        self.search_config()
+
+    def search_config(self) -> SearchConfig:
+        """The keys that say how tokens are chosen."""
+        names = [field.name for field in dataclasses.fields(SearchConfig)]
+        return SearchConfig(**{name: getattr(self, name) for name in names})
+
+
+def load_generation_config(path: Path) -> list[GenerationConfig]:
+    """The stages of a generation config, whose keys are "0", "1", … in the order of the cascade."""
+    content = read_json(path)
+    if not content:
+        raise UserError(f'{path}: holds no stage; expected keys "0", "1", …')
+    for key in content:
+        if key not in map(str, range(len(content))):
+            raise UserError(f'{path}: unknown key {key!r}; expected stages "0" to "{len(content) - 1}"')
+    return [build_config(GenerationConfig, content[str(i)], f"{path}: stage {i}") for i in range(len(content))]
+
+
+class Cascade:
+    """The stages of a generation, loaded and checked to belong together."""
+
+    def __init__(self, config_path: Path, device: torch.device) -> None:
+        configs = load_generation_config(config_path)
+        self.device = device
+        self.searches = [config.search_config() for config in configs]
+        self.stages: list[Stage] = []
+        self.codebooks: list[Codebook] = []  # the condition codebook, then what each stage writes with
+        for number, config in enumerate(configs):
+            paths = (config.model_path, config.lr_codebook_path, config.hr_codebook_path)
+            model_path, coarse_path, fine_path = (config_path.parent / path for path in paths)
+            coarse, fine = Codebook.load(coarse_path), Codebook.load(fine_path)
+            stage = Stage.load(model_path, coarse, fine)
+            if stage.config.is_base != (number == 0):
+                kind = "base" if stage.config.is_base else "cascade"
+                raise UserError(f"{model_path}: is a {kind} stage; stage 0 must be a base stage and only stage 0")
+            if number == 0:
+                self.codebooks.append(coarse.to(device))
+            check_origin(coarse_path, "codebook of the stage before", self.codebooks[-1].fingerprint, coarse.fingerprint)
+            self.codebooks.append(fine.to(device))
+            self.stages.append(stage.to(device))
+
+    def draw_conditions(self, seed: int, images: range) -> torch.Tensor:
+        """A condition token for each image, (N, 1), drawn in proportion to how often each unit was used."""
+        counts = self.codebooks[0].counts.cpu().double()
+        if not counts.sum() > 0:
+            raise UserError("the condition codebook has not been counted: finish its training or prune it, then generate")
+        draws = [torch.multinomial(counts, 1, generator=image_generator(seed, -1, image)) for image in images]
+        return torch.stack(draws).to(self.device)
+
+    def generate(self, seed: int, images: range) -> list[torch.Tensor]:
+        """Tokens of the condition and of every stage for these images: a list of (N, T)."""
+        tokens = [self.draw_conditions(seed, images)]
+        for number, (stage, config) in enumerate(zip(self.stages, self.searches, strict=True)):
+            uniform = uniform_draws(seed, number, images, stage.config.fine.length, config.num_beam)
+            tokens.append(stage.sample(tokens[-1], config, uniform)[0])
+        return tokens

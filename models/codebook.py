@@ -1,0 +1,282 @@
+"""The codebook: a self-organizing map over patches of feature maps (Kohonen 1982; batch form Kohonen 1993)."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from models.patches import patchify, unpatchify
+from utils.checkpoint import fingerprint, load_checkpoint, load_weights
+from utils.config import build_config, check_at_least
+
+KIND = "codebook"
+SEARCH_CELLS = 2**23  # distances held at once while searching: 32 MiB
+
+
+@dataclass(frozen=True)
+class CodebookConfig:
+    """The JSON keys of a codebook; `image_*` is the shape of the feature map that it cuts into patches."""
+
+    model_lr: float  # the least share of the way that one patch moves its unit
+    image_H: int
+    image_W: int
+    image_C: int
+    patch_H: int
+    patch_W: int
+    num_embeddings: int  # units of the map, before pruning
+    neighbourhood_step: int  # steps after which the radius shrinks by one
+
+    def __post_init__(self) -> None:
+        keys = ("image_H", "image_W", "image_C", "patch_H", "patch_W", "neighbourhood_step")
+        check_at_least(self, 1, *keys)
+        check_at_least(self, 2, "num_embeddings")
+        if not 0 < self.model_lr < 1:
+            raise ValueError(f"'model_lr' is {self.model_lr}, expected a number between 0 and 1")
+        for axis in "HW":
+            size, patch = getattr(self, f"image_{axis}"), getattr(self, f"patch_{axis}")
+            if size % patch:
+                raise ValueError(f"'image_{axis}' {size} is not divisible by 'patch_{axis}' {patch}")
+
+    @property
+    def dim(self) -> int:
+        """Numbers in a patch, D."""
+        return self.image_C * self.patch_H * self.patch_W
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches in a feature map."""
+        return self.image_H // self.patch_H, self.image_W // self.patch_W
+
+    @property
+    def map_shape(self) -> tuple[int, int]:
+        """Rows and columns of the map: nearly square, the last row perhaps shorter."""
+        rows = math.isqrt(self.num_embeddings)
+        return rows, -(-self.num_embeddings // rows)
+
+
+class Codebook(nn.Module):
+    """K units of dimension D, each at a place of the map. Nothing in it has a gradient.
+
+    Buffers: `units` (K, D) float32; `coordinates` (K, 2) int64, row and column on the map; `counts` (K,) int64, how
+    often each unit was the best match over a data set, zero until `count`ed.
+    """
+
+    def __init__(self, config: CodebookConfig, num_units: int | None = None) -> None:
+        super().__init__()
+        self.config = config
+        num_units = num_units or config.num_embeddings
+        index = torch.arange(num_units)
+        columns = config.map_shape[1]
+        self.register_buffer("units", torch.zeros(num_units, config.dim))
+        self.register_buffer("coordinates", torch.stack((index // columns, index % columns), dim=1))
+        self.register_buffer("counts", torch.zeros(num_units, dtype=torch.int64))
+
+    @classmethod
+    def load(cls, path: Path) -> "Codebook":
+        """Read a codebook from a checkpoint; raises `UserError` naming the file."""
+        content = load_checkpoint(path, KIND)
+        codebook = cls(build_config(CodebookConfig, content["config"], str(path)), len(content["model"]["units"]))
+        load_weights(codebook, content, path)
+        return codebook
+
+    def __len__(self) -> int:
+        return len(self.units)
+
+    @property
+    def fingerprint(self) -> str:
+        """The hash that later stages record."""
+        return fingerprint(self.state_dict())
+
+    @property
+    def fmap_shape(self) -> tuple[int, int, int]:
+        """The (C, H, W) of the feature maps that it reads and writes."""
+        return self.config.image_C, self.config.image_H, self.config.image_W
+
+    def patchify(self, fmap: torch.Tensor) -> torch.Tensor:
+        """Feature maps (B, C, H, W) → all their patches, (B·T, D)."""
+        return patchify(fmap, self.config.patch_H, self.config.patch_W).flatten(0, 1)
+
+    def nearest(self, patches: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+        """Patches (N, D) → squared distances and indices of the `k` nearest units, each (N, k), nearest first.
+
+        The search runs in blocks, so that never more than `SEARCH_CELLS` distances are held.
+        """
+        half_norms = self.units.square().sum(1) / 2
+        found = []
+        for block in patches.split(max(1, SEARCH_CELLS // len(self))):
+            scores = torch.addmm(half_norms, block, self.units.T, alpha=-1)  # ½|u|² − p·u, least where |p − u| is
+            found.append(scores.topk(k, largest=False).indices if k > 1 else scores.argmin(1, keepdim=True))
+        indices = torch.cat(found)
+        errors = [(patches - self.units[column]).square().sum(1) for column in indices.T]
+        return torch.stack(errors, dim=1), indices
+
+    def find_bmu(self, fmap: torch.Tensor) -> torch.Tensor:
+        """Feature maps (B, C, H, W) → tokens (B, T) int64: the best matching unit of each patch, in raster order."""
+        _, indices = self.nearest(self.patchify(fmap))
+        return indices.view(len(fmap), -1)
+
+    def lookup(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens (B, T) → feature maps (B, C, H, W) made of the units' patches."""
+        return unpatchify(self.units[tokens], *self.fmap_shape, self.config.patch_H)
+
+    @torch.no_grad()
+    def start_from(self, patches: torch.Tensor) -> None:
+        """Make the units patches of the data, laid out along its first two principal components.
+
+        `patches` (N, D) with N at least K. Sorted by the component that the map's longer side follows, they are cut
+        into as many groups as it has columns, and each group is sorted by the other: the map starts ordered.
+        """
+        chosen = patches[: len(self)]
+        rows, columns = self.config.map_shape
+        _, _, axes = torch.pca_lowrank(patches, q=min(2, *patches.shape))
+        scores = (chosen - patches.mean(0)) @ axes  # (K, 2), or (K, 1) where D is 1
+        column = torch.empty(len(self), dtype=torch.int64, device=patches.device)
+        places = self.coordinates[:, 1].sort(stable=True).values  # columns to fill, as often as the map has them
+        column[scores[:, 0].argsort()] = places
+        for index in range(columns):
+            members = (column == index).nonzero().squeeze(1)
+            order = members[scores[members, -1].argsort()]
+            slots = (self.coordinates[:, 1] == index).nonzero().squeeze(1)
+            self.units[slots] = chosen[order]
+
+    @torch.no_grad()
+    def prune(self, keep: torch.Tensor) -> "Codebook":
+        """A codebook of the units where `keep` (K,) bool is true, in their order and at their places on the map."""
+        pruned = Codebook(self.config, int(keep.sum()))
+        pruned.load_state_dict({name: value[keep] for name, value in self.state_dict().items()})
+        return pruned.to(self.units.device)
+
+    @torch.no_grad()
+    def statistics(self, batches: Iterable[torch.Tensor]) -> dict[str, float]:
+        """Measure the codebook over batches of feature maps (B, C, H, W), and keep how often each unit was used.
+
+        - `quantization_error`: mean squared error of a number of the feature map;
+        - `share_of_variance`: the same as a share of the patches' variance;
+        - `topographic_error`: share of patches whose two nearest units are no neighbours on the map (Kiviluoto 1996);
+        - `units_used`, `units`; `perplexity`: exp of the entropy of use.
+        """
+        counts = torch.zeros_like(self.counts)
+        error = torch.zeros((), dtype=torch.float64)
+        torn = torch.zeros((), dtype=torch.int64)
+        total, squares = torch.zeros(self.config.dim, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+        for fmap in batches:
+            patches = self.patchify(fmap.to(self.units.device))
+            errors, indices = self.nearest(patches, k=2)
+            counts += torch.bincount(indices[:, 0], minlength=len(self))
+            steps = (self.coordinates[indices[:, 0]] - self.coordinates[indices[:, 1]]).abs().amax(1)
+            error += errors[:, 0].sum().cpu()
+            torn += (steps > 1).sum().cpu()
+            total += patches.sum(0).cpu()
+            squares += patches.square().sum().cpu()
+        self.counts.copy_(counts)
+        number = int(counts.sum())
+        variance = squares / number - (total / number).square().sum()
+        use = counts[counts > 0].double() / number
+        return {
+            "quantization_error": float(error / (number * self.config.dim)),
+            "share_of_variance": float(error / number / variance.clamp(min=1e-12)),
+            "topographic_error": float(torn / number),
+            "units_used": int((counts > 0).sum()),
+            "units": len(self),
+            "perplexity": float(torch.exp(-(use * use.log()).sum())),
+        }
+
+
+def neighbourhood_radius(step: int, total_steps: int, config: CodebookConfig) -> int:
+    """The radius at a step: half the map's longest side, one less every `neighbourhood_step` steps, down to 0.
+
+    A run too short for that shrinks faster, so that the last 40 % of its steps are at radius 0.
+    """
+    start = max(config.map_shape) // 2
+    hold = min(config.neighbourhood_step, 0.6 * total_steps / start)
+    return max(0, start - int(step / hold))
+
+
+def smooth(grid: torch.Tensor, radius: float) -> torch.Tensor:
+    """Smooth (rows, columns, D) by a Gaussian of the map distance with this radius: along rows, then columns."""
+    for axis in (0, 1):
+        place = torch.arange(grid.shape[axis], device=grid.device, dtype=grid.dtype)
+        kernel = torch.exp(-((place[:, None] - place) ** 2) / (2 * radius**2))
+        grid = torch.tensordot(kernel, grid, dims=([1], [axis])).movedim(0, axis)
+    return grid
+
+
+class MapLearner:
+    """The update of a map in training, one batch a step, without gradients.
+
+    A batch gives per-unit sums and counts n, smoothed by the neighbourhood; unit k moves a share of the way to their
+    quotient: max(1 − (1 − model_lr)^n, n / (N + n)), where N is what it has gathered since the radius last changed.
+    At radius 0, units that won nothing over a whole epoch are drawn anew from the epoch's patches, in proportion to
+    their squared error: a weighted reservoir (Efraimidis and Spirakis 2006) holds the candidates.
+    """
+
+    def __init__(self, codebook: Codebook, steps_per_epoch: int, total_steps: int, continued: bool = False) -> None:
+        self.codebook = codebook
+        self.steps_per_epoch, self.total_steps, self.continued = steps_per_epoch, total_steps, continued
+        units = codebook.units
+        self.gathered = units.new_zeros(len(units))
+        self.wins = units.new_zeros(len(units))
+        self.candidates = torch.zeros_like(units)
+        self.candidate_keys = units.new_full((len(units),), -math.inf)
+
+    def radius(self, step: int) -> int:
+        """The radius at a step; a codebook that is continued has its order already."""
+        return 0 if self.continued else neighbourhood_radius(step, self.total_steps, self.codebook.config)
+
+    @torch.no_grad()
+    def update(self, fmap: torch.Tensor, step: int) -> dict[str, torch.Tensor | float]:
+        """Learn from feature maps (B, C, H, W); returns the mean squared error before the update and the radius."""
+        radius = self.radius(step)
+        if step > 0 and radius != self.radius(step - 1):
+            self.gathered.zero_()
+        patches = self.codebook.patchify(fmap)
+        errors, indices = (column.squeeze(1) for column in self.codebook.nearest(patches))
+        self._move(patches, indices, radius)
+        if radius == 0:
+            self._reseed(patches, errors, indices, step)
+        return {"loss": errors.mean() / self.codebook.config.dim, "radius": radius}
+
+    def _move(self, patches: torch.Tensor, indices: torch.Tensor, radius: int) -> None:
+        units = self.codebook.units
+        sums = torch.zeros_like(units).index_add_(0, indices, patches)
+        numbers = torch.bincount(indices, minlength=len(units)).to(units.dtype)
+        if radius > 0:
+            rows, columns = self.codebook.coordinates.T
+            grid = units.new_zeros(*self.codebook.config.map_shape, units.shape[1] + 1)
+            grid[rows, columns] = torch.cat((sums, numbers[:, None]), dim=1)
+            smoothed = smooth(grid, radius)[rows, columns]
+            sums, numbers = smoothed[:, :-1], smoothed[:, -1]
+        self.gathered += numbers
+        share = torch.maximum(1 - (1 - self.codebook.config.model_lr) ** numbers, numbers / self.gathered)
+        moved = units + share[:, None] * (sums / numbers[:, None] - units)
+        units.copy_(torch.where(numbers[:, None] > 0, moved, units))
+
+    def _reseed(self, patches: torch.Tensor, errors: torch.Tensor, indices: torch.Tensor, step: int) -> None:
+        position = step % self.steps_per_epoch
+        if position == 0:
+            self.wins.zero_()
+            self.candidate_keys.fill_(-math.inf)
+        self.wins += torch.bincount(indices, minlength=len(self.wins))
+        keys = torch.rand(len(errors)).to(errors).log() / errors.clamp(min=1e-12)
+        keys = torch.cat((self.candidate_keys, keys))
+        self.candidate_keys, kept = keys.topk(len(self.candidate_keys))
+        self.candidates = torch.cat((self.candidates, patches))[kept]
+        whole_epoch = step + 1 >= self.steps_per_epoch and self.radius(step + 1 - self.steps_per_epoch) == 0
+        if position == self.steps_per_epoch - 1 and whole_epoch and step + 1 < self.total_steps:
+            dead = (self.wins == 0).nonzero().squeeze(1)[: int((self.candidate_keys > -math.inf).sum())]
+            self.codebook.units[dead] = self.candidates[: len(dead)]
+            self.gathered[dead] = 0
+
+    def checkpoint(self) -> dict:
+        """The codebook, and what an exact resume needs beside it."""
+        state = {name: getattr(self, name) for name in ("gathered", "wins", "candidates", "candidate_keys")}
+        return {"model": self.codebook.state_dict(), "learner": state}
+
+    def restore(self, content: dict, path: Path) -> None:
+        """Take up what `checkpoint` gave."""
+        load_weights(self.codebook, content, path)
+        for name, value in content["learner"].items():
+            setattr(self, name, value.to(self.codebook.units.device))

@@ -1,0 +1,374 @@
+"""The transformer of every stage: tokens of a grid in raster order, with an encoder over a coarser grid if it has one.
+
+Sources: pre-norm and gated MLP (Shazeer 2020, "GLU variants improve transformer"), query-key normalisation (Henry et
+al. 2020), rotary positions (Su et al. 2021) over row and column.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from models.activations import ACTIVATIONS
+from utils.config import check_at_least, check_choice
+
+Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines, each (T, head_dim / 2)
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """The JSON keys of a transformer."""
+
+    model_lr: float  # peak learning rate
+    use_sliding_window: bool
+    sliding_window: int  # tokens that a token sees, itself counted; position 0 is always seen
+    num_enc_layers: int  # of a cascade stage; a base stage has no encoder
+    num_dec_layers: int
+    self_attn_heads: int
+    cross_attn_heads: int
+    in_dim: int
+    hidden_dim: int  # of the gated MLP
+    hidden_activation: str
+    dropout: float = 0.0
+    weight_decay: float = 0.05
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 0, "model_lr", "num_enc_layers", "dropout", "weight_decay")
+        check_at_least(self, 1, "num_dec_layers", "self_attn_heads", "cross_attn_heads", "in_dim", "hidden_dim")
+        check_at_least(self, 2, "sliding_window")
+        check_choice(self, ACTIVATIONS, "hidden_activation")
+        if self.dropout >= 1:
+            raise ValueError(f"'dropout' is {self.dropout}, expected less than 1")
+        for key in ("self_attn_heads", "cross_attn_heads"):
+            if self.in_dim % (4 * getattr(self, key)):
+                raise ValueError(
+                    f"'in_dim' {self.in_dim} over {key!r} {getattr(self, key)} is not divisible by 4; "
+                    "rotary positions need two pairs a head"
+                )
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid of tokens: `height` × `width` cells, each one of `num_units` tokens."""
+
+    height: int
+    width: int
+    num_units: int
+
+    @property
+    def length(self) -> int:
+        """Tokens in the grid."""
+        return self.height * self.width
+
+    def centres(self, cells: "Grid") -> torch.Tensor:
+        """Row and column of each token in units of the cells of another grid, (T, 2): (i + ½)·r − ½ on each axis."""
+        rows = (torch.arange(self.height) + 0.5) * (cells.height / self.height) - 0.5
+        columns = (torch.arange(self.width) + 0.5) * (cells.width / self.width) - 0.5
+        return torch.cartesian_prod(rows, columns)
+
+
+def rotary(positions: torch.Tensor, head_dim: int, base: float = 100.0) -> Rotation:
+    """Rotations for `positions` (T, 2): the first half of the pairs turns with the row, the second with the column."""
+    num = head_dim // 4
+    frequencies = base ** (-torch.arange(num) / num)
+    angles = (positions[:, :, None] * frequencies).flatten(1)  # (T, head_dim / 2)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+    """Turn the pairs of x (B, heads, T, head_dim) by `rotation`."""
+    cos, sin = (part.to(x.dtype) for part in rotation)
+    left, right = x.chunk(2, dim=-1)
+    return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
+
+
+def band_mask(length: int, window: int, device: torch.device) -> torch.Tensor:
+    """The full (T, T) mask of the sliding window: token t sees t − window + 1 … t, and position 0."""
+    query = torch.arange(length, device=device)[:, None]
+    key = torch.arange(length, device=device)[None, :]
+    return (key <= query) & ((key > query - window) | (key == 0))
+
+
+def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None) -> torch.Tensor:
+    """Attention (B, heads, T, d) of each token to itself and those before it, within `window` and to position 0.
+
+    Equal to attention under `band_mask`, in memory linear in T: blocks of `window` queries meet the `2·window` keys
+    that they can see, and the pinned one.
+    """
+    batch, _, length, _ = q.shape
+    if window is None or window >= length:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    num = -(-length // window)
+    q, k, v = (_blocks(x, num, window) for x in (q, k, v))  # (num, B·heads, window, d)
+    k, v = (_with_seen(x) for x in (k, v))  # (num, B·heads, 1 + 2·window, d)
+    start = torch.arange(num, device=q.device)[:, None, None] * window
+    query = start + torch.arange(window, device=q.device)[:, None]
+    key = start + torch.arange(-window, window, device=q.device)
+    in_band = (key >= 0) & (key <= query) & (key > query - window)  # (num, window, 2·window)
+    mask = torch.cat((query >= window, in_band), dim=-1)[:, None]  # the pinned key counts where the band lacks it
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    y = y.unflatten(1, (batch, -1)).permute(1, 2, 0, 3, 4)  # (B, heads, num, window, d)
+    return y.flatten(2, 3)[:, :, :length]
+
+
+def _blocks(x: torch.Tensor, num: int, window: int) -> torch.Tensor:
+    x = F.pad(x, (0, 0, 0, num * window - x.shape[2]))
+    return x.unflatten(2, (num, window)).permute(2, 0, 1, 3, 4).flatten(1, 2)
+
+
+def _with_seen(x: torch.Tensor) -> torch.Tensor:
+    """Each block behind the one before it and, in front of both, position 0."""
+    before = torch.cat((torch.zeros_like(x[:1]), x[:-1]))
+    pinned = x[:1, :, :1].expand(x.shape[0], -1, -1, -1)
+    return torch.cat((pinned, before, x), dim=2)
+
+
+class KVCache:
+    """Keys and values of one layer for R rows: slot 0 keeps position 0, the others roll.
+
+    Keys are stored rotated; positions are absolute, so they stay valid and their order does not matter.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.position = 0
+        self.keys = self.values = torch.empty(0)
+
+    def append(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store the next position's k and v (R, heads, 1, d); return all that it may see, (R, heads, seen, d)."""
+        if self.position == 0:
+            rows, num_heads, _, dim = k.shape
+            self.keys, self.values = (k.new_empty(rows, num_heads, self.capacity, dim) for _ in range(2))
+        slot = 0 if self.position == 0 else 1 + (self.position - 1) % (self.capacity - 1)
+        self.keys[:, :, slot], self.values[:, :, slot] = k[:, :, 0], v[:, :, 0]
+        self.position += 1
+        seen = min(self.position, self.capacity)
+        return self.keys[:, :, :seen], self.values[:, :, :seen]
+
+    def reorder(self, rows: torch.Tensor) -> None:
+        """Let row i go on from what row `rows[i]` has seen."""
+        self.keys, self.values = self.keys[rows], self.values[rows]
+
+
+class Attention(nn.Module):
+    """Multi-head attention with normalised, rotated queries and keys; the caller decides who sees whom."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Linear(dim, dim, bias=False)
+        self.key_value = nn.Linear(dim, 2 * dim, bias=False)
+        self.query_norm = nn.RMSNorm(dim // num_heads)
+        self.key_norm = nn.RMSNorm(dim // num_heads)
+        self.out = nn.Linear(dim, dim, bias=False)
+
+    def queries(self, x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+        """(B, T, dim) → (B, heads, T, head_dim)."""
+        return rotate(self.query_norm(self._split(self.query(x))), rotation)
+
+    def keys_values(self, x: torch.Tensor, rotation: Rotation) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, S, dim) → keys and values, each (B, heads, S, head_dim)."""
+        k, v = self.key_value(x).chunk(2, dim=-1)
+        return rotate(self.key_norm(self._split(k)), rotation), self._split(v)
+
+    def merge(self, y: torch.Tensor) -> torch.Tensor:
+        """(B, heads, T, head_dim) → (B, T, dim), mixed by the output projection."""
+        return self.out(y.transpose(1, 2).flatten(2))
+
+    def _split(self, x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+class GatedMLP(nn.Module):
+    """down(activation(gate(x)) · up(x))."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(config.in_dim, 2 * config.hidden_dim, bias=False)
+        self.down = nn.Linear(config.hidden_dim, config.in_dim, bias=False)
+        self.activation = ACTIVATIONS[config.hidden_activation]()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(self.activation(gate) * up)
+
+
+class EncoderBlock(nn.Module):
+    """Self-attention of all tokens to all, then the MLP."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.self_norm, self.mlp_norm = nn.RMSNorm(config.in_dim), nn.RMSNorm(config.in_dim)
+        self.self_attention = Attention(config.in_dim, config.self_attn_heads)
+        self.mlp = GatedMLP(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+        normed = self.self_norm(x)
+        attention = self.self_attention
+        y = F.scaled_dot_product_attention(attention.queries(normed, rotation), *attention.keys_values(normed, rotation))
+        x = x + self.dropout(attention.merge(y))
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+
+
+class DecoderBlock(nn.Module):
+    """Causal self-attention, cross-attention to the encoder's output if there is one, then the MLP."""
+
+    def __init__(self, config: TransformerConfig, has_encoder: bool) -> None:
+        super().__init__()
+        self.window = config.sliding_window if config.use_sliding_window else None
+        self.self_norm, self.mlp_norm = nn.RMSNorm(config.in_dim), nn.RMSNorm(config.in_dim)
+        self.self_attention = Attention(config.in_dim, config.self_attn_heads)
+        if has_encoder:
+            self.cross_norm = nn.RMSNorm(config.in_dim)
+            self.cross_attention = Attention(config.in_dim, config.cross_attn_heads)
+        self.mlp = GatedMLP(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        rotation: Rotation,
+        cross_rotation: Rotation | None,
+        memory: tuple[torch.Tensor, torch.Tensor] | None,
+        cache: KVCache | None = None,
+    ) -> torch.Tensor:
+        """Rows x (R, T, dim), T = 1 with a cache; `memory` is the keys and values of the encoder's output.
+
+        With a cache there may be more rows than encoded images, in equal shares: the beams of an image meet its
+        memory as the queries of one attention, so that the memory need not be copied.
+        """
+        attention, normed = self.self_attention, self.self_norm(x)
+        q, (k, v) = attention.queries(normed, rotation), attention.keys_values(normed, rotation)
+        if cache is None:
+            y = causal_attention(q, k, v, self.window)
+        else:
+            y = F.scaled_dot_product_attention(q, *cache.append(k, v))
+        x = x + self.dropout(attention.merge(y))
+        if memory is not None:
+            shape = x.shape
+            normed = self.cross_norm(x)
+            if cache is not None:
+                normed = normed.view(len(memory[0]), -1, shape[-1])
+            q = self.cross_attention.queries(normed, cross_rotation)
+            y = self.cross_attention.merge(F.scaled_dot_product_attention(q, *memory))
+            x = x + self.dropout(y.view(shape))
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+
+
+class Transformer(nn.Module):
+    """Logits of a grid's tokens, in raster order, from what stands before them and from a coarser grid.
+
+    `grid` is what the decoder writes. Its inputs come from a vocabulary of `num_inputs`, which may be larger than
+    the grid's: `models.cascade` owns that layout. With a `source` grid there is an encoder over it.
+    Input i carries the position of cell i, the one it predicts.
+    """
+
+    def __init__(self, config: TransformerConfig, grid: Grid, num_inputs: int, source: Grid | None = None) -> None:
+        super().__init__()
+        self.config, self.grid, self.source = config, grid, source
+        self.use_activation_checkpoint = False
+        dim = config.in_dim
+        self.embed = nn.Embedding(num_inputs, dim)
+        self.embed_row, self.embed_column = nn.Embedding(grid.height, dim), nn.Embedding(grid.width, dim)
+        self.dropout = nn.Dropout(config.dropout)
+        has_encoder = source is not None
+        self.decoder = nn.ModuleList(DecoderBlock(config, has_encoder) for _ in range(config.num_dec_layers))
+        self.norm = nn.RMSNorm(dim)
+        self.head = nn.Linear(dim, grid.num_units)
+        self._add_rotation("self", grid, dim // config.self_attn_heads)
+        if source is not None:
+            self.source_embed = nn.Embedding(source.num_units, dim)
+            self.source_row, self.source_column = nn.Embedding(source.height, dim), nn.Embedding(source.width, dim)
+            self.encoder = nn.ModuleList(EncoderBlock(config) for _ in range(config.num_enc_layers))
+            self.encoder_norm = nn.RMSNorm(dim)
+            self._add_rotation("source", source, dim // config.self_attn_heads)
+            self._add_rotation("cross_query", grid, dim // config.cross_attn_heads)
+            self._add_rotation("cross_key", source, dim // config.cross_attn_heads)
+        self._initialise()
+
+    def _add_rotation(self, name: str, tokens: Grid, head_dim: int) -> None:
+        for part, value in zip(("cos", "sin"), rotary(tokens.centres(self.grid), head_dim), strict=True):
+            self.register_buffer(f"{name}_{part}", value, persistent=False)
+
+    def _rotation(self, name: str) -> Rotation:
+        return getattr(self, f"{name}_cos"), getattr(self, f"{name}_sin")
+
+    def _initialise(self) -> None:
+        """Each block starts as the identity and the head as a uniform guess: their last matrices are zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.5)
+        for module in self.modules():
+            if isinstance(module, Attention):
+                nn.init.zeros_(module.out.weight)
+            elif isinstance(module, GatedMLP):
+                nn.init.zeros_(module.down.weight)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def encode(self, source: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Coarse tokens (B, S) → the cross-attention keys and values of each decoder layer, (B, heads, S, head_dim)."""
+        cells = torch.arange(self.source.length, device=source.device)
+        rows, columns = cells // self.source.width, cells % self.source.width
+        x = self.dropout(self.source_embed(source) + self.source_row(rows) + self.source_column(columns))
+        for block in self.encoder:
+            x = self._run(block, x, self._rotation("source"))
+        x = self.encoder_norm(x)
+        return [block.cross_attention.keys_values(x, self._rotation("cross_key")) for block in self.decoder]
+
+    def forward(self, inputs: torch.Tensor, source: torch.Tensor | None = None) -> torch.Tensor:
+        """Inputs (B, T) and coarse tokens (B, S) → logits (B, T, num_units) of the token of each cell."""
+        memory = [None] * len(self.decoder) if source is None else self.encode(source)
+        x = self.embed_inputs(inputs, torch.arange(inputs.shape[1], device=inputs.device))
+        for block, layer_memory in zip(self.decoder, memory, strict=True):
+            x = self._run(block, x, *self.rotations(slice(0, inputs.shape[1])), layer_memory)
+        return self.head(self.norm(x))
+
+    def embed_inputs(self, inputs: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+        """Inputs (B, T) at the given cells (T,) → (B, T, dim)."""
+        rows, columns = cells // self.grid.width, cells % self.grid.width
+        return self.dropout(self.embed(inputs) + self.embed_row(rows) + self.embed_column(columns))
+
+    def rotations(self, cells: slice) -> tuple[Rotation, Rotation | None]:
+        """Of the decoder's queries at these cells: for self-attention, and for cross-attention if there is any."""
+        names = ("self",) if self.source is None else ("self", "cross_query")
+        turns = [tuple(part[cells] for part in self._rotation(name)) for name in names]
+        return turns[0], turns[1] if len(turns) > 1 else None
+
+    def _run(self, block: nn.Module, *args: object) -> torch.Tensor:
+        if self.use_activation_checkpoint and self.training:
+            return checkpoint(block, *args, use_reentrant=False)
+        return block(*args)
+
+
+class CachedDecoder:
+    """Decoding one position at a time: `next_logits` goes on from a cache instead of computing the prefix again.
+
+    `source` (N, S) are the coarse tokens of N images, encoded once; there are `rows` rows, N times the beams.
+    """
+
+    def __init__(self, model: Transformer, source: torch.Tensor | None = None) -> None:
+        self.model = model
+        window = model.decoder[0].window
+        capacity = model.grid.length if window is None else min(model.grid.length, window + 1)
+        self.caches = [KVCache(capacity) for _ in model.decoder]
+        self.memory = [None] * len(model.decoder) if source is None else model.encode(source)
+
+    def next_logits(self, inputs: torch.Tensor) -> torch.Tensor:
+        """The next input of each row (R,) → logits (R, num_units) of the cell at that position."""
+        model, position = self.model, self.caches[0].position
+        x = model.embed_inputs(inputs[:, None], torch.tensor([position], device=inputs.device))
+        rotations = model.rotations(slice(position, position + 1))
+        for block, memory, cache in zip(model.decoder, self.memory, self.caches, strict=True):
+            x = block(x, *rotations, memory, cache)
+        return model.head(model.norm(x[:, 0]))
+
+    def reorder(self, rows: torch.Tensor) -> None:
+        """Let row i go on from row `rows[i]`, of the same image."""
+        for cache in self.caches:
+            cache.reorder(rows)

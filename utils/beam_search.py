@@ -1,0 +1,135 @@
+"""Sampling and beam search over a next-logits function and a cache. Hypotheses are rows of one batch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from utils.config import check_at_least
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """How tokens are chosen.
+
+    `num_beam` hypotheses an image are each extended by `beam_width` sampled tokens; then the `keep_beam` of highest
+    score survive and are multiplied again. `num_beam` 1 is plain sampling; `beam_width` 1 with `keep_beam` equal to
+    `num_beam` is classic beam search, the top continuations of all survivors, without sampling.
+    """
+
+    num_beam: int = 1
+    beam_width: int = 1
+    keep_beam: int = 1
+    temperature: float = 1.0
+    top_k: int | None = None  # sample among so many most likely tokens
+    top_p: float | None = None  # sample among the fewest tokens that hold this share of probability
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "num_beam", "beam_width", "keep_beam", "top_k")
+        if self.keep_beam > self.num_beam:
+            raise ValueError(f"'keep_beam' is {self.keep_beam}, expected at most 'num_beam' {self.num_beam}")
+        if not 0 < self.temperature < float("inf"):
+            raise ValueError(f"'temperature' is {self.temperature}, expected a number above 0")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"'top_p' is {self.top_p}, expected a number above 0 and at most 1")
+
+    @property
+    def is_classic(self) -> bool:
+        """Whether this is classic beam search, which draws nothing."""
+        return self.num_beam > 1 and self.beam_width == 1 and self.keep_beam == self.num_beam
+
+
+def uniform_draws(seed: int, stage: int, images: range, length: int, num_beam: int) -> torch.Tensor:
+    """Uniform numbers in [0, 1) for the tokens of some images, (N, length, num_beam).
+
+    Each is a function of (seed, image, stage, token, beam), whatever other images there are.
+    """
+    draws = [torch.rand(length, num_beam, generator=image_generator(seed, stage, image)) for image in images]
+    return torch.stack(draws)
+
+
+def image_generator(seed: int, stage: int, image: int) -> torch.Generator:
+    """The generator of what is random about one image in one stage."""
+    # Odd multipliers of 64 bits keep the streams of (seed, stage, image) apart; the generator hashes the sum itself.
+    mixed = seed * 0x9E3779B97F4A7C15 + (stage + 1) * 0xD1342543DE82EF95 + image * 0x2545F4914F6CDD1D
+    return torch.Generator().manual_seed(mixed % 2**63)
+
+
+def filter_logits(logits: torch.Tensor, top_k: int | None, top_p: float | None) -> torch.Tensor:
+    """Logits (R, K) with those outside the top k, or outside the nucleus (Holtzman et al. 2020), at −inf."""
+    if top_k is not None and top_k < logits.shape[-1]:
+        least = logits.topk(top_k).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if top_p is not None and top_p < 1:
+        ordered, order = logits.sort(descending=True)
+        probability = ordered.softmax(-1)
+        before = probability.cumsum(-1) - probability  # what more likely tokens hold already
+        outside = torch.zeros_like(logits, dtype=torch.bool).scatter(1, order, before >= top_p)
+        logits = logits.masked_fill(outside, -torch.inf)
+    return logits
+
+
+def sample(logits: torch.Tensor, uniform: torch.Tensor, config: SearchConfig) -> torch.Tensor:
+    """Draw a token a row from logits (R, K) by inverting the distribution function at `uniform` (R,)."""
+    filtered = filter_logits(logits / config.temperature, config.top_k, config.top_p)
+    heights = filtered.softmax(-1).cumsum(-1)
+    # Rounding may put the drawn height on the last step, past which only impossible tokens lie.
+    total = heights[:, -1:]
+    drawn = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(heights, drawn, right=True).squeeze(1)
+
+
+@torch.no_grad()
+def search(
+    next_logits: Callable[[torch.Tensor], torch.Tensor],
+    reorder: Callable[[torch.Tensor], None],
+    first: torch.Tensor,
+    length: int,
+    config: SearchConfig,
+    uniform: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Write `length` tokens for each of N images.
+
+    `next_logits` takes the next input of each row (N·num_beam,) and returns logits (N·num_beam, K); `reorder` lets
+    row i go on from what row `rows[i]` has seen. `first` (N,) is each image's first input, `uniform`
+    (N, length, num_beam) the draws. Returns tokens (N, length) and their score (N,): the sum of log-probabilities at
+    temperature 1, before top-k and top-p.
+    """
+    images, beams = len(first), config.num_beam
+    inputs = first.repeat_interleave(beams)
+    tokens = first.new_zeros(images * beams, length)
+    score = torch.zeros(images, beams, device=first.device)
+    own_rows = torch.arange(images, device=first.device)[:, None] * beams
+    copies = torch.arange(beams, device=first.device) % config.keep_beam  # which survivor each beam goes on from
+    for position in range(length):
+        logits = next_logits(inputs).float()
+        log_probability = logits.log_softmax(-1)
+        if config.is_classic:
+            parent, inputs, score = _best_continuations(score, log_probability, is_start=position == 0)
+        else:
+            inputs = sample(logits, uniform[:, position].flatten(), config)
+            score = score + log_probability.gather(1, inputs[:, None]).view(images, beams)
+            parent = None
+        if parent is None and beams > 1 and ((position + 1) % config.beam_width == 0 or position == length - 1):
+            parent = score.topk(config.keep_beam).indices[:, copies]
+            score = score.gather(1, parent)
+            inputs = inputs[(own_rows + parent).flatten()]
+        if parent is not None:
+            rows = (own_rows + parent).flatten()
+            tokens = tokens[rows]
+            reorder(rows)
+        tokens[:, position] = inputs
+    return tokens.view(images, beams, length)[:, 0], score[:, 0]
+
+
+def _best_continuations(
+    score: torch.Tensor, log_probability: torch.Tensor, is_start: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The `num_beam` best of all one-token continuations: parents (N, beams), tokens (N·beams,), scores (N, beams)."""
+    images, beams = score.shape
+    total = score[:, :, None] + log_probability.view(images, beams, -1)  # (N, beams, K)
+    if is_start:  # all beams are the same hypothesis still
+        total[:, 1:] = -torch.inf
+    best = total.flatten(1).topk(beams)
+    num_units = total.shape[-1]
+    return best.indices // num_units, (best.indices % num_units).flatten(), best.values

@@ -1,0 +1,92 @@
+"""The one checkpoint format: written atomically, read without executing anything, refused when it does not fit."""
+
+import dataclasses
+import hashlib
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from utils.files import UserError, replace_file
+
+FORMAT_VERSION = 1
+
+State = dict[str, torch.Tensor]
+
+
+def fingerprint(state: State) -> str:
+    """A short hash of the tensors of a state dict: names, shapes and bytes. It says which weights these are."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name in sorted(state):
+        value = state[name].detach().cpu().contiguous()
+        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def save_checkpoint(path: Path, kind: str, config: object, model: State, **rest: object) -> None:
+    """Write a checkpoint of plain types and tensors to `path`, in full or not at all.
+
+    `config` is a dataclass; `rest` is what else this kind keeps (`ema`, `optimizer`, `step`, `trained_from`, …).
+    The fingerprint is that of the weights a later stage will use: the averaged ones where there are any.
+    """
+    content = {
+        "kind": kind,
+        "format_version": FORMAT_VERSION,
+        "config": dataclasses.asdict(config),
+        "fingerprint": fingerprint(rest.get("ema") or model),
+        "model": model,
+        **rest,
+    }
+    with replace_file(path) as temporary:
+        torch.save(content, temporary)
+
+
+def load_checkpoint(path: Path, kind: str) -> dict:
+    """Read a checkpoint of this kind onto the CPU. Raises `UserError` naming the file and what is wrong with it."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: not a readable checkpoint ({reason}); it may be damaged or cut short") from None
+    if not isinstance(content, dict) or "kind" not in content or "model" not in content:
+        raise UserError(f"{path}: a PyTorch file, but not a checkpoint of this project")
+    if content["kind"] != kind:
+        raise UserError(f"{path}: holds a {content['kind']}, expected a {kind}")
+    if content.get("format_version") != FORMAT_VERSION:
+        raise UserError(f"{path}: format version {content.get('format_version')}, this code reads {FORMAT_VERSION}")
+    return content
+
+
+def load_weights(model: nn.Module, checkpoint: dict, path: Path, *, averaged: bool = True) -> None:
+    """Load a checkpoint's weights, the averaged ones where there are any unless told not to; they must fit exactly."""
+    state = (averaged and checkpoint.get("ema")) or checkpoint["model"]
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: its weights do not fit this config: {reason[:300]}") from None
+
+
+def check_origin(path: Path, what: str, expected: str | None, found: str | None) -> None:
+    """Refuse `path` when it was made with another `what` (a codebook, an autoencoder) than the one at hand."""
+    if expected is not None and found is not None and expected != found:
+        raise UserError(
+            f"{path}: does not belong with this {what} (made with {expected}, given {found}); "
+            "give the files of one run, or train the later stage again"
+        )
+
+
+def link_latest(checkpoint: Path) -> None:
+    """Make `latest.pt` beside `checkpoint` the same file, by a hard link where the disk can, else by a copy."""
+    with replace_file(checkpoint.with_name("latest.pt")) as temporary:
+        try:
+            os.link(checkpoint, temporary)
+        except OSError:
+            temporary.write_bytes(checkpoint.read_bytes())

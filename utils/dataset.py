@@ -1,0 +1,208 @@
+"""`dataset.json` files (TinyDB), the data sets behind them, the one split, and the order of an epoch."""
+
+import hashlib
+import json
+import os
+import signal
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from tinydb import TinyDB
+from torch.utils.data import DataLoader, Dataset
+
+from utils.files import UserError, replace_file
+from utils.images import read_image
+
+
+def write_dataset(path: str | os.PathLike, records: Iterable[dict], info: dict | None = None) -> None:
+    """Write `records` as the default table of the TinyDB file `path`, atomically; `info` goes to its table `info`."""
+    with replace_file(path) as temporary, TinyDB(temporary) as database:
+        database.insert_multiple(records)
+        if info is not None:
+            database.table("info").insert(info)
+
+
+def read_dataset(path: str | os.PathLike, required: tuple[str, ...]) -> tuple[list[dict], dict]:
+    """The records and the info of a `dataset.json`; every record must hold the `required` keys, each a string."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such data set; give the path of a dataset.json")
+    try:
+        with TinyDB(path, access_mode="r") as database:
+            records = [dict(record) for record in database.all()]
+            info = dict((database.table("info").all() or [{}])[0])
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: not a dataset.json ({error}); make it with scripts.make_dataset") from None
+    if not records:
+        raise UserError(f"{path}: holds no records; make the data set again")
+    for number, record in enumerate(records, 1):
+        for key in required:
+            if not isinstance(record.get(key), str):
+                raise UserError(f"{path}: record {number} has no string {key!r}; make the data set again")
+    return records, info
+
+
+def is_validation(path: str, fraction: float) -> bool:
+    """Whether the image of this path, as written in its image data set, is held out: a hash, the same in all stages."""
+    digest = hashlib.blake2b(path.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64 < fraction
+
+
+def split_indices(keys: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the training and of the validation records, by the hash of each record's image path (N, bytes)."""
+    held_out = np.array([is_validation(key.decode(), fraction) for key in keys], dtype=bool)
+    if held_out.all():
+        raise UserError(f"--val-fraction {fraction} leaves no image to train on: lower it or add images")
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def _packed(strings: Iterable[str]) -> np.ndarray:
+    """One array of bytes, which workers share, where a list of strings would be copied page by page."""
+    return np.array([string.encode() for string in strings])
+
+
+class ImageDataset(Dataset):
+    """The images of a `dataset.json`. `dataset[indices]` is a batch (B, 3, H, W), float32 in [−1, 1].
+
+    Raises `UserError` naming the file when an image is missing, unreadable or of another size than the first.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.folder = Path(path).parent
+        records, _ = read_dataset(path, ("image_fpath",))
+        self.paths = _packed(record["image_fpath"] for record in records)
+        self.labels = _packed(json.dumps(record.get("labels", [])) for record in records)
+        self.shape = tuple(read_image(self.path(0)).shape)  # (3, H, W)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, indices: np.ndarray) -> torch.Tensor:
+        return torch.stack([self._read(self.path(index)) for index in indices])
+
+    def path(self, index: int) -> Path:
+        """Where image `index` lies; relative paths are relative to the JSON file."""
+        return self.folder / self.paths[index].decode()
+
+    def label(self, index: int) -> list[str]:
+        """The labels of image `index`."""
+        return json.loads(self.labels[index])
+
+    def split(self, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+        """Indices of the training and of the validation images."""
+        return split_indices(self.paths, fraction)
+
+    def _read(self, path: Path) -> torch.Tensor:
+        image = read_image(path)
+        if tuple(image.shape) != self.shape:
+            raise UserError(
+                f"{path}: is {image.shape[1]}×{image.shape[2]}, the first image is {self.shape[1]}×{self.shape[2]}; "
+                "make all one size with scripts.make_dataset"
+            )
+        return image
+
+
+class FeatureMapDataset(Dataset):
+    """The feature maps of a `dataset.json`. `dataset[indices]` is a batch (B, C, H, W), float32.
+
+    `autoencoder` is the fingerprint of the autoencoder that made them, or None where the file does not say.
+    Raises `UserError` naming the file when a map is missing, unreadable or of another shape than the first.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.folder = Path(path).parent
+        records, info = read_dataset(path, ("fmap_path", "image_path"))
+        self.autoencoder: str | None = info.get("autoencoder")
+        self.paths = _packed(record["fmap_path"] for record in records)
+        self.image_keys = _packed(record.get("image_key", record["image_path"]) for record in records)
+        self.flipped = np.array([bool(record.get("flipped")) for record in records])
+        self.shape = tuple(_read_map(self.path(0)).shape)  # (C, H, W)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, indices: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.stack([self._read(self.path(index)) for index in indices]))
+
+    def path(self, index: int) -> Path:
+        """Where map `index` lies; relative paths are relative to the JSON file."""
+        return self.folder / self.paths[index].decode()
+
+    def split(self, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+        """Indices of the training and of the validation maps; a flip stays with its original."""
+        return split_indices(self.image_keys, fraction)
+
+    def _read(self, path: Path) -> np.ndarray:
+        fmap = _read_map(path)
+        if fmap.shape != self.shape:
+            raise UserError(f"{path}: has shape {fmap.shape}, the first map {self.shape}; make the maps again")
+        return fmap
+
+
+def _read_map(path: Path) -> np.ndarray:
+    try:
+        fmap = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such feature map; make the maps again with generate_fmap_dataset.py") from None
+    except (ValueError, EOFError) as error:
+        raise UserError(f"{path}: not a feature map ({error}); make the maps again") from None
+    if not isinstance(fmap, np.ndarray) or fmap.ndim != 3 or not np.issubdtype(fmap.dtype, np.floating):
+        raise UserError(f"{path}: not a (C, H, W) array of floats; make the maps again")
+    return fmap.astype(np.float32, copy=False)
+
+
+def epoch_order(indices: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """The order of an epoch, a pure function of (seed, epoch)."""
+    return np.random.default_rng([seed & 0xFFFFFFFF, epoch]).permutation(indices)
+
+
+class EpochSampler:
+    """Index arrays of the batches of steps `start` to `stop`. Each epoch is a new permutation of `indices`.
+
+    The last batch of an epoch is smaller where the batch size does not divide the epoch. What step s gets is a
+    function of (seed, s), so a resumed run sees what an uninterrupted one would have.
+    """
+
+    def __init__(self, indices: np.ndarray, batch_size: int, seed: int, start: int, stop: int) -> None:
+        self.indices, self.batch_size, self.seed, self.start, self.stop = indices, batch_size, seed, start, stop
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        order = lru_cache(maxsize=1)(lambda epoch: epoch_order(self.indices, self.seed, epoch))
+        for step in range(self.start, self.stop):
+            epoch, position = divmod(step, steps_per_epoch(len(self.indices), self.batch_size))
+            yield order(epoch)[position * self.batch_size :][: self.batch_size]
+
+
+def steps_per_epoch(num_items: int, batch_size: int) -> int:
+    """Batches in an epoch, a smaller last one counted."""
+    return -(-num_items // batch_size)
+
+
+def batch_loader(
+    dataset: Dataset, batches: Iterable[np.ndarray], num_workers: int = 0, pin_memory: bool = False
+) -> DataLoader:
+    """A loader that indexes `dataset` once a batch, with each array of `batches`."""
+    return DataLoader(
+        dataset,
+        sampler=batches,
+        batch_size=None,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        worker_init_fn=_ignore_interrupt,
+    )
+
+
+def _ignore_interrupt(_: int) -> None:
+    """Ctrl-C reaches every process of a terminal; only the trainer acts on it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def chunks(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """`indices` in their order, cut into batches."""
+    return [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]

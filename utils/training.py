@@ -1,0 +1,350 @@
+"""The one training loop, and the schedules: pure functions of the step."""
+
+import argparse
+import dataclasses
+import json
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import Dataset
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from utils.checkpoint import check_origin, link_latest, load_checkpoint, load_weights, save_checkpoint
+from utils.cli import choose_workers, log
+from utils.dataset import EpochSampler, batch_loader, chunks, steps_per_epoch
+from utils.files import UserError, replace_file
+
+MAX_VALIDATION = 1024  # items that a validation loss is measured on, so that it stays a small share of training
+
+
+def learning_rate(step: int, total_steps: int, base: float, args: argparse.Namespace) -> float:
+    """The rate of a step: linear warm-up, then halved every `lr_step` steps, or a cosine down to 0 at the last step."""
+    warm = min(1.0, (step + 1) / (args.warmup_step + 1))
+    if args.lr_schedule == "cosine":
+        return base * warm * 0.5 * (1 + math.cos(math.pi * step / total_steps))
+    return base * warm * 0.5 ** (step // args.lr_step)
+
+
+def planned_steps(num_items: int, args: argparse.Namespace) -> int:
+    """Steps until the last epoch or `--max-step`, whichever comes first."""
+    steps = args.max_epoch * steps_per_epoch(num_items, args.batch_size)
+    return steps if args.max_step is None else min(steps, args.max_step)
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 matrix products are native, and so faster than float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512" and _cpu_has_bfloat16()
+
+
+def _cpu_has_bfloat16() -> bool:
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.exists() and "avx512_bf16" in cpuinfo.read_text()
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which models run: float32, or bfloat16 where asked or, on `auto`, where it is faster."""
+    use = precision == "bf16" or (precision == "auto" and has_fast_bfloat16(device))
+    return torch.autocast(device.type, torch.bfloat16, enabled=use)
+
+
+class Learner(Protocol):
+    """What the loop trains."""
+
+    def update(self, batch: object, step: int) -> dict[str, torch.Tensor | float]:
+        """Learn from one batch; return numbers to log, `loss` among them, tensors or plain."""
+
+    def checkpoint(self) -> dict:
+        """What to save: `model`, a state dict, and whatever else an exact resume needs."""
+
+    def restore(self, content: dict, path: Path) -> None:
+        """Take up what `checkpoint` gave."""
+
+
+class OptimizationConfig(Protocol):
+    """The keys of a model's config that the optimizer reads."""
+
+    model_lr: float
+    weight_decay: float
+
+
+class GradientLearner:
+    """AdamW on a loss, with clipping, a schedule and a moving average of the weights.
+
+    `loss(model, batch)` returns a scalar. Weight decay acts on matrices only. Random choices inside the model are
+    drawn from the default generator, which the loop seeds at each step.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[nn.Module, object], torch.Tensor],
+        config: OptimizationConfig,
+        args: argparse.Namespace,
+        total_steps: int,
+        device: torch.device,
+    ) -> None:
+        self.model, self.loss, self.args, self.total_steps = model, loss, args, total_steps
+        self.base_lr = config.model_lr
+        groups = [
+            {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": config.weight_decay},
+            {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        fused = device.type in ("cpu", "cuda")
+        self.optimizer = torch.optim.AdamW(groups, lr=self.base_lr, betas=(0.9, 0.99), fused=fused)
+        self.compiled = torch.compile(model) if args.compile else model
+        self.autocast = autocast(device, args.precision)
+        self.average = AveragedModel(model, multi_avg_fn=self._average) if args.ema_decay > 0 else None
+
+    @property
+    def best_model(self) -> nn.Module:
+        """The model to look at and to measure: the averaged one if there is one, ready for evaluation."""
+        return (self.model if self.average is None else self.average.module).eval()
+
+    def update(self, batch: object, step: int) -> dict[str, torch.Tensor | float]:
+        """One step down the gradient."""
+        rate = learning_rate(step, self.total_steps, self.base_lr, self.args)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.model.train()
+        with self.autocast:
+            loss = self.loss(self.compiled, batch)
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.args.grad_clip)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        return {"loss": loss.detach(), "gradient_norm": norm.detach(), "learning_rate": rate}
+
+    @torch.no_grad()
+    def _average(self, averaged: list[torch.Tensor], current: list[torch.Tensor], number: torch.Tensor) -> None:
+        # Early on a long memory would hold on to the random start.
+        decay = min(self.args.ema_decay, (1 + int(number)) / (10 + int(number)))
+        torch._foreach_lerp_(averaged, current, 1 - decay)
+
+    def checkpoint(self) -> dict:
+        """Weights, averaged weights and optimizer state."""
+        content = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        if self.average is not None:
+            content["ema"] = self.average.module.state_dict()
+        return content
+
+    def restore(self, content: dict, path: Path) -> None:
+        """Take up weights, averaged weights and optimizer state."""
+        load_weights(self.model, content, path, averaged=False)
+        self.optimizer.load_state_dict(content["optimizer"])
+        if self.average is not None:
+            load_weights(self.average.module, content, path)
+            self.average.n_averaged.fill_(content["step"])
+
+    def start_from(self, path: Path, kind: str) -> None:
+        """Begin at the weights of a checkpoint, with `--load-optim` also at its optimizer state."""
+        content = load_checkpoint(path, kind)
+        load_weights(self.model, content, path, averaged=not self.args.load_optim)
+        if self.args.load_optim:
+            self.optimizer.load_state_dict(content["optimizer"])
+        if self.average is not None:
+            self.average.module.load_state_dict(self.model.state_dict())
+
+
+@dataclass
+class Run:
+    """One training run: what it writes, where, and what must be the same when it is resumed."""
+
+    args: argparse.Namespace
+    kind: str
+    config: object  # the dataclass that travels with the weights
+    trained_from: dict[str, str | None]  # fingerprints
+    rate: tuple[str, int] = ("images", 1)  # what is counted a second, and how many of it an item is
+
+    @property
+    def folder(self) -> Path:
+        """Where the checkpoints go."""
+        return self.args.out_dir / "models_checkpoint"
+
+    def image_path(self, name: str, step: int) -> Path:
+        """Where the picture `name` of a step goes."""
+        return self.args.out_dir / "images" / f"{name}_{step}.png"
+
+    def settings(self) -> dict:
+        """The arguments that decide which batch a step gets."""
+        return {name: getattr(self.args, name) for name in ("seed", "batch_size", "val_fraction")}
+
+    def save(self, learner: Learner, step: int) -> Path:
+        """Write the checkpoint of a step, and `latest.pt`."""
+        path = self.folder / f"{'codebook' if self.kind == 'codebook' else 'model'}_{step}.pt"
+        rest = {"step": step, "settings": self.settings(), "trained_from": self.trained_from}
+        save_checkpoint(path, self.kind, self.config, **learner.checkpoint(), **rest)
+        link_latest(path)
+        return path
+
+    def resume(self, learner: Learner) -> int:
+        """Restore `latest.pt` if `--resume` was given and there is one; return the step to go on from."""
+        path = self.folder / "latest.pt"
+        if not self.args.resume or not path.exists():
+            return 0
+        content = load_checkpoint(path, self.kind)
+        asked = {**self.settings(), **dataclasses.asdict(self.config)}
+        for key, value in {**content["settings"], **content["config"]}.items():
+            if asked.get(key) != value:
+                raise UserError(f"{path}: cannot resume, {key!r} was {value}, now {asked.get(key)}; keep it or start anew")
+        for what, found in content["trained_from"].items():
+            check_origin(path, what.replace("_", " "), self.trained_from.get(what), found)
+        learner.restore(content, path)
+        return content["step"]
+
+
+def train(
+    run: Run,
+    learner: Learner,
+    dataset: Dataset,
+    indices: np.ndarray,
+    device: torch.device,
+    validate: Callable[[], dict[str, float]],
+    preview: Callable[[int], None],
+) -> None:
+    """Train until the planned step, saving, measuring and drawing at every `--checkpoint-step` and at the end.
+
+    Ctrl-C and SIGTERM finish the step, save and exit with status 130 or 143; `--resume` then goes on from there.
+    """
+    args = run.args
+    total, start = planned_steps(len(indices), args), run.resume(learner)
+    if start >= total:
+        log.info("already at step %d of %d: nothing to do", start, total)
+        return
+    metrics = Metrics(run, len(indices), start)
+    sampler = EpochSampler(indices, args.batch_size, args.seed, start, total)
+    loader = batch_loader(dataset, sampler, choose_workers(args.num_workers, device), device.type == "cuda")
+    bar = tqdm(loader, initial=start, total=total, unit="step", desc=args.out_dir.name, mininterval=0.5)
+    with catch_stop() as stop, logging_redirect_tqdm(), bar:
+        for step, batch in enumerate(bar, start):
+            torch.manual_seed(int(np.random.SeedSequence([args.seed & 0xFFFFFFFF, step]).generate_state(1)[0]))
+            metrics.add(learner.update(to_device(batch, device), step), batch)
+            done = step + 1
+            if done % args.log_step == 0 or done == total or done % args.checkpoint_step == 0 or stop:
+                metrics.write_training(done)
+            if done % args.checkpoint_step == 0 or done == total or stop:
+                path = run.save(learner, done)
+            if stop:
+                log.info("stopped by %s: saved %s, go on with --resume", stop[0].name, path)
+                sys.exit(128 + stop[0])
+            if done % args.checkpoint_step == 0 or done == total:
+                preview(done)
+                metrics.write(done, validate())
+                metrics.restart_clock()
+
+
+def to_device(batch: object, device: torch.device) -> object:
+    """A tensor, or a tuple of tensors, on the device."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    return tuple(part.to(device, non_blocking=True) for part in batch)
+
+
+class Metrics:
+    """Training numbers, averaged since the last line, to the log and to `metrics.jsonl`."""
+
+    def __init__(self, run: Run, num_items: int, start: int) -> None:
+        self.path = run.args.out_dir / "metrics.jsonl"
+        self.per_epoch = steps_per_epoch(num_items, run.args.batch_size)
+        self.unit, self.scale = run.rate
+        self._forget_after(start)
+        self._clear()
+
+    def _forget_after(self, start: int) -> None:
+        """Drop what a crashed run wrote after its last checkpoint, or a whole earlier run."""
+        lines = self.path.read_text().splitlines() if self.path.exists() and start else []
+        with replace_file(self.path) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= start))
+
+    def _clear(self) -> None:
+        self.sums: dict[str, torch.Tensor | float] = {}
+        self.steps = self.items = 0
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Leave out of the rate what was not training."""
+        self.clock = time.perf_counter()
+
+    def add(self, numbers: dict[str, torch.Tensor | float], batch: object) -> None:
+        """Add the numbers of one step; tensors stay on their device, so that nothing waits for it."""
+        for name, value in numbers.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.steps += 1
+        self.items += len(batch if isinstance(batch, torch.Tensor) else batch[0])
+
+    def write_training(self, step: int) -> None:
+        """Write the means since the last call. Raises `UserError` if the loss is no longer a finite number."""
+        if self.steps == 0:
+            return
+        means = {name: float(value) / self.steps for name, value in self.sums.items()}
+        means["train_loss"] = means.pop("loss")
+        if not math.isfinite(means["train_loss"]):
+            raise UserError(f"the loss is {means['train_loss']} at step {step}: lower 'model_lr' and resume or start anew")
+        seconds = time.perf_counter() - self.clock
+        means[f"{self.unit}_per_second"] = self.items * self.scale / max(seconds, 1e-9)
+        self.write(step, means)
+        self._clear()
+
+    def write(self, step: int, numbers: dict[str, float]) -> None:
+        """Append one line to `metrics.jsonl` and one to the log."""
+        row = {"step": step, "epoch": (step - 1) // self.per_epoch, **numbers}
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        log.info(" ".join(f"{key} {_short(value)}" for key, value in row.items()))
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+@torch.no_grad()
+def mean_over(dataset: Dataset, indices: np.ndarray, args: argparse.Namespace, function: Callable) -> dict[str, float]:
+    """The means of `function(batch)`, a dictionary of scalars, over the first `MAX_VALIDATION` of `indices`."""
+    sums: dict[str, float] = {}
+    indices = indices[:MAX_VALIDATION]
+    for batch in chunks(indices, args.batch_size):
+        for name, value in function(dataset[batch]).items():
+            sums[name] = sums.get(name, 0.0) + float(value) * len(batch)
+    return {name: value / len(indices) for name, value in sums.items()}
+
+
+def preview_indices(train: np.ndarray, held_out: np.ndarray, number: int) -> np.ndarray:
+    """What previews show: the first held-out items, or training items where nothing was held out."""
+    if len(held_out) == 0:
+        log.warning("no image is held out: previews show training images; raise --val-fraction or add images")
+    return (held_out if len(held_out) else train)[:number]
+
+
+@contextmanager
+def catch_stop() -> Iterator[list[signal.Signals]]:
+    """Yield a list that receives SIGINT or SIGTERM instead of the process; a second one acts as usual."""
+    received: list[signal.Signals] = []
+    names = (signal.SIGINT, signal.SIGTERM)
+    before = {name: signal.getsignal(name) for name in names}
+
+    def receive(number: int, _: object) -> None:
+        received.append(signal.Signals(number))
+        signal.signal(number, before[signal.Signals(number)])
+
+    try:
+        for name in names:
+            signal.signal(name, receive)
+        yield received
+    finally:
+        for name in names:
+            signal.signal(name, before[name])
