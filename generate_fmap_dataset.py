@@ -60,7 +60,7 @@ def encode_all(
 
 
 def fmap_record(dataset: ImageDataset, index: int, flipped: bool, name: str, out_dir: Path) -> dict:
-    """The record of a feature map; `image_key` is the image's path as its data set writes it, which decides the split."""
+    """The record of a feature map; `image_key`, the image's path as its data set writes it, decides the split."""
     return {
         "fmap_path": name,
         "image_path": Path(os.path.relpath(dataset.path(index), out_dir)).as_posix(),

@@ -53,7 +53,8 @@ def main(argv: list[str] | None = None) -> None:
         return {"val_loss": F.mse_loss(reconstruct(images), images)}
 
     def validate() -> dict[str, float]:
-        return mean_over(dataset, held_out, args, measure)
+        losses = mean_over(dataset, held_out, args, measure)
+        return {**losses, "val_psnr": psnr(losses["val_loss"])} if losses else {}
 
     shown = dataset[preview_indices(training, held_out, 25)]
 

@@ -1,10 +1,11 @@
 """A fully convolutional autoencoder: images in [−1, 1] to small feature maps and back."""
 
+import math
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from models.activations import ACTIVATIONS
@@ -20,7 +21,7 @@ class AutoencoderConfig:
 
     model_lr: float  # peak learning rate
     image_channel: int
-    min_channel: int  # width at full resolution; doubled at each halving
+    min_channel: int  # width after the first halving; doubled at each further one
     max_channel: int  # and never above this
     num_layers: int  # halvings of height and width
     latent_channel: int  # channels of the feature map
@@ -29,12 +30,13 @@ class AutoencoderConfig:
     encoder_activation_type: str  # of the feature map, if used
     use_final_dec_activation: bool
     decoder_activation_type: str  # of the image, if used
-    num_res_blocks: int = 1  # residual blocks at each resolution, on either side
+    num_enc_res_blocks: int = 1  # residual blocks at each resolution of the encoder
+    num_dec_res_blocks: int = 1  # and of the decoder
     latent_noise: float = 0.0  # standard deviation of the noise on the feature map in training
     weight_decay: float = 0.01
 
     def __post_init__(self) -> None:
-        check_at_least(self, 0, "model_lr", "num_res_blocks", "latent_noise", "weight_decay")
+        check_at_least(self, 0, "model_lr", "num_enc_res_blocks", "num_dec_res_blocks", "latent_noise", "weight_decay")
         check_at_least(self, 1, "image_channel", "min_channel", "num_layers", "latent_channel")
         check_at_least(self, self.min_channel, "max_channel")
         check_choice(self, ACTIVATIONS, "hidden_activation_type", "encoder_activation_type", "decoder_activation_type")
@@ -42,8 +44,8 @@ class AutoencoderConfig:
             raise ValueError(f"'image_channel' is {self.image_channel}, expected 3: images are read as RGB")
 
     def channels(self) -> list[int]:
-        """Width at each resolution, full first: `num_layers + 1` numbers."""
-        return [min(self.min_channel * 2**level, self.max_channel) for level in range(self.num_layers + 1)]
+        """Width after each halving, `num_layers` numbers."""
+        return [min(self.min_channel * 2**level, self.max_channel) for level in range(self.num_layers)]
 
 
 class ResidualBlock(nn.Module):
@@ -57,6 +59,7 @@ class ResidualBlock(nn.Module):
         )  # fmt: skip
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, channels, H, W) → the same shape."""
         return x + self.layers(x)
 
 
@@ -65,14 +68,14 @@ class Encoder(nn.Sequential):
 
     def __init__(self, config: AutoencoderConfig) -> None:
         activation = ACTIVATIONS[config.hidden_activation_type]
-        channels = config.channels()
         layers: list[nn.Module] = []
         width = config.image_channel
-        for wider in channels[1:]:
+        for wider in config.channels():
             layers += [nn.PixelUnshuffle(2), nn.Conv2d(width * 4, wider, 3, padding=1)]
-            layers += [ResidualBlock(wider, activation) for _ in range(config.num_res_blocks)]
+            layers += [ResidualBlock(wider, activation) for _ in range(config.num_enc_res_blocks)]
+            layers.append(activation())
             width = wider
-        layers += [activation(), nn.Conv2d(width, config.latent_channel, 3, padding=1)]
+        layers += [nn.Conv2d(width, config.latent_channel, 3, padding=1)]
         if config.use_final_enc_activation:
             layers.append(ACTIVATIONS[config.encoder_activation_type]())
         super().__init__(*layers)
@@ -83,12 +86,10 @@ class Decoder(nn.Sequential):
 
     def __init__(self, config: AutoencoderConfig) -> None:
         activation = ACTIVATIONS[config.hidden_activation_type]
-        channels = config.channels()
+        channels = [config.image_channel, *config.channels()]
         layers: list[nn.Module] = [nn.Conv2d(config.latent_channel, channels[-1], 3, padding=1)]
-        for level in range(config.num_layers, 0, -1):
-            width = channels[level]
-            narrower = channels[level - 1] if level > 1 else config.image_channel
-            layers += [ResidualBlock(width, activation) for _ in range(config.num_res_blocks)]
+        for narrower, width in reversed(list(pairwise(channels))):
+            layers += [ResidualBlock(width, activation) for _ in range(config.num_dec_res_blocks)]
             layers += [activation(), nn.Conv2d(width, narrower * 4, 3, padding=1), nn.PixelShuffle(2)]
         if config.use_final_dec_activation:
             layers.append(ACTIVATIONS[config.decoder_activation_type]())
@@ -126,7 +127,7 @@ class Autoencoder(nn.Module):
         return self.decoder(fmap)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Reconstruct (B, 3, H, W). In training the feature map gets noise, so that the decoder forgives quantization."""
+        """Reconstruct (B, 3, H, W). Noise on the feature map in training lets the decoder forgive quantization."""
         fmap = self.encode(images)
         if self.training and self.config.latent_noise > 0:
             fmap = fmap + self.config.latent_noise * torch.randn_like(fmap)
@@ -136,9 +137,11 @@ class Autoencoder(nn.Module):
         """Raise `ValueError` if images (3, H, W) cannot be halved `num_layers` times."""
         factor = 2**self.config.num_layers
         if shape[1] % factor or shape[2] % factor:
-            raise ValueError(f"{where}: images of {shape[1]}×{shape[2]} cannot be halved {self.config.num_layers} times")
+            raise ValueError(
+                f"{where}: images of {shape[1]}×{shape[2]} cannot be halved {self.config.num_layers} times"
+            )
 
 
-def psnr(images: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Peak signal-to-noise ratio in dB of a batch in [−1, 1], from its mean squared error. A scalar."""
-    return 10 * torch.log10(4 / F.mse_loss(images.clamp(-1, 1), truth))
+def psnr(error: float) -> float:
+    """Peak signal-to-noise ratio in dB, from the mean squared error of images in [−1, 1]."""
+    return 10 * math.log10(4 / max(error, 1e-12))

@@ -2,22 +2,27 @@
 
 This file alone knows the token layout. The fine grid is written in raster order, at fixed length, so there is no end
 token. The decoder's inputs are the fine tokens shifted by one; in front of them stands, in a base stage, the
-condition token, numbered behind the fine units, and in a cascade stage the learned start vector, the number behind them.
+condition token, numbered behind the fine units, and in a cascade stage the learned start vector, numbered likewise.
 """
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from tqdm import tqdm
 
+from models.autoencoder import Autoencoder
 from models.codebook import Codebook
 from models.transformer import CachedDecoder, Grid, Transformer, TransformerConfig
 from utils.beam_search import SearchConfig, image_generator, search, uniform_draws
 from utils.checkpoint import check_origin, load_checkpoint, load_weights
 from utils.config import build_config, read_json
+from utils.dataset import FeatureMapDataset, TokenDataset, batch_loader, chunks
 from utils.files import UserError
 
 KIND = "transformer"
@@ -43,7 +48,9 @@ class StageConfig:
     def between(cls, transformer: TransformerConfig, coarse: Codebook, fine: Codebook, is_base: bool) -> "StageConfig":
         """The config of a stage between two codebooks, which must be of the same feature map."""
         if coarse.fmap_shape != fine.fmap_shape:
-            raise UserError(f"the codebooks read feature maps of {coarse.fmap_shape} and {fine.fmap_shape}: expected one")
+            raise UserError(
+                f"the codebooks read feature maps of {coarse.fmap_shape} and {fine.fmap_shape}: expected one"
+            )
         grids = [Grid(*codebook.config.grid, len(codebook)) for codebook in (coarse, fine)]
         return cls(transformer, *grids, is_base)
 
@@ -61,6 +68,7 @@ class Stage(nn.Module):
     def __init__(self, config: StageConfig) -> None:
         super().__init__()
         self.config = config
+        self.autoencoder: str | None = None  # fingerprint of what made its data, once loaded from a checkpoint
         firsts = config.coarse.num_units if config.is_base else 1
         source = None if config.is_base else config.coarse
         self.transformer = Transformer(config.transformer, config.fine, config.fine.num_units + firsts, source)
@@ -69,10 +77,12 @@ class Stage(nn.Module):
     def load(cls, path: Path, coarse: Codebook, fine: Codebook) -> "Stage":
         """Read a stage from a checkpoint and check that it was trained between these codebooks."""
         content = load_checkpoint(path, KIND)
-        check_origin(path, "low-resolution codebook", content["trained_from"].get("lr_codebook"), coarse.fingerprint)
-        check_origin(path, "high-resolution codebook", content["trained_from"].get("hr_codebook"), fine.fingerprint)
+        trained_from = content["trained_from"]
+        check_origin(path, "low-resolution codebook", trained_from.get("lr_codebook"), coarse.fingerprint)
+        check_origin(path, "high-resolution codebook", trained_from.get("hr_codebook"), fine.fingerprint)
         stage = cls(StageConfig.from_saved(content["config"], str(path)))
         load_weights(stage, content, path)
+        stage.autoencoder = trained_from.get("autoencoder")
         return stage.eval()
 
     def first_input(self, coarse: torch.Tensor) -> torch.Tensor:
@@ -96,12 +106,23 @@ class Stage(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self, coarse: torch.Tensor, config: SearchConfig, uniform: torch.Tensor
+        self,
+        coarse: torch.Tensor,
+        config: SearchConfig,
+        uniform: torch.Tensor,
+        progress: Callable[[], object] = int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Coarse tokens (N, S) → fine tokens (N, T) and their scores (N,); `uniform` (N, T, num_beam) are the draws."""
+        """Coarse tokens (N, S) → fine tokens (N, T) and their scores (N,); `uniform` (N, T, num_beam) are the draws.
+
+        `progress` is called after each position.
+        """
         decoder = CachedDecoder(self.transformer, self.source(coarse))
-        first, length = self.first_input(coarse), self.config.fine.length
-        return search(decoder.next_logits, decoder.reorder, first, length, config, uniform.to(coarse.device))
+
+        def next_logits(inputs: torch.Tensor) -> torch.Tensor:
+            progress()
+            return decoder.next_logits(inputs)
+
+        return search(next_logits, decoder.reorder, self.first_input(coarse), config, uniform.to(coarse.device))
 
 
 @dataclass(frozen=True)
@@ -138,10 +159,28 @@ def load_generation_config(path: Path) -> list[GenerationConfig]:
     return [build_config(GenerationConfig, content[str(i)], f"{path}: stage {i}") for i in range(len(content))]
 
 
-class Cascade:
-    """The stages of a generation, loaded and checked to belong together."""
+def check_meeting(path: Path, written: Codebook, read: Codebook) -> None:
+    """Refuse `path`, the codebook that a stage reads, when the stage before it writes with another one."""
+    if written.fingerprint != read.fingerprint:
+        raise UserError(f"{path}: is not the codebook that the stage before writes with; name the same file in both")
 
-    def __init__(self, config_path: Path, device: torch.device) -> None:
+
+@torch.no_grad()
+def tokenize(dataset: FeatureMapDataset, coarse: Codebook, fine: Codebook, device: torch.device) -> TokenDataset:
+    """The tokens of every map of a data set in two codebooks, each map read once."""
+    tokens: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    loader = batch_loader(dataset, chunks(np.arange(len(dataset)), 64))
+    for fmap in tqdm(loader, unit="batch", desc="tokenizing"):
+        for codebook, parts in zip((coarse, fine), tokens, strict=True):
+            kind = np.uint16 if len(codebook) <= 2**16 else np.int32
+            parts.append(codebook.find_bmu(fmap.to(device)).cpu().numpy().astype(kind))
+    return TokenDataset(*map(np.concatenate, tokens))
+
+
+class Cascade:
+    """The stages of a generation, loaded and checked to belong together and to the decoder."""
+
+    def __init__(self, config_path: Path, decoder: Autoencoder, device: torch.device) -> None:
         configs = load_generation_config(config_path)
         self.device = device
         self.searches = [config.search_config() for config in configs]
@@ -152,12 +191,13 @@ class Cascade:
             model_path, coarse_path, fine_path = (config_path.parent / path for path in paths)
             coarse, fine = Codebook.load(coarse_path), Codebook.load(fine_path)
             stage = Stage.load(model_path, coarse, fine)
+            check_origin(model_path, "autoencoder", stage.autoencoder, decoder.fingerprint)
             if stage.config.is_base != (number == 0):
                 kind = "base" if stage.config.is_base else "cascade"
                 raise UserError(f"{model_path}: is a {kind} stage; stage 0 must be a base stage and only stage 0")
             if number == 0:
                 self.codebooks.append(coarse.to(device))
-            check_origin(coarse_path, "codebook of the stage before", self.codebooks[-1].fingerprint, coarse.fingerprint)
+            check_meeting(coarse_path, self.codebooks[-1], coarse)
             self.codebooks.append(fine.to(device))
             self.stages.append(stage.to(device))
 
@@ -165,14 +205,24 @@ class Cascade:
         """A condition token for each image, (N, 1), drawn in proportion to how often each unit was used."""
         counts = self.codebooks[0].counts.cpu().double()
         if not counts.sum() > 0:
-            raise UserError("the condition codebook has not been counted: finish its training or prune it, then generate")
+            raise UserError(
+                "the condition codebook has not been counted: finish its training or prune it, then generate"
+            )
         draws = [torch.multinomial(counts, 1, generator=image_generator(seed, -1, image)) for image in images]
         return torch.stack(draws).to(self.device)
 
-    def generate(self, seed: int, images: range) -> list[torch.Tensor]:
-        """Tokens of the condition and of every stage for these images: a list of (N, T)."""
+    @property
+    def length(self) -> int:
+        """Tokens that the stages write for an image."""
+        return sum(stage.config.fine.length for stage in self.stages)
+
+    def generate(self, seed: int, images: range, progress: Callable[[], object] = int) -> list[torch.Tensor]:
+        """Tokens of the condition and of every stage for these images: a list of (N, T).
+
+        `progress` is called after each token position.
+        """
         tokens = [self.draw_conditions(seed, images)]
         for number, (stage, config) in enumerate(zip(self.stages, self.searches, strict=True)):
             uniform = uniform_draws(seed, number, images, stage.config.fine.length, config.num_beam)
-            tokens.append(stage.sample(tokens[-1], config, uniform)[0])
+            tokens.append(stage.sample(tokens[-1], config, uniform, progress)[0])
         return tokens

@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from models.patches import patchify, unpatchify
-from utils.checkpoint import fingerprint, load_checkpoint, load_weights
+from utils.checkpoint import check_origin, fingerprint, load_checkpoint, load_weights
 from utils.config import build_config, check_at_least
+from utils.dataset import FeatureMapDataset
+from utils.files import UserError
 
 KIND = "codebook"
 SEARCH_CELLS = 2**23  # distances held at once while searching: 32 MiB
@@ -73,6 +75,7 @@ class Codebook(nn.Module):
         self.register_buffer("units", torch.zeros(num_units, config.dim))
         self.register_buffer("coordinates", torch.stack((index // columns, index % columns), dim=1))
         self.register_buffer("counts", torch.zeros(num_units, dtype=torch.int64))
+        self.autoencoder: str | None = None  # fingerprint of what made its data, once loaded from a checkpoint
 
     @classmethod
     def load(cls, path: Path) -> "Codebook":
@@ -80,6 +83,7 @@ class Codebook(nn.Module):
         content = load_checkpoint(path, KIND)
         codebook = cls(build_config(CodebookConfig, content["config"], str(path)), len(content["model"]["units"]))
         load_weights(codebook, content, path)
+        codebook.autoencoder = content["trained_from"].get("autoencoder")
         return codebook
 
     def __len__(self) -> int:
@@ -94,6 +98,15 @@ class Codebook(nn.Module):
     def fmap_shape(self) -> tuple[int, int, int]:
         """The (C, H, W) of the feature maps that it reads and writes."""
         return self.config.image_C, self.config.image_H, self.config.image_W
+
+    def check_fits(self, path: Path, dataset: FeatureMapDataset) -> None:
+        """Raise `UserError` naming `path`, the codebook's, if it is not for these feature maps."""
+        if dataset.shape != self.fmap_shape:
+            raise UserError(
+                f"{path}: is for feature maps of {self.fmap_shape} (C, H, W), the data set holds {dataset.shape}; "
+                "mend 'image_C', 'image_H' and 'image_W' in its config"
+            )
+        check_origin(path, "data set's autoencoder", self.autoencoder, dataset.autoencoder)
 
     def patchify(self, fmap: torch.Tensor) -> torch.Tensor:
         """Feature maps (B, C, H, W) → all their patches, (B·T, D)."""
@@ -122,6 +135,11 @@ class Codebook(nn.Module):
         """Tokens (B, T) → feature maps (B, C, H, W) made of the units' patches."""
         return unpatchify(self.units[tokens], *self.fmap_shape, self.config.patch_H)
 
+    def quantization_error(self, fmap: torch.Tensor) -> torch.Tensor:
+        """Mean squared error of a number of the feature maps (B, C, H, W) after quantization. A scalar."""
+        errors, _ = self.nearest(self.patchify(fmap))
+        return errors.mean() / self.config.dim
+
     @torch.no_grad()
     def start_from(self, patches: torch.Tensor) -> None:
         """Make the units patches of the data, laid out along its first two principal components.
@@ -130,7 +148,7 @@ class Codebook(nn.Module):
         into as many groups as it has columns, and each group is sorted by the other: the map starts ordered.
         """
         chosen = patches[: len(self)]
-        rows, columns = self.config.map_shape
+        columns = self.config.map_shape[1]
         _, _, axes = torch.pca_lowrank(patches, q=min(2, *patches.shape))
         scores = (chosen - patches.mean(0)) @ axes  # (K, 2), or (K, 1) where D is 1
         column = torch.empty(len(self), dtype=torch.int64, device=patches.device)

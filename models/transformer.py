@@ -152,6 +152,14 @@ class KVCache:
         self.keys, self.values = self.keys[rows], self.values[rows]
 
 
+class RMSNorm(nn.RMSNorm):
+    """Root-mean-square normalisation whose gain follows the input's type, as its fused form under autocast needs."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(…, dim) → the same shape."""
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class Attention(nn.Module):
     """Multi-head attention with normalised, rotated queries and keys; the caller decides who sees whom."""
 
@@ -160,8 +168,8 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.query = nn.Linear(dim, dim, bias=False)
         self.key_value = nn.Linear(dim, 2 * dim, bias=False)
-        self.query_norm = nn.RMSNorm(dim // num_heads)
-        self.key_norm = nn.RMSNorm(dim // num_heads)
+        self.query_norm = RMSNorm(dim // num_heads)
+        self.key_norm = RMSNorm(dim // num_heads)
         self.out = nn.Linear(dim, dim, bias=False)
 
     def queries(self, x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
@@ -191,6 +199,7 @@ class GatedMLP(nn.Module):
         self.activation = ACTIVATIONS[config.hidden_activation]()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, T, dim) → the same shape."""
         gate, up = self.gate_up(x).chunk(2, dim=-1)
         return self.down(self.activation(gate) * up)
 
@@ -200,15 +209,18 @@ class EncoderBlock(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.self_norm, self.mlp_norm = nn.RMSNorm(config.in_dim), nn.RMSNorm(config.in_dim)
+        self.self_norm, self.mlp_norm = RMSNorm(config.in_dim), RMSNorm(config.in_dim)
         self.self_attention = Attention(config.in_dim, config.self_attn_heads)
         self.mlp = GatedMLP(config)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+        """(B, T, dim) → the same shape."""
         normed = self.self_norm(x)
         attention = self.self_attention
-        y = F.scaled_dot_product_attention(attention.queries(normed, rotation), *attention.keys_values(normed, rotation))
+        y = F.scaled_dot_product_attention(
+            attention.queries(normed, rotation), *attention.keys_values(normed, rotation)
+        )
         x = x + self.dropout(attention.merge(y))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
@@ -219,10 +231,10 @@ class DecoderBlock(nn.Module):
     def __init__(self, config: TransformerConfig, has_encoder: bool) -> None:
         super().__init__()
         self.window = config.sliding_window if config.use_sliding_window else None
-        self.self_norm, self.mlp_norm = nn.RMSNorm(config.in_dim), nn.RMSNorm(config.in_dim)
+        self.self_norm, self.mlp_norm = RMSNorm(config.in_dim), RMSNorm(config.in_dim)
         self.self_attention = Attention(config.in_dim, config.self_attn_heads)
         if has_encoder:
-            self.cross_norm = nn.RMSNorm(config.in_dim)
+            self.cross_norm = RMSNorm(config.in_dim)
             self.cross_attention = Attention(config.in_dim, config.cross_attn_heads)
         self.mlp = GatedMLP(config)
         self.dropout = nn.Dropout(config.dropout)
@@ -276,14 +288,14 @@ class Transformer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         has_encoder = source is not None
         self.decoder = nn.ModuleList(DecoderBlock(config, has_encoder) for _ in range(config.num_dec_layers))
-        self.norm = nn.RMSNorm(dim)
+        self.norm = RMSNorm(dim)
         self.head = nn.Linear(dim, grid.num_units)
         self._add_rotation("self", grid, dim // config.self_attn_heads)
         if source is not None:
             self.source_embed = nn.Embedding(source.num_units, dim)
             self.source_row, self.source_column = nn.Embedding(source.height, dim), nn.Embedding(source.width, dim)
             self.encoder = nn.ModuleList(EncoderBlock(config) for _ in range(config.num_enc_layers))
-            self.encoder_norm = nn.RMSNorm(dim)
+            self.encoder_norm = RMSNorm(dim)
             self._add_rotation("source", source, dim // config.self_attn_heads)
             self._add_rotation("cross_query", grid, dim // config.cross_attn_heads)
             self._add_rotation("cross_key", source, dim // config.cross_attn_heads)

@@ -84,18 +84,17 @@ def search(
     next_logits: Callable[[torch.Tensor], torch.Tensor],
     reorder: Callable[[torch.Tensor], None],
     first: torch.Tensor,
-    length: int,
     config: SearchConfig,
     uniform: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Write `length` tokens for each of N images.
+    """Write T tokens for each of N images.
 
     `next_logits` takes the next input of each row (N·num_beam,) and returns logits (N·num_beam, K); `reorder` lets
     row i go on from what row `rows[i]` has seen. `first` (N,) is each image's first input, `uniform`
-    (N, length, num_beam) the draws. Returns tokens (N, length) and their score (N,): the sum of log-probabilities at
+    (N, T, num_beam) the draws. Returns tokens (N, T) and their score (N,): the sum of log-probabilities at
     temperature 1, before top-k and top-p.
     """
-    images, beams = len(first), config.num_beam
+    images, length, beams = uniform.shape
     inputs = first.repeat_interleave(beams)
     tokens = first.new_zeros(images * beams, length)
     score = torch.zeros(images, beams, device=first.device)

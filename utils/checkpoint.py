@@ -74,11 +74,11 @@ def load_weights(model: nn.Module, checkpoint: dict, path: Path, *, averaged: bo
         raise UserError(f"{path}: its weights do not fit this config: {reason[:300]}") from None
 
 
-def check_origin(path: Path, what: str, expected: str | None, found: str | None) -> None:
-    """Refuse `path` when it was made with another `what` (a codebook, an autoencoder) than the one at hand."""
-    if expected is not None and found is not None and expected != found:
+def check_origin(path: Path, what: str, made_with: str | None, given: str | None) -> None:
+    """Refuse `path` when it was made with another `what` (a codebook, an autoencoder) than the one given."""
+    if made_with is not None and given is not None and made_with != given:
         raise UserError(
-            f"{path}: does not belong with this {what} (made with {expected}, given {found}); "
+            f"{path}: does not belong with this {what} (made with {made_with}, given {given}); "
             "give the files of one run, or train the later stage again"
         )
 

@@ -142,6 +142,19 @@ class FeatureMapDataset(Dataset):
         return fmap
 
 
+class TokenDataset(Dataset):
+    """The tokens of every feature map in two codebooks. `dataset[indices]` is a pair (B, S), (B, T), int64."""
+
+    def __init__(self, coarse: np.ndarray, fine: np.ndarray) -> None:
+        self.coarse, self.fine = coarse, fine
+
+    def __len__(self) -> int:
+        return len(self.fine)
+
+    def __getitem__(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        return tuple(torch.from_numpy(tokens[indices].astype(np.int64)) for tokens in (self.coarse, self.fine))
+
+
 def _read_map(path: Path) -> np.ndarray:
     try:
         fmap = np.load(path, allow_pickle=False)

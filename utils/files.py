@@ -29,8 +29,8 @@ def replace_file(path: str | os.PathLike, *, durable: bool = True) -> Iterator[P
     try:
         yield temporary
         if durable:
-            with open(temporary, "rb") as file:
+            with temporary.open("rb") as file:
                 os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -184,10 +184,25 @@ class Run:
         """The arguments that decide which batch a step gets."""
         return {name: getattr(self.args, name) for name in ("seed", "batch_size", "val_fraction")}
 
-    def save(self, learner: Learner, step: int) -> Path:
-        """Write the checkpoint of a step, and `latest.pt`."""
+    @property
+    def metrics_path(self) -> Path:
+        """One JSON object a line."""
+        return self.args.out_dir / "metrics.jsonl"
+
+    def write_metrics(self, row: dict[str, float]) -> None:
+        """Append one line to `metrics.jsonl` and one to the log."""
+        with self.metrics_path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        log.info(
+            " ".join(
+                f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
+            )
+        )
+
+    def save(self, learner: Learner, step: int, **rest: object) -> Path:
+        """Write the checkpoint of a step, and `latest.pt`, with whatever else `rest` holds."""
         path = self.folder / f"{'codebook' if self.kind == 'codebook' else 'model'}_{step}.pt"
-        rest = {"step": step, "settings": self.settings(), "trained_from": self.trained_from}
+        rest |= {"step": step, "settings": self.settings(), "trained_from": self.trained_from}
         save_checkpoint(path, self.kind, self.config, **learner.checkpoint(), **rest)
         link_latest(path)
         return path
@@ -201,9 +216,11 @@ class Run:
         asked = {**self.settings(), **dataclasses.asdict(self.config)}
         for key, value in {**content["settings"], **content["config"]}.items():
             if asked.get(key) != value:
-                raise UserError(f"{path}: cannot resume, {key!r} was {value}, now {asked.get(key)}; keep it or start anew")
+                raise UserError(
+                    f"{path}: cannot resume, {key!r} was {value}, now {asked.get(key)}; keep it or start anew"
+                )
         for what, found in content["trained_from"].items():
-            check_origin(path, what.replace("_", " "), self.trained_from.get(what), found)
+            check_origin(path, what.replace("_", " "), found, self.trained_from.get(what))
         learner.restore(content, path)
         return content["step"]
 
@@ -259,7 +276,7 @@ class Metrics:
     """Training numbers, averaged since the last line, to the log and to `metrics.jsonl`."""
 
     def __init__(self, run: Run, num_items: int, start: int) -> None:
-        self.path = run.args.out_dir / "metrics.jsonl"
+        self.run = run
         self.per_epoch = steps_per_epoch(num_items, run.args.batch_size)
         self.unit, self.scale = run.rate
         self._forget_after(start)
@@ -267,8 +284,9 @@ class Metrics:
 
     def _forget_after(self, start: int) -> None:
         """Drop what a crashed run wrote after its last checkpoint, or a whole earlier run."""
-        lines = self.path.read_text().splitlines() if self.path.exists() and start else []
-        with replace_file(self.path) as temporary:
+        path = self.run.metrics_path
+        lines = path.read_text().splitlines() if path.exists() and start else []
+        with replace_file(path) as temporary:
             temporary.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= start))
 
     def _clear(self) -> None:
@@ -294,22 +312,17 @@ class Metrics:
         means = {name: float(value) / self.steps for name, value in self.sums.items()}
         means["train_loss"] = means.pop("loss")
         if not math.isfinite(means["train_loss"]):
-            raise UserError(f"the loss is {means['train_loss']} at step {step}: lower 'model_lr' and resume or start anew")
+            raise UserError(
+                f"the loss is {means['train_loss']} at step {step}: lower 'model_lr' and resume or start anew"
+            )
         seconds = time.perf_counter() - self.clock
         means[f"{self.unit}_per_second"] = self.items * self.scale / max(seconds, 1e-9)
         self.write(step, means)
         self._clear()
 
     def write(self, step: int, numbers: dict[str, float]) -> None:
-        """Append one line to `metrics.jsonl` and one to the log."""
-        row = {"step": step, "epoch": (step - 1) // self.per_epoch, **numbers}
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        log.info(" ".join(f"{key} {_short(value)}" for key, value in row.items()))
-
-
-def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+        """Write numbers of a step."""
+        self.run.write_metrics({"step": step, "epoch": (step - 1) // self.per_epoch, **numbers})
 
 
 @torch.no_grad()

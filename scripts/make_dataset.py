@@ -1,0 +1,171 @@
+"""Turn a folder of images into a data set: square RGB PNGs and a dataset.json that names them.
+
+Reads BMP, GIF (first frame), JPEG, PNG, TIFF and WebP at any depth; sub-folder names become labels. Images with the
+same pixels are written once; unreadable ones are skipped and listed in OUT_DIR/skipped.txt.
+
+    python -m scripts.make_dataset photos --out-dir data/photos --image-size 128
+"""
+
+import argparse
+import hashlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from PIL import Image, ImageColor
+from tqdm import tqdm
+
+from utils.cli import natural_int, positive_int, run
+from utils.dataset import write_dataset
+from utils.files import UserError, replace_file
+from utils.images import SUFFIXES, Colour, fit_square, image_files, open_rgb, write_png
+
+Item = TypeVar("Item")
+
+
+def colour(text: str) -> Colour:
+    """Argparse type: what PIL.ImageColor understands (white, #ffffff, rgb(255,255,255), …), or R,G,B."""
+    try:
+        value = ImageColor.getrgb(f"rgb({text})" if text[:1].isdigit() else text)
+    except ValueError:
+        value = ()
+    if len(value) != 3 or max(value) > 255:
+        raise argparse.ArgumentTypeError(f"{text} is not an opaque colour: give a name, #rrggbb or R,G,B")
+    return value
+
+
+def add_worker_flag(parser: argparse.ArgumentParser) -> None:
+    """The flag that the makers of data sets share."""
+    cores = os.cpu_count() or 1
+    parser.add_argument("--num-workers", type=natural_int, default=cores, help=f"processes, 0: none extra [{cores}]")
+
+
+def read_square(path: Path, size: int, fit: str, background: Colour) -> Image.Image:
+    """The image file as `size` × `size` RGB."""
+    return fit_square(open_rgb(path, background), size, fit, background)
+
+
+def write_images(
+    items: Sequence[Item],
+    read: Callable[[Item], Image.Image],
+    labels: Callable[[Item], list[str]],
+    out_dir: Path,
+    num_workers: int,
+    limit: int | None = None,
+    info: dict | None = None,
+) -> str:
+    """Write the RGB image `read(item)` of each item to `out_dir`, then the `dataset.json`; return a summary.
+
+    `read` runs in `num_workers` processes and raises `UserError` for an item to skip. Records keep the order of
+    `items`, and stop at the first `limit` distinct images. A PNG is named after its pixels: the number of
+    processes does not matter, an image keeps its name (and so its side of the split) when others join, and the data
+    set of an earlier run stays whole until the new one replaces it.
+    """
+    records: dict[str, dict] = {}
+    skipped = []
+    duplicates = 0
+    convert = partial(_convert, read, out_dir)
+    with _mapped(convert, items, num_workers) as results, tqdm(total=limit or len(items), unit="image") as bar:
+        for item, (name, error) in zip(items, results, strict=True):
+            if error:
+                skipped.append(error)
+                bar.write(f"skipped {error}", file=sys.stderr)
+            elif name in records:
+                duplicates += 1
+            else:
+                records[name] = {"image_fpath": name, "labels": labels(item)}
+                bar.update()
+            if len(records) == limit:
+                break
+    _write_skipped(out_dir / "skipped.txt", skipped)
+    if not records:
+        raise UserError(f"none of the {len(items)} images can be read; see {out_dir / 'skipped.txt'}")
+    write_dataset(out_dir / "dataset.json", records.values(), info)
+    _remove_stale(out_dir, records)
+    return f"{len(records)} images written, {duplicates} duplicates dropped, {len(skipped)} unreadable files skipped"
+
+
+def _convert(read: Callable[[Item], Image.Image], out_dir: Path, item: Item) -> tuple[str, str]:
+    """Write one image; return its path relative to `out_dir` and no error, or no path and the error."""
+    try:
+        image = read(item)
+    except UserError as error:
+        return "", str(error)
+    digest = hashlib.blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=12).hexdigest()
+    name = f"images/{digest[:2]}/{digest}.png"
+    write_png(image, out_dir / name)
+    return name, ""
+
+
+@contextmanager
+def _mapped(function: Callable, items: Sequence[Item], num_workers: int) -> Iterator[Iterable]:
+    """`map`, in order, in processes. On the way out what has begun is finished and the rest is dropped."""
+    if num_workers == 0:
+        yield map(function, items)
+        return
+    executor = ProcessPoolExecutor(num_workers, initializer=_ignore_interrupt)
+    try:
+        yield executor.map(function, items, chunksize=16)
+    except BrokenProcessPool:
+        raise UserError("a worker process was killed, perhaps for memory; lower --num-workers") from None
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _ignore_interrupt() -> None:
+    # Ctrl-C reaches every process of the terminal; the parent alone answers, so no file is left half written.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _write_skipped(path: Path, skipped: list[str]) -> None:
+    if skipped:
+        with replace_file(path) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in skipped), encoding="utf-8")
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _remove_stale(out_dir: Path, names: Iterable[str]) -> None:
+    """Remove the images of an earlier run, told by our way of naming, that the new dataset.json does not name."""
+    kept = set(names)
+    for path in out_dir.glob(f"images/??/{'[0-9a-f]' * 24}.png"):
+        if path.relative_to(out_dir).as_posix() not in kept:
+            path.unlink()
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse, find the images, write the data set."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="folder of images, at any depth")
+    parser.add_argument("--out-dir", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--image-size", type=positive_int, required=True, help="width and height of the PNGs")
+    parser.add_argument("--fit", choices=["crop", "pad"], default="crop", help="cut to a square or fill up [crop]")
+    parser.add_argument("--background", type=colour, default="white", help="under transparency and padding [white]")
+    add_worker_flag(parser)
+    args = parser.parse_args(argv)
+
+    if not args.folder.is_dir():
+        raise UserError(f"{args.folder}: no such folder")
+    source, target = args.folder.resolve(), args.out_dir.resolve()
+    if source.is_relative_to(target) or target.is_relative_to(source):
+        raise UserError(f"--out-dir {args.out_dir} and {args.folder} lie inside one another; choose another --out-dir")
+    files = image_files(args.folder)
+    if not files:
+        raise UserError(f"{args.folder}: holds no images ({', '.join(SUFFIXES)})")
+
+    read = partial(read_square, size=args.image_size, fit=args.fit, background=args.background)
+    summary = write_images(
+        files, read, lambda path: list(path.relative_to(args.folder).parts[:-1]), args.out_dir, args.num_workers
+    )
+    print(f"{args.out_dir / 'dataset.json'}: {summary}")
+
+
+if __name__ == "__main__":
+    run(main)

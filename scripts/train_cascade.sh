@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# Chain all stages of a recipe: bash scripts/train_cascade.sh RECIPE DATASET OUT [--device DEVICE]
+#
+# RECIPE is a folder of configs/, DATASET a dataset.json of images, OUT the folder to write to. A stage that has run to
+# its end with the same command and config is skipped, one that was interrupted is resumed.
+set -euo pipefail
+if [ $# -lt 3 ]; then
+    echo "usage: bash scripts/train_cascade.sh RECIPE DATASET OUT [--device DEVICE]" >&2
+    exit 2
+fi
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+recipe=$root/configs/$1 dataset=$2 out=$3
+common=("${@:4}")
+if [ ! -f "$recipe/recipe.sh" ]; then
+    echo "error: $recipe/recipe.sh: no such recipe; configs/ holds: $(ls "$root/configs" | tr '\n' ' ')" >&2
+    exit 2
+fi
+source "$recipe/recipe.sh"
+python=$root/.venv/bin/python
+[ -x "$python" ] || python=python3
+
+# stage NAME SCRIPT [ARGUMENT...]: run a stage unless it has ended before with the same arguments and config.
+stage() {
+    local name=$1 done_file=$out/.done/$1 argument key
+    shift
+    key="$* $(for argument in "$@"; do if [ -f "$argument" ] && [[ $argument == "$recipe"/* ]]; then cksum < "$argument"; fi; done)"
+    if [ "$(cat "$done_file" 2>/dev/null)" = "$key" ]; then
+        echo "== $name: done"
+        return
+    fi
+    echo "== $name"
+    rm -f "$done_file"
+    "$python" "$root/$@" "${common[@]}"
+    mkdir -p "$out/.done"
+    echo "$key" > "$done_file"
+}
+
+latest=models_checkpoint/latest.pt
+pruned=models_checkpoint/pruned_codebook.pt
+decoder=$out/autoencoder/$latest
+maps=$out/feature_maps/dataset.json
+names=(codebook_cond codebook_0 codebook_1 codebook_2)
+
+stage autoencoder train_autoencoder.py --resume $AUTOENCODER \
+    --dataset-path "$dataset" --config-path "$recipe/autoencoder.json" --out-dir "$out/autoencoder"
+stage feature_maps generate_fmap_dataset.py $FEATURE_MAPS \
+    --dataset-path "$dataset" --model-path "$decoder" --out-dir "$out/feature_maps"
+for name in "${names[@]}"; do
+    stage "$name" train_codebook.py --resume $CODEBOOK \
+        --dataset-path "$maps" --decoder-path "$decoder" --config-path "$recipe/$name.json" --out-dir "$out/$name"
+    stage "prune_$name" prune_codebook.py $PRUNE \
+        --dataset-path "$maps" --codebook-path "$out/$name/$latest" --out-dir "$out/$name"
+done
+base=(--train-base-model)
+for i in 0 1 2; do
+    settings=TRANSFORMER_$i
+    stage "transformer_$i" train_quantized_transformer.py --resume ${!settings} "${base[@]}" \
+        --dataset-path "$maps" --decoder-path "$decoder" \
+        --lr-codebook-path "$out/${names[i]}/$pruned" --hr-codebook-path "$out/${names[i + 1]}/$pruned" \
+        --config-path "$recipe/transformer_$i.json" --out-dir "$out/transformer_$i"
+    base=()
+done
+cp "$recipe/generate.json" "$out/generate.json"
+stage generate generate_images.py $GENERATE \
+    --decoder-path "$decoder" --config-path "$out/generate.json" --out-dir "$out/generated"
+echo "pictures: $out/generated/images (what each stage learned: $out/*/images)"

@@ -1,0 +1,254 @@
+import os
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from utils.files import UserError
+from utils.images import (
+    fit_square,
+    image_files,
+    open_rgb,
+    read_image,
+    save_grid,
+    save_image,
+    to_uint8,
+    write_png,
+)
+
+RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
+
+
+def pixels(image):
+    return np.asarray(image).reshape(-1, 3).tolist()
+
+
+def palette_image():
+    image = Image.new("P", (2, 1))
+    image.putpalette([*RED, *GREEN])
+    image.putdata([0, 1])
+    return image
+
+
+def grey(values, dtype):
+    return Image.fromarray(np.array([values], dtype=dtype))
+
+
+def pair(mode, first, second):
+    image = Image.new(mode, (2, 1))
+    image.putdata([first, second])
+    return image
+
+
+# Name of the file, what is saved in it, with which options, and the two pixels that must come out.
+EXACT = {
+    "rgb.png": (pair("RGB", RED, BLUE), {}, [RED, BLUE]),
+    "rgb.bmp": (pair("RGB", RED, BLUE), {}, [RED, BLUE]),
+    "rgb.tif": (pair("RGB", RED, BLUE), {}, [RED, BLUE]),
+    "rgb.webp": (pair("RGB", RED, BLUE), {"lossless": True}, [RED, BLUE]),
+    "rgba.png": (pair("RGBA", (*RED, 255), (*RED, 0)), {}, [RED, WHITE]),
+    "half.png": (pair("RGBA", (*BLACK, 51), (*BLACK, 102)), {}, [(204,) * 3, (153,) * 3]),
+    "rgba.webp": (pair("RGBA", (*RED, 255), (*RED, 0)), {"lossless": True}, [RED, WHITE]),
+    "grey.png": (pair("L", 0, 200), {}, [BLACK, (200,) * 3]),
+    "grey_alpha.png": (pair("LA", (9, 255), (9, 0)), {}, [(9,) * 3, WHITE]),
+    "grey_key.png": (pair("L", 9, 10), {"transparency": 10}, [(9,) * 3, WHITE]),
+    "one_bit.png": (pair("1", 0, 255), {}, [BLACK, WHITE]),
+    "one_bit.tiff": (pair("1", 0, 255), {"compression": "group4"}, [BLACK, WHITE]),
+    "palette.png": (palette_image(), {}, [RED, GREEN]),
+    "palette.gif": (palette_image(), {}, [RED, GREEN]),
+    "palette_key.png": (palette_image(), {"transparency": 0}, [WHITE, GREEN]),
+    "palette_key.gif": (palette_image(), {"transparency": 0}, [WHITE, GREEN]),
+    "cmyk.tif": (pair("CMYK", (0, 255, 255, 0), (0, 0, 0, 255)), {}, [RED, BLACK]),
+    "grey16.png": (grey([0x8080, 0xFFFF], np.uint16), {}, [(128,) * 3, WHITE]),
+    "grey16.tif": (grey([0x8080, 0xFFFF], np.uint16), {}, [(128,) * 3, WHITE]),
+    "grey32.tif": (grey([0x8080, 0xFFFF], np.int32), {}, [(128,) * 3, WHITE]),
+    "float_unit.tif": (grey([0.2, 1.0], np.float32), {}, [(51,) * 3, WHITE]),
+    "float_byte.tif": (grey([51, 255], np.float32), {}, [(51,) * 3, WHITE]),
+    "float_16_bit.tif": (grey([0x8080, 0xFFFF], np.float32), {}, [(128,) * 3, WHITE]),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_every_format_and_mode_becomes_the_rgb_it_shows(name, tmp_path):
+    image, options, expected = EXACT[name]
+    image.save(tmp_path / name, **options)
+    opened = open_rgb(tmp_path / name)
+    assert (opened.mode, opened.size) == ("RGB", (2, 1))
+    assert pixels(opened) == [list(colour) for colour in expected]
+
+
+@pytest.mark.parametrize(("mode", "colour"), [("RGB", (200, 50, 20)), ("L", 90), ("CMYK", (0, 255, 255, 0))])
+def test_jpeg_modes_come_out_within_its_loss(mode, colour, tmp_path):
+    image = Image.new(mode, (16, 16), colour)
+    image.save(tmp_path / "a.jpg", quality=95)
+    expected = np.asarray(image.convert("RGB"), dtype=int)
+    assert np.abs(np.asarray(open_rgb(tmp_path / "a.jpg"), dtype=int) - expected).max() <= 3
+
+
+def test_transparency_is_laid_over_the_background(tmp_path):
+    pair("RGBA", (*RED, 255), (*RED, 0)).save(tmp_path / "a.png")
+    assert pixels(open_rgb(tmp_path / "a.png", background=(1, 2, 3))) == [list(RED), [1, 2, 3]]
+
+
+def test_gif_is_its_first_frame(tmp_path):
+    frames = [Image.new("RGB", (4, 4), colour) for colour in (RED, BLUE)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert pixels(open_rgb(tmp_path / "a.gif"))[0] == list(RED)
+
+
+# Where each EXIF orientation stores the corners (top left, top right, bottom left, bottom right) of an upright image.
+UPRIGHT = np.array([[RED, GREEN, WHITE], [BLUE, BLACK, WHITE]], dtype=np.uint8)
+STORED = {
+    1: UPRIGHT,
+    2: UPRIGHT[:, ::-1],
+    3: UPRIGHT[::-1, ::-1],
+    4: UPRIGHT[::-1],
+    5: UPRIGHT.transpose(1, 0, 2),
+    6: np.rot90(UPRIGHT),
+    7: np.rot90(UPRIGHT, 2).transpose(1, 0, 2),
+    8: np.rot90(UPRIGHT, -1),
+}
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "tif"])
+@pytest.mark.parametrize("orientation", STORED)
+def test_exif_orientation_is_applied(orientation, suffix, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a.{suffix}"
+    options = {"lossless": True} if suffix == "webp" else {}
+    Image.fromarray(np.ascontiguousarray(STORED[orientation])).save(path, exif=exif, **options)
+    assert np.array_equal(np.asarray(open_rgb(path)), UPRIGHT)
+
+
+@pytest.mark.parametrize("suffix", ["bmp", "gif", "jpg", "png", "tif", "webp"])
+def test_a_file_cut_short_is_named(suffix, tmp_path):
+    path = tmp_path / f"a.{suffix}"
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UserError, match=f"{path}: .* replace it"):
+        open_rgb(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
+def test_what_is_no_image_is_named(content, tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"{path}: not an image in a known format"):
+        open_rgb(path)
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path):
+    for path in (tmp_path / "missing.png", tmp_path):
+        with pytest.raises(UserError, match=f"{path}: no such image file"):
+            open_rgb(path)
+
+
+def test_a_decompression_bomb_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"a\.png: too large to read safely"):
+        open_rgb(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("values", [[-1, 1], [0, 1e6], [0, np.nan], [0, np.inf]])
+def test_floats_that_mean_no_grey_are_named(values, tmp_path):
+    grey(values, np.float32).save(tmp_path / "a.tif")
+    with pytest.raises(UserError, match=r"a\.tif: .*grey values from"):
+        open_rgb(tmp_path / "a.tif")
+
+
+def test_crop_keeps_the_central_square():
+    wide = Image.new("RGB", (8, 4), RED)
+    wide.paste(BLUE, (2, 0, 6, 4))
+    assert fit_square(wide, 4).getcolors() == [(16, BLUE)]
+    assert fit_square(wide.transpose(Image.Transpose.ROTATE_90), 4).getcolors() == [(16, BLUE)]
+
+
+def test_pad_keeps_the_whole_image_in_the_middle():
+    padded = np.asarray(fit_square(Image.new("RGB", (8, 4), RED), 4, "pad", BLUE))
+    assert (padded[1:3] == RED).all()
+    assert (padded[[0, 3]] == BLUE).all()
+
+
+@given(st.integers(1, 200), st.integers(1, 200), st.integers(1, 40), st.sampled_from(["crop", "pad"]))
+def test_any_shape_fits_any_square(width, height, size, fit):
+    assert fit_square(Image.new("RGB", (width, height)), size, fit).size == (size, size)
+
+
+def test_large_images_are_averaged_not_sampled():
+    board = np.indices((800, 800)).sum(0) % 2 * 255
+    small = np.asarray(fit_square(Image.fromarray(np.stack([board] * 3, -1).astype(np.uint8)), 8), dtype=int)
+    assert np.abs(small - 127.5).max() <= 1
+
+
+def test_all_256_levels_survive_reading_and_rounding(tmp_path):
+    levels = np.arange(256 * 3, dtype=np.uint8).reshape(16, 16, 3)
+    write_png(Image.fromarray(levels), tmp_path / "a.png")
+    image = read_image(tmp_path / "a.png")
+    assert (image.shape, image.dtype, image.is_contiguous()) == ((3, 16, 16), torch.float32, True)
+    assert (image.min(), image.max()) == (-1, 1)
+    assert torch.equal(to_uint8(image), torch.from_numpy(levels).permute(2, 0, 1))
+    save_image(image, tmp_path / "b.png")
+    assert torch.equal(read_image(tmp_path / "b.png"), image)
+
+
+@given(st.floats(width=32, allow_nan=False))
+def test_to_uint8_is_the_nearest_level_within_range(value):
+    nearest = round((min(max(value, -1.0), 1.0) + 1) * 127.5, 3)
+    assert abs(to_uint8(torch.tensor(value)).item() - nearest) <= 0.501
+
+
+def test_to_uint8_takes_half_precision_and_any_shape():
+    values = torch.tensor([[-1.0, 0.5], [1.0, -0.5]])
+    assert torch.equal(to_uint8(values.bfloat16()), to_uint8(values))
+
+
+def test_png_text_is_kept(tmp_path):
+    text = {"prompt": "unit 7", "note": "größer → kleiner"}
+    save_image(torch.zeros(3, 2, 2), tmp_path / "a.png", text)
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.text == text
+
+
+@pytest.mark.parametrize(("count", "columns", "size"), [(5, None, (3, 2)), (9, None, (3, 3)), (5, 1, (1, 5))])
+def test_a_grid_shows_every_image_at_its_own_pixels(count, columns, size, tmp_path):
+    images = torch.linspace(-1, 0.9, count)[:, None, None, None].expand(count, 3, 4, 4)
+    save_grid(images, tmp_path / "grid.png", columns)
+    grid = read_image(tmp_path / "grid.png")  # (3, H, W), cells of 4 and gaps of 2
+    assert grid.shape == (3, size[1] * 6 + 2, size[0] * 6 + 2)
+    for index in range(count):
+        top, left = 2 + 6 * (index // size[0]), 2 + 6 * (index % size[0])
+        assert torch.equal(to_uint8(grid[:, top : top + 4, left : left + 4]), to_uint8(images[index]))
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    save_image(torch.zeros(3, 2, 2), tmp_path / "a.png")
+    before = (tmp_path / "a.png").read_bytes()
+    with pytest.raises(OSError, match="cannot write mode CMYK"):
+        write_png(Image.new("CMYK", (2, 2)), tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes() == before
+    assert os.listdir(tmp_path) == ["a.png"]
+
+
+def test_image_files_are_sorted_nested_and_not_hidden(tmp_path):
+    for name in ("b.png", "a/c.JPG", "a/b/d.Tiff", "a.webp", ".hidden.png", ".git/e.png", "notes.txt", "a/f.jpeg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    names = [path.relative_to(tmp_path).as_posix() for path in image_files(tmp_path)]
+    assert names == ["a/b/d.Tiff", "a/c.JPG", "a/f.jpeg", "a.webp", "b.png"]
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    photos, elsewhere = tmp_path / "photos", tmp_path / "elsewhere"
+    photos.mkdir()
+    elsewhere.mkdir()
+    (elsewhere / "a.png").touch()
+    (photos / "link").symlink_to(elsewhere)
+    (photos / "link_again").symlink_to(elsewhere)
+    (elsewhere / "loop").symlink_to(photos)
+    assert image_files(photos) == [photos / "link" / "a.png"]

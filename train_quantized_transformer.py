@@ -1,0 +1,107 @@
+"""Stage 5: train the transformer of one stage of the cascade.
+
+With --train-base-model it writes the coarsest grid from a condition token; else it writes a finer grid from a
+coarser one. Reads a dataset.json of feature maps, the autoencoder and two codebooks; writes checkpoints, held-out
+pictures (images/ground_truth_N.png, low_res_cond_N, high_res_example_N, high_res_recon_N) and metrics.jsonl.
+
+    python train_quantized_transformer.py --dataset-path out/faces/feature_maps/dataset.json \
+        --decoder-path out/faces/autoencoder/models_checkpoint/latest.pt \
+        --lr-codebook-path out/faces/codebook_0/models_checkpoint/pruned_codebook.pt \
+        --hr-codebook-path out/faces/codebook_1/models_checkpoint/pruned_codebook.pt \
+        --config-path configs/full-128/transformer_1.json --out-dir out/faces/transformer_1
+"""
+
+from pathlib import Path
+
+import torch
+
+from models.autoencoder import Autoencoder
+from models.cascade import KIND, Stage, StageConfig, tokenize
+from models.codebook import Codebook
+from models.transformer import TransformerConfig
+from utils import cli
+from utils.beam_search import SearchConfig, uniform_draws
+from utils.checkpoint import check_origin
+from utils.config import load_config
+from utils.dataset import FeatureMapDataset
+from utils.images import save_grid
+from utils.training import GradientLearner, Run, mean_over, planned_steps, preview_indices, train
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse, load, build, run."""
+    args = parse(argv)
+    device = cli.choose_device(args.device)
+    dataset = FeatureMapDataset(args.dataset_path)
+    autoencoder = Autoencoder.load(args.decoder_path).to(device)
+    check_origin(args.dataset_path, "autoencoder", dataset.autoencoder, autoencoder.fingerprint)
+    coarse = Codebook.load(args.lr_codebook_path).to(device)
+    fine = Codebook.load(args.hr_codebook_path).to(device)
+    coarse.check_fits(args.lr_codebook_path, dataset)
+    fine.check_fits(args.hr_codebook_path, dataset)
+    transformer = load_config(args.config_path, TransformerConfig)
+    config = StageConfig.between(transformer, coarse, fine, args.train_base_model)
+    training, held_out = dataset.split(args.val_fraction)
+    cli.start_log(args, "train")
+    tokens = tokenize(dataset, coarse, fine, device)
+
+    torch.manual_seed(args.seed)
+    stage = Stage(config).to(device)
+    stage.transformer.use_activation_checkpoint = args.use_activation_checkpoint
+    # The stage's own call is its loss.
+    learner = GradientLearner(
+        stage, lambda stage, batch: stage(*batch), transformer, args, planned_steps(len(training), args), device
+    )
+    if args.model_path is not None:
+        learner.start_from(args.model_path, KIND)
+
+    @torch.no_grad()
+    def measure(batch: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor]:
+        with learner.autocast:
+            return {"val_loss": learner.best_model(*(part.to(device) for part in batch))}
+
+    shown = preview_indices(training, held_out, args.test_num_sample)
+
+    @torch.no_grad()
+    def preview(step: int) -> None:
+        coarse_tokens, fine_tokens = (part.to(device) for part in tokens[shown])
+        search = SearchConfig(temperature=args.temperature)
+        uniform = uniform_draws(args.seed, 0, range(len(shown)), config.fine.length, search.num_beam)
+        sampled, _ = learner.best_model.sample(coarse_tokens, search, uniform)
+        fmaps = {
+            "ground_truth": dataset[shown].to(device),
+            "low_res_cond": coarse.lookup(coarse_tokens),
+            "high_res_example": fine.lookup(fine_tokens),
+            "high_res_recon": fine.lookup(sampled),
+        }
+        for name, fmap in fmaps.items():
+            save_grid(autoencoder.decode(fmap).cpu(), run.image_path(name, step))
+
+    trained_from = {
+        "autoencoder": autoencoder.fingerprint,
+        "lr_codebook": coarse.fingerprint,
+        "hr_codebook": fine.fingerprint,
+    }
+    run = Run(args, KIND, config, trained_from, rate=("tokens", config.fine.length))
+    train(run, learner, tokens, training, device, lambda: mean_over(tokens, held_out, args, measure), preview)
+
+
+def parse(argv: list[str] | None) -> object:
+    """The arguments."""
+    parser = cli.recipe_parser(__doc__)
+    cli.add_training_flags(parser, lr_step=50_000)
+    cli.add_gradient_flags(parser)
+    parser.add_argument("--train-base-model", action="store_true", help="train the base stage, from condition tokens")
+    parser.add_argument("--decoder-path", type=Path, required=True, help="checkpoint of the autoencoder")
+    parser.add_argument("--lr-codebook-path", type=Path, required=True, help="codebook of the coarse grid")
+    parser.add_argument("--hr-codebook-path", type=Path, required=True, help="codebook of the fine grid")
+    parser.add_argument("--test-num-sample", type=cli.positive_int, default=25, help="samples in a preview [25]")
+    parser.add_argument("--temperature", type=cli.positive_float, default=1.0, help="of the previews' samples [1.0]")
+    parser.add_argument("--use-activation-checkpoint", action="store_true", help="spend time to save memory")
+    args = parser.parse_args(argv)
+    cli.check_start(args, "model-path")
+    return args
+
+
+if __name__ == "__main__":
+    cli.run(main)

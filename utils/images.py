@@ -1,0 +1,142 @@
+"""Image files in, image files and grids out: the only room that knows file formats.
+
+Past it every image is RGB, float, in [−1, 1], (C, H, W).
+"""
+
+import math
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from torchvision.utils import make_grid
+
+from utils.files import UserError, replace_file
+
+Colour = tuple[int, int, int]
+
+WHITE: Colour = (255, 255, 255)
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+# Named, so that no other decoder of Pillow, some of which start programs, sees a stranger's file.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+
+
+def image_files(folder: str | os.PathLike) -> list[Path]:
+    """The images in `folder` and its sub-folders, known by their suffix, sorted. Hidden files and folders are left out.
+
+    Links to folders are followed, and each real folder is entered once. Raises `OSError` for a folder that cannot
+    be listed.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    paths = []
+    entered = {os.path.realpath(folder)}
+    for root, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+        paths += [Path(root, name) for name in files if not name.startswith(".") and name.lower().endswith(SUFFIXES)]
+        new = {}
+        for name in sorted(folders):
+            real = os.path.realpath(Path(root, name))
+            if not name.startswith(".") and real not in entered:
+                entered.add(real)
+                new[name] = real
+        folders[:] = new  # os.walk descends into what is left here
+    return sorted(paths)
+
+
+def open_rgb(path: str | os.PathLike, background: Colour = WHITE) -> Image.Image:
+    """Read an image file (BMP, GIF's first frame, JPEG, PNG, TIFF, WebP) as an upright 8-bit RGB image.
+
+    The EXIF orientation is applied, transparency is laid over `background`, and 16-bit grey is scaled to 8 bits, as
+    are floats that run from 0 to 1, 255 or 65535. Raises `UserError` naming the file and the reason.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such image file; check the path")
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            return _flatten(ImageOps.exif_transpose(image), background)
+    except UnidentifiedImageError:
+        reason = f"not an image in a known format ({', '.join(FORMATS)}), or damaged; convert or replace it"
+    except Image.DecompressionBombError as error:
+        reason = f"too large to read safely ({error}); scale it down"
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error) as error:
+        reason = f"cannot be decoded ({error}); it may be damaged or cut short, replace it"
+    raise UserError(f"{path}: {reason}")
+
+
+def _flatten(image: Image.Image, background: Colour) -> Image.Image:
+    """Any mode of Pillow to RGB."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = _grey_to_8_bits(image)
+    elif image.has_transparency_data:
+        canvas = Image.new("RGBA", image.size, background)
+        image = Image.alpha_composite(canvas, image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def _grey_to_8_bits(image: Image.Image) -> Image.Image:
+    """Scale a grey image of 16 or 32 bits, since Pillow's own conversion clips whatever is above 255."""
+    values = np.asarray(image, dtype=np.float64)  # (H, W)
+    low, high = values.min(), values.max()
+    # Floats do not say what white is: the smallest usual value that covers them. Integers have 16 bits.
+    white = next((white for white in (1, 255) if image.mode == "F" and high <= white), 65535)
+    if not (low >= 0 and high <= white):  # also when they are not numbers
+        raise ValueError(f"grey values from {low:g} to {high:g}, expected within 0 to {white}")
+    return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8))
+
+
+def fit_square(
+    image: Image.Image, size: int, fit: Literal["crop", "pad"] = "crop", background: Colour = WHITE
+) -> Image.Image:
+    """Scale an RGB image to `size` × `size`: its central square (`crop`), or all of it over `background` (`pad`)."""
+    width, height = image.size
+    if fit == "crop":
+        side = min(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        return _resize(image, (size, size), (left, top, left + side, top + side))
+    scale = size / max(width, height)
+    inner = (max(1, round(width * scale)), max(1, round(height * scale)))
+    canvas = Image.new("RGB", (size, size), background)
+    canvas.paste(_resize(image, inner, (0, 0, width, height)), ((size - inner[0]) // 2, (size - inner[1]) // 2))
+    return canvas
+
+
+def _resize(image: Image.Image, size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
+    # A large image is first reduced by a whole factor to 3 times the size, where Lanczos looks the same and costs less.
+    return image.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+
+
+def read_image(path: str | os.PathLike) -> torch.Tensor:
+    """Read an image file as (3, H, W) float32 in [−1, 1]. Raises `UserError` as `open_rgb` does."""
+    pixels = torch.from_numpy(np.array(open_rgb(path)))  # (H, W, 3)
+    return pixels.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
+
+
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
+    """Floats in [−1, 1] of any shape to uint8: clamped, then rounded to the nearest of the 256 levels."""
+    return images.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+
+
+def save_image(image: torch.Tensor, path: str | os.PathLike, text: dict[str, str] | None = None) -> None:
+    """Write `image` (3, H, W) in [−1, 1] as a PNG, with `text` as its text chunks."""
+    write_png(Image.fromarray(to_uint8(image).permute(1, 2, 0).cpu().numpy()), path, text)
+
+
+def save_grid(images: torch.Tensor, path: str | os.PathLike, columns: int | None = None) -> None:
+    """Write `images` (N, 3, H, W) in [−1, 1] as one PNG, row by row, nearly square unless `columns` is given."""
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    save_image(make_grid(images.float(), nrow=columns, pad_value=1.0), path)
+
+
+def write_png(image: Image.Image, path: str | os.PathLike, text: dict[str, str] | None = None) -> None:
+    """Write a Pillow image as a PNG, in full or not at all, with `text` as its text chunks."""
+    chunks = PngImagePlugin.PngInfo()
+    for key, value in (text or {}).items():
+        chunks.add_text(key, value)
+    with replace_file(path) as temporary:
+        image.save(temporary, format="PNG", pnginfo=chunks)
