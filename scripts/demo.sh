@@ -2,7 +2,6 @@
 # From nothing to pictures: make the environment, draw a data set, train every stage, generate.
 # A second run goes on where the first one stopped, or ends at once.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 usage() {
     cat <<'TEXT'
@@ -21,7 +20,7 @@ while [ $# -gt 0 ]; do
         --quick) recipe=tiny-32 prefix=quick; shift ;;
         --source | --device | --out-dir)
             if [ $# -lt 2 ]; then echo "error: $1 needs a value" >&2; exit 2; fi
-            case $1 in --source) source_name=$2 ;; --device) device=$2 ;; --out-dir) out=$2 ;; esac
+            case $1 in --source) source_name=$2 ;; --device) device=$2 ;; --out-dir) out=$(realpath -m -- "$2") ;; esac
             shift 2 ;;
         -h | --help) usage; exit 0 ;;
         *) usage >&2; echo "error: unknown argument $1" >&2; exit 2 ;;
@@ -33,6 +32,7 @@ case $source_name in
 esac
 out=${out:-out/$prefix-$source_name}
 
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh
 ensure_environment requirements.txt requirements-demo.txt
 source "configs/$recipe/recipe.sh"

@@ -47,12 +47,8 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 matrix products are native, and so faster than float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512" and _cpu_has_bfloat16()
-
-
-def _cpu_has_bfloat16() -> bool:
     cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.exists() and "avx512_bf16" in cpuinfo.read_text()
+    return device.type == "cpu" and cpuinfo.exists() and "avx512_bf16" in cpuinfo.read_text()
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -1,0 +1,76 @@
+"""The demo as a person runs it: interrupted, run again to its end, and run once more."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+STAGES = ["autoencoder", "feature_maps"]
+STAGES += [f"{kind}codebook_{name}" for name in ("cond", "0", "1", "2") for kind in ("", "prune_")]
+STAGES += ["transformer_0", "transformer_1", "transformer_2", "generate"]
+
+
+def start(*arguments):
+    command = ["bash", str(ROOT / "scripts/demo.sh"), *map(str, arguments)]
+    # A session of its own, so that a signal reaches the whole chain, as Ctrl-C in a terminal does.
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd="/"
+    )
+
+
+def headings(output):
+    return [line.removeprefix("== ") for line in output.splitlines() if line.startswith("== ")]
+
+
+def test_quick_demo_is_interrupted_then_ends_then_has_nothing_to_do(tmp_path):
+    out = tmp_path / "run"
+    process = start("--quick", "--out-dir", out, "--device", "cpu")
+    metrics = out / "autoencoder" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert (out / "autoencoder/models_checkpoint/latest.pt").exists()
+    kept = metrics.read_text()
+
+    process = start("--quick", "--out-dir", out, "--device", "cpu")
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert headings(output) == STAGES
+    assert metrics.read_text().startswith(kept)
+    assert output.splitlines()[-1].startswith(f"pictures: {out}/generated/images")
+    images = sorted((out / "generated/images").glob("image_*.png"))
+    assert len(images) == 25
+    assert {Image.open(path).size for path in images} == {(32, 32)}
+    assert len({path.read_bytes() for path in images}) > 20
+
+    process = start("--quick", "--out-dir", out, "--device", "cpu")
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert headings(output) == [f"{stage}: done" for stage in STAGES]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"), [(["--fast"], "--fast"), (["--source", "cats"], "cats"), (["--device"], "--device")]
+)
+def test_wrong_arguments_get_a_line_and_status_2(arguments, named):
+    process = start(*arguments)
+    _, errors = process.communicate()
+    assert process.returncode == 2
+    assert errors.splitlines()[-1].startswith("error: ")
+    assert named in errors.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("arguments", "named"), [(["no-such", "d.json", "out"], "no-such"), ([], "usage")])
+def test_wrong_recipe_gets_a_line_and_status_2(arguments, named):
+    command = ["bash", str(ROOT / "scripts/train_cascade.sh"), *arguments]
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == 2
+    assert named in process.stderr

@@ -1,0 +1,411 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.cascade import Stage, StageConfig
+from models.transformer import (
+    Attention,
+    CachedDecoder,
+    Grid,
+    Transformer,
+    TransformerConfig,
+    band_mask,
+    causal_attention,
+    rotary,
+    rotate,
+)
+
+DEFAULTS = {
+    "model_lr": 1e-3,
+    "use_sliding_window": False,
+    "sliding_window": 4,
+    "num_enc_layers": 1,
+    "num_dec_layers": 2,
+    "self_attn_heads": 2,
+    "cross_attn_heads": 2,
+    "in_dim": 16,
+    "hidden_dim": 12,
+    "hidden_activation": "silu",
+}
+FINE, COARSE = Grid(3, 4, 9), Grid(2, 2, 5)
+WINDOWS = [None, 2, 3, 5, 12, 40]
+
+seeds = st.integers(0, 2**31)
+
+
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def config(window=None, **changes):
+    if window is not None:
+        changes |= {"use_sliding_window": True, "sliding_window": window}
+    return TransformerConfig(**DEFAULTS | changes)
+
+
+def awake(module, seed=0):
+    """The module in float64 with no weight at zero, so that every path through it carries something."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            scale = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.3
+            start = 0 if parameter.ndim > 1 else 1
+            parameter.copy_(start + scale * torch.randn(parameter.shape, generator=generator(seed)))
+            seed += 1
+    return module.double().eval()
+
+
+def build(window=None, fine=FINE, coarse=None, num_inputs=20, **changes):
+    return awake(Transformer(config(window, **changes), fine, num_inputs, coarse))
+
+
+def sees(query, key, window):
+    return key <= query and (window is None or key > query - window or key == 0)
+
+
+def slow_attention(q, k, v, window):
+    """One query at a time, over the keys that it may see."""
+    rows = []
+    for t in range(q.shape[2]):
+        seen = [s for s in range(q.shape[2]) if sees(t, s, window)]
+        scores = (q[:, :, t : t + 1] * k[:, :, seen]).sum(-1) / q.shape[-1] ** 0.5
+        rows.append((scores.softmax(-1)[..., None] * v[:, :, seen]).sum(2))
+    return torch.stack(rows, dim=2)
+
+
+# --- Attention under the band ---
+
+
+@given(seed=seeds, length=st.integers(1, 23), window=st.none() | st.integers(1, 25), heads=st.integers(1, 3))
+@settings(max_examples=60, deadline=None)
+def test_windowed_attention_equals_masked_attention_and_so_do_its_gradients(seed, length, window, heads):
+    def inputs():
+        return [torch.randn(2, heads, length, 4, generator=g, dtype=torch.float64).requires_grad_() for _ in range(3)]
+
+    g = generator(seed)
+    blocks = inputs()
+    g = generator(seed)
+    slow = inputs()
+    y, expected = causal_attention(*blocks, window), slow_attention(*slow, window)
+    assert y.shape == expected.shape
+    assert torch.allclose(y, expected, atol=1e-10)
+    weights = torch.randn(y.shape, generator=g, dtype=torch.float64)
+    for mine, theirs in zip(
+        torch.autograd.grad((y * weights).sum(), blocks),
+        torch.autograd.grad((expected * weights).sum(), slow),
+        strict=True,
+    ):
+        assert torch.allclose(mine, theirs, atol=1e-10)
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 7])
+def test_the_band_is_exactly_as_wide_as_stated_and_position_0(window):
+    length = 11
+    q, k, v = (torch.randn(1, 1, length, 4, generator=generator(i), requires_grad=True) for i in range(3))
+    y = causal_attention(q, k, v, window)
+    for t in range(length):
+        seen = torch.autograd.grad(y[0, 0, t].sum(), v, retain_graph=True)[0][0, 0].abs().sum(-1) > 0
+        assert seen.tolist() == [s == 0 or t - window < s <= t for s in range(length)]
+
+
+@given(length=st.integers(1, 12), window=st.integers(1, 14))
+def test_the_full_mask_by_hand(length, window):
+    mask = band_mask(length, window, torch.device("cpu"))
+    assert mask.tolist() == [[sees(t, s, window) for s in range(length)] for t in range(length)]
+
+
+@pytest.mark.parametrize("window", [2, 3])
+def test_a_layer_sees_its_window_and_stacked_layers_further(window):
+    for layers in (1, 2):
+        model = build(window, num_dec_layers=layers)
+        embeddings = model.embed.weight
+        logits = model(torch.arange(12)[None])
+        reach = layers * (window - 1)
+        for t in range(12):
+            seen = torch.autograd.grad(logits[0, t].sum(), embeddings, retain_graph=True)[0].abs().sum(-1)[:12] > 0
+            assert seen.tolist() == [s == 0 or t - reach <= s <= t for s in range(12)]
+
+
+# --- Nobody sees the future ---
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("is_base", [True, False])
+def test_no_position_sees_its_own_or_a_later_token(is_base, window):
+    """Tokens all differ, so the gradient of each embedding tells which token a position's logits depend on."""
+    coarse_grid = Grid(1, 1, 5) if is_base else COARSE
+    fine_grid = Grid(3, 4, 12)
+    stage = awake(Stage(StageConfig(config(window, num_dec_layers=3), coarse_grid, fine_grid, is_base)))
+    fine = torch.randperm(12, generator=generator(3))[None]
+    coarse = torch.arange(coarse_grid.length)[None]
+    inputs, targets = stage.inputs_and_targets(coarse, fine)
+    assert torch.equal(targets, fine)
+    logits = stage.transformer(inputs, stage.source(coarse))
+    assert logits.shape == (1, 12, 12)
+    for t in range(12):
+        gradient = torch.autograd.grad(logits[0, t].sum(), stage.transformer.embed.weight, retain_graph=True)[0]
+        used = gradient.abs().sum(1) > 0
+        assert not used[fine[0, t:]].any()
+        if window is None:
+            assert used[fine[0, :t]].all()
+        assert used[stage.first_input(coarse)].all()
+
+
+def test_every_position_sees_every_coarse_token():
+    model = build(coarse=COARSE)
+    logits = model(torch.arange(12)[None], torch.arange(4)[None])
+    for t in range(12):
+        gradient = torch.autograd.grad(logits[0, t].sum(), model.source_embed.weight, retain_graph=True)[0]
+        assert (gradient.abs().sum(1) > 0).tolist() == [True] * 4 + [False]
+
+
+# --- The cache ---
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("coarse", [None, COARSE])
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("window", WINDOWS)
+def test_cached_logits_equal_uncached_ones(window, layers, coarse):
+    """Without a window, with one never full, just full, and sliding over a grid several times as long."""
+    model = build(window, coarse=coarse, num_dec_layers=layers)
+    inputs = torch.randint(20, (3, 12), generator=generator(1))
+    source = None if coarse is None else torch.randint(5, (3, 4), generator=generator(2))
+    expected = model(inputs, source)
+    decoder = CachedDecoder(model, source)
+    cached = torch.stack([decoder.next_logits(inputs[:, t]) for t in range(12)], dim=1)
+    assert torch.allclose(cached, expected, atol=1e-10)
+
+
+@torch.no_grad()
+def test_cached_logits_equal_uncached_ones_far_past_the_window():
+    model = build(window=3, fine=Grid(9, 7, 9), num_dec_layers=3)
+    inputs = torch.randint(20, (2, 63), generator=generator(1))
+    decoder = CachedDecoder(model)
+    cached = torch.stack([decoder.next_logits(inputs[:, t]) for t in range(63)], dim=1)
+    assert torch.allclose(cached, model(inputs), atol=1e-10)
+    assert {cache.keys.shape[2] for cache in decoder.caches} == {4}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("coarse", [None, COARSE])
+@pytest.mark.parametrize("window", [None, 3, 12])
+def test_reordered_beams_go_on_from_the_prefix_of_their_parent(window, coarse):
+    """Each row's logits equal those of its own prefix, computed anew, whatever was reordered when."""
+    images, beams = 2, 3
+    model = build(window, coarse=coarse)
+    source = None if coarse is None else torch.randint(5, (images, 4), generator=generator(2))
+    repeated = None if source is None else source.repeat_interleave(beams, dim=0)
+    decoder, draw = CachedDecoder(model, source), generator(4)
+    prefix = torch.empty(images * beams, 0, dtype=torch.int64)
+    for t in range(12):
+        inputs = torch.randint(20, (images * beams,), generator=draw)
+        prefix = torch.cat((prefix, inputs[:, None]), dim=1)
+        assert torch.allclose(decoder.next_logits(inputs), model(prefix, repeated)[:, -1], atol=1e-10)
+        if t in (0, 2, 3, 7, 8):
+            parent = torch.randint(beams, (images, beams), generator=draw)
+            rows = (parent + torch.arange(images)[:, None] * beams).flatten()
+            decoder.reorder(rows)
+            prefix = prefix[rows]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("dim", "heads"), [(16, 4), (16, 2), (512, 64)])
+def test_small_heads_decode_alike(dim, heads):
+    """Head dimensions 4, 8, and the 64 heads on 512 of the README's example."""
+    sizes = {"in_dim": dim, "self_attn_heads": heads, "cross_attn_heads": heads, "num_dec_layers": 1}
+    model = build(window=3, fine=Grid(2, 4, 5), coarse=COARSE, **sizes)
+    inputs, source = torch.randint(20, (2, 8), generator=generator(1)), torch.tensor([[0, 1, 2, 3], [4, 0, 0, 2]])
+    decoder = CachedDecoder(model, source)
+    cached = torch.stack([decoder.next_logits(inputs[:, t]) for t in range(8)], dim=1)
+    assert torch.allclose(cached, model(inputs, source), atol=1e-10)
+
+
+@torch.no_grad()
+def test_cached_logits_in_float32_agree_to_1e_4():
+    model = build(window=3, coarse=COARSE).float()
+    inputs, source = torch.randint(20, (2, 12), generator=generator(1)), torch.tensor([[0, 1, 2, 3], [4, 0, 0, 2]])
+    decoder = CachedDecoder(model, source)
+    cached = torch.stack([decoder.next_logits(inputs[:, t]) for t in range(12)], dim=1)
+    assert torch.allclose(cached, model(inputs, source), atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_grid_of_one_cell_is_written():
+    model = build(fine=Grid(1, 1, 4))
+    decoder = CachedDecoder(model)
+    assert torch.allclose(decoder.next_logits(torch.tensor([7])), model(torch.tensor([[7]]))[:, 0], atol=1e-10)
+
+
+# --- The start ---
+
+
+@pytest.mark.parametrize("coarse", [None, COARSE])
+def test_an_untrained_model_guesses_evenly(coarse):
+    model = Transformer(config(), FINE, 20, coarse)
+    inputs = torch.randint(20, (2, 12), generator=generator(1))
+    logits = model(inputs, None if coarse is None else torch.zeros(2, 4, dtype=torch.int64))
+    loss = F.cross_entropy(logits.flatten(0, 1), torch.randint(9, (24,), generator=generator(2)))
+    assert loss.item() == pytest.approx(math.log(9), abs=1e-6)
+
+
+@torch.no_grad()
+def test_an_untrained_block_is_the_identity():
+    model = Transformer(config(), FINE, 20, COARSE)
+    x = torch.randn(2, 12, 16, generator=generator(1))
+    memory = model.encode(torch.zeros(2, 4, dtype=torch.int64))
+    for block, layer_memory in zip(model.decoder, memory, strict=True):
+        assert torch.equal(block(x, *model.rotations(slice(0, 12)), layer_memory), x)
+
+
+# --- Positions ---
+
+
+@pytest.mark.parametrize(
+    ("coarse", "fine", "expected"),
+    [
+        (Grid(2, 2, 1), Grid(4, 4, 1), [[0.5, 0.5], [0.5, 2.5], [2.5, 0.5], [2.5, 2.5]]),
+        (Grid(1, 1, 1), Grid(4, 4, 1), [[1.5, 1.5]]),
+        (Grid(2, 2, 1), Grid(3, 3, 1), [[0.25, 0.25], [0.25, 1.75], [1.75, 0.25], [1.75, 1.75]]),
+        (Grid(1, 2, 1), Grid(2, 6, 1), [[0.5, 1], [0.5, 4]]),
+        (Grid(2, 3, 1), Grid(2, 3, 1), [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]),
+    ],
+)
+def test_coarse_tokens_sit_in_the_middle_of_the_cells_that_they_cover(coarse, fine, expected):
+    assert torch.allclose(coarse.centres(fine), torch.tensor(expected).float())
+
+
+offsets = st.floats(-20, 20)
+
+
+@given(seed=seeds, dim=st.sampled_from([4, 8, 16]), place=st.tuples(offsets, offsets), shift=st.tuples(offsets, offsets))
+def test_scores_depend_on_the_difference_of_positions_alone(seed, dim, place, shift):
+    q, k = torch.randn(2, dim, generator=generator(seed), dtype=torch.float64)
+
+    def score(here, there):
+        places = torch.tensor([here, there], dtype=torch.float64)
+        turned = [rotate(x.view(1, 1, 1, dim), rotary(at[None], dim)) for x, at in zip((q, k), places, strict=True)]
+        return (turned[0] * turned[1]).sum().item()
+
+    (row, column), (down, right) = place, shift
+    assert score((row, column), (0, 0)) == pytest.approx(score((row + down, column + right), (down, right)), abs=1e-6)
+
+
+def test_row_and_column_turn_different_halves_of_the_pairs():
+    x = torch.arange(1.0, 9.0).view(1, 1, 1, 8)  # pairs (1, 5), (2, 6), (3, 7), (4, 8)
+    for place, turned in (([3.0, 0.0], [0, 1]), ([0.0, 3.0], [2, 3])):
+        y = rotate(x, rotary(torch.tensor([place]), 8)).flatten()
+        changed = [not torch.equal(y[[i, i + 4]], x.flatten()[[i, i + 4]]) for i in range(4)]
+        assert changed == [i in turned for i in range(4)]
+    angle = torch.tensor(3.0)
+    cos, sin = angle.cos(), angle.sin()
+    turned = rotate(x, rotary(torch.tensor([[3.0, 0.0]]), 8)).flatten()
+    assert torch.allclose(turned[[0, 4]], torch.stack((1 * cos - 5 * sin, 5 * cos + 1 * sin)))
+
+
+@given(seed=seeds, dim=st.sampled_from([4, 8, 12]), row=offsets, column=offsets)
+def test_turning_keeps_the_length(seed, dim, row, column):
+    x = torch.randn(2, 3, 5, dim, generator=generator(seed), dtype=torch.float64)
+    places = torch.tensor([[row, column]], dtype=torch.float64) * torch.arange(5)[:, None]
+    y = rotate(x, rotary(places, dim))
+    assert torch.allclose(y.norm(dim=-1), x.norm(dim=-1), atol=1e-9)
+
+
+@torch.no_grad()
+def test_queries_and_keys_are_normalised_before_they_turn():
+    attention = Attention(16, 2)
+    x, rotation = torch.randn(1, 6, 16, generator=generator(0)), rotary(Grid(2, 3, 1).centres(Grid(2, 3, 1)), 8)
+    for part in (attention.queries(x, rotation), attention.keys_values(x, rotation)[0]):
+        assert part.shape == (1, 2, 6, 8)
+        assert torch.allclose(part.square().mean(-1), torch.ones(1, 2, 6), atol=1e-4)
+
+
+# --- Training ---
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_activation_checkpointing_runs_blocks_twice_and_gives_the_same_gradients(dropout):
+    model = build(window=3, coarse=COARSE, dropout=dropout).train()
+    inputs, source = torch.randint(20, (2, 12), generator=generator(1)), torch.tensor([[0, 1, 2, 3], [4, 0, 0, 2]])
+    runs = []
+    for block in [*model.encoder, *model.decoder]:
+        block.register_forward_pre_hook(lambda *_: runs.append(1))
+    gradients = []
+    for use in (False, True):
+        model.use_activation_checkpoint = use
+        model.zero_grad()
+        torch.manual_seed(0)
+        model(inputs, source).square().sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+        assert len(runs) == (9 if use else 3)
+    for plain, checkpointed in zip(*gradients, strict=True):
+        assert plain.abs().sum() > 0
+        assert torch.allclose(plain, checkpointed, atol=1e-10)
+
+
+@torch.no_grad()
+def test_dropout_is_for_training_only():
+    model = build(dropout=0.5)
+    inputs = torch.arange(12)[None]
+    assert torch.equal(model(inputs), model(inputs))
+    model.train()
+    assert not torch.allclose(model(inputs), model(inputs))
+
+
+@pytest.mark.parametrize("is_base", [True, False])
+def test_a_tiny_batch_overfits(is_base):
+    torch.manual_seed(0)
+    coarse_grid = Grid(1, 1, 5) if is_base else COARSE
+    sizes = {"in_dim": 32, "hidden_dim": 64}
+    stage = Stage(StageConfig(config(window=4, **sizes), coarse_grid, FINE, is_base))
+    fine = torch.randint(9, (4, 12), generator=generator(1))
+    coarse = torch.arange(4)[:, None].expand(4, coarse_grid.length)
+    optimizer = torch.optim.AdamW(stage.parameters(), lr=5e-3)
+    for _ in range(80):
+        loss = stage(coarse, fine)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.02
+
+
+@torch.no_grad()
+def test_autocast_to_bfloat16_stays_near_float32():
+    model = build(window=3, coarse=COARSE).float()
+    inputs, source = torch.arange(12)[None], torch.tensor([[0, 1, 2, 3]])
+    expected = model(inputs, source)
+    with torch.autocast("cpu", torch.bfloat16):
+        halved = model(inputs, source)
+    assert halved.dtype == torch.bfloat16
+    assert (halved.float() - expected).abs().max() < 0.1 * expected.std() + 0.1
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("model_lr", -1, "at least 0"),
+        ("num_enc_layers", -1, "at least 0"),
+        ("num_dec_layers", 0, "at least 1"),
+        ("self_attn_heads", 0, "at least 1"),
+        ("cross_attn_heads", 0, "at least 1"),
+        ("in_dim", 0, "at least 1"),
+        ("hidden_dim", 0, "at least 1"),
+        ("sliding_window", 1, "at least 2"),
+        ("dropout", -0.1, "at least 0"),
+        ("dropout", 1, "less than 1"),
+        ("weight_decay", float("inf"), "at least 0"),
+        ("hidden_activation", "swish", "expected one of silu"),
+    ],
+)
+def test_a_config_out_of_its_limits_is_refused_by_key_and_value(key, value, expected):
+    with pytest.raises(ValueError, match=f"'{key}' is {value!r}.*{expected}"):
+        config(**{key: value})
+
+
+@pytest.mark.parametrize("key", ["self_attn_heads", "cross_attn_heads"])
+def test_heads_that_do_not_leave_whole_pairs_are_refused(key):
+    with pytest.raises(ValueError, match=f"'in_dim' 16 over '{key}' 8 is not divisible by 4"):
+        config(**{key: 8})
