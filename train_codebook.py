@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
         quantized = codebook.lookup(codebook.find_bmu(shown))
         save_grid(autoencoder.decode(quantized).cpu(), run.image_path("quant_image_plot", step))
 
-    shown = dataset[preview_indices(training, held_out, 25)].to(device)
+    shown = dataset[preview_indices(training, dataset.unflipped(held_out), 25)].to(device)
     run = Run(args, KIND, config, trained_from={"autoencoder": autoencoder.fingerprint})
     train(run, learner, dataset, training, device, validate, preview)
     count(run, learner, dataset)

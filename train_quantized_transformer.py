@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
         with learner.autocast:
             return {"val_loss": learner.best_model(*(part.to(device) for part in batch))}
 
-    shown = preview_indices(training, held_out, args.test_num_sample)
+    shown = preview_indices(training, dataset.unflipped(held_out), args.test_num_sample)
 
     @torch.no_grad()
     def preview(step: int) -> None:

@@ -112,7 +112,8 @@ def _mapped(function: Callable, items: Sequence[Item], num_workers: int) -> Iter
         return
     executor = ProcessPoolExecutor(num_workers, initializer=_ignore_interrupt)
     try:
-        yield executor.map(function, items, chunksize=16)
+        # Chunks of a few, since what is under way or next in line still runs to its end after Ctrl-C.
+        yield executor.map(function, items, chunksize=4)
     except BrokenProcessPool:
         raise UserError("a worker process was killed, perhaps for memory; lower --num-workers") from None
     finally:

@@ -198,7 +198,7 @@ def test_draws_do_not_depend_on_other_images():
 
 
 def test_every_seed_stage_and_image_has_draws_of_its_own():
-    keys = itertools.product([0, 1, 2, 3, 1000, 2**40, 2**40 + 1], [-1, 0, 1, 2], range(40))
+    keys = itertools.product([0, 1, 2, 3, 1000, 2**32 - 1], [-1, 0, 1, 2], range(60))
     numbers = [torch.rand(2, generator=image_generator(*key), dtype=torch.float64).tolist() for key in keys]
     assert len({tuple(pair) for pair in numbers}) == len(numbers)
 
@@ -252,9 +252,7 @@ def test_a_narrow_classic_beam_equals_a_slow_one(seed, width):
     top_p=st.none() | st.sampled_from([0.37, 0.83]),
 )
 @settings(max_examples=60, deadline=None)
-def test_block_search_equals_one_hypothesis_at_a_time(
-    seed, num_beam, beam_width, keep_beam, temperature, top_k, top_p
-):
+def test_block_search_equals_one_hypothesis_at_a_time(seed, num_beam, beam_width, keep_beam, temperature, top_k, top_p):
     config = SearchConfig(num_beam, beam_width, min(keep_beam, num_beam), temperature, top_k, top_p)
     assume(not config.is_classic)
     toy = Toy(seed, symbols=4)

@@ -310,7 +310,10 @@ class SlowMap:
 
 def check_steps(codebook, radii, **learner_settings):
     """Every step of the update equals the slow one, to 1e-4 in the units and 1e-5 relative in the rest."""
-    learner, slow = MapLearner(codebook, steps_per_epoch=10**6, total_steps=10**6, **learner_settings), SlowMap(codebook)
+    learner, slow = (
+        MapLearner(codebook, steps_per_epoch=10**6, total_steps=10**6, **learner_settings),
+        SlowMap(codebook),
+    )
     for step, radius in enumerate(radii):
         fmap = torch.randn(3, *codebook.fmap_shape, generator=generator(step))
         numbers = learner.update(fmap, step)
@@ -394,7 +397,7 @@ def test_dead_units_are_drawn_anew_from_the_patches_of_a_whole_epoch_at_radius_0
 
 
 def two_epochs(total_steps):
-    """The units after two epochs of which only the second had a winner near 300 and none near 400."""
+    """A map after two epochs: in the second a patch near 300 is won once, and the unit at 400, won before, is dead."""
     codebook = build([[0.0], [10.0], [300.0], [400.0]], **LINE, image_W=3)
     learner = MapLearner(codebook, steps_per_epoch=2, total_steps=total_steps, continued=True)
     for step, values in enumerate([[0.5, 301.0, 9.5], [399.0, 0.25, 9.75]]):
@@ -402,17 +405,19 @@ def two_epochs(total_steps):
     codebook.units.copy_(torch.tensor([[0.0], [10.0], [300.0], [400.0]]))
     for step, values in enumerate([[0.01, 299.0, 9.01], [0.02, 9.02, 9.03]], 2):
         learn_line(learner, values, step)
-    return codebook.units.flatten().tolist()
+    return learner
 
 
 def test_a_unit_that_won_once_stays_and_seeds_are_of_the_last_epoch():
-    units = two_epochs(total_steps=6)
+    learner = two_epochs(total_steps=6)
+    units = learner.codebook.units.flatten().tolist()
     assert units[2] == pytest.approx(299, abs=2)
     assert any(units[3] == pytest.approx(value) for value in (0.01, 299, 9.01, 0.02, 9.02, 9.03))
+    assert learner.gathered.tolist() == [4, 5, 2, 0]  # a unit drawn anew forgets what it had gathered
 
 
 def test_the_last_step_draws_nothing():
-    assert two_epochs(total_steps=4)[3] == 400
+    assert two_epochs(total_steps=4).codebook.units[3] == 400
 
 
 def test_an_epoch_that_began_at_a_larger_radius_draws_nothing():

@@ -1,5 +1,3 @@
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -232,7 +230,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     with pytest.raises(OSError, match="cannot write mode CMYK"):
         write_png(Image.new("CMYK", (2, 2)), tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes() == before
-    assert os.listdir(tmp_path) == ["a.png"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "a.png"]
 
 
 def test_image_files_are_sorted_nested_and_not_hidden(tmp_path):

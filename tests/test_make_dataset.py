@@ -155,8 +155,8 @@ def test_an_interrupted_run_keeps_the_old_data_set_and_leaves_no_half_file(numbe
     make(photos, out_dir)
     before = (out_dir / "dataset.json").read_bytes()
     for index in range(60):
-        noise(photos / f"new/{index}.png", 1000 + index, size=(1000, 1000))
-    flags = ["--out-dir", out_dir, "--image-size", "500", "--num-workers", "2"]
+        noise(photos / f"new/{index}.png", 1000 + index, size=(50, 50))
+    flags = ["--out-dir", out_dir, "--image-size", "600", "--num-workers", "2"]
     process = subprocess.Popen(
         [sys.executable, "-m", "scripts.make_dataset", photos, *flags],
         stdout=subprocess.PIPE,

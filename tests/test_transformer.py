@@ -281,7 +281,9 @@ def test_coarse_tokens_sit_in_the_middle_of_the_cells_that_they_cover(coarse, fi
 offsets = st.floats(-20, 20)
 
 
-@given(seed=seeds, dim=st.sampled_from([4, 8, 16]), place=st.tuples(offsets, offsets), shift=st.tuples(offsets, offsets))
+@given(
+    seed=seeds, dim=st.sampled_from([4, 8, 16]), place=st.tuples(offsets, offsets), shift=st.tuples(offsets, offsets)
+)
 def test_scores_depend_on_the_difference_of_positions_alone(seed, dim, place, shift):
     q, k = torch.randn(2, dim, generator=generator(seed), dtype=torch.float64)
 

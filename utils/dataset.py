@@ -135,6 +135,10 @@ class FeatureMapDataset(Dataset):
         """Indices of the training and of the validation maps; a flip stays with its original."""
         return split_indices(self.image_keys, fraction)
 
+    def unflipped(self, indices: np.ndarray) -> np.ndarray:
+        """Those of `indices` that are no mirror image."""
+        return indices[~self.flipped[indices]]
+
     def _read(self, path: Path) -> np.ndarray:
         fmap = _read_map(path)
         if fmap.shape != self.shape:

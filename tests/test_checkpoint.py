@@ -1,0 +1,334 @@
+import io
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from models.autoencoder import Autoencoder
+from models.cascade import Stage
+from models.codebook import Codebook
+from utils.checkpoint import check_origin, fingerprint, link_latest, load_checkpoint, load_weights, save_checkpoint
+from utils.files import UserError
+
+
+@dataclass(frozen=True)
+class Config:
+    width: int = 3
+    name: str = "a"
+
+
+def linear(seed=0, width=3):
+    torch.manual_seed(seed)
+    return nn.Linear(width, 2)
+
+
+def save(path, seed=0, **rest):
+    save_checkpoint(path, "thing", Config(), linear(seed).state_dict(), **rest)
+    return path
+
+
+def names(folder):
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    optimizer = torch.optim.AdamW(linear().parameters())
+    path = save(tmp_path / "deep" / "a.pt", step=7, optimizer=optimizer.state_dict(), trained_from={"b": None})
+    content = load_checkpoint(path, "thing")
+    assert set(content) == {
+        "kind", "format_version", "config", "fingerprint", "model", "step", "optimizer", "trained_from",
+    }  # fmt: skip
+    assert Config(**content["config"]) == Config()
+    assert content["fingerprint"] == fingerprint(linear().state_dict())
+    assert (content["step"], content["trained_from"]) == (7, {"b": None})
+    assert content["optimizer"] == optimizer.state_dict()
+    model = linear(seed=1)
+    load_weights(model, content, path)
+    assert all(torch.equal(value, linear().state_dict()[name]) for name, value in model.state_dict().items())
+    assert names(path.parent) == ["a.pt"]
+
+
+def test_averaged_weights_are_loaded_unless_told_not_to_and_give_the_fingerprint(tmp_path):
+    path = save(tmp_path / "a.pt", seed=0, ema=linear(seed=1).state_dict())
+    content = load_checkpoint(path, "thing")
+    assert content["fingerprint"] == fingerprint(linear(seed=1).state_dict())
+    for averaged, seed in ((True, 1), (False, 0)):
+        model = linear(seed=2)
+        load_weights(model, content, path, averaged=averaged)
+        assert torch.equal(model.weight, linear(seed).weight)
+
+
+class Touch:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_is_refused_and_not_run(zipped, tmp_path):
+    path = tmp_path / "a.pt"
+    content = {"kind": "thing", "format_version": 1, "config": {}, "model": Touch(tmp_path / "touched")}
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UserError, match=re.escape(f"{path}: ")):
+        load_checkpoint(path, "thing")
+    assert not (tmp_path / "touched").exists()
+    torch.load(path, weights_only=False)
+    assert (tmp_path / "touched").exists()  # so the file would have done it
+
+
+def whole_file():
+    buffer = io.BytesIO()
+    content = {"kind": "thing", "format_version": 1, "config": asdict(Config()), "model": linear().state_dict()}
+    torch.save(content | {"fingerprint": fingerprint(content["model"])}, buffer)
+    return buffer.getvalue()
+
+
+WHOLE = whole_file()
+
+
+def test_the_whole_file_of_the_next_tests_is_good(tmp_path):
+    (tmp_path / "a.pt").write_bytes(WHOLE)
+    assert load_checkpoint(tmp_path / "a.pt", "thing")["kind"] == "thing"
+
+
+@given(length=st.integers(0, len(WHOLE) - 1))
+def test_a_file_cut_short_anywhere_is_named(length, tmp_path_factory):
+    path = tmp_path_factory.mktemp("cut") / "a.pt"
+    path.write_bytes(WHOLE[:length])
+    with pytest.raises(UserError, match=re.escape(f"{path}: ")):
+        load_checkpoint(path, "thing")
+
+
+@given(content=st.binary(max_size=60) | st.binary(max_size=60).map(lambda tail: b"\x80\x02" + tail))
+def test_garbage_is_named(content, tmp_path_factory):
+    path = tmp_path_factory.mktemp("garbage") / "a.pt"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(f"{path}: ")) as refused:
+        load_checkpoint(path, "thing")
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_a_wrong_byte_in_the_weights_is_named(tmp_path):
+    path = tmp_path / "a.pt"
+    place = WHOLE.index(linear().weight.detach().numpy().tobytes())
+    path.write_bytes(WHOLE[: place + 2] + bytes([WHOLE[place + 2] ^ 1]) + WHOLE[place + 3 :])
+    with pytest.raises(UserError, match=re.escape(f"{path}: ")):
+        load_checkpoint(path, "thing")
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path):
+    for path in (tmp_path / "missing.pt", tmp_path):
+        with pytest.raises(UserError, match=re.escape(f"{path}: no such checkpoint")):
+            load_checkpoint(path, "thing")
+
+
+@pytest.mark.parametrize("content", [{"weight": torch.zeros(2)}, [1, 2], torch.zeros(3), 5, {"kind": "thing"}, {}])
+def test_a_file_of_another_project_is_named(content, tmp_path):
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(UserError, match=r"a\.pt: a PyTorch file, but not a checkpoint of this project"):
+        load_checkpoint(tmp_path / "a.pt", "thing")
+
+
+def test_another_kind_is_named_with_both(tmp_path):
+    with pytest.raises(UserError, match=r"a\.pt: holds a thing, expected a codebook"):
+        load_checkpoint(save(tmp_path / "a.pt"), "codebook")
+
+
+@pytest.mark.parametrize("version", [0, 2, None, "1"])
+def test_another_version_is_named(version, tmp_path):
+    path = tmp_path / "a.pt"
+    content = {"kind": "thing", "model": {}, "config": {}}
+    torch.save(content if version is None else content | {"format_version": version}, path)
+    with pytest.raises(UserError, match=rf"a\.pt: format version {version}, this code reads 1"):
+        load_checkpoint(path, "thing")
+
+
+@pytest.mark.parametrize(
+    "state",
+    [{}, {"weight": torch.zeros(2, 3)}, linear(width=4).state_dict(), linear().state_dict() | {"more": torch.ones(1)}],
+)
+def test_weights_that_do_not_fit_are_named(state, tmp_path):
+    with pytest.raises(UserError, match=r"a\.pt: its weights do not fit this config") as refused:
+        load_weights(linear(), {"model": state}, tmp_path / "a.pt")
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def loaders(run):
+    """For each kind of checkpoint of a run, its file and how a later stage reads it."""
+    condition, coarse = (
+        Codebook.load(run / name / "models_checkpoint" / "pruned_codebook.pt")
+        for name in ("codebook_cond", "codebook_0")
+    )
+    read_stage = partial(Stage.load, coarse=condition, fine=coarse)
+    ways = {"autoencoder": Autoencoder.load, "codebook_0": Codebook.load, "transformer_0": read_stage}
+    return {name: (run / name / "models_checkpoint" / "latest.pt", load) for name, load in ways.items()}
+
+
+def tensors(content):
+    """The weights that a later stage uses."""
+    return content.get("ema") or content["model"]
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "codebook_0", "transformer_0"])
+def test_every_kind_says_what_does_not_fit(name, tiny_run, tmp_path):
+    path, load = loaders(tiny_run)[name]
+    good = torch.load(path, weights_only=True)
+    assert all(torch.equal(value, tensors(good)[key]) for key, value in load(path).state_dict().items())
+    first = next(iter(good["model"]))
+    damages = [
+        {"model": {}, "ema": None},
+        {"model": {first: good["model"][first]}, "ema": None},
+        {"model": {key: torch.zeros(1) for key in good["model"]}, "ema": None},
+        {"config": good["config"] | {"unknown": 1}},
+        {"config": {}},
+    ]
+    damaged = tmp_path / "damaged.pt"
+    for damage in damages:
+        torch.save(good | damage, damaged)
+        with pytest.raises(UserError, match=re.escape(f"{damaged}: ")):
+            load(damaged)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("autoencoder", "config"),
+        ("autoencoder", "fingerprint"),
+        ("codebook_0", "config"),
+        ("codebook_0", "trained_from"),
+        ("transformer_0", "config"),
+        ("transformer_0", "trained_from"),
+    ],
+)
+def test_every_kind_says_that_a_part_is_missing(name, key, tiny_run, tmp_path):
+    path, load = loaders(tiny_run)[name]
+    content = torch.load(path, weights_only=True)
+    del content[key]
+    damaged = tmp_path / "damaged.pt"
+    torch.save(content, damaged)
+    with pytest.raises(UserError, match=re.escape(f"{damaged}: ")):
+        load(damaged)
+
+
+@pytest.mark.parametrize("failure", [OSError("no space left on device"), KeyboardInterrupt(), SystemExit(143)])
+def test_a_failed_save_leaves_the_old_file_whole(failure, tmp_path, monkeypatch):
+    path = save(tmp_path / "a.pt")
+    before = path.read_bytes()
+
+    def half(content, target):
+        Path(target).write_bytes(WHOLE[:100])
+        raise failure
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(type(failure)):
+        save(path, seed=1)
+    assert path.read_bytes() == before
+    assert names(tmp_path) == ["a.pt"]
+
+
+def test_a_config_that_is_no_dataclass_is_our_own_mistake(tmp_path):
+    with pytest.raises(TypeError):
+        save_checkpoint(tmp_path / "a.pt", "thing", {"width": 3}, {})
+    assert names(tmp_path) == []
+
+
+def test_latest_is_the_newest_and_the_older_ones_stay(tmp_path):
+    for number in (1, 2, 3):
+        newest = save(tmp_path / f"model_{number}.pt", seed=number)
+        link_latest(newest)
+        assert (tmp_path / "latest.pt").read_bytes() == newest.read_bytes()
+    save(tmp_path / "model_3.pt", seed=4)  # written anew, as a codebook's last one is
+    for number, seed in ((1, 1), (2, 2), (3, 4)):
+        content = load_checkpoint(tmp_path / f"model_{number}.pt", "thing")
+        assert torch.equal(content["model"]["weight"], linear(seed).weight)
+    assert names(tmp_path) == ["latest.pt", "model_1.pt", "model_2.pt", "model_3.pt"]
+
+
+def test_latest_is_a_copy_where_there_are_no_hard_links(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError("links are not supported here")
+
+    monkeypatch.setattr("os.link", refuse)
+    path = save(tmp_path / "model_1.pt")
+    link_latest(path)
+    assert (tmp_path / "latest.pt").read_bytes() == path.read_bytes()
+    assert names(tmp_path) == ["latest.pt", "model_1.pt"]
+
+
+def test_what_a_crash_left_while_linking_does_no_harm(tmp_path, monkeypatch):
+    """The temporary name may be a link to an older checkpoint: a later process can have the same number."""
+    old, new = save(tmp_path / "model_1.pt", seed=1), save(tmp_path / "model_2.pt", seed=2)
+    before = old.read_bytes()
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "replace", crash)
+        patched.setattr(Path, "unlink", lambda *_, **__: None)
+        link_latest(old)
+    assert len(names(tmp_path)) == 3
+    link_latest(new)
+    assert old.read_bytes() == before
+    assert (tmp_path / "latest.pt").read_bytes() == new.read_bytes()
+
+
+def crash(*_):
+    raise KeyboardInterrupt
+
+
+shapes = st.lists(st.integers(1, 4), max_size=3)
+dtypes = st.sampled_from([torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.uint8])
+
+
+@given(shape=shapes, dtype=dtypes, seed=st.integers(0, 2**31), data=st.data())
+def test_any_bit_changes_the_fingerprint(shape, dtype, seed, data):
+    values = torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    state = {"a": values, "b": torch.ones(2)}
+    before = fingerprint(state)
+    changed = values.clone()
+    octets = changed.view(torch.uint8) if changed.ndim else changed[None].view(torch.uint8)
+    place = data.draw(st.integers(0, octets.numel() - 1))
+    octets.view(-1)[place] ^= 1 if dtype == torch.bool else 1 << data.draw(st.integers(0, 7))
+    assert fingerprint({"a": changed, "b": torch.ones(2)}) != before
+    assert fingerprint({"b": torch.ones(2), "a": values.clone()}) == before
+
+
+def test_names_shapes_and_types_change_the_fingerprint_and_strides_do_not():
+    values = torch.arange(6.0).reshape(2, 3)
+    states = [
+        {"a": values},
+        {"b": values},
+        {"a": values.reshape(3, 2)},
+        {"a": values.view(torch.int32)},
+        {"a": values, "b": torch.zeros(0)},
+    ]
+    assert len({fingerprint(state) for state in states}) == len(states)
+    assert fingerprint({"a": values.T.contiguous().T}) == fingerprint({"a": values})
+
+
+def test_an_origin_is_checked_where_both_sides_are_known(tmp_path):
+    for pair in (("a", "a"), (None, "a"), ("a", None), (None, None)):
+        check_origin(tmp_path / "a.pt", "codebook", *pair)
+    with pytest.raises(UserError, match=r"a\.pt: does not belong with this codebook"):
+        check_origin(tmp_path / "a.pt", "codebook", "a", "b")
+
+
+def test_checkpoints_of_a_run_can_be_moved(tiny_run, tmp_path):
+    path = shutil.copy(tiny_run / "autoencoder/models_checkpoint/latest.pt", tmp_path / "moved.pt")
+    assert Autoencoder.load(path).fingerprint == Autoencoder.load(loaders(tiny_run)["autoencoder"][0]).fingerprint
+
+
+def test_latest_of_every_stage_is_its_newest(tiny_run):
+    folders = sorted(tiny_run.glob("*/models_checkpoint"))
+    assert len(folders) == 8
+    for folder in folders:
+        numbered = max(folder.glob("*_[0-9]*.pt"), key=lambda path: int(path.stem.split("_")[1]))
+        assert (folder / "latest.pt").read_bytes() == numbered.read_bytes()

@@ -1,0 +1,235 @@
+import json
+import math
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.autoencoder import AutoencoderConfig
+from models.cascade import GenerationConfig, load_generation_config
+from models.codebook import CodebookConfig
+from models.transformer import TransformerConfig
+from utils.config import build_config, load_config
+from utils.files import UserError
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+@dataclass(frozen=True)
+class Everything:
+    number: int
+    rate: float
+    flag: bool
+    name: str
+    limit: int | None = None
+
+
+GOOD = {"number": 3, "rate": 0.5, "flag": True, "name": "a"}
+
+
+def test_good_values_arrive_as_they_are():
+    assert build_config(Everything, GOOD, "here") == Everything(3, 0.5, True, "a")
+    assert build_config(Everything, GOOD | {"limit": 7, "rate": 2}, "here") == Everything(3, 2, True, "a", 7)
+    assert build_config(Everything, GOOD | {"limit": None}, "here").limit is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        *[("number", value, "a whole number") for value in (1.0, "1", True, None, [1], {})],
+        *[("rate", value, "a number") for value in ("0.5", False, None, [0.5], {})],
+        *[("flag", value, "true or false") for value in (0, 1, "true", None, [])],
+        *[("name", value, "a string") for value in (1, 0.5, True, None, ["a"])],
+        *[("limit", value, "a whole number or null") for value in (0.5, "1", True, [])],
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_key_value_and_expectation(key, value, expected):
+    with pytest.raises(UserError, match=re.escape(f"here: {key!r} is {value!r}, expected {expected}") + "$"):
+        build_config(Everything, GOOD | {key: value}, "here")
+
+
+@pytest.mark.parametrize("key", GOOD)
+def test_a_missing_key_is_named(key):
+    with pytest.raises(UserError, match=f"here: missing key {key!r}"):
+        build_config(Everything, {name: value for name, value in GOOD.items() if name != key}, "here")
+
+
+def test_an_unknown_key_is_named_with_the_nearest_one_or_with_all():
+    with pytest.raises(UserError, match=r"here: unknown key 'nmber'; did you mean 'number'\?"):
+        build_config(Everything, GOOD | {"nmber": 1}, "here")
+    with pytest.raises(UserError, match="here: unknown key 'zzz'; known keys: number, rate, flag, name, limit"):
+        build_config(Everything, GOOD | {"zzz": 1}, "here")
+
+
+@given(st.text(max_size=12).filter(lambda key: key not in {field.name for field in fields(Everything)}))
+def test_no_unknown_key_passes(key):
+    with pytest.raises(UserError) as refused:
+        build_config(Everything, GOOD | {key: 1}, "here")
+    assert repr(key) in str(refused.value)
+
+
+@pytest.mark.parametrize("value", [[], "a", 1, None])
+def test_what_is_no_object_is_refused(value):
+    with pytest.raises(UserError, match="here: expected a JSON object"):
+        build_config(Everything, value, "here")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "not valid JSON"),
+        (b'{"number": 3,}', "not valid JSON"),
+        (b'{"number": 3', "not valid JSON"),
+        (b"\xff\xfe\x00", "not valid JSON"),
+        (b"[1]", "expected a JSON object, found list"),
+        (b"null", "expected a JSON object, found NoneType"),
+        (b'"text"', "expected a JSON object, found str"),
+    ],
+)
+def test_a_broken_file_is_named(content, reason, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(f"{path}: {reason}")):
+        load_config(path, Everything)
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path):
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path / 'missing.json'}: no such file")):
+        load_config(tmp_path / "missing.json", Everything)
+    with pytest.raises((UserError, OSError), match=re.escape(str(tmp_path))):
+        load_config(tmp_path, Everything)
+
+
+AUTOENCODER = {
+    "model_lr": 1e-5, "image_channel": 3, "min_channel": 256, "max_channel": 512, "num_layers": 2,
+    "latent_channel": 4, "hidden_activation_type": "silu", "use_final_enc_activation": True,
+    "encoder_activation_type": "tanh", "use_final_dec_activation": True, "decoder_activation_type": "tanh",
+}  # fmt: skip
+CODEBOOK = {
+    "model_lr": 1e-4, "image_H": 32, "image_W": 32, "image_C": 4, "patch_H": 8, "patch_W": 8,
+    "num_embeddings": 512, "neighbourhood_step": 200,
+}  # fmt: skip
+TRANSFORMER = {
+    "model_lr": 1e-4, "use_sliding_window": True, "sliding_window": 256, "num_enc_layers": 5, "num_dec_layers": 7,
+    "self_attn_heads": 64, "cross_attn_heads": 64, "in_dim": 512, "hidden_dim": 2048, "hidden_activation": "silu",
+}  # fmt: skip
+GENERATION = {
+    "model_path": "a.pt", "lr_codebook_path": "b.pt", "hr_codebook_path": "c.pt",
+    "beam_width": 16, "num_beam": 32, "temperature": 1.5,
+}  # fmt: skip
+PUBLIC = [
+    (AutoencoderConfig, AUTOENCODER),
+    (CodebookConfig, CODEBOOK),
+    (TransformerConfig, TRANSFORMER),
+    (GenerationConfig, GENERATION),
+]
+NAN, INF = math.nan, math.inf
+INVALID = {
+    AutoencoderConfig: {
+        "model_lr": [-1e-9, NAN, INF],
+        "image_channel": [0, 1, 4],
+        "min_channel": [0, -1],
+        "max_channel": [255, 0],
+        "num_layers": [0, -1],
+        "latent_channel": [0],
+        "hidden_activation_type": ["swish", ""],
+        "encoder_activation_type": ["TANH"],
+        "decoder_activation_type": ["none"],
+        "num_enc_res_blocks": [-1],
+        "num_dec_res_blocks": [-1],
+        "latent_noise": [-0.1, NAN],
+        "weight_decay": [-0.1, INF],
+    },
+    CodebookConfig: {
+        "model_lr": [0.0, 1.0, -1.0, NAN],
+        "image_H": [0, -8, 33],
+        "image_W": [0, 33],
+        "image_C": [0],
+        "patch_H": [0, 5, 64],
+        "patch_W": [0, 5, 64],
+        "num_embeddings": [1, 0, -5],
+        "neighbourhood_step": [0, -1],
+    },
+    TransformerConfig: {
+        "model_lr": [-1e-9, NAN, INF],
+        "sliding_window": [1, 0, -1],
+        "num_enc_layers": [-1],
+        "num_dec_layers": [0],
+        "self_attn_heads": [0, 3, 256],
+        "cross_attn_heads": [0, 3, 256],
+        "in_dim": [0, 510, 64],
+        "hidden_dim": [0],
+        "hidden_activation": ["swish"],
+        "dropout": [-0.1, 1.0, NAN],
+        "weight_decay": [-1.0, NAN],
+    },
+    GenerationConfig: {
+        "num_beam": [0, -1],
+        "beam_width": [0],
+        "keep_beam": [0, 33],
+        "temperature": [0.0, -1.0, NAN, INF],
+        "top_k": [0, -1],
+        "top_p": [0.0, 1.1, NAN],
+    },
+}
+FREE = {"use_final_enc_activation", "use_final_dec_activation", "use_sliding_window"}
+FREE |= {"model_path", "lr_codebook_path", "hr_codebook_path"}
+
+
+@pytest.mark.parametrize(("cls", "values"), PUBLIC)
+def test_the_public_keys_load(cls, values):
+    config = build_config(cls, json.loads(json.dumps(values)), "here")
+    assert {key: getattr(config, key) for key in values} == values
+
+
+@pytest.mark.parametrize(("cls", "values"), PUBLIC)
+def test_every_key_has_its_invalid_values(cls, values):
+    assert set(INVALID[cls]) | FREE >= {field.name for field in fields(cls)}
+
+
+@pytest.mark.parametrize(
+    ("cls", "values", "key", "value"),
+    [(cls, values, key, value) for cls, values in PUBLIC for key, bad in INVALID[cls].items() for value in bad],
+)
+def test_an_invalid_value_is_refused_by_file_key_and_value(cls, values, key, value, write_json, tmp_path):
+    path = write_json(tmp_path / "config.json", values | {key: value})
+    with pytest.raises(UserError) as refused:
+        load_config(path, cls)
+    assert str(refused.value).startswith(f"{path}: ")
+    assert f"'{key}'" in str(refused.value)
+    assert str(value) in str(refused.value)
+
+
+CLASSES = {"autoencoder": AutoencoderConfig, "codebook": CodebookConfig, "transformer": TransformerConfig}
+RECIPES = sorted(path.parent for path in CONFIGS.glob("*/recipe.sh"))
+FILES = ["autoencoder", "codebook_0", "codebook_1", "codebook_2", "codebook_cond"]
+FILES += ["transformer_0", "transformer_1", "transformer_2"]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_a_recipe_is_complete_and_its_sizes_meet(recipe):
+    assert {path.stem for path in recipe.glob("*.json")} == {*FILES, "generate"}
+    configs = {name: load_config(recipe / f"{name}.json", CLASSES[name.split("_")[0]]) for name in FILES}
+    image_size = int(re.search(r"^IMAGE_SIZE=(\d+)$", (recipe / "recipe.sh").read_text(), flags=re.M).group(1))
+    autoencoder = configs["autoencoder"]
+    side = image_size // 2**autoencoder.num_layers
+    maps = [configs[f"codebook_{name}"] for name in ("cond", "0", "1", "2")]
+    for codebook in maps:
+        assert (codebook.image_C, codebook.image_H, codebook.image_W) == (autoencoder.latent_channel, side, side)
+    assert maps[0].grid == (1, 1)
+    lengths = [math.prod(codebook.grid) for codebook in maps]
+    assert lengths == sorted(set(lengths))
+    stages = load_generation_config(recipe / "generate.json")
+    assert len(stages) == 3
+    names = ("codebook_cond", "codebook_0", "codebook_1", "codebook_2")
+    pruned = [f"{name}/models_checkpoint/pruned_codebook.pt" for name in names]
+    for number, stage in enumerate(stages):
+        assert stage.model_path == f"transformer_{number}/models_checkpoint/latest.pt"
+        assert (stage.lr_codebook_path, stage.hr_codebook_path) == (pruned[number], pruned[number + 1])
+
+
+def test_there_are_three_recipes():
+    assert [path.name for path in RECIPES] == ["demo-64", "full-128", "tiny-32"]

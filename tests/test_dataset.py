@@ -1,0 +1,380 @@
+import io
+import json
+import pickle
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tinydb import TinyDB
+
+from utils.dataset import (
+    EpochSampler,
+    FeatureMapDataset,
+    ImageDataset,
+    batch_loader,
+    chunks,
+    is_validation,
+    read_dataset,
+    split_indices,
+    steps_per_epoch,
+    write_dataset,
+)
+from utils.files import UserError
+from utils.images import read_image, save_image
+
+names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=20)
+records = st.lists(st.fixed_dictionaries({"image_fpath": names, "labels": st.lists(names, max_size=3)}), min_size=1)
+
+
+@given(records=records, info=st.none() | st.dictionaries(names, st.integers() | names, min_size=1, max_size=3))
+def test_what_is_written_is_read(records, info, tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "dataset.json"
+    write_dataset(path, records, info)
+    assert read_dataset(path, ("image_fpath",)) == (records, info or {})
+
+
+def test_the_file_is_a_tinydb_file_of_the_public_shape(tmp_path):
+    records = [{"image_fpath": "a.png", "labels": []}, {"image_fpath": "b.png", "labels": ["x"]}]
+    write_dataset(tmp_path / "dataset.json", records)
+    assert json.loads((tmp_path / "dataset.json").read_text()) == {"_default": {"1": records[0], "2": records[1]}}
+    with TinyDB(tmp_path / "dataset.json") as database:
+        assert [dict(record) for record in database.all()] == records
+
+
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_temporary(tmp_path):
+    path = tmp_path / "dataset.json"
+    write_dataset(path, [{"image_fpath": "a.png"}])
+    before = path.read_bytes()
+
+    def broken():
+        yield {"image_fpath": "b.png"}
+        raise RuntimeError("the disk of the images is gone")
+
+    with pytest.raises(RuntimeError, match="gone"):
+        write_dataset(path, broken())
+    with pytest.raises(TypeError):
+        write_dataset(path, [{"image_fpath": object()}])
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["dataset.json"]
+
+
+def test_reading_creates_and_changes_nothing(tmp_path):
+    for cls in (ImageDataset, FeatureMapDataset):
+        with pytest.raises(UserError, match=re.escape(f"{tmp_path / 'dataset.json'}: no such data set")):
+            cls(tmp_path / "dataset.json")
+    assert [entry.name for entry in tmp_path.iterdir()] == []
+    path = tmp_path / "dataset.json"
+    write_dataset(path, [{"image_fpath": "a.png"}])
+    path.chmod(0o444)
+    before = path.stat().st_mtime_ns
+    read_dataset(path, ("image_fpath",))
+    assert path.stat().st_mtime_ns == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["dataset.json"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"null",
+        b"{}",
+        b"[]",
+        b"[1]",
+        b"5",
+        b'"text"',
+        b'{"_default": {}}',
+        b'{"_default": []}',
+        b'{"_default": [{"image_fpath": "a.png"}]}',
+        b'{"_default": {"one": {"image_fpath": "a.png"}}}',
+        b'{"_default": {"1": "a.png"}}',
+        b'{"_default": {"1": 5}}',
+        b'{"_default": {"1": null}}',
+        b'{"_default": {"1": {"image_path": "a.png"}}}',
+        b'{"_default": {"1": {"image_fpath": 5}}}',
+        b'{"_default": {"1": {"image_fpath": null}}}',
+        b'{"_default": {"1": {"image_fpath": "a.png"}}, "info": {"1": 5}}',
+        b'{"_default": {"1": {"image_fpath": "a.png"}}, "info": 5}',
+        b'{"_default": {"1": {"image_fpath": "a.png"}',
+        b"\x89PNG\r\n\x1a\n\xff\xfe",
+    ],
+)
+def test_a_broken_file_is_named(content, tmp_path):
+    path = tmp_path / "dataset.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(f"{path}: ")):
+        read_dataset(path, ("image_fpath",))
+
+
+def image_folder(folder, count=3):
+    """A data set of images of one grey each, the first two by relative and the others by absolute paths."""
+    paths = []
+    for number in range(count):
+        save_image(torch.full((3, 4, 6), number / count), folder / "images" / f"{number}.png")
+        paths.append(f"images/{number}.png" if number < 2 else str((folder / "images" / f"{number}.png").resolve()))
+    write_dataset(folder / "dataset.json", [{"image_fpath": path, "labels": [Path(path).stem]} for path in paths])
+    return folder / "dataset.json"
+
+
+def test_images_come_as_batches_by_relative_and_absolute_paths(tmp_path, monkeypatch):
+    path = image_folder(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    for way in (path, Path("data/dataset.json"), "data/dataset.json"):
+        dataset = ImageDataset(way)
+        batch = dataset[np.array([2, 0])]
+        assert (len(dataset), dataset.shape, batch.shape, batch.dtype) == (3, (3, 4, 6), (2, 3, 4, 6), torch.float32)
+        assert torch.equal(batch[0], read_image(tmp_path / "data/images/2.png"))
+        assert torch.equal(batch[1], read_image(tmp_path / "data/images/0.png"))
+        assert [dataset.label(index) for index in range(3)] == [["0"], ["1"], ["2"]]
+
+
+def test_a_data_set_can_be_moved(tmp_path):
+    path = image_folder(tmp_path / "here", count=2)
+    before = ImageDataset(path)[np.arange(2)]
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    moved = ImageDataset(tmp_path / "there" / "dataset.json")
+    assert torch.equal(moved[np.arange(2)], before)
+
+
+def test_feature_maps_can_be_moved(tiny_run, tmp_path):
+    shutil.copytree(tiny_run / "feature_maps", tmp_path / "moved")
+    indices = np.array([0, 41, 79])
+    original, moved = (
+        FeatureMapDataset(folder / "dataset.json") for folder in (tiny_run / "feature_maps", tmp_path / "moved")
+    )
+    assert str(moved.path(0)).startswith(str(tmp_path))
+    assert torch.equal(moved[indices], original[indices])
+
+
+@pytest.mark.parametrize("damage", ["missing", "garbage", "another size"])
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_bad_image_is_named(number, damage, tmp_path):
+    path = image_folder(tmp_path, count=2)
+    bad = tmp_path / "images" / f"{number}.png"
+    if damage == "missing":
+        bad.unlink()
+    elif damage == "garbage":
+        bad.write_bytes(b"garbage")
+    else:
+        save_image(torch.zeros(3, 8, 8), bad)
+    with pytest.raises(UserError) as refused:
+        ImageDataset(path)[np.arange(2)]
+    # Which of two sizes is wrong is not for us to say: the first image decides.
+    named = tmp_path / "images" / "1.png" if damage == "another size" else bad
+    assert str(refused.value).startswith(f"{named}: ")
+
+
+@given(st.lists(names, min_size=2, unique=True), st.floats(0, 1, exclude_max=True))
+def test_the_split_is_a_function_of_each_path_alone(paths, fraction):
+    keys = np.array([path.encode() for path in paths])
+    held = {path for path in paths if is_validation(path, fraction)}
+    if len(held) == len(paths):
+        with pytest.raises(UserError, match="--val-fraction"):
+            split_indices(keys, fraction)
+        return
+    training, validation = split_indices(keys, fraction)
+    assert {paths[index] for index in validation} == held
+    assert sorted([*training, *validation]) == list(range(len(paths)))
+    again, _ = split_indices(keys[::-1], fraction)
+    assert {paths[len(paths) - 1 - index] for index in again} == set(paths) - held
+
+
+def test_the_split_does_not_change_between_versions():
+    """Checkpoints of another day hold out the same images."""
+    held = [number for number in range(200) if is_validation(f"images/{number}.png", 0.05)]
+    assert held == [29, 68, 70, 89, 95, 105, 108, 124, 155, 168, 177]
+
+
+@settings(max_examples=25)
+@given(st.text("abcdefgh/.", max_size=10), st.floats(0.02, 0.98), st.floats(0, 1))
+def test_the_share_held_out_is_near_the_fraction_and_grows_with_it(prefix, fraction, smaller):
+    paths = [f"{prefix}{number}.png" for number in range(2000)]
+    held = {path for path in paths if is_validation(path, fraction)}
+    spread = (fraction * (1 - fraction) / len(paths)) ** 0.5
+    assert abs(len(held) / len(paths) - fraction) < 6 * spread
+    assert {path for path in paths if is_validation(path, smaller * fraction)} <= held
+
+
+def test_a_fraction_of_zero_holds_nothing_out():
+    training, held_out = split_indices(np.array([b"a", b"b"]), 0.0)
+    assert (list(training), list(held_out)) == ([0, 1], [])
+
+
+@pytest.mark.parametrize("fraction", [0.05, 0.2, 0.5])
+def test_images_and_feature_maps_are_split_alike_and_flips_stay(fraction, tiny_run, faces):
+    images, maps = ImageDataset(faces), FeatureMapDataset(tiny_run / "feature_maps" / "dataset.json")
+    assert len(maps) == 2 * len(images)
+    assert maps.flipped.sum() == len(images)
+    for image_side, map_side in zip(images.split(fraction), maps.split(fraction), strict=True):
+        for flipped in (False, True):
+            of_maps = [maps.image_keys[index] for index in map_side if maps.flipped[index] == flipped]
+            assert sorted(of_maps) == sorted(images.paths[image_side])
+
+
+def test_records_of_feature_maps_have_the_public_keys_and_relative_paths(tiny_run, faces):
+    folder = tiny_run / "feature_maps"
+    records, info = read_dataset(folder / "dataset.json", ("fmap_path", "image_path"))
+    assert set(info) == {"autoencoder"}
+    for number, record in enumerate(records):
+        assert {"fmap_path", "image_path", "labels", "flipped"} <= set(record)
+        assert record["fmap_path"] == f"{number // 30:04d}/{number:07d}.npy"
+        assert np.load(folder / record["fmap_path"]).shape == (4, 8, 8)
+        assert not Path(record["image_path"]).is_absolute()
+    originals = {(folder / record["image_path"]).resolve() for record in records}
+    assert originals == {path.resolve() for path in faces.parent.rglob("*.png")}
+
+
+indices = st.integers(1, 40).map(lambda count: np.arange(count) * 3 + 5)
+
+
+@given(indices, st.integers(1, 12), st.integers(-(2**40), 2**40), st.integers(1, 4))
+def test_each_epoch_is_a_new_permutation_and_its_last_batch_the_rest(indices, batch_size, seed, epochs):
+    per_epoch = steps_per_epoch(len(indices), batch_size)
+    batches = list(EpochSampler(indices, batch_size, seed, 0, epochs * per_epoch))
+    assert len(batches) == epochs * per_epoch
+    for epoch in range(epochs):
+        parts = batches[epoch * per_epoch :][:per_epoch]
+        assert sorted(np.concatenate(parts)) == list(indices)
+        assert [len(part) for part in parts[:-1]] == [batch_size] * (per_epoch - 1)
+        assert len(parts[-1]) == (len(indices) - 1) % batch_size + 1
+
+
+def test_epochs_and_seeds_differ():
+    orders = [list(next(iter(EpochSampler(np.arange(50), 50, seed, epoch, 9)))) for seed in (0, 1) for epoch in (0, 1)]
+    assert len({tuple(order) for order in orders}) == 4
+
+
+@given(indices, st.integers(1, 12), st.integers(0, 2**40), st.integers(1, 30), st.data())
+def test_going_on_from_any_step_yields_the_same_batches(indices, batch_size, seed, stop, data):
+    start = data.draw(st.integers(0, stop))
+    whole = list(EpochSampler(indices, batch_size, seed, 0, stop))
+    rest = EpochSampler(indices, batch_size, seed, start, stop)
+    assert len(rest) == stop - start
+    assert [list(batch) for batch in rest] == [list(batch) for batch in whole[start:]]
+
+
+@given(indices, st.integers(1, 12))
+def test_chunks_keep_the_order(indices, batch_size):
+    parts = chunks(indices, batch_size)
+    assert len(parts) == steps_per_epoch(len(indices), batch_size)
+    assert list(np.concatenate(parts)) == list(indices)
+    assert max(map(len, parts)) <= batch_size
+
+
+def map_folder(folder, arrays):
+    records = []
+    for number, array in enumerate(arrays):
+        np.save(folder / f"{number}.npy", array)
+        records.append({"fmap_path": f"{number}.npy", "image_path": f"{number}.png", "labels": [], "flipped": False})
+    write_dataset(folder / "dataset.json", records)
+    return folder / "dataset.json"
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_feature_maps_come_as_float32(dtype, tmp_path):
+    maps = np.arange(2 * 3 * 4 * 5, dtype=dtype).reshape(2, 3, 4, 5)
+    dataset = FeatureMapDataset(map_folder(tmp_path, maps))
+    assert dataset.shape == (3, 4, 5)
+    assert dataset.autoencoder is None
+    batch = dataset[np.array([1, 0])]
+    assert batch.dtype == torch.float32
+    assert torch.equal(batch, torch.from_numpy(maps[[1, 0]].astype(np.float32)))
+
+
+class Touch:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def saved(array, **options):
+    buffer = io.BytesIO()
+    np.save(buffer, array, **options)
+    return buffer.getvalue()
+
+
+def zipped():
+    buffer = io.BytesIO()
+    np.savez(buffer, np.zeros((2, 2, 2), np.float32))
+    return buffer.getvalue()
+
+
+GOOD_MAP = saved(np.zeros((2, 2, 2), np.float32))
+BAD_MAPS = {
+    "missing": None,
+    "empty": b"",
+    "garbage": b"garbage, and more of it",
+    "cut short": GOOD_MAP[:-3],
+    "cut in the header": GOOD_MAP[:40],
+    "another shape": saved(np.zeros((2, 2, 3), np.float32)),
+    "two axes": saved(np.zeros((2, 2), np.float32)),
+    "whole numbers": saved(np.zeros((2, 2, 2), np.int64)),
+    "complex numbers": saved(np.zeros((2, 2, 2), np.complex64)),
+    "strings": saved(np.full((2, 2, 2), "a")),
+    "a zip of arrays": zipped(),
+    "a zip cut short": zipped()[:60],
+    "an image": b"\x89PNG\r\n\x1a\n" + bytes(20),
+}
+
+
+@pytest.mark.parametrize("damage", BAD_MAPS)
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_bad_feature_map_is_named(number, damage, tmp_path):
+    path = map_folder(tmp_path, np.zeros((2, 2, 2, 2), np.float32))
+    bad = tmp_path / f"{number}.npy"
+    bad.unlink() if BAD_MAPS[damage] is None else bad.write_bytes(BAD_MAPS[damage])
+    with pytest.raises(UserError) as refused:
+        FeatureMapDataset(path)[np.arange(2)]
+    named = tmp_path / "1.npy" if damage == "another shape" else bad
+    assert str(refused.value).startswith(f"{named}: ")
+
+
+def test_pickled_objects_are_refused_and_not_run(tmp_path):
+    path = map_folder(tmp_path, np.zeros((1, 2, 2, 2), np.float32))
+    touch = Touch(tmp_path / "touched")
+    for content in (saved(np.full((1, 1, 1), touch), allow_pickle=True), pickle.dumps(touch)):
+        (tmp_path / "0.npy").write_bytes(content)
+        with pytest.raises(UserError, match=re.escape(f"{tmp_path / '0.npy'}: ")):
+            FeatureMapDataset(path)
+    assert not (tmp_path / "touched").exists()
+    pickle.loads(content)
+    assert (tmp_path / "touched").exists()  # so the file would have done it
+
+
+@settings(max_examples=200)
+@given(position=st.integers(0, len(GOOD_MAP) - 33), value=st.integers(0, 255))
+def test_a_header_with_one_wrong_byte_is_refused_or_harmless(position, value, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("maps", numbered=True)
+    path = map_folder(folder, np.zeros((1, 2, 2, 2), np.float32))
+    (folder / "0.npy").write_bytes(GOOD_MAP[:position] + bytes([value]) + GOOD_MAP[position + 1 :])
+    try:
+        assert FeatureMapDataset(path)[np.arange(1)].dtype == torch.float32
+    except UserError as refused:
+        assert str(refused).startswith(f"{folder / '0.npy'}: ")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loader_gives_the_batches_in_order(workers, tmp_path):
+    dataset = ImageDataset(image_folder(tmp_path))
+    batches = [np.array([2, 1]), np.array([0])]
+    loaded = list(batch_loader(dataset, batches, workers))
+    assert len(loaded) == 2
+    for batch, expected in zip(loaded, batches, strict=True):
+        assert torch.equal(batch, dataset[expected])
+
+
+def test_a_bad_image_is_named_from_a_loading_process(tmp_path):
+    path = image_folder(tmp_path, count=2)
+    dataset = ImageDataset(path)
+    (tmp_path / "images" / "1.png").write_bytes(b"garbage")
+    with pytest.raises(UserError) as refused:
+        list(batch_loader(dataset, [np.array([1])], num_workers=1))
+    assert str(refused.value).startswith(f"{tmp_path / 'images' / '1.png'}: ")

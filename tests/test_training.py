@@ -1,0 +1,537 @@
+"""The training loop, by itself and through the scripts that call it."""
+
+import argparse
+import json
+import math
+import os
+import re
+import shutil
+import signal
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import CODEBOOKS, TINY, expect_error, expect_exit, run_main
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.checkpoint import checkpoint
+
+import train_autoencoder
+import train_codebook
+import train_quantized_transformer
+from models.codebook import MapLearner
+from models.transformer import Grid, Transformer, TransformerConfig
+from utils.config import load_config
+from utils.dataset import is_validation
+from utils.training import GradientLearner, catch_stop, learning_rate, planned_steps
+
+MAINS = {
+    "autoencoder": train_autoencoder.main,
+    "codebook_1": train_codebook.main,
+    "transformer_0": train_quantized_transformer.main,
+    "transformer_1": train_quantized_transformer.main,
+}
+GRADIENT = ["autoencoder", "transformer_0", "transformer_1"]
+WEIGHTS = "models_checkpoint/latest.pt"
+PRUNED = "models_checkpoint/pruned_codebook.pt"
+
+
+@pytest.fixture
+def command(tiny_run, faces, tmp_path):
+    """A function: the arguments that train a stage into a folder of `tmp_path`. The last of a repeated flag counts."""
+
+    def build(name, out, *more):
+        argv = ["--device", "cpu", "--batch-size", 12, "--val-fraction", 0.2, "--log-step", 1]
+        argv += ["--config-path", TINY / f"{name}.json", "--out-dir", tmp_path / out]
+        if name == "autoencoder":
+            argv += ["--dataset-path", faces]
+        else:
+            argv += ["--dataset-path", tiny_run / "feature_maps/dataset.json"]
+            argv += ["--decoder-path", tiny_run / "autoencoder" / WEIGHTS]
+        if name in GRADIENT:
+            argv += ["--precision", "fp32", "--warmup-step", 3]
+        if name.startswith("transformer"):
+            number = int(name[-1])
+            argv += ["--lr-codebook-path", tiny_run / CODEBOOKS[number] / PRUNED, "--test-num-sample", 2]
+            argv += ["--hr-codebook-path", tiny_run / CODEBOOKS[number + 1] / PRUNED]
+            argv += ["--train-base-model"] if number == 0 else []
+        return [*argv, *more]
+
+    return build
+
+
+@pytest.fixture
+def train(command, tmp_path):
+    """A function: train a stage and return the content of its latest checkpoint."""
+
+    def call(name, out, *more):
+        run_main(MAINS[name], *command(name, out, *more))
+        return latest(tmp_path / out)
+
+    return call
+
+
+def latest(folder):
+    return torch.load(folder / WEIGHTS, weights_only=True)
+
+
+def rows(folder, key=None):
+    """The lines of metrics.jsonl, all or those that hold a key."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if key is None or key in line]
+
+
+def same(first, second):
+    """Whether two checkpoints hold the same, to the last bit."""
+    if isinstance(first, torch.Tensor):
+        return isinstance(second, torch.Tensor) and torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(same, first, second))
+    return first == second
+
+
+def settings(**changes):
+    defaults = {
+        "lr_schedule": "step",
+        "lr_step": 100,
+        "warmup_step": 0,
+        "batch_size": 8,
+        "max_epoch": 3,
+        "max_step": None,
+    }
+    return argparse.Namespace(**defaults | changes)
+
+
+@given(st.integers(0, 500), st.floats(1e-6, 1), st.integers(1, 60), st.integers(0, 40))
+def test_the_step_schedule_warms_up_and_halves(step, base, lr_step, warmup):
+    expected = base
+    for _ in range(lr_step, step + 1, lr_step):
+        expected /= 2
+    if step < warmup:
+        expected *= (step + 1) / (warmup + 1)
+    args = settings(lr_step=lr_step, warmup_step=warmup)
+    assert learning_rate(step, 1000, base, args) == pytest.approx(expected)
+
+
+@given(st.integers(1, 500), st.floats(1e-6, 1), st.integers(0, 40), st.data())
+def test_the_cosine_schedule_warms_up_and_ends_at_zero(total, base, warmup, data):
+    step = data.draw(st.integers(0, total))
+    expected = base * math.cos(math.pi / 2 * step / total) ** 2 * min(1, (step + 1) / (warmup + 1))
+    args = settings(lr_schedule="cosine", warmup_step=warmup)
+    assert learning_rate(step, total, base, args) == pytest.approx(expected, abs=1e-12)
+    assert learning_rate(total, total, base, args) == pytest.approx(0, abs=1e-12)
+
+
+@given(st.integers(1, 100), st.integers(1, 20), st.integers(1, 5), st.none() | st.integers(1, 200))
+def test_steps_are_planned_to_the_last_epoch_or_max_step(items, batch_size, epochs, max_step):
+    one_by_one = epochs * len(range(0, items, batch_size))
+    args = settings(batch_size=batch_size, max_epoch=epochs, max_step=max_step)
+    assert planned_steps(items, args) == (one_by_one if max_step is None else min(one_by_one, max_step))
+
+
+def test_a_second_signal_acts_as_usual():
+    seen = []
+    signal.signal(signal.SIGTERM, lambda *_: seen.append("usual"))
+    usual = signal.getsignal(signal.SIGTERM)
+    with catch_stop() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert (stop, seen) == ([signal.SIGTERM], [])
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert (stop, seen) == ([signal.SIGTERM], ["usual"])
+    assert signal.getsignal(signal.SIGTERM) is usual
+
+
+@pytest.mark.parametrize("name", GRADIENT)
+def test_four_steps_equal_two_resume_two(name, train, tmp_path):
+    whole = train(name, "whole", "--max-step", 4, "--ema-decay", 0.9)
+    train(name, "halves", "--max-step", 2, "--ema-decay", 0.9)
+    halves = train(name, "halves", "--max-step", 4, "--ema-decay", 0.9, "--resume")
+    assert set(whole) >= {"model", "ema", "optimizer", "step", "settings", "trained_from", "fingerprint"}
+    assert same(halves, whole)
+    assert not same(whole["model"], whole["ema"])
+    for kind in ("train_loss", "val_loss"):
+        first, second = (
+            [(row["step"], row[kind]) for row in rows(tmp_path / out, kind)] for out in ("whole", "halves")
+        )
+        assert second[-1] == first[-1]
+
+
+def interrupt(monkeypatch, cls, step, number):
+    """Send the process a signal in the middle of a step."""
+    original = cls.update
+
+    def update(self, batch, at):
+        if at == step:
+            os.kill(os.getpid(), number)
+        return original(self, batch, at)
+
+    monkeypatch.setattr(cls, "update", update)
+
+
+@pytest.mark.parametrize(("name", "cls"), [("codebook_1", MapLearner), ("transformer_1", GradientLearner)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_an_interrupted_run_saves_and_goes_on_as_if_it_had_not_been(
+    name, cls, number, status, command, train, tmp_path, monkeypatch
+):
+    plan = ("--max-epoch", 2, "--max-step", 8)  # 5 batches an epoch: it is crossed after the interruption
+    whole = train(name, "whole", *plan)
+    with monkeypatch.context() as patched:
+        interrupt(patched, cls, 2, number)
+        assert expect_exit(MAINS[name], command(name, "parts", *plan)) == status
+    assert latest(tmp_path / "parts")["step"] == 3
+    assert same(train(name, "parts", *plan, "--resume"), whole)
+    for out in ("whole", "parts"):
+        assert [row["step"] for row in rows(tmp_path / out, "train_loss")] == list(range(1, 9))
+    losses = [[row["train_loss"] for row in rows(tmp_path / out, "train_loss")] for out in ("whole", "parts")]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "codebook_1"])
+def test_after_a_crash_no_step_is_told_twice(name, command, train, tmp_path, monkeypatch):
+    cls = MapLearner if name == "codebook_1" else GradientLearner
+    plan = ("--max-step", 6, "--checkpoint-step", 2)
+    original = cls.update
+
+    def update(self, batch, step):
+        if step == 5:
+            raise RuntimeError("the power is out")
+        return original(self, batch, step)
+
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="power"):
+        patched.setattr(cls, "update", update)
+        run_main(MAINS[name], *command(name, "crashed", *plan))
+    assert [row["step"] for row in rows(tmp_path / "crashed", "train_loss")] == [1, 2, 3, 4, 5]
+    resumed = train(name, "crashed", *plan, "--resume")
+    assert [row["step"] for row in rows(tmp_path / "crashed", "train_loss")] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows(tmp_path / "crashed", "val_loss")] == [2, 4, 6]
+    assert same(resumed, train(name, "whole", *plan))
+
+
+def test_half_a_line_that_a_crash_left_does_not_stop_a_resume(train, tmp_path):
+    train("autoencoder", "run", "--max-step", 1)
+    with (tmp_path / "run/metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "epo')
+    train("autoencoder", "run", "--max-step", 2, "--resume")
+    assert [row["step"] for row in rows(tmp_path / "run", "train_loss")] == [1, 2]
+
+
+@pytest.mark.parametrize("name", MAINS)
+def test_resuming_what_has_ended_changes_nothing(name, train, tmp_path):
+    plan = ("--max-step", 2)
+    before = train(name, "run", *plan)
+    told = (tmp_path / "run/metrics.jsonl").read_text()
+    assert same(train(name, "run", *plan, "--resume"), before)
+    assert (tmp_path / "run/metrics.jsonl").read_text() == told
+
+
+def test_resuming_nothing_is_a_start(train):
+    assert same(train("autoencoder", "a", "--max-step", 1, "--resume"), train("autoencoder", "b", "--max-step", 1))
+
+
+CHANGED = [
+    ("autoencoder", ["--seed", 1], None, "'seed' was 0, now 1"),
+    ("autoencoder", ["--batch-size", 5], None, "'batch_size' was 12, now 5"),
+    ("autoencoder", ["--val-fraction", 0.3], None, "'val_fraction' was 0.2, now 0.3"),
+    ("autoencoder", [], {"latent_channel": 3}, "'latent_channel' was 4, now 3"),
+    ("codebook_1", ["--seed", 1], None, "'seed' was 0, now 1"),
+    ("codebook_1", [], {"num_embeddings": 12}, "'num_embeddings' was 16, now 12"),
+    ("codebook_1", [], {"patch_H": 4, "patch_W": 4}, "'patch_H' was 2, now 4"),
+    ("transformer_1", ["--batch-size", 5], None, "'batch_size' was 12, now 5"),
+    ("transformer_1", [], {"hidden_dim": 32}, "'hidden_dim' was 64, now 32"),
+]
+
+
+@pytest.mark.parametrize(("name", "flags", "keys", "expected"), CHANGED)
+def test_resuming_with_other_settings_is_refused_by_name(
+    name, flags, keys, expected, command, train, tmp_path, write_json, capsys
+):
+    before = train(name, "run", "--max-step", 1)
+    if keys is not None:
+        config = json.loads((TINY / f"{name}.json").read_text()) | keys
+        flags = ["--config-path", write_json(tmp_path / "other.json", config)]
+    line = expect_error(capsys, MAINS[name], command(name, "run", "--max-step", 2, "--resume", *flags))
+    assert f"{tmp_path / 'run' / WEIGHTS}: cannot resume, {expected}" in line
+    assert same(latest(tmp_path / "run"), before)
+    assert [row["step"] for row in rows(tmp_path / "run", "train_loss")] == [1]
+
+
+def test_resuming_with_another_codebook_is_refused_by_name(command, train, tiny_run, tmp_path, capsys):
+    train("transformer_1", "run", "--max-step", 1)
+    other = ("--lr-codebook-path", tiny_run / "codebook_2" / PRUNED)
+    line = expect_error(capsys, MAINS["transformer_1"], command("transformer_1", "run", "--resume", *other))
+    assert str(tmp_path / "run" / WEIGHTS) in line
+    # Its grid is another as well; either reason will do.
+    assert "codebook" in line or "coarse" in line
+
+
+def test_resuming_a_damaged_checkpoint_is_refused_by_name(command, train, tmp_path, capsys):
+    train("autoencoder", "run", "--max-step", 1)
+    damaged = tmp_path / "run" / WEIGHTS
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    assert str(damaged) in expect_error(capsys, MAINS["autoencoder"], command("autoencoder", "run", "--resume"))
+
+
+@pytest.mark.parametrize(
+    ("name", "flag"), [("autoencoder", "model"), ("codebook_1", "codebook"), ("transformer_1", "model")]
+)
+def test_resume_and_another_start_exclude_each_other(name, flag, command, tiny_run, tmp_path, capsys):
+    more = ("--resume", f"--{flag}-path", tiny_run / name / WEIGHTS)
+    line = expect_error(capsys, MAINS[name], command(name, "run", *more))
+    assert "--resume" in line
+    assert f"--{flag}-path" in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "transformer_1"])
+def test_load_optim_needs_model_path(name, command, capsys):
+    line = expect_error(capsys, MAINS[name], command(name, "run", "--load-optim"))
+    assert "--load-optim" in line
+    assert "--model-path" in line
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "transformer_1"])
+def test_model_path_starts_from_the_averaged_weights_and_a_new_optimizer(name, train, tiny_run, tmp_path, write_json):
+    still = write_json(tmp_path / "still.json", json.loads((TINY / f"{name}.json").read_text()) | {"model_lr": 0})
+    start = latest(tiny_run / name)
+    found = train(name, "run", "--max-step", 1, "--config-path", still, "--model-path", tiny_run / name / WEIGHTS)
+    assert same(found["model"], start["ema"])
+    assert {int(state["step"]) for state in found["optimizer"]["state"].values()} == {1}
+    assert found["step"] == 1
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "transformer_1"])
+def test_load_optim_starts_from_the_weights_and_their_optimizer(name, train, tiny_run, tmp_path, write_json):
+    still = write_json(tmp_path / "still.json", json.loads((TINY / f"{name}.json").read_text()) | {"model_lr": 0})
+    start = latest(tiny_run / name)
+    more = ("--config-path", still, "--model-path", tiny_run / name / WEIGHTS, "--load-optim")
+    found = train(name, "run", "--max-step", 1, *more)
+    assert same(found["model"], start["model"])
+    assert {int(state["step"]) for state in found["optimizer"]["state"].values()} == {start["step"] + 1}
+
+
+def test_weights_of_another_width_are_refused_by_name(command, tiny_run, tmp_path, write_json, capsys):
+    config = json.loads((TINY / "autoencoder.json").read_text()) | {"latent_channel": 3}
+    path = tiny_run / "autoencoder" / WEIGHTS
+    more = ("--config-path", write_json(tmp_path / "other.json", config), "--model-path", path)
+    assert str(path) in expect_error(capsys, MAINS["autoencoder"], command("autoencoder", "run", *more))
+
+
+@pytest.mark.parametrize("file", ["latest.pt", "pruned_codebook.pt"])
+def test_codebook_path_goes_on_at_radius_0(file, train, tiny_run, tmp_path):
+    start = torch.load(tiny_run / "codebook_1/models_checkpoint" / file, weights_only=True)
+    found = train(
+        "codebook_1", "run", "--max-step", 2, "--codebook-path", tiny_run / "codebook_1/models_checkpoint" / file
+    )
+    assert [row["radius"] for row in rows(tmp_path / "run", "train_loss")] == [0, 0]
+    assert found["model"]["units"].shape == start["model"]["units"].shape
+    assert torch.equal(found["model"]["coordinates"], start["model"]["coordinates"])
+    assert found["model"]["counts"].sum() == 80 * 16
+
+
+def test_codebook_path_of_another_config_is_refused_by_name(command, tiny_run, capsys):
+    path = tiny_run / "codebook_2" / WEIGHTS
+    line = expect_error(capsys, MAINS["codebook_1"], command("codebook_1", "run", "--codebook-path", path))
+    assert str(path) in line
+    assert str(TINY / "codebook_1.json") in line
+
+
+def test_a_loss_that_is_no_number_stops_with_one_line_and_saves_nothing(command, train, tmp_path, monkeypatch, capsys):
+    before = train("autoencoder", "run", "--max-step", 1)
+    original, calls = F.mse_loss, []
+
+    def broken(*arguments):
+        calls.append(arguments)
+        return original(*arguments) * (math.nan if len(calls) == 2 else 1)
+
+    monkeypatch.setattr(F, "mse_loss", broken)
+    line = expect_error(capsys, MAINS["autoencoder"], command("autoencoder", "run", "--max-step", 9, "--resume"))
+    assert "the loss is nan at step 3" in line
+    assert "'model_lr'" in line
+    assert same(latest(tmp_path / "run"), before)
+
+
+def test_the_advice_after_such_a_loss_can_be_followed(command, tmp_path, write_json, capsys):
+    config = json.loads((TINY / "autoencoder.json").read_text()) | {"model_lr": 1e30}
+    high = ("--config-path", write_json(tmp_path / "high.json", config))
+    plan = ("--max-step", 9, "--checkpoint-step", 1)
+    line = expect_error(capsys, MAINS["autoencoder"], command("autoencoder", "run", *plan, *high))
+    assert "lower 'model_lr'" in line
+    assert "resume" not in line  # which would refuse another 'model_lr'
+
+
+def test_weights_that_are_no_numbers_are_not_saved(command, tmp_path, monkeypatch, capsys):
+    original = F.mse_loss
+
+    def finite_with_a_broken_gradient(output, target):
+        return original(output, target) + 0 * (0 * output.sum()).abs().sqrt()
+
+    monkeypatch.setattr(F, "mse_loss", finite_with_a_broken_gradient)
+    line = expect_error(capsys, MAINS["autoencoder"], command("autoencoder", "run", "--max-step", 1))
+    assert "step 1" in line
+    assert not (tmp_path / "run" / WEIGHTS).exists()
+
+
+def test_max_epoch_ends_a_run(train, tmp_path):
+    assert train("autoencoder", "run", "--max-epoch", 2)["step"] == 2 * 3  # 28 images in batches of 12
+    assert [row["epoch"] for row in rows(tmp_path / "run", "train_loss")] == [0, 0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (
+            ("--lr-schedule", "cosine", "--warmup-step", 0),
+            [0.5 * (1 + math.cos(math.pi * step / 4)) for step in range(4)],
+        ),
+        (("--lr-schedule", "step", "--lr-step", 2, "--warmup-step", 0), [1, 1, 0.5, 0.5]),
+        (("--warmup-step", 3), [0.25, 0.5, 0.75, 1]),
+    ],
+)
+def test_the_schedule_flags_decide_the_rate(flags, expected, train, tmp_path):
+    train("autoencoder", "run", "--max-step", 4, *flags)
+    base = json.loads((TINY / "autoencoder.json").read_text())["model_lr"]
+    found = [row["learning_rate"] for row in rows(tmp_path / "run", "train_loss")]
+    assert found == pytest.approx([base * share for share in expected])
+
+
+def test_metrics_hold_what_is_promised(train, tmp_path):
+    train("autoencoder", "a", "--max-step", 2)
+    train("transformer_0", "b", "--max-step", 2)
+    train("codebook_1", "c", "--max-step", 2)
+    keys = {"step", "epoch", "train_loss", "gradient_norm", "learning_rate"}
+    for out, unit in (("a", "images_per_second"), ("b", "tokens_per_second")):
+        first, second, validation = rows(tmp_path / out)
+        assert set(first) == set(second) == keys | {unit}
+        assert {"step", "epoch", "val_loss"} <= set(validation)
+        assert first[unit] > 0
+    assert {"quantization_error", "topographic_error", "units_used", "perplexity"} <= set(rows(tmp_path / "c")[-1])
+
+
+def test_without_an_average_there_is_none(train):
+    found = train("autoencoder", "run", "--max-step", 2, "--ema-decay", 0)
+    assert "ema" not in found
+
+
+def test_the_average_is_of_the_weights_and_short_at_first(train, tmp_path):
+    train("autoencoder", "run", "--max-step", 3, "--checkpoint-step", 1, "--ema-decay", 0.2)
+    steps = [torch.load(tmp_path / f"run/models_checkpoint/model_{n}.pt", weights_only=True) for n in (1, 2, 3)]
+    expected = {name: value.double() for name, value in steps[0]["model"].items()}
+    assert same(steps[0]["ema"], steps[0]["model"])
+    for content, decay in zip(steps[1:], (2 / 11, 0.2), strict=True):
+        expected = {name: decay * expected[name] + (1 - decay) * content["model"][name] for name in expected}
+        for name, value in content["ema"].items():
+            assert torch.allclose(value.double(), expected[name], atol=1e-6)
+
+
+def test_the_gradient_is_clipped(train, tmp_path):
+    found = train("autoencoder", "run", "--max-step", 1, "--grad-clip", 1e-3)
+    momentum = torch.cat([state["exp_avg"].flatten() for state in found["optimizer"]["state"].values()])
+    assert rows(tmp_path / "run")[0]["gradient_norm"] > 1e-2
+    assert momentum.norm().item() == pytest.approx(0.1 * 1e-3, rel=1e-3)
+
+
+def test_workers_change_nothing_and_the_seed_does(train):
+    plan = ("--max-step", 3)
+    alone = train("autoencoder", "a", *plan, "--num-workers", 0)
+    assert same(train("autoencoder", "b", *plan, "--num-workers", 2), alone)
+    assert not same(train("autoencoder", "c", *plan, "--seed", 1)["model"], alone["model"])
+
+
+def test_bfloat16_is_near_float32(train, tmp_path):
+    train("autoencoder", "a", "--max-step", 2, "--precision", "bf16")
+    train("autoencoder", "b", "--max-step", 2, "--precision", "fp32")
+    low, high = ([row["train_loss"] for row in rows(tmp_path / out, "train_loss")] for out in "ab")
+    assert low != high
+    assert low == pytest.approx(high, rel=0.02)
+
+
+def test_compile_compiles_and_the_checkpoint_is_as_without(train, monkeypatch):
+    plain = train("autoencoder", "a", "--max-step", 2)
+    original, compiled = torch.compile, []
+
+    def compile_eagerly(model):
+        compiled.append(model)
+        return original(model, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", compile_eagerly)
+    found = train("autoencoder", "b", "--max-step", 2, "--compile")
+    assert len(compiled) == 1
+    assert found["model"].keys() == plain["model"].keys()
+    assert all(torch.allclose(value, plain["model"][name], atol=1e-5) for name, value in found["model"].items())
+
+
+def test_activation_checkpoints_do_not_change_gradients():
+    config = load_config(TINY / "transformer_1.json", TransformerConfig)
+    config = TransformerConfig(**vars(config) | {"dropout": 0.1})
+    torch.manual_seed(0)
+    model = Transformer(config, Grid(4, 4, 7), 8, Grid(2, 2, 5))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    inputs, source = torch.randint(8, (3, 16)), torch.randint(5, (3, 4))
+    calls, original = [], checkpoint
+    gradients = []
+    for use in (False, True):
+        model.use_activation_checkpoint = use
+        model.zero_grad()
+        torch.manual_seed(1)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("models.transformer.checkpoint", lambda *a, **k: calls.append(a) or original(*a, **k))
+            model(inputs, source).square().sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+        assert len(calls) == (3 if use else 0)  # a block of the encoder, two of the decoder
+    assert all(gradient.abs().sum() > 0 for gradient in gradients[0])
+    assert all(map(torch.equal, *gradients))
+
+
+def test_the_flag_for_activation_checkpoints_changes_no_result(train, monkeypatch):
+    plan = ("--max-step", 2, "--temperature", 0.5)
+    plain = train("transformer_1", "a", *plan)
+    calls, original = [], checkpoint
+    monkeypatch.setattr("models.transformer.checkpoint", lambda *a, **k: calls.append(a) or original(*a, **k))
+    assert same(train("transformer_1", "b", *plan, "--use-activation-checkpoint"), plain)
+    assert calls
+
+
+@pytest.mark.parametrize(
+    ("name", "pictures"),
+    [
+        ("autoencoder", {"ground_truth", "recon"}),
+        ("codebook_1", {"image_plot", "quant_image_plot"}),
+        ("transformer_1", {"ground_truth", "low_res_cond", "high_res_example", "high_res_recon"}),
+    ],
+)
+def test_every_checkpoint_has_its_pictures(name, pictures, train, tmp_path):
+    train(name, "run", "--max-step", 3, "--checkpoint-step", 2)
+    found = {path.name for path in (tmp_path / "run/images").iterdir()}
+    assert found == {f"{picture}_{step}.png" for picture in pictures for step in (2, 3)}
+    checkpoints = {path.name for path in (tmp_path / "run/models_checkpoint").iterdir()}
+    prefix = "codebook" if name == "codebook_1" else "model"
+    assert checkpoints == {f"{prefix}_2.pt", f"{prefix}_3.pt", "latest.pt"}
+
+
+def test_with_nothing_held_out_previews_show_training_images(train, tmp_path):
+    train("autoencoder", "run", "--max-step", 1, "--val-fraction", 0)
+    assert rows(tmp_path / "run", "val_loss") == []
+    assert len(list((tmp_path / "run/images").iterdir())) == 2
+    log = (tmp_path / "run/train.log").read_text()
+    assert re.search(r"no image is held out.*--val-fraction", log)
+
+
+def test_a_new_start_forgets_the_metrics_of_the_old_one(train, tmp_path):
+    train("autoencoder", "run", "--max-step", 3)
+    train("autoencoder", "run", "--max-step", 2)
+    assert [row["step"] for row in rows(tmp_path / "run", "train_loss")] == [1, 2]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_is_lost_in_training_is_named(workers, command, faces, tmp_path, capsys):
+    path = shutil.copytree(faces.parent, tmp_path / "data") / "dataset.json"
+    records = json.loads(path.read_text())["_default"].values()
+    lost = [record["image_fpath"] for record in records if not is_validation(record["image_fpath"], 0.2)][1:]
+    for name in lost:
+        (path.parent / name).write_bytes(b"garbage")
+    more = ("--dataset-path", path, "--num-workers", workers)
+    line = expect_error(capsys, MAINS["autoencoder"], command("autoencoder", "run", *more))
+    assert line.startswith(tuple(f"error: {path.parent / name}: not an image" for name in lost))
