@@ -6,6 +6,7 @@ Reads a dataset.json of images and an autoencoder; writes one .npy a map and a d
         --model-path out/faces/autoencoder/models_checkpoint/latest.pt --out-dir out/faces/feature_maps
 """
 
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 from models.autoencoder import Autoencoder
 from utils import cli
-from utils.dataset import ImageDataset, batch_loader, chunks, write_dataset
+from utils.dataset import BatchLoader, ImageDataset, chunks, write_dataset
 from utils.files import replace_file
 
 
@@ -37,11 +38,12 @@ def main(argv: list[str] | None = None) -> None:
 
     records = []
     for index, flipped, fmap in encode_all(model, dataset, args, device):
-        name = f"{len(records) // args.num_files_folder:04d}/{len(records):07d}.npy"
+        name = f"{len(records) // args.num_files_folder:04d}/{fmap_name(model, dataset, index, flipped)}.npy"
         with replace_file(args.out_dir / name, durable=False) as temporary:
             np.save(temporary, fmap)
         records.append(fmap_record(dataset, index, flipped, name, args.out_dir))
     write_dataset(args.out_dir / "dataset.json", records, {"autoencoder": model.fingerprint})
+    remove_stale(args.out_dir, {record["fmap_path"] for record in records})
     cli.log.info("wrote %d feature maps of %s and %s", len(records), fmap.shape, args.out_dir / "dataset.json")
 
 
@@ -51,12 +53,25 @@ def encode_all(
 ) -> Iterator[tuple[int, bool, np.ndarray]]:
     """Yield index, whether it is mirrored, and the feature map (C, H, W) of every image."""
     batches = chunks(np.arange(len(dataset)), args.batch_size)
-    loader = batch_loader(dataset, batches, cli.choose_workers(None, device))
+    loader = BatchLoader(dataset, batches, cli.choose_workers(None, device))
     for indices, images in zip(batches, tqdm(loader, unit="batch", desc=args.out_dir.name), strict=True):
         for flipped in (False, True) if args.flip else (False,):
             fmaps = model.encode((images.flip(-1) if flipped else images).to(device)).cpu().numpy()
             for index, fmap in zip(indices, fmaps, strict=True):
                 yield int(index), flipped, fmap
+
+
+def fmap_name(model: Autoencoder, dataset: ImageDataset, index: int, flipped: bool) -> str:
+    """A name that no map of another autoencoder or image has: an earlier data set stays whole until it is replaced."""
+    origin = f"{model.fingerprint} {dataset.paths[index].decode()} {flipped}"
+    return hashlib.blake2b(origin.encode(), digest_size=12).hexdigest()
+
+
+def remove_stale(out_dir: Path, names: set[str]) -> None:
+    """Remove the maps of an earlier run, told by our way of naming, that dataset.json does not name."""
+    for path in out_dir.glob(f"[0-9]*/{'[0-9a-f]' * 24}.npy"):
+        if path.relative_to(out_dir).as_posix() not in names:
+            path.unlink()
 
 
 def fmap_record(dataset: ImageDataset, index: int, flipped: bool, name: str, out_dir: Path) -> dict:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from models.codebook import KIND, Codebook
 from utils import cli
 from utils.checkpoint import save_checkpoint
-from utils.dataset import FeatureMapDataset, batch_loader, chunks
+from utils.dataset import BatchLoader, FeatureMapDataset, chunks
 from utils.files import UserError
 
 
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     cli.start_log(args, "prune")
 
     def measure(codebook: Codebook, title: str) -> dict[str, float]:
-        batches = batch_loader(dataset, chunks(np.arange(len(dataset)), args.batch_size))
+        batches = BatchLoader(dataset, chunks(np.arange(len(dataset)), args.batch_size))
         return codebook.statistics(tqdm(batches, unit="batch", desc=title))
 
     before = measure(codebook, "before pruning")

@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
 
     learner = GradientLearner(model, loss, config, args, planned_steps(len(training), args), device)
     if args.model_path is not None:
-        learner.start_from(args.model_path, KIND)
+        learner.start_from(args.model_path, KIND, trained_from={})
 
     @torch.no_grad()
     def reconstruct(images: torch.Tensor) -> torch.Tensor:
@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
         save_grid(shown, run.image_path("ground_truth", step))
         save_grid(reconstruct(shown), run.image_path("recon", step))
 
-    run = Run(args, KIND, config, trained_from={})
+    run = Run(args, KIND, config, trained_from={}, num_items=len(training))
     train(run, learner, dataset, training, device, validate, preview)
 
 

@@ -19,7 +19,7 @@ from models.codebook import KIND, Codebook, CodebookConfig, MapLearner
 from utils import cli
 from utils.checkpoint import check_origin
 from utils.config import load_config
-from utils.dataset import FeatureMapDataset, batch_loader, chunks, steps_per_epoch
+from utils.dataset import BatchLoader, FeatureMapDataset, chunks, steps_per_epoch
 from utils.files import UserError
 from utils.images import save_grid
 from utils.training import Run, mean_over, planned_steps, preview_indices, train
@@ -59,9 +59,10 @@ def main(argv: list[str] | None = None) -> None:
         save_grid(autoencoder.decode(quantized).cpu(), run.image_path("quant_image_plot", step))
 
     shown = dataset[preview_indices(training, dataset.unflipped(held_out), 25)].to(device)
-    run = Run(args, KIND, config, trained_from={"autoencoder": autoencoder.fingerprint})
-    train(run, learner, dataset, training, device, validate, preview)
-    count(run, learner, dataset)
+    run = Run(args, KIND, config, {"autoencoder": autoencoder.fingerprint}, len(training))
+    step = train(run, learner, dataset, training, device, validate, preview)
+    if codebook.counts.sum() == 0:
+        count(run, learner, dataset, step)
 
 
 def start_codebook(args: object, config: CodebookConfig, dataset: FeatureMapDataset, training: np.ndarray) -> Codebook:
@@ -92,12 +93,12 @@ def start_patches(codebook: Codebook, dataset: FeatureMapDataset, training: np.n
     return patches[torch.from_numpy(rng.permutation(len(patches)))]
 
 
-def count(run: Run, learner: MapLearner, dataset: FeatureMapDataset) -> None:
+def count(run: Run, learner: MapLearner, dataset: FeatureMapDataset, step: int) -> None:
     """Measure the map over the whole data set, and keep its counts in the last checkpoint."""
-    batches = tqdm(batch_loader(dataset, chunks(np.arange(len(dataset)), 64)), unit="batch", desc="counting")
+    batches = tqdm(BatchLoader(dataset, chunks(np.arange(len(dataset)), 64)), unit="batch", desc="counting")
     statistics = learner.codebook.statistics(batches)
-    run.save(learner, learner.total_steps, statistics=statistics)
-    run.write_metrics({"step": learner.total_steps, **statistics})
+    run.save(learner, step, statistics=statistics)
+    run.write_metrics({"step": step, **statistics})
 
 
 if __name__ == "__main__":

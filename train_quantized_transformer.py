@@ -40,8 +40,13 @@ def main(argv: list[str] | None = None) -> None:
     coarse.check_fits(args.lr_codebook_path, dataset)
     fine.check_fits(args.hr_codebook_path, dataset)
     transformer = load_config(args.config_path, TransformerConfig)
-    config = StageConfig.between(transformer, coarse, fine, args.train_base_model)
+    config = StageConfig.between(transformer, coarse, fine, args.lr_codebook_path, args.train_base_model)
     training, held_out = dataset.split(args.val_fraction)
+    trained_from = {
+        "autoencoder": autoencoder.fingerprint,
+        "lr_codebook": coarse.fingerprint,
+        "hr_codebook": fine.fingerprint,
+    }
     cli.start_log(args, "train")
     tokens = tokenize(dataset, coarse, fine, device)
 
@@ -53,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
         stage, lambda stage, batch: stage(*batch), transformer, args, planned_steps(len(training), args), device
     )
     if args.model_path is not None:
-        learner.start_from(args.model_path, KIND)
+        learner.start_from(args.model_path, KIND, trained_from)
 
     @torch.no_grad()
     def measure(batch: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -77,12 +82,7 @@ def main(argv: list[str] | None = None) -> None:
         for name, fmap in fmaps.items():
             save_grid(autoencoder.decode(fmap).cpu(), run.image_path(name, step))
 
-    trained_from = {
-        "autoencoder": autoencoder.fingerprint,
-        "lr_codebook": coarse.fingerprint,
-        "hr_codebook": fine.fingerprint,
-    }
-    run = Run(args, KIND, config, trained_from, rate=("tokens", config.fine.length))
+    run = Run(args, KIND, config, trained_from, len(training), rate=("tokens", config.fine.length))
     train(run, learner, tokens, training, device, lambda: mean_over(tokens, held_out, args, measure), preview)
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from models.activations import ACTIVATIONS
 from utils.checkpoint import load_checkpoint, load_weights
 from utils.config import build_config, check_at_least, check_choice
+from utils.files import UserError
 
 KIND = "autoencoder"
 
@@ -134,11 +135,12 @@ class Autoencoder(nn.Module):
         return self.decode(fmap)
 
     def check_image(self, shape: tuple[int, int, int], where: Path) -> None:
-        """Raise `ValueError` if images (3, H, W) cannot be halved `num_layers` times."""
+        """Raise `UserError` if images (3, H, W) cannot be halved `num_layers` times."""
         factor = 2**self.config.num_layers
         if shape[1] % factor or shape[2] % factor:
-            raise ValueError(
-                f"{where}: images of {shape[1]}×{shape[2]} cannot be halved {self.config.num_layers} times"
+            raise UserError(
+                f"{where}: images of {shape[1]}×{shape[2]} cannot be halved {self.config.num_layers} times; "
+                f"give sizes divisible by {factor}, or fewer 'num_layers'"
             )
 
 

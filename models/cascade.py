@@ -22,7 +22,7 @@ from models.transformer import CachedDecoder, Grid, Transformer, TransformerConf
 from utils.beam_search import SearchConfig, image_generator, search, uniform_draws
 from utils.checkpoint import check_origin, load_checkpoint, load_weights
 from utils.config import build_config, read_json
-from utils.dataset import FeatureMapDataset, TokenDataset, batch_loader, chunks
+from utils.dataset import BatchLoader, FeatureMapDataset, TokenDataset, chunks
 from utils.files import UserError
 
 KIND = "transformer"
@@ -37,29 +37,18 @@ class StageConfig:
     fine: Grid
     is_base: bool
 
-    def __post_init__(self) -> None:
-        if self.is_base and self.coarse.length != 1:
-            raise ValueError(
-                f"the base stage's condition codebook has {self.coarse.length} patches a map, expected 1: "
-                "its patch must be the whole feature map"
-            )
-
     @classmethod
-    def between(cls, transformer: TransformerConfig, coarse: Codebook, fine: Codebook, is_base: bool) -> "StageConfig":
-        """The config of a stage between two codebooks, which must be of the same feature map."""
-        if coarse.fmap_shape != fine.fmap_shape:
-            raise UserError(
-                f"the codebooks read feature maps of {coarse.fmap_shape} and {fine.fmap_shape}: expected one"
-            )
+    def between(
+        cls, transformer: TransformerConfig, coarse: Codebook, fine: Codebook, coarse_path: Path, is_base: bool
+    ) -> "StageConfig":
+        """The config of a stage between two codebooks; a base stage's `coarse` has one patch a map."""
         grids = [Grid(*codebook.config.grid, len(codebook)) for codebook in (coarse, fine)]
+        if is_base and grids[0].length != 1:
+            raise UserError(
+                f"{coarse_path}: cuts a feature map into {grids[0].length} patches, but the base stage starts from one "
+                "token; give the condition codebook, whose patch is the whole map, or leave out --train-base-model"
+            )
         return cls(transformer, *grids, is_base)
-
-    @classmethod
-    def from_saved(cls, saved: dict, where: str) -> "StageConfig":
-        """The inverse of `dataclasses.asdict`."""
-        transformer = build_config(TransformerConfig, saved["transformer"], where)
-        grids = [build_config(Grid, saved[name], where) for name in ("coarse", "fine")]
-        return cls(transformer, *grids, saved["is_base"])
 
 
 class Stage(nn.Module):
@@ -80,7 +69,7 @@ class Stage(nn.Module):
         trained_from = content["trained_from"]
         check_origin(path, "low-resolution codebook", trained_from.get("lr_codebook"), coarse.fingerprint)
         check_origin(path, "high-resolution codebook", trained_from.get("hr_codebook"), fine.fingerprint)
-        stage = cls(StageConfig.from_saved(content["config"], str(path)))
+        stage = cls(build_config(StageConfig, content["config"], str(path)))
         load_weights(stage, content, path)
         stage.autoencoder = trained_from.get("autoencoder")
         return stage.eval()
@@ -169,7 +158,7 @@ def check_meeting(path: Path, written: Codebook, read: Codebook) -> None:
 def tokenize(dataset: FeatureMapDataset, coarse: Codebook, fine: Codebook, device: torch.device) -> TokenDataset:
     """The tokens of every map of a data set in two codebooks, each map read once."""
     tokens: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-    loader = batch_loader(dataset, chunks(np.arange(len(dataset)), 64))
+    loader = BatchLoader(dataset, chunks(np.arange(len(dataset)), 64))
     for fmap in tqdm(loader, unit="batch", desc="tokenizing"):
         for codebook, parts in zip((coarse, fine), tokens, strict=True):
             kind = np.uint16 if len(codebook) <= 2**16 else np.int32
@@ -196,6 +185,8 @@ class Cascade:
                 kind = "base" if stage.config.is_base else "cascade"
                 raise UserError(f"{model_path}: is a {kind} stage; stage 0 must be a base stage and only stage 0")
             if number == 0:
+                if coarse.counts.sum() == 0:
+                    raise UserError(f"{coarse_path}: its units were never counted; finish its training or prune it")
                 self.codebooks.append(coarse.to(device))
             check_meeting(coarse_path, self.codebooks[-1], coarse)
             self.codebooks.append(fine.to(device))
@@ -204,10 +195,6 @@ class Cascade:
     def draw_conditions(self, seed: int, images: range) -> torch.Tensor:
         """A condition token for each image, (N, 1), drawn in proportion to how often each unit was used."""
         counts = self.codebooks[0].counts.cpu().double()
-        if not counts.sum() > 0:
-            raise UserError(
-                "the condition codebook has not been counted: finish its training or prune it, then generate"
-            )
         draws = [torch.multinomial(counts, 1, generator=image_generator(seed, -1, image)) for image in images]
         return torch.stack(draws).to(self.device)
 

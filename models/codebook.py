@@ -81,7 +81,8 @@ class Codebook(nn.Module):
     def load(cls, path: Path) -> "Codebook":
         """Read a codebook from a checkpoint; raises `UserError` naming the file."""
         content = load_checkpoint(path, KIND)
-        codebook = cls(build_config(CodebookConfig, content["config"], str(path)), len(content["model"]["units"]))
+        num_units = len(content["model"].get("units", ()))
+        codebook = cls(build_config(CodebookConfig, content["config"], str(path)), num_units)
         load_weights(codebook, content, path)
         codebook.autoencoder = content["trained_from"].get("autoencoder")
         return codebook
@@ -209,8 +210,10 @@ def neighbourhood_radius(step: int, total_steps: int, config: CodebookConfig) ->
     A run too short for that shrinks faster, so that the last 40 % of its steps are at radius 0.
     """
     start = max(config.map_shape) // 2
-    hold = min(config.neighbourhood_step, 0.6 * total_steps / start)
-    return max(0, start - int(step / hold))
+    # In whole numbers, since a rounded quotient could reach into the last 40 %: 5·step·start / 3·total is the count
+    # of equal parts of the first 60 % that have passed.
+    shrunk = max(step // config.neighbourhood_step, 5 * step * start // (3 * total_steps))
+    return max(0, start - shrunk)
 
 
 def smooth(grid: torch.Tensor, radius: float) -> torch.Tensor:
@@ -248,6 +251,7 @@ class MapLearner:
     def update(self, fmap: torch.Tensor, step: int) -> dict[str, torch.Tensor | float]:
         """Learn from feature maps (B, C, H, W); returns the mean squared error before the update and the radius."""
         radius = self.radius(step)
+        self.codebook.counts.zero_()  # they were of other units
         if step > 0 and radius != self.radius(step - 1):
             self.gathered.zero_()
         patches = self.codebook.patchify(fmap)
@@ -270,7 +274,8 @@ class MapLearner:
         self.gathered += numbers
         share = torch.maximum(1 - (1 - self.codebook.config.model_lr) ** numbers, numbers / self.gathered)
         moved = units + share[:, None] * (sums / numbers[:, None] - units)
-        units.copy_(torch.where(numbers[:, None] > 0, moved, units))
+        # Where the kernel has all but vanished, the quotient of denormal numbers would be noise.
+        units.copy_(torch.where(numbers[:, None] > 1e-30, moved, units))
 
     def _reseed(self, patches: torch.Tensor, errors: torch.Tensor, indices: torch.Tensor, step: int) -> None:
         position = step % self.steps_per_epoch

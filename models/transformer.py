@@ -152,12 +152,9 @@ class KVCache:
         self.keys, self.values = self.keys[rows], self.values[rows]
 
 
-class RMSNorm(nn.RMSNorm):
-    """Root-mean-square normalisation whose gain follows the input's type, as its fused form under autocast needs."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(…, dim) → the same shape."""
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+def norm(dim: int) -> nn.LayerNorm:
+    """Layer normalisation with a gain, without a bias; unlike `nn.RMSNorm` it has a fused gradient on the CPU."""
+    return nn.LayerNorm(dim, bias=False)
 
 
 class Attention(nn.Module):
@@ -168,25 +165,23 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.query = nn.Linear(dim, dim, bias=False)
         self.key_value = nn.Linear(dim, 2 * dim, bias=False)
-        self.query_norm = RMSNorm(dim // num_heads)
-        self.key_norm = RMSNorm(dim // num_heads)
+        self.query_norm = norm(dim // num_heads)
+        self.key_norm = norm(dim // num_heads)
         self.out = nn.Linear(dim, dim, bias=False)
 
     def queries(self, x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
         """(B, T, dim) → (B, heads, T, head_dim)."""
-        return rotate(self.query_norm(self._split(self.query(x))), rotation)
+        q = self.query(x).unflatten(-1, (self.num_heads, -1))
+        return rotate(self.query_norm(q).transpose(1, 2), rotation)
 
     def keys_values(self, x: torch.Tensor, rotation: Rotation) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, S, dim) → keys and values, each (B, heads, S, head_dim)."""
-        k, v = self.key_value(x).chunk(2, dim=-1)
-        return rotate(self.key_norm(self._split(k)), rotation), self._split(v)
+        k, v = self.key_value(x).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
+        return rotate(self.key_norm(k).transpose(1, 2), rotation), v.transpose(1, 2)
 
     def merge(self, y: torch.Tensor) -> torch.Tensor:
         """(B, heads, T, head_dim) → (B, T, dim), mixed by the output projection."""
         return self.out(y.transpose(1, 2).flatten(2))
-
-    def _split(self, x: torch.Tensor) -> torch.Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
 class GatedMLP(nn.Module):
@@ -209,7 +204,7 @@ class EncoderBlock(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.self_norm, self.mlp_norm = RMSNorm(config.in_dim), RMSNorm(config.in_dim)
+        self.self_norm, self.mlp_norm = norm(config.in_dim), norm(config.in_dim)
         self.self_attention = Attention(config.in_dim, config.self_attn_heads)
         self.mlp = GatedMLP(config)
         self.dropout = nn.Dropout(config.dropout)
@@ -231,10 +226,10 @@ class DecoderBlock(nn.Module):
     def __init__(self, config: TransformerConfig, has_encoder: bool) -> None:
         super().__init__()
         self.window = config.sliding_window if config.use_sliding_window else None
-        self.self_norm, self.mlp_norm = RMSNorm(config.in_dim), RMSNorm(config.in_dim)
+        self.self_norm, self.mlp_norm = norm(config.in_dim), norm(config.in_dim)
         self.self_attention = Attention(config.in_dim, config.self_attn_heads)
         if has_encoder:
-            self.cross_norm = RMSNorm(config.in_dim)
+            self.cross_norm = norm(config.in_dim)
             self.cross_attention = Attention(config.in_dim, config.cross_attn_heads)
         self.mlp = GatedMLP(config)
         self.dropout = nn.Dropout(config.dropout)
@@ -288,14 +283,14 @@ class Transformer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         has_encoder = source is not None
         self.decoder = nn.ModuleList(DecoderBlock(config, has_encoder) for _ in range(config.num_dec_layers))
-        self.norm = RMSNorm(dim)
+        self.norm = norm(dim)
         self.head = nn.Linear(dim, grid.num_units)
         self._add_rotation("self", grid, dim // config.self_attn_heads)
         if source is not None:
             self.source_embed = nn.Embedding(source.num_units, dim)
             self.source_row, self.source_column = nn.Embedding(source.height, dim), nn.Embedding(source.width, dim)
             self.encoder = nn.ModuleList(EncoderBlock(config) for _ in range(config.num_enc_layers))
-            self.encoder_norm = RMSNorm(dim)
+            self.encoder_norm = norm(dim)
             self._add_rotation("source", source, dim // config.self_attn_heads)
             self._add_rotation("cross_query", grid, dim // config.cross_attn_heads)
             self._add_rotation("cross_key", source, dim // config.cross_attn_heads)

@@ -100,7 +100,7 @@ def _convert(read: Callable[[Item], Image.Image], out_dir: Path, item: Item) -> 
         return "", str(error)
     digest = hashlib.blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=12).hexdigest()
     name = f"images/{digest[:2]}/{digest}.png"
-    write_png(image, out_dir / name)
+    write_png(image, out_dir / name, durable=False)
     return name, ""
 
 

@@ -54,6 +54,13 @@ def test_residual_blocks_stand_at_each_resolution(number):
 
 
 @torch.no_grad()
+def test_a_residual_block_adds_to_its_input():
+    block, x = ResidualBlock(4, nn.SiLU), torch.randn(1, 4, 5, 6, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(block(x) - x, block.layers(x), atol=1e-6)
+    assert not torch.allclose(block(x), x)
+
+
+@torch.no_grad()
 def test_what_is_far_from_a_cell_does_not_change_it():
     """Four 3×3 convolutions a side at half size see four cells: a crop gives the same middle as the whole."""
     model, whole = build().eval(), images(1, 40, 44)
@@ -143,14 +150,14 @@ def test_an_image_that_cannot_be_halved_is_named(tmp_path):
     model = build(num_layers=3)
     model.check_image((3, 16, 24), tmp_path)
     for shape in ((3, 16, 20), (3, 20, 16)):
-        with pytest.raises(ValueError, match=f"faces.json: images of {shape[1]}×{shape[2]} cannot be halved 3 times"):
+        with pytest.raises(UserError, match=f"faces.json: images of {shape[1]}×{shape[2]} cannot be halved 3 times"):
             model.check_image(shape, tmp_path / "faces.json")
 
 
 @torch.no_grad()
 def test_a_saved_autoencoder_comes_back_the_same(tmp_path):
     model, x = build(num_layers=2, latent_noise=0.5), images(2, 8, 12)
-    save_checkpoint(tmp_path / "a.pt", KIND, model.config, model.state_dict())
+    save_checkpoint(tmp_path / "a.pt", KIND, model.config, model.state_dict(), {})
     loaded = Autoencoder.load(tmp_path / "a.pt")
     assert loaded.config == model.config
     assert not loaded.training
@@ -161,7 +168,7 @@ def test_a_saved_autoencoder_comes_back_the_same(tmp_path):
 @torch.no_grad()
 def test_averaged_weights_are_preferred(tmp_path):
     model, averaged, x = build(seed=0), build(seed=1), images(2, 8, 8)
-    save_checkpoint(tmp_path / "a.pt", KIND, model.config, model.state_dict(), ema=averaged.state_dict())
+    save_checkpoint(tmp_path / "a.pt", KIND, model.config, model.state_dict(), {}, ema=averaged.state_dict())
     loaded = Autoencoder.load(tmp_path / "a.pt")
     assert torch.equal(loaded(x), averaged.eval()(x))
     assert not torch.equal(loaded(x), model.eval()(x))
@@ -170,10 +177,10 @@ def test_averaged_weights_are_preferred(tmp_path):
 
 def test_a_checkpoint_that_is_no_autoencoder_is_named(tmp_path):
     model = build()
-    save_checkpoint(tmp_path / "codebook.pt", "codebook", model.config, model.state_dict())
+    save_checkpoint(tmp_path / "codebook.pt", "codebook", model.config, model.state_dict(), {})
     with pytest.raises(UserError, match=r"codebook.pt: holds a codebook, expected a autoencoder"):
         Autoencoder.load(tmp_path / "codebook.pt")
-    save_checkpoint(tmp_path / "other.pt", KIND, build(latent_channel=5).config, model.state_dict())
+    save_checkpoint(tmp_path / "other.pt", KIND, build(latent_channel=5).config, model.state_dict(), {})
     with pytest.raises(UserError, match=r"other.pt: its weights do not fit"):
         Autoencoder.load(tmp_path / "other.pt")
 

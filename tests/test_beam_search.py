@@ -176,7 +176,7 @@ def test_filters_by_hand():
         assert filter_logits(logits, top_k, top_p)[0].isfinite().nonzero().flatten().tolist() == expected
 
 
-@pytest.mark.parametrize("end", [0.0, 1 - 2**-24])
+@pytest.mark.parametrize("end", [0.0, 1 - 2**-24, 1.0])  # the last two: the largest draw, and one rounded up
 def test_no_draw_however_extreme_picks_an_impossible_token(end):
     logits = 3 * torch.randn(3000, 50, generator=generator(0))
     logits[:, 0] = -40  # below what float32 adds to a sum near one

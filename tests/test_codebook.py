@@ -347,6 +347,13 @@ def test_the_update_of_a_pruned_map_equals_the_loop():
     check_steps(whole.prune(torch.rand(25, generator=generator(3)) < 0.6), [2] * 3 + [1] * 3 + [0] * 6)
 
 
+def test_counts_of_units_that_moved_are_forgotten():
+    codebook = build()
+    codebook.counts.fill_(3)
+    MapLearner(codebook, steps_per_epoch=2, total_steps=9).update(whole_maps(2, codebook), 0)
+    assert codebook.counts.tolist() == [0] * 7
+
+
 def test_at_radius_0_only_winners_move_and_the_first_batch_puts_them_on_their_mean():
     codebook = build([[0.0], [10.0], [50.0]], **LINE, image_W=4, model_lr=1e-4)
     learner = MapLearner(codebook, steps_per_epoch=100, total_steps=100, continued=True)

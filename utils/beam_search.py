@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from utils.config import check_at_least
@@ -50,16 +51,15 @@ def uniform_draws(seed: int, stage: int, images: range, length: int, num_beam: i
 
 def image_generator(seed: int, stage: int, image: int) -> torch.Generator:
     """The generator of what is random about one image in one stage."""
-    # Odd multipliers of 64 bits keep the streams of (seed, stage, image) apart; the generator hashes the sum itself.
-    mixed = seed * 0x9E3779B97F4A7C15 + (stage + 1) * 0xD1342543DE82EF95 + image * 0x2545F4914F6CDD1D
-    return torch.Generator().manual_seed(mixed % 2**63)
+    mixed = np.random.SeedSequence([abs(seed), seed < 0, stage + 1, image]).generate_state(1)[0]
+    return torch.Generator().manual_seed(int(mixed))
 
 
 def filter_logits(logits: torch.Tensor, top_k: int | None, top_p: float | None) -> torch.Tensor:
     """Logits (R, K) with those outside the top k, or outside the nucleus (Holtzman et al. 2020), at −inf."""
     if top_k is not None and top_k < logits.shape[-1]:
-        least = logits.topk(top_k).values[:, -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
+        top = logits.topk(top_k)
+        logits = torch.full_like(logits, -torch.inf).scatter(1, top.indices, top.values)
     if top_p is not None and top_p < 1:
         ordered, order = logits.sort(descending=True)
         probability = ordered.softmax(-1)

@@ -13,6 +13,7 @@ from torch import nn
 from utils.files import UserError, replace_file
 
 FORMAT_VERSION = 1
+PARTS = {"kind", "format_version", "config", "fingerprint", "model", "trained_from"}
 
 State = dict[str, torch.Tensor]
 
@@ -27,10 +28,13 @@ def fingerprint(state: State) -> str:
     return digest.hexdigest()
 
 
-def save_checkpoint(path: Path, kind: str, config: object, model: State, **rest: object) -> None:
+def save_checkpoint(
+    path: Path, kind: str, config: object, model: State, trained_from: dict[str, str | None], **rest: object
+) -> None:
     """Write a checkpoint of plain types and tensors to `path`, in full or not at all.
 
-    `config` is a dataclass; `rest` is what else this kind keeps (`ema`, `optimizer`, `step`, `trained_from`, …).
+    `config` is a dataclass, `trained_from` the fingerprints of what the data was made with; `rest` is what else this
+    kind keeps (`ema`, `optimizer`, `step`, …).
     The fingerprint is that of the weights a later stage will use: the averaged ones where there are any.
     """
     content = {
@@ -39,6 +43,7 @@ def save_checkpoint(path: Path, kind: str, config: object, model: State, **rest:
         "config": dataclasses.asdict(config),
         "fingerprint": fingerprint(rest.get("ema") or model),
         "model": model,
+        "trained_from": trained_from,
         **rest,
     }
     with replace_file(path) as temporary:
@@ -51,16 +56,21 @@ def load_checkpoint(path: Path, kind: str) -> dict:
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        # What torch would read as the format before zip files can fail in any way.
+        content = torch.load(path, map_location="cpu", weights_only=True) if zipfile.is_zipfile(path) else None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, OSError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: not a readable checkpoint ({reason}); it may be damaged or cut short") from None
-    if not isinstance(content, dict) or "kind" not in content or "model" not in content:
-        raise UserError(f"{path}: a PyTorch file, but not a checkpoint of this project")
+    if not isinstance(content, dict) or not content.keys() >= PARTS:
+        raise UserError(
+            f"{path}: not a checkpoint of this project, or damaged; give a .pt file that a script here wrote"
+        )
     if content["kind"] != kind:
         raise UserError(f"{path}: holds a {content['kind']}, expected a {kind}")
     if content.get("format_version") != FORMAT_VERSION:
         raise UserError(f"{path}: format version {content.get('format_version')}, this code reads {FORMAT_VERSION}")
+    if fingerprint(content.get("ema") or content["model"]) != content["fingerprint"]:
+        raise UserError(f"{path}: damaged, its weights are not those that were saved; use another checkpoint")
     return content
 
 
@@ -83,9 +93,16 @@ def check_origin(path: Path, what: str, made_with: str | None, given: str | None
         )
 
 
+def check_origins(path: Path, made_with: dict[str, str | None], given: dict[str, str | None]) -> None:
+    """`check_origin` for everything that `path` was made with."""
+    for what, made in made_with.items():
+        check_origin(path, what.replace("_", " "), made, given.get(what))
+
+
 def link_latest(checkpoint: Path) -> None:
     """Make `latest.pt` beside `checkpoint` the same file, by a hard link where the disk can, else by a copy."""
     with replace_file(checkpoint.with_name("latest.pt")) as temporary:
+        temporary.unlink(missing_ok=True)  # a crash may have left a link to an older checkpoint
         try:
             os.link(checkpoint, temporary)
         except OSError:

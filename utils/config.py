@@ -45,6 +45,8 @@ def build_config(cls: type[Config], values: object, where: str) -> Config:
         if name not in values and field.default is dataclasses.MISSING:
             raise UserError(f"{where}: missing key {name!r}; add it")
     hints = typing.get_type_hints(cls)
+    nested = {key: hint for key, hint in hints.items() if dataclasses.is_dataclass(hint)}
+    values = {key: build_config(nested[key], value, where) if key in nested else value for key, value in values.items()}
     for key, value in values.items():
         if not _fits(value, hints[key]):
             raise UserError(f"{where}: {key!r} is {value!r}, expected {_type_name(hints[key])}")

@@ -4,7 +4,9 @@ import hashlib
 import json
 import os
 import signal
-from collections.abc import Iterable, Iterator
+import tokenize
+import zipfile
+from collections.abc import Collection, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -164,7 +166,7 @@ def _read_map(path: Path) -> np.ndarray:
         fmap = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise UserError(f"{path}: no such feature map; make the maps again with generate_fmap_dataset.py") from None
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, SyntaxError, OverflowError, zipfile.BadZipFile, tokenize.TokenError) as error:
         raise UserError(f"{path}: not a feature map ({error}); make the maps again") from None
     if not isinstance(fmap, np.ndarray) or fmap.ndim != 3 or not np.issubdtype(fmap.dtype, np.floating):
         raise UserError(f"{path}: not a (C, H, W) array of floats; make the maps again")
@@ -201,18 +203,42 @@ def steps_per_epoch(num_items: int, batch_size: int) -> int:
     return -(-num_items // batch_size)
 
 
-def batch_loader(
-    dataset: Dataset, batches: Iterable[np.ndarray], num_workers: int = 0, pin_memory: bool = False
-) -> DataLoader:
-    """A loader that indexes `dataset` once a batch, with each array of `batches`."""
-    return DataLoader(
-        dataset,
-        sampler=batches,
-        batch_size=None,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        worker_init_fn=_ignore_interrupt,
-    )
+class BatchLoader:
+    """Indexes `dataset` once a batch, with each array of `batches`, in `num_workers` processes or in this one."""
+
+    def __init__(
+        self, dataset: Dataset, batches: Collection[np.ndarray], num_workers: int = 0, pin_memory: bool = False
+    ) -> None:
+        self.loader = DataLoader(
+            _ErrorsAsValues(dataset),
+            sampler=batches,
+            batch_size=None,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            worker_init_fn=_ignore_interrupt,
+        )
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[object]:
+        for batch in self.loader:
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+
+
+class _ErrorsAsValues(Dataset):
+    """Hands a bad file's error on as a value: raised in a process, it would come back as a traceback in a message."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, indices: np.ndarray) -> object:
+        try:
+            return self.dataset[indices]
+        except (UserError, OSError) as error:
+            return error
 
 
 def _ignore_interrupt(_: int) -> None:

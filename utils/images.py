@@ -133,10 +133,12 @@ def save_grid(images: torch.Tensor, path: str | os.PathLike, columns: int | None
     save_image(make_grid(images.float(), nrow=columns, pad_value=1.0), path)
 
 
-def write_png(image: Image.Image, path: str | os.PathLike, text: dict[str, str] | None = None) -> None:
-    """Write a Pillow image as a PNG, in full or not at all, with `text` as its text chunks."""
+def write_png(
+    image: Image.Image, path: str | os.PathLike, text: dict[str, str] | None = None, *, durable: bool = True
+) -> None:
+    """Write a Pillow image as a PNG, in full or not at all, with `text` as its text chunks; `durable` as for a file."""
     chunks = PngImagePlugin.PngInfo()
     for key, value in (text or {}).items():
         chunks.add_text(key, value)
-    with replace_file(path) as temporary:
+    with replace_file(path, durable=durable) as temporary:
         image.save(temporary, format="PNG", pnginfo=chunks)

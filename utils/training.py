@@ -21,9 +21,9 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from utils.checkpoint import check_origin, link_latest, load_checkpoint, load_weights, save_checkpoint
+from utils.checkpoint import check_origins, link_latest, load_checkpoint, load_weights, save_checkpoint
 from utils.cli import choose_workers, log
-from utils.dataset import EpochSampler, batch_loader, chunks, steps_per_epoch
+from utils.dataset import BatchLoader, EpochSampler, chunks, steps_per_epoch
 from utils.files import UserError, replace_file
 
 MAX_VALIDATION = 1024  # items that a validation loss is measured on, so that it stays a small share of training
@@ -147,9 +147,10 @@ class GradientLearner:
             load_weights(self.average.module, content, path)
             self.average.n_averaged.fill_(content["step"])
 
-    def start_from(self, path: Path, kind: str) -> None:
+    def start_from(self, path: Path, kind: str, trained_from: dict[str, str | None]) -> None:
         """Begin at the weights of a checkpoint, with `--load-optim` also at its optimizer state."""
         content = load_checkpoint(path, kind)
+        check_origins(path, content["trained_from"], trained_from)
         load_weights(self.model, content, path, averaged=not self.args.load_optim)
         if self.args.load_optim:
             self.optimizer.load_state_dict(content["optimizer"])
@@ -165,6 +166,7 @@ class Run:
     kind: str
     config: object  # the dataclass that travels with the weights
     trained_from: dict[str, str | None]  # fingerprints
+    num_items: int  # that it trains on
     rate: tuple[str, int] = ("images", 1)  # what is counted a second, and how many of it an item is
 
     @property
@@ -177,8 +179,11 @@ class Run:
         return self.args.out_dir / "images" / f"{name}_{step}.png"
 
     def settings(self) -> dict:
-        """The arguments that decide which batch a step gets."""
-        return {name: getattr(self.args, name) for name in ("seed", "batch_size", "val_fraction")}
+        """What an exact resume needs to be as it was: the arguments that decide what a step does, and the config."""
+        names = ("seed", "batch_size", "val_fraction", "precision", "grad_clip", "ema_decay")
+        names += ("lr_schedule", "lr_step", "warmup_step")
+        arguments = {f"--{name.replace('_', '-')}": getattr(self.args, name) for name in names if name in self.args}
+        return {"items": self.num_items, **arguments, **_flat(dataclasses.asdict(self.config))}
 
     @property
     def metrics_path(self) -> Path:
@@ -209,16 +214,23 @@ class Run:
         if not self.args.resume or not path.exists():
             return 0
         content = load_checkpoint(path, self.kind)
-        asked = {**self.settings(), **dataclasses.asdict(self.config)}
-        for key, value in {**content["settings"], **content["config"]}.items():
+        asked = self.settings()
+        for key, value in content["settings"].items():
             if asked.get(key) != value:
                 raise UserError(
                     f"{path}: cannot resume, {key!r} was {value}, now {asked.get(key)}; keep it or start anew"
                 )
-        for what, found in content["trained_from"].items():
-            check_origin(path, what.replace("_", " "), found, self.trained_from.get(what))
+        check_origins(path, content["trained_from"], self.trained_from)
         learner.restore(content, path)
         return content["step"]
+
+
+def _flat(config: dict) -> dict:
+    """A config whose nested configs stand among its own keys."""
+    flat: dict = {}
+    for key, value in config.items():
+        flat |= {f"{key}.{name}": inner for name, inner in value.items()} if isinstance(value, dict) else {key: value}
+    return flat
 
 
 def train(
@@ -229,19 +241,20 @@ def train(
     device: torch.device,
     validate: Callable[[], dict[str, float]],
     preview: Callable[[int], None],
-) -> None:
+) -> int:
     """Train until the planned step, saving, measuring and drawing at every `--checkpoint-step` and at the end.
 
-    Ctrl-C and SIGTERM finish the step, save and exit with status 130 or 143; `--resume` then goes on from there.
+    Returns the step that was reached. Ctrl-C and SIGTERM finish the step, save and exit with status 130 or 143;
+    `--resume` then goes on from there.
     """
     args = run.args
     total, start = planned_steps(len(indices), args), run.resume(learner)
     if start >= total:
         log.info("already at step %d of %d: nothing to do", start, total)
-        return
-    metrics = Metrics(run, len(indices), start)
+        return start
+    metrics = Metrics(run, start)
     sampler = EpochSampler(indices, args.batch_size, args.seed, start, total)
-    loader = batch_loader(dataset, sampler, choose_workers(args.num_workers, device), device.type == "cuda")
+    loader = BatchLoader(dataset, sampler, choose_workers(args.num_workers, device), device.type == "cuda")
     bar = tqdm(loader, initial=start, total=total, unit="step", desc=args.out_dir.name, mininterval=0.5)
     with catch_stop() as stop, logging_redirect_tqdm(), bar:
         for step, batch in enumerate(bar, start):
@@ -252,13 +265,14 @@ def train(
                 metrics.write_training(done)
             if done % args.checkpoint_step == 0 or done == total or stop:
                 path = run.save(learner, done)
-            if stop:
-                log.info("stopped by %s: saved %s, go on with --resume", stop[0].name, path)
-                sys.exit(128 + stop[0])
-            if done % args.checkpoint_step == 0 or done == total:
+            if (done % args.checkpoint_step == 0 and not stop) or done == total:
                 preview(done)
                 metrics.write(done, validate())
                 metrics.restart_clock()
+            if stop:
+                log.info("stopped by %s: saved %s, go on with --resume", stop[0].name, path)
+                sys.exit(128 + stop[0])
+    return total
 
 
 def to_device(batch: object, device: torch.device) -> object:
@@ -271,9 +285,9 @@ def to_device(batch: object, device: torch.device) -> object:
 class Metrics:
     """Training numbers, averaged since the last line, to the log and to `metrics.jsonl`."""
 
-    def __init__(self, run: Run, num_items: int, start: int) -> None:
+    def __init__(self, run: Run, start: int) -> None:
         self.run = run
-        self.per_epoch = steps_per_epoch(num_items, run.args.batch_size)
+        self.per_epoch = steps_per_epoch(run.num_items, run.args.batch_size)
         self.unit, self.scale = run.rate
         self._forget_after(start)
         self._clear()
@@ -283,7 +297,7 @@ class Metrics:
         path = self.run.metrics_path
         lines = path.read_text().splitlines() if path.exists() and start else []
         with replace_file(path) as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= start))
+            temporary.write_text("".join(f"{line}\n" for line in lines if _step_of(line) <= start))
 
     def _clear(self) -> None:
         self.sums: dict[str, torch.Tensor | float] = {}
@@ -302,15 +316,17 @@ class Metrics:
         self.items += len(batch if isinstance(batch, torch.Tensor) else batch[0])
 
     def write_training(self, step: int) -> None:
-        """Write the means since the last call. Raises `UserError` if the loss is no longer a finite number."""
+        """Write the means since the last call. Raises `UserError` if one of them is no longer a finite number."""
         if self.steps == 0:
             return
         means = {name: float(value) / self.steps for name, value in self.sums.items()}
         means["train_loss"] = means.pop("loss")
-        if not math.isfinite(means["train_loss"]):
-            raise UserError(
-                f"the loss is {means['train_loss']} at step {step}: lower 'model_lr' and resume or start anew"
-            )
+        for name, value in means.items():
+            if not math.isfinite(value):
+                raise UserError(
+                    f"{name} is {value} at step {step}: lower 'model_lr' and start anew, or with --model-path from "
+                    f"the last checkpoint in {self.run.folder}"
+                )
         seconds = time.perf_counter() - self.clock
         means[f"{self.unit}_per_second"] = self.items * self.scale / max(seconds, 1e-9)
         self.write(step, means)
@@ -319,6 +335,14 @@ class Metrics:
     def write(self, step: int, numbers: dict[str, float]) -> None:
         """Write numbers of a step."""
         self.run.write_metrics({"step": step, "epoch": (step - 1) // self.per_epoch, **numbers})
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of `metrics.jsonl`; of one that a crash cut short, one that is never reached."""
+    try:
+        return json.loads(line)["step"]
+    except json.JSONDecodeError:
+        return math.inf
 
 
 @torch.no_grad()
