@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     codebook = start_codebook(args, config, dataset, training).to(device)
     per_epoch = steps_per_epoch(len(training), args.batch_size)
     continued = args.codebook_path is not None
-    learner = MapLearner(codebook, per_epoch, planned_steps(len(training), args), continued)
+    learner = MapLearner(codebook, per_epoch, planned_steps(len(training), args), continued, args.lr_step)
 
     def validate() -> dict[str, float]:
         return mean_over(

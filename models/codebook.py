@@ -229,13 +229,21 @@ class MapLearner:
     """The update of a map in training, one batch a step, without gradients.
 
     A batch gives per-unit sums and counts n, smoothed by the neighbourhood; unit k moves a share of the way to their
-    quotient: max(1 − (1 − model_lr)^n, n / (N + n)), where N is what it has gathered since the radius last changed.
+    quotient: max(1 − (1 − rate)^n, n / (N + n)), where N is what it has gathered since the radius last changed and the
+    rate is `model_lr`, halved every `lr_step` steps.
     At radius 0, units that won nothing over a whole epoch are drawn anew from the epoch's patches, in proportion to
     their squared error: a weighted reservoir (Efraimidis and Spirakis 2006) holds the candidates.
     """
 
-    def __init__(self, codebook: Codebook, steps_per_epoch: int, total_steps: int, continued: bool = False) -> None:
-        self.codebook = codebook
+    def __init__(
+        self,
+        codebook: Codebook,
+        steps_per_epoch: int,
+        total_steps: int,
+        continued: bool = False,
+        lr_step: int = 100_000,
+    ) -> None:
+        self.codebook, self.lr_step = codebook, lr_step
         self.steps_per_epoch, self.total_steps, self.continued = steps_per_epoch, total_steps, continued
         units = codebook.units
         self.gathered = units.new_zeros(len(units))
@@ -256,12 +264,12 @@ class MapLearner:
             self.gathered.zero_()
         patches = self.codebook.patchify(fmap)
         errors, indices = (column.squeeze(1) for column in self.codebook.nearest(patches))
-        self._move(patches, indices, radius)
+        self._move(patches, indices, radius, self.codebook.config.model_lr * 0.5 ** (step // self.lr_step))
         if radius == 0:
             self._reseed(patches, errors, indices, step)
         return {"loss": errors.mean() / self.codebook.config.dim, "radius": radius}
 
-    def _move(self, patches: torch.Tensor, indices: torch.Tensor, radius: int) -> None:
+    def _move(self, patches: torch.Tensor, indices: torch.Tensor, radius: int, rate: float) -> None:
         units = self.codebook.units
         sums = torch.zeros_like(units).index_add_(0, indices, patches)
         numbers = torch.bincount(indices, minlength=len(units)).to(units.dtype)
@@ -272,7 +280,7 @@ class MapLearner:
             smoothed = smooth(grid, radius)[rows, columns]
             sums, numbers = smoothed[:, :-1], smoothed[:, -1]
         self.gathered += numbers
-        share = torch.maximum(1 - (1 - self.codebook.config.model_lr) ** numbers, numbers / self.gathered)
+        share = torch.maximum(1 - (1 - rate) ** numbers, numbers / self.gathered)
         moved = units + share[:, None] * (sums / numbers[:, None] - units)
         # Where the kernel has all but vanished, the quotient of denormal numbers would be noise.
         units.copy_(torch.where(numbers[:, None] > 1e-30, moved, units))

@@ -13,7 +13,6 @@ from typing import Literal
 import numpy as np
 import torch
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
-from torchvision.utils import make_grid
 
 from utils.files import UserError, replace_file
 
@@ -129,6 +128,8 @@ def save_image(image: torch.Tensor, path: str | os.PathLike, text: dict[str, str
 
 def save_grid(images: torch.Tensor, path: str | os.PathLike, columns: int | None = None) -> None:
     """Write `images` (N, 3, H, W) in [−1, 1] as one PNG, row by row, nearly square unless `columns` is given."""
+    from torchvision.utils import make_grid  # doubles the time to start, and half of the scripts draw no grid
+
     columns = columns or math.ceil(math.sqrt(len(images)))
     save_image(make_grid(images.float(), nrow=columns, pad_value=1.0), path)
 
