@@ -5,7 +5,6 @@ token. The decoder's inputs are the fine tokens shifted by one; in front of them
 condition token, numbered behind the fine units, and in a cascade stage the learned start vector, numbered likewise.
 """
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,27 +113,13 @@ class Stage(nn.Module):
         return search(next_logits, decoder.reorder, self.first_input(coarse), config, uniform.to(coarse.device))
 
 
-@dataclass(frozen=True)
-class GenerationConfig:
+@dataclass(frozen=True, kw_only=True)
+class GenerationConfig(SearchConfig):
     """The JSON keys of one stage of a generation; paths are relative to the JSON file."""
 
     model_path: str
     lr_codebook_path: str
     hr_codebook_path: str
-    num_beam: int = 1
-    beam_width: int = 1
-    keep_beam: int = 1
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-
-    def __post_init__(self) -> None:
-        self.search_config()
-
-    def search_config(self) -> SearchConfig:
-        """The keys that say how tokens are chosen."""
-        names = [field.name for field in dataclasses.fields(SearchConfig)]
-        return SearchConfig(**{name: getattr(self, name) for name in names})
 
 
 def load_generation_config(path: Path) -> list[GenerationConfig]:
@@ -170,12 +155,11 @@ class Cascade:
     """The stages of a generation, loaded and checked to belong together and to the decoder."""
 
     def __init__(self, config_path: Path, decoder: Autoencoder, device: torch.device) -> None:
-        configs = load_generation_config(config_path)
         self.device = device
-        self.searches = [config.search_config() for config in configs]
+        self.searches = load_generation_config(config_path)
         self.stages: list[Stage] = []
         self.codebooks: list[Codebook] = []  # the condition codebook, then what each stage writes with
-        for number, config in enumerate(configs):
+        for number, config in enumerate(self.searches):
             paths = (config.model_path, config.lr_codebook_path, config.hr_codebook_path)
             model_path, coarse_path, fine_path = (config_path.parent / path for path in paths)
             coarse, fine = Codebook.load(coarse_path), Codebook.load(fine_path)

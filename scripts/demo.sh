@@ -20,7 +20,7 @@ while [ $# -gt 0 ]; do
         --quick) recipe=tiny-32 prefix=quick; shift ;;
         --source | --device | --out-dir)
             if [ $# -lt 2 ]; then echo "error: $1 needs a value" >&2; exit 2; fi
-            case $1 in --source) source_name=$2 ;; --device) device=$2 ;; --out-dir) out=$(realpath -m -- "$2") ;; esac
+            case $1 in --source) source_name=$2 ;; --device) device=$2 ;; --out-dir) out=$2 ;; esac
             shift 2 ;;
         -h | --help) usage; exit 0 ;;
         *) usage >&2; echo "error: unknown argument $1" >&2; exit 2 ;;
@@ -30,7 +30,11 @@ case $source_name in
     avatars | openmoji) ;;
     *) echo "error: --source $source_name is unknown; give avatars or openmoji" >&2; exit 2 ;;
 esac
-out=${out:-out/$prefix-$source_name}
+case $out in
+    '') out=out/$prefix-$source_name ;;
+    /*) ;;
+    *) out=$PWD/$out ;;
+esac
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh

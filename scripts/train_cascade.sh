@@ -2,7 +2,7 @@
 # Chain all stages of a recipe: bash scripts/train_cascade.sh RECIPE DATASET OUT [--device DEVICE]
 #
 # RECIPE is a folder of configs/, DATASET a dataset.json of images, OUT the folder to write to. A stage that has run to
-# its end with the same command and config is skipped, one that was interrupted is resumed.
+# its end with the same command, config and images is skipped, one that was interrupted is resumed.
 set -euo pipefail
 if [ $# -lt 3 ]; then
     echo "usage: bash scripts/train_cascade.sh RECIPE DATASET OUT [--device DEVICE]" >&2
@@ -23,14 +23,19 @@ python=$root/.venv/bin/python
 stage() {
     local name=$1 done_file=$out/.done/$1 argument key
     shift
-    key="$* $(for argument in "$@"; do if [ -f "$argument" ] && [[ $argument == "$recipe"/* ]]; then cksum < "$argument"; fi; done)"
+    key=$*
+    for argument in "$@"; do
+        case $argument in "$dataset" | "$recipe"/*) key="$key $(cksum < "$argument")" ;; esac
+    done
     if [ "$(cat "$done_file" 2>/dev/null)" = "$key" ]; then
         echo "== $name: done"
         return
     fi
     echo "== $name"
     rm -f "$done_file"
-    "$python" "$root/$@" "${common[@]}"
+    SECONDS=0
+    "$python" "$root/$@" ${common[@]+"${common[@]}"}
+    echo "$name took $SECONDS s"
     mkdir -p "$out/.done"
     echo "$key" > "$done_file"
 }
@@ -51,14 +56,14 @@ for name in "${names[@]}"; do
     stage "prune_$name" prune_codebook.py $PRUNE \
         --dataset-path "$maps" --codebook-path "$out/$name/$latest" --out-dir "$out/$name"
 done
-base=(--train-base-model)
+base=--train-base-model
 for i in 0 1 2; do
     settings=TRANSFORMER_$i
-    stage "transformer_$i" train_quantized_transformer.py --resume ${!settings} "${base[@]}" \
+    stage "transformer_$i" train_quantized_transformer.py --resume ${!settings} $base \
         --dataset-path "$maps" --decoder-path "$decoder" \
         --lr-codebook-path "$out/${names[i]}/$pruned" --hr-codebook-path "$out/${names[i + 1]}/$pruned" \
         --config-path "$recipe/transformer_$i.json" --out-dir "$out/transformer_$i"
-    base=()
+    base=
 done
 cp "$recipe/generate.json" "$out/generate.json"
 stage generate generate_images.py $GENERATE \

@@ -349,10 +349,10 @@ def test_a_generation_config_holds_the_search_of_each_stage(tmp_path):
     # The order of the file does not matter.
     path.write_text(json.dumps({"1": stage_entry(1, **search), "0": stage_entry(0)}))
     first, second = load_generation_config(path)
-    assert first == GenerationConfig("stage_0.pt", "codebook_0.pt", "codebook_1.pt")
-    assert first.search_config() == SearchConfig()
+    assert first == GenerationConfig(**stage_entry(0))
+    assert {key: getattr(first, key) for key in search} == dataclasses.asdict(SearchConfig())
     assert second.model_path == "stage_1.pt"
-    assert second.search_config() == SearchConfig(**search)
+    assert {key: getattr(second, key) for key in search} == search
 
 
 # --- Tokens of a data set ---
