@@ -6,6 +6,7 @@ Reads a dataset.json of images and an autoencoder; writes one .npy a map and a d
         --model-path out/faces/autoencoder/models_checkpoint/latest.pt --out-dir out/faces/feature_maps
 """
 
+import argparse
 import hashlib
 import os
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from tqdm import tqdm
 from models.autoencoder import Autoencoder
 from utils import cli
 from utils.dataset import BatchLoader, ImageDataset, chunks, write_dataset
-from utils.files import replace_file
+from utils.files import remove_unnamed, replace_file
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -43,13 +44,13 @@ def main(argv: list[str] | None = None) -> None:
             np.save(temporary, fmap)
         records.append(fmap_record(dataset, index, flipped, name, args.out_dir))
     write_dataset(args.out_dir / "dataset.json", records, {"autoencoder": model.fingerprint})
-    remove_stale(args.out_dir, {record["fmap_path"] for record in records})
-    cli.log.info("wrote %d feature maps of %s and %s", len(records), fmap.shape, args.out_dir / "dataset.json")
+    remove_unnamed(args.out_dir, f"[0-9]*/{'[0-9a-f]' * 24}.npy", {record["fmap_path"] for record in records})
+    cli.log.info("wrote %d feature maps and %s", len(records), args.out_dir / "dataset.json")
 
 
 @torch.no_grad()
 def encode_all(
-    model: Autoencoder, dataset: ImageDataset, args: object, device: torch.device
+    model: Autoencoder, dataset: ImageDataset, args: argparse.Namespace, device: torch.device
 ) -> Iterator[tuple[int, bool, np.ndarray]]:
     """Yield index, whether it is mirrored, and the feature map (C, H, W) of every image."""
     batches = chunks(np.arange(len(dataset)), args.batch_size)
@@ -65,13 +66,6 @@ def fmap_name(model: Autoencoder, dataset: ImageDataset, index: int, flipped: bo
     """A name that no map of another autoencoder or image has: an earlier data set stays whole until it is replaced."""
     origin = f"{model.fingerprint} {dataset.paths[index].decode()} {flipped}"
     return hashlib.blake2b(origin.encode(), digest_size=12).hexdigest()
-
-
-def remove_stale(out_dir: Path, names: set[str]) -> None:
-    """Remove the maps of an earlier run, told by our way of naming, that dataset.json does not name."""
-    for path in out_dir.glob(f"[0-9]*/{'[0-9a-f]' * 24}.npy"):
-        if path.relative_to(out_dir).as_posix() not in names:
-            path.unlink()
 
 
 def fmap_record(dataset: ImageDataset, index: int, flipped: bool, name: str, out_dir: Path) -> dict:

@@ -17,6 +17,8 @@ from models.cascade import Cascade
 from utils import cli
 from utils.images import save_grid, save_image
 
+GRID = 100  # images in a grid, at most
+
 
 @torch.no_grad()
 def main(argv: list[str] | None = None) -> None:
@@ -33,21 +35,22 @@ def main(argv: list[str] | None = None) -> None:
     cascade = Cascade(args.config_path, decoder, device)
     cli.start_log(args, "generate")
 
-    pictures: list[list[torch.Tensor]] = [[] for _ in cascade.codebooks]
+    names = ["Cond", *map(str, range(len(cascade.stages)))]
+    shown: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+    folder = args.out_dir / "images"
     starts = range(0, args.num_images, args.batch_size)
     with tqdm(total=cascade.length * len(starts), unit="token", desc=args.out_dir.name) as bar:
         for start in starts:
             # The last batch is full as well: how many images are asked for never changes a picture.
             tokens = cascade.generate(args.seed, range(start, start + args.batch_size), bar.update)
-            for rows, codebook, stage_tokens in zip(pictures, cascade.codebooks, tokens, strict=True):
-                rows.append(decoder.decode(codebook.lookup(stage_tokens)).cpu())
-    names = ["Cond", *map(str, range(len(cascade.stages)))]
-    grids = {name: torch.cat(rows)[: args.num_images] for name, rows in zip(names, pictures, strict=True)}
-    for name, images in grids.items():
-        save_grid(images, args.out_dir / "images" / f"recon_model_{name}.png")
-    for index, image in enumerate(grids[names[-1]]):
-        save_image(image, args.out_dir / "images" / f"image_{index:05d}.png", {"seed": str(args.seed)})
-    cli.log.info("wrote %d images and a grid a stage to %s", args.num_images, args.out_dir / "images")
+            for name, codebook, stage_tokens in zip(names, cascade.codebooks, tokens, strict=True):
+                images = decoder.decode(codebook.lookup(stage_tokens)).cpu()[: args.num_images - start]
+                shown[name].append(images[: max(0, GRID - start)])
+            for index, image in enumerate(images, start):  # of the last stage
+                save_image(image, folder / f"image_{index:05d}.png", {"seed": str(args.seed)})
+    for name, parts in shown.items():
+        save_grid(torch.cat(parts), folder / f"recon_model_{name}.png")
+    cli.log.info("wrote %d images and a grid a stage to %s", args.num_images, folder)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,12 @@ survivors keep their order, their vectors and their places on the map.
 
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from models.codebook import KIND, Codebook
 from utils import cli
 from utils.checkpoint import save_checkpoint
-from utils.dataset import BatchLoader, FeatureMapDataset, chunks
+from utils.dataset import BatchLoader, FeatureMapDataset
 from utils.files import UserError
 
 
@@ -34,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     cli.start_log(args, "prune")
 
     def measure(codebook: Codebook, title: str) -> dict[str, float]:
-        batches = BatchLoader(dataset, chunks(np.arange(len(dataset)), args.batch_size))
+        batches = BatchLoader.in_order(dataset, args.batch_size, cli.choose_workers(None, device))
         return codebook.statistics(tqdm(batches, unit="batch", desc=title))
 
     before = measure(codebook, "before pruning")

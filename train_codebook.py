@@ -8,6 +8,7 @@ before and after quantization (images/image_plot_N.png, quant_image_plot_N.png) 
         --config-path configs/full-128/codebook_0.json --max-epoch 5 --out-dir out/faces/codebook_0
 """
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from models.codebook import KIND, Codebook, CodebookConfig, MapLearner
 from utils import cli
 from utils.checkpoint import check_origin
 from utils.config import load_config
-from utils.dataset import BatchLoader, FeatureMapDataset, chunks, steps_per_epoch
+from utils.dataset import BatchLoader, FeatureMapDataset, steps_per_epoch
 from utils.files import UserError
 from utils.images import save_grid
 from utils.training import Run, mean_over, planned_steps, preview_indices, train
@@ -65,7 +66,9 @@ def main(argv: list[str] | None = None) -> None:
         count(run, learner, dataset, step)
 
 
-def start_codebook(args: object, config: CodebookConfig, dataset: FeatureMapDataset, training: np.ndarray) -> Codebook:
+def start_codebook(
+    args: argparse.Namespace, config: CodebookConfig, dataset: FeatureMapDataset, training: np.ndarray
+) -> Codebook:
     """The codebook of `--codebook-path`, or a new one laid out over patches of the training maps."""
     if args.codebook_path is not None:
         codebook = Codebook.load(args.codebook_path)
@@ -95,8 +98,8 @@ def start_patches(codebook: Codebook, dataset: FeatureMapDataset, training: np.n
 
 def count(run: Run, learner: MapLearner, dataset: FeatureMapDataset, step: int) -> None:
     """Measure the map over the whole data set, and keep its counts in the last checkpoint."""
-    batches = tqdm(BatchLoader(dataset, chunks(np.arange(len(dataset)), 64)), unit="batch", desc="counting")
-    statistics = learner.codebook.statistics(batches)
+    batches = BatchLoader.in_order(dataset, 64, cli.choose_workers(None, learner.codebook.units.device))
+    statistics = learner.codebook.statistics(tqdm(batches, unit="batch", desc="counting"))
     run.save(learner, step, statistics=statistics)
     run.write_metrics({"step": step, **statistics})
 

@@ -11,6 +11,7 @@ pictures (images/ground_truth_N.png, low_res_cond_N, high_res_example_N, high_re
         --config-path configs/full-128/transformer_1.json --out-dir out/faces/transformer_1
 """
 
+import argparse
 from pathlib import Path
 
 import torch
@@ -82,11 +83,12 @@ def main(argv: list[str] | None = None) -> None:
         for name, fmap in fmaps.items():
             save_grid(autoencoder.decode(fmap).cpu(), run.image_path(name, step))
 
+    args.num_workers = args.num_workers or 0  # the tokens are in memory
     run = Run(args, KIND, config, trained_from, len(training), rate=("tokens", config.fine.length))
     train(run, learner, tokens, training, device, lambda: mean_over(tokens, held_out, args, measure), preview)
 
 
-def parse(argv: list[str] | None) -> object:
+def parse(argv: list[str] | None) -> argparse.Namespace:
     """The arguments."""
     parser = cli.recipe_parser(__doc__)
     cli.add_training_flags(parser, lr_step=50_000)

@@ -20,8 +20,9 @@ from models.codebook import Codebook
 from models.transformer import CachedDecoder, Grid, Transformer, TransformerConfig
 from utils.beam_search import SearchConfig, image_generator, search, uniform_draws
 from utils.checkpoint import check_origin, load_checkpoint, load_weights
+from utils.cli import choose_workers
 from utils.config import build_config, read_json
-from utils.dataset import BatchLoader, FeatureMapDataset, TokenDataset, chunks
+from utils.dataset import BatchLoader, FeatureMapDataset, TokenDataset
 from utils.files import UserError
 
 KIND = "transformer"
@@ -98,7 +99,7 @@ class Stage(nn.Module):
         coarse: torch.Tensor,
         config: SearchConfig,
         uniform: torch.Tensor,
-        progress: Callable[[], object] = int,
+        progress: Callable[[], object] = lambda: None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Coarse tokens (N, S) → fine tokens (N, T) and their scores (N,); `uniform` (N, T, num_beam) are the draws.
 
@@ -143,7 +144,7 @@ def check_meeting(path: Path, written: Codebook, read: Codebook) -> None:
 def tokenize(dataset: FeatureMapDataset, coarse: Codebook, fine: Codebook, device: torch.device) -> TokenDataset:
     """The tokens of every map of a data set in two codebooks, each map read once."""
     tokens: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-    loader = BatchLoader(dataset, chunks(np.arange(len(dataset)), 64))
+    loader = BatchLoader.in_order(dataset, 64, choose_workers(None, device))
     for fmap in tqdm(loader, unit="batch", desc="tokenizing"):
         for codebook, parts in zip((coarse, fine), tokens, strict=True):
             kind = np.uint16 if len(codebook) <= 2**16 else np.int32
@@ -187,7 +188,7 @@ class Cascade:
         """Tokens that the stages write for an image."""
         return sum(stage.config.fine.length for stage in self.stages)
 
-    def generate(self, seed: int, images: range, progress: Callable[[], object] = int) -> list[torch.Tensor]:
+    def generate(self, seed: int, images: range, progress: Callable[[], object] = lambda: None) -> list[torch.Tensor]:
         """Tokens of the condition and of every stage for these images: a list of (N, T).
 
         `progress` is called after each token position.

@@ -193,7 +193,7 @@ class Codebook(nn.Module):
         self.counts.copy_(counts)
         number = int(counts.sum())
         variance = squares / number - (total / number).square().sum()
-        use = counts[counts > 0].double() / number
+        use = counts[counts > 0].cpu().double() / number
         return {
             "quantization_error": float(error / (number * self.config.dim)),
             "share_of_variance": float(error / number / variance.clamp(min=1e-12)),
@@ -257,17 +257,18 @@ class MapLearner:
 
     @torch.no_grad()
     def update(self, fmap: torch.Tensor, step: int) -> dict[str, torch.Tensor | float]:
-        """Learn from feature maps (B, C, H, W); returns the mean squared error before the update and the radius."""
+        """Learn from feature maps (B, C, H, W); returns the error before the update, the radius and the rate."""
         radius = self.radius(step)
         self.codebook.counts.zero_()  # they were of other units
         if step > 0 and radius != self.radius(step - 1):
             self.gathered.zero_()
         patches = self.codebook.patchify(fmap)
         errors, indices = (column.squeeze(1) for column in self.codebook.nearest(patches))
-        self._move(patches, indices, radius, self.codebook.config.model_lr * 0.5 ** (step // self.lr_step))
+        rate = self.codebook.config.model_lr * 0.5 ** (step // self.lr_step)
+        self._move(patches, indices, radius, rate)
         if radius == 0:
             self._reseed(patches, errors, indices, step)
-        return {"loss": errors.mean() / self.codebook.config.dim, "radius": radius}
+        return {"loss": errors.mean() / self.codebook.config.dim, "radius": radius, "learning_rate": rate}
 
     def _move(self, patches: torch.Tensor, indices: torch.Tensor, radius: int, rate: float) -> None:
         units = self.codebook.units

@@ -84,17 +84,10 @@ def rotate(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
     return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
 
 
-def band_mask(length: int, window: int, device: torch.device) -> torch.Tensor:
-    """The full (T, T) mask of the sliding window: token t sees t − window + 1 … t, and position 0."""
-    query = torch.arange(length, device=device)[:, None]
-    key = torch.arange(length, device=device)[None, :]
-    return (key <= query) & ((key > query - window) | (key == 0))
-
-
 def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None) -> torch.Tensor:
     """Attention (B, heads, T, d) of each token to itself and those before it, within `window` and to position 0.
 
-    Equal to attention under `band_mask`, in memory linear in T: blocks of `window` queries meet the `2·window` keys
+    Token t sees t − window + 1 … t and 0. Memory is linear in T: blocks of `window` queries meet the `2·window` keys
     that they can see, and the pinned one.
     """
     batch, _, length, _ = q.shape
@@ -332,8 +325,9 @@ class Transformer(nn.Module):
         """Inputs (B, T) and coarse tokens (B, S) → logits (B, T, num_units) of the token of each cell."""
         memory = [None] * len(self.decoder) if source is None else self.encode(source)
         x = self.embed_inputs(inputs, torch.arange(inputs.shape[1], device=inputs.device))
+        rotations = self.rotations(slice(0, inputs.shape[1]))
         for block, layer_memory in zip(self.decoder, memory, strict=True):
-            x = self._run(block, x, *self.rotations(slice(0, inputs.shape[1])), layer_memory)
+            x = self._run(block, x, *rotations, layer_memory)
         return self.head(self.norm(x))
 
     def embed_inputs(self, inputs: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:

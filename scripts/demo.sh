@@ -42,4 +42,4 @@ ensure_environment requirements.txt requirements-demo.txt
 source "configs/$recipe/recipe.sh"
 .venv/bin/python -m scripts.demo_data "$source_name" --out-dir "$out/data" \
     --image-size "$IMAGE_SIZE" --num-images "$NUM_IMAGES"
-bash scripts/train_cascade.sh "$recipe" "$out/data/dataset.json" "$out" --device "$device"
+PYTHON=$PWD/.venv/bin/python bash scripts/train_cascade.sh "$recipe" "$out/data/dataset.json" "$out" --device "$device"

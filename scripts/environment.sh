@@ -14,7 +14,7 @@ find_python() {
 
 ensure_environment() {
     local python file
-    if [ ! -x .venv/bin/python ]; then
+    if ! .venv/bin/python -m pip --version > /dev/null 2>&1; then
         python=$(find_python) || return 2
         echo "making .venv with $("$python" --version)"
         "$python" -m venv --clear .venv

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from utils.cli import natural_int, positive_int, run
 from utils.dataset import write_dataset
-from utils.files import UserError, replace_file
+from utils.files import UserError, remove_unnamed, replace_file
 from utils.images import SUFFIXES, Colour, fit_square, image_files, open_rgb, write_png
 
 Item = TypeVar("Item")
@@ -72,7 +72,8 @@ def write_images(
     skipped = []
     duplicates = 0
     convert = partial(_convert, read, out_dir)
-    with _mapped(convert, items, num_workers) as results, tqdm(total=limit or len(items), unit="image") as bar:
+    total = min(limit or len(items), len(items))
+    with _mapped(convert, items, num_workers) as results, tqdm(total=total, unit="image") as bar:
         for item, (name, error) in zip(items, results, strict=True):
             if error:
                 skipped.append(error)
@@ -88,7 +89,7 @@ def write_images(
     if not records:
         raise UserError(f"none of the {len(items)} images can be read; see {out_dir / 'skipped.txt'}")
     write_dataset(out_dir / "dataset.json", records.values(), info)
-    _remove_stale(out_dir, records)
+    remove_unnamed(out_dir, f"images/??/{'[0-9a-f]' * 24}.png", records)
     return f"{len(records)} images written, {duplicates} duplicates dropped, {len(skipped)} unreadable files skipped"
 
 
@@ -133,20 +134,12 @@ def _write_skipped(path: Path, skipped: list[str]) -> None:
         path.unlink(missing_ok=True)
 
 
-def _remove_stale(out_dir: Path, names: Iterable[str]) -> None:
-    """Remove the images of an earlier run, told by our way of naming, that the new dataset.json does not name."""
-    kept = set(names)
-    for path in out_dir.glob(f"images/??/{'[0-9a-f]' * 24}.png"):
-        if path.relative_to(out_dir).as_posix() not in kept:
-            path.unlink()
-
-
 def main(argv: list[str] | None = None) -> None:
     """Parse, find the images, write the data set."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder of images, at any depth")
     parser.add_argument("--out-dir", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--image-size", type=positive_int, required=True, help="width and height of the PNGs")
+    parser.add_argument("--image-size", type=positive_int, default=128, help="width and height of the PNGs [128]")
     parser.add_argument("--fit", choices=["crop", "pad"], default="crop", help="cut to a square or fill up [crop]")
     parser.add_argument("--background", type=colour, default="white", help="under transparency and padding [white]")
     add_worker_flag(parser)

@@ -16,14 +16,22 @@ if [ ! -f "$recipe/recipe.sh" ]; then
     exit 2
 fi
 source "$recipe/recipe.sh"
-python=$root/.venv/bin/python
-[ -x "$python" ] || python=python3
+if [ ! -f "$dataset" ]; then
+    echo "error: $dataset: no such data set; make it with scripts.make_dataset" >&2
+    exit 2
+fi
+if [ -n "${PYTHON:-}" ]; then python=$PYTHON
+elif [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then python=python  # the environment that is active
+elif [ -x "$root/.venv/bin/python" ]; then python=$root/.venv/bin/python
+else source "$root/scripts/environment.sh"; python=$(find_python); fi
 
-# stage NAME SCRIPT [ARGUMENT...]: run a stage unless it has ended before with the same arguments and config.
+# stage NAME SCRIPT [ARGUMENT...]: run a stage unless it has ended before with the same arguments, config and images,
+# and so have all stages before it: each key holds a hash of the one before.
+key=
 stage() {
-    local name=$1 done_file=$out/.done/$1 argument key
-    shift
-    key=$*
+    local name=$1 script=$2 done_file=$out/.done/$1 argument
+    shift 2
+    key="$script $* after $(printf %s "$key" | cksum)"
     for argument in "$@"; do
         case $argument in "$dataset" | "$recipe"/*) key="$key $(cksum < "$argument")" ;; esac
     done
@@ -34,7 +42,7 @@ stage() {
     echo "== $name"
     rm -f "$done_file"
     SECONDS=0
-    "$python" "$root/$@" ${common[@]+"${common[@]}"}
+    "$python" "$root/$script" "$@" ${common[@]+"${common[@]}"}
     echo "$name took $SECONDS s"
     mkdir -p "$out/.done"
     echo "$key" > "$done_file"
@@ -65,7 +73,9 @@ for i in 0 1 2; do
         --config-path "$recipe/transformer_$i.json" --out-dir "$out/transformer_$i"
     base=
 done
+mkdir -p "$out"
 cp "$recipe/generate.json" "$out/generate.json"
+key="$key $(cksum < "$out/generate.json")"
 stage generate generate_images.py $GENERATE \
     --decoder-path "$decoder" --config-path "$out/generate.json" --out-dir "$out/generated"
 echo "pictures: $out/generated/images (what each stage learned: $out/*/images)"

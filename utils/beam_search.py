@@ -101,6 +101,7 @@ def search(
     own_rows = torch.arange(images, device=first.device)[:, None] * beams
     copies = torch.arange(beams, device=first.device) % config.keep_beam  # which survivor each beam goes on from
     for position in range(length):
+        is_last, parent = position == length - 1, None
         logits = next_logits(inputs).float()
         log_probability = logits.log_softmax(-1)
         if config.is_classic:
@@ -108,15 +109,15 @@ def search(
         else:
             inputs = sample(logits, uniform[:, position].flatten(), config)
             score = score + log_probability.gather(1, inputs[:, None]).view(images, beams)
-            parent = None
-        if parent is None and beams > 1 and ((position + 1) % config.beam_width == 0 or position == length - 1):
-            parent = score.topk(config.keep_beam).indices[:, copies]
-            score = score.gather(1, parent)
-            inputs = inputs[(own_rows + parent).flatten()]
+            if beams > 1 and (is_last or (position + 1) % config.beam_width == 0):
+                parent = score.topk(config.keep_beam).indices[:, copies]
+                score = score.gather(1, parent)
+                inputs = inputs.view(images, beams).gather(1, parent).flatten()
         if parent is not None:
             rows = (own_rows + parent).flatten()
             tokens = tokens[rows]
-            reorder(rows)
+            if not is_last:
+                reorder(rows)
         tokens[:, position] = inputs
     return tokens.view(images, beams, length)[:, 0], score[:, 0]
 

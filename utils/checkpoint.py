@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import os
 import pickle
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -102,8 +103,7 @@ def check_origins(path: Path, made_with: dict[str, str | None], given: dict[str,
 def link_latest(checkpoint: Path) -> None:
     """Make `latest.pt` beside `checkpoint` the same file, by a hard link where the disk can, else by a copy."""
     with replace_file(checkpoint.with_name("latest.pt")) as temporary:
-        temporary.unlink(missing_ok=True)  # a crash may have left a link to an older checkpoint
         try:
             os.link(checkpoint, temporary)
         except OSError:
-            temporary.write_bytes(checkpoint.read_bytes())
+            shutil.copyfile(checkpoint, temporary)

@@ -54,11 +54,14 @@ def is_validation(path: str, fraction: float) -> bool:
 
 
 def split_indices(keys: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the training and of the validation records, by the hash of each record's image path (N, bytes)."""
+    """Indices of the training and of the validation records, by the hash of each record's image path (N, bytes).
+
+    The validation indices are shuffled, always in the same way: the first few stand for all, however data is sorted.
+    """
     held_out = np.array([is_validation(key.decode(), fraction) for key in keys], dtype=bool)
     if held_out.all():
         raise UserError(f"--val-fraction {fraction} leaves no image to train on: lower it or add images")
-    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    return np.flatnonzero(~held_out), np.random.default_rng(0).permutation(np.flatnonzero(held_out))
 
 
 def _packed(strings: Iterable[str]) -> np.ndarray:
@@ -215,8 +218,13 @@ class BatchLoader:
             batch_size=None,
             num_workers=num_workers,
             pin_memory=pin_memory,
-            worker_init_fn=_ignore_interrupt,
+            worker_init_fn=_ignore_stop,
         )
+
+    @classmethod
+    def in_order(cls, dataset: Dataset, batch_size: int, num_workers: int = 0) -> "BatchLoader":
+        """All of `dataset`, in its order."""
+        return cls(dataset, chunks(np.arange(len(dataset)), batch_size), num_workers)
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -241,9 +249,10 @@ class _ErrorsAsValues(Dataset):
             return error
 
 
-def _ignore_interrupt(_: int) -> None:
-    """Ctrl-C reaches every process of a terminal; only the trainer acts on it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _ignore_stop(_: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM may reach every process of a run; only the parent acts, and ends the others."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def chunks(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:

@@ -1,7 +1,7 @@
 """What a person's files can do to us, and what we do to theirs: one error type, atomic writes."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,11 +26,19 @@ def replace_file(path: str | os.PathLike, *, durable: bool = True) -> Iterator[P
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last, since image and array writers choose the format by it.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary.unlink(missing_ok=True)  # a crash may have left one of the same name
     try:
         yield temporary
         if durable:
-            with temporary.open("rb") as file:
+            with temporary.open("r+b") as file:
                 os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_unnamed(folder: Path, pattern: str, names: Container[str]) -> None:
+    """Remove the files of an earlier run: those that fit `pattern`, our way of naming, and are not among `names`."""
+    for path in folder.glob(pattern):
+        if path.relative_to(folder).as_posix() not in names:
+            path.unlink()

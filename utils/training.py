@@ -153,7 +153,10 @@ class GradientLearner:
         check_origins(path, content["trained_from"], trained_from)
         load_weights(self.model, content, path, averaged=not self.args.load_optim)
         if self.args.load_optim:
+            decays = [group["weight_decay"] for group in self.optimizer.param_groups]
             self.optimizer.load_state_dict(content["optimizer"])
+            for group, decay in zip(self.optimizer.param_groups, decays, strict=True):
+                group["weight_decay"] = decay  # this config's, not that of the checkpoint
         if self.average is not None:
             self.average.module.load_state_dict(self.model.state_dict())
 
@@ -168,6 +171,11 @@ class Run:
     trained_from: dict[str, str | None]  # fingerprints
     num_items: int  # that it trains on
     rate: tuple[str, int] = ("images", 1)  # what is counted a second, and how many of it an item is
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return planned_steps(self.num_items, self.args)
 
     @property
     def folder(self) -> Path:
@@ -203,7 +211,8 @@ class Run:
     def save(self, learner: Learner, step: int, **rest: object) -> Path:
         """Write the checkpoint of a step, and `latest.pt`, with whatever else `rest` holds."""
         path = self.folder / f"{'codebook' if self.kind == 'codebook' else 'model'}_{step}.pt"
-        rest |= {"step": step, "settings": self.settings(), "trained_from": self.trained_from}
+        rest |= {"step": step, "total_steps": self.total_steps}
+        rest |= {"settings": self.settings(), "trained_from": self.trained_from}
         save_checkpoint(path, self.kind, self.config, **learner.checkpoint(), **rest)
         link_latest(path)
         return path
@@ -221,6 +230,9 @@ class Run:
                     f"{path}: cannot resume, {key!r} was {value}, now {asked.get(key)}; keep it or start anew"
                 )
         check_origins(path, content["trained_from"], self.trained_from)
+        if content["total_steps"] != self.total_steps:
+            before, now = content["total_steps"], self.total_steps
+            log.warning("planned were %d steps, now %d: a cosine and a map's radius follow the new plan", before, now)
         learner.restore(content, path)
         return content["step"]
 
@@ -248,7 +260,7 @@ def train(
     `--resume` then goes on from there.
     """
     args = run.args
-    total, start = planned_steps(len(indices), args), run.resume(learner)
+    total, start = run.total_steps, run.resume(learner)
     if start >= total:
         log.info("already at step %d of %d: nothing to do", start, total)
         return start
@@ -265,7 +277,7 @@ def train(
                 metrics.write_training(done)
             if done % args.checkpoint_step == 0 or done == total or stop:
                 path = run.save(learner, done)
-            if (done % args.checkpoint_step == 0 and not stop) or done == total:
+            if done % args.checkpoint_step == 0 or done == total:
                 preview(done)
                 metrics.write(done, validate())
                 metrics.restart_clock()
@@ -277,9 +289,9 @@ def train(
 
 def to_device(batch: object, device: torch.device) -> object:
     """A tensor, or a tuple of tensors, on the device."""
-    if isinstance(batch, torch.Tensor):
-        return batch.to(device, non_blocking=True)
-    return tuple(part.to(device, non_blocking=True) for part in batch)
+    parts = [batch] if isinstance(batch, torch.Tensor) else batch
+    moved = tuple(part.to(device, non_blocking=device.type == "cuda") for part in parts)
+    return moved[0] if isinstance(batch, torch.Tensor) else moved
 
 
 class Metrics:
