@@ -267,10 +267,10 @@ def test_block_search_equals_one_hypothesis_at_a_time(seed, num_beam, beam_width
 @pytest.mark.parametrize(
     ("config", "times"),
     [
-        (SearchConfig(num_beam=4, keep_beam=4), LENGTH),
-        (SearchConfig(num_beam=4, beam_width=2, keep_beam=3), 3),
-        (SearchConfig(num_beam=4, beam_width=5), 1),
-        (SearchConfig(num_beam=4, beam_width=9), 1),
+        (SearchConfig(num_beam=4, keep_beam=4), LENGTH - 1),  # after the last token nothing goes on
+        (SearchConfig(num_beam=4, beam_width=2, keep_beam=3), 2),
+        (SearchConfig(num_beam=4, beam_width=5), 0),
+        (SearchConfig(num_beam=4, beam_width=9), 0),
         (SearchConfig(), 0),
     ],
 )

@@ -29,8 +29,8 @@ def linear(seed=0, width=3):
     return nn.Linear(width, 2)
 
 
-def save(path, seed=0, **rest):
-    save_checkpoint(path, "thing", Config(), linear(seed).state_dict(), **rest)
+def save(path, seed=0, trained_from=None, **rest):
+    save_checkpoint(path, "thing", Config(), linear(seed).state_dict(), trained_from or {}, **rest)
     return path
 
 
@@ -90,7 +90,7 @@ def test_code_is_refused_and_not_run(zipped, tmp_path):
 def whole_file():
     buffer = io.BytesIO()
     content = {"kind": "thing", "format_version": 1, "config": asdict(Config()), "model": linear().state_dict()}
-    torch.save(content | {"fingerprint": fingerprint(content["model"])}, buffer)
+    torch.save(content | {"fingerprint": fingerprint(content["model"]), "trained_from": {}}, buffer)
     return buffer.getvalue()
 
 
@@ -136,7 +136,7 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path):
 @pytest.mark.parametrize("content", [{"weight": torch.zeros(2)}, [1, 2], torch.zeros(3), 5, {"kind": "thing"}, {}])
 def test_a_file_of_another_project_is_named(content, tmp_path):
     torch.save(content, tmp_path / "a.pt")
-    with pytest.raises(UserError, match=r"a\.pt: a PyTorch file, but not a checkpoint of this project"):
+    with pytest.raises(UserError, match=r"a\.pt: not a checkpoint of this project"):
         load_checkpoint(tmp_path / "a.pt", "thing")
 
 

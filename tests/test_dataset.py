@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from tinydb import TinyDB
 
 from utils.dataset import (
+    BatchLoader,
     EpochSampler,
     FeatureMapDataset,
     ImageDataset,
-    batch_loader,
     chunks,
     is_validation,
     read_dataset,
@@ -221,7 +221,7 @@ def test_records_of_feature_maps_have_the_public_keys_and_relative_paths(tiny_ru
     assert set(info) == {"autoencoder"}
     for number, record in enumerate(records):
         assert {"fmap_path", "image_path", "labels", "flipped"} <= set(record)
-        assert record["fmap_path"] == f"{number // 30:04d}/{number:07d}.npy"
+        assert re.fullmatch(rf"{number // 30:04d}/[0-9a-f]{{24}}\.npy", record["fmap_path"])
         assert np.load(folder / record["fmap_path"]).shape == (4, 8, 8)
         assert not Path(record["image_path"]).is_absolute()
     originals = {(folder / record["image_path"]).resolve() for record in records}
@@ -365,7 +365,7 @@ def test_a_header_with_one_wrong_byte_is_refused_or_harmless(position, value, tm
 def test_a_loader_gives_the_batches_in_order(workers, tmp_path):
     dataset = ImageDataset(image_folder(tmp_path))
     batches = [np.array([2, 1]), np.array([0])]
-    loaded = list(batch_loader(dataset, batches, workers))
+    loaded = list(BatchLoader(dataset, batches, workers))
     assert len(loaded) == 2
     for batch, expected in zip(loaded, batches, strict=True):
         assert torch.equal(batch, dataset[expected])
@@ -376,5 +376,5 @@ def test_a_bad_image_is_named_from_a_loading_process(tmp_path):
     dataset = ImageDataset(path)
     (tmp_path / "images" / "1.png").write_bytes(b"garbage")
     with pytest.raises(UserError) as refused:
-        list(batch_loader(dataset, [np.array([1])], num_workers=1))
+        list(BatchLoader(dataset, [np.array([1])], num_workers=1))
     assert str(refused.value).startswith(f"{tmp_path / 'images' / '1.png'}: ")

@@ -231,15 +231,15 @@ def test_resuming_nothing_is_a_start(train):
 
 
 CHANGED = [
-    ("autoencoder", ["--seed", 1], None, "'seed' was 0, now 1"),
-    ("autoencoder", ["--batch-size", 5], None, "'batch_size' was 12, now 5"),
-    ("autoencoder", ["--val-fraction", 0.3], None, "'val_fraction' was 0.2, now 0.3"),
+    ("autoencoder", ["--seed", 1], None, "'--seed' was 0, now 1"),
+    ("autoencoder", ["--batch-size", 5], None, "'--batch-size' was 12, now 5"),
+    ("autoencoder", ["--val-fraction", 0.3], None, "'--val-fraction' was 0.2, now 0.3"),
     ("autoencoder", [], {"latent_channel": 3}, "'latent_channel' was 4, now 3"),
-    ("codebook_1", ["--seed", 1], None, "'seed' was 0, now 1"),
+    ("codebook_1", ["--seed", 1], None, "'--seed' was 0, now 1"),
     ("codebook_1", [], {"num_embeddings": 12}, "'num_embeddings' was 16, now 12"),
     ("codebook_1", [], {"patch_H": 4, "patch_W": 4}, "'patch_H' was 2, now 4"),
-    ("transformer_1", ["--batch-size", 5], None, "'batch_size' was 12, now 5"),
-    ("transformer_1", [], {"hidden_dim": 32}, "'hidden_dim' was 64, now 32"),
+    ("transformer_1", ["--batch-size", 5], None, "'--batch-size' was 12, now 5"),
+    ("transformer_1", [], {"hidden_dim": 32}, "'transformer.hidden_dim' was 64, now 32"),
 ]
 
 
@@ -347,7 +347,7 @@ def test_a_loss_that_is_no_number_stops_with_one_line_and_saves_nothing(command,
 
     monkeypatch.setattr(F, "mse_loss", broken)
     line = expect_error(capsys, MAINS["autoencoder"], command("autoencoder", "run", "--max-step", 9, "--resume"))
-    assert "the loss is nan at step 3" in line
+    assert "train_loss is nan at step 3" in line
     assert "'model_lr'" in line
     assert same(latest(tmp_path / "run"), before)
 

@@ -325,7 +325,7 @@ def test_turning_keeps_the_length(seed, dim, row, column):
 @torch.no_grad()
 def test_queries_and_keys_are_normalised_before_they_turn():
     attention = Attention(16, 2)
-    x, rotation = torch.randn(1, 6, 16, generator=generator(0)), rotary(Grid(2, 3, 1).centres(Grid(2, 3, 1)), 8)
+    x, rotation = 99 * torch.randn(1, 6, 16, generator=generator(0)), rotary(Grid(2, 3, 1).centres(Grid(2, 3, 1)), 8)
     for part in (attention.queries(x, rotation), attention.keys_values(x, rotation)[0]):
         assert part.shape == (1, 2, 6, 8)
         assert torch.allclose(part.square().mean(-1), torch.ones(1, 2, 6), atol=1e-4)

@@ -62,14 +62,14 @@ def load_checkpoint(path: Path, kind: str) -> dict:
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, OSError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: not a readable checkpoint ({reason}); it may be damaged or cut short") from None
-    if not isinstance(content, dict) or not content.keys() >= PARTS:
-        raise UserError(
-            f"{path}: not a checkpoint of this project, or damaged; give a .pt file that a script here wrote"
-        )
+    if not isinstance(content, dict) or not content.keys() >= {"kind", "model"}:
+        raise UserError(f"{path}: not a checkpoint of this project; give a .pt file that one of its scripts wrote")
     if content["kind"] != kind:
         raise UserError(f"{path}: holds a {content['kind']}, expected a {kind}")
     if content.get("format_version") != FORMAT_VERSION:
         raise UserError(f"{path}: format version {content.get('format_version')}, this code reads {FORMAT_VERSION}")
+    if missing := PARTS - content.keys():
+        raise UserError(f"{path}: damaged, without {', '.join(sorted(missing))}; use another checkpoint")
     if fingerprint(content.get("ema") or content["model"]) != content["fingerprint"]:
         raise UserError(f"{path}: damaged, its weights are not those that were saved; use another checkpoint")
     return content

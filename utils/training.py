@@ -331,8 +331,8 @@ class Metrics:
         """Write the means since the last call. Raises `UserError` if one of them is no longer a finite number."""
         if self.steps == 0:
             return
-        means = {name: float(value) / self.steps for name, value in self.sums.items()}
-        means["train_loss"] = means.pop("loss")
+        names = {"loss": "train_loss"}
+        means = {names.get(name, name): float(value) / self.steps for name, value in self.sums.items()}
         for name, value in means.items():
             if not math.isfinite(value):
                 raise UserError(
