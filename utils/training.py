@@ -260,6 +260,7 @@ def train(
     `--resume` then goes on from there.
     """
     args = run.args
+    log.info("config %s", json.dumps(dataclasses.asdict(run.config)))
     total, start = run.total_steps, run.resume(learner)
     if start >= total:
         log.info("already at step %d of %d: nothing to do", start, total)
