@@ -191,7 +191,7 @@ class Run:
         names = ("seed", "batch_size", "val_fraction", "precision", "grad_clip", "ema_decay")
         names += ("lr_schedule", "lr_step", "warmup_step")
         arguments = {f"--{name.replace('_', '-')}": getattr(self.args, name) for name in names if name in self.args}
-        return {"items": self.num_items, **arguments, **_flat(dataclasses.asdict(self.config))}
+        return {**arguments, "training items": self.num_items, **_flat(dataclasses.asdict(self.config))}
 
     @property
     def metrics_path(self) -> Path:
