@@ -7,6 +7,10 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -535,3 +539,20 @@ def test_an_image_that_is_lost_in_training_is_named(workers, command, faces, tmp
     more = ("--dataset-path", path, "--num-workers", workers)
     line = expect_error(capsys, MAINS["autoencoder"], command("autoencoder", "run", *more))
     assert line.startswith(tuple(f"error: {path.parent / name}: not an image" for name in lost))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_processes_saves_also_while_others_load(number, command, tmp_path):
+    flags = ("--num-workers", 2, "--max-step", 10**6, "--checkpoint-step", 10**6)
+    argv = [str(word) for word in command("autoencoder", "run", *flags)]
+    script = Path(__file__).parent.parent / "train_autoencoder.py"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, script, *argv], text=True, start_new_session=True, **pipes)
+    metrics = tmp_path / "run/metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
+        time.sleep(0.05)
+    os.killpg(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, errors
+    assert "Traceback" not in errors
+    assert latest(tmp_path / "run")["step"] >= 1
