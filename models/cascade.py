@@ -108,8 +108,9 @@ class Stage(nn.Module):
         decoder = CachedDecoder(self.transformer, self.source(coarse))
 
         def next_logits(inputs: torch.Tensor) -> torch.Tensor:
+            logits = decoder.next_logits(inputs)
             progress()
-            return decoder.next_logits(inputs)
+            return logits
 
         return search(next_logits, decoder.reorder, self.first_input(coarse), config, uniform.to(coarse.device))
 

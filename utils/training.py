@@ -290,9 +290,9 @@ def train(
 
 def to_device(batch: object, device: torch.device) -> object:
     """A tensor, or a tuple of tensors, on the device."""
-    parts = [batch] if isinstance(batch, torch.Tensor) else batch
-    moved = tuple(part.to(device, non_blocking=device.type == "cuda") for part in parts)
-    return moved[0] if isinstance(batch, torch.Tensor) else moved
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=device.type == "cuda")  # elsewhere the source may change meanwhile
+    return tuple(to_device(part, device) for part in batch)
 
 
 class Metrics:
