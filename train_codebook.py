@@ -16,7 +16,8 @@ import torch
 from tqdm import tqdm
 
 from models.autoencoder import Autoencoder
-from models.codebook import KIND, Codebook, CodebookConfig, MapLearner
+from models.codebook import KIND, Codebook, CodebookConfig
+from models.map_learner import MapLearner
 from utils import cli
 from utils.checkpoint import check_origin
 from utils.config import load_config

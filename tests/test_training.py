@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 import train_autoencoder
 import train_codebook
 import train_quantized_transformer
-from models.codebook import MapLearner
+from models.map_learner import MapLearner
 from models.transformer import Grid, Transformer, TransformerConfig
 from utils.config import load_config
 from utils.dataset import is_validation
