@@ -123,6 +123,11 @@ class Autoencoder(nn.Module):
         """(B, 3, H, W) in [−1, 1] → feature maps (B, C, h, w). H and W must be multiples of 2^num_layers."""
         return self.encoder(images)
 
+    @property
+    def scale(self) -> int:
+        """Pixels a side of what a cell of the feature map stands for."""
+        return 2**self.config.num_layers
+
     def decode(self, fmap: torch.Tensor) -> torch.Tensor:
         """Feature maps (B, C, h, w) → images (B, 3, H, W)."""
         return self.decoder(fmap)
@@ -136,7 +141,7 @@ class Autoencoder(nn.Module):
 
     def check_image(self, shape: tuple[int, int, int], where: Path) -> None:
         """Raise `UserError` if images (3, H, W) cannot be halved `num_layers` times."""
-        factor = 2**self.config.num_layers
+        factor = self.scale
         if shape[1] % factor or shape[2] % factor:
             raise UserError(
                 f"{where}: images of {shape[1]}×{shape[2]} cannot be halved {self.config.num_layers} times; "

@@ -148,8 +148,7 @@ def tokenize(dataset: FeatureMapDataset, coarse: Codebook, fine: Codebook, devic
     loader = BatchLoader.in_order(dataset, 64, choose_workers(None, device))
     for fmap in tqdm(loader, unit="batch", desc="tokenizing"):
         for codebook, parts in zip((coarse, fine), tokens, strict=True):
-            kind = np.uint16 if len(codebook) <= 2**16 else np.int32
-            parts.append(codebook.find_bmu(fmap.to(device)).cpu().numpy().astype(kind))
+            parts.append(codebook.find_bmu(fmap.to(device)).cpu().numpy().astype(np.uint16))  # at most 2**14 units
     return TokenDataset(*map(np.concatenate, tokens))
 
 

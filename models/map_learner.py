@@ -3,22 +3,30 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
+from tqdm import trange
 
 from models.codebook import Codebook, CodebookConfig
+from models.map_order import PairCounts, arrange
 from utils.checkpoint import load_weights
+from utils.dataset import FeatureMapDataset, chunks
+
+BALANCE_ROUNDS = 20
+BALANCE_SHARE = 0.5  # of a cell's error, which a new unit is first hoped to save
+BALANCE_WEIGHT = 0.25  # of a patch that a map was balanced with, beside one that comes later
 
 
-def neighbourhood_radius(step: int, total_steps: int, config: CodebookConfig) -> int:
-    """The radius at a step: half the map's longest side, one less every `neighbourhood_step` steps, down to 0.
+def neighbourhood_radius(step: int, total_steps: int, config: CodebookConfig) -> float:
+    """The radius at a step: half the map's longest side, one less every `neighbourhood_step` steps, to `final_radius`.
 
-    A run too short for that shrinks faster, so that the last 40 % of its steps are at radius 0.
+    A run too short for that shrinks faster, so that the last 80 % of its steps are at the final radius.
     """
     start = max(config.map_shape) // 2
-    # In whole numbers, since a rounded quotient could reach into the last 40 %: 5·step·start / 3·total is the count
-    # of equal parts of the first 60 % that have passed.
-    shrunk = max(step // config.neighbourhood_step, 5 * step * start // (3 * total_steps))
-    return max(0, start - shrunk)
+    # In whole numbers, since a rounded quotient could reach into the last 80 %: 5·step·start / total is the count of
+    # equal parts of the first 20 % that have passed.
+    shrunk = max(step // config.neighbourhood_step, 5 * step * start // total_steps)
+    return max(config.final_radius, start - shrunk)
 
 
 def smooth(grid: torch.Tensor, radius: float) -> torch.Tensor:
@@ -30,14 +38,95 @@ def smooth(grid: torch.Tensor, radius: float) -> torch.Tensor:
     return grid
 
 
+def sample_size(config: CodebookConfig, planned: int) -> int:
+    """Patches to lay a map out over and to balance it with, where the run will see `planned` patches.
+
+    64 a unit, or an eighth of what the run will see, but not fewer than 8 a unit; at most 128 MiB.
+    """
+    units = config.num_embeddings
+    return min(max(8 * units, min(64 * units, planned // 8)), 2**25 // config.dim)
+
+
+def draw_sample(
+    codebook: Codebook, maps: FeatureMapDataset | torch.Tensor, indices: np.ndarray, wanted: int, seed: int
+) -> torch.Tensor:
+    """Up to `wanted` patches (N, D) of the maps `indices`, in random order, about a quarter of each map that is read.
+
+    A few patches of many maps tell more than all of a few maps; to read every map would take long.
+    """
+    rng = np.random.default_rng(seed & 0xFFFFFFFF)
+    per_map = math.prod(codebook.config.grid)
+    chosen = rng.permutation(indices)[: max(64, -(-wanted // max(1, per_map // 4)))]
+    share = min(1.0, wanted / (len(chosen) * per_map))
+    drawn = []
+    for batch in chunks(chosen, 256):
+        patches = codebook.patchify(maps[batch])
+        drawn.append(patches[rng.permutation(len(patches))[: math.ceil(share * len(patches))]])
+    patches = torch.cat(drawn)
+    return patches[rng.permutation(len(patches))[:wanted]]
+
+
+@torch.no_grad()
+def balance(codebook: Codebook, sample: torch.Tensor) -> torch.Tensor:
+    """Put as many units where the patches `sample` (N, D) are as the error asks for, then give the map's places anew.
+
+    A neighbourhood draws units into the empty space between patches and leaves too few where patches are many. Each
+    round puts all units on the mean of their patches, then moves those that are least missed, by the error that their
+    patches would have at their second nearest unit, to patches drawn in proportion to squared error from the cells that
+    hold most of it, one to a cell. A unit moves while it is missed less than a share of the error of that cell, and the
+    share falls from round to round. (The utility of Fritzke 1997, "The LBG-U method for vector quantization".)
+    Returns how many patches of the sample each unit is nearest to, (K,).
+    """
+    units = codebook.units
+    for round_ in trange(BALANCE_ROUNDS, desc="balancing", unit="round", delay=2, leave=False):
+        errors, indices = codebook.nearest(sample, k=2)
+        error, nearest = errors[:, 0], indices[:, 0]
+        in_cell = torch.zeros_like(units[:, 0]).index_add_(0, nearest, error)
+        missed = torch.zeros_like(in_cell).index_add_(0, nearest, errors[:, 1] - error)
+        numbers = torch.bincount(nearest, minlength=len(units))[:, None]
+        sums = torch.zeros_like(units).index_add_(0, nearest, sample)
+        units.copy_(torch.where(numbers > 0, sums / numbers.clamp(min=1), units))
+        least_missed, fullest = missed.argsort(), in_cell.argsort(descending=True)
+        share = BALANCE_SHARE * (1 - round_ / BALANCE_ROUNDS)
+        moves = int(
+            (missed[least_missed] < share * in_cell[fullest]).sum()
+        )  # the first ones: one side rises, the other falls
+        moves = min(moves, len(units) // 4)  # so that most of what was just measured stays true
+        seeds = draw_one_each(error, nearest, len(units))
+        units[least_missed[:moves]] = sample[seeds[fullest[:moves]]]
+    _, indices = codebook.nearest(sample, k=2)
+    pairs = PairCounts(len(units))
+    pairs.add(indices)
+    codebook.coordinates.copy_(arrange(codebook.coordinates, pairs, quick=True))
+    return torch.bincount(indices[:, 0], minlength=len(units))
+
+
+def draw_keys(errors: torch.Tensor) -> torch.Tensor:
+    """A key for each of `errors` (N,): the largest is a draw in proportion to them (Efraimidis and Spirakis 2006)."""
+    return torch.rand(len(errors)).to(errors).log() / errors.clamp(min=1e-12)
+
+
+def draw_one_each(errors: torch.Tensor, cells: torch.Tensor, number: int) -> torch.Tensor:
+    """For each of `number` cells, one of the patches in it (`cells` says which), in proportion to `errors`.
+
+    What is drawn for a cell without patches means nothing.
+    """
+    order = draw_keys(errors).argsort(descending=True)
+    by_cell = cells[order].sort(stable=True)
+    first = torch.searchsorted(by_cell.values, torch.arange(number, device=cells.device))
+    return order[by_cell.indices[first.clamp(max=len(order) - 1)]]
+
+
 class MapLearner:
     """The update of a map in training, one batch a step, without gradients.
 
     A batch gives per-unit sums and counts n, smoothed by the neighbourhood; unit k moves a share of the way to their
-    quotient: max(1 − (1 − rate)^n, n / (N + n)), where N is what it has gathered since the radius last changed and the
-    rate is `model_lr`, halved every `lr_step` steps.
+    quotient: max(1 − (1 − rate)^n, 2n / (N + 2n)), where N is what it had gathered since the radius last changed and
+    the rate is `model_lr`, halved every `lr_step` steps. The second term is a mean in which a patch weighs the more the
+    later it came, since the first ones came while the unit was still elsewhere.
+    When the radius has come to 0, the map is balanced over `sample` (N, D), patches of the training data, if given.
     At radius 0, units that won nothing over a whole epoch are drawn anew from the epoch's patches, in proportion to
-    their squared error: a weighted reservoir (Efraimidis and Spirakis 2006) holds the candidates.
+    their squared error: a weighted reservoir holds the candidates.
     """
 
     def __init__(
@@ -47,26 +136,32 @@ class MapLearner:
         total_steps: int,
         continued: bool = False,
         lr_step: int = 100_000,
+        sample: torch.Tensor | None = None,
     ) -> None:
-        self.codebook, self.lr_step = codebook, lr_step
+        self.codebook, self.lr_step, self.sample = codebook, lr_step, None if continued else sample
         self.steps_per_epoch, self.total_steps, self.continued = steps_per_epoch, total_steps, continued
         units = codebook.units
+        self.last_radius = math.inf  # saved, since the plan of the run may change
         self.gathered = units.new_zeros(len(units))
         self.wins = units.new_zeros(len(units))
         self.candidates = torch.zeros_like(units)
         self.candidate_keys = units.new_full((len(units),), -math.inf)
 
-    def radius(self, step: int) -> int:
+    def radius(self, step: int) -> float:
         """The radius at a step; a codebook that is continued has its order already."""
-        return 0 if self.continued else neighbourhood_radius(step, self.total_steps, self.codebook.config)
+        config = self.codebook.config
+        return config.final_radius if self.continued else neighbourhood_radius(step, self.total_steps, config)
 
     @torch.no_grad()
     def update(self, fmap: torch.Tensor, step: int) -> dict[str, torch.Tensor | float]:
         """Learn from feature maps (B, C, H, W); returns the error before the update, the radius and the rate."""
         radius = self.radius(step)
         self.codebook.counts.zero_()  # they were of other units
-        if step > 0 and radius != self.radius(step - 1):
+        if radius != self.last_radius:
+            self.last_radius = radius
             self.gathered.zero_()
+            if radius == 0 and self.sample is not None:
+                self.gathered.copy_(BALANCE_WEIGHT * balance(self.codebook, self.sample))
         patches = self.codebook.patchify(fmap)
         errors, indices = (column.squeeze(1) for column in self.codebook.nearest(patches))
         rate = self.codebook.config.model_lr * 0.5 ** (step // self.lr_step)
@@ -75,7 +170,7 @@ class MapLearner:
             self._reseed(patches, errors, indices, step)
         return {"loss": errors.mean() / self.codebook.config.dim, "radius": radius, "learning_rate": rate}
 
-    def _move(self, patches: torch.Tensor, indices: torch.Tensor, radius: int, rate: float) -> None:
+    def _move(self, patches: torch.Tensor, indices: torch.Tensor, radius: float, rate: float) -> None:
         units = self.codebook.units
         sums = torch.zeros_like(units).index_add_(0, indices, patches)
         numbers = torch.bincount(indices, minlength=len(units)).to(units.dtype)
@@ -85,8 +180,8 @@ class MapLearner:
             grid[rows, columns] = torch.cat((sums, numbers[:, None]), dim=1)
             smoothed = smooth(grid, radius)[rows, columns]
             sums, numbers = smoothed[:, :-1], smoothed[:, -1]
+        share = torch.maximum(1 - (1 - rate) ** numbers, 2 * numbers / (self.gathered + 2 * numbers))
         self.gathered += numbers
-        share = torch.maximum(1 - (1 - rate) ** numbers, numbers / self.gathered)
         moved = units + share[:, None] * (sums / numbers[:, None] - units)
         # Where the kernel has all but vanished, the quotient of denormal numbers would be noise.
         units.copy_(torch.where(numbers[:, None] > 1e-30, moved, units))
@@ -97,10 +192,10 @@ class MapLearner:
             self.wins.zero_()
             self.candidate_keys.fill_(-math.inf)
         self.wins += torch.bincount(indices, minlength=len(self.wins))
-        keys = torch.rand(len(errors)).to(errors).log() / errors.clamp(min=1e-12)
-        keys = torch.cat((self.candidate_keys, keys))
-        self.candidate_keys, kept = keys.topk(len(self.candidate_keys))
-        self.candidates = torch.cat((self.candidates, patches))[kept]
+        keys, kept = torch.cat((self.candidate_keys, draw_keys(errors))).topk(len(self.candidate_keys))
+        new = kept >= len(self.candidate_keys)
+        self.candidate_keys, self.candidates = keys, self.candidates[kept.where(~new, 0)]
+        self.candidates[new] = patches[kept[new] - len(keys)]
         whole_epoch = step + 1 >= self.steps_per_epoch and self.radius(step + 1 - self.steps_per_epoch) == 0
         if position == self.steps_per_epoch - 1 and whole_epoch and step + 1 < self.total_steps:
             dead = (self.wins == 0).nonzero().squeeze(1)[: int((self.candidate_keys > -math.inf).sum())]
@@ -110,10 +205,11 @@ class MapLearner:
     def checkpoint(self) -> dict:
         """The codebook, and what an exact resume needs beside it."""
         state = {name: getattr(self, name) for name in ("gathered", "wins", "candidates", "candidate_keys")}
-        return {"model": self.codebook.state_dict(), "learner": state}
+        return {"model": self.codebook.state_dict(), "learner": state, "radius": self.last_radius}
 
     def restore(self, content: dict, path: Path) -> None:
         """Take up what `checkpoint` gave."""
         load_weights(self.codebook, content, path)
+        self.last_radius = content["radius"]
         for name, value in content["learner"].items():
             setattr(self, name, value.to(self.codebook.units.device))

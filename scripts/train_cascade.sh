@@ -62,7 +62,7 @@ for name in "${names[@]}"; do
     stage "$name" train_codebook.py --resume $CODEBOOK \
         --dataset-path "$maps" --decoder-path "$decoder" --config-path "$recipe/$name.json" --out-dir "$out/$name"
     stage "prune_$name" prune_codebook.py $PRUNE \
-        --dataset-path "$maps" --codebook-path "$out/$name/$latest" --out-dir "$out/$name"
+        --dataset-path "$maps" --codebook-path "$out/$name/$latest" --decoder-path "$decoder" --out-dir "$out/$name"
 done
 base=--train-base-model
 for i in 0 1 2; do

@@ -150,8 +150,9 @@ INVALID = {
         "image_C": [0],
         "patch_H": [0, 5, 64],
         "patch_W": [0, 5, 64],
-        "num_embeddings": [1, 0, -5],
+        "num_embeddings": [1, 0, -5, 2**22],
         "neighbourhood_step": [0, -1],
+        "final_radius": [-0.5, NAN, INF],
     },
     TransformerConfig: {
         "model_lr": [-1e-9, NAN, INF],

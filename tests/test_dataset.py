@@ -215,6 +215,30 @@ def test_images_and_feature_maps_are_split_alike_and_flips_stay(fraction, tiny_r
             assert sorted(of_maps) == sorted(images.paths[image_side])
 
 
+def test_images_of_feature_maps_are_theirs_and_mirrored_with_them(tiny_run, faces):
+    images, maps = ImageDataset(faces), FeatureMapDataset(tiny_run / "feature_maps" / "dataset.json")
+    where = {key: index for index, key in enumerate(images.paths)}
+    found = maps.images(np.arange(len(maps)), 4)
+    assert maps.flipped.any() and not maps.flipped.all()
+    for index in range(len(maps)):
+        image = images[[where[maps.image_keys[index]]]][0]
+        assert torch.equal(found[index], image.flip(2) if maps.flipped[index] else image)
+
+
+def test_an_image_that_is_not_of_its_map_is_named(tiny_run):
+    maps = FeatureMapDataset(tiny_run / "feature_maps" / "dataset.json")
+    with pytest.raises(UserError, match=r"\.png: is 32×32, its feature map was made of 64×64; make the maps again"):
+        maps.images(np.arange(2), 8)
+
+
+def test_maps_whose_image_is_there(tiny_run):
+    maps = FeatureMapDataset(tiny_run / "feature_maps" / "dataset.json")
+    assert maps.with_image(np.array([5, 2, 9])).tolist() == [5, 2, 9]
+    maps.image_paths[2] = b"gone.png"
+    assert maps.with_image(np.array([5, 2, 9])).tolist() == [5, 9]
+    assert len(maps.with_image(np.array([2]))) == 0
+
+
 def test_records_of_feature_maps_have_the_public_keys_and_relative_paths(tiny_run, faces):
     folder = tiny_run / "feature_maps"
     records, info = read_dataset(folder / "dataset.json", ("fmap_path", "image_path"))

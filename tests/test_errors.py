@@ -227,6 +227,7 @@ WRONG_VALUES = [
     ("train_autoencoder", "seed", "x"),
     ("generate_fmap_dataset", "num_files_folder", 0),
     ("prune_codebook", "prune_threshold", -1),
+    ("prune_codebook", "val_fraction", 1),
     ("train_quantized_transformer", "temperature", 0),
     ("train_quantized_transformer", "test_num_sample", 0),
     ("generate_images", "num_images", 0),
@@ -383,6 +384,27 @@ def test_too_high_a_threshold_is_refused_with_one_that_works(refused, run, tmp_p
     run_main(prune_codebook.main, *words(flags))
     units = torch.load(tmp_path / PRUNED, weights_only=True)["model"]["units"]
     assert 2 <= len(units) < 16
+
+
+@pytest.mark.parametrize("keep", [1, 17])
+def test_a_number_of_units_to_keep_that_cannot_be_is_refused(keep, run, capsys):
+    flags = good(run, "prune_codebook") | {"--keep": keep}
+    del flags["--prune-threshold"]
+    line = expect_error(capsys, prune_codebook.main, words(flags))
+    assert f"--keep {keep} is not possible: {run / 'codebook_1' / WEIGHTS} has 16 units" in line
+
+
+def test_a_threshold_and_a_number_to_keep_exclude_each_other(run, capsys):
+    assert expect_exit(prune_codebook.main, words(good(run, "prune_codebook") | {"--keep": 4})) == 2
+    assert "not allowed with argument" in capsys.readouterr().err
+
+
+def test_pruning_refuses_the_decoder_of_other_maps(run, capsys, tmp_path):
+    run_main(
+        train_autoencoder.main, *words(good(run, "train_autoencoder") | {"--seed": 5, "--out-dir": tmp_path / "other"})
+    )
+    flags = good(run, "prune_codebook") | {"--decoder-path": tmp_path / "other" / WEIGHTS}
+    assert str(run / "codebook_1" / WEIGHTS) in expect_error(capsys, prune_codebook.main, words(flags))
 
 
 def generation(run, write_json, tmp_path, change):

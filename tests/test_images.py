@@ -7,7 +7,9 @@ from PIL import Image
 
 from utils.files import UserError
 from utils.images import (
+    HEAT,
     fit_square,
+    heat_map,
     image_files,
     open_rgb,
     read_image,
@@ -250,3 +252,20 @@ def test_links_to_folders_are_followed_once(tmp_path):
     (photos / "link_again").symlink_to(elsewhere)
     (elsewhere / "loop").symlink_to(photos)
     assert image_files(photos) == [photos / "link" / "a.png"]
+
+
+def test_a_heat_map_by_hand():
+    picture = to_uint8(heat_map(torch.tensor([[0.0, 2.0, 4.0], [1.0, 0.5, float("nan")]]), side=7))
+    assert picture.shape == (3, 4, 6)
+    colours = picture[:, ::2, ::2].permute(1, 2, 0)
+    assert [tuple(colours[cell].tolist()) for cell in ((0, 0), (0, 1), (0, 2), (1, 0))] == [
+        HEAT[k] for k in (0, 2, 4, 1)
+    ]
+    assert colours[1, 2].tolist() == [255, 255, 255]
+    between = [(a + b) / 2 for a, b in zip(HEAT[0], HEAT[1], strict=True)]
+    assert colours[1, 1].tolist() == pytest.approx(between, abs=1)
+    assert torch.equal(picture[:, 0::2], picture[:, 1::2])
+
+
+def test_a_heat_map_of_nothing_is_dark():
+    assert to_uint8(heat_map(torch.zeros(2, 2), side=2)).permute(1, 2, 0).reshape(-1, 3).tolist() == [list(HEAT[0])] * 4

@@ -122,6 +122,7 @@ class FeatureMapDataset(Dataset):
         records, info = read_dataset(path, ("fmap_path", "image_path"))
         self.autoencoder: str | None = info.get("autoencoder")
         self.paths = _packed(record["fmap_path"] for record in records)
+        self.image_paths = _packed(record["image_path"] for record in records)
         self.image_keys = _packed(record.get("image_key", record["image_path"]) for record in records)
         self.flipped = np.array([bool(record.get("flipped")) for record in records])
         self.shape = tuple(_read_map(self.path(0)).shape)  # (C, H, W)
@@ -139,6 +140,31 @@ class FeatureMapDataset(Dataset):
     def split(self, fraction: float) -> tuple[np.ndarray, np.ndarray]:
         """Indices of the training and of the validation maps; a flip stays with its original."""
         return split_indices(self.image_keys, fraction)
+
+    def with_image(self, indices: np.ndarray) -> np.ndarray:
+        """Those of `indices` whose image is still there; a data set of maps may have been moved without it."""
+        return np.array([index for index in indices if self._image_path(index).is_file()], dtype=np.int64)
+
+    def images(self, indices: np.ndarray, scale: int) -> torch.Tensor:
+        """The images that maps were made of, mirrored where the map is, `scale` pixels to a cell: (B, 3, H, W).
+
+        Raises `UserError` naming an image that is missing, unreadable or no longer of that size.
+        """
+        return torch.stack([self._image(index, scale) for index in indices])
+
+    def _image(self, index: int, scale: int) -> torch.Tensor:
+        path = self._image_path(index)
+        image = read_image(path)
+        height, width = self.shape[1] * scale, self.shape[2] * scale
+        if image.shape[1:] != (height, width):
+            raise UserError(
+                f"{path}: is {image.shape[1]}×{image.shape[2]}, its feature map was made of {height}×{width}; "
+                "make the maps again with generate_fmap_dataset.py"
+            )
+        return image.flip(-1) if self.flipped[index] else image
+
+    def _image_path(self, index: int) -> Path:
+        return self.folder / self.image_paths[index].decode()
 
     def unflipped(self, indices: np.ndarray) -> np.ndarray:
         """Those of `indices` that are no mirror image."""

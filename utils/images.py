@@ -19,6 +19,7 @@ from utils.files import UserError, replace_file
 Colour = tuple[int, int, int]
 
 WHITE: Colour = (255, 255, 255)
+HEAT: tuple[Colour, ...] = ((18, 16, 56), (38, 84, 124), (62, 152, 132), (160, 206, 110), (252, 240, 176))
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 # Named, so that no other decoder of Pillow, some of which start programs, sees a stranger's file.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
@@ -132,6 +133,19 @@ def save_grid(images: torch.Tensor, path: str | os.PathLike, columns: int | None
 
     columns = columns or math.ceil(math.sqrt(len(images)))
     save_image(make_grid(images.float(), nrow=columns, pad_value=1.0), path)
+
+
+def heat_map(values: torch.Tensor, side: int = 768) -> torch.Tensor:
+    """Numbers (H, W) from 0 up as colours from dark blue to light yellow, NaN white: (3, h, w) in [−1, 1].
+
+    Each number is a square, as large as the longer side, `side` pixels, allows.
+    """
+    share = (values / values.nan_to_num(0).max().clamp(min=1e-12)).numpy()
+    marks = np.linspace(0, 1, len(HEAT))
+    levels = np.stack([np.interp(share, marks, channel) for channel in np.transpose(HEAT)])
+    pixels = torch.from_numpy(np.nan_to_num(levels, nan=255.0)).float().div(127.5).sub(1)
+    scale = max(1, side // max(values.shape))
+    return pixels.repeat_interleave(scale, dim=1).repeat_interleave(scale, dim=2)
 
 
 def write_png(

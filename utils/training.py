@@ -198,7 +198,7 @@ class Run:
         """One JSON object a line."""
         return self.args.out_dir / "metrics.jsonl"
 
-    def write_metrics(self, row: dict[str, float]) -> None:
+    def write_metrics(self, row: dict[str, object]) -> None:
         """Append one line to `metrics.jsonl` and one to the log."""
         with self.metrics_path.open("a") as file:
             file.write(json.dumps(row) + "\n")

@@ -1,0 +1,81 @@
+"""Pictures of a map: what its units stand for, how far apart they are, and how often they are used."""
+
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from models.autoencoder import Autoencoder
+from models.codebook import Codebook
+from models.patches import unpatchify
+from utils.images import heat_map, save_image
+
+ATLAS_SIDE = 4096  # pixels, at most
+TILE_SIDE = 24  # pixels of a unit in the atlas, at least
+BATCH = 32  # units decoded at once
+CONTEXT = 3  # cells of the feature map around a patch, at least, so that it is not decoded as at the edge of an image
+
+
+def save_map(codebook: Codebook, autoencoder: Autoencoder, folder: Path, suffix: object) -> None:
+    """Write `atlas_SUFFIX.png`, `u_matrix_SUFFIX.png` and, once the codebook has counts, `hit_map_SUFFIX.png`."""
+    save_image(atlas(codebook, autoencoder), folder / f"atlas_{suffix}.png")
+    save_image(heat_map(u_matrix(codebook)), folder / f"u_matrix_{suffix}.png")
+    if codebook.counts.sum() > 0:
+        save_image(heat_map(hit_map(codebook)), folder / f"hit_map_{suffix}.png")
+
+
+@torch.no_grad()
+def atlas(codebook: Codebook, autoencoder: Autoencoder) -> torch.Tensor:
+    """Every unit decoded to pixels, at its place on the map, (3, H, W) in [−1, 1]; empty places are white."""
+    tiles = torch.cat([_decode(units, codebook, autoencoder) for units in codebook.units.split(BATCH)])
+    grid = _on_map(tiles, codebook).nan_to_num(1.0)
+    rows, columns, channels, height, width = grid.shape
+    return grid.permute(2, 0, 3, 1, 4).reshape(channels, rows * height, columns * width)
+
+
+def _decode(units: torch.Tensor, codebook: Codebook, autoencoder: Autoencoder) -> torch.Tensor:
+    """Units (B, D) as images of their patch (B, 3, h, w): a patch is decoded amid copies of itself, then cut out."""
+    config = codebook.config
+    patches = unpatchify(units[:, None], config.image_C, config.patch_H, config.patch_W, config.patch_H)
+    height, width = patches.shape[-2:]
+    # A whole map is decoded as it is.
+    around = 0 if config.grid == (1, 1) else -(-CONTEXT // min(height, width))
+    images = autoencoder.decode(patches.repeat(1, 1, 2 * around + 1, 2 * around + 1)).float().cpu()
+    height, width = height * autoencoder.scale, width * autoencoder.scale
+    images = images[..., around * height :, around * width :][..., :height, :width].clamp(-1, 1)
+    largest = ATLAS_SIDE // max(config.map_shape)
+    if max(height, width) > largest:
+        size = [max(1, side * largest // max(height, width)) for side in (height, width)]
+        return F.interpolate(images, size=size, mode="area")
+    factor = min(-(-TILE_SIDE // min(height, width)), largest // max(height, width))
+    return F.interpolate(images, scale_factor=max(1, factor))
+
+
+def u_matrix(codebook: Codebook) -> torch.Tensor:
+    """Distances between neighbours, (2·rows − 1, 2·columns − 1): Ultsch's unified distance matrix (1990).
+
+    A unit's cell holds the mean of those around it, and the cell between two units their distance (amid four, the mean
+    of the two diagonals). NaN where there is no unit.
+    """
+    units = _on_map(codebook.units, codebook)
+    matrix = torch.full((2 * units.shape[0] - 1, 2 * units.shape[1] - 1), torch.nan)
+    matrix[1::2, ::2] = (units[1:] - units[:-1]).norm(dim=-1)
+    matrix[::2, 1::2] = (units[:, 1:] - units[:, :-1]).norm(dim=-1)
+    diagonals = (units[1:, 1:] - units[:-1, :-1]).norm(dim=-1), (units[1:, :-1] - units[:-1, 1:]).norm(dim=-1)
+    matrix[1::2, 1::2] = torch.stack(diagonals).nanmean(0)
+    around = F.pad(matrix, (1, 1, 1, 1), value=torch.nan).unfold(0, 3, 2).unfold(1, 3, 2).flatten(2).nanmean(2)
+    matrix[::2, ::2] = torch.where(units[..., 0].isnan(), torch.nan, around.nan_to_num(0))  # 0 for a unit alone
+    return matrix
+
+
+def hit_map(codebook: Codebook) -> torch.Tensor:
+    """The square root of how often each unit was used, (rows, columns), NaN where there is no unit."""
+    return _on_map(codebook.counts.float().sqrt(), codebook)
+
+
+def _on_map(values: torch.Tensor, codebook: Codebook) -> torch.Tensor:
+    """A value of each unit, (K, ...), at its place: (rows, columns, ...), NaN elsewhere."""
+    rows, columns = codebook.coordinates.cpu().T
+    grid = torch.full((int(rows.max()) + 1, int(columns.max()) + 1, *values.shape[1:]), torch.nan)
+    grid[rows, columns] = values.cpu()
+    return grid

@@ -1,0 +1,138 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from codebooks import LINE, build, generator, slow_distances, slow_patches, whole_maps
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models import map_statistics
+from models.autoencoder import Autoencoder
+from models.codebook import Codebook
+from models.map_statistics import Census, decoded_psnr, table
+from utils.dataset import FeatureMapDataset
+from utils.images import read_image
+
+seeds = st.integers(0, 2**31)
+
+
+def measure(codebook, fmap):
+    return Census(codebook, [fmap]).statistics()
+
+
+def slow_statistics(codebook, fmap):
+    patches = slow_patches(fmap, codebook.config)
+    places, counts, torn, error = codebook.coordinates.tolist(), [0] * len(codebook), 0, 0.0
+    for one in patches:
+        distances = (codebook.units.double() - one).square().sum(1).tolist()
+        first, second = sorted(range(len(codebook)), key=distances.__getitem__)[:2]
+        counts[first] += 1
+        error += distances[first]
+        torn += max(abs(a - b) for a, b in zip(places[first], places[second], strict=True)) > 1
+    use = [count / len(patches) for count in counts if count]
+    return counts, {
+        "quantization_error": error / patches.numel(),
+        "share_of_variance": error / float((patches - patches.mean(0)).square().sum()),
+        "topographic_error": torn / len(patches),
+        "units_used": len(use),
+        "units": len(codebook),
+        "entropy_bits": -sum(share * math.log2(share) for share in use),
+        "perplexity": math.exp(-sum(share * math.log(share) for share in use)),
+    }
+
+
+@given(seed=seeds, units=st.integers(2, 30), batch=st.integers(1, 7))
+@settings(max_examples=30)
+def test_statistics_equal_a_slow_count_whatever_the_batch_size(seed, units, batch):
+    codebook = build(torch.randn(units, 12, generator=generator(seed)))
+    fmap = 1 + torch.randn(7, 2, 4, 6, generator=generator(seed + 1))
+    counts, expected = slow_statistics(codebook, fmap)
+    found = Census(codebook, fmap.split(batch)).statistics()
+    ranked = sorted(range(units), key=lambda unit: -counts[unit])
+    assert found.pop("most_used") == [[unit, counts[unit]] for unit in ranked[:3]]
+    assert found.pop("least_used") == [[unit, counts[unit]] for unit in ranked[::-1][:3]]
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert codebook.counts.tolist() == counts
+    assert codebook.quantization_error(fmap).item() == pytest.approx(expected["quantization_error"], rel=1e-4)
+
+
+def test_statistics_count_anew_each_time():
+    codebook = build(seed=3)
+    fmap = whole_maps(4, codebook)
+    assert measure(codebook, fmap) == measure(codebook, fmap)
+    assert codebook.counts.sum() == 16
+
+
+def test_topographic_error_by_hand():
+    """A row of three units at 0, 10 and 1: the ends of the row are near in space, and no neighbours on the map."""
+    codebook = build([[0.0], [10.0], [1.0]], **LINE, image_W=3)
+    assert codebook.coordinates.tolist() == [[0, 0], [0, 1], [0, 2]]
+    assert measure(codebook, torch.tensor([[[[0.2, 9.0, 0.9]]]]))["topographic_error"] == pytest.approx(2 / 3)
+    square = build([[0.0], [10.0], [20.0], [1.0]], **LINE, image_W=2)  # 0 and 1 meet at a corner
+    assert measure(square, torch.tensor([[[[0.2, 0.9]]]]))["topographic_error"] == 0
+
+
+def test_perplexity_is_the_number_of_units_in_even_use():
+    codebook = build(torch.arange(7.0)[:, None], **LINE, image_W=7)
+    assert measure(codebook, torch.arange(7.0).view(1, 1, 1, 7))["perplexity"] == pytest.approx(7)
+    alone = measure(codebook, torch.full((3, 1, 1, 7), 2.0))
+    assert alone["perplexity"] == pytest.approx(1)
+    assert alone["units_used"] == 1
+    assert codebook.counts.tolist() == [0, 0, 21, 0, 0, 0, 0]
+
+
+def test_units_on_the_mean_leave_all_of_the_variance():
+    fmap = torch.randn(5, 1, 1, 8, generator=generator(0))
+    codebook = build([[float(fmap.mean())], [100.0]], **LINE, image_W=8)
+    assert measure(codebook, fmap)["share_of_variance"] == pytest.approx(1)
+
+
+# --- Images ---
+
+
+@pytest.fixture
+def measured(tiny_run):
+    """A data set of feature maps, its autoencoder, and a codebook over them."""
+    load = tiny_run / "autoencoder/models_checkpoint/latest.pt", tiny_run / "codebook_1/models_checkpoint/latest.pt"
+    return FeatureMapDataset(tiny_run / "feature_maps/dataset.json"), Autoencoder.load(load[0]), Codebook.load(load[1])
+
+
+def test_decoded_psnr_equals_that_of_images_one_by_one(measured, monkeypatch):
+    monkeypatch.setattr(map_statistics, "BATCH", 3)
+    dataset, autoencoder, codebook = measured
+    _, held_out = dataset.split(0.2)
+    errors = {"before": [], "after": []}
+    for index in held_out:
+        if not dataset.flipped[index]:
+            fmap = dataset[[index]]
+            tokens = slow_distances(slow_patches(fmap, codebook.config), codebook.units).argmin(1)[None]
+            image = read_image(dataset.folder / dataset.image_paths[index].decode())
+            for name, given_map in (("before", fmap), ("after", codebook.lookup(tokens))):
+                with torch.no_grad():
+                    errors[name].append(float((autoencoder.decode(given_map)[0] - image).square().double().mean()))
+    assert len(errors["before"]) > 3
+    expected = {f"psnr_{name}_quantization": 10 * math.log10(4 / (sum(e) / len(e))) for name, e in errors.items()}
+    assert decoded_psnr(autoencoder, codebook, dataset, held_out) == pytest.approx(expected, rel=1e-4)
+    assert expected["psnr_before_quantization"] > expected["psnr_after_quantization"]
+
+
+def test_without_images_the_psnr_is_left_out_with_a_word(measured, monkeypatch, caplog):
+    dataset, autoencoder, codebook = measured
+    monkeypatch.setattr(dataset, "folder", dataset.folder / "moved")
+    assert decoded_psnr(autoencoder, codebook, dataset, np.arange(0)) == {}
+    assert caplog.text == ""
+    with caplog.at_level("WARNING"):
+        assert decoded_psnr(autoencoder, codebook, dataset, np.arange(4)) == {}
+    assert "images of the held-out feature maps are not there" in caplog.text
+
+
+def test_a_table_has_a_line_a_key_and_a_column_a_codebook():
+    before = {"quantization_error": 0.0123456, "units": 512, "most_used": [[3, 90], [1, 7]]}
+    lines = table(before=before, after=before | {"units": 40, "most_used": [[0, 2]]}).split("\n")
+    assert lines == [
+        "                      before    after",
+        "quantization error   0.01235  0.01235",
+        "units                    512       40",
+        "most used           3:90 1:7      0:2",
+    ]

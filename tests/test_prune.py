@@ -1,0 +1,58 @@
+"""Which units prune_codebook.py leaves, and what it tells and draws."""
+
+from argparse import Namespace
+
+import pytest
+import torch
+from codebooks import generator
+from conftest import run_main
+from hypothesis import given
+from hypothesis import strategies as st
+
+import prune_codebook
+from models.codebook import Codebook
+from prune_codebook import choose
+from utils.files import UserError
+
+LATEST, PRUNED = "models_checkpoint/latest.pt", "models_checkpoint/pruned_codebook.pt"
+
+
+def wanted(keep=None, threshold=10):
+    return Namespace(keep=keep, prune_threshold=threshold, codebook_path="c.pt")
+
+
+@given(seed=st.integers(0, 2**31), units=st.integers(2, 40), data=st.data())
+def test_the_most_used_units_are_kept(seed, units, data):
+    number = data.draw(st.integers(2, units))
+    counts = torch.randint(0, 9, (units,), generator=generator(seed))
+    keep = choose(wanted(number), counts)
+    assert int(keep.sum()) == number
+    assert counts[keep].min() >= counts[~keep].max() if number < units else keep.all()
+    ranked = sorted(range(units), key=lambda unit: (-counts[unit], unit))  # of equals, the first ones
+    assert keep.nonzero().flatten().tolist() == sorted(ranked[:number])
+
+
+def test_a_threshold_keeps_what_is_used_so_often():
+    assert choose(wanted(threshold=3), torch.tensor([5, 2, 3, 0])).tolist() == [True, False, True, False]
+    with pytest.raises(UserError, match=r"--prune-threshold 4 would leave 1 of 4 units of c\.pt: give at most 3"):
+        choose(wanted(threshold=4), torch.tensor([5, 2, 3, 0]))
+
+
+def test_keep_leaves_so_many_and_the_decoder_tells_what_is_lost(tiny_run, tmp_path):
+    flags = ["--device", "cpu", "--dataset-path", tiny_run / "feature_maps/dataset.json", "--val-fraction", 0.2]
+    flags += ["--codebook-path", tiny_run / "codebook_1" / LATEST, "--out-dir", tmp_path, "--keep", 5]
+    run_main(prune_codebook.main, *flags, "--decoder-path", tiny_run / "autoencoder" / LATEST)
+    content = torch.load(tmp_path / PRUNED, weights_only=True)
+    before, after = content["statistics_before"], content["statistics"]
+    assert (before["units"], after["units"]) == (16, 5)
+    assert before["quantization_error"] < after["quantization_error"]
+    assert before["psnr_before_quantization"] == after["psnr_before_quantization"] > after["psnr_after_quantization"]
+    whole, pruned = Codebook.load(tiny_run / "codebook_1" / LATEST), Codebook.load(tmp_path / PRUNED)
+    assert pruned.counts.sum() == whole.counts.sum()
+    kept = choose(wanted(5), whole.counts)
+    assert torch.equal(pruned.units, whole.units[kept])
+    log = (tmp_path / "prune.log").read_text().split("\n")
+    assert next(line.split() for line in log if line.startswith("units  ")) == ["units", "16", "5"]
+    assert any(line.startswith("psnr after quantization") for line in log)
+    found = {path.name for path in (tmp_path / "images").iterdir()}
+    assert found == {"atlas_pruned.png", "u_matrix_pruned.png", "hit_map_pruned.png"}
