@@ -35,7 +35,7 @@ from utils.dataset import EpochSampler, FeatureMapDataset, steps_per_epoch
 from utils.files import UserError
 
 # Patch, units, steps of the map, and maps to train on, so that no more than 275,000 patches are.
-SIZES = ((16, 64, 500, None), (4, 512, 800, None), (2, 512, 256, 4096), (1, 512, 96, 1024))
+SIZES = ((16, 64, 250, None), (4, 512, 800, None), (2, 512, 256, 4096), (1, 512, 96, 1024))
 OTHERS = ((4, 512), (8, 512))  # patch and units, of the example config; the first also of the trade-off
 BATCH = 64  # maps a step, the demo's
 SEEDS = (0, 1, 2)
@@ -136,11 +136,14 @@ def kmeans_rows(data: Data) -> list[Row]:
 
 
 def minisom_row(data: Data) -> Row:
+    """Batch training as Kohonen 2013 has it: whole steps, under a neighbourhood that shrinks to one."""
     number = data.config.num_embeddings
     rows = max(rows for rows in range(1, math.isqrt(number) + 1) if number % rows == 0)
     patches = data.patches
     shape = (rows, number // rows)
-    som = MiniSom(*shape, data.config.dim, sigma=max(shape) / 2, learning_rate=1.0, random_seed=0)
+    settings = {"learning_rate": 1.0, "decay_function": lambda rate, *_: rate}
+    settings |= {"sigma": max(shape) / 2, "sigma_decay_function": "linear_decay_to_one"}
+    som = MiniSom(*shape, data.config.dim, **settings, random_seed=0)
 
     def fit() -> None:
         som.pca_weights_init(patches)

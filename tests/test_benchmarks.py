@@ -3,7 +3,7 @@
 import re
 import sys
 
-from benchmarks import codebook
+from benchmarks import codebook, codebook_limits
 
 
 def test_the_codebook_benchmark(tiny_run, monkeypatch, capsys):
@@ -33,3 +33,12 @@ def test_the_codebook_benchmark(tiny_run, monkeypatch, capsys):
             seconds, error, torn = (float(cell) for cell in row[1:4])
             assert seconds >= 0 and error > 0 and 0 <= torn <= 1
             assert error == 1 or row[0].strip() not in ("k-means, converged", "0")
+
+
+def test_the_benchmark_of_limits(monkeypatch, capfd):
+    monkeypatch.setattr(codebook_limits, "LIMITS", ((4, 2, 8, 20, 4),))
+    monkeypatch.setattr(sys, "argv", ["codebook_limits"])
+    codebook_limits.main()
+    numbers = capfd.readouterr().out.splitlines()[-1].split("|")[1:-1]
+    assert [int(number) for number in numbers[:4]] == [16, 8, 4, 0]
+    assert 0 <= int(numbers[4]) < 1024

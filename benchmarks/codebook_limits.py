@@ -1,0 +1,63 @@
+"""Memory and time of a map at the limits of its sizes: what one process holds beyond its data.
+
+    python -m benchmarks.codebook_limits
+
+Each size runs in a process of its own, on random maps, for ten steps and all that comes after. Takes some minutes.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+
+import torch
+
+from benchmarks.codebook import Data, train_map
+from models.codebook import CodebookConfig
+
+# Side of the maps (of 4 channels), side of a patch, units, maps, maps a step.
+LIMITS = (
+    (32, 32, 2, 900, 8),
+    (32, 32, 1024, 1500, 64),
+    (32, 32, 1024, 1500, 1500),
+    (32, 8, 16384, 2000, 64),
+    (32, 1, 16384, 200, 200),
+)
+STEPS = 10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, nargs=5, help="one size, in this process: the five numbers of a row")
+    args = parser.parse_args()
+    if args.size:
+        one(*args.size)
+        return
+    print(
+        "| D | units | maps a step | data, MiB | held beyond it, MiB | seconds |\n|---|---|---|---|---|---|", flush=True
+    )
+    for size in LIMITS:
+        command = [sys.executable, "-m", "benchmarks.codebook_limits", "--size", *map(str, size)]
+        subprocess.run(command, check=True)
+
+
+def one(side: int, patch: int, units: int, number: int, batch: int) -> None:
+    torch.manual_seed(0)
+    maps = torch.randn(number, 4, side, side)
+    config = CodebookConfig(1e-4, side, side, 4, patch, patch, units, 200)
+    before, start = peak(), time.perf_counter()
+    train_map(Data(config, maps, maps), STEPS, batch, seed=0)
+    seconds, data = time.perf_counter() - start, maps.nbytes / 2**20
+    held = f"{peak() - before:.0f}"
+    print(f"| {config.dim} | {units} | {batch} | {data:.0f} | {held} | {seconds:.1f} |", flush=True)
+
+
+def peak() -> float:
+    """The most that this process has held, in MiB."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+if __name__ == "__main__":
+    main()
