@@ -1,14 +1,16 @@
 """Stage 4: drop the units of a codebook that the data hardly uses.
 
-Reads a dataset.json of feature maps and a codebook; writes models_checkpoint/pruned_codebook.pt under --out-dir. The
-survivors keep their order, their vectors and their places on the map. With --decoder-path, the table of before and
-after also tells the PSNR of held-out images, and the map that is left is drawn (images/atlas_pruned.png, ...).
+Reads a dataset.json of feature maps and a codebook; writes models_checkpoint/pruned_codebook.pt and a line of
+metrics.jsonl under --out-dir. The survivors keep their order, their vectors and their places on the map. With
+--decoder-path, the table of before and after also tells the PSNR of held-out images, and what is left is drawn
+(images/atlas_pruned.png, ...).
 
     python prune_codebook.py --dataset-path out/faces/feature_maps/dataset.json \
         --codebook-path out/faces/codebook_0/models_checkpoint/latest.pt --out-dir out/faces/codebook_0
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
@@ -19,7 +21,7 @@ from models.codebook import KIND, Codebook
 from models.map_pictures import save_map
 from models.map_statistics import Census, Statistics, decoded_psnr, table
 from utils import cli
-from utils.checkpoint import check_origin, save_checkpoint
+from utils.checkpoint import check_origin, load_checkpoint, save_checkpoint
 from utils.dataset import BatchLoader, FeatureMapDataset
 from utils.files import UserError
 from utils.training import MAX_VALIDATION
@@ -59,6 +61,9 @@ def main(argv: list[str] | None = None) -> None:
     path = args.out_dir / "models_checkpoint" / "pruned_codebook.pt"
     rest = {"trained_from": {"autoencoder": codebook.autoencoder}, "statistics": after, "statistics_before": before}
     save_checkpoint(path, KIND, pruned.config, pruned.state_dict(), **rest)
+    row = {"step": load_checkpoint(args.codebook_path, KIND).get("step", 0)}  # of the training that made the codebook
+    with (args.out_dir / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(row | {f"pruned_{key}": value for key, value in after.items()}) + "\n")
     if autoencoder is not None:
         save_map(pruned, autoencoder, args.out_dir / "images", "pruned")
     cli.log.info("kept %d of %d units: wrote %s", len(pruned), len(codebook), path)

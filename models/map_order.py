@@ -90,13 +90,15 @@ def arrange(coordinates: torch.Tensor, pairs: PairCounts, quick: bool = False) -
     best, least = coordinates, pairs.topographic_error(coordinates)
     radii = RADII[:2] if quick else RADII
     attempts = 1 if quick else max(1, VISITS // len(coordinates))
-    with tqdm(desc="arranging", unit="sweep", delay=2, leave=False) as bar:
-        for attempt in range(attempts):
+    plan = [radii[attempt % len(radii) :] for attempt in range(attempts)]  # small ones alone mend what is near to order
+    most = sum(EARLY if radius else SWEEPS for radii in plan for radius in radii)
+    with tqdm(total=most, desc="arranging", unit="sweep", delay=2, leave=False) as bar:
+        for attempt, radii in enumerate(plan):
             if least == 0:
                 break
             board = _Board(coordinates.cpu().numpy(), partners, weights)
             rng = np.random.default_rng(attempt)
-            for radius in radii[attempt % len(radii) :]:  # the smaller ones alone mend what is nearly in order
+            for radius in radii:
                 board.set_radius(radius)
                 for _ in range(EARLY if radius else SWEEPS):
                     bar.update()

@@ -1,5 +1,6 @@
 """Which units prune_codebook.py leaves, and what it tells and draws."""
 
+import json
 from argparse import Namespace
 
 import pytest
@@ -51,6 +52,9 @@ def test_keep_leaves_so_many_and_the_decoder_tells_what_is_lost(tiny_run, tmp_pa
     assert pruned.counts.sum() == whole.counts.sum()
     kept = choose(wanted(5), whole.counts)
     assert torch.equal(pruned.units, whole.units[kept])
+    row = json.loads((tmp_path / "metrics.jsonl").read_text())
+    step = torch.load(tiny_run / "codebook_1" / LATEST, weights_only=True)["step"]
+    assert row == {"step": step, **{f"pruned_{key}": value for key, value in after.items()}}
     log = (tmp_path / "prune.log").read_text().split("\n")
     assert next(line.split() for line in log if line.startswith("units  ")) == ["units", "16", "5"]
     assert any(line.startswith("psnr after quantization") for line in log)
