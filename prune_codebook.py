@@ -10,7 +10,6 @@ metrics.jsonl under --out-dir. The survivors keep their order, their vectors and
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
@@ -24,7 +23,7 @@ from utils import cli
 from utils.checkpoint import check_origin, load_checkpoint, save_checkpoint
 from utils.dataset import BatchLoader, FeatureMapDataset
 from utils.files import UserError
-from utils.training import MAX_VALIDATION
+from utils.training import MAX_VALIDATION, append_metrics
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -62,8 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     rest = {"trained_from": {"autoencoder": codebook.autoencoder}, "statistics": after, "statistics_before": before}
     save_checkpoint(path, KIND, pruned.config, pruned.state_dict(), **rest)
     row = {"step": load_checkpoint(args.codebook_path, KIND).get("step", 0)}  # of the training that made the codebook
-    with (args.out_dir / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(row | {f"pruned_{key}": value for key, value in after.items()}) + "\n")
+    append_metrics(args.out_dir / "metrics.jsonl", row | {f"pruned_{key}": value for key, value in after.items()})
     if autoencoder is not None:
         save_map(pruned, autoencoder, args.out_dir / "images", "pruned")
     cli.log.info("kept %d of %d units: wrote %s", len(pruned), len(codebook), path)

@@ -63,7 +63,6 @@ def main(argv: list[str] | None = None) -> None:
 
     @torch.no_grad()
     def preview(step: int) -> None:
-        maps = dataset[shown].to(device)
         decoded = [autoencoder.decode(given).cpu() for given in (maps, codebook.lookup(codebook.find_bmu(maps)))]
         save_grid(decoded[0], run.image_path("image_plot", step))
         save_grid(decoded[1], run.image_path("quant_image_plot", step))
@@ -73,6 +72,7 @@ def main(argv: list[str] | None = None) -> None:
             save_map(codebook, autoencoder, args.out_dir / "images", step)
 
     shown = preview_indices(training, dataset.unflipped(held_out), 25)
+    maps = dataset[shown].to(device)
     pictured = dataset.with_image(shown[:COMPARED])
     truth = [dataset.images(pictured, autoencoder.scale)] if len(pictured) == len(shown[:COMPARED]) else []
     run = Run(args, KIND, config, {"autoencoder": autoencoder.fingerprint}, len(training))

@@ -200,8 +200,7 @@ class Run:
 
     def write_metrics(self, row: dict[str, object]) -> None:
         """Append one line to `metrics.jsonl` and one to the log."""
-        with self.metrics_path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append_metrics(self.metrics_path, row)
         log.info(
             " ".join(
                 f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
@@ -235,6 +234,12 @@ class Run:
             log.warning("planned were %d steps, now %d: a cosine and a map's radius follow the new plan", before, now)
         learner.restore(content, path)
         return content["step"]
+
+
+def append_metrics(path: Path, row: dict[str, object]) -> None:
+    """Append one JSON object, a line, to a `metrics.jsonl`."""
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 def _flat(config: dict) -> dict:
