@@ -15,8 +15,9 @@ from models.autoencoder import KIND, Autoencoder, AutoencoderConfig, psnr
 from utils import cli
 from utils.config import load_config
 from utils.dataset import ImageDataset
+from utils.gradient import GradientLearner
 from utils.images import save_grid
-from utils.training import GradientLearner, Run, mean_over, planned_steps, preview_indices, train
+from utils.training import Run, mean_over, planned_steps, preview_indices, train
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -25,8 +25,9 @@ from utils.beam_search import SearchConfig, uniform_draws
 from utils.checkpoint import check_origin
 from utils.config import load_config
 from utils.dataset import FeatureMapDataset
+from utils.gradient import GradientLearner
 from utils.images import save_grid
-from utils.training import GradientLearner, Run, mean_over, planned_steps, preview_indices, train
+from utils.training import Run, mean_over, planned_steps, preview_indices, train
 
 
 def main(argv: list[str] | None = None) -> None:

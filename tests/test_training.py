@@ -32,8 +32,9 @@ from models.map_statistics import Census
 from models.transformer import Grid, Transformer, TransformerConfig
 from utils.config import load_config
 from utils.dataset import FeatureMapDataset, is_validation
+from utils.gradient import GradientLearner, learning_rate
 from utils.images import save_grid
-from utils.training import GradientLearner, catch_stop, learning_rate, planned_steps
+from utils.training import catch_stop, planned_steps
 
 MAINS = {
     "autoencoder": train_autoencoder.main,

@@ -1,0 +1,126 @@
+"""Learning from a gradient: the optimizer, its schedule (a pure function of the step), precision, averaged weights."""
+
+import argparse
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from utils.checkpoint import check_origins, load_checkpoint, load_weights
+
+
+def learning_rate(step: int, total_steps: int, base: float, args: argparse.Namespace) -> float:
+    """The rate of a step: linear warm-up, then halved every `lr_step` steps, or a cosine down to 0 at the last step."""
+    warm = min(1.0, (step + 1) / (args.warmup_step + 1))
+    if args.lr_schedule == "cosine":
+        return base * warm * 0.5 * (1 + math.cos(math.pi * step / total_steps))
+    return base * warm * 0.5 ** (step // args.lr_step)
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 matrix products are native, and so faster than float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    cpuinfo = Path("/proc/cpuinfo")
+    return device.type == "cpu" and cpuinfo.exists() and "avx512_bf16" in cpuinfo.read_text()
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which models run: float32, or bfloat16 where asked or, on `auto`, where it is faster."""
+    use = precision == "bf16" or (precision == "auto" and has_fast_bfloat16(device))
+    return torch.autocast(device.type, torch.bfloat16, enabled=use)
+
+
+class OptimizationConfig(Protocol):
+    """The keys of a model's config that the optimizer reads."""
+
+    model_lr: float
+    weight_decay: float
+
+
+class GradientLearner:
+    """AdamW on a loss, with clipping, a schedule and a moving average of the weights.
+
+    `loss(model, batch)` returns a scalar. Weight decay acts on matrices only. Random choices inside the model are
+    drawn from the default generator, which the loop seeds at each step.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[nn.Module, object], torch.Tensor],
+        config: OptimizationConfig,
+        args: argparse.Namespace,
+        total_steps: int,
+        device: torch.device,
+    ) -> None:
+        self.model, self.loss, self.args, self.total_steps = model, loss, args, total_steps
+        self.base_lr = config.model_lr
+        groups = [
+            {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": config.weight_decay},
+            {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        fused = device.type in ("cpu", "cuda")
+        self.optimizer = torch.optim.AdamW(groups, lr=self.base_lr, betas=(0.9, 0.99), fused=fused)
+        self.compiled = torch.compile(model) if args.compile else model
+        self.autocast = autocast(device, args.precision)
+        self.average = AveragedModel(model, multi_avg_fn=self._average) if args.ema_decay > 0 else None
+
+    @property
+    def best_model(self) -> nn.Module:
+        """The model to look at and to measure: the averaged one if there is one, ready for evaluation."""
+        return (self.model if self.average is None else self.average.module).eval()
+
+    def update(self, batch: object, step: int) -> dict[str, torch.Tensor | float]:
+        """One step down the gradient."""
+        rate = learning_rate(step, self.total_steps, self.base_lr, self.args)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.model.train()
+        with self.autocast:
+            loss = self.loss(self.compiled, batch)
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.args.grad_clip)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        return {"loss": loss.detach(), "gradient_norm": norm.detach(), "learning_rate": rate}
+
+    @torch.no_grad()
+    def _average(self, averaged: list[torch.Tensor], current: list[torch.Tensor], number: torch.Tensor) -> None:
+        # Early on a long memory would hold on to the random start.
+        decay = min(self.args.ema_decay, (1 + int(number)) / (10 + int(number)))
+        torch._foreach_lerp_(averaged, current, 1 - decay)
+
+    def checkpoint(self) -> dict:
+        """Weights, averaged weights and optimizer state."""
+        content = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        if self.average is not None:
+            content["ema"] = self.average.module.state_dict()
+        return content
+
+    def restore(self, content: dict, path: Path) -> None:
+        """Take up weights, averaged weights and optimizer state."""
+        load_weights(self.model, content, path, averaged=False)
+        self.optimizer.load_state_dict(content["optimizer"])
+        if self.average is not None:
+            load_weights(self.average.module, content, path)
+            self.average.n_averaged.fill_(content["step"])
+
+    def start_from(self, path: Path, kind: str, trained_from: dict[str, str | None]) -> None:
+        """Begin at the weights of a checkpoint, with `--load-optim` also at its optimizer state."""
+        content = load_checkpoint(path, kind)
+        check_origins(path, content["trained_from"], trained_from)
+        load_weights(self.model, content, path, averaged=not self.args.load_optim)
+        if self.args.load_optim:
+            decays = [group["weight_decay"] for group in self.optimizer.param_groups]
+            self.optimizer.load_state_dict(content["optimizer"])
+            for group, decay in zip(self.optimizer.param_groups, decays, strict=True):
+                group["weight_decay"] = decay  # this config's, not that of the checkpoint
+        if self.average is not None:
+            self.average.module.load_state_dict(self.model.state_dict())
