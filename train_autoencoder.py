@@ -37,11 +37,11 @@ def main(argv: list[str] | None = None) -> None:
     model = Autoencoder(config).to(device, memory_format=torch.channels_last)
     model.check_image(dataset.shape, args.dataset_path)
 
-    def loss(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    def measure(model: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]:
         images = images.to(memory_format=torch.channels_last)
-        return F.mse_loss(model(images).float(), images)
+        return {"loss": F.mse_loss(model(images).float(), images)}
 
-    learner = GradientLearner(model, loss, config, args, planned_steps(len(training), args), device)
+    learner = GradientLearner(model, measure, config, args, planned_steps(len(training), args), device)
     if args.model_path is not None:
         learner.start_from(args.model_path, KIND, trained_from={})
 
@@ -50,11 +50,10 @@ def main(argv: list[str] | None = None) -> None:
         with learner.autocast:
             return learner.best_model(images.to(device, memory_format=torch.channels_last)).float().cpu()
 
-    def measure(images: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"val_loss": F.mse_loss(reconstruct(images), images)}
-
     def validate() -> dict[str, float]:
-        losses = mean_over(dataset, held_out, args, measure)
+        losses = mean_over(
+            dataset, held_out, args, lambda images: {"val_loss": F.mse_loss(reconstruct(images), images)}
+        )
         return {**losses, "val_psnr": psnr(losses["val_loss"])} if losses else {}
 
     shown = dataset[preview_indices(training, held_out, 25)]

@@ -17,17 +17,20 @@ from pathlib import Path
 import torch
 
 from models.autoencoder import Autoencoder
-from models.cascade import KIND, Stage, StageConfig, tokenize
+from models.cascade import KIND, Stage, StageConfig, bits_before
 from models.codebook import Codebook
+from models.tokens import load_tokens
 from models.transformer import TransformerConfig
 from utils import cli
 from utils.beam_search import SearchConfig, uniform_draws
 from utils.checkpoint import check_origin
 from utils.config import load_config
-from utils.dataset import FeatureMapDataset
+from utils.dataset import FeatureMapDataset, to_device
 from utils.gradient import GradientLearner
 from utils.images import save_grid
-from utils.training import Run, mean_over, planned_steps, preview_indices, train
+from utils.training import MAX_VALIDATION, Run, mean_over, planned_steps, preview_indices, step_size, train
+
+WATCH_SHARE = 7  # training items for each one that a log line is validated on: with no way back it costs about 5 %
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -50,12 +53,15 @@ def main(argv: list[str] | None = None) -> None:
         "hr_codebook": fine.fingerprint,
     }
     cli.start_log(args, "train")
-    tokens = tokenize(dataset, coarse, fine, device)
+    earlier_bits = bits_before(coarse, args.previous_path, is_base=args.train_base_model)
+    tokens = load_tokens(dataset, coarse, fine, device)
 
     torch.manual_seed(args.seed)
     stage = Stage(config).to(device)
+    if transformer.condition_noise:
+        stage.know_near_units(coarse)
     stage.transformer.use_activation_checkpoint = args.use_activation_checkpoint
-    # The stage's own call is its loss.
+    # The stage's own call measures its loss.
     learner = GradientLearner(
         stage, lambda stage, batch: stage(*batch), transformer, args, planned_steps(len(training), args), device
     )
@@ -65,7 +71,17 @@ def main(argv: list[str] | None = None) -> None:
     @torch.no_grad()
     def measure(batch: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor]:
         with learner.autocast:
-            return {"val_loss": learner.best_model(*(part.to(device) for part in batch))}
+            found = learner.best_model(*(part.to(device) for part in batch))
+        return {f"val_{name}": value for name, value in found.items()}
+
+    def validate(most: int = MAX_VALIDATION) -> dict[str, float]:
+        numbers = mean_over(tokens, held_out[:most], args, measure)
+        if numbers:
+            numbers["val_images"] = min(most, len(held_out))
+            numbers["stage_bits"] = numbers["val_bits"] * config.fine.length
+            if earlier_bits is not None:
+                numbers["image_bits"] = earlier_bits + numbers["stage_bits"]
+        return numbers
 
     shown = preview_indices(training, dataset.unflipped(held_out), args.test_num_sample)
 
@@ -86,7 +102,10 @@ def main(argv: list[str] | None = None) -> None:
 
     args.num_workers = args.num_workers or 0  # the tokens are in memory
     run = Run(args, KIND, config, trained_from, len(training), rate=("tokens", config.fine.length))
-    train(run, learner, tokens, training, device, lambda: mean_over(tokens, held_out, args, measure), preview)
+    first = training[: args.batch_size]
+    run.bare_seconds = learner.bare_seconds(to_device(tokens[first], device)) / len(first)
+    watched = max(args.batch_size, args.log_step * step_size(args) // WATCH_SHARE)
+    train(run, learner, tokens, training, device, validate, preview, lambda: validate(min(watched, MAX_VALIDATION)))
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -98,6 +117,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--decoder-path", type=Path, required=True, help="checkpoint of the autoencoder")
     parser.add_argument("--lr-codebook-path", type=Path, required=True, help="codebook of the coarse grid")
     parser.add_argument("--hr-codebook-path", type=Path, required=True, help="codebook of the fine grid")
+    parser.add_argument("--previous-path", type=Path, help="checkpoint of the stage before, to add up an image's bits")
     parser.add_argument("--test-num-sample", type=cli.positive_int, default=25, help="samples in a preview [25]")
     parser.add_argument("--temperature", type=cli.positive_float, default=1.0, help="of the previews' samples [1.0]")
     parser.add_argument("--use-activation-checkpoint", action="store_true", help="spend time to save memory")

@@ -5,27 +5,25 @@ token. The decoder's inputs are the fine tokens shifted by one; in front of them
 condition token, numbered behind the fine units, and in a cascade stage the learned start vector, numbered likewise.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
 from models.autoencoder import Autoencoder
 from models.codebook import Codebook
 from models.transformer import CachedDecoder, Grid, Transformer, TransformerConfig
 from utils.beam_search import SearchConfig, image_generator, search, uniform_draws
 from utils.checkpoint import check_origin, load_checkpoint, load_weights
-from utils.cli import choose_workers
 from utils.config import build_config, read_json
-from utils.dataset import BatchLoader, FeatureMapDataset, TokenDataset
 from utils.files import UserError
 
 KIND = "transformer"
+NEAR = 8  # units that a coarse token may slip to under `condition_noise`
 
 
 @dataclass(frozen=True)
@@ -58,9 +56,11 @@ class Stage(nn.Module):
         super().__init__()
         self.config = config
         self.autoencoder: str | None = None  # fingerprint of what made its data, once loaded from a checkpoint
-        firsts = config.coarse.num_units if config.is_base else 1
-        source = None if config.is_base else config.coarse
-        self.transformer = Transformer(config.transformer, config.fine, config.fine.num_units + firsts, source)
+        self.near: torch.Tensor | None = None  # (K, N), of each coarse unit the nearest ones, where noise wants them
+        conditions = config.coarse.num_units + (config.transformer.condition_dropout > 0)  # the null is the last
+        firsts, source = (conditions, None) if config.is_base else (1, config.coarse)
+        inputs = config.fine.num_units + firsts
+        self.transformer = Transformer(config.transformer, config.fine, inputs, source, conditions)
 
     @classmethod
     def load(cls, path: Path, coarse: Codebook, fine: Codebook) -> "Stage":
@@ -73,6 +73,27 @@ class Stage(nn.Module):
         load_weights(stage, content, path)
         stage.autoencoder = trained_from.get("autoencoder")
         return stage.eval()
+
+    def know_near_units(self, coarse: Codebook) -> None:
+        """Let `condition_noise` replace coarse tokens by one of the `NEAR` units nearest to them."""
+        nearest = coarse.nearest(coarse.units, min(1 + NEAR, len(coarse)))[1]
+        self.near = nearest[:, -NEAR:]  # without the unit itself, unless the codebook is tiny
+
+    def disturb(self, coarse: torch.Tensor) -> torch.Tensor:
+        """Coarse tokens (B, S) as training sees them: a few slipped to a near unit, a few images without any.
+
+        So a stage forgives the slips of the one before it (Ho et al. 2021, "Cascaded diffusion models"), and learns
+        what there is without a condition, which guidance needs (Ho and Salimans 2022).
+        """
+        config = self.config.transformer
+        if config.condition_noise:
+            slips = torch.rand(coarse.shape, device=coarse.device) < config.condition_noise
+            choice = torch.randint(self.near.shape[1], coarse.shape, device=coarse.device)
+            coarse = torch.where(slips, self.near[coarse, choice], coarse)
+        if config.condition_dropout:
+            dropped = torch.rand(len(coarse), 1, device=coarse.device) < config.condition_dropout
+            coarse = coarse.masked_fill(dropped, self.config.coarse.num_units)
+        return coarse
 
     def first_input(self, coarse: torch.Tensor) -> torch.Tensor:
         """Coarse tokens (B, S) → the first input of the decoder, (B,)."""
@@ -87,11 +108,19 @@ class Stage(nn.Module):
         """Coarse tokens (B, S) and fine tokens (B, T) → decoder inputs and targets, each (B, T)."""
         return torch.cat((self.first_input(coarse)[:, None], fine[:, :-1]), dim=1), fine
 
-    def forward(self, coarse: torch.Tensor, fine: torch.Tensor) -> torch.Tensor:
-        """Coarse tokens (B, S) and fine tokens (B, T) → mean loss in nats a token, a scalar."""
+    def forward(self, coarse: torch.Tensor, fine: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Coarse tokens (B, S) and fine tokens (B, T) → means over all tokens.
+
+        `loss` in nats, `bits`, and `accuracy`: the share of tokens that the model held for the likeliest.
+        """
+        if self.training:
+            coarse = self.disturb(coarse)
         inputs, targets = self.inputs_and_targets(coarse, fine)
-        logits = self.transformer(inputs, self.source(coarse))
-        return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+        logits = self.transformer(inputs, self.source(coarse)).flatten(0, 1)
+        targets = targets.flatten()
+        loss = F.cross_entropy(logits.float(), targets)
+        accuracy = (logits.argmax(-1) == targets).float().mean()
+        return {"loss": loss, "bits": loss / math.log(2), "accuracy": accuracy}
 
     @torch.no_grad()
     def sample(
@@ -113,6 +142,23 @@ class Stage(nn.Module):
             return logits
 
         return search(next_logits, decoder.reorder, self.first_input(coarse), config, uniform.to(coarse.device))
+
+
+def bits_before(coarse: Codebook, previous: Path | None, *, is_base: bool) -> float | None:
+    """Bits that an image has cost before a stage that reads `coarse`; None where they cannot be told.
+
+    Of a base stage that is the entropy of the conditions' use; of a cascade stage it is what the checkpoint `previous`,
+    of the stage before, was measured at on held-out images. Raises `UserError` where that wrote with another codebook.
+    """
+    if is_base:
+        shares = coarse.counts / coarse.counts.sum()
+        return float(torch.special.entr(shares).sum()) / math.log(2) if coarse.counts.sum() else None
+    if previous is None:
+        return None
+    content = load_checkpoint(previous, KIND)
+    written = content["trained_from"].get("hr_codebook")
+    check_origin(previous, "low-resolution codebook", written, coarse.fingerprint)
+    return (content.get("validation") or {}).get("image_bits")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,17 +185,6 @@ def check_meeting(path: Path, written: Codebook, read: Codebook) -> None:
     """Refuse `path`, the codebook that a stage reads, when the stage before it writes with another one."""
     if written.fingerprint != read.fingerprint:
         raise UserError(f"{path}: is not the codebook that the stage before writes with; name the same file in both")
-
-
-@torch.no_grad()
-def tokenize(dataset: FeatureMapDataset, coarse: Codebook, fine: Codebook, device: torch.device) -> TokenDataset:
-    """The tokens of every map of a data set in two codebooks, each map read once."""
-    tokens: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-    loader = BatchLoader.in_order(dataset, 64, choose_workers(None, device))
-    for fmap in tqdm(loader, unit="batch", desc="tokenizing"):
-        for codebook, parts in zip((coarse, fine), tokens, strict=True):
-            parts.append(codebook.find_bmu(fmap.to(device)).cpu().numpy().astype(np.uint16))  # at most 2**14 units
-    return TokenDataset(*map(np.concatenate, tokens))
 
 
 class Cascade:

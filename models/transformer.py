@@ -33,14 +33,18 @@ class TransformerConfig:
     hidden_activation: str
     dropout: float = 0.0
     weight_decay: float = 0.05
+    condition_dropout: float = 0.0  # share of images that train with a learned null in place of their coarse tokens
+    condition_noise: float = 0.0  # share of coarse tokens that train as a unit near to them
 
     def __post_init__(self) -> None:
         check_at_least(self, 0, "model_lr", "num_enc_layers", "dropout", "weight_decay")
         check_at_least(self, 1, "num_dec_layers", "self_attn_heads", "cross_attn_heads", "in_dim", "hidden_dim")
         check_at_least(self, 2, "sliding_window")
         check_choice(self, ACTIVATIONS, "hidden_activation")
-        if self.dropout >= 1:
-            raise ValueError(f"'dropout' is {self.dropout}, expected less than 1")
+        check_at_least(self, 0, "condition_dropout", "condition_noise")
+        for key in ("dropout", "condition_dropout", "condition_noise"):
+            if getattr(self, key) >= 1:
+                raise ValueError(f"{key!r} is {getattr(self, key)}, expected less than 1")
         for key in ("self_attn_heads", "cross_attn_heads"):
             if self.in_dim % (4 * getattr(self, key)):
                 raise ValueError(
@@ -258,21 +262,41 @@ class DecoderBlock(nn.Module):
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
+class GridEmbedding(nn.Module):
+    """What a token is and where: a learned vector for the token, one for its row and one for its column."""
+
+    def __init__(self, grid: Grid, num_tokens: int, dim: int) -> None:
+        super().__init__()
+        self.width = grid.width
+        self.token = nn.Embedding(num_tokens, dim)
+        self.row, self.column = nn.Embedding(grid.height, dim), nn.Embedding(grid.width, dim)
+
+    def forward(self, tokens: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+        """Tokens (B, T) at the cells (T,), numbered in raster order → (B, T, dim)."""
+        return self.token(tokens) + (self.row(cells // self.width) + self.column(cells % self.width))
+
+
 class Transformer(nn.Module):
     """Logits of a grid's tokens, in raster order, from what stands before them and from a coarser grid.
 
     `grid` is what the decoder writes. Its inputs come from a vocabulary of `num_inputs`, which may be larger than
-    the grid's: `models.cascade` owns that layout. With a `source` grid there is an encoder over it.
+    the grid's, and so may `num_sources`, that of the encoder over a `source` grid: `models.cascade` owns that layout.
     Input i carries the position of cell i, the one it predicts.
     """
 
-    def __init__(self, config: TransformerConfig, grid: Grid, num_inputs: int, source: Grid | None = None) -> None:
+    def __init__(
+        self,
+        config: TransformerConfig,
+        grid: Grid,
+        num_inputs: int,
+        source: Grid | None = None,
+        num_sources: int | None = None,
+    ) -> None:
         super().__init__()
         self.config, self.grid, self.source = config, grid, source
         self.use_activation_checkpoint = False
         dim = config.in_dim
-        self.embed = nn.Embedding(num_inputs, dim)
-        self.embed_row, self.embed_column = nn.Embedding(grid.height, dim), nn.Embedding(grid.width, dim)
+        self.embed = GridEmbedding(grid, num_inputs, dim)
         self.dropout = nn.Dropout(config.dropout)
         has_encoder = source is not None
         self.decoder = nn.ModuleList(DecoderBlock(config, has_encoder) for _ in range(config.num_dec_layers))
@@ -280,8 +304,7 @@ class Transformer(nn.Module):
         self.head = nn.Linear(dim, grid.num_units)
         self._add_rotation("self", grid, dim // config.self_attn_heads)
         if source is not None:
-            self.source_embed = nn.Embedding(source.num_units, dim)
-            self.source_row, self.source_column = nn.Embedding(source.height, dim), nn.Embedding(source.width, dim)
+            self.source_embed = GridEmbedding(source, num_sources or source.num_units, dim)
             self.encoder = nn.ModuleList(EncoderBlock(config) for _ in range(config.num_enc_layers))
             self.encoder_norm = norm(dim)
             self._add_rotation("source", source, dim // config.self_attn_heads)
@@ -313,9 +336,7 @@ class Transformer(nn.Module):
 
     def encode(self, source: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Coarse tokens (B, S) → the cross-attention keys and values of each decoder layer, (B, heads, S, head_dim)."""
-        cells = torch.arange(self.source.length, device=source.device)
-        rows, columns = cells // self.source.width, cells % self.source.width
-        x = self.dropout(self.source_embed(source) + self.source_row(rows) + self.source_column(columns))
+        x = self.dropout(self.source_embed(source, torch.arange(self.source.length, device=source.device)))
         for block in self.encoder:
             x = self._run(block, x, self._rotation("source"))
         x = self.encoder_norm(x)
@@ -324,16 +345,11 @@ class Transformer(nn.Module):
     def forward(self, inputs: torch.Tensor, source: torch.Tensor | None = None) -> torch.Tensor:
         """Inputs (B, T) and coarse tokens (B, S) → logits (B, T, num_units) of the token of each cell."""
         memory = [None] * len(self.decoder) if source is None else self.encode(source)
-        x = self.embed_inputs(inputs, torch.arange(inputs.shape[1], device=inputs.device))
+        x = self.dropout(self.embed(inputs, torch.arange(inputs.shape[1], device=inputs.device)))
         rotations = self.rotations(slice(0, inputs.shape[1]))
         for block, layer_memory in zip(self.decoder, memory, strict=True):
             x = self._run(block, x, *rotations, layer_memory)
         return self.head(self.norm(x))
-
-    def embed_inputs(self, inputs: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
-        """Inputs (B, T) at the given cells (T,) → (B, T, dim)."""
-        rows, columns = cells // self.grid.width, cells % self.grid.width
-        return self.dropout(self.embed(inputs) + self.embed_row(rows) + self.embed_column(columns))
 
     def rotations(self, cells: slice) -> tuple[Rotation, Rotation | None]:
         """Of the decoder's queries at these cells: for self-attention, and for cross-attention if there is any."""
@@ -363,7 +379,7 @@ class CachedDecoder:
     def next_logits(self, inputs: torch.Tensor) -> torch.Tensor:
         """The next input of each row (R,) → logits (R, num_units) of the cell at that position."""
         model, position = self.model, self.caches[0].position
-        x = model.embed_inputs(inputs[:, None], torch.tensor([position], device=inputs.device))
+        x = model.embed(inputs[:, None], torch.tensor([position], device=inputs.device))
         rotations = model.rotations(slice(position, position + 1))
         for block, memory, cache in zip(model.decoder, self.memory, self.caches, strict=True):
             x = block(x, *rotations, memory, cache)

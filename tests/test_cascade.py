@@ -3,19 +3,20 @@ import json
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from models.autoencoder import Autoencoder, AutoencoderConfig
 from models.cascade import (
     KIND,
+    NEAR,
     Cascade,
     GenerationConfig,
     Stage,
     StageConfig,
+    bits_before,
     load_generation_config,
-    tokenize,
 )
 from models.codebook import KIND as CODEBOOK_KIND
 from models.codebook import Codebook, CodebookConfig
@@ -23,7 +24,6 @@ from models.transformer import Grid, TransformerConfig
 from utils.beam_search import SearchConfig, uniform_draws
 from utils.checkpoint import save_checkpoint
 from utils.config import build_config
-from utils.dataset import FeatureMapDataset, write_dataset
 from utils.files import UserError
 
 CPU = torch.device("cpu")
@@ -103,24 +103,107 @@ def test_cascade_inputs_start_with_the_start_vector_and_the_encoder_reads_the_co
 def test_first_inputs_never_collide_with_fine_units(number):
     stage = build(number)
     firsts = stage.first_input(torch.arange(5 if number == 0 else 6)[:, None].expand(-1, stage.config.coarse.length))
-    vocabulary = stage.transformer.embed.num_embeddings
+    vocabulary = stage.transformer.embed.token.num_embeddings
     assert firsts.min() == stage.config.fine.num_units
     assert firsts.max() == vocabulary - 1
     assert len(firsts.unique()) == vocabulary - stage.config.fine.num_units == (5 if number == 0 else 1)
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_the_loss_is_the_mean_surprise_at_each_token(number):
+def test_the_loss_is_the_mean_surprise_at_each_token_and_the_accuracy_the_share_guessed(number):
     stage = build(number)
     coarse, fine = tokens_for(number, 3)
     logits = stage.transformer(stage.inputs_and_targets(coarse, fine)[0], stage.source(coarse)).tolist()
-    surprises = []
+    surprises, hits = [], []
     for image, row in enumerate(fine.tolist()):
         for position, token in enumerate(row):
             scores = logits[image][position]
             surprises.append(math.log(sum(map(math.exp, scores))) - scores[token])
-    assert stage(coarse, fine).item() == pytest.approx(sum(surprises) / len(surprises), rel=1e-5)
+            hits.append(scores[token] == max(scores))
+    found = stage(coarse, fine)
+    assert found["loss"].item() == pytest.approx(sum(surprises) / len(surprises), rel=1e-5)
+    assert found["bits"].item() == pytest.approx(sum(surprises) / len(surprises) / math.log(2), rel=1e-5)
+    assert found["accuracy"].item() == pytest.approx(sum(hits) / len(hits))
     assert max(surprises) - min(surprises) > 1
+
+
+# --- What training does to the coarse tokens ---
+
+
+def disturbed(number, **changes):
+    """A stage in training whose coarse tokens are disturbed."""
+    config = dataclasses.replace(TRANSFORMER, **changes)
+    stage = Stage(StageConfig.between(config, *CODEBOOKS[number : number + 2], Path("c.pt"), number == 0))
+    stage.know_near_units(CODEBOOKS[number])
+    return stage.train()
+
+
+def test_noise_moves_a_share_of_the_tokens_to_one_of_the_nearest_units():
+    stage = disturbed(1, condition_noise=0.3)
+    large = codebook(2, 40)
+    stage.know_near_units(large)
+    coarse = torch.arange(40).repeat(500, 1)
+    torch.manual_seed(0)
+    found = stage.disturb(coarse)
+    assert (found != coarse).float().mean().item() == pytest.approx(0.3, abs=0.02)
+    distances = torch.cdist(large.units, large.units).fill_diagonal_(math.inf)
+    for unit in range(40):
+        slips = found[:, unit][found[:, unit] != unit]
+        assert set(slips.tolist()) == set(distances[unit].argsort()[:NEAR].tolist())
+
+
+def test_with_few_units_noise_draws_from_all():
+    stage = disturbed(1, condition_noise=0.9)
+    assert set(stage.disturb(torch.zeros(500, 4, dtype=torch.int64)).unique().tolist()) == set(range(6))
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_dropout_gives_whole_images_the_null_which_is_an_input_of_its_own(number):
+    stage = disturbed(number, condition_dropout=0.25)
+    coarse = tokens_for(number, 2000)[0]
+    torch.manual_seed(0)
+    found = stage.disturb(coarse)
+    null = stage.config.coarse.num_units
+    is_null = (found == null).any(1)
+    assert is_null.float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert (found[is_null] == null).all()
+    assert torch.equal(found[~is_null], coarse[~is_null])
+    embedding = stage.transformer.embed if number == 0 else stage.transformer.source_embed
+    assert embedding.token.num_embeddings == (6 + 5 if number == 0 else 6) + 1
+    assert stage.first_input(found).max() < stage.transformer.embed.token.num_embeddings
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_only_training_disturbs(number):
+    stage = disturbed(number, condition_noise=0.5, condition_dropout=0.5)
+    for parameter in stage.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    coarse, fine = tokens_for(number, 50)
+    assert len({stage(coarse, fine)["loss"].item() for _ in range(3)}) == 3
+    stage.eval()
+    assert len({stage(coarse, fine)["loss"].item() for _ in range(3)}) == 1
+
+
+# --- The bits that an image costs before a stage ---
+
+
+def test_the_bits_before_a_base_stage_are_the_entropy_of_its_conditions():
+    made = codebook(4, 4)
+    made.counts.copy_(torch.tensor([0, 2, 1, 1]))
+    assert bits_before(made, None, is_base=True) == pytest.approx(1.5)
+    made.counts.zero_()
+    assert bits_before(made, None, is_base=True) is None
+
+
+def test_the_bits_before_a_cascade_stage_are_those_of_the_checkpoint_of_the_one_before(tmp_path):
+    marks = {"lr_codebook": CODEBOOKS[0].fingerprint, "hr_codebook": CODEBOOKS[1].fingerprint}
+    path, stage = tmp_path / "stage.pt", build(0)
+    for validation, expected in (({"image_bits": 12.5}, 12.5), ({}, None), (None, None)):
+        save_checkpoint(path, KIND, stage.config, stage.state_dict(), marks, validation=validation)
+        assert bits_before(CODEBOOKS[1], path, is_base=False) == expected
+    assert bits_before(CODEBOOKS[1], None, is_base=False) is None
+    with pytest.raises(UserError, match=r"stage\.pt: does not belong with this low-resolution codebook"):
+        bits_before(CODEBOOKS[2], path, is_base=False)
 
 
 # --- Sampling ---
@@ -163,7 +246,7 @@ def test_a_stage_that_has_learned_writes_what_it_learned():
         optimizer = torch.optim.AdamW(stage.parameters(), lr=1e-2)
         for _ in range(100):
             optimizer.zero_grad()
-            stage(coarse, fine).backward()
+            stage(coarse, fine)["loss"].backward()
             optimizer.step()
     config = SearchConfig(num_beam=2, keep_beam=2)
     tokens, score = stage.sample(coarse, config, torch.zeros(3, 16, 2))
@@ -248,7 +331,7 @@ def test_a_saved_stage_comes_back_the_same(folder):
     stage, (coarse, fine) = build(1), tokens_for(1, 2)
     loaded = Stage.load(folder / "stage_1.pt", *(Codebook.load(folder / f"codebook_{i}.pt") for i in (1, 2)))
     assert (loaded.config, loaded.autoencoder, loaded.training) == (stage.config, "decoder0", False)
-    assert torch.equal(loaded(coarse, fine), stage(coarse, fine))
+    assert torch.equal(loaded(coarse, fine)["loss"], stage(coarse, fine)["loss"])
 
 
 def test_a_cascade_generates_the_tokens_of_every_stage(folder, decoder):
@@ -353,36 +436,3 @@ def test_a_generation_config_holds_the_search_of_each_stage(tmp_path):
     assert {key: getattr(first, key) for key in search} == dataclasses.asdict(SearchConfig())
     assert second.model_path == "stage_1.pt"
     assert {key: getattr(second, key) for key in search} == search
-
-
-# --- Tokens of a data set ---
-
-
-def write_maps(folder, fmaps):
-    records = []
-    for number, fmap in enumerate(fmaps):
-        np.save(folder / f"{number}.npy", fmap.numpy())
-        records.append({"fmap_path": f"{number}.npy", "image_path": f"{number}.png", "labels": [], "flipped": False})
-    write_dataset(folder / "dataset.json", records, {"autoencoder": "decoder0"})
-    return FeatureMapDataset(folder / "dataset.json")
-
-
-def test_tokens_of_a_data_set_are_the_best_units_of_each_map(tmp_path):
-    fmaps = torch.randn(70, 2, 4, 4, generator=generator(0))  # more than one batch
-    tokens = tokenize(write_maps(tmp_path, fmaps), CODEBOOKS[1], CODEBOOKS[2], CPU)
-    assert len(tokens) == 70
-    assert (tokens.coarse.dtype, tokens.fine.dtype) == (np.uint16, np.uint16)
-    coarse, fine = tokens[np.arange(70)]
-    assert (coarse.dtype, fine.dtype) == (torch.int64, torch.int64)
-    assert torch.equal(coarse, CODEBOOKS[1].find_bmu(fmaps))
-    assert torch.equal(fine, CODEBOOKS[2].find_bmu(fmaps))
-    assert torch.equal(tokens[np.array([69, 3])][1], fine[[69, 3]])
-
-
-def test_the_last_unit_of_the_largest_codebook_is_stored(tmp_path):
-    large = Codebook(CodebookConfig(0.1, 1, 2, 1, 1, 1, 2**14, 10))
-    large.units[-1] = 100
-    small = Codebook(CodebookConfig(0.1, 1, 2, 1, 1, 2, 2, 10))
-    tokens = tokenize(write_maps(tmp_path, torch.tensor([[[[99.0, 98.0]]]])), small, large, CPU)
-    assert (tokens.coarse.dtype, tokens.fine.dtype) == (np.uint16, np.uint16)
-    assert tokens[np.array([0])][1].tolist() == [[2**14 - 1, 2**14 - 1]]

@@ -14,7 +14,7 @@ from torch import nn
 from models.autoencoder import Autoencoder
 from models.cascade import Stage
 from models.codebook import Codebook
-from utils.checkpoint import check_origin, fingerprint, link_latest, load_checkpoint, load_weights, save_checkpoint
+from utils.checkpoint import check_origin, fingerprint, link_checkpoint, load_checkpoint, load_weights, save_checkpoint
 from utils.files import UserError
 
 
@@ -246,7 +246,7 @@ def test_a_config_that_is_no_dataclass_is_our_own_mistake(tmp_path):
 def test_latest_is_the_newest_and_the_older_ones_stay(tmp_path):
     for number in (1, 2, 3):
         newest = save(tmp_path / f"model_{number}.pt", seed=number)
-        link_latest(newest)
+        link_checkpoint(newest, "latest.pt")
         assert (tmp_path / "latest.pt").read_bytes() == newest.read_bytes()
     save(tmp_path / "model_3.pt", seed=4)  # written anew, as a codebook's last one is
     for number, seed in ((1, 1), (2, 2), (3, 4)):
@@ -261,7 +261,7 @@ def test_latest_is_a_copy_where_there_are_no_hard_links(tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.link", refuse)
     path = save(tmp_path / "model_1.pt")
-    link_latest(path)
+    link_checkpoint(path, "latest.pt")
     assert (tmp_path / "latest.pt").read_bytes() == path.read_bytes()
     assert names(tmp_path) == ["latest.pt", "model_1.pt"]
 
@@ -273,9 +273,9 @@ def test_what_a_crash_left_while_linking_does_no_harm(tmp_path, monkeypatch):
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(Path, "replace", crash)
         patched.setattr(Path, "unlink", lambda *_, **__: None)
-        link_latest(old)
+        link_checkpoint(old, "latest.pt")
     assert len(names(tmp_path)) == 3
-    link_latest(new)
+    link_checkpoint(new, "latest.pt")
     assert old.read_bytes() == before
     assert (tmp_path / "latest.pt").read_bytes() == new.read_bytes()
 

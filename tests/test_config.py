@@ -165,6 +165,8 @@ INVALID = {
         "hidden_dim": [0],
         "hidden_activation": ["swish"],
         "dropout": [-0.1, 1.0, NAN],
+        "condition_dropout": [-0.1, 1.0, NAN],
+        "condition_noise": [-0.1, 1.0, NAN],
         "weight_decay": [-1.0, NAN],
     },
     GenerationConfig: {

@@ -244,6 +244,7 @@ def test_resuming_nothing_is_a_start(train):
 CHANGED = [
     ("autoencoder", ["--seed", 1], None, "'--seed' was 0, now 1"),
     ("autoencoder", ["--batch-size", 5], None, "'--batch-size' was 12, now 5"),
+    ("autoencoder", ["--grad-accum-step", 2], None, "'--grad-accum-step' was 1, now 2"),
     ("autoencoder", ["--val-fraction", 0.3], None, "'--val-fraction' was 0.2, now 0.3"),
     ("autoencoder", [], {"latent_channel": 3}, "'latent_channel' was 4, now 3"),
     ("codebook_1", ["--seed", 1], None, "'--seed' was 0, now 1"),
@@ -412,12 +413,78 @@ def test_metrics_hold_what_is_promised(train, tmp_path):
     train("transformer_0", "b", "--max-step", 2)
     train("codebook_1", "c", "--max-step", 2)
     keys = {"step", "epoch", "train_loss", "gradient_norm", "learning_rate"}
-    for out, unit in (("a", "images_per_second"), ("b", "tokens_per_second")):
-        first, second, validation = rows(tmp_path / out)
-        assert set(first) == set(second) == keys | {unit}
-        assert {"step", "epoch", "val_loss"} <= set(validation)
-        assert first[unit] > 0
+    first, second, validation = rows(tmp_path / "a")
+    assert set(first) == set(second) == keys | {"images_per_second"}
+    assert first["images_per_second"] > 0
+    assert {"step", "epoch", "val_loss"} <= set(validation)
+    first, last, validation = rows(tmp_path / "b")
+    trained = keys | {"train_bits", "train_accuracy", "tokens_per_second", "flop_utilization"}
+    measured = {"val_loss", "val_bits", "val_accuracy", "val_images", "stage_bits", "image_bits"}
+    assert set(first) == trained | measured  # a log line; the last one has its own line of validation
+    assert set(last) == trained
+    assert set(validation) == {"step", "epoch"} | measured
+    assert min(first["tokens_per_second"], first["flop_utilization"]) > 0
     assert {"quantization_error", "topographic_error", "units_used", "perplexity"} <= set(rows(tmp_path / "c")[-1])
+
+
+def test_the_bits_of_an_image_add_up_through_the_cascade(train, tiny_run, tmp_path):
+    train("transformer_0", "base", "--max-step", 2)
+    base = rows(tmp_path / "base", "val_bits")[-1]
+    assert base["stage_bits"] == pytest.approx(base["val_loss"] / math.log(2) * 4)  # a grid of 2×2
+    shares = Codebook.load(tiny_run / CODEBOOKS[0] / PRUNED).counts.double()
+    shares /= shares.sum()
+    entropy = -sum(share * math.log2(share) for share in shares.tolist() if share)
+    assert base["image_bits"] == pytest.approx(entropy + base["stage_bits"])
+    train("transformer_1", "next", "--max-step", 2, "--previous-path", tmp_path / "base" / WEIGHTS)
+    last = rows(tmp_path / "next", "val_bits")[-1]
+    assert last["stage_bits"] == pytest.approx(last["val_bits"] * 16)
+    assert last["image_bits"] == pytest.approx(base["image_bits"] + last["stage_bits"])
+    train("transformer_1", "alone", "--max-step", 1)
+    assert "image_bits" not in rows(tmp_path / "alone", "val_bits")[-1]
+
+
+def test_a_previous_stage_with_another_codebook_is_refused_by_name(command, tiny_run, capsys):
+    path = tiny_run / "transformer_1" / WEIGHTS
+    line = expect_error(capsys, MAINS["transformer_1"], command("transformer_1", "run", "--previous-path", path))
+    assert f"{path}: does not belong with this low-resolution codebook" in line
+
+
+def test_the_best_checkpoint_is_that_of_the_lowest_validation_loss(train, tmp_path, monkeypatch):
+    losses = iter([3.0, 1.0, 2.0, 1.5, 0.5])
+    monkeypatch.setattr(train_quantized_transformer, "mean_over", lambda *_: {"val_loss": next(losses), "val_bits": 0})
+    often = ("--checkpoint-step", 1, "--log-step", 10)
+    train("transformer_1", "run", "--max-step", 3, *often)
+    best = tmp_path / "run/models_checkpoint/best.pt"
+    found = torch.load(best, weights_only=True)
+    assert (found["step"], found["validation"]["val_loss"], found["best_val_loss"]) == (2, 1.0, 1.0)
+    train("transformer_1", "run", "--max-step", 4, *often, "--resume")
+    assert torch.load(best, weights_only=True)["step"] == 2
+    train("transformer_1", "run", "--max-step", 5, *often, "--resume")
+    assert torch.load(best, weights_only=True)["step"] == 5
+    assert [latest(tmp_path / "run")[key] for key in ("step", "best_val_loss")] == [5, 0.5]
+
+
+def test_with_nothing_held_out_the_best_is_the_first_and_later_ones_do_not_fail(train, tmp_path):
+    train("transformer_0", "run", "--max-step", 2, "--checkpoint-step", 1, "--val-fraction", 0)
+    assert torch.load(tmp_path / "run/models_checkpoint/best.pt", weights_only=True)["validation"] == {}
+
+
+@pytest.mark.parametrize("name", GRADIENT)
+def test_accumulation_gives_the_gradients_of_the_whole_batch(name, train):
+    def plan(size, parts):
+        return ("--max-step", 1, "--batch-size", size, "--grad-accum-step", parts, "--grad-clip", 1e9)
+
+    # Adam's first moment after one step is a tenth of the gradient; 10 does not divide evenly into parts of 4.
+    whole, parts, uneven = (train(name, f"{size}", *plan(size, n)) for size, n in ((12, 1), (4, 3), (5, 2)))
+    for index, state in whole["optimizer"]["state"].items():
+        found = parts["optimizer"]["state"][index]["exp_avg"]
+        assert torch.allclose(found, state["exp_avg"], rtol=1e-3, atol=1e-7)
+    assert not same(uneven["model"], whole["model"])
+
+
+def test_an_accumulated_step_is_one_step_of_all_its_items(train, tmp_path):
+    train("autoencoder", "run", "--max-epoch", 2, "--batch-size", 4, "--grad-accum-step", 3)
+    assert [row["epoch"] for row in rows(tmp_path / "run", "train_loss")] == [0, 0, 0, 1, 1, 1]  # of 28 images by 12
 
 
 def test_without_an_average_there_is_none(train):
@@ -520,7 +587,8 @@ def test_every_checkpoint_has_its_pictures(name, pictures, train, tmp_path):
     assert found == {f"{picture}_{step}.png" for picture in pictures for step in (2, 3)} | at_the_end
     checkpoints = {path.name for path in (tmp_path / "run/models_checkpoint").iterdir()}
     prefix = "codebook" if name == "codebook_1" else "model"
-    assert checkpoints == {f"{prefix}_2.pt", f"{prefix}_3.pt", "latest.pt"}
+    best = set() if name == "codebook_1" else {"best.pt"}
+    assert checkpoints == {f"{prefix}_2.pt", f"{prefix}_3.pt", "latest.pt"} | best
 
 
 def test_a_codebook_is_compared_with_the_originals(train, tiny_run, tmp_path):

@@ -127,7 +127,7 @@ def test_the_full_mask_by_hand(length, window):
 def test_a_layer_sees_its_window_and_stacked_layers_further(window):
     for layers in (1, 2):
         model = build(window, num_dec_layers=layers)
-        embeddings = model.embed.weight
+        embeddings = model.embed.token.weight
         logits = model(torch.arange(12)[None])
         reach = layers * (window - 1)
         for t in range(12):
@@ -152,7 +152,7 @@ def test_no_position_sees_its_own_or_a_later_token(is_base, window):
     logits = stage.transformer(inputs, stage.source(coarse))
     assert logits.shape == (1, 12, 12)
     for t in range(12):
-        gradient = torch.autograd.grad(logits[0, t].sum(), stage.transformer.embed.weight, retain_graph=True)[0]
+        gradient = torch.autograd.grad(logits[0, t].sum(), stage.transformer.embed.token.weight, retain_graph=True)[0]
         used = gradient.abs().sum(1) > 0
         assert not used[fine[0, t:]].any()
         if window is None:
@@ -164,7 +164,7 @@ def test_every_position_sees_every_coarse_token():
     model = build(coarse=COARSE)
     logits = model(torch.arange(12)[None], torch.arange(4)[None])
     for t in range(12):
-        gradient = torch.autograd.grad(logits[0, t].sum(), model.source_embed.weight, retain_graph=True)[0]
+        gradient = torch.autograd.grad(logits[0, t].sum(), model.source_embed.token.weight, retain_graph=True)[0]
         assert (gradient.abs().sum(1) > 0).tolist() == [True] * 4 + [False]
 
 
@@ -373,7 +373,7 @@ def test_a_tiny_batch_overfits(is_base):
     coarse = torch.arange(4)[:, None].expand(4, coarse_grid.length)
     optimizer = torch.optim.AdamW(stage.parameters(), lr=5e-3)
     for _ in range(80):
-        loss = stage(coarse, fine)
+        loss = stage(coarse, fine)["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -404,6 +404,9 @@ def test_autocast_to_bfloat16_stays_near_float32():
         ("sliding_window", 1, "at least 2"),
         ("dropout", -0.1, "at least 0"),
         ("dropout", 1, "less than 1"),
+        ("condition_dropout", 1, "less than 1"),
+        ("condition_noise", -0.5, "at least 0"),
+        ("condition_noise", 1, "less than 1"),
         ("weight_decay", float("inf"), "at least 0"),
         ("hidden_activation", "swish", "expected one of silu"),
     ],

@@ -51,14 +51,18 @@ def save_checkpoint(
         torch.save(content, temporary)
 
 
-def load_checkpoint(path: Path, kind: str) -> dict:
-    """Read a checkpoint of this kind onto the CPU. Raises `UserError` naming the file and what is wrong with it."""
+def load_checkpoint(path: Path, kind: str, *, memory_map: bool = False) -> dict:
+    """Read a checkpoint of this kind onto the CPU, or with `memory_map` leave its tensors in the file.
+
+    Raises `UserError` naming the file and what is wrong with it.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
     try:
         # What torch would read as the format before zip files can fail in any way.
-        content = torch.load(path, map_location="cpu", weights_only=True) if zipfile.is_zipfile(path) else None
+        options = {"map_location": "cpu", "weights_only": True, "mmap": memory_map}
+        content = torch.load(path, **options) if zipfile.is_zipfile(path) else None
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, OSError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: not a readable checkpoint ({reason}); it may be damaged or cut short") from None
@@ -100,9 +104,9 @@ def check_origins(path: Path, made_with: dict[str, str | None], given: dict[str,
         check_origin(path, what.replace("_", " "), made, given.get(what))
 
 
-def link_latest(checkpoint: Path) -> None:
-    """Make `latest.pt` beside `checkpoint` the same file, by a hard link where the disk can, else by a copy."""
-    with replace_file(checkpoint.with_name("latest.pt")) as temporary:
+def link_checkpoint(checkpoint: Path, name: str) -> None:
+    """Make `name` beside `checkpoint` the same file, by a hard link where the disk can, else by a copy."""
+    with replace_file(checkpoint.with_name(name)) as temporary:
         try:
             os.link(checkpoint, temporary)
         except OSError:

@@ -95,6 +95,9 @@ def add_gradient_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--compile", action="store_true", help="compile the model with torch.compile")
     group.add_argument("--warmup-step", type=natural_int, default=100, help="steps of linear warm-up [100]")
     group.add_argument("--lr-schedule", choices=["step", "cosine"], default="step", help="of the learning rate [step]")
+    group.add_argument(
+        "--grad-accum-step", type=positive_int, default=1, help="batches whose gradients a step adds up [1]"
+    )
     group.add_argument("--grad-clip", type=positive_float, default=1.0, help="largest norm of the gradient [1.0]")
     group.add_argument(
         "--ema-decay", type=fraction, default=0.999, help="decay of the averaged weights, 0: off [0.999]"

@@ -130,6 +130,18 @@ class FeatureMapDataset(Dataset):
     def __len__(self) -> int:
         return len(self.paths)
 
+    @property
+    def fingerprint(self) -> str:
+        """A short hash of which maps these are: their order, names, sizes and times of change, and what made them."""
+        digest = hashlib.blake2b(f"{self.autoencoder}{self.shape}".encode(), digest_size=8)
+        for index in range(len(self)):
+            try:
+                status = self.path(index).stat()
+            except FileNotFoundError:
+                raise _no_map(self.path(index)) from None
+            digest.update(self.paths[index] + f" {status.st_size} {status.st_mtime_ns} ".encode())
+        return digest.hexdigest()
+
     def __getitem__(self, indices: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.stack([self._read(self.path(index)) for index in indices]))
 
@@ -190,11 +202,15 @@ class TokenDataset(Dataset):
         return tuple(torch.from_numpy(tokens[indices].astype(np.int64)) for tokens in (self.coarse, self.fine))
 
 
+def _no_map(path: Path) -> UserError:
+    return UserError(f"{path}: no such feature map; make the maps again with generate_fmap_dataset.py")
+
+
 def _read_map(path: Path) -> np.ndarray:
     try:
         fmap = np.load(path, allow_pickle=False)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such feature map; make the maps again with generate_fmap_dataset.py") from None
+        raise _no_map(path) from None
     except (ValueError, EOFError, SyntaxError, OverflowError, zipfile.BadZipFile, tokenize.TokenError) as error:
         raise UserError(f"{path}: not a feature map ({error}); make the maps again") from None
     if not isinstance(fmap, np.ndarray) or fmap.ndim != 3 or not np.issubdtype(fmap.dtype, np.floating):
@@ -230,6 +246,28 @@ class EpochSampler:
 def steps_per_epoch(num_items: int, batch_size: int) -> int:
     """Batches in an epoch, a smaller last one counted."""
     return -(-num_items // batch_size)
+
+
+Batch = torch.Tensor | tuple[torch.Tensor, ...]
+
+
+def num_items(batch: Batch) -> int:
+    """Items in a batch: the length of its tensor, or of each of its tensors."""
+    return len(batch if isinstance(batch, torch.Tensor) else batch[0])
+
+
+def split_batch(batch: Batch, size: int) -> list[Batch]:
+    """A batch cut into batches of at most `size` items."""
+    if isinstance(batch, torch.Tensor):
+        return list(batch.split(size))
+    return list(zip(*(part.split(size) for part in batch), strict=True))
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """A batch on the device."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=device.type == "cuda")  # elsewhere the source may change meanwhile
+    return tuple(to_device(part, device) for part in batch)
 
 
 class BatchLoader:

@@ -11,6 +11,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from utils.checkpoint import check_origins, load_checkpoint, load_weights
+from utils.dataset import Batch, num_items, split_batch
+from utils.utilization import bare_seconds
 
 
 def learning_rate(step: int, total_steps: int, base: float, args: argparse.Namespace) -> float:
@@ -43,22 +45,23 @@ class OptimizationConfig(Protocol):
 
 
 class GradientLearner:
-    """AdamW on a loss, with clipping, a schedule and a moving average of the weights.
+    """AdamW on a loss, with clipping, accumulation, a schedule and a moving average of the weights.
 
-    `loss(model, batch)` returns a scalar. Weight decay acts on matrices only. Random choices inside the model are
-    drawn from the default generator, which the loop seeds at each step.
+    `measure(model, batch)` returns scalars, `loss` among them, that are means over the items of the batch. Weight decay
+    acts on matrices only. Random choices inside the model are drawn from the default generator, which the loop seeds at
+    each step.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        loss: Callable[[nn.Module, object], torch.Tensor],
+        measure: Callable[[nn.Module, Batch], dict[str, torch.Tensor]],
         config: OptimizationConfig,
         args: argparse.Namespace,
         total_steps: int,
         device: torch.device,
     ) -> None:
-        self.model, self.loss, self.args, self.total_steps = model, loss, args, total_steps
+        self.model, self.measure, self.args, self.total_steps = model, measure, args, total_steps
         self.base_lr = config.model_lr
         groups = [
             {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": config.weight_decay},
@@ -75,27 +78,42 @@ class GradientLearner:
         """The model to look at and to measure: the averaged one if there is one, ready for evaluation."""
         return (self.model if self.average is None else self.average.module).eval()
 
-    def update(self, batch: object, step: int) -> dict[str, torch.Tensor | float]:
+    def update(self, batch: Batch, step: int) -> dict[str, torch.Tensor | float]:
         """One step down the gradient."""
         rate = learning_rate(step, self.total_steps, self.base_lr, self.args)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.train()
-        with self.autocast:
-            loss = self.loss(self.compiled, batch)
         self.optimizer.zero_grad()
-        loss.backward()
+        numbers = self.backward(self.compiled, batch)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.args.grad_clip)
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
-        return {"loss": loss.detach(), "gradient_norm": norm.detach(), "learning_rate": rate}
+        return {**numbers, "gradient_norm": norm.detach(), "learning_rate": rate}
+
+    def backward(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        """Add up the gradients of a batch, `--batch-size` items at a time; return what was measured, detached."""
+        numbers: dict[str, torch.Tensor] = {}
+        for part in split_batch(batch, self.args.batch_size):
+            share = num_items(part) / num_items(batch)
+            with self.autocast:
+                found = self.measure(model, part)
+            (found["loss"] * share).backward()
+            for name, value in found.items():
+                numbers[name] = numbers.get(name, 0) + value.detach() * share
+        return numbers
 
     @torch.no_grad()
     def _average(self, averaged: list[torch.Tensor], current: list[torch.Tensor], number: torch.Tensor) -> None:
         # Early on a long memory would hold on to the random start.
         decay = min(self.args.ema_decay, (1 + int(number)) / (10 + int(number)))
         torch._foreach_lerp_(averaged, current, 1 - decay)
+
+    def bare_seconds(self, batch: Batch) -> float:
+        """Seconds that the matrix products of a step with this batch take by themselves, in this precision."""
+        self.model.train()
+        return bare_seconds(lambda: self.backward(self.model, batch))
 
     def checkpoint(self) -> dict:
         """Weights, averaged weights and optimizer state."""

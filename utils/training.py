@@ -19,24 +19,29 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from utils.checkpoint import check_origins, link_latest, load_checkpoint, save_checkpoint
+from utils.checkpoint import check_origins, link_checkpoint, load_checkpoint, save_checkpoint
 from utils.cli import choose_workers, log
-from utils.dataset import BatchLoader, EpochSampler, chunks, steps_per_epoch
+from utils.dataset import Batch, BatchLoader, EpochSampler, chunks, num_items, steps_per_epoch, to_device
 from utils.files import UserError, replace_file
 
 MAX_VALIDATION = 1024  # items that a validation loss is measured on, so that it stays a small share of training
 
 
+def step_size(args: argparse.Namespace) -> int:
+    """Items that a step learns from."""
+    return args.batch_size * getattr(args, "grad_accum_step", 1)
+
+
 def planned_steps(num_items: int, args: argparse.Namespace) -> int:
     """Steps until the last epoch or `--max-step`, whichever comes first."""
-    steps = args.max_epoch * steps_per_epoch(num_items, args.batch_size)
+    steps = args.max_epoch * steps_per_epoch(num_items, step_size(args))
     return steps if args.max_step is None else min(steps, args.max_step)
 
 
 class Learner(Protocol):
     """What the loop trains."""
 
-    def update(self, batch: object, step: int) -> dict[str, torch.Tensor | float]:
+    def update(self, batch: Batch, step: int) -> dict[str, torch.Tensor | float]:
         """Learn from one batch; return numbers to log, `loss` among them, tensors or plain."""
 
     def checkpoint(self) -> dict:
@@ -56,6 +61,8 @@ class Run:
     trained_from: dict[str, str | None]  # fingerprints
     num_items: int  # that it trains on
     rate: tuple[str, int] = ("images", 1)  # what is counted a second, and how many of it an item is
+    bare_seconds: float | None = None  # of the matrix products for an item, to tell how much of the time they are
+    best: float | None = None  # validation loss of best.pt
 
     @property
     def total_steps(self) -> int:
@@ -73,7 +80,7 @@ class Run:
 
     def settings(self) -> dict:
         """What an exact resume needs to be as it was: the arguments that decide what a step does, and the config."""
-        names = ("seed", "batch_size", "val_fraction", "precision", "grad_clip", "ema_decay")
+        names = ("seed", "batch_size", "grad_accum_step", "val_fraction", "precision", "grad_clip", "ema_decay")
         names += ("lr_schedule", "lr_step", "warmup_step")
         arguments = {f"--{name.replace('_', '-')}": getattr(self.args, name) for name in names if name in self.args}
         return {**arguments, "training items": self.num_items, **_flat(dataclasses.asdict(self.config))}
@@ -92,13 +99,22 @@ class Run:
             )
         )
 
-    def save(self, learner: Learner, step: int, **rest: object) -> Path:
-        """Write the checkpoint of a step, and `latest.pt`, with whatever else `rest` holds."""
+    def save(self, learner: Learner, step: int, validation: dict[str, float] | None = None, **rest: object) -> Path:
+        """Write the checkpoint of a step with what was measured and whatever else `rest` holds.
+
+        `latest.pt` becomes this one, and so does `best.pt` unless an earlier one had a lower validation loss. A
+        codebook has no best: the last one is balanced and put in order.
+        """
         path = self.folder / f"{'codebook' if self.kind == 'codebook' else 'model'}_{step}.pt"
-        rest |= {"step": step, "total_steps": self.total_steps}
+        loss = (validation or {}).get("val_loss")
+        is_best = self.best is None or (loss is not None and loss < self.best)
+        self.best = loss if is_best else self.best
+        rest |= {"step": step, "total_steps": self.total_steps, "validation": validation, "best_val_loss": self.best}
         rest |= {"settings": self.settings(), "trained_from": self.trained_from}
         save_checkpoint(path, self.kind, self.config, **learner.checkpoint(), **rest)
-        link_latest(path)
+        if is_best and self.kind != "codebook":
+            link_checkpoint(path, "best.pt")
+        link_checkpoint(path, "latest.pt")
         return path
 
     def resume(self, learner: Learner) -> int:
@@ -118,6 +134,7 @@ class Run:
             before, now = content["total_steps"], self.total_steps
             log.warning("planned were %d steps, now %d: a cosine and a map's radius follow the new plan", before, now)
         learner.restore(content, path)
+        self.best = content["best_val_loss"]
         return content["step"]
 
 
@@ -143,8 +160,11 @@ def train(
     device: torch.device,
     validate: Callable[[], dict[str, float]],
     preview: Callable[[int], None],
+    watch: Callable[[], dict[str, float]] = dict,
 ) -> int:
     """Train until the planned step, saving, measuring and drawing at every `--checkpoint-step` and at the end.
+
+    `watch()` measures what stands in each log line beside the training numbers, so it should be quick.
 
     Returns the step that was reached. Ctrl-C and SIGTERM finish the step, save and exit with status 130 or 143;
     `--resume` then goes on from there.
@@ -156,7 +176,7 @@ def train(
         log.info("already at step %d of %d: nothing to do", start, total)
         return start
     metrics = Metrics(run, start)
-    sampler = EpochSampler(indices, args.batch_size, args.seed, start, total)
+    sampler = EpochSampler(indices, step_size(args), args.seed, start, total)
     loader = BatchLoader(dataset, sampler, choose_workers(args.num_workers, device), device.type == "cuda")
     bar = tqdm(loader, initial=start, total=total, unit="step", desc=args.out_dir.name, mininterval=0.5)
     with catch_stop() as stop, logging_redirect_tqdm(), bar:
@@ -164,25 +184,24 @@ def train(
             torch.manual_seed(int(np.random.SeedSequence([args.seed & 0xFFFFFFFF, step]).generate_state(1)[0]))
             metrics.add(learner.update(to_device(batch, device), step), batch)
             done = step + 1
-            if done % args.log_step == 0 or done == total or done % args.checkpoint_step == 0 or stop:
-                metrics.write_training(done)
-            if done % args.checkpoint_step == 0 or done == total or stop:
-                path = run.save(learner, done)
-            if done % args.checkpoint_step == 0 or done == total:
+            is_checkpoint = done % args.checkpoint_step == 0 or done == total
+            if done % args.log_step == 0 or is_checkpoint or stop:
+                metrics.write_training(done, dict if is_checkpoint or stop else watch)
+            if is_checkpoint:
+                validation = None
+                try:
+                    validation = validate()
+                finally:  # an item that can no longer be read must not cost what was learned
+                    path = run.save(learner, done, validation)
                 preview(done)
-                metrics.write(done, validate())
+                metrics.write(done, validation)
                 metrics.restart_clock()
+            elif stop:
+                path = run.save(learner, done)
             if stop:
                 log.info("stopped by %s: saved %s, go on with --resume", stop[0].name, path)
                 sys.exit(128 + stop[0])
     return total
-
-
-def to_device(batch: object, device: torch.device) -> object:
-    """A tensor, or a tuple of tensors, on the device."""
-    if isinstance(batch, torch.Tensor):
-        return batch.to(device, non_blocking=device.type == "cuda")  # elsewhere the source may change meanwhile
-    return tuple(to_device(part, device) for part in batch)
 
 
 class Metrics:
@@ -190,7 +209,7 @@ class Metrics:
 
     def __init__(self, run: Run, start: int) -> None:
         self.run = run
-        self.per_epoch = steps_per_epoch(run.num_items, run.args.batch_size)
+        self.per_epoch = steps_per_epoch(run.num_items, step_size(run.args))
         self.unit, self.scale = run.rate
         self._forget_after(start)
         self._clear()
@@ -211,18 +230,21 @@ class Metrics:
         """Leave out of the rate what was not training."""
         self.clock = time.perf_counter()
 
-    def add(self, numbers: dict[str, torch.Tensor | float], batch: object) -> None:
+    def add(self, numbers: dict[str, torch.Tensor | float], batch: Batch) -> None:
         """Add the numbers of one step; tensors stay on their device, so that nothing waits for it."""
         for name, value in numbers.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.steps += 1
-        self.items += len(batch if isinstance(batch, torch.Tensor) else batch[0])
+        self.items += num_items(batch)
 
-    def write_training(self, step: int) -> None:
-        """Write the means since the last call. Raises `UserError` if one of them is no longer a finite number."""
+    def write_training(self, step: int, watch: Callable[[], dict[str, float]]) -> None:
+        """Write the means since the last call, and what `watch` measures.
+
+        Raises `UserError` if one of the means is no longer a finite number.
+        """
         if self.steps == 0:
             return
-        names = {"loss": "train_loss"}
+        names = {name: f"train_{name}" for name in ("loss", "bits", "accuracy")}
         means = {names.get(name, name): float(value) / self.steps for name, value in self.sums.items()}
         for name, value in means.items():
             if not math.isfinite(value):
@@ -230,9 +252,11 @@ class Metrics:
                     f"{name} is {value} at step {step}: lower 'model_lr' and start anew, or with --model-path from "
                     f"the last checkpoint in {self.run.folder}"
                 )
-        seconds = time.perf_counter() - self.clock
-        means[f"{self.unit}_per_second"] = self.items * self.scale / max(seconds, 1e-9)
-        self.write(step, means)
+        seconds = max(time.perf_counter() - self.clock, 1e-9)
+        means[f"{self.unit}_per_second"] = self.items * self.scale / seconds
+        if self.run.bare_seconds is not None:
+            means["flop_utilization"] = self.items * self.run.bare_seconds / seconds
+        self.write(step, {**means, **watch()})
         self._clear()
 
     def write(self, step: int, numbers: dict[str, float]) -> None:

@@ -1,0 +1,64 @@
+"""The tokens of a data set of feature maps, computed once a codebook and kept in a memory-mapped file."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from models.codebook import Codebook
+from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.cli import choose_workers, log
+from utils.dataset import BatchLoader, FeatureMapDataset, TokenDataset
+from utils.files import UserError
+
+KIND = "tokens"
+BATCH = 64  # feature maps quantized at once
+
+
+def load_tokens(dataset: FeatureMapDataset, coarse: Codebook, fine: Codebook, device: torch.device) -> TokenDataset:
+    """The tokens of every map of a data set in two codebooks.
+
+    They lie in `tokens/` beside the data set's `dataset.json`, a file a codebook, uint16 since K is at most 2**14. Its
+    name and its content hold the fingerprints of codebook and data; where it is missing or does not fit, the maps are
+    read once, for both codebooks, and quantized.
+    """
+    data = dataset.fingerprint
+    paths = {codebook: token_path(dataset, data, codebook) for codebook in (coarse, fine)}
+    missing = [codebook for codebook, path in paths.items() if _read(path, data, codebook) is None]
+    if missing:
+        for codebook, tokens in zip(missing, quantize(dataset, missing, device), strict=True):
+            trained_from = {"data": data, "codebook": codebook.fingerprint}
+            save_checkpoint(paths[codebook], KIND, codebook.config, {"tokens": tokens}, trained_from)
+    log.info("tokens %s", " ".join(str(path) for path in paths.values()))
+    return TokenDataset(*(_read(path, data, codebook) for codebook, path in paths.items()))
+
+
+def token_path(dataset: FeatureMapDataset, data: str, codebook: Codebook) -> Path:
+    """Where the tokens of a data set of this fingerprint in a codebook are kept."""
+    return dataset.folder / "tokens" / f"{data}_{codebook.fingerprint}.pt"
+
+
+@torch.no_grad()
+def quantize(dataset: FeatureMapDataset, codebooks: list[Codebook], device: torch.device) -> list[torch.Tensor]:
+    """The tokens of every map in each codebook, (N, T) uint16; each map is read once."""
+    shapes = [(len(dataset), *codebook.config.grid) for codebook in codebooks]
+    tokens = [np.empty((number, height * width), dtype=np.uint16) for number, height, width in shapes]
+    loader = BatchLoader.in_order(dataset, BATCH, choose_workers(None, device))
+    for number, fmap in enumerate(tqdm(loader, unit="batch", desc="quantizing")):
+        for codebook, found in zip(codebooks, tokens, strict=True):
+            found[number * BATCH :][: len(fmap)] = codebook.find_bmu(fmap.to(device)).cpu().numpy()
+    return [torch.from_numpy(found) for found in tokens]
+
+
+def _read(path: Path, data: str, codebook: Codebook) -> np.ndarray | None:
+    """The memory-mapped tokens of a file, (N, T), or None where there is none or it is not what it should be."""
+    if not path.exists():
+        return None
+    try:
+        content = load_checkpoint(path, KIND, memory_map=True)
+    except UserError as error:
+        log.warning("%s; computing its tokens again", error)
+        return None
+    tokens = content["model"]["tokens"]
+    return tokens.numpy() if content["trained_from"] == {"data": data, "codebook": codebook.fingerprint} else None
