@@ -88,6 +88,28 @@ def rotate(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
     return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
 
 
+def attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    *,
+    is_causal: bool = False,
+) -> torch.Tensor:
+    """Attention of q (…, T, d) to k and v (…, S, d), where the mask is true, or to those up to its own place.
+
+    The gradient of the fused kernel is slow on the CPU: there its parts, one by one, take half as long.
+    """
+    if q.device.type != "cpu" or not q.requires_grad:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
+    scores = (q * q.shape[-1] ** -0.5) @ k.mT
+    if is_causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+    if mask is not None:
+        scores += torch.zeros(mask.shape, dtype=q.dtype).masked_fill(~mask, -torch.inf)
+    return scores.softmax(-1) @ v
+
+
 def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None) -> torch.Tensor:
     """Attention (B, heads, T, d) of each token to itself and those before it, within `window` and to position 0.
 
@@ -96,7 +118,7 @@ def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: 
     """
     batch, _, length, _ = q.shape
     if window is None or window >= length:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return attend(q, k, v, is_causal=True)
     num = -(-length // window)
     q, k, v = (_blocks(x, num, window) for x in (q, k, v))  # (num, B·heads, window, d)
     k, v = (_with_seen(x) for x in (k, v))  # (num, B·heads, 1 + 2·window, d)
@@ -105,7 +127,7 @@ def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: 
     key = start + torch.arange(-window, window, device=q.device)
     in_band = (key >= 0) & (key <= query) & (key > query - window)  # (num, window, 2·window)
     mask = torch.cat((query >= window, in_band), dim=-1)[:, None]  # the pinned key counts where the band lacks it
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    y = attend(q, k, v, mask)
     y = y.unflatten(1, (batch, -1)).permute(1, 2, 0, 3, 4)  # (B, heads, num, window, d)
     return y.flatten(2, 3)[:, :, :length]
 
@@ -210,9 +232,7 @@ class EncoderBlock(nn.Module):
         """(B, T, dim) → the same shape."""
         normed = self.self_norm(x)
         attention = self.self_attention
-        y = F.scaled_dot_product_attention(
-            attention.queries(normed, rotation), *attention.keys_values(normed, rotation)
-        )
+        y = attend(attention.queries(normed, rotation), *attention.keys_values(normed, rotation))
         x = x + self.dropout(attention.merge(y))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
@@ -246,10 +266,7 @@ class DecoderBlock(nn.Module):
         """
         attention, normed = self.self_attention, self.self_norm(x)
         q, (k, v) = attention.queries(normed, rotation), attention.keys_values(normed, rotation)
-        if cache is None:
-            y = causal_attention(q, k, v, self.window)
-        else:
-            y = F.scaled_dot_product_attention(q, *cache.append(k, v))
+        y = causal_attention(q, k, v, self.window) if cache is None else attend(q, *cache.append(k, v))
         x = x + self.dropout(attention.merge(y))
         if memory is not None:
             shape = x.shape
@@ -257,7 +274,7 @@ class DecoderBlock(nn.Module):
             if cache is not None:
                 normed = normed.view(len(memory[0]), -1, shape[-1])
             q = self.cross_attention.queries(normed, cross_rotation)
-            y = self.cross_attention.merge(F.scaled_dot_product_attention(q, *memory))
+            y = self.cross_attention.merge(attend(q, *memory))
             x = x + self.dropout(y.view(shape))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
@@ -272,8 +289,10 @@ class GridEmbedding(nn.Module):
         self.row, self.column = nn.Embedding(grid.height, dim), nn.Embedding(grid.width, dim)
 
     def forward(self, tokens: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
-        """Tokens (B, T) at the cells (T,), numbered in raster order → (B, T, dim)."""
-        return self.token(tokens) + (self.row(cells // self.width) + self.column(cells % self.width))
+        """Tokens (B, T) at the cells (T,), numbered in raster order → (B, T, dim), under autocast in its dtype."""
+        x = self.token(tokens) + (self.row(cells // self.width) + self.column(cells % self.width))
+        # All that is added up from here on is in the precision of the matrix products.
+        return x.to(torch.get_autocast_dtype(x.device.type)) if torch.is_autocast_enabled(x.device.type) else x
 
 
 class Transformer(nn.Module):

@@ -1,6 +1,7 @@
 """What the scripts share at the command line: argument groups, device, logging, and one place for errors."""
 
 import argparse
+import ctypes
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ log = logging.getLogger("cascade")
 def run(main: Callable[[], None]) -> None:
     """Call `main`; an expected error becomes one line on stderr and exit status 2, Ctrl-C and SIGTERM 130 and 143."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    keep_memory()
     try:
         main()
     except KeyboardInterrupt:
@@ -126,6 +128,15 @@ def choose_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {name} cannot be used here ({reason}): try --device auto") from None
     return device
+
+
+def keep_memory() -> None:
+    """Keep freed memory for the next tensors; at each free glibc would hand it back and the kernel clear it anew."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(libc, "mallopt"):
+        m_trim_threshold, m_mmap_threshold = -1, -3  # of malloc.h
+        libc.mallopt(m_mmap_threshold, 2**25)  # the most that it takes
+        libc.mallopt(m_trim_threshold, 2**30)
 
 
 def choose_workers(asked: int | None, device: torch.device) -> int:
