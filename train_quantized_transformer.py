@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from models.autoencoder import Autoencoder
-from models.cascade import KIND, Stage, StageConfig, bits_before
+from models.cascade import KIND, Stage, StageConfig, bits_before, near_units
 from models.codebook import Codebook
 from models.tokens import load_tokens
 from models.transformer import TransformerConfig
@@ -37,13 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     """Parse, load, build, run."""
     args = parse(argv)
     device = cli.choose_device(args.device)
-    dataset = FeatureMapDataset(args.dataset_path)
-    autoencoder = Autoencoder.load(args.decoder_path).to(device)
-    check_origin(args.dataset_path, "autoencoder", dataset.autoencoder, autoencoder.fingerprint)
-    coarse = Codebook.load(args.lr_codebook_path).to(device)
-    fine = Codebook.load(args.hr_codebook_path).to(device)
-    coarse.check_fits(args.lr_codebook_path, dataset)
-    fine.check_fits(args.hr_codebook_path, dataset)
+    dataset, autoencoder, coarse, fine = load(args, device)
     transformer = load_config(args.config_path, TransformerConfig)
     config = StageConfig.between(transformer, coarse, fine, args.lr_codebook_path, args.train_base_model)
     training, held_out = dataset.split(args.val_fraction)
@@ -59,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.manual_seed(args.seed)
     stage = Stage(config).to(device)
     if transformer.condition_noise:
-        stage.know_near_units(coarse)
+        stage.near = near_units(coarse)
     stage.transformer.use_activation_checkpoint = args.use_activation_checkpoint
     # The stage's own call measures its loss.
     learner = GradientLearner(
@@ -100,12 +94,24 @@ def main(argv: list[str] | None = None) -> None:
         for name, fmap in fmaps.items():
             save_grid(autoencoder.decode(fmap).cpu(), run.image_path(name, step))
 
-    args.num_workers = args.num_workers or 0  # the tokens are in memory
+    args.num_workers = args.num_workers or 0  # tokens need no work
     run = Run(args, KIND, config, trained_from, len(training), rate=("tokens", config.fine.length))
     first = training[: args.batch_size]
     run.bare_seconds = learner.bare_seconds(to_device(tokens[first], device)) / len(first)
     watched = max(args.batch_size, args.log_step * step_size(args) // WATCH_SHARE)
     train(run, learner, tokens, training, device, validate, preview, lambda: validate(min(watched, MAX_VALIDATION)))
+
+
+def load(args: argparse.Namespace, device: torch.device) -> tuple[FeatureMapDataset, Autoencoder, Codebook, Codebook]:
+    """The feature maps, the autoencoder and the codebooks, checked to belong together."""
+    dataset = FeatureMapDataset(args.dataset_path)
+    autoencoder = Autoencoder.load(args.decoder_path).to(device)
+    check_origin(args.dataset_path, "autoencoder", dataset.autoencoder, autoencoder.fingerprint)
+    codebooks = []
+    for path in (args.lr_codebook_path, args.hr_codebook_path):
+        codebooks.append(Codebook.load(path).to(device))
+        codebooks[-1].check_fits(path, dataset)
+    return dataset, autoencoder, *codebooks
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -19,6 +19,7 @@ from models.codebook import Codebook
 from models.transformer import CachedDecoder, Grid, Transformer, TransformerConfig
 from utils.beam_search import SearchConfig, image_generator, search, uniform_draws
 from utils.checkpoint import check_origin, load_checkpoint, load_weights
+from utils.cli import log
 from utils.config import build_config, read_json
 from utils.files import UserError
 
@@ -56,7 +57,7 @@ class Stage(nn.Module):
         super().__init__()
         self.config = config
         self.autoencoder: str | None = None  # fingerprint of what made its data, once loaded from a checkpoint
-        self.near: torch.Tensor | None = None  # (K, N), of each coarse unit the nearest ones, where noise wants them
+        self.near: torch.Tensor | None = None  # the `near_units` of the coarse codebook, where noise wants them
         conditions = config.coarse.num_units + (config.transformer.condition_dropout > 0)  # the null is the last
         firsts, source = (conditions, None) if config.is_base else (1, config.coarse)
         inputs = config.fine.num_units + firsts
@@ -73,11 +74,6 @@ class Stage(nn.Module):
         load_weights(stage, content, path)
         stage.autoencoder = trained_from.get("autoencoder")
         return stage.eval()
-
-    def know_near_units(self, coarse: Codebook) -> None:
-        """Let `condition_noise` replace coarse tokens by one of the `NEAR` units nearest to them."""
-        nearest = coarse.nearest(coarse.units, min(1 + NEAR, len(coarse)))[1]
-        self.near = nearest[:, -NEAR:]  # without the unit itself, unless the codebook is tiny
 
     def disturb(self, coarse: torch.Tensor) -> torch.Tensor:
         """Coarse tokens (B, S) as training sees them: a few slipped to a near unit, a few images without any.
@@ -144,6 +140,12 @@ class Stage(nn.Module):
         return search(next_logits, decoder.reorder, self.first_input(coarse), config, uniform.to(coarse.device))
 
 
+def near_units(codebook: Codebook) -> torch.Tensor:
+    """Of each unit the `NEAR` ones nearest to it, (K, NEAR); of a tiny codebook all units."""
+    nearest = codebook.nearest(codebook.units, min(1 + NEAR, len(codebook)))[1]
+    return nearest[:, -NEAR:]  # without the unit itself
+
+
 def bits_before(coarse: Codebook, previous: Path | None, *, is_base: bool) -> float | None:
     """Bits that an image has cost before a stage that reads `coarse`; None where they cannot be told.
 
@@ -158,7 +160,10 @@ def bits_before(coarse: Codebook, previous: Path | None, *, is_base: bool) -> fl
     content = load_checkpoint(previous, KIND)
     written = content["trained_from"].get("hr_codebook")
     check_origin(previous, "low-resolution codebook", written, coarse.fingerprint)
-    return (content.get("validation") or {}).get("image_bits")
+    bits = (content.get("validation") or {}).get("image_bits")
+    if bits is None:
+        log.warning("%s: was not measured; the bits of an image cannot be added up", previous)
+    return bits
 
 
 @dataclass(frozen=True, kw_only=True)

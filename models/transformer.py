@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from models.activations import ACTIVATIONS
 from utils.config import check_at_least, check_choice
 
-Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines, each (T, head_dim / 2)
+Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines, each (T, heads · head_dim)
 
 
 @dataclass(frozen=True)
@@ -73,19 +73,20 @@ class Grid:
         return torch.cartesian_prod(rows, columns)
 
 
-def rotary(positions: torch.Tensor, head_dim: int, base: float = 100.0) -> Rotation:
+def rotary(positions: torch.Tensor, num_heads: int, head_dim: int, base: float = 100.0) -> Rotation:
     """Rotations for `positions` (T, 2): the first half of the pairs turns with the row, the second with the column."""
     num = head_dim // 4
     frequencies = base ** (-torch.arange(num) / num)
     angles = (positions[:, :, None] * frequencies).flatten(1)  # (T, head_dim / 2)
-    return angles.cos(), angles.sin()
+    cos, sin = torch.cat((angles, angles), dim=1).cos(), torch.cat((-angles, angles), dim=1).sin()
+    return cos.repeat(1, num_heads), sin.repeat(1, num_heads)
 
 
 def rotate(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
-    """Turn the pairs of x (B, heads, T, head_dim) by `rotation`."""
+    """Turn x (B, T, heads, head_dim) by `rotation`: in each head, entry i is paired with entry i + head_dim / 2."""
     cos, sin = (part.to(x.dtype) for part in rotation)
-    left, right = x.chunk(2, dim=-1)
-    return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
+    partners = x.roll(x.shape[-1] // 2, dims=-1)
+    return torch.addcmul(x.flatten(2) * cos, partners.flatten(2), sin).view_as(x)
 
 
 def attend(
@@ -98,9 +99,9 @@ def attend(
 ) -> torch.Tensor:
     """Attention of q (…, T, d) to k and v (…, S, d), where the mask is true, or to those up to its own place.
 
-    The gradient of the fused kernel is slow on the CPU: there its parts, one by one, take half as long.
+    The gradient of the fused kernel is slow on the CPU: there its parts are faster one by one, while they are small.
     """
-    if q.device.type != "cpu" or not q.requires_grad:
+    if q.device.type != "cpu" or not q.requires_grad or q.shape[-2] * k.shape[-2] >= 2**18:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
     scores = (q * q.shape[-1] ** -0.5) @ k.mT
     if is_causal:
@@ -191,12 +192,12 @@ class Attention(nn.Module):
     def queries(self, x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
         """(B, T, dim) → (B, heads, T, head_dim)."""
         q = self.query(x).unflatten(-1, (self.num_heads, -1))
-        return rotate(self.query_norm(q).transpose(1, 2), rotation)
+        return rotate(self.query_norm(q), rotation).transpose(1, 2)
 
     def keys_values(self, x: torch.Tensor, rotation: Rotation) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, S, dim) → keys and values, each (B, heads, S, head_dim)."""
         k, v = self.key_value(x).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
-        return rotate(self.key_norm(k).transpose(1, 2), rotation), v.transpose(1, 2)
+        return rotate(self.key_norm(k), rotation).transpose(1, 2), v.transpose(1, 2)
 
     def merge(self, y: torch.Tensor) -> torch.Tensor:
         """(B, heads, T, head_dim) → (B, T, dim), mixed by the output projection."""
@@ -218,6 +219,20 @@ class GatedMLP(nn.Module):
         return self.down(self.activation(gate) * up)
 
 
+class ChannelDropout(nn.Module):
+    """Dropout of channels at all positions of an image at once (Gal and Ghahramani 2016): few random numbers."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, T, dim) → the same shape."""
+        if not self.training or self.share == 0:
+            return x
+        return x * F.dropout(x.new_ones(len(x), 1, x.shape[-1]), self.share)
+
+
 class EncoderBlock(nn.Module):
     """Self-attention of all tokens to all, then the MLP."""
 
@@ -226,7 +241,7 @@ class EncoderBlock(nn.Module):
         self.self_norm, self.mlp_norm = norm(config.in_dim), norm(config.in_dim)
         self.self_attention = Attention(config.in_dim, config.self_attn_heads)
         self.mlp = GatedMLP(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = ChannelDropout(config.dropout)
 
     def forward(self, x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
         """(B, T, dim) → the same shape."""
@@ -249,7 +264,7 @@ class DecoderBlock(nn.Module):
             self.cross_norm = norm(config.in_dim)
             self.cross_attention = Attention(config.in_dim, config.cross_attn_heads)
         self.mlp = GatedMLP(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = ChannelDropout(config.dropout)
 
     def forward(
         self,
@@ -279,6 +294,12 @@ class DecoderBlock(nn.Module):
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
+def in_autocast(x: torch.Tensor) -> torch.Tensor:
+    """x in the precision of the matrix products, so that what blocks add to it is and stays so too."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+
+
 class GridEmbedding(nn.Module):
     """What a token is and where: a learned vector for the token, one for its row and one for its column."""
 
@@ -290,9 +311,7 @@ class GridEmbedding(nn.Module):
 
     def forward(self, tokens: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
         """Tokens (B, T) at the cells (T,), numbered in raster order → (B, T, dim), under autocast in its dtype."""
-        x = self.token(tokens) + (self.row(cells // self.width) + self.column(cells % self.width))
-        # All that is added up from here on is in the precision of the matrix products.
-        return x.to(torch.get_autocast_dtype(x.device.type)) if torch.is_autocast_enabled(x.device.type) else x
+        return in_autocast(self.token(tokens) + (self.row(cells // self.width) + self.column(cells % self.width)))
 
 
 class Transformer(nn.Module):
@@ -316,23 +335,24 @@ class Transformer(nn.Module):
         self.use_activation_checkpoint = False
         dim = config.in_dim
         self.embed = GridEmbedding(grid, num_inputs, dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = ChannelDropout(config.dropout)
         has_encoder = source is not None
         self.decoder = nn.ModuleList(DecoderBlock(config, has_encoder) for _ in range(config.num_dec_layers))
         self.norm = norm(dim)
         self.head = nn.Linear(dim, grid.num_units)
-        self._add_rotation("self", grid, dim // config.self_attn_heads)
+        self._add_rotation("self", grid, config.self_attn_heads)
         if source is not None:
             self.source_embed = GridEmbedding(source, num_sources or source.num_units, dim)
             self.encoder = nn.ModuleList(EncoderBlock(config) for _ in range(config.num_enc_layers))
             self.encoder_norm = norm(dim)
-            self._add_rotation("source", source, dim // config.self_attn_heads)
-            self._add_rotation("cross_query", grid, dim // config.cross_attn_heads)
-            self._add_rotation("cross_key", source, dim // config.cross_attn_heads)
+            self._add_rotation("source", source, config.self_attn_heads)
+            self._add_rotation("cross_query", grid, config.cross_attn_heads)
+            self._add_rotation("cross_key", source, config.cross_attn_heads)
         self._initialise()
 
-    def _add_rotation(self, name: str, tokens: Grid, head_dim: int) -> None:
-        for part, value in zip(("cos", "sin"), rotary(tokens.centres(self.grid), head_dim), strict=True):
+    def _add_rotation(self, name: str, tokens: Grid, num_heads: int) -> None:
+        rotation = rotary(tokens.centres(self.grid), num_heads, self.config.in_dim // num_heads)
+        for part, value in zip(("cos", "sin"), rotation, strict=True):
             self.register_buffer(f"{name}_{part}", value, persistent=False)
 
     def _rotation(self, name: str) -> Rotation:

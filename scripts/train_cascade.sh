@@ -64,14 +64,14 @@ for name in "${names[@]}"; do
     stage "prune_$name" prune_codebook.py $PRUNE \
         --dataset-path "$maps" --codebook-path "$out/$name/$latest" --decoder-path "$decoder" --out-dir "$out/$name"
 done
-base=--train-base-model
+before=--train-base-model
 for i in 0 1 2; do
     settings=TRANSFORMER_$i
-    stage "transformer_$i" train_quantized_transformer.py --resume ${!settings} $base \
+    stage "transformer_$i" train_quantized_transformer.py --resume ${!settings} "${before[@]}" \
         --dataset-path "$maps" --decoder-path "$decoder" \
         --lr-codebook-path "$out/${names[i]}/$pruned" --hr-codebook-path "$out/${names[i + 1]}/$pruned" \
         --config-path "$recipe/transformer_$i.json" --out-dir "$out/transformer_$i"
-    base=
+    before=(--previous-path "$out/transformer_$i/models_checkpoint/best.pt")
 done
 mkdir -p "$out"
 cp "$recipe/generate.json" "$out/generate.json"

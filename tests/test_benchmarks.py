@@ -3,7 +3,18 @@
 import re
 import sys
 
-from benchmarks import codebook, codebook_limits
+import pytest
+from conftest import TINY
+from torch import nn
+
+from benchmarks import ablation, codebook, codebook_limits, stages, transformer
+from models import transformer as model
+
+
+def numbers_of(output):
+    """The cells of the tables that were printed, without their headings."""
+    lines = [line for line in output.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
 
 
 def test_the_codebook_benchmark(tiny_run, monkeypatch, capsys):
@@ -42,3 +53,86 @@ def test_the_benchmark_of_limits(monkeypatch, capfd):
     numbers = capfd.readouterr().out.splitlines()[-1].split("|")[1:-1]
     assert [int(number) for number in numbers[:4]] == [16, 8, 4, 0]
     assert 0 <= int(numbers[4]) < 1024
+
+
+def test_the_benchmark_of_transformers(tiny_run, monkeypatch, capfd):
+    for name, value in {"STEPS": 1, "TIMES": 1, "SEQUENCES": 200, "LENGTHS": ((4, 4), (32, 64))}.items():
+        monkeypatch.setattr(transformer, name, value)
+    monkeypatch.setattr(stages, "CONFIGS", TINY)
+    monkeypatch.setattr(sys, "argv", ["transformer", str(tiny_run)])
+    transformer.main()
+    rows = numbers_of(capfd.readouterr().out)
+    served, shares, memory = rows[1:3], rows[4:10], rows[11:]
+    assert [row[0] for row in served] == ["8", "64"]
+    assert all(float(row[1].replace(",", "")) > 100 for row in served)
+    assert [row[:2] for row in shares] == [[str(n), precision] for n in range(3) for precision in ("bf16", "fp32")]
+    assert all(float(row[4]) > 0 for row in shares)
+    assert [row[0] for row in memory] == ["16", "2,048"]
+    small, large = ([int(cell) for cell in row[1:]] for row in memory)
+    assert small[0] < 10 < large[1] < large[0]  # activation checkpoints hold less
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """The ablation's runs, one after another, on the tiny configs."""
+
+    class Pool:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def imap_unordered(self, function, jobs):
+            return map(function, jobs)
+
+    monkeypatch.setattr(ablation, "get_context", lambda _: type("Context", (), {"Pool": lambda *_, **__: Pool()}))
+    monkeypatch.setattr(stages, "CONFIGS", TINY)
+    monkeypatch.setattr(model, "rotate", model.rotate)  # which is put back at the end
+
+
+def test_drawn_tokens_are_the_same_whatever_the_variant(tiny_run, in_this_process, monkeypatch):
+    drawn, original = [], ablation.draw_coarse
+    monkeypatch.setattr(ablation, "draw_coarse", lambda before: drawn.append(original(before)) or drawn[-1])
+    for name in ("full", "plain block"):
+        monkeypatch.setattr(model, "rotate", model.rotate)
+        ablation.run(ablation.Job(name, 0, tiny_run, 1, 0.01))
+    assert drawn[0].equal(drawn[1])
+
+
+@pytest.mark.parametrize(("number", "names"), [(0, ["full", "soft targets"]), (1, list(ablation.VARIANTS))])
+def test_the_ablation(number, names, tiny_run, in_this_process, monkeypatch, capsys):
+    options = ["--stage", str(number), "--seconds", "0.2", "--seeds", "2", "--only", *names]
+    monkeypatch.setattr(sys, "argv", ["ablation", str(tiny_run), *options])
+    ablation.main()
+    rows = numbers_of(capsys.readouterr().out)[1:]
+    assert [row[0] for row in rows] == names
+    for name, steps, _, loss, spread, share, drawn, _ in rows:
+        assert int(steps) >= 1, name
+        assert 0 < float(loss) < 10
+        assert float(spread) >= 0
+        assert float(share) > 0.1
+        assert number == 1 or drawn == loss
+
+
+def test_what_the_ablation_takes_out_is_out(tiny_run, in_this_process):
+    demo = stages.DemoStage.read(tiny_run, 1)
+
+    def build(name):
+        stage = demo.build(**ablation.VARIANTS[name].config)
+        ablation.VARIANTS[name].alter(stage)
+        return stage
+
+    def classes(name):
+        return {type(module).__name__ for module in build(name).modules()}
+
+    assert "GridEmbedding" in classes("full") and "GridEmbedding" not in classes("1-D sinusoids for all positions")
+    assert {"GatedMLP", "Attention"} <= classes("full")
+    assert "GatedMLP" not in classes("ungated MLP")
+    assert not classes("plain block") & {"GatedMLP", "Attention", "GridEmbedding"}
+    assert "ChannelDropout" in classes("full") and "Dropout" in classes("dropout 0.1 of single entries")
+    assert isinstance(build("no query-key norm").transformer.decoder[0].cross_attention.key_norm, nn.Identity)
+    assert build("rotary positions alone").transformer.embed.row.weight.abs().sum() == 0
+    assert sum(p.numel() for p in build("ungated MLP").parameters()) == pytest.approx(
+        sum(p.numel() for p in build("full").parameters()), rel=0.05
+    )

@@ -17,6 +17,7 @@ from models.cascade import (
     StageConfig,
     bits_before,
     load_generation_config,
+    near_units,
 )
 from models.codebook import KIND as CODEBOOK_KIND
 from models.codebook import Codebook, CodebookConfig
@@ -134,14 +135,14 @@ def disturbed(number, **changes):
     """A stage in training whose coarse tokens are disturbed."""
     config = dataclasses.replace(TRANSFORMER, **changes)
     stage = Stage(StageConfig.between(config, *CODEBOOKS[number : number + 2], Path("c.pt"), number == 0))
-    stage.know_near_units(CODEBOOKS[number])
+    stage.near = near_units(CODEBOOKS[number])
     return stage.train()
 
 
 def test_noise_moves_a_share_of_the_tokens_to_one_of_the_nearest_units():
     stage = disturbed(1, condition_noise=0.3)
     large = codebook(2, 40)
-    stage.know_near_units(large)
+    stage.near = near_units(large)
     coarse = torch.arange(40).repeat(500, 1)
     torch.manual_seed(0)
     found = stage.disturb(coarse)

@@ -52,7 +52,8 @@ def test_commands_run_in_order(faces, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = re.search(r"```json\n(.*?)```", README, flags=re.S).group(1)
     commands = python_commands(README)
-    benchmarks = {"benchmarks.codebook", "benchmarks.codebook_limits"}
+    names = ("codebook", "codebook_limits", "transformer", "ablation")
+    benchmarks = {f"benchmarks.{name}" for name in names}
     assert {name for name, _ in commands} == {*SCRIPTS, *benchmarks, "scripts.make_dataset"}
     for name, arguments in commands:
         if name in benchmarks:

@@ -32,6 +32,7 @@ from models.map_statistics import Census
 from models.transformer import Grid, Transformer, TransformerConfig
 from utils.config import load_config
 from utils.dataset import FeatureMapDataset, is_validation
+from utils.files import UserError
 from utils.gradient import GradientLearner, learning_rate
 from utils.images import save_grid
 from utils.training import catch_stop, planned_steps
@@ -167,6 +168,17 @@ def test_four_steps_equal_two_resume_two(name, train, tmp_path):
             [(row["step"], row[kind]) for row in rows(tmp_path / out, kind)] for out in ("whole", "halves")
         )
         assert second[-1] == first[-1]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_so_they_do_with_all_that_is_drawn_at_random_and_added_up(number, train, write_json, tmp_path):
+    config = json.loads((TINY / f"transformer_{number}.json").read_text())
+    config |= {"dropout": 0.2, "condition_dropout": 0.3, "condition_noise": 0.3}
+    plan = ("--config-path", write_json(tmp_path / "config.json", config), "--batch-size", 5, "--grad-accum-step", 2)
+    name = f"transformer_{number}"
+    whole = train(name, "whole", "--max-step", 4, *plan)
+    train(name, "halves", "--max-step", 2, *plan)
+    assert same(train(name, "halves", "--max-step", 4, *plan, "--resume"), whole)
 
 
 def interrupt(monkeypatch, cls, step, number):
@@ -456,17 +468,61 @@ def test_the_best_checkpoint_is_that_of_the_lowest_validation_loss(train, tmp_pa
     train("transformer_1", "run", "--max-step", 3, *often)
     best = tmp_path / "run/models_checkpoint/best.pt"
     found = torch.load(best, weights_only=True)
-    assert (found["step"], found["validation"]["val_loss"], found["best_val_loss"]) == (2, 1.0, 1.0)
+    assert (found["step"], found["validation"]["val_loss"]) == (2, 1.0)
     train("transformer_1", "run", "--max-step", 4, *often, "--resume")
     assert torch.load(best, weights_only=True)["step"] == 2
     train("transformer_1", "run", "--max-step", 5, *often, "--resume")
     assert torch.load(best, weights_only=True)["step"] == 5
-    assert [latest(tmp_path / "run")[key] for key in ("step", "best_val_loss")] == [5, 0.5]
 
 
-def test_with_nothing_held_out_the_best_is_the_first_and_later_ones_do_not_fail(train, tmp_path):
+@pytest.mark.parametrize("name", ["transformer_1", "codebook_1"])
+def test_old_checkpoints_make_room_for_new_ones_if_asked(name, train, tmp_path):
+    plan = ("--checkpoint-step", 1, "--keep-checkpoint", 2)
+    train(name, "run", "--max-step", 3, *plan)
+    train(name, "run", "--max-step", 5, *plan, "--resume")
+    folder = tmp_path / "run/models_checkpoint"
+    kind = "codebook" if name == "codebook_1" else "model"
+    files = {"latest.pt": 5, f"{kind}_4.pt": 4, f"{kind}_5.pt": 5}
+    if kind == "model":
+        validated = [row for row in rows(tmp_path / "run", "val_loss") if "train_loss" not in row]
+        assert [row["step"] for row in validated] == [1, 2, 3, 4, 5]
+        files["best.pt"] = min(validated, key=lambda row: row["val_loss"])["step"]
+    assert {path.name for path in folder.iterdir()} == set(files)
+    assert {file: torch.load(folder / file, weights_only=True)["step"] for file in files} == files
+
+
+def test_with_nothing_held_out_the_best_is_the_newest(train, tmp_path):
     train("transformer_0", "run", "--max-step", 2, "--checkpoint-step", 1, "--val-fraction", 0)
-    assert torch.load(tmp_path / "run/models_checkpoint/best.pt", weights_only=True)["validation"] == {}
+    best = torch.load(tmp_path / "run/models_checkpoint/best.pt", weights_only=True)
+    assert (best["step"], best["validation"]) == (2, {})
+
+
+def test_a_loss_that_is_no_number_is_never_the_best(train, tmp_path, monkeypatch):
+    losses = iter([math.nan, 3.0, math.nan])
+    monkeypatch.setattr(train_quantized_transformer, "mean_over", lambda *_: {"val_loss": next(losses), "val_bits": 0})
+    train("transformer_1", "run", "--max-step", 3, "--checkpoint-step", 1, "--log-step", 10)
+    assert torch.load(tmp_path / "run/models_checkpoint/best.pt", weights_only=True)["step"] == 2
+
+
+def test_what_is_saved_at_a_stop_is_measured_too(command, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        interrupt(patched, GradientLearner, 2, signal.SIGTERM)
+        assert expect_exit(MAINS["transformer_0"], command("transformer_0", "run", "--max-step", 8)) == 143
+    best = torch.load(tmp_path / "run/models_checkpoint/best.pt", weights_only=True)
+    assert best["step"] == 3
+    assert best["validation"]["image_bits"] > 0
+
+
+@pytest.mark.parametrize("name", MAINS)
+def test_what_cannot_be_measured_is_saved_all_the_same(name, command, tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise UserError("map.npy: not a feature map")
+
+    for script in (train_autoencoder, train_codebook, train_quantized_transformer):
+        monkeypatch.setattr(script, "mean_over", fail)
+    line = expect_error(capsys, MAINS[name], command(name, "run", "--max-step", 2, "--log-step", 9))
+    assert line == "error: map.npy: not a feature map"
+    assert latest(tmp_path / "run")["step"] == 2
 
 
 @pytest.mark.parametrize("name", GRADIENT)
@@ -474,12 +530,35 @@ def test_accumulation_gives_the_gradients_of_the_whole_batch(name, train):
     def plan(size, parts):
         return ("--max-step", 1, "--batch-size", size, "--grad-accum-step", parts, "--grad-clip", 1e9)
 
-    # Adam's first moment after one step is a tenth of the gradient; 10 does not divide evenly into parts of 4.
-    whole, parts, uneven = (train(name, f"{size}", *plan(size, n)) for size, n in ((12, 1), (4, 3), (5, 2)))
+    # Adam's first moment after one step is a tenth of the gradient.
+    whole, parts = (train(name, f"{size}", *plan(size, n)) for size, n in ((12, 1), (4, 3)))
     for index, state in whole["optimizer"]["state"].items():
         found = parts["optimizer"]["state"][index]["exp_avg"]
         assert torch.allclose(found, state["exp_avg"], rtol=1e-3, atol=1e-7)
-    assert not same(uneven["model"], whole["model"])
+
+
+@pytest.mark.parametrize("size", [1, 4, 7, 10])
+def test_so_do_parts_that_are_not_equal(size):
+    torch.manual_seed(0)
+    x, y = torch.randn(10, 3), torch.randn(10, 2)
+    gradients, numbers = [], []
+    for batch_size in (size, 10):
+        model = torch.nn.Linear(3, 2)
+        torch.nn.init.ones_(model.weight), torch.nn.init.zeros_(model.bias)
+        args = argparse.Namespace(batch_size=batch_size, precision="fp32", compile=False, ema_decay=0)
+        config = argparse.Namespace(model_lr=0.1, weight_decay=0.1)
+
+        def measure(model, batch):
+            error = (model(batch[0]) - batch[1]).square()
+            return {"loss": error.mean(), "largest": error.amax(1).mean()}
+
+        learner = GradientLearner(model, measure, config, args, 10, torch.device("cpu"))
+        found = learner.backward(model, (x, y))
+        gradients.append(torch.cat([model.weight.grad.flatten(), model.bias.grad]))
+        numbers.append(torch.stack([found["loss"], found["largest"]]))
+    assert torch.allclose(*gradients, atol=1e-6)
+    assert torch.allclose(*numbers, atol=1e-6)
+    assert not numbers[0].requires_grad
 
 
 def test_an_accumulated_step_is_one_step_of_all_its_items(train, tmp_path):

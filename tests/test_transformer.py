@@ -10,6 +10,7 @@ from models.cascade import Stage, StageConfig
 from models.transformer import (
     Attention,
     CachedDecoder,
+    ChannelDropout,
     Grid,
     Transformer,
     TransformerConfig,
@@ -314,7 +315,7 @@ def test_scores_depend_on_the_difference_of_positions_alone(seed, dim, place, sh
 
     def score(here, there):
         places = torch.tensor([here, there], dtype=torch.float64)
-        turned = [rotate(x.view(1, 1, 1, dim), rotary(at[None], dim)) for x, at in zip((q, k), places, strict=True)]
+        turned = [rotate(x.view(1, 1, 1, dim), rotary(at[None], 1, dim)) for x, at in zip((q, k), places, strict=True)]
         return (turned[0] * turned[1]).sum().item()
 
     (row, column), (down, right) = place, shift
@@ -324,27 +325,29 @@ def test_scores_depend_on_the_difference_of_positions_alone(seed, dim, place, sh
 def test_row_and_column_turn_different_halves_of_the_pairs():
     x = torch.arange(1.0, 9.0).view(1, 1, 1, 8)  # pairs (1, 5), (2, 6), (3, 7), (4, 8)
     for place, turned in (([3.0, 0.0], [0, 1]), ([0.0, 3.0], [2, 3])):
-        y = rotate(x, rotary(torch.tensor([place]), 8)).flatten()
+        y = rotate(x, rotary(torch.tensor([place]), 1, 8)).flatten()
         changed = [not torch.equal(y[[i, i + 4]], x.flatten()[[i, i + 4]]) for i in range(4)]
         assert changed == [i in turned for i in range(4)]
     angle = torch.tensor(3.0)
     cos, sin = angle.cos(), angle.sin()
-    turned = rotate(x, rotary(torch.tensor([[3.0, 0.0]]), 8)).flatten()
+    turned = rotate(x, rotary(torch.tensor([[3.0, 0.0]]), 1, 8)).flatten()
     assert torch.allclose(turned[[0, 4]], torch.stack((1 * cos - 5 * sin, 5 * cos + 1 * sin)))
 
 
 @given(seed=seeds, dim=st.sampled_from([4, 8, 12]), row=offsets, column=offsets)
 def test_turning_keeps_the_length(seed, dim, row, column):
-    x = torch.randn(2, 3, 5, dim, generator=generator(seed), dtype=torch.float64)
+    x = torch.randn(2, 5, 3, dim, generator=generator(seed), dtype=torch.float64)
     places = torch.tensor([[row, column]], dtype=torch.float64) * torch.arange(5)[:, None]
-    y = rotate(x, rotary(places, dim))
+    y = rotate(x, rotary(places, 3, dim))
     assert torch.allclose(y.norm(dim=-1), x.norm(dim=-1), atol=1e-9)
+    for head in range(3):  # each is turned alike
+        assert torch.equal(y[:, :, head : head + 1], rotate(x[:, :, head : head + 1], rotary(places, 1, dim)))
 
 
 @torch.no_grad()
 def test_queries_and_keys_are_normalised_before_they_turn():
     attention = Attention(16, 2)
-    x, rotation = 99 * torch.randn(1, 6, 16, generator=generator(0)), rotary(Grid(2, 3, 1).centres(Grid(2, 3, 1)), 8)
+    x, rotation = 99 * torch.randn(1, 6, 16, generator=generator(0)), rotary(Grid(2, 3, 1).centres(Grid(2, 3, 1)), 2, 8)
     for part in (attention.queries(x, rotation), attention.keys_values(x, rotation)[0]):
         assert part.shape == (1, 2, 6, 8)
         assert torch.allclose(part.square().mean(-1), torch.ones(1, 2, 6), atol=1e-4)
@@ -380,6 +383,15 @@ def test_dropout_is_for_training_only():
     assert torch.equal(model(inputs), model(inputs))
     model.train()
     assert not torch.allclose(model(inputs), model(inputs))
+
+
+def test_dropout_takes_channels_of_an_image_and_keeps_the_mean():
+    dropout, x = ChannelDropout(0.25).train(), torch.ones(2000, 3, 8)
+    torch.manual_seed(0)
+    y = dropout(x)
+    assert torch.equal(y, y[:, :1].expand(-1, 3, -1))
+    assert set(y.unique().tolist()) == {0, pytest.approx(4 / 3)}
+    assert y.mean().item() == pytest.approx(1, abs=0.02)
 
 
 @pytest.mark.parametrize("is_base", [True, False])

@@ -41,12 +41,10 @@ def test_products_are_recorded_in_the_precision_that_they_run_in():
     assert {operand.dtype for pair in found.counts for operand in pair} == {torch.bfloat16}
 
 
-def test_twice_the_products_take_twice_as_long_and_nothing_takes_none():
+def test_equal_products_are_timed_once_and_nothing_takes_none():
     layer, x = nn.Linear(256, 256), torch.randn(512, 256)
-    assert bare_seconds(lambda: torch.ones(3) + 1) == 0
-    with MatrixProducts() as once:
-        layer(x)
-    with MatrixProducts() as twice:
+    with MatrixProducts() as found:
         layer(layer(x))
-    assert list(twice.counts.values()) == [2 * times for times in once.counts.values()]
-    assert once.seconds() > 0
+    assert list(found.counts.values()) == [2]
+    assert bare_seconds(lambda: torch.ones(3) + 1) == 0
+    assert bare_seconds(lambda: layer(x).sum().backward()) > 0  # a gradient of one number, expanded

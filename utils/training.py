@@ -62,7 +62,7 @@ class Run:
     num_items: int  # that it trains on
     rate: tuple[str, int] = ("images", 1)  # what is counted a second, and how many of it an item is
     bare_seconds: float | None = None  # of the matrix products for an item, to tell how much of the time they are
-    best: float | None = None  # validation loss of best.pt
+    best: float = math.inf  # validation loss of best.pt
 
     @property
     def total_steps(self) -> int:
@@ -102,19 +102,23 @@ class Run:
     def save(self, learner: Learner, step: int, validation: dict[str, float] | None = None, **rest: object) -> Path:
         """Write the checkpoint of a step with what was measured and whatever else `rest` holds.
 
-        `latest.pt` becomes this one, and so does `best.pt` unless an earlier one had a lower validation loss. A
-        codebook has no best: the last one is balanced and put in order.
+        `latest.pt` becomes this one, and so does `best.pt` unless an earlier one was measured and no worse. A codebook
+        has no best: the last one is balanced and put in order.
         """
-        path = self.folder / f"{'codebook' if self.kind == 'codebook' else 'model'}_{step}.pt"
-        loss = (validation or {}).get("val_loss")
-        is_best = self.best is None or (loss is not None and loss < self.best)
-        self.best = loss if is_best else self.best
-        rest |= {"step": step, "total_steps": self.total_steps, "validation": validation, "best_val_loss": self.best}
+        name = "codebook" if self.kind == "codebook" else "model"
+        path = self.folder / f"{name}_{step}.pt"
+        rest |= {"step": step, "total_steps": self.total_steps, "validation": validation}
         rest |= {"settings": self.settings(), "trained_from": self.trained_from}
         save_checkpoint(path, self.kind, self.config, **learner.checkpoint(), **rest)
-        if is_best and self.kind != "codebook":
-            link_checkpoint(path, "best.pt")
         link_checkpoint(path, "latest.pt")
+        loss = validation_loss(rest)
+        if self.kind != "codebook" and (loss < self.best or self.best == math.inf):
+            link_checkpoint(path, "best.pt")
+            self.best = loss
+        if self.args.keep_checkpoint is not None:
+            written = sorted(self.folder.glob(f"{name}_*.pt"), key=lambda path: path.stat().st_mtime_ns)
+            for old in written[: -self.args.keep_checkpoint]:
+                old.unlink()
         return path
 
     def resume(self, learner: Learner) -> int:
@@ -134,8 +138,15 @@ class Run:
             before, now = content["total_steps"], self.total_steps
             log.warning("planned were %d steps, now %d: a cosine and a map's radius follow the new plan", before, now)
         learner.restore(content, path)
-        self.best = content["best_val_loss"]
+        if (best := self.folder / "best.pt").exists():
+            self.best = validation_loss(load_checkpoint(best, self.kind))
         return content["step"]
+
+
+def validation_loss(checkpoint: dict) -> float:
+    """The loss that a checkpoint was measured at, infinite if it was not, or at none that is a number."""
+    loss = (checkpoint.get("validation") or {}).get("val_loss", math.inf)
+    return loss if math.isfinite(loss) else math.inf
 
 
 def append_metrics(path: Path, row: dict[str, object]) -> None:
@@ -166,8 +177,8 @@ def train(
 
     `watch()` measures what stands in each log line beside the training numbers, so it should be quick.
 
-    Returns the step that was reached. Ctrl-C and SIGTERM finish the step, save and exit with status 130 or 143;
-    `--resume` then goes on from there.
+    Returns the step that was reached. Ctrl-C and SIGTERM finish the step, save, measure and exit with status 130 or
+    143; `--resume` then goes on from there.
     """
     args = run.args
     log.info("config %s", json.dumps(dataclasses.asdict(run.config)))
@@ -183,24 +194,22 @@ def train(
         for step, batch in enumerate(bar, start):
             torch.manual_seed(int(np.random.SeedSequence([args.seed & 0xFFFFFFFF, step]).generate_state(1)[0]))
             metrics.add(learner.update(to_device(batch, device), step), batch)
-            done = step + 1
+            done, signals = step + 1, list(stop)
             is_checkpoint = done % args.checkpoint_step == 0 or done == total
-            if done % args.log_step == 0 or is_checkpoint or stop:
-                metrics.write_training(done, dict if is_checkpoint or stop else watch)
-            if is_checkpoint:
-                validation = None
-                try:
-                    validation = validate()
-                finally:  # an item that can no longer be read must not cost what was learned
-                    path = run.save(learner, done, validation)
-                preview(done)
+            if is_checkpoint or signals:
+                metrics.write_training(done)
+                run.save(learner, done)  # before anything that may fail or take long
+                validation = validate()
+                path = run.save(learner, done, validation)
+                if is_checkpoint:
+                    preview(done)
                 metrics.write(done, validation)
                 metrics.restart_clock()
-            elif stop:
-                path = run.save(learner, done)
-            if stop:
-                log.info("stopped by %s: saved %s, go on with --resume", stop[0].name, path)
-                sys.exit(128 + stop[0])
+            elif done % args.log_step == 0:
+                metrics.write_training(done, watch)
+            if signals:
+                log.info("stopped by %s: saved %s, go on with --resume", signals[0].name, path)
+                sys.exit(128 + signals[0])
     return total
 
 
@@ -237,7 +246,7 @@ class Metrics:
         self.steps += 1
         self.items += num_items(batch)
 
-    def write_training(self, step: int, watch: Callable[[], dict[str, float]]) -> None:
+    def write_training(self, step: int, watch: Callable[[], dict[str, float]] = dict) -> None:
         """Write the means since the last call, and what `watch` measures.
 
         Raises `UserError` if one of the means is no longer a finite number.

@@ -1,0 +1,60 @@
+"""A stage of the demo, ready to be trained: what the benchmarks of transformers share."""
+
+import argparse
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from models.cascade import Stage, StageConfig, near_units
+from models.codebook import Codebook
+from models.tokens import load_tokens
+from models.transformer import TransformerConfig
+from utils.config import load_config
+from utils.dataset import FeatureMapDataset, TokenDataset
+from utils.gradient import GradientLearner
+
+CPU = torch.device("cpu")
+CODEBOOKS = ("codebook_cond", "codebook_0", "codebook_1", "codebook_2")
+CONFIGS = Path(__file__).parent.parent / "configs/demo-64"
+BATCHES = (64, 16, 8)  # its recipe's
+TRAINING = {"precision": "auto", "compile": False, "grad_clip": 1.0, "ema_decay": 0.999}
+TRAINING |= {"lr_schedule": "cosine", "lr_step": 1, "warmup_step": 50}
+
+
+@dataclass(frozen=True)
+class DemoStage:
+    """One stage of the folder that scripts/demo.sh leaves."""
+
+    folder: Path
+    number: int
+    coarse: Codebook
+    fine: Codebook
+    tokens: TokenDataset
+    training: np.ndarray  # indices
+    held_out: np.ndarray
+
+    @classmethod
+    def read(cls, folder: Path, number: int) -> "DemoStage":
+        """Read codebooks and tokens."""
+        names = CODEBOOKS[number : number + 2]
+        books = [Codebook.load(folder / name / "models_checkpoint/pruned_codebook.pt") for name in names]
+        dataset = FeatureMapDataset(folder / "feature_maps/dataset.json")
+        return cls(folder, number, *books, load_tokens(dataset, *books, CPU), *dataset.split(0.05))
+
+    @property
+    def batch_size(self) -> int:
+        return BATCHES[self.number]
+
+    def build(self, **changes: object) -> Stage:
+        """A new stage of the demo's config with these changes."""
+        config = replace(load_config(CONFIGS / f"transformer_{self.number}.json", TransformerConfig), **changes)
+        stage = Stage(StageConfig.between(config, self.coarse, self.fine, self.folder, self.number == 0))
+        stage.near = near_units(self.coarse)
+        return stage
+
+    def learner(self, stage: Stage, **changes: object) -> GradientLearner:
+        """What trains a stage, by the demo's arguments with these changes."""
+        args = argparse.Namespace(**TRAINING | changes, batch_size=self.batch_size)
+        return GradientLearner(stage, lambda stage, batch: stage(*batch), stage.config.transformer, args, 1000, CPU)

@@ -1,0 +1,121 @@
+"""The transformers of the demo: how fast tokens come, how near a step is to its matrix products, memory by length.
+
+    python -m benchmarks.transformer out/demo-avatars
+
+Reads a folder that scripts/demo.sh has left. Prints tables in Markdown. Memory is what one training step of a process
+of its own holds beyond what it held before.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.codebook_limits import peak
+from benchmarks.stages import CPU, DemoStage
+from models.cascade import Stage, StageConfig
+from models.transformer import Grid, TransformerConfig
+from utils import cli
+from utils.dataset import BatchLoader, EpochSampler
+from utils.gradient import autocast
+
+STEPS = 20
+TIMES = 3  # that a step is timed, for STEPS steps
+BATCHES = (8, 64)  # sequences that are read at once
+SEQUENCES = 200_000
+LENGTHS = ((32, 32), (32, 64), (64, 64), (64, 128))  # grids of 1,024 to 8,192 tokens
+WINDOW = 256
+
+
+def data_path(stage: DemoStage) -> None:
+    """Print how many sequences a second the loader serves, as the trainer reads them."""
+    print(f"\nSequences of {stage.tokens.fine.shape[1]} tokens a second, with their coarse ones.\n")
+    print("| sequences at once | a second |\n|---|---|")
+    for batch_size in BATCHES:
+        sampler = EpochSampler(stage.training, batch_size, 0, 0, SEQUENCES // batch_size)
+        loader = BatchLoader(stage.tokens, sampler)
+        start = time.perf_counter()
+        served = sum(len(fine) for _, fine in loader)
+        print(f"| {batch_size} | {served / (time.perf_counter() - start):,.0f} |", flush=True)
+
+
+def utilization(folder: Path) -> None:
+    """Print how much of a step its own matrix products would take alone."""
+    print(
+        "\nA training step, and its own matrix products alone in the same precision; of a causal square, all of it.\n"
+    )
+    print("| stage | precision | step, ms | products, ms | share |\n|---|---|---|---|---|")
+    for number in range(3):
+        stage = DemoStage.read(folder, number)
+        batch = stage.tokens[np.arange(stage.batch_size)]
+        for precision in ("bf16", "fp32"):
+            torch.manual_seed(0)
+            learner = stage.learner(stage.build(), precision=precision)
+            steps, bare = [], []
+            for index in range(TIMES):
+                learner.update(batch, index)
+                start = time.perf_counter()
+                for step in range(STEPS):
+                    learner.update(batch, step)
+                steps.append((time.perf_counter() - start) / STEPS)
+                bare.append(learner.bare_seconds(batch))
+            step, products = statistics.median(steps), statistics.median(bare)
+            row = f"{step * 1e3:.0f} | {products * 1e3:.0f} | {products / step:.2f}"
+            print(f"| {number} | {precision} | {row} |", flush=True)
+
+
+def memory() -> None:
+    """Print what a step holds by the number of tokens, each in a process of its own."""
+    print(f"\nMemory of a training step of one sequence, a window of {WINDOW}, 3 + 4 layers of width 256.\n")
+    print("| tokens | MiB | with activation checkpoints |\n|---|---|---|", flush=True)
+    for grid in LENGTHS:
+        command = [sys.executable, "-m", "benchmarks.transformer", "--grid", *map(str, grid)]
+        held = [
+            subprocess.run([*command, *more], check=True, capture_output=True, text=True).stdout.strip()
+            for more in ((), ("--use-activation-checkpoint",))
+        ]
+        print(f"| {grid[0] * grid[1]:,} | {held[0]} | {held[1]} |", flush=True)
+
+
+def one_step(height: int, width: int, use_activation_checkpoint: bool) -> None:
+    """Print the MiB that a step on a grid of this size holds beyond the model, its gradients and its data."""
+    config = TransformerConfig(1e-3, True, WINDOW, 3, 4, 4, 4, 256, 512, "silu")
+    stage = Stage(StageConfig(config, Grid(8, 8, 512), Grid(height, width, 512), is_base=False))
+    stage.transformer.use_activation_checkpoint = use_activation_checkpoint
+
+    def step(length: int) -> None:
+        fine = torch.randint(512, (1, length))
+        with autocast(CPU, "auto"):
+            stage(torch.zeros(1, 64, dtype=torch.int64), fine)["loss"].backward()
+
+    step(8)  # so that gradients and whatever a first step needs are there
+    before = peak()
+    step(height * width)
+    print(f"{peak() - before:.0f}")
+
+
+def main() -> None:
+    """Print all tables, or with --grid measure one step."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?", help="what scripts/demo.sh wrote, such as out/demo-avatars")
+    parser.add_argument("--grid", type=int, nargs=2, help="the memory of one size, in this process")
+    parser.add_argument("--use-activation-checkpoint", action="store_true", help="of that size")
+    args = parser.parse_args()
+    cli.keep_memory()
+    if args.grid:
+        one_step(*args.grid, args.use_activation_checkpoint)
+        return
+    if args.folder is None:
+        parser.error("give the folder of a demo")
+    data_path(DemoStage.read(args.folder, 2))
+    utilization(args.folder)
+    memory()
+
+
+if __name__ == "__main__":
+    main()
