@@ -26,6 +26,7 @@ from utils.beam_search import SearchConfig, uniform_draws
 from utils.checkpoint import check_origin
 from utils.config import load_config
 from utils.dataset import FeatureMapDataset, to_device
+from utils.files import UserError
 from utils.gradient import GradientLearner
 from utils.images import save_grid
 from utils.training import MAX_VALIDATION, Run, mean_over, planned_steps, preview_indices, step_size, train
@@ -69,9 +70,10 @@ def main(argv: list[str] | None = None) -> None:
         return {f"val_{name}": value for name, value in found.items()}
 
     def validate(most: int = MAX_VALIDATION) -> dict[str, float]:
-        numbers = mean_over(tokens, held_out[:most], args, measure)
+        measured = held_out[:most]
+        numbers = mean_over(tokens, measured, args, measure)
         if numbers:
-            numbers["val_images"] = min(most, len(held_out))
+            numbers["val_images"] = len(measured)
             numbers["stage_bits"] = numbers["val_bits"] * config.fine.length
             if earlier_bits is not None:
                 numbers["image_bits"] = earlier_bits + numbers["stage_bits"]
@@ -98,8 +100,8 @@ def main(argv: list[str] | None = None) -> None:
     run = Run(args, KIND, config, trained_from, len(training), rate=("tokens", config.fine.length))
     first = training[: args.batch_size]
     run.bare_seconds = learner.bare_seconds(to_device(tokens[first], device)) / len(first)
-    watched = max(args.batch_size, args.log_step * step_size(args) // WATCH_SHARE)
-    train(run, learner, tokens, training, device, validate, preview, lambda: validate(min(watched, MAX_VALIDATION)))
+    watched = min(MAX_VALIDATION, max(args.batch_size, args.log_step * step_size(args) // WATCH_SHARE))
+    train(run, learner, tokens, training, device, validate, preview, lambda: validate(watched))
 
 
 def load(args: argparse.Namespace, device: torch.device) -> tuple[FeatureMapDataset, Autoencoder, Codebook, Codebook]:
@@ -129,6 +131,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--use-activation-checkpoint", action="store_true", help="spend time to save memory")
     args = parser.parse_args(argv)
     cli.check_start(args, "model-path")
+    if args.train_base_model and args.previous_path is not None:
+        raise UserError(f"--train-base-model has no stage before it: leave out --previous-path {args.previous_path}")
     return args
 
 

@@ -83,6 +83,7 @@ class Stage(nn.Module):
         """
         config = self.config.transformer
         if config.condition_noise:
+            assert self.near is not None, "noise needs the near units of the coarse codebook"
             slips = torch.rand(coarse.shape, device=coarse.device) < config.condition_noise
             choice = torch.randint(self.near.shape[1], coarse.shape, device=coarse.device)
             coarse = torch.where(slips, self.near[coarse, choice], coarse)
@@ -157,7 +158,7 @@ def bits_before(coarse: Codebook, previous: Path | None, *, is_base: bool) -> fl
         return float(torch.special.entr(shares).sum()) / math.log(2) if coarse.counts.sum() else None
     if previous is None:
         return None
-    content = load_checkpoint(previous, KIND)
+    content = load_checkpoint(previous, KIND, memory_map=True)
     written = content["trained_from"].get("hr_codebook")
     check_origin(previous, "low-resolution codebook", written, coarse.fingerprint)
     bits = (content.get("validation") or {}).get("image_bits")

@@ -101,7 +101,8 @@ def attend(
 
     The gradient of the fused kernel is slow on the CPU: there its parts are faster one by one, while they are small.
     """
-    if q.device.type != "cpu" or not q.requires_grad or q.shape[-2] * k.shape[-2] >= 2**18:
+    is_small = q.shape[:-1].numel() * k.shape[-2] <= 2**24  # scores, which are kept for the gradient
+    if q.device.type != "cpu" or not q.requires_grad or not is_small:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
     scores = (q * q.shape[-1] ** -0.5) @ k.mT
     if is_causal:

@@ -64,7 +64,7 @@ for name in "${names[@]}"; do
     stage "prune_$name" prune_codebook.py $PRUNE \
         --dataset-path "$maps" --codebook-path "$out/$name/$latest" --decoder-path "$decoder" --out-dir "$out/$name"
 done
-before=--train-base-model
+before=(--train-base-model)
 for i in 0 1 2; do
     settings=TRANSFORMER_$i
     stage "transformer_$i" train_quantized_transformer.py --resume ${!settings} "${before[@]}" \

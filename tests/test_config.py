@@ -230,7 +230,7 @@ def test_a_recipe_is_complete_and_its_sizes_meet(recipe):
     names = ("codebook_cond", "codebook_0", "codebook_1", "codebook_2")
     pruned = [f"{name}/models_checkpoint/pruned_codebook.pt" for name in names]
     for number, stage in enumerate(stages):
-        assert stage.model_path == f"transformer_{number}/models_checkpoint/latest.pt"
+        assert stage.model_path == f"transformer_{number}/models_checkpoint/best.pt"
         assert (stage.lr_codebook_path, stage.hr_codebook_path) == (pruned[number], pruned[number + 1])
 
 

@@ -1,5 +1,6 @@
 """The demo as a person runs it: interrupted, run again to its end, and run once more."""
 
+import json
 import os
 import signal
 import subprocess
@@ -50,6 +51,8 @@ def test_quick_demo_is_interrupted_then_ends_then_has_nothing_to_do(tmp_path):
     assert len(images) == 25
     assert {Image.open(path).size for path in images} == {(32, 32)}
     assert len({path.read_bytes() for path in images}) > 20
+    rows = [json.loads(line) for line in (out / "transformer_2/metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["image_bits"] > rows[-1]["stage_bits"]  # those of all stages
 
     process = start("--quick", "--out-dir", out, "--device", "cpu")
     output, errors = process.communicate()

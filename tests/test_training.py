@@ -513,6 +513,37 @@ def test_what_is_saved_at_a_stop_is_measured_too(command, tmp_path, monkeypatch)
     assert best["validation"]["image_bits"] > 0
 
 
+def test_a_stop_while_the_last_step_is_measured_is_a_stop(command, tmp_path, monkeypatch):
+    def stop(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {"val_loss": 1.0, "val_bits": 1.0}
+
+    monkeypatch.setattr(train_quantized_transformer, "mean_over", stop)
+    assert expect_exit(MAINS["transformer_1"], command("transformer_1", "run", "--max-step", 1)) == 143
+    assert latest(tmp_path / "run")["validation"]["val_loss"] == 1
+
+
+@pytest.mark.parametrize("name", GRADIENT)
+def test_what_a_crash_left_unmeasured_is_measured_at_the_next_start(name, command, train, tmp_path, monkeypatch):
+    plan = ("--max-step", 2, "--checkpoint-step", 1, "--log-step", 9)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        original, calls = sys.modules[MAINS[name].__module__].mean_over, []
+
+        def crash(*arguments):
+            calls.append(arguments)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return original(*arguments)
+
+        patched.setattr(sys.modules[MAINS[name].__module__], "mean_over", crash)
+        run_main(MAINS[name], *command(name, "run", *plan))
+    assert latest(tmp_path / "run")["validation"] is None
+    resumed = train(name, "run", *plan, "--resume")
+    assert same(resumed, train(name, "whole", *plan))
+    assert [row["step"] for row in rows(tmp_path / "run", "val_loss")] == [1, 2]
+    assert same(torch.load(tmp_path / "run/models_checkpoint/best.pt", weights_only=True), resumed)
+
+
 @pytest.mark.parametrize("name", MAINS)
 def test_what_cannot_be_measured_is_saved_all_the_same(name, command, tmp_path, monkeypatch, capsys):
     def fail(*_):

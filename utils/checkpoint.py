@@ -86,7 +86,10 @@ def load_weights(model: nn.Module, checkpoint: dict, path: Path, *, averaged: bo
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{path}: its weights do not fit this config: {reason[:300]}") from None
+        raise UserError(
+            f"{path}: its weights do not fit this config, or an older version of this code wrote them and the stage "
+            f"must be trained anew, in an empty folder: {reason[:300]}"
+        ) from None
 
 
 def check_origin(path: Path, what: str, made_with: str | None, given: str | None) -> None:

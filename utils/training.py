@@ -63,6 +63,7 @@ class Run:
     rate: tuple[str, int] = ("images", 1)  # what is counted a second, and how many of it an item is
     bare_seconds: float | None = None  # of the matrix products for an item, to tell how much of the time they are
     best: float = math.inf  # validation loss of best.pt
+    is_measured: bool = True  # whether what was resumed holds what was measured: a crash may have come before
 
     @property
     def total_steps(self) -> int:
@@ -111,13 +112,14 @@ class Run:
         rest |= {"settings": self.settings(), "trained_from": self.trained_from}
         save_checkpoint(path, self.kind, self.config, **learner.checkpoint(), **rest)
         link_checkpoint(path, "latest.pt")
-        loss = validation_loss(rest)
-        if self.kind != "codebook" and (loss < self.best or self.best == math.inf):
+        loss = validation_loss(validation)
+        if self.kind != "codebook" and loss <= self.best:
             link_checkpoint(path, "best.pt")
             self.best = loss
         if self.args.keep_checkpoint is not None:
-            written = sorted(self.folder.glob(f"{name}_*.pt"), key=lambda path: path.stat().st_mtime_ns)
-            for old in written[: -self.args.keep_checkpoint]:
+            others = set(self.folder.glob(f"{name}_*.pt")) - {path}
+            newest_first = sorted(others, key=lambda other: other.stat().st_mtime_ns, reverse=True)
+            for old in newest_first[self.args.keep_checkpoint - 1 :]:
                 old.unlink()
         return path
 
@@ -139,13 +141,14 @@ class Run:
             log.warning("planned were %d steps, now %d: a cosine and a map's radius follow the new plan", before, now)
         learner.restore(content, path)
         if (best := self.folder / "best.pt").exists():
-            self.best = validation_loss(load_checkpoint(best, self.kind))
+            self.best = validation_loss(load_checkpoint(best, self.kind, memory_map=True).get("validation"))
+        self.is_measured = self.kind == "codebook" or content.get("validation") is not None
         return content["step"]
 
 
-def validation_loss(checkpoint: dict) -> float:
-    """The loss that a checkpoint was measured at, infinite if it was not, or at none that is a number."""
-    loss = (checkpoint.get("validation") or {}).get("val_loss", math.inf)
+def validation_loss(validation: dict[str, float] | None) -> float:
+    """The loss among what was measured, infinite if there is none or it is no number."""
+    loss = (validation or {}).get("val_loss", math.inf)
     return loss if math.isfinite(loss) else math.inf
 
 
@@ -183,10 +186,20 @@ def train(
     args = run.args
     log.info("config %s", json.dumps(dataclasses.asdict(run.config)))
     total, start = run.total_steps, run.resume(learner)
-    if start >= total:
+    if start >= total and run.is_measured:
         log.info("already at step %d of %d: nothing to do", start, total)
         return start
     metrics = Metrics(run, start)
+
+    def measure(step: int) -> Path:
+        validation = validate()
+        path = run.save(learner, step, validation)
+        metrics.write(step, validation)
+        return path
+
+    if start >= total:
+        measure(start)
+        return start
     sampler = EpochSampler(indices, step_size(args), args.seed, start, total)
     loader = BatchLoader(dataset, sampler, choose_workers(args.num_workers, device), device.type == "cuda")
     bar = tqdm(loader, initial=start, total=total, unit="step", desc=args.out_dir.name, mininterval=0.5)
@@ -194,22 +207,21 @@ def train(
         for step, batch in enumerate(bar, start):
             torch.manual_seed(int(np.random.SeedSequence([args.seed & 0xFFFFFFFF, step]).generate_state(1)[0]))
             metrics.add(learner.update(to_device(batch, device), step), batch)
-            done, signals = step + 1, list(stop)
+            done = step + 1
             is_checkpoint = done % args.checkpoint_step == 0 or done == total
-            if is_checkpoint or signals:
+            is_saved = is_checkpoint or bool(stop)
+            if is_saved:
                 metrics.write_training(done)
                 run.save(learner, done)  # before anything that may fail or take long
-                validation = validate()
-                path = run.save(learner, done, validation)
+                path = measure(done)
                 if is_checkpoint:
                     preview(done)
-                metrics.write(done, validation)
                 metrics.restart_clock()
             elif done % args.log_step == 0:
                 metrics.write_training(done, watch)
-            if signals:
-                log.info("stopped by %s: saved %s, go on with --resume", signals[0].name, path)
-                sys.exit(128 + signals[0])
+            if is_saved and stop:
+                log.info("stopped by %s: saved %s, go on with --resume", stop[0].name, path)
+                sys.exit(128 + stop[0])
     return total
 
 

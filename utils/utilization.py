@@ -34,7 +34,8 @@ class Operand(NamedTuple):
 class MatrixProducts(TorchDispatchMode):
     """Within it, `counts` gathers how often each pair of operands is multiplied.
 
-    Of attention the products that it needs count: two forward, four backward, and half of each where it is causal.
+    Of a fused attention the products that it needs count: two forward, four backward, and half of each where it is
+    causal; what is multiplied by parts counts as it is.
     """
 
     def __init__(self) -> None:
