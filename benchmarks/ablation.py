@@ -26,7 +26,7 @@ from tqdm import tqdm
 from benchmarks.stages import DemoStage
 from models import transformer
 from models.cascade import Stage, near_units
-from models.transformer import Attention, ChannelDropout, GridEmbedding, TransformerConfig
+from models.transformer import Attention, ChannelDropout, Grid, GridEmbedding, TransformerConfig
 from utils import cli
 from utils.dataset import EpochSampler, TokenDataset
 from utils.gradient import GradientLearner
@@ -59,7 +59,7 @@ class Sinusoids(nn.Module):
 
 
 class PlainAttention(nn.Module):
-    """Queries, keys and values by MLPs of two layers, neither normalised nor rotated."""
+    """Queries, keys and values by MLPs of two layers, not normalised."""
 
     def __init__(self, config: TransformerConfig, num_heads: int) -> None:
         super().__init__()
@@ -67,11 +67,11 @@ class PlainAttention(nn.Module):
         self.query, self.key, self.value = (plain_mlp(config, config.hidden_dim) for _ in range(3))
         self.out = nn.Linear(config.in_dim, config.in_dim)
 
-    def queries(self, x: torch.Tensor, _: object) -> torch.Tensor:
+    def queries(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T, dim) → (B, heads, T, head_dim)."""
         return self.query(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
-    def keys_values(self, x: torch.Tensor, _: object) -> tuple[torch.Tensor, torch.Tensor]:
+    def keys_values(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, S, dim) → keys and values, each (B, heads, S, head_dim)."""
         return tuple(part(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (self.key, self.value))
 
@@ -91,19 +91,58 @@ def blocks(stage: Stage) -> list[nn.Module]:
     return [*getattr(stage.transformer, "encoder", []), *stage.transformer.decoder]
 
 
-def without_rotation(_: Stage) -> None:
-    transformer.rotate = lambda x, rotation: x  # for the rest of this process
+class Rotated(nn.Module):
+    """Normalises queries or keys, then turns them by row and column: rotary positions (Su et al. 2021)."""
+
+    def __init__(self, norm: nn.Module, positions: torch.Tensor, num_heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.norm = norm
+        num = head_dim // 4
+        angles = (positions[:, :, None] * 100.0 ** (-torch.arange(num) / num)).flatten(1)  # (T, head_dim / 2)
+        tables = {"cos": torch.cat((angles, angles), dim=1).cos(), "sin": torch.cat((-angles, angles), dim=1).sin()}
+        for name, table in tables.items():
+            self.register_buffer(name, table.repeat(1, num_heads))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, T, heads, head_dim) → the same shape: entry i of each head is paired with entry i + head_dim / 2."""
+        x = self.norm(x)
+        cos, sin = (table.to(x.dtype) for table in (self.cos, self.sin))
+        return torch.addcmul(x.flatten(2) * cos, x.roll(x.shape[-1] // 2, dims=-1).flatten(2), sin).view_as(x)
+
+
+def centres(tokens: Grid, cells: Grid) -> torch.Tensor:
+    """Row and column of each token in units of the cells of another grid, (T, 2): (i + ½)·r − ½ on each axis."""
+    rows = (torch.arange(tokens.height) + 0.5) * (cells.height / tokens.height) - 0.5
+    columns = (torch.arange(tokens.width) + 0.5) * (cells.width / tokens.width) - 0.5
+    return torch.cartesian_prod(rows, columns)
+
+
+def with_rotary(stage: Stage) -> None:
+    """Rotary positions too, in self- and cross-attention."""
+    fine, coarse, dim = stage.config.fine, stage.config.coarse, stage.config.transformer.in_dim
+
+    def rotate(attention: Attention, queries: Grid, keys: Grid) -> None:
+        shape = (attention.num_heads, dim // attention.num_heads)
+        attention.query_norm = Rotated(attention.query_norm, centres(queries, fine), *shape)
+        attention.key_norm = Rotated(attention.key_norm, centres(keys, fine), *shape)
+
+    for block in stage.transformer.decoder:
+        rotate(block.self_attention, fine, fine)
+        if not stage.config.is_base:
+            rotate(block.cross_attention, fine, coarse)
+    for block in getattr(stage.transformer, "encoder", []):
+        rotate(block.self_attention, coarse, coarse)
 
 
 def with_sinusoids(stage: Stage) -> None:
-    without_rotation(stage)
     model = stage.transformer
     model.embed = Sinusoids(model.embed, stage.config.fine.length)
     if not stage.config.is_base:
         model.source_embed = Sinusoids(model.source_embed, stage.config.coarse.length)
 
 
-def without_learned_positions(stage: Stage) -> None:
+def with_rotary_alone(stage: Stage) -> None:
+    with_rotary(stage)
     for module in stage.modules():
         if isinstance(module, GridEmbedding):
             for part in (module.row, module.column):
@@ -157,24 +196,27 @@ def soft_targets(stage: Stage, batch: tuple, share: float = 0.1) -> dict[str, to
     return {"loss": -(1 - share) * hard - share * near}
 
 
-PLAIN_TRAINING = {"ema_decay": 0.0, "lr_schedule": "step", "lr_step": 10**9, "warmup_step": 0}
+CONSTANT = {"lr_schedule": "step", "lr_step": 10**9}
+NOTHING = {"condition_noise": 0.0, "dropout": 0.0}
 VARIANTS = {
     "full": Variant(),
-    "1-D sinusoids for all positions": Variant(alter=with_sinusoids),
-    "learned positions alone": Variant(alter=without_rotation),
-    "rotary positions alone": Variant(alter=without_learned_positions),
+    "1-D sinusoids": Variant(alter=with_sinusoids),
+    "rotary positions too": Variant(alter=with_rotary),
+    "rotary positions alone": Variant(alter=with_rotary_alone),
     "no query-key norm": Variant(alter=without_query_key_norm),
     "ungated MLP": Variant(alter=without_gate),
     "no condition noise": Variant({"condition_noise": 0.0}),
     "condition dropout 0.1": Variant({"condition_dropout": 0.1}),
-    "no moving average": Variant(training={"ema_decay": 0.0}),
+    "moving average": Variant(training={"ema_decay": 0.999}),
+    "constant rate": Variant(training=CONSTANT),
+    "constant rate, moving average": Variant(training=CONSTANT | {"ema_decay": 0.999}),
     "no dropout": Variant({"dropout": 0.0}),
     "dropout 0.1": Variant({"dropout": 0.1}),
     "dropout 0.1 of single entries": Variant({"dropout": 0.1}, alter=drop_entries),
     "fp32": Variant(training={"precision": "fp32"}),
-    "Adam (0.5, 0.999) at 1e-4": Variant(training=PLAIN_TRAINING | {"ema_decay": 0.999}, prepare=use_adam),
+    "Adam (0.5, 0.999) at 1e-4": Variant(training=CONSTANT | {"warmup_step": 0}, prepare=use_adam),
     "soft targets": Variant(measure=soft_targets),
-    "plain block": Variant({"condition_noise": 0.0, "dropout": 0.0}, PLAIN_TRAINING, make_plain, use_adam),
+    "plain block": Variant(NOTHING, CONSTANT | {"warmup_step": 0}, make_plain, use_adam),
 }
 
 

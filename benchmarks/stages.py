@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 CODEBOOKS = ("codebook_cond", "codebook_0", "codebook_1", "codebook_2")
 CONFIGS = Path(__file__).parent.parent / "configs/demo-64"
 BATCHES = (64, 16, 8)  # its recipe's
-TRAINING = {"precision": "auto", "compile": False, "grad_clip": 1.0, "ema_decay": 0.999}
+TRAINING = {"precision": "auto", "compile": False, "grad_clip": 1.0, "ema_decay": 0}
 TRAINING |= {"lr_schedule": "cosine", "lr_step": 1, "warmup_step": 50}
 
 

@@ -1,7 +1,7 @@
 """The transformer of every stage: tokens of a grid in raster order, with an encoder over a coarser grid if it has one.
 
 Sources: pre-norm and gated MLP (Shazeer 2020, "GLU variants improve transformer"), query-key normalisation (Henry et
-al. 2020), rotary positions (Su et al. 2021) over row and column.
+al. 2020). Positions are learned, a vector a row and one a column.
 """
 
 from dataclasses import dataclass
@@ -13,8 +13,6 @@ from torch.utils.checkpoint import checkpoint
 
 from models.activations import ACTIVATIONS
 from utils.config import check_at_least, check_choice
-
-Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines, each (T, heads · head_dim)
 
 
 @dataclass(frozen=True)
@@ -46,11 +44,8 @@ class TransformerConfig:
             if getattr(self, key) >= 1:
                 raise ValueError(f"{key!r} is {getattr(self, key)}, expected less than 1")
         for key in ("self_attn_heads", "cross_attn_heads"):
-            if self.in_dim % (4 * getattr(self, key)):
-                raise ValueError(
-                    f"'in_dim' {self.in_dim} over {key!r} {getattr(self, key)} is not divisible by 4; "
-                    "rotary positions need two pairs a head"
-                )
+            if self.in_dim % getattr(self, key):
+                raise ValueError(f"'in_dim' is {self.in_dim}, expected a multiple of {key!r} {getattr(self, key)}")
 
 
 @dataclass(frozen=True)
@@ -65,28 +60,6 @@ class Grid:
     def length(self) -> int:
         """Tokens in the grid."""
         return self.height * self.width
-
-    def centres(self, cells: "Grid") -> torch.Tensor:
-        """Row and column of each token in units of the cells of another grid, (T, 2): (i + ½)·r − ½ on each axis."""
-        rows = (torch.arange(self.height) + 0.5) * (cells.height / self.height) - 0.5
-        columns = (torch.arange(self.width) + 0.5) * (cells.width / self.width) - 0.5
-        return torch.cartesian_prod(rows, columns)
-
-
-def rotary(positions: torch.Tensor, num_heads: int, head_dim: int, base: float = 100.0) -> Rotation:
-    """Rotations for `positions` (T, 2): the first half of the pairs turns with the row, the second with the column."""
-    num = head_dim // 4
-    frequencies = base ** (-torch.arange(num) / num)
-    angles = (positions[:, :, None] * frequencies).flatten(1)  # (T, head_dim / 2)
-    cos, sin = torch.cat((angles, angles), dim=1).cos(), torch.cat((-angles, angles), dim=1).sin()
-    return cos.repeat(1, num_heads), sin.repeat(1, num_heads)
-
-
-def rotate(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
-    """Turn x (B, T, heads, head_dim) by `rotation`: in each head, entry i is paired with entry i + head_dim / 2."""
-    cos, sin = (part.to(x.dtype) for part in rotation)
-    partners = x.roll(x.shape[-1] // 2, dims=-1)
-    return torch.addcmul(x.flatten(2) * cos, partners.flatten(2), sin).view_as(x)
 
 
 def attend(
@@ -149,7 +122,7 @@ def _with_seen(x: torch.Tensor) -> torch.Tensor:
 class KVCache:
     """Keys and values of one layer for R rows: slot 0 keeps position 0, the others roll.
 
-    Keys are stored rotated; positions are absolute, so they stay valid and their order does not matter.
+    Positions are absolute, so keys stay valid, and their order does not matter.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -179,7 +152,7 @@ def norm(dim: int) -> nn.LayerNorm:
 
 
 class Attention(nn.Module):
-    """Multi-head attention with normalised, rotated queries and keys; the caller decides who sees whom."""
+    """Multi-head attention with normalised queries and keys; the caller decides who sees whom."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -190,15 +163,15 @@ class Attention(nn.Module):
         self.key_norm = norm(dim // num_heads)
         self.out = nn.Linear(dim, dim, bias=False)
 
-    def queries(self, x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+    def queries(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T, dim) → (B, heads, T, head_dim)."""
         q = self.query(x).unflatten(-1, (self.num_heads, -1))
-        return rotate(self.query_norm(q), rotation).transpose(1, 2)
+        return self.query_norm(q).transpose(1, 2)
 
-    def keys_values(self, x: torch.Tensor, rotation: Rotation) -> tuple[torch.Tensor, torch.Tensor]:
+    def keys_values(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, S, dim) → keys and values, each (B, heads, S, head_dim)."""
         k, v = self.key_value(x).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
-        return rotate(self.key_norm(k), rotation).transpose(1, 2), v.transpose(1, 2)
+        return self.key_norm(k).transpose(1, 2), v.transpose(1, 2)
 
     def merge(self, y: torch.Tensor) -> torch.Tensor:
         """(B, heads, T, head_dim) → (B, T, dim), mixed by the output projection."""
@@ -244,11 +217,10 @@ class EncoderBlock(nn.Module):
         self.mlp = GatedMLP(config)
         self.dropout = ChannelDropout(config.dropout)
 
-    def forward(self, x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T, dim) → the same shape."""
-        normed = self.self_norm(x)
-        attention = self.self_attention
-        y = attend(attention.queries(normed, rotation), *attention.keys_values(normed, rotation))
+        attention, normed = self.self_attention, self.self_norm(x)
+        y = attend(attention.queries(normed), *attention.keys_values(normed))
         x = x + self.dropout(attention.merge(y))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
@@ -270,8 +242,6 @@ class DecoderBlock(nn.Module):
     def forward(
         self,
         x: torch.Tensor,
-        rotation: Rotation,
-        cross_rotation: Rotation | None,
         memory: tuple[torch.Tensor, torch.Tensor] | None,
         cache: KVCache | None = None,
     ) -> torch.Tensor:
@@ -281,7 +251,7 @@ class DecoderBlock(nn.Module):
         memory as the queries of one attention, so that the memory need not be copied.
         """
         attention, normed = self.self_attention, self.self_norm(x)
-        q, (k, v) = attention.queries(normed, rotation), attention.keys_values(normed, rotation)
+        q, (k, v) = attention.queries(normed), attention.keys_values(normed)
         y = causal_attention(q, k, v, self.window) if cache is None else attend(q, *cache.append(k, v))
         x = x + self.dropout(attention.merge(y))
         if memory is not None:
@@ -289,7 +259,7 @@ class DecoderBlock(nn.Module):
             normed = self.cross_norm(x)
             if cache is not None:
                 normed = normed.view(len(memory[0]), -1, shape[-1])
-            q = self.cross_attention.queries(normed, cross_rotation)
+            q = self.cross_attention.queries(normed)
             y = self.cross_attention.merge(attend(q, *memory))
             x = x + self.dropout(y.view(shape))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
@@ -341,23 +311,11 @@ class Transformer(nn.Module):
         self.decoder = nn.ModuleList(DecoderBlock(config, has_encoder) for _ in range(config.num_dec_layers))
         self.norm = norm(dim)
         self.head = nn.Linear(dim, grid.num_units)
-        self._add_rotation("self", grid, config.self_attn_heads)
         if source is not None:
             self.source_embed = GridEmbedding(source, num_sources or source.num_units, dim)
             self.encoder = nn.ModuleList(EncoderBlock(config) for _ in range(config.num_enc_layers))
             self.encoder_norm = norm(dim)
-            self._add_rotation("source", source, config.self_attn_heads)
-            self._add_rotation("cross_query", grid, config.cross_attn_heads)
-            self._add_rotation("cross_key", source, config.cross_attn_heads)
         self._initialise()
-
-    def _add_rotation(self, name: str, tokens: Grid, num_heads: int) -> None:
-        rotation = rotary(tokens.centres(self.grid), num_heads, self.config.in_dim // num_heads)
-        for part, value in zip(("cos", "sin"), rotation, strict=True):
-            self.register_buffer(f"{name}_{part}", value, persistent=False)
-
-    def _rotation(self, name: str) -> Rotation:
-        return getattr(self, f"{name}_cos"), getattr(self, f"{name}_sin")
 
     def _initialise(self) -> None:
         """Each block starts as the identity and the head as a uniform guess: their last matrices are zero."""
@@ -378,24 +336,17 @@ class Transformer(nn.Module):
         """Coarse tokens (B, S) → the cross-attention keys and values of each decoder layer, (B, heads, S, head_dim)."""
         x = self.dropout(self.source_embed(source, torch.arange(self.source.length, device=source.device)))
         for block in self.encoder:
-            x = self._run(block, x, self._rotation("source"))
+            x = self._run(block, x)
         x = self.encoder_norm(x)
-        return [block.cross_attention.keys_values(x, self._rotation("cross_key")) for block in self.decoder]
+        return [block.cross_attention.keys_values(x) for block in self.decoder]
 
     def forward(self, inputs: torch.Tensor, source: torch.Tensor | None = None) -> torch.Tensor:
         """Inputs (B, T) and coarse tokens (B, S) → logits (B, T, num_units) of the token of each cell."""
         memory = [None] * len(self.decoder) if source is None else self.encode(source)
         x = self.dropout(self.embed(inputs, torch.arange(inputs.shape[1], device=inputs.device)))
-        rotations = self.rotations(slice(0, inputs.shape[1]))
         for block, layer_memory in zip(self.decoder, memory, strict=True):
-            x = self._run(block, x, *rotations, layer_memory)
+            x = self._run(block, x, layer_memory)
         return self.head(self.norm(x))
-
-    def rotations(self, cells: slice) -> tuple[Rotation, Rotation | None]:
-        """Of the decoder's queries at these cells: for self-attention, and for cross-attention if there is any."""
-        names = ("self",) if self.source is None else ("self", "cross_query")
-        turns = [tuple(part[cells] for part in self._rotation(name)) for name in names]
-        return turns[0], turns[1] if len(turns) > 1 else None
 
     def _run(self, block: nn.Module, *args: object) -> torch.Tensor:
         if self.use_activation_checkpoint and self.training:
@@ -420,9 +371,8 @@ class CachedDecoder:
         """The next input of each row (R,) → logits (R, num_units) of the cell at that position."""
         model, position = self.model, self.caches[0].position
         x = model.embed(inputs[:, None], torch.tensor([position], device=inputs.device))
-        rotations = model.rotations(slice(position, position + 1))
         for block, memory, cache in zip(model.decoder, self.memory, self.caches, strict=True):
-            x = block(x, *rotations, memory, cache)
+            x = block(x, memory, cache)
         return model.head(model.norm(x[:, 0]))
 
     def reorder(self, rows: torch.Tensor) -> None:

@@ -4,11 +4,11 @@ import re
 import sys
 
 import pytest
+import torch
 from conftest import TINY
 from torch import nn
 
 from benchmarks import ablation, codebook, codebook_limits, stages, transformer
-from models import transformer as model
 
 
 def numbers_of(output):
@@ -76,7 +76,7 @@ def test_the_benchmarks_train_as_the_recipe_of_the_demo():
     recipe = (stages.CONFIGS / "recipe.sh").read_text()
     sizes = re.findall(r"^TRANSFORMER_\d=.*--batch-size (\d+)", recipe, flags=re.M)
     assert tuple(map(int, sizes)) == stages.BATCHES
-    for flag in ("lr-schedule", "warmup-step"):
+    for flag in ("lr-schedule", "warmup-step", "ema-decay"):
         values = re.findall(rf"^TRANSFORMER_\d=.*--{flag} (\w+)", recipe, flags=re.M)
         assert values == [str(stages.TRAINING[flag.replace("-", "_")])] * 3
 
@@ -97,14 +97,26 @@ def in_this_process(monkeypatch):
 
     monkeypatch.setattr(ablation, "get_context", lambda _: type("Context", (), {"Pool": lambda *_, **__: Pool()}))
     monkeypatch.setattr(stages, "CONFIGS", TINY)
-    monkeypatch.setattr(model, "rotate", model.rotate)  # which is put back at the end
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_rotary_scores_depend_on_the_difference_of_positions_alone(number):
+    g = torch.Generator().manual_seed(number)
+    q, k = torch.randn(2, 1, 1, 1, 8, generator=g)
+    identity = nn.Identity()
+
+    def score(here, there):
+        turned = [ablation.Rotated(identity, torch.tensor([at]), 1, 8)(x) for x, at in ((q, here), (k, there))]
+        return (turned[0] * turned[1]).sum()
+
+    assert torch.allclose(score((1.0, 2.0), (3.0, 0.5)), score((5.0, 7.5), (7.0, 6.0)), atol=1e-4)
+    assert not torch.allclose(score((1.0, 2.0), (3.0, 0.5)), score((1.0, 2.0), (3.0, 1.5)), atol=1e-4)
 
 
 def test_drawn_tokens_are_the_same_whatever_the_variant(tiny_run, in_this_process, monkeypatch):
     drawn, original = [], ablation.draw_coarse
     monkeypatch.setattr(ablation, "draw_coarse", lambda before: drawn.append(original(before)) or drawn[-1])
     for name in ("full", "plain block"):
-        monkeypatch.setattr(model, "rotate", model.rotate)
         ablation.run(ablation.Job(name, 0, tiny_run, 1, 0.01))
     assert drawn[0].equal(drawn[1])
 
@@ -135,12 +147,13 @@ def test_what_the_ablation_takes_out_is_out(tiny_run, in_this_process):
     def classes(name):
         return {type(module).__name__ for module in build(name).modules()}
 
-    assert "GridEmbedding" in classes("full") and "GridEmbedding" not in classes("1-D sinusoids for all positions")
+    assert "GridEmbedding" in classes("full") and "GridEmbedding" not in classes("1-D sinusoids")
     assert {"GatedMLP", "Attention"} <= classes("full")
     assert "GatedMLP" not in classes("ungated MLP")
     assert not classes("plain block") & {"GatedMLP", "Attention", "GridEmbedding"}
     assert "ChannelDropout" in classes("full") and "Dropout" in classes("dropout 0.1 of single entries")
     assert isinstance(build("no query-key norm").transformer.decoder[0].cross_attention.key_norm, nn.Identity)
+    assert "Rotated" in classes("rotary positions too") and "Rotated" not in classes("full")
     assert build("rotary positions alone").transformer.embed.row.weight.abs().sum() == 0
     assert sum(p.numel() for p in build("ungated MLP").parameters()) == pytest.approx(
         sum(p.numel() for p in build("full").parameters()), rel=0.05

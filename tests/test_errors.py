@@ -30,6 +30,7 @@ MAINS = {
     "make_dataset": make_dataset.main,
 }
 WEIGHTS = "models_checkpoint/latest.pt"
+BEST = "models_checkpoint/best.pt"
 PRUNED = "models_checkpoint/pruned_codebook.pt"
 STAGES = {
     "train_autoencoder": "autoencoder",
@@ -224,6 +225,8 @@ WRONG_VALUES = [
     ("train_autoencoder", "grad_clip", 0),
     ("train_autoencoder", "grad_clip", "nan"),
     ("train_autoencoder", "ema_decay", 1),
+    ("train_autoencoder", "grad_accum_step", 0),
+    ("train_autoencoder", "keep_checkpoint", 0),
     ("train_autoencoder", "seed", "x"),
     ("generate_fmap_dataset", "num_files_folder", 0),
     ("prune_codebook", "prune_threshold", -1),
@@ -462,13 +465,13 @@ def test_a_wrong_path_in_a_generation_is_named(stage, key, refused, run, write_j
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (swap, f"transformer_1/{WEIGHTS}"),
-        (lambda s: {"0": s["1"]}, f"transformer_1/{WEIGHTS}"),
+        (swap, f"transformer_1/{BEST}"),
+        (lambda s: {"0": s["1"]}, f"transformer_1/{BEST}"),
         (lambda s: {"0": s["0"], "1": s["2"]}, f"codebook_1/{PRUNED}"),
-        (lambda s: {"0": s["0"], "1": s["0"]}, f"transformer_0/{WEIGHTS}"),
-        (lambda s: s["1"].update(hr_codebook_path=s["2"]["hr_codebook_path"]), f"transformer_1/{WEIGHTS}"),
-        (lambda s: s["1"].update(lr_codebook_path=s["2"]["hr_codebook_path"]), f"transformer_1/{WEIGHTS}"),
-        (lambda s: s["2"].update(model_path=s["1"]["model_path"]), f"transformer_1/{WEIGHTS}"),
+        (lambda s: {"0": s["0"], "1": s["0"]}, f"transformer_0/{BEST}"),
+        (lambda s: s["1"].update(hr_codebook_path=s["2"]["hr_codebook_path"]), f"transformer_1/{BEST}"),
+        (lambda s: s["1"].update(lr_codebook_path=s["2"]["hr_codebook_path"]), f"transformer_1/{BEST}"),
+        (lambda s: s["2"].update(model_path=s["1"]["model_path"]), f"transformer_1/{BEST}"),
     ],
 )
 def test_stages_that_do_not_meet_are_refused(change, named, refused, run, write_json, tmp_path):
@@ -481,7 +484,7 @@ def test_a_stage_made_with_another_autoencoder_is_refused(refused, run, stranger
     path = generation(run, write_json, tmp_path, lambda stages: stages["1"].update(model_path=transformer))
     assert f"error: {transformer}: " in refused("generate_images", config_path=path)
     line = refused("generate_images", decoder_path=stranger / "autoencoder.pt")
-    assert str(run / "transformer_0" / WEIGHTS) in line
+    assert str(run / "transformer_0" / BEST) in line
 
 
 def test_a_condition_codebook_that_was_not_counted_is_named(refused, run, write_json, tmp_path):

@@ -308,6 +308,11 @@ def test_resume_and_another_start_exclude_each_other(name, flag, command, tiny_r
     assert not (tmp_path / "run").exists()
 
 
+def test_a_base_stage_with_a_stage_before_it_is_refused(command, capsys):
+    line = expect_error(capsys, MAINS["transformer_0"], command("transformer_0", "run", "--previous-path", "x.pt"))
+    assert "--train-base-model has no stage before it: leave out --previous-path x.pt" in line
+
+
 @pytest.mark.parametrize("name", ["autoencoder", "transformer_1"])
 def test_load_optim_needs_model_path(name, command, capsys):
     line = expect_error(capsys, MAINS[name], command(name, "run", "--load-optim"))

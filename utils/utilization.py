@@ -28,7 +28,8 @@ class Operand(NamedTuple):
 
     def make(self) -> torch.Tensor:
         """A tensor of this layout, of random numbers."""
-        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=self.device).normal_()
+        extent = 1 + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
+        return torch.randn(extent, dtype=self.dtype, device=self.device).as_strided(self.shape, self.stride)
 
 
 class MatrixProducts(TorchDispatchMode):
