@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     @torch.no_grad()
     def measure(batch: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor]:
         with learner.autocast:
-            found = learner.best_model(*(part.to(device) for part in batch))
+            found = learner.best_model(*to_device(batch, device))
         return {f"val_{name}": value for name, value in found.items()}
 
     def validate(most: int = MAX_VALIDATION) -> dict[str, float]:
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
 
     @torch.no_grad()
     def preview(step: int) -> None:
-        coarse_tokens, fine_tokens = (part.to(device) for part in tokens[shown])
+        coarse_tokens, fine_tokens = to_device(tokens[shown], device)
         search = SearchConfig(temperature=args.temperature)
         uniform = uniform_draws(args.seed, 0, range(len(shown)), config.fine.length, search.num_beam)
         sampled, _ = learner.best_model.sample(coarse_tokens, search, uniform)

@@ -25,13 +25,15 @@ def load_tokens(dataset: FeatureMapDataset, coarse: Codebook, fine: Codebook, de
     """
     data = dataset.fingerprint
     paths = {codebook: token_path(dataset, data, codebook) for codebook in (coarse, fine)}
-    missing = [codebook for codebook, path in paths.items() if _read(path, data, codebook) is None]
+    found = {codebook: _read(path, data, codebook) for codebook, path in paths.items()}
+    missing = [codebook for codebook, tokens in found.items() if tokens is None]
     if missing:
         for codebook, tokens in zip(missing, quantize(dataset, missing, device), strict=True):
             trained_from = {"data": data, "codebook": codebook.fingerprint}
             save_checkpoint(paths[codebook], KIND, codebook.config, {"tokens": tokens}, trained_from)
+            found[codebook] = _read(paths[codebook], data, codebook)
     log.info("tokens %s", " ".join(str(path) for path in paths.values()))
-    return TokenDataset(*(_read(path, data, codebook) for codebook, path in paths.items()))
+    return TokenDataset(*found.values())
 
 
 def token_path(dataset: FeatureMapDataset, data: str, codebook: Codebook) -> Path:
