@@ -14,6 +14,7 @@ pictures (images/ground_truth_N.png, low_res_cond_N, high_res_example_N, high_re
 import argparse
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from models.autoencoder import Autoencoder
@@ -40,7 +41,8 @@ def main(argv: list[str] | None = None) -> None:
     device = cli.choose_device(args.device)
     dataset, autoencoder, coarse, fine = load(args, device)
     transformer = load_config(args.config_path, TransformerConfig)
-    config = StageConfig.between(transformer, coarse, fine, args.lr_codebook_path, args.train_base_model)
+    names, labels = dataset.label_indices() if transformer.use_labels else ((), None)
+    config = StageConfig.between(transformer, coarse, fine, args.lr_codebook_path, args.train_base_model, names)
     training, held_out = dataset.split(args.val_fraction)
     trained_from = {
         "autoencoder": autoencoder.fingerprint,
@@ -53,6 +55,9 @@ def main(argv: list[str] | None = None) -> None:
 
     torch.manual_seed(args.seed)
     stage = Stage(config).to(device)
+    if names:
+        tokens = tokens.with_labels(labels)
+        stage.count_labels(to_device(tokens[np.arange(len(tokens))], device)[0])
     if transformer.condition_noise:
         stage.near = near_units(coarse)
     stage.transformer.use_activation_checkpoint = args.use_activation_checkpoint
@@ -89,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
         sampled, _ = learner.best_model.sample(coarse_tokens, search, uniform)
         fmaps = {
             "ground_truth": dataset[shown].to(device),
-            "low_res_cond": coarse.lookup(coarse_tokens),
+            "low_res_cond": coarse.lookup(coarse_tokens[:, : config.coarse.length]),
             "high_res_example": fine.lookup(fine_tokens),
             "high_res_recon": fine.lookup(sampled),
         }

@@ -22,7 +22,7 @@ from models.cascade import Stage, StageConfig
 from models.transformer import Grid, TransformerConfig
 from utils import cli
 from utils.dataset import BatchLoader, EpochSampler
-from utils.gradient import autocast
+from utils.precision import autocast
 
 STEPS = 20
 TIMES = 3  # that a step is timed, for STEPS steps

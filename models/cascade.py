@@ -1,8 +1,9 @@
-"""A stage is a transformer between two codebooks; the cascade is stages whose codebooks meet.
+"""A stage is a transformer between two codebooks.
 
 This file alone knows the token layout. The fine grid is written in raster order, at fixed length, so there is no end
 token. The decoder's inputs are the fine tokens shifted by one; in front of them stands, in a base stage, the
 condition token, numbered behind the fine units, and in a cascade stage the learned start vector, numbered likewise.
+A base stage with labels has them behind the condition in its coarse tokens: the vector of one joins the condition's.
 """
 
 import math
@@ -14,17 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.autoencoder import Autoencoder
 from models.codebook import Codebook
-from models.transformer import CachedDecoder, Grid, Transformer, TransformerConfig
-from utils.beam_search import SearchConfig, image_generator, search, uniform_draws
+from models.decoding import CachedDecoder
+from models.transformer import Grid, Transformer, TransformerConfig
+from utils.beam_search import SearchConfig, search
 from utils.checkpoint import check_origin, load_checkpoint, load_weights
 from utils.cli import log
-from utils.config import build_config, read_json
+from utils.config import build_config
 from utils.files import UserError
 
 KIND = "transformer"
 NEAR = 8  # units that a coarse token may slip to under `condition_noise`
+LABEL_DROPOUT = 0.1  # share of images that train without their label, so that none need be given
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,17 @@ class StageConfig:
     coarse: Grid
     fine: Grid
     is_base: bool
+    labels: tuple[str, ...] = ()  # names, of a base stage that uses them
 
     @classmethod
     def between(
-        cls, transformer: TransformerConfig, coarse: Codebook, fine: Codebook, coarse_path: Path, is_base: bool
+        cls,
+        transformer: TransformerConfig,
+        coarse: Codebook,
+        fine: Codebook,
+        coarse_path: Path,
+        is_base: bool,
+        labels: tuple[str, ...] = (),
     ) -> "StageConfig":
         """The config of a stage between two codebooks; a base stage's `coarse` has one patch a map."""
         grids = [Grid(*codebook.config.grid, len(codebook)) for codebook in (coarse, fine)]
@@ -47,7 +56,9 @@ class StageConfig:
                 f"{coarse_path}: cuts a feature map into {grids[0].length} patches, but the base stage starts from one "
                 "token; give the condition codebook, whose patch is the whole map, or leave out --train-base-model"
             )
-        return cls(transformer, *grids, is_base)
+        if transformer.use_labels and not is_base:
+            raise UserError("'use_labels' is for the base stage: its tokens carry the label on; leave the key out")
+        return cls(transformer, *grids, is_base, labels)
 
 
 class Stage(nn.Module):
@@ -62,6 +73,12 @@ class Stage(nn.Module):
         firsts, source = (conditions, None) if config.is_base else (1, config.coarse)
         inputs = config.fine.num_units + firsts
         self.transformer = Transformer(config.transformer, config.fine, inputs, source, conditions)
+        if config.labels:
+            self.label = nn.Embedding(len(config.labels) + 1, config.transformer.in_dim)  # the last is none
+            nn.init.normal_(self.label.weight, std=0.5)
+            # How many images have a label and a condition: (labels, conditions).
+            usage = torch.zeros(len(config.labels), config.coarse.num_units, dtype=torch.int64)
+            self.register_buffer("label_usage", usage)
 
     @classmethod
     def load(cls, path: Path, coarse: Codebook, fine: Codebook) -> "Stage":
@@ -79,18 +96,48 @@ class Stage(nn.Module):
         """Coarse tokens (B, S) as training sees them: a few slipped to a near unit, a few images without any.
 
         So a stage forgives the slips of the one before it (Ho et al. 2021, "Cascaded diffusion models"), and learns
-        what there is without a condition, which guidance needs (Ho and Salimans 2022).
+        what there is without a condition, which guidance needs (Ho and Salimans 2022). Of an image's labels one is
+        drawn.
         """
-        config = self.config.transformer
+        config, device = self.config.transformer, coarse.device
+        coarse, labels = coarse.tensor_split([self.config.coarse.length], dim=1)
         if config.condition_noise:
             assert self.near is not None, "noise needs the near units of the coarse codebook"
-            slips = torch.rand(coarse.shape, device=coarse.device) < config.condition_noise
-            choice = torch.randint(self.near.shape[1], coarse.shape, device=coarse.device)
+            slips = torch.rand(coarse.shape, device=device) < config.condition_noise
+            choice = torch.randint(self.near.shape[1], coarse.shape, device=device)
             coarse = torch.where(slips, self.near[coarse, choice], coarse)
+        if self.config.labels:
+            num = (labels < len(self.config.labels)).sum(1, keepdim=True)  # they come first
+            labels = labels.gather(1, (torch.rand(num.shape, device=device) * num).long())
+            dropped = torch.rand(num.shape, device=device) < LABEL_DROPOUT
+            coarse = torch.cat((coarse, labels.masked_fill(dropped, len(self.config.labels))), dim=1)
         if config.condition_dropout:
-            dropped = torch.rand(len(coarse), 1, device=coarse.device) < config.condition_dropout
-            coarse = coarse.masked_fill(dropped, self.config.coarse.num_units)
+            dropped = torch.rand(len(coarse), 1, device=device) < config.condition_dropout
+            coarse = torch.where(dropped, self.without_condition(coarse), coarse)
         return coarse
+
+    def without_condition(self, coarse: torch.Tensor) -> torch.Tensor:
+        """The coarse tokens of as many images without any, and without a label."""
+        nothing = torch.full_like(coarse, self.config.coarse.num_units)
+        nothing[:, self.config.coarse.length :] = len(self.config.labels)
+        return nothing
+
+    def with_labels(self, coarse: torch.Tensor, names: list[str | None]) -> torch.Tensor:
+        """Condition tokens (N, 1), and behind them the label of each image or none, if the stage has labels: (N, 2)."""
+        if not self.config.labels:
+            return coarse
+        indices = [len(self.config.labels) if name is None else self.config.labels.index(name) for name in names]
+        return torch.cat((coarse, torch.tensor(indices, device=coarse.device)[:, None]), dim=1)
+
+    def start(self, coarse: torch.Tensor) -> torch.Tensor | None:
+        """What joins the first input's embedding: the vector of the first label of each image, (B, dim)."""
+        return self.label(coarse[:, 1]) if self.config.labels else None
+
+    def count_labels(self, coarse: torch.Tensor) -> None:
+        """Count how often each label comes with each condition in the coarse tokens (N, 1 + labels) of a data set."""
+        for labels in coarse.T[1:]:
+            known = labels < len(self.config.labels)
+            self.label_usage.index_put_((labels[known], coarse[known, 0]), known.new_ones(1).long(), accumulate=True)
 
     def first_input(self, coarse: torch.Tensor) -> torch.Tensor:
         """Coarse tokens (B, S) → the first input of the decoder, (B,)."""
@@ -113,7 +160,7 @@ class Stage(nn.Module):
         if self.training:
             coarse = self.disturb(coarse)
         inputs, targets = self.inputs_and_targets(coarse, fine)
-        logits = self.transformer(inputs, self.source(coarse)).flatten(0, 1)
+        logits = self.transformer(inputs, self.source(coarse), self.start(coarse)).flatten(0, 1)
         targets = targets.flatten()
         loss = F.cross_entropy(logits.float(), targets)
         accuracy = (logits.argmax(-1) == targets).float().mean()
@@ -125,20 +172,35 @@ class Stage(nn.Module):
         coarse: torch.Tensor,
         config: SearchConfig,
         uniform: torch.Tensor,
+        *,
+        kept: torch.Tensor | None = None,
         progress: Callable[[], object] = lambda: None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Coarse tokens (N, S) → fine tokens (N, T) and their scores (N,); `uniform` (N, T, num_beam) are the draws.
 
-        `progress` is called after each position.
+        `kept` (N, P) are the first tokens of each image where they are given, `progress` is called after each position.
+        Under guidance each image runs twice in the same batch: with its condition, and without.
         """
-        decoder = CachedDecoder(self.transformer, self.source(coarse))
+        first, images = self.first_input(coarse), len(coarse)
+        if config.is_guided:
+            coarse = torch.cat((coarse, self.without_condition(coarse)))
+        start = self.start(coarse)
+        decoder = CachedDecoder(self.transformer, len(coarse), self.source(coarse), config)
 
         def next_logits(inputs: torch.Tensor) -> torch.Tensor:
-            logits = decoder.next_logits(inputs)
+            if decoder.position == 0:
+                inputs = self.first_input(coarse).repeat_interleave(config.num_beam)
+                joined = None if start is None else start.repeat_interleave(config.num_beam, dim=0)
+                logits = decoder.next_logits(inputs, joined)
+            else:
+                logits = decoder.next_logits(inputs.repeat(len(coarse) // images))
             progress()
             return logits
 
-        return search(next_logits, decoder.reorder, self.first_input(coarse), config, uniform.to(coarse.device))
+        def reorder(rows: torch.Tensor) -> None:
+            decoder.reorder(torch.cat((rows, rows + len(rows))) if config.is_guided else rows)
+
+        return search(next_logits, reorder, first, config, uniform.to(coarse.device), kept)
 
 
 def near_units(codebook: Codebook) -> torch.Tensor:
@@ -165,77 +227,3 @@ def bits_before(coarse: Codebook, previous: Path | None, *, is_base: bool) -> fl
     if bits is None:
         log.warning("%s: was not measured; the bits of an image cannot be added up", previous)
     return bits
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerationConfig(SearchConfig):
-    """The JSON keys of one stage of a generation; paths are relative to the JSON file."""
-
-    model_path: str
-    lr_codebook_path: str
-    hr_codebook_path: str
-
-
-def load_generation_config(path: Path) -> list[GenerationConfig]:
-    """The stages of a generation config, whose keys are "0", "1", … in the order of the cascade."""
-    content = read_json(path)
-    if not content:
-        raise UserError(f'{path}: holds no stage; expected keys "0", "1", …')
-    for key in content:
-        if key not in map(str, range(len(content))):
-            raise UserError(f'{path}: unknown key {key!r}; expected stages "0" to "{len(content) - 1}"')
-    return [build_config(GenerationConfig, content[str(i)], f"{path}: stage {i}") for i in range(len(content))]
-
-
-def check_meeting(path: Path, written: Codebook, read: Codebook) -> None:
-    """Refuse `path`, the codebook that a stage reads, when the stage before it writes with another one."""
-    if written.fingerprint != read.fingerprint:
-        raise UserError(f"{path}: is not the codebook that the stage before writes with; name the same file in both")
-
-
-class Cascade:
-    """The stages of a generation, loaded and checked to belong together and to the decoder."""
-
-    def __init__(self, config_path: Path, decoder: Autoencoder, device: torch.device) -> None:
-        self.device = device
-        self.searches = load_generation_config(config_path)
-        self.stages: list[Stage] = []
-        self.codebooks: list[Codebook] = []  # the condition codebook, then what each stage writes with
-        for number, config in enumerate(self.searches):
-            paths = (config.model_path, config.lr_codebook_path, config.hr_codebook_path)
-            model_path, coarse_path, fine_path = (config_path.parent / path for path in paths)
-            coarse, fine = Codebook.load(coarse_path), Codebook.load(fine_path)
-            stage = Stage.load(model_path, coarse, fine)
-            check_origin(model_path, "autoencoder", stage.autoencoder, decoder.fingerprint)
-            if stage.config.is_base != (number == 0):
-                kind = "base" if stage.config.is_base else "cascade"
-                raise UserError(f"{model_path}: is a {kind} stage; stage 0 must be a base stage and only stage 0")
-            if number == 0:
-                if coarse.counts.sum() == 0:
-                    raise UserError(f"{coarse_path}: its units were never counted; finish its training or prune it")
-                self.codebooks.append(coarse.to(device))
-            check_meeting(coarse_path, self.codebooks[-1], coarse)
-            self.codebooks.append(fine.to(device))
-            self.stages.append(stage.to(device))
-
-    def draw_conditions(self, seed: int, images: range) -> torch.Tensor:
-        """A condition token for each image, (N, 1), drawn in proportion to how often each unit was used."""
-        counts = self.codebooks[0].counts.cpu().double()
-        draws = [torch.multinomial(counts, 1, generator=image_generator(seed, -1, image)) for image in images]
-        return torch.stack(draws).to(self.device)
-
-    @property
-    def length(self) -> int:
-        """Tokens that the stages write for an image."""
-        return sum(stage.config.fine.length for stage in self.stages)
-
-    def generate(self, seed: int, images: range, progress: Callable[[], object] = lambda: None) -> list[torch.Tensor]:
-        """Tokens of the condition and of every stage for these images: a list of (N, T).
-
-        `progress` is called after each token position.
-        """
-        tokens = [self.draw_conditions(seed, images)]
-        for number, (stage, config) in enumerate(zip(self.stages, self.searches, strict=True)):
-            uniform = uniform_draws(seed, number, images, stage.config.fine.length, config.num_beam)
-            tokens.append(stage.sample(tokens[-1], config, uniform, progress)[0])
-        return tokens

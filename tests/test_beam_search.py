@@ -92,7 +92,7 @@ def slow_search(toy, first, settings_, uniform):
         beams = longer
         if (position + 1) % settings_.beam_width == 0 or position == length - 1:
             best = sorted(beams, key=lambda beam: -beam[1])[: settings_.keep_beam]
-            beams = [best[beam % len(best)] for beam in range(settings_.num_beam)]
+            beams = [best[beam * len(best) // settings_.num_beam] for beam in range(settings_.num_beam)]
     return beams[0]
 
 

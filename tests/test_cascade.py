@@ -5,82 +5,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_stages import CODEBOOKS, SEARCHES, TRANSFORMER, build, codebook, generator, tokens_for
 from torch import nn
 
-from models.autoencoder import Autoencoder, AutoencoderConfig
+from benchmarks.reference import generate
 from models.cascade import (
     KIND,
     NEAR,
-    Cascade,
-    GenerationConfig,
     Stage,
     StageConfig,
     bits_before,
-    load_generation_config,
     near_units,
 )
-from models.codebook import KIND as CODEBOOK_KIND
-from models.codebook import Codebook, CodebookConfig
-from models.transformer import Grid, TransformerConfig
+from models.transformer import Grid
 from utils.beam_search import SearchConfig, uniform_draws
 from utils.checkpoint import save_checkpoint
 from utils.config import build_config
 from utils.files import UserError
-
-CPU = torch.device("cpu")
-TRANSFORMER = TransformerConfig(
-    model_lr=1e-3,
-    use_sliding_window=True,
-    sliding_window=3,
-    num_enc_layers=1,
-    num_dec_layers=2,
-    self_attn_heads=2,
-    cross_attn_heads=2,
-    in_dim=16,
-    hidden_dim=12,
-    hidden_activation="silu",
-)
-SEARCHES = [
-    SearchConfig(),
-    SearchConfig(temperature=1.7, top_k=4, top_p=0.9),
-    SearchConfig(num_beam=4, beam_width=3, keep_beam=2, temperature=1.5),
-    SearchConfig(num_beam=3, keep_beam=3),
-]
-
-
-def generator(seed):
-    return torch.Generator().manual_seed(seed)
-
-
-def codebook(patch, units, seed=0):
-    """A codebook of feature maps (2, 4, 4), with counts 1, 2, 3, …"""
-    made = Codebook(CodebookConfig(0.1, 4, 4, 2, patch, patch, units, 10))
-    made.units.normal_(generator=generator(seed + units))
-    made.counts.copy_(torch.arange(1, units + 1))
-    return made
-
-
-CODEBOOKS = [codebook(4, 5), codebook(2, 6), codebook(1, 7)]
-
-
-def build(number, seed=0):
-    """Stage 0 writes 2×2 tokens of 6 from a condition of 5; stage 1 writes 4×4 tokens of 7 from those."""
-    stage = Stage(StageConfig.between(TRANSFORMER, *CODEBOOKS[number : number + 2], Path("c.pt"), number == 0))
-    with torch.no_grad():
-        for parameter in stage.parameters():
-            noise = torch.randn(parameter.shape, generator=generator(seed)) * parameter.shape[-1] ** -0.5
-            parameter.copy_(1 + 0.3 * noise if parameter.ndim == 1 else 1.5 * noise)
-            seed += 1
-    return stage.eval()
-
-
-def tokens_for(number, images, seed=1):
-    """Coarse and fine tokens of some images for a stage."""
-    lengths = [1, 4, 16][number : number + 2]
-    units = [5, 6, 7][number : number + 2]
-    draw = generator(seed)
-    return [torch.randint(k, (images, length), generator=draw) for k, length in zip(units, lengths, strict=True)]
-
 
 # --- Layout ---
 
@@ -145,7 +88,7 @@ def test_noise_moves_a_share_of_the_tokens_to_one_of_the_nearest_units():
     stage.near = near_units(large)
     coarse = torch.arange(40).repeat(500, 1)
     torch.manual_seed(0)
-    found = stage.disturb(coarse)
+    found = stage.disturb(coarse.view(-1, 4)).view(500, 40)
     assert (found != coarse).float().mean().item() == pytest.approx(0.3, abs=0.02)
     distances = torch.cdist(large.units, large.units).fill_diagonal_(math.inf)
     for unit in range(40):
@@ -218,7 +161,7 @@ def test_the_score_of_a_sample_equals_a_teacher_forced_pass(number, config):
     coarse, fine = tokens_for(number, 4)
     uniform = uniform_draws(0, number, range(4), fine.shape[1], config.num_beam)
     calls = []
-    tokens, score = stage.sample(coarse, config, uniform, lambda: calls.append(1))
+    tokens, score = stage.sample(coarse, config, uniform, progress=lambda: calls.append(1))
     assert tokens.shape == fine.shape
     assert len(calls) == fine.shape[1]
     logits = stage.transformer(stage.inputs_and_targets(coarse, tokens)[0], stage.source(coarse))
@@ -238,6 +181,120 @@ def test_the_number_of_images_never_changes_one(number, config):
     )
     assert torch.equal(few[0], many[0][:3])
     assert torch.allclose(few[1], many[1][:3], atol=1e-4)
+
+
+@torch.no_grad()
+@given(
+    number=st.sampled_from([0, 1]),
+    seed=st.integers(0, 2**31),
+    num_beam=st.integers(1, 5),
+    beam_width=st.integers(1, 6),
+    keep_beam=st.integers(1, 5),
+    top_k=st.none() | st.integers(2, 6),
+    top_p=st.none() | st.sampled_from([0.37, 0.83]),
+    guidance_scale=st.sampled_from([1.0, 0.0, 2.5]),
+    num_kept=st.integers(0, 4),
+)
+@settings(max_examples=60, deadline=None)
+def test_samples_equal_those_of_the_slow_reference(
+    number, seed, num_beam, beam_width, keep_beam, top_k, top_p, guidance_scale, num_kept
+):
+    """In float32, from the same draws: the whole prefix computed anew for each token of each beam."""
+    keep_beam = min(keep_beam, num_beam)
+    is_classic = num_beam > 1 and beam_width == 1 and keep_beam == num_beam
+    guidance_scale = 1.0 if is_classic else guidance_scale
+    config = SearchConfig(num_beam, beam_width, keep_beam, 1.3, top_k, top_p, guidance_scale)
+    stage = build(number, condition_dropout=0.1)
+    coarse, fine = tokens_for(number, 2, seed)
+    uniform = torch.rand(2, fine.shape[1], num_beam, generator=generator(seed))
+    kept = fine[:, :num_kept] if num_kept else None
+    tokens, score = stage.sample(coarse, config, uniform, kept=kept)
+    expected, expected_score = generate(stage, coarse, config, uniform, kept)
+    assert torch.equal(tokens, expected)
+    assert torch.allclose(score, expected_score, atol=1e-3)
+    assert kept is None or torch.equal(tokens[:, :num_kept], kept)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("number", [0, 1])
+def test_guidance_draws_from_logits_past_those_with_a_condition(number):
+    """6,000 first tokens; 6 degrees of freedom stay under 22.5 in 999 of 1,000 cases."""
+    stage, scale = build(number, condition_dropout=0.1), 1.7
+    coarse = tokens_for(number, 1)[0]
+    inputs, sources = zip(
+        *((stage.first_input(part)[:, None], stage.source(part)) for part in (coarse, stage.without_condition(coarse))),
+        strict=True,
+    )
+    conditional, free = (stage.transformer(first, source)[0, 0] for first, source in zip(inputs, sources, strict=True))
+    expected = (free + scale * (conditional - free)).softmax(-1)
+    many = coarse.expand(6000, -1)
+    uniform = uniform_draws(0, 0, range(6000), stage.config.fine.length, 1)
+    tokens, score = stage.sample(many, SearchConfig(guidance_scale=scale), uniform)
+    found = torch.bincount(tokens[:, 0], minlength=len(expected))
+    assert ((found - 6000 * expected) ** 2 / (6000 * expected)).sum() < 22.5
+    assert ((found - 6000 * conditional.softmax(-1)) ** 2 / (6000 * conditional.softmax(-1))).sum() > 100
+    logits = stage.transformer(stage.inputs_and_targets(many, tokens)[0], stage.source(many))
+    forced = logits.log_softmax(-1).gather(2, tokens[..., None]).sum((1, 2))
+    assert torch.allclose(score, forced, atol=1e-3)  # scores are those before guidance
+
+
+# --- Labels ---
+
+
+def test_training_draws_one_of_an_image_s_labels_or_none():
+    stage = build(0, labels=("a", "b", "c"), use_labels=True).train()
+    coarse = torch.tensor([[4, 2, 0, 3], [1, 3, 3, 3]]).repeat(3000, 1)  # labels c and a, and none
+    torch.manual_seed(0)
+    found = stage.disturb(coarse)
+    assert found.shape == (6000, 2)
+    assert torch.equal(found[:, 0], coarse[:, 0])
+    shares = torch.bincount(found[::2, 1], minlength=4) / 3000
+    assert shares.tolist() == pytest.approx([0.45, 0, 0.45, 0.1], abs=0.03)
+    assert found[1::2, 1].unique().tolist() == [3]
+
+
+def test_without_a_condition_there_is_no_label_either():
+    stage = build(0, labels=("a", "b"), use_labels=True, condition_dropout=0.5).train()
+    coarse = torch.tensor([[4, 1]]).repeat(1000, 1)
+    found = stage.disturb(coarse)
+    dropped = found[:, 0] == 5
+    assert dropped.float().mean().item() == pytest.approx(0.5, abs=0.06)
+    assert (found[dropped, 1] == 2).all()
+    assert stage.without_condition(coarse)[0].tolist() == [5, 2]
+
+
+@torch.no_grad()
+def test_the_vector_of_a_label_joins_the_condition():
+    stage = build(0, labels=("a", "b"), use_labels=True)
+    coarse, fine = tokens_for(0, 3)
+    losses = {stage(stage.with_labels(coarse, [name] * 3), fine)["loss"].item() for name in ("a", "b", None)}
+    assert len(losses) == 3
+    stage.label.weight[:] = 0
+    silent = {stage(stage.with_labels(coarse, [name] * 3), fine)["loss"].item() for name in ("a", "b", None)}
+    plain = build(0)
+    plain.transformer.load_state_dict(stage.transformer.state_dict())
+    assert silent == {plain(coarse, fine)["loss"].item()}
+    assert torch.equal(plain.with_labels(coarse, [None] * 3), coarse)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("config", [SearchConfig(), SearchConfig(num_beam=4, beam_width=2, guidance_scale=2.0)])
+def test_labelled_samples_equal_those_of_the_slow_reference(config):
+    stage = build(0, labels=("a", "b"), use_labels=True, condition_dropout=0.1)
+    coarse = stage.with_labels(tokens_for(0, 3)[0], ["b", None, "a"])
+    uniform = torch.rand(3, 4, config.num_beam, generator=generator(0))
+    tokens, score = stage.sample(coarse, config, uniform)
+    expected, expected_score = generate(stage, coarse, config, uniform)
+    assert torch.equal(tokens, expected)
+    assert torch.allclose(score, expected_score, atol=1e-4)
+
+
+def test_labels_are_for_the_base_stage():
+    with pytest.raises(UserError, match="'use_labels' is for the base stage"):
+        build(1, labels=("a",), use_labels=True)
+
+
+# --- What a stage learns ---
 
 
 @torch.no_grad()
@@ -279,161 +336,3 @@ def test_a_base_stage_needs_one_token_a_map():
         UserError, match=r"c\.pt: cuts a feature map into 4 patches, but the base stage starts from one"
     ):
         StageConfig.between(TRANSFORMER, CODEBOOKS[1], CODEBOOKS[2], Path("c.pt"), is_base=True)
-
-
-# --- Files ---
-
-
-@pytest.fixture
-def decoder():
-    torch.manual_seed(0)
-    made = Autoencoder(
-        AutoencoderConfig(1e-3, 3, 4, 4, 1, 2, "silu", False, "tanh", False, "tanh"),
-    )
-    made.fingerprint = "decoder0"
-    return made
-
-
-def save_codebook(made, path):
-    save_checkpoint(path, CODEBOOK_KIND, made.config, made.state_dict(), trained_from={"autoencoder": "decoder0"})
-    return made.fingerprint
-
-
-def save_stage(stage, path, coarse, fine, autoencoder="decoder0"):
-    trained_from = {"lr_codebook": coarse, "hr_codebook": fine, "autoencoder": autoencoder}
-    save_checkpoint(path, KIND, stage.config, stage.state_dict(), trained_from=trained_from)
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """A whole cascade on disk, and other codebooks of the same shapes."""
-    marks = [save_codebook(made, tmp_path / f"codebook_{i}.pt") for i, made in enumerate(CODEBOOKS)]
-    for i, (patch, units) in enumerate([(4, 5), (2, 6), (1, 7)]):
-        save_codebook(codebook(patch, units, seed=50), tmp_path / f"other_{i}.pt")
-    for number in (0, 1):
-        save_stage(build(number), tmp_path / f"stage_{number}.pt", *marks[number : number + 2])
-        save_stage(build(number), tmp_path / f"alien_{number}.pt", *marks[number : number + 2], autoencoder="decoder1")
-    return tmp_path
-
-
-def stage_entry(number, **changes):
-    names = {"model_path": f"stage_{number}", "lr_codebook_path": f"codebook_{number}"}
-    names = {**names, "hr_codebook_path": f"codebook_{number + 1}", **changes}
-    return {key: f"{value}.pt" if key.endswith("path") else value for key, value in names.items()}
-
-
-def load(folder, decoder, *entries):
-    path = folder / "generation.json"
-    path.write_text(json.dumps({str(i): entry for i, entry in enumerate(entries)}))
-    return Cascade(path, decoder, CPU)
-
-
-def test_a_saved_stage_comes_back_the_same(folder):
-    stage, (coarse, fine) = build(1), tokens_for(1, 2)
-    loaded = Stage.load(folder / "stage_1.pt", *(Codebook.load(folder / f"codebook_{i}.pt") for i in (1, 2)))
-    assert (loaded.config, loaded.autoencoder, loaded.training) == (stage.config, "decoder0", False)
-    assert torch.equal(loaded(coarse, fine)["loss"], stage(coarse, fine)["loss"])
-
-
-def test_a_cascade_generates_the_tokens_of_every_stage(folder, decoder):
-    cascade = load(folder, decoder, stage_entry(0), stage_entry(1, num_beam=2, beam_width=3))
-    assert cascade.length == 4 + 16
-    calls = []
-    tokens = cascade.generate(3, range(5), lambda: calls.append(1))
-    assert len(calls) == cascade.length
-    assert [part.shape for part in tokens] == [(5, 1), (5, 4), (5, 16)]
-    assert torch.equal(tokens[0], cascade.draw_conditions(3, range(5)))
-    for stage, search, number, coarse, fine in zip(
-        cascade.stages, cascade.searches, (0, 1), tokens, tokens[1:], strict=False
-    ):
-        uniform = uniform_draws(3, number, range(5), fine.shape[1], search.num_beam)
-        assert torch.equal(stage.sample(coarse, search, uniform)[0], fine)
-    for few, many in zip(cascade.generate(3, range(1, 3)), tokens, strict=True):
-        assert torch.equal(few, many[1:3])
-    assert not torch.equal(cascade.generate(4, range(5))[2], tokens[2])
-
-
-def test_conditions_follow_the_counts_and_not_the_number_asked_for(folder, decoder):
-    cascade = load(folder, decoder, stage_entry(0))
-    counts = torch.tensor([0, 6, 1, 0, 3])
-    cascade.codebooks[0].counts.copy_(counts)
-    drawn = cascade.draw_conditions(0, range(3000))
-    assert drawn.shape == (3000, 1)
-    found = torch.bincount(drawn.flatten(), minlength=5).double()
-    assert found[counts == 0].sum() == 0
-    expected = 3000 * counts[counts > 0] / 10
-    assert ((found[counts > 0] - expected) ** 2 / expected).sum() < 13.8  # 999 of 1,000 cases, 2 degrees of freedom
-    assert torch.equal(cascade.draw_conditions(0, range(7)), drawn[:7])
-    assert torch.equal(cascade.draw_conditions(0, range(5, 9)), drawn[5:9])
-    assert not torch.equal(cascade.draw_conditions(1, range(50)), drawn[:50])
-
-
-def test_a_condition_codebook_without_counts_is_refused(folder, decoder):
-    uncounted = codebook(4, 5)
-    uncounted.counts.zero_()
-    mark = save_codebook(uncounted, folder / "uncounted.pt")
-    save_stage(build(0), folder / "uncounted_stage.pt", mark, CODEBOOKS[1].fingerprint)
-    with pytest.raises(UserError, match=r"uncounted\.pt: its units were never counted"):
-        load(folder, decoder, stage_entry(0, model_path="uncounted_stage", lr_codebook_path="uncounted"))
-
-
-@pytest.mark.parametrize(
-    ("entries", "expected"),
-    [
-        (
-            [stage_entry(0, lr_codebook_path="other_0")],
-            r"stage_0\.pt: does not belong with this low-resolution codebook",
-        ),
-        ([stage_entry(0, hr_codebook_path="other_1")], r"stage_0\.pt: does not belong with this high-resolution"),
-        ([stage_entry(0), stage_entry(1, hr_codebook_path="other_2")], r"stage_1\.pt: does not belong with this high"),
-        ([stage_entry(0, model_path="alien_0")], r"alien_0\.pt: does not belong with this autoencoder"),
-        ([stage_entry(0), stage_entry(1, model_path="alien_1")], r"alien_1\.pt: does not belong with this autoencoder"),
-        ([stage_entry(1)], r"stage_1\.pt: is a cascade stage"),
-        ([stage_entry(0), stage_entry(0)], r"stage_0\.pt: is a base stage"),
-        (
-            [stage_entry(0), stage_entry(1), stage_entry(1)],
-            r"codebook_1\.pt: is not the codebook that the stage before",
-        ),
-        ([stage_entry(0, model_path="none")], r"none\.pt: no such checkpoint"),
-        ([stage_entry(0, model_path="codebook_0")], r"codebook_0\.pt: holds a codebook, expected a transformer"),
-        ([stage_entry(0, hr_codebook_path="stage_0")], r"stage_0\.pt: holds a transformer, expected a codebook"),
-    ],
-)
-def test_files_that_do_not_belong_together_are_named(entries, expected, folder, decoder):
-    with pytest.raises(UserError, match=expected):
-        load(folder, decoder, *entries)
-
-
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        ({}, "holds no stage"),
-        ({"0": stage_entry(0), "2": stage_entry(1)}, 'unknown key \'2\'; expected stages "0" to "1"'),
-        ({"base": stage_entry(0)}, "unknown key 'base'"),
-        ({"0": {**stage_entry(0), "beam": 3}}, "stage 0: unknown key 'beam'"),
-        ({"0": stage_entry(0), "1": {"model_path": "m.pt"}}, "stage 1: missing key 'lr_codebook_path'"),
-        ({"0": stage_entry(0, temperature=0)}, "stage 0: 'temperature' is 0"),
-        ({"0": stage_entry(0, keep_beam=2)}, "stage 0: 'keep_beam' is 2, expected at most 'num_beam' 1"),
-        ({"0": stage_entry(0, num_beam="4")}, "stage 0: 'num_beam' is '4', expected a whole number"),
-        ({"0": 3}, "stage 0: expected a JSON object"),
-    ],
-)
-def test_a_wrong_generation_config_is_named(content, expected, tmp_path):
-    path = tmp_path / "generation.json"
-    path.write_text(json.dumps(content))
-    with pytest.raises(UserError) as raised:
-        load_generation_config(path)
-    assert str(raised.value).startswith(str(path))
-    assert expected in str(raised.value)
-
-
-def test_a_generation_config_holds_the_search_of_each_stage(tmp_path):
-    path = tmp_path / "generation.json"
-    search = {"num_beam": 4, "beam_width": 3, "keep_beam": 2, "temperature": 1.5, "top_k": 9, "top_p": 0.8}
-    # The order of the file does not matter.
-    path.write_text(json.dumps({"1": stage_entry(1, **search), "0": stage_entry(0)}))
-    first, second = load_generation_config(path)
-    assert first == GenerationConfig(**stage_entry(0))
-    assert {key: getattr(first, key) for key in search} == dataclasses.asdict(SearchConfig())
-    assert second.model_path == "stage_1.pt"
-    assert {key: getattr(second, key) for key in search} == search

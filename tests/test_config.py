@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.autoencoder import AutoencoderConfig
-from models.cascade import GenerationConfig, load_generation_config
 from models.codebook import CodebookConfig
+from models.generation import GenerationConfig, load_generation_config
 from models.transformer import TransformerConfig
 from utils.config import build_config, load_config
 from utils.files import UserError
@@ -168,6 +168,7 @@ INVALID = {
         "condition_dropout": [-0.1, 1.0, NAN],
         "condition_noise": [-0.1, 1.0, NAN],
         "weight_decay": [-1.0, NAN],
+        "use_labels": ["yes"],
     },
     GenerationConfig: {
         "num_beam": [0, -1],
@@ -176,6 +177,7 @@ INVALID = {
         "temperature": [0.0, -1.0, NAN, INF],
         "top_k": [0, -1],
         "top_p": [0.0, 1.1, NAN],
+        "guidance_scale": [-0.1, NAN, INF],
     },
 }
 FREE = {"use_final_enc_activation", "use_final_dec_activation", "use_sliding_window"}

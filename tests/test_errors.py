@@ -148,7 +148,11 @@ PATHS = {
         "model_path": f"codebook_1/{WEIGHTS}",
         "config_path": "generate.json",
     },
-    "generate_images": {"decoder_path": f"transformer_1/{WEIGHTS}", "config_path": "data/dataset.json"},
+    "generate_images": {
+        "decoder_path": f"transformer_1/{WEIGHTS}",
+        "config_path": "data/dataset.json",
+        "condition_image": "data/dataset.json",
+    },
 }
 EACH_PATH = [(script, flag) for script, flags in PATHS.items() for flag in flags]
 GARBAGE = {
@@ -176,7 +180,8 @@ def test_a_file_of_another_kind_is_named(script, flag, refused, run):
 
 
 @pytest.mark.parametrize(
-    ("script", "flag"), [pair for pair in EACH_PATH if pair[1] not in ("dataset_path", "config_path")]
+    ("script", "flag"),
+    [pair for pair in EACH_PATH if pair[1] not in ("dataset_path", "config_path", "condition_image")],
 )
 def test_a_checkpoint_cut_short_is_named(script, flag, refused, run, tmp_path):
     kinds = {"model_path": STAGES[script], "decoder_path": "autoencoder"}
@@ -235,6 +240,17 @@ WRONG_VALUES = [
     ("train_quantized_transformer", "test_num_sample", 0),
     ("generate_images", "num_images", 0),
     ("generate_images", "batch_size", 0),
+    ("generate_images", "num_beam", 0),
+    ("generate_images", "beam_width", "x"),
+    ("generate_images", "keep_beam", 0),
+    ("generate_images", "top_k", 0),
+    ("generate_images", "top_p", 0),
+    ("generate_images", "temperature", -1),
+    ("generate_images", "guidance_scale", -1),
+    ("generate_images", "condition_index", -1),
+    ("generate_images", "keep_rows", -1),
+    ("generate_images", "from_stage", -1),
+    ("generate_images", "animate", "mp4"),
     ("make_dataset", "fit", "stretch"),
     ("make_dataset", "image_size", 0),
     ("make_dataset", "background", "no-colour"),
@@ -308,6 +324,51 @@ def test_more_units_than_patches_are_refused_by_key(refused, write_json, tmp_pat
     line = refused("train_codebook", config_path=path)
     assert "'num_embeddings' is 100" in line
     assert re.search(r"\b72 patches", line)  # 72 maps are to be trained on, and the patch is the whole map
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"condition_index": 99}, "--condition-index 99: the condition codebook has units 0 to"),
+        ({"label": "cats"}, "--label cats: this model does not know it; labels that it knows: none: train its base"),
+        ({"keep_rows": 1}, "--init-image goes with --keep-rows or --from-stage"),
+        ({"init_image": "face.png"}, "--init-image goes with --keep-rows or --from-stage"),
+        ({"init_image": "face.png", "from_stage": 1}, "face.png: no such image file; check the path"),
+        ({"guidance_scale": 2}, "'guidance_scale' is 2.0, but the stage was trained without 'condition_dropout'"),
+        ({"num_beam": 1, "keep_beam": 2}, "stage 0: 'keep_beam' is 2, expected at most 'num_beam' 1"),
+        ({"top_p": 1.5}, "stage 0: 'top_p' is 1.5"),
+    ],
+)
+def test_what_a_generation_cannot_do_is_named(changes, expected, refused):
+    assert expected in refused("generate_images", **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"from_stage": 3}, "--from-stage 3: the stages are 0 to 2"),
+        ({"keep_rows": 3}, "--keep-rows 3: the base stage's grid, whose rows count, has 2"),
+    ],
+)
+def test_a_start_that_the_cascade_does_not_have_is_named(changes, expected, refused, run):
+    image = next((run / "data/images").rglob("*.png"))
+    assert expected in refused("generate_images", init_image=image, **changes)
+
+
+def test_labels_of_a_wrong_type_are_named(refused, run, tmp_path):
+    content = json.loads((run / "data/dataset.json").read_text())
+    next(iter(content["_default"].values()))["labels"] = "cats"
+    path = run / "data" / "wrong_labels.json"
+    path.write_text(json.dumps(content))
+    try:
+        assert f"{path}: 'labels' of record 1 is no list of strings" in refused("train_autoencoder", dataset_path=path)
+    finally:
+        path.unlink()
+
+
+def test_labels_are_for_the_base_stage(refused, write_json, tmp_path):
+    path = config(write_json, tmp_path / "labelled.json", "transformer_1", use_labels=True)
+    assert "'use_labels' is for the base stage" in refused("train_quantized_transformer", config_path=path)
 
 
 def other_maps(run, folder):

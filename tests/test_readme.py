@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from models.autoencoder import AutoencoderConfig
-from models.cascade import GenerationConfig
 from models.codebook import CodebookConfig
+from models.generation import GenerationConfig
 from models.transformer import TransformerConfig
 
 ROOT = Path(__file__).parent.parent

@@ -1,72 +1,23 @@
 import math
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_transformers import COARSE, FINE, awake, band_mask, build, config, generator, seeds
 
 from models.cascade import Stage, StageConfig
 from models.transformer import (
     Attention,
-    CachedDecoder,
     ChannelDropout,
     Grid,
     GridEmbedding,
     Transformer,
-    TransformerConfig,
     attend,
     causal_attention,
 )
-
-DEFAULTS = {
-    "model_lr": 1e-3,
-    "use_sliding_window": False,
-    "sliding_window": 4,
-    "num_enc_layers": 1,
-    "num_dec_layers": 2,
-    "self_attn_heads": 2,
-    "cross_attn_heads": 2,
-    "in_dim": 16,
-    "hidden_dim": 12,
-    "hidden_activation": "silu",
-}
-FINE, COARSE = Grid(3, 4, 9), Grid(2, 2, 5)
-WINDOWS = [None, 2, 3, 5, 12, 40]
-
-seeds = st.integers(0, 2**31)
-
-
-def band_mask(length, window):
-    """The full (T, T) mask of the sliding window: token t sees t − window + 1 … t, and position 0."""
-    query = torch.arange(length)[:, None]
-    key = torch.arange(length)[None, :]
-    return (key <= query) & ((key > query - window) | (key == 0))
-
-
-def generator(seed):
-    return torch.Generator().manual_seed(seed)
-
-
-def config(window=None, **changes):
-    if window is not None:
-        changes |= {"use_sliding_window": True, "sliding_window": window}
-    return TransformerConfig(**DEFAULTS | changes)
-
-
-def awake(module, seed=0):
-    """The module in float64 with no weight at zero, so that every path through it carries something."""
-    with torch.no_grad():
-        for parameter in module.parameters():
-            scale = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.3
-            start = 0 if parameter.ndim > 1 else 1
-            parameter.copy_(start + scale * torch.randn(parameter.shape, generator=generator(seed)))
-            seed += 1
-    return module.double().eval()
-
-
-def build(window=None, fine=FINE, coarse=None, num_inputs=20, **changes):
-    return awake(Transformer(config(window, **changes), fine, num_inputs, coarse))
 
 
 def sees(query, key, window):
@@ -187,84 +138,6 @@ def test_every_position_sees_every_coarse_token():
         assert (gradient.abs().sum(1) > 0).tolist() == [True] * 4 + [False]
 
 
-# --- The cache ---
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("coarse", [None, COARSE])
-@pytest.mark.parametrize("layers", [1, 3])
-@pytest.mark.parametrize("window", WINDOWS)
-def test_cached_logits_equal_uncached_ones(window, layers, coarse):
-    """Without a window, with one never full, just full, and sliding over a grid several times as long."""
-    model = build(window, coarse=coarse, num_dec_layers=layers)
-    inputs = torch.randint(20, (3, 12), generator=generator(1))
-    source = None if coarse is None else torch.randint(5, (3, 4), generator=generator(2))
-    expected = model(inputs, source)
-    decoder = CachedDecoder(model, source)
-    cached = torch.stack([decoder.next_logits(inputs[:, t]) for t in range(12)], dim=1)
-    assert torch.allclose(cached, expected, atol=1e-10)
-
-
-@torch.no_grad()
-def test_cached_logits_equal_uncached_ones_far_past_the_window():
-    model = build(window=3, fine=Grid(9, 7, 9), num_dec_layers=3)
-    inputs = torch.randint(20, (2, 63), generator=generator(1))
-    decoder = CachedDecoder(model)
-    cached = torch.stack([decoder.next_logits(inputs[:, t]) for t in range(63)], dim=1)
-    assert torch.allclose(cached, model(inputs), atol=1e-10)
-    assert {cache.keys.shape[2] for cache in decoder.caches} == {4}
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("coarse", [None, COARSE])
-@pytest.mark.parametrize("window", [None, 3, 12])
-def test_reordered_beams_go_on_from_the_prefix_of_their_parent(window, coarse):
-    """Each row's logits equal those of its own prefix, computed anew, whatever was reordered when."""
-    images, beams = 2, 3
-    model = build(window, coarse=coarse)
-    source = None if coarse is None else torch.randint(5, (images, 4), generator=generator(2))
-    repeated = None if source is None else source.repeat_interleave(beams, dim=0)
-    decoder, draw = CachedDecoder(model, source), generator(4)
-    prefix = torch.empty(images * beams, 0, dtype=torch.int64)
-    for t in range(12):
-        inputs = torch.randint(20, (images * beams,), generator=draw)
-        prefix = torch.cat((prefix, inputs[:, None]), dim=1)
-        assert torch.allclose(decoder.next_logits(inputs), model(prefix, repeated)[:, -1], atol=1e-10)
-        if t in (0, 2, 3, 7, 8):
-            parent = torch.randint(beams, (images, beams), generator=draw)
-            rows = (parent + torch.arange(images)[:, None] * beams).flatten()
-            decoder.reorder(rows)
-            prefix = prefix[rows]
-
-
-@torch.no_grad()
-@pytest.mark.parametrize(("dim", "heads"), [(16, 4), (16, 2), (512, 64)])
-def test_small_heads_decode_alike(dim, heads):
-    """Head dimensions 4, 8, and the 64 heads on 512 of the README's example."""
-    sizes = {"in_dim": dim, "self_attn_heads": heads, "cross_attn_heads": heads, "num_dec_layers": 1}
-    model = build(window=3, fine=Grid(2, 4, 5), coarse=COARSE, **sizes)
-    inputs, source = torch.randint(20, (2, 8), generator=generator(1)), torch.tensor([[0, 1, 2, 3], [4, 0, 0, 2]])
-    decoder = CachedDecoder(model, source)
-    cached = torch.stack([decoder.next_logits(inputs[:, t]) for t in range(8)], dim=1)
-    assert torch.allclose(cached, model(inputs, source), atol=1e-10)
-
-
-@torch.no_grad()
-def test_cached_logits_in_float32_agree_to_1e_4():
-    model = build(window=3, coarse=COARSE).float()
-    inputs, source = torch.randint(20, (2, 12), generator=generator(1)), torch.tensor([[0, 1, 2, 3], [4, 0, 0, 2]])
-    decoder = CachedDecoder(model, source)
-    cached = torch.stack([decoder.next_logits(inputs[:, t]) for t in range(12)], dim=1)
-    assert torch.allclose(cached, model(inputs, source), atol=1e-4)
-
-
-@torch.no_grad()
-def test_a_grid_of_one_cell_is_written():
-    model = build(fine=Grid(1, 1, 4))
-    decoder = CachedDecoder(model)
-    assert torch.allclose(decoder.next_logits(torch.tensor([7])), model(torch.tensor([[7]]))[:, 0], atol=1e-10)
-
-
 # --- The start ---
 
 
@@ -282,8 +155,9 @@ def test_an_untrained_block_is_the_identity():
     model = Transformer(config(), FINE, 20, COARSE)
     x = torch.randn(2, 12, 16, generator=generator(1))
     memory = model.encode(torch.zeros(2, 4, dtype=torch.int64))
-    for block, layer_memory in zip(model.decoder, memory, strict=True):
-        assert torch.equal(block(x, layer_memory), x)
+    for block, (k, v) in zip(model.decoder, memory, strict=True):
+        y = block(x, partial(causal_attention, window=None), partial(attend, k=k, v=v))
+        assert torch.equal(y, x)
 
 
 # --- Positions ---

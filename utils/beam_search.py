@@ -24,6 +24,7 @@ class SearchConfig:
     temperature: float = 1.0
     top_k: int | None = None  # sample among so many most likely tokens
     top_p: float | None = None  # sample among the fewest tokens that hold this share of probability
+    guidance_scale: float = 1.0  # how far logits go from those without a condition to those with it, and past them
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "num_beam", "beam_width", "keep_beam", "top_k")
@@ -33,11 +34,27 @@ class SearchConfig:
             raise ValueError(f"'temperature' is {self.temperature}, expected a number above 0")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"'top_p' is {self.top_p}, expected a number above 0 and at most 1")
+        check_at_least(self, 0, "guidance_scale")
+        if self.is_classic and self.is_guided:
+            raise ValueError(
+                f"'guidance_scale' is {self.guidance_scale}, expected 1: classic beam search ('beam_width' 1, "
+                "'keep_beam' equal to 'num_beam') draws nothing that could be guided"
+            )
+
+    @property
+    def num_prefix(self) -> int:
+        """Hypotheses of an image right after a comparison, or beams where those do not share them evenly."""
+        return self.num_beam if self.num_beam % self.keep_beam else self.keep_beam
 
     @property
     def is_classic(self) -> bool:
         """Whether this is classic beam search, which draws nothing."""
         return self.num_beam > 1 and self.beam_width == 1 and self.keep_beam == self.num_beam
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether logits without a condition are needed as well."""
+        return self.guidance_scale != 1
 
 
 def uniform_draws(seed: int, stage: int, images: range, length: int, num_beam: int) -> torch.Tensor:
@@ -79,6 +96,17 @@ def sample(logits: torch.Tensor, uniform: torch.Tensor, config: SearchConfig) ->
     return torch.searchsorted(heights, drawn, right=True).squeeze(1)
 
 
+def split_guidance(logits: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (2R, K), those without a condition last → with it and guided (Ho and Salimans 2022), each (R, K).
+
+    At scale 1 there are none without: logits (R, K) are both.
+    """
+    if scale == 1:
+        return logits, logits
+    conditional, free = logits.chunk(2)
+    return conditional, torch.lerp(free, conditional, scale)
+
+
 @torch.no_grad()
 def search(
     next_logits: Callable[[torch.Tensor], torch.Tensor],
@@ -86,30 +114,37 @@ def search(
     first: torch.Tensor,
     config: SearchConfig,
     uniform: torch.Tensor,
+    kept: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Write T tokens for each of N images.
 
-    `next_logits` takes the next input of each row (N·num_beam,) and returns logits (N·num_beam, K); `reorder` lets
-    row i go on from what row `rows[i]` has seen. `first` (N,) is each image's first input, `uniform`
-    (N, T, num_beam) the draws. Returns tokens (N, T) and their score (N,): the sum of log-probabilities at
-    temperature 1, before top-k and top-p.
+    `next_logits` takes the next input of each row (N·num_beam,) and returns logits (N·num_beam, K), under guidance
+    (2·N·num_beam, K), those without a condition last; `reorder` lets row i go on from what row `rows[i]` has seen.
+    `first` (N,) is each image's first input, `uniform` (N, T, num_beam) the draws, `kept` (N, P) its first tokens where
+    they are given. Returns tokens (N, T) and their score (N,): the sum of log-probabilities, those of kept tokens
+    included, at temperature 1, before guidance, top-k and top-p.
     """
     images, length, beams = uniform.shape
     inputs = first.repeat_interleave(beams)
     tokens = first.new_zeros(images * beams, length)
     score = torch.zeros(images, beams, device=first.device)
     own_rows = torch.arange(images, device=first.device)[:, None] * beams
-    copies = torch.arange(beams, device=first.device) % config.keep_beam  # which survivor each beam goes on from
+    copies = torch.arange(beams, device=first.device) * config.keep_beam // beams  # the survivor that each goes on from
+    is_compared = beams > 1 and not config.is_classic  # in blocks; a classic search compares all the time
+    num_kept = 0 if kept is None else kept.shape[1]
     for position in range(length):
-        is_last, parent = position == length - 1, None
-        logits = next_logits(inputs).float()
+        is_last, is_kept, parent = position == length - 1, position < num_kept, None
+        logits, guided = split_guidance(next_logits(inputs).float(), config.guidance_scale)
         log_probability = logits.log_softmax(-1)
-        if config.is_classic:
-            parent, inputs, score = _best_continuations(score, log_probability, is_start=position == 0)
+        if config.is_classic and not is_kept:
+            parent, inputs, score = _best_continuations(score, log_probability, is_start=position == num_kept)
         else:
-            inputs = sample(logits, uniform[:, position].flatten(), config)
+            if is_kept:
+                inputs = kept[:, position].repeat_interleave(beams)
+            else:
+                inputs = sample(guided, uniform[:, position].flatten(), config)
             score = score + log_probability.gather(1, inputs[:, None]).view(images, beams)
-            if beams > 1 and (is_last or (position + 1) % config.beam_width == 0):
+            if is_compared and (is_last or (position + 1) % config.beam_width == 0):
                 parent = score.topk(config.keep_beam).indices[:, copies]
                 score = score.gather(1, parent)
                 inputs = inputs.view(images, beams).gather(1, parent).flatten()

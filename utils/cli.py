@@ -47,6 +47,14 @@ def natural_int(text: str) -> int:
     return value
 
 
+def natural_float(text: str) -> float:
+    """Argparse type: a finite number of at least 0."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 0")
+    return value
+
+
 def positive_float(text: str) -> float:
     """Argparse type: a finite number above 0."""
     value = float(text)
@@ -94,8 +102,7 @@ def add_gradient_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("optimisation")
     group.add_argument("--model-path", type=Path, help="start from the weights of this checkpoint")
     group.add_argument("--load-optim", action="store_true", help="and from its optimizer state")
-    group.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="[auto: bf16 if native]")
-    group.add_argument("--compile", action="store_true", help="compile the model with torch.compile")
+    add_speed_flags(group)
     group.add_argument("--warmup-step", type=natural_int, default=100, help="steps of linear warm-up [100]")
     group.add_argument("--lr-schedule", choices=["step", "cosine"], default="step", help="of the learning rate [step]")
     group.add_argument(
@@ -105,6 +112,12 @@ def add_gradient_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--ema-decay", type=fraction, default=0.999, help="decay of the averaged weights, 0: off [0.999]"
     )
+
+
+def add_speed_flags(parser: argparse._ActionsContainer) -> None:
+    """The flags of what runs a large model."""
+    parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="[auto: bf16 if native]")
+    parser.add_argument("--compile", action="store_true", help="compile the model with torch.compile")
 
 
 def check_start(args: argparse.Namespace, weights: str) -> None:

@@ -48,6 +48,8 @@ def build_config(cls: type[Config], values: object, where: str) -> Config:
     nested = {key: hint for key, hint in hints.items() if dataclasses.is_dataclass(hint)}
     values = {key: build_config(nested[key], value, where) if key in nested else value for key, value in values.items()}
     for key, value in values.items():
+        if typing.get_origin(hints[key]) is tuple and isinstance(value, list):
+            values[key] = value = tuple(value)
         if not _fits(value, hints[key]):
             raise UserError(f"{where}: {key!r} is {value!r}, expected {_type_name(hints[key])}")
     try:
@@ -74,6 +76,8 @@ def check_choice(config: object, choices: typing.Iterable[str], *keys: str) -> N
 def _fits(value: object, hint: object) -> bool:
     if isinstance(hint, types.UnionType):
         return any(_fits(value, option) for option in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_fits(item, typing.get_args(hint)[0]) for item in value)
     if isinstance(value, bool):
         return hint is bool
     return isinstance(value, (int, float) if hint is float else hint)
@@ -82,4 +86,6 @@ def _fits(value: object, hint: object) -> bool:
 def _type_name(hint: object) -> str:
     if isinstance(hint, types.UnionType):
         return " or ".join(_type_name(option) for option in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        return f"a list, each {_type_name(typing.get_args(hint)[0])}"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}.get(hint, "null")

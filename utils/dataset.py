@@ -69,6 +69,15 @@ def _packed(strings: Iterable[str]) -> np.ndarray:
     return np.array([string.encode() for string in strings])
 
 
+def _labels(path: str | os.PathLike, records: list[dict]) -> np.ndarray:
+    """The labels of each record, packed as JSON."""
+    for number, record in enumerate(records, 1):
+        labels = record.get("labels", [])
+        if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+            raise UserError(f"{path}: 'labels' of record {number} is no list of strings; make the data set again")
+    return _packed(json.dumps(record.get("labels", [])) for record in records)
+
+
 class ImageDataset(Dataset):
     """The images of a `dataset.json`. `dataset[indices]` is a batch (B, 3, H, W), float32 in [−1, 1].
 
@@ -79,7 +88,7 @@ class ImageDataset(Dataset):
         self.folder = Path(path).parent
         records, _ = read_dataset(path, ("image_fpath",))
         self.paths = _packed(record["image_fpath"] for record in records)
-        self.labels = _packed(json.dumps(record.get("labels", [])) for record in records)
+        self.labels = _labels(path, records)
         self.shape = tuple(read_image(self.path(0)).shape)  # (3, H, W)
 
     def __len__(self) -> int:
@@ -125,6 +134,7 @@ class FeatureMapDataset(Dataset):
         self.image_paths = _packed(record["image_path"] for record in records)
         self.image_keys = _packed(record.get("image_key", record["image_path"]) for record in records)
         self.flipped = np.array([bool(record.get("flipped")) for record in records])
+        self.labels = _labels(path, records)
         self.shape = tuple(_read_map(self.path(0)).shape)  # (C, H, W)
 
     def __len__(self) -> int:
@@ -144,6 +154,19 @@ class FeatureMapDataset(Dataset):
 
     def __getitem__(self, indices: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.stack([self._read(self.path(index)) for index in indices]))
+
+    def label_indices(self) -> tuple[tuple[str, ...], np.ndarray]:
+        """The names of all labels, sorted, and those of each map as indices (N, most), none being the number of names.
+
+        Without any labels there are no names, and no column.
+        """
+        labels = [json.loads(packed) for packed in self.labels]
+        names = sorted(set().union(*labels))
+        number = {name: index for index, name in enumerate(names)}
+        indices = np.full((len(self), max(map(len, labels))), len(names), dtype=np.int64)
+        for row, own in zip(indices, labels, strict=True):
+            row[: len(own)] = [number[name] for name in own]
+        return tuple(names), indices
 
     def path(self, index: int) -> Path:
         """Where map `index` lies; relative paths are relative to the JSON file."""
@@ -194,6 +217,10 @@ class TokenDataset(Dataset):
 
     def __init__(self, coarse: np.ndarray, fine: np.ndarray) -> None:
         self.coarse, self.fine = coarse, fine
+
+    def with_labels(self, labels: np.ndarray) -> "TokenDataset":
+        """These tokens with each map's labels (N, L) behind its coarse ones."""
+        return TokenDataset(np.concatenate((self.coarse, labels), axis=1), self.fine)
 
     def __len__(self) -> int:
         return len(self.fine)

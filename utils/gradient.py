@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from utils.checkpoint import check_origins, load_checkpoint, load_weights
 from utils.dataset import Batch, num_items, split_batch
+from utils.precision import autocast
 from utils.utilization import bare_seconds
 
 
@@ -21,20 +22,6 @@ def learning_rate(step: int, total_steps: int, base: float, args: argparse.Names
     if args.lr_schedule == "cosine":
         return base * warm * 0.5 * (1 + math.cos(math.pi * step / total_steps))
     return base * warm * 0.5 ** (step // args.lr_step)
-
-
-def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 matrix products are native, and so faster than float32."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    cpuinfo = Path("/proc/cpuinfo")
-    return device.type == "cpu" and cpuinfo.exists() and "avx512_bf16" in cpuinfo.read_text()
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context in which models run: float32, or bfloat16 where asked or, on `auto`, where it is faster."""
-    use = precision == "bf16" or (precision == "auto" and has_fast_bfloat16(device))
-    return torch.autocast(device.type, torch.bfloat16, enabled=use)
 
 
 class OptimizationConfig(Protocol):

@@ -7,6 +7,7 @@ import math
 import os
 import struct
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -111,9 +112,15 @@ def _resize(image: Image.Image, size: tuple[int, int], box: tuple[int, int, int,
     return image.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
 
 
-def read_image(path: str | os.PathLike) -> torch.Tensor:
-    """Read an image file as (3, H, W) float32 in [−1, 1]. Raises `UserError` as `open_rgb` does."""
-    pixels = torch.from_numpy(np.array(open_rgb(path)))  # (H, W, 3)
+def read_image(path: str | os.PathLike, size: tuple[int, int] | None = None) -> torch.Tensor:
+    """Read an image file as (3, H, W) float32 in [−1, 1]; with `size` (H, W) its centre, scaled to that.
+
+    Raises `UserError` as `open_rgb` does.
+    """
+    image = open_rgb(path)
+    if size is not None and image.size != size[::-1]:
+        image = ImageOps.fit(image, size[::-1], Image.Resampling.LANCZOS)
+    pixels = torch.from_numpy(np.array(image))  # (H, W, 3)
     return pixels.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
 
 
@@ -129,10 +136,26 @@ def save_image(image: torch.Tensor, path: str | os.PathLike, text: dict[str, str
 
 def save_grid(images: torch.Tensor, path: str | os.PathLike, columns: int | None = None) -> None:
     """Write `images` (N, 3, H, W) in [−1, 1] as one PNG, row by row, nearly square unless `columns` is given."""
+    save_image(grid(images, columns), path)
+
+
+def grid(images: torch.Tensor, columns: int | None = None) -> torch.Tensor:
+    """Images (N, 3, H, W) side by side in one (3, H', W'), row by row, nearly square unless `columns` is given."""
     from torchvision.utils import make_grid  # doubles the time to start, and half of the scripts draw no grid
 
-    columns = columns or math.ceil(math.sqrt(len(images)))
-    save_image(make_grid(images.float(), nrow=columns, pad_value=1.0), path)
+    return make_grid(images.float(), nrow=columns or math.ceil(math.sqrt(len(images))), pad_value=1.0)
+
+
+def save_animation(frames: Iterable[torch.Tensor], path: Path, seconds: float) -> None:
+    """Write `frames`, each (3, H, W) in [−1, 1], as a GIF or WebP, by the suffix, that runs for so long, then again.
+
+    The last frame stands still for a second.
+    """
+    pictures = [Image.fromarray(to_uint8(frame).permute(1, 2, 0).cpu().numpy()) for frame in frames]
+    durations = [round(1000 * seconds / len(pictures))] * (len(pictures) - 1) + [1000]
+    with replace_file(path) as temporary:
+        options = {"lossless": True} if path.suffix == ".webp" else {}
+        pictures[0].save(temporary, save_all=True, append_images=pictures[1:], duration=durations, loop=0, **options)
 
 
 def heat_map(values: torch.Tensor, side: int = 768) -> torch.Tensor:

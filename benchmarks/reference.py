@@ -1,0 +1,81 @@
+"""Generation the slow, obvious way: for each token, of one beam after another, the whole prefix is computed again.
+
+It shares nothing with the fast way but the model's own forward pass, under the band as in training. It serves the
+tests, and `benchmarks.generation`, which times it.
+"""
+
+import torch
+
+from models.cascade import Stage
+from utils.beam_search import SearchConfig
+
+
+def next_logits(stage: Stage, coarse: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Coarse tokens (N, S) and the fine tokens so far (N, t) → logits (N, K) of token t."""
+    unknown = torch.zeros_like(tokens[:, :1]) if len(tokens.T) else torch.zeros(len(coarse), 1, dtype=torch.int64)
+    inputs, _ = stage.inputs_and_targets(coarse, torch.cat((tokens, unknown), dim=1))
+    return stage.transformer(inputs, stage.source(coarse), stage.start(coarse))[:, -1].float()
+
+
+def draw(logits: torch.Tensor, uniform: float, config: SearchConfig) -> int:
+    """Walk up the distribution function of logits (K,), of the tokens that the filters leave, to `uniform`."""
+    order = (logits.double() / config.temperature).sort(descending=True, stable=True)
+    values, indices = order.values[: config.top_k], order.indices[: config.top_k]
+    shares = values.softmax(-1)
+    if config.top_p is not None:
+        left = shares.cumsum(-1) - shares < config.top_p
+        shares, indices = shares[left], indices[left]
+    back = indices.argsort()
+    heights = shares[back].cumsum(-1) / shares.sum()
+    return int(indices[back][int((heights <= uniform).sum().clamp(max=len(heights) - 1))])
+
+
+def generate(
+    stage: Stage, coarse: torch.Tensor, config: SearchConfig, uniform: torch.Tensor, kept: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `Stage.sample`: coarse tokens (N, S), draws (N, T, num_beam) → fine tokens (N, T) and scores (N,)."""
+    found = [
+        generate_one(stage, coarse[i : i + 1], config, uniform[i], None if kept is None else kept[i].tolist())
+        for i in range(len(coarse))
+    ]
+    return torch.tensor([tokens for tokens, _ in found]), torch.tensor([score for _, score in found])
+
+
+def generate_one(
+    stage: Stage, coarse: torch.Tensor, config: SearchConfig, uniform: torch.Tensor, kept: list[int] | None
+) -> tuple[list[int], float]:
+    """One image: its draws are (T, num_beam). A hypothesis is its tokens and its score."""
+    length, num_beam = uniform.shape
+    beams: list[tuple[list[int], float]] = [([], 0.0)] * num_beam
+    for position in range(length):
+        longer = []
+        for beam, (tokens, score) in enumerate(beams):
+            prefix = torch.tensor([tokens], dtype=torch.int64)
+            logits = next_logits(stage, coarse, prefix)[0]
+            logs = logits.log_softmax(-1)
+            guided = logits
+            if config.is_guided:
+                free = next_logits(stage, stage.without_condition(coarse), prefix)[0]
+                guided = free + config.guidance_scale * (logits - free)
+            if kept is not None and position < len(kept):
+                choices = [kept[position]]
+            elif config.is_classic:
+                choices = list(range(len(logs)))
+            else:
+                choices = [draw(guided, float(uniform[position, beam]), config)]
+            longer += [([*tokens, choice], score + float(logs[choice])) for choice in choices]
+        is_kept = kept is not None and position < len(kept)
+        if config.is_classic and not is_kept:
+            distinct = {tuple(tokens): (tokens, score) for tokens, score in longer}
+            beams = best(list(distinct.values()), num_beam)
+        elif not config.is_classic and ((position + 1) % config.beam_width == 0 or position == length - 1):
+            survivors = best(longer, config.keep_beam)
+            beams = [survivors[beam * config.keep_beam // num_beam] for beam in range(num_beam)]
+        else:
+            beams = longer
+    return beams[0]
+
+
+def best(beams: list[tuple[list[int], float]], number: int) -> list[tuple[list[int], float]]:
+    """The hypotheses of highest score, the highest first."""
+    return sorted(beams, key=lambda beam: -beam[1])[:number]

@@ -1,0 +1,65 @@
+"""Two small stages, their codebooks and tokens, for the tests of several files."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from models.cascade import Stage, StageConfig
+from models.codebook import Codebook, CodebookConfig
+from models.transformer import TransformerConfig
+from utils.beam_search import SearchConfig
+
+TRANSFORMER = TransformerConfig(
+    model_lr=1e-3,
+    use_sliding_window=True,
+    sliding_window=3,
+    num_enc_layers=1,
+    num_dec_layers=2,
+    self_attn_heads=2,
+    cross_attn_heads=2,
+    in_dim=16,
+    hidden_dim=12,
+    hidden_activation="silu",
+)
+SEARCHES = [
+    SearchConfig(),
+    SearchConfig(temperature=1.7, top_k=4, top_p=0.9),
+    SearchConfig(num_beam=4, beam_width=3, keep_beam=2, temperature=1.5),
+    SearchConfig(num_beam=3, keep_beam=3),
+]
+
+
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def codebook(patch, units, seed=0):
+    """A codebook of feature maps (2, 4, 4), with counts 1, 2, 3, …"""
+    made = Codebook(CodebookConfig(0.1, 4, 4, 2, patch, patch, units, 10))
+    made.units.normal_(generator=generator(seed + units))
+    made.counts.copy_(torch.arange(1, units + 1))
+    return made
+
+
+CODEBOOKS = [codebook(4, 5), codebook(2, 6), codebook(1, 7)]
+
+
+def build(number, seed=0, labels=(), **changes):
+    """Stage 0 writes 2×2 tokens of 6 from a condition of 5; stage 1 writes 4×4 tokens of 7 from those."""
+    config = dataclasses.replace(TRANSFORMER, **changes)
+    stage = Stage(StageConfig.between(config, *CODEBOOKS[number : number + 2], Path("c.pt"), number == 0, labels))
+    with torch.no_grad():
+        for parameter in stage.parameters():
+            noise = torch.randn(parameter.shape, generator=generator(seed)) * parameter.shape[-1] ** -0.5
+            parameter.copy_(1 + 0.3 * noise if parameter.ndim == 1 else 1.5 * noise)
+            seed += 1
+    return stage.eval()
+
+
+def tokens_for(number, images, seed=1):
+    """Coarse and fine tokens of some images for a stage."""
+    lengths = [1, 4, 16][number : number + 2]
+    units = [5, 6, 7][number : number + 2]
+    draw = generator(seed)
+    return [torch.randint(k, (images, length), generator=draw) for k, length in zip(units, lengths, strict=True)]

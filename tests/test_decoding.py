@@ -1,0 +1,158 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_transformers import COARSE, WINDOWS, build, generator, seeds
+
+from models.decoding import CachedDecoder, KVCache, make_ready, prefix_length
+from models.transformer import Grid
+from utils.beam_search import SearchConfig
+
+LONG = Grid(9, 7, 9)
+
+
+# --- The cache ---
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("coarse", [None, COARSE])
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("window", WINDOWS)
+def test_cached_logits_equal_uncached_ones(window, layers, coarse):
+    """Without a window, with one never full, just full, and sliding over a grid several times as long."""
+    model = build(window, coarse=coarse, num_dec_layers=layers)
+    inputs = torch.randint(20, (3, 12), generator=generator(1))
+    source = None if coarse is None else torch.randint(5, (3, 4), generator=generator(2))
+    expected = model(inputs, source)
+    decoder = CachedDecoder(model, len(inputs), source)
+    cached = torch.stack([decoder.next_logits(inputs[:, t]) for t in range(12)], dim=1)
+    assert torch.allclose(cached, expected, atol=1e-10)
+
+
+@torch.no_grad()
+def test_cached_logits_equal_uncached_ones_far_past_the_window():
+    model = build(window=3, fine=LONG, num_dec_layers=3)
+    inputs = torch.randint(20, (2, 63), generator=generator(1))
+    decoder = CachedDecoder(model, 2)
+    cached = torch.stack([decoder.next_logits(inputs[:, t]) for t in range(63)], dim=1)
+    assert torch.allclose(cached, model(inputs), atol=1e-10)
+    assert decoder.cache.keys.shape[-1] == decoder.cache.values.shape[-2] == 4
+
+
+@torch.no_grad()
+@given(
+    seed=seeds,
+    window=st.none() | st.integers(2, 30),
+    has_coarse=st.booleans(),
+    num_beam=st.integers(1, 6),
+    keep_beam=st.integers(1, 6),
+    beam_width=st.integers(1, 12),
+)
+@settings(max_examples=60, deadline=None)
+def test_beams_go_on_from_the_prefix_of_their_parent(seed, window, has_coarse, num_beam, keep_beam, beam_width):
+    """Each row's logits equal those of its own prefix, computed anew, whoever shares it, whatever the window left."""
+    images, length = 2, 40
+    config = SearchConfig(num_beam, beam_width, min(num_beam, keep_beam))
+    model = build(window, fine=Grid(5, 8, 9), coarse=COARSE if has_coarse else None)
+    draw = generator(seed)
+    source = torch.randint(5, (images, 4), generator=draw) if has_coarse else None
+    repeated = None if source is None else source.repeat_interleave(num_beam, dim=0)
+    decoder = CachedDecoder(model, images, source, config)
+    prefix = torch.empty(images * num_beam, 0, dtype=torch.int64)
+    multiplied = torch.arange(num_beam) * config.keep_beam // num_beam
+    for position in range(length):
+        inputs = torch.randint(20, (images * num_beam,), generator=draw)
+        prefix = torch.cat((prefix, inputs[:, None]), dim=1)
+        logits = decoder.next_logits(inputs)
+        if position % 7 == 6 or position in (0, 1):
+            assert torch.allclose(logits, model(prefix, repeated)[:, -1], atol=1e-9)
+        if num_beam > 1 and (position + 1) % beam_width == 0:
+            parent = torch.randint(num_beam, (images, config.keep_beam), generator=draw)[:, multiplied]
+            rows = (parent + torch.arange(images)[:, None] * num_beam).flatten()
+            decoder.reorder(rows)
+            prefix = prefix[rows]
+
+
+@pytest.mark.parametrize(
+    ("config", "window", "prefixes", "share"),
+    [
+        (SearchConfig(), None, 3, 1),
+        (SearchConfig(num_beam=8, beam_width=2), None, 3, 8),  # one survivor: one prefix an image
+        (SearchConfig(num_beam=8, beam_width=2, keep_beam=4), None, 12, 2),
+        (SearchConfig(num_beam=8, beam_width=2, keep_beam=3), None, 24, 1),  # not in even shares
+        (SearchConfig(num_beam=8, keep_beam=8), None, 24, 1),
+        (SearchConfig(num_beam=8, beam_width=9), None, 24, 1),  # blocks longer than all there is to share
+        (SearchConfig(num_beam=8, beam_width=2), 10, 24, 1),
+        (SearchConfig(num_beam=8, beam_width=1), 10, 3, 8),
+    ],
+)
+def test_beams_share_the_prefix_of_their_survivor(config, window, prefixes, share):
+    decoder = CachedDecoder(build(window, fine=LONG), 3, None, config)
+    assert decoder.share == share
+    assert decoder.cache.keys.shape[1] == prefixes
+    own = share * config.beam_width if share > 1 else 0
+    assert decoder.cache.keys.shape[-1] == prefix_length(decoder.model) + own
+
+
+def test_rows_that_stay_are_not_written(monkeypatch):
+    cache = KVCache(build(fine=LONG), prefixes=4)
+    cache.keys.fill_(0).add_(torch.arange(4)[:, None, None, None])
+    cache.values.fill_(0)
+    cache.position = cache.settled = 5
+    written = []
+    index_put = torch.Tensor.__setitem__
+    monkeypatch.setattr(torch.Tensor, "__setitem__", lambda *args: written.append(args[1]) or index_put(*args))
+    cache.reorder(torch.tensor([0, 1, 1, 3]))
+    assert [index[0].tolist() for index in written if isinstance(index[0], torch.Tensor)] == [[2], [2]]
+    assert cache.keys[0, :, 0, 0, :5].tolist() == [[0] * 5, [1] * 5, [1] * 5, [3] * 5]
+    assert cache.keys[0, 2, 0, 0, 5:].unique().tolist() == [2]  # what is not filled stays, too
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("dim", "heads"), [(16, 4), (16, 2), (512, 64)])
+def test_small_heads_decode_alike(dim, heads):
+    """Head dimensions 4, 8, and the 64 heads on 512 of the README's example."""
+    sizes = {"in_dim": dim, "self_attn_heads": heads, "cross_attn_heads": heads, "num_dec_layers": 1}
+    model = build(window=3, fine=Grid(2, 4, 5), coarse=COARSE, **sizes)
+    inputs, source = torch.randint(20, (2, 8), generator=generator(1)), torch.tensor([[0, 1, 2, 3], [4, 0, 0, 2]])
+    decoder = CachedDecoder(model, len(inputs), source)
+    cached = torch.stack([decoder.next_logits(inputs[:, t]) for t in range(8)], dim=1)
+    assert torch.allclose(cached, model(inputs, source), atol=1e-10)
+
+
+@torch.no_grad()
+def test_cached_logits_in_float32_agree_to_1e_4():
+    model = build(window=3, coarse=COARSE).float()
+    inputs, source = torch.randint(20, (2, 12), generator=generator(1)), torch.tensor([[0, 1, 2, 3], [4, 0, 0, 2]])
+    decoder = CachedDecoder(model, len(inputs), source)
+    cached = torch.stack([decoder.next_logits(inputs[:, t]) for t in range(12)], dim=1)
+    assert torch.allclose(cached, model(inputs, source), atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_grid_of_one_cell_is_written():
+    model = build(fine=Grid(1, 1, 4))
+    decoder = CachedDecoder(model, 1)
+    assert torch.allclose(decoder.next_logits(torch.tensor([7])), model(torch.tensor([[7]]))[:, 0], atol=1e-10)
+
+
+# --- The model made ready ---
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("coarse", [None, COARSE])
+def test_a_ready_model_decodes_the_same_logits(coarse, rows):
+    model = build(window=3, coarse=coarse, in_dim=32, hidden_dim=48).float()
+    inputs, source = torch.randint(20, (rows, 12), generator=generator(1)), torch.tensor([[0, 1, 2, 3]]).expand(rows, 4)
+    source = None if coarse is None else source
+    expected = model(inputs, source)
+    for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 0.2 * expected.std().item())):
+        made = build(window=3, coarse=coarse, in_dim=32, hidden_dim=48).float()
+        make_ready(made, dtype, rows)
+        assert made.embed.token.weight.dtype == dtype
+        decoder = CachedDecoder(made, rows, source)
+        cached = torch.stack([decoder.next_logits(inputs[:, t]) for t in range(12)], dim=1)
+        assert cached.dtype == torch.float32
+        assert torch.allclose(cached, expected, atol=tolerance)
+        assert dtype == torch.float32 or not torch.allclose(cached, expected, atol=1e-4)

@@ -1,0 +1,308 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+from small_stages import CODEBOOKS, build, codebook, generator, tokens_for
+
+from models.autoencoder import Autoencoder, AutoencoderConfig
+from models.cascade import KIND, Stage
+from models.codebook import KIND as CODEBOOK_KIND
+from models.codebook import Codebook
+from models.generation import Cascade, GenerationConfig, Request, load_generation_config, pick
+from utils.beam_search import SearchConfig, uniform_draws
+from utils.checkpoint import save_checkpoint
+from utils.files import UserError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def decoder():
+    torch.manual_seed(0)
+    made = Autoencoder(
+        AutoencoderConfig(1e-3, 3, 4, 4, 1, 2, "silu", False, "tanh", False, "tanh"),
+    )
+    made.fingerprint = "decoder0"
+    return made
+
+
+def save_codebook(made, path):
+    save_checkpoint(path, CODEBOOK_KIND, made.config, made.state_dict(), trained_from={"autoencoder": "decoder0"})
+    return made.fingerprint
+
+
+def save_stage(stage, path, coarse, fine, autoencoder="decoder0"):
+    trained_from = {"lr_codebook": coarse, "hr_codebook": fine, "autoencoder": autoencoder}
+    save_checkpoint(path, KIND, stage.config, stage.state_dict(), trained_from=trained_from)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A whole cascade on disk, and other codebooks of the same shapes."""
+    marks = [save_codebook(made, tmp_path / f"codebook_{i}.pt") for i, made in enumerate(CODEBOOKS)]
+    for i, (patch, units) in enumerate([(4, 5), (2, 6), (1, 7)]):
+        save_codebook(codebook(patch, units, seed=50), tmp_path / f"other_{i}.pt")
+    for number in (0, 1):
+        save_stage(build(number), tmp_path / f"stage_{number}.pt", *marks[number : number + 2])
+        save_stage(build(number), tmp_path / f"alien_{number}.pt", *marks[number : number + 2], autoencoder="decoder1")
+    return tmp_path
+
+
+def stage_entry(number, **changes):
+    names = {"model_path": f"stage_{number}", "lr_codebook_path": f"codebook_{number}"}
+    names = {**names, "hr_codebook_path": f"codebook_{number + 1}", **changes}
+    return {key: f"{value}.pt" if key.endswith("path") else value for key, value in names.items()}
+
+
+def load(folder, decoder, *entries):
+    path = folder / "generation.json"
+    path.write_text(json.dumps({str(i): entry for i, entry in enumerate(entries)}))
+    return Cascade(load_generation_config(path), folder, decoder, CPU)
+
+
+def test_a_saved_stage_comes_back_the_same(folder):
+    stage, (coarse, fine) = build(1), tokens_for(1, 2)
+    loaded = Stage.load(folder / "stage_1.pt", *(Codebook.load(folder / f"codebook_{i}.pt") for i in (1, 2)))
+    assert (loaded.config, loaded.autoencoder, loaded.training) == (stage.config, "decoder0", False)
+    assert torch.equal(loaded(coarse, fine)["loss"], stage(coarse, fine)["loss"])
+
+
+def test_a_cascade_generates_the_tokens_of_every_stage(folder, decoder):
+    cascade = load(folder, decoder, stage_entry(0), stage_entry(1, num_beam=2, beam_width=3))
+    assert cascade.length == 4 + 16
+    calls, request = [], Request(seed=3)
+    tokens, scores = cascade.generate(request, range(5), calls.append)
+    assert sum(calls) == cascade.length
+    assert [part.shape for part in tokens] == [(5, 1), (5, 4), (5, 16)]
+    assert torch.equal(tokens[0], cascade.conditions(request, range(5)))
+    for stage, search, number, coarse, fine in zip(
+        cascade.stages, cascade.searches, (0, 1), tokens, tokens[1:], strict=False
+    ):
+        uniform = uniform_draws(3, number, range(5), fine.shape[1], search.num_beam)
+        found, score = stage.sample(coarse, search, uniform)
+        assert torch.equal(found, fine)
+        assert torch.equal(score, scores[:, number])
+    for few, many in zip(cascade.generate(request, range(1, 3))[0], tokens, strict=True):
+        assert torch.equal(few, many[1:3])
+    assert not torch.equal(cascade.generate(Request(seed=4), range(5))[0][2], tokens[2])
+
+
+def test_conditions_follow_the_counts_and_not_the_number_asked_for(folder, decoder):
+    cascade = load(folder, decoder, stage_entry(0))
+    counts = torch.tensor([0, 6, 1, 0, 3])
+    cascade.codebooks[0].counts.copy_(counts)
+    drawn = cascade.conditions(Request(), range(3000))
+    assert drawn.shape == (3000, 1)
+    found = torch.bincount(drawn.flatten(), minlength=5).double()
+    assert found[counts == 0].sum() == 0
+    expected = 3000 * counts[counts > 0] / 10
+    assert ((found[counts > 0] - expected) ** 2 / expected).sum() < 13.8  # 999 of 1,000 cases, 2 degrees of freedom
+    assert torch.equal(cascade.conditions(Request(), range(7)), drawn[:7])
+    assert torch.equal(cascade.conditions(Request(), range(5, 9)), drawn[5:9])
+    assert not torch.equal(cascade.conditions(Request(seed=1), range(50)), drawn[:50])
+
+
+def test_a_condition_codebook_without_counts_is_refused(folder, decoder):
+    uncounted = codebook(4, 5)
+    uncounted.counts.zero_()
+    mark = save_codebook(uncounted, folder / "uncounted.pt")
+    save_stage(build(0), folder / "uncounted_stage.pt", mark, CODEBOOKS[1].fingerprint)
+    with pytest.raises(UserError, match=r"uncounted\.pt: its units were never counted"):
+        load(folder, decoder, stage_entry(0, model_path="uncounted_stage", lr_codebook_path="uncounted"))
+
+
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        (
+            [stage_entry(0, lr_codebook_path="other_0")],
+            r"stage_0\.pt: does not belong with this low-resolution codebook",
+        ),
+        ([stage_entry(0, hr_codebook_path="other_1")], r"stage_0\.pt: does not belong with this high-resolution"),
+        ([stage_entry(0), stage_entry(1, hr_codebook_path="other_2")], r"stage_1\.pt: does not belong with this high"),
+        ([stage_entry(0, model_path="alien_0")], r"alien_0\.pt: does not belong with this autoencoder"),
+        ([stage_entry(0), stage_entry(1, model_path="alien_1")], r"alien_1\.pt: does not belong with this autoencoder"),
+        ([stage_entry(1)], r"stage_1\.pt: is a cascade stage"),
+        ([stage_entry(0), stage_entry(0)], r"stage_0\.pt: is a base stage"),
+        (
+            [stage_entry(0), stage_entry(1), stage_entry(1)],
+            r"codebook_1\.pt: is not the codebook that the stage before",
+        ),
+        ([stage_entry(0, model_path="none")], r"none\.pt: no such checkpoint"),
+        ([stage_entry(0, model_path="codebook_0")], r"codebook_0\.pt: holds a codebook, expected a transformer"),
+        ([stage_entry(0, hr_codebook_path="stage_0")], r"stage_0\.pt: holds a transformer, expected a codebook"),
+    ],
+)
+def test_files_that_do_not_belong_together_are_named(entries, expected, folder, decoder):
+    with pytest.raises(UserError, match=expected):
+        load(folder, decoder, *entries)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({}, "holds no stage"),
+        ({"0": stage_entry(0), "2": stage_entry(1)}, 'unknown key \'2\'; expected stages "0" to "1"'),
+        ({"base": stage_entry(0)}, "unknown key 'base'"),
+        ({"0": {**stage_entry(0), "beam": 3}}, "stage 0: unknown key 'beam'"),
+        ({"0": stage_entry(0), "1": {"model_path": "m.pt"}}, "stage 1: missing key 'lr_codebook_path'"),
+        ({"0": stage_entry(0, temperature=0)}, "stage 0: 'temperature' is 0"),
+        ({"0": stage_entry(0, keep_beam=2)}, "stage 0: 'keep_beam' is 2, expected at most 'num_beam' 1"),
+        ({"0": stage_entry(0, num_beam="4")}, "stage 0: 'num_beam' is '4', expected a whole number"),
+        ({"0": 3}, "stage 0: expected a JSON object"),
+    ],
+)
+def test_a_wrong_generation_config_is_named(content, expected, tmp_path):
+    path = tmp_path / "generation.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError) as raised:
+        load_generation_config(path)
+    assert str(raised.value).startswith(str(path))
+    assert expected in str(raised.value)
+
+
+def test_a_generation_config_holds_the_search_of_each_stage(tmp_path):
+    path = tmp_path / "generation.json"
+    search = {
+        "num_beam": 4,
+        "beam_width": 3,
+        "keep_beam": 2,
+        "temperature": 1.5,
+        "top_k": 9,
+        "top_p": 0.8,
+        "guidance_scale": 2.0,
+    }
+    # The order of the file does not matter.
+    path.write_text(json.dumps({"1": stage_entry(1, **search), "0": stage_entry(0)}))
+    first, second = load_generation_config(path)
+    assert first == GenerationConfig(**stage_entry(0))
+    assert {key: getattr(first, key) for key in search} == dataclasses.asdict(SearchConfig())
+    assert second.model_path == "stage_1.pt"
+    assert {key: getattr(second, key) for key in search} == search
+
+
+def test_changes_reach_every_stage_and_are_checked(tmp_path):
+    path = tmp_path / "generation.json"
+    path.write_text(json.dumps({"0": stage_entry(0, temperature=0.5), "1": stage_entry(1, num_beam=2, keep_beam=2)}))
+    first, second = load_generation_config(path, temperature=2.0, num_beam=3)
+    assert (first.temperature, second.temperature) == (2.0, 2.0)
+    assert (first.num_beam, second.num_beam, second.keep_beam) == (3, 3, 2)
+    with pytest.raises(UserError, match=r"stage 1: 'keep_beam' is 2, expected at most 'num_beam' 1"):
+        load_generation_config(path, num_beam=1)
+
+
+# --- What a person asks for ---
+
+
+@pytest.fixture
+def cascade(folder, decoder):
+    return load(folder, decoder, stage_entry(0), stage_entry(1, num_beam=2, beam_width=3))
+
+
+def pictures(number, seed=0):
+    return torch.rand(number, 3, 8, 8, generator=generator(seed)) * 2 - 1
+
+
+def test_an_entry_of_a_list_is_picked_in_turn():
+    assert [pick((7, 8, 9), image) for image in range(5)] == [7, 8, 9, 7, 8]
+    assert pick((), 3) is None
+
+
+def test_given_conditions_are_taken_in_turn(cascade):
+    tokens, _ = cascade.generate(Request(conditions=(4, 0)), range(1, 6))
+    assert tokens[0].flatten().tolist() == [0, 4, 0, 4, 0]
+    drawn, _ = cascade.generate(Request(), range(200))
+    for image in (drawn[0][:, 0] == 4).nonzero().flatten().tolist()[:3]:
+        given, _ = cascade.generate(Request(conditions=(4,)), range(image, image + 1))
+        assert torch.equal(given[2][0], drawn[2][image])  # the same draws, whether the condition was drawn or given
+
+
+def test_an_image_is_tokenized_by_every_codebook(cascade, decoder):
+    images = pictures(3)
+    tokens = cascade.tokenize(images)
+    assert cascade.image_size == (8, 8)
+    for found, book in zip(tokens, CODEBOOKS, strict=True):
+        assert torch.equal(found, book.find_bmu(decoder.encode(images)))
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_kept_rows_are_kept_in_every_stage_and_the_rest_is_written(cascade, rows):
+    start = cascade.tokenize(pictures(2))
+    tokens, scores = cascade.generate(Request(start_from=start, keep_rows=rows), range(6))
+    turn = [0, 1, 0, 1, 0, 1]
+    assert torch.equal(tokens[0], start[0][turn])
+    for part, origin, width in ((tokens[1], start[1], 2), (tokens[2], start[2], 8)):  # 8: two rows of 4 a coarse row
+        assert torch.equal(part[:, : rows * width], origin[turn][:, : rows * width])
+    assert scores.isfinite().all()
+    if rows == 1:
+        assert len(tokens[2][::2, 8:].unique(dim=0)) == 3
+
+
+def test_earlier_stages_are_taken_over_and_have_no_score(cascade):
+    start, calls = cascade.tokenize(pictures(2)), []
+    tokens, scores = cascade.generate(Request(start_from=start, from_stage=1), range(4), calls.append)
+    assert sum(calls) == cascade.length
+    for part, origin in zip(tokens[:2], start[:2], strict=True):
+        assert torch.equal(part, origin[[0, 1, 0, 1]])
+    assert not torch.equal(tokens[2], start[2][[0, 1, 0, 1]])
+    assert scores[:, 0].isnan().all()
+    assert scores[:, 1].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("request_", "expected"),
+    [
+        (Request(conditions=(1, 5)), "--condition-index 5: the condition codebook has units 0 to 4"),
+        (Request(labels=("cats",)), "--label cats: this model does not know it; labels that it knows: none: train"),
+        (Request(from_stage=2), "--from-stage 2: the stages are 0 to 1"),
+        (Request(keep_rows=3), "--keep-rows 3: the base stage's grid, whose rows count, has 2"),
+    ],
+)
+def test_what_a_cascade_cannot_follow_is_named(request_, expected, cascade):
+    with pytest.raises(UserError, match=expected):
+        cascade.check(request_)
+
+
+def test_guidance_needs_a_stage_that_has_learned_without_a_condition(folder, decoder):
+    with pytest.raises(UserError, match=r"stage_1\.pt: 'guidance_scale' is 1\.5, but the stage was trained without"):
+        load(folder, decoder, stage_entry(0), stage_entry(1, guidance_scale=1.5))
+
+
+def test_a_label_is_asked_for_and_its_conditions_drawn_as_it_has_them(folder, decoder):
+    stage = build(0, labels=("cats", "dogs"), use_labels=True)
+    stage.count_labels(torch.tensor([[0, 0], [0, 0], [3, 0], [1, 1], [4, 2], [4, 2]]))
+    assert stage.label_usage.tolist() == [[2, 0, 0, 1, 0], [0, 1, 0, 0, 0]]
+    save_stage(stage, folder / "labelled.pt", CODEBOOKS[0].fingerprint, CODEBOOKS[1].fingerprint)
+    cascade = load(folder, decoder, stage_entry(0, model_path="labelled"))
+    assert cascade.labels == ("cats", "dogs")
+    tokens, _ = cascade.generate(Request(labels=("cats", "dogs")), range(2000))
+    counts = torch.bincount(tokens[0][::2, 0], minlength=5)
+    assert counts[[1, 2, 4]].sum() == 0
+    assert counts[0].item() == pytest.approx(2000 / 3, abs=65)
+    assert tokens[0][1::2].unique().tolist() == [1]
+    asked, unasked = (
+        cascade.generate(Request(conditions=(2,), labels=labels), range(50))[0][1] for labels in (("dogs",), ())
+    )
+    assert not torch.equal(asked, unasked)
+    with pytest.raises(UserError, match="--label birds: this model does not know it; labels that it knows: cats, dogs"):
+        cascade.check(Request(labels=("birds",)))
+
+
+# --- The picture as it fills in ---
+
+
+def test_a_picture_fills_in_token_by_token(cascade):
+    tokens, _ = cascade.generate(Request(), range(3))
+    frames = list(cascade.filling_in(tokens, steps=16))
+    assert len(frames) == 1 + 4 + 16
+    for level, frame in ((0, frames[0]), (1, frames[4]), (2, frames[20])):
+        assert torch.equal(frame, cascade.decode(tokens[level], level))
+    fmaps = [book.lookup(part) for book, part in zip(cascade.codebooks, tokens, strict=True)]
+    for written in range(1, 17):  # of the last stage, whose cells are single
+        mixed = fmaps[1].clone().flatten(2)
+        mixed[:, :, :written] = fmaps[2].flatten(2)[:, :, :written]
+        assert torch.equal(frames[4 + written], cascade.decoder.decode(mixed.view(fmaps[1].shape)))
+    few = list(cascade.filling_in(tokens, steps=3))
+    assert len(few) == 1 + 2 + 3
+    assert torch.equal(few[-1], frames[-1])
