@@ -53,13 +53,13 @@ class KVCache:
             return View(self._slot(position), end, end, ())
         base = min(self.settled, self.ring)
         slot = base + (position - self.settled) * self.share
-        oldest = self.settled - (self.ring - 1)  # of the positions that roll
-        if oldest < 1:
+        window = self.ring - 1
+        oldest, newest_stale = max(1, self.settled - window), position - window
+        if newest_stale < oldest:
             return View(slot, slot + self.share, base, ())
-        # The window has moved on by one and by what the block holds.
-        first, num = self._slot(oldest), self.position - self.settled
-        wrapped = max(0, first + num - self.ring)
-        return View(slot, slot + self.share, base, (slice(first, first + num - wrapped), slice(1, 1 + wrapped)))
+        first, end = self._slot(oldest), self._slot(oldest) + newest_stale - oldest + 1
+        wrapped = max(0, end - self.ring)
+        return View(slot, slot + self.share, base, (slice(first, end - wrapped), slice(1, 1 + wrapped)))
 
     def _slot(self, position: int) -> int:
         """Where a position lies in a prefix."""

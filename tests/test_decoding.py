@@ -156,3 +156,26 @@ def test_a_ready_model_decodes_the_same_logits(coarse, rows):
         assert cached.dtype == torch.float32
         assert torch.allclose(cached, expected, atol=tolerance)
         assert dtype == torch.float32 or not torch.allclose(cached, expected, atol=1e-4)
+
+
+@torch.no_grad()
+def test_compiled_blocks_decode_the_same_logits_and_are_not_compiled_at_each_position(monkeypatch):
+    """Through torch.compile's front end; its C++ back end needs a compiler, and is left out."""
+    graphs = []
+    original = torch.compile
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda model, **kwargs: original(model, backend=backend))
+    model, expected = (build(window=3, fine=LONG, coarse=COARSE).float() for _ in range(2))
+    make_ready(model, torch.float32, 2, compiled=True)
+    inputs, source = torch.randint(20, (2, 63), generator=generator(1)), torch.tensor([[0, 1, 2, 3], [4, 0, 0, 2]])
+    decoder = CachedDecoder(model, 2, source)
+    for position in range(63):
+        logits = decoder.next_logits(inputs[:, position])
+        if position == 4:
+            compiled = len(graphs)
+    assert torch.allclose(logits, expected(inputs, source)[:, -1], atol=1e-4)
+    assert len(graphs) == compiled > 0

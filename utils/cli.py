@@ -165,5 +165,4 @@ def start_log(args: argparse.Namespace, name: str) -> None:
     args.out_dir.mkdir(parents=True, exist_ok=True)
     handlers = [logging.StreamHandler(sys.stdout), logging.FileHandler(args.out_dir / f"{name}.log")]
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers, force=True)
-    plain = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-    log.info("arguments %s", json.dumps(plain))
+    log.info("arguments %s", json.dumps(vars(args), default=str))

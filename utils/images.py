@@ -154,8 +154,8 @@ def save_animation(frames: Iterable[torch.Tensor], path: Path, seconds: float) -
     pictures = [Image.fromarray(to_uint8(frame).permute(1, 2, 0).cpu().numpy()) for frame in frames]
     durations = [round(1000 * seconds / len(pictures))] * (len(pictures) - 1) + [1000]
     with replace_file(path) as temporary:
-        options = {"lossless": True} if path.suffix == ".webp" else {}
-        pictures[0].save(temporary, save_all=True, append_images=pictures[1:], duration=durations, loop=0, **options)
+        # The quality is WebP's; a GIF has none.
+        pictures[0].save(temporary, save_all=True, append_images=pictures[1:], duration=durations, loop=0, quality=90)
 
 
 def heat_map(values: torch.Tensor, side: int = 768) -> torch.Tensor:

@@ -1,0 +1,158 @@
+"""What generate_images.py writes and what it can be asked for, on the tiny trained cascade."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, run_main
+from PIL import Image
+
+import generate_images
+import train_quantized_transformer
+from models.codebook import Codebook
+
+DECODER = "autoencoder/models_checkpoint/latest.pt"
+PRUNED = "models_checkpoint/pruned_codebook.pt"
+
+
+@pytest.fixture
+def generate(tiny_run, tmp_path):
+    """A function: generate with these flags; returns the output folder."""
+
+    def call(*flags, name="generated", config=tiny_run / "generate.json"):
+        out = tmp_path / name
+        common = ("--device", "cpu", "--decoder-path", tiny_run / DECODER, "--config-path", config, "--out-dir", out)
+        run_main(generate_images.main, *common, *flags)
+        return out
+
+    return call
+
+
+def pixels(folder, index):
+    return np.asarray(Image.open(folder / "images" / f"image_{index:05d}.png"))
+
+
+def tokens(folder):
+    with np.load(folder / "tokens.npz") as archive:
+        return dict(archive)
+
+
+def test_a_run_leaves_pictures_tokens_and_what_made_them(generate, tiny_run):
+    out = generate("--num-images", 3, "--batch-size", 2, "--seed", 5)
+    names = {path.name for path in (out / "images").iterdir()}
+    finals = {f"image_{index:05d}.png" for index in range(3)}
+    assert names == finals | {f"recon_model_{name}.png" for name in ("Cond", "0", "1", "2")}
+    found = tokens(out)
+    shapes = {"condition": (3, 1), "stage_0": (3, 4), "stage_1": (3, 16), "stage_2": (3, 64), "scores": (3, 3)}
+    assert {name: part.shape for name, part in found.items()} == shapes
+    text = {key: json.loads(value) for key, value in Image.open(out / "images/image_00001.png").text.items()}
+    assert (text["seed"], text["image"], text["label"], text["keep_rows"], text["from_stage"]) == (5, 1, None, 0, 0)
+    assert text["scores"] == pytest.approx(found["scores"][1].tolist(), abs=1e-3)
+    config = json.loads((tiny_run / "generate.json").read_text())
+    for number, stage in enumerate(text["stages"]):
+        assert {
+            key: config[str(number)][key] for key in ("num_beam", "beam_width", "temperature")
+        }.items() <= stage.items()
+    log = (out / "generate.log").read_text()
+    assert f"scores of stage 2: {' '.join(f'{score:.1f}' for score in found['scores'][:, 2])}" in log
+
+
+def test_the_number_of_images_never_changes_a_picture_and_older_ones_go(generate):
+    generate("--num-images", 5, "--batch-size", 3, name="many")
+    many = [pixels(generate("--num-images", 5, "--batch-size", 3, name="many"), index) for index in range(5)]
+    out = generate("--num-images", 2, "--batch-size", 3, name="many")
+    assert {path.name for path in (out / "images").glob("image_*")} == {"image_00000.png", "image_00001.png"}
+    assert all(np.array_equal(pixels(out, index), many[index]) for index in range(2))
+
+
+def test_flags_override_the_search_of_every_stage(generate):
+    flags = ("--num-beam", 3, "--beam-width", 2, "--keep-beam", 2, "--temperature", 0.5, "--top-k", 5, "--top-p", 0.9)
+    out = generate("--num-images", 1, "--batch-size", 1, *flags)
+    stages = json.loads(Image.open(out / "images/image_00000.png").text["stages"])
+    expected = {"num_beam": 3, "beam_width": 2, "keep_beam": 2, "temperature": 0.5, "top_k": 5, "top_p": 0.9}
+    assert stages == [expected | {"guidance_scale": 1.0}] * 3
+
+
+@pytest.mark.parametrize("kind", ["webp", "gif"])
+def test_an_animation_ends_with_the_pictures(generate, kind):
+    flags = ("--animate",) if kind == "webp" else ("--animate", "gif")
+    out = generate("--num-images", 4, "--batch-size", 4, *flags)
+    animation = Image.open(out / "images" / f"filling_in.{kind}")
+    assert 1 < animation.n_frames <= 1 + 4 + 16 + 64  # like neighbours are one
+    assert animation.info["loop"] == 0
+    animation.seek(animation.n_frames - 1)
+    last = np.asarray(animation.convert("RGB")).astype(float)
+    grid = np.asarray(Image.open(out / "images/recon_model_2.png")).astype(float)
+    assert last.shape == grid.shape
+    assert np.abs(last - grid).mean() < 6
+
+
+def test_conditions_come_from_units_or_images(generate, faces, tiny_run):
+    units = tokens(generate("--num-images", 3, "--batch-size", 3, "--condition-index", 1, 0, name="units"))
+    assert units["condition"].flatten().tolist() == [1, 0, 1]
+    images = sorted(faces.parent.rglob("*.png"))[:2]
+    like = tokens(generate("--num-images", 3, "--batch-size", 3, "--condition-image", *images, name="like"))
+    start = tokens(
+        generate("--num-images", 3, "--init-image", *images, "--from-stage", 2, "--batch-size", 3, name="start")
+    )
+    assert np.array_equal(like["condition"], start["condition"])
+    assert like["condition"][0] == like["condition"][2]
+
+
+def test_images_are_completed_and_drawn_anew_in_detail(generate, faces, tmp_path):
+    """Also one of another size and shape, whose centre is taken."""
+    path = sorted(faces.parent.rglob("*.png"))[0]
+    wide = Image.new("RGB", (128, 64), "white")
+    wide.paste(Image.open(path).convert("RGB").resize((64, 64), Image.Resampling.NEAREST), (32, 0))
+    wide.save(tmp_path / "wide.png")
+    flags = ("--num-images", 2, "--batch-size", 2, "--init-image", path, tmp_path / "wide.png")
+    detail = tokens(generate(*flags, "--from-stage", 2, name="detail"))
+    assert np.array_equal(detail["stage_1"][0], detail["stage_1"][1])
+    assert np.isnan(detail["scores"][:, :2]).all()
+    assert np.isfinite(detail["scores"][:, 2]).all()
+    text = Image.open(tmp_path / "detail/images/image_00000.png").text
+    assert json.loads(text["scores"])[:2] == [None, None]
+    kept = tokens(generate(*flags, "--keep-rows", 1, name="kept"))
+    assert np.array_equal(kept["stage_1"][:, :8], detail["stage_1"][:, :8])
+    assert np.isfinite(kept["scores"]).all()
+
+
+def test_both_precisions_write_pictures(generate):
+    flags = ("--num-images", 1, "--batch-size", 1)
+    for name in ("fp32", "bf16"):
+        assert pixels(generate(*flags, "--precision", name, name=name), 0).shape == (32, 32, 3)
+
+
+def test_a_base_stage_learns_labels_and_is_asked_for_one(generate, tiny_run, tmp_path, capsys):
+    """Labels by the condition: so the usage that conditions are drawn from can be told."""
+    maps = shutil.copytree(tiny_run / "feature_maps", tmp_path / "feature_maps") / "dataset.json"
+    condition = Codebook.load(tiny_run / "codebook_cond" / PRUNED)
+    content = json.loads(maps.read_text())
+    for record in content["_default"].values():
+        fmap = torch.from_numpy(np.load(maps.parent / record["fmap_path"]))
+        record["labels"] = ["first", "any"] if condition.find_bmu(fmap[None]).item() == 0 else ["other", "any"]
+    maps.write_text(json.dumps(content))
+    config = json.loads((TINY / "transformer_0.json").read_text()) | {"use_labels": True}
+    (tmp_path / "labelled.json").write_text(json.dumps(config))
+    arguments = (
+        "--train-base-model", "--device", "cpu", "--max-step", 4, "--test-num-sample", 4, "--dataset-path", maps,
+        "--decoder-path", tiny_run / DECODER, "--config-path", tmp_path / "labelled.json",
+        "--lr-codebook-path", tiny_run / "codebook_cond" / PRUNED,
+        "--hr-codebook-path", tiny_run / "codebook_0" / PRUNED, "--out-dir", tmp_path / "labelled",
+    )  # fmt: skip
+    run_main(train_quantized_transformer.main, *arguments)
+    run_main(train_quantized_transformer.main, *arguments, "--resume", "--max-step", 6)
+    entry = json.loads((tiny_run / "generate.json").read_text())["0"]
+    entry |= {key: str(tiny_run / value) for key, value in entry.items() if key.endswith("path")}
+    entry["model_path"] = str(tmp_path / "labelled/models_checkpoint/best.pt")
+    (tmp_path / "generate.json").write_text(json.dumps({"0": entry}))
+    flags = ("--num-images", 12, "--batch-size", 12)
+    out = generate(*flags, "--label", "first", "other", config=tmp_path / "generate.json")
+    drawn = tokens(out)["condition"].flatten()
+    assert (drawn[::2] == 0).all()
+    assert (drawn[1::2] != 0).all()
+    labels = [json.loads(Image.open(out / f"images/image_{index:05d}.png").text["label"]) for index in range(3)]
+    assert labels == ["first", "other", "first"]
+    generate(*flags, name="without", config=tmp_path / "generate.json")
