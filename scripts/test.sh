@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh
-ensure_environment requirements.txt requirements-demo.txt requirements-bench.txt requirements-dev.txt
+ensure_environment requirements.txt requirements-demo.txt requirements-bench.txt requirements-eval.txt requirements-dev.txt
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 exec .venv/bin/python -m pytest "$@"

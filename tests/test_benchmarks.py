@@ -8,7 +8,11 @@ import torch
 from conftest import TINY
 from torch import nn
 
-from benchmarks import ablation, codebook, codebook_limits, stages, transformer
+from benchmarks import ablation, codebook, codebook_limits, generation, sampling, stages, transformer
+from benchmarks.features import Features
+from models.transformer import TransformerConfig
+from utils.beam_search import SearchConfig
+from utils.config import load_config
 
 
 def numbers_of(output):
@@ -70,6 +74,65 @@ def test_the_benchmark_of_transformers(tiny_run, monkeypatch, capfd):
     assert [row[0] for row in memory] == ["16", "2,048"]
     small, large = ([int(cell) for cell in row[1:]] for row in memory)
     assert small[0] < 30 < large[1] < large[0]  # activation checkpoints hold less
+
+
+def test_the_benchmark_of_generation(monkeypatch, capsys):
+    sizes = {"COARSE": (2, 2), "FINE": (8, 16), "UNITS": 9, "PREFIXES": (1, 64, 128), "IMAGES": 2, "WARM": 40}
+    for name, value in {**sizes, "STEPS": 8, "LENGTHS": ((8, 16), (16, 16))}.items():
+        monkeypatch.setattr(generation, name, value)
+    many = generation.SearchConfig(num_beam=4, beam_width=2)
+    monkeypatch.setattr(generation, "ROWS", {1: (1, generation.SearchConfig()), 8: (2, many)})
+    monkeypatch.setattr(sys, "argv", ["generation", "--config-path", str(TINY / "transformer_2.json")])
+    generation.main()
+    tables = numbers_of(capsys.readouterr().out)
+    slow = [row for row in tables if len(row) == 5 and row[0] in ("fp32", "bf16")]
+    assert [row[0] for row in slow] == ["fp32", "bf16"]
+    assert all(float(row[4]) > 1 for row in slow)
+    floor = [row for row in tables if row[0] in ("1", "8")]
+    assert [(row[0], row[1]) for row in floor] == [(rows, name) for rows in ("1", "8") for name in ("fp32", "bf16")]
+    for row in floor:
+        shares = [float(cell.removesuffix("%")) for cell in row[6:]]
+        assert sum(shares) == pytest.approx(100, abs=4)
+        assert float(row[4]) > 0
+    assert [row[0] for row in tables[-2:]] == ["128", "256"]
+
+
+def test_the_floor_counts_bytes_and_operations():
+    stage = generation.build(load_config(TINY / "transformer_2.json", TransformerConfig), (8, 8))
+    decoder = generation.CachedDecoder(stage.transformer, 3, generation.coarse_tokens(3), SearchConfig(num_beam=2))
+    weights = generation.weights_of(stage.transformer)
+    # 2 layers of width 32 and 64 in the MLP: 4 matrices of self-attention, 2 of cross-attention, 3 and the head.
+    assert weights == 2 * (6 * 32 * 32 + 3 * 32 * 64 + 3 * 32 + 4 * 16) + 512 * 32
+    num_bytes, operations = generation.work_of(decoder, 6, torch.bfloat16, weights)
+    assert decoder.share == 2  # so three prefixes, of a window of 16 and position 0, and 256 coarse tokens an image
+    assert num_bytes == 2 * (weights + 2 * 3 * (17 + 256) * 32 * 2)
+    assert operations == 6 * (2 * weights + 4 * (17 + 256) * 32 * 2)
+
+
+def test_features_tell_images_apart_and_do_not_depend_on_the_batch():
+    features = Features()
+    images = torch.rand(66, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    found = features(images)
+    assert found.shape == (66, 1280)
+    assert torch.allclose(found[65:], features(images[65:]), atol=1e-3)
+    assert torch.cdist(found, found).add(torch.eye(66) * 99).min() > 0.1
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_the_benchmark_of_sampling(guided, faces, tiny_run, monkeypatch, capsys):
+    tried = {"as the config says": {}, "temperatures": ({"temperature": 1.0}, {"temperature": 0.5}, {})}
+    monkeypatch.setattr(sampling, "GUIDED" if guided else "SETTINGS", tried)
+    monkeypatch.setattr(sampling, "SUBSETS", 3)
+    monkeypatch.setattr(sampling, "VAL_FRACTION", 0.3)
+    argv = ["sampling", str(tiny_run), "--dataset-path", str(faces), *(["--guided"] if guided else [])]
+    monkeypatch.setattr(sys, "argv", argv)
+    sampling.main()
+    rows = numbers_of(capsys.readouterr().out)[1:]
+    names = ["held-out images", "their reconstructions"]
+    names += [f"by the tokens of stage {number}" for number in (2, 1, 0)] + ["by the condition", *tried]
+    assert [row[0] for row in rows] == names
+    assert float(rows[0][1]) < min(float(row[1]) for row in rows[1:])
+    assert all(row[5] for row in rows[6:])
 
 
 def test_the_benchmarks_train_as_the_recipe_of_the_demo():

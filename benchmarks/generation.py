@@ -1,0 +1,197 @@
+"""How fast the cache decodes: beside computing every prefix anew, beside the floor of this machine, and by length.
+
+    python -m benchmarks.generation
+
+The third stage of `full-128`, with random weights: 5 + 7 layers of width 512 and 64 heads, 1,024 tokens under a window
+of 256, from 256 coarse ones. Prints tables in Markdown.
+"""
+
+import argparse
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.reference import next_logits
+from models.cascade import Stage, StageConfig
+from models.decoding import CachedDecoder, make_ready
+from models.transformer import Grid, Transformer, TransformerConfig
+from utils import cli
+from utils.beam_search import SearchConfig, uniform_draws
+from utils.config import load_config
+
+CONFIG = Path(__file__).parent.parent / "configs/full-128/transformer_2.json"
+UNITS = 512
+COARSE, FINE = (16, 16), (32, 32)
+IMAGES = 5
+PREFIXES = (1, 256, 512, 1024)  # tokens at which the slow way is timed; between them its time is taken for linear
+BEAMS = SearchConfig(num_beam=4, beam_width=8)
+ROWS = {1: (1, SearchConfig()), 20: (5, BEAMS), 160: (5, SearchConfig(num_beam=32, beam_width=8))}
+WARM, STEPS = 300, 64  # tokens before those that are timed, past the window, and those
+LENGTHS = ((32, 32), (32, 64), (64, 64))
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+OPERATORS = {
+    "linear layers": ("mkldnn::_linear_pointwise", "aten::addmm", "aten::mm"),
+    "products of attention": ("aten::bmm", "aten::baddbmm"),
+    "softmax": ("aten::_softmax",),
+    "norms": ("aten::native_layer_norm",),
+    "copies": ("aten::copy_", "aten::index", "aten::_index_put_impl_", "aten::cat"),
+}
+
+
+def build(config: TransformerConfig, fine: tuple[int, int]) -> Stage:
+    """A stage with no weight at zero, as a trained one has none."""
+    torch.manual_seed(0)
+    stage = Stage(StageConfig(config, Grid(*COARSE, UNITS), Grid(*fine, UNITS), is_base=False)).eval()
+    for parameter in stage.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+    return stage
+
+
+def coarse_tokens(images: int) -> torch.Tensor:
+    """Coarse tokens of some images."""
+    return torch.randint(UNITS, (images, COARSE[0] * COARSE[1]))
+
+
+def seconds(call: Callable[[], object], times: int) -> float:
+    """The median time of a call."""
+    call()
+    taken = []
+    for _ in range(times):
+        start = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
+
+
+def beside_the_slow_way(config: TransformerConfig) -> None:
+    """Print the time of all tokens, computed anew each and from the cache."""
+    print(f"\n{IMAGES} images, {BEAMS.num_beam} beams each, all tokens; the slow way timed at {PREFIXES} tokens.\n")
+    print(
+        "| precision | each prefix anew, ms a beam | in all | from the cache | times as fast |\n|---|---|---|---|---|"
+    )
+    length = FINE[0] * FINE[1]
+    for name, dtype in PRECISIONS.items():
+        stage, coarse = build(config, FINE), coarse_tokens(IMAGES)
+        beam = []
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            for size in PREFIXES:
+                tokens = torch.randint(UNITS, (IMAGES, size - 1))
+                beam.append(seconds(partial(next_logits, stage, coarse, tokens), 2))
+        one = torch.trapezoid(torch.tensor(beam), torch.tensor(PREFIXES)).item()
+        make_ready(stage.transformer, dtype, IMAGES * BEAMS.num_beam)
+        uniform = uniform_draws(0, 0, range(IMAGES), length, BEAMS.num_beam)
+        start = time.perf_counter()
+        stage.sample(coarse, BEAMS, uniform)
+        fast = time.perf_counter() - start
+        slow = one * BEAMS.num_beam
+        each = ", ".join(f"{part * 1e3:.0f}" for part in beam)
+        print(f"| {name} | {each} | {slow:,.0f} s | {fast:.1f} s | {slow / fast:,.0f} |", flush=True)
+
+
+def machine_rates(dtype: torch.dtype, num_bytes: int) -> tuple[float, float]:
+    """Bytes a second of reading so many again and again, and operations a second of large matrix products."""
+    buffer = torch.ones(num_bytes // 4)
+    bandwidth = num_bytes / seconds(buffer.sum, 20)
+    left, right = (torch.randn(2048, 2048, dtype=dtype) for _ in range(2))
+    return bandwidth, 2 * 2048**3 / seconds(lambda: left @ right, 8)
+
+
+def work_of(decoder: CachedDecoder, rows: int, dtype: torch.dtype, num_weights: int) -> tuple[int, float]:
+    """Bytes that a token must read once, weights and cache, and operations that it must do."""
+    cache, model = decoder.cache, decoder.model
+    prefix = 2 * cache.ring * cache.keys.shape[1]  # keys and values of all prefixes
+    memory = 2 * COARSE[0] * COARSE[1] * len(decoder.reads[0].keywords["keys"])
+    numbers = num_weights + (prefix + memory) * model.config.in_dim * len(model.decoder)
+    seen = cache.ring + COARSE[0] * COARSE[1]
+    operations = rows * (2 * num_weights + 4 * seen * model.config.in_dim * len(model.decoder))
+    return numbers * dtype.itemsize, operations
+
+
+def weights_of(model: Transformer) -> int:
+    """Numbers in the matrices that each token passes: not those of keys and values of the coarse tokens."""
+    inside = sum(p.numel() for name, p in model.decoder.named_parameters() if "cross_attention.key_value" not in name)
+    return inside + model.head.weight.numel()
+
+
+def beside_the_floor(config: TransformerConfig) -> None:
+    """Print the time of a token beside what the machine needs to read its bytes, or to do its products."""
+    print(
+        "\nA token past the window, beside the larger of its bytes over bandwidth and its operations over the rate.\n"
+    )
+    print(f"| rows | precision | bytes, ms | products, ms | a token, ms | share | {' | '.join(OPERATORS)} | the rest |")
+    print("|---|---|---|---|---|---|" + "---|" * (len(OPERATORS) + 1))
+    for rows, (images, search) in ROWS.items():
+        for name, dtype in PRECISIONS.items():
+            stage = build(config, FINE)
+            num_weights = weights_of(stage.transformer)
+            make_ready(stage.transformer, dtype, rows)
+            with torch.no_grad():
+                decoder = CachedDecoder(stage.transformer, images, coarse_tokens(images), search)
+                taken, shares = time_tokens(decoder, rows, images, search)
+            num_bytes, operations = work_of(decoder, rows, dtype, num_weights)
+            bandwidth, rate = machine_rates(dtype, num_bytes)
+            parts = (num_bytes / bandwidth * 1e3, operations / rate * 1e3, taken * 1e3)
+            cells = " | ".join(f"{part:.1f}" for part in parts)
+            operators = " | ".join(f"{share:.0%}" for share in shares)
+            print(f"| {rows} | {name} | {cells} | {max(parts[:2]) / parts[2]:.0%} | {operators} |", flush=True)
+
+
+def time_tokens(decoder: CachedDecoder, rows: int, images: int, search: SearchConfig) -> tuple[float, list[float]]:
+    """Seconds of a token, its share of a block's end counted, and the shares of the operators."""
+    inputs = torch.randint(UNITS, (rows,))
+    parents = torch.arange(images).repeat_interleave(search.num_beam) * search.num_beam
+
+    def tokens(number: int) -> float:
+        start = time.perf_counter()
+        for _ in range(number):
+            decoder.next_logits(inputs)
+            if search.num_beam > 1 and decoder.position % search.beam_width == 0:
+                decoder.reorder(parents)
+        return (time.perf_counter() - start) / number
+
+    tokens(WARM)
+    taken = statistics.median(tokens(STEPS) for _ in range(3))
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        tokens(16)
+    spent = Counter({event.key: event.self_cpu_time_total for event in profiler.key_averages()})
+    shares = [sum(spent[name] for name in names) / spent.total() for names in OPERATORS.values()]
+    return taken, [*shares, 1 - sum(shares)]
+
+
+def by_length(config: TransformerConfig) -> None:
+    """Print the time of a token by the number of tokens, the coarse grid held fixed."""
+    print("\nOne image, one beam, by the number of tokens; the coarse grid and the window stay.\n")
+    print("| tokens | seconds | ms a token |\n|---|---|---|")
+    dtype = torch.bfloat16
+    for fine in LENGTHS:
+        stage, length = build(config, fine), fine[0] * fine[1]
+        make_ready(stage.transformer, dtype, 1)
+        start = time.perf_counter()
+        stage.sample(coarse_tokens(1), SearchConfig(), uniform_draws(0, 0, range(1), length, 1))
+        taken = time.perf_counter() - start
+        print(f"| {length:,} | {taken:.1f} | {taken / length * 1e3:.2f} |", flush=True)
+
+
+@torch.no_grad()
+def main() -> None:
+    """Print all tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = {"slow": beside_the_slow_way, "floor": beside_the_floor, "length": by_length}
+    parser.add_argument("--only", nargs="+", choices=parts, default=list(parts), help="tables to print [all]")
+    parser.add_argument("--config-path", type=Path, default=CONFIG, help="JSON config of the transformer")
+    args = parser.parse_args()
+    cli.keep_memory()
+    config = load_config(args.config_path, TransformerConfig)
+    for name in args.only:
+        parts[name](config)
+
+
+if __name__ == "__main__":
+    main()
