@@ -132,6 +132,7 @@ def finish(
     cli.log.info("statistics over %d patches\n%s", census.number, table(codebook=statistics))
     run.save(learner, step, statistics=statistics)
     run.write_metrics({"step": step, **statistics})
+    run.show(step)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from models.autoencoder import AutoencoderConfig
 from models.codebook import CodebookConfig
@@ -48,11 +49,13 @@ def python_commands(text):
 
 def test_commands_run_in_order(faces, tmp_path, monkeypatch):
     shutil.copytree(faces.parent, tmp_path / "photos", ignore=shutil.ignore_patterns("*.json"))
+    for name, source in zip(("one.jpg", "two.jpg"), sorted((tmp_path / "photos").rglob("*.png")), strict=False):
+        Image.open(source).save(tmp_path / "photos" / name)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
     config = re.search(r"```json\n(.*?)```", README, flags=re.S).group(1)
     commands = python_commands(README)
-    names = ("codebook", "codebook_limits", "transformer", "ablation")
+    names = ("codebook", "codebook_limits", "transformer", "ablation", "generation", "sampling")
     benchmarks = {f"benchmarks.{name}" for name in names}
     assert {name for name, _ in commands} == {*SCRIPTS, *benchmarks, "scripts.make_dataset"}
     for name, arguments in commands:
@@ -65,6 +68,8 @@ def test_commands_run_in_order(faces, tmp_path, monkeypatch):
     pictures = {path.name for path in Path("out/photos/generated/images").iterdir()}
     finals = {f"image_{index:05d}.png" for index in range(3)}
     assert pictures == finals | {f"recon_model_{name}.png" for name in ("Cond", "0", "1")}
+    assert Path("out/photos/like/images/filling_in.webp").is_file()
+    assert {path.name for path in Path("out/photos").iterdir()} >= {"completed", "detail"}
 
 
 def test_bash_commands_are_those_that_other_tests_run():

@@ -94,6 +94,7 @@ def add_training_flags(parser: argparse.ArgumentParser, lr_step: int) -> None:
     group.add_argument("--seed", type=int, default=0, help="seed of every random choice [0]")
     group.add_argument("--num-workers", type=natural_int, help="processes that load data [0 on a CPU, else up to 4]")
     group.add_argument("--log-step", type=positive_int, default=50, help="steps between log lines [50]")
+    group.add_argument("--tensorboard", action="store_true", help="write numbers and pictures for TensorBoard as well")
     group.add_argument("--val-fraction", type=fraction, default=0.05, help="share of images held out [0.05]")
 
 

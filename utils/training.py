@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from utils.board import Board
 from utils.checkpoint import check_origins, link_checkpoint, load_checkpoint, save_checkpoint
 from utils.cli import choose_workers, log
 from utils.dataset import Batch, BatchLoader, EpochSampler, chunks, num_items, steps_per_epoch, to_device
@@ -64,6 +65,7 @@ class Run:
     bare_seconds: float | None = None  # of the matrix products for an item, to tell how much of the time they are
     best: float = math.inf  # validation loss of best.pt
     is_measured: bool = True  # whether what was resumed holds what was measured: a crash may have come before
+    board: Board | None = None  # with --tensorboard
 
     @property
     def total_steps(self) -> int:
@@ -78,6 +80,16 @@ class Run:
     def image_path(self, name: str, step: int) -> Path:
         """Where the picture `name` of a step goes."""
         return self.args.out_dir / "images" / f"{name}_{step}.png"
+
+    def open_board(self, start: int) -> None:
+        """Write to TensorBoard too, if `--tensorboard` was given, from the step `start` on."""
+        if self.args.tensorboard:
+            self.board = Board(self.args.out_dir / "tensorboard", start)
+
+    def show(self, step: int) -> None:
+        """Put the pictures of a step on the board, if there is one."""
+        if self.board is not None:
+            self.board.show(self.args.out_dir / "images", step)
 
     def settings(self) -> dict:
         """What an exact resume needs to be as it was: the arguments that decide what a step does, and the config."""
@@ -94,6 +106,8 @@ class Run:
     def write_metrics(self, row: dict[str, object]) -> None:
         """Append one line to `metrics.jsonl` and one to the log."""
         append_metrics(self.metrics_path, row)
+        if self.board is not None:
+            self.board.write(row)
         log.info(
             " ".join(
                 f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
@@ -186,6 +200,7 @@ def train(
     args = run.args
     log.info("config %s", json.dumps(dataclasses.asdict(run.config)))
     total, start = run.total_steps, run.resume(learner)
+    run.open_board(start)
     if start >= total and run.is_measured:
         log.info("already at step %d of %d: nothing to do", start, total)
         return start
@@ -216,6 +231,7 @@ def train(
                 path = measure(done)
                 if is_checkpoint:
                     preview(done)
+                    run.show(done)
                 metrics.restart_clock()
             elif done % args.log_step == 0:
                 metrics.write_training(done, watch)
