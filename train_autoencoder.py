@@ -34,14 +34,14 @@ def main(argv: list[str] | None = None) -> None:
     cli.start_log(args, "train")
 
     torch.manual_seed(args.seed)
-    model = Autoencoder(config).to(device, memory_format=torch.channels_last)
-    model.check_image(dataset.shape, args.dataset_path)
+    autoencoder = Autoencoder(config).to(device, memory_format=torch.channels_last)
+    autoencoder.check_image(dataset.shape, args.dataset_path)
 
     def measure(model: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]:
         images = images.to(memory_format=torch.channels_last)
-        return {"loss": F.mse_loss(model(images).float(), images)}
+        return {"loss": autoencoder.loss(model(images).float(), images)}
 
-    learner = GradientLearner(model, measure, config, args, planned_steps(len(training), args), device)
+    learner = GradientLearner(autoencoder, measure, config, args, planned_steps(len(training), args), device)
     if args.model_path is not None:
         learner.start_from(args.model_path, KIND, trained_from={})
 
@@ -51,10 +51,12 @@ def main(argv: list[str] | None = None) -> None:
             return learner.best_model(images.to(device, memory_format=torch.channels_last)).float().cpu()
 
     def validate() -> dict[str, float]:
-        losses = mean_over(
-            dataset, held_out, args, lambda images: {"val_loss": F.mse_loss(reconstruct(images), images)}
-        )
-        return {**losses, "val_psnr": psnr(losses["val_loss"])} if losses else {}
+        def errors(images: torch.Tensor) -> dict[str, torch.Tensor]:
+            made = reconstruct(images)
+            return {"val_loss": autoencoder.loss(made, images), "val_mse": F.mse_loss(made, images)}
+
+        found = mean_over(dataset, held_out, args, errors)
+        return {**found, "val_psnr": psnr(found["val_mse"])} if found else {}
 
     shown = dataset[preview_indices(training, held_out, 25)]
 

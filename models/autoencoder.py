@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from models.activations import ACTIVATIONS
@@ -14,6 +15,7 @@ from utils.config import build_config, check_at_least, check_choice
 from utils.files import UserError
 
 KIND = "autoencoder"
+LOSSES = ("mse", "l1")
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,14 @@ class AutoencoderConfig:
     num_dec_res_blocks: int = 1  # and of the decoder
     latent_noise: float = 0.0  # standard deviation of the noise on the feature map in training
     weight_decay: float = 0.01
+    loss: str = "mse"  # or "l1", the mean absolute error
 
     def __post_init__(self) -> None:
         check_at_least(self, 0, "model_lr", "num_enc_res_blocks", "num_dec_res_blocks", "latent_noise", "weight_decay")
         check_at_least(self, 1, "image_channel", "min_channel", "num_layers", "latent_channel")
         check_at_least(self, self.min_channel, "max_channel")
         check_choice(self, ACTIVATIONS, "hidden_activation_type", "encoder_activation_type", "decoder_activation_type")
+        check_choice(self, LOSSES, "loss")
         if self.image_channel != 3:
             raise ValueError(f"'image_channel' is {self.image_channel}, expected 3: images are read as RGB")
 
@@ -98,7 +102,7 @@ class Decoder(nn.Sequential):
 
 
 class Autoencoder(nn.Module):
-    """Encoder and decoder, trained on the mean squared error of images in [−1, 1].
+    """Encoder and decoder, trained on the mean squared or absolute error of images in [−1, 1].
 
     Resolution changes by pixel (un)shuffling (Shi et al. 2016): no convolution runs on the full-size image.
     """
@@ -138,6 +142,10 @@ class Autoencoder(nn.Module):
         if self.training and self.config.latent_noise > 0:
             fmap = fmap + self.config.latent_noise * torch.randn_like(fmap)
         return self.decode(fmap)
+
+    def loss(self, made: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        """The mean error of reconstructions (B, 3, H, W), as the config measures it, a scalar."""
+        return F.mse_loss(made, images) if self.config.loss == "mse" else F.l1_loss(made, images)
 
     def check_image(self, shape: tuple[int, int, int], where: Path) -> None:
         """Raise `UserError` if images (3, H, W) cannot be halved `num_layers` times."""

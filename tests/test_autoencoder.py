@@ -139,6 +139,7 @@ def test_noise_on_the_feature_map_is_for_training_only():
         ("hidden_activation_type", "swish", "expected one of silu, relu"),
         ("encoder_activation_type", "", "expected one of silu, relu"),
         ("decoder_activation_type", "Tanh", "expected one of silu, relu"),
+        ("loss", "l3", "expected one of mse, l1"),
     ],
 )
 def test_a_config_out_of_its_limits_is_refused_by_key_and_value(key, value, expected):
@@ -196,6 +197,13 @@ def test_it_learns():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.2 * losses[0]
+
+
+def test_the_loss_is_the_one_named():
+    made, truth = images(2, 4, 4), images(2, 4, 4, seed=2)
+    error = (made - truth).double()
+    assert build().loss(made, truth).item() == pytest.approx(error.square().mean().item())
+    assert build(loss="l1").loss(made, truth).item() == pytest.approx(error.abs().mean().item())
 
 
 def test_psnr_by_hand():

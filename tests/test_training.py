@@ -31,7 +31,7 @@ from models.map_learner import MapLearner
 from models.map_statistics import Census
 from models.transformer import Grid, Transformer, TransformerConfig
 from utils.config import load_config
-from utils.dataset import FeatureMapDataset, is_validation
+from utils.dataset import FeatureMapDataset, ImageDataset, is_validation
 from utils.files import UserError
 from utils.gradient import GradientLearner, learning_rate
 from utils.images import save_grid
@@ -442,6 +442,20 @@ def test_metrics_hold_what_is_promised(train, tmp_path):
     assert set(validation) == {"step", "epoch"} | measured
     assert min(first["tokens_per_second"], first["flop_utilization"]) > 0
     assert {"quantization_error", "topographic_error", "units_used", "perplexity"} <= set(rows(tmp_path / "c")[-1])
+
+
+@pytest.mark.parametrize(("loss", "held_out_loss"), [("mse", F.mse_loss), ("l1", F.l1_loss)])
+def test_an_autoencoder_is_measured_by_its_loss_and_in_decibels(
+    loss, held_out_loss, train, faces, tmp_path, write_json
+):
+    config = json.loads((TINY / "autoencoder.json").read_text()) | {"loss": loss}
+    train("autoencoder", "run", "--max-step", 2, "--config-path", write_json(tmp_path / "config.json", config))
+    dataset = ImageDataset(faces)
+    images = dataset[dataset.split(0.2)[1]]
+    made = Autoencoder.load(tmp_path / "run" / WEIGHTS)(images).detach()
+    found = rows(tmp_path / "run", "val_psnr")[-1]
+    assert found["val_loss"] == pytest.approx(held_out_loss(made, images).item(), rel=1e-5)
+    assert found["val_psnr"] == pytest.approx(10 * math.log10(4 / F.mse_loss(made, images).item()), rel=1e-5)
 
 
 def test_the_bits_of_an_image_add_up_through_the_cascade(train, tiny_run, tmp_path):

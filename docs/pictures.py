@@ -1,0 +1,101 @@
+"""Make the pictures of README.md and docs/ anew, from what both demos left, into docs/images.
+
+bash scripts/demo.sh && bash scripts/demo.sh --source openmoji
+.venv/bin/python -m docs.pictures out/demo-avatars out/demo-openmoji
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+import torch
+
+import generate_images
+from models.autoencoder import Autoencoder
+from models.generation import Cascade, load_generation_config
+from utils import cli
+from utils.dataset import ImageDataset
+from utils.images import grid, read_image, save_grid, save_image
+
+IMAGES = Path(__file__).parent / "images"
+SHOWN = (3, 8, 15, 21, 30)  # which of the held-out faces
+GROUPS = ("flags", "people-body", "food-drink", "smileys-emotion")
+GAP = 8  # pixels between what was given and what was made of it
+DECODER = "autoencoder/models_checkpoint/latest.pt"
+
+
+def last(folder: Path, name: str) -> Path:
+    """The picture `name` of the highest step in a folder."""
+    return max(folder.glob(f"{name}_[0-9]*.png"), key=lambda path: int(path.stem.rpartition("_")[2]))
+
+
+def copy_pictures(avatars: Path, openmoji: Path) -> None:
+    """What the stages have drawn already."""
+    for name in ("Cond", "0", "1", "2"):
+        shutil.copyfile(avatars / f"generated/images/recon_model_{name}.png", IMAGES / f"avatars_{name}.png")
+    shutil.copyfile(openmoji / "generated/images/recon_model_2.png", IMAGES / "openmoji_2.png")
+    for book in ("cond", "0", "2"):
+        shutil.copyfile(last(avatars / f"codebook_{book}/images", "atlas"), IMAGES / f"avatars_atlas_{book}.png")
+    for name in ("u_matrix", "hit_map", "comparison"):
+        shutil.copyfile(last(avatars / "codebook_0/images", name), IMAGES / f"avatars_{name}_0.png")
+
+
+def generate(run: Path, out: Path, *more: object) -> torch.Tensor:
+    """Run generate_images.py; return the final images, (N, 3, H, W)."""
+    argv = ["--decoder-path", run / DECODER, "--config-path", run / "generate.json", "--out-dir", out, *more]
+    generate_images.main([str(argument) for argument in argv])
+    return torch.stack([read_image(path) for path in sorted((out / "images").glob("image_*.png"))])
+
+
+def beneath(above: torch.Tensor, below: torch.Tensor) -> torch.Tensor:
+    """Two grids of as many columns as there are images above, in one picture (3, H, W)."""
+    first, second = grid(above, len(above)), grid(below, len(above))
+    return torch.cat([first, first.new_ones(3, GAP, first.shape[2]), second], dim=1)
+
+
+@torch.no_grad()
+def levels(run: Path, images: torch.Tensor, path: Path) -> None:
+    """Images, their reconstructions, and what each codebook leaves of them from the finest to the condition, by row."""
+    decoder = Autoencoder.load(run / DECODER)
+    cascade = Cascade(load_generation_config(run / "generate.json"), run, decoder, torch.device("cpu"))
+    tokens = cascade.tokenize(images)
+    rows = [images, decoder(images), *(cascade.decode(tokens[level], level) for level in (3, 2, 1, 0))]
+    save_grid(torch.cat(rows), path, columns=len(images))
+
+
+@torch.no_grad()
+def wishes(run: Path, scratch: Path) -> None:
+    """Faces completed, with new detail, like others, filling in."""
+    dataset = ImageDataset(run / "data/dataset.json")
+    _, held_out = dataset.split(0.05)
+    images = dataset[held_out[list(SHOWN)]]
+    paths = [scratch / f"held_out_{number}.png" for number in range(len(images))]
+    for image, path in zip(images, paths, strict=True):
+        save_image(image, path)
+    asked = {
+        "completed": ["--init-image", *paths, "--keep-rows", 2],
+        "detail": ["--init-image", *paths, "--from-stage", 1],
+        "like": ["--condition-image", *paths],
+    }
+    for name, arguments in asked.items():
+        made = generate(run, scratch / name, "--num-images", 20, "--seed", 1, *arguments)
+        save_image(beneath(images, made), IMAGES / f"avatars_{name}.png")
+    generate(run, scratch / "filling_in", "--num-images", 8, "--animate")
+    shutil.copyfile(scratch / "filling_in/images/filling_in.webp", IMAGES / "avatars_filling_in.webp")
+    levels(run, dataset[held_out[:10]], IMAGES / "avatars_levels.png")
+
+
+def main() -> None:
+    """Make them all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("avatars", type=Path, help="what scripts/demo.sh left")
+    parser.add_argument("openmoji", type=Path, help="what scripts/demo.sh --source openmoji left")
+    args = parser.parse_args()
+    copy_pictures(args.avatars, args.openmoji)
+    wishes(args.avatars, args.avatars / "pictures")
+    made = generate(args.openmoji, args.openmoji / "pictures/labels", "--num-images", 24, "--label", *GROUPS)
+    save_grid(made, IMAGES / "openmoji_labels.png", columns=len(GROUPS))
+
+
+if __name__ == "__main__":
+    cli.run(main)
