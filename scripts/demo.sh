@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to pictures: make the environment, draw a data set, train every stage, generate.
+# From nothing to pictures: make the environment, draw a data set, train every stage, generate, evaluate, report.
 # A second run goes on where the first one stopped, or ends at once.
 set -euo pipefail
 
@@ -38,8 +38,19 @@ esac
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh
-ensure_environment requirements.txt requirements-demo.txt
+ensure_environment requirements.txt requirements-demo.txt requirements-eval.txt
 source "configs/$recipe/recipe.sh"
 .venv/bin/python -m scripts.demo_data "$source_name" --out-dir "$out/data" \
     --image-size "$IMAGE_SIZE" --num-images "$NUM_IMAGES"
 PYTHON=$PWD/.venv/bin/python bash scripts/train_cascade.sh "$recipe" "$out/data/dataset.json" "$out" --device "$device"
+
+# newer FILE: whether a stage has ended since FILE was written, or there is none.
+newer() { [ ! -f "$1" ] || [ -n "$(find "$out/.done" -type f -newer "$1")" ]; }
+if newer "$out/evaluation/evaluation.json"; then
+    echo "== evaluation"
+    .venv/bin/python -m scripts.evaluate "$out" --device "$device"
+fi
+if newer "$out/report.html" || [ "$out/evaluation/evaluation.json" -nt "$out/report.html" ]; then
+    .venv/bin/python -m scripts.report "$out"
+fi
+echo "report: $out/report.html"

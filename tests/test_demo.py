@@ -44,9 +44,14 @@ def test_quick_demo_is_interrupted_then_ends_then_has_nothing_to_do(tmp_path):
     process = start("--quick", "--out-dir", out, "--device", "cpu")
     output, errors = process.communicate()
     assert process.returncode == 0, errors
-    assert headings(output) == STAGES
+    assert headings(output) == [*STAGES, "evaluation"]
     assert metrics.read_text().startswith(kept)
-    assert output.splitlines()[-1].startswith(f"pictures: {out}/generated/images")
+    assert f"pictures: {out}/generated/images" in output
+    assert output.splitlines()[-1] == f"report: {out}/report.html"
+    assert (out / "report.html").stat().st_size < 10e6
+    evaluation = json.loads((out / "evaluation/evaluation.json").read_text())
+    assert [row["name"] for row in evaluation["distances"]][-1] == "samples"
+    assert evaluation["missing"] == []
     images = sorted((out / "generated/images").glob("image_*.png"))
     assert len(images) == 25
     assert {Image.open(path).size for path in images} == {(32, 32)}
@@ -58,6 +63,7 @@ def test_quick_demo_is_interrupted_then_ends_then_has_nothing_to_do(tmp_path):
     output, errors = process.communicate()
     assert process.returncode == 0, errors
     assert headings(output) == [f"{stage}: done" for stage in STAGES]
+    assert output.splitlines()[-1] == f"report: {out}/report.html"
 
 
 @pytest.mark.parametrize(

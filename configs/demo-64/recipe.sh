@@ -1,11 +1,11 @@
 # Settings of scripts/train_cascade.sh for the demo: 64×64 pixels, under 20 minutes on two cores.
 IMAGE_SIZE=64
 NUM_IMAGES=9000
-AUTOENCODER="--max-step 4500 --batch-size 8 --checkpoint-step 1500 --log-step 200 --lr-schedule cosine"
+AUTOENCODER="--max-step 7000 --batch-size 8 --checkpoint-step 3500 --log-step 200 --lr-schedule cosine"
 FEATURE_MAPS="--batch-size 64 --flip"
 CODEBOOK="--max-epoch 3 --batch-size 64"
 PRUNE="--batch-size 64 --prune-threshold 10"
 TRANSFORMER_0="--max-step 700 --batch-size 64 --checkpoint-step 350 --lr-schedule cosine --ema-decay 0 --warmup-step 50"
 TRANSFORMER_1="--max-step 850 --batch-size 16 --checkpoint-step 425 --lr-schedule cosine --ema-decay 0 --warmup-step 50"
-TRANSFORMER_2="--max-step 1100 --batch-size 8 --checkpoint-step 550 --lr-schedule cosine --ema-decay 0 --warmup-step 50"
-GENERATE="--num-images 25 --seed 0"
+TRANSFORMER_2="--max-step 1300 --batch-size 8 --checkpoint-step 650 --lr-schedule cosine --ema-decay 0 --warmup-step 50"
+GENERATE="--num-images 25 --seed 0 --animate"
