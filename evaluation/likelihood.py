@@ -24,9 +24,10 @@ def stage_bits(
     total = 0.0
     for part in tqdm(chunks(indices, batch_size), unit="batch", desc="bits"):
         fmap = dataset[part].to(device)
-        given = torch.cat((coarse.find_bmu(fmap), labels[part].to(device)), dim=1)
+        # Outside of autocast, in which another unit would often seem the nearest.
+        given, targets = torch.cat((coarse.find_bmu(fmap), labels[part].to(device)), dim=1), fine.find_bmu(fmap)
         with autocast(device, "auto"):
-            total += float(stage(given, fine.find_bmu(fmap))["bits"]) * len(part)
+            total += float(stage(given, targets)["bits"]) * len(part)
     return total / len(indices) * stage.config.fine.length
 
 
