@@ -4,23 +4,22 @@
     python -m benchmarks.sampling out/guided --guided      # of a run whose stages have learned without a condition
 
 Reads a folder that scripts/train_cascade.sh has left. For each setting as many images are generated as are held out,
-from the same seed. Prints a table in Markdown: the kernel distance (Bińkowski et al. 2018; cubic kernel; mean and
-standard deviation over subsets of half of the images) on EfficientNet-Lite0's 1,280 features; the share of images that
+from the same seed. Prints a table in Markdown: the kernel distance (Bińkowski et al. 2018; cubic kernel) and its
+standard deviation over random halves of the images, on EfficientNet-Lite0's 1,280 features; the share of images that
 are nearer to a training image than the 1st percentile of held-out ones is; and the time.
 """
 
 import argparse
 import time
-import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
-from torchmetrics.image.kid import KernelInceptionDistance
-from tqdm import tqdm
 
-from benchmarks.features import Features
 from benchmarks.stages import CPU
+from evaluation.distances import deviation, kernel_distance
+from evaluation.features import EfficientNetFeatures, features_of
+from evaluation.novelty import Nearest
 from models.autoencoder import Autoencoder
 from models.generation import Cascade, Request, load_generation_config
 from utils import cli
@@ -68,39 +67,27 @@ class Judge:
     """Distances of images to the held-out and to the training images of a data set."""
 
     def __init__(self, dataset: ImageDataset) -> None:
-        self.features = Features()
+        self.extractor = EfficientNetFeatures()
         training, held_out = dataset.split(VAL_FRACTION)
         self.held_out = self.read(dataset, held_out)
         self.training = self.read(dataset, training)
-        self.near = self.nearest(self.held_out).quantile(0.01).item()
+        self.near = Nearest.among(self.training, self.held_out).threshold
 
     def read(self, dataset: ImageDataset, indices: np.ndarray) -> torch.Tensor:
         """The features of some images of a data set."""
-        parts = [self.features(dataset[part]) for part in tqdm(chunks(indices, BATCH), desc="features", leave=False)]
-        return torch.cat(parts)
-
-    def nearest(self, features: torch.Tensor) -> torch.Tensor:
-        """Of each image the distance to the nearest training image."""
-        return torch.cdist(features, self.training).amin(1)
+        return features_of(self.extractor, (dataset[part] for part in chunks(indices, BATCH)), len(indices), "images")
 
     def distance(self, features: torch.Tensor, others: torch.Tensor) -> tuple[float, float]:
-        """The kernel distance of two sets of images, and its deviation over subsets."""
-        torch.manual_seed(0)
-        size = min(len(features), len(others)) // 2
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of memory
-            metric = KernelInceptionDistance(feature=torch.nn.Identity(), subsets=SUBSETS, subset_size=size)
-        metric.update(features, real=False)
-        metric.update(others, real=True)
-        return tuple(float(number) for number in metric.compute())
+        """The kernel distance of two sets of images, and its deviation over halves."""
+        return kernel_distance(features, others), deviation(kernel_distance, features, others, 0, SUBSETS)
 
     def row(self, name: str, features: torch.Tensor, seconds: float | None = None) -> str:
         """A line of the table."""
-        mean, deviation = self.distance(features, self.held_out)
-        nearest = self.nearest(features)
-        near = (nearest < self.near).float().mean().item()
+        value, error = self.distance(features, self.held_out)
+        nearest = Nearest.among(self.training, features)
+        near = nearest.share_below(self.near)
         took = "" if seconds is None else f"{seconds:.0f}"
-        return f"| {name} | {mean:.3f} | {deviation:.3f} | {near:.1%} | {nearest.mean():.1f} | {took} |"
+        return f"| {name} | {value:.3f} | {error:.3f} | {near:.1%} | {nearest.distance.mean():.1f} | {took} |"
 
 
 def images_of(folder: Path, config: Path, setting: dict | tuple, decoder: Autoencoder, number: int) -> torch.Tensor:
@@ -130,9 +117,9 @@ def main() -> None:
     dataset = ImageDataset(args.dataset_path or args.folder / "data/dataset.json")
     decoder = Autoencoder.load(args.folder / "autoencoder/models_checkpoint/latest.pt")
     judge = Judge(dataset)
-    half = len(judge.held_out) // 2
-    floor = judge.distance(judge.training[torch.randperm(len(judge.training))[: len(judge.held_out)]], judge.held_out)
-    print(f"{2 * half} images; training images stand at {floor[0]:.4f} ± {floor[1]:.4f} from those held out.\n")
+    number = len(judge.held_out)
+    floor = judge.distance(judge.training[torch.randperm(len(judge.training))[:number]], judge.held_out)
+    print(f"{number} images; training images stand at {floor[0]:.4f} ± {floor[1]:.4f} from those held out.\n")
     print("| | kernel distance | ± | nearly copies | distance to the nearest training image | seconds |")
     print("|---|---|---|---|---|---|")
     print(judge.row("held-out images", judge.held_out), flush=True)
@@ -140,17 +127,17 @@ def main() -> None:
     cascade = Cascade(load_generation_config(config), args.folder, decoder, CPU)
     _, held_out = dataset.split(VAL_FRACTION)
     images = torch.cat([dataset[part] for part in chunks(held_out, BATCH)])
-    print(judge.row("their reconstructions", judge.features(decoder(images))), flush=True)
+    print(judge.row("their reconstructions", judge.extractor(decoder(images))), flush=True)
     for level in (3, 2, 1, 0):
         name = f"by the tokens of stage {level - 1}" if level else "by the condition"
-        print(judge.row(name, judge.features(cascade.decode(cascade.tokenize(images)[level], level))), flush=True)
+        print(judge.row(name, judge.extractor(cascade.decode(cascade.tokenize(images)[level], level))), flush=True)
     for name, setting in (GUIDED if args.guided else SETTINGS).items():
         if args.only and name not in args.only:
             continue
         start = time.perf_counter()
-        images = images_of(args.folder, config, setting, decoder, len(judge.held_out))
+        images = images_of(args.folder, config, setting, decoder, number)
         seconds = time.perf_counter() - start
-        print(judge.row(name, judge.features(images), seconds), flush=True)
+        print(judge.row(name, judge.extractor(images), seconds), flush=True)
 
 
 if __name__ == "__main__":

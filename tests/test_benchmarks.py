@@ -9,7 +9,7 @@ from conftest import TINY
 from torch import nn
 
 from benchmarks import ablation, codebook, codebook_limits, generation, sampling, stages, transformer
-from benchmarks.features import Features
+from evaluation.features import EfficientNetFeatures
 from models.transformer import TransformerConfig
 from utils.beam_search import SearchConfig
 from utils.config import load_config
@@ -110,7 +110,7 @@ def test_the_floor_counts_bytes_and_operations():
 
 
 def test_features_tell_images_apart_and_do_not_depend_on_the_batch():
-    features = Features()
+    features = EfficientNetFeatures()
     images = torch.rand(66, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     found = features(images)
     assert found.shape == (66, 1280)

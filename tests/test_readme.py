@@ -57,7 +57,7 @@ def test_commands_run_in_order(faces, tmp_path, monkeypatch):
     commands = python_commands(README)
     names = ("codebook", "codebook_limits", "transformer", "ablation", "generation", "sampling")
     benchmarks = {f"benchmarks.{name}" for name in names}
-    assert {name for name, _ in commands} == {*SCRIPTS, *benchmarks, "scripts.make_dataset"}
+    assert {name for name, _ in commands} == {*SCRIPTS, *benchmarks, "scripts.evaluate", "scripts.make_dataset"}
     for name, arguments in commands:
         if name in benchmarks:
             continue  # test_benchmarks.py runs them, smaller
@@ -97,7 +97,7 @@ def test_docstring_command_is_in_the_readme(script):
     assert any(flags <= set(arguments) for arguments in candidates)
 
 
-@pytest.mark.parametrize("script", [*SCRIPTS, "scripts.make_dataset", "scripts.demo_data"])
+@pytest.mark.parametrize("script", [*SCRIPTS, "scripts.evaluate", "scripts.make_dataset", "scripts.demo_data"])
 def test_flags_are_in_the_readme(script, capsys):
     with pytest.raises(SystemExit):
         importlib.import_module(script).main(["--help"])

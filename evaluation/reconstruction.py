@@ -1,0 +1,32 @@
+"""How much of an image is left after the autoencoder, and after each codebook."""
+
+from collections.abc import Iterable
+
+import torch
+from torchmetrics.image import StructuralSimilarityIndexMeasure
+
+from models.autoencoder import Autoencoder, psnr
+from models.codebook import Codebook
+
+
+@torch.no_grad()
+def reconstruct(images: torch.Tensor, autoencoder: Autoencoder, codebook: Codebook | None = None) -> torch.Tensor:
+    """Images (B, 3, H, W), encoded and decoded, and with a codebook quantized in between."""
+    fmap = autoencoder.encode(images)
+    if codebook is not None:
+        fmap = codebook.lookup(codebook.find_bmu(fmap))
+    return autoencoder.decode(fmap).clamp(-1, 1)
+
+
+def quality(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, float]:
+    """PSNR in dB, of the mean error of all images, and mean SSIM (Wang et al. 2004), of batches of images in [−1, 1].
+
+    SSIM is of the images in [0, 1], as it is defined; it changes with the zero of the scale.
+    """
+    error, number, similarity = 0.0, 0, None
+    for images, pictures in pairs:
+        similarity = similarity or StructuralSimilarityIndexMeasure(data_range=1.0).to(images.device)
+        similarity.update((pictures + 1) / 2, (images + 1) / 2)
+        error += float((pictures - images).double().square().mean(dim=(1, 2, 3)).sum())
+        number += len(images)
+    return {"psnr": psnr(error / number), "ssim": float(similarity.compute())}

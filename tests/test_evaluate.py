@@ -1,0 +1,318 @@
+"""The evaluation's numbers against slow references, and scripts.evaluate on the tiny trained cascade."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import expect_error, run_main
+from PIL import Image
+from torch import nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from evaluation import features as extractors
+from evaluation import novelty
+from evaluation.distances import deviation, frechet_distance, interval, kernel_distance, precision_and_recall
+from evaluation.novelty import Nearest
+from evaluation.reconstruction import quality
+from scripts import evaluate
+from utils.dataset import ImageDataset
+from utils.files import UserError
+
+
+def normal(number, features, seed, scale=1.0, shift=0.0):
+    draws = torch.randn(number, features, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return draws * scale + shift
+
+
+def test_the_kernel_distance_is_the_unbiased_one_of_the_paper():
+    x, y = normal(5, 3, 0).numpy(), normal(5, 3, 1, 1.5, 0.3).numpy()
+    kernel = lambda a, b: (sum(a[i] * b[i] for i in range(3)) / 3 + 1) ** 3  # noqa: E731
+    within = [sum(kernel(s[i], s[j]) for i in range(5) for j in range(5) if i != j) / 20 for s in (x, y)]
+    between = sum(kernel(a, b) for a in x for b in y) / 25
+    found = kernel_distance(torch.from_numpy(x), torch.from_numpy(y))
+    assert found == pytest.approx(sum(within) - 2 * between, abs=1e-12)
+
+
+@pytest.mark.parametrize("numbers", [(40, 30), (5, 6), (40, 4)], ids=["more images", "more features", "mixed"])
+def test_the_frechet_distance_is_that_of_two_normal_distributions(numbers):
+    x, y = normal(numbers[0], 8, 0), normal(numbers[1], 8, 1, 1.5, 0.3)
+    covariances = [np.cov(part.numpy(), rowvar=False) for part in (x, y)]
+    roots = np.linalg.eigvals(covariances[0] @ covariances[1]).astype(complex)
+    expected = (x.mean(0) - y.mean(0)).square().sum() + sum(np.trace(part) for part in covariances)
+    expected -= 2 * np.sqrt(roots).real.sum()
+    assert frechet_distance(x, y) == pytest.approx(float(expected), rel=1e-6)
+    extractor = nn.Identity()
+    extractor.num_features = 8
+    metric = FrechetInceptionDistance(feature=extractor)
+    metric.update(x, real=True)
+    metric.update(y, real=False)
+    assert frechet_distance(x, y) == pytest.approx(float(metric.compute()), rel=1e-5)
+
+
+def test_the_deviation_is_the_standard_error():
+    x, y = normal(60, 1, 0), normal(60, 1, 1, 2.0)
+    found = deviation(lambda a, b: float(a.mean() - b.mean()), x, y, seed=0, resamples=3000)
+    assert found == pytest.approx(float((x.var() / 60 + y.var() / 60).sqrt()), rel=0.05)
+
+
+def test_an_interval_is_around_the_distance_and_depends_on_the_seed_alone():
+    x, y = normal(30, 4, 0), normal(30, 4, 1, 1.2)
+    value, low, high = interval(kernel_distance, x, y, 0)
+    assert value == kernel_distance(x, y)
+    assert value - low == pytest.approx(high - value) and low < value < high
+    assert interval(kernel_distance, x, y, 0) == (value, low, high)
+    assert interval(kernel_distance, x, y, 1) != (value, low, high)
+
+
+def in_a_ball(point, others):
+    """Whether a point is as near to one of the others as that one's third nearest neighbour is."""
+    for index, centre in enumerate(others):
+        distances = sorted(math.dist(centre, other) for number, other in enumerate(others) if number != index)
+        if math.dist(point, centre) <= distances[2]:
+            return True
+    return False
+
+
+def test_precision_and_recall_are_those_of_brute_force():
+    x, y = normal(25, 2, 0, 1.5), normal(20, 2, 1, 1.0, 2.0)
+    expected = [sum(in_a_ball(p, b.tolist()) for p in a.tolist()) / len(a) for a, b in ((x, y), (y, x))]
+    assert min(expected) > 0 and max(expected) < 1
+    assert precision_and_recall(x, y) == pytest.approx(expected)
+
+
+def test_precision_and_recall_of_sets_that_are_equal_apart_or_narrow():
+    x = normal(20, 5, 0)
+    assert precision_and_recall(x, x) == (1.0, 1.0)
+    assert precision_and_recall(x, x + 100) == (0.0, 0.0)
+    precision, recall = precision_and_recall(x[:1] + 1e-3 * normal(20, 5, 1), x)
+    assert precision == 1.0 and recall <= 0.05
+
+
+def test_copies_of_training_images_and_of_their_mirror_images_are_found(faces):
+    dataset = ImageDataset(faces)
+    extractor = extractors.EfficientNetFeatures()
+    training, held_out = dataset[np.arange(20)], dataset[np.arange(20, 40)]
+    samples = torch.cat((training[[3]], training[[7]].flip(-1), held_out[5:]))
+    known = extractor(training)
+    near = Nearest.among(known, extractor(samples), extractor(samples.flip(-1)))
+    assert near.index[:2].tolist() == [3, 7] and near.mirrored[:2].tolist() == [False, True]
+    others = Nearest.among(known, extractor(held_out), extractor(held_out.flip(-1)))
+    paths = [f"{index}.png" for index in range(20)]
+    found = novelty.summary(near, others, paths, "pairs.png")
+    assert found["share_of_samples"] >= 2 / 17 > 2 * found["share_of_held_out"]
+    assert {(row["sample"], row["image_path"]) for row in found["nearest"][:2]} == {(0, "3.png"), (1, "7.png")}
+    assert max(row["distance"] for row in found["nearest"][:2]) < 1e-3 < found["nearest"][2]["distance"]
+    unseen = Nearest.among(known, extractor(samples))
+    assert unseen.distance[0] < 1e-3 < unseen.distance[1]
+
+
+def test_the_nearest_are_those_of_a_full_search(monkeypatch):
+    monkeypatch.setattr(novelty, "BLOCK", 4)
+    training, x = normal(9, 3, 0), normal(10, 3, 1)
+    distances = np.linalg.norm(x.numpy()[:, None] - training.numpy()[None], axis=2)
+    near = Nearest.among(training, x)
+    assert near.distance.numpy() == pytest.approx(distances.min(1)) and near.index.tolist() == [*distances.argmin(1)]
+    assert near.share_below(float(np.median(distances.min(1)))) == 0.5
+
+
+def test_pairs_stand_one_above_the_other():
+    copies, originals = torch.arange(5).view(5, 1, 1, 1), torch.arange(10, 15).view(5, 1, 1, 1)
+    assert novelty.picture(copies, originals, 3).flatten().tolist() == [10, 11, 12, 0, 1, 2, 13, 14, 3, 4]
+
+
+def test_quality_of_the_same_images_and_of_even_ones():
+    images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    found = quality([(images, images)])
+    assert found["ssim"] == pytest.approx(1) and found["psnr"] > 100
+    grey, lighter = torch.full((2, 3, 16, 16), -0.2), torch.full((2, 3, 16, 16), 0.2)
+    found = quality([(grey, lighter), (grey[:1], lighter[:1])])
+    assert found["psnr"] == pytest.approx(20 * math.log10(2 / 0.4), abs=1e-4)
+    a, b, c = 0.4, 0.6, 0.01**2
+    assert found["ssim"] == pytest.approx((2 * a * b + c) / (a * a + b * b + c), abs=1e-3)
+
+
+def test_inception_is_taken_where_it_is_and_never_downloaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(extractors, "InceptionFeatures", lambda: "inception")
+    monkeypatch.setattr(extractors, "EfficientNetFeatures", lambda: "efficientnet")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    for installed, there in ((False, False), (False, True), (True, False), (True, True)):
+        monkeypatch.setattr(extractors, "find_spec", lambda _, installed=installed: object() if installed else None)
+        extractors.inception_path().parent.mkdir(exist_ok=True)
+        extractors.inception_path().unlink(missing_ok=True)
+        if there:
+            extractors.inception_path().touch()
+        assert extractors.choose_extractor("efficientnet") == "efficientnet"
+        assert extractors.choose_extractor("auto") == ("inception" if installed and there else "efficientnet")
+        if installed and there:
+            assert extractors.choose_extractor("inception") == "inception"
+        else:
+            with pytest.raises(UserError, match=str(tmp_path) if installed else "pip install torch-fidelity"):
+                extractors.choose_extractor("inception")
+
+
+def run_on(run, dataset, out, *flags):
+    run_main(evaluate.main, run, "--dataset-path", dataset, "--device", "cpu", "--out-dir", out, *flags)
+    return json.loads((out / "evaluation.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def evaluated(tiny_run, faces, tmp_path_factory):
+    """The folder and the content of an evaluation of the whole tiny run."""
+    out = tmp_path_factory.mktemp("evaluation")
+    return out, run_on(tiny_run, faces, out, "--extractor", "efficientnet")
+
+
+def test_the_script_tells_all_there_is(evaluated, tiny_run, faces):
+    out, content = evaluated
+    assert {path.name for path in out.iterdir()} == {"evaluation.json", "pairs.png", "table.md"}
+    held_out = len(ImageDataset(faces).split(0.2)[1])
+    assert held_out >= 4
+    assert content["num_images"] == content["num_held_out"] == held_out
+    assert content["num_training"] == 40 - held_out
+    assert "EfficientNet-Lite0" in content["extractor"] and "128 pixels" in content["extractor"]
+    assert content["settings"] == json.loads((tiny_run / "generate.json").read_text())
+    assert (content["missing"], content["seed"]) == ([], 0) and content["seconds"] > 0
+    books = ["after codebook_cond", *(f"after codebook_{number}" for number in range(3))]
+    assert [row["name"] for row in content["reconstruction"]] == ["autoencoder", *books]
+    assert all(0 < row["ssim"] < 1 for row in content["reconstruction"])
+    assert [(row["name"], row["tokens"]) for row in content["bits"]] == [
+        ("condition", 1), ("stage 0", 4), ("stage 1", 16), ("stage 2", 64)
+    ]  # fmt: skip
+    names = ["training images", "reconstructions", "quantized reconstructions", "samples"]
+    assert [row["name"] for row in content["distances"]] == names
+    for row in content["distances"]:
+        assert row["kernel_low"] <= row["kernel"] <= row["kernel_high"]
+        assert row["frechet_low"] <= row["frechet"] <= row["frechet_high"] and row["frechet"] > 0
+        assert 0 <= row["precision"] <= 1 and 0 <= row["recall"] <= 1
+    assert content["distances"][0]["frechet"] < content["distances"][-1]["frechet"]
+
+
+def test_what_the_trainers_measured_is_measured_again(evaluated, tiny_run):
+    _, content = evaluated
+    validation = {
+        name: torch.load(tiny_run / name / "models_checkpoint/best.pt", weights_only=True)["validation"]
+        for name in ("autoencoder", "transformer_0", "transformer_1", "transformer_2")
+    }
+    expected = validation["autoencoder"]["val_psnr"]
+    assert content["reconstruction"][0]["psnr"] == pytest.approx(expected, abs=1e-3)
+    for number, row in enumerate(content["bits"][1:]):
+        assert row["bits"] == pytest.approx(validation[f"transformer_{number}"]["stage_bits"], rel=1e-4)
+    assert content["bits"][0]["bits"] == pytest.approx(
+        validation["transformer_0"]["image_bits"] - validation["transformer_0"]["stage_bits"]
+    )
+
+
+def test_novelty_names_the_nearest_training_image_of_every_sample(evaluated, faces):
+    out, content = evaluated
+    found = content["novelty"]
+    assert sorted(row["sample"] for row in found["nearest"]) == list(range(content["num_images"]))
+    distances = [row["distance"] for row in found["nearest"]]
+    assert distances == sorted(distances)
+    dataset = ImageDataset(faces)
+    training = {dataset.paths[index].decode() for index in dataset.split(0.2)[0]}
+    assert {row["image_path"] for row in found["nearest"]} <= training
+    assert found["share_of_samples"] == np.mean(np.array(distances) < found["threshold"])
+    assert found["share_of_held_out"] <= 1 / content["num_images"]
+    picture = Image.open(out / found["pairs"])
+    columns = min(content["num_images"], 10)
+    assert picture.size == (columns * 34 + 2, content["num_images"] // columns * 2 * 34 + 2)
+
+
+def test_the_table_tells_every_number(evaluated):
+    out, content = evaluated
+    table = (out / "table.md").read_text()
+    assert content["extractor"] in table
+    for row in content["reconstruction"]:
+        assert f"| {row['name']} | {row['psnr']:.2f} | {row['ssim']:.3f} |" in table
+    for row in content["bits"]:
+        assert f"| {row['name']} | {row['tokens']} | {row['bits']:.1f} |" in table
+    for row in content["distances"]:
+        assert f"| {row['name']} | {row['kernel']:.4f} ({row['kernel_low']:.4f} to {row['kernel_high']:.4f}) |" in table
+    assert f"nearer than {content['novelty']['threshold']:.2f}" in table
+
+
+def test_the_same_seed_gives_the_same_numbers(evaluated, tiny_run, faces, tmp_path):
+    again = run_on(tiny_run, faces, tmp_path, "--extractor", "efficientnet")
+    assert again | {"seconds": 0} == evaluated[1] | {"seconds": 0}
+    assert (tmp_path / "pairs.png").read_bytes() == (evaluated[0] / "pairs.png").read_bytes()
+
+
+def test_fewer_images_are_fewer(tiny_run, faces, tmp_path):
+    content = run_on(tiny_run, faces, tmp_path, "--num-images", 4, "--num-training", 6, "--seed", 1)
+    assert (content["num_images"], content["num_training"], content["seed"]) == (4, 6, 1)
+    assert len(content["novelty"]["nearest"]) == 4
+    content = run_on(tiny_run, faces, tmp_path, "--num-images", 3)
+    assert content["distances"] == [] and content["novelty"] is None
+    assert any(line.startswith("distances: 3 images") for line in content["missing"])
+
+
+def test_a_run_is_evaluated_as_far_as_it_has_come(tiny_run, faces, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run / "autoencoder", run / "autoencoder")
+    content = run_on(run, faces, tmp_path / "out")
+    assert [row["name"] for row in content["reconstruction"]] == ["autoencoder"]
+    assert (content["bits"], content["novelty"], content["settings"]) == ([], None, {})
+    assert [row["name"] for row in content["distances"]] == ["training images", "reconstructions"]
+    starts = [line.split(":")[0] for line in content["missing"]]
+    assert starts == ["codebook_cond", "codebook_0", "stage 0", "samples"]
+    for name in ("feature_maps", "codebook_cond", "codebook_0", "codebook_1", "transformer_0"):
+        shutil.copytree(tiny_run / name, run / name)
+    (run / "codebook_1/models_checkpoint/pruned_codebook.pt").unlink()
+    shutil.copy(tiny_run / "generate.json", run)
+    content = run_on(run, faces, tmp_path / "out")
+    assert [row["name"] for row in content["bits"]] == ["condition", "stage 0"]
+    assert content["reconstruction"][-1]["name"] == "after codebook_1"
+    assert content["distances"][-1]["name"] == "quantized reconstructions"
+    starts = [line.split(":")[0] for line in content["missing"]]
+    assert starts == ["codebook_2", "stage 1", "stage 2", "samples"]
+    assert all(f"- {line}" in (tmp_path / "out/table.md").read_text() for line in content["missing"])
+
+
+@pytest.fixture
+def run(tiny_run, faces, tmp_path):
+    """A copy of the run with its images where the demo has them."""
+    shutil.copytree(tiny_run, tmp_path / "run")
+    shutil.copytree(faces.parent, tmp_path / "run/data")
+    return tmp_path / "run"
+
+
+def test_bad_inputs_are_named_in_one_line(run, tmp_path, capsys, write_json):
+    def complaint(*argv):
+        return expect_error(capsys, evaluate.main, argv)
+
+    assert "no such folder" in complaint(tmp_path / "absent")
+    (tmp_path / "empty").mkdir()
+    assert "nothing to evaluate" in complaint(tmp_path / "empty")
+    assert "absent.json: no such data set" in complaint(run, "--dataset-path", tmp_path / "absent.json")
+    (run / "generate.json").write_text("{")
+    assert "generate.json: not valid JSON" in complaint(run)
+    write_json(run / "generate.json", {"0": {"modelpath": "a"}})
+    assert "did you mean 'model_path'" in complaint(run)
+    shutil.rmtree(run / "data")
+    assert "--dataset-path" in complaint(run)
+    assert not (run / "evaluation").exists()
+
+
+def test_images_of_another_size_are_refused(run, tmp_path, capsys, write_json):
+    Image.new("RGB", (64, 64)).save(tmp_path / "large.png")
+    path = write_json(tmp_path / "dataset.json", {"_default": {"1": {"image_fpath": "large.png"}}})
+    assert "images of 64×64, codebook_cond is of 32×32" in expect_error(
+        capsys, evaluate.main, (run, "--dataset-path", path)
+    )
+
+
+@pytest.mark.parametrize("flag", [("--num-images", "0"), ("--num-training", "0"), ("--extractor", "eyes")])
+def test_bad_flags_are_refused(tiny_run, flag, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main([str(tiny_run), *flag])
+    assert stopped.value.code == 2
+    assert flag[0] in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_missing_packages_are_named(run, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "find_spec", lambda name: None if name == "torchmetrics" else object())
+    line = expect_error(capsys, evaluate.main, (run,))
+    assert "torchmetrics" in line and "pip install -r requirements-eval.txt" in line
