@@ -20,7 +20,12 @@ NOVELTY = dict.fromkeys(
     ("share_of_samples", "share_of_held_out", "median_distance_of_samples", "median_distance_of_held_out"), NUMBER
 )
 NEAREST = {"sample": int, "image_path": str, "distance": NUMBER}
-FLOOR, QUANTIZED, SAMPLES = "training images", "quantized reconstructions", "samples"
+FLOOR, RECONSTRUCTIONS, QUANTIZED, SAMPLES = (
+    "training images",
+    "reconstructions",
+    "quantized reconstructions",
+    "samples",
+)
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ def overview(run: Run, models: Models) -> dict:
 
 def key_numbers(run: Run) -> list[tuple[str, str, str]]:
     """(value, unit, meaning) of the few numbers that tell most."""
-    found = [(duration(total_seconds(run)), "", "of computing, all stages together")]
+    found = [(duration(total_seconds(run)), "", "of computing in all stages")]
     psnr, quantized, bits = verdicts.decoded_psnr(run), verdicts.quantized_psnr(run), verdicts.image_bits(run)
     if psnr is not None:
         found.append((f"{psnr:.1f}", "dB", "held-out images after the autoencoder"))
@@ -121,8 +121,8 @@ def key_numbers(run: Run) -> list[tuple[str, str, str]]:
     evaluation = run.evaluation
     if evaluation is not None and (made := evaluation.distance(verdicts.SAMPLES)):
         floor = evaluation.distance(verdicts.FLOOR)
-        beside = f"; real images {floor['kernel']:.4f}" if floor else ""
-        found.append((f"{made['kernel']:.4f}", "", f"kernel distance of samples{beside}"))
+        beside = f"; real images {floor['kernel']:.3f}" if floor else ""
+        found.append((f"{made['kernel']:.3f}", "", f"kernel distance of samples{beside}"))
     if evaluation is not None and evaluation.novelty:
         found.append((f"{evaluation.novelty['share_of_samples']:.1%}", "", "of samples nearly copy a training image"))
     return found

@@ -1,8 +1,9 @@
 """What the numbers of a run say, in words, by simple rules whose thresholds stand here."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
-from reporting.evaluation import FLOOR, QUANTIZED, SAMPLES
+from reporting.evaluation import FLOOR, QUANTIZED, RECONSTRUCTIONS, SAMPLES
 from reporting.figures import checkpoints
 from reporting.run import Run, Stage
 
@@ -14,7 +15,13 @@ FALL = 0.98  # of the training loss in the last eighth of a run, against the eig
 DISTANCE = (1.5, 3.0)  # kernel distance of the samples as a multiple of what their tokens allow
 COPIES = (2.0, 5.0)  # share of nearly copies as a multiple of that of held-out images
 FEW_COPIES = 0.02  # share of samples that is no concern, whatever the multiple
-RECALL = 0.5  # of the samples, as a share of the floor's
+RECALL = (-0.6, -0.3)  # minus that of the samples, as a share of what their tokens allow
+PRECISION = (-0.6, -0.3)  # minus that of the samples, as a share of the floor's
+LOSSES = {
+    "with the autoencoder": "Most is lost in the autoencoder: train it longer, or give it more latent channels.",
+    "with the codebooks": "Most is lost in the codebooks: give the finest one more units, or smaller patches.",
+    "with the transformers": "Most is lost in the transformers: train them longer.",
+}
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ def judge(run: Run) -> list[Verdict]:
     verdicts = [reconstruction(run), quantization(run)]
     verdicts += [learning(stage) for stage in run.of_kind("transformer")]
     if run.evaluation is not None:
-        verdicts += [samples(run), variety(run), novelty(run)]
+        verdicts += [samples(run), realism(run), variety(run), novelty(run)]
     return [verdict for verdict in verdicts if verdict is not None]
 
 
@@ -140,26 +147,47 @@ def samples(run: Run) -> Verdict | None:
         return None
     least = max(reference["kernel_high"], floor["kernel_high"] if floor else 0, 1e-6)
     found = grade(made["kernel"] / least, *DISTANCE)
-    told = f"; real training images stand at {floor['kernel']:.4f}" if floor else ""
+    meaning = {GOOD: "near to it", FAIR: "farther than it", POOR: "much farther than it"}[found]
     text = (
-        f"The kernel distance of samples to held-out images is {made['kernel']:.4f}, that of "
-        f"{reference['name']} {reference['kernel']:.4f}{told}. Lower is more like the real images."
+        f"Their kernel distance to held-out images is {made['kernel']:.3f}; the best that their tokens allow is "
+        f"{reference['kernel']:.3f}, so they come {meaning}."
     )
     advice = "" if found == GOOD else "Train the transformers longer, or try a lower temperature."
     return Verdict("Samples", found, text, advice)
 
 
+def realism(run: Run) -> Verdict | None:
+    """Of how many samples look real, and which stage takes most of the likeness away."""
+    names = (FLOOR, RECONSTRUCTIONS, QUANTIZED, SAMPLES)
+    floor, *_, made = rows = [run.evaluation.distance(name) for name in names]
+    if None in rows or floor["precision"] <= 0:
+        return None
+    steps = [max(0.0, after["kernel"] - before["kernel"]) for before, after in pairwise(rows)]
+    found = grade(-made["precision"] / floor["precision"], *PRECISION)
+    text = (
+        f"{made['precision']:.0%} of the samples lie among the real images (precision), of real training images "
+        f"{floor['precision']:.0%}."
+    )
+    if found == GOOD or not sum(steps):
+        return Verdict("Realism", found, text)
+    shares = ", ".join(f"{step / sum(steps):.0%} {name}" for step, name in zip(steps, LOSSES, strict=True))
+    most = steps.index(max(steps))
+    return Verdict("Realism", found, f"{text} Of their distance comes {shares}.", list(LOSSES.values())[most])
+
+
 def variety(run: Run) -> Verdict | None:
     """Of how much of the real images' variety the samples cover."""
-    floor, made = map(run.evaluation.distance, (FLOOR, SAMPLES))
-    if floor is None or made is None or floor["recall"] <= 0:
+    reference = run.evaluation.distance(QUANTIZED) or run.evaluation.distance(FLOOR)
+    made = run.evaluation.distance(SAMPLES)
+    if reference is None or made is None or reference["recall"] <= 0:
         return None
-    found = grade(-made["recall"] / floor["recall"], -RECALL, -RECALL / 2)
+    found = grade(-made["recall"] / reference["recall"], *RECALL)
     text = (
-        f"Samples cover {made['recall']:.0%} of the variety of held-out images (recall), real training images "
-        f"{floor['recall']:.0%}."
+        f"They cover {made['recall']:.0%} of the variety of held-out images (recall); {reference['name']} "
+        f"{reference['recall']:.0%}."
     )
-    return Verdict("Variety", found, text, "" if found == GOOD else "Try a higher temperature.")
+    advice = "" if found == GOOD else "Train the transformers longer, or try a higher temperature."
+    return Verdict("Variety", found, text, advice)
 
 
 def novelty(run: Run) -> Verdict | None:
