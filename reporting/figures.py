@@ -31,7 +31,7 @@ def template(ink: str, soft: str, grid: str, paper: str) -> dict:
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         hoverlabel={"bgcolor": paper, "bordercolor": soft, "font": {"color": ink}},
-        modebar={"bgcolor": "rgba(0,0,0,0)", "color": soft, "activecolor": ink},
+        modebar={"bgcolor": paper, "color": soft, "activecolor": ink},
         xaxis=axis,
         yaxis=axis,
     )

@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         from reporting.page import make_page
     except ModuleNotFoundError as error:
-        if error.name not in ("jinja2", "plotly"):
+        if error.name.partition(".")[0] not in ("jinja2", "plotly"):
             raise
         raise UserError(f"{error.name} is not installed: pip install -r requirements-eval.txt") from None
     page = make_page(args.run_dir)

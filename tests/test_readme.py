@@ -54,7 +54,7 @@ def test_commands_run_in_order(faces, tmp_path, monkeypatch):
     commands = python_commands(README)
     names = ("codebook", "codebook_limits", "transformer", "ablation")
     benchmarks = {f"benchmarks.{name}" for name in names}
-    assert {name for name, _ in commands} == {*SCRIPTS, *benchmarks, "scripts.make_dataset"}
+    assert {name for name, _ in commands} == {*SCRIPTS, *benchmarks, "scripts.make_dataset", "scripts.report"}
     for name, arguments in commands:
         if name in benchmarks:
             continue  # test_benchmarks.py runs them, smaller
@@ -65,6 +65,7 @@ def test_commands_run_in_order(faces, tmp_path, monkeypatch):
     pictures = {path.name for path in Path("out/photos/generated/images").iterdir()}
     finals = {f"image_{index:05d}.png" for index in range(3)}
     assert pictures == finals | {f"recon_model_{name}.png" for name in ("Cond", "0", "1")}
+    assert Path("out/photos/report.html").stat().st_size < 10_000_000
 
 
 def test_bash_commands_are_those_that_other_tests_run():
@@ -92,7 +93,7 @@ def test_docstring_command_is_in_the_readme(script):
     assert any(flags <= set(arguments) for arguments in candidates)
 
 
-@pytest.mark.parametrize("script", [*SCRIPTS, "scripts.make_dataset", "scripts.demo_data"])
+@pytest.mark.parametrize("script", [*SCRIPTS, "scripts.make_dataset", "scripts.demo_data", "scripts.report"])
 def test_flags_are_in_the_readme(script, capsys):
     with pytest.raises(SystemExit):
         importlib.import_module(script).main(["--help"])
