@@ -57,7 +57,8 @@ def test_commands_run_in_order(faces, tmp_path, monkeypatch):
     commands = python_commands(README)
     names = ("codebook", "codebook_limits", "transformer", "ablation", "generation", "sampling")
     benchmarks = {f"benchmarks.{name}" for name in names}
-    assert {name for name, _ in commands} == {*SCRIPTS, *benchmarks, "scripts.evaluate", "scripts.make_dataset"}
+    others = {"scripts.evaluate", "scripts.make_dataset", "scripts.report"}
+    assert {name for name, _ in commands} == {*SCRIPTS, *benchmarks, *others}
     for name, arguments in commands:
         if name in benchmarks:
             continue  # test_benchmarks.py runs them, smaller
@@ -70,6 +71,7 @@ def test_commands_run_in_order(faces, tmp_path, monkeypatch):
     assert pictures == finals | {f"recon_model_{name}.png" for name in ("Cond", "0", "1")}
     assert Path("out/photos/like/images/filling_in.webp").is_file()
     assert {path.name for path in Path("out/photos").iterdir()} >= {"completed", "detail"}
+    assert Path("out/photos/report.html").stat().st_size < 10_000_000
 
 
 def test_bash_commands_are_those_that_other_tests_run():
@@ -97,7 +99,9 @@ def test_docstring_command_is_in_the_readme(script):
     assert any(flags <= set(arguments) for arguments in candidates)
 
 
-@pytest.mark.parametrize("script", [*SCRIPTS, "scripts.evaluate", "scripts.make_dataset", "scripts.demo_data"])
+@pytest.mark.parametrize(
+    "script", [*SCRIPTS, *(f"scripts.{name}" for name in ("demo_data", "evaluate", "make_dataset", "report"))]
+)
 def test_flags_are_in_the_readme(script, capsys):
     with pytest.raises(SystemExit):
         importlib.import_module(script).main(["--help"])

@@ -1,0 +1,90 @@
+"""Pictures as data URIs, small enough for a page that holds all of them."""
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from utils.files import UserError
+from utils.images import open_rgb
+
+CRISP = 640  # pixels a side up to which a small picture's pixels are repeated, so that a browser does not blur them
+SMALL = 64 * 1024  # bytes up to which a picture is kept without loss
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What an <img> needs."""
+
+    uri: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Level:
+    """How much of a picture is kept: the longest side in pixels, and WebP's quality."""
+
+    side: int
+    quality: int
+    small: int  # bytes up to which no loss is allowed
+
+    def picture(self, image: Path | Image.Image, *, crisp: bool = True) -> Picture:
+        """A picture of a file or of an image, as WebP; `crisp` keeps the pixels of a small one square."""
+        image = image if isinstance(image, Image.Image) else open_rgb(image)
+        longest = max(image.size)
+        if longest > self.side:
+            image.thumbnail((self.side, self.side), Image.Resampling.LANCZOS)
+        elif crisp and longest < min(CRISP, self.side):
+            factor = -(-min(CRISP, self.side) // longest)
+            image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+        return Picture(data_uri(self.encode(image), "webp"), *image.size)
+
+    def encode(self, image: Image.Image) -> bytes:
+        """The bytes of a WebP file, without loss if that is small."""
+        exact = webp(image, lossless=True, quality=20, method=1)  # quick
+        return exact if len(exact) <= self.small else webp(image, quality=self.quality)
+
+    def animation(self, path: Path) -> tuple[Picture, Picture]:
+        """An animated WebP or GIF, made smaller if it has to be, and its last frame, shown when it is paused."""
+        try:
+            with Image.open(path, formats=["GIF", "WEBP"]) as image:
+                frames, durations = read_frames(image)
+        except (OSError, ValueError, SyntaxError, EOFError) as error:
+            raise UserError(f"{path}: not a readable animation ({error}); generate with --animate again") from None
+        still = self.picture(frames[-1].copy(), crisp=False)
+        if self == LEVELS[0]:
+            moving = Picture(data_uri(path.read_bytes(), path.suffix[1:]), *frames[0].size)
+            return moving, still
+        for frame in frames:
+            frame.thumbnail((self.side // 2, self.side // 2), Image.Resampling.LANCZOS)
+        options = {"append_images": frames[1:], "duration": durations, "loop": 0, "quality": self.quality}
+        return Picture(data_uri(webp(frames[0], save_all=True, **options), "webp"), *frames[0].size), still
+
+
+# From the best to the smallest.
+LEVELS = (Level(1400, 90, SMALL), Level(1000, 80, SMALL // 2), Level(700, 65, 0), Level(480, 45, 0), Level(320, 25, 0))
+
+
+def read_frames(image: Image.Image) -> tuple[list[Image.Image], list[int]]:
+    """The frames of an animation and how many milliseconds each stands."""
+    frames, durations = [], []
+    for index in range(getattr(image, "n_frames", 1)):
+        image.seek(index)
+        frames.append(image.convert("RGB"))
+        durations.append(image.info.get("duration") or 100)
+    return frames, durations
+
+
+def webp(image: Image.Image, **options: object) -> bytes:
+    """The bytes of a WebP file."""
+    file = io.BytesIO()
+    image.save(file, format="WEBP", **options)
+    return file.getvalue()
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """A data URI of an image of this kind."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

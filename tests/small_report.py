@@ -1,0 +1,68 @@
+"""A run to tell of: the tiny trained one with an evaluation, an animation, and names that would like to be markup."""
+
+import json
+import shutil
+
+from PIL import Image
+
+HOSTILE = "</script><script>alert(1)</script>"
+
+
+def distances(name, kernel):
+    row = {"name": name, "precision": 0.5, "recall": 0.25}
+    for kind, value in (("kernel", kernel), ("frechet", 100 * kernel)):
+        row |= {kind: value, f"{kind}_low": 0.9 * value, f"{kind}_high": 1.1 * value}
+    return row
+
+
+EVALUATION = {
+    "extractor": "a network of the tests",
+    "num_images": 8,
+    "num_held_out": 8,
+    "num_training": 32,
+    "seed": 0,
+    "settings": {},
+    "reconstruction": [
+        {"name": "autoencoder", "psnr": 21.7, "ssim": 0.81},
+        {"name": "after codebook_cond", "psnr": 11.3, "ssim": 0.41},
+        {"name": "after codebook_2", "psnr": 18.9, "ssim": 0.74},
+    ],
+    "bits": [{"name": "condition", "tokens": 1, "bits": 2.5}, {"name": "stage 0", "tokens": 4, "bits": 17.25}],
+    "distances": [
+        distances("training images", 0.0123),
+        distances("reconstructions", 0.0456),
+        distances("quantized reconstructions", 0.0789),
+        distances("samples", 0.8765),
+    ],
+    "novelty": {
+        "threshold": 3.0,
+        "share_of_samples": 0.375,
+        "share_of_held_out": 0.0125,
+        "median_distance_of_samples": 4.5,
+        "median_distance_of_held_out": 6.5,
+        "pairs": "pairs.png",
+        "nearest": [{"sample": 2, "image_path": f"data/{HOSTILE}.png", "distance": 1.75}],
+    },
+    "missing": [f"stage 1: {HOSTILE}"],
+    "seconds": 12.0,
+}
+
+
+def make_run(tiny_run, folder):
+    """A copy of the tiny run in `folder` with all that a report can show."""
+    run = folder / "<b>run&"
+    shutil.copytree(tiny_run, run)
+    (run / "evaluation").mkdir()
+    (run / "evaluation/evaluation.json").write_text(json.dumps(EVALUATION))
+    Image.new("RGB", (64, 34), "white").save(run / "evaluation/pairs.png")
+    frames = [Image.new("RGB", (66, 66), colour) for colour in ("white", "grey", "black")]
+    path = run / "generated/images/filling_in.webp"
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=200, loop=0)
+    log = run / "autoencoder/train.log"
+    lines = log.read_text().splitlines()
+    for index, line in enumerate(lines):
+        stamp, found, arguments = line.partition(" arguments ")
+        if found:
+            lines[index] = stamp + found + json.dumps(json.loads(arguments) | {"dataset_path": HOSTILE})
+    log.write_text("\n".join(lines) + "\n")
+    return run

@@ -1,0 +1,354 @@
+"""The report: what it tells of a run, that it needs no other file and trusts no name, and what it refuses."""
+
+import json
+import re
+import shlex
+import shutil
+import sys
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import pytest
+from conftest import CODEBOOKS, expect_error, run_main
+from PIL import Image
+from small_report import EVALUATION, HOSTILE, make_run
+
+import generate_images
+import train_quantized_transformer
+from models.codebook import Codebook
+from reporting import verdicts
+from reporting.evaluation import read_evaluation
+from reporting.page import LIMIT, make_page
+from reporting.pictures import LEVELS
+from reporting.run import Run, Stage, read_log, read_run
+from reporting.sections import duration
+from scripts import report
+from utils.files import UserError
+
+
+class Page(HTMLParser):
+    """The tags of a page and its text, as a browser takes them."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text, self.scripts, self.styles = [], "", [], ""
+        self.feed(text)
+        data = next(content for attributes, content in self.scripts if attributes.get("id") == "plots")
+        self.plots = json.loads(data)["plots"]
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag == "script":
+            self.scripts.append((dict(attributes), ""))
+
+    def handle_data(self, data):
+        tag = self.tags[-1][0] if self.tags else None
+        if tag == "script":
+            attributes, before = self.scripts[-1]
+            self.scripts[-1] = (attributes, before + data)
+        elif tag == "style":
+            self.styles += data
+        else:
+            self.text += data
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def run(tiny_run, tmp_path_factory):
+    return make_run(tiny_run, tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture(scope="module")
+def text(run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("page") / "page.html"
+    run_main(report.main, run, "--out", out)
+    return out.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(text):
+    return Page(text)
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+    return shutil.copytree(run, tmp_path / "run")
+
+
+def rows_of(run, stage):
+    return [json.loads(line) for line in (run / stage / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_every_stage_has_its_place_and_every_link_its_target(page):
+    identities = [attributes["id"] for _, attributes in page.tags if attributes.get("id")]
+    assert len(identities) == len(set(identities))
+    stages = {"autoencoder", "feature_maps", *CODEBOOKS, "transformer_0", "transformer_1", "transformer_2"}
+    sections = {"summary", "samples", "cascade", "animation", "evaluation", "novelty", "times", "commands"}
+    assert stages | sections <= set(identities)
+    assert {link["href"][1:] for link in page.all("a")} <= set(identities)
+    assert "Not there yet" not in page.text
+    assert len(page.all("h1")) == 1
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+
+
+def test_the_page_needs_no_other_and_is_small(text, page):
+    assert len(text.encode()) < LIMIT
+    for _, attributes in page.tags:
+        for name in ("src", "href", "srcset", "poster", "action"):
+            assert attributes.get(name, "#").startswith(("#", "data:"))
+    assert "url(" not in page.styles
+    assert "@import" not in page.styles
+    policy = next(tag["content"] for tag in page.all("meta") if tag.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'; img-src data: blob:;")
+    assert "unsafe-eval" not in policy
+
+
+def test_pictures_have_words_and_controls_have_labels(page):
+    assert all(image["alt"] for image in page.all("img") if image["src"] != "data:,")
+    labels = {label["for"] for label in page.all("label")}
+    assert {control["id"] for control in page.all("input")} == labels
+
+
+def test_no_name_becomes_markup(text, page):
+    assert len(page.scripts) == 3
+    assert HOSTILE in page.text  # in the commands, and in what is missing
+    assert page.text.count(HOSTILE) >= 3
+    assert "<b>run&" in page.text
+    assert "<script>alert" not in text
+
+
+def test_curves_are_the_metrics(run, page):
+    for stage in ("autoencoder", *CODEBOOKS, "transformer_0", "transformer_2"):
+        rows = rows_of(run, stage)
+        data = {trace["name"]: trace for trace in page.plots[f"curve-{stage}"]["data"]}
+        training = [(row["step"], row["train_loss"]) for row in rows if "train_loss" in row]
+        validation = [(row["step"], row["val_loss"]) for row in rows if "val_loss" in row and "train_loss" not in row]
+        assert training
+        assert validation
+        assert list(zip(data["training"]["x"], data["training"]["y"], strict=True)) == training
+        assert list(zip(data["validation"]["x"], data["validation"]["y"], strict=True)) == validation
+
+
+def test_a_long_curve_is_thinned_and_keeps_its_ends(tmp_path):
+    from reporting.figures import MOST, curves
+
+    rows = [{"step": step, "train_loss": 1 / step} for step in range(1, 5001)]
+    data = curves(Stage("transformer_0", tmp_path, {}, rows))["data"][0]
+    assert 100 < len(data["x"]) <= MOST + 1
+    assert (data["x"][0], data["x"][-1]) == (1, 5000)
+
+
+def test_the_atlas_tells_how_often_each_unit_is_used(run, page):
+    for name in CODEBOOKS:
+        book = Codebook.load(run / name / "models_checkpoint/pruned_codebook.pt")
+        figure = page.plots[f"atlas-{name}"]
+        cells = figure["data"][0]["text"]
+        assert sum(cell is not None for row in cells for cell in row) == len(book)
+        for unit, (row, column) in enumerate(book.coordinates.tolist()):
+            assert cells[row][column].startswith(f"unit {unit}<br>used {int(book.counts[unit]):,} times, ")
+        assert figure["layout"]["images"][0]["source"].startswith("data:image/webp;base64,")
+
+
+def test_numbers_come_from_the_evaluation_or_else_from_the_metrics(run, page, copy):
+    for told in ("21.7", "18.9", "0.8765", "0.0123 0.0111 to 0.0135", "37.5 %", "19.8", "87.65"):
+        assert told in re.sub(r"\s+", " ", page.text), told
+    shutil.rmtree(copy / "evaluation")
+    without = Page(make_page(copy)).text
+    psnr = [row["val_psnr"] for row in rows_of(run, "autoencoder") if "val_psnr" in row][-1]
+    bits = [row["image_bits"] for row in rows_of(run, "transformer_2") if "image_bits" in row][-1]
+    assert f"{psnr:.1f}" in without
+    assert f"{bits:.0f}" in without
+    assert "python -m scripts.evaluate" in without
+    assert "0.8765" not in without
+
+
+def test_commands_can_be_typed_again(run):
+    logs = dict(read_run(run).logs)
+    for name, parse in (
+        ("transformer_1", train_quantized_transformer.parse),
+        ("generated", generate_images.parse),
+    ):
+        words = shlex.split(logs[name].command)
+        assert words[0] == "python"
+        assert json.loads(json.dumps(vars(parse(words[2:])), default=str)) == logs[name].arguments
+
+
+def test_times_of_parts_are_added_up_and_earlier_runs_left_out(tmp_path):
+    log = tmp_path / "train.log"
+    lines = [
+        '2026-01-01 10:00:00,000 arguments {"resume": true}',
+        "2026-01-01 10:30:00,000 step 1",
+        '2026-01-01 11:00:00,000 arguments {"resume": false}',
+        "2026-01-01 11:00:10,500 statistics",
+        "              before   after",
+        '2026-01-02 09:00:00,000 arguments {"resume": true, "seed": 3}',
+        '2026-01-02 09:00:01,000 config {"width": 7}',
+        "2026-01-02 09:01:00,000 step 9",
+    ]
+    log.write_text("\n".join(lines))
+    found = read_log(log, "train.py")
+    assert (found.seconds, found.starts, found.config) == (70.5, 2, {"width": 7})
+    assert found.command == "python train.py --resume --seed 3"
+    assert [duration(seconds) for seconds in (0.2, 59.4, 70.5, 7260)] == [
+        "under 1 s",
+        "59 s",
+        "1 min 10 s",
+        "2 h 1 min",
+    ]
+
+
+def test_the_newest_picture_is_shown(copy):
+    images = copy / "autoencoder/images"
+    shutil.copy(images / "recon_20.png", images / "recon_9.png")
+    stage = read_run(copy).stages["autoencoder"]
+    assert stage.picture("recon").name == "recon_20.png"
+    assert stage.picture("no_such") is None
+
+
+def test_a_run_that_has_only_begun_is_told_of(tiny_run, tmp_path):
+    begun = tmp_path / "begun"
+    shutil.copytree(tiny_run / "autoencoder", begun / "autoencoder")
+    (begun / ".done").mkdir()
+    page = Page(make_page(begun))
+    missing = re.search(r"Not there yet:\s*(.*?)\n", page.text)[1]
+    assert missing.startswith("Feature maps, Condition codebook, Codebook 0,")
+    assert "Not finished when this page was made: Autoencoder." in page.text
+    (begun / ".done/autoencoder").touch()
+    assert "Not finished" not in make_page(begun)
+    shutil.rmtree(begun / "autoencoder/images")
+    (begun / "autoencoder/metrics.jsonl").unlink()
+    assert "Autoencoder" in make_page(begun)
+
+
+def test_without_an_animation_the_command_for_it_is_told(copy):
+    (copy / "generated/images/filling_in.webp").unlink()
+    text = Page(make_page(copy)).text
+    assert re.search(r"python generate_images\.py .* --animate\n", text)
+
+
+def test_pictures_shrink_until_the_page_fits(run, text):
+    smaller = make_page(run, len(text.encode()))
+    assert len(smaller) < len(text)
+    sources = [image["src"] for image in Page(smaller).all("img")]
+    assert len(sources) == len(Page(text).all("img"))
+    with pytest.raises(UserError, match="more than 1 MB"):
+        make_page(run, 1_000_000)
+
+
+def test_small_pictures_lose_nothing_and_large_ones_are_scaled():
+    small = Image.effect_noise((40, 30), 90).convert("RGB")
+    assert (LEVELS[0].picture(small).width, LEVELS[0].picture(small).height) == (640, 480)
+    large = LEVELS[1].picture(Image.new("RGB", (3000, 1500)))
+    assert (large.width, large.height) == (1000, 500)
+
+
+def damage(path, content):
+    def change(run):
+        (run / path).write_bytes(content)
+
+    return change
+
+
+def remove_key(run):
+    path = run / "evaluation/evaluation.json"
+    content = json.loads(path.read_text())
+    del content["distances"][1]["kernel_low"]
+    path.write_text(json.dumps(content))
+
+
+ARGUMENTS = b"2026-11-25 10:00:00,000 arguments "
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (
+            damage("autoencoder/metrics.jsonl", b'{"step": 1, "train_loss": 1.0}\n{"step": 2, "tr'),
+            "metrics.jsonl: line 2",
+        ),
+        (damage("autoencoder/metrics.jsonl", b'{"train_loss": 1.0}\n'), "metrics.jsonl: line 1 has no 'step'"),
+        (damage("autoencoder/metrics.jsonl", b'{"step": 1, "train_loss": "low"}\n'), "'train_loss' is 'low'"),
+        (damage("transformer_0/metrics.jsonl", b"[]\n"), "transformer_0/metrics.jsonl: line 1: expected"),
+        (damage("codebook_0/train.log", ARGUMENTS + b"{...\n"), "codebook_0/train.log: line 1"),
+        (damage("codebook_0/prune.log", b"nothing\n"), "codebook_0/prune.log: no line with the arguments"),
+        (damage("codebook_0/prune.log", b"\xff\xfe"), "codebook_0/prune.log: not text"),
+        (damage("generated/generate.log", b"2026-99-25 10:00:00,000 arguments {}\n"), "'2026-99-25"),
+        (damage("generate.json", b"{"), "generate.json"),
+        (damage("evaluation/evaluation.json", b"{}"), "'extractor' is None"),
+        (remove_key, "'distances', entry 1: 'kernel_low' is None"),
+        (damage("evaluation/pairs.png", b"no picture"), "pairs.png"),
+        (damage("generated/images/image_00001.png", b"\x89PNG\r\n"), "image_00001.png"),
+        (damage("generated/images/filling_in.webp", b"RIFF"), "filling_in.webp"),
+        (damage("codebook_1/models_checkpoint/pruned_codebook.pt", b"PK"), "pruned_codebook.pt"),
+    ],
+)
+def test_what_is_damaged_is_named(change, named, copy, capsys):
+    change(copy)
+    assert named in expect_error(capsys, report.main, [copy])
+    assert not (copy / "report.html").exists()
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
+    assert "no such folder" in expect_error(capsys, report.main, [tmp_path / "nowhere"])
+    assert "holds no stage of a run" in expect_error(capsys, report.main, [tmp_path])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("package", ["plotly", "jinja2"])
+def test_a_missing_package_is_named(package, run, monkeypatch, capsys):
+    for name in [name for name in sys.modules if name.startswith((f"{package}.", "reporting"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    line = expect_error(capsys, report.main, [run])
+    assert line == f"error: {package} is not installed: pip install -r requirements-eval.txt"
+
+
+def judged(folder, rows=(), evaluation=None):
+    """The verdicts of a run by their subjects: with these metrics of a transformer, or this evaluation."""
+    stage = Stage("transformer_1", folder, {}, list(rows))
+    if evaluation is not None:
+        (folder / "evaluation.json").write_text(json.dumps(evaluation))
+        evaluation = read_evaluation(folder)
+    found = verdicts.judge(Run(folder, {"transformer_1": stage} if rows else {}, [], None, evaluation))
+    return {verdict.subject: verdict for verdict in found}
+
+
+def losses(training, validation):
+    """Metrics of a run of 100 steps, with training losses and those of checkpoints spread evenly over it."""
+    rows = [{"step": (index + 1) * 100 // len(training), "train_loss": loss} for index, loss in enumerate(training)]
+    rows += [{"step": (index + 1) * 100 // len(validation), "val_loss": loss} for index, loss in enumerate(validation)]
+    return sorted(rows, key=lambda row: row["step"])
+
+
+def test_learning_is_judged_by_its_curves(tmp_path):
+    falling = [4 - index / 10 for index in range(20)]
+    level = [*falling[:10], *[3.0] * 10]
+    found = judged(tmp_path, losses(falling, [3.0, 2.5, 3.2]))["Transformer 1"]
+    assert found.grade == verdicts.POOR
+    assert "from 2.500 at step 66 to 3.200" in found.text
+    assert "dropout" in found.advice
+    assert judged(tmp_path, losses(falling, [3.0, 2.5]))["Transformer 1"].advice == "Train for more steps."
+    assert judged(tmp_path, losses(level, [3.2, 3.1]))["Transformer 1"].grade == verdicts.GOOD
+
+
+def test_an_evaluation_is_judged_against_its_floor(tmp_path):
+    found = judged(tmp_path, evaluation=EVALUATION)
+    grades = {subject: verdict.grade for subject, verdict in found.items()}
+    assert grades == {
+        "Autoencoder": "poor", "Codebooks": "good", "Samples": "poor", "Realism": "good", "Variety": "good",
+        "Novelty": "poor",
+    }  # fmt: skip
+    assert "many are remembered" in found["Novelty"].text
+    lines = verdicts.what_next(list(found.values()))
+    assert [line.split(":")[0] for line in lines] == ["Autoencoder", "Samples", "Novelty"]
+
+
+def test_what_takes_the_likeness_away_is_named(tmp_path):
+    rows = [row | {"precision": 0.9 if row["name"] == "training images" else 0.1} for row in EVALUATION["distances"]]
+    text = judged(tmp_path, evaluation=EVALUATION | {"distances": rows})["Realism"]
+    assert text.grade == verdicts.POOR
+    assert "4% with the autoencoder, 4% with the codebooks, 92% with the transformers" in text.text
+    assert "transformers" in text.advice

@@ -1,0 +1,182 @@
+"""The report in a browser: clicked through as a person would, with a mouse, by keyboard, and on a phone."""
+
+import shutil
+
+import pytest
+from conftest import run_main
+from small_report import make_run
+
+from scripts import report
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+if CHROMIUM is None:
+    pytest.skip("the report is not clicked through: there is no chromium; install it", allow_module_level=True)
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="the report is not clicked through: pip install -r requirements-dev.txt"
+)
+
+
+@pytest.fixture(scope="module")
+def url(tiny_run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("page") / "report.html"
+    run_main(report.main, make_run(tiny_run, tmp_path_factory.mktemp("report")), "--out", out)
+    return out.as_uri()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser, url):
+    """A function: the page in a context of its own, without a network. At the end nothing may have gone wrong."""
+    contexts, problems = [], []
+
+    def watch(request):
+        if not request.url.startswith(("file:", "data:", "blob:")):
+            problems.append(f"asked for {request.url}")
+
+    def open(**options):
+        context = browser.new_context(offline=True, **({"viewport": {"width": 1280, "height": 900}} | options))
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(20_000)
+        page.on("request", watch)
+        page.on("console", lambda message: problems.append(message.text) if message.type != "log" else None)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.goto(url)
+        page.wait_for_selector("#curve-transformer_2 .main-svg")
+        return page
+
+    yield open
+    for context in contexts:
+        context.close()
+    assert problems == []
+
+
+def shown_step(page):
+    return page.eval_on_selector_all(
+        ".steps img", "images => images.filter(image => image.offsetWidth).map(i => i.src)"
+    )
+
+
+def test_the_slider_moves_by_keyboard(open_page):
+    page = open_page()
+    seen = [*shown_step(page)]
+    page.focus("#step")
+    texts = []
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+        seen += shown_step(page)
+        texts.append(page.inner_text("#step-text"))
+    assert len(set(seen)) == len(seen) == 4
+    assert [text.split(":")[0] for text in texts] == ["Stage 0", "Stage 1", "Final image"]
+    assert page.get_attribute("#step", "aria-valuetext") == "Final image"
+    page.keyboard.press("Home")
+    assert shown_step(page) == seen[:1]
+
+
+def test_the_theme_follows_the_system_and_the_button(open_page):
+    page = open_page(color_scheme="dark")
+    colours = "[getComputedStyle(document.body).backgroundColor, document.querySelector('.ytick text').style.fill]"
+    dark = page.evaluate(colours)
+    page.click("#theme")
+    page.wait_for_function(f"{colours}[1] !== {dark[1]!r}")
+    light = page.evaluate(colours)
+    assert light[0] == "rgb(255, 255, 255)" != dark[0]
+    page.emulate_media(color_scheme="light")
+    page.click("#theme")
+    page.wait_for_function(f"{colours}[1] === {dark[1]!r}")
+    assert page.evaluate(colours) == dark
+
+
+def hover(page, selector, x, y):
+    """Point at a place of a plot, given as shares of its width and height; return the text that appears."""
+    page.locator(selector).scroll_into_view_if_needed()
+    box = page.locator(f"{selector} .nsewdrag").first.bounding_box()
+    page.mouse.move(box["x"] + x * box["width"] - 3, box["y"] + y * box["height"])
+    page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
+    page.wait_for_selector(f"{selector} .hoverlayer text")
+    return page.inner_text(f"{selector} .hoverlayer")
+
+
+def test_curves_and_units_tell_their_numbers(open_page):
+    page = open_page()
+    assert "training" in hover(page, "#curve-autoencoder", 0.5, 0.5)
+    text = hover(page, "#atlas-codebook_0", 0.1, 0.1)
+    assert "unit 0" in text
+    assert "used" in text
+    page.fill("#unit-codebook_0", "3")
+    page.wait_for_function("document.querySelector('#atlas-codebook_0 .hoverlayer').textContent.includes('unit 3')")
+    assert page.inner_text("#unit-codebook_0 + output").startswith("used ")
+    page.fill("#unit-codebook_0", "99999")
+    assert page.inner_text("#unit-codebook_0 + output").startswith("0 to ")
+
+
+def test_a_curve_zooms_by_dragging_and_by_keyboard(open_page):
+    page = open_page()
+    span = "(([low, high]) => high - low)(document.getElementById('curve-transformer_0').layout.xaxis.range)"
+    whole = page.evaluate(span)
+    page.locator("#curve-transformer_0").scroll_into_view_if_needed()
+    box = page.locator("#curve-transformer_0 .nsewdrag").bounding_box()
+    page.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 20)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.6 * box["width"], box["y"] + 22, steps=4)
+    page.mouse.up()
+    page.wait_for_function(f"{span} < {whole} / 2")
+    reset = page.locator("#curve-transformer_0 .modebar-btn").last
+    reset.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_function(f"Math.abs({span} - {whole}) < 1e-6 * {whole}")
+
+
+def test_everything_opens(open_page):
+    page = open_page()
+    closed = page.locator("details")
+    for index in range(closed.count()):
+        closed.nth(index).locator("summary").first.press("Enter")
+    assert page.eval_on_selector_all("details", "all => all.every(details => details.open)")
+    page.wait_for_selector("#curve-codebook_2 .main-svg")
+    assert "python train_autoencoder.py --" in page.inner_text("#commands + p ~ details")
+    page.click("#pause")
+    assert page.is_visible("#still")
+    assert page.is_hidden("#moving")
+    page.locator("section:has(#transformers) .enlarge").first.press("Enter")
+    assert page.is_visible("#enlarged img")
+    page.keyboard.press("Escape")
+    assert page.is_hidden("#enlarged")
+    page.click("nav a[href='#times']")
+    assert page.locator("#times").bounding_box()["y"] < 400
+
+
+def test_less_motion_stands_still(open_page):
+    page = open_page(reduced_motion="reduce")
+    assert page.is_visible("#still")
+    assert page.inner_text("#pause") == "Play"
+
+
+@pytest.mark.parametrize("colour", ["light", "dark"])
+def test_a_phone_scrolls_one_way_only(open_page, colour):
+    size = {"width": 390, "height": 844}
+    page = open_page(viewport=size, has_touch=True, is_mobile=True, color_scheme=colour)
+    for details in page.locator("details").all():
+        details.evaluate("details => { details.open = true; }")
+    page.wait_for_selector("#curve-codebook_2 .main-svg")
+    assert page.evaluate("[document.documentElement.scrollWidth, innerWidth]") == [390, 390]
+    unit = page.locator("#atlas-codebook_1 .nsewdrag").first
+    unit.scroll_into_view_if_needed()
+    unit.tap(position={"x": 10, "y": 10})
+    page.wait_for_selector("#atlas-codebook_1 .hoverlayer text")
+    assert "unit 0" in page.inner_text("#atlas-codebook_1 .hoverlayer")
+
+
+def test_the_first_stop_of_the_keyboard_skips_to_the_content_and_is_seen(open_page):
+    page = open_page()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    assert page.evaluate("document.activeElement.getBoundingClientRect().left") >= 0
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
