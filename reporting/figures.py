@@ -55,9 +55,16 @@ def curves(stage: Stage) -> dict | None:
         margin={"l": 62, "r": 12, "t": 36, "b": 44},
         legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
         xaxis={"title": {"text": "step"}, "rangemode": "tozero"},
-        yaxis={"title": {"text": LOSSES[stage.kind]}, "type": "log", "tickvals": TICKS, "tickformat": "~g"},
+        yaxis={"title": {"text": loss_name(stage)}, "type": "log", "tickvals": TICKS, "tickformat": "~g"},
     )
     return plain(figure)
+
+
+def loss_name(stage: Stage) -> str:
+    """What the stage's loss is."""
+    config = (stage.logs["train"].config if "train" in stage.logs else None) or {}
+    is_absolute = stage.kind == "autoencoder" and config.get("loss") == "l1"
+    return "mean absolute error" if is_absolute else LOSSES[stage.kind]
 
 
 def checkpoints(stage: Stage) -> list[dict]:

@@ -106,6 +106,15 @@ def test_the_page_needs_no_other_and_is_small(text, page):
     assert "unsafe-eval" not in policy
 
 
+def test_the_axis_names_the_loss(page, copy):
+    log = copy / "autoencoder/train.log"
+    log.write_text(log.read_text().replace('"loss": "mse"', '"loss": "l1"'))
+    titles = [
+        plots["curve-autoencoder"]["layout"]["yaxis"]["title"] for plots in (page.plots, Page(make_page(copy)).plots)
+    ]
+    assert [title["text"] for title in titles] == ["mean squared error", "mean absolute error"]
+
+
 def test_pictures_have_words_and_controls_have_labels(page):
     assert all(image["alt"] for image in page.all("img") if image["src"] != "data:,")
     labels = {label["for"] for label in page.all("label")}
