@@ -27,6 +27,6 @@ def quality(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, flo
     for images, pictures in pairs:
         similarity = similarity or StructuralSimilarityIndexMeasure(data_range=1.0).to(images.device)
         similarity.update((pictures + 1) / 2, (images + 1) / 2)
-        error += float((pictures - images).double().square().mean(dim=(1, 2, 3)).sum())
+        error += float((pictures - images).square().mean(dim=(1, 2, 3)).sum())
         number += len(images)
     return {"psnr": psnr(error / number), "ssim": float(similarity.compute())}

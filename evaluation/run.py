@@ -35,16 +35,24 @@ class TrainedRun:
         self.fractions = [held_out_fraction(path, AUTOENCODER)]
         self.generation_path = folder / "generate.json"
         self.settings = read_json(self.generation_path) if self.generation_path.is_file() else {}
+        self.maps = self._load_maps()
         self.codebooks = self._load_codebooks()
-        maps = folder / "feature_maps/dataset.json"
-        self.maps = FeatureMapDataset(maps) if maps.is_file() else None
         self.stages = self._load_stages()
 
     @property
     def num_stages(self) -> int:
         """Stages that the run has begun, or that its generation names; one at least."""
-        numbers = [int(path.name.split("_")[1]) for path in self.folder.glob("*_[0-9]")]
+        paths = [path for kind in ("codebook", "transformer") for path in self.folder.glob(f"{kind}_[0-9]")]
+        numbers = [int(path.name.split("_")[1]) for path in paths]
         return max([1, len(self.settings), *(number + 1 for number in numbers)])
+
+    def _load_maps(self) -> FeatureMapDataset | None:
+        path = self.folder / "feature_maps/dataset.json"
+        if not path.is_file():
+            return None
+        maps = FeatureMapDataset(path)
+        check_origin(path, "autoencoder", maps.autoencoder, self.autoencoder.fingerprint)
+        return maps
 
     def _load_codebooks(self) -> dict[str, Codebook]:
         """The codebooks by the names of their folders, the coarsest first: pruned where that has been done."""
@@ -57,6 +65,8 @@ class TrainedRun:
                 continue
             found[name] = Codebook.load(path).to(self.device)
             check_origin(path, "autoencoder", found[name].autoencoder, self.autoencoder.fingerprint)
+            if self.maps is not None:
+                found[name].check_fits(path, self.maps)
         return found
 
     def _load_stages(self) -> dict[int, tuple[Stage, Codebook, Codebook]]:
