@@ -51,6 +51,7 @@ def curves(stage: Stage) -> dict | None:
         return None
     figure.update_layout(
         hovermode="x unified",
+        hoverdistance=-1,  # the nearest step, however far
         template="none",
         margin={"l": 62, "r": 12, "t": 36, "b": 44},
         legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
@@ -70,7 +71,8 @@ def line(name: str, rows: list[dict], prefix: str, colour: int, **style: object)
     if not rows:
         return None
     rows = [*rows[: -1 : -(-len(rows) // MOST)], rows[-1]]
-    style = {"mode": "lines", "line": {key: style.pop(key) for key in ("width", "dash") if key in style}} | style
+    mode = "lines" if len(rows) > 1 else "markers"  # a line of one point would not be seen
+    style = {"mode": mode, "line": {key: style.pop(key) for key in ("width", "dash") if key in style}} | style
     return go.Scatter(
         name=name,
         x=[row["step"] for row in rows],
