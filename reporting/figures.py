@@ -8,7 +8,6 @@ from models.codebook import Codebook
 from reporting.run import Stage
 
 MOST = 1000  # points of a curve
-TICKS = [mark * 10.0**power for power in range(-6, 4) for mark in (1, 1.5, 2, 3, 5, 7)]
 LOSSES = {"autoencoder": "mean squared error", "codebook": "quantization error", "transformer": "nats a token"}
 LINES = {"light": ["#2763c4", "#b8500f"], "dark": ["#82b1ff", "#ffab70"]}  # training, validation
 COLOURS = {
@@ -56,9 +55,16 @@ def curves(stage: Stage) -> dict | None:
         margin={"l": 62, "r": 12, "t": 36, "b": 44},
         legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
         xaxis={"title": {"text": "step"}, "rangemode": "tozero"},
-        yaxis={"title": {"text": LOSSES[stage.kind]}, "type": "log", "tickvals": TICKS, "tickformat": "~g"},
+        yaxis={"title": {"text": LOSSES[stage.kind]}, "type": "log", "tickvals": ticks(figure), "tickformat": "~g"},
     )
     return plain(figure)
+
+
+def ticks(figure: go.Figure) -> list[float]:
+    """Where a logarithmic axis is marked: at round numbers, more of them where the curves span little."""
+    values = [value for trace in figure.data for value in trace.y if value > 0]
+    marks = (1, 2, 5) if values and max(values) > 8 * min(values) else (1, 1.5, 2, 3, 4, 5, 6, 8)
+    return [mark * 10.0**power for power in range(-6, 4) for mark in marks]
 
 
 def checkpoints(stage: Stage) -> list[dict]:
