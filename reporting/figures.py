@@ -8,7 +8,6 @@ from models.codebook import Codebook
 from reporting.run import Stage
 
 MOST = 1000  # points of a curve
-TICKS = [mark * 10.0**power for power in range(-6, 4) for mark in (1, 1.5, 2, 3, 5, 7)]
 LOSSES = {"autoencoder": "mean squared error", "codebook": "quantization error", "transformer": "nats a token"}
 LINES = {"light": ["#2763c4", "#b8500f"], "dark": ["#82b1ff", "#ffab70"]}  # training, validation
 COLOURS = {
@@ -51,11 +50,12 @@ def curves(stage: Stage) -> dict | None:
         return None
     figure.update_layout(
         hovermode="x unified",
+        hoverdistance=-1,  # the nearest step, however far
         template="none",
         margin={"l": 62, "r": 12, "t": 36, "b": 44},
         legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
         xaxis={"title": {"text": "step"}, "rangemode": "tozero"},
-        yaxis={"title": {"text": loss_name(stage)}, "type": "log", "tickvals": TICKS, "tickformat": "~g"},
+        yaxis={"title": {"text": loss_name(stage)}, "type": "log", "tickvals": ticks(figure), "tickformat": "~g"},
     )
     return plain(figure)
 
@@ -65,6 +65,13 @@ def loss_name(stage: Stage) -> str:
     config = (stage.logs["train"].config if "train" in stage.logs else None) or {}
     is_absolute = stage.kind == "autoencoder" and config.get("loss") == "l1"
     return "mean absolute error" if is_absolute else LOSSES[stage.kind]
+
+
+def ticks(figure: go.Figure) -> list[float]:
+    """Where a logarithmic axis is marked: at round numbers, more of them where the curves span little."""
+    values = [value for trace in figure.data for value in trace.y if value > 0]
+    marks = (1, 2, 5) if values and max(values) > 8 * min(values) else (1, 1.5, 2, 3, 4, 5, 6, 8)
+    return [mark * 10.0**power for power in range(-6, 4) for mark in marks]
 
 
 def checkpoints(stage: Stage) -> list[dict]:
@@ -77,7 +84,8 @@ def line(name: str, rows: list[dict], prefix: str, colour: int, **style: object)
     if not rows:
         return None
     rows = [*rows[: -1 : -(-len(rows) // MOST)], rows[-1]]
-    style = {"mode": "lines", "line": {key: style.pop(key) for key in ("width", "dash") if key in style}} | style
+    mode = "lines" if len(rows) > 1 else "markers"  # a line of one point would not be seen
+    style = {"mode": mode, "line": {key: style.pop(key) for key in ("width", "dash") if key in style}} | style
     return go.Scatter(
         name=name,
         x=[row["step"] for row in rows],

@@ -22,9 +22,10 @@ def main(argv: list[str] | None = None) -> None:
     try:
         from reporting.page import make_page
     except ModuleNotFoundError as error:
-        if error.name.partition(".")[0] not in ("jinja2", "plotly"):
+        package = error.name.partition(".")[0]
+        if package not in ("jinja2", "plotly"):
             raise
-        raise UserError(f"{error.name} is not installed: pip install -r requirements-eval.txt") from None
+        raise UserError(f"{package} is not installed: pip install -r requirements-eval.txt") from None
     page = make_page(args.run_dir)
     out = args.out or args.run_dir / "report.html"
     with replace_file(out) as temporary:
