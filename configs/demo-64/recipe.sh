@@ -1,7 +1,7 @@
 # Settings of scripts/train_cascade.sh for the demo: 64×64 pixels, under 20 minutes on two cores.
 IMAGE_SIZE=64
 NUM_IMAGES=9000
-AUTOENCODER="--max-step 7000 --batch-size 8 --checkpoint-step 3500 --log-step 200 --lr-schedule cosine"
+AUTOENCODER="--max-step 6000 --batch-size 8 --checkpoint-step 3000 --log-step 200 --lr-schedule cosine"
 FEATURE_MAPS="--batch-size 64 --flip"
 CODEBOOK="--max-epoch 3 --batch-size 64"
 PRUNE="--batch-size 64 --prune-threshold 10"
