@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from evaluation import novelty
 from evaluation.distances import frechet_distance, interval, kernel_distance, precision_and_recall
 from evaluation.features import features_of
 from evaluation.likelihood import stage_bits
+from evaluation.novelty import Nearest, picture, summary
 from evaluation.reconstruction import quality, reconstruct
 from evaluation.run import TrainedRun
 from models.cascade import bits_before
@@ -25,7 +25,8 @@ from utils.images import save_grid
 from utils.training import MAX_VALIDATION
 
 FEWEST = 4  # images whose distance can be told: each must have a third neighbour, and their half a variance
-COLUMNS, PAIRS = 10, 20  # of pairs.png
+PAIRS_NAME = "pairs.png"
+COLUMNS, PAIRS = 10, 20  # in it
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Evaluation:
             "extractor": self.extractor.description,
             "num_images": self.number,
             "num_held_out": self.num_held_out,
-            "num_training": len(self.training),
+            "num_training": len(self.training) if found else self.number,
             "seed": self.options.seed,
             "settings": run.settings,
             "reconstruction": reconstruction,
@@ -83,9 +84,11 @@ class Evaluation:
         parts = chunks(indices, self.options.batch_size)
         return BatchLoader(self.dataset, parts, choose_workers(None, self.run.device))
 
-    def reconstructed(self, codebook: Codebook | None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Batches of held-out images, and what the autoencoder, or a codebook too, leaves of them."""
-        for images in self.batches(self.held_out):
+    def reconstructed(
+        self, indices: np.ndarray, codebook: Codebook | None
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Batches of images, and what the autoencoder, or a codebook too, leaves of them."""
+        for images in self.batches(indices):
             images = images.to(self.run.device)
             yield images, reconstruct(images, self.run.autoencoder, codebook)
 
@@ -93,7 +96,7 @@ class Evaluation:
         """PSNR and SSIM of held-out images, before and after each codebook."""
         kinds = {"autoencoder": None} | {f"after {name}": book for name, book in self.run.codebooks.items()}
         bar = tqdm(kinds.items(), unit="set", desc="reconstructions")
-        return [{"name": name, **quality(self.reconstructed(codebook))} for name, codebook in bar]
+        return [{"name": name, **quality(self.reconstructed(self.held_out, codebook))} for name, codebook in bar]
 
     def bits(self) -> list[dict]:
         """Bits of the condition's token, whose mean cost is the entropy of its use, and of each stage's tokens."""
@@ -110,27 +113,29 @@ class Evaluation:
 
     def compare(self, cascade: Cascade | None) -> tuple[list[dict], dict | None]:
         """The distances of each set to the held-out images, and the novelty of the samples if there is a cascade."""
-        if cascade is None:
-            self.training = self.training[: self.number]  # the floor needs no more
-        training = self.features(self.batches(self.training), len(self.training), "training images")
-        held_out = self.held_out[: self.number]
-        real = self.features(self.batches(held_out), self.number, "held-out images")
-        sets = {"training images": training[: self.number]}
-        finest = list(self.run.codebooks.values())[-1:]
-        for name, codebook in zip(("reconstructions", "quantized reconstructions"), (None, *finest), strict=False):
-            pictures = (pictures for _, pictures in self.reconstructed(codebook))
-            sets[name] = self.features(pictures, len(self.held_out), name)[: self.number]
+        held_out, number = self.held_out[: self.number], self.number
+        real = self.features(self.batches(held_out), number, "held-out images")
+        sets = {"training images": self.features(self.batches(self.training[:number]), number, "training images")}
+        sets["reconstructions"] = self.written(held_out, None, "reconstructions")
+        books = cascade.codebooks if cascade else list(self.run.codebooks.values())
+        if books:
+            sets["quantized reconstructions"] = self.written(held_out, books[-1], "quantized reconstructions")
         found = None
         if cascade is not None:
             tokens = self.draw(cascade)
-            sets["samples"] = self.features(self.decoded(cascade, tokens), self.number, "samples")
-            found = self.novelty(cascade, tokens, sets["samples"], real, training)
+            sets["samples"] = self.features(self.decoded(cascade, tokens), number, "samples")
+            found = self.novelty(cascade, tokens, sets["samples"], sets["quantized reconstructions"])
         rows = [self.row(name, features, real) for name, features in tqdm(sets.items(), unit="set", desc="distances")]
         return rows, found
 
     def features(self, batches: Iterator[torch.Tensor] | BatchLoader, number: int, name: str) -> torch.Tensor:
         """Features (N, D) of images that come in batches."""
         return features_of(self.extractor, batches, number, name)
+
+    def written(self, indices: np.ndarray, codebook: Codebook | None, name: str) -> torch.Tensor:
+        """Features (N, D) of what the autoencoder, or a codebook too, leaves of images."""
+        pictures = (pictures for _, pictures in self.reconstructed(indices, codebook))
+        return self.features(pictures, len(indices), name)
 
     def row(self, name: str, features: torch.Tensor, real: torch.Tensor) -> dict:
         """The distances of a set of images to the real ones."""
@@ -156,22 +161,30 @@ class Evaluation:
         for part in tokens.split(self.options.batch_size):
             yield cascade.decode(part, -1).clamp(-1, 1)
 
-    def novelty(
-        self, cascade: Cascade, tokens: torch.Tensor, samples: torch.Tensor, real: torch.Tensor, training: torch.Tensor
-    ) -> dict:
-        """How near samples come to training images; where a run has learned mirror images too, to those as well."""
+    def novelty(self, cascade: Cascade, tokens: torch.Tensor, samples: torch.Tensor, held_out: torch.Tensor) -> dict:
+        """How near samples come to training images; where a run has learned mirror images too, to those as well.
+
+        Training and held-out images are compared as the finest codebook leaves them, which is what a cascade that
+        has learned an image by heart would write: from the image itself even that stands far away.
+        """
+        training = self.written(self.training, cascade.codebooks[-1], "quantized training images")
         sides: list[torch.Tensor | None] = [None, None]
         if self.run.maps is not None and self.run.maps.flipped.any():
             mirrored = (images.flip(-1) for images in self.decoded(cascade, tokens))
             sides[0] = self.features(mirrored, self.number, "mirrored samples")
-            mirrored = (images.flip(-1) for images in self.batches(self.held_out[: self.number]))
-            sides[1] = self.features(mirrored, self.number, "mirrored held-out images")
-        near = novelty.Nearest.among(training, samples, sides[0])
+            pairs = self.reconstructed(self.held_out[: self.number], cascade.codebooks[-1])
+            mirrored = (pictures.flip(-1) for _, pictures in pairs)
+            sides[1] = self.features(mirrored, self.number, "mirrored quantized reconstructions")
+        near = Nearest.among(training, samples, sides[0])
+        self.draw_pairs(cascade, tokens, near)
+        paths = [self.dataset.paths[index].decode() for index in self.training]
+        return summary(near, Nearest.among(training, held_out, sides[1]), paths, PAIRS_NAME)
+
+    def draw_pairs(self, cascade: Cascade, tokens: torch.Tensor, near: Nearest) -> None:
+        """Write the samples that are nearest to a training image, above each that image."""
         columns = min(COLUMNS, self.number)
         shown = near.distance.argsort(stable=True)[: min(PAIRS, self.number) // columns * columns]  # full rows
         originals = self.dataset[self.training[near.index[shown].numpy()]]
         originals = torch.where(near.mirrored[shown][:, None, None, None], originals.flip(-1), originals)
         copies = torch.cat(list(self.decoded(cascade, tokens[shown.to(tokens.device)]))).cpu()
-        save_grid(novelty.picture(copies, originals, columns), self.options.out_dir / "pairs.png", columns)
-        paths = [self.dataset.paths[index].decode() for index in self.training]
-        return novelty.summary(near, novelty.Nearest.among(training, real, sides[1]), paths, "pairs.png")
+        save_grid(picture(copies, originals, columns), self.options.out_dir / PAIRS_NAME, columns)

@@ -15,6 +15,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from evaluation import features as extractors
 from evaluation import novelty
 from evaluation.distances import deviation, frechet_distance, interval, kernel_distance, precision_and_recall
+from evaluation.measure import Evaluation
 from evaluation.novelty import Nearest
 from evaluation.reconstruction import quality
 from scripts import evaluate
@@ -219,6 +220,19 @@ def test_novelty_names_the_nearest_training_image_of_every_sample(evaluated, fac
     picture = Image.open(out / found["pairs"])
     columns = min(content["num_images"], 10)
     assert picture.size == (columns * 34 + 2, content["num_images"] // columns * 2 * 34 + 2)
+
+
+def test_a_cascade_that_writes_training_images_by_heart_is_found_out(tiny_run, faces, tmp_path, monkeypatch):
+    def by_heart(self, cascade):
+        images = self.dataset[self.training[: self.number]]
+        return cascade.tokenize(torch.cat((images[:-1], images[-1:].flip(-1))))[-1]
+
+    monkeypatch.setattr(Evaluation, "draw", by_heart)
+    content = run_on(tiny_run, faces, tmp_path)
+    number = content["num_images"]
+    assert content["novelty"]["share_of_samples"] >= (number - 1) / number
+    assert content["novelty"]["share_of_held_out"] <= 1 / number
+    assert content["novelty"]["nearest"][number - 2]["distance"] < 1e-3 < content["novelty"]["threshold"]
 
 
 def test_the_table_tells_every_number(evaluated):
