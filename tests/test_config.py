@@ -142,6 +142,7 @@ INVALID = {
         "num_dec_res_blocks": [-1],
         "latent_noise": [-0.1, NAN],
         "weight_decay": [-0.1, INF],
+        "loss": ["l2", ""],
     },
     CodebookConfig: {
         "model_lr": [0.0, 1.0, -1.0, NAN],
