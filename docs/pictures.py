@@ -80,7 +80,7 @@ def wishes(run: Path, scratch: Path) -> None:
     for name, arguments in asked.items():
         made = generate(run, scratch / name, "--num-images", 20, "--seed", 1, *arguments)
         save_image(beneath(images, made), IMAGES / f"avatars_{name}.png")
-    generate(run, scratch / "filling_in", "--num-images", 8, "--animate")
+    generate(run, scratch / "filling_in", "--num-images", 9, "--animate")
     shutil.copyfile(scratch / "filling_in/images/filling_in.webp", IMAGES / "avatars_filling_in.webp")
     levels(run, dataset[held_out[:10]], IMAGES / "avatars_levels.png")
 

@@ -115,10 +115,11 @@ def test_keys_are_in_the_readme(config):
     assert {field.name for field in fields(config) if f"`{field.name}`" not in README} == set()
 
 
-def test_pictures_of_the_readme_exist():
-    pictures = re.findall(r'(?:!\[[^\]]*\]\(|src=")([^)"]+)', README)
-    assert pictures
-    assert [name for name in pictures if not (ROOT / name).is_file()] == []
+@pytest.mark.parametrize("page", ["README.md", "docs/idea.md"])
+def test_pictures_and_files_that_a_page_names_exist(page):
+    names = re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT / page).read_text(encoding="utf-8"))
+    assert any(name.endswith(".png") for name in names)
+    assert [name for name in names if not (ROOT / page).parent.joinpath(name).exists()] == []
 
 
 def test_json_of_the_readme_loads():
