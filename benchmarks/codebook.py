@@ -36,7 +36,7 @@ from utils.files import UserError
 
 # Patch, units, steps of the map, and maps to train on, so that no more than 275,000 patches are.
 SIZES = ((16, 64, 250, None), (4, 512, 800, None), (2, 512, 256, 4096), (1, 512, 96, 1024))
-OTHERS = ((4, 512), (8, 512))  # patch and units, of the example config; the first also of the trade-off
+OTHERS = ((4, 512), (8, 512))  # patch and units, trained in batches of 8; the first also of the trade-off
 BATCH = 64  # maps a step, the demo's
 SEEDS = (0, 1, 2)
 MINISOM_PASSES = 10

@@ -5,7 +5,7 @@
 
 Reads a folder that scripts/train_cascade.sh has left. For each setting as many images are generated as are held out,
 from the same seed. Prints a table in Markdown: the kernel distance (Bińkowski et al. 2018; cubic kernel) and its
-standard deviation over random halves of the images, on EfficientNet-Lite0's 1,280 features; the share of images that
+standard error, from random halves of the images, on EfficientNet-Lite0's 1,280 features; the share of images that
 are nearer to a training image than the 1st percentile of held-out ones is; and the time.
 """
 

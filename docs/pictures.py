@@ -1,4 +1,4 @@
-"""Make the pictures of README.md and docs/ anew, from what both demos left, into docs/images.
+"""Make the pictures of README.md and docs/ anew, from what both demos left, into docs/images; all but the report's.
 
 bash scripts/demo.sh && bash scripts/demo.sh --source openmoji
 .venv/bin/python -m docs.pictures out/demo-avatars out/demo-openmoji
@@ -34,6 +34,7 @@ def copy_pictures(avatars: Path, openmoji: Path) -> None:
     for name in ("Cond", "0", "1", "2"):
         shutil.copyfile(avatars / f"generated/images/recon_model_{name}.png", IMAGES / f"avatars_{name}.png")
     shutil.copyfile(openmoji / "generated/images/recon_model_2.png", IMAGES / "openmoji_2.png")
+    shutil.copyfile(avatars / "evaluation/pairs.png", IMAGES / "avatars_pairs.png")
     for book in ("cond", "0", "2"):
         shutil.copyfile(last(avatars / f"codebook_{book}/images", "atlas"), IMAGES / f"avatars_atlas_{book}.png")
     for name in ("u_matrix", "hit_map", "comparison"):

@@ -21,7 +21,8 @@ if [ ! -f "$dataset" ]; then
     exit 2
 fi
 if [ -n "${PYTHON:-}" ]; then python=$PYTHON
-elif [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then python=python  # the environment that is active
+elif [ -n "${VIRTUAL_ENV:-}" ] || { [ -n "${CONDA_PREFIX:-}" ] && [ "${CONDA_DEFAULT_ENV:-}" != base ]; }; then
+    python=python  # the environment that is active; conda's base is active without being asked for
 elif [ -x "$root/.venv/bin/python" ]; then python=$root/.venv/bin/python
 else source "$root/scripts/environment.sh"; python=$(find_python); fi
 

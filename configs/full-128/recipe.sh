@@ -1,4 +1,4 @@
-# Settings of scripts/train_cascade.sh for 128×128 pixels on a GPU; a day or more, depending on the data set.
+# Settings of scripts/train_cascade.sh for 128×128 pixels on a GPU; perhaps a day or more, not measured.
 IMAGE_SIZE=128
 AUTOENCODER="--max-step 200000 --batch-size 8 --checkpoint-step 10000"
 FEATURE_MAPS="--batch-size 32 --flip"
