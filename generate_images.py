@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from models.autoencoder import Autoencoder
 from models.generation import Cascade, Request, load_generation_config, pick
@@ -45,13 +44,9 @@ def main(argv: list[str] | None = None) -> None:
     cli.start_log(args, "generate")
 
     parts = []
-    starts = range(0, args.num_images, args.batch_size)
-    with tqdm(total=cascade.length * len(starts), unit="token", desc=args.out_dir.name) as bar:
-        for start in starts:
-            # The last batch is full as well: how many images are asked for never changes a picture.
-            tokens, scores = cascade.generate(request, range(start, start + args.batch_size), bar.update)
-            parts.append([part[: args.num_images - start].cpu() for part in (*tokens, scores)])
-            save_images(cascade, request, start, *parts[-1][-2:], args.out_dir / "images")
+    for start, tokens, scores in cascade.batches(request, args.num_images, args.out_dir.name):
+        parts.append([part.cpu() for part in (*tokens, scores)])
+        save_images(cascade, request, start, *parts[-1][-2:], args.out_dir / "images")
     *tokens, scores = (torch.cat(part) for part in zip(*parts, strict=True))
     names = {f"image_{index:05d}.png" for index in range(args.num_images)}
     remove_unnamed(args.out_dir / "images", f"image_{'[0-9]' * 5}.png", names)

@@ -101,11 +101,7 @@ def images_of(folder: Path, config: Path, setting: dict | tuple, decoder: Autoen
     if isinstance(setting, tuple):
         searches = [load_generation_config(config, **changes)[i] for i, changes in enumerate(setting)]
     cascade = Cascade(searches, folder, decoder, CPU, choose_dtype(CPU, "auto"), BATCH)
-    parts = []
-    for start in range(0, number, BATCH):
-        tokens, _ = cascade.generate(Request(), range(start, start + BATCH))
-        parts.append(cascade.decode(tokens[-1], -1))
-    return torch.cat(parts)[:number]
+    return torch.cat([cascade.decode(tokens[-1], -1) for _, tokens, _ in cascade.batches(Request(), number, "samples")])
 
 
 @torch.no_grad()

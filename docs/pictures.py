@@ -1,7 +1,9 @@
 """Make the pictures of README.md and docs/ anew, from what both demos left, into docs/images; all but the report's.
 
-bash scripts/demo.sh && bash scripts/demo.sh --source openmoji
-.venv/bin/python -m docs.pictures out/demo-avatars out/demo-openmoji
+What it reads, and how it is run:
+
+    bash scripts/demo.sh && bash scripts/demo.sh --source openmoji
+    .venv/bin/python -m docs.pictures out/demo-avatars out/demo-openmoji
 """
 
 import argparse

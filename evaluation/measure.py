@@ -148,13 +148,8 @@ class Evaluation:
 
     def draw(self, cascade: Cascade) -> torch.Tensor:
         """The finest tokens (N, T) of as many samples as a set has images."""
-        size, parts = self.options.batch_size, []
-        starts = range(0, self.number, size)
-        with tqdm(total=cascade.length * len(starts), unit="token", desc="samples") as bar:
-            for start in starts:  # the last batch is full too, as in generate_images.py: one seed, the same pictures
-                tokens, _ = cascade.generate(Request(self.options.seed), range(start, start + size), bar.update)
-                parts.append(tokens[-1])
-        return torch.cat(parts)[: self.number]
+        batches = cascade.batches(Request(self.options.seed), self.number, "samples")
+        return torch.cat([tokens[-1] for _, tokens, _ in batches])
 
     def decoded(self, cascade: Cascade, tokens: torch.Tensor) -> Iterator[torch.Tensor]:
         """The images of the finest tokens, batch by batch."""

@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from models.autoencoder import Autoencoder
 from models.cascade import Stage
@@ -91,7 +92,7 @@ class Cascade:
         batch_size: int = 1,
         compiled: bool = False,
     ) -> None:
-        self.searches, self.decoder, self.device = searches, decoder, device
+        self.searches, self.decoder, self.device, self.batch_size = searches, decoder, device, batch_size
         self.stages: list[Stage] = []
         self.codebooks: list[Codebook] = []  # the condition codebook, then what each stage writes with
         for number, search in enumerate(searches):
@@ -202,6 +203,19 @@ class Cascade:
             tokens.append(found)
             scores[:, number] = score.cpu()
         return tokens, scores
+
+    def batches(
+        self, request: Request, number: int, name: str
+    ) -> Iterator[tuple[int, list[torch.Tensor], torch.Tensor]]:
+        """`number` images, batch by batch, under a bar of this name: the index of the first, tokens and scores.
+
+        The last batch is generated in full as well: how many images are asked for never changes a picture.
+        """
+        starts = range(0, number, self.batch_size)
+        with tqdm(total=self.length * len(starts), unit="token", desc=name) as bar:
+            for start in starts:
+                tokens, scores = self.generate(request, range(start, start + self.batch_size), bar.update)
+                yield start, [part[: number - start] for part in tokens], scores[: number - start]
 
     def filling_in(self, tokens: list[torch.Tensor], steps: int) -> Iterator[torch.Tensor]:
         """Images (N, 3, H, W) as they come about: the condition, then each stage's tokens over those of the one before.
