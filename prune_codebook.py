@@ -36,7 +36,9 @@ def main(argv: list[str] | None = None) -> None:
     amount = parser.add_mutually_exclusive_group()
     amount.add_argument("--prune-threshold", type=cli.natural_int, default=10, help="least use of a unit to stay [10]")
     amount.add_argument("--keep", type=cli.positive_int, help="units that stay, the most used, instead of a threshold")
-    parser.add_argument("--val-fraction", type=cli.fraction, default=0.05, help="share of images held out [0.05]")
+    parser.add_argument(
+        "--val-fraction", type=cli.fraction, default=cli.VAL_FRACTION, help="share of images held out [0.05]"
+    )
     args = parser.parse_args(argv)
     device = cli.choose_device(args.device)
     dataset = FeatureMapDataset(args.dataset_path)

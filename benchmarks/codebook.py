@@ -195,7 +195,7 @@ def main() -> None:
 
 def benchmark(path: Path, patches: list[int] | None, with_minisom: bool) -> None:
     dataset = FeatureMapDataset(path)
-    indices, held_out = dataset.split(0.05)
+    indices, held_out = dataset.split(cli.VAL_FRACTION)
     indices = np.random.default_rng(0).permutation(indices)
     maps, held_out = dataset[tqdm(indices, desc="reading", leave=False)], dataset[held_out]
     channels, height, width = dataset.shape

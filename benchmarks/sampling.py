@@ -23,12 +23,12 @@ from evaluation.novelty import Nearest
 from models.autoencoder import Autoencoder
 from models.generation import Cascade, Request, load_generation_config
 from utils import cli
+from utils.cli import VAL_FRACTION
 from utils.dataset import ImageDataset, chunks
 from utils.precision import choose_dtype
 
 BATCH = 64
 SUBSETS = 50
-VAL_FRACTION = 0.05
 # A setting is what all stages take, or a tuple of what each takes; the rest is as the config says.
 SETTINGS = {
     "as the config says": {},

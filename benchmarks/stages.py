@@ -11,6 +11,7 @@ from models.cascade import Stage, StageConfig, near_units
 from models.codebook import Codebook
 from models.tokens import load_tokens
 from models.transformer import TransformerConfig
+from utils.cli import VAL_FRACTION
 from utils.config import load_config
 from utils.dataset import FeatureMapDataset, TokenDataset
 from utils.gradient import GradientLearner
@@ -41,7 +42,7 @@ class DemoStage:
         names = CODEBOOKS[number : number + 2]
         books = [Codebook.load(folder / name / "models_checkpoint/pruned_codebook.pt") for name in names]
         dataset = FeatureMapDataset(folder / "feature_maps/dataset.json")
-        return cls(folder, number, *books, load_tokens(dataset, *books, CPU), *dataset.split(0.05))
+        return cls(folder, number, *books, load_tokens(dataset, *books, CPU), *dataset.split(VAL_FRACTION))
 
     @property
     def batch_size(self) -> int:

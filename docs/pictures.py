@@ -70,7 +70,7 @@ def levels(run: Path, images: torch.Tensor, path: Path) -> None:
 def wishes(run: Path, scratch: Path) -> None:
     """Faces completed, with new detail, like others, filling in."""
     dataset = ImageDataset(run / "data/dataset.json")
-    _, held_out = dataset.split(0.05)
+    _, held_out = dataset.split(cli.VAL_FRACTION)
     images = dataset[held_out[list(SHOWN)]]
     paths = [scratch / f"held_out_{number}.png" for number in range(len(images))]
     for image, path in zip(images, paths, strict=True):

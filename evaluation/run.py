@@ -8,16 +8,16 @@ from models.autoencoder import KIND as AUTOENCODER
 from models.autoencoder import Autoencoder
 from models.cascade import KIND as TRANSFORMER
 from models.cascade import Stage
-from models.codebook import Codebook
+from models.codebook import Codebook, codebook_path
 from models.generation import Cascade, load_generation_config
 from utils.checkpoint import check_origin, load_checkpoint
+from utils.cli import VAL_FRACTION
 from utils.config import read_json
 from utils.dataset import FeatureMapDataset, ImageDataset
 from utils.files import UserError
 from utils.precision import choose_dtype
 
 WEIGHTS = "models_checkpoint"
-VAL_FRACTION = 0.05  # the trainers' default
 
 
 class TrainedRun:
@@ -58,10 +58,9 @@ class TrainedRun:
         """The codebooks by the names of their folders, the coarsest first: pruned where that has been done."""
         found = {}
         for name in ("codebook_cond", *(f"codebook_{number}" for number in range(self.num_stages))):
-            paths = [self.folder / name / WEIGHTS / file for file in ("pruned_codebook.pt", "latest.pt")]
-            path = next((path for path in paths if path.is_file()), None)
-            if path is None:
-                self.missing.append(f"{name}: {paths[0]} is not there; train it")
+            path = codebook_path(self.folder / name)
+            if not path.is_file():
+                self.missing.append(f"{name}: {path} is not there; train it")
                 continue
             found[name] = Codebook.load(path).to(self.device)
             check_origin(path, "autoencoder", found[name].autoencoder, self.autoencoder.fingerprint)

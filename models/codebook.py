@@ -177,3 +177,9 @@ class Codebook(nn.Module):
         pruned = Codebook(self.config, int(keep.sum()))
         pruned.load_state_dict({name: value[keep] for name, value in self.state_dict().items()})
         return pruned.to(self.units.device)
+
+
+def codebook_path(folder: Path) -> Path:
+    """The checkpoint of the codebook that was trained into a folder: pruned, unless that has not been done yet."""
+    latest, pruned = (folder / "models_checkpoint" / name for name in ("latest.pt", "pruned_codebook.pt"))
+    return latest if latest.is_file() and not pruned.is_file() else pruned

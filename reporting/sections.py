@@ -9,7 +9,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from models.autoencoder import KIND, Autoencoder
-from models.codebook import Codebook
+from models.codebook import Codebook, codebook_path
 from models.map_pictures import atlas
 from reporting import figures, verdicts
 from reporting.pictures import Level, Picture
@@ -62,8 +62,7 @@ def load_models(run: Run) -> Models:
     settings = load_checkpoint(path, KIND, memory_map=True).get("settings", {}) if path.exists() else {}
     books, drawn = {}, {}
     for stage in tqdm(run.of_kind("codebook"), desc="drawing codebooks", leave=False):
-        paths = [stage.folder / "models_checkpoint" / name for name in ("pruned_codebook.pt", "latest.pt")]
-        if (found := next((path for path in paths if path.exists()), None)) is None:
+        if not (found := codebook_path(stage.folder)).exists():
             continue
         book = books[stage.level] = Codebook.load(found)
         if decoder is not None:

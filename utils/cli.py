@@ -15,6 +15,7 @@ import torch
 from utils.files import UserError
 
 log = logging.getLogger("cascade")
+VAL_FRACTION = 0.05  # share of images held out, unless a person says otherwise
 
 
 def run(main: Callable[[], None]) -> None:
@@ -95,7 +96,7 @@ def add_training_flags(parser: argparse.ArgumentParser, lr_step: int) -> None:
     group.add_argument("--num-workers", type=natural_int, help="processes that load data [0 on a CPU, else up to 4]")
     group.add_argument("--log-step", type=positive_int, default=50, help="steps between log lines [50]")
     group.add_argument("--tensorboard", action="store_true", help="write numbers and pictures for TensorBoard as well")
-    group.add_argument("--val-fraction", type=fraction, default=0.05, help="share of images held out [0.05]")
+    group.add_argument("--val-fraction", type=fraction, default=VAL_FRACTION, help="share of images held out [0.05]")
 
 
 def add_gradient_flags(parser: argparse.ArgumentParser) -> None:
