@@ -162,7 +162,7 @@ class Evaluation:
         Training and held-out images are compared as the finest codebook leaves them, which is what a cascade that
         has learned an image by heart would write: from the image itself even that stands far away.
         """
-        training = self.written(self.training, cascade.codebooks[-1], "quantized training images")
+        training = self.quantized_training(cascade)
         sides: list[torch.Tensor | None] = [None, None]
         if self.run.maps is not None and self.run.maps.flipped.any():
             mirrored = (images.flip(-1) for images in self.decoded(cascade, tokens))
@@ -174,6 +174,16 @@ class Evaluation:
         self.draw_pairs(cascade, tokens, near)
         paths = [self.dataset.paths[index].decode() for index in self.training]
         return summary(near, Nearest.among(training, held_out, sides[1]), paths, PAIRS_NAME)
+
+    def quantized_training(self, cascade: Cascade) -> torch.Tensor:
+        """Features (N, D) of the training images, decoded from the tokens that training has kept if it has."""
+        name, tokens = (
+            "quantized training images",
+            self.run.kept_tokens(self.dataset, self.training, cascade.codebooks[-1]),
+        )
+        if tokens is None:
+            return self.written(self.training, cascade.codebooks[-1], name)
+        return self.features(self.decoded(cascade, tokens), len(tokens), name)
 
     def draw_pairs(self, cascade: Cascade, tokens: torch.Tensor, near: Nearest) -> None:
         """Write the samples that are nearest to a training image, above each that image."""

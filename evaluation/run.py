@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from models.autoencoder import KIND as AUTOENCODER
@@ -10,6 +11,7 @@ from models.cascade import KIND as TRANSFORMER
 from models.cascade import Stage
 from models.codebook import Codebook, codebook_path
 from models.generation import Cascade, load_generation_config
+from models.tokens import read_tokens
 from utils.checkpoint import check_origin, load_checkpoint
 from utils.cli import VAL_FRACTION
 from utils.config import read_json
@@ -108,6 +110,15 @@ class TrainedRun:
                     f"{path}: holds images of {height}×{width}, {name} is of {size[0]}×{size[1]}; give the run's own"
                 )
         return dataset
+
+    def kept_tokens(self, dataset: ImageDataset, indices: np.ndarray, codebook: Codebook) -> torch.Tensor | None:
+        """The tokens (N, T) of images that training has kept beside their feature maps, or None where it has not."""
+        tokens = None if self.maps is None else read_tokens(self.maps, self.maps.fingerprint, codebook)
+        if tokens is None:
+            return None
+        rows = {key: row for row, key in enumerate(self.maps.image_keys) if not self.maps.flipped[row]}
+        found = [rows.get(key) for key in dataset.paths[indices]]
+        return None if None in found else torch.from_numpy(tokens[found].astype(np.int64)).to(self.device)
 
     def cascade(self, batch_size: int) -> Cascade | None:
         """The cascade as generate.json has it, or None, with the reason in `missing`, where a part is not there."""

@@ -25,13 +25,13 @@ def load_tokens(dataset: FeatureMapDataset, coarse: Codebook, fine: Codebook, de
     """
     data = dataset.fingerprint
     paths = {codebook: token_path(dataset, data, codebook) for codebook in (coarse, fine)}
-    found = {codebook: _read(path, data, codebook) for codebook, path in paths.items()}
+    found = {codebook: read_tokens(dataset, data, codebook) for codebook in paths}
     missing = [codebook for codebook, tokens in found.items() if tokens is None]
     if missing:
         for codebook, tokens in zip(missing, quantize(dataset, missing, device), strict=True):
             trained_from = {"data": data, "codebook": codebook.fingerprint}
             save_checkpoint(paths[codebook], KIND, codebook.config, {"tokens": tokens}, trained_from)
-            found[codebook] = _read(paths[codebook], data, codebook)
+            found[codebook] = read_tokens(dataset, data, codebook)
     log.info("tokens %s", " ".join(str(path) for path in paths.values()))
     return TokenDataset(*found.values())
 
@@ -53,8 +53,9 @@ def quantize(dataset: FeatureMapDataset, codebooks: list[Codebook], device: torc
     return [torch.from_numpy(found) for found in tokens]
 
 
-def _read(path: Path, data: str, codebook: Codebook) -> np.ndarray | None:
-    """The memory-mapped tokens of a file, (N, T), or None where there is none or it is not what it should be."""
+def read_tokens(dataset: FeatureMapDataset, data: str, codebook: Codebook) -> np.ndarray | None:
+    """The memory-mapped tokens (N, T) that are kept of a data set of this fingerprint, or None where none fit."""
+    path = token_path(dataset, data, codebook)
     if not path.exists():
         return None
     try:

@@ -18,6 +18,7 @@ from evaluation.distances import deviation, frechet_distance, interval, kernel_d
 from evaluation.measure import Evaluation
 from evaluation.novelty import Nearest
 from evaluation.reconstruction import quality
+from evaluation.run import TrainedRun
 from scripts import evaluate
 from utils.dataset import ImageDataset
 from utils.files import UserError
@@ -233,6 +234,22 @@ def test_a_cascade_that_writes_training_images_by_heart_is_found_out(tiny_run, f
     assert content["novelty"]["share_of_samples"] >= (number - 1) / number
     assert content["novelty"]["share_of_held_out"] <= 1 / number
     assert content["novelty"]["nearest"][number - 2]["distance"] < 1e-3 < content["novelty"]["threshold"]
+
+
+def test_kept_tokens_are_those_of_the_images_and_change_no_number(evaluated, tiny_run, faces, tmp_path):
+    run, dataset = TrainedRun(tiny_run, torch.device("cpu")), ImageDataset(faces)
+    indices = dataset.split(0.2)[0][::-1]
+    book = run.codebooks["codebook_2"]
+    expected = book.find_bmu(run.autoencoder.encode(dataset[indices]))
+    assert torch.equal(run.kept_tokens(dataset, indices, book), expected)
+    dataset.paths = dataset.paths.copy()
+    dataset.paths[indices[0]] = b"elsewhere.png"
+    assert run.kept_tokens(dataset, indices, book) is None
+    shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("tokens"))
+    found = run_on(tmp_path / "run", faces, tmp_path / "out", "--extractor", "efficientnet")["novelty"]
+    for key, value in evaluated[1]["novelty"].items():
+        if isinstance(value, float):
+            assert found[key] == pytest.approx(value, rel=1e-4)
 
 
 def test_the_table_tells_every_number(evaluated):
