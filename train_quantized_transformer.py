@@ -55,6 +55,7 @@ def main(argv: list[str] | None = None) -> None:
 
     torch.manual_seed(args.seed)
     stage = Stage(config).to(device)
+    stage.start_from(coarse, fine)
     if names:
         tokens = tokens.with_labels(labels)
         stage.count_labels(to_device(tokens[np.arange(len(tokens))], device)[0])

@@ -52,6 +52,7 @@ class DemoStage:
         """A new stage of the demo's config with these changes."""
         config = replace(load_config(CONFIGS / f"transformer_{self.number}.json", TransformerConfig), **changes)
         stage = Stage(StageConfig.between(config, self.coarse, self.fine, self.folder, self.number == 0))
+        stage.start_from(self.coarse, self.fine)
         stage.near = near_units(self.coarse)
         return stage
 

@@ -92,6 +92,20 @@ class Stage(nn.Module):
         stage.autoencoder = trained_from.get("autoencoder")
         return stage.eval()
 
+    @torch.no_grad()
+    def start_from(self, coarse: Codebook, fine: Codebook) -> None:
+        """Begin with vectors of tokens that are as near to each other as their units are, instead of random ones.
+
+        So what is learned of a token is learned of those like it.
+        """
+        embed, count = self.transformer.embed.token.weight, len(fine)
+        embed[:count] = smooth_features(fine.units, embed)
+        if self.config.is_base:
+            embed[count : count + len(coarse)] = smooth_features(coarse.units, embed)
+        else:
+            embed = self.transformer.source_embed.token.weight
+            embed[: len(coarse)] = smooth_features(coarse.units, embed)
+
     def disturb(self, coarse: torch.Tensor) -> torch.Tensor:
         """Coarse tokens (B, S) as training sees them: a few slipped to a near unit, a few images without any.
 
@@ -201,6 +215,18 @@ class Stage(nn.Module):
             decoder.reorder(torch.cat((rows, rows + len(rows))) if config.is_guided else rows)
 
         return search(next_logits, reorder, first, config, uniform.to(coarse.device), kept)
+
+
+def smooth_features(units: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Units (K, D) → vectors (K, dim) of the width and the standard deviation of `like` (N, dim).
+
+    Cosines of random projections (Rahimi and Recht 2007): the product of two vectors falls with the distance of their
+    units as a Gaussian does, one as wide as a number of a unit deviates, times √D.
+    """
+    scaled = (units - units.mean(0)).to(like) / (units - units.mean(0)).square().mean().sqrt().clamp(min=1e-12)
+    projection = torch.randn(units.shape[1], like.shape[1]).to(like) / units.shape[1] ** 0.5
+    shift = 2 * math.pi * torch.rand(like.shape[1]).to(like)
+    return (scaled @ projection + shift).cos() * (2**0.5 * like.std())
 
 
 def near_units(codebook: Codebook) -> torch.Tensor:

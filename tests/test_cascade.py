@@ -25,6 +25,28 @@ from utils.checkpoint import save_checkpoint
 from utils.config import build_config
 from utils.files import UserError
 
+# --- The start ---
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_tokens_start_as_near_to_each_other_as_their_units_are(number):
+    stage, coarse, fine = build(number, in_dim=1024), *CODEBOOKS[number : number + 2]
+    embed, firsts = stage.transformer.embed.token.weight, stage.transformer.embed.token.weight[len(fine) :].clone()
+    deviation = embed.std()  # of an entry of random vectors
+    stage.start_from(coarse, fine)
+    if number:
+        assert torch.equal(embed[len(fine) :], firsts)  # the start vector stays
+        found = [(embed[: len(fine)], fine), (stage.transformer.source_embed.token.weight, coarse)]
+    else:
+        found = [(embed[: len(fine)], fine), (embed[len(fine) :], coarse)]
+    for vectors, book in found:
+        scaled = book.units - book.units.mean(0)
+        scaled = scaled / scaled.square().mean().sqrt()
+        distances = torch.cdist(scaled, scaled).square() / scaled.shape[1]
+        products = vectors @ vectors.T / 1024 / deviation**2
+        assert torch.allclose(products, torch.exp(-distances / 2), atol=0.2)
+
+
 # --- Layout ---
 
 
