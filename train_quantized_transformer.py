@@ -62,10 +62,9 @@ def main(argv: list[str] | None = None) -> None:
     if transformer.condition_noise:
         stage.near = near_units(coarse)
     stage.transformer.use_activation_checkpoint = args.use_activation_checkpoint
+    steps, matrices = planned_steps(len(training), args), stage.transformer.matrices
     # The stage's own call measures its loss.
-    learner = GradientLearner(
-        stage, lambda stage, batch: stage(*batch), transformer, args, planned_steps(len(training), args), device
-    )
+    learner = GradientLearner(stage, lambda stage, batch: stage(*batch), transformer, args, steps, device, matrices)
     if args.model_path is not None:
         learner.start_from(args.model_path, KIND, trained_from)
 

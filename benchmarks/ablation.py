@@ -183,7 +183,20 @@ def drop_entries(stage: Stage) -> None:
 
 def use_adam(learner: GradientLearner) -> None:
     learner.base_lr = 1e-4
-    learner.optimizer = torch.optim.Adam(learner.model.parameters(), lr=1e-4, betas=(0.5, 0.999), fused=True)
+    adam = torch.optim.Adam(learner.model.parameters(), lr=1e-4, betas=(0.5, 0.999), fused=True)
+    learner.optimizers = {"optimizer": adam}
+
+
+def use_adamw_alone(learner: GradientLearner) -> None:
+    model, config = learner.model, learner.model.config.transformer
+    args = (model, learner.measure, config, learner.args, learner.total_steps, torch.device("cpu"))
+    learner.optimizers = GradientLearner(*args).optimizers
+
+
+def with_random_vectors(stage: Stage) -> None:
+    for module in stage.modules():
+        if isinstance(module, GridEmbedding):
+            nn.init.normal_(module.token.weight, std=0.5)
 
 
 def soft_targets(stage: Stage, batch: tuple, share: float = 0.1) -> dict[str, torch.Tensor]:
@@ -200,6 +213,9 @@ CONSTANT = {"lr_schedule": "step", "lr_step": 10**9}
 NOTHING = {"condition_noise": 0.0, "dropout": 0.0}
 VARIANTS = {
     "full": Variant(),
+    "random vectors of tokens": Variant(alter=with_random_vectors),
+    "AdamW alone": Variant(prepare=use_adamw_alone),
+    "AdamW alone at 3e-3": Variant({"model_lr": 3e-3}, prepare=use_adamw_alone),
     "1-D sinusoids": Variant(alter=with_sinusoids),
     "rotary positions too": Variant(alter=with_rotary),
     "rotary positions alone": Variant(alter=with_rotary_alone),

@@ -59,4 +59,5 @@ class DemoStage:
     def learner(self, stage: Stage, **changes: object) -> GradientLearner:
         """What trains a stage, by the demo's arguments with these changes."""
         args = argparse.Namespace(**TRAINING | changes, batch_size=self.batch_size)
-        return GradientLearner(stage, lambda stage, batch: stage(*batch), stage.config.transformer, args, 1000, CPU)
+        config, matrices = stage.config.transformer, stage.transformer.matrices
+        return GradientLearner(stage, lambda stage, batch: stage(*batch), config, args, 1000, CPU, matrices)

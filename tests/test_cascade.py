@@ -47,6 +47,15 @@ def test_tokens_start_as_near_to_each_other_as_their_units_are(number):
         assert torch.allclose(products, torch.exp(-distances / 2), atol=0.2)
 
 
+def test_muon_moves_the_layers_of_the_blocks_and_nothing_else():
+    for number in (0, 1):
+        stage = build(number)
+        names = {id(parameter): name for name, parameter in stage.named_parameters()}
+        found = {names[id(matrix)] for matrix in stage.transformer.matrices}
+        inside = {name for name in names.values() if ".encoder." in name or ".decoder." in name}
+        assert found == {name for name in inside if "norm" not in name}
+
+
 # --- Layout ---
 
 

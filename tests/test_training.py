@@ -338,6 +338,17 @@ def test_load_optim_starts_from_the_weights_and_their_optimizer(name, train, tin
     found = train(name, "run", "--max-step", 1, *more)
     assert same(found["model"], start["model"])
     assert {int(state["step"]) for state in found["optimizer"]["state"].values()} == {start["step"] + 1}
+    assert ("muon" in found) == (name == "transformer_1")
+
+
+def test_a_checkpoint_from_before_muon_is_refused_by_name(command, train, tmp_path, capsys):
+    train("transformer_1", "run", "--max-step", 1)
+    path = tmp_path / "run" / WEIGHTS
+    content = torch.load(path, weights_only=True)
+    del content["muon"]
+    torch.save(content, path)
+    line = expect_error(capsys, MAINS["transformer_1"], command("transformer_1", "run", "--max-step", 2, "--resume"))
+    assert str(path) in line and "start anew" in line
 
 
 def test_weights_of_another_width_are_refused_by_name(command, tiny_run, tmp_path, write_json, capsys):

@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -12,6 +12,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from utils.checkpoint import check_origins, load_checkpoint, load_weights
 from utils.dataset import Batch, num_items, split_batch
+from utils.files import UserError
+from utils.muon import Muon
 from utils.precision import autocast
 from utils.utilization import bare_seconds
 
@@ -34,9 +36,9 @@ class OptimizationConfig(Protocol):
 class GradientLearner:
     """AdamW on a loss, with clipping, accumulation, a schedule and a moving average of the weights.
 
-    `measure(model, batch)` returns scalars, `loss` among them, that are means over the items of the batch. Weight decay
-    acts on matrices only. Random choices inside the model are drawn from the default generator, which the loop seeds at
-    each step.
+    Muon moves the parameters `matrices` instead of AdamW. `measure(model, batch)` returns scalars, `loss` among them,
+    that are means over the items of the batch. Weight decay acts on matrices only. Random choices inside the model are
+    drawn from the default generator, which the loop seeds at each step.
     """
 
     def __init__(
@@ -47,15 +49,20 @@ class GradientLearner:
         args: argparse.Namespace,
         total_steps: int,
         device: torch.device,
+        matrices: Sequence[nn.Parameter] = (),
     ) -> None:
         self.model, self.measure, self.args, self.total_steps = model, measure, args, total_steps
         self.base_lr = config.model_lr
+        others = [parameter for parameter in model.parameters() if parameter not in set(matrices)]
         groups = [
-            {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": config.weight_decay},
-            {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
+            {"params": [p for p in others if p.ndim >= 2], "weight_decay": config.weight_decay},
+            {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
         ]
         fused = device.type in ("cpu", "cuda")
-        self.optimizer = torch.optim.AdamW(groups, lr=self.base_lr, betas=(0.9, 0.99), fused=fused)
+        adamw = torch.optim.AdamW(groups, lr=self.base_lr, betas=(0.9, 0.99), fused=fused)
+        self.optimizers: dict[str, torch.optim.Optimizer] = {"optimizer": adamw}  # by their keys in a checkpoint
+        if matrices:
+            self.optimizers["muon"] = Muon(matrices, self.base_lr, config.weight_decay)
         self.compiled = torch.compile(model) if args.compile else model
         self.autocast = autocast(device, args.precision)
         self.average = AveragedModel(model, multi_avg_fn=self._average) if args.ema_decay > 0 else None
@@ -68,13 +75,14 @@ class GradientLearner:
     def update(self, batch: Batch, step: int) -> dict[str, torch.Tensor | float]:
         """One step down the gradient."""
         rate = learning_rate(step, self.total_steps, self.base_lr, self.args)
-        for group in self.optimizer.param_groups:
+        for group in self._groups():
             group["lr"] = rate
         self.model.train()
-        self.optimizer.zero_grad()
+        self.model.zero_grad()
         numbers = self.backward(self.compiled, batch)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.args.grad_clip)
-        self.optimizer.step()
+        for optimizer in self.optimizers.values():
+            optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
         return {**numbers, "gradient_norm": norm.detach(), "learning_rate": rate}
@@ -104,7 +112,8 @@ class GradientLearner:
 
     def checkpoint(self) -> dict:
         """Weights, averaged weights and optimizer state."""
-        content = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        content = {"model": self.model.state_dict()}
+        content |= {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
         if self.average is not None:
             content["ema"] = self.average.module.state_dict()
         return content
@@ -112,10 +121,19 @@ class GradientLearner:
     def restore(self, content: dict, path: Path) -> None:
         """Take up weights, averaged weights and optimizer state."""
         load_weights(self.model, content, path, averaged=False)
-        self.optimizer.load_state_dict(content["optimizer"])
+        self._restore_optimizers(content, path)
         if self.average is not None:
             load_weights(self.average.module, content, path)
             self.average.n_averaged.fill_(content["step"])
+
+    def _groups(self) -> list[dict]:
+        return [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
+
+    def _restore_optimizers(self, content: dict, path: Path) -> None:
+        if not content.keys() >= self.optimizers.keys():
+            raise UserError(f"{path}: was written before Muon was used; start anew, without --resume or --load-optim")
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(content[name])
 
     def start_from(self, path: Path, kind: str, trained_from: dict[str, str | None]) -> None:
         """Begin at the weights of a checkpoint, with `--load-optim` also at its optimizer state."""
@@ -123,9 +141,9 @@ class GradientLearner:
         check_origins(path, content["trained_from"], trained_from)
         load_weights(self.model, content, path, averaged=not self.args.load_optim)
         if self.args.load_optim:
-            decays = [group["weight_decay"] for group in self.optimizer.param_groups]
-            self.optimizer.load_state_dict(content["optimizer"])
-            for group, decay in zip(self.optimizer.param_groups, decays, strict=True):
+            decays = [group["weight_decay"] for group in self._groups()]
+            self._restore_optimizers(content, path)
+            for group, decay in zip(self._groups(), decays, strict=True):
                 group["weight_decay"] = decay  # this config's, not that of the checkpoint
         if self.average is not None:
             self.average.module.load_state_dict(self.model.state_dict())

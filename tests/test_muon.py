@@ -1,0 +1,70 @@
+"""Muon against singular value decompositions and a step worked out by hand."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from utils import muon
+from utils.muon import Muon, orthogonalize
+
+
+def matrices(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 6, 20), (2, 20, 6)])
+def test_a_matrix_comes_near_to_the_orthogonal_one_of_its_decomposition(shape):
+    given = matrices(*shape)
+    u, _, vh = torch.linalg.svd(given, full_matrices=False)
+    inner = u.mT @ orthogonalize(given) @ vh.mT  # diagonal, of the new singular values
+    values = torch.diagonal(inner, dim1=1, dim2=2)
+    assert (inner - torch.diag_embed(values)).abs().max() < 1e-4
+    assert values.min() > 0.3 and values.max() < 1.3
+
+
+def test_the_size_of_a_gradient_does_not_matter_and_none_gives_no_step():
+    given = matrices(1, 5, 7)
+    assert torch.allclose(orthogonalize(given), orthogonalize(1e4 * given), atol=1e-5)
+    assert torch.equal(orthogonalize(torch.zeros(1, 5, 7)), torch.zeros(1, 5, 7))
+
+
+def test_steps_are_those_of_one_matrix_after_the_other(monkeypatch):
+    monkeypatch.setattr(muon, "choose_dtype", lambda *_: torch.float32)
+    shapes = [(4, 6), (6, 4), (4, 6), (3, 3)]
+    parameters = [nn.Parameter(matrices(*shape, seed=number)) for number, shape in enumerate(shapes)]
+    expected, means = [p.detach().clone() for p in parameters], [torch.zeros(shape) for shape in shapes]
+    optimizer = Muon(parameters, lr=0.1, weight_decay=0.5, momentum=0.8)
+    for step in range(3):
+        for number, parameter in enumerate(parameters):
+            gradient = matrices(*shapes[number], seed=10 * step + number)
+            parameter.grad = gradient
+            means[number] = 0.8 * means[number] + 0.2 * gradient
+            found = orthogonalize((0.2 * gradient + 0.8 * means[number])[None])[0]
+            expected[number] = expected[number] * (1 - 0.1 * 0.5) - 0.1 * 0.2 * max(shapes[number]) ** 0.5 * found
+        optimizer.step()
+    for parameter, value in zip(parameters, expected, strict=True):
+        assert torch.allclose(parameter.detach(), value, atol=1e-5)
+
+
+def test_what_has_no_gradient_stays():
+    still, moved = nn.Parameter(matrices(3, 4)), nn.Parameter(matrices(3, 4, seed=1))
+    before = still.detach().clone()
+    moved.grad = matrices(3, 4, seed=2)
+    Muon([still, moved], lr=0.1, weight_decay=0.1).step()
+    assert torch.equal(still, before) and not torch.equal(moved, matrices(3, 4, seed=1))
+
+
+def test_a_restored_state_goes_on_the_same():
+    first = nn.Parameter(matrices(3, 4))
+    optimizer = Muon([first], lr=0.1, weight_decay=0.1)
+    first.grad = matrices(3, 4, seed=1)
+    optimizer.step()
+    second = nn.Parameter(first.detach().clone())
+    other = Muon([second], lr=0.3, weight_decay=0.2)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    first.grad = second.grad = matrices(3, 4, seed=2)
+    optimizer.step()
+    other.step()
+    assert torch.equal(first, second)
