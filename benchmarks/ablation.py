@@ -214,8 +214,12 @@ NOTHING = {"condition_noise": 0.0, "dropout": 0.0}
 VARIANTS = {
     "full": Variant(),
     "random vectors of tokens": Variant(alter=with_random_vectors),
+    "AdamW alone, half the rate": Variant({"model_lr": 3e-3}, prepare=use_adamw_alone),
     "AdamW alone": Variant(prepare=use_adamw_alone),
-    "AdamW alone at 3e-3": Variant({"model_lr": 3e-3}, prepare=use_adamw_alone),
+    "192 wide": Variant({"in_dim": 192, "hidden_dim": 384, "self_attn_heads": 4, "cross_attn_heads": 4}),
+    "256 wide": Variant({"in_dim": 256, "hidden_dim": 512, "self_attn_heads": 4, "cross_attn_heads": 4}),
+    "4 heads": Variant({"self_attn_heads": 4, "cross_attn_heads": 4}),
+    "2 + 3 layers": Variant({"num_enc_layers": 2, "num_dec_layers": 3}),
     "1-D sinusoids": Variant(alter=with_sinusoids),
     "rotary positions too": Variant(alter=with_rotary),
     "rotary positions alone": Variant(alter=with_rotary_alone),
