@@ -177,12 +177,10 @@ class Evaluation:
 
     def quantized_training(self, cascade: Cascade) -> torch.Tensor:
         """Features (N, D) of the training images, decoded from the tokens that training has kept if it has."""
-        name, tokens = (
-            "quantized training images",
-            self.run.kept_tokens(self.dataset, self.training, cascade.codebooks[-1]),
-        )
+        name, codebook = "quantized training images", cascade.codebooks[-1]
+        tokens = self.run.kept_tokens(self.dataset, self.training, codebook)
         if tokens is None:
-            return self.written(self.training, cascade.codebooks[-1], name)
+            return self.written(self.training, codebook, name)
         return self.features(self.decoded(cascade, tokens), len(tokens), name)
 
     def draw_pairs(self, cascade: Cascade, tokens: torch.Tensor, near: Nearest) -> None:

@@ -113,7 +113,10 @@ class TrainedRun:
 
     def kept_tokens(self, dataset: ImageDataset, indices: np.ndarray, codebook: Codebook) -> torch.Tensor | None:
         """The tokens (N, T) of images that training has kept beside their feature maps, or None where it has not."""
-        tokens = None if self.maps is None else read_tokens(self.maps, self.maps.fingerprint, codebook)
+        try:
+            tokens = None if self.maps is None else read_tokens(self.maps, self.maps.fingerprint, codebook)
+        except UserError:  # a map is gone, so what was kept may be of others
+            tokens = None
         if tokens is None:
             return None
         rows = {key: row for row, key in enumerate(self.maps.image_keys) if not self.maps.flipped[row]}

@@ -24,15 +24,16 @@ def load_tokens(dataset: FeatureMapDataset, coarse: Codebook, fine: Codebook, de
     read once, for both codebooks, and quantized.
     """
     data = dataset.fingerprint
-    paths = {codebook: token_path(dataset, data, codebook) for codebook in (coarse, fine)}
-    found = {codebook: read_tokens(dataset, data, codebook) for codebook in paths}
+    found = {codebook: read_tokens(dataset, data, codebook) for codebook in (coarse, fine)}
     missing = [codebook for codebook, tokens in found.items() if tokens is None]
     if missing:
         for codebook, tokens in zip(missing, quantize(dataset, missing, device), strict=True):
             trained_from = {"data": data, "codebook": codebook.fingerprint}
-            save_checkpoint(paths[codebook], KIND, codebook.config, {"tokens": tokens}, trained_from)
+            save_checkpoint(
+                token_path(dataset, data, codebook), KIND, codebook.config, {"tokens": tokens}, trained_from
+            )
             found[codebook] = read_tokens(dataset, data, codebook)
-    log.info("tokens %s", " ".join(str(path) for path in paths.values()))
+    log.info("tokens %s", " ".join(str(token_path(dataset, data, codebook)) for codebook in found))
     return TokenDataset(*found.values())
 
 

@@ -20,7 +20,7 @@ from evaluation.novelty import Nearest
 from evaluation.reconstruction import quality
 from evaluation.run import TrainedRun
 from scripts import evaluate
-from utils.dataset import ImageDataset
+from utils.dataset import FeatureMapDataset, ImageDataset
 from utils.files import UserError
 
 
@@ -236,17 +236,25 @@ def test_a_cascade_that_writes_training_images_by_heart_is_found_out(tiny_run, f
     assert content["novelty"]["nearest"][number - 2]["distance"] < 1e-3 < content["novelty"]["threshold"]
 
 
-def test_kept_tokens_are_those_of_the_images_and_change_no_number(evaluated, tiny_run, faces, tmp_path):
+def test_kept_tokens_are_those_of_the_images_and_change_no_number(evaluated, tiny_run, faces, tmp_path, monkeypatch):
     run, dataset = TrainedRun(tiny_run, torch.device("cpu")), ImageDataset(faces)
     indices = dataset.split(0.2)[0][::-1]
     book = run.codebooks["codebook_2"]
     expected = book.find_bmu(run.autoencoder.encode(dataset[indices]))
     assert torch.equal(run.kept_tokens(dataset, indices, book), expected)
+    monkeypatch.setattr(FeatureMapDataset, "path", lambda *_: tmp_path / "gone.npy")
+    assert run.kept_tokens(dataset, indices, book) is None
+    monkeypatch.undo()
     dataset.paths = dataset.paths.copy()
     dataset.paths[indices[0]] = b"elsewhere.png"
     assert run.kept_tokens(dataset, indices, book) is None
+    written, original = [], Evaluation.written
+    monkeypatch.setattr(Evaluation, "written", lambda self, *given: written.append(given[-1]) or original(self, *given))
+    run_on(tiny_run, faces, tmp_path / "kept", "--extractor", "efficientnet")
+    assert "quantized training images" not in written
     shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("tokens"))
     found = run_on(tmp_path / "run", faces, tmp_path / "out", "--extractor", "efficientnet")["novelty"]
+    assert "quantized training images" in written
     for key, value in evaluated[1]["novelty"].items():
         if isinstance(value, float):
             assert found[key] == pytest.approx(value, rel=1e-4)
