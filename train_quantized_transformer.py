@@ -62,9 +62,9 @@ def main(argv: list[str] | None = None) -> None:
     if transformer.condition_noise:
         stage.near = near_units(coarse)
     stage.transformer.use_activation_checkpoint = args.use_activation_checkpoint
-    steps, matrices = planned_steps(len(training), args), stage.transformer.matrices
+    steps, weights = planned_steps(len(training), args), stage.transformer.block_weights
     # The stage's own call measures its loss.
-    learner = GradientLearner(stage, lambda stage, batch: stage(*batch), transformer, args, steps, device, matrices)
+    learner = GradientLearner(stage, lambda stage, batch: stage(*batch), transformer, args, steps, device, weights)
     if args.model_path is not None:
         learner.start_from(args.model_path, KIND, trained_from)
 

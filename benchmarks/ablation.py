@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from benchmarks.stages import DemoStage
+from benchmarks.stages import CPU, DemoStage
 from models import transformer
 from models.cascade import Stage, near_units
 from models.transformer import Attention, ChannelDropout, Grid, GridEmbedding, TransformerConfig
@@ -189,8 +189,17 @@ def use_adam(learner: GradientLearner) -> None:
 
 def use_adamw_alone(learner: GradientLearner) -> None:
     model, config = learner.model, learner.model.config.transformer
-    args = (model, learner.measure, config, learner.args, learner.total_steps, torch.device("cpu"))
-    learner.optimizers = GradientLearner(*args).optimizers
+    alone = GradientLearner(model, learner.measure, config, learner.args, learner.total_steps, CPU)
+    learner.optimizers = alone.optimizers
+
+
+def halve_the_rate(learner: GradientLearner) -> None:
+    learner.base_lr /= 2
+
+
+def use_adamw_at_half_the_rate(learner: GradientLearner) -> None:
+    use_adamw_alone(learner)
+    halve_the_rate(learner)
 
 
 def with_random_vectors(stage: Stage) -> None:
@@ -210,14 +219,17 @@ def soft_targets(stage: Stage, batch: tuple, share: float = 0.1) -> dict[str, to
 
 
 CONSTANT = {"lr_schedule": "step", "lr_step": 10**9}
+WIDE = {"in_dim": 256, "hidden_dim": 512, "self_attn_heads": 4, "cross_attn_heads": 4}
 NOTHING = {"condition_noise": 0.0, "dropout": 0.0}
 VARIANTS = {
     "full": Variant(),
     "random vectors of tokens": Variant(alter=with_random_vectors),
-    "AdamW alone, half the rate": Variant({"model_lr": 3e-3}, prepare=use_adamw_alone),
     "AdamW alone": Variant(prepare=use_adamw_alone),
-    "192 wide": Variant({"in_dim": 192, "hidden_dim": 384, "self_attn_heads": 4, "cross_attn_heads": 4}),
-    "256 wide": Variant({"in_dim": 256, "hidden_dim": 512, "self_attn_heads": 4, "cross_attn_heads": 4}),
+    "AdamW alone, half the rate": Variant(prepare=use_adamw_at_half_the_rate),
+    "half the rate": Variant(prepare=halve_the_rate),
+    "192 wide": Variant({"in_dim": 192, "hidden_dim": 384, "self_attn_heads": 3, "cross_attn_heads": 3}),
+    "256 wide": Variant(WIDE),
+    "256 wide, half the rate": Variant(WIDE, prepare=halve_the_rate),
     "4 heads": Variant({"self_attn_heads": 4, "cross_attn_heads": 4}),
     "2 + 3 layers": Variant({"num_enc_layers": 2, "num_dec_layers": 3}),
     "1-D sinusoids": Variant(alter=with_sinusoids),

@@ -59,5 +59,5 @@ class DemoStage:
     def learner(self, stage: Stage, **changes: object) -> GradientLearner:
         """What trains a stage, by the demo's arguments with these changes."""
         args = argparse.Namespace(**TRAINING | changes, batch_size=self.batch_size)
-        config, matrices = stage.config.transformer, stage.transformer.matrices
-        return GradientLearner(stage, lambda stage, batch: stage(*batch), config, args, 1000, CPU, matrices)
+        config, weights = stage.config.transformer, stage.transformer.block_weights
+        return GradientLearner(stage, lambda stage, batch: stage(*batch), config, args, 1000, CPU, weights)

@@ -98,13 +98,10 @@ class Stage(nn.Module):
 
         So what is learned of a token is learned of those like it.
         """
-        embed, count = self.transformer.embed.token.weight, len(fine)
-        embed[:count] = smooth_features(fine.units, embed)
-        if self.config.is_base:
-            embed[count : count + len(coarse)] = smooth_features(coarse.units, embed)
-        else:
-            embed = self.transformer.source_embed.token.weight
-            embed[: len(coarse)] = smooth_features(coarse.units, embed)
+        embed = self.transformer.embed.token.weight
+        source = embed[len(fine) :] if self.config.is_base else self.transformer.source_embed.token.weight
+        for vectors, codebook in ((embed, fine), (source, coarse)):
+            vectors[: len(codebook)] = smooth_features(codebook.units, vectors)
 
     def disturb(self, coarse: torch.Tensor) -> torch.Tensor:
         """Coarse tokens (B, S) as training sees them: a few slipped to a near unit, a few images without any.
@@ -223,7 +220,7 @@ def smooth_features(units: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     Cosines of random projections (Rahimi and Recht 2007): the product of two vectors falls with the distance of their
     units as a Gaussian does, one as wide as a number of a unit deviates, times √D.
     """
-    scaled = (units - units.mean(0)).to(like) / (units - units.mean(0)).square().mean().sqrt().clamp(min=1e-12)
+    scaled = (units / units.var(0, correction=0).mean().sqrt().clamp(min=1e-12)).to(like)
     projection = torch.randn(units.shape[1], like.shape[1]).to(like) / units.shape[1] ** 0.5
     shift = 2 * math.pi * torch.rand(like.shape[1]).to(like)
     return (scaled @ projection + shift).cos() * (2**0.5 * like.std())

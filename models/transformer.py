@@ -296,10 +296,10 @@ class Transformer(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     @property
-    def matrices(self) -> list[nn.Parameter]:
+    def block_weights(self) -> list[nn.Parameter]:
         """The weights of the linear layers of all blocks."""
-        layers = (*self.decoder.modules(), *(self.encoder.modules() if self.source is not None else ()))
-        return [layer.weight for layer in layers if isinstance(layer, nn.Linear)]
+        blocks = (*self.decoder, *getattr(self, "encoder", ()))
+        return [layer.weight for block in blocks for layer in block.modules() if isinstance(layer, nn.Linear)]
 
     def encode(self, source: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Coarse tokens (B, S) → the cross-attention keys and values of each decoder layer, (B, heads, S, head_dim)."""

@@ -218,6 +218,30 @@ def test_what_the_ablation_takes_out_is_out(tiny_run, in_this_process):
     assert isinstance(build("no query-key norm").transformer.decoder[0].cross_attention.key_norm, nn.Identity)
     assert "Rotated" in classes("rotary positions too") and "Rotated" not in classes("full")
     assert build("rotary positions alone").transformer.embed.row.weight.abs().sum() == 0
+    near, far = (build(name).transformer.embed.token.weight for name in ("full", "random vectors of tokens"))
+    pairs = demo.fine.nearest(demo.fine.units, 2)[1]
+    distances = [(vectors[pairs[:, 0]] - vectors[pairs[:, 1]]).norm(dim=1).mean() for vectors in (near, far)]
+    assert distances[0] < 0.7 * distances[1]
     assert sum(p.numel() for p in build("ungated MLP").parameters()) == pytest.approx(
         sum(p.numel() for p in build("full").parameters()), rel=0.05
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "optimizers", "share"),
+    [
+        ("full", {"AdamW", "Muon"}, 1),
+        ("half the rate", {"AdamW", "Muon"}, 0.5),
+        ("AdamW alone", {"AdamW"}, 1),
+        ("AdamW alone, half the rate", {"AdamW"}, 0.5),
+    ],
+)
+def test_what_moves_the_weights_in_the_ablation(name, optimizers, share, tiny_run, in_this_process):
+    demo = stages.DemoStage.read(tiny_run, 1)
+    stage = demo.build()
+    learner = demo.learner(stage)
+    ablation.VARIANTS[name].prepare(learner)
+    assert {type(optimizer).__name__ for optimizer in learner.optimizers.values()} == optimizers
+    groups = [group for optimizer in learner.optimizers.values() for group in optimizer.param_groups]
+    assert sum(len(group["params"]) for group in groups) == len(list(stage.parameters()))
+    assert learner.base_lr == share * stage.config.transformer.model_lr

@@ -338,7 +338,16 @@ def test_load_optim_starts_from_the_weights_and_their_optimizer(name, train, tin
     found = train(name, "run", "--max-step", 1, *more)
     assert same(found["model"], start["model"])
     assert {int(state["step"]) for state in found["optimizer"]["state"].values()} == {start["step"] + 1}
-    assert ("muon" in found) == (name == "transformer_1")
+
+
+@pytest.mark.parametrize("more", [[], ["--load-optim"]])
+def test_the_momentum_of_muon_is_loaded_with_the_optimizer_and_only_then(more, train, tiny_run):
+    start = latest(tiny_run / "transformer_1")
+    no_gradient = ("--max-step", 1, "--grad-clip", 1e-12, "--model-path", tiny_run / "transformer_1" / WEIGHTS)
+    found = train("transformer_1", "run", *no_gradient, *more)
+    for index, state in start["muon"]["state"].items():
+        expected = state["momentum"] * (0.95 if more else 0)
+        assert torch.allclose(found["muon"]["state"][index]["momentum"], expected, atol=1e-9)
 
 
 def test_a_checkpoint_from_before_muon_is_refused_by_name(command, train, tmp_path, capsys):
@@ -347,8 +356,9 @@ def test_a_checkpoint_from_before_muon_is_refused_by_name(command, train, tmp_pa
     content = torch.load(path, weights_only=True)
     del content["muon"]
     torch.save(content, path)
-    line = expect_error(capsys, MAINS["transformer_1"], command("transformer_1", "run", "--max-step", 2, "--resume"))
-    assert str(path) in line and "start anew" in line
+    for more in (["run", "--max-step", 2, "--resume"], ["new", "--model-path", path, "--load-optim"]):
+        line = expect_error(capsys, MAINS["transformer_1"], command("transformer_1", *more))
+        assert str(path) in line and "--model-path" in line
 
 
 def test_weights_of_another_width_are_refused_by_name(command, tiny_run, tmp_path, write_json, capsys):
@@ -587,15 +597,18 @@ def test_what_cannot_be_measured_is_saved_all_the_same(name, command, tmp_path, 
 
 
 @pytest.mark.parametrize("name", GRADIENT)
-def test_accumulation_gives_the_gradients_of_the_whole_batch(name, train):
+def test_accumulation_gives_the_gradients_of_the_whole_batch(name, train, tiny_run):
     def plan(size, parts):
         return ("--max-step", 1, "--batch-size", size, "--grad-accum-step", parts, "--grad-clip", 1e9)
 
-    # Adam's first moment after one step is a tenth of the gradient.
-    whole, parts = (train(name, f"{size}", *plan(size, n)) for size, n in ((12, 1), (4, 3)))
-    for index, state in whole["optimizer"]["state"].items():
-        found = parts["optimizer"]["state"][index]["exp_avg"]
-        assert torch.allclose(found, state["exp_avg"], rtol=1e-3, atol=1e-7)
+    # Adam's first moment after one step is a tenth of the gradient, Muon's momentum a twentieth. Of a new transformer
+    # the head alone would have a gradient.
+    start = ("--model-path", tiny_run / name / WEIGHTS)
+    whole, parts = (train(name, f"{size}", *plan(size, n), *start) for size, n in ((12, 1), (4, 3)))
+    for optimizer, moment in (("optimizer", "exp_avg"), ("muon", "momentum")):
+        for index, state in whole.get(optimizer, {"state": {}})["state"].items():
+            assert state[moment].abs().max() > 0
+            assert torch.allclose(parts[optimizer]["state"][index][moment], state[moment], rtol=1e-3, atol=1e-7)
 
 
 @pytest.mark.parametrize("size", [1, 4, 7, 10])

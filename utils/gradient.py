@@ -1,4 +1,4 @@
-"""Learning from a gradient: the optimizer, its schedule (a pure function of the step), precision, averaged weights."""
+"""Learning from a gradient: the optimizers, their schedule (a function of the step), precision, averaged weights."""
 
 import argparse
 import math
@@ -14,7 +14,7 @@ from utils.checkpoint import check_origins, load_checkpoint, load_weights
 from utils.dataset import Batch, num_items, split_batch
 from utils.files import UserError
 from utils.muon import Muon
-from utils.precision import autocast
+from utils.precision import autocast, choose_dtype
 from utils.utilization import bare_seconds
 
 
@@ -27,7 +27,7 @@ def learning_rate(step: int, total_steps: int, base: float, args: argparse.Names
 
 
 class OptimizationConfig(Protocol):
-    """The keys of a model's config that the optimizer reads."""
+    """The keys of a model's config that the optimizers read."""
 
     model_lr: float
     weight_decay: float
@@ -36,7 +36,7 @@ class OptimizationConfig(Protocol):
 class GradientLearner:
     """AdamW on a loss, with clipping, accumulation, a schedule and a moving average of the weights.
 
-    Muon moves the parameters `matrices` instead of AdamW. `measure(model, batch)` returns scalars, `loss` among them,
+    Muon moves the weights `by_muon` instead of AdamW. `measure(model, batch)` returns scalars, `loss` among them,
     that are means over the items of the batch. Weight decay acts on matrices only. Random choices inside the model are
     drawn from the default generator, which the loop seeds at each step.
     """
@@ -49,11 +49,12 @@ class GradientLearner:
         args: argparse.Namespace,
         total_steps: int,
         device: torch.device,
-        matrices: Sequence[nn.Parameter] = (),
+        by_muon: Sequence[nn.Parameter] = (),
     ) -> None:
         self.model, self.measure, self.args, self.total_steps = model, measure, args, total_steps
         self.base_lr = config.model_lr
-        others = [parameter for parameter in model.parameters() if parameter not in set(matrices)]
+        taken = set(by_muon)
+        others = [parameter for parameter in model.parameters() if parameter not in taken]
         groups = [
             {"params": [p for p in others if p.ndim >= 2], "weight_decay": config.weight_decay},
             {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
@@ -61,8 +62,9 @@ class GradientLearner:
         fused = device.type in ("cpu", "cuda")
         adamw = torch.optim.AdamW(groups, lr=self.base_lr, betas=(0.9, 0.99), fused=fused)
         self.optimizers: dict[str, torch.optim.Optimizer] = {"optimizer": adamw}  # by their keys in a checkpoint
-        if matrices:
-            self.optimizers["muon"] = Muon(matrices, self.base_lr, config.weight_decay)
+        if by_muon:
+            dtype = choose_dtype(device, args.precision)
+            self.optimizers["muon"] = Muon(by_muon, self.base_lr, config.weight_decay, dtype)
         self.compiled = torch.compile(model) if args.compile else model
         self.autocast = autocast(device, args.precision)
         self.average = AveragedModel(model, multi_avg_fn=self._average) if args.ema_decay > 0 else None
@@ -126,15 +128,6 @@ class GradientLearner:
             load_weights(self.average.module, content, path)
             self.average.n_averaged.fill_(content["step"])
 
-    def _groups(self) -> list[dict]:
-        return [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
-
-    def _restore_optimizers(self, content: dict, path: Path) -> None:
-        if not content.keys() >= self.optimizers.keys():
-            raise UserError(f"{path}: was written before Muon was used; start anew, without --resume or --load-optim")
-        for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(content[name])
-
     def start_from(self, path: Path, kind: str, trained_from: dict[str, str | None]) -> None:
         """Begin at the weights of a checkpoint, with `--load-optim` also at its optimizer state."""
         content = load_checkpoint(path, kind)
@@ -147,3 +140,15 @@ class GradientLearner:
                 group["weight_decay"] = decay  # this config's, not that of the checkpoint
         if self.average is not None:
             self.average.module.load_state_dict(self.model.state_dict())
+
+    def _groups(self) -> list[dict]:
+        return [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
+
+    def _restore_optimizers(self, content: dict, path: Path) -> None:
+        if not content.keys() >= self.optimizers.keys():
+            raise UserError(
+                f"{path}: was written before Muon was used; go on from its weights alone: --model-path with another "
+                "--out-dir, and without --load-optim"
+            )
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(content[name])

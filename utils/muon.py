@@ -10,8 +10,6 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from utils.precision import choose_dtype
-
 COEFFICIENTS, ROUNDS = (3.4445, -4.7750, 2.0315), 5  # theirs: singular values come to lie around 1, not at it
 RMS = 0.2  # of AdamW's usual step, so that both take one learning rate (Liu et al. 2025, "Muon is scalable")
 
@@ -31,14 +29,20 @@ def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
 class Muon(torch.optim.Optimizer):
     """Muon with Nesterov momentum and decoupled weight decay, for matrices alone.
 
-    Unlike `torch.optim.Muon` it takes matrices of one shape together, and multiplies in float32 where bfloat16 is not
-    native: on such a CPU that one's step takes twenty times as long.
+    Unlike `torch.optim.Muon` it takes matrices of one shape together, and multiplies in `dtype`: that one does so in
+    bfloat16, which is slow on a CPU where it is not native (docs/experiments.md tells how slow).
     """
 
     def __init__(
-        self, matrices: Iterable[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95
+        self,
+        matrices: Iterable[nn.Parameter],
+        lr: float,
+        weight_decay: float,
+        dtype: torch.dtype = torch.float32,
+        momentum: float = 0.95,
     ) -> None:
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self) -> None:
@@ -60,7 +64,6 @@ class Muon(torch.optim.Optimizer):
             mean = state["momentum"]
             mean.lerp_(matrix.grad, 1 - momentum)
             directions.append(matrix.grad.lerp(mean, momentum))
-        dtype = choose_dtype(matrices[0].device, "auto")
-        found = orthogonalize(torch.stack(directions).to(dtype)).to(matrices[0].dtype)
+        found = orthogonalize(torch.stack(directions).to(self.dtype)).to(matrices[0].dtype)
         torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(matrices, list(found), alpha=-group["lr"] * RMS * max(matrices[0].shape) ** 0.5)
