@@ -1,4 +1,4 @@
-"""The transformers of the demo: how fast tokens come, how near a step is to its matrix products, memory by length.
+"""The transformers of the demo: how fast tokens come, what a step's products and its optimizer take, memory by length.
 
     python -m benchmarks.transformer out/demo-avatars
 
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils.benchmark import Timer
 
 from benchmarks.codebook_limits import peak
 from benchmarks.stages import CPU, DemoStage
@@ -22,6 +23,7 @@ from models.cascade import Stage, StageConfig
 from models.transformer import Grid, TransformerConfig
 from utils import cli
 from utils.dataset import BatchLoader, EpochSampler
+from utils.muon import Muon
 from utils.precision import autocast
 
 STEPS = 20
@@ -45,9 +47,10 @@ def data_path(stage: DemoStage) -> None:
 
 
 def utilization(folder: Path) -> None:
-    """Print how much of a step its own matrix products would take alone."""
+    """Print how much of a step the matrix products of its two passes would take alone."""
     print(
-        "\nA training step, and its own matrix products alone in the same precision; of a causal square, all of it.\n"
+        "\nA training step, and the matrix products of its forward and backward pass alone in the same precision; of a "
+        "causal square, all of it.\n"
     )
     print("| stage | precision | step, ms | products, ms | share |\n|---|---|---|---|---|")
     for number in range(3):
@@ -67,6 +70,21 @@ def utilization(folder: Path) -> None:
             step, products = statistics.median(steps), statistics.median(bare)
             row = f"{step * 1e3:.0f} | {products * 1e3:.0f} | {products / step:.2f}"
             print(f"| {number} | {precision} | {row} |", flush=True)
+
+
+def optimizers(folder: Path) -> None:
+    """Print how long each optimizer takes for the weights of the blocks of the finest stage."""
+    weights = DemoStage.read(folder, 2).build().transformer.block_weights
+    for weight in weights:
+        weight.grad = torch.randn_like(weight)
+    kinds = {"AdamW": torch.optim.AdamW(weights, fused=True)}
+    kinds |= {f"Muon in {name}": Muon(weights, 1e-3, 0.05, getattr(torch, name)) for name in ("bfloat16", "float32")}
+    if hasattr(torch.optim, "Muon"):  # since PyTorch 2.9
+        kinds["torch.optim.Muon"] = torch.optim.Muon(weights, lr=1e-3)
+    print("\nA step of an optimizer, for the layers of the blocks of the finest stage.\n\n| | ms |\n|---|---|")
+    for name, optimizer in kinds.items():
+        timer = Timer("step()", globals={"step": optimizer.step}, num_threads=torch.get_num_threads())
+        print(f"| {name} | {timer.blocked_autorange(min_run_time=1).median * 1e3:.1f} |", flush=True)
 
 
 def memory() -> None:
@@ -114,6 +132,7 @@ def main() -> None:
         parser.error("give the folder of a demo")
     data_path(DemoStage.read(args.folder, 2))
     utilization(args.folder)
+    optimizers(args.folder)
     memory()
 
 

@@ -66,11 +66,13 @@ def test_the_benchmark_of_transformers(tiny_run, monkeypatch, capfd):
     monkeypatch.setattr(sys, "argv", ["transformer", str(tiny_run)])
     transformer.main()
     rows = numbers_of(capfd.readouterr().out)
-    served, shares, memory = rows[1:3], rows[4:10], rows[11:]
+    served, shares, steps, memory = rows[1:3], rows[4:10], rows[11:15], rows[16:]
     assert [row[0] for row in served] == ["8", "64"]
     assert all(float(row[1].replace(",", "")) > 100 for row in served)
     assert [row[:2] for row in shares] == [[str(n), precision] for n in range(3) for precision in ("bf16", "fp32")]
     assert all(float(row[4]) > 0 for row in shares)
+    assert [row[0] for row in steps] == ["AdamW", "Muon in bfloat16", "Muon in float32", "torch.optim.Muon"]
+    assert all(float(row[1]) > 0 for row in steps)
     assert [row[0] for row in memory] == ["16", "2,048"]
     small, large = ([int(cell) for cell in row[1:]] for row in memory)
     assert small[0] < 30 < large[1] < large[0]  # activation checkpoints hold less
