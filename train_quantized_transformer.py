@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from models.autoencoder import Autoencoder
-from models.cascade import KIND, Stage, StageConfig, bits_before, near_units
+from models.cascade import KIND, Stage, StageConfig, bits_before
 from models.codebook import Codebook
 from models.tokens import load_tokens
 from models.transformer import TransformerConfig
@@ -59,8 +59,6 @@ def main(argv: list[str] | None = None) -> None:
     if names:
         tokens = tokens.with_labels(labels)
         stage.count_labels(to_device(tokens[np.arange(len(tokens))], device)[0])
-    if transformer.condition_noise:
-        stage.near = near_units(coarse)
     stage.transformer.use_activation_checkpoint = args.use_activation_checkpoint
     steps, weights = planned_steps(len(training), args), stage.transformer.block_weights
     # The stage's own call measures its loss.

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.cascade import Stage, StageConfig, near_units
+from models.cascade import Stage, StageConfig
 from models.codebook import Codebook
 from models.tokens import load_tokens
 from models.transformer import TransformerConfig
@@ -53,7 +53,6 @@ class DemoStage:
         config = replace(load_config(CONFIGS / f"transformer_{self.number}.json", TransformerConfig), **changes)
         stage = Stage(StageConfig.between(config, self.coarse, self.fine, self.folder, self.number == 0))
         stage.start_from(self.coarse, self.fine)
-        stage.near = near_units(self.coarse)
         return stage
 
     def learner(self, stage: Stage, **changes: object) -> GradientLearner:

@@ -96,8 +96,10 @@ class Stage(nn.Module):
     def start_from(self, coarse: Codebook, fine: Codebook) -> None:
         """Begin with vectors of tokens that are as near to each other as their units are, instead of random ones.
 
-        So what is learned of a token is learned of those like it.
+        So what is learned of a token is learned of those like it. Where noise is wanted, note the near units.
         """
+        if self.config.transformer.condition_noise:
+            self.near = near_units(coarse)
         embed = self.transformer.embed.token.weight
         source = embed[len(fine) :] if self.config.is_base else self.transformer.source_embed.token.weight
         for vectors, codebook in ((embed, fine), (source, coarse)):

@@ -139,6 +139,13 @@ def test_noise_moves_a_share_of_the_tokens_to_one_of_the_nearest_units():
         assert set(slips.tolist()) == set(distances[unit].argsort()[:NEAR].tolist())
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_the_start_notes_the_near_units_where_noise_wants_them(noise):
+    stage = build(1, condition_noise=noise)
+    stage.start_from(*CODEBOOKS[1:3])
+    assert torch.equal(stage.near, near_units(CODEBOOKS[1])) if noise else stage.near is None
+
+
 def test_with_few_units_noise_draws_from_all():
     stage = disturbed(1, condition_noise=0.9)
     assert set(stage.disturb(torch.zeros(500, 4, dtype=torch.int64)).unique().tolist()) == set(range(6))
