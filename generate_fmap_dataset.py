@@ -1,4 +1,4 @@
-"""Stage 2: encode every image into a feature map.
+"""Step 2: encode every image into a feature map.
 
 Reads a dataset.json of images and an autoencoder; writes one .npy a map and a dataset.json under --out-dir.
 
@@ -6,57 +6,70 @@ Reads a dataset.json of images and an autoencoder; writes one .npy a map and a d
         --model-path out/faces/autoencoder/models_checkpoint/latest.pt --out-dir out/faces/feature_maps
 """
 
-import argparse
 import hashlib
+import logging
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from models.autoencoder import Autoencoder
 from utils import cli
+from utils.attempt import attempt
 from utils.dataset import BatchLoader, ImageDataset, chunks, write_dataset
+from utils.device import choose_device, choose_workers
 from utils.files import remove_unnamed, replace_file
+from utils.options import StepOptions, option, parse_options
+from utils.progress import progress
+from utils.run_folder import StepFolder
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(StepOptions):
+    """Options of generate_fmap_dataset.py."""
+
+    dataset_path: Path = option("dataset.json of images")
+    model_path: Path = option("checkpoint of the autoencoder")
+    batch_size: int = option("images encoded at once", 8, low=1)
+    num_files_folder: int = option("maps in a folder", 1000, low=1)
+    flip: bool = option("also write each image mirrored, marked flipped", False)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Parse, load, build, run."""
-    parser = cli.recipe_parser(__doc__)
-    parser.add_argument("--dataset-path", type=Path, required=True, help="dataset.json of images")
-    parser.add_argument("--model-path", type=Path, required=True, help="checkpoint of the autoencoder")
-    parser.add_argument("--batch-size", type=cli.positive_int, default=8, help="images encoded at once [8]")
-    parser.add_argument("--num-files-folder", type=cli.positive_int, default=1000, help="maps in a folder [1000]")
-    parser.add_argument("--flip", action="store_true", help="also write each image mirrored, marked flipped")
-    args = parser.parse_args(argv)
-    device = cli.choose_device(args.device)
-    model = Autoencoder.load(args.model_path).to(device)
-    dataset = ImageDataset(args.dataset_path)
-    model.check_image(dataset.shape, args.dataset_path)
-    cli.start_log(args, "generate")
+    options = parse_options(Options, __doc__, argv)
+    device = choose_device(options.device)
+    model = Autoencoder.load(options.model_path).to(device)
+    dataset = ImageDataset(options.dataset_path)
+    model.check_image(dataset.shape, options.dataset_path)
 
-    records = []
-    for index, flipped, fmap in encode_all(model, dataset, args, device):
-        name = f"{len(records) // args.num_files_folder:04d}/{fmap_name(model, dataset, index, flipped)}.npy"
-        with replace_file(args.out_dir / name, durable=False) as temporary:
-            np.save(temporary, fmap)
-        records.append(fmap_record(dataset, index, flipped, name, args.out_dir))
-    write_dataset(args.out_dir / "dataset.json", records, {"autoencoder": model.fingerprint})
-    remove_unnamed(args.out_dir, f"[0-9]*/{'[0-9a-f]' * 24}.npy", {record["fmap_path"] for record in records})
-    cli.log.info("wrote %d feature maps and %s", len(records), args.out_dir / "dataset.json")
+    folder, records = StepFolder(options.out_dir), []
+    with attempt(__file__, options, device):
+        for index, flipped, fmap in encode_all(model, dataset, options, device):
+            name = f"{len(records) // options.num_files_folder:04d}/{fmap_name(model, dataset, index, flipped)}.npy"
+            with replace_file(folder.path / name, durable=False) as temporary:
+                np.save(temporary, fmap)
+            records.append(fmap_record(dataset, index, flipped, name, folder.path))
+        write_dataset(folder.dataset, records, {"autoencoder": model.fingerprint})
+        remove_unnamed(folder.path, f"[0-9]*/{'[0-9a-f]' * 24}.npy", {record["fmap_path"] for record in records})
+        log.info("wrote %d feature maps and %s", len(records), folder.dataset)
 
 
 @torch.no_grad()
 def encode_all(
-    model: Autoencoder, dataset: ImageDataset, args: argparse.Namespace, device: torch.device
+    model: Autoencoder, dataset: ImageDataset, options: Options, device: torch.device
 ) -> Iterator[tuple[int, bool, np.ndarray]]:
     """Yield index, whether it is mirrored, and the feature map (C, H, W) of every image."""
-    batches = chunks(np.arange(len(dataset)), args.batch_size)
-    loader = BatchLoader(dataset, batches, cli.choose_workers(None, device))
-    for indices, images in zip(batches, tqdm(loader, unit="batch", desc=args.out_dir.name), strict=True):
-        for flipped in (False, True) if args.flip else (False,):
+    batches = chunks(np.arange(len(dataset)), options.batch_size)
+    loader = BatchLoader(dataset, batches, choose_workers(None, device))
+    bar = progress(loader, unit="batch", desc=options.out_dir.name)
+    for indices, images in zip(batches, bar, strict=True):
+        for flipped in (False, True) if options.flip else (False,):
             fmaps = model.encode((images.flip(-1) if flipped else images).to(device)).cpu().numpy()
             for index, fmap in zip(indices, fmaps, strict=True):
                 yield int(index), flipped, fmap

@@ -1,4 +1,4 @@
-"""Stage 3: train a codebook, a self-organizing map over the patches of feature maps.
+"""Step 3: train a codebook, a self-organizing map over the patches of feature maps.
 
 Reads a dataset.json of feature maps and the autoencoder that made them; writes checkpoints, held-out images decoded
 before and after quantization (images/image_plot_N.png, quant_image_plot_N.png, and with the originals
@@ -9,13 +9,13 @@ comparison_N.png), pictures of the map (atlas_N.png, u_matrix_N.png, hit_map_N.p
         --config-path configs/full-128/codebook_0.json --max-epoch 5 --out-dir out/faces/codebook_0
 """
 
-import argparse
+import logging
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from models.autoencoder import Autoencoder
 from models.codebook import KIND, Codebook, CodebookConfig
@@ -24,86 +24,103 @@ from models.map_order import arrange
 from models.map_pictures import save_map
 from models.map_statistics import Census, decoded_psnr, table
 from utils import cli
+from utils.attempt import attempt
 from utils.checkpoint import check_origin
+from utils.checkpoint_folder import CheckpointFolder
 from utils.config import load_config
 from utils.dataset import BatchLoader, FeatureMapDataset, steps_per_epoch
+from utils.device import choose_device, choose_workers
 from utils.files import UserError
 from utils.images import save_grid
-from utils.training import MAX_VALIDATION, Run, mean_over, planned_steps, preview_indices, train
+from utils.learner import TrainingOptions
+from utils.metrics import Metrics
+from utils.options import option, parse_options
+from utils.progress import progress
+from utils.training import MAX_VALIDATION, mean_over, preview_indices, train
+
+log = logging.getLogger(__name__)
 
 COMPARED = 10  # images in the picture of truth, reconstruction and quantization
 COUNTED = 2**18  # numbers of feature maps at once, when the map is measured
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options(TrainingOptions):
+    """Options of train_codebook.py."""
+
+    decoder_path: Path = option("checkpoint of the autoencoder")
+    codebook_path: Path | None = option("go on from this codebook", None)
+    lr_step: int = option("steps after which the learning rate halves", 100_000, low=1, is_fixed=True)
+
+    def __post_init__(self) -> None:
+        if self.resume and self.codebook_path is not None:
+            raise UserError(
+                f"--resume goes on with what --out-dir holds: leave out --codebook-path {self.codebook_path}, "
+                "or --resume"
+            )
+
+
 def main(argv: list[str] | None = None) -> None:
     """Parse, load, build, run."""
-    parser = cli.recipe_parser(__doc__)
-    cli.add_training_flags(parser, lr_step=100_000)
-    parser.add_argument("--decoder-path", type=Path, required=True, help="checkpoint of the autoencoder")
-    parser.add_argument("--codebook-path", type=Path, help="go on from this codebook")
-    args = parser.parse_args(argv)
-    cli.check_start(args, "codebook-path")
-    device = cli.choose_device(args.device)
-    config = load_config(args.config_path, CodebookConfig)
-    dataset = FeatureMapDataset(args.dataset_path)
-    autoencoder = Autoencoder.load(args.decoder_path).to(device)
-    check_origin(args.dataset_path, "autoencoder", dataset.autoencoder, autoencoder.fingerprint)
-    training, held_out = dataset.split(args.val_fraction)
-    cli.start_log(args, "train")
+    options = parse_options(Options, __doc__, argv)
+    device = choose_device(options.device)
+    config = load_config(options.config_path, CodebookConfig)
+    dataset = FeatureMapDataset(options.dataset_path)
+    autoencoder = Autoencoder.load(options.decoder_path).to(device)
+    check_origin(options.dataset_path, "autoencoder", dataset.autoencoder, autoencoder.fingerprint)
+    training, held_out = dataset.split(options.val_fraction)
 
-    torch.manual_seed(args.seed)
-    codebook, sample = start_codebook(args, config, dataset, training, device)
-    steps = (steps_per_epoch(len(training), args.batch_size), planned_steps(len(training), args))
-    learner = MapLearner(codebook, *steps, args.codebook_path is not None, args.lr_step, sample)
+    torch.manual_seed(options.seed)
+    codebook, sample = start_codebook(options, config, dataset, training, device)
+    steps = (steps_per_epoch(len(training), options.batch_size), options.planned_steps(len(training)))
+    learner = MapLearner(codebook, *steps, options.codebook_path is not None, options.lr_step, sample)
+    origin = {"autoencoder": autoencoder.fingerprint}
+    checkpoints = CheckpointFolder(options, KIND, config, origin, len(training), prefix="codebook", has_best=False)
+    start = checkpoints.resume(learner) if options.resume else 0
 
     def validate() -> dict[str, float]:
-        return mean_over(
-            dataset, held_out, args, lambda fmap: {"val_loss": codebook.quantization_error(fmap.to(device))}
-        )
+        def error(fmap: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"val_loss": codebook.quantization_error(fmap.to(device))}
 
-    @torch.no_grad()
+        return mean_over(dataset, held_out, options.batch_size, error)
+
     def preview(step: int) -> None:
-        decoded = [autoencoder.decode(given).cpu() for given in (maps, codebook.lookup(codebook.find_bmu(maps)))]
-        save_grid(decoded[0], run.image_path("image_plot", step))
-        save_grid(decoded[1], run.image_path("quant_image_plot", step))
-        rows = [*truth, *(images[:COMPARED] for images in decoded)]
-        save_grid(torch.cat(rows), run.image_path("comparison", step), columns=len(rows[0]))
-        if step < run.total_steps:  # at the end it is drawn once it is arranged and counted
-            save_map(codebook, autoencoder, args.out_dir / "images", step)
+        draw_images(codebook, autoencoder, maps, truth, checkpoints, step)
+        if step < checkpoints.total_steps:  # at the end it is drawn once it is arranged and counted
+            save_map(codebook, autoencoder, checkpoints.folder, step)
 
-    shown = preview_indices(training, dataset.unflipped(held_out), 25)
-    maps = dataset[shown].to(device)
-    pictured = dataset.with_image(shown[:COMPARED])
-    truth = [dataset.images(pictured, autoencoder.scale)] if len(pictured) == len(shown[:COMPARED]) else []
-    run = Run(args, KIND, config, {"autoencoder": autoencoder.fingerprint}, len(training))
-    step = train(run, learner, dataset, training, device, validate, preview)
-    if codebook.counts.sum() == 0:
-        finish(run, learner, autoencoder, dataset, held_out[:MAX_VALIDATION], step)
+    with attempt(__file__, options, device, config):
+        shown = preview_indices(training, dataset.unflipped(held_out), 25)
+        maps, truth = dataset[shown].to(device), originals(dataset, shown[:COMPARED], autoencoder)
+        metrics = Metrics(options, len(training))
+        step = train(options, learner, dataset, training, checkpoints, metrics, start, validate, preview)
+        if codebook.counts.sum() == 0:
+            finish(learner, autoencoder, dataset, held_out[:MAX_VALIDATION], checkpoints, metrics, step)
 
 
 def start_codebook(
-    args: argparse.Namespace,
+    options: Options,
     config: CodebookConfig,
     dataset: FeatureMapDataset,
     training: np.ndarray,
     device: torch.device,
 ) -> tuple[Codebook, torch.Tensor | None]:
     """The codebook of `--codebook-path`, or a new one laid out over a sample of patches of the training maps."""
-    if args.codebook_path is not None:
-        codebook = Codebook.load(args.codebook_path)
+    if options.codebook_path is not None:
+        codebook = Codebook.load(options.codebook_path)
         if codebook.config != config:
-            raise UserError(f"{args.codebook_path}: was trained with another config than {args.config_path}")
-        codebook.check_fits(args.codebook_path, dataset)
+            raise UserError(f"{options.codebook_path}: was trained with another config than {options.config_path}")
+        codebook.check_fits(options.codebook_path, dataset)
         return codebook.to(device), None
     codebook = Codebook(config)
-    codebook.check_fits(args.config_path, dataset)
-    sample = start_patches(codebook, dataset, training, args)
-    codebook.start_from(sample)  # not every device has what principal components need
+    codebook.check_fits(options.config_path, dataset)
+    sample = start_patches(codebook, dataset, training, options)
+    codebook.lay_out(sample)  # not every device has what principal components need
     return codebook.to(device), sample.to(device)
 
 
 def start_patches(
-    codebook: Codebook, dataset: FeatureMapDataset, training: np.ndarray, args: argparse.Namespace
+    codebook: Codebook, dataset: FeatureMapDataset, training: np.ndarray, options: Options
 ) -> torch.Tensor:
     """Patches of random training maps, (N, D) in random order: a few a unit, or all there are."""
     per_map = math.prod(codebook.config.grid)
@@ -112,27 +129,57 @@ def start_patches(
             f"'num_embeddings' is {len(codebook)}, but the data set has {len(training) * per_map} patches to train on: "
             "lower it or add images"
         )
-    wanted = sample_size(codebook.config, planned_steps(len(training), args) * args.batch_size * per_map)
-    return draw_sample(codebook, dataset, training, wanted, args.seed)
+    wanted = sample_size(codebook.config, options.planned_steps(len(training)) * options.batch_size * per_map)
+    return draw_sample(codebook, dataset, training, wanted, options.seed)
+
+
+def originals(dataset: FeatureMapDataset, indices: np.ndarray, autoencoder: Autoencoder) -> torch.Tensor | None:
+    """The images (N, 3, H, W) that maps were made of, None unless all of them are still there."""
+    is_there = len(dataset.with_image(indices)) == len(indices)
+    return dataset.images(indices, autoencoder.scale) if is_there else None
+
+
+@torch.no_grad()
+def draw_images(
+    codebook: Codebook,
+    autoencoder: Autoencoder,
+    maps: torch.Tensor,
+    truth: torch.Tensor | None,
+    checkpoints: CheckpointFolder,
+    step: int,
+) -> None:
+    """Write images decoded from `maps` as they are and after quantization, and the first of both below the truth."""
+    decoded = [autoencoder.decode(given).cpu() for given in (maps, codebook.lookup(codebook.find_bmu(maps)))]
+    save_grid(decoded[0], checkpoints.folder.picture("image_plot", step))
+    save_grid(decoded[1], checkpoints.folder.picture("quant_image_plot", step))
+    rows = [images[:COMPARED] for images in decoded]
+    rows = rows if truth is None else [truth, *rows]
+    save_grid(torch.cat(rows), checkpoints.folder.picture("comparison", step), columns=len(rows[0]))
 
 
 def finish(
-    run: Run, learner: MapLearner, autoencoder: Autoencoder, dataset: FeatureMapDataset, held_out: np.ndarray, step: int
+    learner: MapLearner,
+    autoencoder: Autoencoder,
+    dataset: FeatureMapDataset,
+    held_out: np.ndarray,
+    checkpoints: CheckpointFolder,
+    metrics: Metrics,
+    step: int,
 ) -> None:
     """Measure the map over the whole data set, put it in order, and keep numbers and counts in the last checkpoint."""
     codebook = learner.codebook
     at_once = max(1, COUNTED // math.prod(dataset.shape))
-    batches = BatchLoader.in_order(dataset, at_once, cli.choose_workers(None, codebook.units.device))
-    census = Census(codebook, tqdm(batches, unit="batch", desc="counting"))
+    batches = BatchLoader.in_order(dataset, at_once, choose_workers(None, learner.device))
+    census = Census(codebook, progress(batches, unit="batch", desc="counting"))
     codebook.coordinates.copy_(arrange(codebook.coordinates, census.pairs))
     statistics = census.statistics()
-    run.save(learner, step, statistics=statistics)  # before an image that has become unreadable can stop it
-    save_map(codebook, autoencoder, run.args.out_dir / "images", step)
+    checkpoints.save(learner, step, statistics=statistics)  # before an image that has become unreadable can stop it
+    save_map(codebook, autoencoder, checkpoints.folder, step)
     statistics |= decoded_psnr(autoencoder, codebook, dataset, held_out)
-    cli.log.info("statistics over %d patches\n%s", census.number, table(codebook=statistics))
-    run.save(learner, step, statistics=statistics)
-    run.write_metrics({"step": step, **statistics})
-    run.show(step)
+    log.info("statistics over %d patches\n%s", census.number, table(codebook=statistics))
+    checkpoints.save(learner, step, statistics=statistics)
+    metrics.write_row({"step": step, **statistics})
+    metrics.show_pictures(step)
 
 
 if __name__ == "__main__":

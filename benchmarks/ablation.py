@@ -27,8 +27,8 @@ from benchmarks.stages import CPU, DemoStage
 from models import transformer
 from models.cascade import Stage, near_units
 from models.transformer import Attention, ChannelDropout, Grid, GridEmbedding, TransformerConfig
-from utils import cli
 from utils.dataset import EpochSampler, TokenDataset
+from utils.device import keep_memory
 from utils.gradient import GradientLearner
 
 
@@ -189,7 +189,7 @@ def use_adam(learner: GradientLearner) -> None:
 
 def use_adamw_alone(learner: GradientLearner) -> None:
     model, config = learner.model, learner.model.config.transformer
-    alone = GradientLearner(model, learner.measure, config, learner.args, learner.total_steps, CPU)
+    alone = GradientLearner(model, learner.compute, config, learner.options, learner.total_steps, CPU)
     learner.optimizers = alone.optimizers
 
 
@@ -276,7 +276,7 @@ class Result:
 def run(job: Job) -> tuple[Job, Result]:
     """Train one variant and measure it."""
     torch.set_num_threads(1)
-    cli.keep_memory()
+    keep_memory()
     variant, demo = VARIANTS[job.name], DemoStage.read(job.folder, job.stage)
     coarse, fine = demo.tokens[demo.held_out]
     drawn = coarse if job.stage == 0 else draw_coarse(DemoStage.read(job.folder, job.stage - 1))
@@ -285,7 +285,7 @@ def run(job: Job) -> tuple[Job, Result]:
     stage.near_fine = near_units(demo.fine)
     variant.alter(stage)
     learner = demo.learner(stage, **variant.training)
-    learner.measure = variant.measure
+    learner.compute = variant.measure
     variant.prepare(learner)
     sampler = EpochSampler(demo.training, demo.batch_size, job.seed, 0, 10**9)
     steps = train(learner, demo.tokens, sampler, job.seconds)
@@ -349,9 +349,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="what scripts/demo.sh wrote, such as out/demo-avatars")
     parser.add_argument("--stage", type=int, choices=[0, 1, 2], default=1, help="stage to train [1]")
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="of these parts [all]")
-    parser.add_argument("--seeds", type=cli.positive_int, default=3, help="runs of each [3]")
-    parser.add_argument("--seconds", type=cli.positive_float, default=100.0, help="of training a run [100]")
-    parser.add_argument("--workers", type=cli.positive_int, default=2, help="runs at once, a thread each [2]")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each [3]")
+    parser.add_argument("--seconds", type=float, default=100.0, help="of training a run [100]")
+    parser.add_argument("--workers", type=int, default=2, help="runs at once, a thread each [2]")
     args = parser.parse_args()
     # In turn, so that a machine that slows down slows all of them.
     jobs = [Job(name, seed, args.folder, args.stage, args.seconds) for seed in range(args.seeds) for name in args.only]

@@ -31,7 +31,7 @@ from models.map_order import arrange
 from models.map_statistics import Census
 from models.patches import patchify
 from utils import cli
-from utils.dataset import EpochSampler, FeatureMapDataset, steps_per_epoch
+from utils.dataset import VAL_FRACTION, EpochSampler, FeatureMapDataset, steps_per_epoch
 from utils.files import UserError
 
 # Patch, units, steps of the map, and maps to train on, so that no more than 275,000 patches are.
@@ -83,7 +83,7 @@ def train_map(data: Data, total_steps: int, batch_size: int, seed: int) -> Codeb
     codebook, number = Codebook(data.config), len(data.training)
     wanted = sample_size(data.config, total_steps * batch_size * math.prod(data.config.grid))
     sample = draw_sample(codebook, data.training, np.arange(number), wanted, seed)
-    codebook.start_from(sample)
+    codebook.lay_out(sample)
     learner = MapLearner(codebook, steps_per_epoch(number, batch_size), total_steps, sample=sample)
     for step, batch in enumerate(EpochSampler(np.arange(number), batch_size, seed, 0, total_steps)):
         learner.update(data.training[torch.from_numpy(batch)], step)
@@ -109,7 +109,7 @@ def placed(config: CodebookConfig, units: np.ndarray) -> Codebook:
     """Units from elsewhere on the map, by their first two principal components."""
     torch.manual_seed(0)
     codebook = Codebook(config)
-    codebook.start_from(torch.from_numpy(units).float())
+    codebook.lay_out(torch.from_numpy(units).float())
     return codebook
 
 
@@ -195,7 +195,7 @@ def main() -> None:
 
 def benchmark(path: Path, patches: list[int] | None, with_minisom: bool) -> None:
     dataset = FeatureMapDataset(path)
-    indices, held_out = dataset.split(cli.VAL_FRACTION)
+    indices, held_out = dataset.split(VAL_FRACTION)
     indices = np.random.default_rng(0).permutation(indices)
     maps, held_out = dataset[tqdm(indices, desc="reading", leave=False)], dataset[held_out]
     channels, height, width = dataset.shape

@@ -21,17 +21,17 @@ from benchmarks.reference import next_logits
 from models.cascade import Stage, StageConfig
 from models.decoding import CachedDecoder, make_ready
 from models.transformer import Grid, Transformer, TransformerConfig
-from utils import cli
-from utils.beam_search import SearchConfig, uniform_draws
 from utils.config import load_config
+from utils.device import keep_memory
+from utils.sampling import SamplingConfig, uniform_draws
 
 CONFIG = Path(__file__).parent.parent / "configs/full-128/transformer_2.json"
 UNITS = 512
 COARSE, FINE = (16, 16), (32, 32)
 IMAGES = 5
 PREFIXES = (1, 256, 512, 1024)  # tokens at which the slow way is timed; between them its time is taken for linear
-BEAMS = SearchConfig(num_beam=4, beam_width=8)
-ROWS = {1: (1, SearchConfig()), 20: (5, BEAMS), 160: (5, SearchConfig(num_beam=32, beam_width=8))}
+BEAMS = SamplingConfig(num_beam=4, beam_width=8)
+ROWS = {1: (1, SamplingConfig()), 20: (5, BEAMS), 160: (5, SamplingConfig(num_beam=32, beam_width=8))}
 WARM, STEPS = 300, 64  # tokens before those that are timed, past the window, and those
 LENGTHS = ((32, 32), (32, 64), (64, 64))
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -143,7 +143,7 @@ def beside_the_floor(config: TransformerConfig) -> None:
             print(f"| {rows} | {name} | {cells} | {max(parts[:2]) / parts[2]:.0%} | {operators} |", flush=True)
 
 
-def time_tokens(decoder: CachedDecoder, rows: int, images: int, search: SearchConfig) -> tuple[float, list[float]]:
+def time_tokens(decoder: CachedDecoder, rows: int, images: int, search: SamplingConfig) -> tuple[float, list[float]]:
     """Seconds of a token, its share of a block's end counted, and the shares of the operators."""
     inputs = torch.randint(UNITS, (rows,))
     parents = torch.arange(images).repeat_interleave(search.num_beam) * search.num_beam
@@ -174,7 +174,7 @@ def by_length(config: TransformerConfig) -> None:
         stage, length = build(config, fine), fine[0] * fine[1]
         make_ready(stage.transformer, dtype, 1)
         start = time.perf_counter()
-        stage.sample(coarse_tokens(1), SearchConfig(), uniform_draws(0, 0, range(1), length, 1))
+        stage.sample(coarse_tokens(1), SamplingConfig(), uniform_draws(0, 0, range(1), length, 1))
         taken = time.perf_counter() - start
         print(f"| {length:,} | {taken:.1f} | {taken / length * 1e3:.2f} |", flush=True)
 
@@ -187,7 +187,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=parts, default=list(parts), help="tables to print [all]")
     parser.add_argument("--config-path", type=Path, default=CONFIG, help="JSON config of the transformer")
     args = parser.parse_args()
-    cli.keep_memory()
+    keep_memory()
     config = load_config(args.config_path, TransformerConfig)
     for name in args.only:
         parts[name](config)

@@ -7,7 +7,7 @@ tests, and `benchmarks.generation`, which times it.
 import torch
 
 from models.cascade import Stage
-from utils.beam_search import SearchConfig
+from utils.sampling import SamplingConfig
 
 
 def next_logits(stage: Stage, coarse: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -17,7 +17,7 @@ def next_logits(stage: Stage, coarse: torch.Tensor, tokens: torch.Tensor) -> tor
     return stage.transformer(inputs, stage.source(coarse), stage.start(coarse))[:, -1].float()
 
 
-def draw(logits: torch.Tensor, uniform: float, config: SearchConfig) -> int:
+def draw(logits: torch.Tensor, uniform: float, config: SamplingConfig) -> int:
     """Walk up the distribution function of logits (K,), of the tokens that the filters leave, to `uniform`."""
     order = (logits.double() / config.temperature).sort(descending=True, stable=True)
     values, indices = order.values[: config.top_k], order.indices[: config.top_k]
@@ -31,7 +31,7 @@ def draw(logits: torch.Tensor, uniform: float, config: SearchConfig) -> int:
 
 
 def generate(
-    stage: Stage, coarse: torch.Tensor, config: SearchConfig, uniform: torch.Tensor, kept: torch.Tensor | None = None
+    stage: Stage, coarse: torch.Tensor, config: SamplingConfig, uniform: torch.Tensor, kept: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As `Stage.sample`: coarse tokens (N, S), draws (N, T, num_beam) → fine tokens (N, T) and scores (N,)."""
     found = [
@@ -42,7 +42,7 @@ def generate(
 
 
 def generate_one(
-    stage: Stage, coarse: torch.Tensor, config: SearchConfig, uniform: torch.Tensor, kept: list[int] | None
+    stage: Stage, coarse: torch.Tensor, config: SamplingConfig, uniform: torch.Tensor, kept: list[int] | None
 ) -> tuple[list[int], float]:
     """One image: its draws are (T, num_beam). A hypothesis is its tokens and its score."""
     length, num_beam = uniform.shape

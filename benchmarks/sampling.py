@@ -22,10 +22,8 @@ from evaluation.features import EfficientNetFeatures, features_of
 from evaluation.novelty import Nearest
 from models.autoencoder import Autoencoder
 from models.generation import Cascade, Request, load_generation_config
-from utils import cli
-from utils.cli import VAL_FRACTION
-from utils.dataset import ImageDataset, chunks
-from utils.precision import choose_dtype
+from utils.dataset import VAL_FRACTION, ImageDataset, chunks
+from utils.device import choose_dtype, keep_memory
 
 BATCH = 64
 SUBSETS = 50
@@ -114,7 +112,7 @@ def main() -> None:
     parser.add_argument("--guided", action="store_true", help="try scales of guidance")
     parser.add_argument("--only", nargs="+", help="settings to try [all]")
     args = parser.parse_args()
-    cli.keep_memory()
+    keep_memory()
     dataset = ImageDataset(args.dataset_path or args.folder / "data/dataset.json")
     decoder = Autoencoder.load(args.folder / "autoencoder/models_checkpoint/latest.pt")
     judge = Judge(dataset)

@@ -1,6 +1,5 @@
 """A stage of the demo, ready to be trained: what the benchmarks of transformers share."""
 
-import argparse
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,17 +10,14 @@ from models.cascade import Stage, StageConfig
 from models.codebook import Codebook
 from models.tokens import load_tokens
 from models.transformer import TransformerConfig
-from utils.cli import VAL_FRACTION
 from utils.config import load_config
-from utils.dataset import FeatureMapDataset, TokenDataset
-from utils.gradient import GradientLearner
+from utils.dataset import VAL_FRACTION, FeatureMapDataset, TokenDataset
+from utils.gradient import GradientLearner, GradientOptions
 
 CPU = torch.device("cpu")
 CODEBOOKS = ("codebook_cond", "codebook_0", "codebook_1", "codebook_2")
 CONFIGS = Path(__file__).parent.parent / "configs/demo-64"
 BATCHES = (64, 16, 8)  # its recipe's
-TRAINING = {"precision": "auto", "compile": False, "grad_clip": 1.0, "ema_decay": 0}
-TRAINING |= {"lr_schedule": "cosine", "lr_step": 1, "warmup_step": 50}
 
 
 @dataclass(frozen=True)
@@ -52,11 +48,13 @@ class DemoStage:
         """A new stage of the demo's config with these changes."""
         config = replace(load_config(CONFIGS / f"transformer_{self.number}.json", TransformerConfig), **changes)
         stage = Stage(StageConfig.between(config, self.coarse, self.fine, self.folder, self.number == 0))
-        stage.start_from(self.coarse, self.fine)
+        stage.init_embeddings(self.coarse, self.fine)
         return stage
 
     def learner(self, stage: Stage, **changes: object) -> GradientLearner:
         """What trains a stage, by the demo's arguments with these changes."""
-        args = argparse.Namespace(**TRAINING | changes, batch_size=self.batch_size)
+        paths = {"dataset_path": self.folder, "config_path": CONFIGS, "out_dir": self.folder}  # the learner reads none
+        recipe = {"lr_schedule": "cosine", "warmup_step": 50, "ema_decay": 0.0, "batch_size": self.batch_size}
+        options = GradientOptions(**paths, **recipe | changes)
         config, weights = stage.config.transformer, stage.transformer.block_weights
-        return GradientLearner(stage, lambda stage, batch: stage(*batch), config, args, 1000, CPU, weights)
+        return GradientLearner(stage, lambda stage, batch: stage(*batch), config, options, 1000, CPU, weights)

@@ -21,10 +21,9 @@ from benchmarks.codebook_limits import peak
 from benchmarks.stages import CPU, DemoStage
 from models.cascade import Stage, StageConfig
 from models.transformer import Grid, TransformerConfig
-from utils import cli
 from utils.dataset import BatchLoader, EpochSampler
+from utils.device import autocast, keep_memory
 from utils.muon import Muon
-from utils.precision import autocast
 
 STEPS = 20
 TIMES = 3  # that a step is timed, for STEPS steps
@@ -124,7 +123,7 @@ def main() -> None:
     parser.add_argument("--grid", type=int, nargs=2, help="the memory of one size, in this process")
     parser.add_argument("--use-activation-checkpoint", action="store_true", help="of that size")
     args = parser.parse_args()
-    cli.keep_memory()
+    keep_memory()
     if args.grid:
         one_step(*args.grid, args.use_activation_checkpoint)
         return

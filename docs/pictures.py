@@ -16,7 +16,7 @@ import generate_images
 from models.autoencoder import Autoencoder
 from models.generation import Cascade, load_generation_config
 from utils import cli
-from utils.dataset import ImageDataset
+from utils.dataset import VAL_FRACTION, ImageDataset
 from utils.images import grid, read_image, save_grid, save_image
 
 IMAGES = Path(__file__).parent / "images"
@@ -70,7 +70,7 @@ def levels(run: Path, images: torch.Tensor, path: Path) -> None:
 def wishes(run: Path, scratch: Path) -> None:
     """Faces completed, with new detail, like others, filling in."""
     dataset = ImageDataset(run / "data/dataset.json")
-    _, held_out = dataset.split(cli.VAL_FRACTION)
+    _, held_out = dataset.split(VAL_FRACTION)
     images = dataset[held_out[list(SHOWN)]]
     paths = [scratch / f"held_out_{number}.png" for number in range(len(images))]
     for image, path in zip(images, paths, strict=True):

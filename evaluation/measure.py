@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from evaluation.distances import frechet_distance, interval, kernel_distance, precision_and_recall
 from evaluation.features import features_of
@@ -18,10 +17,11 @@ from evaluation.run import TrainedRun
 from models.cascade import bits_before
 from models.codebook import Codebook
 from models.generation import Cascade, Request
-from utils.cli import choose_workers
 from utils.dataset import BatchLoader, ImageDataset, chunks
+from utils.device import choose_workers
 from utils.files import UserError
 from utils.images import save_grid
+from utils.progress import progress
 from utils.training import MAX_VALIDATION
 
 FEWEST = 4  # images whose distance can be told: each must have a third neighbour, and their half a variance
@@ -30,7 +30,7 @@ COLUMNS, PAIRS = 10, 20  # in it
 
 
 @dataclass(frozen=True)
-class Options:
+class Settings:
     """What a person can choose."""
 
     num_images: int
@@ -43,7 +43,7 @@ class Options:
 class Evaluation:
     """A run, its images and an extractor of features, ready to be measured."""
 
-    def __init__(self, run: TrainedRun, dataset: ImageDataset, extractor: nn.Module, options: Options) -> None:
+    def __init__(self, run: TrainedRun, dataset: ImageDataset, extractor: nn.Module, options: Settings) -> None:
         self.run, self.dataset, self.options = run, dataset, options
         self.extractor = extractor.to(run.device)
         training, held_out = dataset.split(run.val_fraction)
@@ -95,7 +95,7 @@ class Evaluation:
     def reconstruction(self) -> list[dict]:
         """PSNR and SSIM of held-out images, before and after each codebook."""
         kinds = {"autoencoder": None} | {f"after {name}": book for name, book in self.run.codebooks.items()}
-        bar = tqdm(kinds.items(), unit="set", desc="reconstructions")
+        bar = progress(kinds.items(), unit="set", desc="reconstructions")
         return [{"name": name, **quality(self.reconstructed(self.held_out, codebook))} for name, codebook in bar]
 
     def bits(self) -> list[dict]:
@@ -125,7 +125,9 @@ class Evaluation:
             tokens = self.draw(cascade)
             sets["samples"] = self.features(self.decoded(cascade, tokens), number, "samples")
             found = self.novelty(cascade, tokens, sets["samples"], sets["quantized reconstructions"])
-        rows = [self.row(name, features, real) for name, features in tqdm(sets.items(), unit="set", desc="distances")]
+        rows = [
+            self.row(name, features, real) for name, features in progress(sets.items(), unit="set", desc="distances")
+        ]
         return rows, found
 
     def features(self, batches: Iterator[torch.Tensor] | BatchLoader, number: int, name: str) -> torch.Tensor:

@@ -9,15 +9,15 @@ from models.autoencoder import KIND as AUTOENCODER
 from models.autoencoder import Autoencoder
 from models.cascade import KIND as TRANSFORMER
 from models.cascade import Stage
-from models.codebook import Codebook, codebook_path
+from models.codebook import Codebook
 from models.generation import Cascade, load_generation_config
 from models.tokens import read_tokens
 from utils.checkpoint import check_origin, load_checkpoint
-from utils.cli import VAL_FRACTION
 from utils.config import read_json
-from utils.dataset import FeatureMapDataset, ImageDataset
+from utils.dataset import VAL_FRACTION, FeatureMapDataset, ImageDataset
+from utils.device import choose_dtype
 from utils.files import UserError
-from utils.precision import choose_dtype
+from utils.run_folder import StepFolder
 
 WEIGHTS = "models_checkpoint"
 
@@ -60,7 +60,7 @@ class TrainedRun:
         """The codebooks by the names of their folders, the coarsest first: pruned where that has been done."""
         found = {}
         for name in ("codebook_cond", *(f"codebook_{number}" for number in range(self.num_stages))):
-            path = codebook_path(self.folder / name)
+            path = StepFolder(self.folder / name).codebook
             if not path.is_file():
                 self.missing.append(f"{name}: {path} is not there; train it")
                 continue

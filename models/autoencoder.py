@@ -11,40 +11,48 @@ from torch import nn
 
 from models.activations import ACTIVATIONS
 from utils.checkpoint import load_checkpoint, load_weights
-from utils.config import build_config, check_at_least, check_choice
+from utils.config import build_config
 from utils.files import UserError
+from utils.options import check_ranges, option
 
 KIND = "autoencoder"
-LOSSES = ("mse", "l1")
 
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
     """The JSON keys of an autoencoder."""
 
-    model_lr: float  # peak learning rate
-    image_channel: int
-    min_channel: int  # width after the first halving; doubled at each further one
-    max_channel: int  # and never above this
-    num_layers: int  # halvings of height and width
-    latent_channel: int  # channels of the feature map
-    hidden_activation_type: str
-    use_final_enc_activation: bool
-    encoder_activation_type: str  # of the feature map, if used
-    use_final_dec_activation: bool
-    decoder_activation_type: str  # of the image, if used
-    num_enc_res_blocks: int = 1  # residual blocks at each resolution of the encoder
-    num_dec_res_blocks: int = 1  # and of the decoder
-    latent_noise: float = 0.0  # standard deviation of the noise on the feature map in training
-    weight_decay: float = 0.01
-    loss: str = "mse"  # or "l1", the mean absolute error
+    model_lr: float = option("peak learning rate", low=0)
+    image_channel: int = option("channels of an image: 3, since images are read as RGB", low=1)
+    min_channel: int = option("width after the first halving; it doubles at each further one", low=1)
+    max_channel: int = option("largest width")
+    num_layers: int = option("halvings of height and width", low=1)
+    latent_channel: int = option("channels of the feature map", low=1)
+    hidden_activation_type: str = option("activation inside", choices=ACTIVATIONS)
+    use_final_enc_activation: bool = option("whether the feature map passes an activation")
+    encoder_activation_type: str = option("that activation", choices=ACTIVATIONS)
+    use_final_dec_activation: bool = option("whether the image passes an activation")
+    decoder_activation_type: str = option("that activation", choices=ACTIVATIONS)
+    num_enc_res_blocks: int = option("residual blocks at each resolution of the encoder", 1, low=0)
+    num_dec_res_blocks: int = option("residual blocks at each resolution of the decoder", 1, low=0)
+    latent_noise: float = option(
+        "standard deviation of noise on the feature map in training, so that the decoder tolerates quantization",
+        0.0,
+        low=0,
+    )
+    weight_decay: float = option("weight decay of matrices", 0.01, low=0)
+    loss: str = option(
+        "`mse`, the mean squared error, or `l1`, the mean absolute error: sharper, at fewer decibels",
+        "mse",
+        choices=("mse", "l1"),
+    )
 
     def __post_init__(self) -> None:
-        check_at_least(self, 0, "model_lr", "num_enc_res_blocks", "num_dec_res_blocks", "latent_noise", "weight_decay")
-        check_at_least(self, 1, "image_channel", "min_channel", "num_layers", "latent_channel")
-        check_at_least(self, self.min_channel, "max_channel")
-        check_choice(self, ACTIVATIONS, "hidden_activation_type", "encoder_activation_type", "decoder_activation_type")
-        check_choice(self, LOSSES, "loss")
+        check_ranges(self)
+        if self.max_channel < self.min_channel:
+            raise ValueError(
+                f"'max_channel' is {self.max_channel}, expected at least {self.min_channel} ('min_channel')"
+            )
         if self.image_channel != 3:
             raise ValueError(f"'image_channel' is {self.image_channel}, expected 3: images are read as RGB")
 

@@ -6,6 +6,7 @@ condition token, numbered behind the fine units, and in a cascade stage the lear
 A base stage with labels has them behind the condition in its coarse tokens: the vector of one joins the condition's.
 """
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,11 +19,13 @@ from torch import nn
 from models.codebook import Codebook
 from models.decoding import CachedDecoder
 from models.transformer import Grid, Transformer, TransformerConfig
-from utils.beam_search import SearchConfig, search
+from utils.beam_search import search
 from utils.checkpoint import check_origin, load_checkpoint, load_weights
-from utils.cli import log
 from utils.config import build_config
 from utils.files import UserError
+from utils.sampling import SamplingConfig
+
+log = logging.getLogger(__name__)
 
 KIND = "transformer"
 NEAR = 8  # units that a coarse token may slip to under `condition_noise`
@@ -93,7 +96,7 @@ class Stage(nn.Module):
         return stage.eval()
 
     @torch.no_grad()
-    def start_from(self, coarse: Codebook, fine: Codebook) -> None:
+    def init_embeddings(self, coarse: Codebook, fine: Codebook) -> None:
         """Begin with vectors of tokens that are as near to each other as their units are, instead of random ones.
 
         So what is learned of a token is learned of those like it. Where noise is wanted, note the near units.
@@ -148,6 +151,7 @@ class Stage(nn.Module):
 
     def count_labels(self, coarse: torch.Tensor) -> None:
         """Count how often each label comes with each condition in the coarse tokens (N, 1 + labels) of a data set."""
+        self.label_usage.zero_()
         for labels in coarse.T[1:]:
             known = labels < len(self.config.labels)
             self.label_usage.index_put_((labels[known], coarse[known, 0]), known.new_ones(1).long(), accumulate=True)
@@ -183,7 +187,7 @@ class Stage(nn.Module):
     def sample(
         self,
         coarse: torch.Tensor,
-        config: SearchConfig,
+        config: SamplingConfig,
         uniform: torch.Tensor,
         *,
         kept: torch.Tensor | None = None,
@@ -232,6 +236,15 @@ def near_units(codebook: Codebook) -> torch.Tensor:
     """Of each unit the `NEAR` ones nearest to it, (K, NEAR); of a tiny codebook all units."""
     nearest = codebook.nearest(codebook.units, min(1 + NEAR, len(codebook)))[1]
     return nearest[:, -NEAR:]  # without the unit itself
+
+
+def with_bits(numbers: dict[str, float], config: StageConfig, bits_before: float | None) -> dict[str, float]:
+    """What was measured of a stage, and the bits that an image costs in it and, where known, up to it."""
+    if not numbers:
+        return numbers
+    stage_bits = numbers["val_bits"] * config.fine.length
+    image_bits = {} if bits_before is None else {"image_bits": bits_before + stage_bits}
+    return numbers | {"stage_bits": stage_bits} | image_bits
 
 
 def bits_before(coarse: Codebook, previous: Path | None, *, is_base: bool) -> float | None:

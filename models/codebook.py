@@ -9,9 +9,10 @@ from torch import nn
 
 from models.patches import patchify, unpatchify
 from utils.checkpoint import check_origin, fingerprint, load_checkpoint, load_weights
-from utils.config import build_config, check_at_least
+from utils.config import build_config
 from utils.dataset import FeatureMapDataset
 from utils.files import UserError
+from utils.options import check_ranges, option
 
 KIND = "codebook"
 # Distances held at once while searching: 4 MiB stay in a processor's cache, which makes the search three times as fast
@@ -22,25 +23,24 @@ MAX_UNITS, MAX_NUMBERS = 2**14, 2**22  # K, and in all units together K·D
 
 @dataclass(frozen=True)
 class CodebookConfig:
-    """The JSON keys of a codebook; `image_*` is the shape of the feature map that it cuts into patches."""
+    """The JSON keys of a codebook."""
 
-    model_lr: float  # the least share of the way that one patch moves its unit
-    image_H: int
-    image_W: int
-    image_C: int
-    patch_H: int
-    patch_W: int
-    num_embeddings: int  # units of the map, before pruning
-    neighbourhood_step: int  # steps after which the radius shrinks by one
-    final_radius: float = 0.0  # where it stops; above 0 the map is smoother, and less precise
+    model_lr: float = option("least share of the way to a patch that it moves its unit", above=0, below=1)
+    image_H: int = option("height of the feature maps", low=1)
+    image_W: int = option("width of the feature maps", low=1)
+    image_C: int = option("channels of the feature maps", low=1)
+    patch_H: int = option("height of a patch", low=1)
+    patch_W: int = option("width of a patch", low=1)
+    num_embeddings: int = option("units of the map before pruning; all units together hold at most 2²² numbers", low=2)
+    neighbourhood_step: int = option(
+        "steps after which the neighbourhood's radius shrinks by one; "
+        "it shrinks faster where this would take more than a fifth of the run",
+        low=1,
+    )
+    final_radius: float = option("radius at which it stops; above 0 the map is smoother and less precise", 0.0, low=0)
 
     def __post_init__(self) -> None:
-        keys = ("image_H", "image_W", "image_C", "patch_H", "patch_W", "neighbourhood_step")
-        check_at_least(self, 1, *keys)
-        check_at_least(self, 2, "num_embeddings")
-        check_at_least(self, 0, "final_radius")
-        if not 0 < self.model_lr < 1:
-            raise ValueError(f"'model_lr' is {self.model_lr}, expected a number between 0 and 1")
+        check_ranges(self)
         for axis in "HW":
             size, patch = getattr(self, f"image_{axis}"), getattr(self, f"patch_{axis}")
             if size % patch:
@@ -152,7 +152,7 @@ class Codebook(nn.Module):
         return errors.mean() / self.config.dim
 
     @torch.no_grad()
-    def start_from(self, patches: torch.Tensor) -> None:
+    def lay_out(self, patches: torch.Tensor) -> None:
         """Make the units patches of the data, laid out along its first two principal components.
 
         `patches` (N, D) with N at least K. Sorted by the component that the map's longer side follows, they are cut
@@ -177,9 +177,3 @@ class Codebook(nn.Module):
         pruned = Codebook(self.config, int(keep.sum()))
         pruned.load_state_dict({name: value[keep] for name, value in self.state_dict().items()})
         return pruned.to(self.units.device)
-
-
-def codebook_path(folder: Path) -> Path:
-    """The checkpoint of the codebook that was trained into a folder: pruned, unless that has not been done yet."""
-    latest, pruned = (folder / "models_checkpoint" / name for name in ("latest.pt", "pruned_codebook.pt"))
-    return latest if latest.is_file() and not pruned.is_file() else pruned

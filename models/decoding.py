@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from models.transformer import Transformer
-from utils.beam_search import SearchConfig
+from utils.sampling import SamplingConfig
 
 
 @dataclass(frozen=True)
@@ -115,9 +115,9 @@ class CachedDecoder:
     """
 
     def __init__(
-        self, model: Transformer, images: int, source: torch.Tensor | None = None, config: SearchConfig | None = None
+        self, model: Transformer, images: int, source: torch.Tensor | None = None, config: SamplingConfig | None = None
     ) -> None:
-        config = config or SearchConfig()
+        config = config or SamplingConfig()
         self.model = model
         self.share = config.num_beam // config.num_prefix
         if self.share * config.beam_width > prefix_length(model):

@@ -7,31 +7,32 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from models.autoencoder import Autoencoder
 from models.cascade import Stage
 from models.codebook import Codebook
 from models.decoding import make_ready
-from utils.beam_search import SearchConfig, image_generator, uniform_draws
 from utils.checkpoint import check_origin
 from utils.config import build_config, read_json
 from utils.files import UserError
+from utils.options import option
+from utils.progress import progress
+from utils.sampling import SamplingConfig, image_generator, uniform_draws
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerationConfig(SearchConfig):
+class GenerationConfig(SamplingConfig):
     """The JSON keys of one stage of a generation; paths are relative to the JSON file."""
 
-    model_path: str
-    lr_codebook_path: str
-    hr_codebook_path: str
+    model_path: str = option("checkpoint of the stage, relative to the JSON file")
+    lr_codebook_path: str = option("codebook of the grid that it reads")
+    hr_codebook_path: str = option("codebook of the grid that it writes")
 
 
 def load_generation_config(path: Path, **changes: float) -> list[GenerationConfig]:
     """The stages of a generation config, whose keys are "0", "1", … in the order of the cascade.
 
-    `changes` are keys of the search that every stage takes instead of its own.
+    `changes` are keys of the sampling that every stage takes instead of its own.
     """
     content = read_json(path)
     if not content:
@@ -54,9 +55,9 @@ class Request:
     seed: int = 0
     conditions: tuple[int, ...] = ()  # units of the condition codebook; without any, drawn as often as they were used
     labels: tuple[str, ...] = ()
-    start_from: tuple[torch.Tensor, ...] = ()  # tokens of images, of the condition and of each stage, each (M, T)
-    from_stage: int = 0  # the first stage that writes; the tokens before it are those of `start_from`
-    keep_rows: int = 0  # rows of the base stage's grid, and in finer grids those that they cover, kept of `start_from`
+    init_tokens: tuple[torch.Tensor, ...] = ()  # tokens of images, of the condition and of each stage, each (M, T)
+    from_stage: int = 0  # the first stage that writes; the tokens before it are those of `init_tokens`
+    keep_rows: int = 0  # rows of the base stage's grid, and in finer grids those that they cover, kept of `init_tokens`
 
 
 def pick(entries: tuple, image: int) -> object | None:
@@ -70,11 +71,11 @@ def check_meeting(path: Path, written: Codebook, read: Codebook) -> None:
         raise UserError(f"{path}: is not the codebook that the stage before writes with; name the same file in both")
 
 
-def check_search(path: Path, stage: Stage, search: SearchConfig) -> None:
+def check_guidance(path: Path, stage: Stage, config: SamplingConfig) -> None:
     """Refuse guidance of the stage in `path` if it has not learned to do without a condition."""
-    if search.is_guided and not stage.config.transformer.condition_dropout:
+    if config.is_guided and not stage.config.transformer.condition_dropout:
         raise UserError(
-            f"{path}: 'guidance_scale' is {search.guidance_scale}, but the stage was trained without "
+            f"{path}: 'guidance_scale' is {config.guidance_scale}, but the stage was trained without "
             "'condition_dropout'; train it with that, or leave the scale at 1"
         )
 
@@ -84,7 +85,7 @@ class Cascade:
 
     def __init__(
         self,
-        searches: list[GenerationConfig],
+        configs: list[GenerationConfig],
         folder: Path,
         decoder: Autoencoder,
         device: torch.device,
@@ -92,16 +93,16 @@ class Cascade:
         batch_size: int = 1,
         compiled: bool = False,
     ) -> None:
-        self.searches, self.decoder, self.device, self.batch_size = searches, decoder, device, batch_size
+        self.configs, self.decoder, self.device, self.batch_size = configs, decoder, device, batch_size
         self.stages: list[Stage] = []
         self.codebooks: list[Codebook] = []  # the condition codebook, then what each stage writes with
-        for number, search in enumerate(searches):
-            paths = (search.model_path, search.lr_codebook_path, search.hr_codebook_path)
+        for number, config in enumerate(configs):
+            paths = (config.model_path, config.lr_codebook_path, config.hr_codebook_path)
             model_path, coarse_path, fine_path = (folder / path for path in paths)
             coarse, fine = Codebook.load(coarse_path), Codebook.load(fine_path)
             stage = Stage.load(model_path, coarse, fine)
             check_origin(model_path, "autoencoder", stage.autoencoder, decoder.fingerprint)
-            check_search(model_path, stage, search)
+            check_guidance(model_path, stage, config)
             if stage.config.is_base != (number == 0):
                 kind = "base" if stage.config.is_base else "cascade"
                 raise UserError(f"{model_path}: is a {kind} stage; stage 0 must be a base stage and only stage 0")
@@ -112,7 +113,7 @@ class Cascade:
             check_meeting(coarse_path, self.codebooks[-1], coarse)
             self.codebooks.append(fine.to(device))
             self.stages.append(stage.to(device))
-            rows = batch_size * search.num_beam * (2 if search.is_guided else 1)
+            rows = batch_size * config.num_beam * (2 if config.is_guided else 1)
             make_ready(stage.transformer, dtype, rows, compiled)
 
     @property
@@ -161,7 +162,7 @@ class Cascade:
         if request.conditions:
             given = [pick(request.conditions, image) for image in images]
             return torch.tensor(given, device=self.device)[:, None]
-        if request.start_from:
+        if request.init_tokens:
             return self._taken(request, 0, images)
         return torch.stack([self._draw_condition(request, image) for image in images]).to(self.device)
 
@@ -172,7 +173,7 @@ class Cascade:
 
     def _taken(self, request: Request, level: int, images: range) -> torch.Tensor:
         """The tokens of the images that a request starts from, (N, T)."""
-        tokens = request.start_from[level]
+        tokens = request.init_tokens[level]
         return tokens[[image % len(tokens) for image in images]]
 
     @property
@@ -189,7 +190,7 @@ class Cascade:
         """
         tokens = [self.conditions(request, images)]
         scores = torch.full((len(images), len(self.stages)), torch.nan)
-        for number, (stage, search) in enumerate(zip(self.stages, self.searches, strict=True)):
+        for number, (stage, config) in enumerate(zip(self.stages, self.configs, strict=True)):
             fine = stage.config.fine
             if number < request.from_stage:
                 tokens.append(self._taken(request, number + 1, images))
@@ -198,8 +199,8 @@ class Cascade:
             rows = request.keep_rows * fine.height // self.stages[0].config.fine.height
             kept = self._taken(request, number + 1, images)[:, : rows * fine.width] if rows else None
             coarse = stage.with_labels(tokens[-1], [pick(request.labels, image) for image in images])
-            uniform = uniform_draws(request.seed, number, images, fine.length, search.num_beam)
-            found, score = stage.sample(coarse, search, uniform, kept=kept, progress=lambda: progress(1))
+            uniform = uniform_draws(request.seed, number, images, fine.length, config.num_beam)
+            found, score = stage.sample(coarse, config, uniform, kept=kept, progress=lambda: progress(1))
             tokens.append(found)
             scores[:, number] = score.cpu()
         return tokens, scores
@@ -212,7 +213,7 @@ class Cascade:
         The last batch is generated in full as well: how many images are asked for never changes a picture.
         """
         starts = range(0, number, self.batch_size)
-        with tqdm(total=self.length * len(starts), unit="token", desc=name) as bar:
+        with progress(total=self.length * len(starts), unit="token", desc=name) as bar:
             for start in starts:
                 tokens, scores = self.generate(request, range(start, start + self.batch_size), bar.update)
                 yield start, [part[: number - start] for part in tokens], scores[: number - start]

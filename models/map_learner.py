@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import trange
 
 from models.codebook import Codebook, CodebookConfig
 from models.map_order import PairCounts, arrange
 from utils.checkpoint import load_weights
 from utils.dataset import FeatureMapDataset, chunks
+from utils.progress import progress
 
 BALANCE_ROUNDS = 20
 BALANCE_SHARE = 0.5  # of a cell's error, which a new unit is first hoped to save
@@ -78,7 +78,7 @@ def balance(codebook: Codebook, sample: torch.Tensor) -> torch.Tensor:
     Returns how many patches of the sample each unit is nearest to, (K,).
     """
     units = codebook.units
-    for round_ in trange(BALANCE_ROUNDS, desc="balancing", unit="round", delay=2, leave=False):
+    for round_ in progress(range(BALANCE_ROUNDS), desc="balancing", unit="round", delay=2, leave=False):
         errors, indices = codebook.nearest(sample, k=2)
         error, nearest = errors[:, 0], indices[:, 0]
         in_cell = torch.zeros_like(units[:, 0]).index_add_(0, nearest, error)
@@ -151,6 +151,14 @@ class MapLearner:
         """The radius at a step; a codebook that is continued has its order already."""
         config = self.codebook.config
         return config.final_radius if self.continued else neighbourhood_radius(step, self.total_steps, config)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it learns."""
+        return self.codebook.units.device
+
+    def flops(self, fmap: torch.Tensor) -> None:
+        """Nobody counts the operations of a map."""
 
     @torch.no_grad()
     def update(self, fmap: torch.Tensor, step: int) -> dict[str, torch.Tensor | float]:

@@ -7,7 +7,8 @@ solved here by exchanges of two units at a time, under a neighbourhood that shri
 
 import numpy as np
 import torch
-from tqdm import tqdm
+
+from utils.progress import progress
 
 # Radii of the neighbourhood, one after another; 0: the eight places around, which the error counts.
 RADII = (4, 2, 1, 0)
@@ -92,7 +93,7 @@ def arrange(coordinates: torch.Tensor, pairs: PairCounts, quick: bool = False) -
     attempts = 1 if quick else max(1, VISITS // len(coordinates))
     plan = [radii[attempt % len(radii) :] for attempt in range(attempts)]  # small ones alone mend what is near to order
     most = sum(EARLY if radius else SWEEPS for radii in plan for radius in radii)
-    with tqdm(total=most, desc="arranging", unit="sweep", delay=2, leave=False) as bar:
+    with progress(total=most, desc="arranging", unit="sweep", delay=2, leave=False) as bar:
         for attempt, radii in enumerate(plan):
             if least == 0:
                 break

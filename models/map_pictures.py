@@ -1,7 +1,5 @@
 """Pictures of a map: what its units stand for, how far apart they are, and how often they are used."""
 
-from pathlib import Path
-
 import torch
 from torch.nn import functional as F
 
@@ -9,6 +7,7 @@ from models.autoencoder import Autoencoder
 from models.codebook import Codebook
 from models.patches import unpatchify
 from utils.images import heat_map, save_image
+from utils.run_folder import StepFolder
 
 ATLAS_SIDE = 4096  # pixels, at most
 TILE_SIDE = 24  # pixels of a unit in the atlas, at least
@@ -16,12 +15,12 @@ BATCH = 32  # units decoded at once
 CONTEXT = 3  # cells of the feature map around a patch, at least, so that it is not decoded as at the edge of an image
 
 
-def save_map(codebook: Codebook, autoencoder: Autoencoder, folder: Path, suffix: object) -> None:
+def save_map(codebook: Codebook, autoencoder: Autoencoder, folder: StepFolder, suffix: object) -> None:
     """Write `atlas_SUFFIX.png`, `u_matrix_SUFFIX.png` and, once the codebook has counts, `hit_map_SUFFIX.png`."""
-    save_image(atlas(codebook, autoencoder), folder / f"atlas_{suffix}.png")
-    save_image(heat_map(u_matrix(codebook)), folder / f"u_matrix_{suffix}.png")
+    save_image(atlas(codebook, autoencoder), folder.picture("atlas", suffix))
+    save_image(heat_map(u_matrix(codebook)), folder.picture("u_matrix", suffix))
     if codebook.counts.sum() > 0:
-        save_image(heat_map(hit_map(codebook)), folder / f"hit_map_{suffix}.png")
+        save_image(heat_map(hit_map(codebook)), folder.picture("hit_map", suffix))
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """What a map is worth, measured over a data set."""
 
+import logging
 from collections.abc import Iterable
 
 import numpy as np
@@ -8,8 +9,9 @@ import torch
 from models.autoencoder import Autoencoder, psnr
 from models.codebook import Codebook
 from models.map_order import PairCounts
-from utils.cli import log
 from utils.dataset import FeatureMapDataset, chunks
+
+log = logging.getLogger(__name__)
 
 BATCH = 32  # images decoded at once
 EXTREMES = 3  # units that are told as the most used, and as the least used

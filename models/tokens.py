@@ -1,16 +1,19 @@
 """The tokens of a data set of feature maps, computed once a codebook and kept in a memory-mapped file."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from models.codebook import Codebook
 from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.cli import choose_workers, log
 from utils.dataset import BatchLoader, FeatureMapDataset, TokenDataset
+from utils.device import choose_workers
 from utils.files import UserError
+from utils.progress import progress
+
+log = logging.getLogger(__name__)
 
 KIND = "tokens"
 BATCH = 64  # feature maps quantized at once
@@ -48,7 +51,7 @@ def quantize(dataset: FeatureMapDataset, codebooks: list[Codebook], device: torc
     shapes = [(len(dataset), *codebook.config.grid) for codebook in codebooks]
     tokens = [np.empty((number, height * width), dtype=np.uint16) for number, height, width in shapes]
     loader = BatchLoader.in_order(dataset, BATCH, choose_workers(None, device))
-    for number, fmap in enumerate(tqdm(loader, unit="batch", desc="quantizing")):
+    for number, fmap in enumerate(progress(loader, unit="batch", desc="quantizing")):
         for codebook, found in zip(codebooks, tokens, strict=True):
             found[number * BATCH :][: len(fmap)] = codebook.find_bmu(fmap.to(device)).cpu().numpy()
     return [torch.from_numpy(found) for found in tokens]

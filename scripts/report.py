@@ -6,19 +6,25 @@ Reads what scripts/train_cascade.sh has left, as much of it as there is, and RUN
 been run. The page holds all it shows: it opens from disk, without a network, and is smaller than 10 MB.
 """
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 from utils import cli
 from utils.files import UserError, replace_file
+from utils.options import option, parse_options
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of scripts.report."""
+
+    run_dir: Path = option("what scripts/train_cascade.sh wrote", positional=True)
+    out: Path | None = option("file to write", None, unset="RUN_DIR/report.html")
 
 
 def main(argv: list[str] | None = None) -> None:
     """Parse, read, render, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="what scripts/train_cascade.sh wrote")
-    parser.add_argument("--out", type=Path, help="file to write [RUN_DIR/report.html]")
-    args = parser.parse_args(argv)
+    options = parse_options(Options, __doc__, argv)
     try:
         from reporting.page import make_page
     except ModuleNotFoundError as error:
@@ -26,8 +32,8 @@ def main(argv: list[str] | None = None) -> None:
         if package not in ("jinja2", "plotly"):
             raise
         raise UserError(f"{package} is not installed: pip install -r requirements-eval.txt") from None
-    page = make_page(args.run_dir)
-    out = args.out or args.run_dir / "report.html"
+    page = make_page(options.run_dir)
+    out = options.out or options.run_dir / "report.html"
     with replace_file(out) as temporary:
         temporary.write_text(page, encoding="utf-8")
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, open it in a browser")

@@ -8,7 +8,7 @@ import torch
 from models.cascade import Stage, StageConfig
 from models.codebook import Codebook, CodebookConfig
 from models.transformer import TransformerConfig
-from utils.beam_search import SearchConfig
+from utils.sampling import SamplingConfig
 
 TRANSFORMER = TransformerConfig(
     model_lr=1e-3,
@@ -23,10 +23,10 @@ TRANSFORMER = TransformerConfig(
     hidden_activation="silu",
 )
 SEARCHES = [
-    SearchConfig(),
-    SearchConfig(temperature=1.7, top_k=4, top_p=0.9),
-    SearchConfig(num_beam=4, beam_width=3, keep_beam=2, temperature=1.5),
-    SearchConfig(num_beam=3, keep_beam=3),
+    SamplingConfig(),
+    SamplingConfig(temperature=1.7, top_k=4, top_p=0.9),
+    SamplingConfig(num_beam=4, beam_width=3, keep_beam=2, temperature=1.5),
+    SamplingConfig(num_beam=3, keep_beam=3),
 ]
 
 

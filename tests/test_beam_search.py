@@ -6,7 +6,8 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from utils.beam_search import SearchConfig, filter_logits, image_generator, sample, search, uniform_draws
+from utils.beam_search import search
+from utils.sampling import SamplingConfig, filter_logits, image_generator, sample, uniform_draws
 
 seeds = st.integers(0, 2**31)
 SYMBOLS, LENGTH = 3, 5
@@ -118,7 +119,7 @@ def test_one_beam_samples_from_the_probabilities_of_the_model(temperature):
     """4,000 pairs of tokens; 8 degrees of freedom stay under 26.1 in 999 of 1,000 cases."""
     toy, number = Toy(seed=1), 4000
     uniform = uniform_draws(0, 0, range(number), 2, 1)
-    config = SearchConfig(temperature=temperature)
+    config = SamplingConfig(temperature=temperature)
     tokens, _ = toy.search(torch.full((number,), 10), config, uniform)
     pairs = list(itertools.product(range(SYMBOLS), repeat=2))
     found = [tuple(row) for row in tokens.tolist()]
@@ -136,7 +137,7 @@ def test_one_beam_samples_from_the_probabilities_of_the_model(temperature):
 @settings(max_examples=30, deadline=None)
 def test_one_beam_is_a_walk_up_the_distribution_function(seed, temperature, top_k):
     toy = Toy(seed)
-    config = SearchConfig(temperature=temperature, top_k=top_k, top_p=0.83)
+    config = SamplingConfig(temperature=temperature, top_k=top_k, top_p=0.83)
     uniform = torch.rand(2, LENGTH, 1, generator=generator(seed))
     tokens, score = toy.search(FIRST, config, uniform)
     assert toy.reordered == []
@@ -181,11 +182,11 @@ def test_no_draw_however_extreme_picks_an_impossible_token(end):
     logits = 3 * torch.randn(3000, 50, generator=generator(0))
     logits[:, 0] = -40  # below what float32 adds to a sum near one
     uniform = torch.full((3000,), end)
-    for config in (SearchConfig(top_k=7), SearchConfig(top_p=0.8), SearchConfig(top_k=1, temperature=5)):
+    for config in (SamplingConfig(top_k=7), SamplingConfig(top_p=0.8), SamplingConfig(top_k=1, temperature=5)):
         possible = filter_logits(logits / config.temperature, config.top_k, config.top_p).isfinite()
         tokens = sample(logits, uniform, config)
         assert possible.gather(1, tokens[:, None]).all()
-    last = sample(torch.zeros(3000, 3), uniform, SearchConfig())
+    last = sample(torch.zeros(3000, 3), uniform, SamplingConfig())
     assert (last == (2 if end else 0)).all()
 
 
@@ -203,7 +204,7 @@ def test_every_seed_stage_and_image_has_draws_of_its_own():
     assert len({tuple(pair) for pair in numbers}) == len(numbers)
 
 
-@pytest.mark.parametrize("config", [SearchConfig(), SearchConfig(num_beam=4, beam_width=2, keep_beam=2)])
+@pytest.mark.parametrize("config", [SamplingConfig(), SamplingConfig(num_beam=4, beam_width=2, keep_beam=2)])
 def test_how_many_images_are_asked_for_never_changes_one(config):
     toy, first = Toy(seed=2), torch.tensor([10, 11, 12, 10, 13])
     results = [
@@ -221,7 +222,7 @@ def test_how_many_images_are_asked_for_never_changes_one(config):
 @settings(max_examples=15, deadline=None)
 def test_a_wide_classic_beam_is_exhaustive_search(seed):
     toy, wide = Toy(seed), SYMBOLS ** (LENGTH - 1)
-    config = SearchConfig(num_beam=wide, keep_beam=wide)
+    config = SamplingConfig(num_beam=wide, keep_beam=wide)
     tokens, score = toy.search(FIRST, config, torch.zeros(2, LENGTH, wide))
     for image, first in enumerate(FIRST.tolist()):
         totals = {row: toy.log_probability(first, row) for row in itertools.product(range(SYMBOLS), repeat=LENGTH)}
@@ -233,7 +234,7 @@ def test_a_wide_classic_beam_is_exhaustive_search(seed):
 @settings(max_examples=40, deadline=None)
 def test_a_narrow_classic_beam_equals_a_slow_one(seed, width):
     toy = Toy(seed)
-    config = SearchConfig(num_beam=width, keep_beam=width)
+    config = SamplingConfig(num_beam=width, keep_beam=width)
     assert config.is_classic
     tokens, score = toy.search(FIRST, config, torch.rand(2, LENGTH, width))
     for image, first in enumerate(FIRST.tolist()):
@@ -253,7 +254,7 @@ def test_a_narrow_classic_beam_equals_a_slow_one(seed, width):
 )
 @settings(max_examples=60, deadline=None)
 def test_block_search_equals_one_hypothesis_at_a_time(seed, num_beam, beam_width, keep_beam, temperature, top_k, top_p):
-    config = SearchConfig(num_beam, beam_width, min(keep_beam, num_beam), temperature, top_k, top_p)
+    config = SamplingConfig(num_beam, beam_width, min(keep_beam, num_beam), temperature, top_k, top_p)
     assume(not config.is_classic)
     toy = Toy(seed, symbols=4)
     uniform = torch.rand(2, LENGTH, num_beam, generator=generator(seed))
@@ -267,11 +268,11 @@ def test_block_search_equals_one_hypothesis_at_a_time(seed, num_beam, beam_width
 @pytest.mark.parametrize(
     ("config", "times"),
     [
-        (SearchConfig(num_beam=4, keep_beam=4), LENGTH - 1),  # after the last token nothing goes on
-        (SearchConfig(num_beam=4, beam_width=2, keep_beam=3), 2),
-        (SearchConfig(num_beam=4, beam_width=5), 0),
-        (SearchConfig(num_beam=4, beam_width=9), 0),
-        (SearchConfig(), 0),
+        (SamplingConfig(num_beam=4, keep_beam=4), LENGTH - 1),  # after the last token nothing goes on
+        (SamplingConfig(num_beam=4, beam_width=2, keep_beam=3), 2),
+        (SamplingConfig(num_beam=4, beam_width=5), 0),
+        (SamplingConfig(num_beam=4, beam_width=9), 0),
+        (SamplingConfig(), 0),
     ],
 )
 def test_rows_go_on_from_rows_of_their_own_image(config, times):
@@ -300,4 +301,4 @@ def test_rows_go_on_from_rows_of_their_own_image(config, times):
 )
 def test_a_config_out_of_its_limits_is_refused_by_key_and_value(changes, expected):
     with pytest.raises(ValueError, match=expected):
-        SearchConfig(**changes)
+        SamplingConfig(**changes)

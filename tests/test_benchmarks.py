@@ -11,8 +11,8 @@ from torch import nn
 from benchmarks import ablation, codebook, codebook_limits, generation, sampling, stages, transformer
 from evaluation.features import EfficientNetFeatures
 from models.transformer import TransformerConfig
-from utils.beam_search import SearchConfig
 from utils.config import load_config
+from utils.sampling import SamplingConfig
 
 
 def numbers_of(output):
@@ -82,8 +82,8 @@ def test_the_benchmark_of_generation(monkeypatch, capsys):
     sizes = {"COARSE": (2, 2), "FINE": (8, 16), "UNITS": 9, "PREFIXES": (1, 64, 128), "IMAGES": 2, "WARM": 40}
     for name, value in {**sizes, "STEPS": 8, "LENGTHS": ((8, 16), (16, 16))}.items():
         monkeypatch.setattr(generation, name, value)
-    many = generation.SearchConfig(num_beam=4, beam_width=2)
-    monkeypatch.setattr(generation, "ROWS", {1: (1, generation.SearchConfig()), 8: (2, many)})
+    many = generation.SamplingConfig(num_beam=4, beam_width=2)
+    monkeypatch.setattr(generation, "ROWS", {1: (1, generation.SamplingConfig()), 8: (2, many)})
     monkeypatch.setattr(sys, "argv", ["generation", "--config-path", str(TINY / "transformer_2.json")])
     generation.main()
     tables = numbers_of(capsys.readouterr().out)
@@ -101,7 +101,7 @@ def test_the_benchmark_of_generation(monkeypatch, capsys):
 
 def test_the_floor_counts_bytes_and_operations():
     stage = generation.build(load_config(TINY / "transformer_2.json", TransformerConfig), (8, 8))
-    decoder = generation.CachedDecoder(stage.transformer, 3, generation.coarse_tokens(3), SearchConfig(num_beam=2))
+    decoder = generation.CachedDecoder(stage.transformer, 3, generation.coarse_tokens(3), SamplingConfig(num_beam=2))
     weights = generation.weights_of(stage.transformer)
     # 2 layers of width 32 and 64 in the MLP: 4 matrices of self-attention, 2 of cross-attention, 3 and the head.
     assert weights == 2 * (6 * 32 * 32 + 3 * 32 * 64 + 3 * 32 + 4 * 16) + 512 * 32

@@ -22,11 +22,11 @@ from models.cascade import (
     near_units,
 )
 from models.transformer import Grid
-from utils.beam_search import SearchConfig, uniform_draws
 from utils.checkpoint import save_checkpoint
 from utils.config import build_config
 from utils.files import UserError
 from utils.gradient import GradientLearner
+from utils.sampling import SamplingConfig, uniform_draws
 
 # --- The start ---
 
@@ -42,7 +42,7 @@ def test_tokens_start_as_near_to_each_other_as_their_units_are(number):
     others = [embed[-1].clone(), source[-1].clone()]  # the start vector and the null, or the null
     deviation = embed.std()  # of an entry of random vectors
     torch.manual_seed(0)
-    stage.start_from(coarse, fine)
+    stage.init_embeddings(coarse, fine)
     assert torch.equal(embed[-1], others[0]) and torch.equal(source[-1], others[1])
     for vectors, book in ((embed[: len(fine)], fine), (source[: len(coarse)], coarse)):
         scaled = book.units - book.units.mean(0)
@@ -142,7 +142,7 @@ def test_noise_moves_a_share_of_the_tokens_to_one_of_the_nearest_units():
 @pytest.mark.parametrize("noise", [0.0, 0.5])
 def test_the_start_notes_the_near_units_where_noise_wants_them(noise):
     stage = build(1, condition_noise=noise)
-    stage.start_from(*CODEBOOKS[1:3])
+    stage.init_embeddings(*CODEBOOKS[1:3])
     assert torch.equal(stage.near, near_units(CODEBOOKS[1])) if noise else stage.near is None
 
 
@@ -253,7 +253,7 @@ def test_samples_equal_those_of_the_slow_reference(
     keep_beam = min(keep_beam, num_beam)
     is_classic = num_beam > 1 and beam_width == 1 and keep_beam == num_beam
     guidance_scale = 1.0 if is_classic else guidance_scale
-    config = SearchConfig(num_beam, beam_width, keep_beam, 1.3, top_k, top_p, guidance_scale)
+    config = SamplingConfig(num_beam, beam_width, keep_beam, 1.3, top_k, top_p, guidance_scale)
     stage = build(number, condition_dropout=0.1)
     coarse, fine = tokens_for(number, 2, seed)
     uniform = torch.rand(2, fine.shape[1], num_beam, generator=generator(seed))
@@ -279,7 +279,7 @@ def test_guidance_draws_from_logits_past_those_with_a_condition(number):
     expected = (free + scale * (conditional - free)).softmax(-1)
     many = coarse.expand(6000, -1)
     uniform = uniform_draws(0, 0, range(6000), stage.config.fine.length, 1)
-    tokens, score = stage.sample(many, SearchConfig(guidance_scale=scale), uniform)
+    tokens, score = stage.sample(many, SamplingConfig(guidance_scale=scale), uniform)
     found = torch.bincount(tokens[:, 0], minlength=len(expected))
     assert ((found - 6000 * expected) ** 2 / (6000 * expected)).sum() < 22.5
     assert ((found - 6000 * conditional.softmax(-1)) ** 2 / (6000 * conditional.softmax(-1))).sum() > 100
@@ -328,7 +328,7 @@ def test_the_vector_of_a_label_joins_the_condition():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("config", [SearchConfig(), SearchConfig(num_beam=4, beam_width=2, guidance_scale=2.0)])
+@pytest.mark.parametrize("config", [SamplingConfig(), SamplingConfig(num_beam=4, beam_width=2, guidance_scale=2.0)])
 def test_labelled_samples_equal_those_of_the_slow_reference(config):
     stage = build(0, labels=("a", "b"), use_labels=True, condition_dropout=0.1)
     coarse = stage.with_labels(tokens_for(0, 3)[0], ["b", None, "a"])
@@ -356,7 +356,7 @@ def test_a_stage_that_has_learned_writes_what_it_learned():
             optimizer.zero_grad()
             stage(coarse, fine)["loss"].backward()
             optimizer.step()
-    config = SearchConfig(num_beam=2, keep_beam=2)
+    config = SamplingConfig(num_beam=2, keep_beam=2)
     tokens, score = stage.sample(coarse, config, torch.zeros(3, 16, 2))
     assert torch.equal(tokens, fine)
     assert (score > -1).all()
@@ -371,7 +371,7 @@ def test_a_stage_config_travels_through_plain_types(number):
     saved = json.loads(json.dumps(dataclasses.asdict(config)))
     assert build_config(StageConfig, saved, "here") == config
     saved["transformer"]["in_dimm"] = 3
-    with pytest.raises(UserError, match=r"here: unknown key 'in_dimm'; did you mean 'in_dim'"):
+    with pytest.raises(UserError, match=r"here: .transformer.: unknown key .in_dimm.; did you mean 'in_dim'"):
         build_config(StageConfig, saved, "here")
 
 

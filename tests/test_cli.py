@@ -6,9 +6,9 @@ import pytest
 
 PROGRAM = """
 import resource, sys, torch
-from utils import cli
+from utils.device import keep_memory
 if sys.argv[1] == "keep":
-    cli.keep_memory()
+    keep_memory()
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def use():

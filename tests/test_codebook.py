@@ -149,7 +149,7 @@ def test_the_start_is_made_of_patches_each_used_once(seed, units, dim, more):
     torch.manual_seed(seed)
     patches = torch.randn(units + more, dim, generator=generator(seed))
     codebook = Codebook(config(num_embeddings=units, image_H=1, image_W=1, image_C=dim, patch_H=1, patch_W=1))
-    codebook.start_from(patches)
+    codebook.lay_out(patches)
     same = (codebook.units[:, None] == patches[None]).all(2)
     assert (same.sum(1) >= 1).all()
     assert len(codebook.units.unique(dim=0)) == len(patches[same.any(0)].unique(dim=0)) == units
@@ -161,7 +161,7 @@ def test_the_start_is_ordered(number):
     torch.manual_seed(0)
     patches = torch.rand(800, 2, generator=generator(1)) * torch.tensor([1.0, 3.0])
     codebook = Codebook(config(**PAIRS, image_W=1, num_embeddings=number))
-    codebook.start_from(patches)
+    codebook.lay_out(patches)
     apart = (codebook.coordinates[:, None] - codebook.coordinates[None]).abs().sum(2)
     distances = slow_distances(codebook.units, codebook.units).sqrt()
     assert distances[apart == 1].mean() < 0.35 * distances[apart > 1].mean()

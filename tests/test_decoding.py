@@ -6,7 +6,7 @@ from small_transformers import COARSE, WINDOWS, build, generator, seeds
 
 from models.decoding import CachedDecoder, KVCache, make_ready, prefix_length
 from models.transformer import Grid
-from utils.beam_search import SearchConfig
+from utils.sampling import SamplingConfig
 
 LONG = Grid(9, 7, 9)
 
@@ -52,7 +52,7 @@ def test_cached_logits_equal_uncached_ones_far_past_the_window():
 def test_beams_go_on_from_the_prefix_of_their_parent(seed, window, has_coarse, num_beam, keep_beam, beam_width):
     """Each row's logits equal those of its own prefix, computed anew, whoever shares it, whatever the window left."""
     images, length = 2, 40
-    config = SearchConfig(num_beam, beam_width, min(num_beam, keep_beam))
+    config = SamplingConfig(num_beam, beam_width, min(num_beam, keep_beam))
     model = build(window, fine=Grid(5, 8, 9), coarse=COARSE if has_coarse else None)
     draw = generator(seed)
     source = torch.randint(5, (images, 4), generator=draw) if has_coarse else None
@@ -76,14 +76,14 @@ def test_beams_go_on_from_the_prefix_of_their_parent(seed, window, has_coarse, n
 @pytest.mark.parametrize(
     ("config", "window", "prefixes", "share"),
     [
-        (SearchConfig(), None, 3, 1),
-        (SearchConfig(num_beam=8, beam_width=2), None, 3, 8),  # one survivor: one prefix an image
-        (SearchConfig(num_beam=8, beam_width=2, keep_beam=4), None, 12, 2),
-        (SearchConfig(num_beam=8, beam_width=2, keep_beam=3), None, 24, 1),  # not in even shares
-        (SearchConfig(num_beam=8, keep_beam=8), None, 24, 1),
-        (SearchConfig(num_beam=8, beam_width=9), None, 24, 1),  # blocks longer than all there is to share
-        (SearchConfig(num_beam=8, beam_width=2), 10, 24, 1),
-        (SearchConfig(num_beam=8, beam_width=1), 10, 3, 8),
+        (SamplingConfig(), None, 3, 1),
+        (SamplingConfig(num_beam=8, beam_width=2), None, 3, 8),  # one survivor: one prefix an image
+        (SamplingConfig(num_beam=8, beam_width=2, keep_beam=4), None, 12, 2),
+        (SamplingConfig(num_beam=8, beam_width=2, keep_beam=3), None, 24, 1),  # not in even shares
+        (SamplingConfig(num_beam=8, keep_beam=8), None, 24, 1),
+        (SamplingConfig(num_beam=8, beam_width=9), None, 24, 1),  # blocks longer than all there is to share
+        (SamplingConfig(num_beam=8, beam_width=2), 10, 24, 1),
+        (SamplingConfig(num_beam=8, beam_width=1), 10, 3, 8),
     ],
 )
 def test_beams_share_the_prefix_of_their_survivor(config, window, prefixes, share):

@@ -179,7 +179,7 @@ def test_a_trained_map_is_near_the_best_there_is_and_in_order():
     patches = torch.rand(4096, 2, generator=generator(0))
     codebook = Codebook(config(**PAIRS, image_W=16, num_embeddings=36, model_lr=1e-4, neighbourhood_step=10))
     fmaps = patches.view(256, 16, 2).permute(0, 2, 1)[:, :, None]
-    codebook.start_from(patches)
+    codebook.lay_out(patches)
     learner = MapLearner(codebook, steps_per_epoch=32, total_steps=96, sample=patches[:1000])
     for step in range(96):
         learner.update(fmaps.roll(-8 * step, dims=0)[:8], step)

@@ -1,110 +1,10 @@
-"""Sampling and beam search over a next-logits function and a cache. Hypotheses are rows of one batch."""
+"""Beam search over a next-logits function and a cache. Hypotheses are rows of one batch."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 
-from utils.config import check_at_least
-
-
-@dataclass(frozen=True)
-class SearchConfig:
-    """How tokens are chosen.
-
-    `num_beam` hypotheses an image are each extended by `beam_width` sampled tokens; then the `keep_beam` of highest
-    score survive and are multiplied again. `num_beam` 1 is plain sampling; `beam_width` 1 with `keep_beam` equal to
-    `num_beam` is classic beam search, the top continuations of all survivors, without sampling.
-    """
-
-    num_beam: int = 1
-    beam_width: int = 1
-    keep_beam: int = 1
-    temperature: float = 1.0
-    top_k: int | None = None  # sample among so many most likely tokens
-    top_p: float | None = None  # sample among the fewest tokens that hold this share of probability
-    guidance_scale: float = 1.0  # how far logits go from those without a condition to those with it, and past them
-
-    def __post_init__(self) -> None:
-        check_at_least(self, 1, "num_beam", "beam_width", "keep_beam", "top_k")
-        if self.keep_beam > self.num_beam:
-            raise ValueError(f"'keep_beam' is {self.keep_beam}, expected at most 'num_beam' {self.num_beam}")
-        if not 0 < self.temperature < float("inf"):
-            raise ValueError(f"'temperature' is {self.temperature}, expected a number above 0")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"'top_p' is {self.top_p}, expected a number above 0 and at most 1")
-        check_at_least(self, 0, "guidance_scale")
-        if self.is_classic and self.is_guided:
-            raise ValueError(
-                f"'guidance_scale' is {self.guidance_scale}, expected 1: classic beam search ('beam_width' 1, "
-                "'keep_beam' equal to 'num_beam') draws nothing that could be guided"
-            )
-
-    @property
-    def num_prefix(self) -> int:
-        """Hypotheses of an image right after a comparison, or beams where those do not share them evenly."""
-        return self.num_beam if self.num_beam % self.keep_beam else self.keep_beam
-
-    @property
-    def is_classic(self) -> bool:
-        """Whether this is classic beam search, which draws nothing."""
-        return self.num_beam > 1 and self.beam_width == 1 and self.keep_beam == self.num_beam
-
-    @property
-    def is_guided(self) -> bool:
-        """Whether logits without a condition are needed as well."""
-        return self.guidance_scale != 1
-
-
-def uniform_draws(seed: int, stage: int, images: range, length: int, num_beam: int) -> torch.Tensor:
-    """Uniform numbers in [0, 1) for the tokens of some images, (N, length, num_beam).
-
-    Each is a function of (seed, image, stage, token, beam), whatever other images there are.
-    """
-    draws = [torch.rand(length, num_beam, generator=image_generator(seed, stage, image)) for image in images]
-    return torch.stack(draws)
-
-
-def image_generator(seed: int, stage: int, image: int) -> torch.Generator:
-    """The generator of what is random about one image in one stage."""
-    mixed = np.random.SeedSequence([abs(seed), seed < 0, stage + 1, image]).generate_state(1)[0]
-    return torch.Generator().manual_seed(int(mixed))
-
-
-def filter_logits(logits: torch.Tensor, top_k: int | None, top_p: float | None) -> torch.Tensor:
-    """Logits (R, K) with those outside the top k, or outside the nucleus (Holtzman et al. 2020), at −inf."""
-    if top_k is not None and top_k < logits.shape[-1]:
-        top = logits.topk(top_k)
-        logits = torch.full_like(logits, -torch.inf).scatter(1, top.indices, top.values)
-    if top_p is not None and top_p < 1:
-        ordered, order = logits.sort(descending=True)
-        probability = ordered.softmax(-1)
-        before = probability.cumsum(-1) - probability  # what more likely tokens hold already
-        outside = torch.zeros_like(logits, dtype=torch.bool).scatter(1, order, before >= top_p)
-        logits = logits.masked_fill(outside, -torch.inf)
-    return logits
-
-
-def sample(logits: torch.Tensor, uniform: torch.Tensor, config: SearchConfig) -> torch.Tensor:
-    """Draw a token a row from logits (R, K) by inverting the distribution function at `uniform` (R,)."""
-    filtered = filter_logits(logits / config.temperature, config.top_k, config.top_p)
-    heights = filtered.softmax(-1).cumsum(-1)
-    # Rounding may put the drawn height on the last step, past which only impossible tokens lie.
-    total = heights[:, -1:]
-    drawn = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(heights, drawn, right=True).squeeze(1)
-
-
-def split_guidance(logits: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (2R, K), those without a condition last → with it and guided (Ho and Salimans 2022), each (R, K).
-
-    At scale 1 there are none without: logits (R, K) are both.
-    """
-    if scale == 1:
-        return logits, logits
-    conditional, free = logits.chunk(2)
-    return conditional, torch.lerp(free, conditional, scale)
+from utils.sampling import SamplingConfig, sample, split_guidance
 
 
 @torch.no_grad()
@@ -112,7 +12,7 @@ def search(
     next_logits: Callable[[torch.Tensor], torch.Tensor],
     reorder: Callable[[torch.Tensor], None],
     first: torch.Tensor,
-    config: SearchConfig,
+    config: SamplingConfig,
     uniform: torch.Tensor,
     kept: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -45,47 +45,36 @@ def build_config(cls: type[Config], values: object, where: str) -> Config:
         if name not in values and field.default is dataclasses.MISSING:
             raise UserError(f"{where}: missing key {name!r}; add it")
     hints = typing.get_type_hints(cls)
-    nested = {key: hint for key, hint in hints.items() if dataclasses.is_dataclass(hint)}
-    values = {key: build_config(nested[key], value, where) if key in nested else value for key, value in values.items()}
-    for key, value in values.items():
-        if typing.get_origin(hints[key]) is tuple and isinstance(value, list):
-            values[key] = value = tuple(value)
-        if not _fits(value, hints[key]):
-            raise UserError(f"{where}: {key!r} is {value!r}, expected {_type_name(hints[key])}")
+    values = {key: _build(value, hints[key], f"{where}: {key!r}") for key, value in values.items()}
     try:
         return cls(**values)
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
 
 
-def check_at_least(config: object, low: float, *keys: str) -> None:
-    """Raise `ValueError` naming the first of `keys` whose value in `config` is below `low` or not finite."""
-    for key in keys:
-        value = getattr(config, key)
-        if value is not None and not low <= value < float("inf"):
-            raise ValueError(f"{key!r} is {value}, expected at least {low}")
+def _build(value: object, hint: object, where: str) -> object:
+    """A value of this type: lists become tuples, and JSON objects the dataclasses that are asked for."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    nested = next((option for option in options if dataclasses.is_dataclass(option)), None)
+    if nested is not None and isinstance(value, dict):
+        return build_config(nested, value, where)
+    if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
+        return tuple(_build(item, typing.get_args(hint)[0], f"{where}, entry {n}") for n, item in enumerate(value))
+    if not any(_fits(value, option) for option in options):
+        raise UserError(f"{where} is {value!r}, expected {' or '.join(map(_type_name, options))}")
+    return value
 
 
-def check_choice(config: object, choices: typing.Iterable[str], *keys: str) -> None:
-    """Raise `ValueError` naming the first of `keys` whose value in `config` is not among `choices`."""
-    for key in keys:
-        if getattr(config, key) not in choices:
-            raise ValueError(f"{key!r} is {getattr(config, key)!r}, expected one of {', '.join(choices)}")
-
-
-def _fits(value: object, hint: object) -> bool:
-    if isinstance(hint, types.UnionType):
-        return any(_fits(value, option) for option in typing.get_args(hint))
-    if typing.get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(_fits(item, typing.get_args(hint)[0]) for item in value)
+def _fits(value: object, hint: type) -> bool:
     if isinstance(value, bool):
         return hint is bool
-    return isinstance(value, (int, float) if hint is float else hint)
+    return isinstance(value, (int, float) if hint is float else typing.get_origin(hint) or hint)
 
 
 def _type_name(hint: object) -> str:
-    if isinstance(hint, types.UnionType):
-        return " or ".join(_type_name(option) for option in typing.get_args(hint))
     if typing.get_origin(hint) is tuple:
         return f"a list, each {_type_name(typing.get_args(hint)[0])}"
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}.get(hint, "null")
+    if dataclasses.is_dataclass(hint):
+        return "a JSON object"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", dict: "a JSON object"}
+    return names.get(typing.get_origin(hint) or hint, "null")

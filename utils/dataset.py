@@ -18,6 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 from utils.files import UserError, replace_file
 from utils.images import read_image
 
+VAL_FRACTION = 0.05  # share of images held out by default
+
 
 def write_dataset(path: str | os.PathLike, records: Iterable[dict], info: dict | None = None) -> None:
     """Write `records` as the default table of the TinyDB file `path`, atomically; `info` goes to its table `info`."""

@@ -1,8 +1,8 @@
-"""Learning from a gradient: the optimizers, their schedule (a function of the step), precision, averaged weights."""
+"""Learning from a gradient: its options, the optimizers, their schedule, precision, averaged weights."""
 
-import argparse
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -11,19 +11,59 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from utils.checkpoint import check_origins, load_checkpoint, load_weights
+from utils.checkpoint_folder import CheckpointFolder
 from utils.dataset import Batch, num_items, split_batch
+from utils.device import autocast, choose_dtype
 from utils.files import UserError
+from utils.flops import count_flops
+from utils.learner import TrainingOptions
 from utils.muon import Muon
-from utils.precision import autocast, choose_dtype
-from utils.utilization import bare_seconds
+from utils.options import SpeedOptions, option
 
 
-def learning_rate(step: int, total_steps: int, base: float, args: argparse.Namespace) -> float:
+@dataclass(frozen=True, kw_only=True)
+class GradientOptions(TrainingOptions, SpeedOptions):
+    """Options of the autoencoder and of the transformers."""
+
+    model_path: Path | None = option("start from the weights of this checkpoint", None)
+    load_optim: bool = option("start from the optimizer state of --model-path too", False)
+    warmup_step: int = option("steps of linear warm-up", 100, low=0, is_fixed=True)
+    lr_schedule: str = option(
+        "`step` halves the learning rate at every --lr-step, `cosine` lets it fall to 0 at the last step",
+        "step",
+        choices=("step", "cosine"),
+        is_fixed=True,
+    )
+    grad_accum_step: int = option("batches whose gradients are added up before a step", 1, low=1, is_fixed=True)
+    grad_clip: float = option("largest norm of the gradient", 1.0, above=0, is_fixed=True)
+    ema_decay: float = option(
+        "decay of the averaged weights, which later steps use; 0: none, since a cosine that ends at 0 needs none",
+        0.999,
+        low=0,
+        below=1,
+        is_fixed=True,
+    )
+
+    def __post_init__(self) -> None:
+        if self.resume and self.model_path is not None:
+            raise UserError(
+                f"--resume goes on with what --out-dir holds: leave out --model-path {self.model_path}, or --resume"
+            )
+        if self.load_optim and self.model_path is None:
+            raise UserError("--load-optim needs --model-path, the checkpoint that holds the optimizer state")
+
+    @property
+    def step_size(self) -> int:
+        """Items that a step learns from."""
+        return self.batch_size * self.grad_accum_step
+
+
+def learning_rate(step: int, total_steps: int, base: float, options: GradientOptions) -> float:
     """The rate of a step: linear warm-up, then halved every `lr_step` steps, or a cosine down to 0 at the last step."""
-    warm = min(1.0, (step + 1) / (args.warmup_step + 1))
-    if args.lr_schedule == "cosine":
+    warm = min(1.0, (step + 1) / (options.warmup_step + 1))
+    if options.lr_schedule == "cosine":
         return base * warm * 0.5 * (1 + math.cos(math.pi * step / total_steps))
-    return base * warm * 0.5 ** (step // args.lr_step)
+    return base * warm * 0.5 ** (step // options.lr_step)
 
 
 class OptimizationConfig(Protocol):
@@ -36,7 +76,7 @@ class OptimizationConfig(Protocol):
 class GradientLearner:
     """AdamW on a loss, with clipping, accumulation, a schedule and a moving average of the weights.
 
-    Muon moves the weights `by_muon` instead of AdamW. `measure(model, batch)` returns scalars, `loss` among them,
+    Muon moves the weights `by_muon` instead of AdamW. `compute(model, batch)` returns scalars, `loss` among them,
     that are means over the items of the batch. Weight decay acts on matrices only. Random choices inside the model are
     drawn from the default generator, which the loop seeds at each step.
     """
@@ -44,14 +84,15 @@ class GradientLearner:
     def __init__(
         self,
         model: nn.Module,
-        measure: Callable[[nn.Module, Batch], dict[str, torch.Tensor]],
+        compute: Callable[[nn.Module, Batch], dict[str, torch.Tensor]],
         config: OptimizationConfig,
-        args: argparse.Namespace,
+        options: GradientOptions,
         total_steps: int,
         device: torch.device,
         by_muon: Sequence[nn.Parameter] = (),
     ) -> None:
-        self.model, self.measure, self.args, self.total_steps = model, measure, args, total_steps
+        self.model, self.compute, self.options, self.total_steps = model, compute, options, total_steps
+        self.device = device
         self.base_lr = config.model_lr
         taken = set(by_muon)
         others = [parameter for parameter in model.parameters() if parameter not in taken]
@@ -63,11 +104,11 @@ class GradientLearner:
         adamw = torch.optim.AdamW(groups, lr=self.base_lr, betas=(0.9, 0.99), fused=fused)
         self.optimizers: dict[str, torch.optim.Optimizer] = {"optimizer": adamw}  # by their keys in a checkpoint
         if by_muon:
-            dtype = choose_dtype(device, args.precision)
+            dtype = choose_dtype(device, options.precision)
             self.optimizers["muon"] = Muon(by_muon, self.base_lr, config.weight_decay, dtype)
-        self.compiled = torch.compile(model) if args.compile else model
-        self.autocast = autocast(device, args.precision)
-        self.average = AveragedModel(model, multi_avg_fn=self._average) if args.ema_decay > 0 else None
+        self.compiled = torch.compile(model) if options.compile else model
+        self.autocast = autocast(device, options.precision)
+        self.average = AveragedModel(model, multi_avg_fn=self._average) if options.ema_decay > 0 else None
 
     @property
     def best_model(self) -> nn.Module:
@@ -76,13 +117,13 @@ class GradientLearner:
 
     def update(self, batch: Batch, step: int) -> dict[str, torch.Tensor | float]:
         """One step down the gradient."""
-        rate = learning_rate(step, self.total_steps, self.base_lr, self.args)
+        rate = learning_rate(step, self.total_steps, self.base_lr, self.options)
         for group in self._groups():
             group["lr"] = rate
         self.model.train()
         self.model.zero_grad()
         numbers = self.backward(self.compiled, batch)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.args.grad_clip)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.options.grad_clip)
         for optimizer in self.optimizers.values():
             optimizer.step()
         if self.average is not None:
@@ -92,10 +133,10 @@ class GradientLearner:
     def backward(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         """Add up the gradients of a batch, `--batch-size` items at a time; return what was measured, detached."""
         numbers: dict[str, torch.Tensor] = {}
-        for part in split_batch(batch, self.args.batch_size):
+        for part in split_batch(batch, self.options.batch_size):
             share = num_items(part) / num_items(batch)
             with self.autocast:
-                found = self.measure(model, part)
+                found = self.compute(model, part)
             (found["loss"] * share).backward()
             for name, value in found.items():
                 numbers[name] = numbers.get(name, 0) + value.detach() * share
@@ -104,13 +145,13 @@ class GradientLearner:
     @torch.no_grad()
     def _average(self, averaged: list[torch.Tensor], current: list[torch.Tensor], number: torch.Tensor) -> None:
         # Early on a long memory would hold on to the random start.
-        decay = min(self.args.ema_decay, (1 + int(number)) / (10 + int(number)))
+        decay = min(self.options.ema_decay, (1 + int(number)) / (10 + int(number)))
         torch._foreach_lerp_(averaged, current, 1 - decay)
 
-    def bare_seconds(self, batch: Batch) -> float:
-        """Seconds that the matrix products of a step with this batch take by themselves, in this precision."""
+    def flops(self, batch: Batch) -> int:
+        """Floating-point operations of the products of a step with this batch."""
         self.model.train()
-        return bare_seconds(lambda: self.backward(self.model, batch))
+        return count_flops(lambda: self.backward(self.model, batch))
 
     def checkpoint(self) -> dict:
         """Weights, averaged weights and optimizer state."""
@@ -128,12 +169,23 @@ class GradientLearner:
             load_weights(self.average.module, content, path)
             self.average.n_averaged.fill_(content["step"])
 
-    def start_from(self, path: Path, kind: str, trained_from: dict[str, str | None]) -> None:
+    def start(self, checkpoints: CheckpointFolder) -> int:
+        """Begin as the options ask: where a run left off, at the weights of another, or anew; return the first step.
+
+        Raises `UserError` naming the checkpoint that does not fit.
+        """
+        if self.options.resume:
+            return checkpoints.resume(self)
+        if self.options.model_path is not None:
+            self._warm_start(self.options.model_path, checkpoints.kind, checkpoints.trained_from)
+        return 0
+
+    def _warm_start(self, path: Path, kind: str, trained_from: dict[str, str | None]) -> None:
         """Begin at the weights of a checkpoint, with `--load-optim` also at its optimizer state."""
         content = load_checkpoint(path, kind)
         check_origins(path, content["trained_from"], trained_from)
-        load_weights(self.model, content, path, averaged=not self.args.load_optim)
-        if self.args.load_optim:
+        load_weights(self.model, content, path, averaged=not self.options.load_optim)
+        if self.options.load_optim:
             decays = [group["weight_decay"] for group in self._groups()]
             self._restore_optimizers(content, path)
             for group, decay in zip(self._groups(), decays, strict=True):

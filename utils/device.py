@@ -1,0 +1,61 @@
+"""The device that computes: which one, in which precision, fed by how many processes, with which memory."""
+
+import ctypes
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from utils.files import UserError
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is the first there is of cuda, mps and cpu; any other name is a torch device that must be there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("it holds no numbers")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {name} cannot be used here ({reason}): try --device auto") from None
+    return device
+
+
+def choose_workers(asked: int | None, device: torch.device) -> int:
+    """Loading processes: as asked, else none beside a model on the CPU, whose cores they would take."""
+    if asked is not None:
+        return asked
+    return 0 if device.type == "cpu" else min(4, os.cpu_count() or 1)
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 matrix products are native, and so faster than float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    cpuinfo = Path("/proc/cpuinfo")
+    return device.type == "cpu" and cpuinfo.exists() and "avx512_bf16" in cpuinfo.read_text()
+
+
+def choose_dtype(device: torch.device, precision: str) -> torch.dtype:
+    """`fp32`, `bf16`, or on `auto` the faster: of matrix products on this device, never of one run's clock."""
+    use = precision == "bf16" or (precision == "auto" and has_fast_bfloat16(device))
+    return torch.bfloat16 if use else torch.float32
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which models are trained in a precision."""
+    use = choose_dtype(device, precision) == torch.bfloat16
+    return torch.autocast(device.type, torch.bfloat16, enabled=use)
+
+
+def keep_memory() -> None:
+    """Keep freed memory for the next tensors; at each free glibc would hand it back and the kernel clear it anew."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(libc, "mallopt"):
+        m_trim_threshold, m_mmap_threshold = -1, -3  # of malloc.h
+        libc.mallopt(m_mmap_threshold, 2**25)  # the most that it takes
+        libc.mallopt(m_trim_threshold, 2**30)

@@ -1,0 +1,69 @@
+"""What the training loop is told by its options, and what it asks of a learner."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from utils.dataset import VAL_FRACTION, Batch, steps_per_epoch
+from utils.options import StepOptions, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(StepOptions):
+    """Options of all three trainers."""
+
+    dataset_path: Path = option("dataset.json to train on")
+    config_path: Path = option("JSON config of the model", short="-c")
+    batch_size: int = option("images at once: those of a step, unless gradients accumulate", 8, low=1, is_fixed=True)
+    checkpoint_step: int = option("steps between checkpoints, pictures and validation", 1000, low=1)
+    keep_checkpoint: int | None = option("newest checkpoints to keep, beside best.pt", None, unset="all", low=1)
+    log_step: int = option("steps between log lines", 50, low=1)
+    lr_step: int = option("steps after which the learning rate halves", 50_000, low=1, is_fixed=True)
+    max_epoch: int = option("stop after so many epochs", 1000, low=1)
+    max_step: int | None = option(
+        "stop after so many steps; a cosine schedule and a map's radius are stretched over them",
+        None,
+        unset="no limit",
+        low=1,
+    )
+    resume: bool = option("go on, exactly, with what --out-dir holds; start if it holds nothing", False)
+    seed: int = option("seed of every random choice", 0, is_fixed=True)
+    num_workers: int | None = option("processes that load data", None, unset="0 on a CPU, else up to 4", low=0)
+    tensorboard: bool = option("also write numbers and pictures for TensorBoard, to tensorboard/ in --out-dir", False)
+    val_fraction: float = option(
+        "share of images held out for validation, the same images in every step",
+        VAL_FRACTION,
+        low=0,
+        below=1,
+        is_fixed=True,
+    )
+
+    @property
+    def step_size(self) -> int:
+        """Items that a step learns from."""
+        return self.batch_size
+
+    def planned_steps(self, num_items: int) -> int:
+        """Steps until the last epoch or `--max-step`, whichever comes first."""
+        steps = self.max_epoch * steps_per_epoch(num_items, self.step_size)
+        return steps if self.max_step is None else min(steps, self.max_step)
+
+
+class Learner(Protocol):
+    """What the loop trains."""
+
+    device: torch.device
+
+    def update(self, batch: Batch, step: int) -> dict[str, torch.Tensor | float]:
+        """Learn from one batch; return numbers to log, `loss` among them, tensors or plain."""
+
+    def flops(self, batch: Batch) -> int | None:
+        """Floating-point operations of the products of one step with this batch; None where nobody counts them."""
+
+    def checkpoint(self) -> dict:
+        """What to save: `model`, a state dict, and whatever else an exact resume needs."""
+
+    def restore(self, content: dict, path: Path) -> None:
+        """Take up what `checkpoint` gave."""

@@ -1,0 +1,198 @@
+"""Options: fields of a dataclass that are flags of a script or keys of a JSON config.
+
+Each field says once what it means, its default and its range. The flags, their help, the checks of a config and
+docs/reference.md are made from that.
+"""
+
+import argparse
+import dataclasses
+import inspect
+import math
+import operator
+import types
+import typing
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+Options = TypeVar("Options")
+
+LIMITS = {
+    "low": ("at least", operator.ge),
+    "above": ("above", operator.gt),
+    "high": ("at most", operator.le),
+    "below": ("below", operator.lt),
+}
+KINDS = {int: "a whole number", float: "a number"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """What is known of a field besides its name, its type and its default. The lower half is for flags alone."""
+
+    meaning: str
+    low: float | None = None  # the least value
+    above: float | None = None  # a value that is too small
+    high: float | None = None  # the largest value
+    below: float | None = None  # a value that is too large
+    choices: Iterable[str] | None = None
+    unset: str = ""  # what happens when a flag whose default is None is not given
+    shown: str | None = None  # the default as help shows it, where its own text would not do
+    is_fixed: bool = False  # a resumed training must be given the same value
+    short: str | None = None  # a second name
+    positional: bool = False
+    const: str | None = None  # the value of a flag that is given without one
+    convert: Callable[[str], Any] | None = None  # text to value, where the type alone does not say how
+    exclusive: str | None = None  # of the flags that share this word, only one may be given
+
+    def expectation(self, value: object) -> str | None:
+        """What was expected in place of `value`, None if it is within the range."""
+        if value is None:
+            return None
+        if self.choices is not None:
+            return None if value in self.choices else f"one of {', '.join(self.choices)}"
+        limits = [(*LIMITS[name], getattr(self, name)) for name in LIMITS if getattr(self, name) is not None]
+        if not limits or (math.isfinite(value) and all(holds(value, limit) for _, holds, limit in limits)):
+            return None
+        if self.above is not None and self.below is not None:
+            return f"a number between {self.above} and {self.below}"
+        return " and ".join(f"{word} {limit:g}" for word, _, limit in limits)
+
+
+def option(meaning: str, default: Any = MISSING, **more: Any) -> Any:
+    """A field of a dataclass, with the attributes of `Option`; required unless it has a default."""
+    return dataclasses.field(default=default, metadata={"option": Option(meaning=meaning, **more)})
+
+
+def check_ranges(config: object) -> None:
+    """Raise `ValueError` naming the first field of a dataclass whose value is out of its range."""
+    for field in dataclasses.fields(config):
+        value, found = getattr(config, field.name), field.metadata.get("option")
+        if found is not None and (expected := found.expectation(value)):
+            raise ValueError(f"{field.name!r} is {value!r}, expected {expected}")
+
+
+def fixed_options(options: object) -> dict[str, object]:
+    """The options that a resumed training must be given again, by their flags."""
+    fields = [field for field in dataclasses.fields(options) if field.metadata["option"].is_fixed]
+    return {flag_of(field): getattr(options, field.name) for field in fields}
+
+
+def optional(cls: type, name: str, doc: str) -> type:
+    """A dataclass of the same options, each None unless it is given."""
+    hints = typing.get_type_hints(cls)
+    fields = [
+        (field.name, hints[field.name] | None, dataclasses.field(default=None, metadata=field.metadata))
+        for field in dataclasses.fields(cls)
+    ]
+    return dataclasses.make_dataclass(name, fields, frozen=True, kw_only=True, namespace={"__doc__": doc})
+
+
+def flag_of(field: dataclasses.Field) -> str:
+    """The flag of a field, or the name of a positional argument."""
+    return field.name.upper() if field.metadata["option"].positional else f"--{field.name.replace('_', '-')}"
+
+
+def default_of(field: dataclasses.Field) -> str:
+    """The default as help and reference show it; empty where there is nothing to say."""
+    if field.default is MISSING:
+        return "required"
+    if field.default is None:
+        return field.metadata["option"].unset
+    if field.metadata["option"].shown is not None:
+        return field.metadata["option"].shown
+    return "" if field.default is False or field.default == () else str(field.default)
+
+
+def groups_of(cls: type) -> list[tuple[str, list[dataclasses.Field]]]:
+    """The fields of a dataclass by the class that first has them, under the first line of that class's docstring."""
+    fields, groups = {field.name: field for field in dataclasses.fields(cls)}, []
+    for base in reversed(cls.__mro__):
+        own = [fields.pop(name) for name in inspect.get_annotations(base) if name in fields]
+        if own:
+            groups.append((base.__doc__.splitlines()[0].rstrip("."), own))
+    return groups
+
+
+def make_parser(cls: type, doc: str) -> argparse.ArgumentParser:
+    """A parser of the flags of a dataclass, whose help begins with `doc`."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    hints = typing.get_type_hints(cls)
+    for title, fields in groups_of(cls):
+        group = parser.add_argument_group(title[:1].lower() + title[1:])
+        places: dict[str | None, argparse._ActionsContainer] = {None: group}
+        for field in fields:
+            word = field.metadata["option"].exclusive
+            if word not in places:
+                places[word] = group.add_mutually_exclusive_group()
+            _add(places[word], field, hints[field.name])
+    return parser
+
+
+def parse_options(cls: type[Options], doc: str, argv: list[str] | None) -> Options:
+    """Options from the words of a command line, or of this process; wrong ones end it with status 2."""
+    found = vars(make_parser(cls, doc).parse_args(argv))
+    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})
+
+
+def _add(place: argparse._ActionsContainer, field: dataclasses.Field, hint: object) -> None:
+    found = field.metadata["option"]
+    shown = default_of(field).replace("%", "%%")
+    help_ = found.meaning.replace("%", "%%") + (f" [{shown}]" if shown and field.default is not MISSING else "")
+    if hint is bool:
+        place.add_argument(flag_of(field), action="store_true", help=help_)
+        return
+    settings: dict[str, Any] = {"help": help_, "type": lambda text: _parse(text, hint, found)}
+    if found.choices is not None:
+        settings |= {"choices": list(found.choices)}
+    if typing.get_origin(hint) is tuple and found.convert is None:
+        settings["nargs"] = "+"
+    if found.const is not None:
+        settings |= {"nargs": "?", "const": found.const}
+    if found.positional:
+        place.add_argument(field.name, metavar=flag_of(field), **settings)
+        return
+    names = [name for name in (found.short, flag_of(field)) if name]
+    place.add_argument(*names, required=field.default is MISSING, default=field.default, **settings)
+
+
+def _parse(text: str, hint: object, found: Option) -> object:
+    kind = _scalar(hint)
+    try:
+        value = found.convert(text) if found.convert else kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {KINDS.get(kind, 'valid')}") from None
+    if found.choices is None and (expected := found.expectation(value)):
+        raise argparse.ArgumentTypeError(f"{text}: expected {expected}")
+    return value
+
+
+def _scalar(hint: object) -> Callable[[str], object]:
+    """The type of one value: `int` of `int | None` and of `tuple[int, ...]`."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is tuple:
+        return _scalar(typing.get_args(hint)[0])
+    return hint
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOptions:
+    """Options of every step."""
+
+    out_dir: Path = option("folder to write to")
+    device: str = option("auto (cuda, mps or cpu), or a torch device", "auto")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedOptions:
+    """Options of what runs a large model."""
+
+    precision: str = option(
+        "`fp32`, `bf16` (16-bit floats of lower precision), or `auto`: bf16 where the hardware multiplies it natively",
+        "auto",
+        choices=("auto", "fp32", "bf16"),
+        is_fixed=True,
+    )
+    compile: bool = option(
+        "compile with torch.compile; worth a try on a GPU, slow to start, for generation slower on a CPU", False
+    )
