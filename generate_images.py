@@ -67,10 +67,7 @@ class Options(SamplingOptions, WishOptions, SpeedOptions, StepOptions):
     batch_size: int = option("images generated at once", 25, low=1)
     seed: int = option("one seed, the same pictures, however many are asked for", 0)
     animate: str | None = option(
-        "also write how the pictures fill in, as `webp` (if nothing is said) or `gif`",
-        None,
-        choices=("webp", "gif"),
-        const="webp",
+        "also write the pictures filling in, as WebP or GIF", None, choices=("webp", "gif"), const="webp"
     )
 
 

@@ -36,16 +36,10 @@ class AutoencoderConfig:
     num_enc_res_blocks: int = option("residual blocks at each resolution of the encoder", 1, low=0)
     num_dec_res_blocks: int = option("residual blocks at each resolution of the decoder", 1, low=0)
     latent_noise: float = option(
-        "standard deviation of noise on the feature map in training, so that the decoder tolerates quantization",
-        0.0,
-        low=0,
+        "deviation of noise on the feature map in training: a more tolerant decoder", 0.0, low=0
     )
     weight_decay: float = option("weight decay of matrices", 0.01, low=0)
-    loss: str = option(
-        "`mse`, the mean squared error, or `l1`, the mean absolute error: sharper, at fewer decibels",
-        "mse",
-        choices=("mse", "l1"),
-    )
+    loss: str = option("mean squared error, or mean absolute error, which is sharper", "mse", choices=("mse", "l1"))
 
     def __post_init__(self) -> None:
         check_ranges(self)

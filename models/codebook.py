@@ -33,9 +33,7 @@ class CodebookConfig:
     patch_W: int = option("width of a patch", low=1)
     num_embeddings: int = option("units of the map before pruning; all units together hold at most 2²² numbers", low=2)
     neighbourhood_step: int = option(
-        "steps after which the neighbourhood's radius shrinks by one; "
-        "it shrinks faster where this would take more than a fifth of the run",
-        low=1,
+        "steps until the radius shrinks by one; fewer if a fifth of the run asks it", low=1
     )
     final_radius: float = option("radius at which it stops; above 0 the map is smoother and less precise", 0.0, low=0)
 

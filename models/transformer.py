@@ -33,30 +33,15 @@ class TransformerConfig:
     in_dim: int = option("width", low=1)
     hidden_dim: int = option("width inside the MLP, which is gated: one half multiplies the other", low=1)
     hidden_activation: str = option("activation of the MLP", choices=ACTIVATIONS)
-    dropout: float = option(
-        "share of channels that an image trains without, in the embeddings and in each block's output",
-        0.0,
-        low=0,
-        below=1,
-    )
+    dropout: float = option("share of channels that an image trains without, in all blocks", 0.0, low=0, below=1)
     weight_decay: float = option("weight decay of matrices", 0.05, low=0)
     condition_dropout: float = option(
-        "share of images that train with a learned null in place of their coarse tokens; guidance needs it",
-        0.0,
-        low=0,
-        below=1,
+        "share of images that train without their coarse tokens; guidance needs it", 0.0, low=0, below=1
     )
     condition_noise: float = option(
-        "share of coarse tokens that are replaced in training by one of the 8 units nearest to them",
-        0.0,
-        low=0,
-        below=1,
+        "share of coarse tokens that train as one of the 8 units nearest to them", 0.0, low=0, below=1
     )
-    use_labels: bool = option(
-        "whether a base stage learns the labels of the images, so that `--label` can ask for them; "
-        "without labels in the data it does nothing",
-        False,
-    )
+    use_labels: bool = option("whether a base stage learns the labels of the images, for `--label`", False)
 
     def __post_init__(self) -> None:
         check_ranges(self)

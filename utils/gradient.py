@@ -29,19 +29,12 @@ class GradientOptions(TrainingOptions, SpeedOptions):
     load_optim: bool = option("start from the optimizer state of --model-path too", False)
     warmup_step: int = option("steps of linear warm-up", 100, low=0, is_fixed=True)
     lr_schedule: str = option(
-        "`step` halves the learning rate at every --lr-step, `cosine` lets it fall to 0 at the last step",
-        "step",
-        choices=("step", "cosine"),
-        is_fixed=True,
+        "halve at every --lr-step, or fall to 0 at the last step", "step", choices=("step", "cosine"), is_fixed=True
     )
     grad_accum_step: int = option("batches whose gradients are added up before a step", 1, low=1, is_fixed=True)
     grad_clip: float = option("largest norm of the gradient", 1.0, above=0, is_fixed=True)
     ema_decay: float = option(
-        "decay of the averaged weights, which later steps use; 0: none, since a cosine that ends at 0 needs none",
-        0.999,
-        low=0,
-        below=1,
-        is_fixed=True,
+        "decay of the averaged weights, which later steps use; 0: no average", 0.999, low=0, below=1, is_fixed=True
     )
 
     def __post_init__(self) -> None:

@@ -22,22 +22,13 @@ class TrainingOptions(StepOptions):
     log_step: int = option("steps between log lines", 50, low=1)
     lr_step: int = option("steps after which the learning rate halves", 50_000, low=1, is_fixed=True)
     max_epoch: int = option("stop after so many epochs", 1000, low=1)
-    max_step: int | None = option(
-        "stop after so many steps; a cosine schedule and a map's radius are stretched over them",
-        None,
-        unset="no limit",
-        low=1,
-    )
+    max_step: int | None = option("stop after so many steps; schedules end there", None, unset="no limit", low=1)
     resume: bool = option("go on, exactly, with what --out-dir holds; start if it holds nothing", False)
     seed: int = option("seed of every random choice", 0, is_fixed=True)
     num_workers: int | None = option("processes that load data", None, unset="0 on a CPU, else up to 4", low=0)
     tensorboard: bool = option("also write numbers and pictures for TensorBoard, to tensorboard/ in --out-dir", False)
     val_fraction: float = option(
-        "share of images held out for validation, the same images in every step",
-        VAL_FRACTION,
-        low=0,
-        below=1,
-        is_fixed=True,
+        "share of images held out, the same in every step", VAL_FRACTION, low=0, below=1, is_fixed=True
     )
 
     @property

@@ -188,10 +188,7 @@ class SpeedOptions:
     """Options of what runs a large model."""
 
     precision: str = option(
-        "`fp32`, `bf16` (16-bit floats of lower precision), or `auto`: bf16 where the hardware multiplies it natively",
-        "auto",
-        choices=("auto", "fp32", "bf16"),
-        is_fixed=True,
+        "of matrix products; auto: bf16 where it is native", "auto", choices=("auto", "fp32", "bf16"), is_fixed=True
     )
     compile: bool = option(
         "compile with torch.compile; worth a try on a GPU, slow to start, for generation slower on a CPU", False

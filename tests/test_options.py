@@ -1,0 +1,112 @@
+"""One definition makes the flags, their help, the checks of a config and the reference."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from scripts import reference
+from utils.options import (
+    check_ranges,
+    default_of,
+    fixed_options,
+    groups_of,
+    make_parser,
+    option,
+    optional,
+    parse_options,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """Of all."""
+
+    number: int = option("a number", 3, low=1, is_fixed=True)
+    share: float = option("a share", 0.5, above=0, below=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Everything(Base):
+    """Of this script."""
+
+    path: Path = option("a path", short="-p")
+    many: tuple[int, ...] = option("numbers", (), high=9, exclusive="which")
+    word: str | None = option("a word", None, unset="any", choices=("a", "b"), const="b", exclusive="which")
+    is_quick: bool = option("quick", False)
+    folder: Path = option("a folder", positional=True)
+    number: int = option("a number", 4, low=1, is_fixed=True)
+
+
+def parse(*argv):
+    return parse_options(Everything, "doc", [*argv, "--path", "x", "y"])
+
+
+def test_words_become_typed_values_and_what_is_left_out_its_default():
+    assert parse() == Everything(path=Path("x"), folder=Path("y"))
+    found = parse("--number", "7", "--share", "0.25", "--is-quick", "--many", "1", "2")
+    assert (found.number, found.share, found.is_quick, found.many) == (7, 0.25, True, (1, 2))
+    assert parse("--word").word == "b"
+    assert parse("--word", "a").word == "a"
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (("--number", "0"), "argument --number: 0: expected at least 1"),
+        (("--number", "x"), "argument --number: 'x' is not a whole number"),
+        (("--share", "1"), "argument --share: 1: expected a number between 0 and 1"),
+        (("--share", "nan"), "argument --share: nan: expected a number between 0 and 1"),
+        (("--many", "3", "10"), "argument --many: 10: expected at most 9"),
+        (("--word", "c"), "argument --word: invalid choice"),
+        (("--many", "1", "--word"), "not allowed with argument"),
+    ],
+)
+def test_a_wrong_word_is_named_with_its_flag(argv, expected, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse(*argv)
+    assert stopped.value.code == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_the_help_has_every_flag_its_meaning_and_its_default():
+    text = make_parser(Everything, "The doc.").format_help()
+    assert text.index("The doc.") < text.index("of all:") < text.index("of this script:")
+    assert "-p PATH, --path PATH" in text
+    for line in ("a share [0.5]", "a number [4]", "a word [any]", "a folder\n", "a path\n"):
+        assert line in text
+
+
+def test_ranges_are_checked_in_a_config_as_well():
+    with pytest.raises(ValueError, match="'number' is 0, expected at least 1"):
+        check_ranges(Base(number=0))
+    check_ranges(Base())
+
+
+def test_fields_are_grouped_by_the_class_that_first_has_them():
+    names = {title: [field.name for field in fields] for title, fields in groups_of(Everything)}
+    assert names == {"Of all": ["number", "share"], "Of this script": ["path", "many", "word", "is_quick", "folder"]}
+
+
+def test_optional_options_are_none_unless_given():
+    cls = optional(Base, "Wishes", "Wishes.")
+    assert parse_options(cls, "", []) == cls(number=None, share=None)
+    assert parse_options(cls, "", ["--share", "0.1"]).share == 0.1
+
+
+def test_fixed_options_are_those_that_a_resume_must_repeat():
+    assert fixed_options(parse("--number", "8")) == {"--number": 8}
+
+
+def test_the_reference_is_up_to_date_and_complete():
+    assert reference.PAGE.read_text(encoding="utf-8") == reference.render()
+    scripts = {path.name for path in reference.PAGE.parent.parent.glob("*.py")}
+    assert scripts == {name for name in reference.SCRIPTS if name.endswith(".py")}
+
+
+def test_a_default_is_shown_as_a_person_would_type_it():
+    shown = {field.name: default_of(field) for _, fields in groups_of(Everything) for field in fields}
+    assert shown == {
+        "number": "4", "share": "0.5", "path": "required", "many": "", "word": "any", "is_quick": "",
+        "folder": "required",
+    }  # fmt: skip

@@ -1,0 +1,77 @@
+"""A run's names, how many stages it has, and what is missing."""
+
+import pytest
+
+from utils.run_folder import RunFolder, StepFolder
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "level"),
+    [
+        ("codebook_cond", "codebook", "cond"),
+        ("codebook_12", "codebook", "12"),
+        ("transformer_0", "transformer", "0"),
+        ("feature_maps", "feature_maps", ""),
+        ("autoencoder", "autoencoder", ""),
+    ],
+)
+def test_the_name_of_a_folder_says_which_step_it_is(name, kind, level, tmp_path):
+    step = StepFolder(tmp_path / name)
+    assert (step.name, step.kind, step.level) == (name, kind, level)
+
+
+def test_a_whole_run_misses_nothing(tiny_run):
+    run = RunFolder(tiny_run)
+    assert run.num_stages == 3
+    assert run.missing == {}
+    assert {step.name for step in run.steps} == {path.name for path in tiny_run.iterdir() if path.is_dir()}
+
+
+@pytest.mark.parametrize(
+    ("folders", "planned", "expected"),
+    [((), 0, 1), (("codebook_cond",), 0, 1), (("codebook_1",), 0, 2), (("transformer_3",), 2, 4), ((), 2, 2)],
+)
+def test_stages_are_counted_by_what_is_planned_and_what_is_there(folders, planned, expected, write_json, tmp_path):
+    for name in folders:
+        (tmp_path / name).mkdir()
+    if planned:
+        write_json(tmp_path / "generate.json", {str(number): {} for number in range(planned)})
+    run = RunFolder(tmp_path)
+    assert run.num_stages == expected
+    names = ["autoencoder", "feature_maps", "codebook_cond"]
+    names += [f"{kind}_{number}" for kind in ("codebook", "transformer") for number in range(expected)]
+    assert list(run.missing) == [*names, "generated"]
+
+
+def test_the_newest_picture_is_of_pruning_or_else_of_the_highest_step(tmp_path):
+    step = StepFolder(tmp_path)
+    assert step.newest_picture("atlas") is None
+    step.images.mkdir()
+    for suffix in ("9", "20", "notes"):
+        step.picture("atlas", suffix).touch()
+    assert step.newest_picture("atlas") == step.picture("atlas", 20)
+    step.picture("atlas", "pruned").touch()
+    assert step.newest_picture("atlas") == step.picture("atlas", "pruned")
+
+
+def test_later_steps_read_the_pruned_codebook_once_there_is_one(tmp_path):
+    step = StepFolder(tmp_path)
+    assert step.codebook == step.pruned
+    step.checkpoints.mkdir()
+    step.latest.touch()
+    assert step.codebook == step.latest
+    step.pruned.touch()
+    assert step.codebook == step.pruned
+
+
+def test_a_step_is_unfinished_until_the_chain_has_marked_it_and_its_pruning(tmp_path):
+    run = RunFolder(tmp_path)
+    step = run.step("codebook_0")
+    assert not run.is_unfinished(step)  # not begun
+    step.path.mkdir()
+    assert not run.is_unfinished(step)  # not by the chain
+    (tmp_path / ".done").mkdir()
+    (tmp_path / ".done/codebook_0").touch()
+    assert run.is_unfinished(step)
+    (tmp_path / ".done/prune_codebook_0").touch()
+    assert not run.is_unfinished(step)
