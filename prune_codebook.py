@@ -18,7 +18,7 @@ import torch
 from models.autoencoder import Autoencoder
 from models.codebook import KIND, Codebook
 from models.map_pictures import save_map
-from models.map_statistics import Census, Statistics, decoded_psnr, table
+from models.map_statistics import Statistics, decoded_psnr, table, take_census
 from utils import cli
 from utils.attempt import attempt
 from utils.checkpoint import check_origin, load_checkpoint, save_checkpoint
@@ -58,7 +58,9 @@ def main(argv: list[str] | None = None) -> None:
 
     def statistics_of(codebook: Codebook, title: str) -> Statistics:
         batches = BatchLoader.in_order(dataset, options.batch_size, choose_workers(None, device))
-        statistics = Census(codebook, progress(batches, unit="batch", desc=title)).statistics()
+        census = take_census(codebook, progress(batches, unit="batch", desc=title))
+        codebook.counts.copy_(census.counts)
+        statistics = census.statistics(codebook)
         if autoencoder is not None:
             _, held_out = dataset.split(options.val_fraction)
             statistics |= decoded_psnr(autoencoder, codebook, dataset, held_out[:MAX_VALIDATION])

@@ -22,7 +22,8 @@ from models.codebook import KIND, Codebook, CodebookConfig
 from models.map_learner import MapLearner, draw_sample, sample_size
 from models.map_order import arrange
 from models.map_pictures import save_map
-from models.map_statistics import Census, decoded_psnr, table
+from models.map_statistics import decoded_psnr, table, take_census
+from models.previews import COMPARED, save_quantized
 from utils import cli
 from utils.attempt import attempt
 from utils.checkpoint import check_origin
@@ -31,7 +32,6 @@ from utils.config import load_config
 from utils.dataset import BatchLoader, FeatureMapDataset, steps_per_epoch
 from utils.device import choose_device, choose_workers
 from utils.files import UserError
-from utils.images import save_grid
 from utils.learner import TrainingOptions
 from utils.metrics import Metrics
 from utils.options import option, parse_options
@@ -40,7 +40,6 @@ from utils.training import MAX_VALIDATION, mean_over, preview_indices, train
 
 log = logging.getLogger(__name__)
 
-COMPARED = 10  # images in the picture of truth, reconstruction and quantization
 COUNTED = 2**18  # numbers of feature maps at once, when the map is measured
 
 
@@ -85,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
         return mean_over(dataset, held_out, options.batch_size, error)
 
     def preview(step: int) -> None:
-        draw_images(codebook, autoencoder, maps, truth, checkpoints, step)
+        save_quantized(codebook, autoencoder, maps, truth, checkpoints.folder, step)
         if step < checkpoints.total_steps:  # at the end it is drawn once it is arranged and counted
             save_map(codebook, autoencoder, checkpoints.folder, step)
 
@@ -139,24 +138,6 @@ def originals(dataset: FeatureMapDataset, indices: np.ndarray, autoencoder: Auto
     return dataset.images(indices, autoencoder.scale) if is_there else None
 
 
-@torch.no_grad()
-def draw_images(
-    codebook: Codebook,
-    autoencoder: Autoencoder,
-    maps: torch.Tensor,
-    truth: torch.Tensor | None,
-    checkpoints: CheckpointFolder,
-    step: int,
-) -> None:
-    """Write images decoded from `maps` as they are and after quantization, and the first of both below the truth."""
-    decoded = [autoencoder.decode(given).cpu() for given in (maps, codebook.lookup(codebook.find_bmu(maps)))]
-    save_grid(decoded[0], checkpoints.folder.picture("image_plot", step))
-    save_grid(decoded[1], checkpoints.folder.picture("quant_image_plot", step))
-    rows = [images[:COMPARED] for images in decoded]
-    rows = rows if truth is None else [truth, *rows]
-    save_grid(torch.cat(rows), checkpoints.folder.picture("comparison", step), columns=len(rows[0]))
-
-
 def finish(
     learner: MapLearner,
     autoencoder: Autoencoder,
@@ -170,13 +151,14 @@ def finish(
     codebook = learner.codebook
     at_once = max(1, COUNTED // math.prod(dataset.shape))
     batches = BatchLoader.in_order(dataset, at_once, choose_workers(None, learner.device))
-    census = Census(codebook, progress(batches, unit="batch", desc="counting"))
+    census = take_census(codebook, progress(batches, unit="batch", desc="counting"))
+    codebook.counts.copy_(census.counts)
     codebook.coordinates.copy_(arrange(codebook.coordinates, census.pairs))
-    statistics = census.statistics()
+    statistics = census.statistics(codebook)
     checkpoints.save(learner, step, statistics=statistics)  # before an image that has become unreadable can stop it
     save_map(codebook, autoencoder, checkpoints.folder, step)
     statistics |= decoded_psnr(autoencoder, codebook, dataset, held_out)
-    log.info("statistics over %d patches\n%s", census.number, table(codebook=statistics))
+    log.info("statistics over %d patches\n%s", census.counts.sum(), table(codebook=statistics))
     checkpoints.save(learner, step, statistics=statistics)
     metrics.write_row({"step": step, **statistics})
     metrics.show_pictures(step)

@@ -11,7 +11,6 @@ pictures (images/ground_truth_N.png, low_res_cond_N, high_res_example_N, high_re
         --config-path configs/full-128/transformer_1.json --out-dir out/faces/transformer_1
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ import torch
 from models.autoencoder import Autoencoder
 from models.cascade import KIND, Stage, StageConfig, bits_before, with_bits
 from models.codebook import Codebook
+from models.previews import save_samples
 from models.tokens import load_tokens
 from models.transformer import TransformerConfig
 from utils import cli
@@ -34,11 +34,9 @@ from utils.dataset import FeatureMapDataset, TokenDataset, to_device
 from utils.device import choose_device
 from utils.files import UserError
 from utils.gradient import GradientLearner, GradientOptions
-from utils.images import save_grid
 from utils.metrics import Metrics
 from utils.options import option, parse_options
-from utils.run_folder import StepFolder
-from utils.sampling import SamplingConfig, uniform_draws
+from utils.sampling import SamplingConfig
 from utils.training import MAX_VALIDATION, mean_over, preview_indices, train
 
 WATCH_SHARE = 7  # training items for each one that a log line is validated on: with no way back it costs about 5 %
@@ -113,7 +111,12 @@ def main(argv: list[str] | None = None) -> None:
             return with_bits(found, config, earlier_bits)
 
         shown = preview_indices(training, dataset.unflipped(held_out), options.test_num_sample)
-        preview = make_preview(learner, inputs, tokens, shown, options)
+        fmaps, sampling = dataset[shown].to(device), SamplingConfig(temperature=options.temperature)
+
+        def preview(step: int) -> None:
+            given = ((coarse, fine), inputs.autoencoder, fmaps, to_device(tokens[shown], device), sampling)
+            save_samples(learner.best_model, *given, options.seed, checkpoints.folder, step)
+
         watched = min(MAX_VALIDATION, max(options.batch_size, options.log_step * options.step_size // WATCH_SHARE))
         metrics = Metrics(options, len(training), unit="tokens", per_item=config.fine.length)
         options = replace(options, num_workers=options.num_workers or 0)  # tokens need no work
@@ -144,31 +147,6 @@ def losses_of(learner: GradientLearner, tokens: TokenDataset, indices: np.ndarra
 
     found = mean_over(tokens, indices, batch_size, losses)
     return found | {"val_images": len(indices)} if found else {}
-
-
-def make_preview(
-    learner: GradientLearner, inputs: Inputs, tokens: TokenDataset, shown: np.ndarray, options: Options
-) -> Callable[[int], None]:
-    """A function that draws the maps `shown`: as they are, in coarse tokens, in fine ones, and as the stage writes."""
-    dataset, autoencoder, coarse, fine = inputs
-    sampling, folder = SamplingConfig(temperature=options.temperature), StepFolder(options.out_dir)
-
-    @torch.no_grad()
-    def preview(step: int) -> None:
-        stage = learner.best_model
-        coarse_tokens, fine_tokens = to_device(tokens[shown], learner.device)
-        uniform = uniform_draws(options.seed, 0, range(len(shown)), stage.config.fine.length, sampling.num_beam)
-        sampled, _ = stage.sample(coarse_tokens, sampling, uniform)
-        fmaps = {
-            "ground_truth": dataset[shown].to(learner.device),
-            "low_res_cond": coarse.lookup(coarse_tokens[:, : stage.config.coarse.length]),
-            "high_res_example": fine.lookup(fine_tokens),
-            "high_res_recon": fine.lookup(sampled),
-        }
-        for name, fmap in fmaps.items():
-            save_grid(autoencoder.decode(fmap).cpu(), folder.picture(name, step))
-
-    return preview
 
 
 if __name__ == "__main__":

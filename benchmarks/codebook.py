@@ -1,11 +1,12 @@
-"""The map beside scikit-learn's k-means and minisom: on the same patches, units and threads; held-out patches measure.
+"""This map compared with k-means of scikit-learn and with minisom: same patches, same number of units, same threads.
 
     python -m benchmarks.codebook out/demo-avatars/feature_maps/dataset.json
 
-Needs requirements-bench.txt. Prints tables in Markdown. Errors are shares of that of k-means (k-means++, one start, to
-scikit-learn's convergence), whose units are laid out by their first two principal components; "arranged" gives them
-this map's last step. Times are wall-clock: of this map from maps in memory to its last step, of others of their fit.
-This map and MiniBatchKMeans run with three seeds, and their means are told.
+Needs requirements-bench.txt. Prints tables in Markdown. Errors are measured on held-out patches and divided by the
+error of k-means (k-means++, one start, run to convergence). The units of k-means are placed on a map by their first two
+principal components; "arranged" means that the last step of this map, `arrange`, then improves their places. Times are
+wall-clock: for this map from feature maps in memory to the arranged map, for the others the fit alone. Rows of this map
+and of MiniBatchKMeans are means over three seeds.
 """
 
 import argparse
@@ -28,35 +29,35 @@ from tqdm import tqdm
 from models.codebook import Codebook, CodebookConfig
 from models.map_learner import MapLearner, draw_sample, sample_size
 from models.map_order import arrange
-from models.map_statistics import Census
+from models.map_statistics import take_census
 from models.patches import patchify
 from utils import cli
 from utils.dataset import VAL_FRACTION, EpochSampler, FeatureMapDataset, steps_per_epoch
 from utils.files import UserError
 
-# Patch, units, steps of the map, and maps to train on, so that no more than 275,000 patches are.
+# Patch size, units, steps, and feature maps to train on, chosen so that there are at most 275,000 patches.
 SIZES = ((16, 64, 250, None), (4, 512, 800, None), (2, 512, 256, 4096), (1, 512, 96, 1024))
-OTHERS = ((4, 512), (8, 512))  # patch and units, trained in batches of 8; the first also of the trade-off
-BATCH = 64  # maps a step, the demo's
+OTHERS = ((4, 512), (8, 512))  # patch size and units of the runs in batches of 8; `trade_off` takes the first
+BATCH = 64  # feature maps per step, as in the demo
 SEEDS = (0, 1, 2)
 MINISOM_PASSES = 10
-RADII = (0, 0.5, 0.7, 1, 1.5, 2)  # final ones, of the trade-off
+RADII = (0, 0.5, 0.7, 1, 1.5, 2)  # final radii that `trade_off` compares
 
 
 @dataclass
 class Row:
-    """What one way of finding units came to."""
+    """What was measured of one method."""
 
     name: str
     seconds: float
-    error: float  # mean squared, on held-out maps
+    error: float  # mean squared error on held-out feature maps
     topographic_error: float
-    used: float  # share of units, on the maps that it was trained on
+    used: float  # share of units that are used on the training data
 
 
 @dataclass
 class Data:
-    """Maps to train on and maps held out, (N, C, H, W), and how they are cut."""
+    """Feature maps to train on and to measure on, (N, C, H, W), and how they are cut into patches."""
 
     config: CodebookConfig
     training: torch.Tensor
@@ -67,8 +68,8 @@ class Data:
         return patchify(self.training, self.config.patch_H, self.config.patch_W).flatten(0, 1).numpy()
 
     def measure(self, name: str, seconds: float, codebook: Codebook) -> Row:
-        used = Census(codebook, self.training.split(256)).statistics()["units_used"] / len(codebook)
-        numbers = Census(codebook, self.held_out.split(256)).statistics()
+        used = (take_census(codebook, self.training.split(256)).counts > 0).double().mean().item()
+        numbers = take_census(codebook, self.held_out.split(256)).statistics(codebook)
         return Row(name, seconds, numbers["quantization_error"], numbers["topographic_error"], used)
 
 
@@ -78,7 +79,7 @@ def timed(function: Callable[[], object]) -> tuple[object, float]:
 
 
 def train_map(data: Data, total_steps: int, batch_size: int, seed: int) -> Codebook:
-    """What train_codebook.py does, with all maps in memory."""
+    """Train as train_codebook.py does, with all feature maps in memory."""
     torch.manual_seed(seed)
     codebook, number = Codebook(data.config), len(data.training)
     wanted = sample_size(data.config, total_steps * batch_size * math.prod(data.config.grid))
@@ -87,7 +88,7 @@ def train_map(data: Data, total_steps: int, batch_size: int, seed: int) -> Codeb
     learner = MapLearner(codebook, steps_per_epoch(number, batch_size), total_steps, sample=sample)
     for step, batch in enumerate(EpochSampler(np.arange(number), batch_size, seed, 0, total_steps)):
         learner.update(data.training[torch.from_numpy(batch)], step)
-    pairs = Census(codebook, data.training.split(256)).pairs
+    pairs = take_census(codebook, data.training.split(256)).pairs
     codebook.coordinates.copy_(arrange(codebook.coordinates, pairs))
     return codebook
 
@@ -106,7 +107,7 @@ def mean_row(rows: list[Row]) -> Row:
 
 
 def placed(config: CodebookConfig, units: np.ndarray) -> Codebook:
-    """Units from elsewhere on the map, by their first two principal components."""
+    """A codebook of the units of another method, placed on the map by their first two principal components."""
     torch.manual_seed(0)
     codebook = Codebook(config)
     codebook.lay_out(torch.from_numpy(units).float())
@@ -114,7 +115,7 @@ def placed(config: CodebookConfig, units: np.ndarray) -> Codebook:
 
 
 def kmeans(data: Data, cls: type, seed: int = 0) -> tuple[Codebook, float]:
-    """The units of scikit-learn's `cls`, laid out, and the seconds of its fit."""
+    """The codebook that scikit-learn's `cls` finds, and the seconds of its fit."""
     patches = data.patches
     model = cls(data.config.num_embeddings, n_init=1, random_state=seed)
     with warnings.catch_warnings():
@@ -126,17 +127,17 @@ def kmeans(data: Data, cls: type, seed: int = 0) -> tuple[Codebook, float]:
 
 
 def kmeans_rows(data: Data) -> list[Row]:
-    """K-means as it is, and with its units arranged."""
+    """K-means, and k-means with its units arranged."""
     codebook, seconds = kmeans(data, KMeans)
     rows = [data.measure("k-means, converged", seconds, codebook)]
-    pairs = Census(codebook, data.training.split(256)).pairs
+    pairs = take_census(codebook, data.training.split(256)).pairs
     places, more = timed(lambda: arrange(codebook.coordinates, pairs))
     codebook.coordinates.copy_(places)
     return [*rows, data.measure("k-means, arranged", seconds + more, codebook)]
 
 
 def minisom_row(data: Data) -> Row:
-    """Batch training as Kohonen 2013 has it: whole steps, under a neighbourhood that shrinks to one."""
+    """Batch training as in Kohonen 2013: each pass moves units all the way, and the neighbourhood shrinks to one."""
     number = data.config.num_embeddings
     rows = max(rows for rows in range(1, math.isqrt(number) + 1) if number % rows == 0)
     patches = data.patches
@@ -152,8 +153,7 @@ def minisom_row(data: Data) -> Row:
     _, seconds = timed(fit)
     codebook = Codebook(data.config)
     codebook.units.copy_(torch.from_numpy(som.get_weights().reshape(number, -1)))
-    places = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1).reshape(number, 2)
-    codebook.coordinates.copy_(torch.from_numpy(places))
+    codebook.coordinates.copy_(torch.from_numpy(np.indices(shape).reshape(2, number).T))
     return data.measure(f"minisom, {MINISOM_PASSES} passes", seconds, codebook)
 
 
@@ -163,7 +163,7 @@ def compare(data: Data, steps: int, with_minisom: bool) -> list[Row]:
     mini = mean_row([data.measure("MiniBatchKMeans", seconds, codebook) for codebook, seconds in found])
     ours = map_row(f"this map, {steps} steps", data, steps)
     rows = [converged, arranged, mini, ours]
-    # As many steps as fit into the time of MiniBatchKMeans, by two timed runs: time grows linearly with steps.
+    # As many steps as fit into the time of MiniBatchKMeans: time grows linearly with steps, so two runs predict it.
     least = max(2, steps // 20)
     short = timed(lambda: train_map(data, least, BATCH, 0))[1]
     per_step = max(1e-6, (ours.seconds - short) / (steps - least))
@@ -185,8 +185,8 @@ def print_table(rows: list[Row], reference: Row) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("datasets", type=Path, nargs="+", metavar="DATASET", help="dataset.json of feature maps")
-    parser.add_argument("--patch", type=int, action="append", help="only this one, and none of the smaller tables")
-    parser.add_argument("--without-minisom", action="store_true", help="leave out what takes longest")
+    parser.add_argument("--patch", type=int, action="append", help="measure this patch size only")
+    parser.add_argument("--without-minisom", action="store_true", help="leave out minisom, which takes longest")
     args = parser.parse_args()
     print(f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
     for path in args.datasets:
@@ -200,7 +200,7 @@ def benchmark(path: Path, patches: list[int] | None, with_minisom: bool) -> None
     maps, held_out = dataset[tqdm(indices, desc="reading", leave=False)], dataset[held_out]
     channels, height, width = dataset.shape
     if any(side % patch for patch, *_ in SIZES for side in (height, width)):
-        raise UserError(f"{path}: holds maps of {height}×{width}; give those of the demo, 16×16")
+        raise UserError(f"{path}: holds feature maps of {height}×{width}; give those of the demo, 16×16")
 
     def cut(patch: int, number: int, most: int | None = None) -> Data:
         config = CodebookConfig(1e-4, height, width, channels, patch, patch, number, 200)
@@ -222,8 +222,8 @@ def benchmark(path: Path, patches: list[int] | None, with_minisom: bool) -> None
 
 
 def trade_off(data: Data) -> None:
-    """Order against precision, as the final radius varies."""
-    print(f"patch {data.config.patch_H}, by final radius; errors as shares of that at radius 0\n")
+    """Print order and precision by the final radius."""
+    print(f"patch {data.config.patch_H}, by final radius; errors divided by that at radius 0\n")
     steps = 3 * steps_per_epoch(len(data.training), BATCH)
     rows = [map_row(f"{radius:g}", replace(data, config=replace(data.config, final_radius=radius)), steps)
             for radius in RADII]  # fmt: skip
@@ -231,8 +231,8 @@ def trade_off(data: Data) -> None:
 
 
 def untuned(data: Data) -> None:
-    """The README's example config, one epoch in batches of 8."""
-    print(f"patch {data.config.patch_H}, one epoch in batches of 8 maps\n")
+    """Print one epoch in batches of 8, as the example of the README trains."""
+    print(f"patch {data.config.patch_H}, one epoch in batches of 8 feature maps\n")
     converged, _ = kmeans_rows(data)
     ours = map_row("this map", data, steps_per_epoch(len(data.training), 8), 8)
     print_table([converged, ours], converged)

@@ -1,8 +1,9 @@
-"""Memory and time of a map at the limits of its sizes: what one process holds beyond its data.
+"""Memory and time of training a codebook of the largest sizes.
 
     python -m benchmarks.codebook_limits
 
-Each size runs in a process of its own, on random maps, for ten steps and all that comes after. Takes some minutes.
+Each size runs in its own process: ten steps on random feature maps, and everything that follows them. Memory is the
+peak beyond the data. Takes some minutes.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import torch
 from benchmarks.codebook import Data, train_map
 from models.codebook import CodebookConfig
 
-# Side of the maps (of 4 channels), side of a patch, units, maps, maps a step.
+# Side of the feature maps (of 4 channels), side of a patch, units, feature maps, feature maps per step.
 LIMITS = (
     (32, 32, 2, 900, 8),
     (32, 32, 1024, 1500, 64),
@@ -31,14 +32,12 @@ STEPS = 10
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, nargs=5, help="one size, in this process: the five numbers of a row")
+    parser.add_argument("--size", type=int, nargs=5, help="measure one size in this process: the five numbers of a row")
     args = parser.parse_args()
     if args.size:
         one(*args.size)
         return
-    print(
-        "| D | units | maps a step | data, MiB | held beyond it, MiB | seconds |\n|---|---|---|---|---|---|", flush=True
-    )
+    print("| D | units | maps per step | data, MiB | peak beyond it, MiB | seconds |\n" + "|---" * 6 + "|", flush=True)
     for size in LIMITS:
         command = [sys.executable, "-m", "benchmarks.codebook_limits", "--size", *map(str, size)]
         subprocess.run(command, check=True)
@@ -56,9 +55,9 @@ def one(side: int, patch: int, units: int, number: int, batch: int) -> None:
 
 
 def peak() -> float:
-    """The most that this process has held, in MiB."""
+    """Peak memory of this process, in MiB."""
     status = Path("/proc/self/status")
-    if status.exists():  # what a process reports of itself begins, on Linux, with what the one that started it held
+    if status.exists():  # on Linux `resource` starts from the peak of the parent process
         return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 2**10
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

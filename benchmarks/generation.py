@@ -1,16 +1,15 @@
-"""How fast the cache decodes: beside computing every prefix anew, beside the floor of this machine, and by length.
+"""How fast decoding with a cache is: compared with a slow reference and with the limits of the machine, and by length.
 
     python -m benchmarks.generation
 
-The third stage of `full-128`, with random weights: 5 + 7 layers of width 512 and 64 heads, 1,024 tokens under a window
-of 256, from 256 coarse ones. Prints tables in Markdown.
+Measures the third stage of `full-128` with random weights: 5 + 7 layers of width 512 and 64 heads, 1,024 tokens under a
+window of 256, from 256 coarse tokens. Prints tables in Markdown.
 """
 
 import argparse
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.reference import next_logits
+from benchmarks.timing import seconds
 from models.cascade import Stage, StageConfig
 from models.decoding import CachedDecoder, make_ready
 from models.transformer import Grid, Transformer, TransformerConfig
@@ -29,10 +29,10 @@ CONFIG = Path(__file__).parent.parent / "configs/full-128/transformer_2.json"
 UNITS = 512
 COARSE, FINE = (16, 16), (32, 32)
 IMAGES = 5
-PREFIXES = (1, 256, 512, 1024)  # tokens at which the slow way is timed; between them its time is taken for linear
+PREFIXES = (1, 256, 512, 1024)  # lengths at which the reference is timed; between them its time is interpolated
 BEAMS = SamplingConfig(num_beam=4, beam_width=8)
 ROWS = {1: (1, SamplingConfig()), 20: (5, BEAMS), 160: (5, SamplingConfig(num_beam=32, beam_width=8))}
-WARM, STEPS = 300, 64  # tokens before those that are timed, past the window, and those
+WARM, STEPS = 300, 64  # tokens decoded before the measurement, more than the window; tokens that are timed
 LENGTHS = ((32, 32), (32, 64), (64, 64))
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 OPERATORS = {
@@ -45,7 +45,7 @@ OPERATORS = {
 
 
 def build(config: TransformerConfig, fine: tuple[int, int]) -> Stage:
-    """A stage with no weight at zero, as a trained one has none."""
+    """A stage whose weights are not zero: a trained stage has no zeros either."""
     torch.manual_seed(0)
     stage = Stage(StageConfig(config, Grid(*COARSE, UNITS), Grid(*fine, UNITS), is_base=False)).eval()
     for parameter in stage.parameters():
@@ -55,27 +55,14 @@ def build(config: TransformerConfig, fine: tuple[int, int]) -> Stage:
 
 
 def coarse_tokens(images: int) -> torch.Tensor:
-    """Coarse tokens of some images."""
+    """Random coarse tokens (images, T)."""
     return torch.randint(UNITS, (images, COARSE[0] * COARSE[1]))
 
 
-def seconds(call: Callable[[], object], times: int) -> float:
-    """The median time of a call."""
-    call()
-    taken = []
-    for _ in range(times):
-        start = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
-
-
-def beside_the_slow_way(config: TransformerConfig) -> None:
-    """Print the time of all tokens, computed anew each and from the cache."""
-    print(f"\n{IMAGES} images, {BEAMS.num_beam} beams each, all tokens; the slow way timed at {PREFIXES} tokens.\n")
-    print(
-        "| precision | each prefix anew, ms a beam | in all | from the cache | times as fast |\n|---|---|---|---|---|"
-    )
+def compare_with_reference(config: TransformerConfig) -> None:
+    """Print the time of all tokens by the slow reference and with the cache."""
+    print(f"\n{IMAGES} images, {BEAMS.num_beam} beams each, all tokens; the reference timed at {PREFIXES} tokens.\n")
+    print("| precision | reference, ms per beam | in all | with the cache | times as fast |\n|---|---|---|---|---|")
     length = FINE[0] * FINE[1]
     for name, dtype in PRECISIONS.items():
         stage, coarse = build(config, FINE), coarse_tokens(IMAGES)
@@ -83,7 +70,7 @@ def beside_the_slow_way(config: TransformerConfig) -> None:
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             for size in PREFIXES:
                 tokens = torch.randint(UNITS, (IMAGES, size - 1))
-                beam.append(seconds(partial(next_logits, stage, coarse, tokens), 2))
+                beam.append(seconds(partial(next_logits, stage, coarse, tokens)))
         one = torch.trapezoid(torch.tensor(beam), torch.tensor(PREFIXES)).item()
         make_ready(stage.transformer, dtype, IMAGES * BEAMS.num_beam)
         uniform = uniform_draws(0, 0, range(IMAGES), length, BEAMS.num_beam)
@@ -96,15 +83,15 @@ def beside_the_slow_way(config: TransformerConfig) -> None:
 
 
 def machine_rates(dtype: torch.dtype, num_bytes: int) -> tuple[float, float]:
-    """Bytes a second of reading so many again and again, and operations a second of large matrix products."""
+    """Bytes per second when a buffer of `num_bytes` is read, and operations per second of large matrix products."""
     buffer = torch.ones(num_bytes // 4)
-    bandwidth = num_bytes / seconds(buffer.sum, 20)
+    bandwidth = num_bytes / seconds(buffer.sum)
     left, right = (torch.randn(2048, 2048, dtype=dtype) for _ in range(2))
-    return bandwidth, 2 * 2048**3 / seconds(lambda: left @ right, 8)
+    return bandwidth, 2 * 2048**3 / seconds(lambda: left @ right)
 
 
 def work_of(decoder: CachedDecoder, rows: int, dtype: torch.dtype, num_weights: int) -> tuple[int, float]:
-    """Bytes that a token must read once, weights and cache, and operations that it must do."""
+    """Bytes of weights and cache that decoding a token must read, and the operations that it needs."""
     cache, model = decoder.cache, decoder.model
     prefix = 2 * cache.ring * cache.keys.shape[1]  # keys and values of all prefixes
     memory = 2 * COARSE[0] * COARSE[1] * len(decoder.reads[0].keywords["keys"])
@@ -115,17 +102,15 @@ def work_of(decoder: CachedDecoder, rows: int, dtype: torch.dtype, num_weights: 
 
 
 def weights_of(model: Transformer) -> int:
-    """Numbers in the matrices that each token passes: not those of keys and values of the coarse tokens."""
+    """Number of weights that a token is multiplied by; those for keys and values of the coarse tokens are not."""
     inside = sum(p.numel() for name, p in model.decoder.named_parameters() if "cross_attention.key_value" not in name)
     return inside + model.head.weight.numel()
 
 
-def beside_the_floor(config: TransformerConfig) -> None:
-    """Print the time of a token beside what the machine needs to read its bytes, or to do its products."""
-    print(
-        "\nA token past the window, beside the larger of its bytes over bandwidth and its operations over the rate.\n"
-    )
-    print(f"| rows | precision | bytes, ms | products, ms | a token, ms | share | {' | '.join(OPERATORS)} | the rest |")
+def compare_with_machine(config: TransformerConfig) -> None:
+    """Print the time of a token, and the least time that the machine needs for its bytes or for its operations."""
+    print("\nA token past the window, compared with the time of its bytes or its operations, whichever is longer.\n")
+    print(f"| rows | precision | bytes, ms | products, ms | token, ms | share | {' | '.join(OPERATORS)} | the rest |")
     print("|---|---|---|---|---|---|" + "---|" * (len(OPERATORS) + 1))
     for rows, (images, search) in ROWS.items():
         for name, dtype in PRECISIONS.items():
@@ -144,7 +129,7 @@ def beside_the_floor(config: TransformerConfig) -> None:
 
 
 def time_tokens(decoder: CachedDecoder, rows: int, images: int, search: SamplingConfig) -> tuple[float, list[float]]:
-    """Seconds of a token, its share of a block's end counted, and the shares of the operators."""
+    """Seconds per token, with the reordering of beams at the end of blocks, and the shares of the operators."""
     inputs = torch.randint(UNITS, (rows,))
     parents = torch.arange(images).repeat_interleave(search.num_beam) * search.num_beam
 
@@ -166,9 +151,9 @@ def time_tokens(decoder: CachedDecoder, rows: int, images: int, search: Sampling
 
 
 def by_length(config: TransformerConfig) -> None:
-    """Print the time of a token by the number of tokens, the coarse grid held fixed."""
-    print("\nOne image, one beam, by the number of tokens; the coarse grid and the window stay.\n")
-    print("| tokens | seconds | ms a token |\n|---|---|---|")
+    """Print the time of a token by the number of tokens; the coarse grid and the window stay the same."""
+    print("\nOne image, one beam, by the number of tokens; the coarse grid and the window stay the same.\n")
+    print("| tokens | seconds | ms per token |\n|---|---|---|")
     dtype = torch.bfloat16
     for fine in LENGTHS:
         stage, length = build(config, fine), fine[0] * fine[1]
@@ -183,7 +168,7 @@ def by_length(config: TransformerConfig) -> None:
 def main() -> None:
     """Print all tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = {"slow": beside_the_slow_way, "floor": beside_the_floor, "length": by_length}
+    parts = {"slow": compare_with_reference, "floor": compare_with_machine, "length": by_length}
     parser.add_argument("--only", nargs="+", choices=parts, default=list(parts), help="tables to print [all]")
     parser.add_argument("--config-path", type=Path, default=CONFIG, help="JSON config of the transformer")
     args = parser.parse_args()

@@ -1,7 +1,7 @@
-"""Generation the slow, obvious way: for each token, of one beam after another, the whole prefix is computed again.
+"""Generation in the slow, obvious way: for each token of each beam, the model reads the whole prefix again.
 
-It shares nothing with the fast way but the model's own forward pass, under the band as in training. It serves the
-tests, and `benchmarks.generation`, which times it.
+The reference shares only the forward pass of training with `Stage.sample`. The tests compare the two, and
+`benchmarks.generation` times them.
 """
 
 import torch
@@ -18,7 +18,7 @@ def next_logits(stage: Stage, coarse: torch.Tensor, tokens: torch.Tensor) -> tor
 
 
 def draw(logits: torch.Tensor, uniform: float, config: SamplingConfig) -> int:
-    """Walk up the distribution function of logits (K,), of the tokens that the filters leave, to `uniform`."""
+    """The token of logits (K,), after the filters, at which the cumulative distribution reaches `uniform`."""
     order = (logits.double() / config.temperature).sort(descending=True, stable=True)
     values, indices = order.values[: config.top_k], order.indices[: config.top_k]
     shares = values.softmax(-1)
@@ -33,7 +33,7 @@ def draw(logits: torch.Tensor, uniform: float, config: SamplingConfig) -> int:
 def generate(
     stage: Stage, coarse: torch.Tensor, config: SamplingConfig, uniform: torch.Tensor, kept: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `Stage.sample`: coarse tokens (N, S), draws (N, T, num_beam) → fine tokens (N, T) and scores (N,)."""
+    """Like `Stage.sample`: coarse tokens (N, S), draws (N, T, num_beam) → fine tokens (N, T) and scores (N,)."""
     found = [
         generate_one(stage, coarse[i : i + 1], config, uniform[i], None if kept is None else kept[i].tolist())
         for i in range(len(coarse))
@@ -44,7 +44,7 @@ def generate(
 def generate_one(
     stage: Stage, coarse: torch.Tensor, config: SamplingConfig, uniform: torch.Tensor, kept: list[int] | None
 ) -> tuple[list[int], float]:
-    """One image: its draws are (T, num_beam). A hypothesis is its tokens and its score."""
+    """Tokens and score of one image, from draws (T, num_beam). A beam is a list of tokens and its score."""
     length, num_beam = uniform.shape
     beams: list[tuple[list[int], float]] = [([], 0.0)] * num_beam
     for position in range(length):
@@ -77,5 +77,5 @@ def generate_one(
 
 
 def best(beams: list[tuple[list[int], float]], number: int) -> list[tuple[list[int], float]]:
-    """The hypotheses of highest score, the highest first."""
+    """The beams of highest score, the highest first."""
     return sorted(beams, key=lambda beam: -beam[1])[:number]

@@ -1,12 +1,12 @@
-"""Which sampling looks best: the kernel distance of generated to held-out images, and how many are nearly copies.
+"""Which settings of sampling generate the best images: their distance to held-out images, and the share of near copies.
 
     python -m benchmarks.sampling out/demo-avatars
-    python -m benchmarks.sampling out/guided --guided    # of a run with condition_dropout in its first two stages
+    python -m benchmarks.sampling out/guided --guided    # a run with condition_dropout in its first two stages
 
-Reads a folder that scripts/train_cascade.sh has left. For each setting as many images are generated as are held out,
-from the same seed. Prints a table in Markdown: the kernel distance (Bińkowski et al. 2018; cubic kernel) and its
-standard error, from random halves of the images, on EfficientNet-Lite0's 1,280 features; the share of images that
-are nearer to a training image than the 1st percentile of held-out ones is; and the time.
+Reads a folder that scripts/train_cascade.sh has written. Each setting generates as many images as are held out, from
+the same seed. Prints a table in Markdown: the kernel distance (Bińkowski et al. 2018; cubic kernel) of the 1,280
+features of EfficientNet-Lite0, and its standard error from random halves of the images; the share of images that are
+nearer to a training image than the 1st percentile of the held-out images; and the time.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from utils.device import choose_dtype, keep_memory
 
 BATCH = 64
 SUBSETS = 50
-# A setting is what all stages take, or a tuple of what each takes; the rest is as the config says.
+# A setting changes the config of all stages, or, as a tuple, that of each stage.
 SETTINGS = {
     "as the config says": {},
     "temperature 1.0": {"temperature": 1.0},
@@ -53,7 +53,7 @@ SETTINGS = {
     "16 beams, compared at each 4 tokens": {"temperature": 1.0, "num_beam": 16, "beam_width": 4},
     "classic search, 4 beams": {"num_beam": 4, "beam_width": 1, "keep_beam": 4},
 }
-# The finest stage is left out: its coarse tokens say nearly all there is, and it would cost most.
+# The finest stage is not guided: its coarse tokens decide nearly everything, and guidance would cost most there.
 GUIDED = {
     "guidance 1": {},
     "guidance 1.5 and 1": ({"guidance_scale": 1.5}, {}, {}),
@@ -67,7 +67,7 @@ GUIDED = {
 
 
 class Judge:
-    """Distances of images to the held-out and to the training images of a data set."""
+    """Measures the distances of images to the held-out and to the training images of a data set."""
 
     def __init__(self, dataset: ImageDataset) -> None:
         self.extractor = EfficientNetFeatures()
@@ -81,11 +81,11 @@ class Judge:
         return features_of(self.extractor, (dataset[part] for part in chunks(indices, BATCH)), len(indices), "images")
 
     def distance(self, features: torch.Tensor, others: torch.Tensor) -> tuple[float, float]:
-        """The kernel distance of two sets of images, and its deviation over halves."""
+        """The kernel distance of two sets of features, and its standard error."""
         return kernel_distance(features, others), deviation(kernel_distance, features, others, 0, SUBSETS)
 
     def row(self, name: str, features: torch.Tensor, seconds: float | None = None) -> str:
-        """A line of the table."""
+        """A row of the table."""
         value, error = self.distance(features, self.held_out)
         nearest = Nearest.among(self.training, features)
         near = nearest.share_below(self.near)
@@ -94,7 +94,7 @@ class Judge:
 
 
 def images_of(folder: Path, config: Path, setting: dict | tuple, decoder: Autoencoder, number: int) -> torch.Tensor:
-    """So many images by a setting."""
+    """Generate `number` images with a setting."""
     whole = setting if isinstance(setting, dict) else {}
     searches = load_generation_config(config, **whole)
     if isinstance(setting, tuple):
@@ -107,10 +107,10 @@ def images_of(folder: Path, config: Path, setting: dict | tuple, decoder: Autoen
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="what scripts/train_cascade.sh wrote, such as out/demo-avatars")
-    parser.add_argument("--dataset-path", type=Path, help="its images [FOLDER/data/dataset.json]")
-    parser.add_argument("--guided", action="store_true", help="try scales of guidance")
-    parser.add_argument("--only", nargs="+", help="settings to try [all]")
+    parser.add_argument("folder", type=Path, help="folder of scripts/train_cascade.sh, such as out/demo-avatars")
+    parser.add_argument("--dataset-path", type=Path, help="images that it was trained on [FOLDER/data/dataset.json]")
+    parser.add_argument("--guided", action="store_true", help="compare scales of guidance")
+    parser.add_argument("--only", nargs="+", help="settings to compare [all]")
     args = parser.parse_args()
     keep_memory()
     dataset = ImageDataset(args.dataset_path or args.folder / "data/dataset.json")
@@ -118,7 +118,7 @@ def main() -> None:
     judge = Judge(dataset)
     number = len(judge.held_out)
     floor = judge.distance(judge.training[torch.randperm(len(judge.training))[:number]], judge.held_out)
-    print(f"{number} images; training images stand at {floor[0]:.4f} ± {floor[1]:.4f} from those held out.\n")
+    print(f"{number} images; the distance of training to held-out images is {floor[0]:.4f} ± {floor[1]:.4f}.\n")
     print("| | kernel distance | ± | nearly copies | distance to the nearest training image | seconds |")
     print("|---|---|---|---|---|---|")
     print(judge.row("held-out images", judge.held_out), flush=True)

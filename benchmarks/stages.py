@@ -1,4 +1,4 @@
-"""A stage of the demo, ready to be trained: what the benchmarks of transformers share."""
+"""A stage of the demo, ready for training: what the benchmarks of transformers share."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,12 +17,12 @@ from utils.gradient import GradientLearner, GradientOptions
 CPU = torch.device("cpu")
 CODEBOOKS = ("codebook_cond", "codebook_0", "codebook_1", "codebook_2")
 CONFIGS = Path(__file__).parent.parent / "configs/demo-64"
-BATCHES = (64, 16, 8)  # its recipe's
+BATCHES = (64, 16, 8)  # of the recipe, one for each stage
 
 
 @dataclass(frozen=True)
 class DemoStage:
-    """One stage of the folder that scripts/demo.sh leaves."""
+    """The data of one stage, from the folder of scripts/demo.sh."""
 
     folder: Path
     number: int
@@ -34,7 +34,7 @@ class DemoStage:
 
     @classmethod
     def read(cls, folder: Path, number: int) -> "DemoStage":
-        """Read codebooks and tokens."""
+        """Read the codebooks and tokens of a stage."""
         names = CODEBOOKS[number : number + 2]
         books = [Codebook.load(folder / name / "models_checkpoint/pruned_codebook.pt") for name in names]
         dataset = FeatureMapDataset(folder / "feature_maps/dataset.json")
@@ -45,16 +45,16 @@ class DemoStage:
         return BATCHES[self.number]
 
     def build(self, **changes: object) -> Stage:
-        """A new stage of the demo's config with these changes."""
+        """A new stage with the config of the demo and these changes."""
         config = replace(load_config(CONFIGS / f"transformer_{self.number}.json", TransformerConfig), **changes)
         stage = Stage(StageConfig.between(config, self.coarse, self.fine, self.folder, self.number == 0))
         stage.init_embeddings(self.coarse, self.fine)
         return stage
 
-    def learner(self, stage: Stage, **changes: object) -> GradientLearner:
-        """What trains a stage, by the demo's arguments with these changes."""
+    def learner(self, stage: Stage, use_muon: bool = True, **changes: object) -> GradientLearner:
+        """The learner that trains a stage, with the options of the demo and these changes."""
         paths = {"dataset_path": self.folder, "config_path": CONFIGS, "out_dir": self.folder}  # the learner reads none
         recipe = {"lr_schedule": "cosine", "warmup_step": 50, "ema_decay": 0.0, "batch_size": self.batch_size}
         options = GradientOptions(**paths, **recipe | changes)
-        config, weights = stage.config.transformer, stage.transformer.block_weights
+        config, weights = stage.config.transformer, stage.transformer.block_weights if use_muon else ()
         return GradientLearner(stage, lambda stage, batch: stage(*batch), config, options, 1000, CPU, weights)

@@ -1,9 +1,9 @@
-"""The transformers of the demo: how fast tokens come, what a step's products and its optimizer take, memory by length.
+"""The transformers of the demo: speed of the loader, a training step and its matrix products, optimizers, memory.
 
     python -m benchmarks.transformer out/demo-avatars
 
-Reads a folder that scripts/demo.sh has left. Prints tables in Markdown. Memory is what one training step of a process
-of its own holds beyond what it held before.
+Reads a folder that scripts/demo.sh has written. Prints tables in Markdown. Memory is the peak of a training step beyond
+what the process held before the step; each size runs in its own process.
 """
 
 import argparse
@@ -15,28 +15,28 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.benchmark import Timer
 
 from benchmarks.codebook_limits import peak
 from benchmarks.stages import CPU, DemoStage
+from benchmarks.timing import BareProducts, seconds
 from models.cascade import Stage, StageConfig
 from models.transformer import Grid, TransformerConfig
 from utils.dataset import BatchLoader, EpochSampler
 from utils.device import autocast, keep_memory
 from utils.muon import Muon
 
-STEPS = 20
-TIMES = 3  # that a step is timed, for STEPS steps
-BATCHES = (8, 64)  # sequences that are read at once
+STEPS = 20  # in one measurement of the time of a step
+TIMES = 3  # measurements; their median counts
+BATCHES = (8, 64)  # batch sizes of the loader
 SEQUENCES = 200_000
 LENGTHS = ((32, 32), (32, 64), (64, 64), (64, 128))  # grids of 1,024 to 8,192 tokens
 WINDOW = 256
 
 
 def data_path(stage: DemoStage) -> None:
-    """Print how many sequences a second the loader serves, as the trainer reads them."""
-    print(f"\nSequences of {stage.tokens.fine.shape[1]} tokens a second, with their coarse ones.\n")
-    print("| sequences at once | a second |\n|---|---|")
+    """Print how many sequences a second the trainer's loader reads."""
+    print(f"\nSequences of {stage.tokens.fine.shape[1]} tokens read per second, with their coarse tokens.\n")
+    print("| batch size | sequences per second |\n|---|---|")
     for batch_size in BATCHES:
         sampler = EpochSampler(stage.training, batch_size, 0, 0, SEQUENCES // batch_size)
         loader = BatchLoader(stage.tokens, sampler)
@@ -46,10 +46,10 @@ def data_path(stage: DemoStage) -> None:
 
 
 def utilization(folder: Path) -> None:
-    """Print how much of a step the matrix products of its two passes would take alone."""
+    """Print the time of a training step beside the time of its matrix products alone."""
     print(
-        "\nA training step, and the matrix products of its forward and backward pass alone in the same precision; of a "
-        "causal square, all of it.\n"
+        "\nA training step, and the matrix products of its forward and backward pass alone, in the same precision. "
+        "Causal attention multiplies the whole square.\n"
     )
     print("| stage | precision | step, ms | products, ms | share |\n|---|---|---|---|---|")
     for number in range(3):
@@ -65,14 +65,15 @@ def utilization(folder: Path) -> None:
                 for step in range(STEPS):
                     learner.update(batch, step)
                 steps.append((time.perf_counter() - start) / STEPS)
-                bare.append(learner.bare_seconds(batch))
-            step, products = statistics.median(steps), statistics.median(bare)
-            row = f"{step * 1e3:.0f} | {products * 1e3:.0f} | {products / step:.2f}"
-            print(f"| {number} | {precision} | {row} |", flush=True)
+                with BareProducts() as products:
+                    learner.backward(learner.model, batch)
+                bare.append(products.seconds)
+            whole, part = statistics.median(steps), statistics.median(bare)
+            print(f"| {number} | {precision} | {whole * 1e3:.0f} | {part * 1e3:.0f} | {part / whole:.2f} |", flush=True)
 
 
 def optimizers(folder: Path) -> None:
-    """Print how long each optimizer takes for the weights of the blocks of the finest stage."""
+    """Print the time of a step of each optimizer on the weights of the finest stage's blocks."""
     weights = DemoStage.read(folder, 2).build().transformer.block_weights
     for weight in weights:
         weight.grad = torch.randn_like(weight)
@@ -80,15 +81,14 @@ def optimizers(folder: Path) -> None:
     kinds |= {f"Muon in {name}": Muon(weights, 1e-3, 0.05, getattr(torch, name)) for name in ("bfloat16", "float32")}
     if hasattr(torch.optim, "Muon"):  # since PyTorch 2.9
         kinds["torch.optim.Muon"] = torch.optim.Muon(weights, lr=1e-3)
-    print("\nA step of an optimizer, for the layers of the blocks of the finest stage.\n\n| | ms |\n|---|---|")
+    print("\nA step of each optimizer on the weights of the finest stage's blocks.\n\n| | ms |\n|---|---|")
     for name, optimizer in kinds.items():
-        timer = Timer("step()", globals={"step": optimizer.step}, num_threads=torch.get_num_threads())
-        print(f"| {name} | {timer.blocked_autorange(min_run_time=1).median * 1e3:.1f} |", flush=True)
+        print(f"| {name} | {seconds(optimizer.step, 1) * 1e3:.1f} |", flush=True)
 
 
 def memory() -> None:
-    """Print what a step holds by the number of tokens, each in a process of its own."""
-    print(f"\nMemory of a training step of one sequence, a window of {WINDOW}, 3 + 4 layers of width 256.\n")
+    """Print the memory of a training step by the number of tokens, each measured in its own process."""
+    print(f"\nMemory of a training step on one sequence, a window of {WINDOW}, 3 + 4 layers of width 256.\n")
     print("| tokens | MiB | with activation checkpoints |\n|---|---|---|", flush=True)
     for grid in LENGTHS:
         command = [sys.executable, "-m", "benchmarks.transformer", "--grid", *map(str, grid)]
@@ -100,7 +100,7 @@ def memory() -> None:
 
 
 def one_step(height: int, width: int, use_activation_checkpoint: bool) -> None:
-    """Print the MiB that a step on a grid of this size holds beyond the model, its gradients and its data."""
+    """Print the peak memory, in MiB, of a step on a grid of this size, beyond the model and its gradients."""
     config = TransformerConfig(1e-3, True, WINDOW, 3, 4, 4, 4, 256, 512, "silu")
     stage = Stage(StageConfig(config, Grid(8, 8, 512), Grid(height, width, 512), is_base=False))
     stage.transformer.use_activation_checkpoint = use_activation_checkpoint
@@ -110,25 +110,25 @@ def one_step(height: int, width: int, use_activation_checkpoint: bool) -> None:
         with autocast(CPU, "auto"):
             stage(torch.zeros(1, 64, dtype=torch.int64), fine)["loss"].backward()
 
-    step(8)  # so that gradients and whatever a first step needs are there
+    step(8)  # allocates the gradients and everything else that only a first step allocates
     before = peak()
     step(height * width)
     print(f"{peak() - before:.0f}")
 
 
 def main() -> None:
-    """Print all tables, or with --grid measure one step."""
+    """Print all tables, or with `--grid` the memory of one step."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, nargs="?", help="what scripts/demo.sh wrote, such as out/demo-avatars")
-    parser.add_argument("--grid", type=int, nargs=2, help="the memory of one size, in this process")
-    parser.add_argument("--use-activation-checkpoint", action="store_true", help="of that size")
+    parser.add_argument("folder", type=Path, nargs="?", help="folder of scripts/demo.sh, such as out/demo-avatars")
+    parser.add_argument("--grid", type=int, nargs=2, help="measure the memory of this size in this process")
+    parser.add_argument("--use-activation-checkpoint", action="store_true", help="with --grid: checkpoint activations")
     args = parser.parse_args()
     keep_memory()
     if args.grid:
         one_step(*args.grid, args.use_activation_checkpoint)
         return
     if args.folder is None:
-        parser.error("give the folder of a demo")
+        parser.error("give the folder that scripts/demo.sh wrote")
     data_path(DemoStage.read(args.folder, 2))
     utilization(args.folder)
     optimizers(args.folder)

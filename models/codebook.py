@@ -70,7 +70,7 @@ class Codebook(nn.Module):
     """K units of dimension D, each at a place of the map. Nothing in it has a gradient.
 
     Buffers: `units` (K, D) float32; `coordinates` (K, 2) int64, row and column on the map; `counts` (K,) int64, how
-    often each unit was the best match over a data set, zero until a `Census` has counted.
+    often each unit was the best match over a data set, zero until those of a `Census` are copied in.
     """
 
     def __init__(self, config: CodebookConfig, num_units: int | None = None) -> None:

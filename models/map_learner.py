@@ -1,4 +1,4 @@
-"""How a map learns: the radius of a step, the update from a batch, and new places for units that nothing needs."""
+"""How a map learns: the radius of a step, the update from a batch, and the moves of units that are hardly used."""
 
 import math
 from pathlib import Path
@@ -13,24 +13,25 @@ from utils.dataset import FeatureMapDataset, chunks
 from utils.progress import progress
 
 BALANCE_ROUNDS = 20
-BALANCE_SHARE = 0.5  # of a cell's error, which a new unit is first hoped to save
-BALANCE_WEIGHT = 0.25  # of a patch that a map was balanced with, beside one that comes later
+BALANCE_SHARE = 0.5  # share of a cell's error that a second unit in it is expected to save, in the first round
+BALANCE_WEIGHT = 0.25  # weight of a patch of the balancing sample, relative to a patch of a later batch
 
 
 def neighbourhood_radius(step: int, total_steps: int, config: CodebookConfig) -> float:
-    """The radius at a step: half the map's longest side, one less every `neighbourhood_step` steps, to `final_radius`.
+    """The radius at a step. It starts at half the map's longest side and ends at `final_radius`.
 
-    A run too short for that shrinks faster, so that the last 80 % of its steps are at the final radius.
+    It shrinks by one every `neighbourhood_step` steps. A run too short for that shrinks it faster, so that the last
+    80 % of the steps have the final radius.
     """
     start = max(config.map_shape) // 2
-    # In whole numbers, since a rounded quotient could reach into the last 80 %: 5·step·start / total is the count of
-    # equal parts of the first 20 % that have passed.
+    # The first 20 % of the steps are divided into `start` equal parts; the second term counts those that have passed.
+    # Integers keep rounding errors from delaying the end into the last 80 %.
     shrunk = max(step // config.neighbourhood_step, 5 * step * start // total_steps)
     return max(config.final_radius, start - shrunk)
 
 
 def smooth(grid: torch.Tensor, radius: float) -> torch.Tensor:
-    """Smooth (rows, columns, D) by a Gaussian of the map distance with this radius: along rows, then columns."""
+    """Smooth (rows, columns, D) with a Gaussian of this radius, first along one axis of the map, then the other."""
     for axis in (0, 1):
         place = torch.arange(grid.shape[axis], device=grid.device, dtype=grid.dtype)
         kernel = torch.exp(-((place[:, None] - place) ** 2) / (2 * radius**2))
@@ -39,9 +40,10 @@ def smooth(grid: torch.Tensor, radius: float) -> torch.Tensor:
 
 
 def sample_size(config: CodebookConfig, planned: int) -> int:
-    """Patches to lay a map out over and to balance it with, where the run will see `planned` patches.
+    """Number of patches in the sample that a map starts from and is balanced with.
 
-    64 a unit, or an eighth of what the run will see, but not fewer than 8 a unit; at most 128 MiB.
+    64 per unit, or an eighth of the `planned` patches of the run if that is less, but at least 8 per unit. Never more
+    than 128 MiB.
     """
     units = config.num_embeddings
     return min(max(8 * units, min(64 * units, planned // 8)), 2**25 // config.dim)
@@ -50,9 +52,10 @@ def sample_size(config: CodebookConfig, planned: int) -> int:
 def draw_sample(
     codebook: Codebook, maps: FeatureMapDataset | torch.Tensor, indices: np.ndarray, wanted: int, seed: int
 ) -> torch.Tensor:
-    """Up to `wanted` patches (N, D) of the maps `indices`, in random order, about a quarter of each map that is read.
+    """Up to `wanted` patches (N, D), in random order, of the feature maps `indices`.
 
-    A few patches of many maps tell more than all of a few maps; to read every map would take long.
+    About a quarter of the patches of each map that is read: a few patches of many maps are a better sample than all
+    patches of a few maps, but reading every map would take long.
     """
     rng = np.random.default_rng(seed & 0xFFFFFFFF)
     per_map = math.prod(codebook.config.grid)
@@ -68,32 +71,32 @@ def draw_sample(
 
 @torch.no_grad()
 def balance(codebook: Codebook, sample: torch.Tensor) -> torch.Tensor:
-    """Put as many units where the patches `sample` (N, D) are as the error asks for, then give the map's places anew.
+    """Move the units that matter least to where the error is largest, then arrange the units on the map again.
 
-    A neighbourhood draws units into the empty space between patches and leaves too few where patches are many. Each
-    round puts all units on the mean of their patches, then moves those that are least missed, by the error that their
-    patches would have at their second nearest unit, to patches drawn in proportion to squared error from the cells that
-    hold most of it, one to a cell. A unit moves while it is missed less than a share of the error of that cell, and the
-    share falls from round to round. (The utility of Fritzke 1997, "The LBG-U method for vector quantization".)
-    Returns how many patches of the sample each unit is nearest to, (K,).
+    The neighbourhood pulls units into the empty space between patches and leaves too few of them where patches are
+    dense. Each round first moves every unit to the mean of its cell, the patches of `sample` (N, D) that it is nearest
+    to. Then it sorts units by utility: the error that would be added if the patches of a cell had to use their second
+    nearest unit (Fritzke 1997, "The LBG-U method for vector quantization"). The unit of least utility moves to the cell
+    of largest error, the next one to the next cell, and so on, each to a patch drawn in proportion to squared error. A
+    unit moves only if its utility is less than a share of that cell's error; the share falls from round to round.
+    Returns the number of patches of the sample in each cell, (K,).
     """
     units = codebook.units
     for round_ in progress(range(BALANCE_ROUNDS), desc="balancing", unit="round", delay=2, leave=False):
         errors, indices = codebook.nearest(sample, k=2)
         error, nearest = errors[:, 0], indices[:, 0]
         in_cell = torch.zeros_like(units[:, 0]).index_add_(0, nearest, error)
-        missed = torch.zeros_like(in_cell).index_add_(0, nearest, errors[:, 1] - error)
+        utility = torch.zeros_like(in_cell).index_add_(0, nearest, errors[:, 1] - error)
         numbers = torch.bincount(nearest, minlength=len(units))[:, None]
         sums = torch.zeros_like(units).index_add_(0, nearest, sample)
         units.copy_(torch.where(numbers > 0, sums / numbers.clamp(min=1), units))
-        least_missed, fullest = missed.argsort(), in_cell.argsort(descending=True)
+        least, worst = utility.argsort(), in_cell.argsort(descending=True)
         share = BALANCE_SHARE * (1 - round_ / BALANCE_ROUNDS)
-        moves = int(
-            (missed[least_missed] < share * in_cell[fullest]).sum()
-        )  # the first ones: one side rises, the other falls
-        moves = min(moves, len(units) // 4)  # so that most of what was just measured stays true
+        # Utilities rise and errors fall along the two orders, so the units that may move are the first ones. At most a
+        # quarter of them moves at once, because each move makes the measured utilities of others less true.
+        moves = min(int((utility[least] < share * in_cell[worst]).sum()), len(units) // 4)
         seeds = draw_one_each(error, nearest, len(units))
-        units[least_missed[:moves]] = sample[seeds[fullest[:moves]]]
+        units[least[:moves]] = sample[seeds[worst[:moves]]]
     _, indices = codebook.nearest(sample, k=2)
     pairs = PairCounts(len(units))
     pairs.add(indices)
@@ -102,14 +105,14 @@ def balance(codebook: Codebook, sample: torch.Tensor) -> torch.Tensor:
 
 
 def draw_keys(errors: torch.Tensor) -> torch.Tensor:
-    """A key for each of `errors` (N,): the largest is a draw in proportion to them (Efraimidis and Spirakis 2006)."""
+    """Random keys (N,): the n largest are n draws in proportion to `errors` (Efraimidis and Spirakis 2006)."""
     return torch.rand(len(errors)).to(errors).log() / errors.clamp(min=1e-12)
 
 
 def draw_one_each(errors: torch.Tensor, cells: torch.Tensor, number: int) -> torch.Tensor:
-    """For each of `number` cells, one of the patches in it (`cells` says which), in proportion to `errors`.
+    """The index of one patch for each of `number` cells, drawn in proportion to `errors` (N,).
 
-    What is drawn for a cell without patches means nothing.
+    `cells` (N,) is the cell of each patch. The index for a cell without patches is arbitrary.
     """
     order = draw_keys(errors).argsort(descending=True)
     by_cell = cells[order].sort(stable=True)
@@ -118,15 +121,15 @@ def draw_one_each(errors: torch.Tensor, cells: torch.Tensor, number: int) -> tor
 
 
 class MapLearner:
-    """The update of a map in training, one batch a step, without gradients.
+    """Trains a map, one batch per step, without gradients.
 
-    A batch gives per-unit sums and counts n, smoothed by the neighbourhood; unit k moves a share of the way to their
-    quotient: max(1 − (1 − rate)^n, 2n / (N + 2n)), where N is what it had gathered since the radius last changed and
-    the rate is `model_lr`, halved every `lr_step` steps. The second term is a mean in which a patch weighs the more the
-    later it came, since the first ones came while the unit was still elsewhere.
-    When the radius has come to 0, the map is balanced over `sample` (N, D), patches of the training data, if given.
-    At radius 0, units that won nothing over a whole epoch are drawn anew from the epoch's patches, in proportion to
-    their squared error: a weighted reservoir holds the candidates.
+    For each unit, a batch gives a sum of patches and their number n, both smoothed by the neighbourhood. The unit moves
+    a share of the way to their quotient: max(1 − (1 − rate)^n, 2n / (N + 2n)). N is the sum of n since the radius last
+    changed; the rate is `model_lr`, halved every `lr_step` steps. The second term makes the unit a running mean that
+    gives later patches more weight, because the first ones arrived while the unit was still elsewhere.
+    When the radius reaches 0, the map is balanced with `sample` (N, D), patches of the training data, if it is given.
+    At radius 0, units that were nearest to no patch over a whole epoch are replaced by patches of that epoch, drawn in
+    proportion to squared error; a weighted reservoir holds the candidates.
     """
 
     def __init__(
@@ -141,14 +144,14 @@ class MapLearner:
         self.codebook, self.lr_step, self.sample = codebook, lr_step, None if continued else sample
         self.steps_per_epoch, self.total_steps, self.continued = steps_per_epoch, total_steps, continued
         units = codebook.units
-        self.last_radius = math.inf  # saved, since the plan of the run may change
+        self.last_radius = math.inf  # saved, since a resumed run may have another schedule
         self.gathered = units.new_zeros(len(units))
         self.wins = units.new_zeros(len(units))
         self.candidates = torch.zeros_like(units)
         self.candidate_keys = units.new_full((len(units),), -math.inf)
 
     def radius(self, step: int) -> float:
-        """The radius at a step; a codebook that is continued has its order already."""
+        """The radius at a step; a codebook that is trained further starts at the final radius."""
         config = self.codebook.config
         return config.final_radius if self.continued else neighbourhood_radius(step, self.total_steps, config)
 
@@ -162,9 +165,9 @@ class MapLearner:
 
     @torch.no_grad()
     def update(self, fmap: torch.Tensor, step: int) -> dict[str, torch.Tensor | float]:
-        """Learn from feature maps (B, C, H, W); returns the error before the update, the radius and the rate."""
+        """Learn from feature maps (B, C, H, W); return the error before the update, the radius and the rate."""
         radius = self.radius(step)
-        self.codebook.counts.zero_()  # they were of other units
+        self.codebook.counts.zero_()  # the units change, so the counts are no longer true
         if radius != self.last_radius:
             self.last_radius = radius
             self.gathered.zero_()
@@ -191,7 +194,7 @@ class MapLearner:
         share = torch.maximum(1 - (1 - rate) ** numbers, 2 * numbers / (self.gathered + 2 * numbers))
         self.gathered += numbers
         moved = units + share[:, None] * (sums / numbers[:, None] - units)
-        # Where the kernel has all but vanished, the quotient of denormal numbers would be noise.
+        # Where the kernel is close to zero, the quotient of denormal numbers would be noise.
         units.copy_(torch.where(numbers[:, None] > 1e-30, moved, units))
 
     def _reseed(self, patches: torch.Tensor, errors: torch.Tensor, indices: torch.Tensor, step: int) -> None:
@@ -211,12 +214,12 @@ class MapLearner:
             self.gathered[dead] = 0
 
     def checkpoint(self) -> dict:
-        """The codebook, and what an exact resume needs beside it."""
+        """The codebook, and everything else that an exact resume needs."""
         state = {name: getattr(self, name) for name in ("gathered", "wins", "candidates", "candidate_keys")}
         return {"model": self.codebook.state_dict(), "learner": state, "radius": self.last_radius}
 
     def restore(self, content: dict, path: Path) -> None:
-        """Take up what `checkpoint` gave."""
+        """Restore what `checkpoint` returned."""
         load_weights(self.codebook, content, path)
         self.last_radius = content["radius"]
         for name, value in content["learner"].items():

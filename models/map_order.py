@@ -1,8 +1,8 @@
-"""Which unit lies where on the map: places are exchanged until the units that patches fall between are neighbours.
+"""Arranging units on the map: units exchange places until units that are near to the same patches are neighbours.
 
-A unit's vector says what it means, its place only who its neighbours are. So order costs no precision: whatever the
-vectors are, this looks for the places that leave the least topographic error. That is a quadratic assignment problem,
-solved here by exchanges of two units at a time, under a neighbourhood that shrinks as that of a map in training does.
+The vector of a unit decides what it represents, its place only which units are its neighbours. So order costs no
+precision: the vectors stay, and the places are chosen for the least topographic error. This is a quadratic assignment
+problem. It is solved by exchanging two units at a time, with a neighbourhood that shrinks as in training.
 """
 
 import numpy as np
@@ -10,18 +10,18 @@ import torch
 
 from utils.progress import progress
 
-# Radii of the neighbourhood, one after another; 0: the eight places around, which the error counts.
+# Radii of the neighbourhood, one after another; 0 means the eight places around, as in the topographic error.
 RADII = (4, 2, 1, 0)
-SWEEPS, EARLY = 10, 2  # times past all units, at most: at the last radius, and at those before
-PARTNERS = 16  # of each unit, those that it shares most patches with
+SWEEPS, EARLY = 10, 2  # most sweeps over all units: at the last radius, and at each radius before it
+PARTNERS = 16  # for each unit, the units that it shares most patches with
 FAINT = 0.05  # weight along an axis below which a place is outside of the neighbourhood
-VISITS = 512  # small maps are arranged several times, until so many units were visited a sweep, and the best is kept
+VISITS = 512  # a map of fewer units is arranged VISITS / K times, and the best arrangement is kept
 
 
 class PairCounts:
-    """How many patches lie nearest to unit a and second nearest to unit b, for the pairs that occur."""
+    """For each pair (a, b) that occurs, the number of patches whose nearest unit is a and whose second nearest is b."""
 
-    MERGE = 2**20  # keys that may wait to be merged
+    MERGE = 2**20  # most keys that wait to be merged
 
     def __init__(self, num_units: int) -> None:
         self.num_units = num_units
@@ -30,7 +30,7 @@ class PairCounts:
         self._waiting_keys = 0
 
     def add(self, indices: torch.Tensor) -> None:
-        """Count the pairs of `indices` (N, 2), as `Codebook.nearest` gives them for k = 2."""
+        """Add the pairs `indices` (N, 2), as `Codebook.nearest` returns them for k = 2."""
         counted = (indices[:, 0] * self.num_units + indices[:, 1]).unique(return_counts=True)
         self._waiting.append(tuple(part.cpu() for part in counted))
         self._waiting_keys += len(self._waiting[-1][0])
@@ -44,15 +44,15 @@ class PairCounts:
         self._waiting, self._waiting_keys = [], 0
 
     def counted(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Nearest unit, second nearest unit and number of patches of each pair that occurs, (P,) int64 each."""
+        """The nearest unit, the second nearest unit and the number of patches of each pair, (P,) int64 each."""
         if self._waiting:
             self._merge()
         return self.keys // self.num_units, self.keys % self.num_units, self.numbers
 
     def topographic_error(self, coordinates: torch.Tensor) -> float:
-        """The share of patches whose two nearest units are no neighbours on the map (Kiviluoto 1996).
+        """The share of patches whose two nearest units are not neighbours on the map (Kiviluoto 1996).
 
-        `coordinates` (K, 2) are the rows and columns of the units; a unit has up to eight neighbours.
+        `coordinates` (K, 2) are the rows and columns of the units. A unit has up to eight neighbours.
         """
         first, second, numbers = self.counted()
         coordinates = coordinates.cpu()
@@ -60,10 +60,10 @@ class PairCounts:
         return float(numbers[apart].sum() / numbers.sum())
 
     def strongest(self, most: int) -> tuple[np.ndarray, np.ndarray]:
-        """For each unit, the units that it shares most patches with, and how many it shares: (K, most) each.
+        """The partners of each unit, and the number of patches shared with each: (K, most) both.
 
-        Two units name each other or neither does, if each is among the `most` strongest of the other. Where that leaves
-        fewer, 0 patches are shared with unit 0.
+        Two units are partners if each is among the `most` units that the other shares most patches with. A unit with
+        fewer partners is filled up with unit 0 and 0 patches.
         """
         first, second, numbers = (part.numpy() for part in self.counted())
         units, partners = np.concatenate((first, second)), np.concatenate((second, first))
@@ -83,15 +83,16 @@ class PairCounts:
 
 
 def arrange(coordinates: torch.Tensor, pairs: PairCounts, quick: bool = False) -> torch.Tensor:
-    """The same places (K, 2), given to the units anew, so that the topographic error over `pairs` is small.
+    """Assign the places `coordinates` (K, 2) to the units again, so that the topographic error over `pairs` is small.
 
-    Never worse than `coordinates` are; equal input, equal output. `quick` makes an order and does not perfect it.
+    The error never grows. Equal input gives equal output. `quick` stops at a coarse order.
     """
     partners, weights = pairs.strongest(PARTNERS)
     best, least = coordinates, pairs.topographic_error(coordinates)
     radii = RADII[:2] if quick else RADII
     attempts = 1 if quick else max(1, VISITS // len(coordinates))
-    plan = [radii[attempt % len(radii) :] for attempt in range(attempts)]  # small ones alone mend what is near to order
+    # A map that is nearly in order is best improved by small radii alone, so some attempts leave out the large ones.
+    plan = [radii[attempt % len(radii) :] for attempt in range(attempts)]
     most = sum(EARLY if radius else SWEEPS for radii in plan for radius in radii)
     with progress(total=most, desc="arranging", unit="sweep", delay=2, leave=False) as bar:
         for attempt, radii in enumerate(plan):
@@ -113,29 +114,30 @@ def arrange(coordinates: torch.Tensor, pairs: PairCounts, quick: bool = False) -
 
 
 class _Board:
-    """Units on a map, and what each gains from its neighbourhood: the patches shared with the units in it, weighted."""
+    """Units on a map, and the gain of each: the patches that it shares with units nearby, weighted by the kernel."""
 
     def __init__(self, places: np.ndarray, partners: np.ndarray, weights: np.ndarray) -> None:
         self.places, self.partners, self.weights = places.copy(), partners, weights
         self.shape = tuple(places.max(0) + 1)
-        self.slack = 1e-9 * weights.sum() / len(places)  # less is rounding, and would be exchanged back and forth
+        # A smaller gain is a rounding error, for which units would be exchanged back and forth.
+        self.slack = 1e-9 * weights.sum() / len(places)
 
     def set_radius(self, radius: int) -> None:
-        """Take another neighbourhood: a Gaussian, or at 0 the eight places around a place."""
+        """Set the neighbourhood: a Gaussian, or for radius 0 the eight places around a place."""
         distance = np.arange(max(self.shape))
         one_axis = np.exp(-(distance**2) / (2 * radius**2)) if radius else (distance <= 1).astype(float)
         one_axis[one_axis < FAINT] = 0
-        self.kernel = one_axis[np.abs(distance[:, None] - distance)]  # of a map's row or column, from place to place
+        self.kernel = one_axis[np.abs(distance[:, None] - distance)]  # weight from row to row, or from column to column
         rows, columns = self.places.T
         near = self.kernel[rows[:, None], rows[self.partners]] * self.kernel[columns[:, None], columns[self.partners]]
         self.gains = (self.weights * near).sum(1)
 
     def sweep(self, order: np.ndarray) -> int:
-        """Give each unit in turn the best exchange that there is for it; returns how many were made."""
+        """Make the best exchange for each unit in turn; return the number of exchanges."""
         return sum(self._exchange(unit) for unit in order)
 
     def _near(self, place: np.ndarray, units: np.ndarray | slice) -> np.ndarray:
-        """The kernel from a place (2,) to those of units."""
+        """The weight of the kernel from a place (2,) to the places of units."""
         rows, columns = self.places[units].T
         return self.kernel[place[0]][rows] * self.kernel[place[1]][columns]
 
@@ -143,7 +145,7 @@ class _Board:
         return self.weights[unit] @ self._near(self.places[unit], self.partners[unit])
 
     def _exchange(self, unit: int) -> bool:
-        """Find the unit whose place is worth most to this one, counting what each gains and loses; exchange them."""
+        """Exchange the unit with the one that raises the sum of all gains most; return False if none raises it."""
         rows, columns = self.places.T
         number, (height, width) = len(self.places), self.shape
         shared = np.bincount(self.partners[unit], self.weights[unit], number)  # with each other unit
@@ -155,7 +157,7 @@ class _Board:
         gain_here = np.bincount(
             self.partners[around].ravel(), (self.weights[around] * near[around, None]).ravel(), number
         )
-        # Both sums take the other unit to be still where it was.
+        # Both gains are computed as if the other unit had not moved; the last term corrects that.
         change = gain_there + gain_here - self.gains - self.gains[unit] - 2 * shared * (1 - near)
         change[unit] = 0
         other = int(change.argmax())

@@ -1,4 +1,4 @@
-"""Pictures of a map: what its units stand for, how far apart they are, and how often they are used."""
+"""Pictures of a map: its units decoded, the distances between them, and how often each is used."""
 
 import torch
 from torch.nn import functional as F
@@ -9,10 +9,10 @@ from models.patches import unpatchify
 from utils.images import heat_map, save_image
 from utils.run_folder import StepFolder
 
-ATLAS_SIDE = 4096  # pixels, at most
-TILE_SIDE = 24  # pixels of a unit in the atlas, at least
+ATLAS_SIDE = 4096  # largest side of the atlas, in pixels
+TILE_SIDE = 24  # smallest side of a unit in the atlas, in pixels
 BATCH = 32  # units decoded at once
-CONTEXT = 3  # cells of the feature map around a patch, at least, so that it is not decoded as at the edge of an image
+CONTEXT = 3  # least number of cells around a patch while it is decoded, so that it does not look like an image's edge
 
 
 def save_map(codebook: Codebook, autoencoder: Autoencoder, folder: StepFolder, suffix: object) -> None:
@@ -33,11 +33,11 @@ def atlas(codebook: Codebook, autoencoder: Autoencoder) -> torch.Tensor:
 
 
 def _decode(units: torch.Tensor, codebook: Codebook, autoencoder: Autoencoder) -> torch.Tensor:
-    """Units (B, D) as images of their patch (B, 3, h, w): a patch is decoded amid copies of itself, then cut out."""
+    """Units (B, D) → images (B, 3, h, w). A patch is decoded with copies of itself around it, then cut out."""
     config = codebook.config
     patches = unpatchify(units[:, None], config.image_C, config.patch_H, config.patch_W, config.patch_H)
     height, width = patches.shape[-2:]
-    # A whole map is decoded as it is.
+    # A patch that is the whole feature map needs no context.
     around = 0 if config.grid == (1, 1) else -(-CONTEXT // min(height, width))
     images = autoencoder.decode(patches.repeat(1, 1, 2 * around + 1, 2 * around + 1)).float().cpu()
     height, width = height * autoencoder.scale, width * autoencoder.scale
@@ -51,10 +51,10 @@ def _decode(units: torch.Tensor, codebook: Codebook, autoencoder: Autoencoder) -
 
 
 def u_matrix(codebook: Codebook) -> torch.Tensor:
-    """Distances between neighbours, (2·rows − 1, 2·columns − 1): Ultsch's unified distance matrix (1990).
+    """Distances between neighbours, (2·rows − 1, 2·columns − 1): the unified distance matrix (Ultsch 1990).
 
-    A unit's cell holds the mean of those around it, and the cell between two units their distance (amid four, the mean
-    of the two diagonals). NaN where there is no unit.
+    The cell between two units holds their distance, the cell between four units the mean of the two diagonals, and the
+    cell of a unit the mean of the cells around it. NaN where there is no unit.
     """
     units = _on_map(codebook.units, codebook)
     matrix = torch.full((2 * units.shape[0] - 1, 2 * units.shape[1] - 1), torch.nan)
@@ -63,17 +63,17 @@ def u_matrix(codebook: Codebook) -> torch.Tensor:
     diagonals = (units[1:, 1:] - units[:-1, :-1]).norm(dim=-1), (units[1:, :-1] - units[:-1, 1:]).norm(dim=-1)
     matrix[1::2, 1::2] = torch.stack(diagonals).nanmean(0)
     around = F.pad(matrix, (1, 1, 1, 1), value=torch.nan).unfold(0, 3, 2).unfold(1, 3, 2).flatten(2).nanmean(2)
-    matrix[::2, ::2] = torch.where(units[..., 0].isnan(), torch.nan, around.nan_to_num(0))  # 0 for a unit alone
+    matrix[::2, ::2] = torch.where(units[..., 0].isnan(), torch.nan, around.nan_to_num(0))  # 0 for a lone unit
     return matrix
 
 
 def hit_map(codebook: Codebook) -> torch.Tensor:
-    """The square root of how often each unit was used, (rows, columns), NaN where there is no unit."""
+    """The square root of the count of each unit, (rows, columns); NaN where there is no unit."""
     return _on_map(codebook.counts.float().sqrt(), codebook)
 
 
 def _on_map(values: torch.Tensor, codebook: Codebook) -> torch.Tensor:
-    """A value of each unit, (K, ...), at its place: (rows, columns, ...), NaN elsewhere."""
+    """Put a value of each unit, (K, ...), at its place: (rows, columns, ...), NaN elsewhere."""
     rows, columns = codebook.coordinates.cpu().T
     grid = torch.full((int(rows.max()) + 1, int(columns.max()) + 1, *values.shape[1:]), torch.nan)
     grid[rows, columns] = values.cpu()

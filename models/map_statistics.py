@@ -1,7 +1,8 @@
-"""What a map is worth, measured over a data set."""
+"""How well a codebook represents a data set of feature maps: counts, errors, and the PSNR of decoded images."""
 
 import logging
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,61 +15,62 @@ from utils.dataset import FeatureMapDataset, chunks
 log = logging.getLogger(__name__)
 
 BATCH = 32  # images decoded at once
-EXTREMES = 3  # units that are told as the most used, and as the least used
+EXTREMES = 3  # units listed as the most used, and as many as the least used
 Statistics = dict[str, float | int | list[list[int]]]
 
 
+@dataclass(frozen=True)
 class Census:
-    """One pass over batches of feature maps (B, C, H, W): which units are nearest to the patches, and how near.
+    """The patches of a data set, counted by their nearest units."""
 
-    Keeps in the codebook how often each unit was used.
-    """
+    counts: torch.Tensor  # (K,) int64, patches that each unit is nearest to
+    pairs: PairCounts  # the same by the two nearest units
+    error: float  # mean squared distance of a patch to its nearest unit
+    variance: float  # mean squared distance of a patch to the mean patch
 
-    @torch.no_grad()
-    def __init__(self, codebook: Codebook, batches: Iterable[torch.Tensor]) -> None:
-        self.codebook = codebook
-        self.pairs = PairCounts(len(codebook))
-        counts = torch.zeros_like(codebook.counts)
-        self.error = torch.zeros((), dtype=torch.float64)  # sum of squared distances
-        total, squares = torch.zeros(codebook.config.dim, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-        for fmap in batches:
-            patches = codebook.patchify(fmap.to(codebook.units.device))
-            errors, indices = codebook.nearest(patches, k=2)
-            counts += torch.bincount(indices[:, 0], minlength=len(codebook))
-            self.pairs.add(indices)
-            self.error += errors[:, 0].sum().cpu()
-            total += patches.sum(0).cpu()
-            squares += patches.square().sum().cpu()
-        codebook.counts.copy_(counts)
-        self.counts = counts.cpu()
-        self.number = int(counts.sum())  # of patches
-        self.variance = squares / self.number - (total / self.number).square().sum()
+    def statistics(self, codebook: Codebook) -> Statistics:
+        """The numbers to report of `codebook`, the one that was counted; its units may have new places by now.
 
-    def statistics(self) -> Statistics:
-        """The numbers of the codebook as it now lies on its map.
-
-        - `quantization_error`: mean squared error of a number of the feature map;
-        - `share_of_variance`: the same as a share of the patches' variance;
-        - `topographic_error`: share of patches whose two nearest units are no neighbours on the map (Kiviluoto 1996);
-        - `units`, `units_used`; `entropy_bits`: of how they are used; `perplexity`: 2 to the power of that, the number
-          of units in even use that would have this entropy;
+        - `quantization_error`: mean squared error per number of the feature map;
+        - `share_of_variance`: that error as a share of the variance of the patches;
+        - `topographic_error`: share of patches whose two nearest units are not neighbours on the map (Kiviluoto 1996);
+        - `units`, `units_used`;
+        - `entropy_bits`: entropy of the units' use; `perplexity`: 2 to that power, the number of equally used units
+          that would have this entropy;
         - `most_used`, `least_used`: pairs of a unit and its count.
         """
-        counts = self.counts
-        use = counts[counts > 0].double() / self.number
+        use = self.counts[self.counts > 0].double() / self.counts.sum()
         entropy = float(-(use * use.log2()).sum())
-        ranked = counts.sort(descending=True, stable=True).indices
+        ranked = self.counts.sort(descending=True, stable=True).indices
         return {
-            "quantization_error": float(self.error / (self.number * self.codebook.config.dim)),
-            "share_of_variance": float(self.error / self.number / self.variance.clamp(min=1e-12)),
-            "topographic_error": self.pairs.topographic_error(self.codebook.coordinates),
-            "units": len(counts),
+            "quantization_error": self.error / codebook.config.dim,
+            "share_of_variance": self.error / max(self.variance, 1e-12),
+            "topographic_error": self.pairs.topographic_error(codebook.coordinates),
+            "units": len(codebook),
             "units_used": len(use),
             "entropy_bits": entropy,
             "perplexity": 2**entropy,
-            "most_used": [[int(unit), int(counts[unit])] for unit in ranked[:EXTREMES]],
-            "least_used": [[int(unit), int(counts[unit])] for unit in ranked.flip(0)[:EXTREMES]],
+            "most_used": [[int(unit), int(self.counts[unit])] for unit in ranked[:EXTREMES]],
+            "least_used": [[int(unit), int(self.counts[unit])] for unit in ranked.flip(0)[:EXTREMES]],
         }
+
+
+@torch.no_grad()
+def take_census(codebook: Codebook, batches: Iterable[torch.Tensor]) -> Census:
+    """Count the patches of batches of feature maps (B, C, H, W) in one pass; the codebook stays as it is."""
+    counts, pairs = torch.zeros(len(codebook), dtype=torch.int64), PairCounts(len(codebook))
+    error = squares = 0.0
+    total = torch.zeros(codebook.config.dim, dtype=torch.float64)
+    for fmap in batches:
+        patches = codebook.patchify(fmap.to(codebook.units.device))
+        errors, indices = codebook.nearest(patches, k=2)
+        counts += indices[:, 0].bincount(minlength=len(codebook)).cpu()
+        pairs.add(indices)
+        error += errors[:, 0].sum().item()
+        squares += patches.square().sum().item()
+        total += patches.sum(0).cpu()
+    number = int(counts.sum())
+    return Census(counts, pairs, error / number, squares / number - (total / number).square().sum().item())
 
 
 @torch.no_grad()
@@ -77,8 +79,8 @@ def decoded_psnr(
 ) -> dict[str, float]:
     """Peak signal-to-noise ratio, in dB, of images decoded from feature maps before and after quantization.
 
-    Against the images that the maps `indices` of the data set were made of, mirror images left out; nothing where no
-    image is there. Raises `UserError` naming an image that has changed its size.
+    Compares them with the images that the feature maps `indices` were made from, without mirror images. Returns {} if
+    there are no such images. Raises `UserError` naming an image whose size has changed.
     """
     if len(indices) == 0:  # nothing is held out
         return {}
@@ -98,7 +100,7 @@ def decoded_psnr(
 
 
 def table(**columns: Statistics) -> str:
-    """Statistics as lines of text, one column each, under their names."""
+    """Statistics as a table in plain text: a row for each key, a column for each argument."""
     rows = [["", *(name.replace("_", " ") for name in columns)]]
     for key in next(iter(columns.values())):
         rows.append([key.replace("_", " "), *(_cell(column[key]) for column in columns.values())])

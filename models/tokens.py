@@ -1,4 +1,4 @@
-"""The tokens of a data set of feature maps, computed once a codebook and kept in a memory-mapped file."""
+"""The tokens of a data set of feature maps, computed once for each codebook and kept in a memory-mapped file."""
 
 import logging
 from pathlib import Path
@@ -20,11 +20,11 @@ BATCH = 64  # feature maps quantized at once
 
 
 def load_tokens(dataset: FeatureMapDataset, coarse: Codebook, fine: Codebook, device: torch.device) -> TokenDataset:
-    """The tokens of every map of a data set in two codebooks.
+    """The tokens of all feature maps of a data set, by two codebooks.
 
-    They lie in `tokens/` beside the data set's `dataset.json`, a file a codebook, uint16 since K is at most 2**14. Its
-    name and its content hold the fingerprints of codebook and data; where it is missing or does not fit, the maps are
-    read once, for both codebooks, and quantized.
+    Each codebook has a file in `tokens/`, next to `dataset.json`. Its tokens are uint16, since K is at most 2**14. Its
+    name and its content hold the fingerprints of the codebook and of the data. If a file is missing or does not match,
+    the feature maps are quantized; they are read once for both codebooks.
     """
     data = dataset.fingerprint
     found = {codebook: read_tokens(dataset, data, codebook) for codebook in (coarse, fine)}
@@ -41,13 +41,13 @@ def load_tokens(dataset: FeatureMapDataset, coarse: Codebook, fine: Codebook, de
 
 
 def token_path(dataset: FeatureMapDataset, data: str, codebook: Codebook) -> Path:
-    """Where the tokens of a data set of this fingerprint in a codebook are kept."""
+    """The file with the tokens of a data set of fingerprint `data` by a codebook."""
     return dataset.folder / "tokens" / f"{data}_{codebook.fingerprint}.pt"
 
 
 @torch.no_grad()
 def quantize(dataset: FeatureMapDataset, codebooks: list[Codebook], device: torch.device) -> list[torch.Tensor]:
-    """The tokens of every map in each codebook, (N, T) uint16; each map is read once."""
+    """The tokens of all feature maps, (N, T) uint16 for each codebook; each feature map is read once."""
     shapes = [(len(dataset), *codebook.config.grid) for codebook in codebooks]
     tokens = [np.empty((number, height * width), dtype=np.uint16) for number, height, width in shapes]
     loader = BatchLoader.in_order(dataset, BATCH, choose_workers(None, device))
@@ -58,7 +58,7 @@ def quantize(dataset: FeatureMapDataset, codebooks: list[Codebook], device: torc
 
 
 def read_tokens(dataset: FeatureMapDataset, data: str, codebook: Codebook) -> np.ndarray | None:
-    """The memory-mapped tokens (N, T) that are kept of a data set of this fingerprint, or None where none fit."""
+    """The memory-mapped tokens (N, T) in the file of `token_path`, or None if it is missing or does not match."""
     path = token_path(dataset, data, codebook)
     if not path.exists():
         return None

@@ -21,7 +21,7 @@ from models.map_learner import (
     smooth,
 )
 from models.map_order import arrange
-from models.map_statistics import Census
+from models.map_statistics import take_census
 
 seeds = st.integers(0, 2**31)
 
@@ -183,9 +183,9 @@ def test_a_trained_map_is_near_the_best_there_is_and_in_order():
     learner = MapLearner(codebook, steps_per_epoch=32, total_steps=96, sample=patches[:1000])
     for step in range(96):
         learner.update(fmaps.roll(-8 * step, dims=0)[:8], step)
-    census = Census(codebook, [fmaps])
+    census = take_census(codebook, [fmaps])
     codebook.coordinates.copy_(arrange(codebook.coordinates, census.pairs))
-    after = census.statistics()
+    after = census.statistics(codebook)
     # A hexagon of the square's area over 36 has a mean squared error of 0.0802 times its area a dimension.
     assert after["quantization_error"] < 1.08 * 0.0802 / 36
     assert after["topographic_error"] < 0.1

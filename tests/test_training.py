@@ -28,7 +28,7 @@ import train_quantized_transformer
 from models.autoencoder import Autoencoder
 from models.codebook import Codebook
 from models.map_learner import MapLearner
-from models.map_statistics import Census
+from models.map_statistics import take_census
 from models.transformer import Grid, Transformer, TransformerConfig
 from utils.config import load_config
 from utils.dataset import FeatureMapDataset, ImageDataset, is_validation
@@ -762,8 +762,10 @@ def test_a_codebook_is_measured_at_the_end(train, tiny_run, tmp_path):
     log = (tmp_path / "run/train.log").read_text()
     assert f"topographic error  {statistics['topographic_error']:.4g}" in re.sub(" {2,}", "  ", log)
     maps = FeatureMapDataset(tiny_run / "feature_maps/dataset.json")
-    census = Census(Codebook.load(tmp_path / "run" / WEIGHTS), [maps[np.arange(len(maps))]])
-    assert census.statistics()["topographic_error"] == pytest.approx(statistics["topographic_error"], abs=1e-3)
+    codebook = Codebook.load(tmp_path / "run" / WEIGHTS)
+    census = take_census(codebook, [maps[np.arange(len(maps))]])
+    assert codebook.counts.equal(census.counts)
+    assert census.statistics(codebook)["topographic_error"] == pytest.approx(statistics["topographic_error"], abs=1e-3)
 
 
 def test_a_codebook_trains_where_the_images_are_gone(train, tiny_run, tmp_path):

@@ -1,0 +1,36 @@
+"""What benchmarks share to measure time: the time of a call, and of the matrix products of a training step alone."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.benchmark import Timer
+
+aten = torch.ops.aten
+
+
+def seconds(call: Callable[[], object], at_least: float = 0.2) -> float:
+    """The median time of a call, which is repeated for at least this many seconds."""
+    timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
+    return timer.blocked_autorange(min_run_time=at_least).median
+
+
+class BareProducts(TorchDispatchMode):
+    """Times each matrix product that runs within it alone, on its own operands; `seconds` is their sum.
+
+    Products whose operands have equal shapes, strides and types are timed once. Fused attention is not included.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds, self.timed = 0.0, {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # noqa: ANN001
+        call = partial(function, *args, **(kwargs or {}))
+        if function.overloadpacket in (aten.mm, aten.bmm, aten.addmm, aten.baddbmm):
+            key = (function, *((operand.shape, operand.stride(), operand.dtype) for operand in args))
+            if key not in self.timed:
+                self.timed[key] = seconds(call, 0.02)
+            self.seconds += self.timed[key]
+        return call()

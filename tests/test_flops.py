@@ -1,0 +1,62 @@
+import argparse
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models.transformer import attend
+from utils.flops import count_flops
+from utils.gradient import GradientLearner
+
+
+def test_a_linear_layer_needs_three_products_of_its_size():
+    layer = nn.Linear(5, 7)
+    x = torch.randn(3, 11, 5, requires_grad=True)
+    one = 2 * 33 * 5 * 7
+    assert count_flops(lambda: layer(x)) == one
+    assert count_flops(lambda: layer(x).sum().backward()) == 3 * one
+    with torch.autocast("cpu", torch.bfloat16):
+        assert count_flops(lambda: layer(x).sum().backward()) == 3 * one
+
+
+def test_a_convolution_needs_three_products_of_its_size():
+    layer = nn.Conv2d(4, 6, 3, padding=1)
+    x = torch.randn(2, 4, 8, 8, requires_grad=True)
+    one = 2 * (2 * 8 * 8) * (4 * 3 * 3) * 6
+    assert count_flops(lambda: layer(x)) == one
+    assert count_flops(lambda: layer(x).sum().backward()) == 3 * one
+    assert count_flops(lambda: layer(x.detach()).sum().backward()) == 2 * one  # as of a first layer
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize(("attention", "backward"), [(F.scaled_dot_product_attention, 5), (attend, 4)])
+def test_attention_needs_two_products_forward_and_four_or_five_backward(attention, backward, is_causal):
+    """The fused kernel computes the scores again, plain products keep them."""
+    q, k, v = (torch.randn(2, 3, length, 4, requires_grad=True) for length in (8, 10, 10))
+    one = 2 * 2 * 3 * 8 * 10 * 4
+    assert count_flops(lambda: attention(q, k, v, is_causal=is_causal)) == 2 * one
+    assert count_flops(lambda: attention(q, k, v, is_causal=is_causal).sum().backward()) == (2 + backward) * one
+
+
+def test_a_mask_and_half_precision_do_not_change_the_count_of_fused_attention():
+    q, k, v = (torch.randn(2, 3, 8, 4, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+    mask = torch.ones(8, 8, dtype=torch.bool).tril()
+    step = lambda: F.scaled_dot_product_attention(q, k, v, attn_mask=mask).sum().backward()  # noqa: E731
+    assert count_flops(step) == 7 * 2 * 2 * 3 * 8 * 8 * 4
+
+
+def test_elementwise_work_does_not_count():
+    assert count_flops(lambda: torch.ones(3).exp() + 1) == 0
+
+
+@pytest.mark.parametrize("batch_size", [3, 8])
+def test_a_learner_counts_both_passes_of_a_whole_batch_and_moves_nothing(batch_size):
+    model = nn.Linear(5, 7)
+    before = model.weight.detach().clone()
+    args = argparse.Namespace(batch_size=batch_size, precision="auto", compile=False, ema_decay=0)
+    config = argparse.Namespace(model_lr=0.1, weight_decay=0.1)
+    measure = lambda model, batch: {"loss": model(batch).mean()}  # noqa: E731
+    learner = GradientLearner(model, measure, config, args, 10, torch.device("cpu"))
+    assert learner.flops(torch.randn(8, 5)) == 2 * 2 * 8 * 5 * 7  # the data needs no gradient
+    assert model.weight.equal(before)

@@ -1,0 +1,47 @@
+"""How OpenMP's threads wait and how many there are, chosen before torch is imported, which reads it once.
+
+A thread that has done its share waits for the others by spinning, up to 30 ms. Where another process wants the core,
+that is time lost for both. docs/times.md shows what each choice costs alone and in company.
+"""
+
+import os
+import time
+from pathlib import Path
+
+SPINS = "10000"  # about 0.1 ms, enough for the gaps between two operations
+STAT = Path("/proc/stat")
+SAMPLE_SECONDS = 0.1
+
+
+def busy_seconds() -> float:
+    """Seconds of all cores that were not idle since the machine started; waiting for a disk counts as idle."""
+    ticks = [int(number) for number in STAT.read_text().splitlines()[0].split()[1:]]
+    return (sum(ticks[:8]) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
+
+
+def busy_cores() -> float:
+    """Cores that other processes keep busy right now; 0 where nobody can say."""
+    if not STAT.exists():
+        return 0.0
+    before, start = busy_seconds(), time.perf_counter()
+    time.sleep(SAMPLE_SECONDS)
+    return (busy_seconds() - before) / (time.perf_counter() - start)
+
+
+def choose() -> str:
+    """Set the environment unless the user has; return what was chosen, for the log."""
+    chosen = []
+    if not os.environ.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}:
+        os.environ["GOMP_SPINCOUNT"] = SPINS
+        chosen.append(f"GOMP_SPINCOUNT={SPINS}")
+    if not os.environ.keys() & {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}:
+        cores, busy = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(), busy_cores()
+        if round(busy) >= 1 and cores > 1:
+            os.environ["OMP_NUM_THREADS"] = str(max(1, cores - round(busy)))
+            chosen.append(
+                f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}, since other work keeps {busy:.1f} cores busy"
+            )
+    return ", ".join(chosen) or "as the environment says"
+
+
+CHOICE = choose()
