@@ -6,6 +6,8 @@ Reads a dataset.json of images and an autoencoder; writes one .npy a map and a d
         --model-path out/faces/autoencoder/models_checkpoint/latest.pt --out-dir out/faces/feature_maps
 """
 
+import utils.threads  # noqa: F401
+
 import hashlib
 import logging
 import os

@@ -8,6 +8,8 @@ inside, and the tokens of all stages (tokens.npz) under --out-dir.
         --config-path out/faces/generate.json --num-images 25 --seed 0 --out-dir out/faces/generated
 """
 
+import utils.threads  # noqa: F401
+
 import dataclasses
 import json
 import logging
@@ -40,8 +42,8 @@ SamplingOptions = optional(
 
 
 @dataclass(frozen=True, kw_only=True)
-class WishOptions:
-    """What to generate; of several values, image i takes number i, and from the first again"""
+class RequestOptions:
+    """What to generate; of several values, image i takes number i, and from the first again."""
 
     condition_index: tuple[int, ...] = option("units of the condition codebook", (), low=0, exclusive="condition")
     condition_image: tuple[Path, ...] = option("images whose conditions to take", (), exclusive="condition")
@@ -58,7 +60,7 @@ class WishOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(SamplingOptions, WishOptions, SpeedOptions, StepOptions):
+class Options(SamplingOptions, RequestOptions, SpeedOptions, StepOptions):
     """Options of generate_images.py."""
 
     decoder_path: Path = option("checkpoint of the autoencoder")

@@ -9,6 +9,8 @@ metrics.jsonl under --out-dir. The survivors keep their order, their vectors and
         --codebook-path out/faces/codebook_0/models_checkpoint/latest.pt --out-dir out/faces/codebook_0
 """
 
+import utils.threads  # noqa: F401
+
 import logging
 from dataclasses import dataclass
 from pathlib import Path

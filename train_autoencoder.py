@@ -7,6 +7,8 @@ metrics.jsonl under --out-dir.
         --config-path configs/full-128/autoencoder.json --out-dir out/faces/autoencoder
 """
 
+import utils.threads  # noqa: F401
+
 import torch
 import torch.nn.functional as F
 from torch import nn

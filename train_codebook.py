@@ -9,6 +9,8 @@ comparison_N.png), pictures of the map (atlas_N.png, u_matrix_N.png, hit_map_N.p
         --config-path configs/full-128/codebook_0.json --max-epoch 5 --out-dir out/faces/codebook_0
 """
 
+import utils.threads  # noqa: F401
+
 import logging
 import math
 from dataclasses import dataclass

@@ -11,6 +11,8 @@ pictures (images/ground_truth_N.png, low_res_cond_N, high_res_example_N, high_re
         --config-path configs/full-128/transformer_1.json --out-dir out/faces/transformer_1
 """
 
+import utils.threads  # noqa: F401
+
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path

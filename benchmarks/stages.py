@@ -18,6 +18,7 @@ CPU = torch.device("cpu")
 CODEBOOKS = ("codebook_cond", "codebook_0", "codebook_1", "codebook_2")
 CONFIGS = Path(__file__).parent.parent / "configs/demo-64"
 BATCHES = (64, 16, 8)  # of the recipe, one for each stage
+RECIPE = {"lr_schedule": "cosine", "warmup_step": 50, "ema_decay": 0}
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,6 @@ class DemoStage:
     def learner(self, stage: Stage, use_muon: bool = True, **changes: object) -> GradientLearner:
         """The learner that trains a stage, with the options of the demo and these changes."""
         paths = {"dataset_path": self.folder, "config_path": CONFIGS, "out_dir": self.folder}  # the learner reads none
-        recipe = {"lr_schedule": "cosine", "warmup_step": 50, "ema_decay": 0.0, "batch_size": self.batch_size}
-        options = GradientOptions(**paths, **recipe | changes)
+        options = GradientOptions(**paths, **RECIPE | changes, batch_size=self.batch_size)
         config, weights = stage.config.transformer, stage.transformer.block_weights if use_muon else ()
         return GradientLearner(stage, lambda stage, batch: stage(*batch), config, options, 1000, CPU, weights)

@@ -14,6 +14,8 @@ Needs `pip install -r requirements-eval.txt`.
     python -m scripts.evaluate out/demo-avatars
 """
 
+import utils.threads  # noqa: F401
+
 import json
 import time
 from dataclasses import dataclass

@@ -1,5 +1,7 @@
 """What is kept of each attempt at a step: an entry of `run.json` beside its results, and a log."""
 
+from utils.threads import CHOICE
+
 import dataclasses
 import json
 import logging
@@ -114,6 +116,7 @@ def attempt(script: str, options: StepOptions, device: torch.device, config: obj
     handlers = [logging.StreamHandler(sys.stdout), logging.FileHandler(folder.log(begun.script))]
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers, force=True)
     log.info("arguments %s", json.dumps(arguments))
+    log.info("%d threads: %s", begun.threads, CHOICE)
     try:
         yield
     except BaseException as error:
