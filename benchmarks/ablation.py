@@ -157,9 +157,7 @@ def loss_of(stage: Stage, coarse: torch.Tensor, fine: torch.Tensor, learner: Gra
 @torch.no_grad()
 def draw_coarse(before: DemoStage) -> torch.Tensor:
     """Tokens of held-out images drawn by the stage before, each after the true tokens before it."""
-    stage = Stage.load(
-        before.folder / f"transformer_{before.number}" / "models_checkpoint/best.pt", before.coarse, before.fine
-    )
+    stage = Stage.load(before.run.transformers[before.number].best, before.coarse, before.fine)
     given, written = before.tokens[before.held_out]
     inputs, _ = stage.inputs_and_targets(given, written)
     probabilities = stage.transformer(inputs, stage.source(given)).softmax(-1).flatten(0, 1)

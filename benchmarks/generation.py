@@ -93,10 +93,10 @@ def machine_rates(dtype: torch.dtype, num_bytes: int) -> tuple[float, float]:
 def work_of(decoder: CachedDecoder, rows: int, dtype: torch.dtype, num_weights: int) -> tuple[int, float]:
     """Bytes of weights and cache that decoding a token must read, and the operations that it needs."""
     cache, model = decoder.cache, decoder.model
-    prefix = 2 * cache.ring * cache.keys.shape[1]  # keys and values of all prefixes
-    memory = 2 * COARSE[0] * COARSE[1] * len(decoder.reads[0].keywords["keys"])
-    numbers = num_weights + (prefix + memory) * model.config.in_dim * len(model.decoder)
-    seen = cache.ring + COARSE[0] * COARSE[1]
+    coarse, images = COARSE[0] * COARSE[1], len(decoder.reads[0].keywords["k"])
+    keys = rows * cache.capacity + images * coarse  # and as many values
+    numbers = num_weights + 2 * keys * model.config.in_dim * len(model.decoder)
+    seen = cache.capacity + coarse
     operations = rows * (2 * num_weights + 4 * seen * model.config.in_dim * len(model.decoder))
     return numbers * dtype.itemsize, operations
 
@@ -118,7 +118,7 @@ def compare_with_machine(config: TransformerConfig) -> None:
             num_weights = weights_of(stage.transformer)
             make_ready(stage.transformer, dtype, rows)
             with torch.no_grad():
-                decoder = CachedDecoder(stage.transformer, images, coarse_tokens(images), search)
+                decoder = CachedDecoder(stage.transformer, rows, coarse_tokens(images))
                 taken, shares = time_tokens(decoder, rows, images, search)
             num_bytes, operations = work_of(decoder, rows, dtype, num_weights)
             bandwidth, rate = machine_rates(dtype, num_bytes)

@@ -13,9 +13,9 @@ from models.transformer import TransformerConfig
 from utils.config import load_config
 from utils.dataset import VAL_FRACTION, FeatureMapDataset, TokenDataset
 from utils.gradient import GradientLearner, GradientOptions
+from utils.run_folder import RunFolder
 
 CPU = torch.device("cpu")
-CODEBOOKS = ("codebook_cond", "codebook_0", "codebook_1", "codebook_2")
 CONFIGS = Path(__file__).parent.parent / "configs/demo-64"
 BATCHES = (64, 16, 8)  # of the recipe, one for each stage
 RECIPE = {"lr_schedule": "cosine", "warmup_step": 50, "ema_decay": 0}
@@ -25,7 +25,7 @@ RECIPE = {"lr_schedule": "cosine", "warmup_step": 50, "ema_decay": 0}
 class DemoStage:
     """The data of one stage, from the folder of scripts/demo.sh."""
 
-    folder: Path
+    run: RunFolder
     number: int
     coarse: Codebook
     fine: Codebook
@@ -36,10 +36,10 @@ class DemoStage:
     @classmethod
     def read(cls, folder: Path, number: int) -> "DemoStage":
         """Read the codebooks and tokens of a stage."""
-        names = CODEBOOKS[number : number + 2]
-        books = [Codebook.load(folder / name / "models_checkpoint/pruned_codebook.pt") for name in names]
-        dataset = FeatureMapDataset(folder / "feature_maps/dataset.json")
-        return cls(folder, number, *books, load_tokens(dataset, *books, CPU), *dataset.split(VAL_FRACTION))
+        run = RunFolder(folder)
+        books = [Codebook.load(book.pruned) for book in run.codebooks[number : number + 2]]
+        dataset = FeatureMapDataset(run.feature_maps.dataset)
+        return cls(run, number, *books, load_tokens(dataset, *books, CPU), *dataset.split(VAL_FRACTION))
 
     @property
     def batch_size(self) -> int:
@@ -48,13 +48,17 @@ class DemoStage:
     def build(self, **changes: object) -> Stage:
         """A new stage with the config of the demo and these changes."""
         config = replace(load_config(CONFIGS / f"transformer_{self.number}.json", TransformerConfig), **changes)
-        stage = Stage(StageConfig.between(config, self.coarse, self.fine, self.folder, self.number == 0))
+        stage = Stage(StageConfig.between(config, self.coarse, self.fine, self.run.path, self.number == 0))
         stage.init_embeddings(self.coarse, self.fine)
         return stage
 
     def learner(self, stage: Stage, use_muon: bool = True, **changes: object) -> GradientLearner:
         """The learner that trains a stage, with the options of the demo and these changes."""
-        paths = {"dataset_path": self.folder, "config_path": CONFIGS, "out_dir": self.folder}  # the learner reads none
+        paths = {
+            "dataset_path": self.run.path,
+            "config_path": CONFIGS,
+            "out_dir": self.run.path,
+        }  # the learner reads none
         options = GradientOptions(**paths, **RECIPE | changes, batch_size=self.batch_size)
         config, weights = stage.config.transformer, stage.transformer.block_weights if use_muon else ()
         return GradientLearner(stage, lambda stage, batch: stage(*batch), config, options, 1000, CPU, weights)

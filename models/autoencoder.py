@@ -104,7 +104,7 @@ class Decoder(nn.Sequential):
 
 
 class Autoencoder(nn.Module):
-    """Encoder and decoder, trained on the mean squared or absolute error of images in [−1, 1].
+    """Encoder and decoder, trained on the mean squared or mean absolute error of images in [−1, 1].
 
     Resolution changes by pixel (un)shuffling (Shi et al. 2016): no convolution runs on the full-size image.
     """
@@ -131,7 +131,7 @@ class Autoencoder(nn.Module):
 
     @property
     def scale(self) -> int:
-        """Pixels a side of what a cell of the feature map stands for."""
+        """Pixels per side of one cell of the feature map."""
         return 2**self.config.num_layers
 
     def decode(self, fmap: torch.Tensor) -> torch.Tensor:
@@ -139,14 +139,14 @@ class Autoencoder(nn.Module):
         return self.decoder(fmap)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Reconstruct (B, 3, H, W). Noise on the feature map in training lets the decoder forgive quantization."""
+        """Reconstruct (B, 3, H, W). In training, noise on the feature map makes the decoder tolerate quantization."""
         fmap = self.encode(images)
         if self.training and self.config.latent_noise > 0:
             fmap = fmap + self.config.latent_noise * torch.randn_like(fmap)
         return self.decode(fmap)
 
     def loss(self, made: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-        """The mean error of reconstructions (B, 3, H, W), as the config measures it, a scalar."""
+        """The mean error of reconstructions (B, 3, H, W), by the config's `loss`, a scalar."""
         return F.mse_loss(made, images) if self.config.loss == "mse" else F.l1_loss(made, images)
 
     def check_image(self, shape: tuple[int, int, int], where: Path) -> None:

@@ -202,7 +202,7 @@ class Stage(nn.Module):
         if config.is_guided:
             coarse = torch.cat((coarse, self.without_condition(coarse)))
         start = self.start(coarse)
-        decoder = CachedDecoder(self.transformer, len(coarse), self.source(coarse), config)
+        decoder = CachedDecoder(self.transformer, len(coarse) * config.num_beam, self.source(coarse))
 
         def next_logits(inputs: torch.Tensor) -> torch.Tensor:
             if decoder.position == 0:

@@ -15,8 +15,8 @@ from utils.files import UserError
 from utils.options import check_ranges, option
 
 KIND = "codebook"
-# Distances held at once while searching: 4 MiB stay in a processor's cache, which makes the search three times as fast
-# as one over 32 MiB; a GPU wants larger pieces.
+# Distances computed at once in a search: 4 MiB fit into a processor's cache, which makes the search three times as fast
+# as blocks of 32 MiB; a GPU needs larger blocks.
 SEARCH_CELLS = {"cpu": 2**20, "cuda": 2**24}
 MAX_UNITS, MAX_NUMBERS = 2**14, 2**22  # K, and in all units together K·D
 
@@ -61,7 +61,7 @@ class CodebookConfig:
 
     @property
     def map_shape(self) -> tuple[int, int]:
-        """Rows and columns of the map: nearly square, the last row perhaps shorter."""
+        """Rows and columns of the map: nearly square; the last row may be shorter."""
         rows = math.isqrt(self.num_embeddings)
         return rows, -(-self.num_embeddings // rows)
 
@@ -99,20 +99,20 @@ class Codebook(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """The hash that later stages record."""
+        """The hash that later steps record."""
         return fingerprint(self.state_dict())
 
     @property
     def fmap_shape(self) -> tuple[int, int, int]:
-        """The (C, H, W) of the feature maps that it reads and writes."""
+        """The shape (C, H, W) of its feature maps."""
         return self.config.image_C, self.config.image_H, self.config.image_W
 
     def check_fits(self, path: Path, dataset: FeatureMapDataset) -> None:
-        """Raise `UserError` naming `path`, the codebook's, if it is not for these feature maps."""
+        """Raise `UserError` naming `path`, the file of the codebook, if it is not for these feature maps."""
         if dataset.shape != self.fmap_shape:
             raise UserError(
                 f"{path}: is for feature maps of {self.fmap_shape} (C, H, W), the data set holds {dataset.shape}; "
-                "mend 'image_C', 'image_H' and 'image_W' in its config"
+                "correct 'image_C', 'image_H' and 'image_W' in its config"
             )
         check_origin(path, "data set's autoencoder", self.autoencoder, dataset.autoencoder)
 
@@ -123,7 +123,7 @@ class Codebook(nn.Module):
     def nearest(self, patches: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
         """Patches (N, D) → squared distances and indices of the `k` nearest units, each (N, k), nearest first.
 
-        The search runs in blocks: what it holds beside its results does not grow with N.
+        The search runs in blocks, so its memory beside the results does not grow with N.
         """
         half_norms = self.units.square().sum(1) / 2
         cells = SEARCH_CELLS.get(self.units.device.type, SEARCH_CELLS["cpu"])
@@ -141,7 +141,7 @@ class Codebook(nn.Module):
         return indices.view(len(fmap), -1)
 
     def lookup(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Tokens (B, T) → feature maps (B, C, H, W) made of the units' patches."""
+        """Tokens (B, T) → feature maps (B, C, H, W) of the units' patches."""
         return unpatchify(self.units[tokens], *self.fmap_shape, self.config.patch_H)
 
     def quantization_error(self, fmap: torch.Tensor) -> torch.Tensor:

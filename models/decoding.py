@@ -1,139 +1,77 @@
-"""Decoding one position at a time: the cache of keys and values, and the model made ready for it.
+"""Decoding one position at a time: the cache of keys and values, and the model made ready for it."""
 
-The beams of an image that go on from the same survivor share its prefix: they are the queries of one attention to it,
-and beside it lie the few keys that each has added since, which a mask shows to their beam alone.
-"""
-
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import nn
 
-from models.transformer import Transformer
-from utils.sampling import SamplingConfig
-
-
-@dataclass(frozen=True)
-class View:
-    """What one position sees of a cache: slots up to `end`, but for what the masks say. The newest lie at `slot`."""
-
-    slot: int
-    end: int
-    base: int  # where the open block begins
-    stale: tuple[slice, ...]  # slots that the window has left
+from models.transformer import Transformer, attend
 
 
 class KVCache:
-    """Keys and values of all layers, of `prefixes` rows that `share` beams each go on from, `block` tokens long.
+    """Keys and values of all layers, a row for each hypothesis.
 
-    Of a prefix slot 0 keeps position 0 and the others roll, as far as the window reaches; positions are absolute, so
-    keys stay valid wherever they lie. Behind what a prefix holds come the keys of the open block, a slot a position and
-    beam. A beam alone on its prefix (`share` 1) has no block: it writes to the prefix.
+    Under a sliding window slot 0 keeps position 0 and the other slots are reused in turn. Positions are absolute, so a
+    key stays valid in whatever slot it lies.
     """
 
-    def __init__(self, model: Transformer, prefixes: int, share: int = 1, block: int = 1) -> None:
+    def __init__(self, model: Transformer, rows: int) -> None:
         config, weight = model.config, model.embed.token.weight
-        self.share, self.ring = share, prefix_length(model)
-        capacity = self.ring + (share * block if share > 1 else 0)
+        self.capacity = model.grid.length if model.window is None else min(model.grid.length, model.window + 1)
         heads, head_dim = config.self_attn_heads, config.in_dim // config.self_attn_heads
-        self.keys = weight.new_empty(config.num_dec_layers, prefixes, heads, head_dim, capacity)
-        self.values = weight.new_empty(config.num_dec_layers, prefixes, heads, capacity, head_dim)
-        own = torch.eye(share, dtype=torch.bool, device=weight.device).repeat(1, block)
-        self.own = weight.new_zeros(own.shape).masked_fill(~own, -torch.inf)  # (share, share·block), of the open block
+        self.keys = weight.new_empty(config.num_dec_layers, rows, heads, self.capacity, head_dim)
+        self.values = torch.empty_like(self.keys)
         self.position = 0  # that comes next
-        self.settled = 0  # positions that have been written to the prefixes
+        self.parents = torch.zeros(rows, dtype=torch.int64, device=weight.device)  # rows of the last reordering
+        self.reordered = 0  # positions that it moved
 
-    def advance(self) -> View:
-        """Make room for the next position."""
-        position, self.position = self.position, self.position + 1
-        if self.share == 1:
-            self.settled = self.position
-            end = min(self.settled, self.ring)
-            return View(self._slot(position), end, end, ())
-        base = min(self.settled, self.ring)
-        slot = base + (position - self.settled) * self.share
-        window = self.ring - 1
-        oldest, newest_stale = max(1, self.settled - window), position - window
-        if newest_stale < oldest:
-            return View(slot, slot + self.share, base, ())
-        first, end = self._slot(oldest), self._slot(oldest) + newest_stale - oldest + 1
-        wrapped = max(0, end - self.ring)
-        return View(slot, slot + self.share, base, (slice(first, end - wrapped), slice(1, 1 + wrapped)))
+    def slot(self, position: int) -> int:
+        """Where a position is stored."""
+        return 1 + (position - 1) % (self.capacity - 1) if position else 0
 
-    def _slot(self, position: int) -> int:
-        """Where a position lies in a prefix."""
-        return 1 + (position - 1) % (self.ring - 1) if position else 0
-
-    @torch.compiler.disable  # its shapes change at each position
-    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: int, view: View) -> torch.Tensor:
-        """Store k and v of a position in a layer, and attend to all that it sees.
-
-        Each (prefixes, heads, share, head_dim).
-        """
-        keys, values = self.keys[layer, ..., : view.end], self.values[layer, ..., : view.end, :]
-        keys[..., view.slot : view.slot + self.share] = k.mT
-        values[..., view.slot : view.slot + self.share, :] = v
-        scores = (q * q.shape[-1] ** -0.5) @ keys
-        for slots in view.stale:
-            scores[..., slots] = -torch.inf
-        if self.share > 1:
-            scores[..., view.base :] += self.own[:, : view.end - view.base]
-        return scores.softmax(-1) @ values
+    def update(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store k and v (R, heads, 1, head_dim) of this position → the keys and values that it sees, in any order."""
+        slot, seen = self.slot(self.position), min(self.position + 1, self.capacity)
+        self.keys[layer, :, :, slot : slot + 1], self.values[layer, :, :, slot : slot + 1] = k, v
+        return self.keys[layer, :, :, :seen], self.values[layer, :, :, :seen]
 
     def reorder(self, rows: torch.Tensor) -> None:
-        """Let beam i go on from what beam `rows[i]` has seen; beams that share a prefix go on from the same one.
+        """Let row i go on from what row `rows[i]` has seen; a row that stays is not copied.
 
-        What stays in its place is not copied.
+        Rows with the same parent are alike up to the reordering that gave it to them. Where all rows go on from one
+        that has their parent, as when an image keeps one beam, only the positions since then are copied.
         """
-        parents = rows[:: self.share]
-        source, beam = parents // self.share, parents % self.share
-        filled = min(self.settled, self.ring)
-        own = filled + torch.arange(self.settled, self.position, device=rows.device).sub(self.settled) * self.share
-        by_slot = [self.keys.permute(1, 4, 0, 2, 3), self.values.permute(1, 3, 0, 2, 4)]
-        # What the parents have added since: (prefixes, positions, layers, heads, head_dim).
-        added = [tensor[source[:, None], own + beam[:, None]] for tensor in by_slot]
-        moved = (source != torch.arange(len(source), device=rows.device)).nonzero().flatten()
-        if len(moved):
-            for tensor in by_slot:
-                tensor[moved, :filled] = tensor[source[moved], :filled]
-        slots = [self._slot(position) for position in range(self.settled, self.position)]
-        for tensor, part in zip(by_slot, added, strict=True):
-            tensor[:, slots] = part
-        self.settled = self.position
-
-
-def prefix_length(model: Transformer) -> int:
-    """Positions that a prefix keeps: all, or the window's and position 0."""
-    return model.grid.length if model.window is None else min(model.grid.length, model.window + 1)
+        since = self.reordered if torch.equal(self.parents[rows], self.parents) else 0
+        slots = sorted({self.slot(position) for position in range(since, self.position)})
+        moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero()  # (moved, 1)
+        for tensor in (*self.keys, *self.values):  # of one layer, (R, heads, capacity, head_dim)
+            tensor[moved, :, slots] = tensor[rows[moved], :, slots]
+        self.parents, self.reordered = rows, self.position
 
 
 class CachedDecoder:
     """`next_logits` goes on from a cache instead of computing the prefix again.
 
-    `source` (N, S) are the coarse tokens of N images, encoded once; each image has the beams of `config`, a row each.
+    `source` (N, S) are the coarse tokens of N images, encoded once. An image has the same number of rows as any other,
+    one after another.
     """
 
-    def __init__(
-        self, model: Transformer, images: int, source: torch.Tensor | None = None, config: SamplingConfig | None = None
-    ) -> None:
-        config = config or SamplingConfig()
-        self.model = model
-        self.share = config.num_beam // config.num_prefix
-        if self.share * config.beam_width > prefix_length(model):
-            self.share = 1  # the open block would cost more than prefixes of one's own
-        self.cache = KVCache(model, images * config.num_beam // self.share, self.share, config.beam_width)
+    def __init__(self, model: Transformer, rows: int, source: torch.Tensor | None = None) -> None:
+        self.model, self.cache = model, KVCache(model, rows)
         memory = [] if source is None else model.encode(source)
-        self.reads = [partial(self._read, keys=k.mT.contiguous(), values=v.contiguous()) for k, v in memory]
+        self.reads = [partial(self._read, k=k.contiguous(), v=v.contiguous()) for k, v in memory]
         self.reads = self.reads or [None] * len(model.decoder)
 
+    @torch.compiler.disable  # its shapes change at each position
+    def _see(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: int) -> torch.Tensor:
+        """Attention (R, heads, 1, d) of each row to itself and what it has seen."""
+        return attend(q, *self.cache.update(layer, k, v))
+
     @torch.compiler.disable
-    def _read(self, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """Attention (prefixes, heads, share, d) to the images' memory: an image's beams are queries of one product."""
-        images = len(keys)
-        q = q.unflatten(0, (images, -1)).transpose(1, 2).flatten(2, 3)  # (N, heads, beams, d)
-        y = (q * q.shape[-1] ** -0.5 @ keys).softmax(-1) @ values
-        return y.unflatten(2, (-1, self.share)).transpose(1, 2).flatten(0, 1)
+    def _read(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Attention (R, heads, 1, d) to the images' memory: the rows of an image are queries of one product."""
+        q = q.squeeze(2).unflatten(0, (len(k), -1)).transpose(1, 2)  # (N, heads, rows of an image, d)
+        return attend(q, k, v).transpose(1, 2).flatten(0, 1)[:, :, None]
 
     @property
     def position(self) -> int:
@@ -145,14 +83,12 @@ class CachedDecoder:
 
         `start` (R, dim), if any, is added to the embeddings of the first inputs.
         """
-        model, cache = self.model, self.cache
-        cell = torch.tensor([self.position], device=inputs.device)
-        x = model.embed_inputs(inputs[:, None], cell, start)  # (R, 1, dim)
-        x = x.view(-1, self.share, x.shape[-1])  # (prefixes, share, dim)
-        view = cache.advance()
+        model = self.model
+        x = model.embed_inputs(inputs[:, None], torch.tensor([self.position], device=inputs.device), start)
         for layer, (block, read) in enumerate(zip(model.decoder, self.reads, strict=True)):
-            x = block(x, partial(cache.attend, layer=layer, view=view), read)
-        return model.head(model.norm(x.to(model.norm.weight.dtype))).flatten(0, 1)
+            x = block(x, partial(self._see, layer=layer), read)
+        self.cache.position += 1
+        return model.head(model.norm(x.to(model.norm.weight.dtype))).squeeze(1)
 
     def reorder(self, rows: torch.Tensor) -> None:
         """Let row i go on from row `rows[i]`, of the same image."""
@@ -174,7 +110,8 @@ class PackedLinear(nn.Module):
 def make_ready(model: Transformer, dtype: torch.dtype, rows: int, compiled: bool = False) -> None:
     """Turn a model into one that only decodes `rows` rows at once, in `dtype` but for its last step, to the logits.
 
-    On the CPU the decoder's weights are packed, unless that is slower: for a single row of float32.
+    On the CPU the decoder's weights are packed, unless that is slower, for a single row of float32, or not possible, in
+    bfloat16 on a processor without instructions for it.
     """
     model.eval().to(dtype)
     model.norm.float()
@@ -185,6 +122,8 @@ def make_ready(model: Transformer, dtype: torch.dtype, rows: int, compiled: bool
         return
     is_cpu = model.head.weight.device.type == "cpu"
     if not is_cpu or not torch.backends.mkldnn.is_available() or (rows == 1 and dtype == torch.float32):
+        return
+    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return
     for parent in list(model.decoder.modules()):
         for name, child in list(parent.named_children()):

@@ -1,4 +1,4 @@
-"""Generation: the stages of a cascade, loaded to belong together, and what a person can ask of them."""
+"""Generation: the stages of a cascade, checked to belong together, and requests to them."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -50,29 +50,29 @@ def load_generation_config(path: Path, **changes: float) -> list[GenerationConfi
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for beyond the config. Image i takes entry i of a list, which begins anew at its end."""
+    """What to generate. Image i takes entry i of a list, and from the first again after the last."""
 
     seed: int = 0
-    conditions: tuple[int, ...] = ()  # units of the condition codebook; without any, drawn as often as they were used
+    conditions: tuple[int, ...] = ()  # units of the condition codebook; if empty, drawn in proportion to their use
     labels: tuple[str, ...] = ()
-    init_tokens: tuple[torch.Tensor, ...] = ()  # tokens of images, of the condition and of each stage, each (M, T)
+    init_tokens: tuple[torch.Tensor, ...] = ()  # tokens of M images, of the condition and of each stage, each (M, T)
     from_stage: int = 0  # the first stage that writes; the tokens before it are those of `init_tokens`
     keep_rows: int = 0  # rows of the base stage's grid, and in finer grids those that they cover, kept of `init_tokens`
 
 
 def pick(entries: tuple, image: int) -> object | None:
-    """Entry number `image` of a list that begins anew at its end; None of an empty one."""
+    """Entry number `image` of a list, modulo its length; None of an empty list."""
     return entries[image % len(entries)] if entries else None
 
 
 def check_meeting(path: Path, written: Codebook, read: Codebook) -> None:
-    """Refuse `path`, the codebook that a stage reads, when the stage before it writes with another one."""
+    """Raise `UserError` if `path`, the codebook that a stage reads, is not the one that the stage before it writes."""
     if written.fingerprint != read.fingerprint:
-        raise UserError(f"{path}: is not the codebook that the stage before writes with; name the same file in both")
+        raise UserError(f"{path}: is not the codebook that the stage before writes; name the same file in both")
 
 
 def check_guidance(path: Path, stage: Stage, config: SamplingConfig) -> None:
-    """Refuse guidance of the stage in `path` if it has not learned to do without a condition."""
+    """Raise `UserError` if guidance is asked of the stage in `path`, which was trained without `condition_dropout`."""
     if config.is_guided and not stage.config.transformer.condition_dropout:
         raise UserError(
             f"{path}: 'guidance_scale' is {config.guidance_scale}, but the stage was trained without "
@@ -81,7 +81,7 @@ def check_guidance(path: Path, stage: Stage, config: SamplingConfig) -> None:
 
 
 class Cascade:
-    """The stages of a generation, checked to belong together and to the decoder, ready for batches of `batch_size`."""
+    """The stages of a cascade and its decoder, checked to belong together, ready for batches of `batch_size` images."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class Cascade:
     ) -> None:
         self.configs, self.decoder, self.device, self.batch_size = configs, decoder, device, batch_size
         self.stages: list[Stage] = []
-        self.codebooks: list[Codebook] = []  # the condition codebook, then what each stage writes with
+        self.codebooks: list[Codebook] = []  # the condition codebook, then the one that each stage writes
         for number, config in enumerate(configs):
             paths = (config.model_path, config.lr_codebook_path, config.hr_codebook_path)
             model_path, coarse_path, fine_path = (folder / path for path in paths)
@@ -122,7 +122,7 @@ class Cascade:
         return self.stages[0].config.labels
 
     def check(self, request: Request) -> None:
-        """Raise `UserError` naming the flag that this cascade cannot follow."""
+        """Raise `UserError` naming the flag that this cascade cannot satisfy."""
         num_units = len(self.codebooks[0])
         for unit in request.conditions:
             if not 0 <= unit < num_units:
@@ -156,8 +156,8 @@ class Cascade:
     def conditions(self, request: Request, images: range) -> torch.Tensor:
         """The condition token of each image, (N, 1).
 
-        Where none is given it is drawn in proportion to how often each unit was used: of all images, or of those with
-        the label that is asked for.
+        If none is given, it is drawn in proportion to how often each unit was used by all images, or by those with the
+        requested label.
         """
         if request.conditions:
             given = [pick(request.conditions, image) for image in images]
@@ -178,7 +178,7 @@ class Cascade:
 
     @property
     def length(self) -> int:
-        """Tokens that the stages write for an image."""
+        """Tokens that all stages write for an image."""
         return sum(stage.config.fine.length for stage in self.stages)
 
     def generate(
@@ -186,7 +186,7 @@ class Cascade:
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Tokens of the condition and of every stage for these images, each (N, T), and the stages' scores (N, stages).
 
-        A stage that did not write has no score (NaN). `progress` is called with the number of positions done.
+        A stage that was skipped has no score (NaN). `progress` is called with the number of positions done.
         """
         tokens = [self.conditions(request, images)]
         scores = torch.full((len(images), len(self.stages)), torch.nan)
@@ -208,9 +208,9 @@ class Cascade:
     def batches(
         self, request: Request, number: int, name: str
     ) -> Iterator[tuple[int, list[torch.Tensor], torch.Tensor]]:
-        """`number` images, batch by batch, under a bar of this name: the index of the first, tokens and scores.
+        """Generate `number` images; yield of each batch the index of its first image, its tokens and its scores.
 
-        The last batch is generated in full as well: how many images are asked for never changes a picture.
+        The last batch is generated in full as well, so the number of images never changes a picture.
         """
         starts = range(0, number, self.batch_size)
         with progress(total=self.length * len(starts), unit="token", desc=name) as bar:
@@ -219,16 +219,16 @@ class Cascade:
                 yield start, [part[: number - start] for part in tokens], scores[: number - start]
 
     def filling_in(self, tokens: list[torch.Tensor], steps: int) -> Iterator[torch.Tensor]:
-        """Images (N, 3, H, W) as they come about: the condition, then each stage's tokens over those of the one before.
+        """Images (N, 3, H, W) as they fill in: the condition, then each stage's tokens over those of the one before.
 
-        A stage takes at most `steps` pictures.
+        Each stage yields at most `steps` pictures.
         """
         fmaps = [book.lookup(part) for book, part in zip(self.codebooks, tokens, strict=True)]
         yield self.decoder.decode(fmaps[0])
         for stage, (coarse, fine) in zip(self.stages, pairwise(fmaps), strict=True):
             grid = stage.config.fine
             cells = torch.arange(grid.length, device=fine.device).view(grid.height, grid.width)
-            # The number of the token that wrote each cell of the feature map.
+            # The index of the token that covers each cell of the feature map.
             number = cells.repeat_interleave(fine.shape[2] // grid.height, 0)
             number = number.repeat_interleave(fine.shape[3] // grid.width, 1)
             step = -(-grid.length // steps)

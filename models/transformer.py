@@ -74,10 +74,12 @@ def attend(
 ) -> torch.Tensor:
     """Attention of q (…, T, d) to k and v (…, S, d), where the mask is true, or to those up to its own place.
 
-    The gradient of the fused kernel is slow on the CPU: there its parts are faster one by one, while they are small.
+    On the CPU plain products take the place of the fused kernel where they are faster: under a gradient, and for few
+    queries beside the keys, as in decoding; in both cases only while there are not too many scores to keep.
     """
-    is_small = q.shape[:-1].numel() * k.shape[-2] <= 2**24  # scores, which are kept for the gradient
-    if q.device.type != "cpu" or not q.requires_grad or not is_small:
+    is_small = q.shape[:-1].numel() * k.shape[-2] <= 2**24
+    is_plain = q.device.type == "cpu" and is_small and (q.requires_grad or 4 * q.shape[-2] <= k.shape[-2])
+    if not is_plain:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
     scores = (q * q.shape[-1] ** -0.5) @ k.mT
     if is_causal:

@@ -12,7 +12,6 @@ from benchmarks import ablation, codebook, codebook_limits, generation, sampling
 from evaluation.features import EfficientNetFeatures
 from models.transformer import TransformerConfig
 from utils.config import load_config
-from utils.sampling import SamplingConfig
 
 
 def numbers_of(output):
@@ -115,13 +114,13 @@ def test_the_benchmark_of_generation(monkeypatch, capsys):
 
 def test_the_floor_counts_bytes_and_operations():
     stage = generation.build(load_config(TINY / "transformer_2.json", TransformerConfig), (8, 8))
-    decoder = generation.CachedDecoder(stage.transformer, 3, generation.coarse_tokens(3), SamplingConfig(num_beam=2))
+    decoder = generation.CachedDecoder(stage.transformer, 6, generation.coarse_tokens(3))
     weights = generation.weights_of(stage.transformer)
     # 2 layers of width 32 and 64 in the MLP: 4 matrices of self-attention, 2 of cross-attention, 3 and the head.
     assert weights == 2 * (6 * 32 * 32 + 3 * 32 * 64 + 3 * 32 + 4 * 16) + 512 * 32
     num_bytes, operations = generation.work_of(decoder, 6, torch.bfloat16, weights)
-    assert decoder.share == 2  # so three prefixes, of a window of 16 and position 0, and 256 coarse tokens an image
-    assert num_bytes == 2 * (weights + 2 * 3 * (17 + 256) * 32 * 2)
+    # A row holds a window of 16 and position 0, an image 256 coarse tokens.
+    assert num_bytes == 2 * (weights + 2 * (6 * 17 + 3 * 256) * 32 * 2)
     assert operations == 6 * (2 * weights + 4 * (17 + 256) * 32 * 2)
 
 

@@ -4,9 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_transformers import COARSE, WINDOWS, build, generator, seeds
 
-from models.decoding import CachedDecoder, KVCache, make_ready, prefix_length
+from models.decoding import CachedDecoder, KVCache, make_ready
 from models.transformer import Grid
-from utils.sampling import SamplingConfig
 
 LONG = Grid(9, 7, 9)
 
@@ -36,7 +35,7 @@ def test_cached_logits_equal_uncached_ones_far_past_the_window():
     decoder = CachedDecoder(model, 2)
     cached = torch.stack([decoder.next_logits(inputs[:, t]) for t in range(63)], dim=1)
     assert torch.allclose(cached, model(inputs), atol=1e-10)
-    assert decoder.cache.keys.shape[-1] == decoder.cache.values.shape[-2] == 4
+    assert decoder.cache.keys.shape[-2] == decoder.cache.values.shape[-2] == 4  # the window and position 0
 
 
 @torch.no_grad()
@@ -44,68 +43,45 @@ def test_cached_logits_equal_uncached_ones_far_past_the_window():
     seed=seeds,
     window=st.none() | st.integers(2, 30),
     has_coarse=st.booleans(),
-    num_beam=st.integers(1, 6),
-    keep_beam=st.integers(1, 6),
-    beam_width=st.integers(1, 12),
+    beams=st.integers(1, 6),
+    survivors=st.integers(1, 6),
+    every=st.integers(1, 12),
 )
 @settings(max_examples=60, deadline=None)
-def test_beams_go_on_from_the_prefix_of_their_parent(seed, window, has_coarse, num_beam, keep_beam, beam_width):
-    """Each row's logits equal those of its own prefix, computed anew, whoever shares it, whatever the window left."""
+def test_rows_go_on_from_what_their_parent_has_seen(seed, window, has_coarse, beams, survivors, every):
+    """Each row's logits equal those of its own prefix, computed anew, whatever the window left."""
     images, length = 2, 40
-    config = SamplingConfig(num_beam, beam_width, min(num_beam, keep_beam))
     model = build(window, fine=Grid(5, 8, 9), coarse=COARSE if has_coarse else None)
     draw = generator(seed)
     source = torch.randint(5, (images, 4), generator=draw) if has_coarse else None
-    repeated = None if source is None else source.repeat_interleave(num_beam, dim=0)
-    decoder = CachedDecoder(model, images, source, config)
-    prefix = torch.empty(images * num_beam, 0, dtype=torch.int64)
-    multiplied = torch.arange(num_beam) * config.keep_beam // num_beam
+    repeated = None if source is None else source.repeat_interleave(beams, dim=0)
+    decoder = CachedDecoder(model, images * beams, source)
+    prefix = torch.empty(images * beams, 0, dtype=torch.int64)
     for position in range(length):
-        inputs = torch.randint(20, (images * num_beam,), generator=draw)
+        inputs = torch.randint(20, (images * beams,), generator=draw)
         prefix = torch.cat((prefix, inputs[:, None]), dim=1)
         logits = decoder.next_logits(inputs)
         if position % 7 == 6 or position in (0, 1):
             assert torch.allclose(logits, model(prefix, repeated)[:, -1], atol=1e-9)
-        if num_beam > 1 and (position + 1) % beam_width == 0:
-            parent = torch.randint(num_beam, (images, config.keep_beam), generator=draw)[:, multiplied]
-            rows = (parent + torch.arange(images)[:, None] * num_beam).flatten()
+        if (position + 1) % every == 0:
+            parent = torch.randint(beams, (images, survivors), generator=draw)[:, torch.arange(beams) % survivors]
+            rows = (parent + torch.arange(images)[:, None] * beams).flatten()
             decoder.reorder(rows)
             prefix = prefix[rows]
 
 
-@pytest.mark.parametrize(
-    ("config", "window", "prefixes", "share"),
-    [
-        (SamplingConfig(), None, 3, 1),
-        (SamplingConfig(num_beam=8, beam_width=2), None, 3, 8),  # one survivor: one prefix an image
-        (SamplingConfig(num_beam=8, beam_width=2, keep_beam=4), None, 12, 2),
-        (SamplingConfig(num_beam=8, beam_width=2, keep_beam=3), None, 24, 1),  # not in even shares
-        (SamplingConfig(num_beam=8, keep_beam=8), None, 24, 1),
-        (SamplingConfig(num_beam=8, beam_width=9), None, 24, 1),  # blocks longer than all there is to share
-        (SamplingConfig(num_beam=8, beam_width=2), 10, 24, 1),
-        (SamplingConfig(num_beam=8, beam_width=1), 10, 3, 8),
-    ],
-)
-def test_beams_share_the_prefix_of_their_survivor(config, window, prefixes, share):
-    decoder = CachedDecoder(build(window, fine=LONG), 3, None, config)
-    assert decoder.share == share
-    assert decoder.cache.keys.shape[1] == prefixes
-    own = share * config.beam_width if share > 1 else 0
-    assert decoder.cache.keys.shape[-1] == prefix_length(decoder.model) + own
-
-
-def test_rows_that_stay_are_not_written(monkeypatch):
-    cache = KVCache(build(fine=LONG), prefixes=4)
+def test_only_rows_that_move_are_written(monkeypatch):
+    cache = KVCache(build(fine=LONG), 4)
     cache.keys.fill_(0).add_(torch.arange(4)[:, None, None, None])
     cache.values.fill_(0)
-    cache.position = cache.settled = 5
+    cache.position = 5
     written = []
     index_put = torch.Tensor.__setitem__
     monkeypatch.setattr(torch.Tensor, "__setitem__", lambda *args: written.append(args[1]) or index_put(*args))
     cache.reorder(torch.tensor([0, 1, 1, 3]))
-    assert [index[0].tolist() for index in written if isinstance(index[0], torch.Tensor)] == [[2], [2]]
-    assert cache.keys[0, :, 0, 0, :5].tolist() == [[0] * 5, [1] * 5, [1] * 5, [3] * 5]
-    assert cache.keys[0, 2, 0, 0, 5:].unique().tolist() == [2]  # what is not filled stays, too
+    assert written and all(index[0].tolist() == [[2]] for index in written)
+    assert cache.keys[0, :, 0, :5, 0].tolist() == [[0] * 5, [1] * 5, [1] * 5, [3] * 5]
+    assert cache.keys[0, 2, 0, 5:].unique().tolist() == [2]  # what is not filled stays, too
 
 
 @torch.no_grad()

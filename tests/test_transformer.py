@@ -87,18 +87,18 @@ def test_a_layer_sees_its_window_and_stacked_layers_further(window):
             assert seen.tolist() == [s == 0 or t - reach <= s <= t for s in range(12)]
 
 
-@given(seed=seeds, causal=st.booleans(), masked=st.booleans(), keys=st.integers(1, 9))
-def test_attention_is_the_same_with_a_gradient_as_without(seed, causal, masked, keys):
-    """On the CPU one is computed by its parts, the other by torch's kernel."""
+@given(seed=seeds, causal=st.booleans(), masked=st.booleans(), queries=st.integers(1, 5), keys=st.integers(1, 24))
+def test_attention_is_the_same_with_a_gradient_as_without(seed, causal, masked, queries, keys):
+    """On the CPU the first is made of plain products, the second by PyTorch's fused kernel unless queries are few."""
     g = generator(seed)
-    q = torch.randn(2, 3, 5, 4, generator=g, dtype=torch.float64)
+    q = torch.randn(2, 3, queries, 4, generator=g, dtype=torch.float64)
     k, v = (torch.randn(2, 3, keys, 4, generator=g, dtype=torch.float64) for _ in range(2))
-    mask = torch.rand(3, 5, keys, generator=g) < 0.5 if masked and not causal else None
+    mask = torch.rand(3, queries, keys, generator=g) < 0.5 if masked and not causal else None
     if mask is not None:
         mask[..., 0] = True
     expected = attend(q, k, v, mask, is_causal=causal)
     slow = torch.einsum("bhtd,bhsd->bhts", q, k) / 2
-    sees_all = torch.ones(5, keys, dtype=torch.bool)
+    sees_all = torch.ones(queries, keys, dtype=torch.bool)
     slow = slow.masked_fill(~(sees_all.tril() if causal else sees_all if mask is None else mask), -torch.inf)
     slow = torch.einsum("bhts,bhsd->bhtd", slow.softmax(-1), v)
     assert torch.allclose(expected, slow, atol=1e-10)

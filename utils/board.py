@@ -1,4 +1,4 @@
-"""What `--tensorboard` writes: the numbers and the pictures of a run, for TensorBoard to show."""
+"""TensorBoard: the numbers and the pictures of a training, for `--tensorboard`."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from utils.images import open_rgb
 
 
 class Board:
-    """Event files in a folder; what an earlier run wrote there after `start` is hidden."""
+    """Event files in a folder; entries of an earlier run after step `start` are hidden."""
 
     def __init__(self, folder: Path, start: int) -> None:
         try:
@@ -19,14 +19,14 @@ class Board:
         self.writer = SummaryWriter(str(folder), purge_step=start + 1)
 
     def write(self, row: dict[str, object]) -> None:
-        """The numbers of a line of `metrics.jsonl`, at its step."""
+        """Write the numbers of a line of `metrics.jsonl`."""
         for name, value in row.items():
             if name != "step" and isinstance(value, int | float):
                 self.writer.add_scalar(name, value, row["step"])
         self.writer.flush()
 
     def show(self, folder: Path, step: int) -> None:
-        """The pictures of a step: of `folder` each `name_<step>.png`."""
+        """Write the pictures of a step, each `name_<step>.png` in `folder`."""
         for path in sorted(folder.glob(f"*_{step}.png")):
             picture = np.asarray(open_rgb(path))
             self.writer.add_image(path.stem.removesuffix(f"_{step}"), picture, step, dataformats="HWC")

@@ -1,4 +1,4 @@
-"""The one checkpoint format: written atomically, read without executing anything, refused when it does not fit."""
+"""The checkpoint format: written atomically, read without executing code, checked before use."""
 
 import dataclasses
 import hashlib
@@ -20,7 +20,7 @@ State = dict[str, torch.Tensor]
 
 
 def fingerprint(state: State) -> str:
-    """A short hash of the tensors of a state dict: names, shapes and bytes. It says which weights these are."""
+    """A short hash of a state dict, over the names, shapes and bytes of its tensors: the identity of these weights."""
     digest = hashlib.blake2b(digest_size=8)
     for name in sorted(state):
         value = state[name].detach().cpu().contiguous()
@@ -32,11 +32,11 @@ def fingerprint(state: State) -> str:
 def save_checkpoint(
     path: Path, kind: str, config: object, model: State, trained_from: dict[str, str | None], **rest: object
 ) -> None:
-    """Write a checkpoint of plain types and tensors to `path`, in full or not at all.
+    """Write a checkpoint of plain types and tensors to `path`, completely or not at all.
 
-    `config` is a dataclass, `trained_from` the fingerprints of what the data was made with; `rest` is what else this
-    kind keeps (`ema`, `optimizer`, `step`, …).
-    The fingerprint is that of the weights a later stage will use: the averaged ones where there are any.
+    `config` is a dataclass. `trained_from` holds the fingerprints of the models that made the data. `rest` is whatever
+    else this kind of checkpoint keeps (`ema`, `optimizer`, `step`, …). The checkpoint's own fingerprint is that of the
+    weights that later steps use: the averaged weights if there are any.
     """
     content = {
         "kind": kind,
@@ -52,7 +52,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: Path, kind: str, *, memory_map: bool = False) -> dict:
-    """Read a checkpoint of this kind onto the CPU, or with `memory_map` leave its tensors in the file.
+    """Read a checkpoint of this kind onto the CPU; with `memory_map` its tensors stay in the file.
 
     Raises `UserError` naming the file and what is wrong with it.
     """
@@ -60,7 +60,7 @@ def load_checkpoint(path: Path, kind: str, *, memory_map: bool = False) -> dict:
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
     try:
-        # What torch would read as the format before zip files can fail in any way.
+        # torch would read anything else in its old format, which can fail in any way.
         options = {"map_location": "cpu", "weights_only": True, "mmap": memory_map}
         content = torch.load(path, **options) if zipfile.is_zipfile(path) else None
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, OSError, TypeError) as error:
@@ -80,29 +80,29 @@ def load_checkpoint(path: Path, kind: str, *, memory_map: bool = False) -> dict:
 
 
 def load_weights(model: nn.Module, checkpoint: dict, path: Path, *, averaged: bool = True) -> None:
-    """Load a checkpoint's weights, the averaged ones where there are any unless told not to; they must fit exactly."""
+    """Load the weights of a checkpoint, by default the averaged ones if there are any; names and shapes must match."""
     state = (averaged and checkpoint.get("ema")) or checkpoint["model"]
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"{path}: its weights do not fit this config, or an older version of this code wrote them and the stage "
-            f"must be trained anew, in an empty folder: {reason[:300]}"
+            f"{path}: its weights do not fit this config, or an older version of this code wrote them; train again in "
+            f"an empty folder: {reason[:300]}"
         ) from None
 
 
 def check_origin(path: Path, what: str, made_with: str | None, given: str | None) -> None:
-    """Refuse `path` when it was made with another `what` (a codebook, an autoencoder) than the one given."""
+    """Raise `UserError` if `path` was made with another `what` (a codebook, an autoencoder) than the one given."""
     if made_with is not None and given is not None and made_with != given:
         raise UserError(
             f"{path}: does not belong with this {what} (made with {made_with}, given {given}); "
-            "give the files of one run, or train the later stage again"
+            "give the files of one run, or train the later step again"
         )
 
 
 def check_origins(path: Path, made_with: dict[str, str | None], given: dict[str, str | None]) -> None:
-    """`check_origin` for everything that `path` was made with."""
+    """Apply `check_origin` to everything that `path` was made with."""
     for what, made in made_with.items():
         check_origin(path, what.replace("_", " "), made, given.get(what))
 

@@ -1,4 +1,4 @@
-"""The door of every script: expected errors and signals become one line and an exit status."""
+"""How every script ends: an expected error or a signal becomes one line and an exit status."""
 
 import signal
 import sys

@@ -1,4 +1,4 @@
-"""JSON file → config dataclass. Unknown, missing and ill-typed keys are refused by name."""
+"""JSON file → dataclass. Errors name the unknown, missing or ill-typed key."""
 
 import dataclasses
 import difflib
@@ -14,13 +14,13 @@ Config = TypeVar("Config")
 
 
 def read_json(path: Path) -> dict:
-    """The JSON object in `path`; a missing file, broken JSON or another type is a `UserError` that names the file."""
+    """Read the JSON object in `path`; raises `UserError` naming a file that is missing or broken."""
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); mend it or write it anew") from None
+        raise UserError(f"{path}: not valid JSON ({error}); fix it or write it again") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
@@ -53,7 +53,7 @@ def build_config(cls: type[Config], values: object, where: str) -> Config:
 
 
 def _build(value: object, hint: object, where: str) -> object:
-    """A value of this type: lists become tuples, and JSON objects the dataclasses that are asked for."""
+    """The value as type `hint`: lists become tuples, and JSON objects become dataclasses."""
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     nested = next((option for option in options if dataclasses.is_dataclass(option)), None)
     if nested is not None and isinstance(value, dict):

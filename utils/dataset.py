@@ -1,4 +1,4 @@
-"""`dataset.json` files (TinyDB), the data sets behind them, the one split, and the order of an epoch."""
+"""`dataset.json` files (TinyDB), the data sets behind them, the train–validation split, and batches."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ def write_dataset(path: str | os.PathLike, records: Iterable[dict], info: dict |
 
 
 def read_dataset(path: str | os.PathLike, required: tuple[str, ...]) -> tuple[list[dict], dict]:
-    """The records and the info of a `dataset.json`; every record must hold the `required` keys, each a string."""
+    """Read the records and the info of a `dataset.json`; every record must hold the `required` keys, each a string."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such data set; give the path of a dataset.json")
@@ -50,7 +50,7 @@ def read_dataset(path: str | os.PathLike, required: tuple[str, ...]) -> tuple[li
 
 
 def is_validation(path: str, fraction: float) -> bool:
-    """Whether the image of this path, as written in its image data set, is held out: a hash, the same in all stages."""
+    """Whether an image is held out, by a hash of its path as its data set writes it: the same in every step."""
     digest = hashlib.blake2b(path.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64 < fraction
 
@@ -58,7 +58,7 @@ def is_validation(path: str, fraction: float) -> bool:
 def split_indices(keys: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the training and of the validation records, by the hash of each record's image path (N, bytes).
 
-    The validation indices are shuffled, always in the same way: the first few stand for all, however data is sorted.
+    The validation indices are in a fixed random order, so that the first few represent all.
     """
     held_out = np.array([is_validation(key.decode(), fraction) for key in keys], dtype=bool)
     if held_out.all():
@@ -67,7 +67,7 @@ def split_indices(keys: np.ndarray, fraction: float) -> tuple[np.ndarray, np.nda
 
 
 def _packed(strings: Iterable[str]) -> np.ndarray:
-    """One array of bytes, which workers share, where a list of strings would be copied page by page."""
+    """One array of bytes, which worker processes share; a list of strings would be copied page by page."""
     return np.array([string.encode() for string in strings])
 
 
@@ -124,7 +124,7 @@ class ImageDataset(Dataset):
 class FeatureMapDataset(Dataset):
     """The feature maps of a `dataset.json`. `dataset[indices]` is a batch (B, C, H, W), float32.
 
-    `autoencoder` is the fingerprint of the autoencoder that made them, or None where the file does not say.
+    `autoencoder` is the fingerprint of the autoencoder that made them, None if unknown.
     Raises `UserError` naming the file when a map is missing, unreadable or of another shape than the first.
     """
 
@@ -144,7 +144,7 @@ class FeatureMapDataset(Dataset):
 
     @property
     def fingerprint(self) -> str:
-        """A short hash of which maps these are: their order, names, sizes and times of change, and what made them."""
+        """A short hash that identifies these maps: order, names, sizes, times of change, and their autoencoder."""
         digest = hashlib.blake2b(f"{self.autoencoder}{self.shape}".encode(), digest_size=8)
         for index in range(len(self)):
             try:
@@ -158,9 +158,9 @@ class FeatureMapDataset(Dataset):
         return torch.from_numpy(np.stack([self._read(self.path(index)) for index in indices]))
 
     def label_indices(self) -> tuple[tuple[str, ...], np.ndarray]:
-        """The names of all labels, sorted, and those of each map as indices (N, most), none being the number of names.
+        """The names of all labels, sorted, and the labels of each map as indices (N, L), padded by the number of names.
 
-        Without any labels there are no names, and no column.
+        Without any labels, L is 0.
         """
         labels = [json.loads(packed) for packed in self.labels]
         names = sorted(set().union(*labels))
@@ -179,11 +179,11 @@ class FeatureMapDataset(Dataset):
         return split_indices(self.image_keys, fraction)
 
     def with_image(self, indices: np.ndarray) -> np.ndarray:
-        """Those of `indices` whose image is still there; a data set of maps may have been moved without it."""
+        """Those of `indices` whose image still exists; feature maps may have been moved without their images."""
         return np.array([index for index in indices if self._image_path(index).is_file()], dtype=np.int64)
 
     def images(self, indices: np.ndarray, scale: int) -> torch.Tensor:
-        """The images that maps were made of, mirrored where the map is, `scale` pixels to a cell: (B, 3, H, W).
+        """The images of feature maps, mirrored where the map is, `scale` pixels to a cell: (B, 3, H, W).
 
         Raises `UserError` naming an image that is missing, unreadable or no longer of that size.
         """
@@ -195,7 +195,7 @@ class FeatureMapDataset(Dataset):
         height, width = self.shape[1] * scale, self.shape[2] * scale
         if image.shape[1:] != (height, width):
             raise UserError(
-                f"{path}: is {image.shape[1]}×{image.shape[2]}, its feature map was made of {height}×{width}; "
+                f"{path}: is {image.shape[1]}×{image.shape[2]}, its feature map was made from {height}×{width}; "
                 "make the maps again with generate_fmap_dataset.py"
             )
         return image.flip(-1) if self.flipped[index] else image
@@ -204,7 +204,7 @@ class FeatureMapDataset(Dataset):
         return self.folder / self.image_paths[index].decode()
 
     def unflipped(self, indices: np.ndarray) -> np.ndarray:
-        """Those of `indices` that are no mirror image."""
+        """Those of `indices` that are not mirrored."""
         return indices[~self.flipped[indices]]
 
     def _read(self, path: Path) -> np.ndarray:
@@ -221,7 +221,7 @@ class TokenDataset(Dataset):
         self.coarse, self.fine = coarse, fine
 
     def with_labels(self, labels: np.ndarray) -> "TokenDataset":
-        """These tokens with each map's labels (N, L) behind its coarse ones."""
+        """These tokens with the labels (N, L) of each map appended to its coarse tokens."""
         return TokenDataset(np.concatenate((self.coarse, labels), axis=1), self.fine)
 
     def __len__(self) -> int:
@@ -255,8 +255,8 @@ def epoch_order(indices: np.ndarray, seed: int, epoch: int) -> np.ndarray:
 class EpochSampler:
     """Index arrays of the batches of steps `start` to `stop`. Each epoch is a new permutation of `indices`.
 
-    The last batch of an epoch is smaller where the batch size does not divide the epoch. What step s gets is a
-    function of (seed, s), so a resumed run sees what an uninterrupted one would have.
+    The last batch of an epoch is smaller where the batch size does not divide the epoch. The batch of a step is a
+    function of (seed, step), so a resumed run sees the same batches as an uninterrupted one.
     """
 
     def __init__(self, indices: np.ndarray, batch_size: int, seed: int, start: int, stop: int) -> None:
@@ -273,7 +273,7 @@ class EpochSampler:
 
 
 def steps_per_epoch(num_items: int, batch_size: int) -> int:
-    """Batches in an epoch, a smaller last one counted."""
+    """Batches in an epoch, including a smaller last one."""
     return -(-num_items // batch_size)
 
 
@@ -281,7 +281,7 @@ Batch = torch.Tensor | tuple[torch.Tensor, ...]
 
 
 def num_items(batch: Batch) -> int:
-    """Items in a batch: the length of its tensor, or of each of its tensors."""
+    """Items in a batch, which is a tensor or a tuple of tensors of one length."""
     return len(batch if isinstance(batch, torch.Tensor) else batch[0])
 
 
@@ -293,14 +293,14 @@ def split_batch(batch: Batch, size: int) -> list[Batch]:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """A batch on the device."""
+    """Move a batch to the device."""
     if isinstance(batch, torch.Tensor):
-        return batch.to(device, non_blocking=device.type == "cuda")  # elsewhere the source may change meanwhile
+        return batch.to(device, non_blocking=device.type == "cuda")  # else the source might change first
     return tuple(to_device(part, device) for part in batch)
 
 
 class BatchLoader:
-    """Indexes `dataset` once a batch, with each array of `batches`, in `num_workers` processes or in this one."""
+    """Loads `dataset[batch]` for each array of `batches`, in `num_workers` processes or in this one."""
 
     def __init__(
         self, dataset: Dataset, batches: Collection[np.ndarray], num_workers: int = 0, pin_memory: bool = False
@@ -316,7 +316,7 @@ class BatchLoader:
 
     @classmethod
     def in_order(cls, dataset: Dataset, batch_size: int, num_workers: int = 0) -> "BatchLoader":
-        """All of `dataset`, in its order."""
+        """All of `dataset`, in order."""
         return cls(dataset, chunks(np.arange(len(dataset)), batch_size), num_workers)
 
     def __len__(self) -> int:
@@ -330,7 +330,7 @@ class BatchLoader:
 
 
 class _ErrorsAsValues(Dataset):
-    """Hands a bad file's error on as a value: raised in a process, it would come back as a traceback in a message."""
+    """Returns the error of a bad file as a value: raised in a worker, it would arrive as a traceback in a message."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
@@ -343,11 +343,11 @@ class _ErrorsAsValues(Dataset):
 
 
 def _ignore_stop(_: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM may reach every process of a run; only the parent acts, and ends the others."""
+    """Ctrl-C and a scheduler's SIGTERM may reach every process of a run; only the parent acts and ends the others."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
 def chunks(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """`indices` in their order, cut into batches."""
+    """`indices` cut into batches, in order."""
     return [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]

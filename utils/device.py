@@ -1,4 +1,4 @@
-"""The device that computes: which one, in which precision, fed by how many processes, with which memory."""
+"""The device: which one, its precision, how many processes load its data, and how its memory is kept."""
 
 import ctypes
 import os
@@ -11,7 +11,10 @@ from utils.files import UserError
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is the first there is of cuda, mps and cpu; any other name is a torch device that must be there."""
+    """The device of a name; `auto` takes the first available of cuda, mps and cpu.
+
+    Raises `UserError` where the device is not available.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -26,7 +29,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_workers(asked: int | None, device: torch.device) -> int:
-    """Loading processes: as asked, else none beside a model on the CPU, whose cores they would take."""
+    """Number of processes that load data: `asked`; by default none on a CPU, where they compete with the model."""
     if asked is not None:
         return asked
     return 0 if device.type == "cpu" else min(4, os.cpu_count() or 1)
@@ -41,21 +44,21 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def choose_dtype(device: torch.device, precision: str) -> torch.dtype:
-    """`fp32`, `bf16`, or on `auto` the faster: of matrix products on this device, never of one run's clock."""
+    """The dtype of matrix products: `fp32`, `bf16`, or on `auto` bfloat16 where the hardware multiplies it natively."""
     use = precision == "bf16" or (precision == "auto" and has_fast_bfloat16(device))
     return torch.bfloat16 if use else torch.float32
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context in which models are trained in a precision."""
+    """The autocast context of a precision."""
     use = choose_dtype(device, precision) == torch.bfloat16
     return torch.autocast(device.type, torch.bfloat16, enabled=use)
 
 
 def keep_memory() -> None:
-    """Keep freed memory for the next tensors; at each free glibc would hand it back and the kernel clear it anew."""
+    """Keep freed memory for the next tensors: glibc would return it, and the kernel would clear it each time."""
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(libc, "mallopt"):
         m_trim_threshold, m_mmap_threshold = -1, -3  # of malloc.h
-        libc.mallopt(m_mmap_threshold, 2**25)  # the most that it takes
+        libc.mallopt(m_mmap_threshold, 2**25)  # the largest value that it accepts
         libc.mallopt(m_trim_threshold, 2**30)

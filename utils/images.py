@@ -1,6 +1,6 @@
-"""Image files in, image files and grids out: the only room that knows file formats.
+"""Reading and writing images: the only module that knows file formats.
 
-Past it every image is RGB, float, in [−1, 1], (C, H, W).
+Everywhere else an image is RGB, float, in [−1, 1], (C, H, W).
 """
 
 import math
@@ -22,12 +22,12 @@ Colour = tuple[int, int, int]
 WHITE: Colour = (255, 255, 255)
 HEAT: tuple[Colour, ...] = ((18, 16, 56), (38, 84, 124), (62, 152, 132), (160, 206, 110), (252, 240, 176))
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-# Named, so that no other decoder of Pillow, some of which start programs, sees a stranger's file.
+# An explicit list: some of Pillow's other decoders start programs, and must not see untrusted files.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 
 
 def image_files(folder: str | os.PathLike) -> list[Path]:
-    """The images in `folder` and its sub-folders, known by their suffix, sorted. Hidden files and folders are left out.
+    """The images in `folder` and its sub-folders, by suffix, sorted. Hidden files and folders are skipped.
 
     Links to folders are followed, and each real folder is entered once. Raises `OSError` for a folder that cannot
     be listed.
@@ -108,7 +108,7 @@ def fit_square(
 
 
 def _resize(image: Image.Image, size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
-    # A large image is first reduced by a whole factor to 3 times the size, where Lanczos looks the same and costs less.
+    # A large image is first reduced by an integer factor to 3 times the size: Lanczos looks the same and costs less.
     return image.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
 
 
@@ -141,15 +141,15 @@ def save_grid(images: torch.Tensor, path: str | os.PathLike, columns: int | None
 
 def grid(images: torch.Tensor, columns: int | None = None) -> torch.Tensor:
     """Images (N, 3, H, W) side by side in one (3, H', W'), row by row, nearly square unless `columns` is given."""
-    from torchvision.utils import make_grid  # doubles the time to start, and half of the scripts draw no grid
+    from torchvision.utils import make_grid  # doubles the start-up time, and half of the scripts draw no grid
 
     return make_grid(images.float(), nrow=columns or math.ceil(math.sqrt(len(images))), pad_value=1.0)
 
 
 def save_animation(frames: Iterable[torch.Tensor], path: Path, seconds: float) -> None:
-    """Write `frames`, each (3, H, W) in [−1, 1], as a GIF or WebP, by the suffix, that runs for so long, then again.
+    """Write `frames`, each (3, H, W) in [−1, 1], as a looping GIF or WebP, by the suffix, that takes `seconds`.
 
-    The last frame stands still for a second.
+    The last frame stays for one more second.
     """
     pictures = [Image.fromarray(to_uint8(frame).permute(1, 2, 0).cpu().numpy()) for frame in frames]
     durations = [round(1000 * seconds / len(pictures))] * (len(pictures) - 1) + [1000]
@@ -159,9 +159,9 @@ def save_animation(frames: Iterable[torch.Tensor], path: Path, seconds: float) -
 
 
 def heat_map(values: torch.Tensor, side: int = 768) -> torch.Tensor:
-    """Numbers (H, W) from 0 up as colours from dark blue to light yellow, NaN white: (3, h, w) in [−1, 1].
+    """Non-negative numbers (H, W) as colours from dark blue to light yellow, NaN white: (3, h, w) in [−1, 1].
 
-    Each number is a square, as large as the longer side, `side` pixels, allows.
+    Each number becomes a square; the longer side of the picture has at most `side` pixels.
     """
     share = (values / values.nan_to_num(0).max().clamp(min=1e-12)).numpy()
     marks = np.linspace(0, 1, len(HEAT))
@@ -174,7 +174,7 @@ def heat_map(values: torch.Tensor, side: int = 768) -> torch.Tensor:
 def write_png(
     image: Image.Image, path: str | os.PathLike, text: dict[str, str] | None = None, *, durable: bool = True
 ) -> None:
-    """Write a Pillow image as a PNG, in full or not at all, with `text` as its text chunks; `durable` as for a file."""
+    """Write a Pillow image as a PNG, completely or not at all, with `text` as its text chunks; see `replace_file`."""
     chunks = PngImagePlugin.PngInfo()
     for key, value in (text or {}).items():
         chunks.add_text(key, value)

@@ -1,7 +1,7 @@
-"""Muon: steps of one size in all directions of a matrix (Jordan et al. 2024, "Muon: an optimizer for hidden layers").
+"""Muon: steps of equal size in all directions of a matrix (Jordan et al. 2024, "Muon: an optimizer for hidden layers").
 
-The gradient of a layer is mostly of a few directions. Muon takes the orthogonal matrix nearest to its momentum instead,
-so that the other directions are learned as fast.
+A few directions dominate the gradient of a layer. Muon steps along the orthogonal matrix nearest to the momentum, so
+that the other directions are learned as fast.
 """
 
 from collections import defaultdict
@@ -10,12 +10,12 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-COEFFICIENTS, ROUNDS = (3.4445, -4.7750, 2.0315), 5  # theirs: singular values come to lie around 1, not at it
-RMS = 0.2  # of AdamW's usual step, so that both take one learning rate (Liu et al. 2025, "Muon is scalable")
+COEFFICIENTS, ROUNDS = (3.4445, -4.7750, 2.0315), 5  # from the paper: singular values end up around 1, not exactly at 1
+RMS = 0.2  # that of a usual AdamW step, so that both share a learning rate (Liu et al. 2025, "Muon is scalable")
 
 
 def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
-    """Matrices (N, M, D) → about U Vᵀ of each one's singular value decomposition U S Vᵀ, by Newton–Schulz rounds."""
+    """Matrices (N, M, D) → approximately U Vᵀ of their singular value decompositions U S Vᵀ, by Newton–Schulz steps."""
     if matrices.shape[1] > matrices.shape[2]:
         return orthogonalize(matrices.mT).mT
     a, b, c = COEFFICIENTS
@@ -27,10 +27,10 @@ def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon with Nesterov momentum and decoupled weight decay, for matrices alone.
+    """Muon with Nesterov momentum and decoupled weight decay, for matrices only.
 
-    Unlike `torch.optim.Muon` it takes matrices of one shape together, and multiplies in `dtype`: that one does so in
-    bfloat16, which is slow on a CPU where it is not native (docs/experiments.md tells how slow).
+    Unlike `torch.optim.Muon` it batches matrices of one shape, and it multiplies in `dtype`. `torch.optim.Muon` always
+    uses bfloat16, which is slow on a CPU without native support (docs/experiments.md has the numbers).
     """
 
     def __init__(

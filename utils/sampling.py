@@ -42,11 +42,6 @@ class SamplingConfig:
             )
 
     @property
-    def num_prefix(self) -> int:
-        """Hypotheses of an image right after a comparison, or beams where those do not share them evenly."""
-        return self.num_beam if self.num_beam % self.keep_beam else self.keep_beam
-
-    @property
     def is_classic(self) -> bool:
         """Whether this is classic beam search, which draws nothing."""
         return self.num_beam > 1 and self.beam_width == 1 and self.keep_beam == self.num_beam
