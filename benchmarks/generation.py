@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.reference import next_logits
 from benchmarks.timing import seconds
 from models.cascade import Stage, StageConfig
 from models.decoding import CachedDecoder, make_ready
 from models.transformer import Grid, Transformer, TransformerConfig
+from tests.helpers.slow_generation import next_logits
 from utils.config import load_config
 from utils.device import keep_memory
 from utils.sampling import SamplingConfig, uniform_draws

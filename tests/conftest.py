@@ -5,7 +5,6 @@ import logging
 import shutil
 import signal
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,14 +17,11 @@ import train_autoencoder
 import train_codebook
 import train_quantized_transformer
 from scripts import demo_data
-from utils import cli
+from tests.helpers.scripts import CODEBOOKS, TINY, run_main
 
 torch.set_num_threads(1)  # equal tensors need an equal number of threads, and the tests may share the machine
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
-
-TINY = Path(__file__).parent.parent / "configs" / "tiny-32"
-CODEBOOKS = ("codebook_cond", "codebook_0", "codebook_1", "codebook_2")
 
 
 @contextmanager
@@ -50,29 +46,6 @@ def undisturbed():
 def handlers_of_pytest():
     with undisturbed():
         yield
-
-
-def run_main(main, *argv):
-    """Call a script's `main` with arguments of any type."""
-    main([str(argument) for argument in argv])
-
-
-def expect_exit(main, argv):
-    """Run a script as from the command line; return the status that it exits with."""
-    with pytest.raises(SystemExit) as stopped:
-        cli.run(lambda: run_main(main, *argv))
-    return stopped.value.code
-
-
-def expect_error(capsys, main, argv):
-    """Run a script that must end with status 2 and one line on stderr; return that line."""
-    capsys.readouterr()
-    status = expect_exit(main, argv)
-    lines = capsys.readouterr().err.splitlines()
-    assert status == 2
-    assert not any("Traceback" in line for line in lines)
-    assert [line for line in lines if line.startswith("error:")] == lines[-1:]
-    return lines[-1]
 
 
 @pytest.fixture(scope="session")

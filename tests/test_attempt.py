@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, expect_error, expect_exit, run_main
 
 import train_autoencoder
+from tests.helpers.scripts import TINY, expect_error, expect_exit, run_main
 from utils.attempt import FINISHED, read_attempts
 from utils.files import UserError
 from utils.gradient import GradientLearner, GradientOptions

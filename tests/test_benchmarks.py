@@ -5,12 +5,12 @@ import sys
 
 import pytest
 import torch
-from conftest import TINY
 from torch import nn
 
 from benchmarks import ablation, codebook, codebook_limits, generation, sampling, stages, timing, transformer
 from evaluation.features import EfficientNetFeatures
 from models.transformer import TransformerConfig
+from tests.helpers.scripts import TINY
 from utils.config import load_config
 
 

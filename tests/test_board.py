@@ -5,11 +5,11 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import TINY, expect_error, run_main
 from PIL import Image
 
 import train_autoencoder
 import train_codebook
+from tests.helpers.scripts import TINY, expect_error, run_main
 
 pytest.importorskip("tensorboard", reason="TensorBoard is not installed")
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -9,10 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_stages import CODEBOOKS, SEARCHES, TRANSFORMER, build, codebook, generator, tokens_for
 from torch import nn
 
-from benchmarks.reference import generate
 from models.cascade import (
     KIND,
     NEAR,
@@ -22,6 +20,8 @@ from models.cascade import (
     near_units,
 )
 from models.transformer import Grid
+from tests.helpers.slow_generation import generate
+from tests.helpers.stages import CODEBOOKS, SEARCHES, TRANSFORMER, build, codebook, generator, tokens_for
 from utils.checkpoint import save_checkpoint
 from utils.config import build_config
 from utils.files import UserError

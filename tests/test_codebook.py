@@ -3,7 +3,6 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from codebooks import LINE, PAIRS, build, config, distinct_units, generator, slow_distances, slow_patches, whole_maps
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -11,6 +10,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from models import codebook as codebook_module
 from models.codebook import KIND, Codebook
 from models.map_statistics import take_census
+from tests.helpers.codebooks import (
+    LINE,
+    PAIRS,
+    build,
+    config,
+    distinct_units,
+    generator,
+    slow_distances,
+    slow_patches,
+    whole_maps,
+)
 from utils.checkpoint import save_checkpoint
 from utils.files import UserError
 

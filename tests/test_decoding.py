@@ -2,10 +2,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_transformers import COARSE, WINDOWS, build, generator, seeds
 
 from models.decoding import CachedDecoder, KVCache, make_ready
 from models.transformer import Grid
+from tests.helpers.transformers import COARSE, WINDOWS, build, generator, seeds
 
 LONG = Grid(9, 7, 9)
 

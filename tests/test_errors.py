@@ -7,7 +7,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, expect_error, expect_exit, run_main
 
 import generate_fmap_dataset
 import generate_images
@@ -16,6 +15,7 @@ import train_autoencoder
 import train_codebook
 import train_quantized_transformer
 from scripts import make_dataset
+from tests.helpers.scripts import TINY, expect_error, expect_exit, run_main
 from utils.checkpoint import fingerprint
 from utils.dataset import FeatureMapDataset
 from utils.files import UserError

@@ -7,7 +7,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import expect_error, run_main
 from PIL import Image
 from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
@@ -20,6 +19,7 @@ from evaluation.novelty import Nearest
 from evaluation.reconstruction import quality
 from evaluation.run import TrainedRun
 from scripts import evaluate
+from tests.helpers.scripts import expect_error, run_main
 from utils.dataset import FeatureMapDataset, ImageDataset
 from utils.files import UserError
 

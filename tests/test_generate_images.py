@@ -6,12 +6,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, run_main
 from PIL import Image
 
 import generate_images
 import train_quantized_transformer
 from models.codebook import Codebook
+from tests.helpers.scripts import TINY, run_main
 
 DECODER = "autoencoder/models_checkpoint/latest.pt"
 PRUNED = "models_checkpoint/pruned_codebook.pt"

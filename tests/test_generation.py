@@ -3,13 +3,13 @@ import json
 
 import pytest
 import torch
-from small_stages import CODEBOOKS, build, codebook, generator, tokens_for
 
 from models.autoencoder import Autoencoder, AutoencoderConfig
 from models.cascade import KIND, Stage
 from models.codebook import KIND as CODEBOOK_KIND
 from models.codebook import Codebook
 from models.generation import Cascade, GenerationConfig, Request, load_generation_config, pick
+from tests.helpers.stages import CODEBOOKS, build, codebook, generator, tokens_for
 from utils.checkpoint import save_checkpoint
 from utils.files import UserError
 from utils.sampling import SamplingConfig, uniform_draws

@@ -4,7 +4,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from codebooks import LINE, PAIRS, build, config, generator, slow_distances, slow_patches, whole_maps
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,6 +21,7 @@ from models.map_learner import (
 )
 from models.map_order import arrange
 from models.map_statistics import take_census
+from tests.helpers.codebooks import LINE, PAIRS, build, config, generator, slow_distances, slow_patches, whole_maps
 
 seeds = st.integers(0, 2**31)
 

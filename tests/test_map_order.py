@@ -4,11 +4,11 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from codebooks import build, generator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.map_order import PairCounts, _Board, arrange
+from tests.helpers.codebooks import build, generator
 
 seeds = st.integers(0, 2**31)
 

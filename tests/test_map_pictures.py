@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 import torch
-from codebooks import LINE, build
 from PIL import Image
 
 from models import map_pictures
 from models.autoencoder import Autoencoder
 from models.codebook import Codebook
 from models.map_pictures import atlas, hit_map, save_map, u_matrix
+from tests.helpers.codebooks import LINE, build
 
 NAN = float("nan")
 

@@ -3,7 +3,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from codebooks import LINE, build, generator, slow_distances, slow_patches, whole_maps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,6 +10,7 @@ from models import map_statistics
 from models.autoencoder import Autoencoder
 from models.codebook import Codebook
 from models.map_statistics import decoded_psnr, table, take_census
+from tests.helpers.codebooks import LINE, build, generator, slow_distances, slow_patches, whole_maps
 from utils.dataset import FeatureMapDataset
 from utils.images import read_image
 

@@ -5,14 +5,14 @@ from argparse import Namespace
 
 import pytest
 import torch
-from codebooks import generator
-from conftest import run_main
 from hypothesis import given
 from hypothesis import strategies as st
 
 import prune_codebook
 from models.codebook import Codebook
 from prune_codebook import choose
+from tests.helpers.codebooks import generator
+from tests.helpers.scripts import run_main
 from utils.files import UserError
 
 LATEST, PRUNED = "models_checkpoint/latest.pt", "models_checkpoint/pruned_codebook.pt"

@@ -9,9 +9,7 @@ from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
-from conftest import CODEBOOKS, expect_error, run_main
 from PIL import Image
-from small_report import EVALUATION, HOSTILE, make_run
 
 import generate_images
 import train_quantized_transformer
@@ -23,6 +21,8 @@ from reporting.pictures import LEVELS
 from reporting.run import Run, Stage, read_log, read_run
 from reporting.sections import duration
 from scripts import report
+from tests.helpers.reports import EVALUATION, HOSTILE, make_run
+from tests.helpers.scripts import CODEBOOKS, expect_error, run_main
 from utils.files import UserError
 
 

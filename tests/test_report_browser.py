@@ -5,10 +5,10 @@ import re
 import shutil
 
 import pytest
-from conftest import run_main
-from small_report import make_run
 
 from scripts import report
+from tests.helpers.reports import make_run
+from tests.helpers.scripts import run_main
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 if CHROMIUM is None:

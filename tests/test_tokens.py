@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from codebooks import build
 
 from models import tokens
 from models.codebook import Codebook, CodebookConfig
 from models.tokens import load_tokens, token_path
+from tests.helpers.codebooks import build
 from utils.dataset import FeatureMapDataset, write_dataset
 from utils.files import UserError
 

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CODEBOOKS, TINY, expect_error, expect_exit, run_main
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -30,6 +29,7 @@ from models.codebook import Codebook
 from models.map_learner import MapLearner
 from models.map_statistics import take_census
 from models.transformer import Grid, Transformer, TransformerConfig
+from tests.helpers.scripts import CODEBOOKS, TINY, expect_error, expect_exit, run_main
 from utils.config import load_config
 from utils.dataset import FeatureMapDataset, ImageDataset, is_validation
 from utils.files import UserError

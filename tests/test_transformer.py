@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_transformers import COARSE, FINE, awake, band_mask, build, config, generator, seeds
 
 from models.cascade import Stage, StageConfig
 from models.transformer import (
@@ -18,6 +17,7 @@ from models.transformer import (
     attend,
     causal_attention,
 )
+from tests.helpers.transformers import COARSE, FINE, awake, band_mask, build, config, generator, seeds
 
 
 def sees(query, key, window):

@@ -22,7 +22,7 @@ LIMITS = {
     "low": ("at least", operator.ge),
     "above": ("above", operator.gt),
     "high": ("at most", operator.le),
-    "below": ("below", operator.lt),
+    "below": ("less than", operator.lt),
 }
 KINDS = {int: "a whole number", float: "a number"}
 
