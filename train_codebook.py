@@ -25,7 +25,7 @@ from models.map_learner import MapLearner, draw_sample, sample_size
 from models.map_order import arrange
 from models.map_pictures import save_map
 from models.map_statistics import decoded_psnr, table, take_census
-from models.previews import COMPARED, save_quantized
+from models.previews import compare, save_decoded
 from utils import cli
 from utils.attempt import attempt
 from utils.checkpoint import check_origin
@@ -34,6 +34,7 @@ from utils.config import load_config
 from utils.dataset import BatchLoader, FeatureMapDataset, steps_per_epoch
 from utils.device import choose_device, choose_workers
 from utils.files import UserError
+from utils.images import save_image
 from utils.learner import TrainingOptions
 from utils.metrics import Metrics
 from utils.options import option, parse_options
@@ -42,6 +43,7 @@ from utils.training import MAX_VALIDATION, mean_over, preview_indices, train
 
 log = logging.getLogger(__name__)
 
+COMPARED = 10  # images in the picture of originals, reconstructions and quantization
 COUNTED = 2**18  # numbers of feature maps at once, when the map is measured
 
 
@@ -86,13 +88,19 @@ def main(argv: list[str] | None = None) -> None:
         return mean_over(dataset, held_out, options.batch_size, error)
 
     def preview(step: int) -> None:
-        save_quantized(codebook, autoencoder, maps, truth, checkpoints.folder, step)
+        fmaps = {"image_plot": maps, "quant_image_plot": codebook.lookup(codebook.find_bmu(maps))}
+        save_decoded(autoencoder, fmaps, folder, step)
+        comparison = compare(autoencoder, codebook, maps[:COMPARED], originals)
+        save_image(comparison, folder.picture("comparison", step))
         if step < checkpoints.total_steps:  # at the end it is drawn once it is arranged and counted
-            save_map(codebook, autoencoder, checkpoints.folder, step)
+            save_map(codebook, autoencoder, folder, step)
 
+    folder = checkpoints.folder
     with attempt(__file__, options, device, config):
         shown = preview_indices(training, dataset.unflipped(held_out), 25)
-        maps, truth = dataset[shown].to(device), originals(dataset, shown[:COMPARED], autoencoder)
+        maps, compared = dataset[shown].to(device), shown[:COMPARED]
+        has_images = len(dataset.with_image(compared)) == len(compared)
+        originals = [dataset.images(compared, autoencoder.scale)] if has_images else []
         metrics = Metrics(options, len(training))
         step = train(options, learner, dataset, training, checkpoints, metrics, start, validate, preview)
         if codebook.counts.sum() == 0:
@@ -115,29 +123,16 @@ def start_codebook(
         return codebook.to(device), None
     codebook = Codebook(config)
     codebook.check_fits(options.config_path, dataset)
-    sample = start_patches(codebook, dataset, training, options)
-    codebook.lay_out(sample)  # not every device has what principal components need
-    return codebook.to(device), sample.to(device)
-
-
-def start_patches(
-    codebook: Codebook, dataset: FeatureMapDataset, training: np.ndarray, options: Options
-) -> torch.Tensor:
-    """Patches of random training maps, (N, D) in random order: a few a unit, or all there are."""
-    per_map = math.prod(codebook.config.grid)
+    per_map = math.prod(config.grid)
     if len(training) * per_map < len(codebook):
         raise UserError(
             f"'num_embeddings' is {len(codebook)}, but the data set has {len(training) * per_map} patches to train on: "
             "lower it or add images"
         )
-    wanted = sample_size(codebook.config, options.planned_steps(len(training)) * options.batch_size * per_map)
-    return draw_sample(codebook, dataset, training, wanted, options.seed)
-
-
-def originals(dataset: FeatureMapDataset, indices: np.ndarray, autoencoder: Autoencoder) -> torch.Tensor | None:
-    """The images (N, 3, H, W) that maps were made of, None unless all of them are still there."""
-    is_there = len(dataset.with_image(indices)) == len(indices)
-    return dataset.images(indices, autoencoder.scale) if is_there else None
+    wanted = sample_size(config, options.planned_steps(len(training)) * options.batch_size * per_map)
+    sample = draw_sample(codebook, dataset, training, wanted, options.seed)
+    codebook.lay_out(sample)  # on the CPU: not every device can compute principal components
+    return codebook.to(device), sample.to(device)
 
 
 def finish(

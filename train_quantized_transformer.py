@@ -24,7 +24,7 @@ import torch
 from models.autoencoder import Autoencoder
 from models.cascade import KIND, Stage, StageConfig, bits_before, with_bits
 from models.codebook import Codebook
-from models.previews import save_samples
+from models.previews import save_decoded
 from models.tokens import load_tokens
 from models.transformer import TransformerConfig
 from utils import cli
@@ -38,7 +38,7 @@ from utils.files import UserError
 from utils.gradient import GradientLearner, GradientOptions
 from utils.metrics import Metrics
 from utils.options import option, parse_options
-from utils.sampling import SamplingConfig
+from utils.sampling import SamplingConfig, uniform_draws
 from utils.training import MAX_VALIDATION, mean_over, preview_indices, train
 
 WATCH_SHARE = 7  # training items for each one that a log line is validated on: with no way back it costs about 5 %
@@ -113,11 +113,11 @@ def main(argv: list[str] | None = None) -> None:
             return with_bits(found, config, earlier_bits)
 
         shown = preview_indices(training, dataset.unflipped(held_out), options.test_num_sample)
-        fmaps, sampling = dataset[shown].to(device), SamplingConfig(temperature=options.temperature)
+        fmaps = dataset[shown].to(device)
 
         def preview(step: int) -> None:
-            given = ((coarse, fine), inputs.autoencoder, fmaps, to_device(tokens[shown], device), sampling)
-            save_samples(learner.best_model, *given, options.seed, checkpoints.folder, step)
+            drawn = draw(learner.best_model, coarse, fine, to_device(tokens[shown], device), options)
+            save_decoded(inputs.autoencoder, {"ground_truth": fmaps, **drawn}, checkpoints.folder, step)
 
         watched = min(MAX_VALIDATION, max(options.batch_size, options.log_step * options.step_size // WATCH_SHARE))
         metrics = Metrics(options, len(training), unit="tokens", per_item=config.fine.length)
@@ -149,6 +149,16 @@ def losses_of(learner: GradientLearner, tokens: TokenDataset, indices: np.ndarra
 
     found = mean_over(tokens, indices, batch_size, losses)
     return found | {"val_images": len(indices)} if found else {}
+
+
+def draw(
+    stage: Stage, coarse: Codebook, fine: Codebook, tokens: tuple[torch.Tensor, torch.Tensor], options: Options
+) -> dict[str, torch.Tensor]:
+    """Feature maps (N, C, H, W) of coarse and fine tokens, and of the fine tokens that the stage samples for them."""
+    uniform = uniform_draws(options.seed, 0, range(len(tokens[1])), stage.config.fine.length, num_beam=1)
+    sampled, _ = stage.sample(tokens[0], SamplingConfig(temperature=options.temperature), uniform)
+    given = coarse.lookup(tokens[0][:, : stage.config.coarse.length])
+    return {"low_res_cond": given, "high_res_example": fine.lookup(tokens[1]), "high_res_recon": fine.lookup(sampled)}
 
 
 if __name__ == "__main__":

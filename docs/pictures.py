@@ -1,6 +1,6 @@
-"""Make the pictures of README.md and docs/ anew, from what both demos left, into docs/images; all but the report's.
+"""Make the pictures of README.md and docs/ from the runs of both demos, except the screenshot of the report.
 
-What it reads, and how it is run:
+Writes to docs/images. The demos must have been run before:
 
     bash scripts/demo.sh && bash scripts/demo.sh --source openmoji
     .venv/bin/python -m docs.pictures out/demo-avatars out/demo-openmoji
@@ -11,10 +11,11 @@ import shutil
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 import generate_images
 from models.autoencoder import Autoencoder
-from models.generation import Cascade, load_generation_config
+from models.generation import Cascade, Request, load_generation_config
 from utils import cli
 from utils.dataset import VAL_FRACTION, ImageDataset
 from utils.images import grid, read_image, save_grid, save_image
@@ -22,7 +23,7 @@ from utils.images import grid, read_image, save_grid, save_image
 IMAGES = Path(__file__).parent / "images"
 SHOWN = (3, 8, 15, 21, 30)  # which of the held-out faces
 GROUPS = ("flags", "people-body", "food-drink", "smileys-emotion")
-GAP = 8  # pixels between what was given and what was made of it
+GAP = 8  # pixels between the given images and those made from them
 DECODER = "autoencoder/models_checkpoint/latest.pt"
 
 
@@ -32,7 +33,7 @@ def last(folder: Path, name: str) -> Path:
 
 
 def copy_pictures(avatars: Path, openmoji: Path) -> None:
-    """What the stages have drawn already."""
+    """Pictures that the steps have drawn already."""
     for name in ("Cond", "0", "1", "2"):
         shutil.copyfile(avatars / f"generated/images/recon_model_{name}.png", IMAGES / f"avatars_{name}.png")
     shutil.copyfile(openmoji / "generated/images/recon_model_2.png", IMAGES / "openmoji_2.png")
@@ -56,19 +57,41 @@ def beneath(above: torch.Tensor, below: torch.Tensor) -> torch.Tensor:
     return torch.cat([first, first.new_ones(3, GAP, first.shape[2]), second], dim=1)
 
 
-@torch.no_grad()
-def levels(run: Path, images: torch.Tensor, path: Path) -> None:
-    """Images, their reconstructions, and what each codebook leaves of them from the finest to the condition, by row."""
+def load_cascade(run: Path) -> Cascade:
+    """The trained cascade of a run, with the sampling of its generate.json."""
     decoder = Autoencoder.load(run / DECODER)
-    cascade = Cascade(load_generation_config(run / "generate.json"), run, decoder, torch.device("cpu"))
+    return Cascade(load_generation_config(run / "generate.json"), run, decoder, torch.device("cpu"))
+
+
+@torch.no_grad()
+def reconstructed(cascade: Cascade, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Pictures of what the autoencoder and the codebooks keep of images, each as rows of as many images.
+
+    `reconstructed`: reconstructions. `feature_maps`: each channel in grey. `levels`: reconstructions, then the images
+    decoded from the tokens of each codebook, from the finest to the condition.
+    """
+    fmap, tokens = cascade.decoder.encode(images), cascade.tokenize(images)
+    again = cascade.decoder.decode(fmap)
+    channels = [channel[:, None].expand(-1, 3, -1, -1) for channel in fmap.unbind(1)]
+    return {
+        "reconstructed": torch.cat((images, again)),
+        "feature_maps": torch.cat((images, *(F.interpolate(part, images.shape[2:]) for part in channels))),
+        "levels": torch.cat((images, again, *(cascade.decode(tokens[level], level) for level in (3, 2, 1, 0)))),
+    }
+
+
+@torch.no_grad()
+def written(cascade: Cascade, images: torch.Tensor) -> torch.Tensor:
+    """Rows of as many images: as given, by their coarsest tokens, by those of stage 1, and by those that it writes."""
     tokens = cascade.tokenize(images)
-    rows = [images, decoder(images), *(cascade.decode(tokens[level], level) for level in (3, 2, 1, 0))]
-    save_grid(torch.cat(rows), path, columns=len(images))
+    found, _ = cascade.generate(Request(init_tokens=tokens, from_stage=1), range(len(images)))
+    rows = (cascade.decode(tokens[1], 1), cascade.decode(tokens[2], 2), cascade.decode(found[2], 2))
+    return torch.cat((images, *rows))
 
 
 @torch.no_grad()
 def wishes(run: Path, scratch: Path) -> None:
-    """Faces completed, with new detail, like others, filling in."""
+    """Faces completed, with new detail, like others, filling in; and what each model makes of held-out faces."""
     dataset = ImageDataset(run / "data/dataset.json")
     _, held_out = dataset.split(VAL_FRACTION)
     images = dataset[held_out[list(SHOWN)]]
@@ -85,14 +108,16 @@ def wishes(run: Path, scratch: Path) -> None:
         save_image(beneath(images, made), IMAGES / f"avatars_{name}.png")
     generate(run, scratch / "filling_in", "--num-images", 9, "--animate")
     shutil.copyfile(scratch / "filling_in/images/filling_in.webp", IMAGES / "avatars_filling_in.webp")
-    levels(run, dataset[held_out[:10]], IMAGES / "avatars_levels.png")
+    cascade, images = load_cascade(run), dataset[held_out[:10]]
+    for name, rows in (reconstructed(cascade, images) | {"stage_1": written(cascade, images)}).items():
+        save_grid(rows, IMAGES / f"avatars_{name}.png", columns=len(images))
 
 
 def main() -> None:
     """Make them all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("avatars", type=Path, help="what scripts/demo.sh left")
-    parser.add_argument("openmoji", type=Path, help="what scripts/demo.sh --source openmoji left")
+    parser.add_argument("avatars", type=Path, help="folder of scripts/demo.sh")
+    parser.add_argument("openmoji", type=Path, help="folder of scripts/demo.sh --source openmoji")
     args = parser.parse_args()
     copy_pictures(args.avatars, args.openmoji)
     wishes(args.avatars, args.avatars / "pictures")

@@ -1,50 +1,73 @@
-"""The README's commands run as they stand, at tiny settings, and its tables name every flag and key there is."""
+"""The commands of the README and of the pages under docs/ run, at tiny settings, and what the pages name exists."""
 
 import importlib
+import importlib.util
+import inspect
 import json
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from models.autoencoder import AutoencoderConfig
-from models.codebook import CodebookConfig
-from models.generation import GenerationConfig
-from models.transformer import TransformerConfig
+from models.generation import load_generation_config
+from scripts.reference import SCRIPTS
+from utils.options import make_parser
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
+PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+STEPS = sorted(path.stem for path in ROOT.glob("*.py"))
 TINY = {
     "train_autoencoder": ["--max-step", "2"],
     "train_codebook": ["--max-step", "5"],
     "train_quantized_transformer": ["--max-step", "2", "--test-num-sample", "2"],
     "generate_images": ["--batch-size", "2", "--num-images", "3"],
 }
+RECORDED = ("python", "python3", "pip", "bash", "cp", "source")
+UNIT, RECORD = "\x1f", "\x1e"
 
 
-def bash_commands(text):
-    """The commands of all ```bash blocks, each as words; comments and continued lines are understood."""
-    blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.S)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
+def text_of(page):
+    return (ROOT / page).read_text(encoding="utf-8")
 
 
-def python_commands(text):
+def blocks_of(page, language):
+    return re.findall(rf"```{language}\n(.*?)```", text_of(page), flags=re.S)
+
+
+def commands_of(page):
+    """The commands of all ```bash blocks, each as words. Bash reads the blocks, but runs none of the commands."""
+    functions = "\n".join(f'{name}() {{ record {name} "$@"; }}' for name in RECORDED)
+    record = f"record() {{ printf '%s{UNIT}' \"$@\"; printf '{RECORD}'; }}\nPATH=\n"
+    script = "\n".join((record, functions, *blocks_of(page, "bash")))
+    found = subprocess.run(["bash", "-euc", script], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    return [line.removesuffix(UNIT).split(UNIT) for line in found.stdout.split(RECORD)[:-1]]
+
+
+def modules_of(commands):
     """(module, arguments) of the commands that start Python on the project's code."""
     found = []
-    for words in bash_commands(text):
+    for words in commands:
         if words[:2] == ["python", "-m"]:
             found.append((words[2], words[3:]))
         elif words[0] == "python":
             found.append((words[1].removesuffix(".py"), words[2:]))
     return found
+
+
+def test_bash_reads_the_blocks_of_a_page(tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    page.write_text("```bash\nfor i in 1 2; do\n    python a.py \\\n        --x $((i - 1)) 'b c'  # d\ndone\n```\n")
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    assert commands_of("page.md") == [["python", "a.py", "--x", str(i), "b c"] for i in (0, 1)]
+    page.write_text("```bash\nrm x\n```\n")
+    with pytest.raises(AssertionError, match="rm"):
+        commands_of("page.md")
 
 
 def test_commands_run_in_order(faces, tmp_path, monkeypatch):
@@ -53,29 +76,55 @@ def test_commands_run_in_order(faces, tmp_path, monkeypatch):
         Image.open(source).save(tmp_path / "photos" / name)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
-    config = re.search(r"```json\n(.*?)```", README, flags=re.S).group(1)
-    commands = python_commands(README)
-    names = ("codebook", "codebook_limits", "transformer", "ablation", "generation", "sampling")
-    benchmarks = {f"benchmarks.{name}" for name in names}
-    others = {"scripts.evaluate", "scripts.make_dataset", "scripts.report"}
-    assert {name for name, _ in commands} == {*SCRIPTS, *benchmarks, *others}
-    for name, arguments in commands:
-        if name in benchmarks:
-            continue  # test_benchmarks.py runs them, smaller
-        tiny = [word.replace("full-128", "tiny-32").replace("128", "32") for word in arguments]
-        if name == "generate_images":
-            Path("out/photos/two_stages.json").write_text(config)
-        importlib.import_module(name).main(tiny + TINY.get(name, []))
+    readme = commands_of("README.md")
+    names = {name for name, _ in modules_of(readme)}
+    assert names == {*STEPS, "scripts.evaluate", "scripts.make_dataset", "scripts.report"}
+    # The page about generation goes on where the README ends.
+    for words in (*readme, *commands_of("docs/generation.md")):
+        words = [word.replace("full-128", "tiny-32").replace("128", "32") for word in words]
+        for name, arguments in modules_of([words]):
+            if not name.startswith("benchmarks."):
+                importlib.import_module(name).main(arguments + TINY.get(name, []))
+        if words[0] == "cp":
+            shutil.copy(*words[1:])
     pictures = {path.name for path in Path("out/photos/generated/images").iterdir()}
     finals = {f"image_{index:05d}.png" for index in range(3)}
-    assert pictures == finals | {f"recon_model_{name}.png" for name in ("Cond", "0", "1")}
+    grids = {f"recon_model_{name}.png" for name in ("Cond", "0", "1", "2")}
+    assert pictures == finals | grids | {"filling_in.webp"}
     assert Path("out/photos/like/images/filling_in.webp").is_file()
     assert {path.name for path in Path("out/photos").iterdir()} >= {"completed", "detail"}
+    assert json.loads(Path("out/photos/evaluation/evaluation.json").read_text())["missing"] == []
     assert Path("out/photos/report.html").stat().st_size < 10_000_000
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_of_a_page_exist(page):
+    commands, copied = commands_of(page), {path.name for path in (ROOT / "configs").iterdir()}
+    for words in commands:
+        files = [word for word in words if word.startswith("requirements")]
+        files += words[1:2] if words[0] == "bash" else []
+        assert [name for name in files if not (ROOT / name).is_file()] == []
+        if words[0] == "cp":
+            assert (ROOT / words[-2]).exists()
+            copied.add(Path(words[-1]).name)
+        elif words[:2] == ["bash", "scripts/train_cascade.sh"]:
+            assert words[2] in copied
+    for name, arguments in modules_of(commands):
+        script = name if "." in name else f"{name}.py"
+        if script in SCRIPTS:
+            make_parser(SCRIPTS[script], "").parse_args(arguments)
+        else:  # a benchmark, whose parser is not at hand
+            source = inspect.getsource(importlib.import_module(name))
+            flags = {word for word in arguments if word.startswith("--")}
+            assert {flag for flag in flags if f'"{flag}"' not in source} == set()
+
+
+def test_the_readme_stays_short():
+    assert len(text_of("README.md").splitlines()) <= 250
+
+
 def test_bash_commands_are_those_that_other_tests_run():
-    scripts = {words[1] for words in bash_commands(README) if words[0] == "bash"}
+    scripts = {words[1] for words in commands_of("README.md") if words[0] == "bash"}
     assert scripts == {"scripts/demo.sh", "scripts/test.sh", "scripts/train_cascade.sh"}
 
 
@@ -89,38 +138,38 @@ def test_requirements_are_ranges_that_this_environment_meets(name):
     assert "Would install" not in report.stdout
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_docstring_command_is_in_the_readme(script):
-    doc = importlib.import_module(script).__doc__
+@pytest.mark.parametrize("step", STEPS)
+def test_docstring_command_is_in_the_readme(step):
+    doc = importlib.import_module(step).__doc__
     example = next(block for block in doc.split("\n\n") if block.startswith("    python "))
-    words = shlex.split(example.replace("\\\n", " ").replace("faces", "photos"))
+    words = shlex.split(example.replace("\\\n", " "))
     flags = {word for word in words if word.startswith("-")}
-    candidates = [arguments for name, arguments in python_commands(README) if name == script]
+    candidates = [arguments for name, arguments in modules_of(commands_of("README.md")) if name == step]
     assert any(flags <= set(arguments) for arguments in candidates)
 
 
-@pytest.mark.parametrize(
-    "script", [*SCRIPTS, *(f"scripts.{name}" for name in ("demo_data", "evaluate", "make_dataset", "report"))]
-)
-def test_flags_are_in_the_readme(script, capsys):
-    with pytest.raises(SystemExit):
-        importlib.import_module(script).main(["--help"])
-    flags = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out)) - {"--help"}
-    assert flags
-    assert {flag for flag in flags if f"`{flag}`" not in README} == set()
+def anchors_of(page):
+    """The anchors that GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text_of(page), flags=re.S), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("config", [AutoencoderConfig, CodebookConfig, TransformerConfig, GenerationConfig])
-def test_keys_are_in_the_readme(config):
-    assert {field.name for field in fields(config) if f"`{field.name}`" not in README} == set()
+@pytest.mark.parametrize("page", PAGES)
+def test_links_of_a_page_lead_somewhere(page):
+    links = re.findall(r"\]\((?!https?:)([^)]+)\)", text_of(page))
+    for name, _, anchor in (link.partition("#") for link in links):
+        target = (ROOT / page).parent.joinpath(name).resolve() if name else ROOT / page
+        assert target.exists(), name
+        assert not anchor or anchor in anchors_of(target.relative_to(ROOT)), f"{name}#{anchor}"
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/idea.md"])
-def test_pictures_and_files_that_a_page_names_exist(page):
-    names = re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT / page).read_text(encoding="utf-8"))
-    assert any(name.endswith(".png") for name in names)
-    assert [name for name in names if not (ROOT / page).parent.joinpath(name).exists()] == []
+@pytest.mark.parametrize("page", ["README.md", "docs/idea.md", "docs/codebooks.md", "docs/generation.md"])
+def test_pictures_are_shown(page):
+    assert ".png)" in text_of(page)
 
 
-def test_json_of_the_readme_loads():
-    assert set(json.loads(re.search(r"```json\n(.*?)```", README, flags=re.S).group(1))) == {"0", "1"}
+@pytest.mark.parametrize("page", PAGES)
+def test_json_of_a_page_is_a_generation(page, tmp_path):
+    for block in blocks_of(page, "json"):
+        (tmp_path / "generate.json").write_text(block)
+        assert load_generation_config(tmp_path / "generate.json")

@@ -53,13 +53,9 @@ class Attempt:
         """What to type to do the same again."""
         words = ["python", self.script]
         for key, value in self.arguments.items():
-            flag = f"--{key.replace('_', '-')}"
-            if value is True:
-                words.append(flag)
-            elif isinstance(value, list) and value:
-                words += [flag, *map(str, value)]
-            elif value is not None and not isinstance(value, bool | list):
-                words += [flag, str(value)]
+            if value is not None and value is not False and value != []:
+                values = value if isinstance(value, list) else [] if value is True else [value]
+                words += [f"--{key.replace('_', '-')}", *map(str, values)]
         return shlex.join(words)
 
 
@@ -101,17 +97,10 @@ def attempt(script: str, options: StepOptions, device: torch.device, config: obj
     """
     folder, begin = StepFolder(options.out_dir), _now()
     arguments = json.loads(json.dumps(dataclasses.asdict(options), default=str))
-    begun = Attempt(
-        script=Path(script).name,
-        arguments=arguments,
-        config=None if config is None else dataclasses.asdict(config),
-        versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
-        device=str(device),
-        threads=torch.get_num_threads(),
-        begin=begin,
-        end=begin,
-        outcome=RUNNING,
-    )
+    settings = None if config is None else dataclasses.asdict(config)
+    versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+    setup = (settings, versions, str(device), torch.get_num_threads())
+    begun = Attempt(Path(script).name, arguments, *setup, begin, begin, RUNNING)
     _write(folder, [*read_attempts(folder), begun])
     handlers = [logging.StreamHandler(sys.stdout), logging.FileHandler(folder.log(begun.script))]
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers, force=True)

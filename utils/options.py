@@ -1,7 +1,6 @@
-"""Options: fields of a dataclass that are flags of a script or keys of a JSON config.
+"""Options: dataclass fields that are the flags of a script or the keys of a JSON config.
 
-Each field says once what it means, its default and its range. The flags, their help, the checks of a config and
-docs/reference.md are made from that.
+A field states its meaning, default and range once. Flags, help, checks of configs and docs/reference.md follow from it.
 """
 
 import argparse
