@@ -1,6 +1,6 @@
 """Step 6: generate images with the whole cascade.
 
-Reads the decoder and a JSON config that names each stage's model, codebooks and sampling; writes a grid a stage
+Reads the decoder and a JSON config that names each stage's model, codebooks and sampling; writes a grid for each stage
 (images/recon_model_Cond.png, recon_model_0.png, …), each final image as its own PNG with its seed, settings and scores
 inside, and the tokens of all stages (tokens.npz) under --out-dir.
 
@@ -102,7 +102,7 @@ def generate(cascade: Cascade, request: Request, options: Options) -> None:
     show(cascade, tokens, folder, options.animate)
     for number, stage_scores in enumerate(scores.T.tolist()):
         log.info("scores of stage %d: %s", number, " ".join(f"{score:.1f}" for score in stage_scores[:GRID]))
-    log.info("wrote %d images, a grid a stage and tokens.npz to %s", options.num_images, options.out_dir)
+    log.info("wrote %d images, a grid for each stage and tokens.npz to %s", options.num_images, options.out_dir)
 
 
 def make_request(options: Options, cascade: Cascade) -> Request:

@@ -44,9 +44,11 @@ class Options(StepOptions):
     codebook_path: Path = option("checkpoint of the codebook")
     decoder_path: Path | None = option("checkpoint of the autoencoder: also measure images, and draw the map", None)
     batch_size: int = option("feature maps at once", 8, low=1)
-    prune_threshold: int = option("least use of a unit to stay", 10, low=0, exclusive="amount")
-    keep: int | None = option("units that stay, the most used, instead of a threshold", None, low=1, exclusive="amount")
-    val_fraction: float = option("share of images held out, to measure", VAL_FRACTION, low=0, below=1)
+    prune_threshold: int = option("smallest number of patches that keeps a unit", 10, low=0, exclusive="amount")
+    keep: int | None = option(
+        "number of most used units to keep, instead of a threshold", None, low=1, exclusive="amount"
+    )
+    val_fraction: float = option("share of images held out, for the measurement", VAL_FRACTION, low=0, below=1)
 
 
 def main(argv: list[str] | None = None) -> None:

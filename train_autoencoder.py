@@ -20,7 +20,8 @@ from utils.checkpoint_folder import CheckpointFolder
 from utils.config import load_config
 from utils.dataset import ImageDataset
 from utils.device import choose_device
-from utils.gradient import GradientLearner, GradientOptions
+from utils.gradient import GradientLearner
+from utils.gradient import GradientOptions as Options
 from utils.images import save_grid
 from utils.metrics import Metrics
 from utils.options import parse_options
@@ -29,7 +30,7 @@ from utils.training import mean_over, preview_indices, train
 
 def main(argv: list[str] | None = None) -> None:
     """Parse, load, build, run."""
-    options = parse_options(GradientOptions, __doc__, argv)
+    options = parse_options(Options, __doc__, argv)
     device = choose_device(options.device)
     config = load_config(options.config_path, AutoencoderConfig)
     dataset = ImageDataset(options.dataset_path)

@@ -53,7 +53,7 @@ class Options(TrainingOptions):
 
     decoder_path: Path = option("checkpoint of the autoencoder")
     codebook_path: Path | None = option("go on from this codebook", None)
-    lr_step: int = option("steps after which the learning rate halves", 100_000, low=1, is_fixed=True)
+    lr_step: int = option("training steps after which the learning rate halves", 100_000, low=1, is_fixed=True)
 
     def __post_init__(self) -> None:
         if self.resume and self.codebook_path is not None:

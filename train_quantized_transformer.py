@@ -52,7 +52,9 @@ class Options(GradientOptions):
     decoder_path: Path = option("checkpoint of the autoencoder")
     lr_codebook_path: Path = option("codebook of the coarse grid")
     hr_codebook_path: Path = option("codebook of the fine grid")
-    previous_path: Path | None = option("checkpoint of the stage before, to add up the bits of an image", None)
+    previous_path: Path | None = option(
+        "checkpoint of the stage before, to report the bits of an image over all stages", None
+    )
     test_num_sample: int = option("samples in a preview", 25, low=1)
     temperature: float = option("temperature of the preview's samples", 1.0, above=0)
     use_activation_checkpoint: bool = option("spend time to save memory", False)

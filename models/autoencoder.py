@@ -24,7 +24,7 @@ class AutoencoderConfig:
 
     model_lr: float = option("peak learning rate", low=0)
     image_channel: int = option("channels of an image: 3, since images are read as RGB", low=1)
-    min_channel: int = option("width after the first halving; it doubles at each further one", low=1)
+    min_channel: int = option("width after the first halving; it doubles at each further one, up to max_channel", low=1)
     max_channel: int = option("largest width")
     num_layers: int = option("halvings of height and width", low=1)
     latent_channel: int = option("channels of the feature map", low=1)

@@ -1,9 +1,9 @@
 """A stage is a transformer between two codebooks.
 
-This file alone knows the token layout. The fine grid is written in raster order, at fixed length, so there is no end
-token. The decoder's inputs are the fine tokens shifted by one; in front of them stands, in a base stage, the
-condition token, numbered behind the fine units, and in a cascade stage the learned start vector, numbered likewise.
-A base stage with labels has them behind the condition in its coarse tokens: the vector of one joins the condition's.
+Only this module knows the token layout. The fine grid is written in raster order; its length is fixed, so there is no
+end token. The decoder's inputs are the fine tokens shifted by one. The first input is the condition token in a base
+stage and a learned start token in a cascade stage; both are numbered after the fine units. If a base stage uses labels,
+they follow the condition in its coarse tokens, and the vector of one label is added to that of the condition.
 """
 
 import logging
@@ -29,18 +29,18 @@ log = logging.getLogger(__name__)
 
 KIND = "transformer"
 NEAR = 8  # units that a coarse token may slip to under `condition_noise`
-LABEL_DROPOUT = 0.1  # share of images that train without their label, so that none need be given
+LABEL_DROPOUT = 0.1  # share of images that train without their label, so that generation works without one
 
 
 @dataclass(frozen=True)
 class StageConfig:
-    """What a stage's checkpoint keeps: the transformer's keys, and the grids of tokens it reads and writes."""
+    """The config in a stage's checkpoint: its transformer, and the grids of tokens that it reads and writes."""
 
     transformer: TransformerConfig
     coarse: Grid
     fine: Grid
     is_base: bool
-    labels: tuple[str, ...] = ()  # names, of a base stage that uses them
+    labels: tuple[str, ...] = ()  # names, if a base stage uses them
 
     @classmethod
     def between(
@@ -60,7 +60,7 @@ class StageConfig:
                 "token; give the condition codebook, whose patch is the whole map, or leave out --train-base-model"
             )
         if transformer.use_labels and not is_base:
-            raise UserError("'use_labels' is for the base stage: its tokens carry the label on; leave the key out")
+            raise UserError("'use_labels' is for the base stage, whose tokens pass the label on; leave the key out")
         return cls(transformer, *grids, is_base, labels)
 
 
@@ -70,8 +70,8 @@ class Stage(nn.Module):
     def __init__(self, config: StageConfig) -> None:
         super().__init__()
         self.config = config
-        self.autoencoder: str | None = None  # fingerprint of what made its data, once loaded from a checkpoint
-        self.near: torch.Tensor | None = None  # the `near_units` of the coarse codebook, where noise wants them
+        self.autoencoder: str | None = None  # fingerprint, once loaded from a checkpoint
+        self.near: torch.Tensor | None = None  # the `near_units` of the coarse codebook, for `condition_noise`
         conditions = config.coarse.num_units + (config.transformer.condition_dropout > 0)  # the null is the last
         firsts, source = (conditions, None) if config.is_base else (1, config.coarse)
         inputs = config.fine.num_units + firsts
@@ -97,9 +97,9 @@ class Stage(nn.Module):
 
     @torch.no_grad()
     def init_embeddings(self, coarse: Codebook, fine: Codebook) -> None:
-        """Begin with vectors of tokens that are as near to each other as their units are, instead of random ones.
+        """Initialise the embeddings of tokens so that they are as close to each other as their units are.
 
-        So what is learned of a token is learned of those like it. Where noise is wanted, note the near units.
+        What the stage learns about one token then applies to similar ones. Also prepares `condition_noise`.
         """
         if self.config.transformer.condition_noise:
             self.near = near_units(coarse)
@@ -109,11 +109,10 @@ class Stage(nn.Module):
             vectors[: len(codebook)] = smooth_features(codebook.units, vectors)
 
     def disturb(self, coarse: torch.Tensor) -> torch.Tensor:
-        """Coarse tokens (B, S) as training sees them: a few slipped to a near unit, a few images without any.
+        """Coarse tokens (B, S) as training sees them: some replaced by a near unit, some images without any.
 
-        So a stage forgives the slips of the one before it (Ho et al. 2021, "Cascaded diffusion models"), and learns
-        what there is without a condition, which guidance needs (Ho and Salimans 2022). Of an image's labels one is
-        drawn.
+        Noise makes a stage tolerate errors of the stage before it (Ho et al. 2021, "Cascaded diffusion models"); images
+        without a condition are needed for guidance (Ho and Salimans 2022). One of the labels of an image is drawn.
         """
         config, device = self.config.transformer, coarse.device
         coarse, labels = coarse.tensor_split([self.config.coarse.length], dim=1)
@@ -133,24 +132,24 @@ class Stage(nn.Module):
         return coarse
 
     def without_condition(self, coarse: torch.Tensor) -> torch.Tensor:
-        """The coarse tokens of as many images without any, and without a label."""
+        """The coarse tokens of the same number of images with neither condition nor label."""
         nothing = torch.full_like(coarse, self.config.coarse.num_units)
         nothing[:, self.config.coarse.length :] = len(self.config.labels)
         return nothing
 
     def with_labels(self, coarse: torch.Tensor, names: list[str | None]) -> torch.Tensor:
-        """Condition tokens (N, 1), and behind them the label of each image or none, if the stage has labels: (N, 2)."""
+        """Condition tokens (N, 1), followed by the label of each image, or none, if the stage uses labels: (N, 2)."""
         if not self.config.labels:
             return coarse
         indices = [len(self.config.labels) if name is None else self.config.labels.index(name) for name in names]
         return torch.cat((coarse, torch.tensor(indices, device=coarse.device)[:, None]), dim=1)
 
     def start(self, coarse: torch.Tensor) -> torch.Tensor | None:
-        """What joins the first input's embedding: the vector of the first label of each image, (B, dim)."""
+        """What is added to the embedding of the first input: the vector of the first label of each image, (B, dim)."""
         return self.label(coarse[:, 1]) if self.config.labels else None
 
     def count_labels(self, coarse: torch.Tensor) -> None:
-        """Count how often each label comes with each condition in the coarse tokens (N, 1 + labels) of a data set."""
+        """Count how often each label occurs with each condition in the coarse tokens (N, 1 + labels) of a data set."""
         self.label_usage.zero_()
         for labels in coarse.T[1:]:
             known = labels < len(self.config.labels)
@@ -172,7 +171,7 @@ class Stage(nn.Module):
     def forward(self, coarse: torch.Tensor, fine: torch.Tensor) -> dict[str, torch.Tensor]:
         """Coarse tokens (B, S) and fine tokens (B, T) → means over all tokens.
 
-        `loss` in nats, `bits`, and `accuracy`: the share of tokens that the model held for the likeliest.
+        `loss` in nats, `bits`, and `accuracy`: the share of tokens to which the model gave the highest probability.
         """
         if self.training:
             coarse = self.disturb(coarse)
@@ -195,8 +194,8 @@ class Stage(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Coarse tokens (N, S) → fine tokens (N, T) and their scores (N,); `uniform` (N, T, num_beam) are the draws.
 
-        `kept` (N, P) are the first tokens of each image where they are given, `progress` is called after each position.
-        Under guidance each image runs twice in the same batch: with its condition, and without.
+        `kept` (N, P) are the first tokens of each image, if they are given; `progress` is called after each position.
+        Under guidance each image runs twice in the batch, with and without its condition.
         """
         first, images = self.first_input(coarse), len(coarse)
         if config.is_guided:
@@ -221,10 +220,10 @@ class Stage(nn.Module):
 
 
 def smooth_features(units: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Units (K, D) → vectors (K, dim) of the width and the standard deviation of `like` (N, dim).
+    """Units (K, D) → vectors (K, dim) with the width and the standard deviation of `like` (N, dim).
 
-    Cosines of random projections (Rahimi and Recht 2007): the product of two vectors falls with the distance of their
-    units as a Gaussian does, one as wide as a number of a unit deviates, times √D.
+    Random Fourier features (Rahimi and Recht 2007): the product of two vectors is a Gaussian of the distance of their
+    units, as wide as the standard deviation of a component times √D.
     """
     scaled = (units / units.var(0, correction=0).mean().sqrt().clamp(min=1e-12)).to(like)
     projection = torch.randn(units.shape[1], like.shape[1]).to(like) / units.shape[1] ** 0.5
@@ -233,13 +232,13 @@ def smooth_features(units: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def near_units(codebook: Codebook) -> torch.Tensor:
-    """Of each unit the `NEAR` ones nearest to it, (K, NEAR); of a tiny codebook all units."""
+    """The `NEAR` nearest units of each unit, (K, NEAR); in a tiny codebook all units."""
     nearest = codebook.nearest(codebook.units, min(1 + NEAR, len(codebook)))[1]
     return nearest[:, -NEAR:]  # without the unit itself
 
 
 def with_bits(numbers: dict[str, float], config: StageConfig, bits_before: float | None) -> dict[str, float]:
-    """What was measured of a stage, and the bits that an image costs in it and, where known, up to it."""
+    """The losses of a stage, with the bits that an image costs in it and, if known, in all stages up to it."""
     if not numbers:
         return numbers
     stage_bits = numbers["val_bits"] * config.fine.length
@@ -248,10 +247,10 @@ def with_bits(numbers: dict[str, float], config: StageConfig, bits_before: float
 
 
 def bits_before(coarse: Codebook, previous: Path | None, *, is_base: bool) -> float | None:
-    """Bits that an image has cost before a stage that reads `coarse`; None where they cannot be told.
+    """Bits that an image costs before a stage that reads `coarse`, None if unknown.
 
-    Of a base stage that is the entropy of the conditions' use; of a cascade stage it is what the checkpoint `previous`,
-    of the stage before, was measured at on held-out images. Raises `UserError` where that wrote with another codebook.
+    For a base stage this is the entropy of the use of the conditions, for a cascade stage the validation of the stage
+    before, in its checkpoint `previous`. Raises `UserError` if that stage writes another codebook.
     """
     if is_base:
         shares = coarse.counts / coarse.counts.sum()
@@ -263,5 +262,5 @@ def bits_before(coarse: Codebook, previous: Path | None, *, is_base: bool) -> fl
     check_origin(previous, "low-resolution codebook", written, coarse.fingerprint)
     bits = (content.get("validation") or {}).get("image_bits")
     if bits is None:
-        log.warning("%s: was not measured; the bits of an image cannot be added up", previous)
+        log.warning("%s: holds no validation; the bits of an image over all stages are not reported", previous)
     return bits

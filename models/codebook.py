@@ -25,7 +25,7 @@ MAX_UNITS, MAX_NUMBERS = 2**14, 2**22  # K, and in all units together K·D
 class CodebookConfig:
     """The JSON keys of a codebook."""
 
-    model_lr: float = option("least share of the way to a patch that it moves its unit", above=0, below=1)
+    model_lr: float = option("smallest share of the distance that a patch moves its unit", above=0, below=1)
     image_H: int = option("height of the feature maps", low=1)
     image_W: int = option("width of the feature maps", low=1)
     image_C: int = option("channels of the feature maps", low=1)
@@ -33,7 +33,7 @@ class CodebookConfig:
     patch_W: int = option("width of a patch", low=1)
     num_embeddings: int = option("units of the map before pruning; all units together hold at most 2²² numbers", low=2)
     neighbourhood_step: int = option(
-        "steps until the radius shrinks by one; fewer if a fifth of the run asks it", low=1
+        "training steps until the radius shrinks by one, or fewer: it shrinks in a fifth of the run", low=1
     )
     final_radius: float = option("radius at which it stops; above 0 the map is smoother and less precise", 0.0, low=0)
 

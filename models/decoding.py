@@ -1,4 +1,4 @@
-"""Decoding one position at a time: the cache of keys and values, and the model made ready for it."""
+"""Decoding one position at a time: a cache of keys and values, and a model prepared for it."""
 
 from functools import partial
 
@@ -9,10 +9,10 @@ from models.transformer import Transformer, attend
 
 
 class KVCache:
-    """Keys and values of all layers, a row for each hypothesis.
+    """Keys and values of all layers, one row per hypothesis.
 
-    Under a sliding window slot 0 keeps position 0 and the other slots are reused in turn. Positions are absolute, so a
-    key stays valid in whatever slot it lies.
+    Under a sliding window, slot 0 holds position 0 and the other slots are reused in turn. Positions are absolute, so a
+    key stays valid in any slot.
     """
 
     def __init__(self, model: Transformer, rows: int) -> None:
@@ -21,9 +21,9 @@ class KVCache:
         heads, head_dim = config.self_attn_heads, config.in_dim // config.self_attn_heads
         self.keys = weight.new_empty(config.num_dec_layers, rows, heads, self.capacity, head_dim)
         self.values = torch.empty_like(self.keys)
-        self.position = 0  # that comes next
-        self.parents = torch.zeros(rows, dtype=torch.int64, device=weight.device)  # rows of the last reordering
-        self.reordered = 0  # positions that it moved
+        self.position = 0  # of the next input
+        self.parents = torch.zeros(rows, dtype=torch.int64, device=weight.device)  # of the last reordering
+        self.reordered = 0  # position of the last reordering
 
     def slot(self, position: int) -> int:
         """Where a position is stored."""
@@ -36,10 +36,10 @@ class KVCache:
         return self.keys[layer, :, :, :seen], self.values[layer, :, :, :seen]
 
     def reorder(self, rows: torch.Tensor) -> None:
-        """Let row i go on from what row `rows[i]` has seen; a row that stays is not copied.
+        """Continue row i from the state of row `rows[i]`; a row that stays is not copied.
 
-        Rows with the same parent are alike up to the reordering that gave it to them. Where all rows go on from one
-        that has their parent, as when an image keeps one beam, only the positions since then are copied.
+        Rows with the same parent are equal up to the last reordering. If each row continues from one with its own
+        parent, as when an image keeps one beam, only the positions since then are copied.
         """
         since = self.reordered if torch.equal(self.parents[rows], self.parents) else 0
         slots = sorted({self.slot(position) for position in range(since, self.position)})
@@ -50,10 +50,9 @@ class KVCache:
 
 
 class CachedDecoder:
-    """`next_logits` goes on from a cache instead of computing the prefix again.
+    """`next_logits` continues from a cache instead of computing the prefix again.
 
-    `source` (N, S) are the coarse tokens of N images, encoded once. An image has the same number of rows as any other,
-    one after another.
+    `source` (N, S) are the coarse tokens of N images, encoded once; the rows of an image are consecutive.
     """
 
     def __init__(self, model: Transformer, rows: int, source: torch.Tensor | None = None) -> None:
@@ -64,12 +63,12 @@ class CachedDecoder:
 
     @torch.compiler.disable  # its shapes change at each position
     def _see(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: int) -> torch.Tensor:
-        """Attention (R, heads, 1, d) of each row to itself and what it has seen."""
+        """Self-attention (R, heads, 1, d) of each row to its cached positions and the new one."""
         return attend(q, *self.cache.update(layer, k, v))
 
     @torch.compiler.disable
     def _read(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """Attention (R, heads, 1, d) to the images' memory: the rows of an image are queries of one product."""
+        """Cross-attention (R, heads, 1, d): the rows of an image are the queries of one product."""
         q = q.squeeze(2).unflatten(0, (len(k), -1)).transpose(1, 2)  # (N, heads, rows of an image, d)
         return attend(q, k, v).transpose(1, 2).flatten(0, 1)[:, :, None]
 
@@ -91,12 +90,12 @@ class CachedDecoder:
         return model.head(model.norm(x.to(model.norm.weight.dtype))).squeeze(1)
 
     def reorder(self, rows: torch.Tensor) -> None:
-        """Let row i go on from row `rows[i]`, of the same image."""
+        """Continue row i from row `rows[i]`, of the same image."""
         self.cache.reorder(rows)
 
 
 class PackedLinear(nn.Module):
-    """A linear layer without bias, on the CPU, whose weight lies as oneDNN multiplies it best."""
+    """A linear layer without bias on the CPU, whose weight is in the layout that oneDNN prefers."""
 
     def __init__(self, weight: torch.Tensor) -> None:
         super().__init__()
@@ -108,10 +107,10 @@ class PackedLinear(nn.Module):
 
 
 def make_ready(model: Transformer, dtype: torch.dtype, rows: int, compiled: bool = False) -> None:
-    """Turn a model into one that only decodes `rows` rows at once, in `dtype` but for its last step, to the logits.
+    """Turn a model into one that only decodes, `rows` rows at once, in `dtype` except for the logits.
 
-    On the CPU the decoder's weights are packed, unless that is slower, for a single row of float32, or not possible, in
-    bfloat16 on a processor without instructions for it.
+    On the CPU the decoder's weights are packed, except where this is slower (one row in float32) or not supported
+    (bfloat16 on some processors).
     """
     model.eval().to(dtype)
     model.norm.float()

@@ -1,4 +1,4 @@
-"""The transformer of every stage: tokens of a grid in raster order, with an encoder over a coarser grid if it has one.
+"""The transformer of every stage: a decoder over a grid of tokens, and in a cascade stage an encoder of a coarser grid.
 
 Sources: pre-norm and gated MLP (Shazeer 2020, "GLU variants improve transformer"), query-key normalisation (Henry et
 al. 2020). Positions are learned, a vector a row and one a column.
@@ -72,10 +72,10 @@ def attend(
     *,
     is_causal: bool = False,
 ) -> torch.Tensor:
-    """Attention of q (…, T, d) to k and v (…, S, d), where the mask is true, or to those up to its own place.
+    """Attention of q (…, T, d) to k and v (…, S, d), where `mask` is true, or causal.
 
-    On the CPU plain products take the place of the fused kernel where they are faster: under a gradient, and for few
-    queries beside the keys, as in decoding; in both cases only while there are not too many scores to keep.
+    On the CPU plain products replace the fused kernel where they are faster: with a gradient, and for few queries, as
+    in decoding; both only while the scores are few enough to keep.
     """
     is_small = q.shape[:-1].numel() * k.shape[-2] <= 2**24
     is_plain = q.device.type == "cpu" and is_small and (q.requires_grad or 4 * q.shape[-2] <= k.shape[-2])
@@ -90,10 +90,10 @@ def attend(
 
 
 def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None) -> torch.Tensor:
-    """Attention (B, heads, T, d) of each token to itself and those before it, within `window` and to position 0.
+    """Attention (B, heads, T, d) of each token to itself, the tokens before it within `window`, and position 0.
 
     Token t sees t − window + 1 … t and 0. Memory is linear in T: blocks of `window` queries meet the `2·window` keys
-    that they can see, and the pinned one.
+    that they can see, and position 0.
     """
     batch, _, length, _ = q.shape
     if window is None or window >= length:
@@ -105,7 +105,7 @@ def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: 
     query = start + torch.arange(window, device=q.device)[:, None]
     key = start + torch.arange(-window, window, device=q.device)
     in_band = (key >= 0) & (key <= query) & (key > query - window)  # (num, window, 2·window)
-    mask = torch.cat((query >= window, in_band), dim=-1)[:, None]  # the pinned key counts where the band lacks it
+    mask = torch.cat((query >= window, in_band), dim=-1)[:, None]  # position 0 where the band does not hold it
     y = attend(q, k, v, mask)
     y = y.unflatten(1, (batch, -1)).permute(1, 2, 0, 3, 4)  # (B, heads, num, window, d)
     return y.flatten(2, 3)[:, :, :length]
@@ -117,19 +117,19 @@ def _blocks(x: torch.Tensor, num: int, window: int) -> torch.Tensor:
 
 
 def _with_seen(x: torch.Tensor) -> torch.Tensor:
-    """Each block behind the one before it and, in front of both, position 0."""
+    """Each block, preceded by position 0 and the block before it."""
     before = torch.cat((torch.zeros_like(x[:1]), x[:-1]))
     pinned = x[:1, :, :1].expand(x.shape[0], -1, -1, -1)
     return torch.cat((pinned, before, x), dim=2)
 
 
 def norm(dim: int) -> nn.LayerNorm:
-    """Layer normalisation with a gain, without a bias; unlike `nn.RMSNorm` it has a fused gradient on the CPU."""
+    """Layer normalisation without bias; unlike `nn.RMSNorm` it has a fused gradient on the CPU."""
     return nn.LayerNorm(dim, bias=False)
 
 
 class Attention(nn.Module):
-    """Multi-head attention with normalised queries and keys; the caller decides who sees whom."""
+    """The projections of multi-head attention, with normalised queries and keys; the caller multiplies them."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -171,7 +171,7 @@ class GatedMLP(nn.Module):
 
 
 class ChannelDropout(nn.Module):
-    """Dropout of channels at all positions of an image at once (Gal and Ghahramani 2016): few random numbers."""
+    """Dropout of a channel at all positions of an image (Gal and Ghahramani 2016): it needs few random numbers."""
 
     def __init__(self, share: float) -> None:
         super().__init__()
@@ -203,7 +203,7 @@ class EncoderBlock(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """Self-attention to what stands before, cross-attention to the encoder's output if there is one, then the MLP."""
+    """Causal self-attention, cross-attention to the encoder's output if there is one, then the MLP."""
 
     def __init__(self, config: TransformerConfig, has_encoder: bool) -> None:
         super().__init__()
@@ -216,7 +216,7 @@ class DecoderBlock(nn.Module):
         self.dropout = ChannelDropout(config.dropout)
 
     def forward(self, x: torch.Tensor, see: Attend, read: Attend | None = None) -> torch.Tensor:
-        """(B, T, dim) → the same shape. `see(q, k, v)` attends to what stands before, `read(q)` to the encoder."""
+        """(B, T, dim) → the same shape. `see(q, k, v)` is the self-attention, `read(q)` the cross-attention."""
         attention, normed = self.self_attention, self.self_norm(x)
         y = see(attention.queries(normed), *attention.keys_values(normed))
         x = x + self.dropout(attention.merge(y))
@@ -227,13 +227,13 @@ class DecoderBlock(nn.Module):
 
 
 def in_autocast(x: torch.Tensor) -> torch.Tensor:
-    """x in the precision of the matrix products, so that what blocks add to it is and stays so too."""
+    """x in the precision of autocast, so that the residual stream stays in it."""
     device = x.device.type
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 class GridEmbedding(nn.Module):
-    """What a token is and where: a learned vector for the token, one for its row and one for its column."""
+    """The sum of three learned vectors: one for the token, one for its row and one for its column."""
 
     def __init__(self, grid: Grid, num_tokens: int, dim: int) -> None:
         super().__init__()
@@ -247,11 +247,11 @@ class GridEmbedding(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Logits of a grid's tokens, in raster order, from what stands before them and from a coarser grid.
+    """Logits of the tokens of a grid, in raster order, given the tokens before them and a coarser grid.
 
-    `grid` is what the decoder writes. Its inputs come from a vocabulary of `num_inputs`, which may be larger than
-    the grid's, and so may `num_sources`, that of the encoder over a `source` grid: `models.cascade` owns that layout.
-    Input i carries the position of cell i, the one it predicts.
+    The decoder writes `grid`; the encoder reads `source`. Their inputs come from vocabularies of `num_inputs` and
+    `num_sources`, which may be larger than those of the grids: `models.cascade` owns that layout. Input i has the
+    position of cell i, which it predicts.
     """
 
     def __init__(
@@ -280,7 +280,7 @@ class Transformer(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Each block starts as the identity and the head as a uniform guess: their last matrices are zero."""
+        """Blocks start as the identity and the head as a uniform guess: their last matrices are zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)

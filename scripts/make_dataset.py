@@ -48,7 +48,7 @@ class DataOptions:
     """Options of what makes a data set."""
 
     out_dir: Path = option("folder to write to")
-    num_workers: int | None = option("processes, 0: none extra", None, unset="all cores", low=0)
+    num_workers: int | None = option("worker processes; 0: none", None, unset="all cores", low=0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,35 +5,20 @@ python -m scripts.reference
 
 import dataclasses
 import inspect
+from importlib import import_module
 from pathlib import Path
 
-import generate_fmap_dataset
-import generate_images
-import prune_codebook
-import train_codebook
-import train_quantized_transformer
 from models.autoencoder import AutoencoderConfig
 from models.codebook import CodebookConfig
 from models.generation import GenerationConfig
 from models.transformer import TransformerConfig
-from scripts import demo_data, evaluate, make_dataset, report
 from utils.files import replace_file
-from utils.gradient import GradientOptions
 from utils.options import default_of, flag_of
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference.md"
-SCRIPTS = {
-    "train_autoencoder.py": GradientOptions,
-    "generate_fmap_dataset.py": generate_fmap_dataset.Options,
-    "train_codebook.py": train_codebook.Options,
-    "prune_codebook.py": prune_codebook.Options,
-    "train_quantized_transformer.py": train_quantized_transformer.Options,
-    "generate_images.py": generate_images.Options,
-    "scripts.make_dataset": make_dataset.Options,
-    "scripts.demo_data": demo_data.Options,
-    "scripts.evaluate": evaluate.Options,
-    "scripts.report": report.Options,
-}
+STEPS = ("train_autoencoder", "generate_fmap_dataset", "train_codebook", "prune_codebook")
+STEPS += ("train_quantized_transformer", "generate_images")
+SCRIPTS = (*STEPS, "scripts.make_dataset", "scripts.demo_data", "scripts.evaluate", "scripts.report")
 CONFIGS = {
     "An autoencoder": AutoencoderConfig,
     "A codebook": CodebookConfig,
@@ -59,13 +44,12 @@ def render() -> str:
     lines = ["# Reference", "", "Made by `python -m scripts.reference` from the code; do not edit it by hand.", ""]
     lines += ["## Flags", "", "A script takes the flags of each table that names it.", ""]
     users: dict[type, list[str]] = {}
-    for script, options in SCRIPTS.items():
-        for cls in reversed(options.__mro__):
-            if dataclasses.is_dataclass(cls):
-                users.setdefault(cls, []).append(script)
+    for script in SCRIPTS:
+        for cls in filter(dataclasses.is_dataclass, reversed(import_module(script).Options.__mro__)):
+            users.setdefault(cls, []).append(f"`{script}.py`" if script in STEPS else f"`{script}`")
     for cls, scripts in users.items():
         own = [field for field in dataclasses.fields(cls) if field.name in inspect.get_annotations(cls)]
-        lines += [f"### {', '.join(f'`{script}`' for script in scripts)}", "", *table("flag", own, is_flag=True)]
+        lines += [f"### {', '.join(scripts)}", "", *table("flag", own, is_flag=True)]
     lines += ["## JSON keys", ""]
     for title, config in CONFIGS.items():
         lines += [f"### {title}", "", *table("key", list(dataclasses.fields(config)), is_flag=False)]

@@ -101,7 +101,7 @@ def test_fixed_options_are_those_that_a_resume_must_repeat():
 def test_the_reference_is_up_to_date_and_complete():
     assert reference.PAGE.read_text(encoding="utf-8") == reference.render()
     scripts = {path.name for path in reference.PAGE.parent.parent.glob("*.py")}
-    assert scripts == {name for name in reference.SCRIPTS if name.endswith(".py")}
+    assert scripts == {f"{name}.py" for name in reference.STEPS}
 
 
 def test_a_default_is_shown_as_a_person_would_type_it():

@@ -17,16 +17,18 @@ class TrainingOptions(StepOptions):
     dataset_path: Path = option("dataset.json to train on")
     config_path: Path = option("JSON config of the model", short="-c")
     batch_size: int = option("images at once: those of a step, unless gradients accumulate", 8, low=1, is_fixed=True)
-    checkpoint_step: int = option("steps between checkpoints, pictures and validation", 1000, low=1)
+    checkpoint_step: int = option("training steps between checkpoints, pictures and validation", 1000, low=1)
     keep_checkpoint: int | None = option("newest checkpoints to keep, beside best.pt", None, unset="all", low=1)
-    log_step: int = option("steps between log lines", 50, low=1)
-    lr_step: int = option("steps after which the learning rate halves", 50_000, low=1, is_fixed=True)
-    max_epoch: int = option("stop after so many epochs", 1000, low=1)
-    max_step: int | None = option("stop after so many steps; schedules end there", None, unset="no limit", low=1)
-    resume: bool = option("go on, exactly, with what --out-dir holds; start if it holds nothing", False)
+    log_step: int = option("training steps between log lines", 50, low=1)
+    lr_step: int = option("training steps after which the learning rate halves", 50_000, low=1, is_fixed=True)
+    max_epoch: int = option("stop after this many epochs", 1000, low=1)
+    max_step: int | None = option(
+        "stop after this many training steps; schedules end there", None, unset="no limit", low=1
+    )
+    resume: bool = option("resume the training in --out-dir exactly, or start if there is none", False)
     seed: int = option("seed of every random choice", 0, is_fixed=True)
     num_workers: int | None = option("processes that load data", None, unset="0 on a CPU, else up to 4", low=0)
-    tensorboard: bool = option("also write numbers and pictures for TensorBoard, to tensorboard/ in --out-dir", False)
+    tensorboard: bool = option("also write to tensorboard/ in --out-dir; needs requirements-eval.txt", False)
     val_fraction: float = option(
         "share of images held out, the same in every step", VAL_FRACTION, low=0, below=1, is_fixed=True
     )
