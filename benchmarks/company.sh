@@ -13,13 +13,13 @@ scratch=$(mktemp -d)
 busy=
 trap '[ -z "$busy" ] || kill "$busy" 2> /dev/null; rm -rf "$scratch"' EXIT
 
-settings=("GOMP_SPINCOUNT=300000" "GOMP_SPINCOUNT=10000" "GOMP_SPINCOUNT=1000" "OMP_WAIT_POLICY=PASSIVE" "OMP_NUM_THREADS=1")
-common=(--device cpu --seed 0 --log-step 20 --checkpoint-step 100000)
+settings=("GOMP_SPINCOUNT=300000" "GOMP_SPINCOUNT=10000" "OMP_WAIT_POLICY=PASSIVE" "OMP_NUM_THREADS=1")
+common=(--device cpu --seed 0 --log-step 15 --checkpoint-step 100000)
 maps=(--dataset-path "$run/feature_maps/dataset.json" --decoder-path "$run/autoencoder/$latest")
 declare -A training=(
-    [autoencoder]="train_autoencoder.py --max-step 60 --batch-size 8 --dataset-path $run/data/dataset.json --val-fraction 0.001 --config-path $recipe/autoencoder.json"
-    [codebook_1]="train_codebook.py --max-step 60 --batch-size 64 ${maps[*]} --val-fraction 0.001 --config-path $recipe/codebook_1.json"
-    [transformer_2]="train_quantized_transformer.py --max-step 60 --batch-size 8 ${maps[*]} --val-fraction 0.001 --test-num-sample 1
+    [autoencoder]="train_autoencoder.py --max-step 30 --batch-size 8 --dataset-path $run/data/dataset.json --val-fraction 0.001 --config-path $recipe/autoencoder.json"
+    [codebook_1]="train_codebook.py --max-step 30 --batch-size 64 ${maps[*]} --val-fraction 0.001 --config-path $recipe/codebook_1.json"
+    [transformer_2]="train_quantized_transformer.py --max-step 30 --batch-size 8 ${maps[*]} --val-fraction 0.001 --test-num-sample 1
         --lr-codebook-path $run/codebook_1/$pruned --hr-codebook-path $run/codebook_2/$pruned --config-path $recipe/transformer_2.json"
 )
 
@@ -28,7 +28,8 @@ rate() {
     local out=$scratch/out
     rm -rf "$out"
     # shellcheck disable=SC2086
-    env "$2" "$python" ${training[$1]} "${common[@]}" --out-dir "$out" > /dev/null 2>&1
+    # A busy process must not change the number of threads here: the settings are compared, not the choice.
+    env OMP_NUM_THREADS="$(nproc)" "$2" "$python" ${training[$1]} "${common[@]}" --out-dir "$out" > /dev/null 2>&1
     "$python" -c 'import json, sys
 rows = [json.loads(line) for line in open(sys.argv[1])]
 print([value for row in rows for key, value in row.items() if key in ("images_per_second", "tokens_per_second")][1])' \

@@ -24,27 +24,19 @@ from models.autoencoder import Autoencoder
 from models.generation import Cascade, Request, load_generation_config
 from utils.dataset import VAL_FRACTION, ImageDataset, chunks
 from utils.device import choose_dtype, keep_memory
+from utils.run_folder import RunFolder
 
 BATCH = 64
 SUBSETS = 50
-# A setting changes the config of all stages, or, as a tuple, that of each stage.
+# A setting applies to all stages, or is a tuple with one for each stage; the config decides the rest.
 SETTINGS = {
     "as the config says": {},
-    "temperature 1.0": {"temperature": 1.0},
-    "temperature 0.8": {"temperature": 0.8},
-    "temperature 0.7": {"temperature": 0.7},
-    "temperature 0.5": {"temperature": 0.5},
-    "temperature 0.4": {"temperature": 0.4},
-    "temperature 0.3": {"temperature": 0.3},
-    "temperatures 1.0, 0.8, 0.6": ({"temperature": 1.0}, {"temperature": 0.8}, {"temperature": 0.6}),
-    "temperatures 1.0, 0.6, 0.3": ({"temperature": 1.0}, {"temperature": 0.6}, {"temperature": 0.3}),
-    "temperatures 0.9, 0.6, 0.3": ({"temperature": 0.9}, {"temperature": 0.6}, {"temperature": 0.3}),
-    "temperatures 0.8, 0.5, 0.5": ({"temperature": 0.8}, {"temperature": 0.5}, {"temperature": 0.5}),
-    "temperatures 0.6, 0.8, 1.0": ({"temperature": 0.6}, {"temperature": 0.8}, {"temperature": 1.0}),
-    "top-p 0.9": {"temperature": 1.0, "top_p": 0.9},
-    "top-p 0.8": {"temperature": 1.0, "top_p": 0.8},
-    "top-p 0.6": {"temperature": 1.0, "top_p": 0.6},
-    "top-p 0.5": {"temperature": 1.0, "top_p": 0.5},
+    **{f"temperature {value}": {"temperature": value} for value in (1.0, 0.8, 0.7, 0.5, 0.4, 0.3)},
+    **{
+        f"temperatures {', '.join(map(str, values))}": tuple({"temperature": value} for value in values)
+        for values in ((1.0, 0.8, 0.6), (1.0, 0.6, 0.3), (0.9, 0.6, 0.3), (0.8, 0.5, 0.5), (0.6, 0.8, 1.0))
+    },
+    **{f"top-p {value}": {"temperature": 1.0, "top_p": value} for value in (0.9, 0.8, 0.6, 0.5)},
     "temperature 0.8, top-p 0.8": {"temperature": 0.8, "top_p": 0.8},
     "2 beams, compared at each 4 tokens": {"temperature": 1.0, "num_beam": 2, "beam_width": 4},
     "4 beams, compared at each 4 tokens": {"temperature": 1.0, "num_beam": 4, "beam_width": 4},
@@ -53,7 +45,7 @@ SETTINGS = {
     "16 beams, compared at each 4 tokens": {"temperature": 1.0, "num_beam": 16, "beam_width": 4},
     "classic search, 4 beams": {"num_beam": 4, "beam_width": 1, "keep_beam": 4},
 }
-# The finest stage is not guided: its coarse tokens decide nearly everything, and guidance would cost most there.
+# The finest stage is not guided: its coarse tokens determine nearly everything, and it would cost most.
 GUIDED = {
     "guidance 1": {},
     "guidance 1.5 and 1": ({"guidance_scale": 1.5}, {}, {}),
@@ -67,7 +59,7 @@ GUIDED = {
 
 
 class Judge:
-    """Measures the distances of images to the held-out and to the training images of a data set."""
+    """Measures the distances of images to the held-out images and the training images of a data set."""
 
     def __init__(self, dataset: ImageDataset) -> None:
         self.extractor = EfficientNetFeatures()
@@ -77,11 +69,11 @@ class Judge:
         self.near = Nearest.among(self.training, self.held_out).threshold
 
     def read(self, dataset: ImageDataset, indices: np.ndarray) -> torch.Tensor:
-        """The features of some images of a data set."""
+        """The features of these images of a data set."""
         return features_of(self.extractor, (dataset[part] for part in chunks(indices, BATCH)), len(indices), "images")
 
     def distance(self, features: torch.Tensor, others: torch.Tensor) -> tuple[float, float]:
-        """The kernel distance of two sets of features, and its standard error."""
+        """The kernel distance between two sets of images, and its standard error."""
         return kernel_distance(features, others), deviation(kernel_distance, features, others, 0, SUBSETS)
 
     def row(self, name: str, features: torch.Tensor, seconds: float | None = None) -> str:
@@ -93,13 +85,13 @@ class Judge:
         return f"| {name} | {value:.3f} | {error:.3f} | {near:.1%} | {nearest.distance.mean():.1f} | {took} |"
 
 
-def images_of(folder: Path, config: Path, setting: dict | tuple, decoder: Autoencoder, number: int) -> torch.Tensor:
-    """Generate `number` images with a setting."""
+def sample(run: RunFolder, setting: dict | tuple, decoder: Autoencoder, number: int) -> torch.Tensor:
+    """So many images generated with a setting."""
     whole = setting if isinstance(setting, dict) else {}
-    searches = load_generation_config(config, **whole)
+    searches = load_generation_config(run.generation, **whole)
     if isinstance(setting, tuple):
-        searches = [load_generation_config(config, **changes)[i] for i, changes in enumerate(setting)]
-    cascade = Cascade(searches, folder, decoder, CPU, choose_dtype(CPU, "auto"), BATCH)
+        searches = [load_generation_config(run.generation, **changes)[i] for i, changes in enumerate(setting)]
+    cascade = Cascade(searches, run.path, decoder, CPU, choose_dtype(CPU, "auto"), BATCH)
     return torch.cat([cascade.decode(tokens[-1], -1) for _, tokens, _ in cascade.batches(Request(), number, "samples")])
 
 
@@ -107,23 +99,25 @@ def images_of(folder: Path, config: Path, setting: dict | tuple, decoder: Autoen
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="folder of scripts/train_cascade.sh, such as out/demo-avatars")
-    parser.add_argument("--dataset-path", type=Path, help="images that it was trained on [FOLDER/data/dataset.json]")
-    parser.add_argument("--guided", action="store_true", help="compare scales of guidance")
+    parser.add_argument(
+        "folder", type=Path, help="folder that scripts/train_cascade.sh wrote, such as out/demo-avatars"
+    )
+    parser.add_argument("--dataset-path", type=Path, help="dataset.json of its images [FOLDER/data/dataset.json]")
+    parser.add_argument("--guided", action="store_true", help="compare scales of guidance instead")
     parser.add_argument("--only", nargs="+", help="settings to compare [all]")
     args = parser.parse_args()
     keep_memory()
-    dataset = ImageDataset(args.dataset_path or args.folder / "data/dataset.json")
-    decoder = Autoencoder.load(args.folder / "autoencoder/models_checkpoint/latest.pt")
+    run = RunFolder.open(args.folder)
+    dataset = ImageDataset(args.dataset_path or run.images)
+    decoder = Autoencoder.load(run.autoencoder.latest)
     judge = Judge(dataset)
     number = len(judge.held_out)
     floor = judge.distance(judge.training[torch.randperm(len(judge.training))[:number]], judge.held_out)
-    print(f"{number} images; the distance of training to held-out images is {floor[0]:.4f} ± {floor[1]:.4f}.\n")
-    print("| | kernel distance | ± | nearly copies | distance to the nearest training image | seconds |")
+    print(f"{number} images; the distance of training images to held-out ones is {floor[0]:.4f} ± {floor[1]:.4f}.\n")
+    print("| | kernel distance | ± | near copies | distance to the nearest training image | seconds |")
     print("|---|---|---|---|---|---|")
     print(judge.row("held-out images", judge.held_out), flush=True)
-    config = args.folder / "generate.json"
-    cascade = Cascade(load_generation_config(config), args.folder, decoder, CPU)
+    cascade = Cascade(load_generation_config(run.generation), run.path, decoder, CPU)
     _, held_out = dataset.split(VAL_FRACTION)
     images = torch.cat([dataset[part] for part in chunks(held_out, BATCH)])
     print(judge.row("their reconstructions", judge.extractor(decoder(images))), flush=True)
@@ -134,7 +128,7 @@ def main() -> None:
         if args.only and name not in args.only:
             continue
         start = time.perf_counter()
-        images = images_of(args.folder, config, setting, decoder, number)
+        images = sample(run, setting, decoder, number)
         seconds = time.perf_counter() - start
         print(judge.row(name, judge.extractor(images), seconds), flush=True)
 

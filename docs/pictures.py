@@ -19,36 +19,31 @@ from models.generation import Cascade, Request, load_generation_config
 from utils import cli
 from utils.dataset import VAL_FRACTION, ImageDataset
 from utils.images import grid, read_image, save_grid, save_image
+from utils.run_folder import RunFolder, StepFolder
 
 IMAGES = Path(__file__).parent / "images"
 SHOWN = (3, 8, 15, 21, 30)  # which of the held-out faces
 GROUPS = ("flags", "people-body", "food-drink", "smileys-emotion")
 GAP = 8  # pixels between the given images and those made from them
-DECODER = "autoencoder/models_checkpoint/latest.pt"
 
 
-def last(folder: Path, name: str) -> Path:
-    """The picture `name` of the highest step in a folder."""
-    return max(folder.glob(f"{name}_[0-9]*.png"), key=lambda path: int(path.stem.rpartition("_")[2]))
-
-
-def copy_pictures(avatars: Path, openmoji: Path) -> None:
+def copy_pictures(avatars: RunFolder, openmoji: RunFolder) -> None:
     """Pictures that the steps have drawn already."""
-    for name in ("Cond", "0", "1", "2"):
-        shutil.copyfile(avatars / f"generated/images/recon_model_{name}.png", IMAGES / f"avatars_{name}.png")
-    shutil.copyfile(openmoji / "generated/images/recon_model_2.png", IMAGES / "openmoji_2.png")
-    shutil.copyfile(avatars / "evaluation/pairs.png", IMAGES / "avatars_pairs.png")
-    for book in ("cond", "0", "2"):
-        shutil.copyfile(last(avatars / f"codebook_{book}/images", "atlas"), IMAGES / f"avatars_atlas_{book}.png")
-    for name in ("u_matrix", "hit_map", "comparison"):
-        shutil.copyfile(last(avatars / "codebook_0/images", name), IMAGES / f"avatars_{name}_0.png")
+    for level, name in enumerate(("Cond", "0", "1", "2")):
+        shutil.copyfile(avatars.generated.grid(level), IMAGES / f"avatars_{name}.png")
+    shutil.copyfile(openmoji.generated.grid(3), IMAGES / "openmoji_2.png")
+    shutil.copyfile(avatars.evaluation.pairs, IMAGES / "avatars_pairs.png")
+    for name, levels in {"atlas": ("cond", "0", "2"), "u_matrix": "0", "hit_map": "0", "comparison": "0"}.items():
+        for level in levels:
+            path = avatars.codebook(level).newest_picture(name, pruned=False)
+            shutil.copyfile(path, IMAGES / f"avatars_{name}_{level}.png")
 
 
-def generate(run: Path, out: Path, *more: object) -> torch.Tensor:
+def generate(run: RunFolder, out: Path, *more: object) -> torch.Tensor:
     """Run generate_images.py; return the final images, (N, 3, H, W)."""
-    argv = ["--decoder-path", run / DECODER, "--config-path", run / "generate.json", "--out-dir", out, *more]
+    argv = ["--decoder-path", run.autoencoder.latest, "--config-path", run.generation, "--out-dir", out, *more]
     generate_images.main([str(argument) for argument in argv])
-    return torch.stack([read_image(path) for path in sorted((out / "images").glob("image_*.png"))])
+    return torch.stack([read_image(path) for path in StepFolder(out).final_images])
 
 
 def beneath(above: torch.Tensor, below: torch.Tensor) -> torch.Tensor:
@@ -57,10 +52,10 @@ def beneath(above: torch.Tensor, below: torch.Tensor) -> torch.Tensor:
     return torch.cat([first, first.new_ones(3, GAP, first.shape[2]), second], dim=1)
 
 
-def load_cascade(run: Path) -> Cascade:
+def load_cascade(run: RunFolder) -> Cascade:
     """The trained cascade of a run, with the sampling of its generate.json."""
-    decoder = Autoencoder.load(run / DECODER)
-    return Cascade(load_generation_config(run / "generate.json"), run, decoder, torch.device("cpu"))
+    decoder = Autoencoder.load(run.autoencoder.latest)
+    return Cascade(load_generation_config(run.generation), run.path, decoder, torch.device("cpu"))
 
 
 @torch.no_grad()
@@ -90,9 +85,9 @@ def written(cascade: Cascade, images: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def wishes(run: Path, scratch: Path) -> None:
+def generate_pictures(run: RunFolder, scratch: Path) -> None:
     """Faces completed, with new detail, like others, filling in; and what each model makes of held-out faces."""
-    dataset = ImageDataset(run / "data/dataset.json")
+    dataset = ImageDataset(run.images)
     _, held_out = dataset.split(VAL_FRACTION)
     images = dataset[held_out[list(SHOWN)]]
     paths = [scratch / f"held_out_{number}.png" for number in range(len(images))]
@@ -107,7 +102,7 @@ def wishes(run: Path, scratch: Path) -> None:
         made = generate(run, scratch / name, "--num-images", 20, "--seed", 1, *arguments)
         save_image(beneath(images, made), IMAGES / f"avatars_{name}.png")
     generate(run, scratch / "filling_in", "--num-images", 9, "--animate")
-    shutil.copyfile(scratch / "filling_in/images/filling_in.webp", IMAGES / "avatars_filling_in.webp")
+    shutil.copyfile(StepFolder(scratch / "filling_in").animation("webp"), IMAGES / "avatars_filling_in.webp")
     cascade, images = load_cascade(run), dataset[held_out[:10]]
     for name, rows in (reconstructed(cascade, images) | {"stage_1": written(cascade, images)}).items():
         save_grid(rows, IMAGES / f"avatars_{name}.png", columns=len(images))
@@ -119,9 +114,10 @@ def main() -> None:
     parser.add_argument("avatars", type=Path, help="folder of scripts/demo.sh")
     parser.add_argument("openmoji", type=Path, help="folder of scripts/demo.sh --source openmoji")
     args = parser.parse_args()
-    copy_pictures(args.avatars, args.openmoji)
-    wishes(args.avatars, args.avatars / "pictures")
-    made = generate(args.openmoji, args.openmoji / "pictures/labels", "--num-images", 24, "--label", *GROUPS)
+    avatars, openmoji = RunFolder.open(args.avatars), RunFolder.open(args.openmoji)
+    copy_pictures(avatars, openmoji)
+    generate_pictures(avatars, avatars.path / "pictures")
+    made = generate(openmoji, openmoji.path / "pictures/labels", "--num-images", 24, "--label", *GROUPS)
     save_grid(made, IMAGES / "openmoji_labels.png", columns=len(GROUPS))
 
 

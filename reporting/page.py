@@ -1,4 +1,4 @@
-"""The page: all sections rendered into one file that needs no other and is not too large."""
+"""The page: all sections rendered into a single file of limited size."""
 
 import base64
 import hashlib
@@ -8,50 +8,38 @@ from pathlib import Path
 import jinja2
 from plotly.offline import get_plotlyjs
 
-from reporting import figures, sections
-from reporting.pictures import LEVELS, Level
+from evaluation.results import SAMPLES, TRAINING
+from reporting import sections
+from reporting.pictures import QUALITIES, Quality
 from reporting.run import Run, read_run
 from utils.files import UserError
+from utils.run_folder import RunFolder
 
 LIMIT = 10_000_000  # bytes
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def make_page(folder: Path, limit: int = LIMIT) -> str:
+def make_page(folder: RunFolder, limit: int = LIMIT) -> str:
     """The page about the run in `folder`, its pictures as good as `limit` bytes allow.
 
-    Raises `UserError` naming what of the run cannot be read, or the limit where even the smallest pictures pass it.
+    Raises `UserError` naming the file that cannot be read, or the limit if even the smallest pictures exceed it.
     """
     run = read_run(folder)
     models = sections.load_models(run)
-    for level in LEVELS:
-        page = render(run, models, level)
+    for quality in QUALITIES:
+        page = render(run, models, quality)
         if len(page.encode()) < limit:
             return page
     raise UserError(
-        f"{folder}: its report would have {len(page.encode()) / 1e6:.1f} MB, more than {limit / 1e6:g} MB; generate "
-        "fewer images, or leave out --animate"
+        f"{folder.path}: its report would have {len(page.encode()) / 1e6:.1f} MB, more than {limit / 1e6:g} MB; "
+        "generate fewer images, or leave out --animate"
     )
 
 
-def render(run: Run, models: sections.Models, level: Level) -> str:
+def render(run: Run, models: sections.Models, quality: Quality) -> str:
     """The page with pictures of this quality."""
     plots: dict[str, dict] = {}
-    context = {
-        "head": sections.overview(run, models),
-        "generation": sections.generation(run, models, level),
-        "autoencoder": sections.autoencoder(run, level, plots),
-        "feature_maps": run.stages.get("feature_maps"),
-        "codebooks": sections.codebooks(run, models, level, plots),
-        "transformers": sections.transformers(run, models, level, plots),
-        "evaluation": sections.evaluation(run, level),
-        "times": sections.times(run),
-        "total": sections.total_seconds(run),
-        "run": run,
-        "plots": plots,
-        "themes": figures.themes(),
-        "lines": figures.LINES,
-    }
+    scripts = [get_plotlyjs(), (TEMPLATES / "report.js").read_text(encoding="utf-8")]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -59,21 +47,30 @@ def render(run: Run, models: sections.Models, level: Level) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"duration": sections.duration, "title_of": sections.title_of, "json_text": json_text}
-    scripts = [get_plotlyjs(), (TEMPLATES / "report.js").read_text(encoding="utf-8")]
-    files = {
-        "style": (TEMPLATES / "report.css").read_text(encoding="utf-8"),
-        "scripts": scripts,
-        "hashes": " ".join(f"'sha256-{digest(script)}'" for script in scripts),
-    }
-    return environment.get_template("report.html.j2").render(context | files)
+    environment.filters |= {"duration": sections.duration, "json_text": json_text}
+    return environment.get_template("report.html.j2").render(
+        head=sections.overview(run, models),
+        generation=sections.generation(run, models, quality),
+        autoencoder=sections.autoencoder(run, models, quality, plots),
+        codebooks=sections.codebooks(run, models, quality, plots),
+        transformers=sections.transformers(run, models, quality, plots),
+        pairs=sections.pairs(run, quality),
+        samples=SAMPLES,
+        floor=TRAINING,
+        jobs=sections.jobs(run),
+        run=run,
+        plots=plots,
+        style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
+        scripts=scripts,
+        hashes=" ".join(f"'sha256-{digest(script)}'" for script in scripts),
+    )
 
 
 def json_text(value: dict) -> str:
-    """JSON for a person, one key a line."""
+    """JSON for people to read, with one key on each line."""
     return json.dumps(value, indent=4, ensure_ascii=False)
 
 
 def digest(script: str) -> str:
-    """What a browser knows a script by, so that it runs no other that a file's name might smuggle in."""
+    """The hash by which a browser recognises a script, so that it runs none that a file name might smuggle in."""
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

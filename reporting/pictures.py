@@ -1,22 +1,22 @@
-"""Pictures as data URIs, small enough for a page that holds all of them."""
+"""Pictures as data URIs, small enough for one page to hold all of them."""
 
 import base64
 import io
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from utils.files import UserError
 from utils.images import open_rgb
 
-CRISP = 640  # pixels a side up to which a small picture's pixels are repeated, so that a browser does not blur them
-SMALL = 64 * 1024  # bytes up to which a picture is kept without loss
+CRISP = 640  # pixels on a side: smaller pictures are enlarged to it by repeating pixels, which a browser would blur
+SMALL = 64 * 1024  # bytes up to which a picture is stored losslessly
 
 
 @dataclass(frozen=True)
 class Picture:
-    """What an <img> needs."""
+    """The attributes of an <img>."""
 
     uri: str
     width: int
@@ -24,15 +24,15 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Level:
-    """How much of a picture is kept: the longest side in pixels, and WebP's quality."""
+class Quality:
+    """How much of a picture is kept."""
 
-    side: int
-    quality: int
-    small: int  # bytes up to which no loss is allowed
+    side: int  # pixels on the longest side
+    quality: int  # of WebP
+    small: int  # bytes up to which it is stored losslessly
 
     def picture(self, image: Path | Image.Image, *, crisp: bool = True) -> Picture:
-        """A picture of a file or of an image, as WebP; `crisp` keeps the pixels of a small one square."""
+        """A file or an image as WebP; `crisp` keeps the pixels of a small one sharp."""
         image = image if isinstance(image, Image.Image) else open_rgb(image)
         longest = max(image.size)
         if longest > self.side:
@@ -43,19 +43,19 @@ class Level:
         return Picture(data_uri(self.encode(image), "webp"), *image.size)
 
     def encode(self, image: Image.Image) -> bytes:
-        """The bytes of a WebP file, without loss if that is small."""
+        """The bytes of a WebP file, lossless if that is small."""
         exact = webp(image, lossless=True, quality=20, method=1)  # quick
         return exact if len(exact) <= self.small else webp(image, quality=self.quality)
 
     def animation(self, path: Path) -> tuple[Picture, Picture]:
-        """An animated WebP or GIF, made smaller if it has to be, and its last frame, shown when it is paused."""
+        """An animated WebP or GIF, made smaller if necessary, and its last frame, which is shown while it is paused."""
         try:
             with Image.open(path, formats=["GIF", "WEBP"]) as image:
                 frames, durations = read_frames(image)
         except (OSError, ValueError, SyntaxError, EOFError) as error:
             raise UserError(f"{path}: not a readable animation ({error}); generate with --animate again") from None
         still = self.picture(frames[-1].copy(), crisp=False)
-        if self == LEVELS[0]:
+        if self == QUALITIES[0]:
             moving = Picture(data_uri(path.read_bytes(), path.suffix[1:]), *frames[0].size)
             return moving, still
         for frame in frames:
@@ -65,17 +65,15 @@ class Level:
 
 
 # From the best to the smallest.
-LEVELS = (Level(1400, 90, SMALL), Level(1000, 80, SMALL // 2), Level(700, 65, 0), Level(480, 45, 0), Level(320, 25, 0))
+QUALITIES = tuple(
+    Quality(*values) for values in ((1400, 90, SMALL), (1000, 80, SMALL // 2), (700, 65, 0), (480, 45, 0), (320, 25, 0))
+)
 
 
 def read_frames(image: Image.Image) -> tuple[list[Image.Image], list[int]]:
-    """The frames of an animation and how many milliseconds each stands."""
-    frames, durations = [], []
-    for index in range(getattr(image, "n_frames", 1)):
-        image.seek(index)
-        frames.append(image.convert("RGB"))
-        durations.append(image.info.get("duration") or 100)
-    return frames, durations
+    """The frames of an animation and the milliseconds that each is shown for."""
+    frames = [(frame.convert("RGB"), frame.info.get("duration") or 100) for frame in ImageSequence.Iterator(image)]
+    return [frame for frame, _ in frames], [duration for _, duration in frames]
 
 
 def webp(image: Image.Image, **options: object) -> bytes:

@@ -1,32 +1,32 @@
-"""What the numbers of a run say, in words, by simple rules whose thresholds stand here."""
+"""What the numbers of a run mean, in words, by simple rules with the thresholds below."""
 
 from dataclasses import dataclass
 from itertools import pairwise
 
-from reporting.evaluation import FLOOR, QUANTIZED, RECONSTRUCTIONS, SAMPLES
-from reporting.figures import checkpoints
-from reporting.run import Run, Stage
+from evaluation.results import SETS, Novelty, Results
+from reporting.run import Run, Step
 
-GOOD, FAIR, POOR = "good", "fair", "poor"
-PSNR = (28.0, 23.0)  # dB of held-out reconstructions: good from the first, poor below the second
-QUANTIZATION = (4.0, 8.0)  # dB that the finest tokens cost: good up to the first, poor above the second
-RISE = 1.02  # of the validation loss above its minimum, while training falls: overfitting
-FALL = 0.98  # of the training loss in the last eighth of a run, against the eighth before: still falling
-DISTANCE = (1.5, 3.0)  # kernel distance of the samples as a multiple of what their tokens allow
-COPIES = (2.0, 5.0)  # share of nearly copies as a multiple of that of held-out images
-FEW_COPIES = 0.02  # share of samples that is no concern, whatever the multiple
-RECALL = (-0.6, -0.3)  # minus that of the samples, as a share of what their tokens allow
-PRECISION = (-0.6, -0.3)  # minus that of the samples, as a share of the floor's
+GRADES = GOOD, FAIR, POOR = "good", "fair", "poor"
+# Limits of a value that is better the lower it is: good up to the first, poor above the second.
+PSNR = (-28.0, -23.0)  # minus the dB of held-out reconstructions
+QUANTIZATION = (4.0, 8.0)  # dB that the finest codebook costs
+OVERFITTING = (1.02, 1.1)  # final validation loss, as a multiple of the lowest one
+DISTANCE = (1.5, 3.0)  # kernel distance of the samples, as a multiple of that of quantized reconstructions
+COPIES = (2.0, 5.0)  # share of near copies, as a multiple of that among held-out images
+RECALL = (-0.6, -0.3)  # minus that of the samples, as a share of that of quantized reconstructions
+PRECISION = (-0.6, -0.3)  # minus that of the samples, as a share of that of training images
+FEW_COPIES = 0.02  # a share of near copies that is no concern, whatever the multiple
+FALL = 0.98  # training loss in the last eighth of a run, as a multiple of that in the eighth before: still falling
 LOSSES = {
-    "with the autoencoder": "Most is lost in the autoencoder: train it longer, or give it more latent channels.",
-    "with the codebooks": "Most is lost in the codebooks: give the finest one more units, or smaller patches.",
-    "with the transformers": "Most is lost in the transformers: train them longer.",
+    "autoencoder": "Most is lost in the autoencoder: train it longer, or give it more latent channels.",
+    "codebooks": "Most is lost in the codebooks: give the finest one more units, or smaller patches.",
+    "transformers": "Most is lost in the transformers: train them longer.",
 }
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A judgement: of what, how good, what the numbers are, and what to change, if anything."""
+    """A judgement: its subject, its grade, the numbers in words, and what to change, if anything."""
 
     subject: str
     grade: str
@@ -35,102 +35,94 @@ class Verdict:
 
 
 def what_next(verdicts: list[Verdict]) -> list[str]:
-    """The advice of the worst verdicts, each with all that it is for."""
+    """The advice of the worst verdicts, each with all subjects that it applies to."""
     worst = next((grade for grade in (POOR, FAIR) if any(verdict.grade == grade for verdict in verdicts)), None)
     advice: dict[str, list[str]] = {}
     for verdict in verdicts:
-        if verdict.grade == worst:
+        if verdict.grade == worst and verdict.advice:
             advice.setdefault(verdict.advice, []).append(verdict.subject)
     return [f"{', '.join(subjects)}: {text[0].lower()}{text[1:]}" for text, subjects in advice.items()]
 
 
-def grade(value: float, good: float, poor: float) -> str:
-    """By two thresholds, of a number that is better the lower it is."""
-    return GOOD if value <= good else POOR if value > poor else FAIR
+def verdict(subject: str, value: float, limits: tuple[float, float], text: str, advice: str, *meanings: str) -> Verdict:
+    """The verdict on a value by its limits; of `meanings` the one of the grade ends the text."""
+    grade = GOOD if value <= limits[0] else POOR if value > limits[1] else FAIR
+    if meanings:
+        text += f"{meanings[GRADES.index(grade)]}."
+    return Verdict(subject, grade, text, "" if grade == GOOD else advice)
 
 
 def judge(run: Run) -> list[Verdict]:
-    """All that can be said of a run."""
-    verdicts = [reconstruction(run), quantization(run)]
-    verdicts += [learning(stage) for stage in run.of_kind("transformer")]
+    """All verdicts that the numbers of a run allow."""
+    found = [*fidelity(decoded_psnr(run), quantized_psnr(run)), *map(learning, run.of_kind("transformer"))]
     if run.evaluation is not None:
-        verdicts += [samples(run), realism(run), variety(run), novelty(run)]
-    return [verdict for verdict in verdicts if verdict is not None]
+        found += [*comparison(run.evaluation), novelty(run.evaluation.novelty)]
+    return [verdict for verdict in found if verdict is not None]
 
 
 def decoded_psnr(run: Run) -> float | None:
     """The PSNR of held-out images after the autoencoder, in dB."""
     if run.evaluation is not None and run.evaluation.reconstruction:
-        return run.evaluation.reconstruction[0]["psnr"]
-    return run.stages["autoencoder"].last("val_psnr") if "autoencoder" in run.stages else None
+        return run.evaluation.reconstruction[0].psnr
+    return run.steps["autoencoder"].last("val_psnr") if "autoencoder" in run.steps else None
 
 
 def quantized_psnr(run: Run) -> float | None:
-    """The PSNR of held-out images after the finest codebook, in dB."""
+    """The PSNR of held-out images after quantization with the finest codebook, in dB."""
     if run.evaluation is not None and len(run.evaluation.reconstruction) > 1:
-        return run.evaluation.reconstruction[-1]["psnr"]
-    books = [stage for stage in run.of_kind("codebook") if stage.level != "cond"]
-    if not books:
-        return None
-    pruned = books[-1].last("pruned_psnr_after_quantization")
-    return books[-1].last("psnr_after_quantization") if pruned is None else pruned
+        return run.evaluation.reconstruction[-1].psnr
+    books = [step for step in run.of_kind("codebook") if step.folder.level != "cond"]
+    found = [books[-1].last(f"{prefix}psnr_after_quantization") for prefix in ("pruned_", "")] if books else []
+    return next((psnr for psnr in found if psnr is not None), None)
 
 
 def image_bits(run: Run) -> float | None:
-    """Bits that an image's tokens cost, of all stages."""
+    """The bits that the tokens of a held-out image cost in all stages."""
     if run.evaluation is not None and run.evaluation.bits:
-        return sum(row["bits"] for row in run.evaluation.bits)
-    stages = run.of_kind("transformer")
-    return stages[-1].last("image_bits") if stages else None
+        return sum(row.bits for row in run.evaluation.bits)
+    transformers = run.of_kind("transformer")
+    return transformers[-1].last("image_bits") if transformers else None
 
 
-def reconstruction(run: Run) -> Verdict | None:
-    """Of the autoencoder."""
-    if (psnr := decoded_psnr(run)) is None:
+def fidelity(decoded: float | None, quantized: float | None) -> list[Verdict]:
+    """How much the autoencoder and the finest codebook lose, by the PSNR of held-out images after each."""
+    if decoded is None:
+        return []
+    text = f"The autoencoder reconstructs held-out images at {decoded:.1f} dB: the results are "
+    advice = "Train the autoencoder longer, or give it more latent channels."
+    meanings = ("close to the originals", "visibly softer than the originals", "blurred")
+    found = [verdict("Autoencoder", -decoded, PSNR, text, advice, *meanings)]
+    if quantized is not None:
+        text = f"Quantization lowers this from {decoded:.1f} to {quantized:.1f} dB, which limits all samples."
+        advice = "Give the finest codebook more units, or smaller patches."
+        found.append(verdict("Codebooks", decoded - quantized, QUANTIZATION, text, advice))
+    return found
+
+
+def learning(step: Step) -> Verdict | None:
+    """Whether a transformer still improves, or has begun to overfit."""
+    losses = [(row["val_loss"], row["step"]) for row in step.checkpoints]
+    training = [(row["step"], row["train_loss"]) for row in step.rows if "train_loss" in row]
+    if not losses or not training:
         return None
-    found = grade(-psnr, -PSNR[0], -PSNR[1])
-    advice = "" if found == GOOD else "Train the autoencoder longer, or give it more latent channels."
-    meaning = {GOOD: "close to the originals", FAIR: "visibly softer than the originals", POOR: "blurred"}[found]
-    text = f"Held-out images come back from the autoencoder at {psnr:.1f} dB: {meaning}."
-    return Verdict("Autoencoder", found, text, advice)
-
-
-def quantization(run: Run) -> Verdict | None:
-    """Of the finest codebook."""
-    before, after = decoded_psnr(run), quantized_psnr(run)
-    if before is None or after is None:
-        return None
-    found = grade(before - after, *QUANTIZATION)
-    advice = "" if found == GOOD else "Give the finest codebook more units, or smaller patches."
-    text = f"The finest tokens bring them from {before:.1f} to {after:.1f} dB: the best that any sample can look."
-    return Verdict("Codebooks", found, text, advice)
-
-
-def learning(stage: Stage) -> Verdict | None:
-    """Of a transformer's losses: whether it has learned all it can, or begun to remember its images."""
-    rows, training = checkpoints(stage), stage.series("train_loss")
-    if not rows or not training:
-        return None
-    losses = [row["val_loss"] for row in rows]
-    lowest = min(range(len(losses)), key=losses.__getitem__)
-    subject = f"Transformer {stage.level}"
-    at_lowest = [loss for step, loss in training if step <= rows[lowest]["step"]]
-    if losses[-1] > RISE * losses[lowest] and at_lowest and training[-1][1] < at_lowest[-1]:
+    subject, final, (lowest, at) = f"Transformer {step.folder.level}", losses[-1][0], min(losses)
+    earlier = [loss for number, loss in training if number <= at]
+    if final > OVERFITTING[0] * lowest and earlier and training[-1][1] < earlier[-1]:
         text = (
-            f"Overfitting: the validation loss rose from {losses[lowest]:.3f} at step {rows[lowest]['step']:,} to "
-            f"{losses[-1]:.3f} while the training loss went on falling. Images are made with the checkpoint of its "
-            "lowest validation loss."
+            f"Overfitting: the validation loss rose from {lowest:.3f} at step {at:,} to {final:.3f} while the training "
+            "loss kept falling. Generation uses the checkpoint with the lowest validation loss."
         )
-        grade = POOR if losses[-1] > 1.1 * losses[lowest] else FAIR
-        return Verdict(subject, grade, text, "Give it more images or more dropout, or stop earlier.")
-    text = f"The validation loss ended at {losses[-1]:.3f} nats a token, the training loss at {training[-1][1]:.3f}"
+        return verdict(
+            subject, final / lowest, OVERFITTING, text, "Use more images or more dropout, or stop training earlier."
+        )
+    text = f"The validation loss ended at {final:.3f} nats per token, the training loss at {training[-1][1]:.3f}"
     if is_falling(training):
-        return Verdict(subject, FAIR, f"{text}, still falling.", "Train for more steps.")
-    return Verdict(subject, GOOD, f"{text}: it has not begun to remember its images.")
+        return Verdict(subject, FAIR, f"{text} and still falling.", "Train for more steps.")
+    return Verdict(subject, GOOD, f"{text}: there is no sign of overfitting.")
 
 
 def is_falling(points: list[tuple[int, float]]) -> bool:
-    """Whether a curve of (step, loss) still falls at its end; False where it is too short to tell."""
+    """Whether a curve of (step, loss) still falls at its end; False where it is too short to know."""
     end = points[-1][0]
     eighths = [[loss for step, loss in points if end * low < step <= end * (low + 1 / 8)] for low in (3 / 4, 7 / 8)]
     if not all(eighths):
@@ -139,72 +131,57 @@ def is_falling(points: list[tuple[int, float]]) -> bool:
     return last < FALL * before
 
 
-def samples(run: Run) -> Verdict | None:
-    """Of the samples' distance to held-out images, beside what their tokens allow."""
-    floor, quantized, made = map(run.evaluation.distance, (FLOOR, QUANTIZED, SAMPLES))
+def comparison(results: Results) -> list[Verdict]:
+    """How close samples come to real images, how many look real, and how much of the variety they cover."""
+    floor, _, quantized, made = rows = [results.distance(name) for name in SETS]
     reference = quantized or floor
     if made is None or reference is None:
-        return None
-    least = max(reference["kernel_high"], floor["kernel_high"] if floor else 0, 1e-6)
-    found = grade(made["kernel"] / least, *DISTANCE)
-    meaning = {GOOD: "near to it", FAIR: "farther than it", POOR: "much farther than it"}[found]
+        return []
+    least = max(reference.kernel_high, floor.kernel_high if floor else 0, 1e-6)
     text = (
-        f"Their kernel distance to held-out images is {made['kernel']:.3f}; the best that their tokens allow is "
-        f"{reference['kernel']:.3f}, so they come {meaning}."
+        f"The kernel distance between samples and held-out images is {made.kernel:.3f}; that of {reference.name} is "
+        f"{reference.kernel:.3f}, the best that samples can reach. The samples are "
     )
-    advice = "" if found == GOOD else "Train the transformers longer, or try a lower temperature."
-    return Verdict("Samples", found, text, advice)
+    advice = "Train the transformers longer, or try a lower temperature."
+    meanings = ("close to that", "some way from that", "far from that")
+    found = [verdict("Samples", made.kernel / least, DISTANCE, text, advice, *meanings)]
+    if None not in rows and floor.precision > 0:
+        text = (
+            f"{made.precision:.0%} of the samples look like real images (precision); of training images, "
+            f"{floor.precision:.0%} do."
+        )
+        added = [max(0.0, after.kernel - before.kernel) for before, after in pairwise(rows)]
+        most, advice = added.index(max(added)), ""
+        if added[most]:
+            shares = ", ".join(
+                f"{part / sum(added):.0%} from the {name}" for part, name in zip(added, LOSSES, strict=True)
+            )
+            text, advice = f"{text} Their distance comes {shares}.", list(LOSSES.values())[most]
+        found.append(verdict("Realism", -made.precision / floor.precision, PRECISION, text, advice))
+    if reference.recall > 0:
+        text = (
+            f"The samples cover {made.recall:.0%} of the variety of held-out images (recall); {reference.name} cover "
+            f"{reference.recall:.0%}."
+        )
+        advice = "Train the transformers longer, or try a higher temperature."
+        found.append(verdict("Variety", -made.recall / reference.recall, RECALL, text, advice))
+    return found
 
 
-def realism(run: Run) -> Verdict | None:
-    """Of how many samples look real, and which stage takes most of the likeness away."""
-    names = (FLOOR, RECONSTRUCTIONS, QUANTIZED, SAMPLES)
-    floor, *_, made = rows = [run.evaluation.distance(name) for name in names]
-    if None in rows or floor["precision"] <= 0:
+def novelty(found: Novelty | None) -> Verdict | None:
+    """How many samples are near copies of training images."""
+    if found is None:
         return None
-    steps = [max(0.0, after["kernel"] - before["kernel"]) for before, after in pairwise(rows)]
-    found = grade(-made["precision"] / floor["precision"], *PRECISION)
-    text = (
-        f"{made['precision']:.0%} of the samples lie among the real images (precision), of real training images "
-        f"{floor['precision']:.0%}."
-    )
-    if found == GOOD or not sum(steps):
-        return Verdict("Realism", found, text)
-    shares = ", ".join(f"{step / sum(steps):.0%} {name}" for step, name in zip(steps, LOSSES, strict=True))
-    most = steps.index(max(steps))
-    return Verdict("Realism", found, f"{text} Of their distance comes {shares}.", list(LOSSES.values())[most])
-
-
-def variety(run: Run) -> Verdict | None:
-    """Of how much of the real images' variety the samples cover."""
-    reference = run.evaluation.distance(QUANTIZED) or run.evaluation.distance(FLOOR)
-    made = run.evaluation.distance(SAMPLES)
-    if reference is None or made is None or reference["recall"] <= 0:
-        return None
-    found = grade(-made["recall"] / reference["recall"], *RECALL)
-    text = (
-        f"They cover {made['recall']:.0%} of the variety of held-out images (recall); {reference['name']} "
-        f"{reference['recall']:.0%}."
-    )
-    advice = "" if found == GOOD else "Train the transformers longer, or try a higher temperature."
-    return Verdict("Variety", found, text, advice)
-
-
-def novelty(run: Run) -> Verdict | None:
-    """Of how many samples are nearly copies of training images."""
-    if (novelty := run.evaluation.novelty) is None:
-        return None
-    share, held_out = novelty["share_of_samples"], novelty["share_of_held_out"]
+    share, held_out = found.share_of_samples, found.share_of_held_out
     multiple = 0.0 if share <= FEW_COPIES else share / max(held_out, 1e-6)
-    found = grade(multiple, *COPIES)
-    meaning = {
-        GOOD: "the images are new, not remembered",
-        FAIR: "some are remembered",
-        POOR: "many are remembered",
-    }[found]
     text = (
-        f"{share:.1%} of the samples are nearly copies of a training image, and {held_out:.1%} of held-out images "
-        f"by the same measure: {meaning}."
+        f"{share:.1%} of the samples are near copies of a training image, compared with {held_out:.1%} of the held-out "
+        "images: "
     )
-    advice = "" if found == GOOD else "Give it more images or more dropout, stop earlier, or raise the temperature."
-    return Verdict("Novelty", found, text, advice)
+    advice = "Use more images or more dropout, stop training earlier, or raise the temperature."
+    meanings = (
+        "the samples are new images",
+        "some training images are memorized",
+        "many training images are memorized",
+    )
+    return verdict("Novelty", multiple, COPIES, text, advice, *meanings)

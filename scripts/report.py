@@ -1,9 +1,9 @@
-"""Write one page, RUN_DIR/report.html, about a run: its pictures, curves, numbers, times and commands.
+"""Write a page, RUN_DIR/report.html, about a run: its pictures, curves, numbers, times and commands.
 
     python -m scripts.report out/photos
 
-Reads what scripts/train_cascade.sh has left, as much of it as there is, and RUN_DIR/evaluation if scripts.evaluate has
-been run. The page holds all it shows: it opens from disk, without a network, and is smaller than 10 MB.
+Reads the folder of scripts/train_cascade.sh, as far as it has come, and RUN_DIR/evaluation if scripts.evaluate has been
+run. The page is a single file smaller than 10 MB, which opens from disk without a network.
 """
 
 from dataclasses import dataclass
@@ -12,13 +12,14 @@ from pathlib import Path
 from utils import cli
 from utils.files import UserError, replace_file
 from utils.options import option, parse_options
+from utils.run_folder import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Options of scripts.report."""
 
-    run_dir: Path = option("what scripts/train_cascade.sh wrote", positional=True)
+    run_dir: Path = option("folder that scripts/train_cascade.sh wrote", positional=True)
     out: Path | None = option("file to write", None, unset="RUN_DIR/report.html")
 
 
@@ -32,8 +33,8 @@ def main(argv: list[str] | None = None) -> None:
         if package not in ("jinja2", "plotly"):
             raise
         raise UserError(f"{package} is not installed: pip install -r requirements-eval.txt") from None
-    page = make_page(options.run_dir)
-    out = options.out or options.run_dir / "report.html"
+    folder = RunFolder.open(options.run_dir)
+    page, out = make_page(folder), options.out or folder.report
     with replace_file(out) as temporary:
         temporary.write_text(page, encoding="utf-8")
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, open it in a browser")

@@ -5,6 +5,7 @@ import logging
 import shutil
 import signal
 from contextlib import contextmanager
+from itertools import pairwise
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ import train_codebook
 import train_quantized_transformer
 from scripts import demo_data
 from tests.helpers.scripts import CODEBOOKS, TINY, run_main
+from utils.run_folder import RunFolder
 
 torch.set_num_threads(1)  # equal tensors need an equal number of threads, and the tests may share the machine
 settings.register_profile("patient", deadline=None)
@@ -71,40 +73,40 @@ def faces(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_run(faces, tmp_path_factory):
     """The folder of a whole cascade, laid out as scripts/train_cascade.sh does. To be read only: copy what changes."""
-    out = tmp_path_factory.mktemp("run")
-    latest, pruned = "models_checkpoint/latest.pt", "models_checkpoint/pruned_codebook.pt"
-    decoder, maps = out / "autoencoder" / latest, out / "feature_maps" / "dataset.json"
+    run = RunFolder(tmp_path_factory.mktemp("run"))
+    decoder, maps = run.autoencoder.latest, run.feature_maps.dataset
+    books = [run.step(name) for name in CODEBOOKS]
     common = ("--device", "cpu", "--batch-size", 16)
     training = (*common, "--val-fraction", 0.2, "--seed", 0)
     with undisturbed():
         run_main(
             train_autoencoder.main, *training, "--max-step", 20, "--dataset-path", faces,
-            "--config-path", TINY / "autoencoder.json", "--out-dir", out / "autoencoder",
+            "--config-path", TINY / "autoencoder.json", "--out-dir", run.autoencoder.path,
         )  # fmt: skip
         run_main(
             generate_fmap_dataset.main, *common, "--flip", "--num-files-folder", 30, "--dataset-path", faces,
-            "--model-path", decoder, "--out-dir", out / "feature_maps",
+            "--model-path", decoder, "--out-dir", run.feature_maps.path,
         )  # fmt: skip
-        for name in CODEBOOKS:
+        for book in books:
             run_main(
                 train_codebook.main, *training, "--max-epoch", 2, "--dataset-path", maps, "--decoder-path", decoder,
-                "--config-path", TINY / f"{name}.json", "--out-dir", out / name,
+                "--config-path", TINY / f"{book.name}.json", "--out-dir", book.path,
             )  # fmt: skip
             run_main(
                 prune_codebook.main, *common, "--prune-threshold", 1, "--dataset-path", maps,
-                "--codebook-path", out / name / latest, "--out-dir", out / name,
+                "--codebook-path", book.latest, "--out-dir", book.path,
             )  # fmt: skip
-        for number in range(3):
+        for number, (coarse, fine) in enumerate(pairwise(books)):
+            step = run.step(f"transformer_{number}")
             run_main(
                 train_quantized_transformer.main, *training, "--max-step", 10, "--test-num-sample", 4,
                 *(["--train-base-model"] if number == 0 else []), "--dataset-path", maps, "--decoder-path", decoder,
-                "--lr-codebook-path", out / CODEBOOKS[number] / pruned,
-                "--hr-codebook-path", out / CODEBOOKS[number + 1] / pruned,
-                "--config-path", TINY / f"transformer_{number}.json", "--out-dir", out / f"transformer_{number}",
+                "--lr-codebook-path", coarse.pruned, "--hr-codebook-path", fine.pruned,
+                "--config-path", TINY / f"{step.name}.json", "--out-dir", step.path,
             )  # fmt: skip
-        shutil.copy(TINY / "generate.json", out / "generate.json")
+        shutil.copy(TINY / run.generation.name, run.generation)
         run_main(
             generate_images.main, "--device", "cpu", "--num-images", 4, "--batch-size", 4, "--decoder-path", decoder,
-            "--config-path", out / "generate.json", "--out-dir", out / "generated",
+            "--config-path", run.generation, "--out-dir", run.generated.path,
         )  # fmt: skip
-    return out
+    return run.path

@@ -1,7 +1,7 @@
 import json
 import math
 import re
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import pytest
@@ -69,6 +69,48 @@ def test_no_unknown_key_passes(key):
     with pytest.raises(UserError) as refused:
         build_config(Everything, GOOD | {key: 1}, "here")
     assert repr(key) in str(refused.value)
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    values: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Nested:
+    rows: tuple[Row, ...]
+    best: Row | None
+    settings: dict
+    names: tuple[str, ...] = ()
+
+
+def test_nested_values_are_built_and_written_back():
+    values = {"rows": [{"name": "a", "values": [1, 0.5]}, {"name": "b", "values": []}]}
+    values |= {"best": {"name": "a", "values": []}, "settings": {"0": {"top_k": 3}}, "names": ["x"]}
+    built = build_config(Nested, values, "here")
+    assert built == Nested((Row("a", (1, 0.5)), Row("b")), Row("a"), {"0": {"top_k": 3}}, ("x",))
+    assert json.loads(json.dumps(asdict(built))) == values
+    assert build_config(Nested, values | {"best": None, "rows": []}, "here") == replace(built, best=None, rows=())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rows": {}}, "here: 'rows' is {}, expected a list, each a JSON object"),
+        ({"rows": [{"name": "a"}, 1]}, "here: 'rows', entry 1 is 1, expected a JSON object"),
+        ({"rows": [{"name": 1}]}, "here: 'rows', entry 0: 'name' is 1, expected a string"),
+        ({"rows": [{"name": "a", "values": [0, "b"]}]}, "entry 0: 'values', entry 1 is 'b', expected a number"),
+        ({"rows": [{}]}, "here: 'rows', entry 0: missing key 'name'"),
+        ({"best": {"nam": "a"}}, "here: 'best': unknown key 'nam'; did you mean 'name'?"),
+        ({"best": []}, "here: 'best' is [], expected a JSON object or null"),
+        ({"settings": None}, "here: 'settings' is None, expected a JSON object"),
+        ({"names": "x"}, "here: 'names' is 'x', expected a list, each a string"),
+    ],
+)
+def test_a_wrong_nested_value_is_named_by_its_place(change, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        build_config(Nested, {"rows": [], "best": None, "settings": {}} | change, "here")
 
 
 @pytest.mark.parametrize("value", [[], "a", 1, None])

@@ -1,5 +1,6 @@
 """The evaluation's numbers against slow references, and scripts.evaluate on the tiny trained cascade."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -14,14 +15,17 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from evaluation import features as extractors
 from evaluation import novelty
 from evaluation.distances import deviation, frechet_distance, interval, kernel_distance, precision_and_recall
-from evaluation.measure import Evaluation
+from evaluation.evaluator import Evaluator
 from evaluation.novelty import Nearest
 from evaluation.reconstruction import quality
+from evaluation.results import SAMPLES, Results
 from evaluation.run import TrainedRun
 from scripts import evaluate
 from tests.helpers.scripts import expect_error, run_main
+from utils.config import load_config
 from utils.dataset import FeatureMapDataset, ImageDataset
 from utils.files import UserError
+from utils.run_folder import EvaluationFolder, RunFolder
 
 
 def normal(number, features, seed, scale=1.0, shift=0.0):
@@ -103,10 +107,10 @@ def test_copies_of_training_images_and_of_their_mirror_images_are_found(faces):
     assert near.index[:2].tolist() == [3, 7] and near.mirrored[:2].tolist() == [False, True]
     others = Nearest.among(known, extractor(held_out), extractor(held_out.flip(-1)))
     paths = [f"{index}.png" for index in range(20)]
-    found = novelty.summary(near, others, paths, "pairs.png")
-    assert found["share_of_samples"] >= 2 / 17 > 2 * found["share_of_held_out"]
-    assert {(row["sample"], row["image_path"]) for row in found["nearest"][:2]} == {(0, "3.png"), (1, "7.png")}
-    assert max(row["distance"] for row in found["nearest"][:2]) < 1e-3 < found["nearest"][2]["distance"]
+    found = novelty.summarize(near, others, paths, "pairs.png")
+    assert found.share_of_samples >= 2 / 17 > 2 * found.share_of_held_out
+    assert {(row.sample, row.image_path) for row in found.nearest[:2]} == {(0, "3.png"), (1, "7.png")}
+    assert max(row.distance for row in found.nearest[:2]) < 1e-3 < found.nearest[2].distance
     unseen = Nearest.among(known, extractor(samples))
     assert unseen.distance[0] < 1e-3 < unseen.distance[1]
 
@@ -122,7 +126,7 @@ def test_the_nearest_are_those_of_a_full_search(monkeypatch):
 
 def test_pairs_stand_one_above_the_other():
     copies, originals = torch.arange(5).view(5, 1, 1, 1), torch.arange(10, 15).view(5, 1, 1, 1)
-    assert novelty.picture(copies, originals, 3).flatten().tolist() == [10, 11, 12, 0, 1, 2, 13, 14, 3, 4]
+    assert novelty.in_pairs(copies, originals, 3).flatten().tolist() == [10, 11, 12, 0, 1, 2, 13, 14, 3, 4]
 
 
 def test_quality_of_the_same_images_and_of_even_ones():
@@ -167,7 +171,7 @@ def evaluated(tiny_run, faces, tmp_path_factory):
     return out, run_on(tiny_run, faces, out, "--extractor", "efficientnet")
 
 
-def test_the_script_tells_all_there_is(evaluated, tiny_run, faces):
+def test_the_script_reports_everything(evaluated, tiny_run, faces):
     out, content = evaluated
     assert {path.name for path in out.iterdir()} == {"evaluation.json", "pairs.png", "table.md"}
     held_out = len(ImageDataset(faces).split(0.2)[1])
@@ -228,7 +232,7 @@ def test_a_cascade_that_writes_training_images_by_heart_is_found_out(tiny_run, f
         images = self.dataset[self.training[: self.number]]
         return cascade.tokenize(torch.cat((images[:-1], images[-1:].flip(-1))))[-1]
 
-    monkeypatch.setattr(Evaluation, "draw", by_heart)
+    monkeypatch.setattr(Evaluator, "draw", by_heart)
     content = run_on(tiny_run, faces, tmp_path)
     number = content["num_images"]
     assert content["novelty"]["share_of_samples"] >= (number - 1) / number
@@ -237,7 +241,7 @@ def test_a_cascade_that_writes_training_images_by_heart_is_found_out(tiny_run, f
 
 
 def test_kept_tokens_are_those_of_the_images_and_change_no_number(evaluated, tiny_run, faces, tmp_path, monkeypatch):
-    run, dataset = TrainedRun(tiny_run, torch.device("cpu")), ImageDataset(faces)
+    run, dataset = TrainedRun(RunFolder(tiny_run), torch.device("cpu")), ImageDataset(faces)
     indices = dataset.split(0.2)[0][::-1]
     book = run.codebooks["codebook_2"]
     expected = book.find_bmu(run.autoencoder.encode(dataset[indices]))
@@ -248,8 +252,8 @@ def test_kept_tokens_are_those_of_the_images_and_change_no_number(evaluated, tin
     dataset.paths = dataset.paths.copy()
     dataset.paths[indices[0]] = b"elsewhere.png"
     assert run.kept_tokens(dataset, indices, book) is None
-    written, original = [], Evaluation.written
-    monkeypatch.setattr(Evaluation, "written", lambda self, *given: written.append(given[-1]) or original(self, *given))
+    written, original = [], Evaluator.features_after
+    monkeypatch.setattr(Evaluator, "features_after", lambda *given: written.append(given[-1]) or original(*given))
     run_on(tiny_run, faces, tmp_path / "kept", "--extractor", "efficientnet")
     assert "quantized training images" not in written
     shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("tokens"))
@@ -260,7 +264,7 @@ def test_kept_tokens_are_those_of_the_images_and_change_no_number(evaluated, tin
             assert found[key] == pytest.approx(value, rel=1e-4)
 
 
-def test_the_table_tells_every_number(evaluated):
+def test_the_table_holds_every_number(evaluated):
     out, content = evaluated
     table = (out / "table.md").read_text()
     assert content["extractor"] in table
@@ -271,6 +275,22 @@ def test_the_table_tells_every_number(evaluated):
     for row in content["distances"]:
         assert f"| {row['name']} | {row['kernel']:.4f} ({row['kernel_low']:.4f} to {row['kernel_high']:.4f}) |" in table
     assert f"nearer than {content['novelty']['threshold']:.2f}" in table
+
+
+def test_the_file_has_its_public_keys_and_is_read_as_it_was_written(evaluated):
+    out, content = evaluated
+    assert list(content) == [
+        "extractor", "num_images", "num_held_out", "num_training", "seed", "settings", "reconstruction", "bits",
+        "distances", "novelty", "missing", "seconds",
+    ]  # fmt: skip
+    kinds = [f"{kind}{end}" for kind in ("kernel", "frechet") for end in ("", "_low", "_high")]
+    assert list(content["distances"][0]) == ["name", *kinds, "precision", "recall"]
+    keys = [f"{key}_of_{name}" for key in ("share", "median_distance") for name in ("samples", "held_out")]
+    assert list(content["novelty"]) == ["threshold", *keys, "pairs", "nearest"]
+    assert list(content["novelty"]["nearest"][0]) == ["sample", "image_path", "distance"]
+    results = load_config(EvaluationFolder(out).results, Results)
+    assert json.loads(json.dumps(dataclasses.asdict(results))) == content
+    assert results.distance(SAMPLES).kernel == content["distances"][-1]["kernel"]
 
 
 def test_the_same_seed_gives_the_same_numbers(evaluated, tiny_run, faces, tmp_path):
@@ -338,7 +358,7 @@ def test_bad_inputs_are_named_in_one_line(run, tmp_path, capsys, write_json):
 def test_images_of_another_size_are_refused(run, tmp_path, capsys, write_json):
     Image.new("RGB", (64, 64)).save(tmp_path / "large.png")
     path = write_json(tmp_path / "dataset.json", {"_default": {"1": {"image_fpath": "large.png"}}})
-    assert "images of 64×64, codebook_cond is of 32×32" in expect_error(
+    assert "images of 64×64, but codebook_cond is for 32×32" in expect_error(
         capsys, evaluate.main, (run, "--dataset-path", path)
     )
 

@@ -1,12 +1,12 @@
 """The pictures of the README and the docs are those that docs/pictures.py makes of a run."""
 
 import shutil
-from pathlib import Path
 
 import torch
 
 from docs import pictures
 from utils.images import read_image, save_image
+from utils.run_folder import RunFolder
 
 BY_HAND = {"report.png"}  # a screenshot
 BY_LABEL = {"openmoji_labels.png"}  # which the tiny run has not learned
@@ -22,15 +22,8 @@ def test_every_picture_is_made_anew_from_a_run(tiny_run, faces, tmp_path, monkey
     kept = {path.name for path in pictures.IMAGES.iterdir()}
     monkeypatch.setattr(pictures, "IMAGES", images)
     monkeypatch.setattr(pictures, "SHOWN", (0, 1))
-    pictures.copy_pictures(run, run)
-    pictures.wishes(run, tmp_path / "scratch")
+    pictures.copy_pictures(RunFolder(run), RunFolder(run))
+    pictures.generate_pictures(RunFolder(run), tmp_path / "scratch")
     assert {path.name for path in images.iterdir()} == kept - BY_HAND - BY_LABEL
     # Two faces of 32 pixels and their frames, a gap, and ten rows of what was made of them.
     assert read_image(images / "avatars_completed.png").shape == (3, 36 + pictures.GAP + 10 * 34 + 2, 2 * 34 + 2)
-
-
-def test_the_newest_picture_is_that_of_the_highest_step(tmp_path):
-    for step in (9, 100, 20):
-        (tmp_path / f"atlas_{step}.png").touch()
-    (tmp_path / "atlas_pruned.png").touch()
-    assert pictures.last(tmp_path, "atlas") == Path(tmp_path / "atlas_100.png")

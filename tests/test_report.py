@@ -1,5 +1,6 @@
-"""The report: what it tells of a run, that it needs no other file and trusts no name, and what it refuses."""
+"""The report: what it shows of a run, that it needs no other file and trusts no name, and what it refuses."""
 
+import dataclasses
 import json
 import re
 import shlex
@@ -13,17 +14,20 @@ from PIL import Image
 
 import generate_images
 import train_quantized_transformer
+from evaluation.results import Results
 from models.codebook import Codebook
 from reporting import verdicts
-from reporting.evaluation import read_evaluation
 from reporting.page import LIMIT, make_page
-from reporting.pictures import LEVELS
-from reporting.run import Run, Stage, read_log, read_run
+from reporting.pictures import QUALITIES
+from reporting.run import Run, Step, read_run, read_step
 from reporting.sections import duration
 from scripts import report
-from tests.helpers.reports import EVALUATION, HOSTILE, make_run
+from tests.helpers.reports import EVALUATION, HOSTILE, change_attempt, make_run
 from tests.helpers.scripts import CODEBOOKS, expect_error, run_main
+from utils.config import build_config
 from utils.files import UserError
+from utils.options import parse_options
+from utils.run_folder import RunFolder, StepFolder
 
 
 class Page(HTMLParser):
@@ -34,7 +38,7 @@ class Page(HTMLParser):
         self.tags, self.text, self.scripts, self.styles = [], "", [], ""
         self.feed(text)
         data = next(content for attributes, content in self.scripts if attributes.get("id") == "plots")
-        self.plots = json.loads(data)["plots"]
+        self.plots = json.loads(data)
 
     def handle_starttag(self, tag, attributes):
         self.tags.append((tag, dict(attributes)))
@@ -77,18 +81,18 @@ def copy(run, tmp_path):
     return shutil.copytree(run, tmp_path / "run")
 
 
-def rows_of(run, stage):
-    return [json.loads(line) for line in (run / stage / "metrics.jsonl").read_text().splitlines()]
+def rows_of(run, step):
+    return [json.loads(line) for line in RunFolder(run).step(step).metrics.read_text().splitlines()]
 
 
-def test_every_stage_has_its_place_and_every_link_its_target(page):
+def test_every_step_has_its_place_and_every_link_its_target(page):
     identities = [attributes["id"] for _, attributes in page.tags if attributes.get("id")]
     assert len(identities) == len(set(identities))
-    stages = {"autoencoder", "feature_maps", *CODEBOOKS, "transformer_0", "transformer_1", "transformer_2"}
+    steps = {"autoencoder", "feature_maps", *CODEBOOKS, "transformer_0", "transformer_1", "transformer_2"}
     sections = {"summary", "samples", "cascade", "animation", "evaluation", "novelty", "times", "commands"}
-    assert stages | sections <= set(identities)
+    assert steps | sections <= set(identities)
     assert {link["href"][1:] for link in page.all("a")} <= set(identities)
-    assert "Not there yet" not in page.text
+    assert "Still missing" not in page.text
     assert len(page.all("h1")) == 1
     levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
     assert all(after <= before + 1 for before, after in pairwise(levels))
@@ -107,11 +111,9 @@ def test_the_page_needs_no_other_and_is_small(text, page):
 
 
 def test_the_axis_names_the_loss(page, copy):
-    log = copy / "autoencoder/train.log"
-    log.write_text(log.read_text().replace('"loss": "mse"', '"loss": "l1"'))
-    titles = [
-        plots["curve-autoencoder"]["layout"]["yaxis"]["title"] for plots in (page.plots, Page(make_page(copy)).plots)
-    ]
+    change_attempt(RunFolder(copy).autoencoder, config={"loss": "l1"})
+    both = (page.plots, Page(make_page(RunFolder(copy))).plots)
+    titles = [plots["curve-autoencoder"]["layout"]["yaxis"]["title"] for plots in both]
     assert [title["text"] for title in titles] == ["mean squared error", "mean absolute error"]
 
 
@@ -130,9 +132,9 @@ def test_no_name_becomes_markup(text, page):
 
 
 def test_curves_are_the_metrics(run, page):
-    for stage in ("autoencoder", *CODEBOOKS, "transformer_0", "transformer_2"):
-        rows = rows_of(run, stage)
-        data = {trace["name"]: trace for trace in page.plots[f"curve-{stage}"]["data"]}
+    for step in ("autoencoder", *CODEBOOKS, "transformer_0", "transformer_2"):
+        rows = rows_of(run, step)
+        data = {trace["name"]: trace for trace in page.plots[f"curve-{step}"]["data"]}
         training = [(row["step"], row["train_loss"]) for row in rows if "train_loss" in row]
         validation = [(row["step"], row["val_loss"]) for row in rows if "val_loss" in row and "train_loss" not in row]
         assert training
@@ -145,14 +147,14 @@ def test_a_long_curve_is_thinned_and_keeps_its_ends(tmp_path):
     from reporting.figures import MOST, curves
 
     rows = [{"step": step, "train_loss": 1 / step} for step in range(1, 5001)]
-    data = curves(Stage("transformer_0", tmp_path, {}, rows))["data"][0]
+    data = curves(Step(StepFolder(tmp_path / "transformer_0"), {}, rows), "loss")["data"][0]
     assert 100 < len(data["x"]) <= MOST + 1
     assert (data["x"][0], data["x"][-1]) == (1, 5000)
 
 
-def test_the_atlas_tells_how_often_each_unit_is_used(run, page):
+def test_the_atlas_shows_how_often_each_unit_is_used(run, page):
     for name in CODEBOOKS:
-        book = Codebook.load(run / name / "models_checkpoint/pruned_codebook.pt")
+        book = Codebook.load(RunFolder(run).step(name).pruned)
         figure = page.plots[f"atlas-{name}"]
         cells = figure["data"][0]["text"]
         assert sum(cell is not None for row in cells for cell in row) == len(book)
@@ -162,12 +164,12 @@ def test_the_atlas_tells_how_often_each_unit_is_used(run, page):
 
 
 def test_numbers_come_from_the_evaluation_or_else_from_the_metrics(run, page, copy):
-    for told in ("21.7", "18.9", "0.8765", "0.0123 0.0111 to 0.0135", "37.5 %", "17.2", "87.65"):
-        assert told in re.sub(r"\s+", " ", page.text), told
+    for shown in ("21.7", "18.9", "0.8765", "0.0123 0.0111 to 0.0135", "37.5 %", "17.2", "87.65"):
+        assert shown in re.sub(r"\s+", " ", page.text), shown
     shutil.rmtree(copy / "evaluation")
-    with (copy / "transformer_2/metrics.jsonl").open("a") as file:
+    with RunFolder(copy).step("transformer_2").metrics.open("a") as file:
         file.write('{"step": 10, "image_bits": 98765.4}\n')
-    without = Page(make_page(copy)).text
+    without = Page(make_page(RunFolder(copy))).text
     psnr = [row["val_psnr"] for row in rows_of(run, "autoencoder") if "val_psnr" in row][-1]
     quantized = rows_of(run, "codebook_2")[-2]["psnr_after_quantization"]
     assert f"from {psnr:.1f} to {quantized:.1f} dB" in without
@@ -177,82 +179,116 @@ def test_numbers_come_from_the_evaluation_or_else_from_the_metrics(run, page, co
 
 
 def test_commands_can_be_typed_again(run):
-    logs = dict(read_run(run).logs)
-    for name, parse in (
-        ("transformer_1", train_quantized_transformer.parse),
-        ("generated", generate_images.parse),
-    ):
-        words = shlex.split(logs[name].command)
-        assert words[0] == "python"
-        assert json.loads(json.dumps(vars(parse(words[2:])), default=str)) == logs[name].arguments
+    found = read_run(RunFolder(run))
+    for name, script in (("transformer_1", train_quantized_transformer), ("generated", generate_images)):
+        attempt = found.job(name).last
+        words = shlex.split(attempt.command)
+        assert words[:2] == ["python", f"{script.__name__}.py"]
+        options = parse_options(script.Options, "", words[2:])
+        assert json.loads(json.dumps(dataclasses.asdict(options), default=str)) == attempt.arguments
 
 
-def test_times_of_parts_are_added_up_and_earlier_runs_left_out(tmp_path):
-    log = tmp_path / "train.log"
-    lines = [
-        '2026-01-01 10:00:00,000 arguments {"resume": true}',
-        "2026-01-01 10:30:00,000 step 1",
-        '2026-01-01 11:00:00,000 arguments {"resume": false}',
-        "2026-01-01 11:00:10,500 statistics",
-        "              before   after",
-        '2026-01-02 09:00:00,000 arguments {"resume": true, "seed": 3}',
-        '2026-01-02 09:00:01,000 config {"width": 7}',
-        "2026-01-02 09:01:00,000 step 9",
-    ]
-    log.write_text("\n".join(lines))
-    found = read_log(log, "train.py")
-    assert (found.seconds, found.starts, found.config) == (70.5, 2, {"width": 7})
-    assert found.command == "python train.py --resume --seed 3"
-    assert [duration(seconds) for seconds in (0.2, 59.4, 70.5, 7260)] == [
-        "under 1 s",
-        "59 s",
-        "1 min 10 s",
-        "2 h 1 min",
-    ]
+def attempts_of(folder, *changes):
+    """A step whose run.json holds an attempt for each of these changes of the values of one."""
+    attempt = {
+        "script": "train.py", "arguments": {"resume": False}, "config": None, "versions": {}, "device": "cpu",
+        "threads": 1, "begin": "2026-01-01T10:00:00+00:00", "end": "2026-01-01T10:30:00+00:00", "outcome": "finished",
+    }  # fmt: skip
+    step = StepFolder(folder)
+    step.record.write_text(json.dumps({"attempts": [attempt | change for change in changes]}))
+    return step
+
+
+def test_times_of_attempts_are_added_up_and_earlier_runs_left_out(tmp_path):
+    resumed = {"resume": True, "seed": 3}
+    step = attempts_of(
+        tmp_path,
+        {"arguments": {"resume": True}},
+        {"begin": "2026-01-01T11:00:00+00:00", "end": "2026-01-01T11:00:10.500+00:00"},
+        {"script": "prune.py", "arguments": {}},
+        {"script": "prune.py", "arguments": {}, "begin": "2026-01-01T10:29:59+00:00"},
+        {"arguments": resumed, "config": {"width": 7}, "begin": "2026-01-02T09:00:00+00:00"}
+        | {"end": "2026-01-02T09:01:00+00:00", "outcome": "running"},
+    )
+    jobs = read_step(step).jobs
+    assert [(script, len(job.attempts), job.seconds) for script, job in jobs.items()] == [
+        ("train.py", 2, 70.5), ("prune.py", 1, 1)
+    ]  # fmt: skip
+    assert jobs["train.py"].last.command == "python train.py --resume --seed 3"
+    assert jobs["train.py"].last.config == {"width": 7}
+    assert jobs["train.py"].attempts[0].begin.startswith("2026-01-01T11:00:00")
+    seconds = {0.2: "under 1 s", 59.4: "59 s", 70.5: "1 min 10 s", 7260: "2 h 1 min"}
+    assert [duration(number) for number in seconds] == list(seconds.values())
+
+
+def test_a_training_that_was_always_resumed_counts_from_its_first_attempt(tmp_path):
+    step = attempts_of(tmp_path, *[{"arguments": {"resume": True}}] * 2)
+    assert read_step(step).jobs["train.py"].seconds == 3600
+
+
+def test_a_run_from_before_there_was_a_record_has_its_page(page, copy):
+    for record in copy.glob("*/run.json"):
+        record.unlink()
+    older = Page(make_page(RunFolder(copy)))
+    assert older.plots == page.plots
+    assert len(older.all("img")) == len(page.all("img"))
+    identities = {attributes["id"] for _, attributes in older.tags if attributes.get("id")}
+    assert {link["href"][1:] for link in older.all("a")} <= identities
+    assert {"feature_maps", "novelty", "commands"} <= identities and "times" not in identities
+    for words in ("in total", "computing time", "Training began", "python train", "None", "under 1 s", "This took"):
+        assert words in page.text or words == "None"
+        assert words not in older.text
+
+
+def test_a_step_without_a_record_is_not_timed(copy):
+    RunFolder(copy).autoencoder.record.unlink()
+    text = Page(make_page(RunFolder(copy))).text
+    assert "Not recorded, and not included: Autoencoder." in text
+    assert "Training began" not in text
 
 
 def test_the_newest_picture_is_shown(copy):
-    images = copy / "autoencoder/images"
-    shutil.copy(images / "recon_20.png", images / "recon_9.png")
-    stage = read_run(copy).stages["autoencoder"]
-    assert stage.picture("recon").name == "recon_20.png"
-    assert stage.picture("no_such") is None
+    folder = RunFolder(copy).autoencoder
+    shutil.copy(folder.picture("recon", 20), folder.picture("recon", 9))
+    step = read_run(RunFolder(copy)).steps["autoencoder"]
+    assert step.folder.newest_picture("recon") == folder.picture("recon", 20)
+    assert step.folder.newest_picture("no_such") is None
 
 
-def test_a_run_that_has_only_begun_is_told_of(tiny_run, tmp_path):
+def test_a_run_that_has_only_begun_has_its_page(tiny_run, tmp_path):
     begun = tmp_path / "begun"
     shutil.copytree(tiny_run / "autoencoder", begun / "autoencoder")
     (begun / ".done").mkdir()
-    page = Page(make_page(begun))
-    missing = re.search(r"Not there yet:\s*(.*?)\n", page.text)[1]
+    page = Page(make_page(RunFolder(begun)))
+    missing = re.search(r"Still missing:\s*(.*?)\n", page.text)[1]
     assert missing.startswith("Feature maps, Condition codebook, Codebook 0,")
     assert "Not finished when this page was made: Autoencoder." in page.text
     (begun / ".done/autoencoder").touch()
-    assert "Not finished" not in make_page(begun)
+    assert "Not finished" not in make_page(RunFolder(begun))
     shutil.rmtree(begun / "autoencoder/images")
     (begun / "autoencoder/metrics.jsonl").unlink()
-    assert "Autoencoder" in make_page(begun)
+    assert "Autoencoder" in make_page(RunFolder(begun))
 
 
-def test_without_an_animation_the_command_for_it_is_told(copy):
+def test_without_an_animation_the_command_for_it_is_shown(copy):
     (copy / "generated/images/filling_in.webp").unlink()
-    text = Page(make_page(copy)).text
+    text = Page(make_page(RunFolder(copy))).text
     assert re.search(r"python generate_images\.py .* --animate\n", text)
 
 
 def test_pictures_shrink_until_the_page_fits(run, text):
-    smaller = make_page(run, len(text.encode()))
+    smaller = make_page(RunFolder(run), len(text.encode()))
     assert len(smaller) < len(text)
     sources = [image["src"] for image in Page(smaller).all("img")]
     assert len(sources) == len(Page(text).all("img"))
     with pytest.raises(UserError, match="more than 1 MB"):
-        make_page(run, 1_000_000)
+        make_page(RunFolder(run), 1_000_000)
 
 
 def test_small_pictures_lose_nothing_and_large_ones_are_scaled():
     small = Image.effect_noise((40, 30), 90).convert("RGB")
-    assert (LEVELS[0].picture(small).width, LEVELS[0].picture(small).height) == (640, 480)
-    large = LEVELS[1].picture(Image.new("RGB", (3000, 1500)))
+    assert (QUALITIES[0].picture(small).width, QUALITIES[0].picture(small).height) == (640, 480)
+    large = QUALITIES[1].picture(Image.new("RGB", (3000, 1500)))
     assert (large.width, large.height) == (1000, 500)
 
 
@@ -270,7 +306,8 @@ def remove_key(run):
     path.write_text(json.dumps(content))
 
 
-ARGUMENTS = b"2026-11-25 10:00:00,000 arguments "
+def change(key, value):
+    return lambda run: change_attempt(RunFolder(run).step("codebook_0"), **{key: value})
 
 
 @pytest.mark.parametrize(
@@ -283,13 +320,16 @@ ARGUMENTS = b"2026-11-25 10:00:00,000 arguments "
         (damage("autoencoder/metrics.jsonl", b'{"train_loss": 1.0}\n'), "metrics.jsonl: line 1 has no 'step'"),
         (damage("autoencoder/metrics.jsonl", b'{"step": 1, "train_loss": "low"}\n'), "'train_loss' is 'low'"),
         (damage("transformer_0/metrics.jsonl", b"[]\n"), "transformer_0/metrics.jsonl: line 1: expected"),
-        (damage("codebook_0/train.log", ARGUMENTS + b"{...\n"), "codebook_0/train.log: line 1"),
-        (damage("codebook_0/prune.log", b"nothing\n"), "codebook_0/prune.log: no line with the arguments"),
-        (damage("codebook_0/prune.log", b"\xff\xfe"), "codebook_0/prune.log: not text"),
-        (damage("generated/generate.log", b"2026-99-25 10:00:00,000 arguments {}\n"), "'2026-99-25"),
+        (damage("autoencoder/metrics.jsonl", b"\xff\xfe"), "metrics.jsonl: line 1 is not valid JSON"),
+        (damage("codebook_0/run.json", b"{..."), "codebook_0/run.json: not valid JSON"),
+        (damage("codebook_0/run.json", b"\xff\xfe"), "codebook_0/run.json: not valid JSON"),
+        (damage("generated/run.json", b'{"attempts": [{}]}'), "run.json: 'attempts', entry 0: missing key 'script'"),
+        (change("arguments", []), "codebook_0/run.json: 'attempts', entry 1: 'arguments' is []"),
+        (change("begin", "2026-99-25"), "'attempts', entry 1: 'begin' is '2026-99-25', expected a time"),
+        (change("end", None), "'attempts', entry 1: 'end' is None, expected a string"),
         (damage("generate.json", b"{"), "generate.json"),
-        (damage("evaluation/evaluation.json", b"{}"), "'extractor' is None"),
-        (remove_key, "'distances', entry 1: 'kernel_low' is None"),
+        (damage("evaluation/evaluation.json", b"{}"), "evaluation.json: missing key 'extractor'"),
+        (remove_key, "evaluation.json: 'distances', entry 1: missing key 'kernel_low'"),
         (damage("evaluation/pairs.png", b"no picture"), "pairs.png"),
         (damage("generated/images/image_00001.png", b"\x89PNG\r\n"), "image_00001.png"),
         (damage("generated/images/filling_in.webp", b"RIFF"), "filling_in.webp"),
@@ -304,7 +344,7 @@ def test_what_is_damaged_is_named(change, named, copy, capsys):
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
     assert "no such folder" in expect_error(capsys, report.main, [tmp_path / "nowhere"])
-    assert "holds no stage of a run" in expect_error(capsys, report.main, [tmp_path])
+    assert "holds no step of a run" in expect_error(capsys, report.main, [tmp_path])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -319,11 +359,9 @@ def test_a_missing_package_is_named(package, run, monkeypatch, capsys):
 
 def judged(folder, rows=(), evaluation=None):
     """The verdicts of a run by their subjects: with these metrics of a transformer, or this evaluation."""
-    stage = Stage("transformer_1", folder, {}, list(rows))
-    if evaluation is not None:
-        (folder / "evaluation.json").write_text(json.dumps(evaluation))
-        evaluation = read_evaluation(folder)
-    found = verdicts.judge(Run(folder, {"transformer_1": stage} if rows else {}, [], None, evaluation))
+    step = Step(StepFolder(folder / "transformer_1"), {}, list(rows))
+    results = evaluation and build_config(Results, evaluation, "evaluation.json")
+    found = verdicts.judge(Run(RunFolder(folder), {"transformer_1": step} if rows else {}, None, results))
     return {verdict.subject: verdict for verdict in found}
 
 
@@ -352,14 +390,14 @@ def test_an_evaluation_is_judged_against_its_floor(tmp_path):
         "Autoencoder": "poor", "Codebooks": "good", "Samples": "poor", "Realism": "good", "Variety": "good",
         "Novelty": "poor",
     }  # fmt: skip
-    assert "many are remembered" in found["Novelty"].text
+    assert "many training images are memorized" in found["Novelty"].text
     lines = verdicts.what_next(list(found.values()))
     assert [line.split(":")[0] for line in lines] == ["Autoencoder", "Samples", "Novelty"]
 
 
-def test_what_takes_the_likeness_away_is_named(tmp_path):
+def test_what_takes_most_of_the_realism_away_is_named(tmp_path):
     rows = [row | {"precision": 0.9 if row["name"] == "training images" else 0.1} for row in EVALUATION["distances"]]
     text = judged(tmp_path, evaluation=EVALUATION | {"distances": rows})["Realism"]
     assert text.grade == verdicts.POOR
-    assert "4% with the autoencoder, 4% with the codebooks, 92% with the transformers" in text.text
+    assert "4% from the autoencoder, 4% from the codebooks, 92% from the transformers" in text.text
     assert "transformers" in text.advice

@@ -69,26 +69,26 @@ def until(page, expression):
     raise AssertionError(f"never came true: {expression}")
 
 
-def shown_step(page):
+def shown_level(page):
     return page.eval_on_selector_all(
-        ".steps img", "images => images.filter(image => image.offsetWidth).map(i => i.src)"
+        ".levels img", "images => images.filter(image => image.offsetWidth).map(i => i.src)"
     )
 
 
 def test_the_slider_moves_by_keyboard(open_page):
     page = open_page()
-    seen = [*shown_step(page)]
-    page.focus("#step")
+    seen = [*shown_level(page)]
+    page.focus("#level")
     texts = []
     for _ in range(3):
         page.keyboard.press("ArrowRight")
-        seen += shown_step(page)
-        texts.append(page.inner_text("#step-text"))
+        seen += shown_level(page)
+        texts.append(page.inner_text("#level-text"))
     assert len(set(seen)) == len(seen) == 4
     assert [text.split(":")[0] for text in texts] == ["Stage 0", "Stage 1", "Final image"]
-    assert page.get_attribute("#step", "aria-valuetext") == "Final image"
+    assert page.get_attribute("#level", "aria-valuetext") == "Final image"
     page.keyboard.press("Home")
-    assert shown_step(page) == seen[:1]
+    assert shown_level(page) == seen[:1]
 
 
 def test_the_theme_follows_the_system_and_the_button(open_page):
@@ -118,7 +118,7 @@ def hover(page, selector, x, y):
 def first_unit(page, atlas):
     """What is to be said of the unit in the upper left corner."""
     data = json.loads(page.text_content("script#plots"))
-    text = data["plots"][atlas]["data"][0]["text"][0][0]
+    text = data[atlas]["data"][0]["text"][0][0]
     assert re.fullmatch(r"unit \d+<br>used [\d,]+ times, \S+ %", text)
     return text.replace("<br>", "")
 

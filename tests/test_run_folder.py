@@ -2,6 +2,7 @@
 
 import pytest
 
+from utils.files import UserError
 from utils.run_folder import RunFolder, StepFolder
 
 
@@ -52,6 +53,13 @@ def test_the_newest_picture_is_of_pruning_or_else_of_the_highest_step(tmp_path):
     assert step.newest_picture("atlas") == step.picture("atlas", 20)
     step.picture("atlas", "pruned").touch()
     assert step.newest_picture("atlas") == step.picture("atlas", "pruned")
+    assert step.newest_picture("atlas", pruned=False) == step.picture("atlas", 20)
+
+
+def test_a_folder_that_is_not_there_is_refused(tiny_run, tmp_path):
+    assert RunFolder.open(tiny_run).path == tiny_run
+    with pytest.raises(UserError, match="nowhere: no such folder"):
+        RunFolder.open(tmp_path / "nowhere")
 
 
 def test_later_steps_read_the_pruned_codebook_once_there_is_one(tmp_path):

@@ -43,10 +43,22 @@ class Attempt:
     end: str  # while it runs, and of one that was killed: when it last saved something
     outcome: str  # `RUNNING`, `FINISHED`, "stopped by SIGTERM" or "failed: " and why
 
+    def __post_init__(self) -> None:
+        for name in ("begin", "end"):
+            try:
+                _time(getattr(self, name))
+            except ValueError:
+                raise ValueError(f"{name!r} is {getattr(self, name)!r}, expected a time in ISO 8601") from None
+
+    @property
+    def start(self) -> datetime:
+        """When it began."""
+        return _time(self.begin)
+
     @property
     def seconds(self) -> float:
         """How long it took."""
-        return (datetime.fromisoformat(self.end) - datetime.fromisoformat(self.begin)).total_seconds()
+        return (_time(self.end) - self.start).total_seconds()
 
     @property
     def command(self) -> str:
@@ -121,6 +133,10 @@ def _outcome(error: BaseException) -> str:
     if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > 128:
         return f"stopped by {signal.Signals(error.code - 128).name}"
     return f"failed: {type(error).__name__}: {error}"
+
+
+def _time(text: str) -> datetime:
+    return datetime.fromisoformat(text).astimezone()
 
 
 def _now() -> str:

@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 
 from utils.config import read_json
+from utils.files import UserError
 
 CONDITION = "cond"  # the level of the condition codebook; the other levels are numbers
 
@@ -41,13 +42,12 @@ class StepFolder:
         """The picture `name` of a step of the training, or of what pruning has left (`pruned`)."""
         return self.images / f"{name}_{suffix}.png"
 
-    def newest_picture(self, name: str) -> Path | None:
-        """The picture `name` of what pruning has left, else of the highest step; None where there is none."""
-        steps = {}
-        for path in self.images.glob(f"{name}_*.png"):
-            suffix = path.stem.removeprefix(f"{name}_")
-            if suffix.isdecimal() or suffix == "pruned":
-                steps[float("inf") if suffix == "pruned" else int(suffix)] = path
+    def newest_picture(self, name: str, *, pruned: bool = True) -> Path | None:
+        """The picture `name` of what pruning has left, unless `pruned` is False, else that of the highest step."""
+        if pruned and (path := self.picture(name, "pruned")).is_file():
+            return path
+        suffixes = {path.stem.removeprefix(f"{name}_"): path for path in self.images.glob(f"{name}_*.png")}
+        steps = {int(suffix): path for suffix, path in suffixes.items() if suffix.isdecimal()}
         return steps[max(steps)] if steps else None
 
     def final_image(self, index: int) -> Path:
@@ -76,6 +76,16 @@ class StepFolder:
         return self.images / f"filling_in.{kind}"
 
 
+class EvaluationFolder:
+    """What `scripts.evaluate` writes to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.results = path / "evaluation.json"  # all numbers: evaluation/results.py
+        self.table = path / "table.md"  # the same numbers in Markdown
+        self.pairs = path / "pairs.png"  # the samples that are nearest to a training image, each below that image
+
+
 class RunFolder:
     """What `scripts/train_cascade.sh` writes to, as far as it has come."""
 
@@ -83,10 +93,17 @@ class RunFolder:
         self.path = path
         self.images = path / "data" / "dataset.json"  # where scripts/demo.sh has put them
         self.generation = path / "generate.json"  # the config of the generation
-        self.evaluation = path / "evaluation"
+        self.evaluation = EvaluationFolder(path / "evaluation")
         self.report = path / "report.html"
         self.autoencoder, self.feature_maps = self.step("autoencoder"), self.step("feature_maps")
         self.generated = self.step("generated")
+
+    @classmethod
+    def open(cls, path: Path) -> "RunFolder":
+        """A folder that must be there."""
+        if not path.is_dir():
+            raise UserError(f"{path}: no such folder; give one that scripts/train_cascade.sh writes to")
+        return cls(path)
 
     def step(self, name: str) -> StepFolder:
         """The folder of a step."""
@@ -99,10 +116,14 @@ class RunFolder:
         planned = len(read_json(self.generation)) if self.generation.is_file() else 0
         return max([1, planned, *(int(found[1]) + 1 for found in made if found)])
 
+    def codebook(self, level: object) -> StepFolder:
+        """The condition codebook (`CONDITION`), or the one that a stage writes with (its number)."""
+        return self.step(f"codebook_{level}")
+
     @property
     def codebooks(self) -> list[StepFolder]:
         """The condition codebook, then the one that each stage writes with."""
-        return [self.step(f"codebook_{level}") for level in (CONDITION, *range(self.num_stages))]
+        return [self.codebook(level) for level in (CONDITION, *range(self.num_stages))]
 
     @property
     def transformers(self) -> list[StepFolder]:

@@ -13,6 +13,11 @@ STAT = Path("/proc/stat")
 SAMPLE_SECONDS = 0.1
 
 
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def busy_seconds() -> float:
     """Seconds of all cores that were not idle since the machine started; waiting for a disk counts as idle."""
     ticks = [int(number) for number in STAT.read_text().splitlines()[0].split()[1:]]
@@ -35,7 +40,7 @@ def choose() -> str:
         os.environ["GOMP_SPINCOUNT"] = SPINS
         chosen.append(f"GOMP_SPINCOUNT={SPINS}")
     if not os.environ.keys() & {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}:
-        cores, busy = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(), busy_cores()
+        cores, busy = available_cores(), busy_cores()
         if round(busy) >= 1 and cores > 1:
             os.environ["OMP_NUM_THREADS"] = str(max(1, cores - round(busy)))
             chosen.append(

@@ -1,8 +1,33 @@
 "use strict";
-const { plots, themes, lines } = JSON.parse(document.getElementById("plots").textContent);
+const plots = JSON.parse(document.getElementById("plots").textContent);
 const root = document.documentElement;
 const prefersDark = matchMedia("(prefers-color-scheme: dark)");
 const isTouch = matchMedia("(pointer: coarse)").matches;
+
+const lines = { light: ["#2763c4", "#b8500f"], dark: ["#82b1ff", "#ffab70"] }; // training, validation
+const themes = {
+  light: template({ ink: "#1c2330", soft: "#5a6372", grid: "#e4e7ec", paper: "#ffffff" }),
+  dark: template({ ink: "#e7eaf0", soft: "#a0a9b8", grid: "#2f3744", paper: "#1a1f29" }),
+};
+
+// A template of plotly in these colours.
+function template({ ink, soft, grid, paper }) {
+  const axis = {
+    gridcolor: grid, linecolor: grid, zerolinecolor: grid, tickcolor: soft, tickfont: { color: soft },
+    title: { font: { color: soft, size: 13 } },
+  };
+  return {
+    layout: {
+      font: { color: ink, family: "system-ui, sans-serif", size: 13 },
+      paper_bgcolor: "rgba(0,0,0,0)",
+      plot_bgcolor: "rgba(0,0,0,0)",
+      hoverlabel: { bgcolor: paper, bordercolor: soft, font: { color: ink } },
+      modebar: { bgcolor: paper, color: soft, activecolor: ink },
+      xaxis: axis,
+      yaxis: axis,
+    },
+  };
+}
 
 function theme() {
   return root.dataset.theme || (prefersDark.matches ? "dark" : "light");
@@ -59,16 +84,16 @@ for (const details of document.querySelectorAll("details")) {
 }
 drawAll();
 
-const slider = document.getElementById("step");
+const slider = document.getElementById("level");
 if (slider) {
-  const images = [...document.querySelectorAll(".steps img")];
+  const images = [...document.querySelectorAll(".levels img")];
   const ticks = [...document.querySelectorAll(".ticks span")];
   const show = () => {
     const now = Number(slider.value);
     images.forEach((image, index) => { image.hidden = index !== now; });
     ticks.forEach((tick, index) => { tick.classList.toggle("now", index === now); });
     slider.setAttribute("aria-valuetext", images[now].dataset.name);
-    document.getElementById("step-text").textContent = images[now].dataset.text;
+    document.getElementById("level-text").textContent = images[now].dataset.text;
   };
   slider.addEventListener("input", show);
   show();

@@ -1,9 +1,11 @@
-"""A run to tell of: the tiny trained one with an evaluation, an animation, and names that would like to be markup."""
+"""A run to report on: the tiny trained one with an evaluation, an animation, and names that look like markup."""
 
 import json
 import shutil
 
 from PIL import Image
+
+from utils.run_folder import RunFolder
 
 HOSTILE = "</script><script>alert(1)</script>"
 
@@ -52,17 +54,20 @@ def make_run(tiny_run, folder):
     """A copy of the tiny run in `folder` with all that a report can show."""
     run = folder / "<b>run&"
     shutil.copytree(tiny_run, run)
-    (run / "evaluation").mkdir()
-    (run / "evaluation/evaluation.json").write_text(json.dumps(EVALUATION))
-    Image.new("RGB", (64, 34), "white").save(run / "evaluation/pairs.png")
+    folder = RunFolder(run)
+    folder.evaluation.path.mkdir()
+    folder.evaluation.results.write_text(json.dumps(EVALUATION))
+    Image.new("RGB", (64, 34), "white").save(folder.evaluation.pairs)
     frames = [Image.new("RGB", (66, 66), colour) for colour in ("white", "grey", "black")]
-    path = run / "generated/images/filling_in.webp"
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=200, loop=0)
-    log = run / "autoencoder/train.log"
-    lines = log.read_text().splitlines()
-    for index, line in enumerate(lines):
-        stamp, found, arguments = line.partition(" arguments ")
-        if found:
-            lines[index] = stamp + found + json.dumps(json.loads(arguments) | {"dataset_path": HOSTILE})
-    log.write_text("\n".join(lines) + "\n")
+    frames[0].save(folder.generated.animation("webp"), save_all=True, append_images=frames[1:], duration=200, loop=0)
+    change_attempt(folder.autoencoder, arguments={"dataset_path": HOSTILE})
     return run
+
+
+def change_attempt(step, **changes):
+    """Change values of the newest attempt at a step, or entries of its arguments and its config."""
+    content = json.loads(step.record.read_text())
+    newest = content["attempts"][-1]
+    for key, value in changes.items():
+        newest[key] = newest[key] | value if isinstance(value, dict) else value
+    step.record.write_text(json.dumps(content))

@@ -1,0 +1,186 @@
+"""The whole evaluation of a run: what is measured, on which images, and in which order."""
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from evaluation import results
+from evaluation.distances import frechet_distance, interval, kernel_distance, precision_and_recall
+from evaluation.features import features_of
+from evaluation.likelihood import stage_bits
+from evaluation.novelty import Nearest, in_pairs, summarize
+from evaluation.reconstruction import quality, reconstruct
+from evaluation.run import TrainedRun
+from models.cascade import bits_before
+from models.codebook import Codebook
+from models.generation import Cascade, Request
+from utils.dataset import BatchLoader, ImageDataset, chunks
+from utils.device import choose_workers
+from utils.files import UserError
+from utils.images import save_grid
+from utils.progress import progress
+from utils.run_folder import EvaluationFolder
+from utils.training import MAX_VALIDATION
+
+FEWEST = 4  # images in a set: each needs a third neighbour, and half of them a variance
+COLUMNS, PAIRS = 10, 20  # of the picture of pairs, at most
+
+
+@dataclass
+class Evaluator:
+    """Measures a run on its images, with the features of an extractor."""
+
+    run: TrainedRun
+    dataset: ImageDataset
+    extractor: nn.Module
+    folder: EvaluationFolder
+    num_images: int
+    num_training: int | None
+    seed: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        self.extractor.to(self.run.device)
+        training, held_out = self.dataset.split(self.run.val_fraction)
+        if len(held_out) == 0:
+            raise UserError("no image was held out from training, so there is nothing to measure on; add images")
+        self.num_held_out = len(held_out)
+        self.held_out = held_out[: self.num_images]  # shuffled already
+        self.training = np.random.default_rng(self.seed & 0xFFFFFFFF).permutation(training)[: self.num_training]
+        self.number = min(len(self.held_out), len(self.training))  # of images in each set
+
+    def evaluate(self, start: float) -> results.Results:
+        """Measure everything that the run allows; `start` is when the work began, by `time.perf_counter`."""
+        run = self.run
+        reconstruction, bits = self.reconstruction(), self.bits()
+        cascade = run.cascade(self.batch_size)
+        distances, novelty = [], None
+        if self.number < FEWEST:
+            run.missing.append(f"distances: {self.number} images in a set are too few, {FEWEST} are needed; add images")
+        else:
+            distances, novelty = self.compare(cascade)
+        return results.Results(
+            extractor=self.extractor.description,
+            num_images=self.number,
+            num_held_out=self.num_held_out,
+            num_training=len(self.training) if novelty else self.number,
+            seed=self.seed,
+            settings=run.settings,
+            reconstruction=tuple(reconstruction),
+            bits=tuple(bits),
+            distances=tuple(distances),
+            novelty=novelty,
+            missing=tuple(run.missing),
+            seconds=time.perf_counter() - start,
+        )
+
+    def reconstruction(self) -> list[results.Reconstruction]:
+        """PSNR and SSIM of held-out images, before and after each codebook."""
+        books = {"autoencoder": None} | {f"after {name}": book for name, book in self.run.codebooks.items()}
+        bar = progress(books.items(), unit="set", desc="reconstructions")
+        return [results.Reconstruction(name, **quality(self.reconstructed(self.held_out, book))) for name, book in bar]
+
+    def bits(self) -> list[results.Bits]:
+        """Bits of the condition's token, which costs the entropy of its use on average, and of each stage's tokens."""
+        run, rows = self.run, []
+        if run.maps is None or not run.stages:
+            return rows
+        held_out = run.maps.split(run.val_fraction)[1][:MAX_VALIDATION]
+        for number, (stage, coarse, fine) in run.stages.items():
+            if number == 0 and (entropy := bits_before(coarse, None, is_base=True)) is not None:
+                rows.append(results.Bits("condition", 1, entropy))
+            bits = stage_bits(stage, coarse, fine, run.maps, held_out, self.batch_size)
+            rows.append(results.Bits(f"stage {number}", stage.config.fine.length, bits))
+        return rows
+
+    def compare(self, cascade: Cascade | None) -> tuple[list[results.Distance], results.Novelty | None]:
+        """The distances of each set to the held-out images, and the novelty of the samples if there is a cascade."""
+        held_out, number = self.held_out[: self.number], self.number
+        real = self.features(self.batches(held_out), number, "held-out images")
+        sets = {results.TRAINING: self.features(self.batches(self.training[:number]), number, results.TRAINING)}
+        sets[results.RECONSTRUCTIONS] = self.features_after(held_out, None, results.RECONSTRUCTIONS)
+        books = cascade.codebooks if cascade else list(self.run.codebooks.values())
+        if books:
+            sets[results.QUANTIZED] = self.features_after(held_out, books[-1], results.QUANTIZED)
+        novelty = None
+        if cascade is not None:
+            tokens = self.draw(cascade)
+            sets[results.SAMPLES] = self.features(self.decoded(cascade, tokens), number, results.SAMPLES)
+            novelty = self.novelty(cascade, tokens, sets[results.SAMPLES], sets[results.QUANTIZED])
+        bar = progress(sets.items(), unit="set", desc="distances")
+        return [self.distance(name, features, real) for name, features in bar], novelty
+
+    def batches(self, indices: np.ndarray) -> BatchLoader:
+        """Images of the data set, in batches."""
+        return BatchLoader(self.dataset, chunks(indices, self.batch_size), choose_workers(None, self.run.device))
+
+    def reconstructed(self, indices: np.ndarray, book: Codebook | None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Batches of images, each with its reconstructions, quantized if there is a codebook."""
+        for images in self.batches(indices):
+            images = images.to(self.run.device)
+            yield images, reconstruct(images, self.run.autoencoder, book)
+
+    def features(self, batches: Iterable[torch.Tensor], number: int, name: str) -> torch.Tensor:
+        """Features (N, D) of images that come in batches."""
+        return features_of(self.extractor, batches, number, name)
+
+    def features_after(self, indices: np.ndarray, book: Codebook | None, name: str) -> torch.Tensor:
+        """Features (N, D) of reconstructions, quantized if there is a codebook."""
+        return self.features((made for _, made in self.reconstructed(indices, book)), len(indices), name)
+
+    def distance(self, name: str, features: torch.Tensor, real: torch.Tensor) -> results.Distance:
+        """The distances between a set of images and the real ones."""
+        kernel, frechet = (interval(way, features, real, self.seed) for way in (kernel_distance, frechet_distance))
+        return results.Distance(name, *kernel, *frechet, *precision_and_recall(features, real))
+
+    def draw(self, cascade: Cascade) -> torch.Tensor:
+        """The finest tokens (N, T) of as many samples as a set has images."""
+        batches = cascade.batches(Request(self.seed), self.number, results.SAMPLES)
+        return torch.cat([tokens[-1] for _, tokens, _ in batches])
+
+    def decoded(self, cascade: Cascade, tokens: torch.Tensor) -> Iterator[torch.Tensor]:
+        """The images of the finest tokens, in batches."""
+        for part in tokens.split(self.batch_size):
+            yield cascade.decode(part, -1).clamp(-1, 1)
+
+    def novelty(
+        self, cascade: Cascade, tokens: torch.Tensor, samples: torch.Tensor, held_out: torch.Tensor
+    ) -> results.Novelty:
+        """How near samples come to training images, and to their mirror images if the run was trained on those too.
+
+        Training and held-out images are quantized with the finest codebook first. A cascade that has memorized an image
+        would write exactly that, while the image itself has a large distance even to its own quantized reconstruction.
+        """
+        training = self.quantized_training(cascade)
+        mirrored = [None, None]
+        if self.run.maps is not None and self.run.maps.flipped.any():
+            made = (made for _, made in self.reconstructed(self.held_out[: self.number], cascade.codebooks[-1]))
+            mirrored = [
+                self.features((part.flip(-1) for part in batches), self.number, f"mirrored {name}")
+                for name, batches in ((results.SAMPLES, self.decoded(cascade, tokens)), (results.QUANTIZED, made))
+            ]
+        near = Nearest.among(training, samples, mirrored[0])
+        self.draw_pairs(cascade, tokens, near)
+        paths = [self.dataset.paths[index].decode() for index in self.training]
+        return summarize(near, Nearest.among(training, held_out, mirrored[1]), paths, self.folder.pairs.name)
+
+    def quantized_training(self, cascade: Cascade) -> torch.Tensor:
+        """Features (N, D) of the quantized training images, decoded from tokens that training has kept if it has."""
+        name, book = f"quantized {results.TRAINING}", cascade.codebooks[-1]
+        tokens = self.run.kept_tokens(self.dataset, self.training, book)
+        if tokens is None:
+            return self.features_after(self.training, book, name)
+        return self.features(self.decoded(cascade, tokens), len(tokens), name)
+
+    def draw_pairs(self, cascade: Cascade, tokens: torch.Tensor, near: Nearest) -> None:
+        """Write the picture of the samples that are nearest to a training image, each below that image."""
+        columns = min(COLUMNS, self.number)
+        shown = near.distance.argsort(stable=True)[: min(PAIRS, self.number) // columns * columns]  # full rows
+        originals = self.dataset[self.training[near.index[shown].numpy()]]
+        originals = torch.where(near.mirrored[shown][:, None, None, None], originals.flip(-1), originals)
+        copies = torch.cat(list(self.decoded(cascade, tokens[shown.to(tokens.device)]))).cpu()
+        save_grid(in_pairs(copies, originals, columns), self.folder.pairs, columns)

@@ -1,0 +1,66 @@
+"""What is chosen before torch is imported, and that a user's own choice stands."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from scripts import reference
+from utils import threads
+
+NAMES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@pytest.fixture
+def chosen(monkeypatch):
+    """A function: what is set in an environment, on a machine of so many cores of which some are busy."""
+
+    def choose(environment, cores=4, busy=0.0):
+        for name in NAMES:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(threads, "available_cores", lambda: cores)
+        monkeypatch.setattr(threads, "busy_cores", lambda: busy)
+        text = threads.choose()
+        found = {name: os.environ[name] for name in NAMES if name in os.environ}
+        return {name: value for name, value in found.items() if name not in environment}, text
+
+    return choose
+
+
+@pytest.mark.parametrize(
+    ("environment", "cores", "busy", "expected"),
+    [
+        ({}, 4, 0.0, {"GOMP_SPINCOUNT": threads.SPINS}),
+        ({}, 4, 0.4, {"GOMP_SPINCOUNT": threads.SPINS}),
+        ({}, 4, 1.1, {"GOMP_SPINCOUNT": threads.SPINS, "OMP_NUM_THREADS": "3"}),
+        ({}, 2, 5.0, {"GOMP_SPINCOUNT": threads.SPINS, "OMP_NUM_THREADS": "1"}),
+        ({}, 1, 1.0, {"GOMP_SPINCOUNT": threads.SPINS}),
+        ({"OMP_NUM_THREADS": "4"}, 4, 3.0, {"GOMP_SPINCOUNT": threads.SPINS}),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, 4, 0.0, {}),
+        ({"GOMP_SPINCOUNT": "7", "MKL_NUM_THREADS": "2"}, 4, 3.0, {}),
+    ],
+)
+def test_the_environment_is_completed_and_never_overruled(environment, cores, busy, expected, chosen):
+    found, text = chosen(environment, cores, busy)
+    assert found == expected
+    assert all(f"{name}={value}" in text for name, value in expected.items())
+    assert expected or text == "as the environment says"
+
+
+def test_every_step_chooses_before_torch_is_imported():
+    program = (
+        "import sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'torch':\n"
+        "            sys.exit(0 if 'utils.threads' in sys.modules else 'torch comes first')\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "__import__(sys.argv[1])\n"
+    )
+    scripts = [*reference.STEPS, "scripts.evaluate"]
+    for script in scripts:
+        run = subprocess.run([sys.executable, "-c", program, script], capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
