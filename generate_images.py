@@ -36,9 +36,7 @@ GRID = 100  # images in a grid, at most
 ANIMATED = 16  # images in an animation, at most
 STEPS, SECONDS = 64, 8  # pictures of a stage in an animation, at most, and how long it runs
 SAMPLING_KEYS = [field.name for field in dataclasses.fields(SamplingConfig)]
-SamplingOptions = optional(
-    SamplingConfig, "SamplingOptions", "Sampling, in all stages, instead of what the config says"
-)
+SamplingOptions = optional(SamplingConfig, "SamplingOptions", "Sampling of all stages, instead of the config's")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +66,7 @@ class Options(SamplingOptions, RequestOptions, SpeedOptions, StepOptions):
     num_images: int = option("images to generate", 25, low=1)
     batch_size: int = option("images generated at once", 25, low=1)
     seed: int = option("one seed, the same pictures, however many are asked for", 0)
-    animate: str | None = option(
-        "also write the pictures filling in, as WebP or GIF", None, choices=("webp", "gif"), const="webp"
-    )
+    animate: str | None = option("also write the pictures filling in", None, choices=("webp", "gif"), const="webp")
 
 
 @torch.no_grad()
@@ -81,8 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     decoder = Autoencoder.load(options.decoder_path).to(device)
     changes = {key: getattr(options, key) for key in SAMPLING_KEYS if getattr(options, key) is not None}
     configs = load_generation_config(options.config_path, **changes)
-    dtype = choose_dtype(device, options.precision)
-    folder = options.config_path.parent
+    folder, dtype = options.config_path.parent, choose_dtype(device, options.precision)
     cascade = Cascade(configs, folder, decoder, device, dtype, options.batch_size, options.compile)
     request = make_request(options, cascade)
     with attempt(__file__, options, device):

@@ -45,9 +45,7 @@ class Options(StepOptions):
     decoder_path: Path | None = option("checkpoint of the autoencoder: also measure images, and draw the map", None)
     batch_size: int = option("feature maps at once", 8, low=1)
     prune_threshold: int = option("smallest number of patches that keeps a unit", 10, low=0, exclusive="amount")
-    keep: int | None = option(
-        "number of most used units to keep, instead of a threshold", None, low=1, exclusive="amount"
-    )
+    keep: int | None = option("most used units to keep, instead of a threshold", None, low=1, exclusive="amount")
     val_fraction: float = option("share of images held out, for the measurement", VAL_FRACTION, low=0, below=1)
 
 
@@ -58,7 +56,9 @@ def main(argv: list[str] | None = None) -> None:
     dataset = FeatureMapDataset(options.dataset_path)
     codebook = Codebook.load(options.codebook_path).to(device)
     codebook.check_fits(options.codebook_path, dataset)
-    autoencoder = options.decoder_path and load_decoder(options, codebook).to(device)
+    autoencoder = options.decoder_path and Autoencoder.load(options.decoder_path).to(device)
+    if autoencoder is not None:
+        check_origin(options.codebook_path, "autoencoder", codebook.autoencoder, autoencoder.fingerprint)
 
     def statistics_of(codebook: Codebook, title: str) -> Statistics:
         batches = BatchLoader.in_order(dataset, options.batch_size, choose_workers(None, device))
@@ -83,13 +83,6 @@ def main(argv: list[str] | None = None) -> None:
         if autoencoder is not None:
             save_map(pruned, autoencoder, folder, "pruned")
         log.info("kept %d of %d units: wrote %s", len(pruned), len(codebook), folder.pruned)
-
-
-def load_decoder(options: Options, codebook: Codebook) -> Autoencoder:
-    """The autoencoder of `--decoder-path`, if it is the one that the codebook's feature maps are of."""
-    autoencoder = Autoencoder.load(options.decoder_path)
-    check_origin(options.codebook_path, "autoencoder", codebook.autoencoder, autoencoder.fingerprint)
-    return autoencoder
 
 
 def choose(options: Options, counts: torch.Tensor) -> torch.Tensor:

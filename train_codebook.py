@@ -25,7 +25,6 @@ from models.map_learner import MapLearner, draw_sample, sample_size
 from models.map_order import arrange
 from models.map_pictures import save_map
 from models.map_statistics import decoded_psnr, table, take_census
-from models.previews import compare, save_decoded
 from utils import cli
 from utils.attempt import attempt
 from utils.checkpoint import check_origin
@@ -34,7 +33,7 @@ from utils.config import load_config
 from utils.dataset import BatchLoader, FeatureMapDataset, steps_per_epoch
 from utils.device import choose_device, choose_workers
 from utils.files import UserError
-from utils.images import save_image
+from utils.images import save_grid
 from utils.learner import TrainingOptions
 from utils.metrics import Metrics
 from utils.options import option, parse_options
@@ -81,17 +80,19 @@ def main(argv: list[str] | None = None) -> None:
     checkpoints = CheckpointFolder(options, KIND, config, origin, len(training), prefix="codebook", has_best=False)
     start = checkpoints.resume(learner) if options.resume else 0
 
-    def validate() -> dict[str, float]:
-        def error(fmap: torch.Tensor) -> dict[str, torch.Tensor]:
-            return {"val_loss": codebook.quantization_error(fmap.to(device))}
+    def error(fmap: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"val_loss": codebook.quantization_error(fmap.to(device))}
 
+    def validate() -> dict[str, float]:
         return mean_over(dataset, held_out, options.batch_size, error)
 
+    @torch.no_grad()
     def preview(step: int) -> None:
-        fmaps = {"image_plot": maps, "quant_image_plot": codebook.lookup(codebook.find_bmu(maps))}
-        save_decoded(autoencoder, fmaps, folder, step)
-        comparison = compare(autoencoder, codebook, maps[:COMPARED], originals)
-        save_image(comparison, folder.picture("comparison", step))
+        plain, quantized = (autoencoder.decode(fmap).cpu() for fmap in (maps, codebook.lookup(codebook.find_bmu(maps))))
+        save_grid(plain, folder.picture("image_plot", step))
+        save_grid(quantized, folder.picture("quant_image_plot", step))
+        rows = torch.cat((*originals, plain[:COMPARED], quantized[:COMPARED]))
+        save_grid(rows, folder.picture("comparison", step), columns=len(plain[:COMPARED]))
         if step < checkpoints.total_steps:  # at the end it is drawn once it is arranged and counted
             save_map(codebook, autoencoder, folder, step)
 
@@ -108,11 +109,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def start_codebook(
-    options: Options,
-    config: CodebookConfig,
-    dataset: FeatureMapDataset,
-    training: np.ndarray,
-    device: torch.device,
+    options: Options, config: CodebookConfig, dataset: FeatureMapDataset, training: np.ndarray, device: torch.device
 ) -> tuple[Codebook, torch.Tensor | None]:
     """The codebook of `--codebook-path`, or a new one laid out over a sample of patches of the training maps."""
     if options.codebook_path is not None:

@@ -16,7 +16,6 @@ import utils.threads  # noqa: F401
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +23,6 @@ import torch
 from models.autoencoder import Autoencoder
 from models.cascade import KIND, Stage, StageConfig, bits_before, with_bits
 from models.codebook import Codebook
-from models.previews import save_decoded
 from models.tokens import load_tokens
 from models.transformer import TransformerConfig
 from utils import cli
@@ -36,6 +34,7 @@ from utils.dataset import FeatureMapDataset, TokenDataset, to_device
 from utils.device import choose_device
 from utils.files import UserError
 from utils.gradient import GradientLearner, GradientOptions
+from utils.images import save_grid
 from utils.metrics import Metrics
 from utils.options import option, parse_options
 from utils.sampling import SamplingConfig, uniform_draws
@@ -52,9 +51,7 @@ class Options(GradientOptions):
     decoder_path: Path = option("checkpoint of the autoencoder")
     lr_codebook_path: Path = option("codebook of the coarse grid")
     hr_codebook_path: Path = option("codebook of the fine grid")
-    previous_path: Path | None = option(
-        "checkpoint of the stage before, to report the bits of an image over all stages", None
-    )
+    previous_path: Path | None = option("checkpoint of the stage before, to report the bits over all stages", None)
     test_num_sample: int = option("samples in a preview", 25, low=1)
     temperature: float = option("temperature of the preview's samples", 1.0, above=0)
     use_activation_checkpoint: bool = option("spend time to save memory", False)
@@ -67,27 +64,13 @@ class Options(GradientOptions):
             )
 
 
-class Inputs(NamedTuple):
-    """What a stage is trained from."""
-
-    dataset: FeatureMapDataset
-    autoencoder: Autoencoder
-    coarse: Codebook
-    fine: Codebook
-
-    @property
-    def fingerprints(self) -> dict[str, str | None]:
-        """What the checkpoints record of it."""
-        names = ("autoencoder", "lr_codebook", "hr_codebook")
-        return {name: part.fingerprint for name, part in zip(names, self[1:], strict=True)}
-
-
 def main(argv: list[str] | None = None) -> None:
     """Parse, load, build, run."""
     options = parse_options(Options, __doc__, argv)
     device = choose_device(options.device)
-    inputs = load_inputs(options, device)
-    dataset, _, coarse, fine = inputs
+    dataset, autoencoder, coarse, fine = load_inputs(options, device)
+    models = {"autoencoder": autoencoder, "lr_codebook": coarse, "hr_codebook": fine}
+    origin = {name: model.fingerprint for name, model in models.items()}
     training, held_out = dataset.split(options.val_fraction)
     transformer = load_config(options.config_path, TransformerConfig)
     names, labels = dataset.label_indices() if transformer.use_labels else ((), None)
@@ -100,14 +83,14 @@ def main(argv: list[str] | None = None) -> None:
     steps, weights = options.planned_steps(len(training)), stage.transformer.block_weights
     # A call of the stage computes its loss.
     learner = GradientLearner(stage, lambda stage, batch: stage(*batch), transformer, options, steps, device, weights)
-    checkpoints = CheckpointFolder(options, KIND, config, inputs.fingerprints, len(training))
+    checkpoints = CheckpointFolder(options, KIND, config, origin, len(training))
     start = learner.start(checkpoints)
     earlier_bits = bits_before(coarse, options.previous_path, is_base=options.train_base_model)
 
     with attempt(__file__, options, device, config):
         tokens = load_tokens(dataset, coarse, fine, device)
         if names:
-            tokens = tokens.with_labels(labels)
+            tokens = TokenDataset(np.concatenate((tokens.coarse, labels), axis=1), tokens.fine)
             stage.count_labels(to_device(tokens[np.arange(len(tokens))], device)[0])
 
         def validate(most: int = MAX_VALIDATION) -> dict[str, float]:
@@ -117,9 +100,11 @@ def main(argv: list[str] | None = None) -> None:
         shown = preview_indices(training, dataset.unflipped(held_out), options.test_num_sample)
         fmaps = dataset[shown].to(device)
 
+        @torch.no_grad()
         def preview(step: int) -> None:
             drawn = draw(learner.best_model, coarse, fine, to_device(tokens[shown], device), options)
-            save_decoded(inputs.autoencoder, {"ground_truth": fmaps, **drawn}, checkpoints.folder, step)
+            for name, made in {"ground_truth": fmaps, **drawn}.items():
+                save_grid(autoencoder.decode(made).cpu(), checkpoints.folder.picture(name, step))
 
         watched = min(MAX_VALIDATION, max(options.batch_size, options.log_step * options.step_size // WATCH_SHARE))
         metrics = Metrics(options, len(training), unit="tokens", per_item=config.fine.length)
@@ -128,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
         train(options, learner, tokens, training, checkpoints, metrics, start, validate, preview, watch)
 
 
-def load_inputs(options: Options, device: torch.device) -> Inputs:
+def load_inputs(options: Options, device: torch.device) -> tuple[FeatureMapDataset, Autoencoder, Codebook, Codebook]:
     """The feature maps, the autoencoder and the codebooks, checked to belong together."""
     dataset = FeatureMapDataset(options.dataset_path)
     autoencoder = Autoencoder.load(options.decoder_path).to(device)
@@ -137,7 +122,7 @@ def load_inputs(options: Options, device: torch.device) -> Inputs:
     for path in (options.lr_codebook_path, options.hr_codebook_path):
         codebooks.append(Codebook.load(path).to(device))
         codebooks[-1].check_fits(path, dataset)
-    return Inputs(dataset, autoencoder, *codebooks)
+    return dataset, autoencoder, *codebooks
 
 
 @torch.no_grad()

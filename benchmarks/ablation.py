@@ -1,4 +1,4 @@
-"""What each part of a transformer is worth: the full model beside variants without that part, in the same time.
+"""What each part of a transformer is worth: the full model compared with variants without that part.
 
     python -m benchmarks.ablation out/demo-avatars --stage 1
     python -m benchmarks.ablation out/demo-avatars --stage 2 --seconds 120 --seeds 1 --only full "AdamW alone"
@@ -11,147 +11,96 @@ A variant without dropout or noise changes nothing where the config of the stage
 """
 
 import argparse
-import statistics
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
 
 from benchmarks.stages import DemoStage
-from models.activations import ACTIVATIONS
 from models.cascade import Stage
 from models.transformer import Attention, GatedMLP, GridEmbedding
-from utils.dataset import EpochSampler, TokenDataset
+from utils.dataset import EpochSampler
 from utils.device import keep_memory
 from utils.gradient import GradientLearner
 
-
-@dataclass(frozen=True)
-class Variant:
-    """How a variant differs from the full model."""
-
-    config: dict = field(default_factory=dict)
-    training: dict = field(default_factory=dict)  # arguments of `DemoStage.learner`
-    alter: Callable[[Stage], object] = lambda stage: None
-    rate: float = 1.0  # times the learning rate of the config
-
-    def build(self, demo: DemoStage) -> GradientLearner:
-        """A new stage of this variant, ready to be trained."""
-        stage = demo.build(**self.config)
-        self.alter(stage)
-        learner = demo.learner(stage, **self.training)
-        learner.base_lr *= self.rate
-        return learner
-
-
-def with_random_vectors(stage: Stage) -> None:
-    for module in stage.modules():
-        if isinstance(module, GridEmbedding):
-            nn.init.normal_(module.token.weight, std=0.5)
-
-
-def without_query_key_norm(stage: Stage) -> None:
-    for module in stage.modules():
-        if isinstance(module, Attention):
-            module.query_norm = module.key_norm = nn.Identity()
-
-
-def without_gate(stage: Stage) -> None:
-    config = stage.config.transformer
-    dim, hidden = config.in_dim, config.hidden_dim * 3 // 2  # as many parameters as with a gate
-    for block in stage.modules():
-        if isinstance(getattr(block, "mlp", None), GatedMLP):
-            activation = ACTIVATIONS[config.hidden_activation]()
-            block.mlp = nn.Sequential(nn.Linear(dim, hidden), activation, nn.Linear(hidden, dim))
-            nn.init.zeros_(block.mlp[-1].weight)
-
-
-NARROW = {"in_dim": 192, "hidden_dim": 384, "self_attn_heads": 3, "cross_attn_heads": 3}
 WIDE = {"in_dim": 256, "hidden_dim": 512, "self_attn_heads": 4, "cross_attn_heads": 4}
+# What a variant changes in the config and in the arguments of `DemoStage.learner`; `alter` changes the modules.
 VARIANTS = {
-    "full": Variant(),
-    "random vectors of tokens": Variant(alter=with_random_vectors),
-    "AdamW alone": Variant(training={"use_muon": False}),
-    "AdamW alone, half the rate": Variant(training={"use_muon": False}, rate=0.5),
-    "half the rate": Variant(rate=0.5),
-    "192 wide": Variant(NARROW),
-    "256 wide": Variant(WIDE),
-    "256 wide, half the rate": Variant(WIDE, rate=0.5),
-    "4 heads": Variant({"self_attn_heads": 4, "cross_attn_heads": 4}),
-    "2 + 3 layers": Variant({"num_enc_layers": 2, "num_dec_layers": 3}),
-    "no query-key norm": Variant(alter=without_query_key_norm),
-    "ungated MLP": Variant(alter=without_gate),
-    "no condition noise": Variant({"condition_noise": 0.0}),
-    "condition dropout 0.1": Variant({"condition_dropout": 0.1}),
-    "moving average": Variant(training={"ema_decay": 0.999}),
-    "no dropout": Variant({"dropout": 0.0}),
-    "dropout 0.1": Variant({"dropout": 0.1}),
-    "fp32": Variant(training={"precision": "fp32"}),
+    "full": ({}, {}),
+    "random vectors of tokens": ({}, {}),
+    "AdamW alone": ({}, {"use_muon": False}),
+    "AdamW alone, half the rate": ({}, {"use_muon": False, "rate": 0.5}),
+    "half the rate": ({}, {"rate": 0.5}),
+    "192 wide": ({"in_dim": 192, "hidden_dim": 384, "self_attn_heads": 3, "cross_attn_heads": 3}, {}),
+    "256 wide": (WIDE, {}),
+    "256 wide, half the rate": (WIDE, {"rate": 0.5}),
+    "4 heads": ({"self_attn_heads": 4, "cross_attn_heads": 4}, {}),
+    "2 + 3 layers": ({"num_enc_layers": 2, "num_dec_layers": 3}, {}),
+    "no query-key norm": ({}, {}),
+    "ungated MLP": ({}, {}),
+    "no condition noise": ({"condition_noise": 0.0}, {}),
+    "condition dropout 0.1": ({"condition_dropout": 0.1}, {}),
+    "moving average": ({}, {"ema_decay": 0.999}),
+    "no dropout": ({"dropout": 0.0}, {}),
+    "dropout 0.1": ({"dropout": 0.1}, {}),
+    "fp32": ({}, {"precision": "fp32"}),
 }
 
 
-@dataclass(frozen=True)
-class Job:
-    """One run."""
-
-    name: str
-    seed: int
-    folder: Path
-    stage: int
-    seconds: float
+def build(name: str, demo: DemoStage) -> GradientLearner:
+    """A new stage of a variant, ready to be trained."""
+    config, training = VARIANTS[name]
+    stage = demo.build(**config)
+    for module in stage.modules():
+        alter(module, name)
+    return demo.learner(stage, **training)
 
 
-@dataclass(frozen=True)
-class Result:
-    """What was measured of a run."""
+def alter(module: nn.Module, name: str) -> None:
+    """Change a module of a stage where the variant does."""
+    if name == "random vectors of tokens" and isinstance(module, GridEmbedding):
+        nn.init.normal_(module.token.weight, std=0.5)
+    elif name == "no query-key norm" and isinstance(module, Attention):
+        module.query_norm = module.key_norm = nn.Identity()
+    elif name == "ungated MLP" and isinstance(getattr(module, "mlp", None), GatedMLP):
+        dim, hidden = module.mlp.down.weight.shape
+        hidden = hidden * 3 // 2  # as many parameters as with a gate
+        module.mlp = nn.Sequential(nn.Linear(dim, hidden), module.mlp.activation, nn.Linear(hidden, dim))
+        nn.init.zeros_(module.mlp[-1].weight)
 
-    steps: int
-    parameters: int
-    loss: float  # nats per token
-    drawn_loss: float  # the same from coarse tokens that the stage before has drawn
 
-
-def run(job: Job) -> tuple[Job, Result]:
-    """Train one variant and measure it."""
+def run(job: tuple[str, int], folder: Path, number: int, seconds: float) -> tuple[tuple[str, int], tuple[float, ...]]:
+    """Train a variant with a seed; return the job, and its training steps, parameters and both losses."""
+    name, seed = job
     torch.set_num_threads(1)
     keep_memory()
-    demo = DemoStage.read(job.folder, job.stage)
+    demo = DemoStage.read(folder, number)
     coarse, fine = demo.tokens[demo.held_out]
-    drawn = coarse if job.stage == 0 else draw_coarse(DemoStage.read(job.folder, job.stage - 1))
-    torch.manual_seed(job.seed)
-    learner = VARIANTS[job.name].build(demo)
-    sampler = EpochSampler(demo.training, demo.batch_size, job.seed, 0, 10**9)
-    steps = train(learner, demo.tokens, sampler, job.seconds)
-    losses = [loss_of(learner.best_model, given, fine, learner) for given in (coarse, drawn)]
-    return job, Result(steps, sum(p.numel() for p in learner.model.parameters()), *losses)
-
-
-def train(learner: GradientLearner, tokens: TokenDataset, sampler: EpochSampler, seconds: float) -> int:
-    """Train for a number of seconds, which the schedule follows; return the number of steps."""
-    start = time.perf_counter()
-    for step, indices in enumerate(sampler):
-        share = (time.perf_counter() - start) / seconds
-        if share >= 1:
-            return step
-        learner.total_steps = max(step + 1, round(step / max(share, 1e-9)))
-        learner.update(tokens[indices], step)
-    raise AssertionError("the sampler has no end")
+    drawn = coarse if number == 0 else draw_coarse(DemoStage.read(folder, number - 1))
+    torch.manual_seed(seed)
+    learner = build(name, demo)
+    batches = iter(EpochSampler(demo.training, demo.batch_size, seed, 0, 10**9))
+    start, step = time.perf_counter(), 0
+    while (share := (time.perf_counter() - start) / seconds) < 1:
+        learner.total_steps = max(step + 1, round(step / max(share, 1e-9)))  # the schedule follows the time
+        learner.update(demo.tokens[next(batches)], step)
+        step += 1
+    parameters = sum(p.numel() for p in learner.model.parameters())
+    return job, (step, parameters, loss_of(learner, coarse, fine), loss_of(learner, drawn, fine))
 
 
 @torch.no_grad()
-def loss_of(stage: Stage, coarse: torch.Tensor, fine: torch.Tensor, learner: GradientLearner) -> float:
+def loss_of(learner: GradientLearner, coarse: torch.Tensor, fine: torch.Tensor) -> float:
     """Nats per token."""
-    total = 0.0
-    for part in zip(coarse.split(64), fine.split(64), strict=True):
-        with learner.autocast:
-            total += stage(*part)["loss"].item() * len(part[0])
-    return total / len(fine)
+    with learner.autocast:
+        parts = zip(coarse.split(64), fine.split(64), strict=True)
+        return sum(learner.best_model(*part)["loss"].item() * len(part[0]) for part in parts) / len(fine)
 
 
 @torch.no_grad()
@@ -164,24 +113,8 @@ def draw_coarse(before: DemoStage) -> torch.Tensor:
     return probabilities.multinomial(1, generator=torch.Generator().manual_seed(0)).view(written.shape)
 
 
-def table(results: dict[Job, Result], names: list[str]) -> None:
-    """Print means over seeds and half of their range."""
-    print("| | steps | parameters | nats per token | ± | of the full model | with drawn coarse tokens | ± |")
-    print("|---|---|---|---|---|---|---|---|")
-    mean = {}
-    for name in names:
-        runs = [result for job, result in results.items() if job.name == name]
-        losses, drawn = [run.loss for run in runs], [run.drawn_loss for run in runs]
-        mean[name] = statistics.mean(losses)
-        steps, parameters = statistics.mean(run.steps for run in runs), runs[0].parameters / 1e6
-        spreads = [max(values) - min(values) for values in (losses, drawn)]
-        share = f"{mean[name] / mean['full']:.3f}" if "full" in mean else ""
-        print(f"| {name} | {steps:.0f} | {parameters:.1f} M | {mean[name]:.4f} | {spreads[0] / 2:.4f} | {share} "
-              f"| {statistics.mean(drawn):.4f} | {spreads[1] / 2:.4f} |")  # fmt: skip
-
-
 def main() -> None:
-    """Run the jobs and print the table."""
+    """Train the variants; print means over seeds, and half of their range."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder of scripts/demo.sh, such as out/demo-avatars")
     parser.add_argument("--stage", type=int, choices=[0, 1, 2], default=1, help="stage to train [1]")
@@ -191,13 +124,19 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="runs at once, one thread each [2]")
     args = parser.parse_args()
     # Variants take turns, so that a machine that slows down slows all of them.
-    jobs = [Job(name, seed, args.folder, args.stage, args.seconds) for seed in range(args.seeds) for name in args.only]
+    jobs = [(name, seed) for seed in range(args.seeds) for name in args.only]
+    train, results = partial(run, folder=args.folder, number=args.stage, seconds=args.seconds), {}
     with get_context("spawn").Pool(args.workers, maxtasksperchild=1) as pool:
-        results = {}
-        for job, result in tqdm(pool.imap_unordered(run, jobs), total=len(jobs), unit="run"):
-            results[job] = result
-            tqdm.write(f"{job.name}, seed {job.seed}: {result}", file=sys.stderr)
-    table(results, args.only)
+        for (name, seed), numbers in tqdm(pool.imap_unordered(train, jobs), total=len(jobs), unit="run"):
+            results.setdefault(name, []).append(numbers)
+            tqdm.write(f"{name}, seed {seed}: steps, parameters, losses {numbers}", file=sys.stderr)
+    print("| | steps | parameters | loss | ± | of the full model | drawn | ± |\n|---|---|---|---|---|---|---|---|")
+    for name in args.only:
+        steps, parameters, loss, drawn = np.mean(results[name], axis=0)
+        *_, spread, drawn_spread = np.ptp(results[name], axis=0) / 2
+        share = f"{loss / np.mean(results['full'], axis=0)[2]:.3f}" if "full" in results else ""
+        print(f"| {name} | {steps:.0f} | {parameters / 1e6:.1f} M | {loss:.4f} | {spread:.4f} | {share} "
+              f"| {drawn:.4f} | {drawn_spread:.4f} |")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -12,12 +12,12 @@ and of MiniBatchKMeans are means over three seeds.
 import argparse
 import math
 import os
-import statistics
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -37,15 +37,14 @@ from utils.files import UserError
 
 # Patch size, units, steps, and feature maps to train on, chosen so that there are at most 275,000 patches.
 SIZES = ((16, 64, 250, None), (4, 512, 800, None), (2, 512, 256, 4096), (1, 512, 96, 1024))
-OTHERS = ((4, 512), (8, 512))  # patch size and units of the runs in batches of 8; `trade_off` takes the first
+OTHERS = ((4, 512), (8, 512))  # patch size and units of the runs in batches of 8; the final radii take the first
 BATCH = 64  # feature maps per step, as in the demo
 SEEDS = (0, 1, 2)
 MINISOM_PASSES = 10
-RADII = (0, 0.5, 0.7, 1, 1.5, 2)  # final radii that `trade_off` compares
+RADII = (0, 0.5, 0.7, 1, 1.5, 2)  # final radii that are compared
 
 
-@dataclass
-class Row:
+class Row(NamedTuple):
     """What was measured of one method."""
 
     name: str
@@ -67,15 +66,19 @@ class Data:
     def patches(self) -> np.ndarray:
         return patchify(self.training, self.config.patch_H, self.config.patch_W).flatten(0, 1).numpy()
 
-    def measure(self, name: str, seconds: float, codebook: Codebook) -> Row:
-        used = (take_census(codebook, self.training.split(256)).counts > 0).double().mean().item()
-        numbers = take_census(codebook, self.held_out.split(256)).statistics(codebook)
-        return Row(name, seconds, numbers["quantization_error"], numbers["topographic_error"], used)
+    def row(self, name: str, *runs: tuple[Codebook, float]) -> Row:
+        """The means over runs, each a codebook and the seconds that it took."""
+        numbers = []
+        for codebook, seconds in runs:
+            used = (take_census(codebook, self.training.split(256)).counts > 0).double().mean().item()
+            found = take_census(codebook, self.held_out.split(256)).statistics(codebook)
+            numbers.append((seconds, found["quantization_error"], found["topographic_error"], used))
+        return Row(name, *np.mean(numbers, axis=0))
 
 
-def timed(function: Callable[[], object]) -> tuple[object, float]:
+def timed(function: Callable, *arguments: object) -> tuple[object, float]:
     start = time.perf_counter()
-    return function(), time.perf_counter() - start
+    return function(*arguments), time.perf_counter() - start
 
 
 def train_map(data: Data, total_steps: int, batch_size: int, seed: int) -> Codebook:
@@ -88,55 +91,36 @@ def train_map(data: Data, total_steps: int, batch_size: int, seed: int) -> Codeb
     learner = MapLearner(codebook, steps_per_epoch(number, batch_size), total_steps, sample=sample)
     for step, batch in enumerate(EpochSampler(np.arange(number), batch_size, seed, 0, total_steps)):
         learner.update(data.training[torch.from_numpy(batch)], step)
+    order(codebook, data)
+    return codebook
+
+
+def order(codebook: Codebook, data: Data) -> None:
+    """Arrange the units, as the last step of a training does."""
     pairs = take_census(codebook, data.training.split(256)).pairs
     codebook.coordinates.copy_(arrange(codebook.coordinates, pairs))
-    return codebook
 
 
 def map_row(name: str, data: Data, total_steps: int, batch_size: int = BATCH) -> Row:
-    rows = []
-    for seed in SEEDS:
-        codebook, seconds = timed(lambda seed=seed: train_map(data, total_steps, batch_size, seed))
-        rows.append(data.measure(name, seconds, codebook))
-    return mean_row(rows)
-
-
-def mean_row(rows: list[Row]) -> Row:
-    means = {key: statistics.mean(getattr(row, key) for row in rows) for key in vars(rows[0]) if key != "name"}
-    return Row(rows[0].name, **means)
-
-
-def placed(config: CodebookConfig, units: np.ndarray) -> Codebook:
-    """A codebook of the units of another method, placed on the map by their first two principal components."""
-    torch.manual_seed(0)
-    codebook = Codebook(config)
-    codebook.lay_out(torch.from_numpy(units).float())
-    return codebook
+    return data.row(name, *(timed(train_map, data, total_steps, batch_size, seed) for seed in SEEDS))
 
 
 def kmeans(data: Data, cls: type, seed: int = 0) -> tuple[Codebook, float]:
-    """The codebook that scikit-learn's `cls` finds, and the seconds of its fit."""
+    """The codebook that scikit-learn's `cls` finds, placed by its principal components, and the seconds of its fit."""
     patches = data.patches
     model = cls(data.config.num_embeddings, n_init=1, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)
-        _, seconds = timed(lambda: model.fit(patches))
+        _, seconds = timed(model.fit, patches)
     if model.n_iter_ == model.max_iter:
         raise SystemExit(f"{cls.__name__} has not converged in {model.max_iter} iterations")
-    return placed(data.config, model.cluster_centers_), seconds
+    torch.manual_seed(0)
+    codebook = Codebook(data.config)
+    codebook.lay_out(torch.from_numpy(model.cluster_centers_).float())
+    return codebook, seconds
 
 
-def kmeans_rows(data: Data) -> list[Row]:
-    """K-means, and k-means with its units arranged."""
-    codebook, seconds = kmeans(data, KMeans)
-    rows = [data.measure("k-means, converged", seconds, codebook)]
-    pairs = take_census(codebook, data.training.split(256)).pairs
-    places, more = timed(lambda: arrange(codebook.coordinates, pairs))
-    codebook.coordinates.copy_(places)
-    return [*rows, data.measure("k-means, arranged", seconds + more, codebook)]
-
-
-def minisom_row(data: Data) -> Row:
+def minisom(data: Data) -> tuple[Codebook, float]:
     """Batch training as in Kohonen 2013: each pass moves units all the way, and the neighbourhood shrinks to one."""
     number = data.config.num_embeddings
     rows = max(rows for rows in range(1, math.isqrt(number) + 1) if number % rows == 0)
@@ -145,55 +129,42 @@ def minisom_row(data: Data) -> Row:
     settings = {"learning_rate": 1.0, "decay_function": lambda rate, *_: rate}
     settings |= {"sigma": max(shape) / 2, "sigma_decay_function": "linear_decay_to_one"}
     som = MiniSom(*shape, data.config.dim, **settings, random_seed=0)
-
-    def fit() -> None:
-        som.pca_weights_init(patches)
-        som.train_batch_offline(patches, MINISOM_PASSES)
-
-    _, seconds = timed(fit)
+    _, start = timed(som.pca_weights_init, patches)
+    _, seconds = timed(som.train_batch_offline, patches, MINISOM_PASSES)
     codebook = Codebook(data.config)
     codebook.units.copy_(torch.from_numpy(som.get_weights().reshape(number, -1)))
     codebook.coordinates.copy_(torch.from_numpy(np.indices(shape).reshape(2, number).T))
-    return data.measure(f"minisom, {MINISOM_PASSES} passes", seconds, codebook)
+    return codebook, start + seconds
 
 
-def compare(data: Data, steps: int, with_minisom: bool) -> list[Row]:
-    converged, arranged = kmeans_rows(data)
-    found = [kmeans(data, MiniBatchKMeans, seed) for seed in SEEDS]
-    mini = mean_row([data.measure("MiniBatchKMeans", seconds, codebook) for codebook, seconds in found])
+def compare(data: Data, steps: int) -> list[Row]:
+    """All methods; this map also with as many steps as fit into the time of MiniBatchKMeans."""
+    codebook, seconds = kmeans(data, KMeans)
+    converged = data.row("k-means, converged", (codebook, seconds))
+    _, more = timed(order, codebook, data)
+    arranged = data.row("k-means, arranged", (codebook, seconds + more))
+    mini = data.row("MiniBatchKMeans", *(kmeans(data, MiniBatchKMeans, seed) for seed in SEEDS))
     ours = map_row(f"this map, {steps} steps", data, steps)
-    rows = [converged, arranged, mini, ours]
-    # As many steps as fit into the time of MiniBatchKMeans: time grows linearly with steps, so two runs predict it.
     least = max(2, steps // 20)
-    short = timed(lambda: train_map(data, least, BATCH, 0))[1]
-    per_step = max(1e-6, (ours.seconds - short) / (steps - least))
+    _, short = timed(train_map, data, least, BATCH, 0)
+    per_step = max(1e-6, (ours.seconds - short) / (steps - least))  # time grows linearly with steps
     fitting = int(np.clip(least + (mini.seconds - short) / per_step, 2, steps))
-    rows.append(map_row(f"this map, {fitting} steps", data, fitting))
-    if with_minisom:
-        rows.append(minisom_row(data))
-    return rows
+    shorter = map_row(f"this map, {fitting} steps", data, fitting)
+    other = data.row(f"minisom, {MINISOM_PASSES} passes", minisom(data))
+    return [converged, arranged, mini, ours, shorter, other]
 
 
-def print_table(rows: list[Row], reference: Row) -> None:
-    print("| | seconds | error | topographic error | units used |\n|---|---|---|---|---|")
+def print_table(title: str, rows: list[Row]) -> None:
+    """Print rows, with errors divided by that of the first."""
+    print(f"{title}\n\n| | seconds | error | topographic error | units used |\n|---|---|---|---|---|")
     for row in rows:
-        error, used = row.error / reference.error, f"{row.used:.1%}"
+        error, used = row.error / rows[0].error, f"{row.used:.1%}"
         print(f"| {row.name} | {row.seconds:.2f} | {error:.3f} | {row.topographic_error:.2f} | {used} |")
     print(flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("datasets", type=Path, nargs="+", metavar="DATASET", help="dataset.json of feature maps")
-    parser.add_argument("--patch", type=int, action="append", help="measure this patch size only")
-    parser.add_argument("--without-minisom", action="store_true", help="leave out minisom, which takes longest")
-    args = parser.parse_args()
-    print(f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
-    for path in args.datasets:
-        benchmark(path, args.patch, not args.without_minisom)
-
-
-def benchmark(path: Path, patches: list[int] | None, with_minisom: bool) -> None:
+def benchmark(path: Path) -> None:
+    """Print all tables of a data set."""
     dataset = FeatureMapDataset(path)
     indices, held_out = dataset.split(VAL_FRACTION)
     indices = np.random.default_rng(0).permutation(indices)
@@ -207,35 +178,29 @@ def benchmark(path: Path, patches: list[int] | None, with_minisom: bool) -> None
         return Data(config, maps[:most], held_out)
 
     for patch, number, steps, most in SIZES:
-        if patches and patch not in patches:
-            continue
         data = cut(patch, number, most)
-        print(f"{path}: patch {patch}, {number} units, {len(data.patches):,} patches of {data.config.dim} numbers\n")
-        rows = compare(data, steps, with_minisom)
-        print_table(rows, rows[0])
-    if patches:
-        return
-    patch, number = OTHERS[0]
-    trade_off(cut(patch, number))
+        title = f"{path}: patch {patch}, {number} units, {len(data.patches):,} patches of {data.config.dim} numbers"
+        print_table(title, compare(data, steps))
+
+    data, steps = cut(*OTHERS[0]), 3 * steps_per_epoch(len(maps), BATCH)
+    smooth = {f"{radius:g}": replace(data, config=replace(data.config, final_radius=radius)) for radius in RADII}
+    rows = [map_row(radius, data, steps) for radius, data in smooth.items()]
+    print_table(f"patch {OTHERS[0][0]}, by final radius; errors divided by that at radius 0", rows)
+
     for patch, number in OTHERS:
-        untuned(cut(patch, number))
+        data = cut(patch, number)
+        ours = map_row("this map", data, steps_per_epoch(len(maps), 8), 8)
+        rows = [data.row("k-means, converged", kmeans(data, KMeans)), ours]
+        print_table(f"patch {patch}, one epoch in batches of 8 feature maps", rows)
 
 
-def trade_off(data: Data) -> None:
-    """Print order and precision by the final radius."""
-    print(f"patch {data.config.patch_H}, by final radius; errors divided by that at radius 0\n")
-    steps = 3 * steps_per_epoch(len(data.training), BATCH)
-    rows = [map_row(f"{radius:g}", replace(data, config=replace(data.config, final_radius=radius)), steps)
-            for radius in RADII]  # fmt: skip
-    print_table(rows, rows[0])
-
-
-def untuned(data: Data) -> None:
-    """Print one epoch in batches of 8, as the example of the README trains."""
-    print(f"patch {data.config.patch_H}, one epoch in batches of 8 feature maps\n")
-    converged, _ = kmeans_rows(data)
-    ours = map_row("this map", data, steps_per_epoch(len(data.training), 8), 8)
-    print_table([converged, ours], converged)
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("datasets", type=Path, nargs="+", metavar="DATASET", help="dataset.json of feature maps")
+    datasets = parser.parse_args().datasets
+    print(f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
+    for path in datasets:
+        benchmark(path)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import statistics
 import time
 from collections import Counter
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -59,46 +60,37 @@ def coarse_tokens(images: int) -> torch.Tensor:
     return torch.randint(UNITS, (images, COARSE[0] * COARSE[1]))
 
 
+def seconds_to_sample(stage: Stage, images: int, search: SamplingConfig, dtype: torch.dtype) -> float:
+    """The time in which a stage writes all tokens of some images, with the cache."""
+    make_ready(stage.transformer, dtype, images * search.num_beam)
+    coarse = coarse_tokens(images)
+    uniform = uniform_draws(0, 0, range(images), stage.config.fine.length, search.num_beam)
+    start = time.perf_counter()
+    stage.sample(coarse, search, uniform)
+    return time.perf_counter() - start
+
+
 def compare_with_reference(config: TransformerConfig) -> None:
     """Print the time of all tokens by the slow reference and with the cache."""
     print(f"\n{IMAGES} images, {BEAMS.num_beam} beams each, all tokens; the reference timed at {PREFIXES} tokens.\n")
     print("| precision | reference, ms per beam | in all | with the cache | times as fast |\n|---|---|---|---|---|")
-    length = FINE[0] * FINE[1]
     for name, dtype in PRECISIONS.items():
         stage, coarse = build(config, FINE), coarse_tokens(IMAGES)
-        beam = []
+        prefixes = [torch.randint(UNITS, (IMAGES, size - 1)) for size in PREFIXES]
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            for size in PREFIXES:
-                tokens = torch.randint(UNITS, (IMAGES, size - 1))
-                beam.append(seconds(partial(next_logits, stage, coarse, tokens)))
-        one = torch.trapezoid(torch.tensor(beam), torch.tensor(PREFIXES)).item()
-        make_ready(stage.transformer, dtype, IMAGES * BEAMS.num_beam)
-        uniform = uniform_draws(0, 0, range(IMAGES), length, BEAMS.num_beam)
-        start = time.perf_counter()
-        stage.sample(coarse, BEAMS, uniform)
-        fast = time.perf_counter() - start
-        slow = one * BEAMS.num_beam
+            beam = [seconds(partial(next_logits, stage, coarse, tokens)) for tokens in prefixes]
+        slow = BEAMS.num_beam * torch.trapezoid(torch.tensor(beam), torch.tensor(PREFIXES)).item()
+        fast = seconds_to_sample(stage, IMAGES, BEAMS, dtype)
         each = ", ".join(f"{part * 1e3:.0f}" for part in beam)
         print(f"| {name} | {each} | {slow:,.0f} s | {fast:.1f} s | {slow / fast:,.0f} |", flush=True)
 
 
-def machine_rates(dtype: torch.dtype, num_bytes: int) -> tuple[float, float]:
-    """Bytes per second when a buffer of `num_bytes` is read, and operations per second of large matrix products."""
-    buffer = torch.ones(num_bytes // 4)
-    bandwidth = num_bytes / seconds(buffer.sum)
-    left, right = (torch.randn(2048, 2048, dtype=dtype) for _ in range(2))
-    return bandwidth, 2 * 2048**3 / seconds(lambda: left @ right)
-
-
 def work_of(decoder: CachedDecoder, rows: int, dtype: torch.dtype, num_weights: int) -> tuple[int, float]:
     """Bytes of weights and cache that decoding a token must read, and the operations that it needs."""
-    cache, model = decoder.cache, decoder.model
-    coarse, images = COARSE[0] * COARSE[1], len(decoder.reads[0].keywords["k"])
-    keys = rows * cache.capacity + images * coarse  # and as many values
-    numbers = num_weights + 2 * keys * model.config.in_dim * len(model.decoder)
-    seen = cache.capacity + coarse
-    operations = rows * (2 * num_weights + 4 * seen * model.config.in_dim * len(model.decoder))
-    return numbers * dtype.itemsize, operations
+    cached, coarse = decoder.cache.capacity, COARSE[0] * COARSE[1]
+    keys = rows * cached + len(decoder.reads[0].keywords["k"]) * coarse  # and as many values
+    width = decoder.model.config.in_dim * len(decoder.model.decoder)
+    return (num_weights + 2 * keys * width) * dtype.itemsize, rows * (2 * num_weights + 4 * (cached + coarse) * width)
 
 
 def weights_of(model: Transformer) -> int:
@@ -112,20 +104,18 @@ def compare_with_machine(config: TransformerConfig) -> None:
     print("\nA token past the window, compared with the time of its bytes or its operations, whichever is longer.\n")
     print(f"| rows | precision | bytes, ms | products, ms | token, ms | share | {' | '.join(OPERATORS)} | the rest |")
     print("|---|---|---|---|---|---|" + "---|" * (len(OPERATORS) + 1))
-    for rows, (images, search) in ROWS.items():
-        for name, dtype in PRECISIONS.items():
-            stage = build(config, FINE)
-            num_weights = weights_of(stage.transformer)
-            make_ready(stage.transformer, dtype, rows)
-            with torch.no_grad():
-                decoder = CachedDecoder(stage.transformer, rows, coarse_tokens(images))
-                taken, shares = time_tokens(decoder, rows, images, search)
-            num_bytes, operations = work_of(decoder, rows, dtype, num_weights)
-            bandwidth, rate = machine_rates(dtype, num_bytes)
-            parts = (num_bytes / bandwidth * 1e3, operations / rate * 1e3, taken * 1e3)
-            cells = " | ".join(f"{part:.1f}" for part in parts)
-            operators = " | ".join(f"{share:.0%}" for share in shares)
-            print(f"| {rows} | {name} | {cells} | {max(parts[:2]) / parts[2]:.0%} | {operators} |", flush=True)
+    for (rows, (images, search)), (name, dtype) in product(ROWS.items(), PRECISIONS.items()):
+        model = build(config, FINE).transformer
+        num_weights = weights_of(model)
+        make_ready(model, dtype, rows)
+        decoder = CachedDecoder(model, rows, coarse_tokens(images))
+        taken, shares = time_tokens(decoder, rows, images, search)
+        num_bytes, operations = work_of(decoder, rows, dtype, num_weights)
+        buffer, matrix = torch.ones(num_bytes // 4), torch.randn(2048, 2048, dtype=dtype)
+        least = (seconds(buffer.sum), operations * seconds(lambda matrix=matrix: matrix @ matrix) / (2 * 2048**3))
+        cells = " | ".join(f"{part * 1e3:.1f}" for part in (*least, taken))
+        operators = " | ".join(f"{share:.0%}" for share in shares)
+        print(f"| {rows} | {name} | {cells} | {max(least) / taken:.0%} | {operators} |", flush=True)
 
 
 def time_tokens(decoder: CachedDecoder, rows: int, images: int, search: SamplingConfig) -> tuple[float, list[float]]:
@@ -154,13 +144,9 @@ def by_length(config: TransformerConfig) -> None:
     """Print the time of a token by the number of tokens; the coarse grid and the window stay the same."""
     print("\nOne image, one beam, by the number of tokens; the coarse grid and the window stay the same.\n")
     print("| tokens | seconds | ms per token |\n|---|---|---|")
-    dtype = torch.bfloat16
     for fine in LENGTHS:
-        stage, length = build(config, fine), fine[0] * fine[1]
-        make_ready(stage.transformer, dtype, 1)
-        start = time.perf_counter()
-        stage.sample(coarse_tokens(1), SamplingConfig(), uniform_draws(0, 0, range(1), length, 1))
-        taken = time.perf_counter() - start
+        stage = build(config, fine)
+        taken, length = seconds_to_sample(stage, 1, SamplingConfig(), torch.bfloat16), stage.config.fine.length
         print(f"| {length:,} | {taken:.1f} | {taken / length * 1e3:.2f} |", flush=True)
 
 

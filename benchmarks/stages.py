@@ -52,13 +52,11 @@ class DemoStage:
         stage.init_embeddings(self.coarse, self.fine)
         return stage
 
-    def learner(self, stage: Stage, use_muon: bool = True, **changes: object) -> GradientLearner:
-        """The learner that trains a stage, with the options of the demo and these changes."""
-        paths = {
-            "dataset_path": self.run.path,
-            "config_path": CONFIGS,
-            "out_dir": self.run.path,
-        }  # the learner reads none
-        options = GradientOptions(**paths, **RECIPE | changes, batch_size=self.batch_size)
+    def learner(self, stage: Stage, use_muon: bool = True, rate: float = 1.0, **changes: object) -> GradientLearner:
+        """The learner of a stage, with the options of the demo and these changes, at `rate` times its learning rate."""
+        unread = dict.fromkeys(("dataset_path", "config_path", "out_dir"), self.run.path)
+        options = GradientOptions(**unread, **RECIPE | changes, batch_size=self.batch_size)
         config, weights = stage.config.transformer, stage.transformer.block_weights if use_muon else ()
-        return GradientLearner(stage, lambda stage, batch: stage(*batch), config, options, 1000, CPU, weights)
+        learner = GradientLearner(stage, lambda stage, batch: stage(*batch), config, options, 1000, CPU, weights)
+        learner.base_lr *= rate
+        return learner

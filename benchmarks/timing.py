@@ -1,7 +1,12 @@
-"""What benchmarks share to measure time: the time of a call, and of the matrix products of a training step alone."""
+"""How the benchmarks measure: the time of a call, of matrix products alone, and the peak memory of a new process."""
 
+import re
+import resource
+import sys
 from collections.abc import Callable
 from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -14,6 +19,20 @@ def seconds(call: Callable[[], object], at_least: float = 0.2) -> float:
     """The median time of a call, which is repeated for at least this many seconds."""
     timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
     return timer.blocked_autorange(min_run_time=at_least).median
+
+
+def in_new_process(function: Callable, *arguments: object) -> object:
+    """The result of a function that a new process calls, whose peak memory is that of this call."""
+    with get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def peak() -> float:
+    """Peak memory of this process, in MiB."""
+    status = Path("/proc/self/status")
+    if status.exists():  # on Linux `resource` starts from the peak of the parent process
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 class BareProducts(TorchDispatchMode):

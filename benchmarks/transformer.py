@@ -3,22 +3,19 @@
     python -m benchmarks.transformer out/demo-avatars
 
 Reads a folder that scripts/demo.sh has written. Prints tables in Markdown. Memory is the peak of a training step beyond
-what the process held before the step; each size runs in its own process.
+what the process held before the step; each size runs in a new process.
 """
 
 import argparse
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks.codebook_limits import peak
 from benchmarks.stages import CPU, DemoStage
-from benchmarks.timing import BareProducts, seconds
+from benchmarks.timing import BareProducts, in_new_process, peak, seconds
 from models.cascade import Stage, StageConfig
 from models.transformer import Grid, TransformerConfig
 from utils.dataset import BatchLoader, EpochSampler
@@ -38,19 +35,15 @@ def data_path(stage: DemoStage) -> None:
     print(f"\nSequences of {stage.tokens.fine.shape[1]} tokens read per second, with their coarse tokens.\n")
     print("| batch size | sequences per second |\n|---|---|")
     for batch_size in BATCHES:
-        sampler = EpochSampler(stage.training, batch_size, 0, 0, SEQUENCES // batch_size)
-        loader = BatchLoader(stage.tokens, sampler)
+        loader = BatchLoader(stage.tokens, EpochSampler(stage.training, batch_size, 0, 0, SEQUENCES // batch_size))
         start = time.perf_counter()
         served = sum(len(fine) for _, fine in loader)
         print(f"| {batch_size} | {served / (time.perf_counter() - start):,.0f} |", flush=True)
 
 
 def utilization(folder: Path) -> None:
-    """Print the time of a training step beside the time of its matrix products alone."""
-    print(
-        "\nA training step, and the matrix products of its forward and backward pass alone, in the same precision. "
-        "Causal attention multiplies the whole square.\n"
-    )
+    """Print the time of a training step, and of its matrix products alone, forward and backward."""
+    print("\nA training step, and its matrix products alone. Causal attention multiplies the whole square.\n")
     print("| stage | precision | step, ms | products, ms | share |\n|---|---|---|---|---|")
     for number in range(3):
         stage = DemoStage.read(folder, number)
@@ -90,17 +83,14 @@ def memory() -> None:
     """Print the memory of a training step by the number of tokens, each measured in its own process."""
     print(f"\nMemory of a training step on one sequence, a window of {WINDOW}, 3 + 4 layers of width 256.\n")
     print("| tokens | MiB | with activation checkpoints |\n|---|---|---|", flush=True)
-    for grid in LENGTHS:
-        command = [sys.executable, "-m", "benchmarks.transformer", "--grid", *map(str, grid)]
-        held = [
-            subprocess.run([*command, *more], check=True, capture_output=True, text=True).stdout.strip()
-            for more in ((), ("--use-activation-checkpoint",))
-        ]
-        print(f"| {grid[0] * grid[1]:,} | {held[0]} | {held[1]} |", flush=True)
+    for height, width in LENGTHS:
+        held = [in_new_process(memory_of_step, height, width, checkpointed) for checkpointed in (False, True)]
+        print(f"| {height * width:,} | {held[0]:.0f} | {held[1]:.0f} |", flush=True)
 
 
-def one_step(height: int, width: int, use_activation_checkpoint: bool) -> None:
-    """Print the peak memory, in MiB, of a step on a grid of this size, beyond the model and its gradients."""
+def memory_of_step(height: int, width: int, use_activation_checkpoint: bool) -> float:
+    """Peak memory, in MiB, of a step on a grid of this size, beyond the model and its gradients."""
+    keep_memory()
     config = TransformerConfig(1e-3, True, WINDOW, 3, 4, 4, 4, 256, 512, "silu")
     stage = Stage(StageConfig(config, Grid(8, 8, 512), Grid(height, width, 512), is_base=False))
     stage.transformer.use_activation_checkpoint = use_activation_checkpoint
@@ -113,25 +103,18 @@ def one_step(height: int, width: int, use_activation_checkpoint: bool) -> None:
     step(8)  # allocates the gradients and everything else that only a first step allocates
     before = peak()
     step(height * width)
-    print(f"{peak() - before:.0f}")
+    return peak() - before
 
 
 def main() -> None:
-    """Print all tables, or with `--grid` the memory of one step."""
+    """Print all tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, nargs="?", help="folder of scripts/demo.sh, such as out/demo-avatars")
-    parser.add_argument("--grid", type=int, nargs=2, help="measure the memory of this size in this process")
-    parser.add_argument("--use-activation-checkpoint", action="store_true", help="with --grid: checkpoint activations")
-    args = parser.parse_args()
+    parser.add_argument("folder", type=Path, help="folder of scripts/demo.sh, such as out/demo-avatars")
+    folder = parser.parse_args().folder
     keep_memory()
-    if args.grid:
-        one_step(*args.grid, args.use_activation_checkpoint)
-        return
-    if args.folder is None:
-        parser.error("give the folder that scripts/demo.sh wrote")
-    data_path(DemoStage.read(args.folder, 2))
-    utilization(args.folder)
-    optimizers(args.folder)
+    data_path(DemoStage.read(folder, 2))
+    utilization(folder)
+    optimizers(folder)
     memory()
 
 

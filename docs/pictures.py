@@ -22,13 +22,13 @@ from utils.images import grid, read_image, save_grid, save_image
 from utils.run_folder import RunFolder, StepFolder
 
 IMAGES = Path(__file__).parent / "images"
-SHOWN = (3, 8, 15, 21, 30)  # which of the held-out faces
+SHOWN = (3, 8, 15, 21, 30)  # held-out faces
 GROUPS = ("flags", "people-body", "food-drink", "smileys-emotion")
-GAP = 8  # pixels between the given images and those made from them
+GAP = 8  # pixels between the images that were given and those that were generated
 
 
 def copy_pictures(avatars: RunFolder, openmoji: RunFolder) -> None:
-    """Pictures that the steps have drawn already."""
+    """Copy the pictures that the steps have drawn."""
     for level, name in enumerate(("Cond", "0", "1", "2")):
         shutil.copyfile(avatars.generated.grid(level), IMAGES / f"avatars_{name}.png")
     shutil.copyfile(openmoji.generated.grid(3), IMAGES / "openmoji_2.png")
@@ -46,49 +46,11 @@ def generate(run: RunFolder, out: Path, *more: object) -> torch.Tensor:
     return torch.stack([read_image(path) for path in StepFolder(out).final_images])
 
 
-def beneath(above: torch.Tensor, below: torch.Tensor) -> torch.Tensor:
-    """Two grids of as many columns as there are images above, in one picture (3, H, W)."""
-    first, second = grid(above, len(above)), grid(below, len(above))
-    return torch.cat([first, first.new_ones(3, GAP, first.shape[2]), second], dim=1)
-
-
-def load_cascade(run: RunFolder) -> Cascade:
-    """The trained cascade of a run, with the sampling of its generate.json."""
-    decoder = Autoencoder.load(run.autoencoder.latest)
-    return Cascade(load_generation_config(run.generation), run.path, decoder, torch.device("cpu"))
-
-
-@torch.no_grad()
-def reconstructed(cascade: Cascade, images: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Pictures of what the autoencoder and the codebooks keep of images, each as rows of as many images.
-
-    `reconstructed`: reconstructions. `feature_maps`: each channel in grey. `levels`: reconstructions, then the images
-    decoded from the tokens of each codebook, from the finest to the condition.
-    """
-    fmap, tokens = cascade.decoder.encode(images), cascade.tokenize(images)
-    again = cascade.decoder.decode(fmap)
-    channels = [channel[:, None].expand(-1, 3, -1, -1) for channel in fmap.unbind(1)]
-    return {
-        "reconstructed": torch.cat((images, again)),
-        "feature_maps": torch.cat((images, *(F.interpolate(part, images.shape[2:]) for part in channels))),
-        "levels": torch.cat((images, again, *(cascade.decode(tokens[level], level) for level in (3, 2, 1, 0)))),
-    }
-
-
-@torch.no_grad()
-def written(cascade: Cascade, images: torch.Tensor) -> torch.Tensor:
-    """Rows of as many images: as given, by their coarsest tokens, by those of stage 1, and by those that it writes."""
-    tokens = cascade.tokenize(images)
-    found, _ = cascade.generate(Request(init_tokens=tokens, from_stage=1), range(len(images)))
-    rows = (cascade.decode(tokens[1], 1), cascade.decode(tokens[2], 2), cascade.decode(found[2], 2))
-    return torch.cat((images, *rows))
-
-
-@torch.no_grad()
 def generate_pictures(run: RunFolder, scratch: Path) -> None:
-    """Faces completed, with new detail, like others, filling in; and what each model makes of held-out faces."""
+    """Draw what generation and all models make of held-out faces."""
     dataset = ImageDataset(run.images)
     _, held_out = dataset.split(VAL_FRACTION)
+    draw_steps(run, dataset[held_out[:10]])
     images = dataset[held_out[list(SHOWN)]]
     paths = [scratch / f"held_out_{number}.png" for number in range(len(images))]
     for image, path in zip(images, paths, strict=True):
@@ -100,19 +62,43 @@ def generate_pictures(run: RunFolder, scratch: Path) -> None:
     }
     for name, arguments in asked.items():
         made = generate(run, scratch / name, "--num-images", 20, "--seed", 1, *arguments)
-        save_image(beneath(images, made), IMAGES / f"avatars_{name}.png")
+        above, below = grid(images, len(images)), grid(made, len(images))
+        save_image(
+            torch.cat([above, above.new_ones(3, GAP, above.shape[2]), below], dim=1), IMAGES / f"avatars_{name}.png"
+        )
     generate(run, scratch / "filling_in", "--num-images", 9, "--animate")
     shutil.copyfile(StepFolder(scratch / "filling_in").animation("webp"), IMAGES / "avatars_filling_in.webp")
-    cascade, images = load_cascade(run), dataset[held_out[:10]]
-    for name, rows in (reconstructed(cascade, images) | {"stage_1": written(cascade, images)}).items():
-        save_grid(rows, IMAGES / f"avatars_{name}.png", columns=len(images))
+
+
+@torch.no_grad()
+def draw_steps(run: RunFolder, images: torch.Tensor) -> None:
+    """Draw what the models make of images: below them, rows of as many images.
+
+    `reconstructed`: reconstructions. `feature_maps`: each channel in grey. `levels`: reconstructions, then the images
+    decoded from the tokens of each codebook, from the finest to the condition. `stage_1`: the images decoded from the
+    tokens that stage 1 reads, from those that it should write, and from those that it samples.
+    """
+    decoder = Autoencoder.load(run.autoencoder.latest)
+    cascade = Cascade(load_generation_config(run.generation), run.path, decoder, torch.device("cpu"))
+    fmap, tokens = decoder.encode(images), cascade.tokenize(images)
+    made, _ = cascade.generate(Request(init_tokens=tokens, from_stage=1), range(len(images)))
+    reconstructed, decoded = decoder.decode(fmap), [cascade.decode(part, level) for level, part in enumerate(tokens)]
+    channels = F.interpolate(fmap, images.shape[2:]).unbind(1)
+    pictures = {
+        "reconstructed": [reconstructed],
+        "feature_maps": [channel[:, None].expand(-1, 3, -1, -1) for channel in channels],
+        "levels": [reconstructed, *reversed(decoded)],
+        "stage_1": [decoded[1], decoded[2], cascade.decode(made[2], 2)],
+    }
+    for name, rows in pictures.items():
+        save_grid(torch.cat([images, *rows]), IMAGES / f"avatars_{name}.png", columns=len(images))
 
 
 def main() -> None:
-    """Make them all."""
+    """Make all pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("avatars", type=Path, help="folder of scripts/demo.sh")
-    parser.add_argument("openmoji", type=Path, help="folder of scripts/demo.sh --source openmoji")
+    parser.add_argument("avatars", type=Path, help="folder that scripts/demo.sh wrote")
+    parser.add_argument("openmoji", type=Path, help="folder that scripts/demo.sh --source openmoji wrote")
     args = parser.parse_args()
     avatars, openmoji = RunFolder.open(args.avatars), RunFolder.open(args.openmoji)
     copy_pictures(avatars, openmoji)

@@ -35,9 +35,7 @@ class AutoencoderConfig:
     decoder_activation_type: str = option("that activation", choices=ACTIVATIONS)
     num_enc_res_blocks: int = option("residual blocks at each resolution of the encoder", 1, low=0)
     num_dec_res_blocks: int = option("residual blocks at each resolution of the decoder", 1, low=0)
-    latent_noise: float = option(
-        "deviation of noise on the feature map in training: a more tolerant decoder", 0.0, low=0
-    )
+    latent_noise: float = option("deviation of noise on the feature map in training, to harden the decoder", 0.0, low=0)
     weight_decay: float = option("weight decay of matrices", 0.01, low=0)
     loss: str = option("mean squared error, or mean absolute error, which is sharper", "mse", choices=("mse", "l1"))
 
@@ -75,12 +73,10 @@ class Encoder(nn.Sequential):
 
     def __init__(self, config: AutoencoderConfig) -> None:
         activation = ACTIVATIONS[config.hidden_activation_type]
-        layers: list[nn.Module] = []
-        width = config.image_channel
+        layers, width = [], config.image_channel
         for wider in config.channels():
             layers += [nn.PixelUnshuffle(2), nn.Conv2d(width * 4, wider, 3, padding=1)]
-            layers += [ResidualBlock(wider, activation) for _ in range(config.num_enc_res_blocks)]
-            layers.append(activation())
+            layers += [*(ResidualBlock(wider, activation) for _ in range(config.num_enc_res_blocks)), activation()]
             width = wider
         layers += [nn.Conv2d(width, config.latent_channel, 3, padding=1)]
         if config.use_final_enc_activation:
@@ -111,9 +107,7 @@ class Autoencoder(nn.Module):
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
-        self.config = config
-        self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
+        self.config, self.encoder, self.decoder = config, Encoder(config), Decoder(config)
         self.fingerprint: str | None = None  # of the checkpoint it was loaded from
 
     @classmethod
@@ -151,11 +145,10 @@ class Autoencoder(nn.Module):
 
     def check_image(self, shape: tuple[int, int, int], where: Path) -> None:
         """Raise `UserError` if images (3, H, W) cannot be halved `num_layers` times."""
-        factor = self.scale
-        if shape[1] % factor or shape[2] % factor:
+        if shape[1] % self.scale or shape[2] % self.scale:
             raise UserError(
                 f"{where}: images of {shape[1]}×{shape[2]} cannot be halved {self.config.num_layers} times; "
-                f"give sizes divisible by {factor}, or fewer 'num_layers'"
+                f"give sizes divisible by {self.scale}, or fewer 'num_layers'"
             )
 
 

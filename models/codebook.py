@@ -32,9 +32,7 @@ class CodebookConfig:
     patch_H: int = option("height of a patch", low=1)
     patch_W: int = option("width of a patch", low=1)
     num_embeddings: int = option("units of the map before pruning; all units together hold at most 2²² numbers", low=2)
-    neighbourhood_step: int = option(
-        "training steps until the radius shrinks by one, or fewer: it shrinks in a fifth of the run", low=1
-    )
+    neighbourhood_step: int = option("training steps per unit of radius, at most a fifth of the run in all", low=1)
     final_radius: float = option("radius at which it stops; above 0 the map is smoother and less precise", 0.0, low=0)
 
     def __post_init__(self) -> None:
@@ -137,8 +135,7 @@ class Codebook(nn.Module):
 
     def find_bmu(self, fmap: torch.Tensor) -> torch.Tensor:
         """Feature maps (B, C, H, W) → tokens (B, T) int64: the best matching unit of each patch, in raster order."""
-        _, indices = self.nearest(self.patchify(fmap))
-        return indices.view(len(fmap), -1)
+        return self.nearest(self.patchify(fmap))[1].view(len(fmap), -1)
 
     def lookup(self, tokens: torch.Tensor) -> torch.Tensor:
         """Tokens (B, T) → feature maps (B, C, H, W) of the units' patches."""
@@ -146,8 +143,7 @@ class Codebook(nn.Module):
 
     def quantization_error(self, fmap: torch.Tensor) -> torch.Tensor:
         """Mean squared error of a number of the feature maps (B, C, H, W) after quantization. A scalar."""
-        errors, _ = self.nearest(self.patchify(fmap))
-        return errors.mean() / self.config.dim
+        return self.nearest(self.patchify(fmap))[0].mean() / self.config.dim
 
     @torch.no_grad()
     def lay_out(self, patches: torch.Tensor) -> None:

@@ -60,6 +60,7 @@ class CachedDecoder:
         memory = [] if source is None else model.encode(source)
         self.reads = [partial(self._read, k=k.contiguous(), v=v.contiguous()) for k, v in memory]
         self.reads = self.reads or [None] * len(model.decoder)
+        self.reorder = self.cache.reorder  # row i continues from row `rows[i]`, of the same image
 
     @torch.compiler.disable  # its shapes change at each position
     def _see(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: int) -> torch.Tensor:
@@ -88,10 +89,6 @@ class CachedDecoder:
             x = block(x, partial(self._see, layer=layer), read)
         self.cache.position += 1
         return model.head(model.norm(x.to(model.norm.weight.dtype))).squeeze(1)
-
-    def reorder(self, rows: torch.Tensor) -> None:
-        """Continue row i from row `rows[i]`, of the same image."""
-        self.cache.reorder(rows)
 
 
 class PackedLinear(nn.Module):

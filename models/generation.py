@@ -37,11 +37,11 @@ def load_generation_config(path: Path, **changes: float) -> list[GenerationConfi
     content = read_json(path)
     if not content:
         raise UserError(f'{path}: holds no stage; expected keys "0", "1", …')
+    keys, configs = [str(number) for number in range(len(content))], []
     for key in content:
-        if key not in map(str, range(len(content))):
-            raise UserError(f'{path}: unknown key {key!r}; expected stages "0" to "{len(content) - 1}"')
-    configs = []
-    for key in map(str, range(len(content))):
+        if key not in keys:
+            raise UserError(f'{path}: unknown key {key!r}; expected stages "0" to "{keys[-1]}"')
+    for key in keys:
         where = f"{path}: stage {key}"
         config = build_config(GenerationConfig, content[key], where)
         configs.append(build_config(GenerationConfig, dataclasses.asdict(config) | changes, where))
@@ -63,21 +63,6 @@ class Request:
 def pick(entries: tuple, image: int) -> object | None:
     """Entry number `image` of a list, modulo its length; None of an empty list."""
     return entries[image % len(entries)] if entries else None
-
-
-def check_meeting(path: Path, written: Codebook, read: Codebook) -> None:
-    """Raise `UserError` if `path`, the codebook that a stage reads, is not the one that the stage before it writes."""
-    if written.fingerprint != read.fingerprint:
-        raise UserError(f"{path}: is not the codebook that the stage before writes; name the same file in both")
-
-
-def check_guidance(path: Path, stage: Stage, config: SamplingConfig) -> None:
-    """Raise `UserError` if guidance is asked of the stage in `path`, which was trained without `condition_dropout`."""
-    if config.is_guided and not stage.config.transformer.condition_dropout:
-        raise UserError(
-            f"{path}: 'guidance_scale' is {config.guidance_scale}, but the stage was trained without "
-            "'condition_dropout'; train it with that, or leave the scale at 1"
-        )
 
 
 class Cascade:
@@ -102,7 +87,11 @@ class Cascade:
             coarse, fine = Codebook.load(coarse_path), Codebook.load(fine_path)
             stage = Stage.load(model_path, coarse, fine)
             check_origin(model_path, "autoencoder", stage.autoencoder, decoder.fingerprint)
-            check_guidance(model_path, stage, config)
+            if config.is_guided and not stage.config.transformer.condition_dropout:
+                raise UserError(
+                    f"{model_path}: 'guidance_scale' is {config.guidance_scale}, but the stage was trained without "
+                    "'condition_dropout'; train it with that, or leave the scale at 1"
+                )
             if stage.config.is_base != (number == 0):
                 kind = "base" if stage.config.is_base else "cascade"
                 raise UserError(f"{model_path}: is a {kind} stage; stage 0 must be a base stage and only stage 0")
@@ -110,7 +99,10 @@ class Cascade:
                 if coarse.counts.sum() == 0:
                     raise UserError(f"{coarse_path}: its units were never counted; finish its training or prune it")
                 self.codebooks.append(coarse.to(device))
-            check_meeting(coarse_path, self.codebooks[-1], coarse)
+            elif self.codebooks[-1].fingerprint != coarse.fingerprint:
+                raise UserError(
+                    f"{coarse_path}: is not the codebook that the stage before writes; name the same file in both"
+                )
             self.codebooks.append(fine.to(device))
             self.stages.append(stage.to(device))
             rows = batch_size * config.num_beam * (2 if config.is_guided else 1)
@@ -154,11 +146,7 @@ class Cascade:
         return self.decoder.decode(self.codebooks[level].lookup(tokens))
 
     def conditions(self, request: Request, images: range) -> torch.Tensor:
-        """The condition token of each image, (N, 1).
-
-        If none is given, it is drawn in proportion to how often each unit was used by all images, or by those with the
-        requested label.
-        """
+        """The condition token of each image, (N, 1): a given one, or drawn by its use in all images or in a label's."""
         if request.conditions:
             given = [pick(request.conditions, image) for image in images]
             return torch.tensor(given, device=self.device)[:, None]
@@ -219,10 +207,7 @@ class Cascade:
                 yield start, [part[: number - start] for part in tokens], scores[: number - start]
 
     def filling_in(self, tokens: list[torch.Tensor], steps: int) -> Iterator[torch.Tensor]:
-        """Images (N, 3, H, W) as they fill in: the condition, then each stage's tokens over those of the one before.
-
-        Each stage yields at most `steps` pictures.
-        """
+        """Images (N, 3, H, W): the condition's, then at most `steps` of each stage as it writes over the one before."""
         fmaps = [book.lookup(part) for book, part in zip(self.codebooks, tokens, strict=True)]
         yield self.decoder.decode(fmaps[0])
         for stage, (coarse, fine) in zip(self.stages, pairwise(fmaps), strict=True):

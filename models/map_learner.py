@@ -144,6 +144,7 @@ class MapLearner:
         self.codebook, self.lr_step, self.sample = codebook, lr_step, None if continued else sample
         self.steps_per_epoch, self.total_steps, self.continued = steps_per_epoch, total_steps, continued
         units = codebook.units
+        self.device = units.device
         self.last_radius = math.inf  # saved, since a resumed run may have another schedule
         self.gathered = units.new_zeros(len(units))
         self.wins = units.new_zeros(len(units))
@@ -154,11 +155,6 @@ class MapLearner:
         """The radius at a step; a codebook that is trained further starts at the final radius."""
         config = self.codebook.config
         return config.final_radius if self.continued else neighbourhood_radius(step, self.total_steps, config)
-
-    @property
-    def device(self) -> torch.device:
-        """Where it learns."""
-        return self.codebook.units.device
 
     def flops(self, fmap: torch.Tensor) -> None:
         """Nobody counts the operations of a map."""
@@ -223,4 +219,4 @@ class MapLearner:
         load_weights(self.codebook, content, path)
         self.last_radius = content["radius"]
         for name, value in content["learner"].items():
-            setattr(self, name, value.to(self.codebook.units.device))
+            setattr(self, name, value.to(self.device))

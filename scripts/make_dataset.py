@@ -8,7 +8,6 @@ same pixels are written once; unreadable ones are skipped and listed in OUT_DIR/
 
 import argparse
 import hashlib
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -61,11 +60,6 @@ class Options(DataOptions):
     background: Colour = option("colour under transparency and padding", WHITE, convert=colour, shown="white")
 
 
-def folder_names(path: Path, root: Path) -> list[str]:
-    """The labels of an image: the sub-folders that it lies in."""
-    return list(path.relative_to(root).parts[:-1])
-
-
 def read_square(path: Path, size: int, fit: str, background: Colour) -> Image.Image:
     """The image file as `size` × `size` RGB."""
     return fit_square(open_rgb(path, background), size, fit, background)
@@ -82,35 +76,39 @@ def write_images(
 ) -> str:
     """Write the RGB image `read(item)` of each item to `out_dir`, then the `dataset.json`; return a summary.
 
-    `read` runs in `num_workers` processes (None: one a core) and raises `UserError` for an item to skip. Records keep
-    the order of `items`, and stop at the first `limit` distinct images. A PNG is named after its pixels: the number of
-    processes does not matter, an image keeps its name (and so its side of the split) when others join, and the data
-    set of an earlier run stays whole until the new one replaces it.
+    `read` runs in `num_workers` processes (None: one for each core) and raises `UserError` for an item to skip. Records
+    keep the order of `items` and stop at the first `limit` distinct images. A PNG is named after its pixels, so the
+    number of processes does not matter, an image keeps its name (and its side of the split) when others are added, and
+    the data set of an earlier run stays whole until the new one replaces it.
     """
     records: dict[str, dict] = {}
-    skipped = []
-    duplicates = 0
-    convert = partial(_convert, read, out_dir)
-    num_workers = os.cpu_count() or 1 if num_workers is None else num_workers
-    total = min(limit or len(items), len(items))
+    skipped, num_duplicates = [], 0
+    convert, total = partial(_convert, read, out_dir), min(limit or len(items), len(items))
     with _mapped(convert, items, num_workers) as results, progress(total=total, unit="image") as bar:
         for item, (name, error) in zip(items, results, strict=True):
             if error:
                 skipped.append(error)
                 bar.write(f"skipped {error}", file=sys.stderr)
             elif name in records:
-                duplicates += 1
+                num_duplicates += 1
             else:
                 records[name] = {"image_fpath": name, "labels": labels(item)}
                 bar.update()
             if len(records) == limit:
                 break
-    _write_skipped(out_dir / "skipped.txt", skipped)
+    report = out_dir / "skipped.txt"
+    if skipped:
+        with replace_file(report) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in skipped), encoding="utf-8")
+    else:
+        report.unlink(missing_ok=True)
     if not records:
-        raise UserError(f"none of the {len(items)} images can be read; see {out_dir / 'skipped.txt'}")
+        raise UserError(f"none of the {len(items)} images can be read; see {report}")
     write_dataset(out_dir / "dataset.json", records.values(), info)
     remove_unnamed(out_dir, f"images/??/{'[0-9a-f]' * 24}.png", records)
-    return f"{len(records)} images written, {duplicates} duplicates dropped, {len(skipped)} unreadable files skipped"
+    return (
+        f"{len(records)} images written, {num_duplicates} duplicates dropped, {len(skipped)} unreadable files skipped"
+    )
 
 
 def _convert(read: Callable[[Item], Image.Image], out_dir: Path, item: Item) -> tuple[str, str]:
@@ -126,14 +124,15 @@ def _convert(read: Callable[[Item], Image.Image], out_dir: Path, item: Item) -> 
 
 
 @contextmanager
-def _mapped(function: Callable, items: Sequence[Item], num_workers: int) -> Iterator[Iterable]:
-    """`map`, in order, in processes. On the way out what has begun is finished and the rest is dropped."""
+def _mapped(function: Callable, items: Sequence[Item], num_workers: int | None) -> Iterator[Iterable]:
+    """`map`, in order, in processes. At the end it finishes what has begun and drops the rest."""
     if num_workers == 0:
         yield map(function, items)
         return
-    executor = ProcessPoolExecutor(num_workers, initializer=_ignore_interrupt)
+    # Ctrl-C reaches every process of the terminal; only the parent acts on it, so no file is left half written.
+    executor = ProcessPoolExecutor(num_workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
     try:
-        # Chunks of a few, since what is under way or next in line still runs to its end after Ctrl-C.
+        # Small chunks, because after Ctrl-C the current one and the next one still run to their end.
         yield executor.map(function, items, chunksize=4)
     except BrokenProcessPool:
         raise UserError("a worker process was killed, perhaps for memory; lower --num-workers") from None
@@ -141,35 +140,23 @@ def _mapped(function: Callable, items: Sequence[Item], num_workers: int) -> Iter
         executor.shutdown(cancel_futures=True)
 
 
-def _ignore_interrupt() -> None:
-    # Ctrl-C reaches every process of the terminal; the parent alone answers, so no file is left half written.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _write_skipped(path: Path, skipped: list[str]) -> None:
-    if skipped:
-        with replace_file(path) as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in skipped), encoding="utf-8")
-    else:
-        path.unlink(missing_ok=True)
-
-
 def main(argv: list[str] | None = None) -> None:
-    """Parse, find the images, write the data set."""
+    """Write the data set of a folder of images."""
     options = parse_options(Options, __doc__, argv)
     if not options.folder.is_dir():
         raise UserError(f"{options.folder}: no such folder")
     source, target = options.folder.resolve(), options.out_dir.resolve()
     if source.is_relative_to(target) or target.is_relative_to(source):
-        raise UserError(
-            f"--out-dir {options.out_dir} and {options.folder} lie inside one another; choose another --out-dir"
-        )
+        paths = f"--out-dir {options.out_dir} and {options.folder}"
+        raise UserError(f"{paths} lie inside one another; choose another --out-dir")
     files = image_files(options.folder)
     if not files:
         raise UserError(f"{options.folder}: holds no images ({', '.join(SUFFIXES)})")
 
+    def labels(path: Path) -> list[str]:
+        return list(path.relative_to(options.folder).parts[:-1])
+
     read = partial(read_square, size=options.image_size, fit=options.fit, background=options.background)
-    labels = partial(folder_names, root=options.folder)
     summary = write_images(files, read, labels, options.out_dir, options.num_workers)
     print(f"{options.out_dir / 'dataset.json'}: {summary}")
 

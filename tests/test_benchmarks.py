@@ -135,7 +135,7 @@ def test_features_tell_images_apart_and_do_not_depend_on_the_batch():
 
 @pytest.mark.parametrize("guided", [False, True])
 def test_the_benchmark_of_sampling(guided, faces, tiny_run, monkeypatch, capsys):
-    tried = {"as the config says": {}, "temperatures": ({"temperature": 1.0}, {"temperature": 0.5}, {})}
+    tried = {"settings of the config": {}, "temperatures": ({"temperature": 1.0}, {"temperature": 0.5}, {})}
     monkeypatch.setattr(sampling, "GUIDED" if guided else "SETTINGS", tried)
     monkeypatch.setattr(sampling, "SUBSETS", 3)
     monkeypatch.setattr(sampling, "VAL_FRACTION", 0.3)
@@ -144,7 +144,7 @@ def test_the_benchmark_of_sampling(guided, faces, tiny_run, monkeypatch, capsys)
     sampling.main()
     rows = numbers_of(capsys.readouterr().out)[1:]
     names = ["held-out images", "their reconstructions"]
-    names += [f"by the tokens of stage {number}" for number in (2, 1, 0)] + ["by the condition", *tried]
+    names += [f"from the tokens of stage {number}" for number in (2, 1, 0)] + ["from the condition", *tried]
     assert [row[0] for row in rows] == names
     assert float(rows[0][1]) < min(float(row[1]) for row in rows[1:])
     assert all(row[5] for row in rows[6:])
@@ -181,7 +181,7 @@ def test_drawn_tokens_are_the_same_whatever_the_variant(tiny_run, in_this_proces
     drawn, original = [], ablation.draw_coarse
     monkeypatch.setattr(ablation, "draw_coarse", lambda before: drawn.append(original(before)) or drawn[-1])
     for name in ("full", "ungated MLP"):
-        ablation.run(ablation.Job(name, 0, tiny_run, 1, 0.01))
+        ablation.run((name, 0), tiny_run, 1, 0.01)
     assert drawn[0].equal(drawn[1])
 
 
@@ -204,7 +204,7 @@ def test_what_the_ablation_takes_out_is_out(tiny_run, in_this_process):
     demo = stages.DemoStage.read(tiny_run, 1)
 
     def build(name):
-        return ablation.VARIANTS[name].build(demo).model
+        return ablation.build(name, demo).model
 
     def classes(name):
         return {type(module).__name__ for module in build(name).modules()}
@@ -230,7 +230,7 @@ def test_what_the_ablation_takes_out_is_out(tiny_run, in_this_process):
     ],
 )
 def test_what_moves_the_weights_in_the_ablation(name, optimizers, share, tiny_run, in_this_process):
-    learner = ablation.VARIANTS[name].build(stages.DemoStage.read(tiny_run, 1))
+    learner = ablation.build(name, stages.DemoStage.read(tiny_run, 1))
     assert {type(optimizer).__name__ for optimizer in learner.optimizers.values()} == optimizers
     groups = [group for optimizer in learner.optimizers.values() for group in optimizer.param_groups]
     assert sum(len(group["params"]) for group in groups) == len(list(learner.model.parameters()))

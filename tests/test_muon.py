@@ -34,7 +34,8 @@ def test_steps_are_those_of_one_matrix_after_the_other():
     shapes = [(4, 6), (6, 4), (4, 6), (3, 3)]
     parameters = [nn.Parameter(matrices(*shape, seed=number)) for number, shape in enumerate(shapes)]
     expected, means = [p.detach().clone() for p in parameters], [torch.zeros(shape) for shape in shapes]
-    optimizer = Muon(parameters, lr=0.1, weight_decay=0.5, momentum=0.8)
+    optimizer = Muon(parameters, lr=0.1, weight_decay=0.5)
+    optimizer.param_groups[0]["momentum"] = 0.8
     for step in range(3):
         for number, parameter in enumerate(parameters):
             gradient = matrices(*shapes[number], seed=10 * step + number)

@@ -79,10 +79,7 @@ class Record:
 
 
 def read_attempts(folder: StepFolder) -> list[Attempt]:
-    """All attempts at a step, the oldest first; none where the folder is from before there was a `run.json`.
-
-    Raises `UserError` naming the file and the key that is wrong.
-    """
+    """All attempts at a step, the oldest first, or none without a `run.json`; raises `UserError` naming a wrong key."""
     if not folder.record.exists():
         return []
     return list(build_config(Record, read_json(folder.record), str(folder.record)).attempts)
@@ -104,14 +101,12 @@ def _write(folder: StepFolder, attempts: list[Attempt]) -> None:
 def attempt(script: str, options: StepOptions, device: torch.device, config: object = None) -> Iterator[None]:
     """Log to stdout and to a file, and keep in `run.json` what is done in this block and how it ends.
 
-    `script` is the file that is run. Enter the block once all checks have passed: a refused attempt leaves the folder
-    as it was.
+    Enter the block once all checks have passed: a refused attempt leaves the folder as it was.
     """
     folder, begin = StepFolder(options.out_dir), _now()
     arguments = json.loads(json.dumps(dataclasses.asdict(options), default=str))
-    settings = None if config is None else dataclasses.asdict(config)
     versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
-    setup = (settings, versions, str(device), torch.get_num_threads())
+    setup = (config and dataclasses.asdict(config), versions, str(device), torch.get_num_threads())
     begun = Attempt(Path(script).name, arguments, *setup, begin, begin, RUNNING)
     _write(folder, [*read_attempts(folder), begun])
     handlers = [logging.StreamHandler(sys.stdout), logging.FileHandler(folder.log(begun.script))]

@@ -39,10 +39,8 @@ def search(
         if config.is_classic and not is_kept:
             parent, inputs, score = _best_continuations(score, log_probability, is_start=position == num_kept)
         else:
-            if is_kept:
-                inputs = kept[:, position].repeat_interleave(beams)
-            else:
-                inputs = sample(guided, uniform[:, position].flatten(), config)
+            draws = uniform[:, position].flatten()
+            inputs = kept[:, position].repeat_interleave(beams) if is_kept else sample(guided, draws, config)
             score = score + log_probability.gather(1, inputs[:, None]).view(images, beams)
             if is_compared and (is_last or (position + 1) % config.beam_width == 0):
                 parent = score.topk(config.keep_beam).indices[:, copies]
@@ -65,6 +63,5 @@ def _best_continuations(
     total = score[:, :, None] + log_probability.view(images, beams, -1)  # (N, beams, K)
     if is_start:  # all beams are the same hypothesis still
         total[:, 1:] = -torch.inf
-    best = total.flatten(1).topk(beams)
-    num_units = total.shape[-1]
+    best, num_units = total.flatten(1).topk(beams), total.shape[-1]
     return best.indices // num_units, (best.indices % num_units).flatten(), best.values

@@ -17,6 +17,7 @@ FORMAT_VERSION = 1
 PARTS = {"kind", "format_version", "config", "fingerprint", "model", "trained_from"}
 
 State = dict[str, torch.Tensor]
+Origin = dict[str, str | None]  # the fingerprints of the models that made the data
 
 
 def fingerprint(state: State) -> str:
@@ -29,26 +30,16 @@ def fingerprint(state: State) -> str:
     return digest.hexdigest()
 
 
-def save_checkpoint(
-    path: Path, kind: str, config: object, model: State, trained_from: dict[str, str | None], **rest: object
-) -> None:
+def save_checkpoint(path: Path, kind: str, config: object, model: State, trained_from: Origin, **rest: object) -> None:
     """Write a checkpoint of plain types and tensors to `path`, completely or not at all.
 
-    `config` is a dataclass. `trained_from` holds the fingerprints of the models that made the data. `rest` is whatever
-    else this kind of checkpoint keeps (`ema`, `optimizer`, `step`, …). The checkpoint's own fingerprint is that of the
-    weights that later steps use: the averaged weights if there are any.
+    `config` is a dataclass, `rest` whatever else this kind of checkpoint keeps (`ema`, `optimizer`, `step`, …). The
+    checkpoint's own fingerprint is that of the weights that later steps use: the averaged weights if there are any.
     """
-    content = {
-        "kind": kind,
-        "format_version": FORMAT_VERSION,
-        "config": dataclasses.asdict(config),
-        "fingerprint": fingerprint(rest.get("ema") or model),
-        "model": model,
-        "trained_from": trained_from,
-        **rest,
-    }
+    head = {"kind": kind, "format_version": FORMAT_VERSION, "config": dataclasses.asdict(config)}
+    weights = {"fingerprint": fingerprint(rest.get("ema") or model), "model": model}
     with replace_file(path) as temporary:
-        torch.save(content, temporary)
+        torch.save({**head, **weights, "trained_from": trained_from, **rest}, temporary)
 
 
 def load_checkpoint(path: Path, kind: str, *, memory_map: bool = False) -> dict:
@@ -101,7 +92,7 @@ def check_origin(path: Path, what: str, made_with: str | None, given: str | None
         )
 
 
-def check_origins(path: Path, made_with: dict[str, str | None], given: dict[str, str | None]) -> None:
+def check_origins(path: Path, made_with: Origin, given: Origin) -> None:
     """Apply `check_origin` to everything that `path` was made with."""
     for what, made in made_with.items():
         check_origin(path, what.replace("_", " "), made, given.get(what))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from utils.checkpoint import check_origins, link_checkpoint, load_checkpoint, save_checkpoint
+from utils.checkpoint import Origin, check_origins, link_checkpoint, load_checkpoint, save_checkpoint
 from utils.files import UserError
 from utils.learner import Learner, TrainingOptions
 from utils.options import fixed_options
@@ -16,8 +16,8 @@ from utils.run_folder import StepFolder
 class CheckpointFolder:
     """Writes the checkpoints of a training and restores it from them.
 
-    `config` is the dataclass that travels with the weights, `trained_from` holds the fingerprints of what the data was
-    made with, `num_items` counts the items that are trained on. Without `has_best` there is no `best.pt`.
+    `config` is the dataclass that travels with the weights, `num_items` counts the items that are trained on. Without
+    `has_best` there is no `best.pt`.
     """
 
     def __init__(
@@ -25,7 +25,7 @@ class CheckpointFolder:
         options: TrainingOptions,
         kind: str,
         config: object,
-        trained_from: dict[str, str | None],
+        trained_from: Origin,
         num_items: int,
         *,
         prefix: str = "model",
@@ -54,19 +54,15 @@ class CheckpointFolder:
         if self.has_best and loss <= self.best:
             link_checkpoint(path, self.folder.best.name)
             self.best = loss
-        self._remove_oldest(path)
+        if self.keep is not None:
+            others = set(self.folder.checkpoints.glob(f"{self.prefix}_*.pt")) - {path}
+            newest_first = sorted(others, key=lambda other: other.stat().st_mtime_ns, reverse=True)
+            for old in newest_first[self.keep - 1 :]:
+                old.unlink()
         return path
 
-    def _remove_oldest(self, newest: Path) -> None:
-        if self.keep is None:
-            return
-        others = set(self.folder.checkpoints.glob(f"{self.prefix}_*.pt")) - {newest}
-        newest_first = sorted(others, key=lambda other: other.stat().st_mtime_ns, reverse=True)
-        for old in newest_first[self.keep - 1 :]:
-            old.unlink()
-
     def resume(self, learner: Learner) -> int:
-        """Restore the learner from `latest.pt`, if there is one; return the step to go on from.
+        """Restore the learner from `latest.pt`, if there is one, and return its step.
 
         Raises `UserError` naming the setting that is not as it was.
         """

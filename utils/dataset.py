@@ -6,8 +6,7 @@ import os
 import signal
 import tokenize
 import zipfile
-from collections.abc import Collection, Iterable, Iterator
-from functools import lru_cache
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -80,18 +79,21 @@ def _labels(path: str | os.PathLike, records: list[dict]) -> np.ndarray:
     return _packed(json.dumps(record.get("labels", [])) for record in records)
 
 
-class ImageDataset(Dataset):
-    """The images of a `dataset.json`. `dataset[indices]` is a batch (B, 3, H, W), float32 in [−1, 1].
+class FileDataset(Dataset):
+    """The files of a `dataset.json`, each a tensor of the same shape (C, H, W). `dataset[indices]` is a batch.
 
-    Raises `UserError` naming the file when an image is missing, unreadable or of another size than the first.
+    Raises `UserError` naming the file when one is missing, unreadable or of another shape than the first. A subclass
+    reads a file with `read`, checks its shape in `_read`, and says in `image_keys` which image each file is of.
     """
 
-    def __init__(self, path: str | os.PathLike) -> None:
+    read: Callable[[Path], torch.Tensor]
+    image_keys: np.ndarray
+
+    def __init__(self, path: str | os.PathLike, records: list[dict], key: str) -> None:
         self.folder = Path(path).parent
-        records, _ = read_dataset(path, ("image_fpath",))
-        self.paths = _packed(record["image_fpath"] for record in records)
+        self.paths = _packed(record[key] for record in records)
         self.labels = _labels(path, records)
-        self.shape = tuple(read_image(self.path(0)).shape)  # (3, H, W)
+        self.shape = tuple(self.read(self.path(0)).shape)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -100,19 +102,30 @@ class ImageDataset(Dataset):
         return torch.stack([self._read(self.path(index)) for index in indices])
 
     def path(self, index: int) -> Path:
-        """Where image `index` lies; relative paths are relative to the JSON file."""
+        """Where file `index` lies; relative paths are relative to the JSON file."""
         return self.folder / self.paths[index].decode()
 
     def label(self, index: int) -> list[str]:
-        """The labels of image `index`."""
+        """The labels of file `index`."""
         return json.loads(self.labels[index])
 
     def split(self, fraction: float) -> tuple[np.ndarray, np.ndarray]:
-        """Indices of the training and of the validation images."""
-        return split_indices(self.paths, fraction)
+        """Indices of the training and of the validation files; a flip stays with its original."""
+        return split_indices(self.image_keys, fraction)
+
+
+class ImageDataset(FileDataset):
+    """Images (3, H, W), float32 in [−1, 1]."""
+
+    read = staticmethod(read_image)
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        records, _ = read_dataset(path, ("image_fpath",))
+        super().__init__(path, records, "image_fpath")
+        self.image_keys = self.paths
 
     def _read(self, path: Path) -> torch.Tensor:
-        image = read_image(path)
+        image = self.read(path)
         if tuple(image.shape) != self.shape:
             raise UserError(
                 f"{path}: is {image.shape[1]}×{image.shape[2]}, the first image is {self.shape[1]}×{self.shape[2]}; "
@@ -121,26 +134,35 @@ class ImageDataset(Dataset):
         return image
 
 
-class FeatureMapDataset(Dataset):
-    """The feature maps of a `dataset.json`. `dataset[indices]` is a batch (B, C, H, W), float32.
+def _no_map(path: Path) -> UserError:
+    return UserError(f"{path}: no such feature map; make the maps again with generate_fmap_dataset.py")
 
-    `autoencoder` is the fingerprint of the autoencoder that made them, None if unknown.
-    Raises `UserError` naming the file when a map is missing, unreadable or of another shape than the first.
-    """
+
+def read_map(path: Path) -> torch.Tensor:
+    """Read a feature map (C, H, W), float32; raises `UserError` naming a file that is missing or broken."""
+    try:
+        fmap = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise _no_map(path) from None
+    except (ValueError, EOFError, SyntaxError, OverflowError, zipfile.BadZipFile, tokenize.TokenError) as error:
+        raise UserError(f"{path}: not a feature map ({error}); make the maps again") from None
+    if not isinstance(fmap, np.ndarray) or fmap.ndim != 3 or not np.issubdtype(fmap.dtype, np.floating):
+        raise UserError(f"{path}: not a (C, H, W) array of floats; make the maps again")
+    return torch.from_numpy(fmap.astype(np.float32, copy=False))
+
+
+class FeatureMapDataset(FileDataset):
+    """Feature maps, float32; `autoencoder` is the fingerprint of the autoencoder that made them, None if unknown."""
+
+    read = staticmethod(read_map)
 
     def __init__(self, path: str | os.PathLike) -> None:
-        self.folder = Path(path).parent
         records, info = read_dataset(path, ("fmap_path", "image_path"))
+        super().__init__(path, records, "fmap_path")
         self.autoencoder: str | None = info.get("autoencoder")
-        self.paths = _packed(record["fmap_path"] for record in records)
         self.image_paths = _packed(record["image_path"] for record in records)
         self.image_keys = _packed(record.get("image_key", record["image_path"]) for record in records)
         self.flipped = np.array([bool(record.get("flipped")) for record in records])
-        self.labels = _labels(path, records)
-        self.shape = tuple(_read_map(self.path(0)).shape)  # (C, H, W)
-
-    def __len__(self) -> int:
-        return len(self.paths)
 
     @property
     def fingerprint(self) -> str:
@@ -154,14 +176,8 @@ class FeatureMapDataset(Dataset):
             digest.update(self.paths[index] + f" {status.st_size} {status.st_mtime_ns} ".encode())
         return digest.hexdigest()
 
-    def __getitem__(self, indices: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.stack([self._read(self.path(index)) for index in indices]))
-
     def label_indices(self) -> tuple[tuple[str, ...], np.ndarray]:
-        """The names of all labels, sorted, and the labels of each map as indices (N, L), padded by the number of names.
-
-        Without any labels, L is 0.
-        """
+        """The names of all labels, sorted, and those of each map as indices (N, L), padded by the number of names."""
         labels = [json.loads(packed) for packed in self.labels]
         names = sorted(set().union(*labels))
         number = {name: index for index, name in enumerate(names)}
@@ -169,14 +185,6 @@ class FeatureMapDataset(Dataset):
         for row, own in zip(indices, labels, strict=True):
             row[: len(own)] = [number[name] for name in own]
         return tuple(names), indices
-
-    def path(self, index: int) -> Path:
-        """Where map `index` lies; relative paths are relative to the JSON file."""
-        return self.folder / self.paths[index].decode()
-
-    def split(self, fraction: float) -> tuple[np.ndarray, np.ndarray]:
-        """Indices of the training and of the validation maps; a flip stays with its original."""
-        return split_indices(self.image_keys, fraction)
 
     def with_image(self, indices: np.ndarray) -> np.ndarray:
         """Those of `indices` whose image still exists; feature maps may have been moved without their images."""
@@ -207,10 +215,10 @@ class FeatureMapDataset(Dataset):
         """Those of `indices` that are not mirrored."""
         return indices[~self.flipped[indices]]
 
-    def _read(self, path: Path) -> np.ndarray:
-        fmap = _read_map(path)
-        if fmap.shape != self.shape:
-            raise UserError(f"{path}: has shape {fmap.shape}, the first map {self.shape}; make the maps again")
+    def _read(self, path: Path) -> torch.Tensor:
+        fmap = self.read(path)
+        if (shape := tuple(fmap.shape)) != self.shape:
+            raise UserError(f"{path}: has shape {shape}, the first map {self.shape}; make the maps again")
         return fmap
 
 
@@ -220,10 +228,6 @@ class TokenDataset(Dataset):
     def __init__(self, coarse: np.ndarray, fine: np.ndarray) -> None:
         self.coarse, self.fine = coarse, fine
 
-    def with_labels(self, labels: np.ndarray) -> "TokenDataset":
-        """These tokens with the labels (N, L) of each map appended to its coarse tokens."""
-        return TokenDataset(np.concatenate((self.coarse, labels), axis=1), self.fine)
-
     def __len__(self) -> int:
         return len(self.fine)
 
@@ -231,32 +235,11 @@ class TokenDataset(Dataset):
         return tuple(torch.from_numpy(tokens[indices].astype(np.int64)) for tokens in (self.coarse, self.fine))
 
 
-def _no_map(path: Path) -> UserError:
-    return UserError(f"{path}: no such feature map; make the maps again with generate_fmap_dataset.py")
-
-
-def _read_map(path: Path) -> np.ndarray:
-    try:
-        fmap = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise _no_map(path) from None
-    except (ValueError, EOFError, SyntaxError, OverflowError, zipfile.BadZipFile, tokenize.TokenError) as error:
-        raise UserError(f"{path}: not a feature map ({error}); make the maps again") from None
-    if not isinstance(fmap, np.ndarray) or fmap.ndim != 3 or not np.issubdtype(fmap.dtype, np.floating):
-        raise UserError(f"{path}: not a (C, H, W) array of floats; make the maps again")
-    return fmap.astype(np.float32, copy=False)
-
-
-def epoch_order(indices: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """The order of an epoch, a pure function of (seed, epoch)."""
-    return np.random.default_rng([seed & 0xFFFFFFFF, epoch]).permutation(indices)
-
-
 class EpochSampler:
     """Index arrays of the batches of steps `start` to `stop`. Each epoch is a new permutation of `indices`.
 
-    The last batch of an epoch is smaller where the batch size does not divide the epoch. The batch of a step is a
-    function of (seed, step), so a resumed run sees the same batches as an uninterrupted one.
+    The last batch of an epoch may be smaller. The batch of a step is a function of (seed, step), so that a resumed run
+    sees the same batches as an uninterrupted one.
     """
 
     def __init__(self, indices: np.ndarray, batch_size: int, seed: int, start: int, stop: int) -> None:
@@ -266,10 +249,12 @@ class EpochSampler:
         return self.stop - self.start
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        order = lru_cache(maxsize=1)(lambda epoch: epoch_order(self.indices, self.seed, epoch))
+        per_epoch, order = steps_per_epoch(len(self.indices), self.batch_size), None
         for step in range(self.start, self.stop):
-            epoch, position = divmod(step, steps_per_epoch(len(self.indices), self.batch_size))
-            yield order(epoch)[position * self.batch_size :][: self.batch_size]
+            epoch, position = divmod(step, per_epoch)
+            if order is None or position == 0:
+                order = np.random.default_rng([self.seed & 0xFFFFFFFF, epoch]).permutation(self.indices)
+            yield order[position * self.batch_size :][: self.batch_size]
 
 
 def steps_per_epoch(num_items: int, batch_size: int) -> int:
@@ -299,31 +284,22 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return tuple(to_device(part, device) for part in batch)
 
 
-class BatchLoader:
+class BatchLoader(DataLoader):
     """Loads `dataset[batch]` for each array of `batches`, in `num_workers` processes or in this one."""
 
     def __init__(
         self, dataset: Dataset, batches: Collection[np.ndarray], num_workers: int = 0, pin_memory: bool = False
     ) -> None:
-        self.loader = DataLoader(
-            _ErrorsAsValues(dataset),
-            sampler=batches,
-            batch_size=None,
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-            worker_init_fn=_ignore_stop,
-        )
+        options = {"num_workers": num_workers, "pin_memory": pin_memory, "worker_init_fn": _ignore_stop}
+        super().__init__(_ErrorsAsValues(dataset), sampler=batches, batch_size=None, **options)
 
     @classmethod
     def in_order(cls, dataset: Dataset, batch_size: int, num_workers: int = 0) -> "BatchLoader":
         """All of `dataset`, in order."""
         return cls(dataset, chunks(np.arange(len(dataset)), batch_size), num_workers)
 
-    def __len__(self) -> int:
-        return len(self.loader)
-
     def __iter__(self) -> Iterator[object]:
-        for batch in self.loader:
+        for batch in super().__iter__():
             if isinstance(batch, Exception):
                 raise batch
             yield batch

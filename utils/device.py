@@ -11,10 +11,7 @@ from utils.files import UserError
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a name; `auto` takes the first available of cuda, mps and cpu.
-
-    Raises `UserError` where the device is not available.
-    """
+    """The device of a name, with `auto` the first of cuda, mps and cpu; raises `UserError` where there is none."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -30,9 +27,8 @@ def choose_device(name: str) -> torch.device:
 
 def choose_workers(asked: int | None, device: torch.device) -> int:
     """Number of processes that load data: `asked`; by default none on a CPU, where they compete with the model."""
-    if asked is not None:
-        return asked
-    return 0 if device.type == "cpu" else min(4, os.cpu_count() or 1)
+    default = 0 if device.type == "cpu" else min(4, os.cpu_count() or 1)
+    return default if asked is None else asked
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
@@ -51,8 +47,7 @@ def choose_dtype(device: torch.device, precision: str) -> torch.dtype:
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The autocast context of a precision."""
-    use = choose_dtype(device, precision) == torch.bfloat16
-    return torch.autocast(device.type, torch.bfloat16, enabled=use)
+    return torch.autocast(device.type, torch.bfloat16, enabled=choose_dtype(device, precision) == torch.bfloat16)
 
 
 def keep_memory() -> None:

@@ -7,20 +7,15 @@ from pathlib import Path
 
 
 class UserError(ValueError):
-    """An error that the user can fix.
-
-    The message is one line that names the file or key, what is wrong and what to do. `utils.cli.run` prints it
-    without a traceback and exits with status 2.
-    """
+    """An error that the user can fix, in one line that names the file or key, what is wrong and what to do."""
 
 
 @contextmanager
 def replace_file(path: str | os.PathLike, *, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; when the block succeeds it is flushed to disk and renamed to `path`.
 
-    A reader of `path` sees the old file or the new one, never half of it. When the block fails, `path` is unchanged and
-    the temporary file is removed. `durable=False` leaves the flush to the operating system: for thousands of small
-    files that are useless until the index after them is written.
+    When the block fails, `path` is unchanged and the temporary file is removed. `durable=False` leaves the flush to the
+    operating system: for thousands of small files that are useless until the index after them is written.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,14 +28,10 @@ class GradientOptions(TrainingOptions, SpeedOptions):
     model_path: Path | None = option("start from the weights of this checkpoint", None)
     load_optim: bool = option("start from the optimizer state of --model-path too", False)
     warmup_step: int = option("training steps of linear warm-up", 100, low=0, is_fixed=True)
-    lr_schedule: str = option(
-        "halve at every --lr-step, or fall to 0 at the last step", "step", choices=("step", "cosine"), is_fixed=True
-    )
+    lr_schedule: str = option("halve every --lr-step, or fall to 0", "step", choices=("step", "cosine"), is_fixed=True)
     grad_accum_step: int = option("batches whose gradients are added up for one training step", 1, low=1, is_fixed=True)
     grad_clip: float = option("largest norm of the gradient", 1.0, above=0, is_fixed=True)
-    ema_decay: float = option(
-        "decay of the averaged weights, which later steps use; 0: no average", 0.999, low=0, below=1, is_fixed=True
-    )
+    ema_decay: float = option("decay of the averaged weights; 0: no average", 0.999, low=0, below=1, is_fixed=True)
 
     def __post_init__(self) -> None:
         if self.resume and self.model_path is not None:
@@ -59,42 +55,33 @@ def learning_rate(step: int, total_steps: int, base: float, options: GradientOpt
     return base * warm * 0.5 ** (step // options.lr_step)
 
 
-class OptimizationConfig(Protocol):
-    """The keys of a model's config that the optimizers read."""
-
-    model_lr: float
-    weight_decay: float
-
-
 class GradientLearner:
     """AdamW on a loss, with clipping, accumulation, a schedule and a moving average of the weights.
 
-    Muon moves the weights `by_muon` instead of AdamW. `compute(model, batch)` returns scalars, `loss` among them,
-    that are means over the items of the batch. Weight decay acts on matrices only. Random choices inside the model are
-    drawn from the default generator, which the loop seeds at each step.
+    `config` is that of the model: `model_lr` and `weight_decay`, which acts on matrices only. Muon moves the weights
+    `by_muon` instead of AdamW. `compute(model, batch)` returns scalars, `loss` among them, each a mean over the items.
+    Random choices in the model come from the default generator, which the loop seeds at each step.
     """
 
     def __init__(
         self,
         model: nn.Module,
         compute: Callable[[nn.Module, Batch], dict[str, torch.Tensor]],
-        config: OptimizationConfig,
+        config: Any,
         options: GradientOptions,
         total_steps: int,
         device: torch.device,
         by_muon: Sequence[nn.Parameter] = (),
     ) -> None:
         self.model, self.compute, self.options, self.total_steps = model, compute, options, total_steps
-        self.device = device
-        self.base_lr = config.model_lr
+        self.device, self.base_lr = device, config.model_lr
         taken = set(by_muon)
         others = [parameter for parameter in model.parameters() if parameter not in taken]
         groups = [
             {"params": [p for p in others if p.ndim >= 2], "weight_decay": config.weight_decay},
             {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
         ]
-        fused = device.type in ("cpu", "cuda")
-        adamw = torch.optim.AdamW(groups, lr=self.base_lr, betas=(0.9, 0.99), fused=fused)
+        adamw = torch.optim.AdamW(groups, self.base_lr, betas=(0.9, 0.99), fused=device.type in ("cpu", "cuda"))
         self.optimizers: dict[str, torch.optim.Optimizer] = {"optimizer": adamw}  # by their keys in a checkpoint
         if by_muon:
             dtype = choose_dtype(device, options.precision)
@@ -148,11 +135,9 @@ class GradientLearner:
 
     def checkpoint(self) -> dict:
         """Weights, averaged weights and optimizer state."""
-        content = {"model": self.model.state_dict()}
-        content |= {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
-        if self.average is not None:
-            content["ema"] = self.average.module.state_dict()
-        return content
+        states = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
+        averaged = {} if self.average is None else {"ema": self.average.module.state_dict()}
+        return {"model": self.model.state_dict()} | states | averaged
 
     def restore(self, content: dict, path: Path) -> None:
         """Take up weights, averaged weights and optimizer state."""
@@ -169,14 +154,10 @@ class GradientLearner:
         """
         if self.options.resume:
             return checkpoints.resume(self)
-        if self.options.model_path is not None:
-            self._warm_start(self.options.model_path, checkpoints.kind, checkpoints.trained_from)
-        return 0
-
-    def _warm_start(self, path: Path, kind: str, trained_from: dict[str, str | None]) -> None:
-        """Begin at the weights of a checkpoint, with `--load-optim` also at its optimizer state."""
-        content = load_checkpoint(path, kind)
-        check_origins(path, content["trained_from"], trained_from)
+        if (path := self.options.model_path) is None:
+            return 0
+        content = load_checkpoint(path, checkpoints.kind)
+        check_origins(path, content["trained_from"], checkpoints.trained_from)
         load_weights(self.model, content, path, averaged=not self.options.load_optim)
         if self.options.load_optim:
             decays = [group["weight_decay"] for group in self._groups()]
@@ -185,6 +166,7 @@ class GradientLearner:
                 group["weight_decay"] = decay  # this config's, not that of the checkpoint
         if self.average is not None:
             self.average.module.load_state_dict(self.model.state_dict())
+        return 0
 
     def _groups(self) -> list[dict]:
         return [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]

@@ -1,7 +1,4 @@
-"""Reading and writing images: the only module that knows file formats.
-
-Everywhere else an image is RGB, float, in [−1, 1], (C, H, W).
-"""
+"""Reads and writes images. No other module knows file formats: an image is RGB, float, in [−1, 1], (C, H, W)."""
 
 import math
 import os
@@ -9,7 +6,6 @@ import struct
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -29,23 +25,21 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 def image_files(folder: str | os.PathLike) -> list[Path]:
     """The images in `folder` and its sub-folders, by suffix, sorted. Hidden files and folders are skipped.
 
-    Links to folders are followed, and each real folder is entered once. Raises `OSError` for a folder that cannot
-    be listed.
+    Links to folders are followed, and each real folder is entered once. Raises `OSError` if one cannot be listed.
     """
 
     def fail(error: OSError) -> None:
         raise error
 
-    paths = []
-    entered = {os.path.realpath(folder)}
+    paths, entered = [], {os.path.realpath(folder)}
     for root, folders, files in os.walk(folder, onerror=fail, followlinks=True):
         paths += [Path(root, name) for name in files if not name.startswith(".") and name.lower().endswith(SUFFIXES)]
-        new = {}
+        new = []
         for name in sorted(folders):
             real = os.path.realpath(Path(root, name))
             if not name.startswith(".") and real not in entered:
                 entered.add(real)
-                new[name] = real
+                new.append(name)
         folders[:] = new  # os.walk descends into what is left here
     return sorted(paths)
 
@@ -75,8 +69,7 @@ def _flatten(image: Image.Image, background: Colour) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
         image = _grey_to_8_bits(image)
     elif image.has_transparency_data:
-        canvas = Image.new("RGBA", image.size, background)
-        image = Image.alpha_composite(canvas, image.convert("RGBA"))
+        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image.convert("RGBA"))
     return image.convert("RGB")
 
 
@@ -91,9 +84,7 @@ def _grey_to_8_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8))
 
 
-def fit_square(
-    image: Image.Image, size: int, fit: Literal["crop", "pad"] = "crop", background: Colour = WHITE
-) -> Image.Image:
+def fit_square(image: Image.Image, size: int, fit: str = "crop", background: Colour = WHITE) -> Image.Image:
     """Scale an RGB image to `size` × `size`: its central square (`crop`), or all of it over `background` (`pad`)."""
     width, height = image.size
     if fit == "crop":
@@ -153,8 +144,7 @@ def save_animation(frames: Iterable[torch.Tensor], path: Path, seconds: float) -
     """
     pictures = [Image.fromarray(to_uint8(frame).permute(1, 2, 0).cpu().numpy()) for frame in frames]
     durations = [round(1000 * seconds / len(pictures))] * (len(pictures) - 1) + [1000]
-    with replace_file(path) as temporary:
-        # The quality is WebP's; a GIF has none.
+    with replace_file(path) as temporary:  # `quality` is WebP's; a GIF has none
         pictures[0].save(temporary, save_all=True, append_images=pictures[1:], duration=durations, loop=0, quality=90)
 
 
@@ -171,9 +161,7 @@ def heat_map(values: torch.Tensor, side: int = 768) -> torch.Tensor:
     return pixels.repeat_interleave(scale, dim=1).repeat_interleave(scale, dim=2)
 
 
-def write_png(
-    image: Image.Image, path: str | os.PathLike, text: dict[str, str] | None = None, *, durable: bool = True
-) -> None:
+def write_png(image: Image.Image, path: Path, text: dict[str, str] | None = None, *, durable: bool = True) -> None:
     """Write a Pillow image as a PNG, completely or not at all, with `text` as its text chunks; see `replace_file`."""
     chunks = PngImagePlugin.PngInfo()
     for key, value in (text or {}).items():

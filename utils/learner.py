@@ -22,16 +22,12 @@ class TrainingOptions(StepOptions):
     log_step: int = option("training steps between log lines", 50, low=1)
     lr_step: int = option("training steps after which the learning rate halves", 50_000, low=1, is_fixed=True)
     max_epoch: int = option("stop after this many epochs", 1000, low=1)
-    max_step: int | None = option(
-        "stop after this many training steps; schedules end there", None, unset="no limit", low=1
-    )
+    max_step: int | None = option("training steps to stop after; schedules end there", None, unset="no limit", low=1)
     resume: bool = option("resume the training in --out-dir exactly, or start if there is none", False)
     seed: int = option("seed of every random choice", 0, is_fixed=True)
     num_workers: int | None = option("processes that load data", None, unset="0 on a CPU, else up to 4", low=0)
     tensorboard: bool = option("also write to tensorboard/ in --out-dir; needs requirements-eval.txt", False)
-    val_fraction: float = option(
-        "share of images held out, the same in every step", VAL_FRACTION, low=0, below=1, is_fixed=True
-    )
+    val_fraction: float = option("share of images held out by every step", VAL_FRACTION, low=0, below=1, is_fixed=True)
 
     @property
     def step_size(self) -> int:

@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from utils.board import Board
 from utils.dataset import Batch, num_items, steps_per_epoch
 from utils.files import UserError, replace_file
+from utils.images import open_rgb
 from utils.learner import Learner, TrainingOptions
 from utils.run_folder import StepFolder
 
@@ -32,13 +33,17 @@ class Metrics:
         self.has_board, self.board = options.tensorboard, None
 
     def begin(self, step: int) -> None:
-        """Start after `step`: drop what a crashed run wrote later, or all of an earlier run, and open TensorBoard's."""
+        """Start after `step`: drop what a crashed run wrote later, or all of an earlier run; open TensorBoard."""
         path = self.folder.metrics
         lines = path.read_text().splitlines() if path.exists() and step else []
         with replace_file(path) as temporary:
             temporary.write_text("".join(f"{line}\n" for line in lines if _step_of(line) <= step))
         if self.has_board:
-            self.board = Board(self.folder.tensorboard, step)
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise UserError("--tensorboard needs a package: pip install tensorboard, or leave it out") from None
+            self.board = SummaryWriter(str(self.folder.tensorboard), purge_step=step + 1)  # hides later entries
         self._clear()
 
     def count_flops(self, learner: Learner, batch: Batch) -> None:
@@ -93,17 +98,20 @@ class Metrics:
         """Write a line as it is."""
         append_row(self.folder.metrics, row)
         if self.board is not None:
-            self.board.write(row)
-        log.info(
-            " ".join(
-                f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
-            )
-        )
+            for name, value in row.items():
+                if name != "step" and isinstance(value, int | float):
+                    self.board.add_scalar(name, value, row["step"])
+            self.board.flush()
+        words = (f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items())
+        log.info(" ".join(words))
 
     def show_pictures(self, step: int) -> None:
-        """Put the pictures of a step on TensorBoard, if it is written to."""
+        """Write the pictures of a step, `images/name_<step>.png`, to TensorBoard, if it is used."""
         if self.board is not None:
-            self.board.show(self.folder.images, step)
+            for path in sorted(self.folder.images.glob(f"*_{step}.png")):
+                picture = np.asarray(open_rgb(path))
+                self.board.add_image(path.stem.removesuffix(f"_{step}"), picture, step, dataformats="HWC")
+            self.board.flush()
 
 
 def append_row(path: Path, row: dict[str, object]) -> None:

@@ -34,14 +34,9 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self,
-        matrices: Iterable[nn.Parameter],
-        lr: float,
-        weight_decay: float,
-        dtype: torch.dtype = torch.float32,
-        momentum: float = 0.95,
+        self, matrices: Iterable[nn.Parameter], lr: float, weight_decay: float, dtype: torch.dtype = torch.float32
     ) -> None:
-        super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": 0.95})
         self.dtype = dtype
 
     @torch.no_grad()
@@ -61,9 +56,8 @@ class Muon(torch.optim.Optimizer):
             state = self.state[matrix]
             if not state:
                 state["momentum"] = torch.zeros_like(matrix)
-            mean = state["momentum"]
-            mean.lerp_(matrix.grad, 1 - momentum)
-            directions.append(matrix.grad.lerp(mean, momentum))
+            state["momentum"].lerp_(matrix.grad, 1 - momentum)
+            directions.append(matrix.grad.lerp(state["momentum"], momentum))
         found = orthogonalize(torch.stack(directions).to(self.dtype)).to(matrices[0].dtype)
         torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(matrices, list(found), alpha=-group["lr"] * RMS * max(matrices[0].shape) ** 0.5)

@@ -2,6 +2,7 @@
 
 import re
 from functools import cached_property
+from itertools import count, takewhile
 from pathlib import Path
 
 from utils.config import read_json
@@ -66,10 +67,7 @@ class StepFolder:
     @property
     def grids(self) -> list[Path]:
         """The grids that there are, from the conditions on."""
-        paths = []
-        while self.grid(len(paths)).exists():
-            paths.append(self.grid(len(paths)))
-        return paths
+        return list(takewhile(Path.exists, map(self.grid, count())))
 
     def animation(self, kind: str) -> Path:
         """The first generated images filling in, as "webp" or "gif"."""

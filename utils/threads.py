@@ -10,7 +10,6 @@ from pathlib import Path
 
 SPINS = "10000"  # about 0.1 ms, enough for the gaps between two operations
 STAT = Path("/proc/stat")
-SAMPLE_SECONDS = 0.1
 
 
 def available_cores() -> int:
@@ -29,7 +28,7 @@ def busy_cores() -> float:
     if not STAT.exists():
         return 0.0
     before, start = busy_seconds(), time.perf_counter()
-    time.sleep(SAMPLE_SECONDS)
+    time.sleep(0.1)
     return (busy_seconds() - before) / (time.perf_counter() - start)
 
 
@@ -43,9 +42,8 @@ def choose() -> str:
         cores, busy = available_cores(), busy_cores()
         if round(busy) >= 1 and cores > 1:
             os.environ["OMP_NUM_THREADS"] = str(max(1, cores - round(busy)))
-            chosen.append(
-                f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}, since other work keeps {busy:.1f} cores busy"
-            )
+            why = f"since other work keeps {busy:.1f} cores busy"
+            chosen.append(f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}, {why}")
     return ", ".join(chosen) or "as the environment says"
 
 

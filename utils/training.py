@@ -44,8 +44,7 @@ def train(
     Every `--checkpoint-step` steps and at the end it saves, measures (`validate`) and draws (`preview`). `watch`
     measures what stands in each log line beside the training numbers, so it should be quick.
 
-    Ctrl-C and SIGTERM finish the step, save, measure and exit with status 130 or 143; `--resume` then goes on from
-    there.
+    Ctrl-C and SIGTERM finish the step, save, measure and exit with status 130 or 143; `--resume` goes on from there.
     """
     log.info("config %s", json.dumps(dataclasses.asdict(checkpoints.config)))
     for change in checkpoints.changes:
@@ -78,8 +77,7 @@ def train(
             metrics.add(learner.update(batch, step), batch)
             done = step + 1
             is_checkpoint = done % options.checkpoint_step == 0 or done == total
-            is_saved = is_checkpoint or bool(stop)
-            if is_saved:
+            if is_checkpoint or stop:
                 metrics.write_training(done)
                 checkpoints.save(learner, done)  # before anything that may fail or take long
                 path = validate_and_save(done)
@@ -87,12 +85,12 @@ def train(
                 if is_checkpoint:
                     preview(done)
                     metrics.show_pictures(done)
+                if stop:
+                    log.info("stopped by %s: saved %s, go on with --resume", stop[0].name, path)
+                    sys.exit(128 + stop[0])
                 metrics.restart_clock()
             elif done % options.log_step == 0:
                 metrics.write_training(done, watch)
-            if is_saved and stop:
-                log.info("stopped by %s: saved %s, go on with --resume", stop[0].name, path)
-                sys.exit(128 + stop[0])
     return total
 
 
@@ -118,17 +116,16 @@ def preview_indices(train: np.ndarray, held_out: np.ndarray, number: int) -> np.
 def catch_stop() -> Iterator[list[signal.Signals]]:
     """Yield a list that receives SIGINT or SIGTERM instead of the process; a second one acts as usual."""
     received: list[signal.Signals] = []
-    names = (signal.SIGINT, signal.SIGTERM)
-    before = {name: signal.getsignal(name) for name in names}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def receive(number: int, _: object) -> None:
         received.append(signal.Signals(number))
-        signal.signal(number, before[signal.Signals(number)])
+        signal.signal(number, before[number])
 
     try:
-        for name in names:
-            signal.signal(name, receive)
+        for number in before:
+            signal.signal(number, receive)
         yield received
     finally:
-        for name in names:
-            signal.signal(name, before[name])
+        for number, handler in before.items():
+            signal.signal(number, handler)
