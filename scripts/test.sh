@@ -6,4 +6,4 @@ source scripts/environment.sh
 ensure_environment requirements.txt requirements-demo.txt requirements-bench.txt requirements-eval.txt requirements-dev.txt
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-exec .venv/bin/python -m pytest "$@"
+exec .venv/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal "$@"

@@ -227,7 +227,7 @@ def test_images_of_feature_maps_are_theirs_and_mirrored_with_them(tiny_run, face
 
 def test_an_image_that_is_not_of_its_map_is_named(tiny_run):
     maps = FeatureMapDataset(tiny_run / "feature_maps" / "dataset.json")
-    with pytest.raises(UserError, match=r"\.png: is 32×32, its feature map was made of 64×64; make the maps again"):
+    with pytest.raises(UserError, match=r"\.png: is 32×32, its feature map was made from 64×64; make the maps again"):
         maps.images(np.arange(2), 8)
 
 

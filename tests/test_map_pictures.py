@@ -8,6 +8,7 @@ from models.autoencoder import Autoencoder
 from models.codebook import Codebook
 from models.map_pictures import atlas, hit_map, save_map, u_matrix
 from tests.helpers.codebooks import LINE, build
+from utils.run_folder import StepFolder
 
 NAN = float("nan")
 
@@ -103,9 +104,12 @@ def test_the_hit_map_by_hand():
 
 def test_pictures_are_saved_and_hits_only_once_counted(load, tmp_path):
     decoder, codebook = load("codebook_0")
-    save_map(codebook, decoder, tmp_path, "pruned")
-    assert {path.name for path in tmp_path.iterdir()} == {f"{n}_pruned.png" for n in ("atlas", "u_matrix", "hit_map")}
-    assert np.asarray(Image.open(tmp_path / "hit_map_pruned.png")).std() > 0
+    folder, fresh = StepFolder(tmp_path), StepFolder(tmp_path / "fresh")
+    save_map(codebook, decoder, folder, "pruned")
+    assert {path.name for path in folder.images.iterdir()} == {
+        f"{n}_pruned.png" for n in ("atlas", "u_matrix", "hit_map")
+    }
+    assert np.asarray(Image.open(folder.picture("hit_map", "pruned"))).std() > 0
     codebook.counts.zero_()
-    save_map(codebook, decoder, tmp_path / "fresh", 3)
-    assert {path.name for path in (tmp_path / "fresh").iterdir()} == {"atlas_3.png", "u_matrix_3.png"}
+    save_map(codebook, decoder, fresh, 3)
+    assert {path.name for path in fresh.images.iterdir()} == {"atlas_3.png", "u_matrix_3.png"}

@@ -110,9 +110,8 @@ def test_commands_of_a_page_exist(page):
         elif words[:2] == ["bash", "scripts/train_cascade.sh"]:
             assert words[2] in copied
     for name, arguments in modules_of(commands):
-        script = name if "." in name else f"{name}.py"
-        if script in SCRIPTS:
-            make_parser(SCRIPTS[script], "").parse_args(arguments)
+        if name in SCRIPTS:
+            make_parser(importlib.import_module(name).Options, "").parse_args(arguments)
         else:  # a benchmark, whose parser is not at hand
             source = inspect.getsource(importlib.import_module(name))
             flags = {word for word in arguments if word.startswith("--")}
