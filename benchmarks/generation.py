@@ -30,6 +30,7 @@ CONFIG = Path(__file__).parent.parent / "configs/full-128/transformer_2.json"
 UNITS = 512
 COARSE, FINE = (16, 16), (32, 32)
 IMAGES = 5
+SIDE = 2048  # of the matrices whose product shows how fast the machine multiplies
 PREFIXES = (1, 256, 512, 1024)  # lengths at which the reference is timed; between them its time is interpolated
 BEAMS = SamplingConfig(num_beam=4, beam_width=8)
 ROWS = {1: (1, SamplingConfig()), 20: (5, BEAMS), 160: (5, SamplingConfig(num_beam=32, beam_width=8))}
@@ -111,8 +112,8 @@ def compare_with_machine(config: TransformerConfig) -> None:
         decoder = CachedDecoder(model, rows, coarse_tokens(images))
         taken, shares = time_tokens(decoder, rows, images, search)
         num_bytes, operations = work_of(decoder, rows, dtype, num_weights)
-        buffer, matrix = torch.ones(num_bytes // 4), torch.randn(2048, 2048, dtype=dtype)
-        least = (seconds(buffer.sum), operations * seconds(lambda matrix=matrix: matrix @ matrix) / (2 * 2048**3))
+        buffer, matrix = torch.ones(num_bytes // 4), torch.randn(SIDE, SIDE, dtype=dtype)
+        least = (seconds(buffer.sum), operations * seconds(lambda matrix=matrix: matrix @ matrix) / (2 * SIDE**3))
         cells = " | ".join(f"{part * 1e3:.1f}" for part in (*least, taken))
         operators = " | ".join(f"{share:.0%}" for share in shares)
         print(f"| {rows} | {name} | {cells} | {max(least) / taken:.0%} | {operators} |", flush=True)

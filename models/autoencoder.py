@@ -35,7 +35,7 @@ class AutoencoderConfig:
     decoder_activation_type: str = option("that activation", choices=ACTIVATIONS)
     num_enc_res_blocks: int = option("residual blocks at each resolution of the encoder", 1, low=0)
     num_dec_res_blocks: int = option("residual blocks at each resolution of the decoder", 1, low=0)
-    latent_noise: float = option("deviation of noise on the feature map in training, to harden the decoder", 0.0, low=0)
+    latent_noise: float = option("standard deviation of noise on the feature map in training", 0.0, low=0)
     weight_decay: float = option("weight decay of matrices", 0.01, low=0)
     loss: str = option("mean squared error, or mean absolute error, which is sharper", "mse", choices=("mse", "l1"))
 

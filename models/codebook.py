@@ -32,7 +32,9 @@ class CodebookConfig:
     patch_H: int = option("height of a patch", low=1)
     patch_W: int = option("width of a patch", low=1)
     num_embeddings: int = option("units of the map before pruning; all units together hold at most 2²² numbers", low=2)
-    neighbourhood_step: int = option("training steps per unit of radius, at most a fifth of the run in all", low=1)
+    neighbourhood_step: int = option(
+        "training steps until the radius shrinks by one; at most a fifth of the run in all", low=1
+    )
     final_radius: float = option("radius at which it stops; above 0 the map is smoother and less precise", 0.0, low=0)
 
     def __post_init__(self) -> None:

@@ -33,10 +33,10 @@ class TransformerConfig:
     in_dim: int = option("width", low=1)
     hidden_dim: int = option("width inside the MLP, which is gated: one half multiplies the other", low=1)
     hidden_activation: str = option("activation of the MLP", choices=ACTIVATIONS)
-    dropout: float = option("share of channels that an image trains without, in all blocks", 0.0, low=0, below=1)
+    dropout: float = option("share of channels dropped in embeddings and blocks", 0.0, low=0, below=1)
     weight_decay: float = option("weight decay of matrices", 0.05, low=0)
-    condition_dropout: float = option("share of images without coarse tokens; guidance needs it", 0.0, low=0, below=1)
-    condition_noise: float = option("share of coarse tokens replaced by one of 8 near units", 0.0, low=0, below=1)
+    condition_dropout: float = option("share of images without a condition; guidance needs it", 0.0, low=0, below=1)
+    condition_noise: float = option("share of coarse tokens that become one of 8 near units", 0.0, low=0, below=1)
     use_labels: bool = option("whether a base stage learns the labels of the images, for `--label`", False)
 
     def __post_init__(self) -> None:

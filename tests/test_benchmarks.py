@@ -92,7 +92,15 @@ def test_bare_products_are_timed_once_each_in_the_precision_that_they_run_in():
 
 
 def test_the_benchmark_of_generation(monkeypatch, capsys):
-    sizes = {"COARSE": (2, 2), "FINE": (8, 16), "UNITS": 9, "PREFIXES": (1, 64, 128), "IMAGES": 2, "WARM": 40}
+    sizes = {
+        "COARSE": (2, 2),
+        "FINE": (8, 16),
+        "UNITS": 9,
+        "PREFIXES": (1, 64, 128),
+        "IMAGES": 2,
+        "WARM": 40,
+        "SIDE": 64,
+    }
     for name, value in {**sizes, "STEPS": 8, "LENGTHS": ((8, 16), (16, 16))}.items():
         monkeypatch.setattr(generation, name, value)
     many = generation.SamplingConfig(num_beam=4, beam_width=2)

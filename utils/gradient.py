@@ -28,10 +28,14 @@ class GradientOptions(TrainingOptions, SpeedOptions):
     model_path: Path | None = option("start from the weights of this checkpoint", None)
     load_optim: bool = option("start from the optimizer state of --model-path too", False)
     warmup_step: int = option("training steps of linear warm-up", 100, low=0, is_fixed=True)
-    lr_schedule: str = option("halve every --lr-step, or fall to 0", "step", choices=("step", "cosine"), is_fixed=True)
+    lr_schedule: str = option(
+        "halve at every --lr-step, or fall to 0 at the last step", "step", choices=("step", "cosine"), is_fixed=True
+    )
     grad_accum_step: int = option("batches whose gradients are added up for one training step", 1, low=1, is_fixed=True)
     grad_clip: float = option("largest norm of the gradient", 1.0, above=0, is_fixed=True)
-    ema_decay: float = option("decay of the averaged weights; 0: no average", 0.999, low=0, below=1, is_fixed=True)
+    ema_decay: float = option(
+        "decay of the averaged weights, which later steps use; 0: no average", 0.999, low=0, below=1, is_fixed=True
+    )
 
     def __post_init__(self) -> None:
         if self.resume and self.model_path is not None:

@@ -1,4 +1,4 @@
-"""What the training loop is told by its options, and what it asks of a learner."""
+"""The options of all trainers, and what the training loop asks of a learner."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ class TrainingOptions(StepOptions):
 
     dataset_path: Path = option("dataset.json to train on")
     config_path: Path = option("JSON config of the model", short="-c")
-    batch_size: int = option("images at once: those of a step, unless gradients accumulate", 8, low=1, is_fixed=True)
+    batch_size: int = option("images at once; a training step may add up several batches", 8, low=1, is_fixed=True)
     checkpoint_step: int = option("training steps between checkpoints, pictures and validation", 1000, low=1)
     keep_checkpoint: int | None = option("newest checkpoints to keep, beside best.pt", None, unset="all", low=1)
     log_step: int = option("training steps between log lines", 50, low=1)
@@ -27,7 +27,9 @@ class TrainingOptions(StepOptions):
     seed: int = option("seed of every random choice", 0, is_fixed=True)
     num_workers: int | None = option("processes that load data", None, unset="0 on a CPU, else up to 4", low=0)
     tensorboard: bool = option("also write to tensorboard/ in --out-dir; needs requirements-eval.txt", False)
-    val_fraction: float = option("share of images held out by every step", VAL_FRACTION, low=0, below=1, is_fixed=True)
+    val_fraction: float = option(
+        "share of images held out, the same images in every step", VAL_FRACTION, low=0, below=1, is_fixed=True
+    )
 
     @property
     def step_size(self) -> int:

@@ -186,5 +186,7 @@ class StepOptions:
 class SpeedOptions:
     """Options of what runs a large model."""
 
-    precision: str = option("auto: bf16 where it is native", "auto", choices=("auto", "fp32", "bf16"), is_fixed=True)
+    precision: str = option(
+        "of matrix products; auto: bf16 where it is native", "auto", choices=("auto", "fp32", "bf16"), is_fixed=True
+    )
     compile: bool = option("use torch.compile: slow to start, worth a try on a GPU, slower generation on a CPU", False)

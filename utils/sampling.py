@@ -22,8 +22,12 @@ class SamplingConfig:
     keep_beam: int = option("hypotheses that survive; all, with `beam_width` 1: classic beam search", 1, low=1)
     temperature: float = option("of the distribution: below 1 safer, above 1 bolder", 1.0, above=0)
     top_k: int | None = option("sample among this many most likely tokens", None, unset="all", low=1)
-    top_p: float | None = option("most likely tokens with this total probability", None, unset="all", above=0, high=1)
-    guidance_scale: float = option("above 1 nearer the condition; needs `condition_dropout`, 2× the time", 1.0, low=0)
+    top_p: float | None = option(
+        "sample among the likeliest tokens of this total probability", None, unset="all", above=0, high=1
+    )
+    guidance_scale: float = option(
+        "above 1 closer to the condition; needs a stage trained with condition_dropout, and twice the time", 1.0, low=0
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self)
