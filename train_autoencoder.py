@@ -66,9 +66,9 @@ def main(argv: list[str] | None = None) -> None:
         save_grid(shown, checkpoints.folder.picture("ground_truth", step))
         save_grid(reconstruct(shown), checkpoints.folder.picture("recon", step))
 
+    metrics = Metrics(options, len(training))
     with attempt(__file__, options, device, config):
         shown = dataset[preview_indices(training, held_out, 25)]
-        metrics = Metrics(options, len(training))
         train(options, learner, dataset, training, checkpoints, metrics, start, validate, preview)
 
 

@@ -97,12 +97,12 @@ def main(argv: list[str] | None = None) -> None:
             save_map(codebook, autoencoder, folder, step)
 
     folder = checkpoints.folder
+    metrics = Metrics(options, len(training))
     with attempt(__file__, options, device, config):
         shown = preview_indices(training, dataset.unflipped(held_out), 25)
         maps, compared = dataset[shown].to(device), shown[:COMPARED]
         has_images = len(dataset.with_image(compared)) == len(compared)
         originals = [dataset.images(compared, autoencoder.scale)] if has_images else []
-        metrics = Metrics(options, len(training))
         step = train(options, learner, dataset, training, checkpoints, metrics, start, validate, preview)
         if codebook.counts.sum() == 0:
             finish(learner, autoencoder, dataset, held_out[:MAX_VALIDATION], checkpoints, metrics, step)

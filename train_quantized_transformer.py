@@ -87,6 +87,7 @@ def main(argv: list[str] | None = None) -> None:
     start = learner.start(checkpoints)
     earlier_bits = bits_before(coarse, options.previous_path, is_base=options.train_base_model)
 
+    metrics = Metrics(options, len(training), unit="tokens", per_item=config.fine.length)
     with attempt(__file__, options, device, config):
         tokens = load_tokens(dataset, coarse, fine, device)
         if names:
@@ -107,7 +108,6 @@ def main(argv: list[str] | None = None) -> None:
                 save_grid(autoencoder.decode(made).cpu(), checkpoints.folder.picture(name, step))
 
         watched = min(MAX_VALIDATION, max(options.batch_size, options.log_step * options.step_size // WATCH_SHARE))
-        metrics = Metrics(options, len(training), unit="tokens", per_item=config.fine.length)
         options = replace(options, num_workers=options.num_workers or 0)  # tokens need no work
         watch = partial(validate, watched)
         train(options, learner, tokens, training, checkpoints, metrics, start, validate, preview, watch)

@@ -61,13 +61,13 @@ def coarse_tokens(images: int) -> torch.Tensor:
     return torch.randint(UNITS, (images, COARSE[0] * COARSE[1]))
 
 
-def seconds_to_sample(stage: Stage, images: int, search: SamplingConfig, dtype: torch.dtype) -> float:
+def seconds_to_sample(stage: Stage, images: int, sampling: SamplingConfig, dtype: torch.dtype) -> float:
     """The time in which a stage writes all tokens of some images, with the cache."""
-    make_ready(stage.transformer, dtype, images * search.num_beam)
+    make_ready(stage.transformer, dtype, images * sampling.num_beam)
     coarse = coarse_tokens(images)
-    uniform = uniform_draws(0, 0, range(images), stage.config.fine.length, search.num_beam)
+    uniform = uniform_draws(0, 0, range(images), stage.config.fine.length, sampling.num_beam)
     start = time.perf_counter()
-    stage.sample(coarse, search, uniform)
+    stage.sample(coarse, sampling, uniform)
     return time.perf_counter() - start
 
 
@@ -105,12 +105,12 @@ def compare_with_machine(config: TransformerConfig) -> None:
     print("\nA token past the window, compared with the time of its bytes or its operations, whichever is longer.\n")
     print(f"| rows | precision | bytes, ms | products, ms | token, ms | share | {' | '.join(OPERATORS)} | the rest |")
     print("|---|---|---|---|---|---|" + "---|" * (len(OPERATORS) + 1))
-    for (rows, (images, search)), (name, dtype) in product(ROWS.items(), PRECISIONS.items()):
+    for (rows, (images, sampling)), (name, dtype) in product(ROWS.items(), PRECISIONS.items()):
         model = build(config, FINE).transformer
         num_weights = weights_of(model)
         make_ready(model, dtype, rows)
         decoder = CachedDecoder(model, rows, coarse_tokens(images))
-        taken, shares = time_tokens(decoder, rows, images, search)
+        taken, shares = time_tokens(decoder, rows, images, sampling)
         num_bytes, operations = work_of(decoder, rows, dtype, num_weights)
         buffer, matrix = torch.ones(num_bytes // 4), torch.randn(SIDE, SIDE, dtype=dtype)
         least = (seconds(buffer.sum), operations * seconds(lambda matrix=matrix: matrix @ matrix) / (2 * SIDE**3))
@@ -119,16 +119,16 @@ def compare_with_machine(config: TransformerConfig) -> None:
         print(f"| {rows} | {name} | {cells} | {max(least) / taken:.0%} | {operators} |", flush=True)
 
 
-def time_tokens(decoder: CachedDecoder, rows: int, images: int, search: SamplingConfig) -> tuple[float, list[float]]:
+def time_tokens(decoder: CachedDecoder, rows: int, images: int, sampling: SamplingConfig) -> tuple[float, list[float]]:
     """Seconds per token, with the reordering of beams at the end of blocks, and the shares of the operators."""
     inputs = torch.randint(UNITS, (rows,))
-    parents = torch.arange(images).repeat_interleave(search.num_beam) * search.num_beam
+    parents = torch.arange(images).repeat_interleave(sampling.num_beam) * sampling.num_beam
 
     def tokens(number: int) -> float:
         start = time.perf_counter()
         for _ in range(number):
             decoder.next_logits(inputs)
-            if search.num_beam > 1 and decoder.position % search.beam_width == 0:
+            if sampling.num_beam > 1 and decoder.position % sampling.beam_width == 0:
                 decoder.reorder(parents)
         return (time.perf_counter() - start) / number
 

@@ -62,8 +62,8 @@ GUIDED = {
 def sample(run: RunFolder, setting: dict | tuple, decoder: Autoencoder, number: int) -> torch.Tensor:
     """Generate `number` images with a setting."""
     each = setting if isinstance(setting, tuple) else (setting,) * run.num_stages
-    searches = [load_generation_config(run.generation, **changes)[i] for i, changes in enumerate(each)]
-    cascade = Cascade(searches, run.path, decoder, CPU, choose_dtype(CPU, "auto"), BATCH)
+    configs = [load_generation_config(run.generation, **changes)[i] for i, changes in enumerate(each)]
+    cascade = Cascade(configs, run.path, decoder, CPU, choose_dtype(CPU, "auto"), BATCH)
     return torch.cat([cascade.decode(tokens[-1], -1) for _, tokens, _ in cascade.batches(Request(), number, "samples")])
 
 

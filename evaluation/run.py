@@ -116,14 +116,13 @@ class TrainedRun:
         if not path.is_file():
             self.missing.append(f"samples: {path} is missing; copy that of the recipe")
             return None
-        searches = load_generation_config(path)
-        for search in searches:
-            for name in (search.lr_codebook_path, search.hr_codebook_path, search.model_path):
+        configs = load_generation_config(path)
+        for config in configs:
+            for name in (config.lr_codebook_path, config.hr_codebook_path, config.model_path):
                 if not (folder / name).is_file():
                     self.missing.append(f"samples: {folder / name} is missing; train it")
                     return None
-        dtype = choose_dtype(self.device, "auto")
-        return Cascade(searches, folder, self.autoencoder, self.device, dtype, batch_size)
+        return Cascade(configs, folder, self.autoencoder, self.device, choose_dtype(self.device, "auto"), batch_size)
 
 
 def held_out_fraction(path: Path, kind: str) -> float:

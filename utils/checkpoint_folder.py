@@ -56,8 +56,7 @@ class CheckpointFolder:
             self.best = loss
         if self.keep is not None:
             others = set(self.folder.checkpoints.glob(f"{self.prefix}_*.pt")) - {path}
-            newest_first = sorted(others, key=lambda other: other.stat().st_mtime_ns, reverse=True)
-            for old in newest_first[self.keep - 1 :]:
+            for old in sorted(others, key=lambda other: other.stat().st_mtime_ns, reverse=True)[self.keep - 1 :]:
                 old.unlink()
         return path
 

@@ -5,6 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,12 @@ class Metrics:
         self.per_epoch = steps_per_epoch(num_items, options.step_size)
         self.unit, self.per_item = unit, per_item
         self.flops_per_item: float | None = None  # of a training step
-        self.has_board, self.board = options.tensorboard, None
+        self.board, self.make_board = None, None
+        if options.tensorboard:  # here, before anything is written
+            try:
+                self.make_board = import_module("torch.utils.tensorboard").SummaryWriter
+            except ImportError:
+                raise UserError("--tensorboard needs a package: pip install tensorboard, or leave it out") from None
 
     def begin(self, step: int) -> None:
         """Start after `step`: drop what a crashed run wrote later, or all of an earlier run; open TensorBoard."""
@@ -38,12 +44,8 @@ class Metrics:
         lines = path.read_text().splitlines() if path.exists() and step else []
         with replace_file(path) as temporary:
             temporary.write_text("".join(f"{line}\n" for line in lines if _step_of(line) <= step))
-        if self.has_board:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                raise UserError("--tensorboard needs a package: pip install tensorboard, or leave it out") from None
-            self.board = SummaryWriter(str(self.folder.tensorboard), purge_step=step + 1)  # hides later entries
+        if self.make_board is not None:
+            self.board = self.make_board(str(self.folder.tensorboard), purge_step=step + 1)  # hides later entries
         self._clear()
 
     def count_flops(self, learner: Learner, batch: Batch) -> None:
