@@ -21,9 +21,10 @@ import torch
 from models.autoencoder import Autoencoder
 from utils import cli
 from utils.attempt import attempt
-from utils.dataset import BatchLoader, ImageDataset, chunks, write_dataset
+from utils.dataset import BatchLoader, ImageDataset, chunks
 from utils.device import choose_device, choose_workers
 from utils.files import remove_unnamed, replace_file
+from utils.index import write_dataset
 from utils.options import StepOptions, option, parse_options
 from utils.progress import progress
 from utils.run_folder import StepFolder

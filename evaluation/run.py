@@ -101,7 +101,7 @@ class TrainedRun:
     def kept_tokens(self, dataset: ImageDataset, indices: np.ndarray, codebook: Codebook) -> torch.Tensor | None:
         """The tokens (N, T) of images that training has kept beside their feature maps, or None where it has not."""
         try:
-            tokens = None if self.maps is None else read_tokens(self.maps, self.maps.fingerprint, codebook)
+            tokens = None if self.maps is None else read_tokens(self.maps, codebook)
         except UserError:  # a feature map is gone, so the tokens may be of others
             tokens = None
         if tokens is None:

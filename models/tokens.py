@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from models.codebook import Codebook
-from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.checkpoint import Origin, load_checkpoint, save_checkpoint
 from utils.dataset import BatchLoader, FeatureMapDataset, TokenDataset
 from utils.device import choose_workers
 from utils.files import UserError
@@ -26,21 +26,25 @@ def load_tokens(dataset: FeatureMapDataset, coarse: Codebook, fine: Codebook, de
     name and its content hold the fingerprints of the codebook and of the data. If a file is missing or does not match,
     the feature maps are quantized; they are read once for both codebooks.
     """
-    data = dataset.fingerprint
-    found = {codebook: read_tokens(dataset, data, codebook) for codebook in (coarse, fine)}
+    found = {codebook: read_tokens(dataset, codebook) for codebook in (coarse, fine)}
     missing = [codebook for codebook, tokens in found.items() if tokens is None]
     if missing:
         for codebook, tokens in zip(missing, quantize(dataset, missing, device), strict=True):
-            path, origin = token_path(dataset, data, codebook), {"data": data, "codebook": codebook.fingerprint}
-            save_checkpoint(path, KIND, codebook.config, {"tokens": tokens}, origin)
-            found[codebook] = read_tokens(dataset, data, codebook)
-    log.info("tokens %s", " ".join(str(token_path(dataset, data, codebook)) for codebook in found))
+            path = token_path(dataset, codebook)
+            save_checkpoint(path, KIND, codebook.config, {"tokens": tokens}, origin_of(dataset, codebook))
+            found[codebook] = read_tokens(dataset, codebook)
+    log.info("tokens %s", " ".join(str(token_path(dataset, codebook)) for codebook in found))
     return TokenDataset(*found.values())
 
 
-def token_path(dataset: FeatureMapDataset, data: str, codebook: Codebook) -> Path:
-    """The file with the tokens of a data set of fingerprint `data` by a codebook."""
-    return dataset.folder / "tokens" / f"{data}_{codebook.fingerprint}.pt"
+def origin_of(dataset: FeatureMapDataset, codebook: Codebook) -> Origin:
+    """What tokens are made from."""
+    return {"data": "".join(dataset.fingerprint.values()), "codebook": codebook.fingerprint}
+
+
+def token_path(dataset: FeatureMapDataset, codebook: Codebook) -> Path:
+    """The file with the tokens of a data set by a codebook."""
+    return dataset.folder / "tokens" / f"{'_'.join(origin_of(dataset, codebook).values())}.pt"
 
 
 @torch.no_grad()
@@ -55,9 +59,9 @@ def quantize(dataset: FeatureMapDataset, codebooks: list[Codebook], device: torc
     return [torch.from_numpy(found) for found in tokens]
 
 
-def read_tokens(dataset: FeatureMapDataset, data: str, codebook: Codebook) -> np.ndarray | None:
+def read_tokens(dataset: FeatureMapDataset, codebook: Codebook) -> np.ndarray | None:
     """The memory-mapped tokens (N, T) in the file of `token_path`, or None if it is missing or does not match."""
-    path = token_path(dataset, data, codebook)
+    path = token_path(dataset, codebook)
     if not path.exists():
         return None
     try:
@@ -66,4 +70,4 @@ def read_tokens(dataset: FeatureMapDataset, data: str, codebook: Codebook) -> np
         log.warning("%s; computing its tokens again", error)
         return None
     tokens = content["model"]["tokens"]
-    return tokens.numpy() if content["trained_from"] == {"data": data, "codebook": codebook.fingerprint} else None
+    return tokens.numpy() if content["trained_from"] == origin_of(dataset, codebook) else None

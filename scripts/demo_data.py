@@ -19,8 +19,8 @@ from PIL import Image
 
 from scripts.make_dataset import DataOptions, write_images
 from utils.cli import run
-from utils.dataset import read_dataset
 from utils.files import UserError
+from utils.index import read_dataset
 from utils.options import option, parse_options
 
 PACKAGES = {

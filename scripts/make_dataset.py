@@ -22,9 +22,9 @@ from typing import TypeVar
 from PIL import Image, ImageColor
 
 from utils.cli import run
-from utils.dataset import write_dataset
 from utils.files import UserError, remove_unnamed, replace_file
 from utils.images import SUFFIXES, WHITE, Colour, fit_square, image_files, open_rgb, write_png
+from utils.index import write_dataset
 from utils.options import option, parse_options
 from utils.progress import progress
 

@@ -19,13 +19,12 @@ from utils.dataset import (
     ImageDataset,
     chunks,
     is_validation,
-    read_dataset,
     split_indices,
     steps_per_epoch,
-    write_dataset,
 )
 from utils.files import UserError
 from utils.images import read_image, save_image
+from utils.index import read_dataset, write_dataset
 
 names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=20)
 records = st.lists(st.fixed_dictionaries({"image_fpath": names, "labels": st.lists(names, max_size=3)}), min_size=1)

@@ -12,8 +12,9 @@ from models import tokens
 from models.codebook import Codebook, CodebookConfig
 from models.tokens import load_tokens, token_path
 from tests.helpers.codebooks import build
-from utils.dataset import FeatureMapDataset, write_dataset
+from utils.dataset import FeatureMapDataset
 from utils.files import UserError
+from utils.index import write_dataset
 
 CPU = torch.device("cpu")
 SQUARE = {"image_W": 4, "patch_W": 2}
@@ -88,7 +89,7 @@ def test_maps_are_read_once_for_both_codebooks_and_never_again(dataset, fmaps, q
 
 def test_tokens_stay_in_the_file_that_is_named_by_data_and_codebook(dataset):
     found = load_tokens(dataset, COARSE, FINE, CPU)
-    paths = [token_path(dataset, dataset.fingerprint, codebook) for codebook in (COARSE, FINE)]
+    paths = [token_path(dataset, codebook) for codebook in (COARSE, FINE)]
     assert sorted(paths) == sorted((dataset.folder / "tokens").iterdir())
     assert COARSE.fingerprint in paths[0].name
     assert paths[1].stat().st_size < 4096 + found.fine.nbytes
@@ -108,7 +109,7 @@ def test_other_maps_are_quantized_anew(dataset, fmaps, quantized):
     load_tokens(dataset, COARSE, FINE, CPU)
     fmaps[5] += 3
     np.save(dataset.path(5), fmaps[5].numpy())
-    check(load_tokens(dataset, COARSE, FINE, CPU), fmaps)
+    check(load_tokens(FeatureMapDataset(dataset.index), COARSE, FINE, CPU), fmaps)
     assert len(quantized) == 2
     fewer = fmaps[:60]
     check(load_tokens(write_maps(dataset.folder, fewer), COARSE, FINE, CPU), fewer)
@@ -118,18 +119,18 @@ def test_other_maps_are_quantized_anew(dataset, fmaps, quantized):
 
 def test_a_damaged_file_or_one_of_other_data_is_computed_again(dataset, fmaps, quantized, caplog):
     load_tokens(dataset, COARSE, FINE, CPU)
-    coarse, fine = (token_path(dataset, dataset.fingerprint, codebook) for codebook in (COARSE, FINE))
+    coarse, fine = (token_path(dataset, codebook) for codebook in (COARSE, FINE))
     coarse.write_bytes(coarse.read_bytes()[:100])
     check(load_tokens(dataset, COARSE, FINE, CPU), fmaps)
     assert f"{coarse}: not " in caplog.text
     other = build(**SQUARE, num_embeddings=7, seed=5)
-    shutil.copy(fine, token_path(dataset, dataset.fingerprint, other))
+    shutil.copy(fine, token_path(dataset, other))
     check(load_tokens(dataset, COARSE, other, CPU), fmaps, COARSE, other)
     assert quantized == [[COARSE, FINE], [COARSE], [other]]
 
 
 def test_a_map_that_is_gone_is_named(dataset):
     dataset.path(7).unlink()
-    with pytest.raises(UserError, match=r"7\.npy: no such feature map; make the maps again"):
+    with pytest.raises(UserError, match=r"7\.npy: no such file; make the data set again"):
         load_tokens(dataset, COARSE, FINE, CPU)
     assert not (dataset.folder / "tokens").exists()

@@ -1,51 +1,25 @@
-"""`dataset.json` files (TinyDB), the data sets behind them, the train–validation split, and batches."""
+"""The data sets behind `dataset.json` files, the train–validation split, and batches."""
 
 import hashlib
+import io
 import json
 import os
 import signal
 import tokenize
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from tinydb import TinyDB
 from torch.utils.data import DataLoader, Dataset
 
-from utils.files import UserError, replace_file
+from utils.files import UserError
 from utils.images import read_image
+from utils.index import Fingerprint, checksum, fingerprint, read_dataset
 
 VAL_FRACTION = 0.05  # share of images held out by default
-
-
-def write_dataset(path: str | os.PathLike, records: Iterable[dict], info: dict | None = None) -> None:
-    """Write `records` as the default table of the TinyDB file `path`, atomically; `info` goes to its table `info`."""
-    with replace_file(path) as temporary, TinyDB(temporary) as database:
-        database.insert_multiple(records)
-        if info is not None:
-            database.table("info").insert(info)
-
-
-def read_dataset(path: str | os.PathLike, required: tuple[str, ...]) -> tuple[list[dict], dict]:
-    """Read the records and the info of a `dataset.json`; every record must hold the `required` keys, each a string."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such data set; give the path of a dataset.json")
-    try:
-        with TinyDB(path, access_mode="r") as database:
-            records = [dict(record) for record in database.all()]
-            info = dict((database.table("info").all() or [{}])[0])
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: not a dataset.json ({error}); make it with scripts.make_dataset") from None
-    if not records:
-        raise UserError(f"{path}: holds no records; make the data set again")
-    for number, record in enumerate(records, 1):
-        for key in required:
-            if not isinstance(record.get(key), str):
-                raise UserError(f"{path}: record {number} has no string {key!r}; make the data set again")
-    return records, info
 
 
 def is_validation(path: str, fraction: float) -> bool:
@@ -86,12 +60,13 @@ class FileDataset(Dataset):
     reads a file with `read`, checks its shape in `_read`, and says in `image_keys` which image each file is of.
     """
 
-    read: Callable[[Path], torch.Tensor]
+    read: Callable[..., torch.Tensor]
     image_keys: np.ndarray
 
     def __init__(self, path: str | os.PathLike, records: list[dict], key: str) -> None:
-        self.folder = Path(path).parent
+        self.index, self.folder = Path(path), Path(path).parent
         self.paths = _packed(record[key] for record in records)
+        self.checksums = _packed(record.get("checksum", "") for record in records)  # empty in older data sets
         self.labels = _labels(path, records)
         self.shape = tuple(self.read(self.path(0)).shape)
 
@@ -99,7 +74,12 @@ class FileDataset(Dataset):
         return len(self.paths)
 
     def __getitem__(self, indices: np.ndarray) -> torch.Tensor:
-        return torch.stack([self._read(self.path(index)) for index in indices])
+        return torch.stack([self._read(index) for index in indices])
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        """What tells this data set from another, and from itself after a change."""
+        return fingerprint(self.index, (path.decode() for path in self.paths))
 
     def path(self, index: int) -> Path:
         """Where file `index` lies; relative paths are relative to the JSON file."""
@@ -124,30 +104,37 @@ class ImageDataset(FileDataset):
         super().__init__(path, records, "image_fpath")
         self.image_keys = self.paths
 
-    def _read(self, path: Path) -> torch.Tensor:
-        image = self.read(path)
+    def _read(self, index: int) -> torch.Tensor:
+        image = self.read(self.path(index))
         if tuple(image.shape) != self.shape:
+            size, first = ("{}×{}".format(*shape[1:]) for shape in (image.shape, self.shape))
             raise UserError(
-                f"{path}: is {image.shape[1]}×{image.shape[2]}, the first image is {self.shape[1]}×{self.shape[2]}; "
-                "make all one size with scripts.make_dataset"
+                f"{self.path(index)}: is {size}, the first image is {first}; make all one size with "
+                "scripts.make_dataset"
             )
         return image
 
 
-def _no_map(path: Path) -> UserError:
-    return UserError(f"{path}: no such feature map; make the maps again with generate_fmap_dataset.py")
+def read_map(path: Path, expected: str = "") -> torch.Tensor:
+    """Read a feature map (C, H, W), float32; raises `UserError` naming a file that is missing, broken or not finite.
 
-
-def read_map(path: Path) -> torch.Tensor:
-    """Read a feature map (C, H, W), float32; raises `UserError` naming a file that is missing or broken."""
+    `expected` is the checksum of the file, where it is known: a file that has changed since is refused too.
+    """
+    again = "make the maps again with generate_fmap_dataset.py"
     try:
-        fmap = np.load(path, allow_pickle=False)
+        content = path.read_bytes()
     except FileNotFoundError:
-        raise _no_map(path) from None
+        raise UserError(f"{path}: no such feature map; {again}") from None
+    if expected and checksum(content) != expected:
+        raise UserError(f"{path}: has changed since it was written; {again}")
+    try:
+        fmap = np.load(io.BytesIO(content), allow_pickle=False)
     except (ValueError, EOFError, SyntaxError, OverflowError, zipfile.BadZipFile, tokenize.TokenError) as error:
-        raise UserError(f"{path}: not a feature map ({error}); make the maps again") from None
+        raise UserError(f"{path}: not a feature map ({error}); {again}") from None
     if not isinstance(fmap, np.ndarray) or fmap.ndim != 3 or not np.issubdtype(fmap.dtype, np.floating):
-        raise UserError(f"{path}: not a (C, H, W) array of floats; make the maps again")
+        raise UserError(f"{path}: not a (C, H, W) array of floats; {again}")
+    if not np.isfinite(fmap).all():
+        raise UserError(f"{path}: holds NaN or infinity; train the autoencoder with a lower 'model_lr', then {again}")
     return torch.from_numpy(fmap.astype(np.float32, copy=False))
 
 
@@ -163,18 +150,6 @@ class FeatureMapDataset(FileDataset):
         self.image_paths = _packed(record["image_path"] for record in records)
         self.image_keys = _packed(record.get("image_key", record["image_path"]) for record in records)
         self.flipped = np.array([bool(record.get("flipped")) for record in records])
-
-    @property
-    def fingerprint(self) -> str:
-        """A short hash that identifies these maps: order, names, sizes, times of change, and their autoencoder."""
-        digest = hashlib.blake2b(f"{self.autoencoder}{self.shape}".encode(), digest_size=8)
-        for index in range(len(self)):
-            try:
-                status = self.path(index).stat()
-            except FileNotFoundError:
-                raise _no_map(self.path(index)) from None
-            digest.update(self.paths[index] + f" {status.st_size} {status.st_mtime_ns} ".encode())
-        return digest.hexdigest()
 
     def label_indices(self) -> tuple[tuple[str, ...], np.ndarray]:
         """The names of all labels, sorted, and those of each map as indices (N, L), padded by the number of names."""
@@ -215,10 +190,10 @@ class FeatureMapDataset(FileDataset):
         """Those of `indices` that are not mirrored."""
         return indices[~self.flipped[indices]]
 
-    def _read(self, path: Path) -> torch.Tensor:
-        fmap = self.read(path)
+    def _read(self, index: int) -> torch.Tensor:
+        fmap = self.read(self.path(index), self.checksums[index].decode())
         if (shape := tuple(fmap.shape)) != self.shape:
-            raise UserError(f"{path}: has shape {shape}, the first map {self.shape}; make the maps again")
+            raise UserError(f"{self.path(index)}: has shape {shape}, the first map {self.shape}; make the maps again")
         return fmap
 
 

@@ -1,6 +1,8 @@
-"""User-facing errors and atomic writes."""
+"""User-facing errors, and files that are written completely or not at all."""
 
 import os
+import re
+import secrets
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,21 +17,46 @@ def replace_file(path: str | os.PathLike, *, durable: bool = True) -> Iterator[P
     """Yield a temporary path beside `path`; when the block succeeds it is flushed to disk and renamed to `path`.
 
     When the block fails, `path` is unchanged and the temporary file is removed. `durable=False` leaves the flush to the
-    operating system: for thousands of small files that are useless until the index after them is written.
+    operating system: for thousands of small files, which `utils.index.write_dataset` flushes at once.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays last: image and array writers choose the format by it.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    temporary.unlink(missing_ok=True)  # a crash may have left one of the same name
+    make_folder(path.parent)
+    # A random name, since two containers on one volume may share process numbers. The suffix stays last: image and
+    # array writers choose the format by it.
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(8)}.tmp{path.suffix}")
     try:
         yield temporary
         if durable:
-            with temporary.open("r+b") as file:
-                os.fsync(file.fileno())
+            flush(temporary)
         temporary.replace(path)
+        if durable:
+            flush(path.parent)  # a rename is on disk once its folder is
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file of this name is one that `replace_file` had not yet renamed."""
+    return re.fullmatch(r"\..+\.[0-9a-f]{16}\.tmp(\.[^.]+)?", name) is not None
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the list of names in a folder, is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(path: Path) -> list[Path]:
+    """Make a folder and those above it, each on disk; return the ones that were missing, the innermost first."""
+    if path.is_dir():
+        return []
+    above = make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    flush(path.parent)
+    return [path, *above]
 
 
 def remove_unnamed(folder: Path, pattern: str, names: Container[str]) -> None:
