@@ -23,7 +23,7 @@ from evaluation.run import TrainedRun
 from scripts import evaluate
 from tests.helpers.scripts import expect_error, run_main
 from utils.config import load_config
-from utils.dataset import FeatureMapDataset, ImageDataset
+from utils.dataset import ImageDataset
 from utils.files import UserError
 from utils.run_folder import EvaluationFolder, RunFolder
 
@@ -246,9 +246,9 @@ def test_kept_tokens_are_those_of_the_images_and_change_no_number(evaluated, tin
     book = run.codebooks["codebook_2"]
     expected = book.find_bmu(run.autoencoder.encode(dataset[indices]))
     assert torch.equal(run.kept_tokens(dataset, indices, book), expected)
-    monkeypatch.setattr(FeatureMapDataset, "path", lambda *_: tmp_path / "gone.npy")
+    fingerprint, run.maps.fingerprint = run.maps.fingerprint, {"index": "of", "files": "others"}
     assert run.kept_tokens(dataset, indices, book) is None
-    monkeypatch.undo()
+    run.maps.fingerprint = fingerprint
     dataset.paths = dataset.paths.copy()
     dataset.paths[indices[0]] = b"elsewhere.png"
     assert run.kept_tokens(dataset, indices, book) is None
