@@ -46,13 +46,15 @@ class Options(StepOptions):
 def main(argv: list[str] | None = None) -> None:
     """Parse, load, build, run."""
     options = parse_options(Options, __doc__, argv)
-    device = choose_device(options.device)
-    model = Autoencoder.load(options.model_path).to(device)
-    dataset = ImageDataset(options.dataset_path)
-    model.check_image(dataset.shape, options.dataset_path)
+    with attempt(__file__, options) as attempted:
+        device = choose_device(options.device)
+        model = Autoencoder.load(options.model_path).to(device)
+        dataset = ImageDataset(options.dataset_path)
+        model.check_image(dataset.shape, options.dataset_path)
 
-    folder, records = StepFolder(options.out_dir), []
-    with attempt(__file__, options, device):
+        folder, records = StepFolder(options.out_dir), []
+
+        attempted.begin(device)
         for index, flipped, fmap in encode_all(model, dataset, options, device):
             name = f"{len(records) // options.num_files_folder:04d}/{fmap_name(model, dataset, index, flipped)}.npy"
             with replace_file(folder.path / name, durable=False) as temporary:

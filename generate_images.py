@@ -73,14 +73,16 @@ class Options(SamplingOptions, RequestOptions, SpeedOptions, StepOptions):
 def main(argv: list[str] | None = None) -> None:
     """Parse, load, build, run."""
     options = parse_options(Options, __doc__, argv)
-    device = choose_device(options.device)
-    decoder = Autoencoder.load(options.decoder_path).to(device)
-    changes = {key: getattr(options, key) for key in SAMPLING_KEYS if getattr(options, key) is not None}
-    configs = load_generation_config(options.config_path, **changes)
-    folder, dtype = options.config_path.parent, choose_dtype(device, options.precision)
-    cascade = Cascade(configs, folder, decoder, device, dtype, options.batch_size, options.compile)
-    request = make_request(options, cascade)
-    with attempt(__file__, options, device):
+    with attempt(__file__, options) as attempted:
+        device = choose_device(options.device)
+        decoder = Autoencoder.load(options.decoder_path).to(device)
+        changes = {key: getattr(options, key) for key in SAMPLING_KEYS if getattr(options, key) is not None}
+        configs = load_generation_config(options.config_path, **changes)
+        folder, dtype = options.config_path.parent, choose_dtype(device, options.precision)
+        cascade = Cascade(configs, folder, decoder, device, dtype, options.batch_size, options.compile)
+        request = make_request(options, cascade)
+
+        attempted.begin(device)
         generate(cascade, request, options)
 
 

@@ -52,27 +52,29 @@ class Options(StepOptions):
 def main(argv: list[str] | None = None) -> None:
     """Parse, load, build, run."""
     options = parse_options(Options, __doc__, argv)
-    device = choose_device(options.device)
-    dataset = FeatureMapDataset(options.dataset_path)
-    codebook = Codebook.load(options.codebook_path).to(device)
-    codebook.check_fits(options.codebook_path, dataset)
-    autoencoder = options.decoder_path and Autoencoder.load(options.decoder_path).to(device)
-    if autoencoder is not None:
-        check_origin(options.codebook_path, "autoencoder", codebook.autoencoder, autoencoder.fingerprint)
-
-    def statistics_of(codebook: Codebook, title: str) -> Statistics:
-        batches = BatchLoader.in_order(dataset, options.batch_size, choose_workers(None, device))
-        census = take_census(codebook, progress(batches, unit="batch", desc=title))
-        codebook.counts.copy_(census.counts)
-        statistics = census.statistics(codebook)
+    with attempt(__file__, options) as attempted:
+        device = choose_device(options.device)
+        dataset = FeatureMapDataset(options.dataset_path)
+        codebook = Codebook.load(options.codebook_path).to(device)
+        codebook.check_fits(options.codebook_path, dataset)
+        autoencoder = options.decoder_path and Autoencoder.load(options.decoder_path).to(device)
         if autoencoder is not None:
-            _, held_out = dataset.split(options.val_fraction)
-            statistics |= decoded_psnr(autoencoder, codebook, dataset, held_out[:MAX_VALIDATION])
-        return statistics
+            check_origin(options.codebook_path, "autoencoder", codebook.autoencoder, autoencoder.fingerprint)
 
-    before = statistics_of(codebook, "before pruning")
-    pruned = codebook.prune(choose(options, codebook.counts))
-    with attempt(__file__, options, device):
+        def statistics_of(codebook: Codebook, title: str) -> Statistics:
+            batches = BatchLoader.in_order(dataset, options.batch_size, choose_workers(None, device))
+            census = take_census(codebook, progress(batches, unit="batch", desc=title))
+            codebook.counts.copy_(census.counts)
+            statistics = census.statistics(codebook)
+            if autoencoder is not None:
+                _, held_out = dataset.split(options.val_fraction)
+                statistics |= decoded_psnr(autoencoder, codebook, dataset, held_out[:MAX_VALIDATION])
+            return statistics
+
+        before = statistics_of(codebook, "before pruning")
+        pruned = codebook.prune(choose(options, codebook.counts))
+
+        attempted.begin(device)
         after = statistics_of(pruned, "after pruning")
         log.info("statistics\n%s", table(before=before, after=after))
         folder = StepFolder(options.out_dir)

@@ -31,43 +31,45 @@ from utils.training import mean_over, preview_indices, train
 def main(argv: list[str] | None = None) -> None:
     """Parse, load, build, run."""
     options = parse_options(Options, __doc__, argv)
-    device = choose_device(options.device)
-    config = load_config(options.config_path, AutoencoderConfig)
-    dataset = ImageDataset(options.dataset_path)
-    training, held_out = dataset.split(options.val_fraction)
+    with attempt(__file__, options) as attempted:
+        device = choose_device(options.device)
+        config = load_config(options.config_path, AutoencoderConfig)
+        dataset = ImageDataset(options.dataset_path)
+        training, held_out = dataset.split(options.val_fraction)
 
-    torch.manual_seed(options.seed)
-    autoencoder = Autoencoder(config).to(device, memory_format=torch.channels_last)
-    autoencoder.check_image(dataset.shape, options.dataset_path)
+        torch.manual_seed(options.seed)
+        autoencoder = Autoencoder(config).to(device, memory_format=torch.channels_last)
+        autoencoder.check_image(dataset.shape, options.dataset_path)
 
-    def reconstruction_loss(model: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        images = images.to(memory_format=torch.channels_last)
-        return {"loss": autoencoder.loss(model(images).float(), images)}
+        def reconstruction_loss(model: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]:
+            images = images.to(memory_format=torch.channels_last)
+            return {"loss": autoencoder.loss(model(images).float(), images)}
 
-    steps = options.planned_steps(len(training))
-    learner = GradientLearner(autoencoder, reconstruction_loss, config, options, steps, device)
-    checkpoints = CheckpointFolder(options, KIND, config, trained_from={}, num_items=len(training))
-    start = learner.start(checkpoints)
+        steps = options.planned_steps(len(training))
+        learner = GradientLearner(autoencoder, reconstruction_loss, config, options, steps, device)
+        checkpoints = CheckpointFolder(options, KIND, config, trained_from={}, num_items=len(training))
+        start = learner.start(checkpoints)
 
-    @torch.no_grad()
-    def reconstruct(images: torch.Tensor) -> torch.Tensor:
-        with learner.autocast:
-            return learner.best_model(images.to(device, memory_format=torch.channels_last)).float().cpu()
+        @torch.no_grad()
+        def reconstruct(images: torch.Tensor) -> torch.Tensor:
+            with learner.autocast:
+                return learner.best_model(images.to(device, memory_format=torch.channels_last)).float().cpu()
 
-    def errors(images: torch.Tensor) -> dict[str, torch.Tensor]:
-        made = reconstruct(images)
-        return {"val_loss": autoencoder.loss(made, images), "val_mse": F.mse_loss(made, images)}
+        def errors(images: torch.Tensor) -> dict[str, torch.Tensor]:
+            made = reconstruct(images)
+            return {"val_loss": autoencoder.loss(made, images), "val_mse": F.mse_loss(made, images)}
 
-    def validate() -> dict[str, float]:
-        found = mean_over(dataset, held_out, options.batch_size, errors)
-        return {**found, "val_psnr": psnr(found["val_mse"])} if found else {}
+        def validate() -> dict[str, float]:
+            found = mean_over(dataset, held_out, options.batch_size, errors)
+            return {**found, "val_psnr": psnr(found["val_mse"])} if found else {}
 
-    def preview(step: int) -> None:
-        save_grid(shown, checkpoints.folder.picture("ground_truth", step))
-        save_grid(reconstruct(shown), checkpoints.folder.picture("recon", step))
+        def preview(step: int) -> None:
+            save_grid(shown, checkpoints.folder.picture("ground_truth", step))
+            save_grid(reconstruct(shown), checkpoints.folder.picture("recon", step))
 
-    metrics = Metrics(options, len(training))
-    with attempt(__file__, options, device, config):
+        metrics = Metrics(options, len(training))
+
+        attempted.begin(device, config)
         shown = dataset[preview_indices(training, held_out, 25)]
         train(options, learner, dataset, training, checkpoints, metrics, start, validate, preview)
 

@@ -65,40 +65,44 @@ class Options(TrainingOptions):
 def main(argv: list[str] | None = None) -> None:
     """Parse, load, build, run."""
     options = parse_options(Options, __doc__, argv)
-    device = choose_device(options.device)
-    config = load_config(options.config_path, CodebookConfig)
-    dataset = FeatureMapDataset(options.dataset_path)
-    autoencoder = Autoencoder.load(options.decoder_path).to(device)
-    check_origin(options.dataset_path, "autoencoder", dataset.autoencoder, autoencoder.fingerprint)
-    training, held_out = dataset.split(options.val_fraction)
+    with attempt(__file__, options) as attempted:
+        device = choose_device(options.device)
+        config = load_config(options.config_path, CodebookConfig)
+        dataset = FeatureMapDataset(options.dataset_path)
+        autoencoder = Autoencoder.load(options.decoder_path).to(device)
+        check_origin(options.dataset_path, "autoencoder", dataset.autoencoder, autoencoder.fingerprint)
+        training, held_out = dataset.split(options.val_fraction)
 
-    torch.manual_seed(options.seed)
-    codebook, sample = start_codebook(options, config, dataset, training, device)
-    steps = (steps_per_epoch(len(training), options.batch_size), options.planned_steps(len(training)))
-    learner = MapLearner(codebook, *steps, options.codebook_path is not None, options.lr_step, sample)
-    origin = {"autoencoder": autoencoder.fingerprint}
-    checkpoints = CheckpointFolder(options, KIND, config, origin, len(training), prefix="codebook", has_best=False)
-    start = checkpoints.resume(learner) if options.resume else 0
+        torch.manual_seed(options.seed)
+        codebook, sample = start_codebook(options, config, dataset, training, device)
+        steps = (steps_per_epoch(len(training), options.batch_size), options.planned_steps(len(training)))
+        learner = MapLearner(codebook, *steps, options.codebook_path is not None, options.lr_step, sample)
+        origin = {"autoencoder": autoencoder.fingerprint}
+        checkpoints = CheckpointFolder(options, KIND, config, origin, len(training), prefix="codebook", has_best=False)
+        start = checkpoints.resume(learner) if options.resume else 0
 
-    def error(fmap: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"val_loss": codebook.quantization_error(fmap.to(device))}
+        def error(fmap: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"val_loss": codebook.quantization_error(fmap.to(device))}
 
-    def validate() -> dict[str, float]:
-        return mean_over(dataset, held_out, options.batch_size, error)
+        def validate() -> dict[str, float]:
+            return mean_over(dataset, held_out, options.batch_size, error)
 
-    @torch.no_grad()
-    def preview(step: int) -> None:
-        plain, quantized = (autoencoder.decode(fmap).cpu() for fmap in (maps, codebook.lookup(codebook.find_bmu(maps))))
-        save_grid(plain, folder.picture("image_plot", step))
-        save_grid(quantized, folder.picture("quant_image_plot", step))
-        rows = torch.cat((*originals, plain[:COMPARED], quantized[:COMPARED]))
-        save_grid(rows, folder.picture("comparison", step), columns=len(plain[:COMPARED]))
-        if step < checkpoints.total_steps:  # at the end it is drawn once it is arranged and counted
-            save_map(codebook, autoencoder, folder, step)
+        @torch.no_grad()
+        def preview(step: int) -> None:
+            plain, quantized = (
+                autoencoder.decode(fmap).cpu() for fmap in (maps, codebook.lookup(codebook.find_bmu(maps)))
+            )
+            save_grid(plain, folder.picture("image_plot", step))
+            save_grid(quantized, folder.picture("quant_image_plot", step))
+            rows = torch.cat((*originals, plain[:COMPARED], quantized[:COMPARED]))
+            save_grid(rows, folder.picture("comparison", step), columns=len(plain[:COMPARED]))
+            if step < checkpoints.total_steps:  # at the end it is drawn once it is arranged and counted
+                save_map(codebook, autoencoder, folder, step)
 
-    folder = checkpoints.folder
-    metrics = Metrics(options, len(training))
-    with attempt(__file__, options, device, config):
+        folder = checkpoints.folder
+        metrics = Metrics(options, len(training))
+
+        attempted.begin(device, config)
         shown = preview_indices(training, dataset.unflipped(held_out), 25)
         maps, compared = dataset[shown].to(device), shown[:COMPARED]
         has_images = len(dataset.with_image(compared)) == len(compared)

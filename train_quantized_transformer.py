@@ -67,28 +67,34 @@ class Options(GradientOptions):
 def main(argv: list[str] | None = None) -> None:
     """Parse, load, build, run."""
     options = parse_options(Options, __doc__, argv)
-    device = choose_device(options.device)
-    dataset, autoencoder, coarse, fine = load_inputs(options, device)
-    models = {"autoencoder": autoencoder, "lr_codebook": coarse, "hr_codebook": fine}
-    origin = {name: model.fingerprint for name, model in models.items()}
-    training, held_out = dataset.split(options.val_fraction)
-    transformer = load_config(options.config_path, TransformerConfig)
-    names, labels = dataset.label_indices() if transformer.use_labels else ((), None)
-    config = StageConfig.between(transformer, coarse, fine, options.lr_codebook_path, options.train_base_model, names)
+    with attempt(__file__, options) as attempted:
+        device = choose_device(options.device)
+        dataset, autoencoder, coarse, fine = load_inputs(options, device)
+        models = {"autoencoder": autoencoder, "lr_codebook": coarse, "hr_codebook": fine}
+        origin = {name: model.fingerprint for name, model in models.items()}
+        training, held_out = dataset.split(options.val_fraction)
+        transformer = load_config(options.config_path, TransformerConfig)
+        names, labels = dataset.label_indices() if transformer.use_labels else ((), None)
+        config = StageConfig.between(
+            transformer, coarse, fine, options.lr_codebook_path, options.train_base_model, names
+        )
 
-    torch.manual_seed(options.seed)
-    stage = Stage(config).to(device)
-    stage.init_embeddings(coarse, fine)
-    stage.transformer.use_activation_checkpoint = options.use_activation_checkpoint
-    steps, weights = options.planned_steps(len(training)), stage.transformer.block_weights
-    # A call of the stage computes its loss.
-    learner = GradientLearner(stage, lambda stage, batch: stage(*batch), transformer, options, steps, device, weights)
-    checkpoints = CheckpointFolder(options, KIND, config, origin, len(training))
-    start = learner.start(checkpoints)
-    earlier_bits = bits_before(coarse, options.previous_path, is_base=options.train_base_model)
+        torch.manual_seed(options.seed)
+        stage = Stage(config).to(device)
+        stage.init_embeddings(coarse, fine)
+        stage.transformer.use_activation_checkpoint = options.use_activation_checkpoint
+        steps, weights = options.planned_steps(len(training)), stage.transformer.block_weights
+        # A call of the stage computes its loss.
+        learner = GradientLearner(
+            stage, lambda stage, batch: stage(*batch), transformer, options, steps, device, weights
+        )
+        checkpoints = CheckpointFolder(options, KIND, config, origin, len(training))
+        start = learner.start(checkpoints)
+        earlier_bits = bits_before(coarse, options.previous_path, is_base=options.train_base_model)
 
-    metrics = Metrics(options, len(training), unit="tokens", per_item=config.fine.length)
-    with attempt(__file__, options, device, config):
+        metrics = Metrics(options, len(training), unit="tokens", per_item=config.fine.length)
+
+        attempted.begin(device, config)
         tokens = load_tokens(dataset, coarse, fine, device)
         if names:
             tokens = TokenDataset(np.concatenate((tokens.coarse, labels), axis=1), tokens.fine)

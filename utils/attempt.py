@@ -19,8 +19,11 @@ from pathlib import Path
 import torch
 
 from utils.config import build_config, read_json
-from utils.files import replace_file
-from utils.options import StepOptions
+from utils.dataset import FileDataset
+from utils.files import UserError, replace_file
+from utils.index import check_same
+from utils.lock import lock
+from utils.options import StepOptions, fixed_options
 from utils.run_folder import StepFolder
 
 log = logging.getLogger(__name__)
@@ -42,6 +45,7 @@ class Attempt:
     begin: str  # ISO 8601
     end: str  # while it runs, and of one that was killed: when it last saved something
     outcome: str  # `RUNNING`, `FINISHED`, "stopped by SIGTERM" or "failed: " and why
+    inputs: dict | None = None  # fingerprints of what was read, with `data` that of the data set
 
     def __post_init__(self) -> None:
         for name in ("begin", "end"):
@@ -97,28 +101,62 @@ def _write(folder: StepFolder, attempts: list[Attempt]) -> None:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-@contextmanager
-def attempt(script: str, options: StepOptions, device: torch.device, config: object = None) -> Iterator[None]:
-    """Log to stdout and to a file, and keep in `run.json` what is done in this block and how it ends.
+class Begun:
+    """An attempt that may still be refused: until `begin` is called, the folder stays as it was."""
 
-    Enter the block once all checks have passed: a refused attempt leaves the folder as it was.
-    """
-    folder, begin = StepFolder(options.out_dir), _now()
-    arguments = json.loads(json.dumps(dataclasses.asdict(options), default=str))
-    versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
-    setup = (config and dataclasses.asdict(config), versions, str(device), torch.get_num_threads())
-    begun = Attempt(Path(script).name, arguments, *setup, begin, begin, RUNNING)
-    _write(folder, [*read_attempts(folder), begun])
-    handlers = [logging.StreamHandler(sys.stdout), logging.FileHandler(folder.log(begun.script))]
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers, force=True)
-    log.info("arguments %s", json.dumps(arguments))
-    log.info("%d threads: %s", begun.threads, CHOICE)
-    try:
-        yield
-    except BaseException as error:
-        touch(folder, _outcome(error))
-        raise
-    touch(folder, FINISHED)
+    def __init__(self, script: str, options: StepOptions) -> None:
+        self.script, self.options, self.folder = Path(script).name, options, StepFolder(options.out_dir)
+        self.arguments = json.loads(json.dumps(dataclasses.asdict(options), default=str))
+        self.since, self.has_begun = _now(), False
+
+    def begin(self, device: torch.device, config: object = None, inputs: dict[str, str] | None = None) -> None:
+        """Log to stdout and to a file, and keep in `run.json` what is done, with fingerprints of its `inputs`.
+
+        To be called once all checks have passed.
+        """
+        versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+        setup = (config and dataclasses.asdict(config), versions, str(device), torch.get_num_threads())
+        begun = Attempt(self.script, self.arguments, *setup, self.since, self.since, RUNNING, inputs)
+        _write(self.folder, [*read_attempts(self.folder), begun])
+        self.has_begun = True
+        handlers = [logging.StreamHandler(sys.stdout), logging.FileHandler(self.folder.log(begun.script))]
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers, force=True)
+        log.info("arguments %s", json.dumps(self.arguments))
+        log.info("%d threads: %s", begun.threads, CHOICE)
+
+    def check_repeats(self, inputs: dict[str, str], dataset: FileDataset | None = None) -> None:
+        """Raise `UserError` unless what this script did here before is asked for again, or is to be replaced.
+
+        `inputs` and the fingerprint of `dataset` are compared, and the options that results depend on.
+        """
+        before = [attempt for attempt in read_attempts(self.folder) if attempt.script == self.script]
+        if not before or self.options.overwrite:
+            return
+        last, names = before[-1], fixed_options(self.options)
+        pairs = {flag: (last.arguments.get(name), self.arguments[name]) for name, flag in names.items()}
+        pairs |= {key: ((last.inputs or {}).get(key, value), value) for key, value in inputs.items()}
+        for name, (then, now) in pairs.items():
+            if then != now:
+                raise UserError(
+                    f"{self.folder.path}: holds results with another {name} ({then}, now {now}); give another "
+                    "--out-dir, or --overwrite to replace them"
+                )
+        if dataset is not None and (data := (last.inputs or {}).get("data")):
+            check_same(self.folder.path, data, dataset.fingerprint, dataset.index, verify=self.options.verify)
+
+
+@contextmanager
+def attempt(script: str, options: StepOptions) -> Iterator[Begun]:
+    """Attempt a step in this block, as the only process that writes to its folder, and keep how it ends."""
+    begun = Begun(script, options)
+    with lock(begun.folder.path):
+        try:
+            yield begun
+        except BaseException as error:
+            if begun.has_begun:
+                touch(begun.folder, _outcome(error))
+            raise
+        touch(begun.folder, FINISHED)
 
 
 def _outcome(error: BaseException) -> str:

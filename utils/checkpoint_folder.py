@@ -35,7 +35,8 @@ class CheckpointFolder:
         self.kind, self.config, self.trained_from = kind, config, trained_from
         self.prefix, self.has_best = prefix, has_best
         self.total_steps = options.planned_steps(num_items)
-        self.settings = {**fixed_options(options), "training items": num_items, **_flat(dataclasses.asdict(config))}
+        fixed = {flag: getattr(options, name) for name, flag in fixed_options(options).items()}
+        self.settings = {**fixed, "training items": num_items, **_flat(dataclasses.asdict(config))}
         self.best = math.inf  # validation loss of best.pt
         self.is_measured = True  # whether the checkpoint that was resumed holds its validation: a crash may come before
         self.changes: list[str] = []  # differences between the resumed run and this one that are allowed

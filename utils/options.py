@@ -38,7 +38,7 @@ class Option:
     choices: Iterable[str] | None = None
     unset: str = ""  # what happens when a flag whose default is None is not given
     shown: str | None = None  # the default as help shows it, where its own text would not do
-    is_fixed: bool = False  # a resumed training must be given the same value
+    is_fixed: bool = False  # results depend on it: whoever goes on with them must give the same value
     short: str | None = None  # a second name
     positional: bool = False
     const: str | None = None  # the value of a flag that is given without one
@@ -72,10 +72,9 @@ def check_ranges(config: object) -> None:
             raise ValueError(f"{field.name!r} is {value!r}, expected {expected}")
 
 
-def fixed_options(options: object) -> dict[str, object]:
-    """The options that a resumed training must be given again, by their flags."""
-    fields = [field for field in dataclasses.fields(options) if field.metadata["option"].is_fixed]
-    return {flag_of(field): getattr(options, field.name) for field in fields}
+def fixed_options(options: object) -> dict[str, str]:
+    """The flags of the options that results depend on, by their names."""
+    return {field.name: flag_of(field) for field in dataclasses.fields(options) if field.metadata["option"].is_fixed}
 
 
 def optional(cls: type, name: str, doc: str) -> type:
@@ -180,6 +179,8 @@ class StepOptions:
 
     out_dir: Path = option("folder to write to")
     device: str = option("auto (cuda, mps or cpu), or a torch device", "auto")
+    overwrite: bool = option("replace what --out-dir holds of other inputs or arguments", False)
+    verify: bool = option("read all data once, where only times of files have changed, as by a copy", False)
 
 
 @dataclass(frozen=True, kw_only=True)
