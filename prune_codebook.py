@@ -27,7 +27,7 @@ from utils.checkpoint import check_origin, load_checkpoint, save_checkpoint
 from utils.dataset import VAL_FRACTION, BatchLoader, FeatureMapDataset
 from utils.device import choose_device, choose_workers
 from utils.files import UserError
-from utils.metrics import append_row
+from utils.metrics import read_rows, write_rows
 from utils.options import StepOptions, option, parse_options
 from utils.progress import progress
 from utils.run_folder import StepFolder
@@ -44,9 +44,15 @@ class Options(StepOptions):
     codebook_path: Path = option("checkpoint of the codebook")
     decoder_path: Path | None = option("checkpoint of the autoencoder: also measure images, and draw the map", None)
     batch_size: int = option("feature maps at once", 8, low=1)
-    prune_threshold: int = option("smallest number of patches that keeps a unit", 10, low=0, exclusive="amount")
-    keep: int | None = option("most used units to keep, instead of a threshold", None, low=1, exclusive="amount")
-    val_fraction: float = option("share of images held out, for the measurement", VAL_FRACTION, low=0, below=1)
+    prune_threshold: int = option(
+        "smallest number of patches that keeps a unit", 10, low=0, exclusive="amount", is_fixed=True
+    )
+    keep: int | None = option(
+        "most used units to keep, instead of a threshold", None, low=1, exclusive="amount", is_fixed=True
+    )
+    val_fraction: float = option(
+        "share of images held out, for the measurement", VAL_FRACTION, low=0, below=1, is_fixed=True
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -71,19 +77,22 @@ def main(argv: list[str] | None = None) -> None:
                 statistics |= decoded_psnr(autoencoder, codebook, dataset, held_out[:MAX_VALIDATION])
             return statistics
 
+        inputs = {"codebook": codebook.fingerprint}
+        attempted.check_repeats(inputs, dataset)
         before = statistics_of(codebook, "before pruning")
         pruned = codebook.prune(choose(options, codebook.counts))
 
-        attempted.begin(device)
+        attempted.begin(device, inputs={**inputs, "data": dataset.fingerprint})
         after = statistics_of(pruned, "after pruning")
         log.info("statistics\n%s", table(before=before, after=after))
         folder = StepFolder(options.out_dir)
+        if autoencoder is not None:
+            save_map(pruned, autoencoder, folder, "pruned")
         rest = {"trained_from": {"autoencoder": codebook.autoencoder}, "statistics": after, "statistics_before": before}
         save_checkpoint(folder.pruned, KIND, pruned.config, pruned.state_dict(), **rest)
         row = {"step": load_checkpoint(options.codebook_path, KIND).get("step", 0)}  # of the codebook's training
-        append_row(folder.metrics, row | {f"pruned_{key}": value for key, value in after.items()})
-        if autoencoder is not None:
-            save_map(pruned, autoencoder, folder, "pruned")
+        others = [row for row in read_rows(folder.metrics) if "pruned_units" not in row]  # but for an earlier pruning
+        write_rows(folder.metrics, [*others, row | {f"pruned_{key}": value for key, value in after.items()}])
         log.info("kept %d of %d units: wrote %s", len(pruned), len(codebook), folder.pruned)
 
 

@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
 
         steps = options.planned_steps(len(training))
         learner = GradientLearner(autoencoder, reconstruction_loss, config, options, steps, device)
-        checkpoints = CheckpointFolder(options, KIND, config, trained_from={}, num_items=len(training))
+        checkpoints = CheckpointFolder(options, KIND, config, {}, dataset, len(training))
         start = learner.start(checkpoints)
 
         @torch.no_grad()
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
 
         metrics = Metrics(options, len(training))
 
-        attempted.begin(device, config)
+        attempted.begin(device, config, {"data": dataset.fingerprint})
         shown = dataset[preview_indices(training, held_out, 25)]
         train(options, learner, dataset, training, checkpoints, metrics, start, validate, preview)
 

@@ -24,7 +24,7 @@ from models.codebook import KIND, Codebook, CodebookConfig
 from models.map_learner import MapLearner, draw_sample, sample_size
 from models.map_order import arrange
 from models.map_pictures import save_map
-from models.map_statistics import decoded_psnr, table, take_census
+from models.map_statistics import Statistics, decoded_psnr, table, take_census
 from utils import cli
 from utils.attempt import attempt
 from utils.checkpoint import check_origin
@@ -35,7 +35,7 @@ from utils.device import choose_device, choose_workers
 from utils.files import UserError
 from utils.images import save_grid
 from utils.learner import TrainingOptions
-from utils.metrics import Metrics
+from utils.metrics import Metrics, read_rows
 from utils.options import option, parse_options
 from utils.progress import progress
 from utils.training import MAX_VALIDATION, mean_over, preview_indices, train
@@ -73,13 +73,14 @@ def main(argv: list[str] | None = None) -> None:
         check_origin(options.dataset_path, "autoencoder", dataset.autoencoder, autoencoder.fingerprint)
         training, held_out = dataset.split(options.val_fraction)
 
+        origin, names = {"autoencoder": autoencoder.fingerprint}, {"prefix": "codebook", "has_best": False}
+        checkpoints = CheckpointFolder(options, KIND, config, origin, dataset, len(training), **names)
         torch.manual_seed(options.seed)
-        codebook, sample = start_codebook(options, config, dataset, training, device)
+        codebook, sample = start_codebook(options, config, dataset, training, checkpoints.found)
+        codebook, sample = codebook.to(device), sample if sample is None else sample.to(device)
         steps = (steps_per_epoch(len(training), options.batch_size), options.planned_steps(len(training)))
-        learner = MapLearner(codebook, *steps, options.codebook_path is not None, options.lr_step, sample)
-        origin = {"autoencoder": autoencoder.fingerprint}
-        checkpoints = CheckpointFolder(options, KIND, config, origin, len(training), prefix="codebook", has_best=False)
-        start = checkpoints.resume(learner) if options.resume else 0
+        learner = MapLearner(codebook, *steps, sample is None, options.lr_step, sample)
+        start = checkpoints.restore(learner)
 
         def error(fmap: torch.Tensor) -> dict[str, torch.Tensor]:
             return {"val_loss": codebook.quantization_error(fmap.to(device))}
@@ -102,26 +103,36 @@ def main(argv: list[str] | None = None) -> None:
         folder = checkpoints.folder
         metrics = Metrics(options, len(training))
 
-        attempted.begin(device, config)
+        attempted.begin(device, config, {**origin, "data": dataset.fingerprint})
         shown = preview_indices(training, dataset.unflipped(held_out), 25)
         maps, compared = dataset[shown].to(device), shown[:COMPARED]
         has_images = len(dataset.with_image(compared)) == len(compared)
         originals = [dataset.images(compared, autoencoder.scale)] if has_images else []
         step = train(options, learner, dataset, training, checkpoints, metrics, start, validate, preview)
         if codebook.counts.sum() == 0:
-            finish(learner, autoencoder, dataset, held_out[:MAX_VALIDATION], checkpoints, metrics, step)
+            statistics = finish(learner, autoencoder, dataset, held_out[:MAX_VALIDATION], checkpoints, metrics, step)
+        else:  # an earlier process came as far as here
+            statistics = checkpoints.found["statistics"]
+        if not any(row["step"] == step and "quantization_error" in row for row in read_rows(folder.metrics)):
+            metrics.write_row({"step": step, **statistics})
+            metrics.show_pictures(step)
 
 
 def start_codebook(
-    options: Options, config: CodebookConfig, dataset: FeatureMapDataset, training: np.ndarray, device: torch.device
+    options: Options, config: CodebookConfig, dataset: FeatureMapDataset, training: np.ndarray, found: dict
 ) -> tuple[Codebook, torch.Tensor | None]:
-    """The codebook of `--codebook-path`, or a new one laid out over a sample of patches of the training maps."""
+    """The codebook of `--codebook-path`, or a new one laid out over a sample of patches of the training maps.
+
+    For the checkpoint that was `found` of a run that began with `--codebook-path`, one of as many units.
+    """
+    if found.get("continued"):
+        return Codebook(config, len(found["model"]["units"])), None
     if options.codebook_path is not None:
         codebook = Codebook.load(options.codebook_path)
         if codebook.config != config:
             raise UserError(f"{options.codebook_path}: was trained with another config than {options.config_path}")
         codebook.check_fits(options.codebook_path, dataset)
-        return codebook.to(device), None
+        return codebook, None
     codebook = Codebook(config)
     codebook.check_fits(options.config_path, dataset)
     per_map = math.prod(config.grid)
@@ -133,7 +144,7 @@ def start_codebook(
     wanted = sample_size(config, options.planned_steps(len(training)) * options.batch_size * per_map)
     sample = draw_sample(codebook, dataset, training, wanted, options.seed)
     codebook.lay_out(sample)  # on the CPU: not every device can compute principal components
-    return codebook.to(device), sample.to(device)
+    return codebook, sample
 
 
 def finish(
@@ -144,22 +155,22 @@ def finish(
     checkpoints: CheckpointFolder,
     metrics: Metrics,
     step: int,
-) -> None:
-    """Measure the map over the whole data set, put it in order, and keep numbers and counts in the last checkpoint."""
+) -> Statistics:
+    """Measure the map over the whole data set, put it in order, draw it, and keep it so in the last checkpoint.
+
+    That is saved once all is done: until then a resume finds the map as training left it, and does all of this again.
+    """
     codebook = learner.codebook
     at_once = max(1, COUNTED // math.prod(dataset.shape))
     batches = BatchLoader.in_order(dataset, at_once, choose_workers(None, learner.device))
     census = take_census(codebook, progress(batches, unit="batch", desc="counting"))
     codebook.counts.copy_(census.counts)
     codebook.coordinates.copy_(arrange(codebook.coordinates, census.pairs))
-    statistics = census.statistics(codebook)
-    checkpoints.save(learner, step, statistics=statistics)  # before an image that has become unreadable can stop it
-    save_map(codebook, autoencoder, checkpoints.folder, step)
-    statistics |= decoded_psnr(autoencoder, codebook, dataset, held_out)
+    statistics = census.statistics(codebook) | decoded_psnr(autoencoder, codebook, dataset, held_out)
     log.info("statistics over %d patches\n%s", census.counts.sum(), table(codebook=statistics))
-    checkpoints.save(learner, step, statistics=statistics)
-    metrics.write_row({"step": step, **statistics})
-    metrics.show_pictures(step)
+    save_map(codebook, autoencoder, checkpoints.folder, step)
+    checkpoints.save(learner, step, statistics=statistics, metrics=metrics.state())
+    return statistics
 
 
 if __name__ == "__main__":

@@ -88,13 +88,13 @@ def main(argv: list[str] | None = None) -> None:
         learner = GradientLearner(
             stage, lambda stage, batch: stage(*batch), transformer, options, steps, device, weights
         )
-        checkpoints = CheckpointFolder(options, KIND, config, origin, len(training))
+        checkpoints = CheckpointFolder(options, KIND, config, origin, dataset, len(training))
         start = learner.start(checkpoints)
         earlier_bits = bits_before(coarse, options.previous_path, is_base=options.train_base_model)
 
         metrics = Metrics(options, len(training), unit="tokens", per_item=config.fine.length)
 
-        attempted.begin(device, config)
+        attempted.begin(device, config, {**origin, "data": dataset.fingerprint})
         tokens = load_tokens(dataset, coarse, fine, device)
         if names:
             tokens = TokenDataset(np.concatenate((tokens.coarse, labels), axis=1), tokens.fine)

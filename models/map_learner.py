@@ -212,7 +212,8 @@ class MapLearner:
     def checkpoint(self) -> dict:
         """The codebook, and everything else that an exact resume needs."""
         state = {name: getattr(self, name) for name in ("gathered", "wins", "candidates", "candidate_keys")}
-        return {"model": self.codebook.state_dict(), "learner": state, "radius": self.last_radius}
+        model = self.codebook.state_dict()
+        return {"model": model, "learner": state, "radius": self.last_radius, "continued": self.continued}
 
     def restore(self, content: dict, path: Path) -> None:
         """Restore what `checkpoint` returned."""

@@ -18,6 +18,7 @@ import train_autoencoder
 import train_codebook
 import train_quantized_transformer
 from scripts import demo_data
+from tests.helpers.runs import GRADIENT, MAINS, PRUNED, WEIGHTS, latest
 from tests.helpers.scripts import CODEBOOKS, TINY, run_main
 from utils.run_folder import RunFolder
 
@@ -110,3 +111,38 @@ def tiny_run(faces, tmp_path_factory):
             "--config-path", run.generation, "--out-dir", run.generated.path,
         )  # fmt: skip
     return run.path
+
+
+@pytest.fixture
+def command(tiny_run, faces, tmp_path):
+    """A function: the arguments that train a stage into a folder of `tmp_path`. The last of a repeated flag counts."""
+
+    def build(name, out, *more):
+        argv = ["--device", "cpu", "--batch-size", 12, "--val-fraction", 0.2, "--log-step", 1]
+        argv += ["--config-path", TINY / f"{name}.json", "--out-dir", tmp_path / out]
+        if name == "autoencoder":
+            argv += ["--dataset-path", faces]
+        else:
+            argv += ["--dataset-path", tiny_run / "feature_maps/dataset.json"]
+            argv += ["--decoder-path", tiny_run / "autoencoder" / WEIGHTS]
+        if name in GRADIENT:
+            argv += ["--precision", "fp32", "--warmup-step", 3]
+        if name.startswith("transformer"):
+            number = int(name[-1])
+            argv += ["--lr-codebook-path", tiny_run / CODEBOOKS[number] / PRUNED, "--test-num-sample", 2]
+            argv += ["--hr-codebook-path", tiny_run / CODEBOOKS[number + 1] / PRUNED]
+            argv += ["--train-base-model"] if number == 0 else []
+        return [*argv, *more]
+
+    return build
+
+
+@pytest.fixture
+def train(command, tmp_path):
+    """A function: train a stage and return the content of its latest checkpoint."""
+
+    def call(name, out, *more):
+        run_main(MAINS[name], *command(name, out, *more))
+        return latest(tmp_path / out)
+
+    return call

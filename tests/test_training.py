@@ -26,82 +26,16 @@ import train_codebook
 import train_quantized_transformer
 from models.autoencoder import Autoencoder
 from models.codebook import Codebook
-from models.map_learner import MapLearner
 from models.map_statistics import take_census
 from models.transformer import Grid, Transformer, TransformerConfig
-from tests.helpers.scripts import CODEBOOKS, TINY, expect_error, expect_exit, run_main
+from tests.helpers.runs import GRADIENT, MAINS, PRUNED, WEIGHTS, latest, rows, same
+from tests.helpers.scripts import CODEBOOKS, TINY, expect_error
 from utils.config import load_config
 from utils.dataset import FeatureMapDataset, ImageDataset, is_validation
 from utils.files import UserError
 from utils.gradient import GradientLearner, GradientOptions, learning_rate
 from utils.images import save_grid
 from utils.training import catch_stop
-
-MAINS = {
-    "autoencoder": train_autoencoder.main,
-    "codebook_1": train_codebook.main,
-    "transformer_0": train_quantized_transformer.main,
-    "transformer_1": train_quantized_transformer.main,
-}
-GRADIENT = ["autoencoder", "transformer_0", "transformer_1"]
-WEIGHTS = "models_checkpoint/latest.pt"
-PRUNED = "models_checkpoint/pruned_codebook.pt"
-
-
-@pytest.fixture
-def command(tiny_run, faces, tmp_path):
-    """A function: the arguments that train a stage into a folder of `tmp_path`. The last of a repeated flag counts."""
-
-    def build(name, out, *more):
-        argv = ["--device", "cpu", "--batch-size", 12, "--val-fraction", 0.2, "--log-step", 1]
-        argv += ["--config-path", TINY / f"{name}.json", "--out-dir", tmp_path / out]
-        if name == "autoencoder":
-            argv += ["--dataset-path", faces]
-        else:
-            argv += ["--dataset-path", tiny_run / "feature_maps/dataset.json"]
-            argv += ["--decoder-path", tiny_run / "autoencoder" / WEIGHTS]
-        if name in GRADIENT:
-            argv += ["--precision", "fp32", "--warmup-step", 3]
-        if name.startswith("transformer"):
-            number = int(name[-1])
-            argv += ["--lr-codebook-path", tiny_run / CODEBOOKS[number] / PRUNED, "--test-num-sample", 2]
-            argv += ["--hr-codebook-path", tiny_run / CODEBOOKS[number + 1] / PRUNED]
-            argv += ["--train-base-model"] if number == 0 else []
-        return [*argv, *more]
-
-    return build
-
-
-@pytest.fixture
-def train(command, tmp_path):
-    """A function: train a stage and return the content of its latest checkpoint."""
-
-    def call(name, out, *more):
-        run_main(MAINS[name], *command(name, out, *more))
-        return latest(tmp_path / out)
-
-    return call
-
-
-def latest(folder):
-    return torch.load(folder / WEIGHTS, weights_only=True)
-
-
-def rows(folder, key=None):
-    """The lines of metrics.jsonl, all or those that hold a key."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if key is None or key in line]
-
-
-def same(first, second):
-    """Whether two checkpoints hold the same, to the last bit."""
-    if isinstance(first, torch.Tensor):
-        return isinstance(second, torch.Tensor) and torch.equal(first, second)
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
-    if isinstance(first, list | tuple):
-        return len(first) == len(second) and all(map(same, first, second))
-    return first == second
 
 
 def options(**changes):
@@ -146,159 +80,6 @@ def test_a_second_signal_acts_as_usual():
         os.kill(os.getpid(), signal.SIGTERM)
         assert (stop, seen) == ([signal.SIGTERM], ["usual"])
     assert signal.getsignal(signal.SIGTERM) is usual
-
-
-@pytest.mark.parametrize("name", GRADIENT)
-def test_four_steps_equal_two_resume_two(name, train, tmp_path):
-    whole = train(name, "whole", "--max-step", 4, "--ema-decay", 0.9)
-    train(name, "halves", "--max-step", 2, "--ema-decay", 0.9)
-    halves = train(name, "halves", "--max-step", 4, "--ema-decay", 0.9, "--resume")
-    assert set(whole) >= {"model", "ema", "optimizer", "step", "settings", "trained_from", "fingerprint"}
-    assert same(halves, whole)
-    assert not same(whole["model"], whole["ema"])
-    for kind in ("train_loss", "val_loss"):
-        first, second = (
-            [(row["step"], row[kind]) for row in rows(tmp_path / out, kind)] for out in ("whole", "halves")
-        )
-        assert second[-1] == first[-1]
-
-
-@pytest.mark.parametrize("number", [0, 1])
-def test_so_they_do_with_all_that_is_drawn_at_random_and_added_up(number, train, write_json, tmp_path):
-    config = json.loads((TINY / f"transformer_{number}.json").read_text())
-    config |= {"dropout": 0.2, "condition_dropout": 0.3, "condition_noise": 0.3}
-    plan = ("--config-path", write_json(tmp_path / "config.json", config), "--batch-size", 5, "--grad-accum-step", 2)
-    name = f"transformer_{number}"
-    whole = train(name, "whole", "--max-step", 4, *plan)
-    train(name, "halves", "--max-step", 2, *plan)
-    assert same(train(name, "halves", "--max-step", 4, *plan, "--resume"), whole)
-
-
-def interrupt(monkeypatch, cls, step, number):
-    """Send the process a signal in the middle of a step."""
-    original = cls.update
-
-    def update(self, batch, at):
-        if at == step:
-            os.kill(os.getpid(), number)
-        return original(self, batch, at)
-
-    monkeypatch.setattr(cls, "update", update)
-
-
-@pytest.mark.parametrize(("name", "cls"), [("codebook_1", MapLearner), ("transformer_1", GradientLearner)])
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_an_interrupted_run_saves_and_goes_on_as_if_it_had_not_been(
-    name, cls, number, status, command, train, tmp_path, monkeypatch
-):
-    plan = ("--max-epoch", 2, "--max-step", 8)  # 5 batches an epoch: it is crossed after the interruption
-    whole = train(name, "whole", *plan)
-    with monkeypatch.context() as patched:
-        interrupt(patched, cls, 2, number)
-        assert expect_exit(MAINS[name], command(name, "parts", *plan)) == status
-    assert latest(tmp_path / "parts")["step"] == 3
-    assert same(train(name, "parts", *plan, "--resume"), whole)
-    for out in ("whole", "parts"):
-        assert [row["step"] for row in rows(tmp_path / out, "train_loss")] == list(range(1, 9))
-    losses = [[row["train_loss"] for row in rows(tmp_path / out, "train_loss")] for out in ("whole", "parts")]
-    assert losses[0] == losses[1]
-
-
-@pytest.mark.parametrize("name", ["autoencoder", "codebook_1"])
-def test_after_a_crash_no_step_is_told_twice(name, command, train, tmp_path, monkeypatch):
-    cls = MapLearner if name == "codebook_1" else GradientLearner
-    plan = ("--max-step", 6, "--checkpoint-step", 2)
-    original = cls.update
-
-    def update(self, batch, step):
-        if step == 5:
-            raise RuntimeError("the power is out")
-        return original(self, batch, step)
-
-    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="power"):
-        patched.setattr(cls, "update", update)
-        run_main(MAINS[name], *command(name, "crashed", *plan))
-    assert [row["step"] for row in rows(tmp_path / "crashed", "train_loss")] == [1, 2, 3, 4, 5]
-    resumed = train(name, "crashed", *plan, "--resume")
-    assert [row["step"] for row in rows(tmp_path / "crashed", "train_loss")] == [1, 2, 3, 4, 5, 6]
-    assert [row["step"] for row in rows(tmp_path / "crashed", "val_loss")] == [2, 4, 6]
-    assert same(resumed, train(name, "whole", *plan))
-
-
-def test_half_a_line_that_a_crash_left_does_not_stop_a_resume(train, tmp_path):
-    train("autoencoder", "run", "--max-step", 1)
-    with (tmp_path / "run/metrics.jsonl").open("a") as file:
-        file.write('{"step": 2, "epo')
-    train("autoencoder", "run", "--max-step", 2, "--resume")
-    assert [row["step"] for row in rows(tmp_path / "run", "train_loss")] == [1, 2]
-
-
-@pytest.mark.parametrize("name", MAINS)
-def test_resuming_what_has_ended_changes_nothing(name, train, tmp_path):
-    plan = ("--max-step", 2)
-    before = train(name, "run", *plan)
-    told = (tmp_path / "run/metrics.jsonl").read_text()
-    assert same(train(name, "run", *plan, "--resume"), before)
-    assert (tmp_path / "run/metrics.jsonl").read_text() == told
-
-
-def test_resuming_nothing_is_a_start(train):
-    assert same(train("autoencoder", "a", "--max-step", 1, "--resume"), train("autoencoder", "b", "--max-step", 1))
-
-
-CHANGED = [
-    ("autoencoder", ["--seed", 1], None, "'--seed' was 0, now 1"),
-    ("autoencoder", ["--batch-size", 5], None, "'--batch-size' was 12, now 5"),
-    ("autoencoder", ["--grad-accum-step", 2], None, "'--grad-accum-step' was 1, now 2"),
-    ("autoencoder", ["--val-fraction", 0.3], None, "'--val-fraction' was 0.2, now 0.3"),
-    ("autoencoder", [], {"latent_channel": 3}, "'latent_channel' was 4, now 3"),
-    ("codebook_1", ["--seed", 1], None, "'--seed' was 0, now 1"),
-    ("codebook_1", [], {"num_embeddings": 12}, "'num_embeddings' was 16, now 12"),
-    ("codebook_1", [], {"patch_H": 4, "patch_W": 4}, "'patch_H' was 2, now 4"),
-    ("transformer_1", ["--batch-size", 5], None, "'--batch-size' was 12, now 5"),
-    ("transformer_1", [], {"hidden_dim": 32}, "'transformer.hidden_dim' was 64, now 32"),
-]
-
-
-@pytest.mark.parametrize(("name", "flags", "keys", "expected"), CHANGED)
-def test_resuming_with_other_settings_is_refused_by_name(
-    name, flags, keys, expected, command, train, tmp_path, write_json, capsys
-):
-    before = train(name, "run", "--max-step", 1)
-    if keys is not None:
-        config = json.loads((TINY / f"{name}.json").read_text()) | keys
-        flags = ["--config-path", write_json(tmp_path / "other.json", config)]
-    line = expect_error(capsys, MAINS[name], command(name, "run", "--max-step", 2, "--resume", *flags))
-    assert f"{tmp_path / 'run' / WEIGHTS}: cannot resume, {expected}" in line
-    assert same(latest(tmp_path / "run"), before)
-    assert [row["step"] for row in rows(tmp_path / "run", "train_loss")] == [1]
-
-
-def test_resuming_with_another_codebook_is_refused_by_name(command, train, tiny_run, tmp_path, capsys):
-    train("transformer_1", "run", "--max-step", 1)
-    other = ("--lr-codebook-path", tiny_run / "codebook_2" / PRUNED)
-    line = expect_error(capsys, MAINS["transformer_1"], command("transformer_1", "run", "--resume", *other))
-    assert str(tmp_path / "run" / WEIGHTS) in line
-    # Its grid is another as well; either reason will do.
-    assert "codebook" in line or "coarse" in line
-
-
-def test_resuming_a_damaged_checkpoint_is_refused_by_name(command, train, tmp_path, capsys):
-    train("autoencoder", "run", "--max-step", 1)
-    damaged = tmp_path / "run" / WEIGHTS
-    damaged.write_bytes(damaged.read_bytes()[:1000])
-    assert str(damaged) in expect_error(capsys, MAINS["autoencoder"], command("autoencoder", "run", "--resume"))
-
-
-@pytest.mark.parametrize(
-    ("name", "flag"), [("autoencoder", "model"), ("codebook_1", "codebook"), ("transformer_1", "model")]
-)
-def test_resume_and_another_start_exclude_each_other(name, flag, command, tiny_run, tmp_path, capsys):
-    more = ("--resume", f"--{flag}-path", tiny_run / name / WEIGHTS)
-    line = expect_error(capsys, MAINS[name], command(name, "run", *more))
-    assert "--resume" in line
-    assert f"--{flag}-path" in line
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_base_stage_with_a_stage_before_it_is_refused(command, capsys):
@@ -537,46 +318,6 @@ def test_a_loss_that_is_no_number_is_never_the_best(train, tmp_path, monkeypatch
     assert torch.load(tmp_path / "run/models_checkpoint/best.pt", weights_only=True)["step"] == 2
 
 
-def test_what_is_saved_at_a_stop_is_measured_too(command, tmp_path, monkeypatch):
-    with monkeypatch.context() as patched:
-        interrupt(patched, GradientLearner, 2, signal.SIGTERM)
-        assert expect_exit(MAINS["transformer_0"], command("transformer_0", "run", "--max-step", 8)) == 143
-    best = torch.load(tmp_path / "run/models_checkpoint/best.pt", weights_only=True)
-    assert best["step"] == 3
-    assert best["validation"]["image_bits"] > 0
-
-
-def test_a_stop_while_the_last_step_is_measured_is_a_stop(command, tmp_path, monkeypatch):
-    def stop(*_):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return {"val_loss": 1.0, "val_bits": 1.0}
-
-    monkeypatch.setattr(train_quantized_transformer, "mean_over", stop)
-    assert expect_exit(MAINS["transformer_1"], command("transformer_1", "run", "--max-step", 1)) == 143
-    assert latest(tmp_path / "run")["validation"]["val_loss"] == 1
-
-
-@pytest.mark.parametrize("name", GRADIENT)
-def test_what_a_crash_left_unmeasured_is_measured_at_the_next_start(name, command, train, tmp_path, monkeypatch):
-    plan = ("--max-step", 2, "--checkpoint-step", 1, "--log-step", 9)
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        original, calls = sys.modules[MAINS[name].__module__].mean_over, []
-
-        def crash(*arguments):
-            calls.append(arguments)
-            if len(calls) == 2:
-                raise KeyboardInterrupt
-            return original(*arguments)
-
-        patched.setattr(sys.modules[MAINS[name].__module__], "mean_over", crash)
-        run_main(MAINS[name], *command(name, "run", *plan))
-    assert latest(tmp_path / "run")["validation"] is None
-    resumed = train(name, "run", *plan, "--resume")
-    assert same(resumed, train(name, "whole", *plan))
-    assert [row["step"] for row in rows(tmp_path / "run", "val_loss")] == [1, 2]
-    assert same(torch.load(tmp_path / "run/models_checkpoint/best.pt", weights_only=True), resumed)
-
-
 @pytest.mark.parametrize("name", MAINS)
 def test_what_cannot_be_measured_is_saved_all_the_same(name, command, tmp_path, monkeypatch, capsys):
     def fail(*_):
@@ -782,12 +523,6 @@ def test_with_nothing_held_out_previews_show_training_images(train, tmp_path):
     assert len(list((tmp_path / "run/images").iterdir())) == 2
     log = (tmp_path / "run/train.log").read_text()
     assert re.search(r"no image is held out.*--val-fraction", log)
-
-
-def test_a_new_start_forgets_the_metrics_of_the_old_one(train, tmp_path):
-    train("autoencoder", "run", "--max-step", 3)
-    train("autoencoder", "run", "--max-step", 2)
-    assert [row["step"] for row in rows(tmp_path / "run", "train_loss")] == [1, 2]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -156,10 +156,8 @@ class GradientLearner:
 
         Raises `UserError` naming the checkpoint that does not fit.
         """
-        if self.options.resume:
-            return checkpoints.resume(self)
         if (path := self.options.model_path) is None:
-            return 0
+            return checkpoints.restore(self)
         content = load_checkpoint(path, checkpoints.kind)
         check_origins(path, content["trained_from"], checkpoints.trained_from)
         load_weights(self.model, content, path, averaged=not self.options.load_optim)

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from utils.dataset import Batch, num_items, steps_per_epoch
-from utils.files import UserError, replace_file
+from utils.files import UserError, flush, replace_file
 from utils.images import open_rgb
 from utils.learner import Learner, TrainingOptions
 from utils.run_folder import StepFolder
@@ -38,15 +38,30 @@ class Metrics:
             except ImportError:
                 raise UserError("--tensorboard needs a package: pip install tensorboard, or leave it out") from None
 
-    def begin(self, step: int) -> None:
-        """Start after `step`: drop what a crashed run wrote later, or all of an earlier run; open TensorBoard."""
+    def begin(self, step: int, state: dict | None = None) -> None:
+        """Start after `step`: drop what a crashed run wrote later, or all of an earlier run; open TensorBoard.
+
+        `state` is what the checkpoint of `step` keeps. Where that holds a row which was not written to its end, the
+        rows of `step` are dropped, since the row will be written again.
+        """
         path = self.folder.metrics
-        lines = path.read_text().splitlines() if path.exists() and step else []
-        with replace_file(path) as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in lines if _step_of(line) <= step))
+        rows = read_rows(path) if step else []
+        self.is_complete = any(row["step"] == step and _is_checkpoint(row) for row in rows)
+        last = step - 1 if state is not None and state["row"] is not None and not self.is_complete else step
+        write_rows(path, [row for row in rows if row["step"] <= last])
         if self.make_board is not None:
-            self.board = self.make_board(str(self.folder.tensorboard), purge_step=step + 1)  # hides later entries
+            self.board = self.make_board(str(self.folder.tensorboard), purge_step=last + 1)  # hides later entries
         self._clear()
+        if state is not None:
+            self.sums, self.steps = dict(state["sums"]), state["steps"]
+
+    def state(self, row: dict[str, float] | None = None) -> dict:
+        """What a checkpoint keeps: the open means, and the row that is to be written once the checkpoint is complete.
+
+        The rows before are on disk when this returns.
+        """
+        flush(self.folder.metrics)
+        return {"row": row, "sums": self.sums, "steps": self.steps}
 
     def count_flops(self, learner: Learner, batch: Batch) -> None:
         """Count the operations of a step on a batch, for the rate in each line."""
@@ -70,27 +85,24 @@ class Metrics:
         self.steps += 1
         self.items += num_items(batch)
 
-    def write_training(self, step: int, watch: Callable[[], dict[str, float]] = dict) -> None:
-        """Write the means since the last call, and what `watch` measures.
-
-        Raises `UserError` if one of the means is no longer a finite number.
-        """
+    def close(self, step: int) -> dict[str, float]:
+        """The means since the last call, nothing of no steps. Raises `UserError` if one is no longer finite."""
         if self.steps == 0:
-            return
+            return {}
         names = {name: f"train_{name}" for name in ("loss", "bits", "accuracy")}
         means = {names.get(name, name): float(value) / self.steps for name, value in self.sums.items()}
         for name, value in means.items():
             if not math.isfinite(value):
                 raise UserError(
-                    f"{name} is {value} at step {step}: lower 'model_lr' and start anew, or with --model-path from "
-                    f"the last checkpoint in {self.folder.checkpoints}"
+                    f"{name} is {value} at step {step}: lower 'model_lr' and start anew with --overwrite, or in "
+                    f"another --out-dir with --model-path from the last checkpoint in {self.folder.checkpoints}"
                 )
         items_per_second = self.items / max(time.perf_counter() - self.clock, 1e-9)
         means[f"{self.unit}_per_second"] = self.per_item * items_per_second
         if self.flops_per_item is not None:
             means["tflops_per_second"] = self.flops_per_item * items_per_second / 1e12
-        self.write(step, {**means, **watch()})
         self._clear()
+        return means
 
     def write(self, step: int, numbers: dict[str, float]) -> None:
         """Write numbers of a step, with its epoch."""
@@ -116,15 +128,27 @@ class Metrics:
             self.board.flush()
 
 
+def read_rows(path: Path) -> list[dict]:
+    """The rows of a `metrics.jsonl`, but for one that a crash cut short; none if there is no file."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
+    return rows
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    """Replace the rows of a `metrics.jsonl`."""
+    with replace_file(path) as temporary:
+        temporary.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+def _is_checkpoint(row: dict) -> bool:
+    """Whether a row is the last that a checkpoint writes, once all of it is there."""
+    return "epoch" in row and "train_loss" not in row
+
+
 def append_row(path: Path, row: dict[str, object]) -> None:
     """Append one JSON object, a line, to a `metrics.jsonl`."""
     with path.open("a") as file:
         file.write(json.dumps(row) + "\n")
-
-
-def _step_of(line: str) -> float:
-    """The step of a line of `metrics.jsonl`; of one that a crash cut short, one that is never reached."""
-    try:
-        return json.loads(line)["step"]
-    except json.JSONDecodeError:
-        return math.inf

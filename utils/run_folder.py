@@ -9,6 +9,12 @@ from utils.config import read_json
 from utils.files import UserError
 
 CONDITION = "cond"  # the level of the condition codebook; the other levels are numbers
+# What trainings draw, a file a checkpoint: `picture` adds its step.
+PICTURES = (
+    *("ground_truth", "recon"),
+    *("image_plot", "quant_image_plot", "comparison", "atlas", "u_matrix", "hit_map"),
+    *("low_res_cond", "high_res_example", "high_res_recon"),
+)
 
 
 class StepFolder:
@@ -38,6 +44,27 @@ class StepFolder:
     def codebook(self) -> Path:
         """The codebook that later steps read: the pruned one, unless training has ended and pruning has not."""
         return self.latest if self.latest.is_file() and not self.pruned.is_file() else self.pruned
+
+    def numbered_checkpoints(self, prefix: str) -> dict[int, Path]:
+        """The checkpoints `prefix_<step>.pt` by their steps; a person's own copies have other names."""
+        found = {path: re.fullmatch(rf"{prefix}_(\d+)\.pt", path.name) for path in self.checkpoints.glob("*.pt")}
+        return {int(match[1]): path for path, match in found.items() if match}
+
+    def newest_checkpoint(self, prefix: str) -> Path | None:
+        """`latest.pt`, or if there is none the checkpoint of the highest step."""
+        numbered = self.numbered_checkpoints(prefix)
+        return self.latest if self.latest.is_file() else numbered[max(numbered)] if numbered else None
+
+    def made_checkpoints(self, prefix: str) -> list[Path]:
+        """All that a training and the pruning after it have written, `latest.pt` first."""
+        named = [path for path in (self.latest, self.best, self.pruned) if path.exists()]
+        return [*named, *self.numbered_checkpoints(prefix).values()]
+
+    @property
+    def made_pictures(self) -> list[Path]:
+        """The pictures that a training and the pruning after it have drawn."""
+        pattern = re.compile(rf"({'|'.join(PICTURES)})_(\d+|pruned)\.png")
+        return [path for path in self.images.glob("*.png") if pattern.fullmatch(path.name)]
 
     def picture(self, name: str, suffix: object) -> Path:
         """The picture `name` of a step of the training, or of what pruning has left (`pruned`)."""

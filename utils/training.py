@@ -7,7 +7,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -42,33 +41,54 @@ def train(
     """Train on `indices` of a data set from step `start` to the planned step; return the step that was reached.
 
     Every `--checkpoint-step` steps and at the end it saves, measures (`validate`) and draws (`preview`). `watch`
-    measures what stands in each log line beside the training numbers, so it should be quick.
+    measures what stands in each log line beside the training numbers, so it should be quick. What an earlier process
+    has left unfinished of its last checkpoint is finished first.
 
-    Ctrl-C and SIGTERM finish the step, save, measure and exit with status 130 or 143; `--resume` goes on from there.
+    Ctrl-C, SIGTERM and SIGHUP finish the step, save, and exit with status 130, 143 or 129; `--resume` then goes on.
     """
     log.info("config %s", json.dumps(dataclasses.asdict(checkpoints.config)))
     for change in checkpoints.changes:
         log.warning("%s", change)
-    total = checkpoints.total_steps
-    metrics.begin(start)
-    if start >= total and checkpoints.is_measured:
-        log.info("already at step %d of %d: nothing to do", start, total)
-        return start
+    total, state = checkpoints.total_steps, checkpoints.found.get("metrics")
+    checkpoints.begin(start)
+    metrics.begin(start, state)
 
-    def validate_and_save(step: int) -> Path:
-        validation = validate()
-        path = checkpoints.save(learner, step, validation)
+    def save(step: int) -> None:
+        """Before anything that may fail or take long."""
+        row = metrics.close(step)
+        checkpoints.save(learner, step, metrics=metrics.state(row))
+        leave_if_stopped()
+        finish(step, row, None)
+
+    def finish(step: int, row: dict[str, float], validation: dict[str, float] | None) -> None:
+        """Measure, draw, and only then write the rows: they say that nothing is missing."""
+        validation = validate() if validation is None else validation
+        checkpoints.save(learner, step, validation, metrics=metrics.state(row))
+        touch(checkpoints.folder)
+        preview(step)
+        if row:
+            metrics.write(step, row)
         metrics.write(step, validation)
-        return path
+        metrics.show_pictures(step)
+        metrics.restart_clock()
+        leave_if_stopped()
 
-    if start >= total:
-        validate_and_save(start)
-        return start
+    def leave_if_stopped() -> None:
+        if stop:
+            log.info("stopped by %s: saved %s, go on with --resume", stop[0].name, checkpoints.folder.latest)
+            sys.exit(128 + stop[0])
+
     sampler = EpochSampler(indices, options.step_size, options.seed, start, total)
     is_cuda = learner.device.type == "cuda"
     loader = BatchLoader(dataset, sampler, choose_workers(options.num_workers, learner.device), is_cuda)
     bar = progress(loader, initial=start, total=total, unit="step", desc=options.out_dir.name, mininterval=0.5)
     with catch_stop() as stop, logging_redirect_tqdm(), bar:
+        if not metrics.is_complete and state is not None and state["row"] is not None:
+            finish(start, state["row"], checkpoints.found.get("validation"))
+        elif not metrics.is_complete and start >= total:
+            save(start)
+        elif start >= total:
+            log.info("already at step %d of %d: nothing to do", start, total)
         for step, batch in enumerate(bar, start):
             batch = to_device(batch, learner.device)
             if step == start:
@@ -76,22 +96,16 @@ def train(
             torch.manual_seed(int(np.random.SeedSequence([options.seed & 0xFFFFFFFF, step]).generate_state(1)[0]))
             metrics.add(learner.update(batch, step), batch)
             done = step + 1
-            is_checkpoint = done % options.checkpoint_step == 0 or done == total
-            if is_checkpoint or stop:
-                metrics.write_training(done)
-                checkpoints.save(learner, done)  # before anything that may fail or take long
-                path = validate_and_save(done)
-                touch(checkpoints.folder)
-                if is_checkpoint:
-                    preview(done)
-                    metrics.show_pictures(done)
-                if stop:
-                    log.info("stopped by %s: saved %s, go on with --resume", stop[0].name, path)
-                    sys.exit(128 + stop[0])
+            if done % options.checkpoint_step == 0 or done == total:
+                save(done)
+                continue
+            if done % options.log_step == 0:
+                metrics.write(done, metrics.close(done) | watch())
                 metrics.restart_clock()
-            elif done % options.log_step == 0:
-                metrics.write_training(done, watch)
-    return total
+            if stop:
+                checkpoints.save_stop(learner, done, metrics=metrics.state())
+                leave_if_stopped()
+    return max(start, total)
 
 
 @torch.no_grad()

@@ -1,0 +1,404 @@
+"""What a start, a stop, a crash and a resume leave of a training."""
+
+import json
+import os
+import shutil
+import signal
+import sys
+
+import pytest
+import torch
+
+import train_codebook
+import train_quantized_transformer
+from models.codebook import Codebook
+from models.map_learner import MapLearner
+from tests.helpers.runs import GRADIENT, MAINS, PRUNED, WEIGHTS, latest, rows, same
+from tests.helpers.scripts import TINY, expect_error, expect_exit, run_main
+from utils.gradient import GradientLearner
+from utils.run_folder import PICTURES
+
+
+@pytest.mark.parametrize("name", GRADIENT)
+def test_four_steps_equal_two_resume_two(name, train, tmp_path):
+    whole = train(name, "whole", "--max-step", 4, "--ema-decay", 0.9)
+    train(name, "halves", "--max-step", 2, "--ema-decay", 0.9)
+    halves = train(name, "halves", "--max-step", 4, "--ema-decay", 0.9, "--resume")
+    assert set(whole) >= {"model", "ema", "optimizer", "step", "settings", "trained_from", "fingerprint"}
+    assert same(halves, whole)
+    assert not same(whole["model"], whole["ema"])
+    for kind in ("train_loss", "val_loss"):
+        first, second = (
+            [(row["step"], row[kind]) for row in rows(tmp_path / out, kind)] for out in ("whole", "halves")
+        )
+        assert second[-1] == first[-1]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_so_they_do_with_all_that_is_drawn_at_random_and_added_up(number, train, write_json, tmp_path):
+    config = json.loads((TINY / f"transformer_{number}.json").read_text())
+    config |= {"dropout": 0.2, "condition_dropout": 0.3, "condition_noise": 0.3}
+    plan = ("--config-path", write_json(tmp_path / "config.json", config), "--batch-size", 5, "--grad-accum-step", 2)
+    name = f"transformer_{number}"
+    whole = train(name, "whole", "--max-step", 4, *plan)
+    train(name, "halves", "--max-step", 2, *plan)
+    assert same(train(name, "halves", "--max-step", 4, *plan, "--resume"), whole)
+
+
+def interrupt(monkeypatch, cls, step, number):
+    """Send the process a signal in the middle of a step."""
+    original = cls.update
+
+    def update(self, batch, at):
+        if at == step:
+            os.kill(os.getpid(), number)
+        return original(self, batch, at)
+
+    monkeypatch.setattr(cls, "update", update)
+
+
+@pytest.mark.parametrize(("name", "cls"), [("codebook_1", MapLearner), ("transformer_1", GradientLearner)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_an_interrupted_run_saves_and_goes_on_as_if_it_had_not_been(
+    name, cls, number, status, command, train, tmp_path, monkeypatch
+):
+    plan = ("--max-epoch", 2, "--max-step", 8)  # 5 batches an epoch: it is crossed after the interruption
+    whole = train(name, "whole", *plan)
+    with monkeypatch.context() as patched:
+        interrupt(patched, cls, 2, number)
+        assert expect_exit(MAINS[name], command(name, "parts", *plan)) == status
+    assert latest(tmp_path / "parts")["step"] == 3
+    assert same(train(name, "parts", *plan, "--resume"), whole)
+    for out in ("whole", "parts"):
+        assert [row["step"] for row in rows(tmp_path / out, "train_loss")] == list(range(1, 9))
+    losses = [[row["train_loss"] for row in rows(tmp_path / out, "train_loss")] for out in ("whole", "parts")]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "codebook_1"])
+def test_after_a_crash_no_step_is_told_twice(name, command, train, tmp_path, monkeypatch):
+    cls = MapLearner if name == "codebook_1" else GradientLearner
+    plan = ("--max-step", 6, "--checkpoint-step", 2)
+    original = cls.update
+
+    def update(self, batch, step):
+        if step == 5:
+            raise RuntimeError("the power is out")
+        return original(self, batch, step)
+
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="power"):
+        patched.setattr(cls, "update", update)
+        run_main(MAINS[name], *command(name, "crashed", *plan))
+    assert [row["step"] for row in rows(tmp_path / "crashed", "train_loss")] == [1, 2, 3, 4, 5]
+    resumed = train(name, "crashed", *plan, "--resume")
+    assert [row["step"] for row in rows(tmp_path / "crashed", "train_loss")] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows(tmp_path / "crashed", "val_loss")] == [2, 4, 6]
+    assert same(resumed, train(name, "whole", *plan))
+
+
+def test_half_a_line_that_a_crash_left_does_not_stop_a_resume(train, tmp_path):
+    train("autoencoder", "run", "--max-step", 1)
+    with (tmp_path / "run/metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "epo')
+    train("autoencoder", "run", "--max-step", 2, "--resume")
+    assert [row["step"] for row in rows(tmp_path / "run", "train_loss")] == [1, 2]
+
+
+@pytest.mark.parametrize("name", MAINS)
+def test_resuming_what_has_ended_changes_nothing(name, train, tmp_path):
+    plan = ("--max-step", 2)
+    before = train(name, "run", *plan)
+    told = (tmp_path / "run/metrics.jsonl").read_text()
+    assert same(train(name, "run", *plan, "--resume"), before)
+    assert (tmp_path / "run/metrics.jsonl").read_text() == told
+
+
+def test_resuming_nothing_is_a_start(train):
+    assert same(train("autoencoder", "a", "--max-step", 1, "--resume"), train("autoencoder", "b", "--max-step", 1))
+
+
+CHANGED = [
+    ("autoencoder", ["--seed", 1], None, "'--seed' was 0, now 1"),
+    ("autoencoder", ["--batch-size", 5], None, "'--batch-size' was 12, now 5"),
+    ("autoencoder", ["--grad-accum-step", 2], None, "'--grad-accum-step' was 1, now 2"),
+    ("autoencoder", ["--val-fraction", 0.3], None, "'--val-fraction' was 0.2, now 0.3"),
+    ("autoencoder", [], {"latent_channel": 3}, "'latent_channel' was 4, now 3"),
+    ("codebook_1", ["--seed", 1], None, "'--seed' was 0, now 1"),
+    ("codebook_1", [], {"num_embeddings": 12}, "'num_embeddings' was 16, now 12"),
+    ("codebook_1", [], {"patch_H": 4, "patch_W": 4}, "'patch_H' was 2, now 4"),
+    ("transformer_1", ["--batch-size", 5], None, "'--batch-size' was 12, now 5"),
+    ("transformer_1", [], {"hidden_dim": 32}, "'transformer.hidden_dim' was 64, now 32"),
+]
+
+
+@pytest.mark.parametrize(("name", "flags", "keys", "expected"), CHANGED)
+def test_resuming_with_other_settings_is_refused_by_name(
+    name, flags, keys, expected, command, train, tmp_path, write_json, capsys
+):
+    before = train(name, "run", "--max-step", 1)
+    if keys is not None:
+        config = json.loads((TINY / f"{name}.json").read_text()) | keys
+        flags = ["--config-path", write_json(tmp_path / "other.json", config)]
+    line = expect_error(capsys, MAINS[name], command(name, "run", "--max-step", 2, "--resume", *flags))
+    assert f"{tmp_path / 'run' / WEIGHTS}: cannot resume, {expected}" in line
+    assert same(latest(tmp_path / "run"), before)
+    assert [row["step"] for row in rows(tmp_path / "run", "train_loss")] == [1]
+
+
+def test_resuming_with_another_codebook_is_refused_by_name(command, train, tiny_run, tmp_path, capsys):
+    train("transformer_1", "run", "--max-step", 1)
+    other = ("--lr-codebook-path", tiny_run / "codebook_2" / PRUNED)
+    line = expect_error(capsys, MAINS["transformer_1"], command("transformer_1", "run", "--resume", *other))
+    assert str(tmp_path / "run" / WEIGHTS) in line
+    # Its grid is another as well; either reason will do.
+    assert "codebook" in line or "coarse" in line
+
+
+def test_resuming_a_damaged_checkpoint_is_refused_by_name(command, train, tmp_path, capsys):
+    train("autoencoder", "run", "--max-step", 1)
+    damaged = tmp_path / "run" / WEIGHTS
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    assert str(damaged) in expect_error(capsys, MAINS["autoencoder"], command("autoencoder", "run", "--resume"))
+
+
+@pytest.mark.parametrize(
+    ("name", "flag"), [("autoencoder", "model"), ("codebook_1", "codebook"), ("transformer_1", "model")]
+)
+def test_resume_and_another_start_exclude_each_other(name, flag, command, tiny_run, tmp_path, capsys):
+    more = ("--resume", f"--{flag}-path", tiny_run / name / WEIGHTS)
+    line = expect_error(capsys, MAINS[name], command(name, "run", *more))
+    assert "--resume" in line
+    assert f"--{flag}-path" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stop_while_the_last_step_is_measured_is_a_stop(command, tmp_path, monkeypatch):
+    def stop(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {"val_loss": 1.0, "val_bits": 1.0}
+
+    monkeypatch.setattr(train_quantized_transformer, "mean_over", stop)
+    assert expect_exit(MAINS["transformer_1"], command("transformer_1", "run", "--max-step", 1)) == 143
+    assert latest(tmp_path / "run")["validation"]["val_loss"] == 1
+
+
+@pytest.mark.parametrize("name", GRADIENT)
+def test_what_a_crash_left_unmeasured_is_measured_at_the_next_start(name, command, train, tmp_path, monkeypatch):
+    plan = ("--max-step", 2, "--checkpoint-step", 1, "--log-step", 9)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        original, calls = sys.modules[MAINS[name].__module__].mean_over, []
+
+        def crash(*arguments):
+            calls.append(arguments)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return original(*arguments)
+
+        patched.setattr(sys.modules[MAINS[name].__module__], "mean_over", crash)
+        run_main(MAINS[name], *command(name, "run", *plan))
+    assert latest(tmp_path / "run")["validation"] is None
+    resumed = train(name, "run", *plan, "--resume")
+    assert same(resumed, train(name, "whole", *plan))
+    assert [row["step"] for row in rows(tmp_path / "run", "val_loss")] == [1, 2]
+    assert same(torch.load(tmp_path / "run/models_checkpoint/best.pt", weights_only=True), resumed)
+
+
+def content(folder):
+    """The bytes of every file of a folder."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", MAINS)
+def test_a_start_in_the_folder_of_a_run_is_refused_and_touches_nothing(name, command, train, tmp_path, capsys):
+    train(name, "run", "--max-step", 2)
+    before = content(tmp_path / "run")
+    line = expect_error(capsys, MAINS[name], command(name, "run", "--max-step", 2, "--keep-checkpoint", 1))
+    assert "holds a run (latest.pt)" in line
+    assert "--resume" in line
+    assert "--overwrite" in line
+    assert content(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("lost", ["latest.pt", "best.pt"])
+def test_so_it_is_where_only_some_of_the_run_is_left(lost, command, train, tmp_path, capsys):
+    train("autoencoder", "run", "--max-step", 1)
+    (tmp_path / "run/models_checkpoint" / lost).unlink()
+    assert "holds a run" in expect_error(capsys, MAINS["autoencoder"], command("autoencoder", "run", "--max-step", 1))
+
+
+@pytest.mark.parametrize("name", MAINS)
+def test_overwrite_leaves_what_a_run_in_an_empty_folder_leaves_and_a_persons_own_files(name, train, tmp_path):
+    train(name, "run", "--max-step", 4, "--checkpoint-step", 1)
+    own = [tmp_path / "run/models_checkpoint" / file for file in ("model_before_change.pt", "codebook_1 (copy).pt")]
+    own += [tmp_path / "run/images/holiday_2024.png", tmp_path / "run/notes.txt"]
+    for path in own:
+        path.write_text("mine")
+    plan = ("--max-step", 3, "--checkpoint-step", 2)
+    found, expected = train(name, "run", *plan, "--overwrite"), train(name, "new", *plan)
+    assert same(found, expected)
+    names = [{path.relative_to(tmp_path / out) for path in (tmp_path / out).rglob("*")} for out in ("run", "new")]
+    assert names[0] == names[1] | {path.relative_to(tmp_path / "run") for path in own}
+    assert [row["step"] for row in rows(tmp_path / "run")] == [row["step"] for row in rows(tmp_path / "new")]
+
+
+def test_overwrite_resumes_what_fits_and_replaces_what_does_not(train, command, tmp_path, capsys):
+    flags, autoencoder = ("--resume", "--overwrite"), MAINS["autoencoder"]
+    train("autoencoder", "run", "--max-step", 2)
+    assert same(train("autoencoder", "run", "--max-step", 4, *flags), train("autoencoder", "whole", "--max-step", 4))
+    other = ("--max-step", 2, "--seed", 1)
+    assert "'--seed' was 0" in expect_error(capsys, autoencoder, command("autoencoder", "run", *other, "--resume"))
+    assert same(train("autoencoder", "run", *other, *flags), train("autoencoder", "other", *other))
+
+
+def test_a_start_removes_the_latest_checkpoint_first(train, tmp_path, monkeypatch):
+    """So that a start that is killed then leaves no run that seems whole."""
+    train("autoencoder", "run", "--max-step", 2, "--checkpoint-step", 1)
+    removed, original = [], type(tmp_path).unlink
+
+    def unlink(path, **options):
+        removed.append(path.name)
+        original(path, **options)
+
+    monkeypatch.setattr(type(tmp_path), "unlink", unlink)
+    train("autoencoder", "run", "--max-step", 1, "--overwrite")
+    ours = [name for name in removed if name.endswith(".pt") and not name.startswith(".")]
+    assert ours[:2] == ["latest.pt", "best.pt"]
+    assert sorted(ours[2:]) == ["model_1.pt", "model_2.pt"]
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "codebook_1"])
+def test_the_newest_checkpoints_are_kept_by_step_and_a_persons_copies_stay(name, train, tmp_path):
+    prefix = "codebook" if name == "codebook_1" else "model"
+    folder = tmp_path / "run/models_checkpoint"
+    folder.mkdir(parents=True)
+    own = {f"{prefix}_before_change.pt", f"{prefix}_2.pt.bak", f"{prefix}_.pt", f"my_{prefix}_1.pt"}
+    for file in own:
+        (folder / file).write_text("mine")
+    train(name, "run", "--max-step", 2, "--checkpoint-step", 1)
+    later = (folder / f"{prefix}_2.pt").stat().st_mtime + 1000
+    os.utime(folder / f"{prefix}_1.pt", (later, later))
+    train(name, "run", "--max-step", 3, "--checkpoint-step", 1, "--keep-checkpoint", 2, "--resume")
+    made = {path.name for path in folder.iterdir()} - own
+    assert made - {"latest.pt", "best.pt"} == {f"{prefix}_2.pt", f"{prefix}_3.pt"}
+    assert all((folder / file).read_text() == "mine" for file in own)
+
+
+def test_a_run_whose_latest_and_best_are_gone_resumes_from_the_highest_step(train, tmp_path):
+    plan = ("--max-step", 11, "--checkpoint-step", 3)
+    whole = train("autoencoder", "whole", *plan)
+    train("autoencoder", "run", "--max-step", 10, "--checkpoint-step", 3)
+    for name in ("latest.pt", "best.pt", "model_10.pt"):
+        (tmp_path / "run/models_checkpoint" / name).unlink()
+    assert same(train("autoencoder", "run", *plan, "--resume"), whole)
+    best = [torch.load(tmp_path / out / "models_checkpoint/best.pt", weights_only=True) for out in ("run", "whole")]
+    assert best[0]["validation"] == best[1]["validation"]
+
+
+def compare_runs(first, second):
+    """Names of all files, checkpoints, pictures, and metrics without their clock times."""
+    names = [{path.relative_to(folder) for path in folder.rglob("*")} for folder in (first, second)]
+    assert names[0] == names[1]
+    for name in names[0]:
+        if name.suffix == ".pt":
+            assert same(*(torch.load(folder / name, weights_only=True) for folder in (first, second))), name
+        if name.suffix == ".png":
+            assert (first / name).read_bytes() == (second / name).read_bytes(), name
+    assert same(rows(first), rows(second))
+
+
+@pytest.mark.parametrize("name", MAINS)
+def test_a_stop_saves_no_checkpoint_and_no_row_that_an_uninterrupted_run_would_not_have(
+    name, command, train, tmp_path, monkeypatch
+):
+    plan = ("--max-step", 8, "--checkpoint-step", 4, "--log-step", 3)
+    train(name, "whole", *plan)
+    with monkeypatch.context() as patched:
+        interrupt(patched, MapLearner if name == "codebook_1" else GradientLearner, 4, signal.SIGTERM)
+        assert expect_exit(MAINS[name], command(name, "parts", *plan)) == 143
+    prefix = "codebook" if name == "codebook_1" else "model"
+    made = {path.name for path in (tmp_path / "parts/models_checkpoint").iterdir()}
+    assert made - {"best.pt"} == {f"{prefix}_4.pt", "latest.pt"}
+    assert latest(tmp_path / "parts")["step"] == 5
+    assert max(row["step"] for row in rows(tmp_path / "parts")) == 4
+    train(name, "parts", *plan, "--resume")
+    compare_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("name", MAINS)
+def test_a_crash_while_a_checkpoint_is_drawn_is_made_good(name, command, train, tmp_path, monkeypatch):
+    plan = ("--max-step", 4, "--checkpoint-step", 2)
+    train(name, "whole", *plan)
+    script, calls = sys.modules[MAINS[name].__module__], []
+    original = script.save_grid
+
+    def crash(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        original(*arguments, **options)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(script, "save_grid", crash)
+        run_main(MAINS[name], *command(name, "parts", *plan))
+    train(name, "parts", *plan, "--resume")
+    compare_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("part", ["take_census", "arrange", "save_map", "decoded_psnr"])
+def test_a_crash_in_the_last_pass_of_a_codebook_is_made_good(part, command, train, tmp_path, monkeypatch):
+    def crash(*_):
+        raise KeyboardInterrupt
+
+    train("codebook_1", "whole", "--max-step", 3)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(train_codebook, part, crash)
+        run_main(MAINS["codebook_1"], *command("codebook_1", "parts", "--max-step", 3))
+    train("codebook_1", "parts", "--max-step", 3, "--resume")
+    compare_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_a_codebook_that_goes_on_from_another_is_resumed_as_it_was(
+    pruned, command, train, tiny_run, tmp_path, monkeypatch
+):
+    """At the final radius from its first step, and with as many units as the other one has left."""
+    start = tiny_run / "codebook_1" / (PRUNED if pruned else WEIGHTS)
+    plan = ("--max-step", 6, "--checkpoint-step", 3)
+    whole = train("codebook_1", "whole", *plan, "--codebook-path", start)
+    with monkeypatch.context() as patched:
+        interrupt(patched, MapLearner, 1, signal.SIGTERM)
+        assert expect_exit(MAINS["codebook_1"], command("codebook_1", "parts", *plan, "--codebook-path", start)) == 143
+    assert same(train("codebook_1", "parts", *plan, "--resume"), whole)
+    assert len(whole["model"]["units"]) == len(Codebook.load(start))
+    assert {row["radius"] for row in rows(tmp_path / "parts", "radius")} == {0}
+    compare_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.fixture
+def moved(faces, tmp_path):
+    """A copy of the faces."""
+    return shutil.copytree(faces.parent, tmp_path / "data") / "dataset.json"
+
+
+def test_other_images_of_the_same_number_and_size_are_refused(train, command, moved, tmp_path, capsys):
+    plan = ("--dataset-path", moved, "--resume", "--max-step")
+    before = train("autoencoder", "run", *plan, 1)
+    images = sorted((moved.parent / "images").rglob("*.png"))
+    shutil.copy(images[0], images[1])
+    line = expect_error(capsys, MAINS["autoencoder"], command("autoencoder", "run", *plan, 2))
+    assert f"{moved}: its files have other times or sizes" in line
+    assert "--verify" in line
+    assert same(latest(tmp_path / "run"), before)
+
+
+def test_another_index_is_refused(train, command, moved, capsys):
+    plan = ("--dataset-path", moved, "--resume", "--max-step")
+    train("autoencoder", "run", *plan, 1)
+    moved.write_text(moved.read_text().replace('"labels": []', '"labels": ["new"]', 1))
+    line = expect_error(capsys, MAINS["autoencoder"], command("autoencoder", "run", *plan, 2, "--verify"))
+    assert "was made from another data set" in line
+
+
+def test_pictures_of_trainings_are_named_in_one_place(tiny_run):
+    drawn = {path.stem.rpartition("_")[0] for path in tiny_run.glob("[act]*/images/*.png")}
+    assert drawn == set(PICTURES)
