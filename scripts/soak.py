@@ -1,0 +1,298 @@
+"""Kill each script wherever it could be hurt, start it again, and compare what it leaves with an uninterrupted run.
+
+Each of the six steps and scripts.make_dataset runs on small pictures and is killed with SIGKILL before its first
+rename, link, removal, flush, measurement or picture, then before its second one, and so on to its end. After that each
+runs as a process of its own and is killed at random times. Tensors of checkpoints, values of metrics but for clock
+times, bytes of all other files, and the names of all files must be equal. Prints a table; ends with status 1 if
+anything differs, and then keeps the folder. docs/reliability.md holds the last table.
+
+    python -m scripts.soak
+"""
+
+import utils.threads  # noqa: F401
+
+import importlib
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+
+from utils.cli import run
+from utils.metrics import read_rows
+from utils.options import option, parse_options
+from utils.progress import progress
+
+ROOT = Path(__file__).parent.parent
+TINY = ROOT / "configs" / "tiny-32"
+PICTURES = 24  # of the data set
+# What is counted beside the calls of the operating system: measurements and pictures, where they are called.
+MEASURED = ("mean_over", "take_census", "decoded_psnr", "arrange", "quantize", "write_png", "write_dataset")
+MODULES = ("train_codebook", "train_autoencoder", "train_quantized_transformer", "prune_codebook", "models.tokens")
+CALLS = ("replace", "link", "unlink", "fsync", "sync", "rmdir")
+CLOCK = "_per_second"  # how the names of numbers end that are clock times
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of scripts.soak."""
+
+    sample: int | None = option("places of each script to kill it at, drawn at random", None, unset="all", low=1)
+    rounds: int = option("rounds in which each script is killed at random times", 3, low=0)
+    seed: int = option("seed of what is drawn at random", 0)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A script, what it is told, and what it finds: folders of the uninterrupted run, copied without some files."""
+
+    module: str
+    out: str
+    arguments: tuple
+    copied: str = ""
+    without: str = ""
+
+    def command(self, whole: Path, folder: Path) -> list[str]:
+        """The arguments, with `{whole}` and `{copied}` as the folders to read from, and the one to write to."""
+        places = {"whole": whole, "copied": folder if self.copied else whole}
+        return [str(word).format(**places) for word in self.arguments] + ["--out-dir", str(folder / self.out)]
+
+
+LATEST, PRUNED = "models_checkpoint/latest.pt", "models_checkpoint/pruned_codebook.pt"
+TRAINING = ("--resume", "--device", "cpu", "--batch-size", 6, "--val-fraction", 0.2, "--log-step", 2)
+DECODER = ("--decoder-path", f"{{whole}}/autoencoder/{LATEST}")
+MAPS = ("--dataset-path", "{copied}/feature_maps/dataset.json")
+
+
+def codebook(level: str) -> tuple[Case, Case]:
+    """Training and pruning of a codebook."""
+    name = f"codebook_{level}"
+    plan = (*TRAINING, "--max-step", 7, "--checkpoint-step", 3, "--keep-checkpoint", 2)
+    plan = (*plan, *MAPS, *DECODER, "--config-path", TINY / f"{name}.json")
+    pruning = ("--device", "cpu", "--prune-threshold", 1, "--dataset-path", "{whole}/feature_maps/dataset.json")
+    pruning = (*pruning, *DECODER, "--codebook-path", f"{{copied}}/{name}/{LATEST}")
+    return Case("train_codebook", name, plan), Case("prune_codebook", name, pruning, name, "pruned")
+
+
+CASES = (
+    Case("scripts.make_dataset", "data", ("{whole}/pictures", "--image-size", 32, "--num-workers", 0)),
+    Case(
+        "train_autoencoder", "autoencoder",
+        (*TRAINING, "--max-step", 5, "--checkpoint-step", 2, "--keep-checkpoint", 2,
+         "--dataset-path", "{whole}/data/dataset.json", "--config-path", TINY / "autoencoder.json"),
+    ),
+    Case(
+        "generate_fmap_dataset", "feature_maps",
+        ("--device", "cpu", "--flip", "--num-files-folder", 9, "--batch-size", 5,
+         "--dataset-path", "{whole}/data/dataset.json", "--model-path", f"{{whole}}/autoencoder/{LATEST}"),
+    ),
+    *codebook("cond"),
+    *codebook("0"),
+    Case(
+        "train_quantized_transformer", "transformer_0",
+        (*TRAINING, "--max-step", 5, "--checkpoint-step", 2, "--train-base-model", "--test-num-sample", 2,
+         *MAPS, *DECODER, "--lr-codebook-path", f"{{whole}}/codebook_cond/{PRUNED}",
+         "--hr-codebook-path", f"{{whole}}/codebook_0/{PRUNED}", "--config-path", TINY / "transformer_0.json"),
+        "feature_maps", "tokens",
+    ),
+    Case(
+        "generate_images", "generated",
+        ("--device", "cpu", "--num-images", 7, "--batch-size", 3, "--animate", *DECODER,
+         "--config-path", "{whole}/generate.json"),
+    ),
+)  # fmt: skip
+
+
+def draw_pictures(folder: Path) -> None:
+    """Some pictures, of which two are the same and one is broken."""
+    rng = random.Random(0)
+    folder.mkdir(parents=True)
+    for number in range(PICTURES):
+        image = Image.new("RGB", (40, 32), tuple(rng.choices(range(256), k=3)))
+        corner = rng.randrange(12), rng.randrange(12)
+        ImageDraw.Draw(image).ellipse((*corner, 30, 28), fill=tuple(rng.choices(range(256), k=3)))
+        image.save(folder / f"{number:02d}.png")
+    shutil.copy(folder / "03.png", folder / "10_copy.png")
+    (folder / "broken.png").write_bytes(b"no picture")
+
+
+def fork(case: Case, arguments: list[str], log: Path, last: int | None = None) -> int:
+    """Run a script in a forked child; with `last` it kills itself before its call of that number.
+
+    Returns how many calls it made, 0 if it was killed. A script that fails raises `RuntimeError`.
+    """
+    pid = os.fork()
+    if pid == 0:
+        with log.open("w") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        counter = count_calls(last)
+        try:
+            run(lambda: importlib.import_module(case.module).main(arguments))
+        except BaseException as error:
+            print(repr(error))
+            os._exit(1)
+        Path(f"{log}.count").write_text(str(next(counter)))
+        os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL and last is not None:
+        return 0
+    if status:
+        raise RuntimeError(f"{case.module} {' '.join(arguments)} failed:\n{log.read_text()[-2000:]}")
+    return int(Path(f"{log}.count").read_text())
+
+
+def count_calls(last: int | None) -> itertools.count:
+    """Count the calls that matter from here on, and die before number `last`."""
+    counter = itertools.count()
+
+    def counted(function: Callable) -> Callable:
+        def call(*arguments: object, **options: object) -> object:
+            if next(counter) == last:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **options)
+
+        return call
+
+    for name in CALLS:
+        setattr(os, name, counted(getattr(os, name)))
+    for module in map(importlib.import_module, (*MODULES, "utils.images", "scripts.make_dataset", "utils.index")):
+        for name in MEASURED:
+            if hasattr(module, name):
+                setattr(module, name, counted(getattr(module, name)))
+    return counter
+
+
+def prepare(case: Case, whole: Path, folder: Path) -> list[str]:
+    """An empty folder with what the script finds there; returns the script's arguments."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    if case.copied:  # with the times of the files
+        shutil.copytree(whole / case.copied, folder / case.copied, ignore=lambda _, names: {
+            name for name in names if case.without in name
+        })  # fmt: skip
+    return case.command(whole, folder)
+
+
+def same(first: object, second: object) -> bool:
+    """Whether two checkpoints hold the same, to the last bit, but for clock times and the digest, which covers them."""
+    if isinstance(first, torch.Tensor):
+        return isinstance(second, torch.Tensor) and first.dtype == second.dtype and torch.equal(first, second)
+    if isinstance(first, dict):
+        first, second = (
+            {key: value for key, value in content.items() if key != "digest" and not str(key).endswith(CLOCK)}
+            for content in (first, second)
+        )
+        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(same, first, second))
+    return first == second
+
+
+def differences(case: Case, whole: Path, folder: Path) -> list[str]:
+    """What the folders of a case do not have in common with those of the uninterrupted run, but for logs."""
+    names = [
+        {
+            path.relative_to(parent).as_posix()
+            for name in {case.out, case.copied or case.out}
+            for path in (parent / name).rglob("*")
+            if path.suffix != ".log" and path.name != "run.json"
+        }
+        for parent in (whole, folder)
+    ]
+    found = [f"{name} is only in one" for name in names[0] ^ names[1]]
+    for name in sorted(names[0] & names[1]):
+        paths = whole / name, folder / name
+        if paths[0].is_dir():
+            continue
+        if name.endswith(".pt"):
+            equal = same(*(torch.load(path, weights_only=True) for path in paths))
+        elif name.endswith(".jsonl"):
+            equal = same(*map(read_rows, paths))
+        else:
+            equal = paths[0].read_bytes() == paths[1].read_bytes()
+        found += [] if equal else [f"{name} differs"]
+    return found
+
+
+def kill_everywhere(case: Case, whole: Path, base: Path, options: Options) -> tuple[int, list[str]]:
+    """Kill a script before each of its calls, or before a sample of them; return how many, and what differed then."""
+    folder, log, found = base / "parts", base / "log", []
+    number = fork(case, prepare(case, whole, folder), log)
+    found += differences(case, whole, folder)  # it repeats itself where nobody kills it
+    rng = random.Random(f"{options.seed} {case.out} {case.module}")
+    places = range(number) if options.sample is None else sorted(rng.sample(range(number), min(number, options.sample)))
+    for place in progress(places, unit="kill", desc=f"{case.module} {case.out}"):
+        arguments = prepare(case, whole, folder)
+        fork(case, arguments, log, place)
+        fork(case, arguments, log)
+        found += [f"killed at {place}: {line}" for line in differences(case, whole, folder)]
+    return len(places), found
+
+
+def kill_at_random(case: Case, whole: Path, base: Path, options: Options) -> tuple[int, list[str]]:
+    """Kill a script of its own process, with processes that load its data, at random times until it ends."""
+    folder, found, kills, longest = base / "parts", [], 0, 8.0
+    rng = random.Random(f"{options.seed} {case.out} {case.module} random")
+    module = ["-m", case.module] if "." in case.module else [str(ROOT / f"{case.module}.py")]
+    for _ in progress(range(options.rounds), unit="round", desc=f"{case.module} {case.out}"):
+        arguments = prepare(case, whole, folder)
+        if "--resume" in arguments or case.module == "scripts.make_dataset":
+            arguments += ["--num-workers", "2"]
+        while True:
+            begin = time.monotonic()
+            process = subprocess.Popen(
+                [sys.executable, *module, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+            )  # fmt: skip
+            try:
+                process.wait(longest * (0.4 + 0.6 * rng.random()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                kills, longest = kills + 1, longest * 1.1  # so that it ends in the end
+                continue
+            longest = time.monotonic() - begin
+            break
+        found += [] if process.returncode == 0 else [f"ended with status {process.returncode}"]
+        found += [f"killed at random: {line}" for line in differences(case, whole, folder)]
+    return kills, found
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run all cases, print the table, and end with status 1 if anything differed."""
+    options = parse_options(Options, __doc__, argv)
+    torch.set_num_threads(1)  # so that a forked child can go on, and for equal results
+    for module in MODULES:
+        importlib.import_module(module)
+    base, rows, all_found = Path(tempfile.mkdtemp(prefix="soak-")), [], []
+    whole = base / "whole"
+    draw_pictures(whole / "pictures")
+    (whole / "generate.json").write_text(json.dumps({"0": json.loads((TINY / "generate.json").read_text())["0"]}))
+    print(f"seed {options.seed}, folder {base}", flush=True)
+    for case in CASES:
+        fork(case, case.command(whole, whole), base / "log")
+        counts = [kill(case, whole, base, options) for kill in (kill_everywhere, kill_at_random)]
+        found = [line for _, lines in counts for line in lines]
+        rows.append(f"| `{case.module}` ({case.out}) | {counts[0][0]} | {counts[1][0]} | {len(found)} |")
+        all_found += [f"{case.module} ({case.out}): {line}" for line in found]
+    print("\n".join(all_found))
+    print("| script | killed at each call | killed at random | differences |\n|---|---|---|---|\n" + "\n".join(rows))
+    if all_found:
+        sys.exit(1)
+    shutil.rmtree(base)
+
+
+if __name__ == "__main__":
+    run(main)
