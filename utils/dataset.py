@@ -14,6 +14,7 @@ import torch
 from tinydb import TinyDB
 from torch.utils.data import DataLoader, Dataset
 
+from utils.cli import stop_signals
 from utils.files import UserError, replace_file
 from utils.images import read_image
 
@@ -319,8 +320,8 @@ class _ErrorsAsValues(Dataset):
 
 
 def _ignore_stop(_: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM may reach every process of a run; only the parent acts and ends the others."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    """A signal to stop may reach every process of a run; only the parent acts and ends the others."""
+    for number in stop_signals():
         signal.signal(number, signal.SIG_IGN)
 
 
