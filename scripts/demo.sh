@@ -6,15 +6,18 @@ set -euo pipefail
 usage() {
     cat <<'TEXT'
 usage: bash scripts/demo.sh [--quick] [--source avatars|openmoji] [--device DEVICE] [--out-dir DIR]
+                            [--overwrite] [--verify]
 
   --quick      a complete pass in under 3 minutes, at 32×32 pixels: to see that everything works
   --source     avatars (cartoon faces, the default) or openmoji (emoji)
   --device     auto, cpu, cuda or mps [auto]
   --out-dir    where the data and all that is learned go [out/demo-SOURCE, or out/quick-SOURCE]
+  --overwrite  replace what an earlier recipe, data set or command left there; needed after a recipe was edited
+  --verify     read all data once, where files were moved or copied so that their times changed
 TEXT
 }
 
-source_name=avatars recipe=demo-64 prefix=demo device=auto out=
+source_name=avatars recipe=demo-64 prefix=demo device=auto out= flags=()
 while [ $# -gt 0 ]; do
     case $1 in
         --quick) recipe=tiny-32 prefix=quick; shift ;;
@@ -22,6 +25,7 @@ while [ $# -gt 0 ]; do
             if [ $# -lt 2 ]; then echo "error: $1 needs a value" >&2; exit 2; fi
             case $1 in --source) source_name=$2 ;; --device) device=$2 ;; --out-dir) out=$2 ;; esac
             shift 2 ;;
+        --overwrite | --verify) flags+=("$1"); shift ;;
         -h | --help) usage; exit 0 ;;
         *) usage >&2; echo "error: unknown argument $1" >&2; exit 2 ;;
     esac
@@ -37,20 +41,23 @@ case $out in
 esac
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/signals.sh
 source scripts/environment.sh
 ensure_environment requirements.txt requirements-demo.txt requirements-eval.txt
 source "configs/$recipe/recipe.sh"
-.venv/bin/python -m scripts.demo_data "$source_name" --out-dir "$out/data" \
+attended .venv/bin/python -m scripts.demo_data "$source_name" --out-dir "$out/data" \
     --image-size "$IMAGE_SIZE" --num-images "$NUM_IMAGES"
-PYTHON=$PWD/.venv/bin/python bash scripts/train_cascade.sh "$recipe" "$out/data/dataset.json" "$out" --device "$device"
+export PYTHON=$PWD/.venv/bin/python
+attended bash scripts/train_cascade.sh "$recipe" "$out/data/dataset.json" "$out" \
+    --device "$device" ${flags[@]+"${flags[@]}"}
 
 # newer FILE: whether a step has ended since FILE was written, or there is none.
 newer() { [ ! -f "$1" ] || [ -n "$(find "$out/.done" -type f -newer "$1")" ]; }
 if newer "$out/evaluation/evaluation.json"; then
     echo "== evaluation"
-    .venv/bin/python -m scripts.evaluate "$out" --device "$device"
+    attended .venv/bin/python -m scripts.evaluate "$out" --device "$device"
 fi
 if newer "$out/report.html" || [ "$out/evaluation/evaluation.json" -nt "$out/report.html" ]; then
-    .venv/bin/python -m scripts.report "$out"
+    attended .venv/bin/python -m scripts.report "$out"
 fi
 echo "report: $out/report.html"

@@ -1,15 +1,25 @@
 #!/usr/bin/env bash
-# Chain all steps of a recipe: bash scripts/train_cascade.sh RECIPE DATASET OUT [--device DEVICE]
-#
-# RECIPE is a folder of configs/, DATASET a dataset.json of images, OUT the folder to write to. The recipe decides
-# how many stages the cascade has: transformer_0.json, transformer_1.json, … A step that has run to its end with the same
-# command, config and images is skipped; one that was interrupted is resumed.
+# Chain all steps of a recipe. A step that has run to its end with the same command, config and data, and whose results
+# are there, is skipped; one that was interrupted is resumed.
 set -euo pipefail
-if [ $# -lt 3 ]; then
-    echo "usage: bash scripts/train_cascade.sh RECIPE DATASET OUT [--device DEVICE]" >&2
-    exit 2
-fi
+
+usage() {
+    cat <<'TEXT'
+usage: bash scripts/train_cascade.sh RECIPE DATASET OUT [--device DEVICE] [--overwrite] [--verify]
+
+  RECIPE       a folder of configs/; its transformer_0.json, transformer_1.json, … decide how many stages there are
+  DATASET      dataset.json of images
+  OUT          the folder to write to
+  --device     auto, cpu, cuda or mps [auto]
+  --overwrite  replace what an earlier recipe, data set or command left in OUT; needed after a recipe was edited
+  --verify     read all data once, where files were moved or copied so that their times changed
+TEXT
+}
+
+case ${1:-} in -h | --help) usage; exit 0 ;; esac
+if [ $# -lt 3 ]; then usage >&2; exit 2; fi
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+source "$root/scripts/signals.sh"
 recipe=$root/configs/$1 dataset=$2 out=$3
 common=("${@:4}")
 if [ ! -f "$recipe/recipe.sh" ]; then
@@ -34,58 +44,107 @@ elif [ -n "${VIRTUAL_ENV:-}" ] || { [ -n "${CONDA_PREFIX:-}" ] && [ "${CONDA_DEF
 elif [ -x "$root/.venv/bin/python" ]; then python=$root/.venv/bin/python
 else source "$root/scripts/environment.sh"; python=$(find_python); fi
 
-# step NAME SCRIPT [ARGUMENT...]: run a step unless it has ended before with the same arguments, config and images,
-# and so have all steps before it: each key holds a hash of the one before.
-key=
-step() {
-    local name=$1 script=$2 done_file=$out/.done/$1 argument
-    shift 2
-    key="$script $* after $(printf %s "$key" | cksum)"
-    for argument in "$@"; do
-        case $argument in "$dataset" | "$recipe"/*) key="$key $(cksum < "$argument")" ;; esac
-    done
-    if [ "$(cat "$done_file" 2>/dev/null)" = "$key" ]; then
-        echo "== $name: done"
-        return
-    fi
-    echo "== $name"
-    rm -f "$done_file"
-    SECONDS=0
-    "$python" "$root/$script" "$@" ${common[@]+"${common[@]}"}
-    echo "$name took $SECONDS s"
-    mkdir -p "$out/.done"
-    echo "$key" > "$done_file"
-}
-
 latest=models_checkpoint/latest.pt
+best=models_checkpoint/best.pt
 pruned=models_checkpoint/pruned_codebook.pt
 decoder=$out/autoencoder/$latest
 maps=$out/feature_maps/dataset.json
 names=(codebook_cond)
 for ((i = 0; i < stages; i++)); do names+=("codebook_$i"); done
 
+# $(index DATASET): a fingerprint of its files. Ctrl-C ends this script after it, and a folder utils/ where this is run
+# does not come before the project's.
+index() {
+    trap '' INT
+    PYTHONSAFEPATH=1 PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} "$python" -m utils.index "$1"
+}
+
+# note NAME TEXT: keep a text in .done, the whole or nothing.
+note() {
+    mkdir -p "$out/.done"
+    printf '%s\n' "$2" > "$out/.done/$1.new"
+    mv "$out/.done/$1.new" "$out/.done/$1"
+}
+noted() { cat "$out/.done/$1" 2> /dev/null || true; }
+
+# step NAME RESULT... -- SCRIPT [ARGUMENT...]: run a step unless its results are there and it has ended before with the
+# same arguments, configs and data, and so have all steps before it: each key holds a hash of the one before.
+key=
+step() {
+    local name=$1 results=() result lost= argument
+    shift
+    while [ "$1" != -- ]; do results+=("$1"); shift; done
+    shift
+    key="$* after $(printf %s "$key" | cksum)"
+    for argument in "$@"; do
+        case $argument in
+            "$dataset") key="$key $images" ;;
+            "$maps") key="$key $features" ;;
+            "$recipe"/* | "$config") key="$key $(cksum < "$argument")" ;;
+        esac
+    done
+    if [ "$(noted "$name")" = "$key" ]; then
+        for result in "${results[@]}"; do
+            if [ ! -f "$result" ]; then lost=$result; fi
+        done
+        if [ "$name" = feature_maps ] && [ -z "$lost" ]; then
+            features=$(index "$maps") || lost="$maps or a file of it"
+        fi
+        if [ -z "$lost" ]; then echo "== $name: done"; return; fi
+        echo "$lost is gone: $name runs again"
+    fi
+    echo "== $name"
+    rm -f "$out/.done/$name"
+    SECONDS=0
+    attended "$python" "$root/$1" "${@:2}" ${common[@]+"${common[@]}"}
+    echo "$name took $SECONDS s"
+    for result in "${results[@]}"; do
+        if [ ! -f "$result" ]; then
+            echo "error: $name has ended without $result; remove the folder of this step and run this again" >&2
+            exit 2
+        fi
+    done
+    if [ "$name" = feature_maps ]; then features=$(index "$maps"); fi
+    note "$name" "$key"
+}
+
+images=$(index "$dataset")
+features=  # the fingerprint of the feature maps, once they are there
+# The config of the generation follows the recipe until a person edits it.
+config=$out/generate.json
 mkdir -p "$out"
-cp "$recipe/generate.json" "$out/generate.json"
-step autoencoder train_autoencoder.py --resume $AUTOENCODER \
+if [ -f "$config" ] && ! cmp -s "$recipe/generate.json" "$config" &&
+    [ "$(cksum < "$config")" != "$(noted generate.json)" ]; then
+    echo "$config was edited, so it is kept; for the recipe's, remove it and run this again"
+else
+    if ! cmp -s "$recipe/generate.json" "$config"; then
+        cp "$recipe/generate.json" "$config.new"
+        mv "$config.new" "$config"
+    fi
+    sum=$(cksum < "$config")
+    if [ "$(noted generate.json)" != "$sum" ]; then note generate.json "$sum"; fi
+fi
+
+step autoencoder "$decoder" -- train_autoencoder.py --resume $AUTOENCODER \
     --dataset-path "$dataset" --config-path "$recipe/autoencoder.json" --out-dir "$out/autoencoder"
-step feature_maps generate_fmap_dataset.py $FEATURE_MAPS \
+step feature_maps "$maps" -- generate_fmap_dataset.py $FEATURE_MAPS \
     --dataset-path "$dataset" --model-path "$decoder" --out-dir "$out/feature_maps"
 for name in "${names[@]}"; do
-    step "$name" train_codebook.py --resume $CODEBOOK \
+    step "$name" "$out/$name/$latest" -- train_codebook.py --resume $CODEBOOK \
         --dataset-path "$maps" --decoder-path "$decoder" --config-path "$recipe/$name.json" --out-dir "$out/$name"
-    step "prune_$name" prune_codebook.py $PRUNE \
+    step "prune_$name" "$out/$name/$pruned" -- prune_codebook.py $PRUNE \
         --dataset-path "$maps" --codebook-path "$out/$name/$latest" --decoder-path "$decoder" --out-dir "$out/$name"
 done
 before=(--train-base-model)
 for ((i = 0; i < stages; i++)); do
     settings=TRANSFORMER_$i
-    step "transformer_$i" train_quantized_transformer.py --resume ${!settings} "${before[@]}" \
+    step "transformer_$i" "$out/transformer_$i/$best" "$out/transformer_$i/$latest" -- \
+        train_quantized_transformer.py --resume ${!settings} "${before[@]}" \
         --dataset-path "$maps" --decoder-path "$decoder" \
         --lr-codebook-path "$out/${names[i]}/$pruned" --hr-codebook-path "$out/${names[i + 1]}/$pruned" \
         --config-path "$recipe/transformer_$i.json" --out-dir "$out/transformer_$i"
-    before=(--previous-path "$out/transformer_$i/models_checkpoint/best.pt")
+    before=(--previous-path "$out/transformer_$i/$best")
 done
-key="$key $(cksum < "$out/generate.json")"
-step generate generate_images.py $GENERATE \
-    --decoder-path "$decoder" --config-path "$out/generate.json" --out-dir "$out/generated"
+step generate "$out/generated/tokens.npz" "$out/generated/images/recon_model_Cond.png" -- generate_images.py $GENERATE \
+    --decoder-path "$decoder" --config-path "$config" --out-dir "$out/generated"
 echo "pictures: $out/generated/images (what each step learned: $out/*/images)"

@@ -30,7 +30,7 @@ settings.load_profile("patient")
 @contextmanager
 def undisturbed():
     """Put back the signal handlers and the log handlers that a script replaces."""
-    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     try:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from tests.test_train_cascade import Chain
 
 ROOT = Path(__file__).parent.parent
 STAGES = ["autoencoder", "feature_maps"]
@@ -18,9 +21,15 @@ STAGES += ["transformer_0", "transformer_1", "transformer_2", "generate"]
 
 def start(*arguments):
     command = ["bash", str(ROOT / "scripts/demo.sh"), *map(str, arguments)]
-    # A session of its own, so that a signal reaches the whole chain, as Ctrl-C in a terminal does.
+    # A session of its own, so that a signal reaches a group of processes, as Ctrl-C in a terminal does.
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd="/"
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        cwd="/",
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # where tests run in the background it is not
     )
 
 
@@ -83,3 +92,50 @@ def test_wrong_recipe_gets_a_line_and_status_2(arguments, named):
     process = subprocess.run(command, capture_output=True, text=True)
     assert process.returncode == 2
     assert named in process.stderr
+
+
+class Demo(Chain):
+    """The demo with the stub in place of the Python of its environment."""
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        (folder / ".venv/bin").mkdir(parents=True)
+        (folder / "python").rename(folder / ".venv/bin/python")
+        for path in ROOT.glob("requirements*.txt"):
+            shutil.copy(path, folder)
+            shutil.copy(path, folder / f".venv/installed-{path.name}")
+        self.command = ["bash", str(folder / "scripts/demo.sh"), "--quick", "--out-dir", str(self.out)]
+
+
+@pytest.fixture
+def demo(tmp_path):
+    return Demo(tmp_path)
+
+
+def test_flags_reach_every_step(demo):
+    status, _, errors, commands = demo.run("--overwrite", "--device", "cpu", "--verify")
+    assert status == 0, errors
+    steps = [command for command in commands if not command.startswith("scripts.")]
+    assert len(steps) == len(STAGES)
+    assert all(command.endswith(" --device cpu --overwrite --verify") for command in steps)
+    assert [command.split()[0] for command in commands if command not in steps] == [
+        "scripts.demo_data",
+        "scripts.evaluate",
+        "scripts.report",
+    ]
+
+
+def test_help_tells_of_them(demo):
+    found = subprocess.run([*demo.command, "--help"], capture_output=True, text=True)
+    assert found.returncode == 0
+    assert {"--overwrite", "--verify"} <= set(found.stdout.split())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("command", ["scripts.demo_data", "codebook_cond", "scripts.evaluate", "scripts.report"])
+def test_a_signal_reaches_the_command_once_and_the_demo_ends_with_it(command, number, demo):
+    process = demo.start(command)
+    os.killpg(process.pid, number)
+    _, errors = process.communicate(timeout=20)
+    assert (process.returncode, demo.received) == (7, [number])
+    assert errors.splitlines() == ["terminal: False"]

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from utils.cli import stop_signals
 from utils.files import UserError
 from utils.images import read_image
 from utils.index import Fingerprint, checksum, fingerprint, read_dataset
@@ -294,8 +295,8 @@ class _ErrorsAsValues(Dataset):
 
 
 def _ignore_stop(_: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM may reach every process of a run; only the parent acts and ends the others."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    """A signal to stop may reach every process of a run; only the parent acts and ends the others."""
+    for number in stop_signals():
         signal.signal(number, signal.SIG_IGN)
 
 

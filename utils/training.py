@@ -15,6 +15,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from utils.attempt import touch
 from utils.checkpoint_folder import CheckpointFolder
+from utils.cli import stop_signals
 from utils.dataset import BatchLoader, EpochSampler, chunks, to_device
 from utils.device import choose_workers
 from utils.learner import Learner, TrainingOptions
@@ -128,13 +129,17 @@ def preview_indices(train: np.ndarray, held_out: np.ndarray, number: int) -> np.
 
 @contextmanager
 def catch_stop() -> Iterator[list[signal.Signals]]:
-    """Yield a list that receives SIGINT or SIGTERM instead of the process; a second one acts as usual."""
+    """Yield a list that receives the signals to stop instead of the process; a second one of a kind acts as usual.
+
+    Only SIGHUP never does: the shell of a lost terminal and the kernel may both send it.
+    """
     received: list[signal.Signals] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in stop_signals()}
 
     def receive(number: int, _: object) -> None:
         received.append(signal.Signals(number))
-        signal.signal(number, before[number])
+        if number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, before[number])
 
     try:
         for number in before:

@@ -1,0 +1,157 @@
+"""What scripts/environment.sh does with .venv: makes it where there is none, and clears none that a person has made."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FILES = ("requirements.txt", "requirements-demo.txt")
+TOOLS = ("bash", "cat", "cmp", "cp", "dirname", "env", "find", "mkdir", "mv", "rm", "touch")
+# Stands for Python: finds venv, makes environments with itself as their Python, and has pip.
+PYTHON = """#!/usr/bin/env bash
+case "$*" in
+    "-m venv "*)
+        if [ ! -e .venv/incomplete ]; then echo "no mark" >&2; exit 1; fi
+        mkdir -p .venv/bin
+        cp "$0" .venv/bin/python
+        if [ -n "${INTERRUPTED:-}" ]; then kill -TERM $PPID; while :; do :; done; fi ;;
+    "-m pip install "*) echo "pip: ${*: -1}"; exit "${STATUS:-0}" ;;
+    --version) echo Python 3 ;;
+esac
+"""
+UV = '#!/usr/bin/env bash\necho "uv: $*"\n'
+
+
+class Project:
+    """A folder with the scripts and requirement files, and a PATH of few commands."""
+
+    def __init__(self, folder):
+        self.folder, self.venv, self.tools = folder, folder / ".venv", folder / "tools"
+        shutil.copytree(ROOT / "scripts", folder / "scripts")
+        (folder / FILES[0]).write_text("torch>=2.5   # models\n# more\nnumpy>=1.26\n")
+        (folder / FILES[1]).write_text("resvg-py>=0.5,<1   # draws\n")
+        self.tools.mkdir()
+        for name in TOOLS:
+            (self.tools / name).symlink_to(shutil.which(name))
+
+    def command(self, name, text):
+        """Make a command; return its path."""
+        path = self.folder / name
+        path.write_text(text)
+        path.chmod(0o755)
+        return path
+
+    def ensure(self, **environment):
+        """Call ensure_environment as the scripts do; return status and the lines of output and errors."""
+        script = (
+            f"source scripts/signals.sh; source scripts/environment.sh; ensure_environment {' '.join(FILES)}; echo ok"
+        )
+        environment = {"PATH": str(self.tools), "PYTHON": str(self.folder / "python")} | environment
+        found = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script], cwd=self.folder, env=environment, capture_output=True, text=True
+        )
+        return found.returncode, found.stdout.splitlines(), found.stderr.splitlines()
+
+    @property
+    def marks(self):
+        return sorted(path.name for path in self.venv.glob("i*"))
+
+    def make_without_pip(self, **versions):
+        """Make .venv as a person does with uv: without pip, with these versions of packages."""
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", self.venv], check=True)
+        (self.venv / "mine").touch()
+        packages = next(self.venv.glob("lib/python*/site-packages"))
+        for name, version in versions.items():
+            (packages / f"{name}-{version}.dist-info").mkdir()
+            metadata = f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: {version}\n"
+            (packages / f"{name}-{version}.dist-info/METADATA").write_text(metadata)
+
+
+@pytest.fixture
+def project(tmp_path):
+    return Project(tmp_path)
+
+
+INSTALLED = sorted(f"installed-{file}" for file in FILES)
+
+
+def test_an_environment_is_made_once_where_there_is_none(project):
+    project.command("python", PYTHON)
+    status, output, errors = project.ensure()
+    assert (status, errors) == (0, [])
+    assert [line for line in output if line.startswith("pip: ")] == [f"pip: {file}" for file in FILES]
+    assert project.marks == INSTALLED
+    assert project.ensure() == (0, ["ok"], [])
+    (project.folder / FILES[1]).write_text("more>=1\n")
+    assert f"pip: {FILES[1]}" in project.ensure()[1]
+    assert project.ensure() == (0, ["ok"], [])
+
+
+def test_one_whose_making_was_interrupted_is_made_anew(project):
+    project.command("python", PYTHON)
+    assert project.ensure(INTERRUPTED="yes")[0] == 143
+    assert project.marks == ["incomplete"]
+    (project.venv / "half").touch()
+    status, _, errors = project.ensure()
+    assert (status, errors) == (0, [])
+    assert project.marks == INSTALLED
+    assert not (project.venv / "half").exists()
+
+
+def test_a_failed_installation_leaves_no_mark(project):
+    project.command("python", PYTHON)
+    status, output, _ = project.ensure(STATUS="3")
+    assert (status, project.marks) == (3, [])
+    assert "ok" not in output
+    assert project.ensure()[0] == 0
+    assert project.marks == INSTALLED
+
+
+def test_one_without_pip_that_has_all_is_used(project):
+    project.make_without_pip(torch="2.5.1+cu124", numpy="1.26.0", resvg_py="0.9")
+    assert project.ensure() == (0, ["ok"], [])
+    assert (project.venv / "mine").exists()
+
+
+@pytest.mark.parametrize(
+    ("versions", "lacking"),
+    [
+        ({"torch": "2.5", "numpy": "2.0"}, "resvg-py>=0.5,<1"),
+        ({"torch": "2.4.9", "numpy": "2.0", "resvg_py": "0.5"}, "torch>=2.5"),
+        ({"numpy": "2.0", "resvg_py": "1.0"}, "torch>=2.5 resvg-py>=0.5,<1"),
+    ],
+)
+def test_one_without_pip_that_lacks_something_is_left_alone(versions, lacking, project):
+    project.make_without_pip(**versions)
+    status, output, errors = project.ensure()
+    assert (status, output, len(errors)) == (2, [], 1)
+    assert f"has no pip and lacks {lacking}; " in errors[0]
+    assert (project.venv / "mine").exists()
+
+
+def test_uv_installs_where_there_is_no_pip(project):
+    project.make_without_pip(torch="2.5", numpy="2.0")
+    project.command("tools/uv", UV)
+    status, output, errors = project.ensure()
+    assert (status, errors) == (0, [])
+    calls = [line for line in output if line.startswith("uv: ")]
+    assert calls == [f"uv: pip install --quiet --python .venv/bin/python -r {file}" for file in FILES]
+    assert (project.venv / "mine").exists()
+
+
+@pytest.mark.parametrize("python", ["missing", "dangling", "broken"])
+def test_one_whose_python_does_not_run_is_left_alone(python, project):
+    project.command("python", PYTHON)
+    (project.venv / "bin").mkdir(parents=True)
+    if python == "dangling":
+        (project.venv / "bin/python").symlink_to("/no/such/python")
+    elif python == "broken":
+        project.command(".venv/bin/python", "#!/bin/sh\nexit 1\n")
+    before = sorted((project.venv / "bin").iterdir())
+    status, output, errors = project.ensure()
+    assert (status, output, len(errors)) == (2, [], 1)
+    assert ".venv/bin/python does not run" in errors[0]
+    assert sorted((project.venv / "bin").iterdir()) == before
