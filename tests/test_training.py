@@ -70,16 +70,21 @@ def test_steps_are_planned_to_the_last_epoch_or_max_step(items, batch_size, epoc
     assert args.planned_steps(items) == (one_by_one if max_step is None else min(one_by_one, max_step))
 
 
-def test_a_second_signal_acts_as_usual():
-    seen = []
-    signal.signal(signal.SIGTERM, lambda *_: seen.append("usual"))
-    usual = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize(("number", "wait"), [(signal.SIGINT, 0), (signal.SIGTERM, 10), (signal.SIGHUP, 10)])
+def test_a_second_signal_acts_as_usual_once_it_can_be_no_echo_of_the_first(number, wait, monkeypatch):
+    seen, now = [], 0.0
+    monkeypatch.setattr("utils.training.time.monotonic", lambda: now)
+    signal.signal(number, lambda *_: seen.append("usual"))
+    usual = signal.getsignal(number)
     with catch_stop() as stop:
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert (stop, seen) == ([signal.SIGTERM], [])
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert (stop, seen) == ([signal.SIGTERM], ["usual"])
-    assert signal.getsignal(signal.SIGTERM) is usual
+        os.kill(os.getpid(), number)
+        if wait:
+            os.kill(os.getpid(), number)
+        assert (set(stop), seen) == ({number}, [])
+        now += wait
+        os.kill(os.getpid(), number)
+        assert seen == ["usual"]
+    assert signal.getsignal(number) is usual
 
 
 def test_a_base_stage_with_a_stage_before_it_is_refused(command, capsys):

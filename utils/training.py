@@ -5,6 +5,7 @@ import json
 import logging
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -24,6 +25,7 @@ from utils.progress import progress
 
 log = logging.getLogger(__name__)
 
+SAME_STOP = 3.0  # seconds within which a second SIGTERM or SIGHUP is the first one's echo
 MAX_VALIDATION = 1024  # items that a validation loss is measured on, so that it stays a small share of training
 
 
@@ -131,15 +133,19 @@ def preview_indices(train: np.ndarray, held_out: np.ndarray, number: int) -> np.
 def catch_stop() -> Iterator[list[signal.Signals]]:
     """Yield a list that receives the signals to stop instead of the process; a second one of a kind acts as usual.
 
-    Only SIGHUP never does: the shell of a lost terminal and the kernel may both send it.
+    A second SIGTERM or SIGHUP of the next moment is taken for the first: a service manager signals every process of a
+    job, as the kernel does where a terminal is lost, and the shell script above this process passes its own on.
     """
     received: list[signal.Signals] = []
+    times: dict[int, float] = {}
     before = {number: signal.getsignal(number) for number in stop_signals()}
 
     def receive(number: int, _: object) -> None:
         received.append(signal.Signals(number))
-        if number in (signal.SIGINT, signal.SIGTERM):
+        since = time.monotonic() - times.setdefault(number, time.monotonic())
+        if len(received) > 1 and (since > SAME_STOP or number == signal.SIGINT):
             signal.signal(number, before[number])
+            signal.raise_signal(number)
 
     try:
         for number in before:
