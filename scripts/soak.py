@@ -68,6 +68,12 @@ class Case:
         places = {"whole": whole, "copied": folder if self.copied else whole}
         return [str(word).format(**places) for word in self.arguments] + ["--out-dir", str(folder / self.out)]
 
+    def differences(self, whole: Path, folder: Path) -> list[str]:
+        """What the script has left in a folder and not in the uninterrupted run, or the other way round."""
+        return [
+            line for name in {self.out, self.copied or self.out} for line in differences(whole / name, folder / name)
+        ]
+
 
 LATEST, PRUNED = "models_checkpoint/latest.pt", "models_checkpoint/pruned_codebook.pt"
 TRAINING = ("--resume", "--device", "cpu", "--batch-size", 6, "--val-fraction", 0.2, "--log-step", 2)
@@ -200,20 +206,15 @@ def same(first: object, second: object) -> bool:
     return first == second
 
 
-def differences(case: Case, whole: Path, folder: Path) -> list[str]:
-    """What the folders of a case do not have in common with those of the uninterrupted run, but for logs."""
+def differences(first: Path, second: Path) -> list[str]:
+    """What two folders do not have in common, but for logs and the record of the attempts."""
     names = [
-        {
-            path.relative_to(parent).as_posix()
-            for name in {case.out, case.copied or case.out}
-            for path in (parent / name).rglob("*")
-            if path.suffix != ".log" and path.name != "run.json"
-        }
-        for parent in (whole, folder)
+        {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix != ".log"} - {"run.json"}
+        for folder in (first, second)
     ]
     found = [f"{name} is only in one" for name in names[0] ^ names[1]]
     for name in sorted(names[0] & names[1]):
-        paths = whole / name, folder / name
+        paths = first / name, second / name
         if paths[0].is_dir():
             continue
         if name.endswith(".pt"):
@@ -230,14 +231,14 @@ def kill_everywhere(case: Case, whole: Path, base: Path, options: Options) -> tu
     """Kill a script before each of its calls, or before a sample of them; return how many, and what differed then."""
     folder, log, found = base / "parts", base / "log", []
     number = fork(case, prepare(case, whole, folder), log)
-    found += differences(case, whole, folder)  # it repeats itself where nobody kills it
+    found += case.differences(whole, folder)  # it repeats itself where nobody kills it
     rng = random.Random(f"{options.seed} {case.out} {case.module}")
     places = range(number) if options.sample is None else sorted(rng.sample(range(number), min(number, options.sample)))
     for place in progress(places, unit="kill", desc=f"{case.module} {case.out}"):
         arguments = prepare(case, whole, folder)
         fork(case, arguments, log, place)
         fork(case, arguments, log)
-        found += [f"killed at {place}: {line}" for line in differences(case, whole, folder)]
+        found += [f"killed at {place}: {line}" for line in case.differences(whole, folder)]
     return len(places), found
 
 
@@ -266,7 +267,7 @@ def kill_at_random(case: Case, whole: Path, base: Path, options: Options) -> tup
             longest = time.monotonic() - begin
             break
         found += [] if process.returncode == 0 else [f"ended with status {process.returncode}"]
-        found += [f"killed at random: {line}" for line in differences(case, whole, folder)]
+        found += [f"killed at random: {line}" for line in case.differences(whole, folder)]
     return kills, found
 
 

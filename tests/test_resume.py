@@ -13,7 +13,8 @@ import train_codebook
 import train_quantized_transformer
 from models.codebook import Codebook
 from models.map_learner import MapLearner
-from tests.helpers.runs import GRADIENT, MAINS, PRUNED, WEIGHTS, latest, rows, same
+from scripts.soak import differences, same
+from tests.helpers.runs import GRADIENT, MAINS, PRUNED, WEIGHTS, latest, rows
 from tests.helpers.scripts import TINY, expect_error, expect_exit, run_main
 from utils.gradient import GradientLearner
 from utils.run_folder import PICTURES
@@ -294,18 +295,6 @@ def test_a_run_whose_latest_and_best_are_gone_resumes_from_the_highest_step(trai
     assert best[0]["validation"] == best[1]["validation"]
 
 
-def compare_runs(first, second):
-    """Names of all files, checkpoints, pictures, and metrics without their clock times."""
-    names = [{path.relative_to(folder) for path in folder.rglob("*")} for folder in (first, second)]
-    assert names[0] == names[1]
-    for name in names[0]:
-        if name.suffix == ".pt":
-            assert same(*(torch.load(folder / name, weights_only=True) for folder in (first, second))), name
-        if name.suffix == ".png":
-            assert (first / name).read_bytes() == (second / name).read_bytes(), name
-    assert same(rows(first), rows(second))
-
-
 @pytest.mark.parametrize("name", MAINS)
 def test_a_stop_saves_no_checkpoint_and_no_row_that_an_uninterrupted_run_would_not_have(
     name, command, train, tmp_path, monkeypatch
@@ -321,7 +310,7 @@ def test_a_stop_saves_no_checkpoint_and_no_row_that_an_uninterrupted_run_would_n
     assert latest(tmp_path / "parts")["step"] == 5
     assert max(row["step"] for row in rows(tmp_path / "parts")) == 4
     train(name, "parts", *plan, "--resume")
-    compare_runs(tmp_path / "whole", tmp_path / "parts")
+    assert differences(tmp_path / "whole", tmp_path / "parts") == []
 
 
 @pytest.mark.parametrize("name", MAINS)
@@ -341,7 +330,7 @@ def test_a_crash_while_a_checkpoint_is_drawn_is_made_good(name, command, train, 
         patched.setattr(script, "save_grid", crash)
         run_main(MAINS[name], *command(name, "parts", *plan))
     train(name, "parts", *plan, "--resume")
-    compare_runs(tmp_path / "whole", tmp_path / "parts")
+    assert differences(tmp_path / "whole", tmp_path / "parts") == []
 
 
 @pytest.mark.parametrize("part", ["take_census", "arrange", "save_map", "decoded_psnr"])
@@ -354,7 +343,7 @@ def test_a_crash_in_the_last_pass_of_a_codebook_is_made_good(part, command, trai
         patched.setattr(train_codebook, part, crash)
         run_main(MAINS["codebook_1"], *command("codebook_1", "parts", "--max-step", 3))
     train("codebook_1", "parts", "--max-step", 3, "--resume")
-    compare_runs(tmp_path / "whole", tmp_path / "parts")
+    assert differences(tmp_path / "whole", tmp_path / "parts") == []
 
 
 @pytest.mark.parametrize("pruned", [False, True])
@@ -371,7 +360,7 @@ def test_a_codebook_that_goes_on_from_another_is_resumed_as_it_was(
     assert same(train("codebook_1", "parts", *plan, "--resume"), whole)
     assert len(whole["model"]["units"]) == len(Codebook.load(start))
     assert {row["radius"] for row in rows(tmp_path / "parts", "radius")} == {0}
-    compare_runs(tmp_path / "whole", tmp_path / "parts")
+    assert differences(tmp_path / "whole", tmp_path / "parts") == []
 
 
 @pytest.fixture

@@ -28,7 +28,8 @@ from models.autoencoder import Autoencoder
 from models.codebook import Codebook
 from models.map_statistics import take_census
 from models.transformer import Grid, Transformer, TransformerConfig
-from tests.helpers.runs import GRADIENT, MAINS, PRUNED, WEIGHTS, latest, rows, same
+from scripts.soak import same
+from tests.helpers.runs import GRADIENT, MAINS, PRUNED, WEIGHTS, latest, rows
 from tests.helpers.scripts import CODEBOOKS, TINY, expect_error
 from utils.config import load_config
 from utils.dataset import FeatureMapDataset, ImageDataset, is_validation
