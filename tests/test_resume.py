@@ -391,3 +391,18 @@ def test_another_index_is_refused(train, command, moved, capsys):
 def test_pictures_of_trainings_are_named_in_one_place(tiny_run):
     drawn = {path.stem.rpartition("_")[0] for path in tiny_run.glob("[act]*/images/*.png")}
     assert drawn == set(PICTURES)
+
+
+@pytest.mark.parametrize("name", MAINS)
+def test_a_training_that_was_stopped_can_be_ended_there(name, command, train, tmp_path, monkeypatch):
+    """It is measured and drawn as if its last step had been planned, so that later steps find what they need."""
+    with monkeypatch.context() as patched:
+        interrupt(patched, MapLearner if name == "codebook_1" else GradientLearner, 2, signal.SIGINT)
+        assert expect_exit(MAINS[name], command(name, "run", "--max-step", 9)) == 130
+    train(name, "run", "--max-step", 1, "--resume", "--num-workers", 1)
+    prefix = "codebook" if name == "codebook_1" else "model"
+    made = {path.name for path in (tmp_path / "run/models_checkpoint").iterdir()}
+    assert made == {"latest.pt", f"{prefix}_3.pt"} | (set() if name == "codebook_1" else {"best.pt"})
+    assert [row["step"] for row in rows(tmp_path / "run", "val_loss")][-1] == 3
+    assert all(path.stem.endswith("_3") for path in (tmp_path / "run/images").iterdir())
+    assert name != "codebook_1" or rows(tmp_path / "run", "topographic_error")[0]["step"] == 3

@@ -78,10 +78,13 @@ def train(
 
     def leave_if_stopped() -> None:
         if stop:
-            log.info("stopped by %s: saved %s, go on with --resume", stop[0].name, checkpoints.folder.latest)
+            log.info(
+                "stopped by %s: saved %s; go on with --resume, or end here with --resume --max-step 1",
+                *(stop[0].name, checkpoints.folder.latest),
+            )
             sys.exit(128 + stop[0])
 
-    sampler = EpochSampler(indices, options.step_size, options.seed, start, total)
+    sampler = EpochSampler(indices, options.step_size, options.seed, start, max(start, total))
     is_cuda = learner.device.type == "cuda"
     loader = BatchLoader(dataset, sampler, choose_workers(options.num_workers, learner.device), is_cuda)
     bar = progress(loader, initial=start, total=total, unit="step", desc=options.out_dir.name, mininterval=0.5)
