@@ -27,7 +27,6 @@ from models.map_pictures import save_map
 from models.map_statistics import decoded_psnr, table, take_census
 from utils import cli
 from utils.attempt import attempt
-from utils.checkpoint import check_origin
 from utils.checkpoint_folder import CheckpointFolder
 from utils.config import load_config
 from utils.dataset import BatchLoader, FeatureMapDataset, steps_per_epoch
@@ -70,14 +69,14 @@ def main(argv: list[str] | None = None) -> None:
         config = load_config(options.config_path, CodebookConfig)
         dataset = FeatureMapDataset(options.dataset_path)
         autoencoder = Autoencoder.load(options.decoder_path).to(device)
-        check_origin(options.dataset_path, "autoencoder", dataset.autoencoder, autoencoder.fingerprint)
+        dataset.check_origin(autoencoder.origins)
         training, held_out = dataset.split(options.val_fraction)
 
         torch.manual_seed(options.seed)
         codebook, sample = start_codebook(options, config, dataset, training, device)
         steps = (steps_per_epoch(len(training), options.batch_size), options.planned_steps(len(training)))
         learner = MapLearner(codebook, *steps, options.codebook_path is not None, options.lr_step, sample)
-        origin = {"autoencoder": autoencoder.fingerprint}
+        origin = autoencoder.origin
         checkpoints = CheckpointFolder(options, KIND, config, origin, len(training), prefix="codebook", has_best=False)
         start = checkpoints.resume(learner) if options.resume else 0
 
