@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
             with replace_file(folder.path / name, durable=False) as temporary:
                 np.save(temporary, fmap)
             records.append(fmap_record(dataset, index, flipped, name, folder.path))
-        write_dataset(folder.dataset, records, {"autoencoder": model.fingerprint})
+        write_dataset(folder.dataset, records, model.origin)
         remove_unnamed(folder.path, f"[0-9]*/{'[0-9a-f]' * 24}.npy", {record["fmap_path"] for record in records})
         log.info("wrote %d feature maps and %s", len(records), folder.dataset)
 
@@ -82,7 +82,7 @@ def encode_all(
 
 def fmap_name(model: Autoencoder, dataset: ImageDataset, index: int, flipped: bool) -> str:
     """A name that no map of another autoencoder or image has: an earlier data set stays whole until it is replaced."""
-    origin = f"{model.fingerprint} {dataset.paths[index].decode()} {flipped}"
+    origin = f"{model.encoder_fingerprint} {dataset.paths[index].decode()} {flipped}"
     return hashlib.blake2b(origin.encode(), digest_size=12).hexdigest()
 
 

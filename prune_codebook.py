@@ -23,7 +23,7 @@ from models.map_pictures import save_map
 from models.map_statistics import Statistics, decoded_psnr, table, take_census
 from utils import cli
 from utils.attempt import attempt
-from utils.checkpoint import check_origin, load_checkpoint, save_checkpoint
+from utils.checkpoint import check_origins, load_checkpoint, save_checkpoint
 from utils.dataset import VAL_FRACTION, BatchLoader, FeatureMapDataset
 from utils.device import choose_device, choose_workers
 from utils.files import UserError
@@ -65,7 +65,8 @@ def main(argv: list[str] | None = None) -> None:
         codebook.check_fits(options.codebook_path, dataset)
         autoencoder = options.decoder_path and Autoencoder.load(options.decoder_path).to(device)
         if autoencoder is not None:
-            check_origin(options.codebook_path, "autoencoder", codebook.autoencoder, autoencoder.fingerprint)
+            check_origins(options.codebook_path, codebook.origin, autoencoder.origins)
+            dataset.check_origin(autoencoder.origins)
 
         def statistics_of(codebook: Codebook, title: str) -> Statistics:
             batches = BatchLoader.in_order(dataset, options.batch_size, choose_workers(None, device))
@@ -88,7 +89,7 @@ def main(argv: list[str] | None = None) -> None:
         folder = StepFolder(options.out_dir)
         if autoencoder is not None:
             save_map(pruned, autoencoder, folder, "pruned")
-        rest = {"trained_from": {"autoencoder": codebook.autoencoder}, "statistics": after, "statistics_before": before}
+        rest = {"trained_from": codebook.origin, "statistics": after, "statistics_before": before}
         save_checkpoint(folder.pruned, KIND, pruned.config, pruned.state_dict(), **rest)
         row = {"step": load_checkpoint(options.codebook_path, KIND).get("step", 0)}  # of the codebook's training
         others = [row for row in read_rows(folder.metrics) if "pruned_units" not in row]  # but for an earlier pruning

@@ -27,7 +27,6 @@ from models.map_pictures import save_map
 from models.map_statistics import Statistics, decoded_psnr, table, take_census
 from utils import cli
 from utils.attempt import attempt
-from utils.checkpoint import check_origin
 from utils.checkpoint_folder import CheckpointFolder
 from utils.config import load_config
 from utils.dataset import BatchLoader, FeatureMapDataset, steps_per_epoch
@@ -70,10 +69,10 @@ def main(argv: list[str] | None = None) -> None:
         config = load_config(options.config_path, CodebookConfig)
         dataset = FeatureMapDataset(options.dataset_path)
         autoencoder = Autoencoder.load(options.decoder_path).to(device)
-        check_origin(options.dataset_path, "autoencoder", dataset.autoencoder, autoencoder.fingerprint)
+        dataset.check_origin(autoencoder.origins)
         training, held_out = dataset.split(options.val_fraction)
 
-        origin, names = {"autoencoder": autoencoder.fingerprint}, {"prefix": "codebook", "has_best": False}
+        origin, names = autoencoder.origin, {"prefix": "codebook", "has_best": False}
         checkpoints = CheckpointFolder(options, KIND, config, origin, dataset, len(training), **names)
         torch.manual_seed(options.seed)
         codebook, sample = start_codebook(options, config, dataset, training, checkpoints.found)

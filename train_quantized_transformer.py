@@ -27,7 +27,6 @@ from models.tokens import load_tokens
 from models.transformer import TransformerConfig
 from utils import cli
 from utils.attempt import attempt
-from utils.checkpoint import check_origin
 from utils.checkpoint_folder import CheckpointFolder
 from utils.config import load_config
 from utils.dataset import FeatureMapDataset, TokenDataset, to_device
@@ -70,8 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     with attempt(__file__, options) as attempted:
         device = choose_device(options.device)
         dataset, autoencoder, coarse, fine = load_inputs(options, device)
-        models = {"autoencoder": autoencoder, "lr_codebook": coarse, "hr_codebook": fine}
-        origin = {name: model.fingerprint for name, model in models.items()}
+        origin = autoencoder.origin | {"lr_codebook": coarse.fingerprint, "hr_codebook": fine.fingerprint}
         training, held_out = dataset.split(options.val_fraction)
         transformer = load_config(options.config_path, TransformerConfig)
         names, labels = dataset.label_indices() if transformer.use_labels else ((), None)
@@ -123,7 +121,7 @@ def load_inputs(options: Options, device: torch.device) -> tuple[FeatureMapDatas
     """The feature maps, the autoencoder and the codebooks, checked to belong together."""
     dataset = FeatureMapDataset(options.dataset_path)
     autoencoder = Autoencoder.load(options.decoder_path).to(device)
-    check_origin(options.dataset_path, "autoencoder", dataset.autoencoder, autoencoder.fingerprint)
+    dataset.check_origin(autoencoder.origins)
     codebooks = []
     for path in (options.lr_codebook_path, options.hr_codebook_path):
         codebooks.append(Codebook.load(path).to(device))

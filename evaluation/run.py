@@ -13,7 +13,7 @@ from models.cascade import Stage
 from models.codebook import Codebook
 from models.generation import Cascade, load_generation_config
 from models.tokens import read_tokens
-from utils.checkpoint import check_origin, load_checkpoint
+from utils.checkpoint import check_origins, load_checkpoint
 from utils.config import read_json
 from utils.dataset import VAL_FRACTION, FeatureMapDataset, ImageDataset
 from utils.device import choose_dtype
@@ -42,7 +42,7 @@ class TrainedRun:
         if not path.is_file():
             return None
         maps = FeatureMapDataset(path)
-        check_origin(path, "autoencoder", maps.autoencoder, self.autoencoder.fingerprint)
+        maps.check_origin(self.autoencoder.origins)
         return maps
 
     def _load_codebooks(self) -> dict[str, Codebook]:
@@ -53,7 +53,7 @@ class TrainedRun:
                 self.missing.append(f"{step.name}: {step.codebook} is missing; train it")
                 continue
             book = found[step.name] = Codebook.load(step.codebook).to(self.device)
-            check_origin(step.codebook, "autoencoder", book.autoencoder, self.autoencoder.fingerprint)
+            check_origins(step.codebook, book.origin, self.autoencoder.origins)
             if self.maps is not None:
                 book.check_fits(step.codebook, self.maps)
         return found
@@ -70,7 +70,7 @@ class TrainedRun:
                 self.missing.append(f"stage {number}: its bits need both codebooks")
             else:
                 stage = Stage.load(step.best, *books).to(self.device)
-                check_origin(step.best, "autoencoder", stage.autoencoder, self.autoencoder.fingerprint)
+                check_origins(step.best, stage.origin, self.autoencoder.origins)
                 self.fractions.append(held_out_fraction(step.best, TRANSFORMER))
                 found[number] = (stage, *books)
         if found and self.maps is None:

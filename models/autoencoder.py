@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.activations import ACTIVATIONS
-from utils.checkpoint import load_checkpoint, load_weights
+from utils.checkpoint import Origin, fingerprint, load_checkpoint, load_weights
 from utils.config import build_config
 from utils.files import UserError
 from utils.options import check_ranges, option
@@ -109,6 +109,7 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.config, self.encoder, self.decoder = config, Encoder(config), Decoder(config)
         self.fingerprint: str | None = None  # of the checkpoint it was loaded from
+        self.encoder_fingerprint: str | None = None  # of its encoder alone
 
     @classmethod
     def load(cls, path: Path) -> "Autoencoder":
@@ -116,8 +117,18 @@ class Autoencoder(nn.Module):
         content = load_checkpoint(path, KIND)
         model = cls(build_config(AutoencoderConfig, content["config"], str(path)))
         load_weights(model, content, path)
-        model.fingerprint = content["fingerprint"]
+        model.fingerprint, model.encoder_fingerprint = content["fingerprint"], fingerprint(model.encoder.state_dict())
         return model.eval()
+
+    @property
+    def origin(self) -> Origin:
+        """What is kept of it with what depends on its feature maps: a decoder may be trained further."""
+        return {"encoder": self.encoder_fingerprint}
+
+    @property
+    def origins(self) -> Origin:
+        """What the origin of a file is compared with; one of before names the fingerprint of all weights."""
+        return self.origin | {"autoencoder": self.fingerprint}
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) in [−1, 1] → feature maps (B, C, h, w). H and W must be multiples of 2^num_layers."""

@@ -20,7 +20,7 @@ from models.codebook import Codebook
 from models.decoding import CachedDecoder
 from models.transformer import Grid, Transformer, TransformerConfig
 from utils.beam_search import search
-from utils.checkpoint import check_origin, load_checkpoint, load_weights
+from utils.checkpoint import Origin, check_origin, load_checkpoint, load_weights
 from utils.config import build_config
 from utils.files import UserError
 from utils.sampling import SamplingConfig
@@ -70,7 +70,7 @@ class Stage(nn.Module):
     def __init__(self, config: StageConfig) -> None:
         super().__init__()
         self.config = config
-        self.autoencoder: str | None = None  # fingerprint, once loaded from a checkpoint
+        self.origin: Origin = {}  # what it was trained with, once loaded from a checkpoint
         self.near: torch.Tensor | None = None  # the `near_units` of the coarse codebook, for `condition_noise`
         conditions = config.coarse.num_units + (config.transformer.condition_dropout > 0)  # the null is the last
         firsts, source = (conditions, None) if config.is_base else (1, config.coarse)
@@ -87,12 +87,12 @@ class Stage(nn.Module):
     def load(cls, path: Path, coarse: Codebook, fine: Codebook) -> "Stage":
         """Read a stage from a checkpoint and check that it was trained between these codebooks."""
         content = load_checkpoint(path, KIND)
-        trained_from = content["trained_from"]
-        check_origin(path, "low-resolution codebook", trained_from.get("lr_codebook"), coarse.fingerprint)
-        check_origin(path, "high-resolution codebook", trained_from.get("hr_codebook"), fine.fingerprint)
+        origin = content["trained_from"]
+        check_origin(path, "low-resolution codebook", origin.get("lr_codebook"), coarse.fingerprint)
+        check_origin(path, "high-resolution codebook", origin.get("hr_codebook"), fine.fingerprint)
         stage = cls(build_config(StageConfig, content["config"], str(path)))
         load_weights(stage, content, path)
-        stage.autoencoder = trained_from.get("autoencoder")
+        stage.origin = origin
         return stage.eval()
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from models.patches import patchify, unpatchify
-from utils.checkpoint import check_origin, fingerprint, load_checkpoint, load_weights
+from utils.checkpoint import Origin, check_origin, fingerprint, load_checkpoint, load_weights
 from utils.config import build_config
 from utils.dataset import FeatureMapDataset
 from utils.files import UserError
@@ -82,7 +82,7 @@ class Codebook(nn.Module):
         self.register_buffer("units", torch.zeros(num_units, config.dim))
         self.register_buffer("coordinates", torch.stack((index // columns, index % columns), dim=1))
         self.register_buffer("counts", torch.zeros(num_units, dtype=torch.int64))
-        self.autoencoder: str | None = None  # fingerprint of what made its data, once loaded from a checkpoint
+        self.origin: Origin = {}  # what made its data, once loaded from a checkpoint
 
     @classmethod
     def load(cls, path: Path) -> "Codebook":
@@ -91,7 +91,7 @@ class Codebook(nn.Module):
         num_units = len(content["model"].get("units", ()))
         codebook = cls(build_config(CodebookConfig, content["config"], str(path)), num_units)
         load_weights(codebook, content, path)
-        codebook.autoencoder = content["trained_from"].get("autoencoder")
+        codebook.origin = content["trained_from"]
         return codebook
 
     def __len__(self) -> int:
@@ -114,7 +114,8 @@ class Codebook(nn.Module):
                 f"{path}: is for feature maps of {self.fmap_shape} (C, H, W), the data set holds {dataset.shape}; "
                 "correct 'image_C', 'image_H' and 'image_W' in its config"
             )
-        check_origin(path, "data set's autoencoder", self.autoencoder, dataset.autoencoder)
+        for what, made_with in self.origin.items():
+            check_origin(path, f"data set's {what}", made_with, dataset.origin.get(what))
 
     def patchify(self, fmap: torch.Tensor) -> torch.Tensor:
         """Feature maps (B, C, H, W) → all their patches, (B·T, D)."""

@@ -12,7 +12,7 @@ from models.autoencoder import Autoencoder
 from models.cascade import Stage
 from models.codebook import Codebook
 from models.decoding import make_ready
-from utils.checkpoint import check_origin
+from utils.checkpoint import check_origins
 from utils.config import build_config, read_json
 from utils.files import UserError
 from utils.options import option
@@ -86,7 +86,7 @@ class Cascade:
             model_path, coarse_path, fine_path = (folder / path for path in paths)
             coarse, fine = Codebook.load(coarse_path), Codebook.load(fine_path)
             stage = Stage.load(model_path, coarse, fine)
-            check_origin(model_path, "autoencoder", stage.autoencoder, decoder.fingerprint)
+            check_origins(model_path, stage.origin, decoder.origins)
             if config.is_guided and not stage.config.transformer.condition_dropout:
                 raise UserError(
                     f"{model_path}: 'guidance_scale' is {config.guidance_scale}, but the stage was trained without "

@@ -11,6 +11,7 @@ from utils.checkpoint import Origin, load_checkpoint, save_checkpoint
 from utils.dataset import BatchLoader, FeatureMapDataset, TokenDataset
 from utils.device import choose_workers
 from utils.files import UserError
+from utils.lock import lock
 from utils.progress import progress
 
 log = logging.getLogger(__name__)
@@ -27,12 +28,15 @@ def load_tokens(dataset: FeatureMapDataset, coarse: Codebook, fine: Codebook, de
     the feature maps are quantized; they are read once for both codebooks.
     """
     found = {codebook: read_tokens(dataset, codebook) for codebook in (coarse, fine)}
-    missing = [codebook for codebook, tokens in found.items() if tokens is None]
-    if missing:
-        for codebook, tokens in zip(missing, quantize(dataset, missing, device), strict=True):
-            path = token_path(dataset, codebook)
-            save_checkpoint(path, KIND, codebook.config, {"tokens": tokens}, origin_of(dataset, codebook))
-            found[codebook] = read_tokens(dataset, codebook)
+    if any(tokens is None for tokens in found.values()):  # else no lock, so that the data set may be read-only
+        with lock(dataset.folder / "tokens", wait=True):
+            # Another process may have made them meanwhile.
+            found = {codebook: read_tokens(dataset, codebook) for codebook in found}
+            missing = [codebook for codebook, tokens in found.items() if tokens is None]
+            for codebook, tokens in zip(missing, quantize(dataset, missing, device) if missing else (), strict=True):
+                path = token_path(dataset, codebook)
+                save_checkpoint(path, KIND, codebook.config, {"tokens": tokens}, origin_of(dataset, codebook))
+                found[codebook] = read_tokens(dataset, codebook)
     log.info("tokens %s", " ".join(str(token_path(dataset, codebook)) for codebook in found))
     return TokenDataset(*found.values())
 

@@ -1,6 +1,12 @@
 import io
+import logging
+import math
+import random
 import re
 import shutil
+import struct
+import zipfile
+from collections import OrderedDict
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +20,15 @@ from torch import nn
 from models.autoencoder import Autoencoder
 from models.cascade import Stage
 from models.codebook import Codebook
-from utils.checkpoint import check_origin, fingerprint, link_checkpoint, load_checkpoint, load_weights, save_checkpoint
+from utils.checkpoint import (
+    check_origin,
+    digest,
+    fingerprint,
+    link_checkpoint,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
 from utils.files import UserError
 
 
@@ -43,7 +57,7 @@ def test_what_is_saved_is_loaded(tmp_path):
     path = save(tmp_path / "deep" / "a.pt", step=7, optimizer=optimizer.state_dict(), trained_from={"b": None})
     content = load_checkpoint(path, "thing")
     assert set(content) == {
-        "kind", "format_version", "config", "fingerprint", "model", "step", "optimizer", "trained_from",
+        "kind", "format_version", "config", "fingerprint", "model", "step", "optimizer", "trained_from", "digest",
     }  # fmt: skip
     assert Config(**content["config"]) == Config()
     assert content["fingerprint"] == fingerprint(linear().state_dict())
@@ -87,10 +101,33 @@ def test_code_is_refused_and_not_run(zipped, tmp_path):
     assert (tmp_path / "touched").exists()  # so the file would have done it
 
 
+def test_a_pickle_with_a_zip_behind_it_is_not_even_read(tmp_path, monkeypatch):
+    path, zipped = tmp_path / "a.pt", save(tmp_path / "zipped.pt")
+    torch.save(Touch(tmp_path / "touched"), path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes() + zipped.read_bytes())
+    assert zipfile.is_zipfile(path)
+    with monkeypatch.context() as patched, pytest.raises(UserError, match=re.escape(f"{path}: not a checkpoint")):
+        patched.setattr(torch, "load", lambda *_, **__: pytest.fail("read"))
+        load_checkpoint(path, "thing")
+    assert not (tmp_path / "touched").exists()
+    torch.load(path, weights_only=False)
+    assert (tmp_path / "touched").exists()  # so torch's reader of old files would have done it
+
+
+def signed(content):
+    """A checkpoint's content after a change, as if it had been saved so."""
+    return content | {"digest": digest(content)}
+
+
+def old(content):
+    """A checkpoint's content as it was before there was a digest."""
+    return {key: value for key, value in content.items() if key != "digest"} | {"format_version": 1}
+
+
 def whole_file():
     buffer = io.BytesIO()
-    content = {"kind": "thing", "format_version": 1, "config": asdict(Config()), "model": linear().state_dict()}
-    torch.save(content | {"fingerprint": fingerprint(content["model"]), "trained_from": {}}, buffer)
+    content = {"kind": "thing", "format_version": 2, "config": asdict(Config()), "model": linear().state_dict()}
+    torch.save(signed(content | {"fingerprint": fingerprint(content["model"]), "trained_from": {}}), buffer)
     return buffer.getvalue()
 
 
@@ -127,6 +164,65 @@ def test_a_wrong_byte_in_the_weights_is_named(tmp_path):
         load_checkpoint(path, "thing")
 
 
+def test_any_wrong_bit_is_named_or_changes_nothing(tmp_path):
+    """In a file that holds all kinds of values; half of it is padding, names that nobody reads, and such."""
+    model, seed = linear(), random.randrange(2**32)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    numbers = {"step": 7, "best": math.inf, "none": math.nan, "zero": -0.0, "settings": {"--lr": 1e-3, "on": True}}
+    path = save(tmp_path / "a.pt", ema=linear(seed=1).state_dict(), optimizer=optimizer.state_dict(), **numbers)
+    saved, whole, draw = load_checkpoint(path, "thing"), path.read_bytes(), random.Random(seed)
+    changed, loaded = tmp_path / "b.pt", 0
+    for place in draw.sample(range(len(whole)), 500):
+        bit = draw.randrange(8)
+        changed.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+        try:
+            found = load_checkpoint(changed, "thing", memory_map=place % 2 == 1)
+        except UserError as error:
+            assert re.fullmatch(re.escape(f"{changed}: ") + ".+", str(error)), f"seed {seed}, bit {bit} of {place}"
+        else:
+            assert alike(found, saved), f"seed {seed}, bit {bit} of {place}"
+            loaded += 1
+    assert loaded < 350
+
+
+def alike(a, b):
+    """Whether two values are equal to the last bit, and of the same types."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, torch.Tensor):
+        kinds = [(tensor.dtype, tensor.shape, tensor.stride(), tensor.requires_grad) for tensor in (a, b)]
+        octets = (tensor.flatten().view(torch.uint8) for tensor in (a, b))
+        return kinds[0] == kinds[1] and torch.equal(*octets)
+    if isinstance(a, dict):
+        inside = alike(getattr(a, "__dict__", None), getattr(b, "__dict__", None))
+        return inside and a.keys() == b.keys() and all(alike(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(alike, a, b))
+    return struct.pack("d", a) == struct.pack("d", b) if isinstance(a, float) else a == b
+
+
+def test_a_file_from_before_the_digest_is_loaded_with_one_warning(tmp_path, caplog):
+    path = save(tmp_path / "a.pt", step=7)
+    content = old(torch.load(path, weights_only=True))
+    torch.save(content, path)
+    with caplog.at_level(logging.WARNING):
+        assert [load_checkpoint(path, "thing")["step"] for _ in range(2)] == [7, 7]
+    assert [record.getMessage().split(": ")[0] for record in caplog.records] == [str(path)]
+    content["model"]["weight"][0, 0] += 1
+    torch.save(content, path)
+    with pytest.raises(UserError, match=r"a\.pt: damaged, it does not hold what was saved"):
+        load_checkpoint(path, "thing")
+
+
+def test_a_file_that_should_have_a_digest_needs_it(tmp_path):
+    path = save(tmp_path / "a.pt")
+    torch.save(old(torch.load(path, weights_only=True)) | {"format_version": 2}, path)
+    with pytest.raises(UserError, match=r"a\.pt: damaged, it does not hold what was saved"):
+        load_checkpoint(path, "thing")
+
+
 def test_a_missing_file_and_a_folder_are_named(tmp_path):
     for path in (tmp_path / "missing.pt", tmp_path):
         with pytest.raises(UserError, match=re.escape(f"{path}: no such checkpoint")):
@@ -145,12 +241,12 @@ def test_another_kind_is_named_with_both(tmp_path):
         load_checkpoint(save(tmp_path / "a.pt"), "codebook")
 
 
-@pytest.mark.parametrize("version", [0, 2, None, "1"])
+@pytest.mark.parametrize("version", [0, 3, None, "1"])
 def test_another_version_is_named(version, tmp_path):
     path = tmp_path / "a.pt"
     content = {"kind": "thing", "model": {}, "config": {}}
     torch.save(content if version is None else content | {"format_version": version}, path)
-    with pytest.raises(UserError, match=rf"a\.pt: format version {version}, this code reads 1"):
+    with pytest.raises(UserError, match=rf"a\.pt: format version {version}, this code reads 1 and 2"):
         load_checkpoint(path, "thing")
 
 
@@ -195,7 +291,7 @@ def test_every_kind_says_what_does_not_fit(name, tiny_run, tmp_path):
     ]
     damaged = tmp_path / "damaged.pt"
     for damage in damages:
-        torch.save(good | damage, damaged)
+        torch.save(signed(good | damage), damaged)
         with pytest.raises(UserError, match=re.escape(f"{damaged}: ")):
             load(damaged)
 
@@ -312,6 +408,38 @@ def test_names_shapes_and_types_change_the_fingerprint_and_strides_do_not():
     ]
     assert len({fingerprint(state) for state in states}) == len(states)
     assert fingerprint({"a": values.T.contiguous().T}) == fingerprint({"a": values})
+
+
+ones = torch.ones(2)
+VALUES = [
+    None, False, True, 0, 1, -1, 0.0, -0.0, 1.0, math.nan, math.inf, "", "0", "1", "None", "int 1 0",
+    [], (), {}, [[]], [[], []], [1, 2], (1, 2), [12], ["1", "2"], ["12"], [1, [2]], [[1], 2], {1: 2}, {"1": 2}, {2: 1},
+    {"a": {"b": 1}}, {"a": {}, "b": 1}, {"a": 1, "b": {}}, torch.ones(2), torch.ones(1, 2), torch.ones(2, 1),
+    torch.ones(2).half(), torch.ones(2).int(), torch.ones(2, requires_grad=True), torch.zeros(2), -torch.zeros(2),
+    torch.tensor(1.0), torch.ones(1).expand(2), ones[:1], ones[1:], torch.zeros(0), torch.zeros(0, 2),
+    [ones, ones.clone()], [ones, ones], OrderedDict(),
+]  # fmt: skip
+
+
+def test_values_that_differ_have_different_digests():
+    found = [digest({"x": value}) for value in VALUES]
+    assert len(set(found)) == len(VALUES)
+
+
+@pytest.mark.parametrize("value", VALUES, ids=repr)
+def test_a_digest_survives_saving_and_loading_and_the_order_of_keys(value):
+    buffer, content = io.BytesIO(), {"x": value, "y": linear().state_dict(), 3: "z", "digest": "of before"}
+    torch.save(dict(reversed(content.items())), buffer)
+    buffer.seek(0)
+    assert digest(torch.load(buffer, weights_only=True)) == digest(content)
+    buffer.seek(0)
+    assert digest(torch.load(buffer, weights_only=True) | {"digest": "another"}) == digest(content)
+
+
+def test_what_a_checkpoint_cannot_hold_is_our_own_mistake(tmp_path):
+    with pytest.raises(TypeError, match="PosixPath"):
+        save(tmp_path / "a.pt", folder=tmp_path)
+    assert names(tmp_path) == []
 
 
 def test_an_origin_is_checked_where_both_sides_are_known(tmp_path):

@@ -24,7 +24,7 @@ from utils.dataset import (
 )
 from utils.files import UserError
 from utils.images import read_image, save_image
-from utils.index import read_dataset, write_dataset
+from utils.index import checksum, read_dataset, write_dataset
 
 names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=20)
 records = st.lists(st.fixed_dictionaries({"image_fpath": names, "labels": st.lists(names, max_size=3)}), min_size=1)
@@ -241,7 +241,7 @@ def test_maps_whose_image_is_there(tiny_run):
 def test_records_of_feature_maps_have_the_public_keys_and_relative_paths(tiny_run, faces):
     folder = tiny_run / "feature_maps"
     records, info = read_dataset(folder / "dataset.json", ("fmap_path", "image_path"))
-    assert set(info) == {"autoencoder"}
+    assert set(info) == {"encoder"}
     for number, record in enumerate(records):
         assert {"fmap_path", "image_path", "labels", "flipped"} <= set(record)
         assert re.fullmatch(rf"{number // 30:04d}/[0-9a-f]{{24}}\.npy", record["fmap_path"])
@@ -302,7 +302,7 @@ def test_feature_maps_come_as_float32(dtype, tmp_path):
     maps = np.arange(2 * 3 * 4 * 5, dtype=dtype).reshape(2, 3, 4, 5)
     dataset = FeatureMapDataset(map_folder(tmp_path, maps))
     assert dataset.shape == (3, 4, 5)
-    assert dataset.autoencoder is None
+    assert dataset.origin == {}
     batch = dataset[np.array([1, 0])]
     assert batch.dtype == torch.float32
     assert torch.equal(batch, torch.from_numpy(maps[[1, 0]].astype(np.float32)))
@@ -342,6 +342,8 @@ BAD_MAPS = {
     "whole numbers": saved(np.zeros((2, 2, 2), np.int64)),
     "complex numbers": saved(np.zeros((2, 2, 2), np.complex64)),
     "strings": saved(np.full((2, 2, 2), "a")),
+    "not a number": saved(np.full((2, 2, 2), np.nan, np.float32)),
+    "infinity": saved(np.array([[[0, 0], [0, 0]], [[0, -np.inf], [0, 0]]], np.float16)),
     "a zip of arrays": zipped(),
     "a zip cut short": zipped()[:60],
     "an image": b"\x89PNG\r\n\x1a\n" + bytes(20),
@@ -358,6 +360,39 @@ def test_a_bad_feature_map_is_named(number, damage, tmp_path):
         FeatureMapDataset(path)[np.arange(2)]
     named = tmp_path / "1.npy" if damage == "another shape" else bad
     assert str(refused.value).startswith(f"{named}: ")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_map_that_has_changed_since_it_was_written_is_named(workers, tmp_path):
+    path = map_folder(tmp_path, np.arange(16, dtype=np.float32).reshape(2, 2, 2, 2))
+    records, _ = read_dataset(path, ())
+    for number, record in enumerate(records):
+        record["checksum"] = checksum((tmp_path / f"{number}.npy").read_bytes())
+    write_dataset(path, records)
+    dataset = FeatureMapDataset(path)
+    whole = next(iter(BatchLoader(dataset, [np.arange(2)], workers)))
+    assert torch.equal(whole, torch.arange(16.0).view(2, 2, 2, 2))
+    content = bytearray((tmp_path / "1.npy").read_bytes())
+    content[-3] ^= 1  # another number, and a good one
+    (tmp_path / "1.npy").write_bytes(content)
+    assert torch.equal(dataset[np.array([0])], whole[:1])
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path / '1.npy'}: has changed since it was written")):
+        list(BatchLoader(dataset, [np.arange(2)], workers))
+    write_dataset(path, [{key: value for key, value in record.items() if key != "checksum"} for record in records])
+    assert torch.isfinite(FeatureMapDataset(path)[np.arange(2)]).all()  # of an older data set nobody can tell
+
+
+def test_an_autoencoder_that_made_the_maps_is_known_from_then_on(tmp_path):
+    path = map_folder(tmp_path, np.zeros((1, 2, 2, 2), np.float32))
+    for known in ({"encoder": "e"}, {"autoencoder": "a"}, {}):
+        write_dataset(path, read_dataset(path, ())[0], known)
+        dataset = FeatureMapDataset(path)
+        for what in known:
+            with pytest.raises(UserError, match=re.escape(f"{path}: does not belong with this {what} (made with")):
+                dataset.check_origin({"encoder": "other", "autoencoder": "other"})
+            assert dataset.origin == known
+        dataset.check_origin({"encoder": "e", "autoencoder": "a"})
+        assert dataset.origin == {"encoder": "e", "autoencoder": "a"}
 
 
 def test_pickled_objects_are_refused_and_not_run(tmp_path):

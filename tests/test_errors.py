@@ -14,11 +14,15 @@ import prune_codebook
 import train_autoencoder
 import train_codebook
 import train_quantized_transformer
+from evaluation.run import TrainedRun
+from models.autoencoder import Autoencoder
 from scripts import make_dataset
 from tests.helpers.scripts import TINY, expect_error, expect_exit, run_main
-from utils.checkpoint import fingerprint
+from utils.checkpoint import digest, fingerprint
 from utils.dataset import FeatureMapDataset
 from utils.files import UserError
+from utils.index import checksum
+from utils.run_folder import RunFolder
 
 MAINS = {
     "train_autoencoder": train_autoencoder.main,
@@ -394,27 +398,135 @@ def test_maps_of_another_shape_are_refused(script, named, refused, run, tmp_path
     assert "(4, 8, 8)" in line
 
 
+def resave(path, to, *, is_old=False, **changes):
+    """Write a checkpoint to another place, with changes, as this code would have saved it or the one before did."""
+    content = torch.load(path, weights_only=True) | changes
+    weights = content.get("ema") or content["model"]
+    content |= {"fingerprint": fingerprint(weights), "format_version": 1 if is_old else 2}
+    del content["digest"]
+    torch.save(content if is_old else content | {"digest": digest(content)}, to)
+
+
+def changed_decoder(run, path, part):
+    """An autoencoder whose averaged weights differ from the run's where their names begin with `part`."""
+    weights = torch.load(run / "autoencoder" / WEIGHTS, weights_only=True)["ema"]
+    moved = {name: value + 0.5 if name.startswith(part) else value for name, value in weights.items()}
+    resave(run / "autoencoder" / WEIGHTS, path, ema=moved)
+    return path
+
+
+@pytest.fixture(scope="module")
+def further(run, tmp_path_factory):
+    """The run's autoencoder with a decoder that was trained further."""
+    return changed_decoder(run, tmp_path_factory.mktemp("further") / "autoencoder.pt", "decoder.")
+
+
 @pytest.fixture(scope="module")
 def stranger(run, tmp_path_factory):
-    """An autoencoder of the same shape with other weights, a codebook and a stage made with it."""
+    """An autoencoder of the same shape with another encoder, a codebook and a stage made with it."""
     folder = tmp_path_factory.mktemp("stranger")
-    content = torch.load(run / "autoencoder" / WEIGHTS, weights_only=True)
-    for name in content["ema"]:
-        content["ema"][name] = content["ema"][name] + 0.5
-    content["fingerprint"] = fingerprint(content["ema"])
-    torch.save(content, folder / "autoencoder.pt")
+    origin = Autoencoder.load(changed_decoder(run, folder / "autoencoder.pt", "encoder.")).origin
     for name, file in (("codebook_1", PRUNED), ("transformer_1", WEIGHTS)):
-        made = torch.load(run / name / file, weights_only=True)
-        made["trained_from"]["autoencoder"] = content["fingerprint"]
-        torch.save(made, folder / f"{name}.pt")
+        before = torch.load(run / name / file, weights_only=True)["trained_from"]
+        resave(run / name / file, folder / f"{name}.pt", trained_from=before | origin)
     return folder
 
 
-def test_maps_of_another_autoencoder_are_refused(refused, run, stranger):
+@pytest.fixture(scope="module")
+def old_run(run, tmp_path_factory):
+    """The run as the code before wrote it: without digests, and with the fingerprint of the whole autoencoder."""
+    folder = tmp_path_factory.mktemp("old")
+    shutil.copytree(run, folder, dirs_exist_ok=True)
+    mark = {"autoencoder": Autoencoder.load(run / "autoencoder" / WEIGHTS).fingerprint}
+    for path in folder.rglob("*.pt"):
+        origin = torch.load(path, weights_only=True)["trained_from"]
+        books = {name: value for name, value in origin.items() if name != "encoder"}
+        resave(path, path, is_old=True, trained_from=books | (mark if "encoder" in origin else {}))
+    dataset = folder / "feature_maps/dataset.json"
+    content = json.loads(dataset.read_text())
+    content["info"]["1"] = mark
+    dataset.write_text(json.dumps(content))
+    return folder
+
+
+# What reads the autoencoder beside what was made with it, and the first file that it then names.
+READERS = {
+    "train_codebook": "feature_maps/dataset.json",
+    "prune_codebook": f"codebook_1/{WEIGHTS}",
+    "train_quantized_transformer": "feature_maps/dataset.json",
+    "generate_images": f"transformer_0/{BEST}",
+    "evaluation": "feature_maps/dataset.json",
+}
+
+
+def read(reader, run, decoder, tmp_path):
+    """Do what this reader does with a run, but with another autoencoder."""
+    if reader != "evaluation":
+        flags = good(run, reader) | {"--decoder-path": decoder, "--out-dir": tmp_path / "out"}
+        return run_main(MAINS[reader], *words(flags))
+    folder = RunFolder(shutil.copytree(run, tmp_path / "run"))
+    shutil.copy(decoder, folder.autoencoder.latest)
+    evaluated = TrainedRun(folder, torch.device("cpu"))
+    assert len(evaluated.stages) == 3 and evaluated.cascade(1) is not None
+    assert evaluated.missing == []
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_decoder_that_was_trained_further_is_accepted(reader, run, further, tmp_path):
+    read(reader, run, further, tmp_path)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_another_encoder_is_refused(reader, run, stranger, tmp_path):
+    with pytest.raises(UserError, match=f"{READERS[reader]}: does not belong with this encoder "):
+        read(reader, run, stranger / "autoencoder.pt", tmp_path)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_run_from_before_is_checked_by_the_mark_that_it_has(reader, old_run, stranger, further, tmp_path):
+    read(reader, old_run, old_run / "autoencoder" / WEIGHTS, tmp_path / "own")
+    for other in (stranger / "autoencoder.pt", further):
+        with pytest.raises(UserError, match=f"{READERS[reader]}: does not belong with this autoencoder "):
+            read(reader, old_run, other, tmp_path / other.parent.name)
+
+
+def test_files_from_before_and_of_now_meet_and_the_autoencoder_decides_where_it_is_there(
+    run, old_run, stranger, tmp_path, capsys
+):
+    mixed = {"--dataset-path": old_run / "feature_maps/dataset.json", "--out-dir": tmp_path / "pruned"}
+    run_main(prune_codebook.main, *words(good(run, "prune_codebook") | mixed))
     for script in ("train_codebook", "train_quantized_transformer"):
-        line = refused(script, decoder_path=stranger / "autoencoder.pt")
-        assert str(run / "feature_maps/dataset.json") in line
-        assert "autoencoder" in line
+        run_main(MAINS[script], *words(good(run, script) | mixed | {"--out-dir": tmp_path / script}))
+    whole = {"autoencoder": Autoencoder.load(stranger / "autoencoder.pt").fingerprint}
+    for script, flag in (("train_codebook", "codebook_path"), ("train_quantized_transformer", "hr_codebook_path")):
+        path = tmp_path / "codebook.pt"
+        resave(run / "codebook_1" / PRUNED, path, is_old=True, trained_from=whole)
+        flags = good(run, script) | {"--" + flag.replace("_", "-"): path, "--out-dir": tmp_path / "refused"}
+        assert f"error: {path}: does not belong with" in expect_error(capsys, MAINS[script], words(flags))
+
+
+DAMAGES = {"not finite": "holds NaN or infinity", "changed": "has changed since it was written"}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("script", ["train_codebook", "prune_codebook", "train_quantized_transformer"])
+def test_a_map_that_is_not_as_it_should_be_is_named(script, damage, run, capsys, tmp_path):
+    maps = shutil.copytree(run / "feature_maps", tmp_path / "maps")
+    shutil.rmtree(maps / "tokens")
+    content = json.loads((maps / "dataset.json").read_text())
+    path = maps / content["_default"]["7"]["fmap_path"]
+    fmap = np.load(path)
+    if damage == "not finite":
+        fmap[1, 2, 3] = np.inf if script == "prune_codebook" else np.nan
+        np.save(path, fmap)
+    for record in content["_default"].values():
+        record["checksum"] = checksum((maps / record["fmap_path"]).read_bytes())
+    (maps / "dataset.json").write_text(json.dumps(content))
+    if damage == "changed":
+        np.save(path, fmap + np.float32(0.01))
+    flags = good(run, script) | {"--dataset-path": maps / "dataset.json", "--out-dir": tmp_path / "out"}
+    assert f"error: {path}: {DAMAGES[damage]}" in expect_error(capsys, MAINS[script], words(flags))
+    assert not list((tmp_path / "out").rglob("*.pt")) and not list(maps.rglob("*.pt"))
 
 
 @pytest.mark.parametrize(
@@ -429,8 +541,7 @@ def test_maps_of_another_autoencoder_are_refused(refused, run, stranger):
 def test_codebooks_of_another_autoencoder_are_refused(script, flag, refused, stranger):
     path = stranger / "codebook_1.pt"
     line = refused(script, **{flag: path})
-    assert line.startswith(f"error: {path}: ")
-    assert "autoencoder" in line
+    assert line.startswith(f"error: {path}: does not belong with this data set's encoder")
 
 
 def test_a_base_stage_wants_one_token_of_condition(refused, run):
@@ -549,14 +660,13 @@ def test_a_stage_made_with_another_autoencoder_is_refused(refused, run, stranger
 
 
 def test_a_condition_codebook_that_was_not_counted_is_named(refused, run, write_json, tmp_path):
-    content = torch.load(run / "codebook_cond" / PRUNED, weights_only=True)
-    content["model"]["counts"].zero_()
-    content["fingerprint"] = fingerprint(content["model"])
+    weights = torch.load(run / "codebook_cond" / PRUNED, weights_only=True)["model"]
+    weights["counts"].zero_()
     uncounted, model = tmp_path / "uncounted.pt", tmp_path / "model.pt"
-    torch.save(content, uncounted)
-    stage = torch.load(run / "transformer_0" / WEIGHTS, weights_only=True)
-    stage["trained_from"]["lr_codebook"] = fingerprint(content["model"])
-    torch.save(stage, model)
+    resave(run / "codebook_cond" / PRUNED, uncounted, model=weights)
+    origin = torch.load(run / "transformer_0" / WEIGHTS, weights_only=True)["trained_from"]
+    origin["lr_codebook"] = fingerprint(weights)
+    resave(run / "transformer_0" / WEIGHTS, model, trained_from=origin)
     change = {"model_path": str(model), "lr_codebook_path": str(uncounted)}
     path = generation(run, write_json, tmp_path, lambda stages: stages["0"].update(change))
     line = refused("generate_images", config_path=path)

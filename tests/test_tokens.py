@@ -1,7 +1,9 @@
 """The tokens of a data set: what they are, and when they are computed anew."""
 
+import multiprocessing
 import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +98,35 @@ def test_tokens_stay_in_the_file_that_is_named_by_data_and_codebook(dataset):
     if (maps := Path("/proc/self/maps")).exists():
         mapped = maps.read_text()
         assert all(str(path) in mapped for path in paths)
+
+
+def test_tokens_that_are_there_are_read_without_a_lock(dataset, fmaps, monkeypatch):
+    load_tokens(dataset, COARSE, FINE, CPU)
+    monkeypatch.setattr(tokens, "lock", lambda *_, **__: pytest.fail("a data set may be read-only"))
+    check(load_tokens(dataset, COARSE, FINE, CPU), fmaps)
+
+
+def test_of_two_processes_one_makes_the_tokens_and_the_other_waits_for_them(dataset, fmaps, tmp_path, monkeypatch):
+    original, passes = tokens.quantize, tmp_path / "passes"
+
+    def slow(*arguments):
+        with passes.open("a") as file:
+            file.write("one\n")
+        time.sleep(1)  # the other process comes by then
+        return original(*arguments)
+
+    monkeypatch.setattr(tokens, "quantize", slow)
+    context = multiprocessing.get_context("fork")
+    both = [context.Process(target=load_tokens, args=(dataset, COARSE, FINE, CPU)) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
+    assert passes.read_text() == "one\n"
+    check(load_tokens(dataset, COARSE, FINE, CPU), fmaps)
+    assert passes.read_text() == "one\n"
+    assert len(list((dataset.folder / "tokens").iterdir())) == 2
 
 
 def test_another_codebook_is_quantized_alone(dataset, fmaps, quantized):

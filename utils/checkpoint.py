@@ -1,11 +1,14 @@
 """The checkpoint format: written atomically, read without executing code, checked before use."""
 
 import dataclasses
+import functools
 import hashlib
+import logging
 import os
-import pickle
 import shutil
-import zipfile
+import struct
+import zlib
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -13,7 +16,9 @@ from torch import nn
 
 from utils.files import UserError, replace_file
 
-FORMAT_VERSION = 1
+log = logging.getLogger(__name__)
+
+FORMAT_VERSION, WITHOUT_DIGEST = 2, 1  # both are read
 PARTS = {"kind", "format_version", "config", "fingerprint", "model", "trained_from"}
 
 State = dict[str, torch.Tensor]
@@ -22,12 +27,49 @@ Origin = dict[str, str | None]  # the fingerprints of the models that made the d
 
 def fingerprint(state: State) -> str:
     """A short hash of a state dict, over the names, shapes and bytes of its tensors: the identity of these weights."""
-    digest = hashlib.blake2b(digest_size=8)
+    found = hashlib.blake2b(digest_size=8)
     for name in sorted(state):
         value = state[name].detach().cpu().contiguous()
-        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-        digest.update(value.flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+        found.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        found.update(value.flatten().view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def digest(content: dict) -> str:
+    """A short hash of all that a checkpoint holds but its `digest`, in an order that does not depend on how it is kept.
+
+    A value is written after its type and its length, so that no two contents are written alike; a float as its bits,
+    since NaN and -0.0 count too; a tensor as the CRC-32 of its bytes, which takes half the time of a blake2b, and its
+    place in a storage, since those that share one change together.
+    """
+    found, storages = hashlib.blake2b(digest_size=8), {}
+
+    def add(value: object) -> None:
+        text, parts = "", ()
+        match value:
+            case None | bool() | int() | str():
+                text = str(value)
+            case float():
+                text = struct.pack("<d", value).hex()
+            case torch.Tensor():
+                octets = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+                storage = storages.setdefault(value.untyped_storage().data_ptr(), len(storages)) if len(octets) else -1
+                layout = f"{list(value.shape)} {value.stride()} {value.storage_offset()} {storage}"
+                text = f"{value.dtype} {layout} {value.requires_grad} {zlib.crc32(octets)}"
+            case list() | tuple():
+                text, parts = str(len(value)), value
+            case dict():  # that of a state dict has an attribute, the versions of its modules
+                pairs = sorted(value.items(), key=lambda pair: (type(pair[0]).__name__, str(pair[0])))
+                text, parts = str(len(value)), (*chain(*pairs), getattr(value, "__dict__", None))
+            case _:
+                raise TypeError(f"a checkpoint holds no {type(value).__name__}")
+        octets = text.encode("utf-8", "surrogatepass")
+        found.update(f"{type(value).__name__} {len(octets)} ".encode() + octets)
+        for part in parts:
+            add(part)
+
+    add({key: value for key, value in content.items() if key != "digest"})
+    return found.hexdigest()
 
 
 def save_checkpoint(path: Path, kind: str, config: object, model: State, trained_from: Origin, **rest: object) -> None:
@@ -38,8 +80,9 @@ def save_checkpoint(path: Path, kind: str, config: object, model: State, trained
     """
     head = {"kind": kind, "format_version": FORMAT_VERSION, "config": dataclasses.asdict(config)}
     weights = {"fingerprint": fingerprint(rest.get("ema") or model), "model": model}
+    content = {**head, **weights, "trained_from": trained_from, **rest}
     with replace_file(path) as temporary:
-        torch.save({**head, **weights, "trained_from": trained_from, **rest}, temporary)
+        torch.save(content | {"digest": digest(content)}, temporary)
 
 
 def load_checkpoint(path: Path, kind: str, *, memory_map: bool = False) -> dict:
@@ -51,23 +94,42 @@ def load_checkpoint(path: Path, kind: str, *, memory_map: bool = False) -> dict:
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
     try:
-        # torch would read anything else in its old format, which can fail in any way.
-        options = {"map_location": "cpu", "weights_only": True, "mmap": memory_map}
-        content = torch.load(path, **options) if zipfile.is_zipfile(path) else None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, OSError, TypeError) as error:
+        with path.open("rb") as file:
+            # torch reads anything but a zip in its old format, a pickle, even one with a zip behind it.
+            is_zip = file.read(4) == b"PK\x03\x04"
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=memory_map) if is_zip else None
+    except Exception as error:  # of damaged files torch raises all kinds
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: not a readable checkpoint ({reason}); it may be damaged or cut short") from None
     if not isinstance(content, dict) or not content.keys() >= {"kind", "model"}:
         raise UserError(f"{path}: not a checkpoint of this project; give a .pt file that one of its scripts wrote")
     if content["kind"] != kind:
         raise UserError(f"{path}: holds a {content['kind']}, expected a {kind}")
-    if content.get("format_version") != FORMAT_VERSION:
-        raise UserError(f"{path}: format version {content.get('format_version')}, this code reads {FORMAT_VERSION}")
+    if (version := content.get("format_version")) not in (FORMAT_VERSION, WITHOUT_DIGEST):
+        raise UserError(f"{path}: format version {version}, this code reads {WITHOUT_DIGEST} and {FORMAT_VERSION}")
     if missing := PARTS - content.keys():
         raise UserError(f"{path}: damaged, without {', '.join(sorted(missing))}; use another checkpoint")
-    if fingerprint(content.get("ema") or content["model"]) != content["fingerprint"]:
-        raise UserError(f"{path}: damaged, its weights are not those that were saved; use another checkpoint")
+    _check_content(path, content)
     return content
+
+
+@functools.cache  # once for each file
+def _warn_of_age(path: Path) -> None:
+    log.warning("%s: was written before checkpoints had a digest; only its weights can be checked", path)
+
+
+def _check_content(path: Path, content: dict) -> None:
+    """Raise `UserError` unless this is what was saved; of older files only the weights can be checked."""
+    try:
+        if content["format_version"] == WITHOUT_DIGEST:
+            _warn_of_age(path)
+            is_whole = fingerprint(content.get("ema") or content["model"]) == content["fingerprint"]
+        else:
+            is_whole = digest(content) == content.get("digest")
+    except Exception:  # damage makes all kinds of values
+        is_whole = False
+    if not is_whole:
+        raise UserError(f"{path}: damaged, it does not hold what was saved; use another checkpoint")
 
 
 def load_weights(model: nn.Module, checkpoint: dict, path: Path, *, averaged: bool = True) -> None:

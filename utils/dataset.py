@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from utils.checkpoint import Origin, check_origins
 from utils.cli import stop_signals
 from utils.files import UserError
 from utils.images import read_image
@@ -140,17 +141,22 @@ def read_map(path: Path, expected: str = "") -> torch.Tensor:
 
 
 class FeatureMapDataset(FileDataset):
-    """Feature maps, float32; `autoencoder` is the fingerprint of the autoencoder that made them, None if unknown."""
+    """Feature maps, float32; `origin` is what is known of the autoencoder that made them."""
 
     read = staticmethod(read_map)
 
     def __init__(self, path: str | os.PathLike) -> None:
         records, info = read_dataset(path, ("fmap_path", "image_path"))
         super().__init__(path, records, "fmap_path")
-        self.autoencoder: str | None = info.get("autoencoder")
+        self.origin: Origin = info
         self.image_paths = _packed(record["image_path"] for record in records)
         self.image_keys = _packed(record.get("image_key", record["image_path"]) for record in records)
         self.flipped = np.array([bool(record.get("flipped")) for record in records])
+
+    def check_origin(self, given: Origin) -> None:
+        """Raise `UserError` if another autoencoder made the maps; if not, all that is known of this one is of them."""
+        check_origins(self.index, self.origin, given)
+        self.origin = given
 
     def label_indices(self) -> tuple[tuple[str, ...], np.ndarray]:
         """The names of all labels, sorted, and those of each map as indices (N, L), padded by the number of names."""
