@@ -215,9 +215,10 @@ def test_a_saved_codebook_comes_back_the_same(pruned, tmp_path):
     codebook.counts.copy_(take_census(codebook, [fmap]).counts)
     if pruned:
         codebook = codebook.prune(torch.tensor([1, 0, 1, 1, 0, 0, 1], dtype=torch.bool))
-    save(codebook, tmp_path / "c.pt", autoencoder="abc")
+    save(codebook, tmp_path / "c.pt", encoder="abc")
     loaded = Codebook.load(tmp_path / "c.pt")
-    assert (loaded.config, loaded.autoencoder, loaded.fingerprint) == (codebook.config, "abc", codebook.fingerprint)
+    assert (loaded.config, loaded.fingerprint) == (codebook.config, codebook.fingerprint)
+    assert loaded.origin == {"encoder": "abc"}
     for name, value in codebook.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value)
     assert torch.equal(loaded.find_bmu(fmap), codebook.find_bmu(fmap))
@@ -226,8 +227,8 @@ def test_a_saved_codebook_comes_back_the_same(pruned, tmp_path):
 class Maps:
     """What `check_fits` asks of a data set."""
 
-    def __init__(self, shape, autoencoder):
-        self.shape, self.autoencoder = shape, autoencoder
+    def __init__(self, shape, encoder):
+        self.shape, self.origin = shape, {"encoder": encoder}
 
 
 def test_a_codebook_for_other_feature_maps_is_refused_by_name(tmp_path):
@@ -235,6 +236,6 @@ def test_a_codebook_for_other_feature_maps_is_refused_by_name(tmp_path):
     codebook.check_fits(path, Maps((2, 4, 6), "abc"))
     with pytest.raises(UserError, match=r"c\.pt: is for feature maps of \(2, 4, 6\).*holds \(2, 6, 4\)"):
         codebook.check_fits(path, Maps((2, 6, 4), "abc"))
-    codebook.autoencoder = "def"
-    with pytest.raises(UserError, match=r"c\.pt: does not belong with this data set's autoencoder"):
+    codebook.origin = {"encoder": "def"}
+    with pytest.raises(UserError, match=r"c\.pt: does not belong with this data set's encoder"):
         codebook.check_fits(path, Maps((2, 4, 6), "abc"))

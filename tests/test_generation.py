@@ -23,17 +23,17 @@ def decoder():
     made = Autoencoder(
         AutoencoderConfig(1e-3, 3, 4, 4, 1, 2, "silu", False, "tanh", False, "tanh"),
     )
-    made.fingerprint = "decoder0"
+    made.encoder_fingerprint = "encoder0"
     return made
 
 
 def save_codebook(made, path):
-    save_checkpoint(path, CODEBOOK_KIND, made.config, made.state_dict(), trained_from={"autoencoder": "decoder0"})
+    save_checkpoint(path, CODEBOOK_KIND, made.config, made.state_dict(), trained_from={"encoder": "encoder0"})
     return made.fingerprint
 
 
-def save_stage(stage, path, coarse, fine, autoencoder="decoder0"):
-    trained_from = {"lr_codebook": coarse, "hr_codebook": fine, "autoencoder": autoencoder}
+def save_stage(stage, path, coarse, fine, encoder="encoder0"):
+    trained_from = {"lr_codebook": coarse, "hr_codebook": fine, "encoder": encoder}
     save_checkpoint(path, KIND, stage.config, stage.state_dict(), trained_from=trained_from)
 
 
@@ -45,7 +45,7 @@ def folder(tmp_path):
         save_codebook(codebook(patch, units, seed=50), tmp_path / f"other_{i}.pt")
     for number in (0, 1):
         save_stage(build(number), tmp_path / f"stage_{number}.pt", *marks[number : number + 2])
-        save_stage(build(number), tmp_path / f"alien_{number}.pt", *marks[number : number + 2], autoencoder="decoder1")
+        save_stage(build(number), tmp_path / f"alien_{number}.pt", *marks[number : number + 2], encoder="encoder1")
     return tmp_path
 
 
@@ -64,7 +64,7 @@ def load(folder, decoder, *entries):
 def test_a_saved_stage_comes_back_the_same(folder):
     stage, (coarse, fine) = build(1), tokens_for(1, 2)
     loaded = Stage.load(folder / "stage_1.pt", *(Codebook.load(folder / f"codebook_{i}.pt") for i in (1, 2)))
-    assert (loaded.config, loaded.autoencoder, loaded.training) == (stage.config, "decoder0", False)
+    assert (loaded.config, loaded.origin["encoder"], loaded.training) == (stage.config, "encoder0", False)
     assert torch.equal(loaded(coarse, fine)["loss"], stage(coarse, fine)["loss"])
 
 
@@ -121,8 +121,8 @@ def test_a_condition_codebook_without_counts_is_refused(folder, decoder):
         ),
         ([stage_entry(0, hr_codebook_path="other_1")], r"stage_0\.pt: does not belong with this high-resolution"),
         ([stage_entry(0), stage_entry(1, hr_codebook_path="other_2")], r"stage_1\.pt: does not belong with this high"),
-        ([stage_entry(0, model_path="alien_0")], r"alien_0\.pt: does not belong with this autoencoder"),
-        ([stage_entry(0), stage_entry(1, model_path="alien_1")], r"alien_1\.pt: does not belong with this autoencoder"),
+        ([stage_entry(0, model_path="alien_0")], r"alien_0\.pt: does not belong with this encoder"),
+        ([stage_entry(0), stage_entry(1, model_path="alien_1")], r"alien_1\.pt: does not belong with this encoder"),
         ([stage_entry(1)], r"stage_1\.pt: is a cascade stage"),
         ([stage_entry(0), stage_entry(0)], r"stage_0\.pt: is a base stage"),
         (
