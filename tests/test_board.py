@@ -49,7 +49,10 @@ def test_numbers_and_pictures_are_on_the_board(script, tiny_run, faces, tmp_path
 
 def test_a_new_run_hides_what_an_earlier_one_wrote(tiny_run, faces, tmp_path):
     for steps in (6, 3):
-        run_main(train_autoencoder.main, *argv(train_autoencoder, tiny_run, faces, tmp_path, "--max-step", steps))
+        run_main(
+            train_autoencoder.main,
+            *argv(train_autoencoder, tiny_run, faces, tmp_path, "--max-step", steps, "--overwrite"),
+        )
     run_main(train_autoencoder.main, *argv(train_autoencoder, tiny_run, faces, tmp_path, "--max-step", 4, "--resume"))
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in board.Scalars("train_loss")] == [1, 2, 3, 4]

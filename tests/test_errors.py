@@ -89,7 +89,7 @@ def good(run, script):
         "make_dataset": {"folder": run / "data/images", "--image-size": 8, "--num-workers": 0},
     }[script]
     out = {"--out-dir": run / "small"} if script == "make_dataset" else {"--out-dir": run / STAGES[script]}
-    return flags | out | ({} if script == "make_dataset" else {"--device": "cpu"})
+    return flags | out | {"--overwrite": True} | ({} if script == "make_dataset" else {"--device": "cpu"})
 
 
 def words(flags):
