@@ -22,6 +22,7 @@ class StepFolder:
         self.record = path / "run.json"  # the attempts at the step: utils/attempt.py
         self.metrics = path / "metrics.jsonl"  # one JSON object a line
         self.dataset = path / "dataset.json"  # the index of images or of feature maps
+        self.unfinished = path / "unfinished.jsonl"  # what is done before there is that index: utils/journal.py
         self.tensorboard = path / "tensorboard"
         self.checkpoints = path / "models_checkpoint"
         self.latest = self.checkpoints / "latest.pt"
