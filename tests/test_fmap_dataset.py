@@ -9,6 +9,7 @@ from PIL import Image
 
 import generate_fmap_dataset
 from models.autoencoder import KIND, Autoencoder, AutoencoderConfig
+from tests.helpers.deaths import dying, results
 from tests.helpers.scripts import TINY, expect_error, expect_exit, run_main
 from utils.checkpoint import save_checkpoint
 from utils.config import load_config
@@ -74,24 +75,6 @@ def read(monkeypatch):
     found, original = [], ImageDataset._read
     monkeypatch.setattr(ImageDataset, "_read", lambda self, index: found.append(int(index)) or original(self, index))
     return found
-
-
-def results(folder):
-    """Every file but what tells of the attempts."""
-    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    return {name: content for name, content in files.items() if name not in ("run.json", "generate.log")}
-
-
-def dying(original, at):
-    """A function that fails at its call number `at`, from 0."""
-    calls = iter(range(at + 1))
-
-    def call(*args, **kwargs):
-        if next(calls) == at:
-            raise KeyboardInterrupt
-        return original(*args, **kwargs)
-
-    return call
 
 
 def test_a_data_set_holds_checksums_and_both_sides(make):

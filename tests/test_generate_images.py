@@ -13,6 +13,7 @@ import generate_images
 import train_quantized_transformer
 from models.codebook import Codebook
 from models.generation import Cascade
+from tests.helpers.deaths import dying, results
 from tests.helpers.scripts import TINY, expect_error, expect_exit, run_main
 from utils.picture_set import replace_set
 from utils.run_folder import StepFolder
@@ -182,24 +183,6 @@ def starts(monkeypatch):
 
     monkeypatch.setattr(Cascade, "generate", call)
     return found
-
-
-def results(folder):
-    """Every file but what tells of the attempts."""
-    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    return {name: content for name, content in files.items() if name not in ("run.json", "generate.log")}
-
-
-def dying(original, at):
-    """A function that fails at its call number `at`, from 0."""
-    calls = iter(range(at + 1))
-
-    def call(*args, **kwargs):
-        if next(calls) == at:
-            raise KeyboardInterrupt
-        return original(*args, **kwargs)
-
-    return call
 
 
 def after(step, original):

@@ -12,6 +12,7 @@ from PIL import Image
 from tinydb import TinyDB
 
 from scripts import demo_data, make_dataset
+from tests.helpers.deaths import dying
 from tests.helpers.scripts import expect_error
 from utils.cli import run
 from utils.files import UserError
@@ -94,18 +95,6 @@ def test_a_changed_folder_leaves_nothing_stale_and_no_other_name_changed(photos,
     after = {record["image_fpath"] for record in records(tmp_path / "out")}
     assert (len(before - after), len(after - before)) == (1, 1)
     assert set(contents(tmp_path / "out")) == {"dataset.json", "images/mine.png", *after}
-
-
-def dying(original, at):
-    """A function that fails at its call number `at`, from 0."""
-    calls = iter(range(at + 1))
-
-    def call(*args, **kwargs):
-        if next(calls) == at:
-            raise KeyboardInterrupt
-        return original(*args, **kwargs)
-
-    return call
 
 
 @pytest.fixture
