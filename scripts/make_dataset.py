@@ -1,13 +1,15 @@
 """Turn a folder of images into a data set: square RGB PNGs and a dataset.json that names them.
 
 Reads BMP, GIF (first frame), JPEG, PNG, TIFF and WebP at any depth; sub-folder names become labels. Images with the
-same pixels are written once; unreadable ones are skipped and listed in OUT_DIR/skipped.txt.
+same pixels are written once; unreadable ones are skipped and listed in OUT_DIR/skipped.txt. The same command again goes
+on where it died, or brings the data set up to date.
 
     python -m scripts.make_dataset photos --out-dir data/photos --image-size 128
 """
 
 import argparse
 import hashlib
+import io
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,10 +25,13 @@ from PIL import Image, ImageColor
 
 from utils.cli import run
 from utils.files import UserError, remove_unnamed, replace_file
-from utils.images import SUFFIXES, WHITE, Colour, fit_square, image_files, open_rgb, write_png
-from utils.index import write_dataset
+from utils.images import SUFFIXES, WHITE, Colour, fit_square, image_files, open_rgb
+from utils.index import checksum, is_whole, read_dataset, write_dataset
+from utils.journal import Journal
+from utils.lock import lock
 from utils.options import option, parse_options
 from utils.progress import progress
+from utils.run_folder import StepFolder
 
 Item = TypeVar("Item")
 
@@ -48,6 +53,7 @@ class DataOptions:
 
     out_dir: Path = option("folder to write to")
     num_workers: int | None = option("worker processes; 0: none", None, unset="all cores", low=0)
+    overwrite: bool = option("replace a data set that --out-dir holds of other settings", False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,56 +77,96 @@ def write_images(
     labels: Callable[[Item], list[str]],
     out_dir: Path,
     num_workers: int | None,
+    settings: dict,
     limit: int | None = None,
-    info: dict | None = None,
 ) -> str:
     """Write the RGB image `read(item)` of each item to `out_dir`, then the `dataset.json`; return a summary.
 
     `read` runs in `num_workers` processes (None: one for each core) and raises `UserError` for an item to skip. Records
     keep the order of `items` and stop at the first `limit` distinct images. A PNG is named after its pixels, so the
     number of processes does not matter, an image keeps its name (and its side of the split) when others are added, and
-    the data set of an earlier run stays whole until the new one replaces it.
+    the data set of an earlier run stays whole until the new one replaces it. What a run with the same `settings` has
+    written before it died is not read again.
     """
     records: dict[str, dict] = {}
     skipped, num_duplicates = [], 0
+    folder, keys = StepFolder(out_dir), list(map(_key, items))
+    journal = Journal(folder.unfinished, settings)
+    done = {key: entry["files"] for key in keys if (entry := journal.find(key))}
+    missing = [item for item, key in zip(items, keys, strict=True) if key not in done]
     convert, total = partial(_convert, read, out_dir), min(limit or len(items), len(items))
-    with _mapped(convert, items, num_workers) as results, progress(total=total, unit="image") as bar:
-        for item, (name, error) in zip(items, results, strict=True):
+    with _mapped(convert, missing, num_workers) as results, progress(total=total, unit="image") as bar:
+        for item, key in zip(items, keys, strict=True):
+            files, error = (done[key], "") if key in done else next(results)
             if error:
                 skipped.append(error)
                 bar.write(f"skipped {error}", file=sys.stderr)
-            elif name in records:
+                continue
+            if key not in done:
+                journal.add({key: {"files": files}})
+            [(name, expected)] = files.items()
+            if name in records:
                 num_duplicates += 1
-            else:
-                records[name] = {"image_fpath": name, "labels": labels(item)}
-                bar.update()
+                continue
+            records[name] = {"image_fpath": name, "checksum": expected, "labels": labels(item)}
+            bar.update()
             if len(records) == limit:
                 break
-    report = out_dir / "skipped.txt"
-    if skipped:
-        with replace_file(report) as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in skipped), encoding="utf-8")
-    else:
-        report.unlink(missing_ok=True)
+    write_report(out_dir / "skipped.txt", skipped)
     if not records:
-        raise UserError(f"none of the {len(items)} images can be read; see {report}")
-    write_dataset(out_dir / "dataset.json", records.values(), info)
+        journal.remove()
+        raise UserError(f"none of the {len(items)} images can be read; see {out_dir / 'skipped.txt'}")
+    write_dataset(folder.dataset, records.values(), settings)
+    journal.remove()
     remove_unnamed(out_dir, f"images/??/{'[0-9a-f]' * 24}.png", records)
     return (
         f"{len(records)} images written, {num_duplicates} duplicates dropped, {len(skipped)} unreadable files skipped"
     )
 
 
-def _convert(read: Callable[[Item], Image.Image], out_dir: Path, item: Item) -> tuple[str, str]:
-    """Write one image; return its path relative to `out_dir` and no error, or no path and the error."""
+def write_report(path: Path, skipped: list[str]) -> None:
+    """Write why items were skipped, if any were."""
+    if not skipped:
+        path.unlink(missing_ok=True)
+        return
+    with replace_file(path) as temporary:
+        temporary.write_text("".join(f"{line}\n" for line in skipped), encoding="utf-8")
+
+
+def _key(item: object) -> str:
+    """The name of an item in the journal; that of a file changes when the file does."""
+    status = item.stat() if isinstance(item, Path) and item.exists() else None
+    return f"{item} {status.st_size} {status.st_mtime_ns}" if status else str(item)
+
+
+def _convert(read: Callable[[Item], Image.Image], out_dir: Path, item: Item) -> tuple[dict[str, str], str]:
+    """Write one image; return its path relative to `out_dir` with its checksum, and no error, or the error alone."""
     try:
         image = read(item)
     except UserError as error:
-        return "", str(error)
+        return {}, str(error)
     digest = hashlib.blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=12).hexdigest()
-    name = f"images/{digest[:2]}/{digest}.png"
-    write_png(image, out_dir / name, durable=False)
-    return name, ""
+    name, file = f"images/{digest[:2]}/{digest}.png", io.BytesIO()
+    image.save(file, format="PNG")
+    expected = checksum(file.getvalue())
+    if not is_whole(out_dir / name, expected):  # one that is there keeps its time, by which later steps know it
+        with replace_file(out_dir / name, durable=False) as temporary:
+            temporary.write_bytes(file.getvalue())
+    return {name: expected}, ""
+
+
+def is_made(path: Path, settings: dict, overwrite: bool) -> bool:
+    """Whether `path` is a data set of these settings; raises `UserError` if it is of others and not to be replaced."""
+    if overwrite or not path.exists():
+        return False
+    before = read_dataset(path, ())[1]
+    for key in before | settings:
+        if before.get(key) != settings.get(key):
+            raise UserError(
+                f"{path}: was made with another {key} ({before.get(key, 'unknown')}, now {settings.get(key)}); give "
+                "another --out-dir, or --overwrite to replace it"
+            )
+    return True
 
 
 @contextmanager
@@ -157,7 +203,11 @@ def main(argv: list[str] | None = None) -> None:
         return list(path.relative_to(options.folder).parts[:-1])
 
     read = partial(read_square, size=options.image_size, fit=options.fit, background=options.background)
-    summary = write_images(files, read, labels, options.out_dir, options.num_workers)
+    settings = {"folder": str(source), "image_size": options.image_size, "fit": options.fit}
+    settings["background"] = list(options.background)
+    with lock(options.out_dir):
+        is_made(options.out_dir / "dataset.json", settings, options.overwrite)
+        summary = write_images(files, read, labels, options.out_dir, options.num_workers, settings)
     print(f"{options.out_dir / 'dataset.json'}: {summary}")
 
 

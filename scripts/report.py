@@ -11,6 +11,7 @@ from pathlib import Path
 
 from utils import cli
 from utils.files import UserError, replace_file
+from utils.lock import lock
 from utils.options import option, parse_options
 from utils.run_folder import RunFolder
 
@@ -34,8 +35,9 @@ def main(argv: list[str] | None = None) -> None:
             raise
         raise UserError(f"{package} is not installed: pip install -r requirements-eval.txt") from None
     folder = RunFolder.open(options.run_dir)
-    page, out = make_page(folder), options.out or folder.report
-    with replace_file(out) as temporary:
+    out = options.out or folder.report
+    with lock(folder.path), replace_file(out) as temporary:
+        page = make_page(folder)
         temporary.write_text(page, encoding="utf-8")
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, open it in a browser")
 

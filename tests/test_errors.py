@@ -702,7 +702,9 @@ def test_feature_maps_are_never_half_of_one_autoencoder_and_half_of_another(run,
     last = list(json.loads((data / "dataset.json").read_text())["_default"].values())[-1]["image_fpath"]
     (data / last).write_bytes(b"garbage")
     flags = {"--dataset-path": data / "dataset.json", "--model-path": stranger / "autoencoder.pt", "--out-dir": out}
-    line = expect_error(capsys, generate_fmap_dataset.main, words({**flags, "--device": "cpu", "--flip": True}))
+    line = expect_error(
+        capsys, generate_fmap_dataset.main, words({**flags, "--flip": True, "--overwrite": True, "--device": "cpu"})
+    )
     assert str(data / last) in line
     try:
         new = FeatureMapDataset(out / "dataset.json")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,21 +12,34 @@ from PIL import Image
 import generate_images
 import train_quantized_transformer
 from models.codebook import Codebook
-from tests.helpers.scripts import TINY, run_main
+from models.generation import Cascade
+from tests.helpers.deaths import dying, results
+from tests.helpers.scripts import TINY, expect_error, expect_exit, run_main
+from utils.picture_set import replace_set
+from utils.run_folder import StepFolder
 
 DECODER = "autoencoder/models_checkpoint/latest.pt"
 PRUNED = "models_checkpoint/pruned_codebook.pt"
 
 
 @pytest.fixture
-def generate(tiny_run, tmp_path):
+def arguments(tiny_run, tmp_path):
+    """A function: the arguments with these flags."""
+
+    def make(*flags, name="generated", config=tiny_run / "generate.json"):
+        common = ("--device", "cpu", "--decoder-path", tiny_run / DECODER, "--config-path", config)
+        return *common, "--out-dir", tmp_path / name, *flags
+
+    return make
+
+
+@pytest.fixture
+def generate(arguments, tmp_path):
     """A function: generate with these flags; returns the output folder."""
 
-    def call(*flags, name="generated", config=tiny_run / "generate.json"):
-        out = tmp_path / name
-        common = ("--device", "cpu", "--decoder-path", tiny_run / DECODER, "--config-path", config, "--out-dir", out)
-        run_main(generate_images.main, *common, *flags)
-        return out
+    def call(*flags, name="generated", **changes):
+        run_main(generate_images.main, *arguments(*flags, name=name, **changes))
+        return tmp_path / name
 
     return call
 
@@ -62,7 +76,7 @@ def test_a_run_leaves_pictures_tokens_and_what_made_them(generate, tiny_run):
 def test_the_number_of_images_never_changes_a_picture_and_older_ones_go(generate):
     generate("--num-images", 5, "--batch-size", 3, name="many")
     many = [pixels(generate("--num-images", 5, "--batch-size", 3, name="many"), index) for index in range(5)]
-    out = generate("--num-images", 2, "--batch-size", 3, name="many")
+    out = generate("--num-images", 2, "--batch-size", 3, "--overwrite", name="many")
     assert {path.name for path in (out / "images").glob("image_*")} == {"image_00000.png", "image_00001.png"}
     assert all(np.array_equal(pixels(out, index), many[index]) for index in range(2))
 
@@ -156,3 +170,160 @@ def test_a_base_stage_learns_labels_and_is_asked_for_one(generate, tiny_run, tmp
     labels = [json.loads(Image.open(out / f"images/image_{index:05d}.png").text["label"]) for index in range(3)]
     assert labels == ["first", "other", "first"]
     generate(*flags, name="without", config=tmp_path / "generate.json")
+
+
+@pytest.fixture
+def starts(monkeypatch):
+    """The first image of each batch that is generated."""
+    found, original = [], Cascade.generate
+
+    def call(self, request, images, *rest):
+        found.append(images.start)
+        return original(self, request, images, *rest)
+
+    monkeypatch.setattr(Cascade, "generate", call)
+    return found
+
+
+def after(step, original):
+    """`original`, with a call of `step` first."""
+
+    def call(*args, **kwargs):
+        step()
+        return original(*args, **kwargs)
+
+    return call
+
+
+def completes(function, *args):
+    try:
+        function(*args)
+    except KeyboardInterrupt:
+        return False
+    return True
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Short animations."""
+    monkeypatch.setattr(generate_images, "STEPS", 2)
+
+
+SET = ("--num-images", 5, "--batch-size", 2, "--animate", "gif")
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_run_that_dies_at_any_batch_goes_on_to_the_same_bytes(generate, arguments, starts, monkeypatch):
+    """Beside an older and larger set with another seed, which stays whole, and a picture of the user's."""
+    whole = results(generate(*SET, name="whole"))
+    old = generate("--num-images", 6, "--batch-size", 6, "--seed", 1)
+    for name in ("mine.png", "image_1.png"):
+        (old / "images" / name).write_bytes(b"mine")
+    before = results(old)
+    for name, at, made in (
+        ("save_images", 0, []), ("save_arrays", 0, []), ("save_images", 1, [0]), ("save_arrays", 2, [0, 2]),
+        ("show", 0, [0, 2, 4]), ("save_animation", 0, [0, 2, 4]), ("save_arrays", 3, [0, 2, 4]),
+    ):  # fmt: skip
+        out = old.with_name(f"{name}_{at}")
+        shutil.copytree(old, out)
+        with monkeypatch.context() as patch:
+            patch.setattr(generate_images, name, dying(getattr(generate_images, name), at))
+            assert expect_exit(generate_images.main, arguments(*SET, "--overwrite", name=out.name)) == 130
+        assert {key: value for key, value in results(out).items() if not key.startswith("next/")} == before
+        starts.clear()
+        generate(*SET, name=out.name)
+        assert starts == [start for start in (0, 2, 4) if start not in made]
+        assert results(out) == whole | {"images/mine.png": b"mine", "images/image_1.png": b"mine"}
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_damaged_batch_is_generated_again_and_another_request_takes_nothing(
+    generate, arguments, starts, monkeypatch, tmp_path
+):
+    def die(*flags):
+        with monkeypatch.context() as patch:
+            patch.setattr(generate_images, "show", dying(None, 0))
+            assert expect_exit(generate_images.main, arguments(*SET, *flags)) == 130
+        starts.clear()
+
+    whole = results(generate(*SET, name="whole"))
+    die()
+    (tmp_path / "generated/next/images/image_00002.png").write_bytes(b"")
+    (tmp_path / "generated/next/tokens_4.npz").unlink()
+    assert results(generate(*SET)) == whole
+    assert starts == [2, 4]
+    die("--seed", 1, "--num-images", 9, "--overwrite")
+    assert results(generate(*SET, "--overwrite")) == whole
+    assert starts == [0, 2, 4]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_set_replaces_another_wherever_that_dies(generate, arguments, monkeypatch, tmp_path):
+    """No picture of one set is ever beside one of the other, nor beside its tokens."""
+    new = results(generate(*SET, name="whole"))
+    old = results(generate("--num-images", 7, "--batch-size", 7, "--seed", 1))
+    with monkeypatch.context() as patch:
+        patch.setattr(generate_images, "replace_set", dying(replace_set, 1))
+        assert expect_exit(generate_images.main, arguments(*SET, "--overwrite")) == 130
+    assert (tmp_path / "generated/next/tokens.npz").is_file()
+    at, out = 0, tmp_path / "copy"
+    while at is not None:
+        shutil.copytree(tmp_path / "generated", out)
+        with monkeypatch.context() as patch:
+            step = dying(lambda: None, at)
+            for owner, name in ((Path, "unlink"), (Path, "replace"), (shutil, "rmtree")):
+                patch.setattr(owner, name, after(step, getattr(owner, name)))
+            at = None if completes(replace_set, StepFolder(out)) else at + 1
+        seen = {name: content for name, content in results(out).items() if not name.startswith("next/")}
+        assert seen.items() <= new.items() or seen.items() <= old.items()
+        assert "tokens.npz" not in seen or seen in (new, old)
+        replace_set(StepFolder(out))
+        assert results(out) == new
+        shutil.rmtree(out)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_set_that_was_complete_is_put_in_place_whatever_is_asked(generate, arguments, starts, monkeypatch, capsys):
+    new = results(generate(*SET, name="whole"))
+    out = generate("--num-images", 2, "--batch-size", 2, "--seed", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(generate_images, "replace_set", dying(replace_set, 1))
+        assert expect_exit(generate_images.main, arguments(*SET, "--overwrite")) == 130
+    assert "--seed (0, now 3)" in expect_error(capsys, generate_images.main, arguments(*SET, "--seed", 3))
+    assert results(out) == new
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (("--seed", 1), "--seed (0, now 1)"),
+        (("--num-images", 3), "--num-images"),
+        (("--animate",), "--animate (None, now webp)"),
+        (("--top-k", 3), "--top-k"),
+        (("--condition-index", 1), "--condition-index"),
+        (("--condition-image", "image"), "--condition-image"),
+        (("--precision", "bf16"), "--precision"),
+        ("config", "sampling"),
+    ],
+)
+def test_another_request_is_refused_and_the_same_repeated(flags, named, generate, arguments, faces, tmp_path, capsys):
+    config = json.loads((TINY / "generate.json").read_text())
+    out = generate("--num-images", 2, "--batch-size", 2)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    changes = {}
+    if flags == "config":
+        run = Path(arguments()[3]).parents[2]
+        for stage in config.values():
+            stage |= {key: str(run / value) for key, value in stage.items() if key.endswith("_path")}
+        config["1"]["temperature"] = 0.5
+        changes = {"config": tmp_path / "changed.json"}
+        changes["config"].write_text(json.dumps(config))
+        flags = ()
+    flags = [next(faces.parent.rglob("*.png")) if flag == "image" else flag for flag in flags]
+    line = expect_error(
+        capsys, generate_images.main, arguments("--num-images", 2, "--batch-size", 2, *flags, **changes)
+    )
+    assert f"another {named}" in line
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    expected = results(out)
+    assert results(generate("--num-images", 2, "--batch-size", 2)) == expected

@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -11,9 +12,13 @@ from PIL import Image
 from tinydb import TinyDB
 
 from scripts import demo_data, make_dataset
+from tests.helpers.deaths import dying
+from tests.helpers.scripts import expect_error
 from utils.cli import run
 from utils.files import UserError
 from utils.images import open_rgb
+from utils.index import verify_files
+from utils.journal import Journal
 
 
 def noise(path, seed, size=(12, 10)):
@@ -92,6 +97,94 @@ def test_a_changed_folder_leaves_nothing_stale_and_no_other_name_changed(photos,
     assert set(contents(tmp_path / "out")) == {"dataset.json", "images/mine.png", *after}
 
 
+@pytest.fixture
+def read(monkeypatch):
+    """The files that are read."""
+    found, original = [], make_dataset.open_rgb
+    monkeypatch.setattr(make_dataset, "open_rgb", lambda path, *rest: found.append(path) or original(path, *rest))
+    return found
+
+
+def test_a_run_that_dies_at_any_image_goes_on_to_the_same_bytes(photos, tmp_path, monkeypatch, read):
+    make(photos, tmp_path / "whole")
+    files = list(read)
+    for at in range(0, len(files) + 1, 5):
+        out = tmp_path / str(at)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            if at < len(files) - 1:  # one is unreadable, so not kept
+                patch.setattr(Journal, "add", dying(Journal.add, at))
+            else:
+                patch.setattr(make_dataset, "write_dataset", dying(None, 0))
+            make(photos, out)
+        assert not (out / "dataset.json").exists()
+        kept = [path for path in files if path.name != "broken.jpg"][:at]
+        read.clear()
+        make(photos, out)
+        assert read == [path for path in files if path not in kept]
+        assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_what_has_changed_since_a_death_is_read_again(photos, tmp_path, monkeypatch, read):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(make_dataset, "write_dataset", dying(None, 0))
+        make(photos, tmp_path / "out")
+    lost = next((tmp_path / "out").rglob("*.png"))
+    lost.write_bytes(b"cut short")
+    noise(photos / "root.bmp", 500)
+    files = [*read]
+    read.clear()
+    make(photos, tmp_path / "out")
+    assert len(read) == 3
+    assert {path.name for path in read} > {"root.bmp", "broken.jpg"}
+    assert set(read) < set(files)
+    make(photos, tmp_path / "whole")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_death_with_other_settings_leaves_nothing_to_go_on_with(photos, tmp_path, monkeypatch, read):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(make_dataset, "write_dataset", dying(None, 0))
+        make(photos, tmp_path / "out", "--fit", "pad")
+    number = len(read)
+    read.clear()
+    make(photos, tmp_path / "out")
+    assert len(read) == number
+    make(photos, tmp_path / "whole")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_repeat_changes_no_time(photos, tmp_path):
+    def times():
+        return {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.png")}
+
+    make(photos, tmp_path / "out")
+    before = times()
+    make(photos, tmp_path / "out")
+    make(photos, tmp_path / "out", "--overwrite", workers=1)
+    assert times() == before
+    verify_files(tmp_path / "out/dataset.json")
+
+
+@pytest.mark.parametrize("other", ["--fit", "--image-size", "folder", "no info"])
+def test_a_data_set_of_something_else_is_replaced_only_with_overwrite(other, photos, tmp_path, capsys):
+    out = tmp_path / "out"
+    flags = {"--fit": ("--fit", "pad"), "--image-size": ("--image-size", "4")}.get(other, ())
+    named = {"--fit": "fit (pad, now crop)", "--image-size": "image_size (4, now 8)"}.get(other, "another folder (")
+    noise(tmp_path / "others/a.png", 0)
+    make(tmp_path / "others" if other == "folder" else photos, out, *flags)
+    if other == "no info":
+        content = json.loads((out / "dataset.json").read_text())
+        (out / "dataset.json").write_text(json.dumps({"_default": content["_default"]}))
+    before = contents(out)
+    line = expect_error(capsys, make_dataset.main, [photos, "--out-dir", out, "--image-size", 8, "--num-workers", 0])
+    assert named in line
+    assert "--overwrite" in line
+    assert contents(out) == before
+    make(photos, out, "--overwrite")
+    make(photos, tmp_path / "whole")
+    assert contents(out) == contents(tmp_path / "whole")
+
+
 def test_fit_and_background_reach_the_pixels(tmp_path):
     (tmp_path / "in").mkdir()
     Image.new("RGBA", (8, 4), (0, 0, 0, 255)).save(tmp_path / "in" / "black.png")
@@ -142,7 +235,7 @@ def test_each_mistake_gets_its_line(prepare, out_dir, named, tmp_path, capsys):
 
 def test_a_killed_worker_is_reported(photos, tmp_path):
     with pytest.raises(UserError, match="a worker process was killed"):
-        make_dataset.write_images([photos], kill_worker, lambda _: [], tmp_path / "out", num_workers=1)
+        make_dataset.write_images([photos], kill_worker, lambda _: [], tmp_path / "out", num_workers=1, settings={})
 
 
 def kill_worker(_):
@@ -156,7 +249,7 @@ def test_an_interrupted_run_keeps_the_old_data_set_and_leaves_no_half_file(numbe
     before = (out_dir / "dataset.json").read_bytes()
     for index in range(60):
         noise(photos / f"new/{index}.png", 1000 + index, size=(50, 50))
-    flags = ["--out-dir", out_dir, "--image-size", "600", "--num-workers", "2"]
+    flags = ["--out-dir", out_dir, "--image-size", "600", "--num-workers", "2", "--overwrite"]
     process = subprocess.Popen(
         [sys.executable, "-m", "scripts.make_dataset", photos, *flags],
         stdout=subprocess.PIPE,
@@ -241,8 +334,39 @@ def test_a_data_set_that_is_there_is_drawn_again_only_with_other_settings(tmp_pa
     draw(*flags, 2)
     assert (tmp_path / "dataset.json").stat().st_mtime_ns == before
     assert "already there" in capsys.readouterr().out
-    draw(*flags, 3)
+    with pytest.raises(UserError, match=r"another num_images \(2, now 3\); give another --out-dir, or --overwrite"):
+        draw(*flags, 3)
+    assert len(records(tmp_path)) == 2
+    draw(*flags, 3, "--overwrite")
     assert len(records(tmp_path)) == 3
+
+
+@pytest.mark.usefixtures("demo_packages")
+def test_a_data_set_without_all_of_its_images_is_completed(tmp_path, capsys):
+    flags = ["avatars", "--out-dir", tmp_path, "--image-size", 16, "--num-workers", 0, "--num-images", 3]
+    draw(*flags)
+    before = contents(tmp_path)
+    next(tmp_path.rglob("*.png")).unlink()
+    draw(*flags)
+    assert contents(tmp_path) == before
+    assert "already there" not in capsys.readouterr().out
+
+
+def draw_number(number):
+    return Image.new("RGB", (4, 4), (number // 2 % 256, 0, 0))  # each twice
+
+
+@pytest.mark.parametrize("at", [0, 1, 5, 8])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_limit_is_the_same_after_a_death(at, workers, tmp_path, monkeypatch):
+    arguments = (range(20), draw_number, str)
+    make_dataset.write_images(*arguments, tmp_path / "whole", 0, {}, limit=5)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Journal, "add", dying(Journal.add, at))
+        make_dataset.write_images(*arguments, tmp_path / "out", workers, {}, limit=5)
+    summary = make_dataset.write_images(*arguments, tmp_path / "out", workers, {}, limit=5)
+    assert summary == "5 images written, 4 duplicates dropped, 0 unreadable files skipped"
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("package", ["python_avatars", "resvg_py"])

@@ -109,7 +109,7 @@ class Begun:
         self.arguments = json.loads(json.dumps(dataclasses.asdict(options), default=str))
         self.since, self.has_begun = _now(), False
 
-    def begin(self, device: torch.device, config: object = None, inputs: dict[str, str] | None = None) -> None:
+    def begin(self, device: torch.device, config: object = None, inputs: dict | None = None) -> None:
         """Log to stdout and to a file, and keep in `run.json` what is done, with fingerprints of its `inputs`.
 
         To be called once all checks have passed.
@@ -123,6 +123,10 @@ class Begun:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers, force=True)
         log.info("arguments %s", json.dumps(self.arguments))
         log.info("%d threads: %s", begun.threads, CHOICE)
+
+    def key(self, inputs: dict) -> dict:
+        """All that the results depend on, for a journal of what is done."""
+        return {"inputs": inputs, "arguments": {name: self.arguments[name] for name in fixed_options(self.options)}}
 
     def check_repeats(self, inputs: dict[str, str], dataset: FileDataset | None = None) -> None:
         """Raise `UserError` unless what this script did here before is asked for again, or is to be replaced.

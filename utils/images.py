@@ -120,9 +120,11 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
     return images.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
 
 
-def save_image(image: torch.Tensor, path: str | os.PathLike, text: dict[str, str] | None = None) -> None:
-    """Write `image` (3, H, W) in [−1, 1] as a PNG, with `text` as its text chunks."""
-    write_png(Image.fromarray(to_uint8(image).permute(1, 2, 0).cpu().numpy()), path, text)
+def save_image(
+    image: torch.Tensor, path: str | os.PathLike, text: dict[str, str] | None = None, *, durable: bool = True
+) -> None:
+    """Write `image` (3, H, W) in [−1, 1] as a PNG, with `text` as its text chunks; see `replace_file`."""
+    write_png(Image.fromarray(to_uint8(image).permute(1, 2, 0).cpu().numpy()), path, text, durable=durable)
 
 
 def save_grid(images: torch.Tensor, path: str | os.PathLike, columns: int | None = None) -> None:

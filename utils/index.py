@@ -58,6 +58,11 @@ def checksum(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
+def is_whole(path: Path, expected: str) -> bool:
+    """Whether a file is there and has this checksum."""
+    return path.is_file() and checksum(path.read_bytes()) == expected
+
+
 def fingerprint(path: Path, names: Iterable[str]) -> Fingerprint:
     """A fingerprint of the data set `path`, whose files have these names; raises `UserError` naming a missing file."""
     names, digest = list(names), hashlib.blake2b(digest_size=8)
@@ -98,7 +103,7 @@ def verify_files(path: Path) -> None:
                 f"{path}: holds no checksums, so --verify cannot compare; make the data set again, or start anew with "
                 "--overwrite"
             )
-        if not file.is_file() or checksum(file.read_bytes()) != record["checksum"]:
+        if not is_whole(file, record["checksum"]):
             raise UserError(f"{file}: is not the file that was written; make the data set again")
 
 

@@ -1,16 +1,16 @@
-"""What a step has written before its index is: a line a file, so that a step that died goes on after them."""
+"""What a step has done before its index is written: a line for each part, so that a step that died goes on there."""
 
 import json
 from pathlib import Path
 
 from utils.files import replace_file
-from utils.index import checksum
+from utils.index import is_whole
 
 
 class Journal:
-    """The entries of the files that a step has written under one key, by their items' names.
+    """What was done under one key: entries by the names of the parts, each with the checksums of its `files` by name.
 
-    An entry is believed only if its file has the checksum that it holds: nothing here is flushed to disk.
+    An entry is believed only if its files have these checksums: nothing here is flushed to disk.
     """
 
     def __init__(self, path: Path, key: object) -> None:
@@ -25,20 +25,19 @@ class Journal:
                 continue
         with replace_file(path, durable=False) as temporary:
             temporary.write_bytes(b"".join(line + b"\n" for line in whole or [head.encode()]))
-        self.file = path.open("ab")
 
     def find(self, name: str) -> dict | None:
-        """The entry of an item, if there is one and its file is as it was written."""
+        """The entry of a part, if there is one and its files are as they were written."""
         entry = self.entries.get(name)
-        file = entry and self.path.parent / entry["file"]
-        return entry if file and file.is_file() and checksum(file.read_bytes()) == entry["checksum"] else None
+        files = entry["files"].items() if entry else ()
+        return entry if all(is_whole(self.path.parent / file, expected) for file, expected in files) else None
 
     def add(self, entries: dict[str, dict]) -> None:
-        """Keep entries by the names of their items; each holds its `file` and that file's `checksum`."""
-        self.file.write(json.dumps(entries).encode() + b"\n")
-        self.file.flush()
+        """Keep entries by the names of their parts."""
+        with self.path.open("ab") as file:
+            file.write(json.dumps(entries).encode() + b"\n")
+        self.entries |= entries
 
     def remove(self) -> None:
         """Forget all, once the index is written."""
-        self.file.close()
         self.path.unlink()

@@ -24,18 +24,26 @@ def lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
     holds the folder, unless this one is to `wait` for it.
     """
     made = make_folder(folder)
+    try:
+        with _acquired(folder, wait):
+            sweep(folder)
+            yield
+    finally:
+        with suppress(OSError):  # one that holds something stays
+            for path in made:
+                path.rmdir()
+
+
+@contextmanager
+def _acquired(folder: Path, wait: bool) -> Iterator[None]:
     descriptor = _acquire(folder, wait)
     _held.add(descriptor)
     try:
-        sweep(folder)
         yield
     finally:
         (folder / NAME).unlink(missing_ok=True)
         _held.discard(descriptor)
         os.close(descriptor)
-        with suppress(OSError):  # one that holds something stays
-            for path in made:
-                path.rmdir()
 
 
 def _acquire(folder: Path, wait: bool) -> int:

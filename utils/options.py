@@ -77,13 +77,14 @@ def fixed_options(options: object) -> dict[str, str]:
     return {field.name: flag_of(field) for field in dataclasses.fields(options) if field.metadata["option"].is_fixed}
 
 
-def optional(cls: type, name: str, doc: str) -> type:
-    """A dataclass of the same options, each None unless it is given."""
-    hints = typing.get_type_hints(cls)
-    fields = [
-        (field.name, hints[field.name] | None, dataclasses.field(default=None, metadata=field.metadata))
-        for field in dataclasses.fields(cls)
-    ]
+def optional(cls: type, name: str, doc: str, **more: Any) -> type:
+    """A dataclass of the same options, each None unless it is given, with `more` attributes of `Option`."""
+    hints, fields = typing.get_type_hints(cls), []
+    for field in dataclasses.fields(cls):
+        found = dataclasses.replace(field.metadata["option"], **more)
+        fields.append(
+            (field.name, hints[field.name] | None, dataclasses.field(default=None, metadata={"option": found}))
+        )
     return dataclasses.make_dataclass(name, fields, frozen=True, kw_only=True, namespace={"__doc__": doc})
 
 

@@ -28,6 +28,7 @@ class StepFolder:
         self.record = path / "run.json"  # the attempts at the step: utils/attempt.py
         self.metrics = path / "metrics.jsonl"  # one JSON object a line
         self.dataset = path / "dataset.json"  # the index of images or of feature maps
+        self.unfinished = path / "unfinished.jsonl"  # what is done before the index is written: utils/journal.py
         self.tensorboard = path / "tensorboard"
         self.checkpoints = path / "models_checkpoint"
         self.latest = self.checkpoints / "latest.pt"
@@ -99,6 +100,21 @@ class StepFolder:
     def animation(self, kind: str) -> Path:
         """The first generated images filling in, as "webp" or "gif"."""
         return self.images / f"filling_in.{kind}"
+
+    @property
+    def pictures(self) -> list[Path]:
+        """All pictures that a generation has written; a person may keep others beside them."""
+        ours = re.compile(r"image_\d{5,}\.png|recon_model_(Cond|\d+)\.png|filling_in\.(webp|gif)")
+        return [path for path in self.images.glob("*") if ours.fullmatch(path.name)]
+
+    def tokens_of(self, start: int) -> Path:
+        """The tokens of a batch of generated images whose first is number `start`."""
+        return self.path / f"tokens_{start}.npz"
+
+    @property
+    def next(self) -> "StepFolder":
+        """Where a generation keeps its set until that is complete: utils/picture_set.py."""
+        return StepFolder(self.path / "next")
 
 
 class EvaluationFolder:

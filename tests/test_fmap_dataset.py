@@ -1,0 +1,213 @@
+"""Step 2: a run that died goes on, a finished one is only verified, and another is refused; equal bytes in the end."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import generate_fmap_dataset
+from models.autoencoder import KIND, Autoencoder, AutoencoderConfig
+from tests.helpers.deaths import dying, results
+from tests.helpers.scripts import TINY, expect_error, expect_exit, run_main
+from utils.checkpoint import save_checkpoint
+from utils.config import load_config
+from utils.dataset import FeatureMapDataset, ImageDataset
+from utils.files import UserError
+from utils.index import verify_files, write_dataset
+
+NUM, SIZE = 7, 3  # images, and in a batch
+
+
+def save_model(path, seed):
+    torch.manual_seed(seed)
+    config = load_config(TINY / "autoencoder.json", AutoencoderConfig)
+    path.parent.mkdir(exist_ok=True)
+    save_checkpoint(path, KIND, config, Autoencoder(config).state_dict(), {})
+    return path
+
+
+def draw(path, seed):
+    pixels = np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A folder with images, their dataset.json and two autoencoders."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    for number in range(NUM):
+        draw(folder / f"{number}.png", number)
+    write_dataset(folder / "dataset.json", [{"image_fpath": f"{number}.png", "labels": []} for number in range(NUM)])
+    for seed in (0, 1):
+        save_model(folder / f"{seed}.pt", seed)
+    return folder
+
+
+@pytest.fixture
+def arguments(source, tmp_path):
+    """A function: the arguments with changes, `out` beside `source` so that relative paths are equal."""
+
+    def make(*flags, out="out", model=0):
+        common = ("--dataset-path", source / "dataset.json", "--model-path", source / f"{model}.pt")
+        sizes = ("--batch-size", SIZE, "--num-files-folder", 4, "--flip", "--device", "cpu")
+        return *common, *sizes, "--out-dir", tmp_path / out, *flags
+
+    return make
+
+
+@pytest.fixture
+def make(arguments, tmp_path):
+    """A function: run with these changes; returns the folder."""
+
+    def call(*flags, out="out", **changes):
+        run_main(generate_fmap_dataset.main, *arguments(*flags, out=out, **changes))
+        return tmp_path / out
+
+    return call
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """The indices of the images that are read in batches."""
+    found, original = [], ImageDataset._read
+    monkeypatch.setattr(ImageDataset, "_read", lambda self, index: found.append(int(index)) or original(self, index))
+    return found
+
+
+def test_a_data_set_holds_checksums_and_both_sides(make):
+    folder = make()
+    verify_files(folder / "dataset.json")
+    dataset = FeatureMapDataset(folder / "dataset.json")
+    assert len(dataset) == 2 * NUM
+    assert dataset.flipped.tolist()[: 2 * SIZE] == [False] * SIZE + [True] * SIZE
+    assert len({path for path in results(folder) if path.endswith(".npy")}) == 2 * NUM
+    assert set(results(folder)) == {"dataset.json", *(path.decode() for path in dataset.paths)}
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_a_run_that_dies_at_any_batch_goes_on_to_the_same_bytes(at, make, arguments, read, monkeypatch):
+    """The fourth death is after all maps, before the index."""
+    whole = results(make(out="whole"))
+    name = "write_maps" if at < 3 else "write_dataset"
+    with monkeypatch.context() as patch:
+        patch.setattr(generate_fmap_dataset, name, dying(getattr(generate_fmap_dataset, name), at % 3))
+        assert expect_exit(generate_fmap_dataset.main, arguments()) == 130
+    read.clear()
+    assert results(make()) == whole
+    assert read == list(range(NUM))[at * SIZE :]
+
+
+def test_a_batch_with_a_map_that_is_damaged_is_made_again(make, arguments, read, monkeypatch, tmp_path):
+    whole = results(make(out="whole"))
+    with monkeypatch.context() as patch:
+        patch.setattr(generate_fmap_dataset, "write_maps", dying(generate_fmap_dataset.write_maps, 2))
+        expect_exit(generate_fmap_dataset.main, arguments())
+    first = sorted((tmp_path / "out").rglob("*.npy"))[0]
+    first.write_bytes(first.read_bytes()[:-1])
+    journal = tmp_path / "out/unfinished.jsonl"
+    journal.write_bytes(journal.read_bytes() + b'{"6": {"fi')  # a line cut short
+    read.clear()
+    assert results(make()) == whole
+    assert len(read) == SIZE + NUM % SIZE
+    assert read[-1] == NUM - 1
+
+
+def test_a_repeat_only_verifies_and_mends(make, read):
+    folder = make()
+    before, times = results(folder), {path: path.stat().st_mtime_ns for path in folder.rglob("*.npy")}
+    read.clear()
+    make()
+    assert read == []
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.npy")} == times
+    last = FeatureMapDataset(folder / "dataset.json").path(2 * NUM - 1)
+    last.unlink()
+    make()
+    assert read == [NUM - 1]
+    assert results(folder) == before
+
+
+def test_a_verification_that_dies_loses_nothing(make, arguments, read, monkeypatch):
+    before = results(make())
+    with monkeypatch.context() as patch:
+        patch.setattr(generate_fmap_dataset, "write_dataset", dying(None, 0))
+        expect_exit(generate_fmap_dataset.main, arguments())
+    read.clear()
+    assert results(make()) == before
+    assert read == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"model": 1}, "autoencoder"),
+        ({"flags": ["--num-files-folder", 5]}, "--num-files-folder (4, now 5)"),
+        ({"flags": ["--batch-size", 2]}, "--batch-size"),
+    ],
+)
+def test_other_inputs_or_arguments_are_refused(changes, named, make, arguments, capsys):
+    folder = make()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    line = expect_error(capsys, generate_fmap_dataset.main, arguments(*changes.pop("flags", []), **changes))
+    assert named in line
+    assert "--overwrite" in line
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_other_images_are_refused_and_copies_of_the_same_verified(make, arguments, source, capsys):
+    folder = make()
+    before = results(folder)
+    for path in source.glob("*.png"):
+        shutil.copyfile(path, path.with_suffix(".new"))
+        path.with_suffix(".new").replace(path)
+    assert "--verify" in expect_error(capsys, generate_fmap_dataset.main, arguments())
+    assert "holds no checksums" in expect_error(capsys, generate_fmap_dataset.main, arguments("--verify"))
+    index = source / "dataset.json"
+    index.write_text(index.read_text() + "\n")
+    assert "another data set" in expect_error(capsys, generate_fmap_dataset.main, arguments("--verify"))
+    assert results(folder) == before
+
+
+def test_an_old_set_stays_whole_until_the_new_one_replaces_it(make, arguments, source, read, monkeypatch):
+    """Of one image other pixels, under the same name."""
+    folder = make()
+    old = FeatureMapDataset(folder / "dataset.json")
+    before = old[np.arange(len(old))]
+    draw(source / "0.png", 100)
+    whole = results(make(out="whole"))
+    with monkeypatch.context() as patch:
+        patch.setattr(generate_fmap_dataset, "write_dataset", dying(None, 0))
+        expect_exit(generate_fmap_dataset.main, arguments("--overwrite"))
+    verify_files(folder / "dataset.json")
+    assert torch.equal(FeatureMapDataset(folder / "dataset.json")[np.arange(2 * NUM)], before)
+    read.clear()
+    make()  # the last attempt, which this one repeats, was of the new images
+    assert read == []
+    assert results(folder) == whole
+    make("--overwrite", model=1)
+    assert read == list(range(NUM))
+    assert not set(results(folder)) & set(whole) - {"dataset.json"}
+
+
+def test_nothing_of_an_interrupted_run_with_another_autoencoder_is_kept(make, arguments, read, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(generate_fmap_dataset, "write_maps", dying(generate_fmap_dataset.write_maps, 2))
+        expect_exit(generate_fmap_dataset.main, arguments(model=1))
+    whole = results(make(out="whole"))
+    read.clear()
+    assert results(make("--overwrite")) == whole
+    assert read == list(range(NUM))
+
+
+def test_an_unreadable_image_stops_a_run_and_leaves_no_index(make, arguments, source, capsys, tmp_path):
+    (source / "6.png").write_bytes(b"garbage")
+    assert "6.png" in expect_error(capsys, generate_fmap_dataset.main, arguments())
+    with pytest.raises(UserError, match="no such data set"):
+        FeatureMapDataset(tmp_path / "out/dataset.json")
+    draw(source / "6.png", 6)
+    assert "6.png" not in expect_error(
+        capsys, generate_fmap_dataset.main, arguments()
+    )  # other images than it began with
+    assert results(make("--overwrite")) == results(make(out="whole"))

@@ -1,0 +1,183 @@
+"""The index of a data set: on disk after its files, and a fingerprint that tells it from another."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from utils import index
+from utils.files import UserError
+from utils.index import check_same, checksum, fingerprint, name_of, read_dataset, verify_files, write_dataset
+
+ROOT = Path(__file__).parent.parent
+NAMES = ["0/a.npy", "0/b.npy", "1/c.npy"]
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """A data set of three files with checksums."""
+    for name in NAMES:
+        path = tmp_path / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    write_dataset(tmp_path / "data/dataset.json", records_of(NAMES))
+    return tmp_path / "data/dataset.json"
+
+
+def records_of(names):
+    return [{"fmap_path": name, "checksum": checksum(name.encode())} for name in names]
+
+
+def test_the_files_are_on_disk_before_the_index_and_that_before_its_name(tmp_path, monkeypatch):
+    calls, path = [], tmp_path / "dataset.json"
+    sync, fsync, replace = os.sync, os.fsync, Path.replace
+
+    def where(descriptor):
+        found = Path(f"/proc/self/fd/{descriptor}").readlink()
+        return (
+            "folder"
+            if found == tmp_path
+            else "temporary"
+            if found.parent == tmp_path and ".tmp" in found.name
+            else found
+        )
+
+    monkeypatch.setattr(os, "sync", lambda: calls.append("sync") or sync())
+    monkeypatch.setattr(os, "fsync", lambda descriptor: calls.append(f"fsync {where(descriptor)}") or fsync(descriptor))
+    monkeypatch.setattr(Path, "replace", lambda self, to: calls.append(f"rename to {to.name}") or replace(self, to))
+    write_dataset(path, records_of(NAMES))
+    at = calls.index("rename to dataset.json")
+    assert calls[0] == "sync"
+    assert calls[at - 1 : at + 2] == ["fsync temporary", "rename to dataset.json", "fsync folder"]
+    assert calls.count("rename to dataset.json") == 1
+    assert read_dataset(path, ("fmap_path",)) == (records_of(NAMES), {})
+
+
+def test_without_a_sync_there_is_no_index(tmp_path, monkeypatch):
+    def fail():
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "sync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_dataset(tmp_path / "dataset.json", records_of(NAMES))
+    assert list(tmp_path.iterdir()) == []
+
+
+def rewritten(dataset):
+    (dataset.parent / NAMES[1]).write_bytes(b"1/c.npx")  # of the same size, but at another time
+    touched(dataset)
+
+
+def longer(dataset):
+    path = dataset.parent / NAMES[1]
+    time = path.stat().st_mtime_ns
+    path.write_bytes(b"longer than before")
+    os.utime(path, ns=(time, time))
+
+
+def touched(dataset):
+    time = (dataset.parent / NAMES[1]).stat().st_mtime_ns + 1
+    os.utime(dataset.parent / NAMES[1], ns=(time, time))
+
+
+@pytest.mark.parametrize("change", [rewritten, longer, touched])
+def test_the_fingerprint_changes_with_a_file(change, dataset):
+    before = fingerprint(dataset, NAMES)
+    assert fingerprint(dataset, NAMES) == before
+    change(dataset)
+    after = fingerprint(dataset, NAMES)
+    assert (after["index"], after["files"] != before["files"]) == (before["index"], True)
+
+
+def test_the_fingerprint_changes_with_names_and_content_of_the_index(dataset):
+    before = fingerprint(dataset, NAMES)
+    other = dataset.parent / "0/d.npy"
+    shutil.copy2(dataset.parent / NAMES[1], other)  # the same size and time
+    assert fingerprint(dataset, [NAMES[0], "0/d.npy", NAMES[2]])["files"] != before["files"]
+    assert fingerprint(dataset, NAMES[::-1])["files"] != before["files"]
+    assert fingerprint(dataset, NAMES[:2])["files"] != before["files"]
+    dataset.write_bytes(dataset.read_bytes() + b" ")
+    assert fingerprint(dataset, NAMES) == {"index": checksum(dataset.read_bytes()), "files": before["files"]}
+
+
+def test_a_missing_file_is_named(dataset):
+    (dataset.parent / NAMES[2]).unlink()
+    with pytest.raises(UserError, match=r"1/c.npy: no such file; make the data set again"):
+        fingerprint(dataset, NAMES)
+
+
+def test_of_many_files_the_index_alone_counts(dataset, monkeypatch):
+    monkeypatch.setattr(index, "MOST_FILES", 3)
+    assert fingerprint(dataset, NAMES)["files"]
+    monkeypatch.setattr(index, "MOST_FILES", 2)
+    before = fingerprint(dataset, iter(NAMES))
+    assert before == {"index": checksum(dataset.read_bytes()), "files": ""}
+    (dataset.parent / NAMES[2]).unlink()
+    assert fingerprint(dataset, NAMES) == before
+
+
+def check(dataset, before, verify=False):
+    check_same(Path("out/maps"), before, fingerprint(dataset, NAMES), dataset, verify=verify)
+
+
+def test_the_same_data_set_passes_and_another_does_not(dataset):
+    before = fingerprint(dataset, NAMES)
+    check(dataset, before)
+    dataset.write_bytes(dataset.read_bytes() + b" ")
+    for verify in (False, True):
+        with pytest.raises(UserError, match=r"^out/maps: was made from another data set than .*dataset.json is now.*"):
+            check(dataset, before, verify)
+
+
+def test_a_copy_passes_once_it_is_verified(dataset):
+    before = fingerprint(dataset, NAMES)
+    touched(dataset)
+    with pytest.raises(UserError, match=r"dataset.json: its files have other times or sizes .* add --verify"):
+        check(dataset, before)
+    check(dataset, before, verify=True)
+
+
+@pytest.mark.parametrize("change", [rewritten, longer])
+def test_verification_names_the_file_that_changed(change, dataset):
+    before = fingerprint(dataset, NAMES)
+    verify_files(dataset)
+    change(dataset)
+    with pytest.raises(UserError, match=r"0/b.npy: is not the file that was written"):
+        check(dataset, before, verify=True)
+    (dataset.parent / NAMES[1]).unlink()
+    with pytest.raises(UserError, match=r"0/b.npy: is not the file that was written"):
+        verify_files(dataset)
+
+
+def test_an_older_data_set_cannot_be_verified(dataset):
+    write_dataset(dataset, [{"fmap_path": name} for name in NAMES])
+    with pytest.raises(UserError, match="holds no checksums, so --verify cannot compare"):
+        verify_files(dataset)
+
+
+def test_a_record_names_its_file_or_is_refused(dataset):
+    assert name_of(dataset, {"image_fpath": "a"}) == name_of(dataset, {"fmap_path": "a"}) == "a"
+    with pytest.raises(UserError, match="a record has no 'image_fpath' and no 'fmap_path'"):
+        name_of(dataset, {"fmap_path": 3})
+
+
+def command(*argv):
+    words = [sys.executable, "-m", "utils.index", *argv]
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_the_command_prints_the_fingerprint_or_fails_in_one_line(dataset):
+    expected = fingerprint(dataset, NAMES)
+    found = command(dataset)
+    assert (found.returncode, found.stdout) == (0, expected["index"] + expected["files"] + "\n")
+    assert command(dataset).stdout == found.stdout
+    (dataset.parent / NAMES[0]).unlink()
+    for path, named in ((dataset, "0/a.npy: no such file"), (dataset.with_name("x.json"), "no such data set")):
+        found = command(path)
+        assert (found.returncode, found.stdout) == (2, "")
+        assert found.stderr.startswith("error: ")
+        assert named in found.stderr
+        assert len(found.stderr.splitlines()) == 1

@@ -1,0 +1,84 @@
+"""What a journal believes after a death: whole lines of the same key, whose files are as they were written."""
+
+import json
+
+import pytest
+
+from utils.index import checksum
+from utils.journal import Journal
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "unfinished.jsonl"
+
+
+def entry(path, name, content=b"content"):
+    """An entry of a part with one file, which is written."""
+    (path.parent / name).write_bytes(content)
+    return {"files": {name: checksum(content)}}
+
+
+def test_entries_are_found_again_under_the_same_key(path):
+    journal = Journal(path, {"seed": 1})
+    assert journal.find("0") is None
+    journal.add({"0": entry(path, "a"), "1": entry(path, "b") | {"more": [1.5]}})
+    journal.add({"2": {"files": {}}})
+    for found in (journal, Journal(path, {"seed": 1}), Journal(path, {"seed": 1})):
+        assert found.find("0") == {"files": {"a": checksum(b"content")}}
+        assert found.find("1")["more"] == [1.5]
+        assert found.find("2") == {"files": {}}
+        assert found.find("3") is None
+
+
+def test_another_key_forgets_all(path):
+    Journal(path, {"seed": 1}).add({"0": entry(path, "a")})
+    journal = Journal(path, {"seed": 2})
+    assert journal.find("0") is None
+    assert journal.entries == {}
+    assert Journal(path, {"seed": 1}).entries == {}
+
+
+@pytest.mark.parametrize("change", ["removed", "cut", "changed"])
+def test_a_file_that_is_not_as_it_was_is_not_believed(change, path):
+    journal = Journal(path, 0)
+    journal.add({"0": {"files": entry(path, "a")["files"] | entry(path, "b")["files"]}})
+    file = path.parent / "b"
+    {
+        "removed": file.unlink,
+        "cut": lambda: file.write_bytes(b"conten"),
+        "changed": lambda: file.write_bytes(b"c0ntent"),
+    }[change]()
+    assert Journal(path, 0).find("0") is None
+    file.write_bytes(b"content")
+    assert Journal(path, 0).find("0") is not None
+
+
+def test_every_cut_of_the_file_leaves_whole_entries_only(path):
+    journal = Journal(path, {"key": "ä"})
+    for number in range(3):
+        journal.add({str(number): entry(path, str(number))})
+    content = path.read_bytes()
+    for length in range(len(content) + 1):
+        path.write_bytes(content[:length])
+        found = Journal(path, {"key": "ä"})
+        assert found.entries == {str(n): journal.entries[str(n)] for n in range(content[:length].count(b"\n") - 1)}
+        found.add({"after": {"files": {}}})  # on a line of its own
+        assert Journal(path, {"key": "ä"}).entries == found.entries
+
+
+def test_a_damaged_line_is_passed_over(path):
+    journal = Journal(path, 0)
+    journal.add({"0": entry(path, "a")})
+    path.write_bytes(path.read_bytes() + b"\0\0\0\n" + json.dumps({"1": entry(path, "b")}).encode() + b"\n")
+    assert set(Journal(path, 0).entries) == {"0", "1"}
+
+
+def test_a_later_entry_counts_and_nothing_stays_after_the_end(path):
+    journal = Journal(path, 0)
+    journal.add({"0": entry(path, "a")})
+    journal.add({"0": entry(path, "b")})
+    journal = Journal(path, 0)
+    assert set(journal.find("0")["files"]) == {"b"}
+    journal.remove()
+    assert not path.exists()

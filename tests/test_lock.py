@@ -1,0 +1,212 @@
+"""One writer for each folder: the second is refused and leaves no trace, and a dead one is in nobody's way."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import generate_fmap_dataset
+import generate_images
+import prune_codebook
+import train_autoencoder
+import train_codebook
+import train_quantized_transformer
+from scripts import demo_data, evaluate, make_dataset, report
+from tests.helpers.scripts import expect_error
+from utils.files import UserError, replace_file
+from utils.lock import NAME, lock
+
+ROOT = Path(__file__).parent.parent
+HOLD = "import sys; from pathlib import Path; from utils.lock import lock\nwith lock(Path(sys.argv[1])): {}"
+
+
+@contextmanager
+def holder(folder, then="print('held', flush=True); sys.stdin.read()"):
+    """A process that holds the lock of a folder and does something."""
+    command = [sys.executable, "-c", HOLD.format(then), folder]
+    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "held\n"
+        yield process
+    finally:
+        process.stdin.close()
+        process.wait(timeout=30)
+        process.stdout.close()
+
+
+def names(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
+X = "no-such-file"
+WRITERS = {
+    "train_autoencoder": (train_autoencoder, ["--dataset-path", X, "--config-path", X]),
+    "generate_fmap_dataset": (generate_fmap_dataset, ["--dataset-path", X, "--model-path", X]),
+    "train_codebook": (train_codebook, ["--dataset-path", X, "--decoder-path", X, "--config-path", X]),
+    "prune_codebook": (prune_codebook, ["--dataset-path", X, "--codebook-path", X, "--keep", 4]),
+    "train_quantized_transformer": (
+        train_quantized_transformer,
+        [
+            "--dataset-path",
+            X,
+            "--decoder-path",
+            X,
+            "--lr-codebook-path",
+            X,
+            "--hr-codebook-path",
+            X,
+            "--config-path",
+            X,
+        ],
+    ),
+    "generate_images": (generate_images, ["--decoder-path", X, "--config-path", X]),
+    "make_dataset": (make_dataset, ["photos"]),
+    "demo_data": (demo_data, ["avatars"]),
+    "evaluate": (evaluate, ["run"]),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_second_writer_is_refused(name, tmp_path, monkeypatch, capsys):
+    """Before it reads anything: none of the files that are named here exists."""
+    if name == "evaluate":
+        for package in evaluate.PACKAGES:
+            pytest.importorskip(package)
+    monkeypatch.chdir(tmp_path)
+    for path in ("photos", "run"):
+        (tmp_path / path).mkdir()
+    (tmp_path / "photos/a.png").touch()
+    module, flags = WRITERS[name]
+    with holder(tmp_path / "out"):
+        before = names(tmp_path)
+        line = expect_error(capsys, module.main, [*flags, "--out-dir", "out"])
+        assert line == "error: out: another process is writing to it; wait until that has ended, or give another folder"
+        assert names(tmp_path) == before
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_report_has_the_run_for_itself(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    with holder(tmp_path / "run"):
+        assert "another process is writing to it" in expect_error(capsys, report.main, [tmp_path / "run"])
+        assert names(tmp_path) == {"run", "run/.lock"}
+
+
+def test_a_refused_run_leaves_no_trace(tmp_path, capsys):
+    flags = WRITERS["train_autoencoder"][1]
+    out = tmp_path / "a/b/c"
+    expect_error(capsys, train_autoencoder.main, [*flags, "--out-dir", out])
+    assert names(tmp_path) == set()
+    (tmp_path / "a").mkdir()
+    expect_error(capsys, train_autoencoder.main, [*flags, "--out-dir", out])
+    assert names(tmp_path) == {"a"}
+
+
+def test_a_lock_that_cannot_be_had_leaves_no_folder(tmp_path, monkeypatch):
+    def fail(path, *rest):
+        if Path(path).name == NAME:
+            raise PermissionError("no")
+        return original(path, *rest)
+
+    original = os.open
+    monkeypatch.setattr(os, "open", fail)
+    with pytest.raises(PermissionError), lock(tmp_path / "a/b"):
+        pass
+    assert names(tmp_path) == set()
+
+
+def test_what_was_written_stays_and_the_lock_goes(tmp_path):
+    with lock(tmp_path / "out"):
+        (tmp_path / "out/file").touch()
+        assert names(tmp_path / "out") == {"file", NAME}
+    assert names(tmp_path) == {"out", "out/file"}
+
+
+def test_a_child_that_outlives_its_parent_keeps_no_lock(tmp_path):
+    then = """
+    import os, time
+    begun, begin = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(begin, b'.')
+        os.close(1)
+        time.sleep(60)
+    os.read(begun, 1)
+    print('held', flush=True); print(child, flush=True); sys.stdin.read()"""
+    with holder(tmp_path / "out", then) as process:
+        child = int(process.stdout.readline())
+        try:
+            with pytest.raises(UserError, match="another process"), lock(tmp_path / "out"):
+                pass
+            process.kill()
+            process.wait()
+            os.kill(child, 0)  # it lives
+            with lock(tmp_path / "out"):
+                pass
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+def test_a_child_does_not_free_the_lock_of_its_parent(tmp_path):
+    with lock(tmp_path):
+        child = multiprocessing.get_context("fork").Process(target=int)
+        child.start()
+        child.join()
+        command = [sys.executable, "-c", HOLD.format("pass"), tmp_path]
+        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert "another process is writing" in found.stderr
+
+
+def test_the_lock_of_a_killed_process_is_free_and_what_it_left_half_written_goes(tmp_path):
+    with holder(tmp_path / "out") as process:
+        process.kill()
+        process.wait()
+    half = [tmp_path / f"out/{name}" for name in (".a.0123456789abcdef.tmp.png", "inner/.b.0123456789abcdef.tmp")]
+    others = [tmp_path / f"out/{name}" for name in ("a.png", ".b", "inner/.c.tmp", ".d.0123.tmp.png", "e.tmp.png")]
+    for path in (*half, *others):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    assert (tmp_path / "out" / NAME).exists()
+    with lock(tmp_path / "out"):
+        assert [path for path in half if path.exists()] == []
+        assert [path for path in others if not path.exists()] == []
+
+
+def test_what_another_process_writes_in_a_folder_inside_stays(tmp_path):
+    with holder(tmp_path / "out/inner"), replace_file(tmp_path / "out/inner/deep/file.png") as temporary:
+        temporary.touch()
+        with lock(tmp_path / "out"):
+            assert temporary.exists()
+
+
+def test_a_process_can_wait_for_another(tmp_path):
+    with holder(tmp_path / "out") as process:
+        threading.Timer(1, process.stdin.close).start()
+        begin = time.monotonic()
+        with lock(tmp_path / "out", wait=True):
+            assert time.monotonic() - begin > 0.5
+            assert process.poll() is not None or process.wait(timeout=10) == 0
+            command = [sys.executable, "-c", HOLD.format("pass"), tmp_path / "out"]
+            assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 1
+
+
+def test_many_that_wait_write_one_after_the_other(tmp_path):
+    """Each reads a number and writes the next: none would be lost only if no two are inside at once."""
+    (tmp_path / "number").write_text("0")
+    code = (
+        "import sys; from pathlib import Path; from utils.lock import lock\n"
+        "for _ in range(20):\n"
+        "    with lock(Path(sys.argv[1]), wait=True):\n"
+        "        path = Path(sys.argv[1]) / 'number'; path.write_text(str(int(path.read_text()) + 1))\n"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", code, tmp_path], cwd=ROOT) for _ in range(3)]
+    assert [process.wait(timeout=60) for process in processes] == [0, 0, 0]
+    assert (tmp_path / "number").read_text() == "60"
+    assert names(tmp_path) == {"number"}
