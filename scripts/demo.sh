@@ -17,7 +17,7 @@ usage: bash scripts/demo.sh [--quick] [--source avatars|openmoji] [--device DEVI
 TEXT
 }
 
-source_name=avatars recipe=demo-64 prefix=demo device=auto out= flags=()
+source_name=avatars recipe=demo-64 prefix=demo device=auto out= flags=() overwrite=
 while [ $# -gt 0 ]; do
     case $1 in
         --quick) recipe=tiny-32 prefix=quick; shift ;;
@@ -25,7 +25,8 @@ while [ $# -gt 0 ]; do
             if [ $# -lt 2 ]; then echo "error: $1 needs a value" >&2; exit 2; fi
             case $1 in --source) source_name=$2 ;; --device) device=$2 ;; --out-dir) out=$2 ;; esac
             shift 2 ;;
-        --overwrite | --verify) flags+=("$1"); shift ;;
+        --overwrite) flags+=("$1") overwrite=$1; shift ;;
+        --verify) flags+=("$1"); shift ;;
         -h | --help) usage; exit 0 ;;
         *) usage >&2; echo "error: unknown argument $1" >&2; exit 2 ;;
     esac
@@ -46,7 +47,7 @@ source scripts/environment.sh
 ensure_environment requirements.txt requirements-demo.txt requirements-eval.txt
 source "configs/$recipe/recipe.sh"
 attended .venv/bin/python -m scripts.demo_data "$source_name" --out-dir "$out/data" \
-    --image-size "$IMAGE_SIZE" --num-images "$NUM_IMAGES"
+    --image-size "$IMAGE_SIZE" --num-images "$NUM_IMAGES" $overwrite
 export PYTHON=$PWD/.venv/bin/python
 attended bash scripts/train_cascade.sh "$recipe" "$out/data/dataset.json" "$out" \
     --device "$device" ${flags[@]+"${flags[@]}"}

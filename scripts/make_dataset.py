@@ -157,9 +157,9 @@ def _convert(read: Callable[[Item], Image.Image], out_dir: Path, item: Item) -> 
 
 def is_made(path: Path, settings: dict, overwrite: bool) -> bool:
     """Whether `path` is a data set of these settings; raises `UserError` if it is of others and not to be replaced."""
-    if overwrite or not path.exists():
+    before = read_dataset(path, ())[1] if path.exists() else None
+    if before is None or (overwrite and before != settings):
         return False
-    before = read_dataset(path, ())[1]
     for key in before | settings:
         if before.get(key) != settings.get(key):
             raise UserError(

@@ -380,6 +380,32 @@ def test_other_images_of_the_same_number_and_size_are_refused(train, command, mo
     assert same(latest(tmp_path / "run"), before)
 
 
+def touch(dataset):
+    """Give all files of a data set other times."""
+    for path in dataset.parent.rglob("*.png"):
+        os.utime(path, (1, 1))
+
+
+def test_copied_data_goes_on_once_it_is_verified(train, command, moved, tmp_path, capsys):
+    whole = train("autoencoder", "whole", "--max-step", 3)
+    train("autoencoder", "run", "--max-step", 1)
+    touch(moved)
+    plan = ("--dataset-path", moved, "--resume", "--max-step", 2)
+    assert "--verify" in expect_error(capsys, MAINS["autoencoder"], command("autoencoder", "run", *plan))
+    train("autoencoder", "run", *plan, "--verify")
+    found = train("autoencoder", "run", "--dataset-path", moved, "--resume", "--max-step", 3)  # verified once
+    assert same(found["model"], whole["model"])
+
+
+def test_verify_finds_a_file_that_is_another(train, command, moved, capsys):
+    train("autoencoder", "run", "--max-step", 1)
+    images = sorted((moved.parent / "images").rglob("*.png"))
+    shutil.copy(images[0], images[1])
+    plan = ("--dataset-path", moved, "--resume", "--max-step", 2, "--verify")
+    line = expect_error(capsys, MAINS["autoencoder"], command("autoencoder", "run", *plan))
+    assert f"{images[1]}: is not the file that was written" in line
+
+
 def test_another_index_is_refused(train, command, moved, capsys):
     plan = ("--dataset-path", moved, "--resume", "--max-step")
     train("autoencoder", "run", *plan, 1)
