@@ -77,8 +77,8 @@ def main(argv: list[str] | None = None) -> None:
         pairs = zip(places, files, strict=True)
         records = [fmap_record(dataset, *place, *file, folder.path) for place, file in pairs]
         write_dataset(folder.dataset, records, model.origin)
-        journal.remove()
         remove_unnamed(folder.path, f"[0-9]*/{'[0-9a-f]' * 24}.npy", {record["fmap_path"] for record in records})
+        journal.remove()
         log.info("wrote %d feature maps and %s", len(records), folder.dataset)
 
 

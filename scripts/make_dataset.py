@@ -117,8 +117,8 @@ def write_images(
         journal.remove()
         raise UserError(f"none of the {len(items)} images can be read; see {out_dir / 'skipped.txt'}")
     write_dataset(folder.dataset, records.values(), settings)
-    journal.remove()
     remove_unnamed(out_dir, f"images/??/{'[0-9a-f]' * 24}.png", records)
+    journal.remove()
     return (
         f"{len(records)} images written, {num_duplicates} duplicates dropped, {len(skipped)} unreadable files skipped"
     )

@@ -101,7 +101,8 @@ CASES = (
     Case(
         "generate_fmap_dataset", "feature_maps",
         ("--device", "cpu", "--flip", "--num-files-folder", 9, "--batch-size", 5,
-         "--dataset-path", "{whole}/data/dataset.json", "--model-path", f"{{whole}}/autoencoder/{LATEST}"),
+         "--dataset-path", "{copied}/data/dataset.json", "--model-path", f"{{whole}}/autoencoder/{LATEST}"),
+        "data",
     ),
     *codebook("cond"),
     *codebook("0"),
@@ -186,7 +187,7 @@ def prepare(case: Case, whole: Path, folder: Path) -> list[str]:
     folder.mkdir(parents=True)
     if case.copied:  # with the times of the files
         shutil.copytree(whole / case.copied, folder / case.copied, ignore=lambda _, names: {
-            name for name in names if case.without in name
+            name for name in names if case.without and case.without in name
         })  # fmt: skip
     return case.command(whole, folder)
 

@@ -87,13 +87,13 @@ def test_a_data_set_holds_checksums_and_both_sides(make):
     assert set(results(folder)) == {"dataset.json", *(path.decode() for path in dataset.paths)}
 
 
-@pytest.mark.parametrize("at", range(4))
+@pytest.mark.parametrize("at", range(5))
 def test_a_run_that_dies_at_any_batch_goes_on_to_the_same_bytes(at, make, arguments, read, monkeypatch):
-    """The fourth death is after all maps, before the index."""
+    """The last two deaths are after all maps, before and after the index."""
     whole = results(make(out="whole"))
-    name = "write_maps" if at < 3 else "write_dataset"
+    name = {3: "write_dataset", 4: "remove_unnamed"}.get(at, "write_maps")
     with monkeypatch.context() as patch:
-        patch.setattr(generate_fmap_dataset, name, dying(getattr(generate_fmap_dataset, name), at % 3))
+        patch.setattr(generate_fmap_dataset, name, dying(getattr(generate_fmap_dataset, name), at if at < 3 else 0))
         assert expect_exit(generate_fmap_dataset.main, arguments()) == 130
     read.clear()
     assert results(make()) == whole
@@ -142,7 +142,7 @@ def test_a_verification_that_dies_loses_nothing(make, arguments, read, monkeypat
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"model": 1}, "autoencoder"),
+        ({"model": 1}, "encoder"),
         ({"flags": ["--num-files-folder", 5]}, "--num-files-folder (4, now 5)"),
         ({"flags": ["--batch-size", 2]}, "--batch-size"),
     ],
