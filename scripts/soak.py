@@ -30,6 +30,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from utils.cli import run
+from utils.lock import NAME
 from utils.metrics import read_rows
 from utils.options import option, parse_options
 from utils.progress import progress
@@ -245,32 +246,39 @@ def kill_everywhere(case: Case, whole: Path, base: Path, options: Options) -> tu
 
 
 def kill_at_random(case: Case, whole: Path, base: Path, options: Options) -> tuple[int, list[str]]:
-    """Kill a script of its own process, with processes that load its data, at random times until it ends."""
-    folder, found, kills, longest = base / "parts", [], 0, 8.0
-    rng = random.Random(f"{options.seed} {case.out} {case.module} random")
-    module = ["-m", case.module] if "." in case.module else [str(ROOT / f"{case.module}.py")]
-    for _ in progress(range(options.rounds), unit="round", desc=f"{case.module} {case.out}"):
+    """Kill a script in a process of its own, with others that load its data, at random times; as `kill_everywhere`."""
+    folder, found, kills, work = base / "parts", [], 0, 0.0
+    rng = random.Random(f"{options.seed} {case.out} {case.module} at random")
+    for number in progress(range(options.rounds + 1), unit="round", desc=f"{case.module} {case.out}"):
         arguments = prepare(case, whole, folder)
         if "--resume" in arguments or case.module == "scripts.make_dataset":
             arguments += ["--num-workers", "2"]
-        while True:
-            begin = time.monotonic()
-            process = subprocess.Popen(
-                [sys.executable, *module, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
-            )  # fmt: skip
-            try:
-                process.wait(longest * (0.4 + 0.6 * rng.random()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-                kills, longest = kills + 1, longest * 1.1  # so that it ends in the end
-                continue
-            longest = time.monotonic() - begin
-            break
-        found += [] if process.returncode == 0 else [f"ended with status {process.returncode}"]
+        # The first round is left alone, to learn how long the work takes; in the others a process is killed and killed
+        # again before the third one may end.
+        for _ in range(2 if number else 0):
+            process, begin = start(case, arguments, folder)
+            time.sleep(max(0.0, begin + rng.random() * work - time.monotonic()))
+            kills += process.poll() is None
+            process.kill()
+            process.wait()
+        process, begin = start(case, arguments, folder)
+        status = process.wait()
+        work = work or time.monotonic() - begin
+        found += [f"ended with status {status}"] if status else []
         found += [f"killed at random: {line}" for line in case.differences(whole, folder)]
     return kills, found
+
+
+def start(case: Case, arguments: list[str], folder: Path) -> tuple[subprocess.Popen, float]:
+    """Start a script as a process of its own; returns it once it holds its folder, and when that was."""
+    module = ["-m", case.module] if "." in case.module else [str(ROOT / f"{case.module}.py")]
+    lock = folder / case.out / NAME
+    lock.unlink(missing_ok=True)  # that of a process that was killed
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
+    process = subprocess.Popen([sys.executable, *module, *arguments], cwd=ROOT, **quiet)
+    while process.poll() is None and not lock.exists():
+        time.sleep(0.005)
+    return process, time.monotonic()
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 import prune_codebook
 from models.codebook import Codebook
 from prune_codebook import choose
+from scripts.soak import same
 from tests.helpers.codebooks import generator
-from tests.helpers.scripts import run_main
+from tests.helpers.scripts import expect_error, run_main
 from utils.files import UserError
 
 LATEST, PRUNED = "models_checkpoint/latest.pt", "models_checkpoint/pruned_codebook.pt"
@@ -60,3 +61,36 @@ def test_keep_leaves_so_many_and_the_decoder_tells_what_is_lost(tiny_run, tmp_pa
     assert any(line.startswith("psnr after quantization") for line in log)
     found = {path.name for path in (tmp_path / "images").iterdir()}
     assert found == {"atlas_pruned.png", "u_matrix_pruned.png", "hit_map_pruned.png"}
+
+
+@pytest.fixture
+def command(tiny_run, tmp_path):
+    """The arguments that prune a codebook into `out`."""
+    data = ["--dataset-path", tiny_run / "feature_maps/dataset.json", "--device", "cpu", "--val-fraction", 0.2]
+    return [*data, "--codebook-path", tiny_run / "codebook_1" / LATEST, "--out-dir", tmp_path / "out"]
+
+
+def test_the_same_pruning_is_repeated_and_leaves_one_row(command, tmp_path):
+    """Beside the rows of the training, whose step it has."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/metrics.jsonl").write_text('{"step": 1, "epoch": 0, "loss": 2.0}\n{"step": 3, "ep')
+    found = []
+    for _ in range(2):
+        run_main(prune_codebook.main, *command, "--keep", 5)
+        rows = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+        found.append((rows, torch.load(tmp_path / "out" / PRUNED, weights_only=True)))
+    assert same(*found)
+    assert [("loss" in row, "pruned_units" in row) for row in found[0][0]] == [(True, False), (False, True)]
+
+
+def test_another_pruning_is_refused_and_replaces_if_it_is_told_to(command, tiny_run, tmp_path, capsys):
+    run_main(prune_codebook.main, *command, "--keep", 5)
+    before = (tmp_path / "out" / PRUNED).read_bytes()
+    line = expect_error(capsys, prune_codebook.main, [*command, "--keep", 6])
+    assert f"{tmp_path / 'out'}: holds results with another --keep (5, now 6)" in line
+    assert "--overwrite" in line
+    other = [*command, "--keep", 5, "--codebook-path", tiny_run / "codebook_2" / LATEST]
+    assert "another codebook" in expect_error(capsys, prune_codebook.main, other)
+    assert (tmp_path / "out" / PRUNED).read_bytes() == before
+    run_main(prune_codebook.main, *command, "--keep", 6, "--overwrite")
+    assert len(Codebook.load(tmp_path / "out" / PRUNED)) == 6

@@ -1,0 +1,83 @@
+"""Files that are written completely or not at all, and in an order that a power loss does not break."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.scripts import run_main
+from train_autoencoder import main
+from utils import files, metrics
+from utils.files import is_temporary, make_folder, replace_file
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What is flushed and what is renamed, in order: `temporary`, `folder`, or the name of a file."""
+    seen = []
+
+    def flush(path):
+        seen.append(("flush", "folder" if path.is_dir() else "temporary" if is_temporary(path.name) else path.name))
+        with monkeypatch.context() as patched:
+            synced = []
+            patched.setattr(os, "fsync", synced.append)
+            flush.original(path)
+            assert len(synced) == 1
+
+    flush.original = files.flush
+    original = Path.replace
+    for module in (files, metrics):
+        monkeypatch.setattr(module, "flush", flush)
+    monkeypatch.setattr(Path, "replace", lambda path, to: seen.append(("rename", to.name)) or original(path, to))
+    return seen
+
+
+def test_a_file_is_on_disk_before_its_name_and_the_name_before_all_else(calls, tmp_path):
+    with replace_file(tmp_path / "new" / "a.txt") as temporary:
+        temporary.write_text("a")
+    made = [("flush", "folder")]  # the new folder, in the one above
+    assert calls == [*made, ("flush", "temporary"), ("rename", "a.txt"), ("flush", "folder")]
+    calls.clear()
+    with replace_file(tmp_path / "b.txt", durable=False) as temporary:
+        temporary.write_text("b")
+    assert calls == [("rename", "b.txt")]
+
+
+def test_a_checkpoint_is_on_disk_after_the_rows_before_it_and_before_what_names_it(calls, faces, tmp_path):
+    config = "configs/tiny-32/autoencoder.json"
+    plan = ("--device", "cpu", "--max-step", 4, "--checkpoint-step", 4, "--log-step", 3, "--batch-size", 4)
+    run_main(main, "--dataset-path", faces, "--config-path", config, "--out-dir", tmp_path / "run", *plan)
+    ours = [(call, name) for call, name in calls if name in ("metrics.jsonl", "best.pt") or call == "rename"]
+    saved = [("flush", "metrics.jsonl"), ("rename", "model_4.pt"), ("rename", "latest.pt")]
+    drawn = [("rename", name) for name in ("best.pt", "run.json", "ground_truth_4.png", "recon_4.png", "run.json")]
+    assert ours[ours.index(saved[0]) :] == [*saved, *saved, *drawn]
+    for number, call in enumerate(calls):
+        if call[0] == "rename":
+            assert calls[number - 1 : number + 2 : 2] == [("flush", "temporary"), ("flush", "folder")]
+
+
+def test_temporary_names_are_random_hidden_and_known_again(tmp_path):
+    with replace_file(tmp_path / "a.tar.gz") as first, replace_file(tmp_path / "a.tar.gz") as second:
+        assert first.name != second.name
+        for path in (first, second):
+            assert path.name.startswith(".") and path.suffix == ".gz" and is_temporary(path.name)
+            path.touch()
+    for name in ("a.tar.gz", ".a.tmp", ".a.0123456789abcde.tmp.gz", ".a.0123456789abcdeg.tmp.gz", "a.tmp.gz", ".lock"):
+        assert not is_temporary(name)
+
+
+def test_a_failure_leaves_the_file_as_it_was(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), replace_file(path) as temporary:
+        temporary.write_text("new")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_folders_that_were_missing_are_made_and_told(tmp_path):
+    made = make_folder(tmp_path / "a" / "b")
+    assert made == [tmp_path / "a" / "b", tmp_path / "a"]
+    assert make_folder(tmp_path / "a" / "b") == []
+    assert (tmp_path / "a" / "b").is_dir()
