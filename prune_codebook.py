@@ -89,7 +89,8 @@ def main(argv: list[str] | None = None) -> None:
         folder = StepFolder(options.out_dir)
         if autoencoder is not None:
             save_map(pruned, autoencoder, folder, "pruned")
-        rest = {"trained_from": codebook.origin, "statistics": after, "statistics_before": before}
+        rest = {"statistics": after, "statistics_before": before, "data": dataset.fingerprint}
+        rest |= {"trained_from": codebook.origin}
         save_checkpoint(folder.pruned, KIND, pruned.config, pruned.state_dict(), **rest)
         row = {"step": load_checkpoint(options.codebook_path, KIND).get("step", 0)}  # of the codebook's training
         others = [row for row in read_rows(folder.metrics) if "pruned_units" not in row]  # but for an earlier pruning

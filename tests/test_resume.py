@@ -224,7 +224,14 @@ def test_a_start_in_the_folder_of_a_run_is_refused_and_touches_nothing(name, com
 def test_so_it_is_where_only_some_of_the_run_is_left(lost, command, train, tmp_path, capsys):
     train("autoencoder", "run", "--max-step", 1)
     (tmp_path / "run/models_checkpoint" / lost).unlink()
-    assert "holds a run" in expect_error(capsys, MAINS["autoencoder"], command("autoencoder", "run", "--max-step", 1))
+    again = command("autoencoder", "run", "--max-step", 1)
+    assert "holds a run" in expect_error(capsys, MAINS["autoencoder"], again)
+    for path in (tmp_path / "run/models_checkpoint").iterdir():
+        if path.name != "best.pt":
+            path.unlink()
+    if lost == "latest.pt":
+        line = expect_error(capsys, MAINS["autoencoder"], [*again, "--resume"])
+        assert "holds a run (best.pt); nothing of it can be resumed: add --overwrite" in line
 
 
 @pytest.mark.parametrize("name", MAINS)

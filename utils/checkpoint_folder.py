@@ -46,17 +46,18 @@ class CheckpointFolder:
         self.settings = {**fixed, "training items": num_items, **_flat(dataclasses.asdict(config))}
         self.best = math.inf  # validation loss of best.pt
         self.changes: list[str] = []  # differences between the resumed run and this one that are allowed
-        self.found = self._find()  # the checkpoint to go on from, or nothing
+        self.found = self._find()  # the checkpoint to go on from, once restored its small parts; or nothing
 
     def _find(self) -> dict:
         options, made = self.options, self.folder.made_checkpoints(self.prefix)
-        if made and not (options.resume or options.overwrite):
+        path = self.folder.newest_checkpoint(self.prefix) if options.resume else None
+        if made and path is None and not options.overwrite:
+            way = "nothing of it can be resumed: add" if options.resume else "add --resume to go on with it,"
             raise UserError(
-                f"{self.folder.path}: holds a run ({made[0].name}); add --resume to go on with it, --overwrite to "
-                "replace it, or give another --out-dir"
+                f"{self.folder.path}: holds a run ({made[0].name}); {way} --overwrite to replace it, or give another "
+                "--out-dir"
             )
-        path = self.folder.newest_checkpoint(self.prefix)
-        if path is None or not options.resume:
+        if path is None:
             return {}
         try:
             return self._load(path)
@@ -98,6 +99,7 @@ class CheckpointFolder:
         learner.restore(content, path)
         if self.has_best:
             self._find_best()
+        self.found = {key: content.get(key) for key in ("metrics", "validation", "statistics")}  # not the weights
         return content["step"]
 
     def _find_best(self) -> None:
