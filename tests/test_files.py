@@ -1,6 +1,8 @@
 """Files that are written completely or not at all, and in an order that a power loss does not break."""
 
+import errno
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -81,3 +83,18 @@ def test_folders_that_were_missing_are_made_and_told(tmp_path):
     assert made == [tmp_path / "a" / "b", tmp_path / "a"]
     assert make_folder(tmp_path / "a" / "b") == []
     assert (tmp_path / "a" / "b").is_dir()
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP, errno.EIO])
+def test_a_file_system_without_flush_is_used_and_a_broken_disk_is_an_error(number, tmp_path, monkeypatch):
+    def fail(_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with (
+        pytest.raises(OSError) if number == errno.EIO else nullcontext(),
+        replace_file(tmp_path / "a.txt") as temporary,
+    ):
+        temporary.write_text("a")
+    assert (tmp_path / "a.txt").exists() == (number != errno.EIO)
+    assert len(list(tmp_path.iterdir())) == (number != errno.EIO)

@@ -1,5 +1,6 @@
 """User-facing errors, and files that are written completely or not at all."""
 
+import errno
 import os
 import re
 import secrets
@@ -41,10 +42,13 @@ def is_temporary(name: str) -> bool:
 
 
 def flush(path: Path) -> None:
-    """Wait until a file, or the list of names in a folder, is on disk."""
+    """Wait until a file, or the list of names in a folder, is on disk, where the file system can say so."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
     finally:
         os.close(descriptor)
 
