@@ -104,9 +104,11 @@ class CheckpointFolder:
 
     def _find_best(self) -> None:
         """Read the loss of `best.pt`; if that is gone, take the best of the checkpoints that are there."""
-        candidates = self.folder.numbered_checkpoints(self.prefix)
-        paths = [self.folder.best] if self.folder.best.exists() else [candidates[step] for step in sorted(candidates)]
-        for path in paths:
+        if self.folder.best.exists():
+            validation = load_checkpoint(self.folder.best, self.kind, memory_map=True).get("validation")
+            self.best = validation_loss(validation or {})
+            return
+        for _, path in sorted(self.folder.numbered_checkpoints(self.prefix).items()):
             validation = load_checkpoint(path, self.kind, memory_map=True).get("validation")
             if validation is not None:
                 self._offer(path, validation)

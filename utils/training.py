@@ -60,7 +60,7 @@ def train(
         """Before anything that may fail or take long."""
         row = metrics.close(step)
         checkpoints.save(learner, step, metrics=metrics.state(row))
-        leave_if_stopped()
+        leave_if_asked(stop, checkpoints)
         finish(step, row, None)
 
     def finish(step: int, row: dict[str, float], validation: dict[str, float] | None) -> None:
@@ -74,15 +74,7 @@ def train(
         metrics.write(step, validation)
         metrics.show_pictures(step)
         metrics.restart_clock()
-        leave_if_stopped()
-
-    def leave_if_stopped() -> None:
-        if stop:
-            log.info(
-                "stopped by %s: saved %s; go on with --resume, or end here with --resume --max-step 1",
-                *(stop[0].name, checkpoints.folder.latest),
-            )
-            sys.exit(128 + stop[0])
+        leave_if_asked(stop, checkpoints)
 
     sampler = EpochSampler(indices, options.step_size, options.seed, start, max(start, total))
     is_cuda = learner.device.type == "cuda"
@@ -110,8 +102,16 @@ def train(
                 metrics.restart_clock()
             if stop:
                 checkpoints.save_stop(learner, done, metrics=metrics.state())
-                leave_if_stopped()
+                leave_if_asked(stop, checkpoints)
     return max(start, total)
+
+
+def leave_if_asked(stop: list[signal.Signals], checkpoints: CheckpointFolder) -> None:
+    """Once all is saved, end the process if a signal has asked for it."""
+    if stop:
+        saved = f"saved {checkpoints.folder.latest}; go on with --resume, or end here with --resume --max-step 1"
+        log.info("stopped by %s: %s", stop[0].name, saved)
+        sys.exit(128 + stop[0])
 
 
 @torch.no_grad()
