@@ -59,7 +59,7 @@ def test_the_benchmark_of_limits(monkeypatch, capfd):
 
 
 def test_the_benchmark_of_transformers(tiny_run, monkeypatch, capfd):
-    for name, value in {"STEPS": 1, "TIMES": 1, "SEQUENCES": 200, "LENGTHS": ((4, 4), (32, 64))}.items():
+    for name, value in {"STEPS": 1, "TIMES": 1, "SEQUENCES": 200, "LENGTHS": ((32, 64),)}.items():
         monkeypatch.setattr(transformer, name, value)
     monkeypatch.setattr(stages, "CONFIGS", TINY)
     monkeypatch.setattr(sys, "argv", ["transformer", str(tiny_run)])
@@ -72,7 +72,7 @@ def test_the_benchmark_of_transformers(tiny_run, monkeypatch, capfd):
     assert all(float(row[4]) > 0 for row in shares)
     assert [row[0] for row in steps] == ["AdamW", "Muon in bfloat16", "Muon in float32", "torch.optim.Muon"]
     assert all(float(row[1]) > 0 for row in steps)
-    assert [row[0] for row in memory] == ["16", "2,048"]
+    assert [row[0] for row in memory] == ["2,048"]
     assert all(int(cell) >= 0 for row in memory for cell in row[1:])
 
 

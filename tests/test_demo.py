@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,8 +20,8 @@ STAGES += [f"{kind}codebook_{name}" for name in ("cond", "0", "1", "2") for kind
 STAGES += ["transformer_0", "transformer_1", "transformer_2", "generate"]
 
 
-def start(*arguments):
-    command = ["bash", str(ROOT / "scripts/demo.sh"), *map(str, arguments)]
+def start(*arguments, root=ROOT):
+    command = ["bash", str(root / "scripts/demo.sh"), *map(str, arguments)]
     # A session of its own, so that a signal reaches a group of processes, as Ctrl-C in a terminal does.
     return subprocess.Popen(
         command,
@@ -37,9 +38,23 @@ def headings(output):
     return [line.removeprefix("== ") for line in output.splitlines() if line.startswith("== ")]
 
 
-def test_quick_demo_is_interrupted_then_ends_then_has_nothing_to_do(tmp_path):
+@pytest.fixture
+def shorter(tmp_path):
+    """The project with a recipe of a third of the steps."""
+    root = tmp_path / "project"
+    root.mkdir()
+    for path in ROOT.iterdir():
+        if path.name not in ("configs", "out"):
+            (root / path.name).symlink_to(path)
+    recipe = shutil.copytree(ROOT / "configs", root / "configs") / "tiny-32/recipe.sh"
+    steps = {"1500": "500", "500": "170"}
+    recipe.write_text(re.sub(r"(?<=-step )(1500|500)\b", lambda found: steps[found[1]], recipe.read_text()))
+    return root
+
+
+def test_quick_demo_is_interrupted_then_ends_then_has_nothing_to_do(shorter, tmp_path):
     out = tmp_path / "run"
-    process = start("--quick", "--out-dir", out, "--device", "cpu")
+    process = start("--quick", "--out-dir", out, "--device", "cpu", root=shorter)
     metrics = out / "autoencoder" / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
         time.sleep(0.1)
@@ -50,7 +65,7 @@ def test_quick_demo_is_interrupted_then_ends_then_has_nothing_to_do(tmp_path):
     assert (out / "autoencoder/models_checkpoint/latest.pt").exists()
     kept = metrics.read_text()
 
-    process = start("--quick", "--out-dir", out, "--device", "cpu")
+    process = start("--quick", "--out-dir", out, "--device", "cpu", root=shorter)
     output, errors = process.communicate()
     assert process.returncode == 0, errors
     assert headings(output) == [*STAGES, "evaluation"]
@@ -68,7 +83,7 @@ def test_quick_demo_is_interrupted_then_ends_then_has_nothing_to_do(tmp_path):
     rows = [json.loads(line) for line in (out / "transformer_2/metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["image_bits"] > rows[-1]["stage_bits"]  # those of all stages
 
-    process = start("--quick", "--out-dir", out, "--device", "cpu")
+    process = start("--quick", "--out-dir", out, "--device", "cpu", root=shorter)
     output, errors = process.communicate()
     assert process.returncode == 0, errors
     assert headings(output) == [f"{stage}: done" for stage in STAGES]
