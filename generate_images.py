@@ -3,7 +3,7 @@
 Reads the decoder and a JSON config that names each stage's model, codebooks and sampling; writes a grid for each stage
 (images/recon_model_Cond.png, recon_model_0.png, …), each final image as its own PNG with its seed, settings and scores
 inside, and the tokens of all stages (tokens.npz) under --out-dir. The set replaces the one before once it is complete;
-until then it is in a folder next/ of its own, where the same command goes on after a crash.
+until then it is in a folder .next/ of its own, where the same command goes on after a crash.
 
     python generate_images.py --decoder-path out/faces/autoencoder/models_checkpoint/latest.pt \
         --config-path out/faces/generate.json --num-images 25 --seed 0 --out-dir out/faces/generated
@@ -93,7 +93,6 @@ def main(argv: list[str] | None = None) -> None:
     """Parse, load, build, run."""
     options = parse_options(Options, __doc__, argv)
     with attempt(__file__, options) as attempted:
-        replace_set(StepFolder(options.out_dir))  # of a process that died while it did so
         device = choose_device(options.device)
         decoder = Autoencoder.load(options.decoder_path).to(device)
         changes = {key: getattr(options, key) for key in SAMPLING_KEYS if getattr(options, key) is not None}
@@ -103,6 +102,7 @@ def main(argv: list[str] | None = None) -> None:
         request = make_request(options, cascade)
         inputs = inputs_of(cascade, request, folder)
         attempted.check_repeats(inputs)
+        replace_set(StepFolder(options.out_dir))  # of a process that died while it did so
 
         attempted.begin(device, inputs=inputs)
         speed = {"batch_size": options.batch_size, "compile": options.compile, "device": str(device)}

@@ -228,9 +228,9 @@ def test_a_run_that_dies_at_any_batch_goes_on_to_the_same_bytes(generate, argume
         with monkeypatch.context() as patch:
             patch.setattr(generate_images, name, dying(getattr(generate_images, name), at))
             assert expect_exit(generate_images.main, arguments(*SET, "--overwrite", name=out.name)) == 130
-        assert {key: value for key, value in results(out).items() if not key.startswith("next/")} == before
+        assert {key: value for key, value in results(out).items() if not key.startswith(".next/")} == before
         starts.clear()
-        generate(*SET, name=out.name)
+        generate(*SET, "--overwrite", name=out.name)  # the finished set that is there is another
         assert starts == [start for start in (0, 2, 4) if start not in made]
         assert results(out) == whole | {"images/mine.png": b"mine", "images/image_1.png": b"mine"}
 
@@ -247,8 +247,8 @@ def test_a_damaged_batch_is_generated_again_and_another_request_takes_nothing(
 
     whole = results(generate(*SET, name="whole"))
     die()
-    (tmp_path / "generated/next/images/image_00002.png").write_bytes(b"")
-    (tmp_path / "generated/next/tokens_4.npz").unlink()
+    (tmp_path / "generated/.next/images/image_00002.png").write_bytes(b"")
+    (tmp_path / "generated/.next/tokens_4.npz").unlink()
     assert results(generate(*SET)) == whole
     assert starts == [2, 4]
     die("--seed", 1, "--num-images", 9, "--overwrite")
@@ -264,7 +264,7 @@ def test_a_set_replaces_another_wherever_that_dies(generate, arguments, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(generate_images, "replace_set", dying(replace_set, 1))
         assert expect_exit(generate_images.main, arguments(*SET, "--overwrite")) == 130
-    assert (tmp_path / "generated/next/tokens.npz").is_file()
+    assert (tmp_path / "generated/.next/tokens.npz").is_file()
     at, out = 0, tmp_path / "copy"
     while at is not None:
         shutil.copytree(tmp_path / "generated", out)
@@ -273,7 +273,7 @@ def test_a_set_replaces_another_wherever_that_dies(generate, arguments, monkeypa
             for owner, name in ((Path, "unlink"), (Path, "replace"), (shutil, "rmtree")):
                 patch.setattr(owner, name, after(step, getattr(owner, name)))
             at = None if completes(replace_set, StepFolder(out)) else at + 1
-        seen = {name: content for name, content in results(out).items() if not name.startswith("next/")}
+        seen = {name: content for name, content in results(out).items() if not name.startswith(".next/")}
         assert seen.items() <= new.items() or seen.items() <= old.items()
         assert "tokens.npz" not in seen or seen in (new, old)
         replace_set(StepFolder(out))
@@ -282,13 +282,20 @@ def test_a_set_replaces_another_wherever_that_dies(generate, arguments, monkeypa
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_set_that_was_complete_is_put_in_place_whatever_is_asked(generate, arguments, starts, monkeypatch, capsys):
+def test_a_set_that_was_complete_is_put_in_place_first_but_not_by_a_refused_command(
+    generate, arguments, starts, monkeypatch, capsys
+):
     new = results(generate(*SET, name="whole"))
     out = generate("--num-images", 2, "--batch-size", 2, "--seed", 1)
     with monkeypatch.context() as patch:
         patch.setattr(generate_images, "replace_set", dying(replace_set, 1))
         assert expect_exit(generate_images.main, arguments(*SET, "--overwrite")) == 130
-    assert "--seed (0, now 3)" in expect_error(capsys, generate_images.main, arguments(*SET, "--seed", 3))
+    before = results(out)
+    assert "--seed (1, now 3)" in expect_error(capsys, generate_images.main, arguments("--num-images", 2, "--seed", 3))
+    assert results(out) == before
+    with monkeypatch.context() as patch:
+        patch.setattr(generate_images, "generate", lambda *_: None)
+        generate("--num-images", 2, "--seed", 3, "--overwrite")
     assert results(out) == new
 
 
@@ -326,3 +333,12 @@ def test_another_request_is_refused_and_the_same_repeated(flags, named, generate
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     expected = results(out)
     assert results(generate("--num-images", 2, "--batch-size", 2)) == expected
+
+
+def test_a_folder_of_a_persons_own_stays(generate, arguments, capsys):
+    out = generate("--num-images", 1)
+    (out / "next").mkdir()
+    (out / "next/mine.txt").write_text("mine")
+    expect_error(capsys, generate_images.main, arguments("--num-images", 2))
+    generate("--num-images", 2, "--overwrite")
+    assert (out / "next/mine.txt").read_text() == "mine"

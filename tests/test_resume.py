@@ -439,3 +439,119 @@ def test_a_training_that_was_stopped_can_be_ended_there(name, command, train, tm
     assert [row["step"] for row in rows(tmp_path / "run", "val_loss")][-1] == 3
     assert all(path.stem.endswith("_3") for path in (tmp_path / "run/images").iterdir())
     assert name != "codebook_1" or rows(tmp_path / "run", "topographic_error")[0]["step"] == 3
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "codebook_1"])
+def test_weights_to_begin_from_are_not_removed(name, command, train, tmp_path, capsys):
+    train(name, "run", "--max-step", 2)
+    flag = "--codebook-path" if name == "codebook_1" else "--model-path"
+    start = tmp_path / "run" / WEIGHTS
+    before = content(tmp_path / "run")
+    line = expect_error(capsys, MAINS[name], command(name, "run", "--max-step", 3, "--overwrite", flag, start))
+    assert f"{start}: --overwrite would remove it" in line
+    assert content(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "codebook_1"])
+def test_a_start_from_other_weights_that_saved_nothing_is_not_resumed_without_them(
+    name, command, train, tiny_run, monkeypatch, capsys
+):
+    flag = "--codebook-path" if name == "codebook_1" else "--model-path"
+    start = (flag, tiny_run / name / WEIGHTS)
+    cls = MapLearner if name == "codebook_1" else GradientLearner
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(cls, "update", die)
+        run_main(MAINS[name], *command(name, "run", "--max-step", 2, *start))
+    line = expect_error(capsys, MAINS[name], command(name, "run", "--max-step", 2, "--resume"))
+    assert "has saved nothing yet; give its command once more, without --resume" in line
+    assert same(train(name, "run", "--max-step", 2, *start), train(name, "whole", "--max-step", 2, *start))
+
+
+def test_overwrite_does_not_replace_a_run_for_the_times_of_its_data(train, moved, tmp_path):
+    plan = ("--dataset-path", moved, "--max-step")
+    train("autoencoder", "run", *plan, 2)
+    touch(moved)
+    found = train("autoencoder", "run", *plan, 4, "--resume", "--overwrite")
+    assert same(found["model"], train("autoencoder", "whole", "--max-step", 4)["model"])
+    assert (tmp_path / "run/models_checkpoint/model_2.pt").exists()
+
+
+def damage(path):
+    """Damage a checkpoint, but not the file that it is linked to."""
+    octets = bytearray(path.read_bytes())
+    octets[len(octets) // 2] ^= 1
+    path.unlink()
+    path.write_bytes(octets)
+
+
+@pytest.mark.parametrize("flags", [(), ("--overwrite",)])
+def test_a_damaged_checkpoint_costs_no_more_than_the_steps_since_the_one_before(flags, train, tmp_path):
+    plan = ("--checkpoint-step", 2, "--max-step")
+    train("autoencoder", "whole", *plan, 6)
+    train("autoencoder", "run", *plan, 6)
+    for name in ("latest.pt", "best.pt", "model_4.pt", "model_6.pt"):
+        damage(tmp_path / "run/models_checkpoint" / name)
+    train("autoencoder", "run", *plan, 6, "--resume", *flags)
+    assert differences(tmp_path / "whole", tmp_path / "run") == []
+    log = (tmp_path / "run/train.log").read_text()
+    assert "going on from model_2.pt" in log
+    assert "best.pt: damaged" in log
+
+
+def test_lost_and_damaged_rows_cost_neither_weights_nor_statistics(train, tmp_path):
+    whole = train("codebook_1", "run", "--max-step", 3)
+    metrics = tmp_path / "run/metrics.jsonl"
+    metrics.unlink()
+    for _ in range(2):
+        found = train("codebook_1", "run", "--max-step", 3, "--resume")
+        assert same(found["statistics"], whole["statistics"])
+        assert same(found["model"], whole["model"])
+        assert rows(tmp_path / "run", "topographic_error")[0]["step"] == 3
+    with metrics.open("ab") as file:
+        file.write(b"\xff\xfe\n5\n{}\n")
+    assert same(train("codebook_1", "run", "--max-step", 3, "--resume")["model"], whole["model"])
+
+
+def test_rows_that_somebody_removes_do_not_keep_weights_from_being_saved(train, tmp_path, monkeypatch):
+    original = GradientLearner.update
+
+    def update(self, batch, step):
+        if step == 1:
+            (tmp_path / "run/metrics.jsonl").unlink()
+        return original(self, batch, step)
+
+    monkeypatch.setattr(GradientLearner, "update", update)
+    assert train("autoencoder", "run", "--max-step", 2)["step"] == 2
+
+
+def test_a_checkpoint_without_a_training_is_named(train, command, tiny_run, tmp_path, capsys):
+    train("codebook_1", "run", "--max-step", 1)
+    shutil.copy(tiny_run / "codebook_1" / PRUNED, tmp_path / "run" / WEIGHTS)
+    line = expect_error(capsys, MAINS["codebook_1"], command("codebook_1", "run", "--max-step", 2, "--resume"))
+    assert "is no checkpoint of a training, without settings" in line
+
+
+def test_a_full_disk_is_named_with_the_file(train, command, tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(torch, "save", fail)
+    line = expect_error(capsys, MAINS["autoencoder"], command("autoencoder", "run", "--max-step", 1))
+    assert f"{tmp_path / 'run/models_checkpoint/model_1.pt'}: cannot be written" in line
+    assert "is the disk full?" in line
+
+
+def test_feature_maps_that_were_moved_away_from_their_images_are_the_same(train, tiny_run, tmp_path):
+    """What is written of where the images lie is no part of a data set of feature maps."""
+    train("codebook_1", "run", "--max-step", 1)
+    index = tiny_run / "feature_maps/dataset.json"
+    text = index.read_text()
+    try:
+        index.write_text(text.replace('"image_path": "', '"image_path": "elsewhere/'))
+        train("codebook_1", "run", "--max-step", 2, "--resume")
+    finally:
+        index.write_text(text)

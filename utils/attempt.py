@@ -10,7 +10,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
@@ -134,6 +134,7 @@ class Begun:
         `inputs` and the fingerprint of `dataset` are compared, and the options that results depend on.
         """
         before = [attempt for attempt in read_attempts(self.folder) if attempt.script == self.script]
+        before = [attempt for attempt in before if attempt.outcome == FINISHED] or before  # whose results are there
         if not before or self.options.overwrite:
             return
         last, names = before[-1], fixed_options(self.options)
@@ -158,7 +159,8 @@ def attempt(script: str, options: StepOptions) -> Iterator[Begun]:
             yield begun
         except BaseException as error:
             if begun.has_begun:
-                touch(begun.folder, _outcome(error))
+                with suppress(OSError):  # of a full disk, say: the error above counts
+                    touch(begun.folder, _outcome(error))
             raise
         touch(begun.folder, FINISHED)
 

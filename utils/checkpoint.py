@@ -82,7 +82,10 @@ def save_checkpoint(path: Path, kind: str, config: object, model: State, trained
     weights = {"fingerprint": fingerprint(rest.get("ema") or model), "model": model}
     content = {**head, **weights, "trained_from": trained_from, **rest}
     with replace_file(path) as temporary:
-        torch.save(content | {"digest": digest(content)}, temporary)
+        try:
+            torch.save(content | {"digest": digest(content)}, temporary)
+        except RuntimeError as error:  # what torch makes of a disk that is full
+            raise UserError(f"{path}: cannot be written ({str(error).splitlines()[0]}); is the disk full?") from None
 
 
 def load_checkpoint(path: Path, kind: str, *, memory_map: bool = False) -> dict:
@@ -99,7 +102,8 @@ def load_checkpoint(path: Path, kind: str, *, memory_map: bool = False) -> dict:
             is_zip = file.read(4) == b"PK\x03\x04"
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=memory_map) if is_zip else None
     except Exception as error:  # of damaged files torch raises all kinds
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        text = str(error)  # of torch's advice to read it without `weights_only` not a word
+        reason = text.splitlines()[0] if text and "weights_only" not in text else type(error).__name__
         raise UserError(f"{path}: not a readable checkpoint ({reason}); it may be damaged or cut short") from None
     if not isinstance(content, dict) or not content.keys() >= {"kind", "model"}:
         raise UserError(f"{path}: not a checkpoint of this project; give a .pt file that one of its scripts wrote")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from utils.attempt import read_attempts
 from utils.checkpoint import Origin, check_origins, link_checkpoint, load_checkpoint, save_checkpoint
 from utils.dataset import FileDataset
 from utils.files import UserError
@@ -46,30 +47,64 @@ class CheckpointFolder:
         self.settings = {**fixed, "training items": num_items, **_flat(dataclasses.asdict(config))}
         self.best = math.inf  # validation loss of best.pt
         self.changes: list[str] = []  # differences between the resumed run and this one that are allowed
-        self.found = self._find()  # the checkpoint to go on from, once restored its small parts; or nothing
+        self.path = self.folder.latest  # of the checkpoint to go on from
+        self.found = self._find()  # what that holds, once it is restored only its small parts; or nothing
 
     def _find(self) -> dict:
         options, made = self.options, self.folder.made_checkpoints(self.prefix)
-        path = self.folder.newest_checkpoint(self.prefix) if options.resume else None
-        if made and path is None and not options.overwrite:
+        paths = self.folder.resumable_checkpoints(self.prefix) if options.resume else []
+        if made and not paths and not options.overwrite:
             way = "nothing of it can be resumed: add" if options.resume else "add --resume to go on with it,"
             raise UserError(
                 f"{self.folder.path}: holds a run ({made[0].name}); {way} --overwrite to replace it, or give another "
                 "--out-dir"
             )
-        if path is None:
+        if not paths:
+            self._check_source(made)
             return {}
         try:
-            return self._load(path)
+            self.path, content = self._read(paths)
+            self._check(content)
         except UserError as error:
             if not options.overwrite:
                 raise
             log.warning("%s: starting anew, as --overwrite says", error)
             return {}
+        return content
 
-    def _load(self, path: Path) -> dict:
-        """The content of a checkpoint that this run can go on from."""
-        content = load_checkpoint(path, self.kind)
+    def _check_source(self, made: list[Path]) -> None:
+        """Raise `UserError` if a start from other weights would remove them, or a start anew would do without them."""
+        sources = ("model_path", "codebook_path")
+        source = next((path for name in sources if (path := getattr(self.options, name, None)) is not None), None)
+        if source is not None and source.resolve() in [path.resolve() for path in made]:
+            raise UserError(f"{source}: --overwrite would remove it; give another --out-dir")
+        attempts = read_attempts(self.folder) if self.options.resume and not self.options.overwrite else []
+        for before in attempts[-1:]:
+            for flag in sources:
+                if (earlier := before.arguments.get(flag)) is not None:
+                    raise UserError(
+                        f"{self.folder.path}: a run that began from {earlier} has saved nothing yet; give its command "
+                        "once more, without --resume"
+                    )
+
+    def _read(self, paths: list[Path]) -> tuple[Path, dict]:
+        """The first checkpoint that is not damaged."""
+        errors = []
+        for path in paths:
+            try:
+                content = load_checkpoint(path, self.kind)
+            except UserError as error:
+                errors.append(error)
+                continue
+            self.changes += [f"{error}: going on from {path.name}" for error in errors]
+            return path, content
+        raise errors[0]
+
+    def _check(self, content: dict) -> None:
+        """Raise `UserError` naming what keeps this run from going on from a checkpoint."""
+        path = self.path
+        if missing := {"settings", "total_steps", "step"} - content.keys():
+            raise UserError(f"{path}: is no checkpoint of a training, without {', '.join(sorted(missing))}; remove it")
         for key, value in content["settings"].items():
             if (now := self.settings.get(key)) != value:
                 raise UserError(
@@ -77,16 +112,16 @@ class CheckpointFolder:
                 )
         check_origins(path, content["trained_from"], self.trained_from)
         if data := content.get("data"):
-            check_same(path, data, self.dataset.fingerprint, self.dataset.index, verify=self.options.verify)
+            verify = self.options.verify or self.options.overwrite  # nothing is replaced for its times alone
+            check_same(path, data, self.dataset.fingerprint, self.dataset.index, verify=verify)
         else:
             self.changes.append(f"{path} does not say which data it was trained on, so a change would go unnoticed")
-        return content
 
     def restore(self, learner: Learner) -> int:
         """Restore the learner from the checkpoint that was found, if one was; return its step."""
         if not self.found:
             return 0
-        content, path = self.found, self.folder.newest_checkpoint(self.prefix)
+        content = self.found
         if (before := content["total_steps"]) != self.total_steps:
             self.changes.append(
                 f"planned were {before} steps, now {self.total_steps}: a cosine and a map's radius follow the new plan"
@@ -96,20 +131,30 @@ class CheckpointFolder:
                 f"this run began with {before} threads, now there are {torch.get_num_threads()}: results differ by "
                 f"rounding; for equal results set OMP_NUM_THREADS={before}"
             )
-        learner.restore(content, path)
+        try:
+            learner.restore(content, self.path)
+        except UserError as error:
+            hint = f"; --overwrite cannot replace it, so remove {self.folder.checkpoints}"
+            raise UserError(f"{error}{hint if self.options.overwrite else ''}") from None
         if self.has_best:
             self._find_best()
-        self.found = {key: content.get(key) for key in ("metrics", "validation", "statistics")}  # not the weights
+        small = ("step", "metrics", "validation", "statistics")
+        self.found = {key: content.get(key) for key in small}  # not the weights
         return content["step"]
 
     def _find_best(self) -> None:
         """Read the loss of `best.pt`; if that is gone, take the best of the checkpoints that are there."""
-        if self.folder.best.exists():
-            validation = load_checkpoint(self.folder.best, self.kind, memory_map=True).get("validation")
-            self.best = validation_loss(validation or {})
-            return
-        for _, path in sorted(self.folder.numbered_checkpoints(self.prefix).items()):
-            validation = load_checkpoint(path, self.kind, memory_map=True).get("validation")
+        numbered = sorted(self.folder.numbered_checkpoints(self.prefix).items())
+        for path in (self.folder.best, *(path for _, path in numbered)):
+            try:
+                validation = load_checkpoint(path, self.kind, memory_map=True).get("validation")
+            except UserError as error:
+                if path.exists():
+                    self.changes.append(f"{error}: not considered as the best checkpoint")
+                continue
+            if path == self.folder.best:
+                self.best = validation_loss(validation or {})
+                return
             if validation is not None:
                 self._offer(path, validation)
 
@@ -145,6 +190,8 @@ class CheckpointFolder:
     def _write(self, path: Path, learner: Learner, step: int, **rest: object) -> None:
         plan = {"step": step, "total_steps": self.total_steps, "settings": self.settings}
         rest |= plan | {"threads": torch.get_num_threads(), "data": self.dataset.fingerprint}
+        if step == self.found.get("step") and self.found["statistics"] is not None:
+            rest = {"statistics": self.found["statistics"]} | rest  # what is made good here must not lose them
         save_checkpoint(path, self.kind, self.config, **learner.checkpoint(), trained_from=self.trained_from, **rest)
 
     def _offer(self, path: Path, validation: dict[str, float]) -> None:

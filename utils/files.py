@@ -32,6 +32,10 @@ def replace_file(path: str | os.PathLike, *, durable: bool = True) -> Iterator[P
         temporary.replace(path)
         if durable:
             flush(path.parent)  # a rename is on disk once its folder is
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from None  # a full disk names no file
     finally:
         temporary.unlink(missing_ok=True)
 

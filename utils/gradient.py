@@ -145,8 +145,8 @@ class GradientLearner:
 
     def restore(self, content: dict, path: Path) -> None:
         """Take up weights, averaged weights and optimizer state."""
-        load_weights(self.model, content, path, averaged=False)
         self._restore_optimizers(content, path)
+        load_weights(self.model, content, path, averaged=False)
         if self.average is not None:
             load_weights(self.average.module, content, path)
             self.average.n_averaged.fill_(content["step"])

@@ -60,7 +60,8 @@ class Metrics:
 
         The rows before are on disk when this returns.
         """
-        flush(self.folder.metrics)
+        with suppress(FileNotFoundError):  # somebody has removed it: the weights must be saved all the same
+            flush(self.folder.metrics)
         return {"row": row, "sums": self.sums, "steps": self.steps}
 
     def count_flops(self, learner: Learner, batch: Batch) -> None:
@@ -98,8 +99,9 @@ class Metrics:
                     f"another --out-dir with --model-path from the last checkpoint in {self.folder.checkpoints}"
                 )
         items_per_second = self.items / max(time.perf_counter() - self.clock, 1e-9)
-        means[f"{self.unit}_per_second"] = self.per_item * items_per_second
-        if self.flops_per_item is not None:
+        if self.items:  # none where another process has done these steps
+            means[f"{self.unit}_per_second"] = self.per_item * items_per_second
+        if self.items and self.flops_per_item is not None:
             means["tflops_per_second"] = self.flops_per_item * items_per_second / 1e12
         self._clear()
         return means
@@ -129,12 +131,12 @@ class Metrics:
 
 
 def read_rows(path: Path) -> list[dict]:
-    """The rows of a `metrics.jsonl`, but for one that a crash cut short; none if there is no file."""
+    """The rows of a `metrics.jsonl`, but for lines that are damaged or cut short; none if there is no file."""
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        with suppress(json.JSONDecodeError):
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        with suppress(ValueError):
             rows.append(json.loads(line))
-    return rows
+    return [row for row in rows if isinstance(row, dict) and isinstance(row.get("step"), int)]
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:

@@ -1,4 +1,4 @@
-"""A set of generated pictures: made in a folder of its own, `next/`, and then put in the place of the one before."""
+"""A set of generated pictures: made in a folder of its own, `.next/`, and then put in the place of the one before."""
 
 import shutil
 
@@ -7,7 +7,7 @@ from utils.run_folder import StepFolder
 
 
 def replace_set(folder: StepFolder) -> None:
-    """Put the set in `next/`, if it is complete, in the place of the one before: all pictures, then tokens.npz.
+    """Put the set in `.next/`, if it is complete, in the place of the one before: all pictures, then tokens.npz.
 
     A process that died in here leaves what the next one needs to go on.
     """

@@ -51,10 +51,10 @@ class StepFolder:
         found = {path: re.fullmatch(rf"{prefix}_(\d+)\.pt", path.name) for path in self.checkpoints.glob("*.pt")}
         return {int(match[1]): path for path, match in found.items() if match}
 
-    def newest_checkpoint(self, prefix: str) -> Path | None:
-        """`latest.pt`, or if there is none the checkpoint of the highest step."""
-        numbered = self.numbered_checkpoints(prefix)
-        return self.latest if self.latest.is_file() else numbered[max(numbered)] if numbered else None
+    def resumable_checkpoints(self, prefix: str) -> list[Path]:
+        """`latest.pt`, and those that count as it where it is gone or damaged: the others, from the highest step."""
+        numbered = [path for _, path in sorted(self.numbered_checkpoints(prefix).items(), reverse=True)]
+        return [path for path in (self.latest, *numbered) if path.is_file()]
 
     def made_checkpoints(self, prefix: str) -> list[Path]:
         """All that a training and the pruning after it have written, `latest.pt` first."""
@@ -114,7 +114,7 @@ class StepFolder:
     @property
     def next(self) -> "StepFolder":
         """Where a generation keeps its set until that is complete: utils/picture_set.py."""
-        return StepFolder(self.path / "next")
+        return StepFolder(self.path / ".next")
 
 
 class EvaluationFolder:
