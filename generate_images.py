@@ -23,11 +23,9 @@ import numpy as np
 import torch
 
 from models.autoencoder import Autoencoder
-from models.cascade import KIND
 from models.generation import Cascade, Request, load_generation_config, pick
 from utils import cli
 from utils.attempt import attempt
-from utils.checkpoint import load_checkpoint
 from utils.device import choose_device, choose_dtype
 from utils.files import UserError, replace_file
 from utils.images import grid, read_image, save_animation, save_grid, save_image
@@ -100,7 +98,7 @@ def main(argv: list[str] | None = None) -> None:
         folder, dtype = options.config_path.parent, choose_dtype(device, options.precision)
         cascade = Cascade(configs, folder, decoder, device, dtype, options.batch_size, options.compile)
         request = make_request(options, cascade)
-        inputs = inputs_of(cascade, request, folder)
+        inputs = inputs_of(cascade, request)
         attempted.check_repeats(inputs)
         replace_set(StepFolder(options.out_dir))  # of a process that died while it did so
 
@@ -109,14 +107,12 @@ def main(argv: list[str] | None = None) -> None:
         generate(cascade, request, options, attempted.key(inputs) | speed)
 
 
-def inputs_of(cascade: Cascade, request: Request, folder: Path) -> dict[str, str]:
+def inputs_of(cascade: Cascade, request: Request) -> dict[str, str]:
     """Fingerprints of what the pictures are made from, besides the options."""
     inputs = {"autoencoder": cascade.decoder.fingerprint}
     for level, codebook in zip((CONDITION, *range(len(cascade.stages))), cascade.codebooks, strict=True):
         inputs[f"codebook {level}"] = codebook.fingerprint
-    for number, config in enumerate(cascade.configs):
-        path = folder / config.model_path
-        inputs[f"stage {number}"] = load_checkpoint(path, KIND, memory_map=True)["fingerprint"]
+    inputs |= {f"stage {number}": stage.fingerprint for number, stage in enumerate(cascade.stages)}
     given = [request.conditions, *(tokens.tolist() for tokens in request.init_tokens)]
     for name, value in {"sampling": sampling_of(cascade), "--condition-image or --init-image": given}.items():
         inputs[name] = checksum(json.dumps(value).encode())

@@ -23,7 +23,7 @@ from models.map_pictures import save_map
 from models.map_statistics import Statistics, decoded_psnr, table, take_census
 from utils import cli
 from utils.attempt import attempt
-from utils.checkpoint import check_origins, load_checkpoint, save_checkpoint
+from utils.checkpoint import check_origins, save_checkpoint
 from utils.dataset import VAL_FRACTION, BatchLoader, FeatureMapDataset
 from utils.device import choose_device, choose_workers
 from utils.files import UserError
@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
         rest = {"statistics": after, "statistics_before": before, "data": dataset.fingerprint}
         rest |= {"trained_from": codebook.origin}
         save_checkpoint(folder.pruned, KIND, pruned.config, pruned.state_dict(), **rest)
-        row = {"step": load_checkpoint(options.codebook_path, KIND).get("step", 0)}  # of the codebook's training
+        row = {"step": codebook.step}
         others = [row for row in read_rows(folder.metrics) if "pruned_units" not in row]  # but for an earlier pruning
         write_rows(folder.metrics, [*others, row | {f"pruned_{key}": value for key, value in after.items()}])
         log.info("kept %d of %d units: wrote %s", len(pruned), len(codebook), folder.pruned)

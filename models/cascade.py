@@ -71,6 +71,7 @@ class Stage(nn.Module):
         super().__init__()
         self.config = config
         self.origin: Origin = {}  # what it was trained with, once loaded from a checkpoint
+        self.fingerprint: str | None = None  # of that checkpoint
         self.near: torch.Tensor | None = None  # the `near_units` of the coarse codebook, for `condition_noise`
         conditions = config.coarse.num_units + (config.transformer.condition_dropout > 0)  # the null is the last
         firsts, source = (conditions, None) if config.is_base else (1, config.coarse)
@@ -92,7 +93,7 @@ class Stage(nn.Module):
         check_origin(path, "high-resolution codebook", origin.get("hr_codebook"), fine.fingerprint)
         stage = cls(build_config(StageConfig, content["config"], str(path)))
         load_weights(stage, content, path)
-        stage.origin = origin
+        stage.origin, stage.fingerprint = origin, content["fingerprint"]
         return stage.eval()
 
     @torch.no_grad()

@@ -83,6 +83,7 @@ class Codebook(nn.Module):
         self.register_buffer("coordinates", torch.stack((index // columns, index % columns), dim=1))
         self.register_buffer("counts", torch.zeros(num_units, dtype=torch.int64))
         self.origin: Origin = {}  # what made its data, once loaded from a checkpoint
+        self.step = 0  # of its training, as that checkpoint has it
 
     @classmethod
     def load(cls, path: Path) -> "Codebook":
@@ -91,7 +92,7 @@ class Codebook(nn.Module):
         num_units = len(content["model"].get("units", ()))
         codebook = cls(build_config(CodebookConfig, content["config"], str(path)), num_units)
         load_weights(codebook, content, path)
-        codebook.origin = content["trained_from"]
+        codebook.origin, codebook.step = content["trained_from"], content.get("step", 0)
         return codebook
 
     def __len__(self) -> int:
