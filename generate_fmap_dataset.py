@@ -123,15 +123,20 @@ def write_maps(fmaps: np.ndarray, first: int, options: Options) -> dict[str, str
 
 
 def fmap_record(dataset: ImageDataset, index: int, flipped: bool, name: str, expected: str, out_dir: Path) -> dict:
-    """The record of a feature map; `image_key`, the image's path as its data set writes it, decides the split."""
-    return {
+    """The record of a feature map.
+
+    What decides the split is `image_key`, the image's path as its data set writes it, or the image's `group`.
+    """
+    key, group = dataset.paths[index].decode(), dataset.split_keys[index].decode()
+    record = {
         "fmap_path": name,
         "checksum": expected,
         "image_path": Path(os.path.relpath(dataset.path(index), out_dir)).as_posix(),
-        "image_key": dataset.paths[index].decode(),
+        "image_key": key,
         "labels": dataset.label(index),
         "flipped": flipped,
     }
+    return record if group == key else record | {"group": group}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Step 4: drop the units of a codebook that the data hardly uses.
+"""Step 4: drop the units of a codebook that the training maps hardly use.
 
 Reads a dataset.json of feature maps and a codebook; writes models_checkpoint/pruned_codebook.pt and a line of
 metrics.jsonl under --out-dir. The survivors keep their order, their vectors and their places on the map. With
@@ -24,20 +24,21 @@ from models.map_statistics import Statistics, decoded_psnr, table, take_census
 from utils import cli
 from utils.attempt import attempt
 from utils.checkpoint import check_origins, save_checkpoint
-from utils.dataset import VAL_FRACTION, BatchLoader, FeatureMapDataset
+from utils.dataset import BatchLoader, FeatureMapDataset, chunks
 from utils.device import choose_device, choose_workers
 from utils.files import UserError
 from utils.metrics import read_rows, write_rows
 from utils.options import StepOptions, option, parse_options
 from utils.progress import progress
 from utils.run_folder import StepFolder
+from utils.split import Bounds, SplitOptions
 from utils.training import MAX_VALIDATION
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(StepOptions):
+class Options(SplitOptions, StepOptions):
     """Options of prune_codebook.py."""
 
     dataset_path: Path = option("dataset.json of feature maps")
@@ -45,13 +46,10 @@ class Options(StepOptions):
     decoder_path: Path | None = option("checkpoint of the autoencoder: also measure images, and draw the map", None)
     batch_size: int = option("feature maps at once", 8, low=1)
     prune_threshold: int = option(
-        "smallest number of patches that keeps a unit", 10, low=0, exclusive="amount", is_fixed=True
+        "smallest number of training patches that keeps a unit", 10, low=0, exclusive="amount", is_fixed=True
     )
     keep: int | None = option(
         "most used units to keep, instead of a threshold", None, low=1, exclusive="amount", is_fixed=True
-    )
-    val_fraction: float = option(
-        "share of images held out, for the measurement", VAL_FRACTION, low=0, below=1, is_fixed=True
     )
 
 
@@ -68,14 +66,15 @@ def main(argv: list[str] | None = None) -> None:
             check_origins(options.codebook_path, codebook.origin, autoencoder.origins)
             dataset.check_origin(autoencoder.origins)
 
+        split = dataset.split(options.bounds)
+
         def statistics_of(codebook: Codebook, title: str) -> Statistics:
-            batches = BatchLoader.in_order(dataset, options.batch_size, choose_workers(None, device))
+            batches = BatchLoader(dataset, chunks(split.training, options.batch_size), choose_workers(None, device))
             census = take_census(codebook, progress(batches, unit="batch", desc=title))
             codebook.counts.copy_(census.counts)
             statistics = census.statistics(codebook)
             if autoencoder is not None:
-                _, held_out = dataset.split(options.val_fraction)
-                statistics |= decoded_psnr(autoencoder, codebook, dataset, held_out[:MAX_VALIDATION])
+                statistics |= decoded_psnr(autoencoder, codebook, dataset, split.validation[:MAX_VALIDATION])
             return statistics
 
         inputs = {"codebook": codebook.fingerprint}
@@ -90,7 +89,8 @@ def main(argv: list[str] | None = None) -> None:
         if autoencoder is not None:
             save_map(pruned, autoencoder, folder, "pruned")
         rest = {"statistics": after, "statistics_before": before, "data": dataset.fingerprint}
-        rest |= {"trained_from": codebook.origin}
+        bounds = Bounds.common((codebook.bounds, options.bounds))
+        rest |= {"trained_from": codebook.origin, "settings": bounds.settings}
         save_checkpoint(folder.pruned, KIND, pruned.config, pruned.state_dict(), **rest)
         row = {"step": codebook.step}
         others = [row for row in read_rows(folder.metrics) if "pruned_units" not in row]  # but for an earlier pruning

@@ -35,7 +35,8 @@ def main(argv: list[str] | None = None) -> None:
         device = choose_device(options.device)
         config = load_config(options.config_path, AutoencoderConfig)
         dataset = ImageDataset(options.dataset_path)
-        training, held_out = dataset.split(options.val_fraction)
+        split = dataset.split(options.bounds)
+        training, validation = split.training, split.validation
 
         torch.manual_seed(options.seed)
         autoencoder = Autoencoder(config).to(device, memory_format=torch.channels_last)
@@ -60,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
             return {"val_loss": autoencoder.loss(made, images), "val_mse": F.mse_loss(made, images)}
 
         def validate() -> dict[str, float]:
-            found = mean_over(dataset, held_out, options.batch_size, errors)
+            found = mean_over(dataset, validation, options.batch_size, errors)
             return {**found, "val_psnr": psnr(found["val_mse"])} if found else {}
 
         def preview(step: int) -> None:
@@ -70,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
         metrics = Metrics(options, len(training))
 
         attempted.begin(device, config, {"data": dataset.fingerprint})
-        shown = dataset[preview_indices(training, held_out, 25)]
+        shown = dataset[preview_indices(training, validation, 25)]
         train(options, learner, dataset, training, checkpoints, metrics, start, validate, preview)
 
 

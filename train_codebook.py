@@ -29,7 +29,7 @@ from utils import cli
 from utils.attempt import attempt
 from utils.checkpoint_folder import CheckpointFolder
 from utils.config import load_config
-from utils.dataset import BatchLoader, FeatureMapDataset, steps_per_epoch
+from utils.dataset import BatchLoader, FeatureMapDataset, chunks, steps_per_epoch
 from utils.device import choose_device, choose_workers
 from utils.files import UserError
 from utils.images import save_grid
@@ -37,6 +37,7 @@ from utils.learner import TrainingOptions
 from utils.metrics import Metrics, read_rows
 from utils.options import option, parse_options
 from utils.progress import progress
+from utils.split import Split
 from utils.training import MAX_VALIDATION, mean_over, preview_indices, train
 
 log = logging.getLogger(__name__)
@@ -70,12 +71,15 @@ def main(argv: list[str] | None = None) -> None:
         dataset = FeatureMapDataset(options.dataset_path)
         autoencoder = Autoencoder.load(options.decoder_path).to(device)
         dataset.check_origin(autoencoder.origins)
-        training, held_out = dataset.split(options.val_fraction)
+        split = dataset.split(options.bounds)
+        training, validation = split.training, split.validation
 
         origin, names = autoencoder.origin, {"prefix": "codebook", "has_best": False}
         checkpoints = CheckpointFolder(options, KIND, config, origin, dataset, len(training), **names)
         torch.manual_seed(options.seed)
         codebook, sample = start_codebook(options, config, dataset, training, checkpoints.found)
+        if options.codebook_path is not None:
+            checkpoints.note_source(options.codebook_path, codebook.bounds)
         codebook, sample = codebook.to(device), sample if sample is None else sample.to(device)
         steps = (steps_per_epoch(len(training), options.batch_size), options.planned_steps(len(training)))
         learner = MapLearner(codebook, *steps, sample is None, options.lr_step, sample)
@@ -85,7 +89,7 @@ def main(argv: list[str] | None = None) -> None:
             return {"val_loss": codebook.quantization_error(fmap.to(device))}
 
         def validate() -> dict[str, float]:
-            return mean_over(dataset, held_out, options.batch_size, error)
+            return mean_over(dataset, validation, options.batch_size, error)
 
         @torch.no_grad()
         def preview(step: int) -> None:
@@ -103,13 +107,13 @@ def main(argv: list[str] | None = None) -> None:
         metrics = Metrics(options, len(training))
 
         attempted.begin(device, config, {**origin, "data": dataset.fingerprint})
-        shown = preview_indices(training, dataset.unflipped(held_out), 25)
+        shown = preview_indices(training, dataset.unflipped(validation), 25)
         maps, compared = dataset[shown].to(device), shown[:COMPARED]
         has_images = len(dataset.with_image(compared)) == len(compared)
         originals = [dataset.images(compared, autoencoder.scale)] if has_images else []
         step = train(options, learner, dataset, training, checkpoints, metrics, start, validate, preview)
         if codebook.counts.sum() == 0:
-            statistics = finish(learner, autoencoder, dataset, held_out[:MAX_VALIDATION], checkpoints, metrics, step)
+            statistics = finish(learner, autoencoder, dataset, split, checkpoints, metrics, step)
         else:  # an earlier process came as far as here
             statistics = checkpoints.found["statistics"]
         if not any(row["step"] == step and "quantization_error" in row for row in read_rows(folder.metrics)):
@@ -150,23 +154,24 @@ def finish(
     learner: MapLearner,
     autoencoder: Autoencoder,
     dataset: FeatureMapDataset,
-    held_out: np.ndarray,
+    split: Split,
     checkpoints: CheckpointFolder,
     metrics: Metrics,
     step: int,
 ) -> Statistics:
-    """Measure the map over the whole data set, put it in order, draw it, and keep it so in the last checkpoint.
+    """Count the training maps, put the map in order, measure it, draw it, and keep it so in the last checkpoint.
 
     That is saved once all is done: until then a resume finds the map as training left it, and does all of this again.
     """
     codebook = learner.codebook
     at_once = max(1, COUNTED // math.prod(dataset.shape))
-    batches = BatchLoader.in_order(dataset, at_once, choose_workers(None, learner.device))
+    batches = BatchLoader(dataset, chunks(split.training, at_once), choose_workers(None, learner.device))
     census = take_census(codebook, progress(batches, unit="batch", desc="counting"))
     codebook.counts.copy_(census.counts)
     codebook.coordinates.copy_(arrange(codebook.coordinates, census.pairs))
-    statistics = census.statistics(codebook) | decoded_psnr(autoencoder, codebook, dataset, held_out)
-    log.info("statistics over %d patches\n%s", census.counts.sum(), table(codebook=statistics))
+    statistics = census.statistics(codebook)
+    statistics |= decoded_psnr(autoencoder, codebook, dataset, split.validation[:MAX_VALIDATION])
+    log.info("statistics over %d training patches\n%s", census.counts.sum(), table(codebook=statistics))
     save_map(codebook, autoencoder, checkpoints.folder, step)
     checkpoints.save(learner, step, statistics=statistics, metrics=metrics.state())
     return statistics

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 
 from models.autoencoder import Autoencoder
-from models.cascade import KIND, Stage, StageConfig, bits_before, with_bits
+from models.bits import bits_before, given_bits, with_bits
+from models.cascade import KIND, Stage, StageConfig, check_labels
 from models.codebook import Codebook
 from models.tokens import load_tokens
 from models.transformer import TransformerConfig
@@ -70,9 +71,10 @@ def main(argv: list[str] | None = None) -> None:
         device = choose_device(options.device)
         dataset, autoencoder, coarse, fine = load_inputs(options, device)
         origin = autoencoder.origin | {"lr_codebook": coarse.fingerprint, "hr_codebook": fine.fingerprint}
-        training, held_out = dataset.split(options.val_fraction)
+        split = dataset.split(options.bounds)
+        training, validation = split.training, split.validation
         transformer = load_config(options.config_path, TransformerConfig)
-        names, labels = dataset.label_indices() if transformer.use_labels else ((), None)
+        names = dataset.label_names(training) if transformer.use_labels else ()
         config = StageConfig.between(
             transformer, coarse, fine, options.lr_codebook_path, options.train_base_model, names
         )
@@ -87,22 +89,30 @@ def main(argv: list[str] | None = None) -> None:
             stage, lambda stage, batch: stage(*batch), transformer, options, steps, device, weights
         )
         checkpoints = CheckpointFolder(options, KIND, config, origin, dataset, len(training))
+        if options.model_path is not None:
+            check_labels(options.model_path, config)
         start = learner.start(checkpoints)
-        earlier_bits = bits_before(coarse, options.previous_path, is_base=options.train_base_model)
+        earlier_bits = bits_before(coarse, options.previous_path)
 
         metrics = Metrics(options, len(training), unit="tokens", per_item=config.fine.length)
 
         attempted.begin(device, config, {**origin, "data": dataset.fingerprint})
         tokens = load_tokens(dataset, coarse, fine, device)
+        label_counts = None
         if names:
+            labels = dataset.label_indices(names)
             tokens = TokenDataset(np.concatenate((tokens.coarse, labels), axis=1), tokens.fine)
-            stage.count_labels(to_device(tokens[np.arange(len(tokens))], device)[0])
+            stage.count_labels(to_device(tokens[training], device)[0])
+            label_counts = torch.from_numpy(np.bincount(labels[training, 0], minlength=len(names) + 1))
+        if options.train_base_model:
+            given = given_bits(coarse, tokens[validation[:MAX_VALIDATION]][0], label_counts)
+            earlier_bits = sum(given.values()) if given else None
 
         def validate(most: int = MAX_VALIDATION) -> dict[str, float]:
-            found = losses_of(learner, tokens, held_out[:most], options.batch_size)
+            found = losses_of(learner, tokens, validation[:most], options.batch_size)
             return with_bits(found, config, earlier_bits)
 
-        shown = preview_indices(training, dataset.unflipped(held_out), options.test_num_sample)
+        shown = preview_indices(training, dataset.unflipped(validation), options.test_num_sample)
         fmaps = dataset[shown].to(device)
 
         @torch.no_grad()

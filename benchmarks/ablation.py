@@ -81,7 +81,7 @@ def run(job: tuple[str, int], folder: Path, number: int, seconds: float) -> tupl
     torch.set_num_threads(1)
     keep_memory()
     demo = DemoStage.read(folder, number)
-    coarse, fine = demo.tokens[demo.held_out]
+    coarse, fine = demo.tokens[demo.validation]
     drawn = coarse if number == 0 else draw_coarse(DemoStage.read(folder, number - 1))
     torch.manual_seed(seed)
     learner = build(name, demo)
@@ -107,7 +107,7 @@ def loss_of(learner: GradientLearner, coarse: torch.Tensor, fine: torch.Tensor) 
 def draw_coarse(before: DemoStage) -> torch.Tensor:
     """Tokens of held-out images drawn by the stage before, each after the true tokens before it."""
     stage = Stage.load(before.run.transformers[before.number].best, before.coarse, before.fine)
-    given, written = before.tokens[before.held_out]
+    given, written = before.tokens[before.validation]
     inputs, _ = stage.inputs_and_targets(given, written)
     probabilities = stage.transformer(inputs, stage.source(given)).softmax(-1).flatten(0, 1)
     return probabilities.multinomial(1, generator=torch.Generator().manual_seed(0)).view(written.shape)

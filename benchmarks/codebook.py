@@ -2,7 +2,7 @@
 
     python -m benchmarks.codebook out/demo-avatars/feature_maps/dataset.json
 
-Needs requirements-bench.txt. Prints tables in Markdown. Errors are measured on held-out patches and divided by the
+Needs requirements-bench.txt. Prints tables in Markdown. Errors are measured on test patches and divided by the
 error of k-means (k-means++, one start, run to convergence). The units of k-means are placed on a map by their first two
 principal components; "arranged" means that the last step of this map, `arrange`, then improves their places. Times are
 wall-clock: for this map from feature maps in memory to the arranged map, for the others the fit alone. Rows of this map
@@ -32,8 +32,9 @@ from models.map_order import arrange
 from models.map_statistics import take_census
 from models.patches import patchify
 from utils import cli
-from utils.dataset import VAL_FRACTION, EpochSampler, FeatureMapDataset, steps_per_epoch
+from utils.dataset import EpochSampler, FeatureMapDataset, steps_per_epoch
 from utils.files import UserError
+from utils.split import Bounds
 
 # Patch size, units, steps, and feature maps to train on, chosen so that there are at most 275,000 patches.
 SIZES = ((16, 64, 250, None), (4, 512, 800, None), (2, 512, 256, 4096), (1, 512, 96, 1024))
@@ -49,7 +50,7 @@ class Row(NamedTuple):
 
     name: str
     seconds: float
-    error: float  # mean squared error on held-out feature maps
+    error: float  # mean squared error on test feature maps
     topographic_error: float
     used: float  # share of units that are used on the training data
 
@@ -60,7 +61,7 @@ class Data:
 
     config: CodebookConfig
     training: torch.Tensor
-    held_out: torch.Tensor
+    test: torch.Tensor
 
     @property
     def patches(self) -> np.ndarray:
@@ -71,7 +72,7 @@ class Data:
         numbers = []
         for codebook, seconds in runs:
             used = (take_census(codebook, self.training.split(256)).counts > 0).double().mean().item()
-            found = take_census(codebook, self.held_out.split(256)).statistics(codebook)
+            found = take_census(codebook, self.test.split(256)).statistics(codebook)
             numbers.append((seconds, found["quantization_error"], found["topographic_error"], used))
         return Row(name, *np.mean(numbers, axis=0))
 
@@ -166,16 +167,16 @@ def print_table(title: str, rows: list[Row]) -> None:
 def benchmark(path: Path) -> None:
     """Print all tables of a data set."""
     dataset = FeatureMapDataset(path)
-    indices, held_out = dataset.split(VAL_FRACTION)
-    indices = np.random.default_rng(0).permutation(indices)
-    maps, held_out = dataset[tqdm(indices, desc="reading", leave=False)], dataset[held_out]
+    split = dataset.split(Bounds())
+    indices = np.random.default_rng(0).permutation(split.training)
+    maps, test = dataset[tqdm(indices, desc="reading", leave=False)], dataset[split.test]
     channels, height, width = dataset.shape
     if any(side % patch for patch, *_ in SIZES for side in (height, width)):
         raise UserError(f"{path}: holds feature maps of {height}×{width}; give those of the demo, 16×16")
 
     def cut(patch: int, number: int, most: int | None = None) -> Data:
         config = CodebookConfig(1e-4, height, width, channels, patch, patch, number, 200)
-        return Data(config, maps[:most], held_out)
+        return Data(config, maps[:most], test)
 
     for patch, number, steps, most in SIZES:
         data = cut(patch, number, most)

@@ -1,27 +1,30 @@
-"""Which settings of sampling generate the best images: their distance to held-out images, and the share of near copies.
+"""Which settings of sampling generate the best images: their distance to validation images, and how many nearly copy.
 
     python -m benchmarks.sampling out/demo-avatars
     python -m benchmarks.sampling out/guided --guided    # a run with condition_dropout in its first two stages
 
-Reads a folder that scripts/train_cascade.sh has written. Each setting generates as many images as are held out, from
-the same seed. Prints a table in Markdown: the kernel distance (Bińkowski et al. 2018; cubic kernel) of the 1,280
-features of EfficientNet-Lite0, and its standard error from random halves of the images; the share of images that are
-nearer to a training image than the 1st percentile of the held-out images; and the time.
+Reads a folder that scripts/train_cascade.sh has written. Each setting generates as many images as there are validation
+images, from the same seed; scripts.evaluate then measures what was chosen here on the test images. Prints a table in
+Markdown: the kernel distance (Bińkowski et al. 2018; cubic kernel) of the 1,280 features of EfficientNet-Lite0, and its
+standard error from random parts of the images; the share of images that are nearer to a training image than the 1st
+percentile of the validation images; and the time.
 """
 
 import argparse
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from benchmarks.stages import CPU
 from evaluation.distances import deviation, kernel_distance
 from evaluation.features import EfficientNetFeatures, features_of
 from evaluation.novelty import Nearest
-from models.autoencoder import Autoencoder
+from evaluation.run import bounds_of
+from models.autoencoder import KIND, Autoencoder
 from models.generation import Cascade, Request, load_generation_config
-from utils.dataset import VAL_FRACTION, ImageDataset, chunks
+from utils.dataset import ImageDataset, chunks
 from utils.device import choose_dtype, keep_memory
 from utils.run_folder import RunFolder
 
@@ -79,30 +82,31 @@ def main() -> None:
     keep_memory()
     run, extractor = RunFolder.open(args.folder), EfficientNetFeatures()
     dataset = ImageDataset(args.dataset_path or run.images)
-    training, held_out = (
+    split = dataset.split(bounds_of(run.autoencoder.latest, KIND))
+    training, validation = (
         features_of(extractor, (dataset[part] for part in chunks(indices, BATCH)), len(indices), "images")
-        for indices in dataset.split(VAL_FRACTION)
+        for indices in (split.training, split.validation)
     )
-    threshold, number = Nearest.among(training, held_out).threshold, len(held_out)
+    threshold, number = Nearest.among(training, validation).threshold, len(validation)
 
     def distance(features: torch.Tensor) -> tuple[float, float]:
-        return kernel_distance(features, held_out), deviation(kernel_distance, features, held_out, 0, SUBSETS)
+        return kernel_distance(features, validation), deviation(kernel_distance, features, validation, 0, SUBSETS)
 
     def print_row(name: str, features: torch.Tensor, seconds: str = "") -> None:
         value, error = distance(features)
         near = Nearest.among(training, features)
-        cells = (f"{value:.3f}", f"{error:.3f}", f"{near.share_below(threshold):.1%}", f"{near.distance.mean():.1f}")
+        cells = (f"{value:.3f}", f"{error:.3f}", f"{near.nearness(threshold).share:.1%}", f"{near.distance.mean():.1f}")
         print(f"| {name} | {' | '.join(cells)} | {seconds} |", flush=True)
 
     value, error = distance(training[torch.randperm(len(training))[:number]])
-    print(f"{number} images; the distance of training to held-out images is {value:.4f} ± {error:.4f}.\n")
+    print(f"{number} images; the distance of training to validation images is {value:.4f} ± {error:.4f}.\n")
     print("| | kernel distance | ± | nearly copies | distance to the nearest training image | seconds |")
     print("|---|---|---|---|---|---|")
-    print_row("held-out images", held_out)
+    print_row("validation images", validation)
     decoder = Autoencoder.load(run.autoencoder.latest)
     cascade = Cascade(load_generation_config(run.generation), run.path, decoder, CPU)
-    images = dataset[dataset.split(VAL_FRACTION)[1]]
-    print_row("their reconstructions", extractor(decoder(images)))
+    images = dataset[np.random.default_rng(0).permutation(split.training)[:number]]
+    print_row("reconstructed training images", extractor(decoder(images)))
     for level, tokens in reversed(list(enumerate(cascade.tokenize(images)))):
         name = f"from the tokens of stage {level - 1}" if level else "from the condition"
         print_row(name, extractor(cascade.decode(tokens, level)))

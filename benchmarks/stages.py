@@ -11,9 +11,10 @@ from models.codebook import Codebook
 from models.tokens import load_tokens
 from models.transformer import TransformerConfig
 from utils.config import load_config
-from utils.dataset import VAL_FRACTION, FeatureMapDataset, TokenDataset
+from utils.dataset import FeatureMapDataset, TokenDataset
 from utils.gradient import GradientLearner, GradientOptions
 from utils.run_folder import RunFolder
+from utils.split import Bounds
 
 CPU = torch.device("cpu")
 CONFIGS = Path(__file__).parent.parent / "configs/demo-64"
@@ -31,7 +32,8 @@ class DemoStage:
     fine: Codebook
     tokens: TokenDataset
     training: np.ndarray  # indices
-    held_out: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
 
     @classmethod
     def read(cls, folder: Path, number: int) -> "DemoStage":
@@ -39,7 +41,9 @@ class DemoStage:
         run = RunFolder(folder)
         books = [Codebook.load(book.pruned) for book in run.codebooks[number : number + 2]]
         dataset = FeatureMapDataset(run.feature_maps.dataset)
-        return cls(run, number, *books, load_tokens(dataset, *books, CPU), *dataset.split(VAL_FRACTION))
+        split = dataset.split(Bounds())
+        tokens = load_tokens(dataset, *books, CPU)
+        return cls(run, number, *books, tokens, split.training, split.validation, split.test)
 
     @property
     def batch_size(self) -> int:

@@ -17,9 +17,10 @@ import generate_images
 from models.autoencoder import Autoencoder
 from models.generation import Cascade, Request, load_generation_config
 from utils import cli
-from utils.dataset import VAL_FRACTION, ImageDataset
+from utils.dataset import ImageDataset
 from utils.images import grid, read_image, save_grid, save_image
 from utils.run_folder import RunFolder, StepFolder
+from utils.split import Bounds
 
 IMAGES = Path(__file__).parent / "images"
 SHOWN = (3, 8, 15, 21, 30)  # held-out faces
@@ -49,9 +50,9 @@ def generate(run: RunFolder, out: Path, *more: object) -> torch.Tensor:
 def generate_pictures(run: RunFolder, scratch: Path) -> None:
     """Draw what generation and all models make of held-out faces."""
     dataset = ImageDataset(run.images)
-    _, held_out = dataset.split(VAL_FRACTION)
-    draw_steps(run, dataset[held_out[:10]])
-    images = dataset[held_out[list(SHOWN)]]
+    test = dataset.split(Bounds()).test
+    draw_steps(run, dataset[test[:10]])
+    images = dataset[test[list(SHOWN)]]
     paths = [scratch / f"held_out_{number}.png" for number in range(len(images))]
     for image, path in zip(images, paths, strict=True):
         save_image(image, path)

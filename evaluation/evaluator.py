@@ -11,11 +11,10 @@ from torch import nn
 from evaluation import results
 from evaluation.distances import frechet_distance, interval, kernel_distance, precision_and_recall
 from evaluation.features import features_of
-from evaluation.likelihood import stage_bits
+from evaluation.likelihood import labels_for, stage_bits, start_bits
 from evaluation.novelty import Nearest, in_pairs, summarize
 from evaluation.reconstruction import quality, reconstruct
 from evaluation.run import TrainedRun
-from models.cascade import bits_before
 from models.codebook import Codebook
 from models.generation import Cascade, Request
 from utils.dataset import BatchLoader, ImageDataset, chunks
@@ -39,18 +38,20 @@ class Evaluator:
     extractor: nn.Module
     folder: EvaluationFolder
     num_images: int
-    num_training: int | None
+    num_training: int
     seed: int
     batch_size: int
 
     def __post_init__(self) -> None:
         self.extractor.to(self.run.device)
-        training, held_out = self.dataset.split(self.run.val_fraction)
+        split = self.dataset.split(self.run.bounds)
+        self.side = "test" if len(split.test) else "validation"  # a run from before has no test images
+        held_out = getattr(split, self.side)
         if len(held_out) == 0:
             raise UserError("no image was held out from training, so there is nothing to measure on; add images")
         self.num_held_out = len(held_out)
         self.held_out = held_out[: self.num_images]  # shuffled already
-        self.training = np.random.default_rng(self.seed & 0xFFFFFFFF).permutation(training)[: self.num_training]
+        self.training = np.random.default_rng(self.seed & 0xFFFFFFFF).permutation(split.training)[: self.num_training]
         self.number = min(len(self.held_out), len(self.training))  # of images in each set
 
     def evaluate(self, start: float) -> results.Results:
@@ -65,6 +66,7 @@ class Evaluator:
             distances, novelty = self.compare(cascade)
         return results.Results(
             extractor=self.extractor.description,
+            side=self.side,
             num_images=self.number,
             num_held_out=self.num_held_out,
             num_training=len(self.training) if novelty else self.number,
@@ -85,32 +87,40 @@ class Evaluator:
         return [results.Reconstruction(name, **quality(self.reconstructed(self.held_out, book))) for name, book in bar]
 
     def bits(self) -> list[results.Bits]:
-        """Bits of the condition's token, which costs the entropy of its use on average, and of each stage's tokens."""
+        """Bits of the condition, of the label if the base stage is given one, and of each stage's tokens."""
         run, rows = self.run, []
         if run.maps is None or not run.stages:
             return rows
-        held_out = run.maps.split(run.val_fraction)[1][:MAX_VALIDATION]
+        split = run.maps.split(run.bounds)
+        held_out = getattr(split, self.side)[:MAX_VALIDATION]
         for number, (stage, coarse, fine) in run.stages.items():
-            if number == 0 and (entropy := bits_before(coarse, None, is_base=True)) is not None:
-                rows.append(results.Bits("condition", 1, entropy))
-            bits = stage_bits(stage, coarse, fine, run.maps, held_out, self.batch_size)
+            labels = labels_for(stage, run.maps, split.training)
+            if number == 0:
+                given = start_bits(stage, coarse, run.maps, held_out, labels, split.training, self.batch_size)
+                rows += [results.Bits(name, 1, bits) for name, bits in given.items()]
+            bits = stage_bits(stage, coarse, fine, run.maps, held_out, labels, self.batch_size)
             rows.append(results.Bits(f"stage {number}", stage.config.fine.length, bits))
         return rows
 
     def compare(self, cascade: Cascade | None) -> tuple[list[results.Distance], results.Novelty | None]:
-        """The distances of each set to the held-out images, and the novelty of the samples if there is a cascade."""
-        held_out, number = self.held_out[: self.number], self.number
-        real = self.features(self.batches(held_out), number, "held-out images")
-        sets = {results.TRAINING: self.features(self.batches(self.training[:number]), number, results.TRAINING)}
-        sets[results.RECONSTRUCTIONS] = self.features_after(held_out, None, results.RECONSTRUCTIONS)
-        books = cascade.codebooks if cascade else list(self.run.codebooks.values())
-        if books:
-            sets[results.QUANTIZED] = self.features_after(held_out, books[-1], results.QUANTIZED)
+        """The distances of each set to the held-out images, and the novelty of the samples if there is a cascade.
+
+        No set is made from the held-out images: reconstructions of an image are near to that image itself, which
+        samples cannot be, so those are of training images, the same ones that are the floor.
+        """
+        number, training = self.number, self.training[: self.number]
+        real = self.features(self.batches(self.held_out[:number]), number, f"{self.side} images")
+        sets = {results.TRAINING: self.features(self.batches(training), number, results.TRAINING)}
+        sets[results.RECONSTRUCTIONS] = self.features_after(training, None, results.RECONSTRUCTIONS)
         novelty = None
         if cascade is not None:
-            tokens = self.draw(cascade)
+            tokens, known = self.draw(cascade), self.quantized_training(cascade)
+            sets[results.QUANTIZED] = known[:number]
             sets[results.SAMPLES] = self.features(self.decoded(cascade, tokens), number, results.SAMPLES)
-            novelty = self.novelty(cascade, tokens, sets[results.SAMPLES], sets[results.QUANTIZED])
+            novelty = self.novelty(cascade, tokens, sets[results.SAMPLES], known)
+        elif self.run.codebooks:
+            finest = list(self.run.codebooks.values())[-1]
+            sets[results.QUANTIZED] = self.features_after(training, finest, results.QUANTIZED)
         bar = progress(sets.items(), unit="set", desc="distances")
         return [self.distance(name, features, real) for name, features in bar], novelty
 
@@ -148,25 +158,28 @@ class Evaluator:
             yield cascade.decode(part, -1).clamp(-1, 1)
 
     def novelty(
-        self, cascade: Cascade, tokens: torch.Tensor, samples: torch.Tensor, held_out: torch.Tensor
+        self, cascade: Cascade, tokens: torch.Tensor, samples: torch.Tensor, training: torch.Tensor
     ) -> results.Novelty:
         """How near samples come to training images, and to their mirror images if the run was trained on those too.
+
+        `samples` and `training` are features, the latter of quantized images.
 
         Training and held-out images are quantized with the finest codebook first. A cascade that has memorized an image
         would write exactly that, while the image itself has a large distance even to its own quantized reconstruction.
         """
-        training = self.quantized_training(cascade)
+        held_out, book, name = self.held_out[: self.number], cascade.codebooks[-1], f"quantized {self.side} images"
+        others = self.features_after(held_out, book, name)
         mirrored = [None, None]
         if self.run.maps is not None and self.run.maps.flipped.any():
-            made = (made for _, made in self.reconstructed(self.held_out[: self.number], cascade.codebooks[-1]))
+            made = (made for _, made in self.reconstructed(held_out, book))
             mirrored = [
                 self.features((part.flip(-1) for part in batches), self.number, f"mirrored {name}")
-                for name, batches in ((results.SAMPLES, self.decoded(cascade, tokens)), (results.QUANTIZED, made))
+                for name, batches in ((results.SAMPLES, self.decoded(cascade, tokens)), (name, made))
             ]
         near = Nearest.among(training, samples, mirrored[0])
         self.draw_pairs(cascade, tokens, near)
         paths = [self.dataset.paths[index].decode() for index in self.training]
-        return summarize(near, Nearest.among(training, held_out, mirrored[1]), paths, self.folder.pairs.name)
+        return summarize(near, Nearest.among(training, others, mirrored[1]), paths, self.folder.pairs.name)
 
     def quantized_training(self, cascade: Cascade) -> torch.Tensor:
         """Features (N, D) of the quantized training images, decoded from tokens that training has kept if it has."""

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from models.bits import given_bits
 from models.cascade import Stage
 from models.codebook import Codebook
 from utils.dataset import FeatureMapDataset, chunks
@@ -14,17 +15,21 @@ from utils.run_folder import StepFolder
 
 @torch.no_grad()
 def stage_bits(
-    stage: Stage, coarse: Codebook, fine: Codebook, dataset: FeatureMapDataset, indices: np.ndarray, batch_size: int
+    stage: Stage,
+    coarse: Codebook,
+    fine: Codebook,
+    maps: FeatureMapDataset,
+    indices: np.ndarray,
+    labels: torch.Tensor,
+    batch_size: int,
 ) -> float:
     """Mean bits per feature map of its tokens in a stage, given the true coarse tokens and the true earlier tokens.
 
-    Training measures the same. A base stage with labels is given those of the images.
+    Training measures the same. `labels` (N, L) are those of all feature maps, which a base stage is given as well.
     """
-    device = coarse.units.device
-    labels = labels_for(stage, dataset)
-    total = 0.0
+    device, total = coarse.units.device, 0.0
     for part in progress(chunks(indices, batch_size), unit="batch", desc="bits"):
-        fmap = dataset[part].to(device)
+        fmap = maps[part].to(device)
         # Outside of autocast, whose rounding would often change which unit is the nearest.
         given, targets = torch.cat((coarse.find_bmu(fmap), labels[part].to(device)), dim=1), fine.find_bmu(fmap)
         with autocast(device, "auto"):
@@ -32,14 +37,34 @@ def stage_bits(
     return total / len(indices) * stage.config.fine.length
 
 
-def labels_for(stage: Stage, dataset: FeatureMapDataset) -> torch.Tensor:
-    """The labels (N, L) that follow the coarse tokens of each feature map; L is 0 if the stage uses none."""
-    if not stage.config.labels:
+@torch.no_grad()
+def start_bits(
+    stage: Stage,
+    coarse: Codebook,
+    maps: FeatureMapDataset,
+    indices: np.ndarray,
+    labels: torch.Tensor,
+    training: np.ndarray,
+    batch_size: int,
+) -> dict[str, float]:
+    """Mean bits of what a base stage is given of these feature maps: the condition, and the label if it uses labels."""
+    device, number = coarse.units.device, len(stage.config.labels)
+    conditions = [coarse.find_bmu(maps[part].to(device)).cpu() for part in chunks(indices, batch_size)]
+    label_counts = labels[training, 0].bincount(minlength=number + 1) if number else None
+    return given_bits(coarse, torch.cat((torch.cat(conditions), labels[indices]), dim=1), label_counts)
+
+
+def labels_for(stage: Stage, dataset: FeatureMapDataset, training: np.ndarray) -> torch.Tensor:
+    """The labels (N, L) that follow the coarse tokens of each feature map; L is 0 if the stage uses none.
+
+    A label that only held-out images have counts as none. Raises `UserError` if the stage knows others.
+    """
+    names = stage.config.labels
+    if not names:
         return torch.empty(len(dataset), 0, dtype=torch.int64)
-    names, labels = dataset.label_indices()
-    if names != stage.config.labels:
+    if not set(dataset.label_names(training)) <= set(names) <= set(dataset.label_names(np.arange(len(dataset)))):
         raise UserError(
             f"{StepFolder(dataset.folder).dataset}: its labels are not those that the base stage was trained on; "
             "use the files of one run, or train the stage again"
         )
-    return torch.from_numpy(labels)
+    return torch.from_numpy(dataset.label_indices(names))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from evaluation.results import Match, Novelty
+from evaluation.results import Match, Nearness, Novelty
 
 PERCENTILE = 0.01  # of held-out images are nearer to a training image than the threshold of a near copy
 BLOCK = 256  # images that are compared with all training images at once
@@ -27,9 +27,10 @@ class Nearest:
         distance, look = distances.min(0)
         return cls(distance, indices.gather(0, look[None])[0], look == 1)
 
-    def share_below(self, threshold: float) -> float:
-        """The share of images that are nearer than a distance."""
-        return float((self.distance < threshold).double().mean())
+    def nearness(self, threshold: float) -> Nearness:
+        """The median distance, and the share of images that are nearer than a distance, with its interval."""
+        count, number = int((self.distance < threshold).sum()), len(self.distance)
+        return Nearness(float(self.distance.median()), count / number, *share_interval(count, number))
 
     @property
     def threshold(self) -> float:
@@ -44,17 +45,19 @@ def nearest(features: torch.Tensor, training: torch.Tensor) -> tuple[torch.Tenso
     return torch.cat([part.values for part in found]), torch.cat([part.indices for part in found])
 
 
+def share_interval(count: int, number: int) -> tuple[float, float]:
+    """The 95 % interval of a share, `count` of `number` (Wilson 1927)."""
+    share, spread = count / number, 1.96**2 / number
+    centre, margin = share + spread / 2, (spread * share * (1 - share) + spread**2 / 4) ** 0.5
+    return max(0.0, (centre - margin) / (1 + spread)), min(1.0, (centre + margin) / (1 + spread))
+
+
 def summarize(samples: Nearest, held_out: Nearest, paths: list[str], pairs: str) -> Novelty:
     """The novelty of samples; `paths` are those of the training images, `pairs` is the name of the picture."""
-    threshold, shown = held_out.threshold, (samples, held_out)
+    threshold = held_out.threshold
     order = samples.distance.argsort(stable=True).tolist()
-    return Novelty(
-        threshold,
-        *(part.share_below(threshold) for part in shown),
-        *(float(part.distance.median()) for part in shown),
-        pairs,
-        tuple(Match(row, paths[int(samples.index[row])], float(samples.distance[row])) for row in order),
-    )
+    matches = tuple(Match(row, paths[int(samples.index[row])], float(samples.distance[row])) for row in order)
+    return Novelty(threshold, samples.nearness(threshold), held_out.nearness(threshold), pairs, matches)
 
 
 def in_pairs(copies: torch.Tensor, originals: torch.Tensor, columns: int) -> torch.Tensor:

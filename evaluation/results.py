@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-# The sets of images whose distances to held-out images are measured. Each adds a loss to the one before it.
+# The sets of images whose distances to held-out images are measured. Each adds a loss to the one before it; the first
+# three are made from the same training images.
 SETS = TRAINING, RECONSTRUCTIONS, QUANTIZED, SAMPLES = (
     "training images",  # the floor: other real images
     "reconstructions",
@@ -22,9 +23,9 @@ class Reconstruction:
 
 @dataclass(frozen=True)
 class Bits:
-    """What a held-out image costs in one stage."""
+    """What a part of a held-out image costs."""
 
-    name: str  # "condition", "stage 0", "stage 1", …
+    name: str  # "condition", "label", "stage 0", "stage 1", …
     tokens: int
     bits: float
 
@@ -54,14 +55,22 @@ class Match:
 
 
 @dataclass(frozen=True)
+class Nearness:
+    """How near a set of images comes to training images."""
+
+    median_distance: float
+    share: float  # of near copies
+    low: float  # of the 95 % interval of this share
+    high: float
+
+
+@dataclass(frozen=True)
 class Novelty:
     """How near samples come to training images, and how near held-out images do."""
 
     threshold: float  # below it, an image is a near copy
-    share_of_samples: float
-    share_of_held_out: float
-    median_distance_of_samples: float
-    median_distance_of_held_out: float
+    samples: Nearness
+    held_out: Nearness
     pairs: str  # the name of the picture
     nearest: tuple[Match, ...]  # of all samples, the nearest first
 
@@ -71,6 +80,7 @@ class Results:
     """All that was measured. What could not be measured is empty or None, and `missing` gives the reasons."""
 
     extractor: str
+    side: str  # which images are held out: "test", or "validation" where a run from before has no test images
     num_images: int  # in each set
     num_held_out: int
     num_training: int
@@ -82,6 +92,17 @@ class Results:
     novelty: Novelty | None
     missing: tuple[str, ...]
     seconds: float
+
+    @property
+    def caution(self) -> str:
+        """What to know of the images that were measured on, where nothing was held out for this alone."""
+        if self.side == "test":
+            return ""
+        return (
+            "This run holds out no test images, like all runs from before there were any, so it was measured on its "
+            "validation images. Its checkpoints, and perhaps its sampling settings, were chosen by them: the numbers "
+            "may flatter it."
+        )
 
     def distance(self, name: str) -> Distance | None:
         """The distances of a set, None if it was not measured."""

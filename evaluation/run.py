@@ -10,15 +10,17 @@ from models.autoencoder import KIND as AUTOENCODER
 from models.autoencoder import Autoencoder
 from models.cascade import KIND as TRANSFORMER
 from models.cascade import Stage
+from models.codebook import KIND as CODEBOOK
 from models.codebook import Codebook
 from models.generation import Cascade, load_generation_config
 from models.tokens import read_tokens
 from utils.checkpoint import check_origins, load_checkpoint
 from utils.config import read_json
-from utils.dataset import VAL_FRACTION, FeatureMapDataset, ImageDataset
+from utils.dataset import FeatureMapDataset, ImageDataset
 from utils.device import choose_dtype
 from utils.files import UserError
 from utils.run_folder import RunFolder
+from utils.split import Bounds
 
 
 class TrainedRun:
@@ -31,7 +33,7 @@ class TrainedRun:
         if not path.is_file():
             raise UserError(f"{folder.path}: nothing to evaluate, since {path} is missing; train the autoencoder")
         self.autoencoder = Autoencoder.load(path).to(device)
-        self.fractions = [held_out_fraction(path, AUTOENCODER)]
+        self.steps_bounds = [bounds_of(path, AUTOENCODER)]
         self.settings = read_json(folder.generation) if folder.generation.is_file() else {}
         self.maps = self._load_maps()
         self.codebooks = self._load_codebooks()
@@ -54,6 +56,9 @@ class TrainedRun:
                 continue
             book = found[step.name] = Codebook.load(step.codebook).to(self.device)
             check_origins(step.codebook, book.origin, self.autoencoder.origins)
+            self.steps_bounds.append(book.bounds)
+            if step.latest.is_file():
+                self.steps_bounds.append(bounds_of(step.latest, CODEBOOK))
             if self.maps is not None:
                 book.check_fits(step.codebook, self.maps)
         return found
@@ -71,16 +76,16 @@ class TrainedRun:
             else:
                 stage = Stage.load(step.best, *books).to(self.device)
                 check_origins(step.best, stage.origin, self.autoencoder.origins)
-                self.fractions.append(held_out_fraction(step.best, TRANSFORMER))
+                self.steps_bounds.append(bounds_of(step.best, TRANSFORMER))
                 found[number] = (stage, *books)
         if found and self.maps is None:
             self.missing.append(f"bits: {self.folder.feature_maps.dataset} is missing; make the feature maps again")
         return found
 
     @property
-    def val_fraction(self) -> float:
-        """The share of images that no model was trained on: a larger share holds out all that a smaller one does."""
-        return min(self.fractions)
+    def bounds(self) -> Bounds:
+        """Where the validation and the test images of all steps together end."""
+        return Bounds.common(self.steps_bounds)
 
     def images(self, path: Path | None) -> ImageDataset:
         """The images that the run was trained on, at `path` or where the demo puts them, checked to be of its size."""
@@ -125,6 +130,6 @@ class TrainedRun:
         return Cascade(configs, folder, self.autoencoder, self.device, choose_dtype(self.device, "auto"), batch_size)
 
 
-def held_out_fraction(path: Path, kind: str) -> float:
-    """The share of images that was held out when this checkpoint was trained."""
-    return load_checkpoint(path, kind, memory_map=True).get("settings", {}).get("--val-fraction", VAL_FRACTION)
+def bounds_of(path: Path, kind: str) -> Bounds:
+    """Where the validation and the test images ended when this checkpoint was trained."""
+    return Bounds.saved(load_checkpoint(path, kind, memory_map=True))

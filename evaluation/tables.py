@@ -6,14 +6,15 @@ from evaluation.results import Novelty, Results
 def markdown(results: Results) -> str:
     """All results that there are."""
     parts = [
-        f"{results.num_images} images in each set, of {results.num_held_out} held-out images; {results.num_training} "
-        f"training images; seed {results.seed}. Features: {results.extractor}.",
+        f"{results.num_images} images in each set, of {results.num_held_out} {results.side} images; "
+        f"{results.num_training} training images; seed {results.seed}. Features: {results.extractor}.",
+        results.caution,
         _table(
             ["PSNR (dB)", "SSIM"], [[row.name, f"{row.psnr:.2f}", f"{row.ssim:.3f}"] for row in results.reconstruction]
         ),
         _bits(results),
         _distances(results),
-        _novelty(results.novelty) if results.novelty else "",
+        _novelty(results.novelty, results.side) if results.novelty else "",
         "\n".join(["Not evaluated:", "", *(f"- {line}" for line in results.missing)]) if results.missing else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -48,9 +49,9 @@ def _distances(results: Results) -> str:
     return _table(["kernel distance", "Fréchet distance", "precision", "recall"], rows)
 
 
-def _novelty(found: Novelty) -> str:
+def _novelty(found: Novelty, side: str) -> str:
     rows = [
-        ["samples", f"{found.median_distance_of_samples:.2f}", f"{found.share_of_samples:.1%}"],
-        ["held-out images", f"{found.median_distance_of_held_out:.2f}", f"{found.share_of_held_out:.1%}"],
+        [name, f"{part.median_distance:.2f}", f"{part.share:.1%} ({part.low:.1%} to {part.high:.1%})"]
+        for name, part in (("samples", found.samples), (f"{side} images", found.held_out))
     ]
     return _table(["median distance to the nearest training image", f"nearer than {found.threshold:.2f}"], rows)

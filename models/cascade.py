@@ -6,7 +6,6 @@ stage and a learned start token in a cascade stage; both are numbered after the 
 they follow the condition in its coarse tokens, and the vector of one label is added to that of the condition.
 """
 
-import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,8 +23,6 @@ from utils.checkpoint import Origin, check_origin, load_checkpoint, load_weights
 from utils.config import build_config
 from utils.files import UserError
 from utils.sampling import SamplingConfig
-
-log = logging.getLogger(__name__)
 
 KIND = "transformer"
 NEAR = 8  # units that a coarse token may slip to under `condition_noise`
@@ -220,6 +217,17 @@ class Stage(nn.Module):
         return search(next_logits, reorder, first, config, uniform.to(coarse.device), kept)
 
 
+def check_labels(path: Path, config: StageConfig) -> None:
+    """Raise `UserError` if the stage in `path`, whose weights another is to start from, was given other labels."""
+    known, given = load_checkpoint(path, KIND, memory_map=True)["config"]["labels"], config.labels
+    if tuple(known) != given:
+        names = [", ".join(labels) or "none" for labels in (known, given)]
+        raise UserError(
+            f"{path}: was trained with the labels {names[0]}, this data set has {names[1]}; give data with the same "
+            "labels, or train without --model-path"
+        )
+
+
 def smooth_features(units: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Units (K, D) → vectors (K, dim) with the width and the standard deviation of `like` (N, dim).
 
@@ -236,32 +244,3 @@ def near_units(codebook: Codebook) -> torch.Tensor:
     """The `NEAR` nearest units of each unit, (K, NEAR); in a tiny codebook all units."""
     nearest = codebook.nearest(codebook.units, min(1 + NEAR, len(codebook)))[1]
     return nearest[:, -NEAR:]  # without the unit itself
-
-
-def with_bits(numbers: dict[str, float], config: StageConfig, bits_before: float | None) -> dict[str, float]:
-    """The losses of a stage, with the bits that an image costs in it and, if known, in all stages up to it."""
-    if not numbers:
-        return numbers
-    stage_bits = numbers["val_bits"] * config.fine.length
-    image_bits = {} if bits_before is None else {"image_bits": bits_before + stage_bits}
-    return numbers | {"stage_bits": stage_bits} | image_bits
-
-
-def bits_before(coarse: Codebook, previous: Path | None, *, is_base: bool) -> float | None:
-    """Bits that an image costs before a stage that reads `coarse`, None if unknown.
-
-    For a base stage this is the entropy of the use of the conditions, for a cascade stage the validation of the stage
-    before, in its checkpoint `previous`. Raises `UserError` if that stage writes another codebook.
-    """
-    if is_base:
-        shares = coarse.counts / coarse.counts.sum()
-        return float(torch.special.entr(shares).sum()) / math.log(2) if coarse.counts.sum() else None
-    if previous is None:
-        return None
-    content = load_checkpoint(previous, KIND, memory_map=True)
-    written = content["trained_from"].get("hr_codebook")
-    check_origin(previous, "low-resolution codebook", written, coarse.fingerprint)
-    bits = (content.get("validation") or {}).get("image_bits")
-    if bits is None:
-        log.warning("%s: holds no validation; the bits of an image over all stages are not reported", previous)
-    return bits

@@ -13,6 +13,7 @@ from utils.config import build_config
 from utils.dataset import FeatureMapDataset
 from utils.files import UserError
 from utils.options import check_ranges, option
+from utils.split import Bounds
 
 KIND = "codebook"
 # Distances computed at once in a search: 4 MiB fit into a processor's cache, which makes the search three times as fast
@@ -84,6 +85,7 @@ class Codebook(nn.Module):
         self.register_buffer("counts", torch.zeros(num_units, dtype=torch.int64))
         self.origin: Origin = {}  # what made its data, once loaded from a checkpoint
         self.step = 0  # of its training, as that checkpoint has it
+        self.bounds = Bounds()  # of the maps that it has learned from, likewise
 
     @classmethod
     def load(cls, path: Path) -> "Codebook":
@@ -93,6 +95,7 @@ class Codebook(nn.Module):
         codebook = cls(build_config(CodebookConfig, content["config"], str(path)), num_units)
         load_weights(codebook, content, path)
         codebook.origin, codebook.step = content["trained_from"], content.get("step", 0)
+        codebook.bounds = Bounds.saved(content)
         return codebook
 
     def __len__(self) -> int:

@@ -106,7 +106,7 @@ def balance(codebook: Codebook, sample: torch.Tensor) -> torch.Tensor:
 
 def draw_keys(errors: torch.Tensor) -> torch.Tensor:
     """Random keys (N,): the n largest are n draws in proportion to `errors` (Efraimidis and Spirakis 2006)."""
-    return torch.rand(len(errors)).to(errors).log() / errors.clamp(min=1e-12)
+    return torch.rand_like(errors).log() / errors.clamp(min=1e-12)
 
 
 def draw_one_each(errors: torch.Tensor, cells: torch.Tensor, number: int) -> torch.Tensor:

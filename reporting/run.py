@@ -70,11 +70,15 @@ def read_run(folder: RunFolder) -> Run:
     if not steps:
         raise UserError(f"{folder.path}: holds no step of a run; give a folder that scripts/train_cascade.sh writes to")
     results = folder.evaluation.results
+    try:
+        evaluation = load_config(results, Results) if results.exists() else None
+    except UserError as error:
+        raise UserError(f"{str(error).rpartition(';')[0] or error}; run scripts.evaluate again") from None
     return Run(
         folder,
         steps,
         generation=read_json(folder.generation) if folder.generation.exists() else None,
-        evaluation=load_config(results, Results) if results.exists() else None,
+        evaluation=evaluation,
     )
 
 

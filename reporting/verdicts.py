@@ -139,8 +139,8 @@ def comparison(results: Results) -> list[Verdict]:
         return []
     least = max(reference.kernel_high, floor.kernel_high if floor else 0, 1e-6)
     text = (
-        f"The kernel distance between samples and held-out images is {made.kernel:.3f}; that of {reference.name} is "
-        f"{reference.kernel:.3f}, the best that samples can reach. The samples are "
+        f"The kernel distance between samples and {results.side} images is {made.kernel:.3f}; that of {reference.name} "
+        f"is {reference.kernel:.3f}, the best that samples can reach. The samples are "
     )
     advice = "Train the transformers longer, or try a lower temperature."
     meanings = ("close to that", "some way from that", "far from that")
@@ -160,8 +160,8 @@ def comparison(results: Results) -> list[Verdict]:
         found.append(verdict("Realism", -made.precision / floor.precision, PRECISION, text, advice))
     if reference.recall > 0:
         text = (
-            f"The samples cover {made.recall:.0%} of the variety of held-out images (recall); {reference.name} cover "
-            f"{reference.recall:.0%}."
+            f"The samples cover {made.recall:.0%} of the variety of {results.side} images (recall); {reference.name} "
+            f"cover {reference.recall:.0%}."
         )
         advice = "Train the transformers longer, or try a higher temperature."
         found.append(verdict("Variety", -made.recall / reference.recall, RECALL, text, advice))
@@ -172,11 +172,11 @@ def novelty(found: Novelty | None) -> Verdict | None:
     """How many samples are near copies of training images."""
     if found is None:
         return None
-    share, held_out = found.share_of_samples, found.share_of_held_out
-    multiple = 0.0 if share <= FEW_COPIES else share / max(held_out, 1e-6)
+    made, real = found.samples, found.held_out
+    multiple = 0.0 if made.share <= FEW_COPIES else made.share / max(real.share, 1e-6)
     text = (
-        f"{share:.1%} of the samples are near copies of a training image, compared with {held_out:.1%} of the held-out "
-        "images: "
+        f"{made.share:.1%} of the samples ({made.low:.1%} to {made.high:.1%}) are near copies of a training image, "
+        f"compared with {real.share:.1%} of the held-out images: "
     )
     advice = "Use more images or more dropout, stop training earlier, or raise the temperature."
     meanings = (

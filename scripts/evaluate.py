@@ -1,13 +1,13 @@
-"""Measure a trained run on images that it was not trained on.
+"""Measure a trained run on its test images, which no step has learned from and no setting was chosen by.
 
 Reads the folder of scripts/train_cascade.sh, as far as it has come. Writes evaluation.json, table.md with the same
 numbers as tables, and pairs.png: the samples that are nearest to a training image, each below that image.
 
-- PSNR and SSIM of held-out images, after the autoencoder and after each codebook
-- the bits that a held-out image costs in each stage
-- kernel and Fréchet distance to held-out images, with 95 % intervals, and precision and recall: of samples, of what
-  limits them (reconstructions before and after quantization), and of as many training images, the floor
-- novelty: how many samples are nearer to a training image than 99 % of the held-out images are
+- PSNR and SSIM of test images, after the autoencoder and after each codebook
+- the bits that a test image costs: its condition, its label if it has one, and its tokens in each stage
+- kernel and Fréchet distance to test images, with 95 % intervals, and precision and recall: of as many training images,
+  the floor, of their reconstructions before and after quantization, which limit samples, and of samples
+- novelty: how many samples are nearer to a training image than 99 % of the test images are
 
 Needs `pip install -r requirements-eval.txt`.
 
@@ -41,8 +41,8 @@ class Options:
 
     run_dir: Path = option("folder that scripts/train_cascade.sh wrote", positional=True)
     dataset_path: Path | None = option("dataset.json of its images", None, unset="RUN_DIR/data/dataset.json")
-    num_images: int = option("images in each set, at most; never more than were held out", 1000, low=1)
-    num_training: int | None = option("training images to compare samples with", None, unset="all", low=1)
+    num_images: int = option("images in each set, at most; never more than there are test images", 1000, low=1)
+    num_training: int = option("training images to compare samples with, at most", 50_000, low=1)
     extractor: str = option(
         "network that computes the features; `auto` is inception if its weights are on this machine",
         "auto",

@@ -18,7 +18,7 @@ import train_autoencoder
 import train_codebook
 import train_quantized_transformer
 from scripts import demo_data
-from tests.helpers.runs import GRADIENT, MAINS, PRUNED, WEIGHTS, latest
+from tests.helpers.runs import FRACTIONS, GRADIENT, MAINS, PRUNED, WEIGHTS, latest
 from tests.helpers.scripts import CODEBOOKS, TINY, run_main
 from utils.run_folder import RunFolder
 
@@ -78,7 +78,7 @@ def tiny_run(faces, tmp_path_factory):
     decoder, maps = run.autoencoder.latest, run.feature_maps.dataset
     books = [run.step(name) for name in CODEBOOKS]
     common = ("--device", "cpu", "--batch-size", 16)
-    training = (*common, "--val-fraction", 0.2, "--seed", 0)
+    training = (*common, *FRACTIONS, "--seed", 0)
     with undisturbed():
         run_main(
             train_autoencoder.main, *training, "--max-step", 20, "--dataset-path", faces,
@@ -94,7 +94,7 @@ def tiny_run(faces, tmp_path_factory):
                 "--config-path", TINY / f"{book.name}.json", "--out-dir", book.path,
             )  # fmt: skip
             run_main(
-                prune_codebook.main, *common, "--prune-threshold", 1, "--dataset-path", maps,
+                prune_codebook.main, *common, *FRACTIONS, "--prune-threshold", 1, "--dataset-path", maps,
                 "--codebook-path", book.latest, "--out-dir", book.path,
             )  # fmt: skip
         for number, (coarse, fine) in enumerate(pairwise(books)):
@@ -118,7 +118,7 @@ def command(tiny_run, faces, tmp_path):
     """A function: the arguments that train a stage into a folder of `tmp_path`. The last of a repeated flag counts."""
 
     def build(name, out, *more):
-        argv = ["--device", "cpu", "--batch-size", 12, "--val-fraction", 0.2, "--log-step", 1]
+        argv = ["--device", "cpu", "--batch-size", 12, *FRACTIONS, "--log-step", 1]
         argv += ["--config-path", TINY / f"{name}.json", "--out-dir", tmp_path / out]
         if name == "autoencoder":
             argv += ["--dataset-path", faces]

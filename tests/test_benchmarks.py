@@ -146,12 +146,11 @@ def test_the_benchmark_of_sampling(guided, faces, tiny_run, monkeypatch, capsys)
     tried = {"settings of the config": {}, "temperatures": ({"temperature": 1.0}, {"temperature": 0.5}, {})}
     monkeypatch.setattr(sampling, "GUIDED" if guided else "SETTINGS", tried)
     monkeypatch.setattr(sampling, "SUBSETS", 3)
-    monkeypatch.setattr(sampling, "VAL_FRACTION", 0.3)
     argv = ["sampling", str(tiny_run), "--dataset-path", str(faces), *(["--guided"] if guided else [])]
     monkeypatch.setattr(sys, "argv", argv)
     sampling.main()
     rows = numbers_of(capsys.readouterr().out)[1:]
-    names = ["held-out images", "their reconstructions"]
+    names = ["validation images", "reconstructed training images"]
     names += [f"from the tokens of stage {number}" for number in (2, 1, 0)] + ["from the condition", *tried]
     assert [row[0] for row in rows] == names
     assert float(rows[0][1]) < min(float(row[1]) for row in rows[1:])

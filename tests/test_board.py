@@ -9,6 +9,7 @@ from PIL import Image
 
 import train_autoencoder
 import train_codebook
+from tests.helpers.runs import FRACTIONS
 from tests.helpers.scripts import TINY, expect_error, run_main
 
 pytest.importorskip("tensorboard", reason="TensorBoard is not installed")
@@ -17,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 def argv(script, run, faces, out, *more):
     name = {train_autoencoder: "autoencoder", train_codebook: "codebook_1"}[script]
-    given = ["--device", "cpu", "--batch-size", 16, "--val-fraction", 0.2, "--log-step", 1, "--out-dir", out]
+    given = ["--device", "cpu", "--batch-size", 16, *FRACTIONS, "--log-step", 1, "--out-dir", out]
     given += ["--config-path", TINY / f"{name}.json", "--tensorboard"]
     if script is train_autoencoder:
         return [*given, "--dataset-path", faces, *more]

@@ -12,17 +12,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from models.cascade import (
-    KIND,
     NEAR,
     Stage,
     StageConfig,
-    bits_before,
     near_units,
 )
 from models.transformer import Grid
 from tests.helpers.slow_generation import generate
 from tests.helpers.stages import CODEBOOKS, SEARCHES, TRANSFORMER, build, codebook, generator, tokens_for
-from utils.checkpoint import save_checkpoint
 from utils.config import build_config
 from utils.files import UserError
 from utils.gradient import GradientLearner
@@ -176,28 +173,6 @@ def test_only_training_disturbs(number):
     assert len({stage(coarse, fine)["loss"].item() for _ in range(3)}) == 3
     stage.eval()
     assert len({stage(coarse, fine)["loss"].item() for _ in range(3)}) == 1
-
-
-# --- The bits that an image costs before a stage ---
-
-
-def test_the_bits_before_a_base_stage_are_the_entropy_of_its_conditions():
-    made = codebook(4, 4)
-    made.counts.copy_(torch.tensor([0, 2, 1, 1]))
-    assert bits_before(made, None, is_base=True) == pytest.approx(1.5)
-    made.counts.zero_()
-    assert bits_before(made, None, is_base=True) is None
-
-
-def test_the_bits_before_a_cascade_stage_are_those_of_the_checkpoint_of_the_one_before(tmp_path):
-    marks = {"lr_codebook": CODEBOOKS[0].fingerprint, "hr_codebook": CODEBOOKS[1].fingerprint}
-    path, stage = tmp_path / "stage.pt", build(0)
-    for validation, expected in (({"image_bits": 12.5}, 12.5), ({}, None), (None, None)):
-        save_checkpoint(path, KIND, stage.config, stage.state_dict(), marks, validation=validation)
-        assert bits_before(CODEBOOKS[1], path, is_base=False) == expected
-    assert bits_before(CODEBOOKS[1], None, is_base=False) is None
-    with pytest.raises(UserError, match=r"stage\.pt: does not belong with this low-resolution codebook"):
-        bits_before(CODEBOOKS[2], path, is_base=False)
 
 
 # --- Sampling ---

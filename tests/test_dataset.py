@@ -18,8 +18,6 @@ from utils.dataset import (
     FeatureMapDataset,
     ImageDataset,
     chunks,
-    is_validation,
-    split_indices,
     steps_per_epoch,
 )
 from utils.files import UserError
@@ -165,53 +163,6 @@ def test_a_bad_image_is_named(number, damage, tmp_path):
     # Which of two sizes is wrong is not for us to say: the first image decides.
     named = tmp_path / "images" / "1.png" if damage == "another size" else bad
     assert str(refused.value).startswith(f"{named}: ")
-
-
-@given(st.lists(names, min_size=2, unique=True), st.floats(0, 1, exclude_max=True))
-def test_the_split_is_a_function_of_each_path_alone(paths, fraction):
-    keys = np.array([path.encode() for path in paths])
-    held = {path for path in paths if is_validation(path, fraction)}
-    if len(held) == len(paths):
-        with pytest.raises(UserError, match="--val-fraction"):
-            split_indices(keys, fraction)
-        return
-    training, validation = split_indices(keys, fraction)
-    assert {paths[index] for index in validation} == held
-    assert sorted([*training, *validation]) == list(range(len(paths)))
-    again, _ = split_indices(keys[::-1], fraction)
-    assert {paths[len(paths) - 1 - index] for index in again} == set(paths) - held
-
-
-def test_the_split_does_not_change_between_versions():
-    """Checkpoints of another day hold out the same images."""
-    held = [number for number in range(200) if is_validation(f"images/{number}.png", 0.05)]
-    assert held == [29, 68, 70, 89, 95, 105, 108, 124, 155, 168, 177]
-
-
-@settings(max_examples=25)
-@given(st.text("abcdefgh/.", max_size=10), st.floats(0.02, 0.98), st.floats(0, 1))
-def test_the_share_held_out_is_near_the_fraction_and_grows_with_it(prefix, fraction, smaller):
-    paths = [f"{prefix}{number}.png" for number in range(2000)]
-    held = {path for path in paths if is_validation(path, fraction)}
-    spread = (fraction * (1 - fraction) / len(paths)) ** 0.5
-    assert abs(len(held) / len(paths) - fraction) < 6 * spread
-    assert {path for path in paths if is_validation(path, smaller * fraction)} <= held
-
-
-def test_a_fraction_of_zero_holds_nothing_out():
-    training, held_out = split_indices(np.array([b"a", b"b"]), 0.0)
-    assert (list(training), list(held_out)) == ([0, 1], [])
-
-
-@pytest.mark.parametrize("fraction", [0.05, 0.2, 0.5])
-def test_images_and_feature_maps_are_split_alike_and_flips_stay(fraction, tiny_run, faces):
-    images, maps = ImageDataset(faces), FeatureMapDataset(tiny_run / "feature_maps" / "dataset.json")
-    assert len(maps) == 2 * len(images)
-    assert maps.flipped.sum() == len(images)
-    for image_side, map_side in zip(images.split(fraction), maps.split(fraction), strict=True):
-        for flipped in (False, True):
-            of_maps = [maps.image_keys[index] for index in map_side if maps.flipped[index] == flipped]
-            assert sorted(of_maps) == sorted(images.paths[image_side])
 
 
 def test_images_of_feature_maps_are_theirs_and_mirrored_with_them(tiny_run, faces):

@@ -228,6 +228,7 @@ WRONG_VALUES = [
     ("train_autoencoder", "num_workers", -1),
     ("train_autoencoder", "log_step", 0),
     ("train_autoencoder", "val_fraction", 1),
+    ("train_autoencoder", "test_fraction", 1),
     ("train_autoencoder", "precision", "fp8"),
     ("train_autoencoder", "warmup_step", -1),
     ("train_autoencoder", "lr_schedule", "linear"),
@@ -273,7 +274,7 @@ def test_a_flag_out_of_its_range_is_named(script, flag, value, run, capsys):
 
 
 def test_a_split_that_leaves_nothing_is_named(refused):
-    assert "--val-fraction 0.9999" in refused("train_autoencoder", val_fraction=0.9999)
+    assert "--val-fraction and --test-fraction" in refused("train_autoencoder", val_fraction=0.9999)
 
 
 def config(write_json, path, name, **changes):
@@ -328,7 +329,7 @@ def test_more_units_than_patches_are_refused_by_key(refused, write_json, tmp_pat
     path = config(write_json, tmp_path / "many.json", "codebook_cond", num_embeddings=100)
     line = refused("train_codebook", config_path=path)
     assert "'num_embeddings' is 100" in line
-    assert re.search(r"\b72 patches", line)  # 72 maps are to be trained on, and the patch is the whole map
+    assert re.search(r"\b66 patches", line)  # 66 maps are to be trained on, and the patch is the whole map
 
 
 @pytest.mark.parametrize(

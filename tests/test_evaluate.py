@@ -21,11 +21,13 @@ from evaluation.reconstruction import quality
 from evaluation.results import SAMPLES, Results
 from evaluation.run import TrainedRun
 from scripts import evaluate
+from tests.helpers.runs import BOUNDS
 from tests.helpers.scripts import expect_error, run_main
 from utils.config import load_config
 from utils.dataset import ImageDataset
 from utils.files import UserError
 from utils.run_folder import EvaluationFolder, RunFolder
+from utils.split import Bounds
 
 
 def normal(number, features, seed, scale=1.0, shift=0.0):
@@ -108,7 +110,7 @@ def test_copies_of_training_images_and_of_their_mirror_images_are_found(faces):
     others = Nearest.among(known, extractor(held_out), extractor(held_out.flip(-1)))
     paths = [f"{index}.png" for index in range(20)]
     found = novelty.summarize(near, others, paths, "pairs.png")
-    assert found.share_of_samples >= 2 / 17 > 2 * found.share_of_held_out
+    assert found.samples.share >= 2 / 17 > 2 * found.held_out.share
     assert {(row.sample, row.image_path) for row in found.nearest[:2]} == {(0, "3.png"), (1, "7.png")}
     assert max(row.distance for row in found.nearest[:2]) < 1e-3 < found.nearest[2].distance
     unseen = Nearest.among(known, extractor(samples))
@@ -121,7 +123,7 @@ def test_the_nearest_are_those_of_a_full_search(monkeypatch):
     distances = np.linalg.norm(x.numpy()[:, None] - training.numpy()[None], axis=2)
     near = Nearest.among(training, x)
     assert near.distance.numpy() == pytest.approx(distances.min(1)) and near.index.tolist() == [*distances.argmin(1)]
-    assert near.share_below(float(np.median(distances.min(1)))) == 0.5
+    assert near.nearness(float(np.median(distances.min(1)))).share == 0.5
 
 
 def test_pairs_stand_one_above_the_other():
@@ -174,10 +176,10 @@ def evaluated(tiny_run, faces, tmp_path_factory):
 def test_the_script_reports_everything(evaluated, tiny_run, faces):
     out, content = evaluated
     assert {path.name for path in out.iterdir()} == {"evaluation.json", "pairs.png", "table.md"}
-    held_out = len(ImageDataset(faces).split(0.2)[1])
-    assert held_out >= 4
-    assert content["num_images"] == content["num_held_out"] == held_out
-    assert content["num_training"] == 40 - held_out
+    split = ImageDataset(faces).split(BOUNDS)
+    assert content["side"] == "test" and "validation" not in (out / "table.md").read_text()
+    assert content["num_images"] == content["num_held_out"] == len(split.test) >= 4
+    assert content["num_training"] == len(split.training)
     assert "EfficientNet-Lite0" in content["extractor"] and "128 pixels" in content["extractor"]
     assert content["settings"] == json.loads((tiny_run / "generate.json").read_text())
     assert (content["missing"], content["seed"]) == ([], 0) and content["seconds"] > 0
@@ -196,8 +198,11 @@ def test_the_script_reports_everything(evaluated, tiny_run, faces):
     assert content["distances"][0]["frechet"] < content["distances"][-1]["frechet"]
 
 
-def test_what_the_trainers_measured_is_measured_again(evaluated, tiny_run):
-    _, content = evaluated
+def test_what_the_trainers_measured_is_measured_again(tiny_run, faces, tmp_path, monkeypatch):
+    """On validation images, as a run from before there were test images is evaluated."""
+    monkeypatch.setattr(TrainedRun, "bounds", Bounds(BOUNDS.validation, BOUNDS.validation))
+    content, table = run_on(tiny_run, faces, tmp_path), (tmp_path / "table.md").read_text()
+    assert content["side"] == "validation" and "This run holds out no test images" in table
     validation = {
         name: torch.load(tiny_run / name / "models_checkpoint/best.pt", weights_only=True)["validation"]
         for name in ("autoencoder", "transformer_0", "transformer_1", "transformer_2")
@@ -211,6 +216,19 @@ def test_what_the_trainers_measured_is_measured_again(evaluated, tiny_run):
     )
 
 
+def test_no_set_is_made_from_the_images_that_it_is_compared_with(evaluated, tiny_run, faces, tmp_path, monkeypatch):
+    """Reconstructions of a perfect autoencoder come out at the floor of independent images, not at 0."""
+    perfect = lambda images, autoencoder, codebook=None: images  # noqa: E731
+    monkeypatch.setattr("evaluation.evaluator.reconstruct", perfect)
+    monkeypatch.setattr(TrainedRun, "kept_tokens", lambda *_: None)
+    floor, *reconstructions, samples = run_on(tiny_run, faces, tmp_path)["distances"]
+    assert floor == evaluated[1]["distances"][0] and floor["frechet"] > 10
+    expected = {key: value for key, value in floor.items() if key != "name"}
+    for row in reconstructions:
+        assert {key: row[key] for key in expected} == pytest.approx(expected, rel=1e-4)
+    assert samples == evaluated[1]["distances"][-1]
+
+
 def test_novelty_names_the_nearest_training_image_of_every_sample(evaluated, faces):
     out, content = evaluated
     found = content["novelty"]
@@ -218,10 +236,12 @@ def test_novelty_names_the_nearest_training_image_of_every_sample(evaluated, fac
     distances = [row["distance"] for row in found["nearest"]]
     assert distances == sorted(distances)
     dataset = ImageDataset(faces)
-    training = {dataset.paths[index].decode() for index in dataset.split(0.2)[0]}
+    training = {dataset.paths[index].decode() for index in dataset.split(BOUNDS).training}
     assert {row["image_path"] for row in found["nearest"]} <= training
-    assert found["share_of_samples"] == np.mean(np.array(distances) < found["threshold"])
-    assert found["share_of_held_out"] <= 1 / content["num_images"]
+    assert found["samples"]["share"] == np.mean(np.array(distances) < found["threshold"])
+    assert found["held_out"]["share"] <= 1 / content["num_images"]
+    for part in (found["samples"], found["held_out"]):
+        assert 0 <= part["low"] <= part["share"] <= part["high"] <= 1
     picture = Image.open(out / found["pairs"])
     columns = min(content["num_images"], 10)
     assert picture.size == (columns * 34 + 2, content["num_images"] // columns * 2 * 34 + 2)
@@ -235,14 +255,14 @@ def test_a_cascade_that_writes_training_images_by_heart_is_found_out(tiny_run, f
     monkeypatch.setattr(Evaluator, "draw", by_heart)
     content = run_on(tiny_run, faces, tmp_path)
     number = content["num_images"]
-    assert content["novelty"]["share_of_samples"] >= (number - 1) / number
-    assert content["novelty"]["share_of_held_out"] <= 1 / number
+    assert content["novelty"]["samples"]["share"] >= (number - 1) / number
+    assert content["novelty"]["held_out"]["share"] <= 1 / number
     assert content["novelty"]["nearest"][number - 2]["distance"] < 1e-3 < content["novelty"]["threshold"]
 
 
 def test_kept_tokens_are_those_of_the_images_and_change_no_number(evaluated, tiny_run, faces, tmp_path, monkeypatch):
     run, dataset = TrainedRun(RunFolder(tiny_run), torch.device("cpu")), ImageDataset(faces)
-    indices = dataset.split(0.2)[0][::-1]
+    indices = dataset.split(BOUNDS).training[::-1]
     book = run.codebooks["codebook_2"]
     expected = book.find_bmu(run.autoencoder.encode(dataset[indices]))
     assert torch.equal(run.kept_tokens(dataset, indices, book), expected)
@@ -259,9 +279,8 @@ def test_kept_tokens_are_those_of_the_images_and_change_no_number(evaluated, tin
     shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("tokens"))
     found = run_on(tmp_path / "run", faces, tmp_path / "out", "--extractor", "efficientnet")["novelty"]
     assert "quantized training images" in written
-    for key, value in evaluated[1]["novelty"].items():
-        if isinstance(value, float):
-            assert found[key] == pytest.approx(value, rel=1e-4)
+    for name in ("samples", "held_out"):
+        assert found[name] == pytest.approx(evaluated[1]["novelty"][name], rel=1e-4)
 
 
 def test_the_table_holds_every_number(evaluated):
@@ -280,13 +299,13 @@ def test_the_table_holds_every_number(evaluated):
 def test_the_file_has_its_public_keys_and_is_read_as_it_was_written(evaluated):
     out, content = evaluated
     assert list(content) == [
-        "extractor", "num_images", "num_held_out", "num_training", "seed", "settings", "reconstruction", "bits",
+        "extractor", "side", "num_images", "num_held_out", "num_training", "seed", "settings", "reconstruction", "bits",
         "distances", "novelty", "missing", "seconds",
     ]  # fmt: skip
     kinds = [f"{kind}{end}" for kind in ("kernel", "frechet") for end in ("", "_low", "_high")]
     assert list(content["distances"][0]) == ["name", *kinds, "precision", "recall"]
-    keys = [f"{key}_of_{name}" for key in ("share", "median_distance") for name in ("samples", "held_out")]
-    assert list(content["novelty"]) == ["threshold", *keys, "pairs", "nearest"]
+    assert list(content["novelty"]) == ["threshold", "samples", "held_out", "pairs", "nearest"]
+    assert list(content["novelty"]["samples"]) == ["median_distance", "share", "low", "high"]
     assert list(content["novelty"]["nearest"][0]) == ["sample", "image_path", "distance"]
     results = load_config(EvaluationFolder(out).results, Results)
     assert json.loads(json.dumps(dataclasses.asdict(results))) == content

@@ -13,6 +13,7 @@ from models.map_statistics import decoded_psnr, table, take_census
 from tests.helpers.codebooks import LINE, build, generator, slow_distances, slow_patches, whole_maps
 from utils.dataset import FeatureMapDataset
 from utils.images import read_image
+from utils.split import Bounds
 
 seeds = st.integers(0, 2**31)
 
@@ -103,7 +104,7 @@ def measured(tiny_run):
 def test_decoded_psnr_equals_that_of_images_one_by_one(measured, monkeypatch):
     monkeypatch.setattr(map_statistics, "BATCH", 3)
     dataset, autoencoder, codebook = measured
-    _, held_out = dataset.split(0.2)
+    held_out = dataset.split(Bounds(0.2, 0.2)).validation
     errors = {"before": [], "after": []}
     for index in held_out:
         if not dataset.flipped[index]:

@@ -13,8 +13,10 @@ from models.codebook import Codebook
 from prune_codebook import choose
 from scripts.soak import same
 from tests.helpers.codebooks import generator
+from tests.helpers.runs import BOUNDS, FRACTIONS
 from tests.helpers.scripts import expect_error, run_main
 from utils.files import UserError
+from utils.split import Bounds
 
 LATEST, PRUNED = "models_checkpoint/latest.pt", "models_checkpoint/pruned_codebook.pt"
 
@@ -41,7 +43,7 @@ def test_a_threshold_keeps_what_is_used_so_often():
 
 
 def test_keep_leaves_so_many_and_the_decoder_tells_what_is_lost(tiny_run, tmp_path):
-    flags = ["--device", "cpu", "--dataset-path", tiny_run / "feature_maps/dataset.json", "--val-fraction", 0.2]
+    flags = ["--device", "cpu", "--dataset-path", tiny_run / "feature_maps/dataset.json", *FRACTIONS]
     flags += ["--codebook-path", tiny_run / "codebook_1" / LATEST, "--out-dir", tmp_path, "--keep", 5]
     run_main(prune_codebook.main, *flags, "--decoder-path", tiny_run / "autoencoder" / LATEST)
     content = torch.load(tmp_path / PRUNED, weights_only=True)
@@ -50,7 +52,8 @@ def test_keep_leaves_so_many_and_the_decoder_tells_what_is_lost(tiny_run, tmp_pa
     assert before["quantization_error"] < after["quantization_error"]
     assert before["psnr_before_quantization"] == after["psnr_before_quantization"] > after["psnr_after_quantization"]
     whole, pruned = Codebook.load(tiny_run / "codebook_1" / LATEST), Codebook.load(tmp_path / PRUNED)
-    assert pruned.counts.sum() == whole.counts.sum()
+    assert pruned.counts.sum() == whole.counts.sum() == 56 * 16, "of the training maps alone"
+    assert Bounds.saved(content) == pytest.approx(BOUNDS)
     kept = choose(wanted(5), whole.counts)
     assert torch.equal(pruned.units, whole.units[kept])
     row = json.loads((tmp_path / "metrics.jsonl").read_text())
@@ -66,7 +69,7 @@ def test_keep_leaves_so_many_and_the_decoder_tells_what_is_lost(tiny_run, tmp_pa
 @pytest.fixture
 def command(tiny_run, tmp_path):
     """The arguments that prune a codebook into `out`."""
-    data = ["--dataset-path", tiny_run / "feature_maps/dataset.json", "--device", "cpu", "--val-fraction", 0.2]
+    data = ["--dataset-path", tiny_run / "feature_maps/dataset.json", "--device", "cpu", *FRACTIONS]
     return [*data, "--codebook-path", tiny_run / "codebook_1" / LATEST, "--out-dir", tmp_path / "out"]
 
 

@@ -16,15 +16,18 @@ from PIL import Image
 
 from models.generation import load_generation_config
 from scripts.reference import SCRIPTS
+from tests.helpers.runs import FRACTIONS
 from utils.options import make_parser
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 STEPS = sorted(path.stem for path in ROOT.glob("*.py"))
+SPLIT = list(map(str, FRACTIONS))
 TINY = {
-    "train_autoencoder": ["--max-step", "2"],
-    "train_codebook": ["--max-step", "5"],
-    "train_quantized_transformer": ["--max-step", "2", "--test-num-sample", "2"],
+    "train_autoencoder": [*SPLIT, "--max-step", "2"],
+    "train_codebook": [*SPLIT, "--max-step", "5"],
+    "prune_codebook": SPLIT,
+    "train_quantized_transformer": [*SPLIT, "--max-step", "2", "--test-num-sample", "2"],
     "generate_images": ["--batch-size", "2", "--num-images", "3"],
 }
 RECORDED = ("python", "python3", "pip", "bash", "cp", "source")

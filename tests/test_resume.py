@@ -16,6 +16,7 @@ from models.map_learner import MapLearner
 from scripts.soak import differences, same
 from tests.helpers.runs import GRADIENT, MAINS, PRUNED, WEIGHTS, latest, rows
 from tests.helpers.scripts import TINY, expect_error, expect_exit, run_main
+from utils.checkpoint import digest
 from utils.gradient import GradientLearner
 from utils.run_folder import PICTURES
 
@@ -122,7 +123,7 @@ CHANGED = [
     ("autoencoder", ["--seed", 1], None, "'--seed' was 0, now 1"),
     ("autoencoder", ["--batch-size", 5], None, "'--batch-size' was 12, now 5"),
     ("autoencoder", ["--grad-accum-step", 2], None, "'--grad-accum-step' was 1, now 2"),
-    ("autoencoder", ["--val-fraction", 0.3], None, "'--val-fraction' was 0.2, now 0.3"),
+    ("autoencoder", ["--val-fraction", 0.3], None, "'--val-fraction' was 0.1, now 0.3"),
     ("autoencoder", [], {"latent_channel": 3}, "'latent_channel' was 4, now 3"),
     ("codebook_1", ["--seed", 1], None, "'--seed' was 0, now 1"),
     ("codebook_1", [], {"num_embeddings": 12}, "'num_embeddings' was 16, now 12"),
@@ -144,6 +145,21 @@ def test_resuming_with_other_settings_is_refused_by_name(
     assert f"{tmp_path / 'run' / WEIGHTS}: cannot resume, {expected}" in line
     assert same(latest(tmp_path / "run"), before)
     assert [row["step"] for row in rows(tmp_path / "run", "train_loss")] == [1]
+
+
+@pytest.mark.parametrize(("fraction", "is_resumed"), [(0, True), (0.1, False)])
+def test_a_run_from_before_there_were_test_images_goes_on_without_any(
+    fraction, is_resumed, train, command, tmp_path, capsys
+):
+    before = train("autoencoder", "run", "--max-step", 1, "--test-fraction", 0)
+    del before["settings"]["--test-fraction"]
+    torch.save(before | {"digest": digest(before)}, tmp_path / "run" / WEIGHTS)
+    again = ("--max-step", 2, "--resume", "--test-fraction", fraction)
+    if is_resumed:
+        assert train("autoencoder", "run", *again)["step"] == 2
+    else:
+        line = expect_error(capsys, MAINS["autoencoder"], command("autoencoder", "run", *again))
+        assert "cannot resume, '--test-fraction' was 0.0, now 0.1" in line
 
 
 def test_resuming_with_another_codebook_is_refused_by_name(command, train, tiny_run, tmp_path, capsys):
@@ -532,7 +548,7 @@ def test_a_checkpoint_without_a_training_is_named(train, command, tiny_run, tmp_
     train("codebook_1", "run", "--max-step", 1)
     shutil.copy(tiny_run / "codebook_1" / PRUNED, tmp_path / "run" / WEIGHTS)
     line = expect_error(capsys, MAINS["codebook_1"], command("codebook_1", "run", "--max-step", 2, "--resume"))
-    assert "is no checkpoint of a training, without settings" in line
+    assert "is no checkpoint of a training, without step, total_steps" in line
 
 
 def test_a_full_disk_is_named_with_the_file(train, command, tmp_path, monkeypatch, capsys):

@@ -24,18 +24,21 @@ from torch.utils.checkpoint import checkpoint
 import train_autoencoder
 import train_codebook
 import train_quantized_transformer
+from evaluation.likelihood import labels_for, start_bits
 from models.autoencoder import Autoencoder
+from models.cascade import Stage
 from models.codebook import Codebook
 from models.map_statistics import take_census
 from models.transformer import Grid, Transformer, TransformerConfig
 from scripts.soak import same
-from tests.helpers.runs import GRADIENT, MAINS, PRUNED, WEIGHTS, latest, rows
-from tests.helpers.scripts import CODEBOOKS, TINY, expect_error
+from tests.helpers.runs import BOUNDS, GRADIENT, MAINS, PRUNED, WEIGHTS, latest, rows
+from tests.helpers.scripts import CODEBOOKS, TINY, expect_error, run_main
 from utils.config import load_config
-from utils.dataset import FeatureMapDataset, ImageDataset, is_validation
+from utils.dataset import FeatureMapDataset, ImageDataset
 from utils.files import UserError
 from utils.gradient import GradientLearner, GradientOptions, learning_rate
 from utils.images import save_grid
+from utils.split import position
 from utils.training import catch_stop
 
 
@@ -157,7 +160,7 @@ def test_codebook_path_goes_on_at_radius_0(file, train, tiny_run, tmp_path):
     assert [row["radius"] for row in rows(tmp_path / "run", "train_loss")] == [0, 0]
     assert found["model"]["units"].shape == start["model"]["units"].shape
     assert sorted(found["model"]["coordinates"].tolist()) == sorted(start["model"]["coordinates"].tolist())
-    assert found["model"]["counts"].sum() == 80 * 16
+    assert found["model"]["counts"].sum() == 56 * 16, "of the training maps alone"
 
 
 def test_codebook_path_of_another_config_is_refused_by_name(command, tiny_run, capsys):
@@ -252,7 +255,7 @@ def test_an_autoencoder_is_measured_by_its_loss_and_in_decibels(
     config = json.loads((TINY / "autoencoder.json").read_text()) | {"loss": loss}
     train("autoencoder", "run", "--max-step", 2, "--config-path", write_json(tmp_path / "config.json", config))
     dataset = ImageDataset(faces)
-    images = dataset[dataset.split(0.2)[1]]
+    images = dataset[dataset.split(BOUNDS).validation]
     made = Autoencoder.load(tmp_path / "run" / WEIGHTS)(images).detach()
     found = rows(tmp_path / "run", "val_psnr")[-1]
     assert found["val_loss"] == pytest.approx(held_out_loss(made, images).item(), rel=1e-5)
@@ -263,16 +266,84 @@ def test_the_bits_of_an_image_add_up_through_the_cascade(train, tiny_run, tmp_pa
     train("transformer_0", "base", "--max-step", 2)
     base = rows(tmp_path / "base", "val_bits")[-1]
     assert base["stage_bits"] == pytest.approx(base["val_loss"] / math.log(2) * 4)  # a grid of 2×2
-    shares = Codebook.load(tiny_run / CODEBOOKS[0] / PRUNED).counts.double()
-    shares /= shares.sum()
-    entropy = -sum(share * math.log2(share) for share in shares.tolist() if share)
-    assert base["image_bits"] == pytest.approx(entropy + base["stage_bits"])
+    maps = FeatureMapDataset(tiny_run / "feature_maps/dataset.json")
+    book = Codebook.load(tiny_run / CODEBOOKS[0] / PRUNED)
+    shares = book.counts.double() + 0.5
+    used = book.find_bmu(maps[maps.split(BOUNDS).validation])
+    condition = float(-(shares / shares.sum())[used].log2().mean())
+    assert base["image_bits"] == pytest.approx(condition + base["stage_bits"])
     train("transformer_1", "next", "--max-step", 2, "--previous-path", tmp_path / "base" / WEIGHTS)
     last = rows(tmp_path / "next", "val_bits")[-1]
     assert last["stage_bits"] == pytest.approx(last["val_bits"] * 16)
     assert last["image_bits"] == pytest.approx(base["image_bits"] + last["stage_bits"])
     train("transformer_1", "alone", "--max-step", 1)
     assert "image_bits" not in rows(tmp_path / "alone", "val_bits")[-1]
+
+
+@pytest.fixture
+def labelled(command, tiny_run, tmp_path, write_json):
+    """A function: the arguments that train a base stage into a folder, with labels by the number and hash of images."""
+
+    def build(out, label_of, *more):
+        maps, names = tmp_path / out / "maps/dataset.json", {}
+        shutil.copytree(tiny_run / "feature_maps", maps.parent)
+        content = json.loads(maps.read_text())
+        for record in content["_default"].values():
+            number = names.setdefault(record["image_key"], len(names))
+            record["labels"] = label_of(number, position(record["image_key"]))
+        config = json.loads((TINY / "transformer_0.json").read_text()) | {"use_labels": True}
+        path = write_json(tmp_path / out / "config.json", config)
+        data = ("--dataset-path", write_json(maps, content), "--config-path", path)
+        return command("transformer_0", f"{out}/run", "--max-step", 1, *data, *more)
+
+    return build
+
+
+def test_labels_are_those_of_the_training_images_and_cost_bits(labelled, tiny_run, tmp_path):
+    def label_of(number, place):
+        return ["held out"] if place < BOUNDS.test else [["even"], ["odd"], []][number % 3]
+
+    run_main(MAINS["transformer_0"], *labelled("new", label_of))
+    found = latest(tmp_path / "new/run")
+    assert found["config"]["labels"] == ("even", "odd")
+    maps = FeatureMapDataset(tmp_path / "new/maps/dataset.json")
+    split = maps.split(BOUNDS)
+    own = [maps.label(index) for index in split.training]
+    shares = [own.count(labels) + 0.5 for labels in (["even"], ["odd"], [])]
+    assert found["model"]["label_usage"].sum(1).tolist() == [share - 0.5 for share in shares[:2]]
+    row = rows(tmp_path / "new/run", "image_bits")[-1]
+    book = Codebook.load(tiny_run / CODEBOOKS[0] / PRUNED)
+    code = (book.counts.double() + 0.5) / (book.counts.double() + 0.5).sum()
+    condition = -code[book.find_bmu(maps[split.validation])].log2().mean().item()
+    label = -math.log2(shares[2] / sum(shares))  # one that only held-out images have counts as none
+    assert row["image_bits"] == pytest.approx(condition + label + row["stage_bits"])
+    stage = Stage.load(tmp_path / "new/run" / WEIGHTS, book, Codebook.load(tiny_run / CODEBOOKS[1] / PRUNED))
+    labels = labels_for(stage, maps, split.training)
+    evaluated = start_bits(stage, book, maps, split.validation, labels, split.training, batch_size=3)
+    assert evaluated == pytest.approx({"condition": condition, "label": label})
+
+
+def test_weights_of_other_labels_are_refused_and_counts_are_those_of_the_new_data(labelled, tmp_path, capsys):
+    run_main(MAINS["transformer_0"], *labelled("ab", lambda number, _: [["a", "b"][number % 2]]))
+    weights = ("--model-path", tmp_path / "ab/run" / WEIGHTS)
+    others = labelled("pets", lambda number, _: [["cat", "dog"][number % 2]], *weights)
+    line = expect_error(capsys, MAINS["transformer_0"], others)
+    assert f"{weights[1]}: was trained with the labels a, b, this data set has cat, dog; give data" in line
+    assert not (tmp_path / "pets/run/run.json").exists()
+    run_main(MAINS["transformer_0"], *labelled("ba", lambda number, _: [["a", "a", "b"][number % 3]], *weights))
+    maps = FeatureMapDataset(tmp_path / "ba/maps/dataset.json")
+    own = [maps.label(index) for index in maps.split(BOUNDS).training]
+    found = latest(tmp_path / "ba/run")
+    for state in (found["model"], found["ema"]):
+        assert state["label_usage"].sum(1).tolist() == [own.count(["a"]), own.count(["b"])]
+
+
+def test_a_start_from_weights_that_held_out_less_is_noted(train, tiny_run, tmp_path):
+    for out, fraction, is_noted in (("more", 0.2, True), ("same", 0.1, False)):
+        start = ("--model-path", tiny_run / "autoencoder" / WEIGHTS, "--test-fraction", fraction)
+        train("autoencoder", out, "--max-step", 1, *start)
+        log = (tmp_path / out / "train.log").read_text()
+        assert ("held out fewer images, so it may have learned from some" in log) is is_noted
 
 
 def test_a_previous_stage_with_another_codebook_is_refused_by_name(command, tiny_run, capsys):
@@ -488,7 +559,7 @@ def test_a_codebook_is_compared_with_the_originals(train, tiny_run, tmp_path):
     """Three rows: the images, decoded as they are, and after quantization."""
     train("codebook_1", "run", "--max-step", 1)
     maps = FeatureMapDataset(tiny_run / "feature_maps/dataset.json")
-    shown = maps.unflipped(maps.split(0.2)[1])[:10]
+    shown = maps.unflipped(maps.split(BOUNDS).validation)[:10]
     with torch.no_grad():
         decoded = Autoencoder.load(tiny_run / "autoencoder" / WEIGHTS).decode(maps[shown])
     save_grid(torch.cat((maps.images(shown, 4), decoded)), tmp_path / "expected.png", columns=len(shown))
@@ -510,8 +581,8 @@ def test_a_codebook_is_measured_at_the_end(train, tiny_run, tmp_path):
     assert f"topographic error  {statistics['topographic_error']:.4g}" in re.sub(" {2,}", "  ", log)
     maps = FeatureMapDataset(tiny_run / "feature_maps/dataset.json")
     codebook = Codebook.load(tmp_path / "run" / WEIGHTS)
-    census = take_census(codebook, [maps[np.arange(len(maps))]])
-    assert codebook.counts.equal(census.counts)
+    census = take_census(codebook, [maps[maps.split(BOUNDS).training]])
+    assert codebook.counts.equal(census.counts), "of the training maps alone"
     assert census.statistics(codebook)["topographic_error"] == pytest.approx(statistics["topographic_error"], abs=1e-3)
 
 
@@ -535,7 +606,7 @@ def test_with_nothing_held_out_previews_show_training_images(train, tmp_path):
 def test_an_image_that_is_lost_in_training_is_named(workers, command, faces, tmp_path, capsys):
     path = shutil.copytree(faces.parent, tmp_path / "data") / "dataset.json"
     records = json.loads(path.read_text())["_default"].values()
-    lost = [record["image_fpath"] for record in records if not is_validation(record["image_fpath"], 0.2)][1:]
+    lost = [record["image_fpath"] for record in records if position(record["image_fpath"]) >= BOUNDS.test][1:]
     for name in lost:
         (path.parent / name).write_bytes(b"garbage")
     more = ("--dataset-path", path, "--num-workers", workers)

@@ -15,6 +15,7 @@ from utils.index import check_same
 from utils.learner import Learner, TrainingOptions
 from utils.options import fixed_options
 from utils.run_folder import StepFolder
+from utils.split import Bounds
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +106,8 @@ class CheckpointFolder:
         path = self.path
         if missing := {"settings", "total_steps", "step"} - content.keys():
             raise UserError(f"{path}: is no checkpoint of a training, without {', '.join(sorted(missing))}; remove it")
-        for key, value in content["settings"].items():
+        before = {"--test-fraction": 0.0, **content["settings"]}  # of a run from before there were test images
+        for key, value in before.items():
             if (now := self.settings.get(key)) != value:
                 raise UserError(
                     f"{path}: cannot resume, {key!r} was {value}, now {now}; keep it, or start anew with --overwrite"
@@ -116,6 +118,13 @@ class CheckpointFolder:
             check_same(path, data, self.dataset.fingerprint, self.dataset.index, verify=verify)
         else:
             self.changes.append(f"{path} does not say which data it was trained on, so a change would go unnoticed")
+
+    def note_source(self, path: Path, bounds: Bounds) -> None:
+        """Note in the log if the checkpoint that this training begins from may know images that it holds out."""
+        if bounds.test < self.options.bounds.test:
+            self.changes.append(
+                f"{path}: held out fewer images, so it may have learned from some that this training holds out"
+            )
 
     def restore(self, learner: Learner) -> int:
         """Restore the learner from the checkpoint that was found, if one was; return its step."""

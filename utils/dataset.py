@@ -1,6 +1,5 @@
-"""The data sets behind `dataset.json` files, the train–validation split, and batches."""
+"""The data sets behind `dataset.json` files, the order of an epoch, and batches."""
 
-import hashlib
 import io
 import json
 import os
@@ -20,30 +19,21 @@ from utils.cli import stop_signals
 from utils.files import UserError
 from utils.images import read_image
 from utils.index import Fingerprint, checksum, fingerprint, read_dataset
-
-VAL_FRACTION = 0.05  # share of images held out by default
-
-
-def is_validation(path: str, fraction: float) -> bool:
-    """Whether an image is held out, by a hash of its path as its data set writes it: the same in every step."""
-    digest = hashlib.blake2b(path.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64 < fraction
-
-
-def split_indices(keys: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the training and of the validation records, by the hash of each record's image path (N, bytes).
-
-    The validation indices are in a fixed random order, so that the first few represent all.
-    """
-    held_out = np.array([is_validation(key.decode(), fraction) for key in keys], dtype=bool)
-    if held_out.all():
-        raise UserError(f"--val-fraction {fraction} leaves no image to train on: lower it or add images")
-    return np.flatnonzero(~held_out), np.random.default_rng(0).permutation(np.flatnonzero(held_out))
+from utils.split import Bounds, Split, split_indices
 
 
 def _packed(strings: Iterable[str]) -> np.ndarray:
     """One array of bytes, which worker processes share; a list of strings would be copied page by page."""
     return np.array([string.encode() for string in strings])
+
+
+def _split_keys(path: str | os.PathLike, records: list[dict], keys: list[str]) -> np.ndarray:
+    """What decides the side of each record in a split: its group, where it has one, or the key of its image."""
+    groups = [record.get("group", key) for record, key in zip(records, keys, strict=True)]
+    for number, group in enumerate(groups, 1):
+        if not isinstance(group, str):
+            raise UserError(f"{path}: 'group' of record {number} is no string; make the data set again")
+    return _packed(groups)
 
 
 def _labels(path: str | os.PathLike, records: list[dict]) -> np.ndarray:
@@ -59,14 +49,14 @@ class FileDataset(Dataset):
     """The files of a `dataset.json`, each a tensor of the same shape (C, H, W). `dataset[indices]` is a batch.
 
     Raises `UserError` naming the file when one is missing, unreadable or of another shape than the first. A subclass
-    reads a file with `read`, checks its shape in `_read`, and says in `image_keys` which image each file is of.
+    reads a file with `read`, checks its shape in `_read`, and gives the key of the image that each file is of.
     """
 
     read: Callable[..., torch.Tensor]
-    image_keys: np.ndarray
 
-    def __init__(self, path: str | os.PathLike, records: list[dict], key: str) -> None:
+    def __init__(self, path: str | os.PathLike, records: list[dict], key: str, image_keys: list[str]) -> None:
         self.index, self.folder = Path(path), Path(path).parent
+        self.image_keys, self.split_keys = _packed(image_keys), _split_keys(path, records, image_keys)
         self.paths = _packed(record[key] for record in records)
         self.checksums = _packed(record.get("checksum", "") for record in records)  # empty in older data sets
         self.labels = _labels(path, records)
@@ -91,9 +81,9 @@ class FileDataset(Dataset):
         """The labels of file `index`."""
         return json.loads(self.labels[index])
 
-    def split(self, fraction: float) -> tuple[np.ndarray, np.ndarray]:
-        """Indices of the training and of the validation files; a flip stays with its original."""
-        return split_indices(self.image_keys, fraction)
+    def split(self, bounds: Bounds) -> Split:
+        """Indices of the training, validation and test files; a flip stays with its original, and a group together."""
+        return split_indices(self.split_keys, bounds)
 
 
 class ImageDataset(FileDataset):
@@ -103,8 +93,7 @@ class ImageDataset(FileDataset):
 
     def __init__(self, path: str | os.PathLike) -> None:
         records, _ = read_dataset(path, ("image_fpath",))
-        super().__init__(path, records, "image_fpath")
-        self.image_keys = self.paths
+        super().__init__(path, records, "image_fpath", [record["image_fpath"] for record in records])
 
     def _read(self, index: int) -> torch.Tensor:
         image = self.read(self.path(index))
@@ -147,10 +136,10 @@ class FeatureMapDataset(FileDataset):
 
     def __init__(self, path: str | os.PathLike) -> None:
         records, info = read_dataset(path, ("fmap_path", "image_path"))
-        super().__init__(path, records, "fmap_path")
+        keys = [record.get("image_key", record["image_path"]) for record in records]
+        super().__init__(path, records, "fmap_path", keys)
         self.origin: Origin = info
         self.image_paths = _packed(record["image_path"] for record in records)
-        self.image_keys = _packed(record.get("image_key", record["image_path"]) for record in records)
         self.flipped = np.array([bool(record.get("flipped")) for record in records])
 
     def check_origin(self, given: Origin) -> None:
@@ -158,15 +147,18 @@ class FeatureMapDataset(FileDataset):
         check_origins(self.index, self.origin, given)
         self.origin = given
 
-    def label_indices(self) -> tuple[tuple[str, ...], np.ndarray]:
-        """The names of all labels, sorted, and those of each map as indices (N, L), padded by the number of names."""
-        labels = [json.loads(packed) for packed in self.labels]
-        names = sorted(set().union(*labels))
+    def label_names(self, indices: np.ndarray) -> tuple[str, ...]:
+        """The names of all labels of these maps, sorted."""
+        return tuple(sorted(set().union(*map(self.label, indices))))
+
+    def label_indices(self, names: tuple[str, ...]) -> np.ndarray:
+        """The labels of each map as indices of `names` (N, L), padded by their number; other labels are left out."""
         number = {name: index for index, name in enumerate(names)}
-        indices = np.full((len(self), max(map(len, labels))), len(names), dtype=np.int64)
-        for row, own in zip(indices, labels, strict=True):
-            row[: len(own)] = [number[name] for name in own]
-        return tuple(names), indices
+        known = [[number[name] for name in self.label(index) if name in number] for index in range(len(self))]
+        indices = np.full((len(self), max(map(len, known))), len(names), dtype=np.int64)
+        for row, own in zip(indices, known, strict=True):
+            row[: len(own)] = own
+        return indices
 
     def with_image(self, indices: np.ndarray) -> np.ndarray:
         """Those of `indices` whose image still exists; feature maps may have been moved without their images."""

@@ -19,6 +19,8 @@ def choose_device(name: str) -> torch.device:
         if device.type == "meta":
             raise RuntimeError("it holds no numbers")
         torch.empty(0, device=device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # what names no device is meant for this one: pinned memory, peaks of memory
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {name} cannot be used here ({reason}): try --device auto") from None

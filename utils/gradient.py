@@ -19,6 +19,7 @@ from utils.flops import count_flops
 from utils.learner import TrainingOptions
 from utils.muon import Muon
 from utils.options import SpeedOptions, option
+from utils.split import Bounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,9 +128,10 @@ class GradientLearner:
         return numbers
 
     @torch.no_grad()
-    def _average(self, averaged: list[torch.Tensor], current: list[torch.Tensor], number: torch.Tensor) -> None:
+    def _average(self, averaged: list[torch.Tensor], current: list[torch.Tensor], _: torch.Tensor) -> None:
+        number = int(self.average.n_averaged)  # on the CPU; the copy that comes as an argument waits for the device
         # Early on a long memory would hold on to the random start.
-        decay = min(self.options.ema_decay, (1 + int(number)) / (10 + int(number)))
+        decay = min(self.options.ema_decay, (1 + number) / (10 + number))
         torch._foreach_lerp_(averaged, current, 1 - decay)
 
     def flops(self, batch: Batch) -> int:
@@ -160,6 +162,7 @@ class GradientLearner:
             return checkpoints.restore(self)
         content = load_checkpoint(path, checkpoints.kind)
         check_origins(path, content["trained_from"], checkpoints.trained_from)
+        checkpoints.note_source(path, Bounds.saved(content))
         load_weights(self.model, content, path, averaged=not self.options.load_optim)
         if self.options.load_optim:
             decays = [group["weight_decay"] for group in self._groups()]

@@ -6,12 +6,13 @@ from typing import Protocol
 
 import torch
 
-from utils.dataset import VAL_FRACTION, Batch, steps_per_epoch
+from utils.dataset import Batch, steps_per_epoch
 from utils.options import StepOptions, option
+from utils.split import SplitOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingOptions(StepOptions):
+class TrainingOptions(SplitOptions, StepOptions):
     """Options of all three trainers."""
 
     dataset_path: Path = option("dataset.json to train on")
@@ -27,9 +28,6 @@ class TrainingOptions(StepOptions):
     seed: int = option("seed of every random choice", 0, is_fixed=True)
     num_workers: int | None = option("processes that load data", None, unset="0 on a CPU, else up to 4", low=0)
     tensorboard: bool = option("also write to tensorboard/ in --out-dir; needs requirements-eval.txt", False)
-    val_fraction: float = option(
-        "share of images held out, the same images in every step", VAL_FRACTION, low=0, below=1, is_fixed=True
-    )
 
     @property
     def step_size(self) -> int:

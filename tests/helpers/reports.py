@@ -19,6 +19,7 @@ def distances(name, kernel):
 
 EVALUATION = {
     "extractor": "a network of the tests",
+    "side": "test",
     "num_images": 8,
     "num_held_out": 8,
     "num_training": 32,
@@ -38,10 +39,8 @@ EVALUATION = {
     ],
     "novelty": {
         "threshold": 3.0,
-        "share_of_samples": 0.375,
-        "share_of_held_out": 0.0125,
-        "median_distance_of_samples": 4.5,
-        "median_distance_of_held_out": 6.5,
+        "samples": {"median_distance": 4.5, "share": 0.375, "low": 0.25, "high": 0.5},
+        "held_out": {"median_distance": 6.5, "share": 0.0125, "low": 0.0, "high": 0.125},
         "pairs": "pairs.png",
         "nearest": [{"sample": 2, "image_path": f"data/{HOSTILE}.png", "distance": 1.75}],
     },

@@ -6,6 +6,7 @@ import train_autoencoder
 import train_codebook
 import train_quantized_transformer
 from utils.metrics import read_rows
+from utils.split import Bounds
 
 MAINS = {
     "autoencoder": train_autoencoder.main,
@@ -14,6 +15,8 @@ MAINS = {
     "transformer_1": train_quantized_transformer.main,
 }
 GRADIENT = ["autoencoder", "transformer_0", "transformer_1"]
+FRACTIONS = ("--val-fraction", 0.1, "--test-fraction", 0.1)  # of 40 faces 7 and 5
+BOUNDS = Bounds(0.1, 0.2)
 WEIGHTS = "models_checkpoint/latest.pt"
 PRUNED = "models_checkpoint/pruned_codebook.pt"
 

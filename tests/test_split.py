@@ -1,0 +1,120 @@
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from tests.helpers.runs import BOUNDS
+from utils.dataset import FeatureMapDataset, ImageDataset
+from utils.files import UserError
+from utils.split import Bounds, SplitOptions, position, split_indices
+
+names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=20)
+fractions = st.floats(0, 0.9)
+SIDES = ("training", "validation", "test")
+
+
+def side_of(key, bounds):
+    return "validation" if position(key) < bounds.validation else "test" if position(key) < bounds.test else "training"
+
+
+def sides(keys, bounds):
+    split = split_indices(np.array([key.encode() for key in keys]), bounds)
+    return {name: [keys[index] for index in getattr(split, name)] for name in SIDES}
+
+
+@given(st.lists(names, min_size=2, unique=True), fractions, fractions)
+def test_the_side_of_an_image_is_a_function_of_its_key_alone(keys, validation, test):
+    bounds = Bounds(validation, validation + test)
+    expected = {name: {key for key in keys if side_of(key, bounds) == name} for name in SIDES}
+    if not expected["training"]:
+        with pytest.raises(UserError, match=r"--val-fraction and --test-fraction hold out .*; lower|: lower them"):
+            sides(keys, bounds)
+        return
+    for order in (keys, keys[::-1]):
+        found = sides(order, bounds)
+        assert {name: set(part) for name, part in found.items()} == expected
+        assert sum(map(len, found.values())) == len(keys)
+
+
+def test_the_split_does_not_change_between_versions():
+    """Checkpoints of another day hold out the same images."""
+    keys = [f"images/{number}.png" for number in range(200)]
+    found = {name: sorted(map(keys.index, part)) for name, part in sides(keys, Bounds()).items()}
+    assert found["validation"] == [29, 68, 70, 89, 95, 105, 108, 124, 155, 168, 177]
+    assert found["test"] == [number for number in range(200) if 0.05 <= position(keys[number]) < 0.1]
+
+
+@settings(max_examples=25)
+@given(st.text("abcdefgh/.", max_size=10), st.floats(0.02, 0.5), st.floats(0.02, 0.4))
+def test_the_shares_are_near_the_fractions(prefix, validation, test):
+    keys = [f"{prefix}{number}.png" for number in range(2000)]
+    found = sides(keys, SplitOptions(val_fraction=validation, test_fraction=test).bounds)
+    for name, fraction in (("validation", validation), ("test", test)):
+        assert abs(len(found[name]) / len(keys) - fraction) < 6 * (fraction * (1 - fraction) / len(keys)) ** 0.5
+
+
+def test_fractions_of_zero_hold_nothing_out():
+    assert sides(["a", "b"], Bounds(0.0, 0.0)) == {"training": ["a", "b"], "validation": [], "test": []}
+
+
+@given(st.lists(st.tuples(fractions, fractions), min_size=1, max_size=4), st.lists(names, min_size=20, unique=True))
+def test_what_steps_hold_out_in_common_none_has_learned_from(pairs, keys):
+    each = [Bounds(validation, validation + test) for validation, test in pairs]
+    common = Bounds.common(each)
+    for key in keys:
+        of_each, side = {side_of(key, bounds) for bounds in each}, side_of(key, common)
+        assert (side == "training") == ("training" in of_each)
+        assert (side == "test") == (of_each == {"test"})
+
+
+def test_a_checkpoint_says_which_images_it_has_seen():
+    options = SplitOptions(val_fraction=0.25, test_fraction=0.5)
+    flags = {"--val-fraction": options.val_fraction, "--test-fraction": options.test_fraction}
+    assert Bounds.saved({"settings": flags}) == options.bounds == (0.25, 0.75)
+    assert options.bounds.settings == flags
+    assert Bounds.saved({"settings": {"--val-fraction": 0.25}}) == (0.25, 0.25), "from before there were test images"
+    unknown = Bounds.saved({"model": {}})
+    assert Bounds.common([unknown, options.bounds]) == options.bounds, "of which nothing is known changes nothing"
+
+
+@given(st.lists(st.sampled_from("abcdefghij"), min_size=10, max_size=40), fractions, fractions)
+def test_a_group_is_on_one_side(tmp_path_factory, groups, validation, test):
+    bounds = Bounds(validation, validation + test)
+    assume(any(side_of(group, bounds) == "training" for group in groups))
+    found = sides_of_records([{"group": group} for group in groups], bounds)
+    assert found == [side_of(group, bounds) for group in groups]
+
+
+def sides_of_records(records, bounds):
+    """The side of each image of a data set with these records, whose files are not read."""
+    dataset = ImageDataset.__new__(ImageDataset)
+    dataset.read, dataset.path = lambda _: np.zeros(1), lambda _: None
+    paths = [f"{number}.png" for number in range(len(records))]
+    records = [{"image_fpath": path, **record} for path, record in zip(paths, records, strict=True)]
+    super(ImageDataset, dataset).__init__("dataset.json", records, "image_fpath", paths)
+    split = dataset.split(bounds)
+    found = {int(index): name for name in SIDES for index in getattr(split, name)}
+    return [found[index] for index in range(len(records))]
+
+
+def test_records_with_and_without_a_group_may_be_mixed():
+    bounds = Bounds(0.3, 0.6)
+    found = sides_of_records([{}, {"group": "a"}, {}, {"group": "a"}, {"group": "9.png"}], bounds)
+    assert found == [side_of(key, bounds) for key in ("0.png", "a", "2.png", "a", "9.png")]
+
+
+def test_a_group_that_is_no_string_is_named():
+    with pytest.raises(UserError, match=r"dataset\.json: 'group' of record 2 is no string; make the data set again"):
+        sides_of_records([{}, {"group": 7}], BOUNDS)
+
+
+@pytest.mark.parametrize("bounds", [(0.05, 0.1), (0.1, 0.2), (0.3, 0.5)])
+def test_images_and_feature_maps_are_split_alike_and_flips_stay(bounds, tiny_run, faces):
+    images, maps = ImageDataset(faces), FeatureMapDataset(tiny_run / "feature_maps" / "dataset.json")
+    assert len(maps) == 2 * len(images)
+    assert maps.flipped.sum() == len(images)
+    of_images, of_maps = images.split(Bounds(*bounds)), maps.split(Bounds(*bounds))
+    for name in SIDES:
+        for flipped in (False, True):
+            found = [maps.image_keys[index] for index in getattr(of_maps, name) if maps.flipped[index] == flipped]
+            assert sorted(found) == sorted(images.paths[getattr(of_images, name)])

@@ -1,0 +1,84 @@
+"""Which images a step trains on, which it chooses by, and which nothing but the evaluation sees: by a hash."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from utils.files import UserError
+from utils.options import option
+
+VAL_FRACTION = TEST_FRACTION = 0.05
+
+
+class Bounds(NamedTuple):
+    """Where the hash of an image, from 0 to 1, leaves the validation images, and where the test images."""
+
+    validation: float = VAL_FRACTION
+    test: float = VAL_FRACTION + TEST_FRACTION
+
+    @classmethod
+    def saved(cls, content: dict) -> "Bounds":
+        """Those of a checkpoint; a training from before there were test images has none."""
+        settings = content.get("settings")
+        if settings is None:  # nothing is known of it, so nothing follows
+            return cls(0.0, 1.0)
+        validation = settings.get("--val-fraction", VAL_FRACTION)
+        return cls(validation, validation + settings.get("--test-fraction", 0.0))
+
+    @property
+    def settings(self) -> dict[str, float]:
+        """As a checkpoint keeps them."""
+        return {"--val-fraction": self.validation, "--test-fraction": self.test - self.validation}
+
+    @classmethod
+    def common(cls, bounds: Iterable["Bounds"]) -> "Bounds":
+        """The test images are those of all steps; the rest of what no step has learned from are validation images."""
+        validation, test = zip(*bounds, strict=True)
+        return cls(min(max(validation), min(test)), min(test))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitOptions:
+    """Options of the split, the same in every step."""
+
+    val_fraction: float = option(
+        "share of images that best.pt and settings are chosen by", VAL_FRACTION, low=0, below=1, is_fixed=True
+    )
+    test_fraction: float = option(
+        "share of images that only the evaluation sees", TEST_FRACTION, low=0, below=1, is_fixed=True
+    )
+
+    @property
+    def bounds(self) -> Bounds:
+        """Where the validation and the test images end."""
+        return Bounds(self.val_fraction, self.val_fraction + self.test_fraction)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Indices of the records on each side; those held out are in a fixed random order, so the first represent all."""
+
+    training: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+
+
+def position(key: str) -> float:
+    """The hash of an image, or of the group of images that it is in, as a number from 0 to 1."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") / 2**64
+
+
+def split_indices(keys: np.ndarray, bounds: Bounds) -> Split:
+    """Split records by their keys (N, bytes): records of one key are on one side."""
+    positions = np.array([position(key.decode()) for key in keys])
+    sides = np.digitize(positions, bounds)
+    training, *held_out = (np.flatnonzero(sides == side) for side in (2, 0, 1))
+    if len(training) == 0:
+        raise UserError(
+            f"--val-fraction and --test-fraction hold out every image below {bounds.test:g}, so none is left to train "
+            "on: lower them or add images"
+        )
+    return Split(training, *(np.random.default_rng(0).permutation(part) for part in held_out))
