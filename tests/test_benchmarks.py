@@ -1,5 +1,6 @@
 """The benchmarks run, at a small size; what they measure is in the documents."""
 
+import math
 import re
 import sys
 
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from benchmarks import ablation, codebook, codebook_limits, generation, sampling, stages, timing, transformer
+from benchmarks.ablation import Row
 from evaluation.features import EfficientNetFeatures
 from models.transformer import TransformerConfig
 from tests.helpers.scripts import TINY
@@ -186,13 +188,24 @@ def in_this_process(monkeypatch):
 
 def test_drawn_tokens_are_the_same_whatever_the_variant(tiny_run, in_this_process, monkeypatch):
     drawn, original = [], ablation.draw_coarse
-    monkeypatch.setattr(ablation, "draw_coarse", lambda before: drawn.append(original(before)) or drawn[-1])
+    monkeypatch.setattr(ablation, "draw_coarse", lambda *given: drawn.append(original(*given)) or drawn[-1])
     for name in ("full", "ungated MLP"):
-        ablation.run((name, 0), tiny_run, 1, 0.01)
+        ablation.run((Row(name), 0), tiny_run, 1, 0.01)
     assert drawn[0].equal(drawn[1])
 
 
-@pytest.mark.parametrize(("number", "names"), [(0, ["full", "fp32"]), (1, list(ablation.VARIANTS))])
+def test_the_ablation_measures_validation_images_or_test_images(tiny_run, in_this_process, monkeypatch):
+    measured, demo = [], stages.DemoStage.read(tiny_run, 1)
+    monkeypatch.setattr(ablation, "loss_of", lambda _, coarse, fine: measured.append(fine) or 1.0)
+    for test in (False, True):
+        ablation.run((Row("full"), 0), tiny_run, 1, 0.01, test)
+    expected = [demo.validation] * 2 + [demo.test] * 2  # from true coarse tokens, and from drawn ones
+    assert [len(fine) for fine in measured] == [len(images) for images in expected]
+    assert all(fine.equal(demo.tokens[images][1]) for fine, images in zip(measured, expected, strict=True))
+    assert not set(demo.validation) & set(demo.test)
+
+
+@pytest.mark.parametrize(("number", "names"), [(0, ["full", "fp32", "plain block"]), (1, list(ablation.VARIANTS))])
 def test_the_ablation(number, names, tiny_run, in_this_process, monkeypatch, capsys):
     options = ["--stage", str(number), "--seconds", "0.2", "--seeds", "2", "--only", *names]
     monkeypatch.setattr(sys, "argv", ["ablation", str(tiny_run), *options])
@@ -211,7 +224,7 @@ def test_what_the_ablation_takes_out_is_out(tiny_run, in_this_process):
     demo = stages.DemoStage.read(tiny_run, 1)
 
     def build(name):
-        return ablation.build(name, demo).model
+        return ablation.build(Row(name), demo).model
 
     def classes(name):
         return {type(module).__name__ for module in build(name).modules()}
@@ -231,14 +244,91 @@ def test_what_the_ablation_takes_out_is_out(tiny_run, in_this_process):
     ("name", "optimizers", "share"),
     [
         ("full", {"AdamW", "Muon"}, 1),
-        ("half the rate", {"AdamW", "Muon"}, 0.5),
-        ("AdamW alone", {"AdamW"}, 1),
-        ("AdamW alone, half the rate", {"AdamW"}, 0.5),
+        ("full, rate 0.5", {"AdamW", "Muon"}, 0.5),
+        ("AdamW alone, rate 2", {"AdamW"}, 2),
+        ("plain block", {"AdamW"}, 1),
+        ("plain block, linear projections, rate 0.25", {"AdamW"}, 0.25),
     ],
 )
 def test_what_moves_the_weights_in_the_ablation(name, optimizers, share, tiny_run, in_this_process):
-    learner = ablation.build(name, stages.DemoStage.read(tiny_run, 1))
+    row = Row.read(name)
+    assert str(row) == name
+    learner = ablation.build(row, stages.DemoStage.read(tiny_run, 1))
     assert {type(optimizer).__name__ for optimizer in learner.optimizers.values()} == optimizers
     groups = [group for optimizer in learner.optimizers.values() for group in optimizer.param_groups]
     assert sum(len(group["params"]) for group in groups) == len(list(learner.model.parameters()))
     assert learner.base_lr == share * learner.model.config.transformer.model_lr
+
+
+def test_the_ablation_trains_each_variant_at_each_rate(tiny_run, in_this_process, monkeypatch, capsys):
+    options = ["--seconds", "0.05", "--seeds", "1", "--rates", "0.5", "1", "--only", "full", "4 heads, rate 2"]
+    monkeypatch.setattr(sys, "argv", ["ablation", str(tiny_run), *options])
+    ablation.main()
+    output = capsys.readouterr().out
+    rows = numbers_of(output)[1:]
+    assert [row[0] for row in rows] == ["full, rate 0.5", "full", "4 heads", "4 heads, rate 2"]
+    assert min(float(row[5]) for row in rows[:2]) == 1
+    assert re.findall(r"^Best rate of (.*): [\d.]+, at an end of", output, flags=re.M) == ["full", "4 heads"]
+
+
+def test_the_best_rate_of_each_variant_is_named(capsys):
+    losses = {"full": (0.6, 0.5, 0.7), "AdamW alone": (0.9, 0.8, 0.7), "fp32": (0.6, math.nan, math.nan)}
+    results = {Row("4 heads"): [(9, 9, 0.1, 0.1)]}
+    for name, found in losses.items():
+        results |= {Row(name, 2**number): [(9, 9, loss, 0.0)] for number, loss in enumerate(found)}
+    ablation.print_best_rates(results)
+    assert [line for line in capsys.readouterr().out.splitlines() if line] == [
+        "Best rate of full: 2",
+        "Best rate of AdamW alone: 4, at an end of the grid: add rates beyond it",
+        "Best rate of fp32: 1, at an end of the grid: add rates beyond it",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--test", "--only", "full", "--rates", "1", "2"], "one rate for each variant"),
+        (["--test", "--only", "full", "full, rate 2"], "one rate for each variant"),
+        (["--only", "half the rate"], "'half the rate' is none of: full; "),
+    ],
+)
+def test_the_ablation_refuses_to_choose_on_test_images_and_unknown_variants(options, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["ablation", "nowhere", *options])
+    with pytest.raises(SystemExit):
+        ablation.main()
+    assert message in capsys.readouterr().err
+
+
+@pytest.fixture(params=["plain block", "plain block, linear projections"])
+def plain_learner(request, tiny_run, in_this_process):
+    torch.manual_seed(0)
+    return ablation.build(Row(request.param), stages.DemoStage.read(tiny_run, 1))
+
+
+@torch.no_grad()
+def test_the_plain_block_sees_the_tokens_before_and_none_after(plain_learner, tiny_run):
+    stage, demo = plain_learner.model.eval(), stages.DemoStage.read(tiny_run, 1)
+    coarse, fine = demo.tokens[demo.training[:2]]
+    place, changed = 7, fine.clone()
+    changed[:, place] = (fine[:, place] + 1) % len(demo.fine)
+    one, other = (stage.transformer(stage.inputs_and_targets(coarse, tokens)[0], coarse) for tokens in (fine, changed))
+    assert torch.allclose(one[:, : place + 1], other[:, : place + 1], atol=1e-5)
+    assert not torch.allclose(one[:, place + 1], other[:, place + 1], atol=1e-3)
+    assert not torch.allclose(one[:, place + 2], other[:, place + 2], atol=1e-3)
+
+
+def test_the_plain_block_learns(plain_learner, tiny_run):
+    demo = stages.DemoStage.read(tiny_run, 1)
+    batch = demo.tokens[demo.training[:16]]
+    losses = [float(plain_learner.update(batch, step)["loss"]) for step in range(30)]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_the_plain_block_is_plain(plain_learner, tiny_run):
+    model = plain_learner.model.transformer
+    names = {type(module).__name__ for module in model.modules()}
+    assert "Sinusoids" in names and not names & {"GatedMLP", "GridEmbedding"}
+    attention = model.decoder[0].cross_attention
+    assert isinstance(attention.query_norm, nn.Identity) and isinstance(attention.key_norm, nn.Identity)
+    assert attention.out.weight.any() and model.head.weight.any()
+    assert model.embed.token.weight.std().item() == pytest.approx(1, abs=0.1)
