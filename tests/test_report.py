@@ -328,7 +328,10 @@ def change(key, value):
         (change("begin", "2026-99-25"), "'attempts', entry 1: 'begin' is '2026-99-25', expected a time"),
         (change("end", None), "'attempts', entry 1: 'end' is None, expected a string"),
         (damage("generate.json", b"{"), "generate.json"),
-        (damage("evaluation/evaluation.json", b"{}"), "evaluation.json: missing key 'extractor'"),
+        (
+            damage("evaluation/evaluation.json", b"{}"),
+            "evaluation.json: missing key 'extractor'; run scripts.evaluate again",
+        ),
         (remove_key, "evaluation.json: 'distances', entry 1: missing key 'kernel_low'"),
         (damage("evaluation/pairs.png", b"no picture"), "pairs.png"),
         (damage("generated/images/image_00001.png", b"\x89PNG\r\n"), "image_00001.png"),
@@ -401,3 +404,26 @@ def test_what_takes_most_of_the_realism_away_is_named(tmp_path):
     assert text.grade == verdicts.POOR
     assert "4% from the autoencoder, 4% from the codebooks, 92% from the transformers" in text.text
     assert "transformers" in text.advice
+
+
+def test_the_advice_for_a_demo_whose_autoencoder_loses_most_is_to_train_that(tmp_path):
+    """The demo's distances, of sets that are independent of the images that they are compared with."""
+    kernels = (-0.001, 0.09, 0.15, 0.17)
+    rows = [row | {"kernel": kernel, "kernel_high": kernel + 0.02, "recall": 0.7} for row, kernel in zip(
+        EVALUATION["distances"], kernels, strict=True
+    )]  # fmt: skip
+    rows[0] |= {"precision": 0.85}
+    rows[-1] |= {"precision": 0.42}
+    found = judged(tmp_path, evaluation=EVALUATION | {"distances": rows})
+    assert found["Samples"].grade == verdicts.GOOD
+    assert "53% from the autoencoder, 35% from the codebooks, 12% from the transformers" in found["Realism"].text
+    assert found["Realism"].advice == verdicts.LOSSES["autoencoder"]
+
+
+def test_a_run_without_test_images_is_reported_as_such(copy):
+    evaluation = copy / "evaluation/evaluation.json"
+    for side, is_noted in (("test", False), ("validation", True)):
+        evaluation.write_text(json.dumps(EVALUATION | {"side": side}))
+        text = Page(make_page(RunFolder(copy))).text
+        assert ("This run holds out no test images" in text) is is_noted
+        assert f"Distances between {side} images and sets" in text
