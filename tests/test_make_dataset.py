@@ -4,14 +4,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageEnhance
 from tinydb import TinyDB
 
-from scripts import demo_data, make_dataset
+from scripts import demo_data, make_dataset, near_duplicates
 from tests.helpers.deaths import dying
 from tests.helpers.scripts import expect_error
 from utils.cli import run
@@ -19,6 +20,7 @@ from utils.files import UserError
 from utils.images import open_rgb
 from utils.index import verify_files
 from utils.journal import Journal
+from utils.split import Bounds, position
 
 
 def noise(path, seed, size=(12, 10)):
@@ -235,7 +237,7 @@ def test_each_mistake_gets_its_line(prepare, out_dir, named, tmp_path, capsys):
 
 def test_a_killed_worker_is_reported(photos, tmp_path):
     with pytest.raises(UserError, match="a worker process was killed"):
-        make_dataset.write_images([photos], kill_worker, lambda _: [], tmp_path / "out", num_workers=1, settings={})
+        make_dataset.write_images([photos], kill_worker, dict, tmp_path / "out", num_workers=1, settings={})
 
 
 def kill_worker(_):
@@ -359,7 +361,7 @@ def draw_number(number):
 @pytest.mark.parametrize("at", [0, 1, 5, 8])
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_limit_is_the_same_after_a_death(at, workers, tmp_path, monkeypatch):
-    arguments = (range(20), draw_number, str)
+    arguments = (range(20), draw_number, lambda number: {"labels": [str(number)]})
     make_dataset.write_images(*arguments, tmp_path / "whole", 0, {}, limit=5)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Journal, "add", dying(Journal.add, at))
@@ -375,3 +377,220 @@ def test_a_missing_package_is_named_with_the_way_to_install_it(package, monkeypa
         monkeypatch.setitem(sys.modules, name, None if name == package else sys)
     with pytest.raises(UserError, match=f"{package} is not installed; run pip install -r requirements-demo.txt"):
         draw("avatars", "--out-dir", tmp_path / "out")
+
+
+def group_of(out_dir):
+    """The group of each record by its labels, joined, and how many records have it."""
+    return Counter(("/".join(record["labels"]), record.get("group")) for record in records(out_dir))
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        (None, {"0": None, "1": None, "2": None, "3": None, "cats/big": None, "": None}),
+        ("folder", {"0": "0", "1": "1", "2": "2", "3": "3", "cats/big": "cats/big", "": None}),
+        ("^[0-9]+/", {"0": "0/", "1": "1/", "2": "2/", "3": "3/", "cats/big": None, "": None}),
+        (r"^([12])/|/(b)ig/", {"0": None, "1": "1/", "2": "2/", "3": None, "cats/big": "/b", "": None}),
+        (r"(..)ts/(big)/a\.png$", {"0": None, "1": None, "2": None, "3": None, "cats/big": "ca/big", "": None}),
+    ],
+)
+def test_an_image_is_in_the_group_that_its_path_names(how, expected, photos, tmp_path):
+    make(photos, tmp_path / "out", *(() if how is None else ("--group-by", how)))
+    assert dict.fromkeys(group_of(tmp_path / "out")) == dict.fromkeys(expected.items())
+    with TinyDB(tmp_path / "out/dataset.json", access_mode="r") as database:
+        assert database.table("info").all()[0].get("group_by") == how
+    assert all("group" not in record or isinstance(record["group"], str) for record in records(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("how", "named"),
+    [
+        ("(", "--group-by (: no regular expression (missing ), unterminated subpattern at position 0); correct it, or"),
+        ("a{99999999999}", "--group-by a{99999999999}: no regular expression (the repetition number is too large)"),
+        ("no such text", "--group-by no such text: finds a group for none of the 44 images in "),
+        ("", "--group-by : finds a group for none of the 44 images in "),
+    ],
+)
+def test_a_pattern_that_is_none_or_finds_nothing_is_refused(how, named, photos, tmp_path, capsys):
+    assert named in expect_error(capsys, make_dataset.main, [photos, "--out-dir", tmp_path / "out", "--group-by", how])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_name_that_is_not_text_has_a_group_that_is(tmp_path):
+    folder = tmp_path / "photos" / os.fsdecode(b"caf\xe9")
+    noise(folder / "a.png", 0)
+    make(tmp_path / "photos", tmp_path / "out", "--group-by", "folder")
+    [record] = records(tmp_path / "out")
+    assert record["group"] == r"caf\xe9"
+    assert 0 <= position(record["group"]) < 1
+
+
+def test_a_data_set_with_other_groups_is_replaced_only_with_overwrite(photos, tmp_path, capsys):
+    make(photos, tmp_path / "out")
+    argv = [photos, "--out-dir", tmp_path / "out", "--image-size", 8, "--num-workers", 0]
+    line = expect_error(capsys, make_dataset.main, [*argv, "--group-by", "folder"])
+    assert "another group_by (not given, now folder)" in line
+    make(photos, tmp_path / "out", "--group-by", "folder", "--overwrite")
+    assert "another group_by (folder, now not given)" in expect_error(capsys, make_dataset.main, argv)
+    make(photos, tmp_path / "out", "--overwrite")
+    assert not any("group" in record for record in records(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(("number", "warns"), [(100, True), (99, False)])
+def test_groups_that_leave_nothing_held_out_get_a_warning(number, warns, tmp_path, capsys):
+    assert position("all") > Bounds().test
+    for index in range(number):
+        noise(tmp_path / f"photos/all/{index}.png", index)
+    make(tmp_path / "photos", tmp_path / "out", "--group-by", "folder")
+    output = capsys.readouterr()
+    assert f"1 groups of {number} images, the largest of {number}; the split by default holds out 0.0%" in output.out
+    assert ("warning: no image is held out as validation or test; give smaller groups" in output.err) == warns
+
+
+def burst(folder, seed, number):
+    """Pictures of one drawing, each a little darker and cut off a little more."""
+    folder.mkdir(parents=True)
+    rng, image = np.random.default_rng(seed), Image.new("RGB", (128, 128), "white")
+    for _ in range(12):
+        left, top, width, height = rng.integers(0, 90, 4)
+        colour = tuple(rng.integers(0, 256, 3).tolist())
+        ImageDraw.Draw(image).ellipse((left, top, left + 20 + width, top + 20 + height), fill=colour)
+    for index in range(number):
+        picture = ImageEnhance.Brightness(image).enhance(1 - 0.05 * index)
+        picture.crop((0, index % 2, 128 - index % 3, 128)).save(folder / f"{index}.png")
+
+
+@pytest.fixture
+def bursts(tmp_path):
+    """30 drawings of 4 pictures each, and 20 of one."""
+    pytest.importorskip("imagehash")
+    for seed in range(50):
+        burst(tmp_path / f"bursts/{seed}", seed, 4 if seed < 30 else 1)
+    return tmp_path / "bursts"
+
+
+def is_held_out(record):
+    return position(record.get("group", record["image_fpath"])) < Bounds().test
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_near_duplicates_are_grouped(workers, bursts, tmp_path, capsys):
+    make(bursts, tmp_path / "out", "--image-size", 64, "--group-by", "near", workers=workers)
+    found = group_of(tmp_path / "out")
+    names = [name for _, name in found if name is not None]
+    assert len(set(names)) == len(names) == 30
+    assert found == {(label, name): 4 if name else 1 for label, name in found}
+    for name in names:
+        assert name == min(record["image_fpath"] for record in records(tmp_path / "out") if record.get("group") == name)
+    output = capsys.readouterr()
+    assert "180 pairs of near-duplicates; 0 not joined, for a group holds at most 50 images" in output.out
+    assert "30 groups of 120 images, the largest of 4; the split by default holds out " in output.out
+    assert "warning" not in output.err
+
+
+def test_groups_of_near_duplicates_do_not_depend_on_the_order(bursts, tmp_path):
+    make(bursts, tmp_path / "out", "--image-size", 64, "--group-by", "near")
+    for index, path in enumerate(sorted(bursts.iterdir())):
+        path.rename(bursts / f"{99 - index}")
+    make(bursts, tmp_path / "other", "--image-size", 64, "--group-by", "near")
+    one, other = (
+        {record["image_fpath"]: record.get("group") for record in records(tmp_path / name)} for name in ("out", "other")
+    )
+    assert list(one) != list(other)
+    assert one == other
+
+
+@pytest.mark.parametrize("how", [None, "/[01]"])
+def test_near_duplicates_that_straddle_the_split_get_a_warning(how, bursts, tmp_path, capsys):
+    make(bursts, tmp_path / "out", "--image-size", 64, *(() if how is None else ("--group-by", how)))
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    listed = records(tmp_path / "out")
+    held_out = [record for record in listed if is_held_out(record)]
+    to_train = {record["labels"][0] for record in listed if not is_held_out(record)}
+    count = sum(record["labels"][0] in to_train for record in held_out)
+    assert line == (
+        f"warning: {count} of {len(held_out)} images that would be held out ({count / len(held_out):.0%}) have a "
+        "near-duplicate in training; give --group-by near, or groups of your own"
+    )
+    assert count > 0
+
+
+def test_groups_that_keep_near_duplicates_together_get_no_warning(bursts, tmp_path, capsys):
+    make(bursts, tmp_path / "out", "--image-size", 64, "--group-by", "folder")
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_without_the_package_near_duplicates_are_not_looked_for(photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(near_duplicates, "find_spec", lambda name: None)
+    make(photos, tmp_path / "out")
+    assert "near-duplicates were not looked for; run pip install -r requirements-data.txt" in capsys.readouterr().err
+    line = expect_error(capsys, make_dataset.main, [photos, "--out-dir", tmp_path / "near", "--group-by", "near"])
+    assert line == "error: --group-by near needs ImageHash; run pip install -r requirements-data.txt"
+    assert not (tmp_path / "near").exists()
+
+
+def test_the_journal_keeps_the_hashes(bursts, tmp_path, monkeypatch, read):
+    flags = ("--image-size", 64, "--group-by", "near")
+    make(bursts, tmp_path / "whole", *flags)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Journal, "add", dying(Journal.add, 77))
+        make(bursts, tmp_path / "out", *flags)
+    read.clear()
+    make(bursts, tmp_path / "out", *flags)
+    assert len(read) == 140 - 77
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("at_first", [True, False])
+def test_a_journal_from_before_or_after_the_package_came_is_not_used(at_first, bursts, tmp_path, monkeypatch, read):
+    make(bursts, tmp_path / "whole", "--image-size", 64)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(near_duplicates, "is_installed", lambda: at_first)
+        patch.setattr(make_dataset, "write_dataset", dying(None, 0))
+        make(bursts, tmp_path / "out", "--image-size", 64)
+    read.clear()
+    monkeypatch.setattr(near_duplicates, "is_installed", lambda: not at_first)
+    make(bursts, tmp_path / "out", "--image-size", 64)
+    assert len(read) == 140
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", ["1F44B", "1F44B-1F3FB", "1f44b-fe0f", "1F44B-1F3FF.svg"])
+def test_the_tones_of_an_emoji_have_one_base(name):
+    assert demo_data.base_emoji(name) == "1F44B"
+    assert demo_data.base_emoji("1F3FB") == "1F3FB"
+
+
+@pytest.mark.parametrize(
+    ("names", "base"),
+    [
+        (("1F469-1F3FB-200D-1F680.svg", "1F468-200D-1F680", "1F9D1-1F3FF-200D-1F680"), "1F9D1-200D-1F680"),
+        (("1F3C3", "1F3C3-200D-2640-FE0F", "1F3C3-1F3FB-200D-2642-FE0F"), "1F3C3"),
+        (("1F468", "1F469-1F3FC", "1F9D1"), "1F9D1"),
+        (("2640", "2640-FE0F"), "2640"),
+    ],
+)
+def test_the_genders_of_an_emoji_have_one_base(names, base):
+    assert {demo_data.base_emoji(name) for name in names[:-1]} == {demo_data.base_emoji(names[-1])} == {base}
+
+
+@pytest.mark.usefixtures("demo_packages")
+def test_all_tones_of_an_emoji_are_one_group_and_on_one_side(tmp_path, monkeypatch, capsys):
+    bases = ("1F44B", "1F44D", "1F680", "1F9D1-200D-1F680")
+    names = [name for name in demo_data.openmoji_names(0) if demo_data.base_emoji(name) in bases]
+    monkeypatch.setattr(demo_data, "openmoji_names", lambda seed: names)
+    draw("openmoji", "--out-dir", tmp_path, "--image-size", 32, "--num-workers", 0)
+    assert Counter(record["group"] for record in records(tmp_path)) == dict(zip(bases, (6, 6, 1, 12), strict=True))
+    assert len({(record["group"], is_held_out(record)) for record in records(tmp_path)}) == 4
+    assert "duplicates" not in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("demo_packages")
+def test_emoji_from_before_there_were_groups_are_another_data_set(tmp_path):
+    flags = ("openmoji", "--out-dir", tmp_path, "--image-size", 16, "--num-images", 2, "--num-workers", 0)
+    draw(*flags)
+    content = json.loads((tmp_path / "dataset.json").read_text())
+    del content["info"]["1"]["group"]
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"another group \(not given, now base emoji\)"):
+        draw(*flags)

@@ -1,0 +1,114 @@
+"""Groups of images: which stay together on one side of the split, and what that does to it."""
+
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from scripts import near_duplicates
+from utils.files import UserError
+from utils.split import Bounds, position
+
+FOLDER, NEAR = "folder", "near"  # values of --group-by; any other is a regular expression
+FEW_IMAGES = 100  # of fewer it is no surprise if none is held out
+
+
+def by_path(how: str | None, folder: Path, files: Sequence[Path]) -> Callable[[Path], str | None]:
+    """A function from an image file in `folder` to its group, None for no group, as --group-by says.
+
+    Raises `UserError` if `how` is no regular expression or finds a group for none of the `files`, or if it needs a
+    package that is not installed.
+    """
+    if how == NEAR and not near_duplicates.is_installed():
+        raise UserError("--group-by near needs ImageHash; run pip install -r requirements-data.txt")
+    if how in (None, NEAR):
+        return lambda path: None
+    if how == FOLDER:
+        return lambda path: None if path.parent == folder else _inside(folder, path.parent)
+    try:
+        pattern = re.compile(how)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise UserError(
+            f"--group-by {how}: no regular expression ({error}); correct it, or give folder or near"
+        ) from None
+
+    def group(path: Path) -> str | None:
+        match = pattern.search(_inside(folder, path))
+        parts = (match.groups(default="") or (match[0],)) if match else ()
+        return "/".join(parts) if any(parts) else None
+
+    if not any(map(group, files)):
+        raise UserError(f"--group-by {how}: finds a group for none of the {len(files)} images in {folder}; correct it")
+    return group
+
+
+def _inside(folder: Path, path: Path) -> str:
+    """A path relative to `folder`, as text that UTF-8 can hold whatever the bytes of the file name."""
+    return os.fsencode(path.relative_to(folder).as_posix()).decode(errors="backslashreplace")
+
+
+def review(how: str | None, records: list[dict], hashes: list[str]) -> None:
+    """Make groups of near-duplicates, if `how` says so; print numbers of the groups; warn of what they do to the split.
+
+    `hashes` are those of the records, or empty if near-duplicates are not to be looked for.
+    """
+    order = sorted(range(len(records)), key=lambda index: records[index]["image_fpath"])
+    records = [records[index] for index in order]
+    pairs = np.empty((0, 2), np.int64)
+    if hashes:
+        pairs = near_duplicates.near_pairs(np.array([int(hashes[index], 16) for index in order], dtype=np.uint64))
+    if how == NEAR:
+        _group_near(records, pairs)
+    if how is not None:
+        _print_groups(records)
+    if not hashes:
+        print("near-duplicates were not looked for; run pip install -r requirements-data.txt to do so", file=sys.stderr)
+    elif how != NEAR:
+        _warn_of_straddling(records, pairs)
+
+
+def _group_near(records: list[dict], pairs: np.ndarray) -> None:
+    """Name the group of each record that has near-duplicates after the first of them."""
+    first, num_refused = near_duplicates.join(pairs, len(records))
+    sizes = np.bincount(first, minlength=len(records))
+    for record, index in zip(records, first.tolist(), strict=True):
+        if sizes[index] > 1:
+            record["group"] = records[index]["image_fpath"]
+    most = near_duplicates.MOST_IN_GROUP
+    print(f"{len(pairs)} pairs of near-duplicates; {num_refused} not joined, for a group holds at most {most} images")
+
+
+def _print_groups(records: list[dict]) -> None:
+    """Print how large the groups are and what the default split holds out; warn if that is nothing."""
+    sizes = Counter(record["group"] for record in records if "group" in record)
+    validation, test = _held_out(records)
+    print(
+        f"{len(sizes)} groups of {sizes.total()} images, the largest of {max(sizes.values(), default=0)}; the split by "
+        f"default holds out {validation.mean():.1%} of all images as validation and {test.mean():.1%} as test"
+    )
+    empty = [name for name, side in (("validation", validation), ("test", test)) if not side.any()]
+    if empty and len(records) >= FEW_IMAGES:
+        print(f"warning: no image is held out as {' or '.join(empty)}; give smaller groups", file=sys.stderr)
+
+
+def _warn_of_straddling(records: list[dict], pairs: np.ndarray) -> None:
+    """Warn if images that the default split holds out have near-duplicates among those to train on."""
+    held_out = np.logical_or(*_held_out(records))
+    count, total = near_duplicates.count_straddling(pairs, held_out), np.count_nonzero(held_out)
+    if count:
+        print(
+            f"warning: {count} of {total} images that would be held out ({count / total:.0%}) have a near-duplicate in "
+            "training; give --group-by near, or groups of your own",
+            file=sys.stderr,
+        )
+
+
+def _held_out(records: list[dict]) -> tuple[np.ndarray, np.ndarray]:
+    """Which records the default split holds out as validation, and which as test: two masks (N,)."""
+    positions = np.array([position(record.get("group", record["image_fpath"])) for record in records])
+    validation = positions < Bounds().validation
+    return validation, ~validation & (positions < Bounds().test)
