@@ -6,7 +6,7 @@
 Reads a folder that scripts/train_cascade.sh has written. Each setting generates as many images as there are validation
 images, from the same seed; scripts.evaluate then measures what was chosen here on the test images. Prints a table in
 Markdown: the kernel distance (Bińkowski et al. 2018; cubic kernel) of the 1,280 features of EfficientNet-Lite0, and its
-standard error from random parts of the images; the share of images that are nearer to a training image than the 1st
+standard error; the share of images that are nearer to a training image than the 1st
 percentile of the validation images; and the time.
 """
 
@@ -29,7 +29,6 @@ from utils.device import choose_dtype, keep_memory
 from utils.run_folder import RunFolder
 
 BATCH = 64
-SUBSETS = 50
 
 
 def beams(number: int, width: int, temperature: float = 1.0) -> dict:
@@ -90,7 +89,7 @@ def main() -> None:
     threshold, number = Nearest.among(training, validation).threshold, len(validation)
 
     def distance(features: torch.Tensor) -> tuple[float, float]:
-        return kernel_distance(features, validation), deviation(kernel_distance, features, validation, 0, SUBSETS)
+        return kernel_distance(features, validation), deviation(kernel_distance, features, validation, 0)
 
     def print_row(name: str, features: torch.Tensor, seconds: str = "") -> None:
         value, error = distance(features)

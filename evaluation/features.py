@@ -103,11 +103,13 @@ def choose_extractor(name: str) -> nn.Module:
 
 
 def features_of(extractor: nn.Module, batches: Iterable[torch.Tensor], number: int, name: str) -> torch.Tensor:
-    """The features (N, D), on the CPU, of `number` images that come in batches."""
+    """The features (N, D), float32 on the CPU, of `number` images that come in batches; they are held once."""
     device = next(extractor.parameters()).device
-    parts = []
+    features, done = torch.empty(number, extractor.num_features), 0
     with progress(total=number, unit="image", desc=f"features of {name}") as bar:
         for images in batches:
-            parts.append(extractor(images.to(device)).cpu())
+            features[done : done + len(images)] = extractor(images.to(device))
+            done += len(images)
             bar.update(len(images))
-    return torch.cat(parts)
+    assert done == number
+    return features

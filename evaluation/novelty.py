@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import torch
 
+from evaluation.distances import Z, nearest
 from evaluation.results import Match, Nearness, Novelty
 
 PERCENTILE = 0.01  # of held-out images are nearer to a training image than the threshold of a near copy
-BLOCK = 256  # images that are compared with all training images at once
 
 
 @dataclass(frozen=True)
@@ -38,18 +38,15 @@ class Nearest:
         return float(self.distance.quantile(PERCENTILE))
 
 
-def nearest(features: torch.Tensor, training: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Distance and index of the nearest of `training` (M, D) to each of `features` (N, D)."""
-    training = training.double()  # the distance of a copy is then 0 up to 1e-6
-    found = [torch.cdist(block.double(), training).min(1) for block in features.split(BLOCK)]
-    return torch.cat([part.values for part in found]), torch.cat([part.indices for part in found])
-
-
 def share_interval(count: int, number: int) -> tuple[float, float]:
-    """The 95 % interval of a share, `count` of `number` (Wilson 1927)."""
-    share, spread = count / number, 1.96**2 / number
-    centre, margin = share + spread / 2, (spread * share * (1 - share) + spread**2 / 4) ** 0.5
-    return max(0.0, (centre - margin) / (1 + spread)), min(1.0, (centre + margin) / (1 + spread))
+    """The 95 % interval of a share, of which `count` out of `number` were found (Wilson 1927).
+
+    It lies within 0 and 1 and holds the true share in about 95 % of all cases even where the count is small or 0.
+    """
+    share, extra = count / number, Z**2 / number
+    middle = (share + extra / 2) / (1 + extra)
+    half = (share * (1 - share) * extra + extra**2 / 4) ** 0.5 / (1 + extra)
+    return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
 def summarize(samples: Nearest, held_out: Nearest, paths: list[str], pairs: str) -> Novelty:

@@ -8,7 +8,17 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import ablation, codebook, codebook_limits, generation, sampling, stages, timing, transformer
+from benchmarks import (
+    ablation,
+    codebook,
+    codebook_limits,
+    generation,
+    intervals,
+    sampling,
+    stages,
+    timing,
+    transformer,
+)
 from benchmarks.ablation import Row
 from evaluation.features import EfficientNetFeatures
 from models.transformer import TransformerConfig
@@ -147,7 +157,6 @@ def test_features_tell_images_apart_and_do_not_depend_on_the_batch():
 def test_the_benchmark_of_sampling(guided, faces, tiny_run, monkeypatch, capsys):
     tried = {"settings of the config": {}, "temperatures": ({"temperature": 1.0}, {"temperature": 0.5}, {})}
     monkeypatch.setattr(sampling, "GUIDED" if guided else "SETTINGS", tried)
-    monkeypatch.setattr(sampling, "SUBSETS", 3)
     argv = ["sampling", str(tiny_run), "--dataset-path", str(faces), *(["--guided"] if guided else [])]
     monkeypatch.setattr(sys, "argv", argv)
     sampling.main()
@@ -157,6 +166,23 @@ def test_the_benchmark_of_sampling(guided, faces, tiny_run, monkeypatch, capsys)
     assert [row[0] for row in rows] == names
     assert float(rows[0][1]) < min(float(row[1]) for row in rows[1:])
     assert all(row[5] for row in rows[6:])
+
+
+def test_the_benchmark_of_intervals(faces, tiny_run, monkeypatch, capsys):
+    monkeypatch.setattr(intervals, "DEALS", 2)
+    monkeypatch.setattr(sys, "argv", ["intervals", str(tiny_run), "--dataset-path", str(faces)])
+    intervals.main()
+    rows = numbers_of(capsys.readouterr().out)[1:]
+    names = ["floor", "quantized"]
+    assert [row[:2] for row in rows] == [[kind, name] for kind in ("kernel", "Fréchet") for name in names]
+    assert all(float(cell) > 0 for row in rows for cell in row[3:5])
+
+
+def test_no_two_dealt_sets_share_an_image():
+    dealt = [*intervals.deal(50, 6, 0)]
+    assert len(dealt) == 4
+    indices = torch.cat([part for pair in dealt for part in pair]).tolist()
+    assert len(set(indices)) == len(indices) == 48
 
 
 def test_the_benchmarks_train_as_the_recipe_of_the_demo():

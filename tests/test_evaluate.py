@@ -12,8 +12,8 @@ from PIL import Image
 from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from evaluation import distances, novelty
 from evaluation import features as extractors
-from evaluation import novelty
 from evaluation.distances import deviation, frechet_distance, interval, kernel_distance, precision_and_recall
 from evaluation.evaluator import Evaluator
 from evaluation.novelty import Nearest
@@ -60,10 +60,66 @@ def test_the_frechet_distance_is_that_of_two_normal_distributions(numbers):
     assert frechet_distance(x, y) == pytest.approx(float(metric.compute()), rel=1e-5)
 
 
-def test_the_deviation_is_the_standard_error():
-    x, y = normal(60, 1, 0), normal(60, 1, 1, 2.0)
-    found = deviation(lambda a, b: float(a.mean() - b.mean()), x, y, seed=0, resamples=3000)
-    assert found == pytest.approx(float((x.var() / 60 + y.var() / 60).sqrt()), rel=0.05)
+def derivatives(distance, *sets):
+    """The derivative of a distance by the weight of each image, times the number of images, without its mean."""
+    weights = [torch.full((len(part),), 1 / len(part), dtype=torch.float64, requires_grad=True) for part in sets]
+    with torch.enable_grad():
+        found = torch.autograd.grad(distance(*sets, *weights), weights)
+    return [part - part.mean() for part in found]
+
+
+def weighted_kernel_distance(x, y, v, w):
+    kernel = lambda a, b: (a @ b.T / a.shape[1] + 1) ** 3  # noqa: E731
+    pairs = [len(p) / (len(p) - 1) * u @ kernel(p, p).fill_diagonal_(0) @ u for p, u in ((x, v), (y, w))]
+    return sum(pairs) - 2 * v @ kernel(x, y) @ w
+
+
+def weighted_frechet_distance(x, y, v, w):
+    means, roots = [], []
+    for part, weights in ((x, v), (y, w)):
+        shares = weights / weights.sum()
+        means.append(shares @ part)
+        roots.append((part - means[-1]) * (shares * len(part) / (len(part) - 1)).sqrt()[:, None])
+    spread = sum(root.square().sum() for root in roots)
+    return (means[0] - means[1]).square().sum() + spread - 2 * torch.linalg.svdvals(roots[0] @ roots[1].T).sum()
+
+
+@pytest.mark.parametrize("features", [3, 60], ids=["more images", "more features"])
+@pytest.mark.parametrize(
+    ("distance", "weighted"),
+    [(kernel_distance, weighted_kernel_distance), (frechet_distance, weighted_frechet_distance)],
+    ids=["kernel", "Fréchet"],
+)
+def test_influences_are_derivatives_by_the_weights_of_images(distance, weighted, features):
+    sets = normal(20, features, 0), normal(20, features, 1, 1.5, 0.3)
+    assert float(weighted(*sets, *[torch.full((20,), 1 / 20, dtype=torch.float64)] * 2)) == pytest.approx(
+        distance(*sets)
+    )
+    for found, expected in zip(distances.INFLUENCES[distance](*sets), derivatives(weighted, *sets), strict=True):
+        assert found - found.mean() == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+def test_the_deviation_of_a_difference_of_means_is_its_standard_error(monkeypatch):
+    x, y = normal(60, 1, 0), normal(70, 1, 1, 2.0)
+    monkeypatch.setitem(distances.INFLUENCES, "means", lambda a, b: (a[:, 0], -b[:, 0]))
+    expected = float((x.var() / 60 + y.var() / 70).sqrt())
+    assert distances.jackknife("means", x, y) ** 0.5 == pytest.approx(expected)
+    assert deviation("means", x, y, seed=0, splits=50) == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.7], ids=["one distribution", "two"])
+@pytest.mark.parametrize("distance", [kernel_distance, frechet_distance], ids=["kernel", "Fréchet"])
+def test_the_deviation_is_that_over_many_sets(distance, shift):
+    pairs = [(normal(60, 8, 2 * seed), normal(60, 8, 2 * seed + 1, 1.0, shift)) for seed in range(150)]
+    true = np.std([distance(*pair) for pair in pairs], ddof=1)
+    claimed = np.mean([deviation(distance, *pair, seed=0) for pair in pairs[:50]])
+    assert claimed / true == pytest.approx(1, abs=0.2)
+
+
+def test_sets_without_any_variance_have_an_interval_of_no_width():
+    alike = torch.ones(6, 4)
+    for distance in (kernel_distance, frechet_distance):
+        assert interval(distance, alike, alike, 0) == pytest.approx((0, 0, 0), abs=1e-9)
 
 
 def test_an_interval_is_around_the_distance_and_depends_on_the_seed_alone():
@@ -117,13 +173,77 @@ def test_copies_of_training_images_and_of_their_mirror_images_are_found(faces):
     assert unseen.distance[0] < 1e-3 < unseen.distance[1]
 
 
-def test_the_nearest_are_those_of_a_full_search(monkeypatch):
-    monkeypatch.setattr(novelty, "BLOCK", 4)
+@pytest.mark.parametrize("block", [1, 4, 100])
+def test_the_nearest_are_those_of_a_full_search(block, monkeypatch):
+    monkeypatch.setattr(distances, "BLOCK", block)
     training, x = normal(9, 3, 0), normal(10, 3, 1)
-    distances = np.linalg.norm(x.numpy()[:, None] - training.numpy()[None], axis=2)
+    expected = np.linalg.norm(x.numpy()[:, None] - training.numpy()[None], axis=2)
     near = Nearest.among(training, x)
-    assert near.distance.numpy() == pytest.approx(distances.min(1)) and near.index.tolist() == [*distances.argmin(1)]
-    assert near.nearness(float(np.median(distances.min(1)))).share == 0.5
+    assert near.distance.numpy() == pytest.approx(expected.min(1)) and near.index.tolist() == [*expected.argmin(1)]
+    assert near.nearness(float(np.median(expected.min(1)))).share == 0.5
+    twice = Nearest.among(torch.cat((training, training)), x)  # of two that are equally near, the first
+    assert torch.equal(twice.index, near.index)
+
+
+@pytest.mark.parametrize("block", [3, 7, 100])
+def test_blocks_change_no_share(block, monkeypatch):
+    x, y = normal(25, 2, 0, 1.5), normal(20, 2, 1, 1.0, 2.0)
+    monkeypatch.setattr(distances, "BLOCK", block)
+    for points, manifold in ((x, y), (y, x)):
+        radii = torch.cdist(manifold, manifold).sort(1).values[:, 3]
+        expected = (torch.cdist(points, manifold) <= radii).any(1).double().mean()
+        assert distances.covered(points, manifold) == float(expected)
+
+
+def test_memory_does_not_grow_with_the_sets(monkeypatch):
+    asked, cdist = [], torch.cdist
+
+    def watched(a, b):
+        asked.append((len(a), len(b)))
+        return cdist(a, b)
+
+    monkeypatch.setattr(distances, "BLOCK", 16)
+    monkeypatch.setattr(torch, "cdist", watched)
+    monkeypatch.setattr(torch.Tensor, "double", lambda part: asked.append(part.shape) or part.to(torch.float64))
+    x, y = normal(100, 3, 0).float(), normal(90, 3, 1).float()
+    distances.nearest(x, y)
+    assert max(max(shape) for shape in asked) == 16
+    asked.clear()
+    precision_and_recall(x, y)
+    assert max(max(shape) for shape in asked) == 16
+
+
+def test_copies_among_many_features_are_at_no_distance():
+    training = normal(2000, 1280, 0, 0.5).float()
+    distance, index = distances.nearest(training[[3, 1500]], training)
+    assert index.tolist() == [3, 1500] and distance.max() < 1e-5
+
+
+def test_features_are_held_once(monkeypatch):
+    extractor = nn.Linear(4, 6)
+    extractor.num_features = 6
+    images = normal(10, 4, 0).float()
+    monkeypatch.setattr(torch, "cat", None)
+    with torch.no_grad():
+        found = extractors.features_of(extractor, images.split(4), 10, "images")
+        assert found.dtype == torch.float32 and torch.equal(found, torch.vstack([*map(extractor, images.split(4))]))
+        with pytest.raises(AssertionError):
+            extractors.features_of(extractor, images.split(4), 11, "images")
+
+
+def test_the_interval_of_a_share_is_wilsons():
+    # As scipy.stats.binomtest(count, number).proportion_ci(method="wilson") gives them.
+    assert novelty.share_interval(4, 445) == pytest.approx((0.00350, 0.02288), abs=2e-5)
+    assert novelty.share_interval(10, 20) == pytest.approx((0.29930, 0.70070), abs=2e-5)
+    assert novelty.share_interval(0, 10) == pytest.approx((0, 0.27753), abs=2e-5)
+    assert novelty.share_interval(10, 10) == pytest.approx((0.72247, 1), abs=2e-5)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.5])
+def test_the_interval_of_a_share_holds_it_in_95_percent_of_all_cases(share):
+    counts = np.random.default_rng(0).binomial(445, share, 4000)
+    low, high = np.array([novelty.share_interval(int(count), 445) for count in counts]).T
+    assert ((low <= share) & (share <= high)).mean() == pytest.approx(0.95, abs=0.02)
 
 
 def test_pairs_stand_one_above_the_other():

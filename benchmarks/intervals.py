@@ -1,0 +1,83 @@
+"""Whether the standard errors behind the intervals of scripts.evaluate are right: those claimed beside the true ones.
+
+    python -m benchmarks.intervals out/demo-avatars    # takes a quarter of an hour on one thread
+
+Reads a folder that scripts/train_cascade.sh has written, with at least a thousand images. Deals its images at random
+into disjoint sets, each of as many as there are validation images, and does so twenty times. Sets are compared in pairs: real
+images with others (the floor), and quantized ones with others that are real. The true standard error of a distance is
+its standard deviation over the pairs of a deal, which share no image.
+
+Prints a table in Markdown: for each distance its mean, the true standard error, the mean of the claimed ones divided by
+the true one, and the share of 95 % intervals that hold the mean.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from evaluation.distances import Distance, Z, frechet_distance, interval, kernel_distance
+from evaluation.features import EfficientNetFeatures, features_of
+from evaluation.reconstruction import reconstruct
+from evaluation.run import bounds_of
+from models.autoencoder import KIND, Autoencoder
+from models.codebook import Codebook
+from utils.dataset import ImageDataset, chunks
+from utils.device import keep_memory
+from utils.run_folder import RunFolder
+
+BATCH = 64
+DEALS = 20
+
+
+def read_features(run: RunFolder, dataset: ImageDataset) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features (N, D) of all images, and of what is decoded from their finest tokens."""
+    extractor, number = EfficientNetFeatures(), len(dataset)
+    autoencoder = Autoencoder.load(run.autoencoder.latest)
+    book = Codebook.load(run.codebooks[-1].codebook)
+    parts = chunks(np.arange(number), BATCH)
+    real = features_of(extractor, (dataset[part] for part in parts), number, "images")
+    made = (reconstruct(dataset[part], autoencoder, book) for part in parts)
+    return real, features_of(extractor, made, number, "quantized images")
+
+
+def deal(number: int, size: int, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Pairs of sets of `size` indices; no two sets share one."""
+    order = torch.randperm(number, generator=torch.Generator().manual_seed(seed))
+    sets = order[: number // (2 * size) * 2 * size].split(size)
+    return zip(sets[::2], sets[1::2], strict=True)
+
+
+def cells(distance: Distance, features: torch.Tensor, real: torch.Tensor, deals: list[list]) -> list[str]:
+    """Mean, true standard error, claimed / true, and coverage, over the pairs of all deals."""
+    found = [[interval(distance, features[a], real[b], seed=0) for a, b in pairs] for pairs in deals]
+    value, low, high = torch.tensor(found, dtype=torch.float64).unbind(-1)  # (deals, pairs)
+    mean, true, claimed = value.mean(), value.var(1).mean().sqrt(), (high - low).mean() / (2 * Z)
+    holds = ((low <= mean) & (mean <= high)).double().mean()
+    return [f"{mean:.4g}", f"{true:.2g}", f"{claimed / true:.2f}", f"{holds:.0%}"]
+
+
+@torch.no_grad()
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="folder of scripts/train_cascade.sh, such as out/demo-avatars")
+    parser.add_argument("--dataset-path", type=Path, help="images that it was trained on [FOLDER/data/dataset.json]")
+    args = parser.parse_args()
+    keep_memory()
+    run = RunFolder.open(args.folder)
+    dataset = ImageDataset(args.dataset_path or run.images)
+    real, quantized = read_features(run, dataset)
+    size = len(dataset.split(bounds_of(run.autoencoder.latest, KIND)).validation)
+    deals = [list(deal(len(dataset), size, seed)) for seed in range(DEALS)]
+    print(f"{size} images in a set, {sum(map(len, deals))} pairs of sets.\n")
+    print("| | | mean | true standard error | claimed / true | intervals that hold the mean |\n" + "|---" * 6 + "|")
+    for name, distance in (("kernel", kernel_distance), ("Fréchet", frechet_distance)):
+        for row, features in (("floor", real), ("quantized", quantized)):
+            print(f"| {name} | {row} | {' | '.join(cells(distance, features, real, deals))} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
