@@ -3,9 +3,9 @@
     python -m benchmarks.intervals out/demo-avatars    # takes a quarter of an hour on one thread
 
 Reads a folder that scripts/train_cascade.sh has written, with at least a thousand images. Deals its images at random
-into disjoint sets, each of as many as there are validation images, and does so twenty times. Sets are compared in pairs: real
-images with others (the floor), and quantized ones with others that are real. The true standard error of a distance is
-its standard deviation over the pairs of a deal, which share no image.
+into disjoint sets, each of as many as there are validation images, and does so twenty times. Sets are compared in
+pairs: real images with others (the floor), and quantized ones with others that are real. The true standard error of a
+distance is its standard deviation over the pairs of a deal, which share no image.
 
 Prints a table in Markdown: for each distance its mean, the true standard error, the mean of the claimed ones divided by
 the true one, and the share of 95 % intervals that hold the mean.
