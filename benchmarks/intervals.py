@@ -1,6 +1,6 @@
 """Whether the standard errors behind the intervals of scripts.evaluate are right: those claimed beside the true ones.
 
-    python -m benchmarks.intervals out/demo-avatars    # takes a quarter of an hour on one thread
+    python -m benchmarks.intervals out/demo-avatars    # takes about ten minutes on one thread
 
 Reads a folder that scripts/train_cascade.sh has written, with at least a thousand images. Deals its images at random
 into disjoint sets, each of as many as there are validation images, and does so twenty times. Sets are compared in
