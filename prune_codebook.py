@@ -83,14 +83,15 @@ def main(argv: list[str] | None = None) -> None:
         pruned = codebook.prune(choose(options, codebook.counts))
 
         attempted.begin(device, inputs={**inputs, "data": dataset.fingerprint})
+        if codebook.bounds != options.bounds:
+            log.warning("%s: was trained with another --val-fraction or --test-fraction", options.codebook_path)
         after = statistics_of(pruned, "after pruning")
         log.info("statistics\n%s", table(before=before, after=after))
         folder = StepFolder(options.out_dir)
         if autoencoder is not None:
             save_map(pruned, autoencoder, folder, "pruned")
         rest = {"statistics": after, "statistics_before": before, "data": dataset.fingerprint}
-        bounds = Bounds.common((codebook.bounds, options.bounds))
-        rest |= {"trained_from": codebook.origin, "settings": bounds.settings}
+        rest |= {"trained_from": codebook.origin, "bounds": tuple(Bounds.common((codebook.bounds, options.bounds)))}
         save_checkpoint(folder.pruned, KIND, pruned.config, pruned.state_dict(), **rest)
         row = {"step": codebook.step}
         others = [row for row in read_rows(folder.metrics) if "pruned_units" not in row]  # but for an earlier pruning

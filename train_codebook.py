@@ -1,6 +1,6 @@
 """Step 3: train a codebook, a self-organizing map over the patches of feature maps.
 
-Reads a dataset.json of feature maps and the autoencoder that made them; writes checkpoints, held-out images decoded
+Reads a dataset.json of feature maps and the autoencoder that made them; writes checkpoints, validation images decoded
 before and after quantization (images/image_plot_N.png, quant_image_plot_N.png, and with the originals
 comparison_N.png), pictures of the map (atlas_N.png, u_matrix_N.png, hit_map_N.png) and metrics.jsonl under --out-dir.
 
@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
         torch.manual_seed(options.seed)
         codebook, sample = start_codebook(options, config, dataset, training, checkpoints.found)
         if options.codebook_path is not None:
-            checkpoints.note_source(options.codebook_path, codebook.bounds)
+            checkpoints.begin_from(options.codebook_path, codebook.bounds)
         codebook, sample = codebook.to(device), sample if sample is None else sample.to(device)
         steps = (steps_per_epoch(len(training), options.batch_size), options.planned_steps(len(training)))
         learner = MapLearner(codebook, *steps, sample is None, options.lr_step, sample)

@@ -1,7 +1,7 @@
 """Step 5: train the transformer of one stage of the cascade.
 
 With --train-base-model it writes the coarsest grid from a condition token; else it writes a finer grid from a
-coarser one. Reads a dataset.json of feature maps, the autoencoder and two codebooks; writes checkpoints, held-out
+coarser one. Reads a dataset.json of feature maps, the autoencoder and two codebooks; writes checkpoints, validation
 pictures (images/ground_truth_N.png, low_res_cond_N, high_res_example_N, high_res_recon_N) and metrics.jsonl.
 
     python train_quantized_transformer.py --dataset-path out/faces/feature_maps/dataset.json \

@@ -18,11 +18,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.stages import CPU
 from evaluation.distances import Distance, Z, frechet_distance, interval, kernel_distance
 from evaluation.features import EfficientNetFeatures, features_of
 from evaluation.reconstruction import reconstruct
-from evaluation.run import bounds_of
-from models.autoencoder import KIND, Autoencoder
+from evaluation.run import TrainedRun
+from models.autoencoder import Autoencoder
 from models.codebook import Codebook
 from utils.dataset import ImageDataset, chunks
 from utils.device import keep_memory
@@ -70,7 +71,7 @@ def main() -> None:
     run = RunFolder.open(args.folder)
     dataset = ImageDataset(args.dataset_path or run.images)
     real, quantized = read_features(run, dataset)
-    size = len(dataset.split(bounds_of(run.autoencoder.latest, KIND)).validation)
+    size = len(dataset.split(TrainedRun(run, CPU).bounds).validation)
     deals = [list(deal(len(dataset), size, seed)) for seed in range(DEALS)]
     print(f"{size} images in a set, {sum(map(len, deals))} pairs of sets.\n")
     print("| | | mean | true standard error | claimed / true | intervals that hold the mean |\n" + "|---" * 6 + "|")

@@ -21,8 +21,8 @@ from benchmarks.stages import CPU
 from evaluation.distances import deviation, kernel_distance
 from evaluation.features import EfficientNetFeatures, features_of
 from evaluation.novelty import Nearest
-from evaluation.run import bounds_of
-from models.autoencoder import KIND, Autoencoder
+from evaluation.run import TrainedRun
+from models.autoencoder import Autoencoder
 from models.generation import Cascade, Request, load_generation_config
 from utils.dataset import ImageDataset, chunks
 from utils.device import choose_dtype, keep_memory
@@ -81,7 +81,7 @@ def main() -> None:
     keep_memory()
     run, extractor = RunFolder.open(args.folder), EfficientNetFeatures()
     dataset = ImageDataset(args.dataset_path or run.images)
-    split = dataset.split(bounds_of(run.autoencoder.latest, KIND))
+    split = dataset.split(TrainedRun(run, CPU).bounds)
     training, validation = (
         features_of(extractor, (dataset[part] for part in chunks(indices, BATCH)), len(indices), "images")
         for indices in (split.training, split.validation)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from evaluation.run import TrainedRun
 from models.cascade import Stage, StageConfig
 from models.codebook import Codebook
 from models.tokens import load_tokens
@@ -14,7 +15,6 @@ from utils.config import load_config
 from utils.dataset import FeatureMapDataset, TokenDataset
 from utils.gradient import GradientLearner, GradientOptions
 from utils.run_folder import RunFolder
-from utils.split import Bounds
 
 CPU = torch.device("cpu")
 CONFIGS = Path(__file__).parent.parent / "configs/demo-64"
@@ -41,7 +41,7 @@ class DemoStage:
         run = RunFolder(folder)
         books = [Codebook.load(book.pruned) for book in run.codebooks[number : number + 2]]
         dataset = FeatureMapDataset(run.feature_maps.dataset)
-        split = dataset.split(Bounds())
+        split = dataset.split(TrainedRun(run, CPU).bounds)
         tokens = load_tokens(dataset, *books, CPU)
         return cls(run, number, *books, tokens, split.training, split.validation, split.test)
 

@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 
 import generate_images
+from evaluation.run import TrainedRun
 from models.autoencoder import Autoencoder
 from models.generation import Cascade, Request, load_generation_config
 from utils import cli
 from utils.dataset import ImageDataset
 from utils.images import grid, read_image, save_grid, save_image
 from utils.run_folder import RunFolder, StepFolder
-from utils.split import Bounds
 
 IMAGES = Path(__file__).parent / "images"
 SHOWN = (3, 8, 15, 21, 30)  # held-out faces
@@ -50,7 +50,7 @@ def generate(run: RunFolder, out: Path, *more: object) -> torch.Tensor:
 def generate_pictures(run: RunFolder, scratch: Path) -> None:
     """Draw what generation and all models make of held-out faces."""
     dataset = ImageDataset(run.images)
-    test = dataset.split(Bounds()).test
+    test = dataset.split(TrainedRun(run, torch.device("cpu")).bounds).test
     draw_steps(run, dataset[test[:10]])
     images = dataset[test[list(SHOWN)]]
     paths = [scratch / f"held_out_{number}.png" for number in range(len(images))]

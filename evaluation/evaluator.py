@@ -44,6 +44,7 @@ class Evaluator:
 
     def __post_init__(self) -> None:
         self.extractor.to(self.run.device)
+        self.cascade = self.run.cascade(self.batch_size)
         split = self.dataset.split(self.run.bounds)
         self.side = "test" if len(split.test) else "validation"  # a run from before has no test images
         held_out = getattr(split, self.side)
@@ -58,12 +59,11 @@ class Evaluator:
         """Measure everything that the run allows; `start` is when the work began, by `time.perf_counter`."""
         run = self.run
         reconstruction, bits = self.reconstruction(), self.bits()
-        cascade = run.cascade(self.batch_size)
         distances, novelty = [], None
         if self.number < FEWEST:
             run.missing.append(f"distances: {self.number} images in a set are too few, {FEWEST} are needed; add images")
         else:
-            distances, novelty = self.compare(cascade)
+            distances, novelty = self.compare(self.cascade)
         return results.Results(
             extractor=self.extractor.description,
             side=self.side,
@@ -93,8 +93,11 @@ class Evaluator:
             return rows
         split = run.maps.split(run.bounds)
         held_out = getattr(split, self.side)[:MAX_VALIDATION]
+        if len(held_out) == 0:
+            run.missing.append(f"bits: there is no feature map of a {self.side} image; make the feature maps again")
+            return rows
         for number, (stage, coarse, fine) in run.stages.items():
-            labels = labels_for(stage, run.maps, split.training)
+            labels = labels_for(stage, run.maps)
             if number == 0:
                 given = start_bits(stage, coarse, run.maps, held_out, labels, split.training, self.batch_size)
                 rows += [results.Bits(name, 1, bits) for name, bits in given.items()]

@@ -54,17 +54,18 @@ def start_bits(
     return given_bits(coarse, torch.cat((torch.cat(conditions), labels[indices]), dim=1), label_counts)
 
 
-def labels_for(stage: Stage, dataset: FeatureMapDataset, training: np.ndarray) -> torch.Tensor:
+def labels_for(stage: Stage, maps: FeatureMapDataset) -> torch.Tensor:
     """The labels (N, L) that follow the coarse tokens of each feature map; L is 0 if the stage uses none.
 
-    A label that only held-out images have counts as none. Raises `UserError` if the stage knows others.
+    A label that the stage does not know, since no training image has it, counts as none. Raises `UserError` if the maps
+    lack one that it knows.
     """
     names = stage.config.labels
     if not names:
-        return torch.empty(len(dataset), 0, dtype=torch.int64)
-    if not set(dataset.label_names(training)) <= set(names) <= set(dataset.label_names(np.arange(len(dataset)))):
+        return torch.empty(len(maps), 0, dtype=torch.int64)
+    if not set(names) <= set(maps.label_names(np.arange(len(maps)))):
         raise UserError(
-            f"{StepFolder(dataset.folder).dataset}: its labels are not those that the base stage was trained on; "
+            f"{StepFolder(maps.folder).dataset}: its labels are not those that the base stage was trained on; "
             "use the files of one run, or train the stage again"
         )
-    return torch.from_numpy(dataset.label_indices(names))
+    return torch.from_numpy(maps.label_indices(names))

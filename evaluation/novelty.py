@@ -28,9 +28,12 @@ class Nearest:
         return cls(distance, indices.gather(0, look[None])[0], look == 1)
 
     def nearness(self, threshold: float) -> Nearness:
-        """The median distance, and the share of images that are nearer than a distance, with its interval."""
-        count, number = int((self.distance < threshold).sum()), len(self.distance)
-        return Nearness(float(self.distance.median()), count / number, *share_interval(count, number))
+        """The median distance, and the share of images that are nearer than a distance."""
+        return Nearness(float(self.distance.median()), self.count_below(threshold) / len(self.distance))
+
+    def count_below(self, threshold: float) -> int:
+        """How many images are nearer than a distance."""
+        return int((self.distance < threshold).sum())
 
     @property
     def threshold(self) -> float:
@@ -54,7 +57,10 @@ def summarize(samples: Nearest, held_out: Nearest, paths: list[str], pairs: str)
     threshold = held_out.threshold
     order = samples.distance.argsort(stable=True).tolist()
     matches = tuple(Match(row, paths[int(samples.index[row])], float(samples.distance[row])) for row in order)
-    return Novelty(threshold, samples.nearness(threshold), held_out.nearness(threshold), pairs, matches)
+    interval = share_interval(samples.count_below(threshold), len(samples.distance))
+    return Novelty(
+        threshold, samples.nearness(threshold), *interval, held_out.nearness(threshold), pairs=pairs, nearest=matches
+    )
 
 
 def in_pairs(copies: torch.Tensor, originals: torch.Tensor, columns: int) -> torch.Tensor:

@@ -60,8 +60,6 @@ class Nearness:
 
     median_distance: float
     share: float  # of near copies
-    low: float  # of the 95 % interval of this share
-    high: float
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,9 @@ class Novelty:
 
     threshold: float  # below it, an image is a near copy
     samples: Nearness
-    held_out: Nearness
+    share_low: float  # of the 95 % interval of the samples' share, given the threshold
+    share_high: float
+    held_out: Nearness  # whose share follows from the threshold
     pairs: str  # the name of the picture
     nearest: tuple[Match, ...]  # of all samples, the nearest first
 
@@ -99,9 +99,9 @@ class Results:
         if self.side == "test":
             return ""
         return (
-            "This run holds out no test images, like all runs from before there were any, so it was measured on its "
-            "validation images. Its checkpoints, and perhaps its sampling settings, were chosen by them: the numbers "
-            "may flatter it."
+            "No test image is held out by all steps of this run, as in runs from before there were test images, so it "
+            "was measured on its validation images. Its checkpoints, and perhaps its sampling settings, were chosen by "
+            "them: the numbers may flatter it."
         )
 
     def distance(self, name: str) -> Distance | None:

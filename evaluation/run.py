@@ -6,15 +6,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.autoencoder import KIND as AUTOENCODER
 from models.autoencoder import Autoencoder
-from models.cascade import KIND as TRANSFORMER
 from models.cascade import Stage
-from models.codebook import KIND as CODEBOOK
 from models.codebook import Codebook
 from models.generation import Cascade, load_generation_config
 from models.tokens import read_tokens
-from utils.checkpoint import check_origins, load_checkpoint
+from utils.checkpoint import check_origins
 from utils.config import read_json
 from utils.dataset import FeatureMapDataset, ImageDataset
 from utils.device import choose_dtype
@@ -33,7 +30,7 @@ class TrainedRun:
         if not path.is_file():
             raise UserError(f"{folder.path}: nothing to evaluate, since {path} is missing; train the autoencoder")
         self.autoencoder = Autoencoder.load(path).to(device)
-        self.steps_bounds = [bounds_of(path, AUTOENCODER)]
+        self.steps_bounds = [self.autoencoder.bounds]
         self.settings = read_json(folder.generation) if folder.generation.is_file() else {}
         self.maps = self._load_maps()
         self.codebooks = self._load_codebooks()
@@ -57,8 +54,6 @@ class TrainedRun:
             book = found[step.name] = Codebook.load(step.codebook).to(self.device)
             check_origins(step.codebook, book.origin, self.autoencoder.origins)
             self.steps_bounds.append(book.bounds)
-            if step.latest.is_file():
-                self.steps_bounds.append(bounds_of(step.latest, CODEBOOK))
             if self.maps is not None:
                 book.check_fits(step.codebook, self.maps)
         return found
@@ -76,7 +71,7 @@ class TrainedRun:
             else:
                 stage = Stage.load(step.best, *books).to(self.device)
                 check_origins(step.best, stage.origin, self.autoencoder.origins)
-                self.steps_bounds.append(bounds_of(step.best, TRANSFORMER))
+                self.steps_bounds.append(stage.bounds)
                 found[number] = (stage, *books)
         if found and self.maps is None:
             self.missing.append(f"bits: {self.folder.feature_maps.dataset} is missing; make the feature maps again")
@@ -101,6 +96,11 @@ class TrainedRun:
                 raise UserError(
                     f"{path}: holds images of {shapes[0]}, but {name} is for {shapes[1]}; give the run's own images"
                 )
+        if (data := self.autoencoder.data) is not None and dataset.fingerprint["index"] != data["index"]:
+            raise UserError(
+                f"{path}: is not the data set that the run was trained on, or was made anew since, so its split may be "
+                "another; give the former one, or train the run again"
+            )
         return dataset
 
     def kept_tokens(self, dataset: ImageDataset, indices: np.ndarray, codebook: Codebook) -> torch.Tensor | None:
@@ -116,7 +116,10 @@ class TrainedRun:
         return None if None in found else torch.from_numpy(tokens[found].astype(np.int64)).to(self.device)
 
     def cascade(self, batch_size: int) -> Cascade | None:
-        """The cascade of generate.json; None, with the reason in `missing`, where a file is missing."""
+        """The cascade of generate.json; None, with the reason in `missing`, where a file is missing.
+
+        What it names may be of another folder, so its bounds count too.
+        """
         path, folder = self.folder.generation, self.folder.path
         if not path.is_file():
             self.missing.append(f"samples: {path} is missing; copy that of the recipe")
@@ -127,9 +130,7 @@ class TrainedRun:
                 if not (folder / name).is_file():
                     self.missing.append(f"samples: {folder / name} is missing; train it")
                     return None
-        return Cascade(configs, folder, self.autoencoder, self.device, choose_dtype(self.device, "auto"), batch_size)
-
-
-def bounds_of(path: Path, kind: str) -> Bounds:
-    """Where the validation and the test images ended when this checkpoint was trained."""
-    return Bounds.saved(load_checkpoint(path, kind, memory_map=True))
+        dtype = choose_dtype(self.device, "auto")
+        cascade = Cascade(configs, folder, self.autoencoder, self.device, dtype, batch_size)
+        self.steps_bounds += [part.bounds for part in (*cascade.codebooks, *cascade.stages)]
+        return cascade

@@ -51,7 +51,10 @@ def _distances(results: Results) -> str:
 
 def _novelty(found: Novelty, side: str) -> str:
     rows = [
-        [name, f"{part.median_distance:.2f}", f"{part.share:.1%} ({part.low:.1%} to {part.high:.1%})"]
-        for name, part in (("samples", found.samples), (f"{side} images", found.held_out))
+        [name, f"{part.median_distance:.2f}", f"{part.share:.1%}{interval}"]
+        for name, part, interval in (
+            ("samples", found.samples, f" ({found.share_low:.1%} to {found.share_high:.1%})"),
+            (f"{side} images", found.held_out, ""),
+        )
     ]
     return _table(["median distance to the nearest training image", f"nearer than {found.threshold:.2f}"], rows)

@@ -13,7 +13,9 @@ from models.activations import ACTIVATIONS
 from utils.checkpoint import Origin, fingerprint, load_checkpoint, load_weights
 from utils.config import build_config
 from utils.files import UserError
+from utils.index import Fingerprint
 from utils.options import check_ranges, option
+from utils.split import Bounds
 
 KIND = "autoencoder"
 
@@ -110,6 +112,8 @@ class Autoencoder(nn.Module):
         self.config, self.encoder, self.decoder = config, Encoder(config), Decoder(config)
         self.fingerprint: str | None = None  # of the checkpoint it was loaded from
         self.encoder_fingerprint: str | None = None  # of its encoder alone
+        self.bounds = Bounds()  # of the images that it has learned from, as that checkpoint has it
+        self.data: Fingerprint | None = None  # of the data set that they are of, unless the checkpoint is too old
 
     @classmethod
     def load(cls, path: Path) -> "Autoencoder":
@@ -118,6 +122,7 @@ class Autoencoder(nn.Module):
         model = cls(build_config(AutoencoderConfig, content["config"], str(path)))
         load_weights(model, content, path)
         model.fingerprint, model.encoder_fingerprint = content["fingerprint"], fingerprint(model.encoder.state_dict())
+        model.bounds, model.data = Bounds.saved(content), content.get("data")
         return model.eval()
 
     @property

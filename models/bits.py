@@ -13,9 +13,9 @@ log = logging.getLogger(__name__)
 
 
 def code_bits(counts: torch.Tensor, symbols: torch.Tensor) -> float:
-    """Mean bits of symbols (N,) below K, if each costs what its share in `counts` (K,) of the training images says.
+    """Mean bits of symbols (N,) below K, if each costs what its share in `counts` (K,) of the training maps says.
 
-    Half an image is added to each count (Krichevsky and Trofimov 1981): a symbol that no training image has costs much,
+    Half of one is added to each count (Krichevsky and Trofimov 1981): a symbol that no training map has costs much,
     but not infinitely much.
     """
     smoothed = counts.double() + 0.5
@@ -26,7 +26,7 @@ def given_bits(coarse: Codebook, given: torch.Tensor, label_counts: torch.Tensor
     """Bits of what a base stage is given of held-out images: `condition`, and `label` if it uses labels.
 
     `given` (N, 1 + L) are the condition of each image, a unit of `coarse`, and its labels; `label_counts` says how many
-    training images have each label first, and how many have none. Empty if nothing was counted, or nothing is held out.
+    training maps have each label first, and how many have none. Empty if nothing was counted, or nothing is held out.
     """
     if coarse.counts.sum() == 0 or len(given) == 0:
         return {}

@@ -23,6 +23,7 @@ from utils.checkpoint import Origin, check_origin, load_checkpoint, load_weights
 from utils.config import build_config
 from utils.files import UserError
 from utils.sampling import SamplingConfig
+from utils.split import Bounds
 
 KIND = "transformer"
 NEAR = 8  # units that a coarse token may slip to under `condition_noise`
@@ -69,6 +70,7 @@ class Stage(nn.Module):
         self.config = config
         self.origin: Origin = {}  # what it was trained with, once loaded from a checkpoint
         self.fingerprint: str | None = None  # of that checkpoint
+        self.bounds = Bounds()  # of the images that it has learned from, as that checkpoint has it
         self.near: torch.Tensor | None = None  # the `near_units` of the coarse codebook, for `condition_noise`
         conditions = config.coarse.num_units + (config.transformer.condition_dropout > 0)  # the null is the last
         firsts, source = (conditions, None) if config.is_base else (1, config.coarse)
@@ -90,7 +92,7 @@ class Stage(nn.Module):
         check_origin(path, "high-resolution codebook", origin.get("hr_codebook"), fine.fingerprint)
         stage = cls(build_config(StageConfig, content["config"], str(path)))
         load_weights(stage, content, path)
-        stage.origin, stage.fingerprint = origin, content["fingerprint"]
+        stage.origin, stage.fingerprint, stage.bounds = origin, content["fingerprint"], Bounds.saved(content)
         return stage.eval()
 
     @torch.no_grad()
@@ -147,7 +149,7 @@ class Stage(nn.Module):
         return self.label(coarse[:, 1]) if self.config.labels else None
 
     def count_labels(self, coarse: torch.Tensor) -> None:
-        """Count how often each label occurs with each condition in the coarse tokens (N, 1 + labels) of a data set."""
+        """Count how often each label occurs with each condition in coarse tokens (N, 1 + labels) of training maps."""
         self.label_usage.zero_()
         for labels in coarse.T[1:]:
             known = labels < len(self.config.labels)
@@ -219,7 +221,7 @@ class Stage(nn.Module):
 
 def check_labels(path: Path, config: StageConfig) -> None:
     """Raise `UserError` if the stage in `path`, whose weights another is to start from, was given other labels."""
-    known, given = load_checkpoint(path, KIND, memory_map=True)["config"]["labels"], config.labels
+    known, given = load_checkpoint(path, KIND, memory_map=True)["config"].get("labels", ()), config.labels
     if tuple(known) != given:
         names = [", ".join(labels) or "none" for labels in (known, given)]
         raise UserError(

@@ -146,7 +146,7 @@ class Cascade:
         return self.decoder.decode(self.codebooks[level].lookup(tokens))
 
     def conditions(self, request: Request, images: range) -> torch.Tensor:
-        """The condition token of each image, (N, 1): a given one, or drawn by its use in all images or in a label's."""
+        """The condition token of each image, (N, 1): a given one, or drawn by its use in training or in a label."""
         if request.conditions:
             given = [pick(request.conditions, image) for image in images]
             return torch.tensor(given, device=self.device)[:, None]

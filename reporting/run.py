@@ -70,15 +70,12 @@ def read_run(folder: RunFolder) -> Run:
     if not steps:
         raise UserError(f"{folder.path}: holds no step of a run; give a folder that scripts/train_cascade.sh writes to")
     results = folder.evaluation.results
-    try:
-        evaluation = load_config(results, Results) if results.exists() else None
-    except UserError as error:
-        raise UserError(f"{str(error).rpartition(';')[0] or error}; run scripts.evaluate again") from None
+    has_results = results.exists() and "side" in read_json(results)  # else they are from before there were test images
     return Run(
         folder,
         steps,
         generation=read_json(folder.generation) if folder.generation.exists() else None,
-        evaluation=evaluation,
+        evaluation=load_config(results, Results) if has_results else None,
     )
 
 

@@ -77,7 +77,7 @@ def quantized_psnr(run: Run) -> float | None:
 
 
 def image_bits(run: Run) -> float | None:
-    """The bits that the tokens of a held-out image cost in all stages."""
+    """The bits that a held-out image costs: its condition, its label if there is one, and its tokens."""
     if run.evaluation is not None and run.evaluation.bits:
         return sum(row.bits for row in run.evaluation.bits)
     transformers = run.of_kind("transformer")
@@ -175,8 +175,8 @@ def novelty(found: Novelty | None) -> Verdict | None:
     made, real = found.samples, found.held_out
     multiple = 0.0 if made.share <= FEW_COPIES else made.share / max(real.share, 1e-6)
     text = (
-        f"{made.share:.1%} of the samples ({made.low:.1%} to {made.high:.1%}) are near copies of a training image, "
-        f"compared with {real.share:.1%} of the held-out images: "
+        f"{made.share:.1%} of the samples ({found.share_low:.1%} to {found.share_high:.1%}) are near copies of a "
+        f"training image, compared with {real.share:.1%} of the held-out images: "
     )
     advice = "Use more images or more dropout, stop training earlier, or raise the temperature."
     meanings = (

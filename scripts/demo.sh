@@ -54,7 +54,7 @@ attended bash scripts/train_cascade.sh "$recipe" "$out/data/dataset.json" "$out"
 
 # newer FILE: whether a step has ended since FILE was written, or there is none.
 newer() { [ ! -f "$1" ] || [ -n "$(find "$out/.done" -type f -newer "$1")" ]; }
-if newer "$out/evaluation/evaluation.json"; then
+if newer "$out/evaluation/evaluation.json" || ! grep -q '"side"' "$out/evaluation/evaluation.json"; then
     echo "== evaluation"
     attended .venv/bin/python -m scripts.evaluate "$out" --device "$device"
 fi

@@ -10,6 +10,7 @@ ends at once.
 
 import io
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -51,6 +52,14 @@ CLOTHES_COLOURS = "BLACK BLUE_01 BLUE_02 BLUE_03 GRAY_02 PASTEL_GREEN PASTEL_YEL
 # Code points that change the appearance of an emoji and not what it is: skin tones, signs of gender; man and woman.
 LOOKS = ("FE0F", "1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF", "2640", "2642")
 PERSON, PERSONS = "1F9D1", ("1F468", "1F469")
+# Emoji that are sequences of several points where two tones are mixed: a handshake, couples, people holding hands.
+HOLDING_HANDS = "1F9D1-200D-1F91D-200D-1F9D1"
+SEQUENCES = {
+    "1F91D": "1FAF1-200D-1FAF2",
+    "1F491": "1F9D1-200D-2764-200D-1F9D1",
+    "1F48F": "1F9D1-200D-2764-200D-1F48B-200D-1F9D1",
+    **dict.fromkeys(("1F46B", "1F46C", "1F46D"), HOLDING_HANDS),
+}
 
 
 def draw_avatar(index: int, seed: int, size: int) -> Image.Image:
@@ -112,7 +121,8 @@ def base_emoji(name: str) -> str:
     """The code points of a file name, or of an emoji, without skin tone and gender; of a tone alone, that itself."""
     points = name.removesuffix(".svg").upper().split("-")
     kept = [PERSON if point in PERSONS else point for point in points if point not in LOOKS]
-    return "-".join(kept or points[:1]).removesuffix("-200D")
+    base = re.sub("(-200D)+", "-200D", "-".join(kept or points[:1])).removesuffix("-200D")
+    return SEQUENCES.get(base, base)
 
 
 def describe_openmoji() -> Callable[[str], dict]:

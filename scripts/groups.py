@@ -11,7 +11,7 @@ import numpy as np
 
 from scripts import near_duplicates
 from utils.files import UserError
-from utils.split import Bounds, position
+from utils.split import TEST, TRAINING, VALIDATION, Bounds, sides_of
 
 FOLDER, NEAR = "folder", "near"  # values of --group-by; any other is a regular expression
 FEW_IMAGES = 100  # of fewer it is no surprise if none is held out
@@ -65,10 +65,10 @@ def review(how: str | None, records: list[dict], hashes: list[str]) -> None:
         _group_near(records, pairs)
     if how is not None:
         _print_groups(records)
-    if not hashes:
+    if hashes:
+        _warn_of_straddling(how, records, pairs)
+    else:
         print("near-duplicates were not looked for; run pip install -r requirements-data.txt to do so", file=sys.stderr)
-    elif how != NEAR:
-        _warn_of_straddling(records, pairs)
 
 
 def _group_near(records: list[dict], pairs: np.ndarray) -> None:
@@ -84,31 +84,31 @@ def _group_near(records: list[dict], pairs: np.ndarray) -> None:
 
 def _print_groups(records: list[dict]) -> None:
     """Print how large the groups are and what the default split holds out; warn if that is nothing."""
-    sizes = Counter(record["group"] for record in records if "group" in record)
-    validation, test = _held_out(records)
+    sizes, sides = Counter(record["group"] for record in records if "group" in record), _sides(records)
+    held_out = {"validation": sides == VALIDATION, "test": sides == TEST}
+    shares = " and ".join(f"{side.mean():.1%} of all images as {name}" for name, side in held_out.items())
     print(
         f"{len(sizes)} groups of {sizes.total()} images, the largest of {max(sizes.values(), default=0)}; the split by "
-        f"default holds out {validation.mean():.1%} of all images as validation and {test.mean():.1%} as test"
+        f"default holds out {shares}"
     )
-    empty = [name for name, side in (("validation", validation), ("test", test)) if not side.any()]
+    empty = [name for name, side in held_out.items() if not side.any()]
     if empty and len(records) >= FEW_IMAGES:
         print(f"warning: no image is held out as {' or '.join(empty)}; give smaller groups", file=sys.stderr)
 
 
-def _warn_of_straddling(records: list[dict], pairs: np.ndarray) -> None:
-    """Warn if images that the default split holds out have near-duplicates among those to train on."""
-    held_out = np.logical_or(*_held_out(records))
-    count, total = near_duplicates.count_straddling(pairs, held_out), np.count_nonzero(held_out)
+def _warn_of_straddling(how: str | None, records: list[dict], pairs: np.ndarray) -> None:
+    """Warn if images that the default split holds out have near-duplicates on another side."""
+    sides = _sides(records)
+    count, total = near_duplicates.count_straddling(pairs, sides), np.count_nonzero(sides != TRAINING)
     if count:
+        advice = "" if how == NEAR else "; give --group-by near, or groups of your own"
         print(
-            f"warning: {count} of {total} images that would be held out ({count / total:.0%}) have a near-duplicate in "
-            "training; give --group-by near, or groups of your own",
+            f"warning: {count} of {total} images that would be held out ({count / total:.0%}) have a near-duplicate on "
+            f"another side of the split{advice}",
             file=sys.stderr,
         )
 
 
-def _held_out(records: list[dict]) -> tuple[np.ndarray, np.ndarray]:
-    """Which records the default split holds out as validation, and which as test: two masks (N,)."""
-    positions = np.array([position(record.get("group", record["image_fpath"])) for record in records])
-    validation = positions < Bounds().validation
-    return validation, ~validation & (positions < Bounds().test)
+def _sides(records: list[dict]) -> np.ndarray:
+    """The side (N,) of each record in the default split."""
+    return sides_of((record.get("group", record["image_fpath"]) for record in records), Bounds())

@@ -17,6 +17,8 @@ from importlib.util import find_spec
 import numpy as np
 from PIL import Image
 
+from utils.split import TRAINING
+
 MOST_BITS = 6  # more than 7 would need other bands
 MOST_IN_GROUP = 50  # a chain of pairs must not join half of the data
 COMPARED = 128  # images of a bucket that an image is compared with
@@ -136,7 +138,7 @@ def join(pairs: np.ndarray, number: int) -> tuple[np.ndarray, int]:
     return np.array([find(image) for image in range(number)], dtype=np.int64), num_refused
 
 
-def count_straddling(pairs: np.ndarray, held_out: np.ndarray) -> int:
-    """How many of the images that are held out, a mask (N,), have a partner that is not."""
-    one, other = pairs[held_out[pairs[:, 0]] != held_out[pairs[:, 1]]].T
-    return len(np.unique(np.where(held_out[one], one, other)))
+def count_straddling(pairs: np.ndarray, sides: np.ndarray) -> int:
+    """How many of the images that are held out, by their `sides` (N,) of the split, have a partner on another side."""
+    apart = np.unique(pairs[sides[pairs[:, 0]] != sides[pairs[:, 1]]])
+    return np.count_nonzero(sides[apart] != TRAINING)

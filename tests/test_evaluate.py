@@ -27,7 +27,7 @@ from utils.config import load_config
 from utils.dataset import ImageDataset
 from utils.files import UserError
 from utils.run_folder import EvaluationFolder, RunFolder
-from utils.split import Bounds
+from utils.split import Bounds, position
 
 
 def normal(number, features, seed, scale=1.0, shift=0.0):
@@ -322,7 +322,7 @@ def test_what_the_trainers_measured_is_measured_again(tiny_run, faces, tmp_path,
     """On validation images, as a run from before there were test images is evaluated."""
     monkeypatch.setattr(TrainedRun, "bounds", Bounds(BOUNDS.validation, BOUNDS.validation))
     content, table = run_on(tiny_run, faces, tmp_path), (tmp_path / "table.md").read_text()
-    assert content["side"] == "validation" and "This run holds out no test images" in table
+    assert content["side"] == "validation" and "No test image is held out by all steps of this run" in table
     validation = {
         name: torch.load(tiny_run / name / "models_checkpoint/best.pt", weights_only=True)["validation"]
         for name in ("autoencoder", "transformer_0", "transformer_1", "transformer_2")
@@ -360,8 +360,7 @@ def test_novelty_names_the_nearest_training_image_of_every_sample(evaluated, fac
     assert {row["image_path"] for row in found["nearest"]} <= training
     assert found["samples"]["share"] == np.mean(np.array(distances) < found["threshold"])
     assert found["held_out"]["share"] <= 1 / content["num_images"]
-    for part in (found["samples"], found["held_out"]):
-        assert 0 <= part["low"] <= part["share"] <= part["high"] <= 1
+    assert 0 <= found["share_low"] <= found["samples"]["share"] <= found["share_high"] <= 1
     picture = Image.open(out / found["pairs"])
     columns = min(content["num_images"], 10)
     assert picture.size == (columns * 34 + 2, content["num_images"] // columns * 2 * 34 + 2)
@@ -424,8 +423,10 @@ def test_the_file_has_its_public_keys_and_is_read_as_it_was_written(evaluated):
     ]  # fmt: skip
     kinds = [f"{kind}{end}" for kind in ("kernel", "frechet") for end in ("", "_low", "_high")]
     assert list(content["distances"][0]) == ["name", *kinds, "precision", "recall"]
-    assert list(content["novelty"]) == ["threshold", "samples", "held_out", "pairs", "nearest"]
-    assert list(content["novelty"]["samples"]) == ["median_distance", "share", "low", "high"]
+    assert list(content["novelty"]) == [
+        "threshold", "samples", "share_low", "share_high", "held_out", "pairs", "nearest"
+    ]  # fmt: skip
+    assert list(content["novelty"]["samples"]) == ["median_distance", "share"]
     assert list(content["novelty"]["nearest"][0]) == ["sample", "image_path", "distance"]
     results = load_config(EvaluationFolder(out).results, Results)
     assert json.loads(json.dumps(dataclasses.asdict(results))) == content
@@ -508,6 +509,28 @@ def test_bad_flags_are_refused(tiny_run, flag, capsys):
         evaluate.main([str(tiny_run), *flag])
     assert stopped.value.code == 2
     assert flag[0] in capsys.readouterr().err.splitlines()[-1]
+
+
+def regroup(path, group_of):
+    content = json.loads(path.read_text())
+    for record in content["_default"].values():
+        record["group"] = group_of(record)
+    path.write_text(json.dumps(content))
+
+
+def test_a_data_set_whose_groups_have_changed_is_refused(run, capsys):
+    regroup(run / "data/dataset.json", lambda record: record["image_fpath"][-8:])
+    line = expect_error(capsys, evaluate.main, (run,))
+    assert "data/dataset.json: is not the data set that the run was trained on, or was made anew since" in line
+
+
+def test_maps_without_any_of_a_test_image_have_no_bits(tiny_run, faces, tmp_path):
+    shutil.copytree(tiny_run, tmp_path / "run")
+    maps = tmp_path / "run/feature_maps/dataset.json"
+    training = next(str(number) for number in range(99) if position(str(number)) > BOUNDS.test)
+    regroup(maps, lambda _: training)
+    content = run_on(tmp_path / "run", faces, tmp_path / "out")
+    assert content["bits"] == [] and "bits: there is no feature map of a test image" in content["missing"][0]
 
 
 def test_missing_packages_are_named(run, monkeypatch, capsys):

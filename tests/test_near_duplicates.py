@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scripts import near_duplicates
 from scripts.demo_data import draw_openmoji
 from scripts.near_duplicates import COMPARED, KEPT, MOST_BITS, MOST_IN_GROUP, count_straddling, join, near_pairs
+from utils.split import TEST, TRAINING, VALIDATION
 
 
 def random_hashes(rng, number):
@@ -81,8 +82,8 @@ def test_the_many_images_of_long_bursts_stay_together():
     pairs = near_pairs(hashes)
     assert len(pairs) <= len(hashes) * KEPT
     assert (bursts[pairs[:, 0]] == bursts[pairs[:, 1]]).all()
-    held_out = rng.random(len(hashes)) < 0.1
-    assert count_straddling(pairs, held_out) >= 0.99 * held_out.sum()
+    sides = np.where(rng.random(len(hashes)) < 0.1, TEST, TRAINING)
+    assert count_straddling(pairs, sides) >= 0.99 * (sides == TEST).sum()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(near_duplicates, "MOST_IN_GROUP", len(hashes))
         first, num_refused = join(pairs, len(hashes))
@@ -120,12 +121,13 @@ def test_no_group_is_larger_than_the_cap_and_each_is_connected(seed, number, mos
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**31), st.floats(0, 1))
-def test_straddling_images_are_those_with_a_partner_on_the_other_side(seed, share):
+def test_straddling_images_are_those_with_a_partner_on_another_side(seed, share):
     hashes = planted(seed, 60, 40, MOST_BITS)
-    held_out = np.random.default_rng(seed).random(100) < share
+    rng = np.random.default_rng(seed)
+    sides = np.where(rng.random(100) < share, rng.integers(VALIDATION, TRAINING, 100), TRAINING)
     near = distances_of(hashes) <= MOST_BITS
-    expected = (near[held_out][:, ~held_out]).any(axis=1).sum()
-    assert count_straddling(near_pairs(hashes), held_out) == expected
+    expected = sum((near[image] & (sides != sides[image])).any() for image in np.flatnonzero(sides != TRAINING))
+    assert count_straddling(near_pairs(hashes), sides) == expected
 
 
 def test_a_skin_tone_is_near_and_other_emoji_are_not():

@@ -329,8 +329,8 @@ def change(key, value):
         (change("end", None), "'attempts', entry 1: 'end' is None, expected a string"),
         (damage("generate.json", b"{"), "generate.json"),
         (
-            damage("evaluation/evaluation.json", b"{}"),
-            "evaluation.json: missing key 'extractor'; run scripts.evaluate again",
+            damage("evaluation/evaluation.json", b'{"side": "test"}'),
+            "evaluation.json: missing key 'extractor'",
         ),
         (remove_key, "evaluation.json: 'distances', entry 1: missing key 'kernel_low'"),
         (damage("evaluation/pairs.png", b"no picture"), "pairs.png"),
@@ -420,10 +420,17 @@ def test_the_advice_for_a_demo_whose_autoencoder_loses_most_is_to_train_that(tmp
     assert found["Realism"].advice == verdicts.LOSSES["autoencoder"]
 
 
+def test_an_evaluation_from_before_there_were_test_images_is_left_out(copy):
+    evaluation = copy / "evaluation/evaluation.json"
+    evaluation.write_text(json.dumps({key: value for key, value in EVALUATION.items() if key != "side"}))
+    assert read_run(RunFolder(copy)).evaluation is None
+    assert "Distances between" not in Page(make_page(RunFolder(copy))).text
+
+
 def test_a_run_without_test_images_is_reported_as_such(copy):
     evaluation = copy / "evaluation/evaluation.json"
     for side, is_noted in (("test", False), ("validation", True)):
         evaluation.write_text(json.dumps(EVALUATION | {"side": side}))
         text = Page(make_page(RunFolder(copy))).text
-        assert ("This run holds out no test images" in text) is is_noted
+        assert ("No test image is held out by all steps of this run" in text) is is_noted
         assert f"Distances between {side} images and sets" in text

@@ -548,7 +548,7 @@ def test_a_checkpoint_without_a_training_is_named(train, command, tiny_run, tmp_
     train("codebook_1", "run", "--max-step", 1)
     shutil.copy(tiny_run / "codebook_1" / PRUNED, tmp_path / "run" / WEIGHTS)
     line = expect_error(capsys, MAINS["codebook_1"], command("codebook_1", "run", "--max-step", 2, "--resume"))
-    assert "is no checkpoint of a training, without step, total_steps" in line
+    assert "is no checkpoint of a training, without settings" in line
 
 
 def test_a_full_disk_is_named_with_the_file(train, command, tmp_path, monkeypatch, capsys):

@@ -38,7 +38,7 @@ from utils.dataset import FeatureMapDataset, ImageDataset
 from utils.files import UserError
 from utils.gradient import GradientLearner, GradientOptions, learning_rate
 from utils.images import save_grid
-from utils.split import position
+from utils.split import Bounds, position
 from utils.training import catch_stop
 
 
@@ -318,7 +318,7 @@ def test_labels_are_those_of_the_training_images_and_cost_bits(labelled, tiny_ru
     label = -math.log2(shares[2] / sum(shares))  # one that only held-out images have counts as none
     assert row["image_bits"] == pytest.approx(condition + label + row["stage_bits"])
     stage = Stage.load(tmp_path / "new/run" / WEIGHTS, book, Codebook.load(tiny_run / CODEBOOKS[1] / PRUNED))
-    labels = labels_for(stage, maps, split.training)
+    labels = labels_for(stage, maps)
     evaluated = start_bits(stage, book, maps, split.validation, labels, split.training, batch_size=3)
     assert evaluated == pytest.approx({"condition": condition, "label": label})
 
@@ -338,12 +338,20 @@ def test_weights_of_other_labels_are_refused_and_counts_are_those_of_the_new_dat
         assert state["label_usage"].sum(1).tolist() == [own.count(["a"]), own.count(["b"])]
 
 
-def test_a_start_from_weights_that_held_out_less_is_noted(train, tiny_run, tmp_path):
-    for out, fraction, is_noted in (("more", 0.2, True), ("same", 0.1, False)):
-        start = ("--model-path", tiny_run / "autoencoder" / WEIGHTS, "--test-fraction", fraction)
-        train("autoencoder", out, "--max-step", 1, *start)
+@pytest.mark.parametrize("name", ["autoencoder", "codebook_1"])
+def test_what_the_weights_of_a_start_have_seen_is_no_test_image(name, train, tiny_run, tmp_path):
+    """The source chose by images up to 0.1 and learned from those above 0.2."""
+    start = ("--codebook-path" if name == "codebook_1" else "--model-path", tiny_run / name / WEIGHTS)
+    for out, fractions, expected in (("same", (0.1, 0.1), (0.1, 0.2)), ("other", (0.05, 0.3), (0.1, 0.2))):
+        flags = ("--val-fraction", fractions[0], "--test-fraction", fractions[1])
+        found = train(name, out, "--max-step", 1, *start, *flags)
+        assert Bounds.saved(found) == pytest.approx(expected)
         log = (tmp_path / out / "train.log").read_text()
-        assert ("held out fewer images, so it may have learned from some" in log) is is_noted
+        assert ("held out other images, so test images are now those with hashes from 0.1 to 0.2" in log) is (
+            out == "other"
+        )
+        again = train(name, out, "--max-step", 2, "--resume", *flags)
+        assert again["step"] == 2 and again["bounds"] == found["bounds"]
 
 
 def test_a_previous_stage_with_another_codebook_is_refused_by_name(command, tiny_run, capsys):
@@ -599,7 +607,7 @@ def test_with_nothing_held_out_previews_show_training_images(train, tmp_path):
     assert rows(tmp_path / "run", "val_loss") == []
     assert len(list((tmp_path / "run/images").iterdir())) == 2
     log = (tmp_path / "run/train.log").read_text()
-    assert re.search(r"no image is held out.*--val-fraction", log)
+    assert re.search(r"no image is a validation image.*--val-fraction", log)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

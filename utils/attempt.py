@@ -138,7 +138,8 @@ class Begun:
         if not before or self.options.overwrite:
             return
         last, names = before[-1], fixed_options(self.options)
-        pairs = {flag: (last.arguments.get(name), self.arguments[name]) for name, flag in names.items()}
+        arguments = {"test_fraction": 0.0} | last.arguments  # of a run from before there were test images
+        pairs = {flag: (arguments.get(name), self.arguments[name]) for name, flag in names.items()}
         pairs |= {key: ((last.inputs or {}).get(key, value), value) for key, value in inputs.items()}
         for name, (then, now) in pairs.items():
             if then != now:

@@ -46,6 +46,7 @@ class CheckpointFolder:
         self.total_steps = options.planned_steps(num_items)
         fixed = {flag: getattr(options, name) for name, flag in fixed_options(options).items()}
         self.settings = {**fixed, "training items": num_items, **_flat(dataclasses.asdict(config))}
+        self.bounds = options.bounds  # of the images that the weights have learned from, here or before
         self.best = math.inf  # validation loss of best.pt
         self.changes: list[str] = []  # differences between the resumed run and this one that are allowed
         self.path = self.folder.latest  # of the checkpoint to go on from
@@ -119,11 +120,13 @@ class CheckpointFolder:
         else:
             self.changes.append(f"{path} does not say which data it was trained on, so a change would go unnoticed")
 
-    def note_source(self, path: Path, bounds: Bounds) -> None:
-        """Note in the log if the checkpoint that this training begins from may know images that it holds out."""
-        if bounds.test < self.options.bounds.test:
+    def begin_from(self, path: Path, bounds: Bounds) -> None:
+        """Keep in mind, and say in the log, which images the weights that this training begins from know already."""
+        self.bounds = Bounds.common((bounds, self.bounds))
+        if self.bounds != self.options.bounds:
             self.changes.append(
-                f"{path}: held out fewer images, so it may have learned from some that this training holds out"
+                f"{path}: held out other images, so test images are now those with hashes from "
+                f"{self.bounds.validation:g} to {self.bounds.test:g}"
             )
 
     def restore(self, learner: Learner) -> int:
@@ -131,6 +134,7 @@ class CheckpointFolder:
         if not self.found:
             return 0
         content = self.found
+        self.bounds = Bounds.saved(content)
         if (before := content["total_steps"]) != self.total_steps:
             self.changes.append(
                 f"planned were {before} steps, now {self.total_steps}: a cosine and a map's radius follow the new plan"
@@ -199,6 +203,7 @@ class CheckpointFolder:
     def _write(self, path: Path, learner: Learner, step: int, **rest: object) -> None:
         plan = {"step": step, "total_steps": self.total_steps, "settings": self.settings}
         rest |= plan | {"threads": torch.get_num_threads(), "data": self.dataset.fingerprint}
+        rest |= {"bounds": tuple(self.bounds)}
         if step == self.found.get("step") and self.found["statistics"] is not None:
             rest = {"statistics": self.found["statistics"]} | rest  # what is made good here must not lose them
         save_checkpoint(path, self.kind, self.config, **learner.checkpoint(), trained_from=self.trained_from, **rest)

@@ -27,13 +27,14 @@ def _packed(strings: Iterable[str]) -> np.ndarray:
     return np.array([string.encode() for string in strings])
 
 
-def _split_keys(path: str | os.PathLike, records: list[dict], keys: list[str]) -> np.ndarray:
-    """What decides the side of each record in a split: its group, where it has one, or the key of its image."""
-    groups = [record.get("group", key) for record, key in zip(records, keys, strict=True)]
-    for number, group in enumerate(groups, 1):
-        if not isinstance(group, str):
-            raise UserError(f"{path}: 'group' of record {number} is no string; make the data set again")
-    return _packed(groups)
+def _split_keys(path: str | os.PathLike, records: list[dict], keys: np.ndarray) -> np.ndarray:
+    """What decides the side of each record in a split: its group, where it has one, or the key (N,) of its image."""
+    for number, record in enumerate(records, 1):
+        if "group" in record and not (isinstance(record["group"], str) and record["group"]):
+            raise UserError(f"{path}: 'group' of record {number} is no name; make the data set again")
+    if not any("group" in record for record in records):
+        return keys
+    return _packed(record.get("group", key.decode()) for record, key in zip(records, keys, strict=True))
 
 
 def _labels(path: str | os.PathLike, records: list[dict]) -> np.ndarray:
@@ -49,15 +50,18 @@ class FileDataset(Dataset):
     """The files of a `dataset.json`, each a tensor of the same shape (C, H, W). `dataset[indices]` is a batch.
 
     Raises `UserError` naming the file when one is missing, unreadable or of another shape than the first. A subclass
-    reads a file with `read`, checks its shape in `_read`, and gives the key of the image that each file is of.
+    reads a file with `read`, checks its shape in `_read`, and gives the keys of the images that they are of.
     """
 
     read: Callable[..., torch.Tensor]
 
-    def __init__(self, path: str | os.PathLike, records: list[dict], key: str, image_keys: list[str]) -> None:
+    def __init__(
+        self, path: str | os.PathLike, records: list[dict], key: str, image_keys: Iterable[str] | None = None
+    ) -> None:
         self.index, self.folder = Path(path), Path(path).parent
-        self.image_keys, self.split_keys = _packed(image_keys), _split_keys(path, records, image_keys)
         self.paths = _packed(record[key] for record in records)
+        self.image_keys = self.paths if image_keys is None else _packed(image_keys)
+        self.split_keys = _split_keys(path, records, self.image_keys)
         self.checksums = _packed(record.get("checksum", "") for record in records)  # empty in older data sets
         self.labels = _labels(path, records)
         self.shape = tuple(self.read(self.path(0)).shape)
@@ -93,7 +97,7 @@ class ImageDataset(FileDataset):
 
     def __init__(self, path: str | os.PathLike) -> None:
         records, _ = read_dataset(path, ("image_fpath",))
-        super().__init__(path, records, "image_fpath", [record["image_fpath"] for record in records])
+        super().__init__(path, records, "image_fpath")
 
     def _read(self, index: int) -> torch.Tensor:
         image = self.read(self.path(index))
@@ -136,7 +140,7 @@ class FeatureMapDataset(FileDataset):
 
     def __init__(self, path: str | os.PathLike) -> None:
         records, info = read_dataset(path, ("fmap_path", "image_path"))
-        keys = [record.get("image_key", record["image_path"]) for record in records]
+        keys = (record.get("image_key", record["image_path"]) for record in records)
         super().__init__(path, records, "fmap_path", keys)
         self.origin: Origin = info
         self.image_paths = _packed(record["image_path"] for record in records)

@@ -19,7 +19,7 @@ def choose_device(name: str) -> torch.device:
         if device.type == "meta":
             raise RuntimeError("it holds no numbers")
         torch.empty(0, device=device)
-        if device.type == "cuda":
+        if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)  # what names no device is meant for this one: pinned memory, peaks of memory
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]

@@ -1,5 +1,6 @@
 """Learning from a gradient: its options, the optimizers, their schedule, precision, averaged weights."""
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from utils.checkpoint import check_origins, load_checkpoint, load_weights
 from utils.checkpoint_folder import CheckpointFolder
@@ -93,12 +93,13 @@ class GradientLearner:
             self.optimizers["muon"] = Muon(by_muon, self.base_lr, config.weight_decay, dtype)
         self.compiled = torch.compile(model) if options.compile else model
         self.autocast = autocast(device, options.precision)
-        self.average = AveragedModel(model, multi_avg_fn=self._average) if options.ema_decay > 0 else None
+        self.average = copy.deepcopy(model).requires_grad_(False) if options.ema_decay > 0 else None
+        self.num_averaged = 0
 
     @property
     def best_model(self) -> nn.Module:
         """The model to look at and to measure: the averaged one if there is one, ready for evaluation."""
-        return (self.model if self.average is None else self.average.module).eval()
+        return (self.model if self.average is None else self.average).eval()
 
     def update(self, batch: Batch, step: int) -> dict[str, torch.Tensor | float]:
         """One step down the gradient."""
@@ -112,7 +113,7 @@ class GradientLearner:
         for optimizer in self.optimizers.values():
             optimizer.step()
         if self.average is not None:
-            self.average.update_parameters(self.model)
+            self._update_average()
         return {**numbers, "gradient_norm": norm.detach(), "learning_rate": rate}
 
     def backward(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
@@ -128,11 +129,15 @@ class GradientLearner:
         return numbers
 
     @torch.no_grad()
-    def _average(self, averaged: list[torch.Tensor], current: list[torch.Tensor], _: torch.Tensor) -> None:
-        number = int(self.average.n_averaged)  # on the CPU; the copy that comes as an argument waits for the device
+    def _update_average(self) -> None:
+        """Move the averaged weights towards the current ones; torch's `AveragedModel` would wait for the device."""
         # Early on a long memory would hold on to the random start.
-        decay = min(self.options.ema_decay, (1 + number) / (10 + number))
-        torch._foreach_lerp_(averaged, current, 1 - decay)
+        decay = min(self.options.ema_decay, (1 + self.num_averaged) / (10 + self.num_averaged))
+        weight = 1 - decay if self.num_averaged else 1.0
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), weight)
+        for averaged, current in zip(self.average.buffers(), self.model.buffers(), strict=True):
+            averaged.copy_(current)
+        self.num_averaged += 1
 
     def flops(self, batch: Batch) -> int:
         """Floating-point operations of the products of a step with this batch."""
@@ -142,7 +147,7 @@ class GradientLearner:
     def checkpoint(self) -> dict:
         """Weights, averaged weights and optimizer state."""
         states = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
-        averaged = {} if self.average is None else {"ema": self.average.module.state_dict()}
+        averaged = {} if self.average is None else {"ema": self.average.state_dict()}
         return {"model": self.model.state_dict()} | states | averaged
 
     def restore(self, content: dict, path: Path) -> None:
@@ -150,8 +155,8 @@ class GradientLearner:
         self._restore_optimizers(content, path)
         load_weights(self.model, content, path, averaged=False)
         if self.average is not None:
-            load_weights(self.average.module, content, path)
-            self.average.n_averaged.fill_(content["step"])
+            load_weights(self.average, content, path)
+            self.num_averaged = content["step"]
 
     def start(self, checkpoints: CheckpointFolder) -> int:
         """Begin as the options ask: where a run left off, at the weights of another, or anew; return the first step.
@@ -162,7 +167,7 @@ class GradientLearner:
             return checkpoints.restore(self)
         content = load_checkpoint(path, checkpoints.kind)
         check_origins(path, content["trained_from"], checkpoints.trained_from)
-        checkpoints.note_source(path, Bounds.saved(content))
+        checkpoints.begin_from(path, Bounds.saved(content))
         load_weights(self.model, content, path, averaged=not self.options.load_optim)
         if self.options.load_optim:
             decays = [group["weight_decay"] for group in self._groups()]
@@ -170,7 +175,7 @@ class GradientLearner:
             for group, decay in zip(self._groups(), decays, strict=True):
                 group["weight_decay"] = decay  # this config's, not that of the checkpoint
         if self.average is not None:
-            self.average.module.load_state_dict(self.model.state_dict())
+            self.average.load_state_dict(self.model.state_dict())
         return 0
 
     def _groups(self) -> list[dict]:

@@ -49,12 +49,16 @@ def _acquired(folder: Path, wait: bool) -> Iterator[None]:
 def _acquire(folder: Path, wait: bool) -> int:
     path, how = folder / NAME, fcntl.LOCK_EX | fcntl.LOCK_NB
     while True:
-        make_folder(folder)  # the process before may have taken it away again
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        make_folder(folder)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:  # the process before has taken the folder away again
+            continue
         try:
             fcntl.flock(descriptor, how)
-            if path.exists() and path.stat().st_ino == os.fstat(descriptor).st_ino:
-                return descriptor  # else the process before has removed the file that this one waited for
+            with suppress(FileNotFoundError):  # the process before has removed the file that this one waited for
+                if path.stat().st_ino == os.fstat(descriptor).st_ino:
+                    return descriptor
         except BlockingIOError:
             if not wait:
                 os.close(descriptor)

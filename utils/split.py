@@ -1,4 +1,4 @@
-"""Which images a step trains on, which it chooses by, and which nothing but the evaluation sees: by a hash."""
+"""Which images a step trains on, which it chooses by, and which are kept for what is reported: by a hash."""
 
 import hashlib
 from collections.abc import Iterable
@@ -11,6 +11,7 @@ from utils.files import UserError
 from utils.options import option
 
 VAL_FRACTION = TEST_FRACTION = 0.05
+VALIDATION, TEST, TRAINING = range(3)  # the sides
 
 
 class Bounds(NamedTuple):
@@ -21,17 +22,11 @@ class Bounds(NamedTuple):
 
     @classmethod
     def saved(cls, content: dict) -> "Bounds":
-        """Those of a checkpoint; a training from before there were test images has none."""
-        settings = content.get("settings")
-        if settings is None:  # nothing is known of it, so nothing follows
-            return cls(0.0, 1.0)
-        validation = settings.get("--val-fraction", VAL_FRACTION)
-        return cls(validation, validation + settings.get("--test-fraction", 0.0))
-
-    @property
-    def settings(self) -> dict[str, float]:
-        """As a checkpoint keeps them."""
-        return {"--val-fraction": self.validation, "--test-fraction": self.test - self.validation}
+        """Those in a checkpoint; one from before there were test images has none."""
+        if "bounds" in content:
+            return cls(*content["bounds"])
+        validation = content.get("settings", {}).get("--val-fraction", VAL_FRACTION)
+        return cls(validation, validation)
 
     @classmethod
     def common(cls, bounds: Iterable["Bounds"]) -> "Bounds":
@@ -48,7 +43,7 @@ class SplitOptions:
         "share of images that best.pt and settings are chosen by", VAL_FRACTION, low=0, below=1, is_fixed=True
     )
     test_fraction: float = option(
-        "share of images that only the evaluation sees", TEST_FRACTION, low=0, below=1, is_fixed=True
+        "share of images that nothing learns from or is chosen by", TEST_FRACTION, low=0, below=1, is_fixed=True
     )
 
     @property
@@ -71,11 +66,15 @@ def position(key: str) -> float:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") / 2**64
 
 
+def sides_of(keys: Iterable[str], bounds: Bounds) -> np.ndarray:
+    """The side (N,) of each key: `VALIDATION`, `TEST` or `TRAINING`."""
+    return np.digitize([position(key) for key in keys], bounds)
+
+
 def split_indices(keys: np.ndarray, bounds: Bounds) -> Split:
     """Split records by their keys (N, bytes): records of one key are on one side."""
-    positions = np.array([position(key.decode()) for key in keys])
-    sides = np.digitize(positions, bounds)
-    training, *held_out = (np.flatnonzero(sides == side) for side in (2, 0, 1))
+    sides = sides_of((key.decode() for key in keys), bounds)
+    training, *held_out = (np.flatnonzero(sides == side) for side in (TRAINING, VALIDATION, TEST))
     if len(training) == 0:
         raise UserError(
             f"--val-fraction and --test-fraction hold out every image below {bounds.test:g}, so none is left to train "

@@ -125,11 +125,11 @@ def mean_over(dataset: Dataset, indices: np.ndarray, batch_size: int, function: 
     return {name: value / len(indices) for name, value in sums.items()}
 
 
-def preview_indices(train: np.ndarray, held_out: np.ndarray, number: int) -> np.ndarray:
-    """What previews show: the first held-out items, or training items where nothing was held out."""
-    if len(held_out) == 0:
-        log.warning("no image is held out: previews show training images; raise --val-fraction or add images")
-    return (held_out if len(held_out) else train)[:number]
+def preview_indices(train: np.ndarray, validation: np.ndarray, number: int) -> np.ndarray:
+    """What previews show: the first validation items, or training items where there are none."""
+    if len(validation) == 0:
+        log.warning("no image is a validation image: previews show training images; raise --val-fraction or add images")
+    return (validation if len(validation) else train)[:number]
 
 
 @contextmanager

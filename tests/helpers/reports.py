@@ -39,8 +39,10 @@ EVALUATION = {
     ],
     "novelty": {
         "threshold": 3.0,
-        "samples": {"median_distance": 4.5, "share": 0.375, "low": 0.25, "high": 0.5},
-        "held_out": {"median_distance": 6.5, "share": 0.0125, "low": 0.0, "high": 0.125},
+        "samples": {"median_distance": 4.5, "share": 0.375},
+        "share_low": 0.25,
+        "share_high": 0.5,
+        "held_out": {"median_distance": 6.5, "share": 0.0125},
         "pairs": "pairs.png",
         "nearest": [{"sample": 2, "image_path": f"data/{HOSTILE}.png", "distance": 1.75}],
     },
