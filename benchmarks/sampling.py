@@ -86,26 +86,30 @@ def main() -> None:
         features_of(extractor, (dataset[part] for part in chunks(indices, BATCH)), len(indices), "images")
         for indices in (split.training, split.validation)
     )
-    threshold, number = Nearest.among(training, validation).threshold, len(validation)
+    real, number = Nearest.among(training, validation), len(validation)
 
-    def distance(features: torch.Tensor) -> tuple[float, float]:
-        return kernel_distance(features, validation), deviation(kernel_distance, features, validation, 0)
-
-    def print_row(name: str, features: torch.Tensor, seconds: str = "") -> None:
-        value, error = distance(features)
-        near = Nearest.among(training, features)
-        cells = (f"{value:.3f}", f"{error:.3f}", f"{near.nearness(threshold).share:.1%}", f"{near.distance.mean():.1f}")
+    def print_row(
+        name: str, features: torch.Tensor | None = None, near: Nearest | None = None, seconds: str = ""
+    ) -> None:
+        """Print what is given: a set is not compared with the images that it is made from."""
+        cells = ["", "", "", ""]
+        if features is not None:
+            cells[0] = f"{kernel_distance(features, validation):.3f}"
+            cells[1] = f"{deviation(kernel_distance, features, validation, 0):.3f}"
+        if near is not None:
+            cells[2:] = f"{near.nearness(real.threshold).share:.1%}", f"{near.distance.mean():.1f}"
         print(f"| {name} | {' | '.join(cells)} | {seconds} |", flush=True)
 
-    value, error = distance(training[torch.randperm(len(training))[:number]])
-    print(f"{number} images; the distance of training to validation images is {value:.4f} ± {error:.4f}.\n")
+    print(f"{number} images in each set.\n")
     print("| | kernel distance | ± | nearly copies | distance to the nearest training image | seconds |")
     print("|---|---|---|---|---|---|")
-    print_row("validation images", validation)
+    print_row("validation images", near=real)
+    order = np.random.default_rng(0).permutation(len(training))[:number]
+    print_row("training images", training[order])
     decoder = Autoencoder.load(run.autoencoder.latest)
     cascade = Cascade(load_generation_config(run.generation), run.path, decoder, CPU)
-    images = dataset[np.random.default_rng(0).permutation(split.training)[:number]]
-    print_row("reconstructed training images", extractor(decoder(images)))
+    images = dataset[split.training[order]]
+    print_row("their reconstructions", extractor(decoder(images)))
     for level, tokens in reversed(list(enumerate(cascade.tokenize(images)))):
         name = f"from the tokens of stage {level - 1}" if level else "from the condition"
         print_row(name, extractor(cascade.decode(tokens, level)))
@@ -115,7 +119,8 @@ def main() -> None:
         start = time.perf_counter()
         images = sample(run, setting, decoder, number)
         seconds = time.perf_counter() - start
-        print_row(name, extractor(images), f"{seconds:.0f}")
+        features = extractor(images)
+        print_row(name, features, Nearest.among(training, features), f"{seconds:.0f}")
 
 
 if __name__ == "__main__":

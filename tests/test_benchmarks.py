@@ -161,11 +161,12 @@ def test_the_benchmark_of_sampling(guided, faces, tiny_run, monkeypatch, capsys)
     monkeypatch.setattr(sys, "argv", argv)
     sampling.main()
     rows = numbers_of(capsys.readouterr().out)[1:]
-    names = ["validation images", "reconstructed training images"]
+    names = ["validation images", "training images", "their reconstructions"]
     names += [f"from the tokens of stage {number}" for number in (2, 1, 0)] + ["from the condition", *tried]
     assert [row[0] for row in rows] == names
-    assert float(rows[0][1]) < min(float(row[1]) for row in rows[1:])
-    assert all(row[5] for row in rows[6:])
+    assert rows[0][1:3] == ["", ""] and all(row[3:5] == ["", ""] for row in rows[1:7]), "of what a set is made from"
+    assert float(rows[1][1]) < min(float(row[1]) for row in rows[2:])
+    assert all(all(row) for row in rows[7:])
 
 
 def test_the_benchmark_of_intervals(faces, tiny_run, monkeypatch, capsys):
