@@ -25,8 +25,9 @@ class Bounds(NamedTuple):
         """Those in a checkpoint; one from before there were test images has none."""
         if "bounds" in content:
             return cls(*content["bounds"])
-        validation = content.get("settings", {}).get("--val-fraction", VAL_FRACTION)
-        return cls(validation, validation)
+        settings = content.get("settings", {})
+        validation = settings.get("--val-fraction", VAL_FRACTION)
+        return cls(validation, validation + settings.get("--test-fraction", 0.0))
 
     @classmethod
     def common(cls, bounds: Iterable["Bounds"]) -> "Bounds":
