@@ -98,15 +98,11 @@ def main(argv: list[str] | None = None) -> None:
 
         attempted.begin(device, config, {**origin, "data": dataset.fingerprint})
         tokens = load_tokens(dataset, coarse, fine, device)
-        label_counts = None
         if names:
-            labels = dataset.label_indices(names)
-            tokens = TokenDataset(np.concatenate((tokens.coarse, labels), axis=1), tokens.fine)
+            tokens = TokenDataset(np.concatenate((tokens.coarse, dataset.label_indices(names)), axis=1), tokens.fine)
             stage.count_labels(to_device(tokens[training], device)[0])
-            label_counts = torch.from_numpy(np.bincount(labels[training, 0], minlength=len(names) + 1))
         if options.train_base_model:
-            given = given_bits(coarse, tokens[validation[:MAX_VALIDATION]][0], label_counts)
-            earlier_bits = sum(given.values()) if given else None
+            earlier_bits = start_bits(stage, coarse, tokens, training, validation[:MAX_VALIDATION])
 
         def validate(most: int = MAX_VALIDATION) -> dict[str, float]:
             found = losses_of(learner, tokens, validation[:most], options.batch_size)
@@ -137,6 +133,17 @@ def load_inputs(options: Options, device: torch.device) -> tuple[FeatureMapDatas
         codebooks.append(Codebook.load(path).to(device))
         codebooks[-1].check_fits(path, dataset)
     return dataset, autoencoder, *codebooks
+
+
+def start_bits(
+    stage: Stage, coarse: Codebook, tokens: TokenDataset, training: np.ndarray, indices: np.ndarray
+) -> float | None:
+    """Mean bits of what a base stage is given of these feature maps, its condition and its label; None if unknown."""
+    label_counts = None
+    if number := len(stage.config.labels):
+        label_counts = torch.from_numpy(np.bincount(tokens.coarse[training, 1], minlength=number + 1))
+    found = given_bits(coarse, tokens[indices][0], label_counts)
+    return sum(found.values()) if found else None
 
 
 @torch.no_grad()

@@ -23,8 +23,6 @@ from evaluation.distances import Distance, Z, frechet_distance, interval, kernel
 from evaluation.features import EfficientNetFeatures, features_of
 from evaluation.reconstruction import reconstruct
 from evaluation.run import TrainedRun
-from models.autoencoder import Autoencoder
-from models.codebook import Codebook
 from utils.dataset import ImageDataset, chunks
 from utils.device import keep_memory
 from utils.run_folder import RunFolder
@@ -33,14 +31,13 @@ BATCH = 64
 DEALS = 20
 
 
-def read_features(run: RunFolder, dataset: ImageDataset) -> tuple[torch.Tensor, torch.Tensor]:
+def read_features(run: TrainedRun, dataset: ImageDataset) -> tuple[torch.Tensor, torch.Tensor]:
     """Features (N, D) of all images, and of what is decoded from their finest tokens."""
     extractor, number = EfficientNetFeatures(), len(dataset)
-    autoencoder = Autoencoder.load(run.autoencoder.latest)
-    book = Codebook.load(run.codebooks[-1].codebook)
+    *_, book = run.codebooks.values()
     parts = chunks(np.arange(number), BATCH)
     real = features_of(extractor, (dataset[part] for part in parts), number, "images")
-    made = (reconstruct(dataset[part], autoencoder, book) for part in parts)
+    made = (reconstruct(dataset[part], run.autoencoder, book) for part in parts)
     return real, features_of(extractor, made, number, "quantized images")
 
 
@@ -68,10 +65,10 @@ def main() -> None:
     parser.add_argument("--dataset-path", type=Path, help="images that it was trained on [FOLDER/data/dataset.json]")
     args = parser.parse_args()
     keep_memory()
-    run = RunFolder.open(args.folder)
-    dataset = ImageDataset(args.dataset_path or run.images)
+    run = TrainedRun(RunFolder.open(args.folder), CPU)
+    dataset = run.images(args.dataset_path)
     real, quantized = read_features(run, dataset)
-    size = len(dataset.split(TrainedRun(run, CPU).bounds).validation)
+    size = len(dataset.split(run.bounds).validation)
     deals = [list(deal(len(dataset), size, seed)) for seed in range(DEALS)]
     print(f"{size} images in a set, {sum(map(len, deals))} pairs of sets.\n")
     print("| | | mean | true standard error | claimed / true | intervals that hold the mean |\n" + "|---" * 6 + "|")

@@ -6,8 +6,8 @@
 Reads a folder that scripts/train_cascade.sh has written. Each setting generates as many images as there are validation
 images, from the same seed; scripts.evaluate then measures what was chosen here on the test images. Prints a table in
 Markdown: the kernel distance (Bińkowski et al. 2018; cubic kernel) of the 1,280 features of EfficientNet-Lite0, and its
-standard error; the share of images that are nearer to a training image than the 1st
-percentile of the validation images; and the time.
+standard error; the share of images that are nearer to a training image than the 1st percentile of the validation
+images; and the time.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from evaluation.novelty import Nearest
 from evaluation.run import TrainedRun
 from models.autoencoder import Autoencoder
 from models.generation import Cascade, Request, load_generation_config
-from utils.dataset import ImageDataset, chunks
+from utils.dataset import chunks
 from utils.device import choose_dtype, keep_memory
 from utils.run_folder import RunFolder
 
@@ -80,8 +80,9 @@ def main() -> None:
     args = parser.parse_args()
     keep_memory()
     run, extractor = RunFolder.open(args.folder), EfficientNetFeatures()
-    dataset = ImageDataset(args.dataset_path or run.images)
-    split = dataset.split(TrainedRun(run, CPU).bounds)
+    trained = TrainedRun(run, CPU)
+    dataset, decoder = trained.images(args.dataset_path), trained.autoencoder
+    split = dataset.split(trained.bounds)
     training, validation = (
         features_of(extractor, (dataset[part] for part in chunks(indices, BATCH)), len(indices), "images")
         for indices in (split.training, split.validation)
@@ -106,7 +107,6 @@ def main() -> None:
     print_row("validation images", near=real)
     order = np.random.default_rng(0).permutation(len(training))[:number]
     print_row("training images", training[order])
-    decoder = Autoencoder.load(run.autoencoder.latest)
     cascade = Cascade(load_generation_config(run.generation), run.path, decoder, CPU)
     images = dataset[split.training[order]]
     print_row("their reconstructions", extractor(decoder(images)))

@@ -12,7 +12,7 @@ from models.codebook import Codebook
 from models.tokens import load_tokens
 from models.transformer import TransformerConfig
 from utils.config import load_config
-from utils.dataset import FeatureMapDataset, TokenDataset
+from utils.dataset import TokenDataset
 from utils.gradient import GradientLearner, GradientOptions
 from utils.run_folder import RunFolder
 
@@ -39,10 +39,9 @@ class DemoStage:
     def read(cls, folder: Path, number: int) -> "DemoStage":
         """Read the codebooks and tokens of a stage."""
         run = RunFolder(folder)
-        books = [Codebook.load(book.pruned) for book in run.codebooks[number : number + 2]]
-        dataset = FeatureMapDataset(run.feature_maps.dataset)
-        split = dataset.split(TrainedRun(run, CPU).bounds)
-        tokens = load_tokens(dataset, *books, CPU)
+        trained = TrainedRun(run, CPU)
+        books = [trained.codebooks[book.name] for book in run.codebooks[number : number + 2]]
+        split, tokens = trained.maps.split(trained.bounds), load_tokens(trained.maps, *books, CPU)
         return cls(run, number, *books, tokens, split.training, split.validation, split.test)
 
     @property

@@ -30,7 +30,7 @@ class TrainedRun:
         if not path.is_file():
             raise UserError(f"{folder.path}: nothing to evaluate, since {path} is missing; train the autoencoder")
         self.autoencoder = Autoencoder.load(path).to(device)
-        self.steps_bounds = [self.autoencoder.bounds]
+        self.generating: list[Codebook | Stage] = []  # what generate.json names, once it is loaded
         self.settings = read_json(folder.generation) if folder.generation.is_file() else {}
         self.maps = self._load_maps()
         self.codebooks = self._load_codebooks()
@@ -53,7 +53,6 @@ class TrainedRun:
                 continue
             book = found[step.name] = Codebook.load(step.codebook).to(self.device)
             check_origins(step.codebook, book.origin, self.autoencoder.origins)
-            self.steps_bounds.append(book.bounds)
             if self.maps is not None:
                 book.check_fits(step.codebook, self.maps)
         return found
@@ -71,7 +70,6 @@ class TrainedRun:
             else:
                 stage = Stage.load(step.best, *books).to(self.device)
                 check_origins(step.best, stage.origin, self.autoencoder.origins)
-                self.steps_bounds.append(stage.bounds)
                 found[number] = (stage, *books)
         if found and self.maps is None:
             self.missing.append(f"bits: {self.folder.feature_maps.dataset} is missing; make the feature maps again")
@@ -80,7 +78,9 @@ class TrainedRun:
     @property
     def bounds(self) -> Bounds:
         """Where the validation and the test images of all steps together end."""
-        return Bounds.common(self.steps_bounds)
+        stages = [stage for stage, *_ in self.stages.values()]
+        models = (self.autoencoder, *self.codebooks.values(), *stages, *self.generating)
+        return Bounds.common(model.bounds for model in models)
 
     def images(self, path: Path | None) -> ImageDataset:
         """The images that the run was trained on, at `path` or where the demo puts them, checked to be of its size."""
@@ -132,5 +132,5 @@ class TrainedRun:
                     return None
         dtype = choose_dtype(self.device, "auto")
         cascade = Cascade(configs, folder, self.autoencoder, self.device, dtype, batch_size)
-        self.steps_bounds += [part.bounds for part in (*cascade.codebooks, *cascade.stages)]
+        self.generating = [*cascade.codebooks, *cascade.stages]
         return cascade
