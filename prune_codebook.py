@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> None:
         attempted.begin(device, inputs={**inputs, "data": dataset.fingerprint})
         if codebook.bounds != options.bounds:
             log.warning("%s: was trained with another --val-fraction or --test-fraction", options.codebook_path)
-        after = statistics_of(pruned, "after pruning")
+        after = before if len(pruned) == len(codebook) else statistics_of(pruned, "after pruning")
         log.info("statistics\n%s", table(before=before, after=after))
         folder = StepFolder(options.out_dir)
         if autoencoder is not None:

@@ -5,27 +5,52 @@ metrics.jsonl under --out-dir.
 
     python train_autoencoder.py --dataset-path data/faces/dataset.json \
         --config-path configs/full-128/autoencoder.json --out-dir out/faces/autoencoder
+
+With --encoder-path and --hr-codebook-path, after step 4, it trains the decoder of an autoencoder further, on feature
+maps that consist of units of the finest codebook. The encoder stays, so feature maps and tokens stay valid.
 """
 
 import utils.threads  # noqa: F401
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from models.autoencoder import KIND, Autoencoder, AutoencoderConfig, psnr
+from models.codebook import Codebook
 from utils import cli
 from utils.attempt import attempt
+from utils.checkpoint import check_origins
 from utils.checkpoint_folder import CheckpointFolder
 from utils.config import load_config
 from utils.dataset import ImageDataset
 from utils.device import choose_device
-from utils.gradient import GradientLearner
-from utils.gradient import GradientOptions as Options
+from utils.files import UserError
+from utils.gradient import GradientLearner, GradientOptions
 from utils.images import save_grid
 from utils.metrics import Metrics
-from utils.options import parse_options
+from utils.options import option, parse_options
+from utils.split import Bounds
 from utils.training import mean_over, preview_indices, train
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(GradientOptions):
+    """Options of train_autoencoder.py."""
+
+    encoder_path: Path | None = option("train the decoder of this autoencoder alone, on quantized feature maps", None)
+    hr_codebook_path: Path | None = option("codebook that quantizes them", None)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.encoder_path is None) != (self.hr_codebook_path is None):
+            raise UserError("--encoder-path and --hr-codebook-path belong together: give both or none")
+        if self.encoder_path is not None and self.model_path is not None:
+            raise UserError("--encoder-path has the weights to start from: leave out --model-path")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -39,22 +64,28 @@ def main(argv: list[str] | None = None) -> None:
         training, validation = split.training, split.validation
 
         torch.manual_seed(options.seed)
-        autoencoder = Autoencoder(config).to(device, memory_format=torch.channels_last)
+        autoencoder, codebook = load_models(options, config)
+        autoencoder = autoencoder.to(device, memory_format=torch.channels_last)
         autoencoder.check_image(dataset.shape, options.dataset_path)
-
-        def reconstruction_loss(model: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]:
-            images = images.to(memory_format=torch.channels_last)
-            return {"loss": autoencoder.loss(model(images).float(), images)}
+        origin = {}
+        if codebook is not None:
+            codebook = codebook.to(device)
+            origin = autoencoder.origin | {"hr_codebook": codebook.fingerprint}
 
         steps = options.planned_steps(len(training))
-        learner = GradientLearner(autoencoder, reconstruction_loss, config, options, steps, device)
-        checkpoints = CheckpointFolder(options, KIND, config, {}, dataset, len(training))
+        cells = dataset.shape[1] * dataset.shape[2] // autoencoder.scale**2
+        compute, kernels = partial(reconstruction_loss, codebook=codebook), autoencoder.kernels
+        learner = GradientLearner(autoencoder, compute, config, options, steps, device, kernels, cells)
+        checkpoints = CheckpointFolder(options, KIND, config, origin, dataset, len(training))
+        if codebook is not None:
+            checkpoints.begin_from(options.encoder_path, Bounds.common((autoencoder.bounds, codebook.bounds)))
         start = learner.start(checkpoints)
 
         @torch.no_grad()
         def reconstruct(images: torch.Tensor) -> torch.Tensor:
             with learner.autocast:
-                return learner.best_model(images.to(device, memory_format=torch.channels_last)).float().cpu()
+                images = images.to(device, memory_format=torch.channels_last)
+                return learner.best_model(images, codebook).float().cpu()
 
         def errors(images: torch.Tensor) -> dict[str, torch.Tensor]:
             made = reconstruct(images)
@@ -70,9 +101,27 @@ def main(argv: list[str] | None = None) -> None:
 
         metrics = Metrics(options, len(training))
 
-        attempted.begin(device, config, {"data": dataset.fingerprint})
+        attempted.begin(device, config, {**origin, "data": dataset.fingerprint})
         shown = dataset[preview_indices(training, validation, 25)]
         train(options, learner, dataset, training, checkpoints, metrics, start, validate, preview)
+
+
+def reconstruction_loss(
+    model: nn.Module, images: torch.Tensor, codebook: Codebook | None = None
+) -> dict[str, torch.Tensor]:
+    """The loss of an autoencoder, compiled or not, on images (B, 3, H, W)."""
+    images = images.to(memory_format=torch.channels_last)
+    return {"loss": model.loss(model(images, codebook).float(), images)}
+
+
+def load_models(options: Options, config: AutoencoderConfig) -> tuple[Autoencoder, Codebook | None]:
+    """A new autoencoder; or that of `--encoder-path`, with its encoder fixed, and the codebook for its decoder."""
+    if options.encoder_path is None:
+        return Autoencoder(config), None
+    autoencoder, codebook = Autoencoder.load(options.encoder_path, config), Codebook.load(options.hr_codebook_path)
+    check_origins(options.hr_codebook_path, codebook.origin, autoencoder.origins)
+    autoencoder.encoder.requires_grad_(False)
+    return autoencoder, codebook
 
 
 if __name__ == "__main__":

@@ -93,9 +93,7 @@ def main(argv: list[str] | None = None) -> None:
 
         @torch.no_grad()
         def preview(step: int) -> None:
-            plain, quantized = (
-                autoencoder.decode(fmap).cpu() for fmap in (maps, codebook.lookup(codebook.find_bmu(maps)))
-            )
+            plain, quantized = (autoencoder.decode(fmap).cpu() for fmap in (maps, codebook.quantize(maps)))
             save_grid(plain, folder.picture("image_plot", step))
             save_grid(quantized, folder.picture("quant_image_plot", step))
             rows = torch.cat((*originals, plain[:COMPARED], quantized[:COMPARED]))

@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
         steps, weights = options.planned_steps(len(training)), stage.transformer.block_weights
         # A call of the stage computes its loss.
         learner = GradientLearner(
-            stage, lambda stage, batch: stage(*batch), transformer, options, steps, device, weights
+            stage, lambda stage, batch: stage(*batch), transformer, options, steps, device, weights, config.fine.length
         )
         checkpoints = CheckpointFolder(options, KIND, config, origin, dataset, len(training))
         if options.model_path is not None:

@@ -22,6 +22,12 @@ BATCHES = (64, 16, 8)  # of the recipe, one for each stage
 RECIPE = {"lr_schedule": "cosine", "warmup_step": 50, "ema_decay": 0}
 
 
+def demo_options(folder: Path, **changes: object) -> GradientOptions:
+    """The options of the demo's transformers, with these changes."""
+    unread = dict.fromkeys(("dataset_path", "config_path", "out_dir"), folder)
+    return GradientOptions(**unread, **RECIPE | changes)
+
+
 @dataclass(frozen=True)
 class DemoStage:
     """The data of one stage, from the folder of scripts/demo.sh."""
@@ -57,9 +63,8 @@ class DemoStage:
 
     def learner(self, stage: Stage, use_muon: bool = True, rate: float = 1.0, **changes: object) -> GradientLearner:
         """The learner of a stage, with the options of the demo and these changes, at `rate` times its learning rate."""
-        unread = dict.fromkeys(("dataset_path", "config_path", "out_dir"), self.run.path)
-        options = GradientOptions(**unread, **RECIPE | changes, batch_size=self.batch_size)
+        options = demo_options(self.run.path, **{"batch_size": self.batch_size} | changes)
         config, weights = stage.config.transformer, stage.transformer.block_weights if use_muon else ()
-        learner = GradientLearner(stage, lambda stage, batch: stage(*batch), config, options, 1000, CPU, weights)
-        learner.base_lr *= rate
-        return learner
+        config = replace(config, model_lr=config.model_lr * rate)
+        tokens = stage.config.fine.length
+        return GradientLearner(stage, lambda stage, batch: stage(*batch), config, options, 1000, CPU, weights, tokens)

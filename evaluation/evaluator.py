@@ -135,7 +135,7 @@ class Evaluator:
         """Batches of images, each with its reconstructions, quantized if there is a codebook."""
         for images in self.batches(indices):
             images = images.to(self.run.device)
-            yield images, reconstruct(images, self.run.autoencoder, book)
+            yield images, reconstruct(images, self.run.autoencoder if book is None else self.run.decoder, book)
 
     def features(self, batches: Iterable[torch.Tensor], number: int, name: str) -> torch.Tensor:
         """Features (N, D) of images that come in batches."""

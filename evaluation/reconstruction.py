@@ -12,10 +12,7 @@ from models.codebook import Codebook
 @torch.no_grad()
 def reconstruct(images: torch.Tensor, autoencoder: Autoencoder, codebook: Codebook | None = None) -> torch.Tensor:
     """Images (B, 3, H, W), encoded and decoded; if there is a codebook, quantized in between."""
-    fmap = autoencoder.encode(images)
-    if codebook is not None:
-        fmap = codebook.lookup(codebook.find_bmu(fmap))
-    return autoencoder.decode(fmap).clamp(-1, 1)
+    return autoencoder(images, codebook).clamp(-1, 1)
 
 
 def quality(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, float]:

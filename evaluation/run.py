@@ -21,7 +21,10 @@ from utils.split import Bounds
 
 
 class TrainedRun:
-    """The autoencoder, the codebooks and the stages of a run; `missing` lists what is not there, and why."""
+    """The autoencoder, the codebooks and the stages of a run; `missing` lists what is not there, and why.
+
+    `decoder` decodes quantized maps: it is the autoencoder, or the one whose decoder was trained further on such maps.
+    """
 
     def __init__(self, folder: RunFolder, device: torch.device) -> None:
         self.folder, self.device = folder, device
@@ -30,11 +33,20 @@ class TrainedRun:
         if not path.is_file():
             raise UserError(f"{folder.path}: nothing to evaluate, since {path} is missing; train the autoencoder")
         self.autoencoder = Autoencoder.load(path).to(device)
+        self.decoder = self._load_decoder()
         self.generating: list[Codebook | Stage] = []  # what generate.json names, once it is loaded
         self.settings = read_json(folder.generation) if folder.generation.is_file() else {}
         self.maps = self._load_maps()
         self.codebooks = self._load_codebooks()
         self.stages = self._load_stages()
+
+    def _load_decoder(self) -> Autoencoder:
+        path = self.folder.decoder.latest
+        if not path.is_file():
+            return self.autoencoder
+        decoder = Autoencoder.load(path).to(self.device)
+        check_origins(path, decoder.origin, self.autoencoder.origin)
+        return decoder
 
     def _load_maps(self) -> FeatureMapDataset | None:
         path = self.folder.feature_maps.dataset
@@ -79,7 +91,7 @@ class TrainedRun:
     def bounds(self) -> Bounds:
         """Where the validation and the test images of all steps together end."""
         stages = [stage for stage, *_ in self.stages.values()]
-        models = (self.autoencoder, *self.codebooks.values(), *stages, *self.generating)
+        models = (self.autoencoder, self.decoder, *self.codebooks.values(), *stages, *self.generating)
         return Bounds.common(model.bounds for model in models)
 
     def images(self, path: Path | None) -> ImageDataset:
@@ -131,6 +143,6 @@ class TrainedRun:
                     self.missing.append(f"samples: {folder / name} is missing; train it")
                     return None
         dtype = choose_dtype(self.device, "auto")
-        cascade = Cascade(configs, folder, self.autoencoder, self.device, dtype, batch_size)
+        cascade = Cascade(configs, folder, self.decoder, self.device, dtype, batch_size)
         self.generating = [*cascade.codebooks, *cascade.stages]
         return cascade

@@ -6,10 +6,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from models.activations import ACTIVATIONS
+from models.codebook import Codebook
 from utils.checkpoint import Origin, fingerprint, load_checkpoint, load_weights
 from utils.config import build_config
 from utils.files import UserError
@@ -24,7 +24,7 @@ KIND = "autoencoder"
 class AutoencoderConfig:
     """The JSON keys of an autoencoder."""
 
-    model_lr: float = option("peak learning rate", low=0)
+    model_lr: float = option("peak learning rate, for steps of 2,048 cells of feature maps", low=0)
     image_channel: int = option("channels of an image: 3, since images are read as RGB", low=1)
     min_channel: int = option("width after the first halving; it doubles at each further one, up to max_channel", low=1)
     max_channel: int = option("largest width")
@@ -38,8 +38,9 @@ class AutoencoderConfig:
     num_enc_res_blocks: int = option("residual blocks at each resolution of the encoder", 1, low=0)
     num_dec_res_blocks: int = option("residual blocks at each resolution of the decoder", 1, low=0)
     latent_noise: float = option("standard deviation of noise on the feature map in training", 0.0, low=0)
-    weight_decay: float = option("weight decay of matrices", 0.01, low=0)
+    weight_decay: float = option("share that a step at the peak rate takes from kernels", 2e-5, low=0, below=0.01)
     loss: str = option("mean squared error, or mean absolute error, which is sharper", "mse", choices=("mse", "l1"))
+    edge_weight: float = option("weight of the same error of differences between neighbouring pixels", 0.0, low=0)
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -102,7 +103,7 @@ class Decoder(nn.Sequential):
 
 
 class Autoencoder(nn.Module):
-    """Encoder and decoder, trained on the mean squared or mean absolute error of images in [−1, 1].
+    """Encoder and decoder, trained on the mean squared or mean absolute error of images in [−1, 1] and of their edges.
 
     Resolution changes by pixel (un)shuffling (Shi et al. 2016): no convolution runs on the full-size image.
     """
@@ -116,10 +117,13 @@ class Autoencoder(nn.Module):
         self.data: Fingerprint | None = None  # of the data set that they are of, unless the checkpoint is too old
 
     @classmethod
-    def load(cls, path: Path) -> "Autoencoder":
-        """Read an autoencoder from a checkpoint; raises `UserError` naming the file."""
+    def load(cls, path: Path, config: AutoencoderConfig | None = None) -> "Autoencoder":
+        """Read an autoencoder from a checkpoint, with its config or another that its weights fit.
+
+        Raises `UserError` naming the file.
+        """
         content = load_checkpoint(path, KIND)
-        model = cls(build_config(AutoencoderConfig, content["config"], str(path)))
+        model = cls(config or build_config(AutoencoderConfig, content["config"], str(path)))
         load_weights(model, content, path)
         model.fingerprint, model.encoder_fingerprint = content["fingerprint"], fingerprint(model.encoder.state_dict())
         model.bounds, model.data = Bounds.saved(content), content.get("data")
@@ -135,6 +139,11 @@ class Autoencoder(nn.Module):
         """What the origin of a file is compared with; one of before names the fingerprint of all weights."""
         return self.origin | {"autoencoder": self.fingerprint}
 
+    @property
+    def kernels(self) -> list[nn.Parameter]:
+        """The weights of all convolutions."""
+        return [layer.weight for layer in self.modules() if isinstance(layer, nn.Conv2d)]
+
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) in [−1, 1] → feature maps (B, C, h, w). H and W must be multiples of 2^num_layers."""
         return self.encoder(images)
@@ -148,16 +157,37 @@ class Autoencoder(nn.Module):
         """Feature maps (B, C, h, w) → images (B, 3, H, W)."""
         return self.decoder(fmap)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Reconstruct (B, 3, H, W). In training, noise on the feature map makes the decoder tolerate quantization."""
+    def forward(self, images: torch.Tensor, codebook: Codebook | None = None) -> torch.Tensor:
+        """Reconstruct (B, 3, H, W), with a codebook from quantized feature maps and without a gradient for the encoder.
+
+        In training without one, noise on the feature map makes the decoder tolerate quantization.
+        """
+        if codebook is not None:
+            return self.decode(self.quantized(images, codebook))
         fmap = self.encode(images)
         if self.training and self.config.latent_noise > 0:
             fmap = fmap + self.config.latent_noise * torch.randn_like(fmap)
         return self.decode(fmap)
 
+    @torch.no_grad()
+    def quantized(self, images: torch.Tensor, codebook: Codebook) -> torch.Tensor:
+        """Images (B, 3, H, W) → quantized feature maps (B, C, h, w), in float32, as later steps make them."""
+        with torch.autocast(images.device.type, enabled=False):
+            return codebook.quantize(self.encode(images))
+
     def loss(self, made: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-        """The mean error of reconstructions (B, 3, H, W), by the config's `loss`, a scalar."""
-        return F.mse_loss(made, images) if self.config.loss == "mse" else F.l1_loss(made, images)
+        """The mean error of reconstructions (B, 3, H, W), by the config's `loss` and `edge_weight`, a scalar.
+
+        Errors of the differences between neighbours (Mathieu et al. 2016, "Deep multi-scale video prediction beyond
+        mean square error") punish soft edges, which hardly change the error of the pixels.
+        """
+        measure = torch.square if self.config.loss == "mse" else torch.abs
+        error = made - images
+        found = measure(error).mean()
+        if self.config.edge_weight > 0:
+            edges = [measure(error.diff(dim=dim)).mean() for dim in (-2, -1)]
+            found = found + self.config.edge_weight * sum(edges)
+        return found
 
     def check_image(self, shape: tuple[int, int, int], where: Path) -> None:
         """Raise `UserError` if images (3, H, W) cannot be halved `num_layers` times."""

@@ -148,6 +148,10 @@ class Codebook(nn.Module):
         """Tokens (B, T) → feature maps (B, C, H, W) of the units' patches."""
         return unpatchify(self.units[tokens], *self.fmap_shape, self.config.patch_H)
 
+    def quantize(self, fmap: torch.Tensor) -> torch.Tensor:
+        """Feature maps (B, C, H, W) → the same with each patch replaced by the unit nearest to it."""
+        return self.lookup(self.find_bmu(fmap))
+
     def quantization_error(self, fmap: torch.Tensor) -> torch.Tensor:
         """Mean squared error of a number of the feature maps (B, C, H, W) after quantization. A scalar."""
         return self.nearest(self.patchify(fmap))[0].mean() / self.config.dim

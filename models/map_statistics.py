@@ -92,7 +92,7 @@ def decoded_psnr(
     for batch in chunks(indices, BATCH):
         fmap = dataset[batch].to(codebook.units.device)
         images = dataset.images(batch, autoencoder.scale).to(fmap.device)
-        for kind, given in enumerate((fmap, codebook.lookup(codebook.find_bmu(fmap)))):
+        for kind, given in enumerate((fmap, codebook.quantize(fmap))):
             error = (autoencoder.decode(given) - images).square().mean(dim=(1, 2, 3))
             errors[kind] += error.sum().cpu()
     before, after = (psnr(float(error)) for error in errors / len(indices))

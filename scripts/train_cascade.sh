@@ -135,6 +135,13 @@ for name in "${names[@]}"; do
     step "prune_$name" "$out/$name/$pruned" -- prune_codebook.py $PRUNE \
         --dataset-path "$maps" --codebook-path "$out/$name/$latest" --decoder-path "$decoder" --out-dir "$out/$name"
 done
+# With DECODER in its recipe a cascade decodes with a decoder that has learned from quantized feature maps.
+if [ -n "${DECODER:-}" ]; then
+    step decoder "$out/decoder/$latest" -- train_autoencoder.py --resume $DECODER \
+        --dataset-path "$dataset" --encoder-path "$decoder" --hr-codebook-path "$out/${names[stages]}/$pruned" \
+        --config-path "$recipe/autoencoder.json" --out-dir "$out/decoder"
+    decoder=$out/decoder/$latest
+fi
 before=(--train-base-model)
 for ((i = 0; i < stages; i++)); do
     settings=TRANSFORMER_$i

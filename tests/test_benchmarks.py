@@ -284,7 +284,8 @@ def test_what_moves_the_weights_in_the_ablation(name, optimizers, share, tiny_ru
     assert {type(optimizer).__name__ for optimizer in learner.optimizers.values()} == optimizers
     groups = [group for optimizer in learner.optimizers.values() for group in optimizer.param_groups]
     assert sum(len(group["params"]) for group in groups) == len(list(learner.model.parameters()))
-    assert learner.base_lr == share * learner.model.config.transformer.model_lr
+    usual = ablation.build(Row("full"), stages.DemoStage.read(tiny_run, 1))
+    assert learner.peak == pytest.approx(share * usual.peak)
 
 
 def test_the_ablation_trains_each_variant_at_each_rate(tiny_run, in_this_process, monkeypatch, capsys):

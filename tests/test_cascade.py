@@ -53,7 +53,7 @@ def test_tokens_start_as_near_to_each_other_as_their_units_are(number):
 def test_muon_moves_the_layers_of_the_blocks_and_adamw_all_else(number):
     stage = build(number)
     names = {id(parameter): name for name, parameter in stage.named_parameters()}
-    args = argparse.Namespace(precision="fp32", compile=False, ema_decay=0)
+    args = argparse.Namespace(step_size=4, precision="fp32", compile=False, ema_decay=0)
     config, weights = stage.config.transformer, stage.transformer.block_weights
     optimizers = GradientLearner(stage, None, config, args, 10, torch.device("cpu"), weights).optimizers
     moved = {

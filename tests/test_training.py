@@ -133,15 +133,72 @@ def test_the_momentum_of_muon_is_loaded_with_the_optimizer_and_only_then(more, t
         assert torch.allclose(found["muon"]["state"][index]["momentum"], expected, atol=1e-9)
 
 
-def test_a_checkpoint_from_before_muon_is_refused_by_name(command, train, tmp_path, capsys):
-    train("transformer_1", "run", "--max-step", 1)
+@pytest.mark.parametrize("name", ["autoencoder", "transformer_1"])
+@pytest.mark.parametrize("has_muon", [False, True])
+def test_a_checkpoint_of_other_rates_is_refused_by_name(name, has_muon, command, train, tmp_path, capsys):
+    train(name, "run", "--max-step", 1)
     path = tmp_path / "run" / WEIGHTS
     content = torch.load(path, weights_only=True)
-    del content["muon"], content["digest"]
+    del content["digest"]
+    for optimizer in ("optimizer", "muon"):
+        for group in content[optimizer]["param_groups"]:
+            del group["scale"]
+    if not has_muon:
+        del content["muon"]
     torch.save(content | {"format_version": 1}, path)
     for more in (["run", "--max-step", 2, "--resume"], ["new", "--model-path", path, "--load-optim"]):
-        line = expect_error(capsys, MAINS["transformer_1"], command("transformer_1", *more))
-        assert str(path) in line and "--model-path" in line
+        line = expect_error(capsys, MAINS[name], command(name, *more))
+        assert str(path) in line and "rates meant something else" in line and "--model-path" in line
+
+
+@pytest.fixture
+def for_decoder(tiny_run):
+    """The flags that train the decoder of the tiny run alone, on maps quantized by its finest codebook."""
+    codebook = tiny_run / CODEBOOKS[-1] / PRUNED
+    return ("--encoder-path", tiny_run / "autoencoder" / WEIGHTS, "--hr-codebook-path", codebook)
+
+
+def test_a_decoder_learns_from_quantized_maps_and_its_encoder_stays(train, tiny_run, faces, tmp_path, for_decoder):
+    found = train("autoencoder", "run", "--max-step", 30, *for_decoder)
+    before, after = (Autoencoder.load(path / WEIGHTS) for path in (tiny_run / "autoencoder", tmp_path / "run"))
+    assert after.origin == before.origin and after.fingerprint != before.fingerprint
+    codebook = Codebook.load(for_decoder[-1])
+    assert found["trained_from"] == before.origin | {"hr_codebook": codebook.fingerprint}
+    dataset = ImageDataset(faces)
+    images = dataset[dataset.split(BOUNDS).validation]
+    fmap = codebook.lookup(codebook.find_bmu(before.encode(images)))
+    with torch.no_grad():
+        errors = [(model.decode(fmap) - images).abs().mean() for model in (before, after)]
+        assert torch.equal(after(images, codebook), after.decode(fmap))
+    assert errors[1] < 0.95 * errors[0]
+
+
+def test_a_decoder_resumes_exactly(train, for_decoder):
+    whole = train("autoencoder", "whole", "--max-step", 6, *for_decoder)
+    train("autoencoder", "parts", "--max-step", 6, "--checkpoint-step", 3, *for_decoder)
+    parts = train("autoencoder", "parts", "--max-step", 6, "--resume", *for_decoder)
+    assert same(whole["model"], parts["model"])
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--encoder-path", "a.pt"], ("--encoder-path and --hr-codebook-path",)),
+        (["--hr-codebook-path", "c.pt"], ("--encoder-path and --hr-codebook-path",)),
+        (["--encoder-path", "a.pt", "--hr-codebook-path", "c.pt", "--model-path", "m.pt"], ("--model-path",)),
+        (["--encoder-path", "a.pt", "--hr-codebook-path", "c.pt"], ("a.pt: no such checkpoint",)),
+    ],
+)
+def test_what_a_decoder_cannot_learn_from_is_refused(more, words, command, capsys):
+    line = expect_error(capsys, MAINS["autoencoder"], command("autoencoder", "run", *more))
+    assert all(word in line for word in words)
+
+
+def test_a_decoder_and_a_codebook_of_another_encoder_are_refused(command, train, for_decoder, tmp_path, capsys):
+    train("autoencoder", "other", "--max-step", 1, "--seed", 1)
+    more = ("--encoder-path", tmp_path / "other" / WEIGHTS, *for_decoder[2:])
+    line = expect_error(capsys, MAINS["autoencoder"], command("autoencoder", "run", *more))
+    assert str(for_decoder[-1]) in line and "encoder" in line
 
 
 def test_weights_of_another_width_are_refused_by_name(command, tiny_run, tmp_path, write_json, capsys):

@@ -17,7 +17,7 @@ from utils.device import autocast, choose_dtype
 from utils.files import UserError
 from utils.flops import count_flops
 from utils.learner import TrainingOptions
-from utils.muon import Muon
+from utils.optimizers import TOKENS, build_optimizers, set_rate
 from utils.options import SpeedOptions, option
 from utils.split import Bounds
 
@@ -61,11 +61,12 @@ def learning_rate(step: int, total_steps: int, base: float, options: GradientOpt
 
 
 class GradientLearner:
-    """AdamW on a loss, with clipping, accumulation, a schedule and a moving average of the weights.
+    """Muon and AdamW on a loss, with clipping, accumulation, a schedule and a moving average of the weights.
 
-    `config` is that of the model: `model_lr` and `weight_decay`, which acts on matrices only. Muon moves the weights
-    `by_muon` instead of AdamW. `compute(model, batch)` returns scalars, `loss` among them, each a mean over the items.
-    Random choices in the model come from the default generator, which the loop seeds at each step.
+    `config` is that of the model: its `model_lr` is for steps of `TOKENS` tokens, of which an item has `per_item`, and
+    grows with the root of their number. Muon moves the weights `by_muon`, AdamW all others. `compute(model, batch)`
+    returns scalars, `loss` among them, each a mean over the items. Random choices in the model come from the default
+    generator, which the loop seeds at each step.
     """
 
     def __init__(
@@ -77,20 +78,13 @@ class GradientLearner:
         total_steps: int,
         device: torch.device,
         by_muon: Sequence[nn.Parameter] = (),
+        per_item: int = 1,
     ) -> None:
         self.model, self.compute, self.options, self.total_steps = model, compute, options, total_steps
-        self.device, self.base_lr = device, config.model_lr
-        taken = set(by_muon)
-        others = [parameter for parameter in model.parameters() if parameter not in taken]
-        groups = [
-            {"params": [p for p in others if p.ndim >= 2], "weight_decay": config.weight_decay},
-            {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        adamw = torch.optim.AdamW(groups, self.base_lr, betas=(0.9, 0.99), fused=device.type in ("cpu", "cuda"))
-        self.optimizers: dict[str, torch.optim.Optimizer] = {"optimizer": adamw}  # by their keys in a checkpoint
-        if by_muon:
-            dtype = choose_dtype(device, options.precision)
-            self.optimizers["muon"] = Muon(by_muon, self.base_lr, config.weight_decay, dtype)
+        self.device = device
+        self.peak = config.model_lr * (options.step_size * per_item / TOKENS) ** 0.5
+        dtype = choose_dtype(device, options.precision)
+        self.optimizers = build_optimizers(model, by_muon, self.peak, config.weight_decay, dtype)
         self.compiled = torch.compile(model) if options.compile else model
         self.autocast = autocast(device, options.precision)
         self.average = copy.deepcopy(model).requires_grad_(False) if options.ema_decay > 0 else None
@@ -103,9 +97,8 @@ class GradientLearner:
 
     def update(self, batch: Batch, step: int) -> dict[str, torch.Tensor | float]:
         """One step down the gradient."""
-        rate = learning_rate(step, self.total_steps, self.base_lr, self.options)
-        for group in self._groups():
-            group["lr"] = rate
+        rate = learning_rate(step, self.total_steps, self.peak, self.options)
+        set_rate(self.optimizers, rate)
         self.model.train()
         self.model.zero_grad()
         numbers = self.backward(self.compiled, batch)
@@ -170,10 +163,10 @@ class GradientLearner:
         checkpoints.begin_from(path, Bounds.saved(content))
         load_weights(self.model, content, path, averaged=not self.options.load_optim)
         if self.options.load_optim:
-            decays = [group["weight_decay"] for group in self._groups()]
+            rules = [{key: group[key] for key in ("scale", "weight_decay")} for group in self._groups()]
             self._restore_optimizers(content, path)
-            for group, decay in zip(self._groups(), decays, strict=True):
-                group["weight_decay"] = decay  # this config's, not that of the checkpoint
+            for group, rule in zip(self._groups(), rules, strict=True):
+                group.update(rule)  # this config's, not those of the checkpoint
         if self.average is not None:
             self.average.load_state_dict(self.model.state_dict())
         return 0
@@ -182,10 +175,10 @@ class GradientLearner:
         return [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
 
     def _restore_optimizers(self, content: dict, path: Path) -> None:
-        if not content.keys() >= self.optimizers.keys():
-            raise UserError(
-                f"{path}: was written before Muon was used; go on from its weights alone: --model-path with another "
-                "--out-dir, and without --load-optim"
-            )
         for name, optimizer in self.optimizers.items():
+            if not all("scale" in group for group in content.get(name, {}).get("param_groups", [{}])):
+                raise UserError(
+                    f"{path}: was trained when rates meant something else; go on from its weights alone: --model-path "
+                    "with another --out-dir, and without --load-optim"
+                )
             optimizer.load_state_dict(content[name])

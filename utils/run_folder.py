@@ -137,6 +137,7 @@ class RunFolder:
         self.evaluation = EvaluationFolder(path / "evaluation")
         self.report = path / "report.html"
         self.autoencoder, self.feature_maps = self.step("autoencoder"), self.step("feature_maps")
+        self.decoder = self.step("decoder")  # only where a recipe trains it further, on quantized maps
         self.generated = self.step("generated")
 
     @classmethod
@@ -174,7 +175,8 @@ class RunFolder:
     @property
     def steps(self) -> list[StepFolder]:
         """The folders of all steps, in the order in which they are made."""
-        return [self.autoencoder, self.feature_maps, *self.codebooks, *self.transformers, self.generated]
+        tuned = [self.decoder] if self.decoder.path.is_dir() else []
+        return [self.autoencoder, self.feature_maps, *self.codebooks, *tuned, *self.transformers, self.generated]
 
     @property
     def missing(self) -> dict[str, Path]:

@@ -5,6 +5,7 @@ AUTOENCODER="--max-step 1500 --batch-size 8 --checkpoint-step 500 --lr-schedule 
 FEATURE_MAPS="--batch-size 64 --flip"
 CODEBOOK="--max-epoch 6 --batch-size 32"
 PRUNE="--batch-size 64 --prune-threshold 2"
+DECODER="--max-step 300 --batch-size 8 --lr-schedule cosine --warmup-step 20"
 TRANSFORMER_0="--max-step 500 --batch-size 16 --lr-schedule cosine --warmup-step 20"
 TRANSFORMER_1="--max-step 500 --batch-size 16 --lr-schedule cosine --warmup-step 20"
 TRANSFORMER_2="--max-step 500 --batch-size 16 --lr-schedule cosine --warmup-step 20"
