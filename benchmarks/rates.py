@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmarks.stages import CONFIGS, CPU, DemoStage, demo_options
+from benchmarks import stages
+from benchmarks.stages import CPU, DemoStage, demo_options
 from models.autoencoder import Autoencoder, AutoencoderConfig
 from train_autoencoder import reconstruction_loss
 from utils.config import load_config
@@ -47,7 +48,7 @@ def stage(folder: Path, width: int, batch_size: int, rate: float) -> tuple[Gradi
 def autoencoder(folder: Path, width: int, batch_size: int, rate: float) -> tuple:
     """The same for the autoencoder, `width` wide at its narrowest resolution."""
     dataset = ImageDataset(RunFolder(folder).images)
-    config = load_config(CONFIGS / "autoencoder.json", AutoencoderConfig)
+    config = load_config(stages.CONFIGS / "autoencoder.json", AutoencoderConfig)
     config = replace(config, min_channel=width // 2, max_channel=width, model_lr=config.model_lr * rate)
     model = Autoencoder(config).to(memory_format=torch.channels_last)
     options = demo_options(folder, batch_size=batch_size)

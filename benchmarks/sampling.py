@@ -81,7 +81,7 @@ def main() -> None:
     keep_memory()
     run, extractor = RunFolder.open(args.folder), EfficientNetFeatures()
     trained = TrainedRun(run, CPU)
-    dataset, decoder = trained.images(args.dataset_path), trained.autoencoder
+    dataset, decoder = trained.images(args.dataset_path), trained.decoder
     split = dataset.split(trained.bounds)
     training, validation = (
         features_of(extractor, (dataset[part] for part in chunks(indices, BATCH)), len(indices), "images")
@@ -109,7 +109,7 @@ def main() -> None:
     print_row("training images", training[order])
     cascade = Cascade(load_generation_config(run.generation), run.path, decoder, CPU)
     images = dataset[split.training[order]]
-    print_row("their reconstructions", extractor(decoder(images)))
+    print_row("their reconstructions", extractor(trained.autoencoder(images)))
     for level, tokens in reversed(list(enumerate(cascade.tokenize(images)))):
         name = f"from the tokens of stage {level - 1}" if level else "from the condition"
         print_row(name, extractor(cascade.decode(tokens, level)))

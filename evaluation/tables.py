@@ -9,6 +9,7 @@ def markdown(results: Results) -> str:
         f"{results.num_images} images in each set, of {results.num_held_out} {results.side} images; "
         f"{results.num_training} training images; seed {results.seed}. Features: {results.extractor}.",
         results.caution,
+        results.decoding,
         _table(
             ["PSNR (dB)", "SSIM"], [[row.name, f"{row.psnr:.2f}", f"{row.ssim:.3f}"] for row in results.reconstruction]
         ),

@@ -51,7 +51,8 @@ def render(run: Run, models: sections.Models, quality: Quality) -> str:
     return environment.get_template("report.html.j2").render(
         head=sections.overview(run, models),
         generation=sections.generation(run, models, quality),
-        autoencoder=sections.autoencoder(run, models, quality, plots),
+        autoencoder=sections.reconstructions(run, "autoencoder", models, quality, plots),
+        decoder=sections.reconstructions(run, "decoder", models, quality, plots),
         codebooks=sections.codebooks(run, models, quality, plots),
         transformers=sections.transformers(run, models, quality, plots),
         pairs=sections.pairs(run, quality),

@@ -18,7 +18,12 @@ from utils.progress import progress
 from utils.run_folder import StepFolder
 
 MOST_SAMPLES = 25  # final images that are shown one by one
-TITLES = {"autoencoder": "Autoencoder", "feature_maps": "Feature maps", "generated": "Generation"}
+TITLES = {
+    "autoencoder": "Autoencoder",
+    "feature_maps": "Feature maps",
+    "decoder": "Decoder of quantized maps",
+    "generated": "Generation",
+}
 PIXEL_LOSSES = {"mse": "mean squared error", "l1": "mean absolute error"}
 CODEBOOK_PICTURES = ("hit_map", "u_matrix", "comparison", "image_plot", "quant_image_plot")
 PREVIEWS = ("low_res_cond", "high_res_recon", "high_res_example", "ground_truth")
@@ -44,7 +49,7 @@ class Models:
 
 def load_models(run: Run) -> Models:
     """Load the decoder and the codebooks, pruned if they have been, and draw all units."""
-    path, models = run.folder.autoencoder.latest, Models(None, {}, {}, None)
+    path, models = run.folder.decoding.latest, Models(None, {}, {}, None)
     if path.exists():
         models.decoder = Autoencoder.load(path)
         models.num_training = load_checkpoint(path, KIND, memory_map=True).get("settings", {}).get("training items")
@@ -118,11 +123,11 @@ def training(step: Step, plots: dict, loss: str, quality: Quality, names: tuple[
     return heading | {"step": step, "curve": figure and f"curve-{name}", "pictures": pictures}
 
 
-def autoencoder(run: Run, models: Models, quality: Quality, plots: dict) -> dict | None:
-    """Originals beside their reconstructions, and the curves."""
-    if (step := run.steps.get("autoencoder")) is None:
+def reconstructions(run: Run, name: str, models: Models, quality: Quality, plots: dict) -> dict | None:
+    """Originals beside their reconstructions, and the curves, of the step `name`: the autoencoder or its decoder."""
+    if (step := run.steps.get(name)) is None:
         return None
-    job = run.job("autoencoder")
+    job = run.job(name)
     loss = (job.last.config or {}).get("loss") if job else models.decoder and models.decoder.config.loss
     return training(step, plots, PIXEL_LOSSES.get(loss, "error"), quality, ("ground_truth", "recon"))
 

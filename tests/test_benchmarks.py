@@ -2,6 +2,7 @@
 
 import math
 import re
+import shutil
 import sys
 
 import pytest
@@ -14,6 +15,7 @@ from benchmarks import (
     codebook_limits,
     generation,
     intervals,
+    rates,
     sampling,
     stages,
     timing,
@@ -197,7 +199,7 @@ def test_the_benchmarks_train_as_the_recipe_of_the_demo():
 
 @pytest.fixture
 def in_this_process(monkeypatch):
-    """The ablation's runs, one after another, on the tiny configs."""
+    """The runs of the ablation and of the rates, one after another, on the tiny configs."""
 
     class Pool:
         def __enter__(self):
@@ -209,7 +211,8 @@ def in_this_process(monkeypatch):
         def imap_unordered(self, function, jobs):
             return map(function, jobs)
 
-    monkeypatch.setattr(ablation, "get_context", lambda _: type("Context", (), {"Pool": lambda *_, **__: Pool()}))
+    for module in (ablation, rates):
+        monkeypatch.setattr(module, "get_context", lambda _: type("Context", (), {"Pool": lambda *_, **__: Pool()}))
     monkeypatch.setattr(stages, "CONFIGS", TINY)
 
 
@@ -297,6 +300,29 @@ def test_the_ablation_trains_each_variant_at_each_rate(tiny_run, in_this_process
     assert [row[0] for row in rows] == ["full, rate 0.5", "full", "4 heads", "4 heads, rate 2"]
     assert min(float(row[5]) for row in rows[:2]) == 1
     assert re.findall(r"^Best rate of (.*): [\d.]+, at an end of", output, flags=re.M) == ["full", "4 heads"]
+
+
+@pytest.mark.parametrize("model", ["autoencoder", "stage"])
+def test_the_benchmark_of_rates_trains_each_width_and_batch_size_at_each_rate(
+    model, tiny_run, faces, tmp_path, in_this_process, monkeypatch, capsys
+):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    shutil.copytree(faces.parent, run / "data")
+    options = ["--widths", "16", "32", "--batch-sizes", "4", "8", "--rates", "0.01", "1", "100"]
+    monkeypatch.setattr(sys, "argv", ["rates", str(run), model, *options, "--steps", "30", "--seeds", "2"])
+    rates.main()
+    rows = numbers_of(capsys.readouterr().out)[1:]
+    assert [row[:2] for row in rows] == [[width, size] for width in ("16", "32") for size in ("4", "8")]
+    for row in rows:
+        losses = [float(cell) for cell in row[2:5]]
+        assert losses[1] < losses[0]  # at a hundredth of the rate hardly anything is learned
+        assert len(row[6].split(", ")) == 2
+
+
+def test_the_best_rate_is_where_a_parabola_is_least():
+    losses = {rate: math.exp((math.log2(rate) - 0.3) ** 2) for rate in (0.25, 0.5, 1, 2, 4)}
+    assert rates.best_rate(losses) == pytest.approx(2**0.3)
+    assert math.isnan(rates.best_rate({0.5: 1.0, 1.0: 2.0, 2.0: 3.0}))
 
 
 def test_the_best_rate_of_each_variant_is_named(capsys):

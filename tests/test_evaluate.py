@@ -8,6 +8,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
 from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
@@ -173,6 +175,17 @@ def test_copies_of_training_images_and_of_their_mirror_images_are_found(faces):
     assert unseen.distance[0] < 1e-3 < unseen.distance[1]
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("number", [0, 2])
+def test_features_are_those_of_the_network_as_it_was_published(number, faces):
+    extractor, images = extractors.EfficientNetFeatures(number), ImageDataset(faces)[np.arange(3)]
+    network = EfficientNet.from_name(f"efficientnet-lite{number}").eval()
+    network.load_state_dict(torch.load(extractors.LITE[number].get_model_file_path(), weights_only=True))
+    scaled = F.interpolate(images, size=(128, 128), mode="bicubic", antialias=True, align_corners=False)
+    assert torch.allclose(extractor(images), network.extract_features(scaled).mean((2, 3)), atol=1e-3)
+    assert f"EfficientNet-Lite{number}" in extractor.description
+
+
 @pytest.mark.parametrize("block", [1, 4, 100])
 def test_the_nearest_are_those_of_a_full_search(block, monkeypatch):
     monkeypatch.setattr(distances, "BLOCK", block)
@@ -264,7 +277,7 @@ def test_quality_of_the_same_images_and_of_even_ones():
 
 def test_inception_is_taken_where_it_is_and_never_downloaded(tmp_path, monkeypatch):
     monkeypatch.setattr(extractors, "InceptionFeatures", lambda: "inception")
-    monkeypatch.setattr(extractors, "EfficientNetFeatures", lambda: "efficientnet")
+    monkeypatch.setattr(extractors, "EfficientNetFeatures", lambda number=0: f"efficientnet{number or ''}")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     for installed, there in ((False, False), (False, True), (True, False), (True, True)):
         monkeypatch.setattr(extractors, "find_spec", lambda _, installed=installed: object() if installed else None)
@@ -273,6 +286,7 @@ def test_inception_is_taken_where_it_is_and_never_downloaded(tmp_path, monkeypat
         if there:
             extractors.inception_path().touch()
         assert extractors.choose_extractor("efficientnet") == "efficientnet"
+        assert extractors.choose_extractor("efficientnet-lite2") == "efficientnet2"
         assert extractors.choose_extractor("auto") == ("inception" if installed and there else "efficientnet")
         if installed and there:
             assert extractors.choose_extractor("inception") == "inception"

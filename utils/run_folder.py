@@ -151,6 +151,11 @@ class RunFolder:
         """The folder of a step."""
         return StepFolder(self.path / name)
 
+    @property
+    def decoding(self) -> StepFolder:
+        """The step whose decoder decodes tokens: the one trained on quantized maps, if there is one."""
+        return self.decoder if self.decoder.latest.is_file() else self.autoencoder
+
     @cached_property
     def num_stages(self) -> int:
         """Stages of the cascade: those that `generate.json` names or that a folder was made for, at least 1."""
