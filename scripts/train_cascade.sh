@@ -7,7 +7,8 @@ usage() {
     cat <<'TEXT'
 usage: bash scripts/train_cascade.sh RECIPE DATASET OUT [--device DEVICE] [--overwrite] [--verify]
 
-  RECIPE       a folder of configs/; its transformer_0.json, transformer_1.json, … decide how many stages there are
+  RECIPE       a folder of configs/, or the path of another, with a slash; its transformer_0.json,
+               transformer_1.json, … decide how many stages there are
   DATASET      dataset.json of images
   OUT          the folder to write to
   --device     auto, cpu, cuda or mps [auto]
@@ -21,6 +22,7 @@ if [ $# -lt 3 ]; then usage >&2; exit 2; fi
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$root/scripts/signals.sh"
 recipe=$root/configs/$1 dataset=$2 out=$3
+if [[ $1 == */* ]]; then recipe=$1; fi
 common=("${@:4}")
 if [ ! -f "$recipe/recipe.sh" ]; then
     echo "error: $recipe/recipe.sh: no such recipe; configs/ holds: $(ls "$root/configs" | tr '\n' ' ')" >&2

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from benchmarks import (
@@ -15,6 +16,7 @@ from benchmarks import (
     codebook_limits,
     generation,
     intervals,
+    quality,
     rates,
     sampling,
     stages,
@@ -23,6 +25,7 @@ from benchmarks import (
 )
 from benchmarks.ablation import Row
 from evaluation.features import EfficientNetFeatures
+from evaluation.results import SETS, Distance, Reconstruction, Results
 from models.transformer import TransformerConfig
 from tests.helpers.scripts import TINY
 from utils.config import load_config
@@ -317,6 +320,39 @@ def test_the_benchmark_of_rates_trains_each_width_and_batch_size_at_each_rate(
         losses = [float(cell) for cell in row[2:5]]
         assert losses[1] < losses[0]  # at a hundredth of the rate hardly anything is learned
         assert len(row[6].split(", ")) == 2
+
+
+def test_a_share_of_a_recipe_has_that_share_of_its_steps(tmp_path):
+    recipe = quality.ROOT / "configs/demo-64"
+    quality.write_recipe(recipe, 0.25, tmp_path / "quarter")
+    before, after = ((folder / "recipe.sh").read_text() for folder in (recipe, tmp_path / "quarter"))
+    numbers = [[int(found) for found in re.findall(r"--max-step (\d+)", text)] for text in (before, after)]
+    assert numbers[1] == [round(number / 4) for number in numbers[0]]
+    epochs = [[int(found) for found in re.findall(r"--max-epoch (\d+)", text)] for text in (before, after)]
+    assert epochs[1] == [math.ceil(number / 4) for number in epochs[0]]
+    assert (tmp_path / "quarter/transformer_2.json").is_file()
+    assert re.sub(r"-(step|epoch) \d+", "", before) == re.sub(r"-(step|epoch) \d+", "", after)
+
+
+def test_the_benchmark_of_quality_shows_each_share(tmp_path, monkeypatch, capsys):
+    rows = tuple(Distance(name, 0.1 * number, 0, 1, 1, 1, 1, 0.5, 0.75) for number, name in enumerate(SETS))
+    results = Results("", "test", 4, 4, 4, 0, {}, (Reconstruction("autoencoder", 30.0, 0.9),), (), rows, None, (), 1.0)
+    trained = []
+
+    def train(dataset, recipe, out):
+        trained.append(recipe)
+        return 60.0 * len(trained), results
+
+    monkeypatch.setattr(quality, "train", train)
+    options = ["--out-dir", str(tmp_path / "out"), "--recipe", "tiny-32", "--shares", "1", "0.5"]
+    monkeypatch.setattr(sys, "argv", ["quality", "data.json", *options])
+    quality.main()
+    assert [recipe.name for recipe in trained] == ["recipe-0.5", "recipe-1"]
+    assert numbers_of(capsys.readouterr().out)[1:] == [
+        ["0.5", "1.0", "30.0", "0.100", "0.200", "0.300", "0.50", "0.75"],
+        ["1", "2.0", "30.0", "0.100", "0.200", "0.300", "0.50", "0.75"],
+    ]
+    assert Image.open(tmp_path / "out/quality.png").size == (700, 400)
 
 
 def test_the_best_rate_is_where_a_parabola_is_least():

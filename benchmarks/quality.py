@@ -1,0 +1,88 @@
+"""How good the demo is after how much time: its recipe with a share of the training steps.
+
+    python -m benchmarks.quality out/demo-avatars/data/dataset.json --out-dir out/quality
+
+Trains the demo's cascade with each share of the training steps of its recipe, one after the other, and evaluates it.
+Prints a table in Markdown: the seconds of all steps before the evaluation, and what scripts.evaluate measures on test
+images; and draws the kernel distances over the time (quality.png). What was trained before is not trained again.
+"""
+
+import argparse
+import math
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from evaluation.results import SETS, TRAINING, Results
+from reporting.run import read_run
+from utils.config import load_config
+from utils.run_folder import RunFolder
+
+ROOT = Path(__file__).parent.parent
+STEPS = re.compile(r"--(max|checkpoint|log|warmup)-step (\d+)")
+
+
+def write_recipe(recipe: Path, share: float, out: Path) -> None:
+    """Copy a recipe to `out`, with a share of its training steps and epochs, but at least one."""
+    shutil.copytree(recipe, out, dirs_exist_ok=True)
+    text = (recipe / "recipe.sh").read_text(encoding="utf-8")
+    text = STEPS.sub(lambda found: f"--{found[1]}-step {max(1, round(int(found[2]) * share))}", text)
+    text = re.sub(r"--max-epoch (\d+)", lambda found: f"--max-epoch {math.ceil(int(found[1]) * share)}", text)
+    (out / "recipe.sh").write_text(text, encoding="utf-8")
+
+
+def train(dataset: Path, recipe: Path, out: Path) -> tuple[float, Results]:
+    """Train and evaluate a recipe; return the seconds of the training and what was measured."""
+    subprocess.run(["bash", ROOT / "scripts/train_cascade.sh", recipe, dataset, out], check=True)
+    folder = RunFolder(out)
+    if not folder.evaluation.results.is_file():
+        command = [sys.executable, "-m", "scripts.evaluate", out, "--dataset-path", dataset]
+        subprocess.run(command, check=True, cwd=ROOT)
+    jobs = [job for step in read_run(folder).steps.values() for job in step.jobs.values()]
+    return sum(job.seconds for job in jobs), load_config(folder.evaluation.results, Results)
+
+
+def draw(found: dict[float, Results], path: Path) -> None:
+    """Draw the kernel distance of each set of images over the minutes of training."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for name in SETS:
+        axes.plot([seconds / 60 for seconds in found], [row.distance(name).kernel for row in found.values()], "o-")
+    axes.set(xlabel="minutes of training", ylabel="kernel distance to test images", ylim=(0, None), xlim=(0, None))
+    axes.legend(SETS)
+    figure.savefig(path, dpi=100)
+
+
+def main() -> None:
+    """Train all shares, print the table, draw the curves."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset", type=Path, help="dataset.json of images, such as that of scripts/demo.sh")
+    parser.add_argument("--out-dir", type=Path, default=Path("out/quality"), help="where to train [out/quality]")
+    parser.add_argument("--recipe", default="demo-64", help="folder of configs/ [demo-64]")
+    shares = [0.15, 0.3, 0.6, 1.0]
+    parser.add_argument("--shares", nargs="+", type=float, default=shares, help="of the steps [0.15 0.3 0.6 1]")
+    args = parser.parse_args()
+    dataset, out = args.dataset.resolve(), args.out_dir.resolve()
+    found: dict[float, Results] = {}  # by seconds
+    for share in sorted(args.shares):
+        recipe = out / f"recipe-{share:g}"
+        write_recipe(ROOT / "configs" / args.recipe, share, recipe)
+        seconds, results = train(dataset, recipe, out / f"{share:g}")
+        found[seconds] = results
+    names = [name for name in SETS if name != TRAINING]
+    print(f"| share of the steps | minutes | PSNR (dB) | {' | '.join(names)} | precision | recall |")
+    print("|---" * (len(names) + 5) + "|")
+    for share, (seconds, results) in zip(sorted(args.shares), found.items(), strict=True):
+        kernels = " | ".join(f"{results.distance(name).kernel:.3f}" for name in names)
+        samples = results.distance(names[-1])
+        print(f"| {share:g} | {seconds / 60:.1f} | {results.reconstruction[0].psnr:.1f} | {kernels} "
+              f"| {samples.precision:.2f} | {samples.recall:.2f} |")  # fmt: skip
+    draw(found, out / "quality.png")
+
+
+if __name__ == "__main__":
+    main()
