@@ -37,7 +37,7 @@ def read_features(run: TrainedRun, dataset: ImageDataset) -> tuple[torch.Tensor,
     *_, book = run.codebooks.values()
     parts = chunks(np.arange(number), BATCH)
     real = features_of(extractor, (dataset[part] for part in parts), number, "images")
-    made = (reconstruct(dataset[part], run.autoencoder, book) for part in parts)
+    made = (reconstruct(dataset[part], run.decoder, book) for part in parts)
     return real, features_of(extractor, made, number, "quantized images")
 
 

@@ -12,7 +12,6 @@ demo's, from a parabola through the logarithms of the best three.
 import argparse
 import math
 import sys
-from dataclasses import replace
 from functools import partial
 from itertools import product
 from multiprocessing import get_context
@@ -23,9 +22,9 @@ import torch
 from tqdm import tqdm
 
 from benchmarks import stages
-from benchmarks.stages import CPU, DemoStage, demo_options
-from models.autoencoder import Autoencoder, AutoencoderConfig
-from train_autoencoder import reconstruction_loss
+from benchmarks.autoencoder import autoencoder_learner
+from benchmarks.stages import DemoStage
+from models.autoencoder import AutoencoderConfig
 from utils.config import load_config
 from utils.dataset import EpochSampler, FileDataset, ImageDataset
 from utils.device import keep_memory
@@ -48,13 +47,11 @@ def stage(folder: Path, width: int, batch_size: int, rate: float) -> tuple[Gradi
 def autoencoder(folder: Path, width: int, batch_size: int, rate: float) -> tuple:
     """The same for the autoencoder, `width` wide at its narrowest resolution."""
     dataset = ImageDataset(RunFolder(folder).images)
-    config = load_config(stages.CONFIGS / "autoencoder.json", AutoencoderConfig)
-    config = replace(config, min_channel=width // 2, max_channel=width, model_lr=config.model_lr * rate)
-    model = Autoencoder(config).to(memory_format=torch.channels_last)
-    options = demo_options(folder, batch_size=batch_size)
-    cells = dataset.shape[1] * dataset.shape[2] // model.scale**2
-    learner = GradientLearner(model, reconstruction_loss, config, options, 1, CPU, model.kernels, cells)
-    return learner, dataset, dataset.split(options.bounds)
+    peak = load_config(stages.CONFIGS / "autoencoder.json", AutoencoderConfig).model_lr * rate
+    learner = autoencoder_learner(
+        folder, dataset, batch_size=batch_size, min_channel=width // 2, max_channel=width, model_lr=peak
+    )
+    return learner, dataset, dataset.split(learner.options.bounds)
 
 
 MODELS = {"stage": stage, "autoencoder": autoencoder}

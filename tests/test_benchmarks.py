@@ -12,6 +12,7 @@ from torch import nn
 
 from benchmarks import (
     ablation,
+    autoencoder,
     codebook,
     codebook_limits,
     generation,
@@ -29,6 +30,7 @@ from evaluation.results import SETS, Distance, Reconstruction, Results
 from models.transformer import TransformerConfig
 from tests.helpers.scripts import TINY
 from utils.config import load_config
+from utils.dataset import ImageDataset
 
 
 def numbers_of(output):
@@ -214,7 +216,7 @@ def in_this_process(monkeypatch):
         def imap_unordered(self, function, jobs):
             return map(function, jobs)
 
-    for module in (ablation, rates):
+    for module in (ablation, autoencoder, rates):
         monkeypatch.setattr(module, "get_context", lambda _: type("Context", (), {"Pool": lambda *_, **__: Pool()}))
     monkeypatch.setattr(stages, "CONFIGS", TINY)
 
@@ -305,14 +307,20 @@ def test_the_ablation_trains_each_variant_at_each_rate(tiny_run, in_this_process
     assert re.findall(r"^Best rate of (.*): [\d.]+, at an end of", output, flags=re.M) == ["full", "4 heads"]
 
 
-@pytest.mark.parametrize("model", ["autoencoder", "stage"])
-def test_the_benchmark_of_rates_trains_each_width_and_batch_size_at_each_rate(
-    model, tiny_run, faces, tmp_path, in_this_process, monkeypatch, capsys
-):
+@pytest.fixture
+def run_with_images(tiny_run, faces, tmp_path):
+    """The tiny run and its images, as scripts/demo.sh puts them."""
     run = shutil.copytree(tiny_run, tmp_path / "run")
     shutil.copytree(faces.parent, run / "data")
+    return run
+
+
+@pytest.mark.parametrize("model", ["autoencoder", "stage"])
+def test_the_benchmark_of_rates_trains_each_width_and_batch_size_at_each_rate(
+    model, run_with_images, in_this_process, monkeypatch, capsys
+):
     options = ["--widths", "16", "32", "--batch-sizes", "4", "8", "--rates", "0.01", "1", "100"]
-    monkeypatch.setattr(sys, "argv", ["rates", str(run), model, *options, "--steps", "30", "--seeds", "2"])
+    monkeypatch.setattr(sys, "argv", ["rates", str(run_with_images), model, *options, "--steps", "30", "--seeds", "2"])
     rates.main()
     rows = numbers_of(capsys.readouterr().out)[1:]
     assert [row[:2] for row in rows] == [[width, size] for width in ("16", "32") for size in ("4", "8")]
@@ -353,6 +361,33 @@ def test_the_benchmark_of_quality_shows_each_share(tmp_path, monkeypatch, capsys
         ["1", "2.0", "30.0", "0.100", "0.200", "0.300", "0.50", "0.75"],
     ]
     assert Image.open(tmp_path / "out/quality.png").size == (700, 400)
+
+
+def test_the_benchmark_of_autoencoders(run_with_images, in_this_process, monkeypatch, capsys):
+    monkeypatch.setattr(autoencoder, "COMPARED", 8)
+    names = ["full", "AdamW alone", "edge weight 0", "moving average"]
+    options = ["--seconds", "0.3", "--seeds", "2", "--only", *names]
+    monkeypatch.setattr(sys, "argv", ["autoencoder", str(run_with_images), *options])
+    autoencoder.main()
+    rows = numbers_of(capsys.readouterr().out)[1:]
+    assert [row[0] for row in rows] == names
+    assert all(float(row[1]) >= 1 and 3 < float(row[3]) < 40 and float(row[7]) > 0 for row in rows)
+
+
+def test_a_variant_of_the_autoencoder_changes_what_its_name_says(run_with_images, in_this_process):
+    dataset = ImageDataset(run_with_images / "data/dataset.json")
+
+    def build(name):
+        config, training = autoencoder.VARIANTS[name]
+        return autoencoder.autoencoder_learner(run_with_images, dataset, name != "AdamW alone", **training, **config)
+
+    full = build("full")
+    assert set(full.optimizers) == {"optimizer", "muon"} and full.average is None
+    assert set(build("AdamW alone").optimizers) == {"optimizer"}
+    assert build("moving average").average is not None
+    assert build("batch size 16").peak == pytest.approx(2**0.5 * full.peak)
+    for name in ("edge weight 0", "squared error", "48 and 96 wide", "latent noise 0.1", "3 blocks a resolution"):
+        assert build(name).model.config != full.model.config
 
 
 def test_the_best_rate_is_where_a_parabola_is_least():
