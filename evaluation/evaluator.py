@@ -10,6 +10,7 @@ from torch import nn
 
 from evaluation import results
 from evaluation.distances import frechet_distance, interval, kernel_distance, precision_and_recall
+from evaluation.edges import edge_distance, edge_histogram
 from evaluation.features import features_of
 from evaluation.likelihood import labels_for, stage_bits, start_bits
 from evaluation.novelty import Nearest, in_pairs, summarize
@@ -25,6 +26,7 @@ from utils.progress import progress
 from utils.run_folder import EvaluationFolder
 from utils.training import MAX_VALIDATION
 
+HELD_OUT = "held-out images"  # the set that all others are compared with
 FEWEST = 4  # images in a set: each needs a third neighbour, and half of them a variance
 COLUMNS, PAIRS = 10, 20  # of the picture of pairs, at most
 
@@ -54,6 +56,7 @@ class Evaluator:
         self.held_out = held_out[: self.num_images]  # shuffled already
         self.training = np.random.default_rng(self.seed & 0xFFFFFFFF).permutation(split.training)[: self.num_training]
         self.number = min(len(self.held_out), len(self.training))  # of images in each set
+        self.edges: dict[str, torch.Tensor] = {}  # histograms by the names of sets
 
     def evaluate(self, start: float) -> results.Results:
         """Measure everything that the run allows; `start` is when the work began, by `time.perf_counter`."""
@@ -113,7 +116,7 @@ class Evaluator:
         samples cannot be, so those are of training images, the same ones that are the floor.
         """
         number, training = self.number, self.training[: self.number]
-        real = self.features(self.batches(self.held_out[:number]), number, f"{self.side} images")
+        real = self.features(self.batches(self.held_out[:number]), number, HELD_OUT)
         sets = {results.TRAINING: self.features(self.batches(training), number, results.TRAINING)}
         sets[results.RECONSTRUCTIONS] = self.features_after(training, None, results.RECONSTRUCTIONS)
         novelty = None
@@ -139,8 +142,17 @@ class Evaluator:
             yield images, reconstruct(images, self.run.autoencoder if book is None else self.run.decoder, book)
 
     def features(self, batches: Iterable[torch.Tensor], number: int, name: str) -> torch.Tensor:
-        """Features (N, D) of images that come in batches."""
-        return features_of(self.extractor, batches, number, name)
+        """Features (N, D) of images that come in batches; their edges are counted on the way."""
+
+        def watched() -> Iterator[torch.Tensor]:
+            left = self.number  # for novelty, more images may follow those of the set
+            self.edges[name] = 0
+            for images in batches:
+                self.edges[name] += edge_histogram(images[:left])
+                left = max(0, left - len(images))
+                yield images
+
+        return features_of(self.extractor, watched(), number, name)
 
     def features_after(self, indices: np.ndarray, book: Codebook | None, name: str) -> torch.Tensor:
         """Features (N, D) of reconstructions, quantized if there is a codebook."""
@@ -149,7 +161,8 @@ class Evaluator:
     def distance(self, name: str, features: torch.Tensor, real: torch.Tensor) -> results.Distance:
         """The distances between a set of images and the real ones."""
         kernel, frechet = (interval(way, features, real, self.seed) for way in (kernel_distance, frechet_distance))
-        return results.Distance(name, *kernel, *frechet, *precision_and_recall(features, real))
+        edges = edge_distance(self.edges[name], self.edges[HELD_OUT])
+        return results.Distance(name, *kernel, *frechet, *precision_and_recall(features, real), edges)
 
     def draw(self, cascade: Cascade) -> torch.Tensor:
         """The finest tokens (N, T) of as many samples as a set has images."""
@@ -187,11 +200,11 @@ class Evaluator:
 
     def quantized_training(self, cascade: Cascade) -> torch.Tensor:
         """Features (N, D) of the quantized training images, decoded from tokens that training has kept if it has."""
-        name, book = f"quantized {results.TRAINING}", cascade.codebooks[-1]
+        book = cascade.codebooks[-1]
         tokens = self.run.kept_tokens(self.dataset, self.training, book)
         if tokens is None:
-            return self.features_after(self.training, book, name)
-        return self.features(self.decoded(cascade, tokens), len(tokens), name)
+            return self.features_after(self.training, book, results.QUANTIZED)
+        return self.features(self.decoded(cascade, tokens), len(tokens), results.QUANTIZED)
 
     def draw_pairs(self, cascade: Cascade, tokens: torch.Tensor, near: Nearest) -> None:
         """Write the picture of the samples that are nearest to a training image, each below that image."""

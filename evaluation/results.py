@@ -43,6 +43,7 @@ class Distance:
     frechet_high: float
     precision: float
     recall: float
+    edges: float | None = None  # between their gradient magnitudes, in grey levels; not in older files
 
 
 @dataclass(frozen=True)

@@ -44,10 +44,11 @@ def _distances(results: Results) -> str:
             f"{row.frechet:.1f} ({row.frechet_low:.1f} to {row.frechet_high:.1f})",
             f"{row.precision:.3f}",
             f"{row.recall:.3f}",
+            "" if row.edges is None else f"{row.edges:.2f}",
         ]
         for row in results.distances
     ]
-    return _table(["kernel distance", "Fréchet distance", "precision", "recall"], rows)
+    return _table(["kernel distance", "Fréchet distance", "precision", "recall", "edges"], rows)
 
 
 def _novelty(found: Novelty, side: str) -> str:

@@ -17,6 +17,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from evaluation import distances, novelty
 from evaluation import features as extractors
 from evaluation.distances import deviation, frechet_distance, interval, kernel_distance, precision_and_recall
+from evaluation.edges import edge_distance, edge_histogram
 from evaluation.evaluator import Evaluator
 from evaluation.novelty import Nearest
 from evaluation.reconstruction import quality
@@ -173,6 +174,18 @@ def test_copies_of_training_images_and_of_their_mirror_images_are_found(faces):
     assert max(row.distance for row in found.nearest[:2]) < 1e-3 < found.nearest[2].distance
     unseen = Nearest.among(known, extractor(samples))
     assert unseen.distance[0] < 1e-3 < unseen.distance[1]
+
+
+def test_the_distance_of_edges_by_hand():
+    """Stripes of one column, 40 grey levels apart, have magnitude 40 everywhere; a plain image has none."""
+    levels = torch.arange(8) % 2 * 40.0
+    stripes = (levels / 127.5 - 1).expand(2, 3, 6, 8)
+    plain, half = torch.zeros(2, 3, 6, 8), torch.cat((stripes[:1], torch.zeros(1, 3, 6, 8)))
+    found = [edge_histogram(images) for images in (stripes, plain, half)]
+    assert edge_distance(found[0], found[1]) == pytest.approx(40, abs=1)
+    assert edge_distance(found[0], found[2]) == pytest.approx(20, abs=1)
+    assert edge_distance(found[2], found[1] * 7) == pytest.approx(20, abs=1)  # sets may have different sizes
+    assert edge_distance(found[0], found[0]) == 0
 
 
 @torch.no_grad()
@@ -408,10 +421,10 @@ def test_kept_tokens_are_those_of_the_images_and_change_no_number(evaluated, tin
     written, original = [], Evaluator.features_after
     monkeypatch.setattr(Evaluator, "features_after", lambda *given: written.append(given[-1]) or original(*given))
     run_on(tiny_run, faces, tmp_path / "kept", "--extractor", "efficientnet")
-    assert "quantized training images" not in written
+    assert "quantized reconstructions" not in written
     shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("tokens"))
     found = run_on(tmp_path / "run", faces, tmp_path / "out", "--extractor", "efficientnet")["novelty"]
-    assert "quantized training images" in written
+    assert "quantized reconstructions" in written
     for name in ("samples", "held_out"):
         assert found[name] == pytest.approx(evaluated[1]["novelty"][name], rel=1e-4)
 
@@ -433,10 +446,10 @@ def test_the_file_has_its_public_keys_and_is_read_as_it_was_written(evaluated):
     out, content = evaluated
     assert list(content) == [
         "extractor", "side", "num_images", "num_held_out", "num_training", "seed", "settings", "reconstruction", "bits",
-        "distances", "novelty", "missing", "seconds",
+        "distances", "novelty", "missing", "seconds", "decoder",
     ]  # fmt: skip
     kinds = [f"{kind}{end}" for kind in ("kernel", "frechet") for end in ("", "_low", "_high")]
-    assert list(content["distances"][0]) == ["name", *kinds, "precision", "recall"]
+    assert list(content["distances"][0]) == ["name", *kinds, "precision", "recall", "edges"]
     assert list(content["novelty"]) == [
         "threshold", "samples", "share_low", "share_high", "held_out", "pairs", "nearest"
     ]  # fmt: skip
