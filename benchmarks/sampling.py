@@ -1,17 +1,23 @@
 """Which settings of sampling generate the best images: their distance to validation images, and how many nearly copy.
 
     python -m benchmarks.sampling out/demo-avatars
+    python -m benchmarks.sampling out/photos --dataset-path data/photos/dataset.json --search
     python -m benchmarks.sampling out/guided --guided    # a run with condition_dropout in its first two stages
+
+`--search` chooses temperatures for a run: stage after stage, from the finest, it tries several and keeps the one with
+the smallest distance. Without it, settings are compared that change all stages.
 
 Reads a folder that scripts/train_cascade.sh has written. Each setting generates as many images as there are validation
 images, from the same seed; scripts.evaluate then measures what was chosen here on the test images. Prints a table in
 Markdown: the kernel distance (Bińkowski et al. 2018; cubic kernel) of the 1,280 features of EfficientNet-Lite0, and its
 standard error; the share of images that are nearer to a training image than the 1st percentile of the validation
-images; and the time.
+images; and the time. The rows above the settings show what is lost where: in the autoencoder, in each codebook, and in
+each stage, when it and the finer ones write after the true tokens of training images.
 """
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -61,12 +67,35 @@ GUIDED = {
 }
 
 
-def sample(run: RunFolder, setting: dict | tuple, decoder: Autoencoder, number: int) -> torch.Tensor:
+FACTORS = (0.4, 0.55, 0.7, 0.85, 1.2)  # of a temperature, that `--search` tries
+
+
+def sample(
+    run: RunFolder, setting: dict | tuple, decoder: Autoencoder, number: int, request: Request | None = None
+) -> torch.Tensor:
     """Generate `number` images with a setting."""
     each = setting if isinstance(setting, tuple) else (setting,) * run.num_stages
     configs = [load_generation_config(run.generation, **changes)[i] for i, changes in enumerate(each)]
     cascade = Cascade(configs, run.path, decoder, CPU, choose_dtype(CPU, "auto"), BATCH)
-    return torch.cat([cascade.decode(tokens[-1], -1) for _, tokens, _ in cascade.batches(Request(), number, "samples")])
+    batches = cascade.batches(request or Request(), number, "samples")
+    return torch.cat([cascade.decode(tokens[-1], -1) for _, tokens, _ in batches])
+
+
+def search(run: RunFolder, measure: Callable[[str, tuple[dict, ...]], float]) -> None:
+    """Choose a temperature for each stage by `measure`, which gives the distance of a setting, and print them."""
+    best = [config.temperature for config in load_generation_config(run.generation)]
+
+    def distance_of(temperatures: list[float]) -> float:
+        name = f"temperatures {', '.join(f'{value:.2g}' for value in temperatures)}"
+        return measure(name, tuple({"temperature": value} for value in temperatures))
+
+    least = distance_of(best)
+    for stage in reversed(range(len(best))):
+        for value in [best[stage] * factor for factor in FACTORS]:
+            tried = [*best[:stage], value, *best[stage + 1 :]]
+            if (distance := distance_of(tried)) < least:
+                least, best = distance, tried
+    print(f"\nBest temperatures, for {run.generation}: {', '.join(f'{value:.2g}' for value in best)}")
 
 
 @torch.no_grad()
@@ -76,6 +105,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="folder of scripts/train_cascade.sh, such as out/demo-avatars")
     parser.add_argument("--dataset-path", type=Path, help="images that it was trained on [FOLDER/data/dataset.json]")
     parser.add_argument("--guided", action="store_true", help="compare scales of guidance")
+    parser.add_argument("--search", action="store_true", help="choose the temperature of each stage")
     parser.add_argument("--only", nargs="+", help="settings to compare [all]")
     args = parser.parse_args()
     keep_memory()
@@ -110,17 +140,28 @@ def main() -> None:
     cascade = Cascade(load_generation_config(run.generation), run.path, decoder, CPU)
     images = dataset[split.training[order]]
     print_row("their reconstructions", extractor(trained.autoencoder(images)))
-    for level, tokens in reversed(list(enumerate(cascade.tokenize(images)))):
+    true = cascade.tokenize(images)
+    for level, tokens in reversed(list(enumerate(true))):
         name = f"from the tokens of stage {level - 1}" if level else "from the condition"
         print_row(name, extractor(cascade.decode(tokens, level)))
-    for name, setting in (GUIDED if args.guided else SETTINGS).items():
-        if args.only and name not in args.only:
-            continue
+    for stage in reversed(range(1, run.num_stages)):
+        request = Request(init_tokens=true, from_stage=stage)
+        name = f"written from stage {stage} on, after the true tokens of stage {stage - 1}"
+        print_row(name, extractor(sample(run, {}, decoder, number, request)))
+
+    def measure(name: str, setting: dict | tuple) -> float:
         start = time.perf_counter()
         images = sample(run, setting, decoder, number)
         seconds = time.perf_counter() - start
         features = extractor(images)
         print_row(name, features, Nearest.among(training, features), f"{seconds:.0f}")
+        return kernel_distance(features, validation)
+
+    if args.search:
+        return search(run, measure)
+    for name, setting in (GUIDED if args.guided else SETTINGS).items():
+        if not args.only or name in args.only:
+            measure(name, setting)
 
 
 if __name__ == "__main__":

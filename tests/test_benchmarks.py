@@ -27,10 +27,12 @@ from benchmarks import (
 from benchmarks.ablation import Row
 from evaluation.features import EfficientNetFeatures
 from evaluation.results import SETS, Distance, Reconstruction, Results
+from models.generation import load_generation_config
 from models.transformer import TransformerConfig
 from tests.helpers.scripts import TINY
 from utils.config import load_config
 from utils.dataset import ImageDataset
+from utils.run_folder import RunFolder
 
 
 def numbers_of(output):
@@ -169,11 +171,28 @@ def test_the_benchmark_of_sampling(guided, faces, tiny_run, monkeypatch, capsys)
     sampling.main()
     rows = numbers_of(capsys.readouterr().out)[1:]
     names = ["validation images", "training images", "their reconstructions"]
-    names += [f"from the tokens of stage {number}" for number in (2, 1, 0)] + ["from the condition", *tried]
+    names += [f"from the tokens of stage {number}" for number in (2, 1, 0)] + ["from the condition"]
+    names += [f"written from stage {number} on, after the true tokens of stage {number - 1}" for number in (2, 1)]
+    names += tried
     assert [row[0] for row in rows] == names
-    assert rows[0][1:3] == ["", ""] and all(row[3:5] == ["", ""] for row in rows[1:7]), "of what a set is made from"
+    assert rows[0][1:3] == ["", ""] and all(row[3:5] == ["", ""] for row in rows[1:9]), "of what a set is made from"
     assert float(rows[1][1]) < min(float(row[1]) for row in rows[2:])
-    assert all(all(row) for row in rows[7:])
+    assert all(all(row) for row in rows[9:])
+
+
+def test_the_search_keeps_the_temperatures_with_the_smallest_distance(tiny_run, capsys):
+    """Of a distance that is least at 0.85 of the first, 0.7 of the second and the third as it is."""
+    run = RunFolder(tiny_run)
+    given = [config.temperature for config in load_generation_config(run.generation)]
+    best, tried = [given[0] * 0.85, given[1] * 0.7, given[2]], []
+
+    def measure(name, setting):
+        tried.append(name)
+        return sum(abs(one["temperature"] - other) for one, other in zip(setting, best, strict=True))
+
+    sampling.search(run, measure)
+    assert len(tried) == len(set(tried)) == 1 + 3 * len(sampling.FACTORS)
+    assert capsys.readouterr().out.strip().endswith(f": {', '.join(f'{value:.2g}' for value in best)}")
 
 
 def test_the_benchmark_of_intervals(faces, tiny_run, monkeypatch, capsys):
