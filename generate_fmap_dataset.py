@@ -30,7 +30,6 @@ from utils.journal import Journal
 from utils.options import StepOptions, option, parse_options
 from utils.progress import progress
 from utils.run_folder import StepFolder
-from utils.views import View, views
 
 log = logging.getLogger(__name__)
 
@@ -44,15 +43,11 @@ class Options(StepOptions):
     batch_size: int = option("images encoded at once", 8, low=1, is_fixed=True)  # the order of the maps follows it
     num_files_folder: int = option("maps in a folder", 1000, low=1, is_fixed=True)
     flip: bool = option("also write each image mirrored, marked flipped", False, is_fixed=True)
-    least_maps: int = option(
-        "of few images, add copies moved by a few pixels, up to so many maps", 0, low=0, is_fixed=True
-    )
 
-    def views(self, dataset: ImageDataset) -> list[list[View]]:
-        """The views of each image, as many of each."""
-        sides = (False, True) if self.flip else (False,)
-        copies = max(0, self.least_maps // (len(dataset) * len(sides)) - 1)
-        return [views(number, sides, copies, dataset.shape[1:]) for number in range(len(dataset))]
+    @property
+    def sides(self) -> tuple[bool, ...]:
+        """Of each image: whether it is mirrored."""
+        return (False, True) if self.flip else (False,)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -66,8 +61,7 @@ def main(argv: list[str] | None = None) -> None:
         inputs = model.origin
         attempted.check_repeats(inputs, dataset)
         folder, inputs = StepFolder(options.out_dir), inputs | {"data": dataset.fingerprint}
-        seen = options.views(dataset)
-        finished = finished_batches(folder, len(dataset), len(seen[0]), options)
+        finished = finished_batches(folder, len(dataset), options)
 
         attempted.begin(device, inputs=inputs)
         journal = Journal(folder.unfinished, attempted.key(inputs) | {"device": str(device)})
@@ -75,11 +69,10 @@ def main(argv: list[str] | None = None) -> None:
         batches = chunks(np.arange(len(dataset)), options.batch_size)
         # A batch is made again as a whole: in a smaller one its maps would differ by rounding.
         missing = [batch for batch in batches if not journal.find(str(batch[0]))]
-        for batch, fmaps in zip(missing, encode(model, dataset, missing, seen, options, device), strict=True):
-            files = write_maps(fmaps, int(batch[0]) * len(seen[0]), options)
+        for batch, fmaps in zip(missing, encode(model, dataset, missing, options, device), strict=True):
+            files = write_maps(fmaps, int(batch[0]) * len(options.sides), options)
             journal.add({str(batch[0]): {"files": files}})
-        numbers = range(len(seen[0]))
-        places = ((index, seen[index][number]) for batch in batches for number in numbers for index in batch.tolist())
+        places = ((index, flipped) for batch in batches for flipped in options.sides for index in batch.tolist())
         files = (file for batch in batches for file in journal.entries[str(batch[0])]["files"].items())
         pairs = zip(places, files, strict=True)
         records = [fmap_record(dataset, *place, *file, folder.path) for place, file in pairs]
@@ -89,35 +82,26 @@ def main(argv: list[str] | None = None) -> None:
         log.info("wrote %d feature maps and %s", len(records), folder.dataset)
 
 
-def finished_batches(folder: StepFolder, num_images: int, num_views: int, options: Options) -> dict[str, dict]:
+def finished_batches(folder: StepFolder, num_images: int, options: Options) -> dict[str, dict]:
     """The entries for a journal of the data set that is there, if the last attempt has made it: of the same inputs."""
-    attempts = read_attempts(folder)
+    attempts, sides = read_attempts(folder), len(options.sides)
     if options.overwrite or not attempts or attempts[-1].outcome != FINISHED or not folder.dataset.is_file():
         return {}
     records, _ = read_dataset(folder.dataset, ("fmap_path",))
     files = [(record["fmap_path"], record.get("checksum", "")) for record in records]
-    starts = range(0, num_images, options.batch_size) if len(files) == num_images * num_views else ()
-    size = options.batch_size * num_views
-    return {str(start): {"files": dict(files[start * num_views :][:size])} for start in starts}
+    starts = range(0, num_images, options.batch_size) if len(files) == num_images * sides else ()
+    return {str(start): {"files": dict(files[start * sides :][: options.batch_size * sides])} for start in starts}
 
 
 @torch.no_grad()
 def encode(
-    model: Autoencoder,
-    dataset: ImageDataset,
-    batches: list[np.ndarray],
-    seen: list[list[View]],
-    options: Options,
-    device: torch.device,
+    model: Autoencoder, dataset: ImageDataset, batches: list[np.ndarray], options: Options, device: torch.device
 ) -> Iterator[np.ndarray]:
-    """Yield the feature maps of each batch of images in their first view, then in the second, …: (N, C, H, W)."""
+    """Yield the feature maps of each batch of images, and then those of the mirrored images: (N, C, H, W)."""
     loader = BatchLoader(dataset, batches, choose_workers(None, device))
-    for batch, images in zip(batches, progress(loader, unit="batch", desc=options.out_dir.name), strict=True):
-        fmaps = []
-        for number in range(len(seen[0])):
-            shown = [seen[index][number].of(image) for index, image in zip(batch.tolist(), images, strict=True)]
-            fmaps.append(model.encode(torch.stack(shown).to(device)).cpu().numpy())
-        yield np.concatenate(fmaps)
+    for images in progress(loader, unit="batch", desc=options.out_dir.name):
+        sides = (images.flip(-1) if flipped else images for flipped in options.sides)
+        yield np.concatenate([model.encode(side.to(device)).cpu().numpy() for side in sides])
 
 
 def write_maps(fmaps: np.ndarray, first: int, options: Options) -> dict[str, str]:
@@ -138,7 +122,7 @@ def write_maps(fmaps: np.ndarray, first: int, options: Options) -> dict[str, str
     return files
 
 
-def fmap_record(dataset: ImageDataset, index: int, view: View, name: str, expected: str, out_dir: Path) -> dict:
+def fmap_record(dataset: ImageDataset, index: int, flipped: bool, name: str, expected: str, out_dir: Path) -> dict:
     """The record of a feature map.
 
     What decides the split is `image_key`, the image's path as its data set writes it, or the image's `group`.
@@ -150,10 +134,8 @@ def fmap_record(dataset: ImageDataset, index: int, view: View, name: str, expect
         "image_path": Path(os.path.relpath(dataset.path(index), out_dir)).as_posix(),
         "image_key": key,
         "labels": dataset.label(index),
-        "flipped": view.flipped,
+        "flipped": flipped,
     }
-    if view.right or view.down:
-        record["moved"] = [view.right, view.down]
     return record if group == key else record | {"group": group}
 
 

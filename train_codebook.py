@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
         metrics = Metrics(options, len(training))
 
         attempted.begin(device, config, {**origin, "data": dataset.fingerprint})
-        shown = preview_indices(training, dataset.originals(validation), 25)
+        shown = preview_indices(training, dataset.unflipped(validation), 25)
         maps, compared = dataset[shown].to(device), shown[:COMPARED]
         has_images = len(dataset.with_image(compared)) == len(compared)
         originals = [dataset.images(compared, autoencoder.scale)] if has_images else []

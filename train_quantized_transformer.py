@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> None:
             found = losses_of(learner, tokens, validation[:most], options.batch_size)
             return with_bits(found, config, earlier_bits)
 
-        shown = preview_indices(training, dataset.originals(validation), options.test_num_sample)
+        shown = preview_indices(training, dataset.unflipped(validation), options.test_num_sample)
         fmaps = dataset[shown].to(device)
 
         @torch.no_grad()

@@ -123,7 +123,7 @@ class TrainedRun:
             tokens = None
         if tokens is None:
             return None
-        rows = {key: row for row, key in enumerate(self.maps.image_keys) if self.maps.is_original[row]}
+        rows = {key: row for row, key in enumerate(self.maps.image_keys) if not self.maps.flipped[row]}
         found = [rows.get(key) for key in dataset.paths[indices]]
         return None if None in found else torch.from_numpy(tokens[found].astype(np.int64)).to(self.device)
 

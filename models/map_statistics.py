@@ -84,7 +84,7 @@ def decoded_psnr(
     """
     if len(indices) == 0:  # nothing is held out
         return {}
-    indices = dataset.with_image(dataset.originals(indices))
+    indices = dataset.with_image(dataset.unflipped(indices))
     if len(indices) == 0:
         log.warning("the images of the held-out feature maps are not there: their PSNR is not measured")
         return {}

@@ -87,22 +87,6 @@ def test_a_data_set_holds_checksums_and_both_sides(make):
     assert set(results(folder)) == {"dataset.json", *(path.decode() for path in dataset.paths)}
 
 
-def test_few_images_get_moved_copies(make, source):
-    """7 images and their mirror images are 14 maps; two moved copies of each make 42."""
-    plain = FeatureMapDataset(make(out="plain") / "dataset.json")
-    folder = FeatureMapDataset(make("--least-maps", 50, out="more") / "dataset.json")
-    assert len(plain) == 2 * NUM and len(folder) == 6 * NUM
-    assert not plain.moved.any() and plain.is_original.sum() == folder.is_original.sum() == NUM
-    model = Autoencoder.load(source / "0.pt")
-    images = folder.images(np.arange(len(folder)), model.scale)
-    with torch.no_grad():
-        assert torch.allclose(folder[np.arange(len(folder))], model.encode(images), atol=1e-5)
-    originals = plain.images(plain.originals(np.arange(len(plain))), model.scale)
-    shown = folder.originals(np.arange(len(folder)))
-    assert torch.equal(folder.images(shown, model.scale), originals)
-    assert len({image.numpy().tobytes() for image in images}) > 4 * NUM
-
-
 @pytest.mark.parametrize("at", range(5))
 def test_a_run_that_dies_at_any_batch_goes_on_to_the_same_bytes(at, make, arguments, read, monkeypatch):
     """The last two deaths are after all maps, before and after the index."""

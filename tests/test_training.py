@@ -624,7 +624,7 @@ def test_a_codebook_is_compared_with_the_originals(train, tiny_run, tmp_path):
     """Three rows: the images, decoded as they are, and after quantization."""
     train("codebook_1", "run", "--max-step", 1)
     maps = FeatureMapDataset(tiny_run / "feature_maps/dataset.json")
-    shown = maps.originals(maps.split(BOUNDS).validation)[:10]
+    shown = maps.unflipped(maps.split(BOUNDS).validation)[:10]
     with torch.no_grad():
         decoded = Autoencoder.load(tiny_run / "autoencoder" / WEIGHTS).decode(maps[shown])
     save_grid(torch.cat((maps.images(shown, 4), decoded)), tmp_path / "expected.png", columns=len(shown))

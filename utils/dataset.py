@@ -20,7 +20,6 @@ from utils.files import UserError
 from utils.images import read_image
 from utils.index import Fingerprint, checksum, fingerprint, read_dataset
 from utils.split import Bounds, Split, split_indices
-from utils.views import View
 
 
 def _packed(strings: Iterable[str]) -> np.ndarray:
@@ -146,7 +145,6 @@ class FeatureMapDataset(FileDataset):
         self.origin: Origin = info
         self.image_paths = _packed(record["image_path"] for record in records)
         self.flipped = np.array([bool(record.get("flipped")) for record in records])
-        self.moved = np.array([record.get("moved", (0, 0)) for record in records], dtype=np.int16)  # right and down
 
     def check_origin(self, given: Origin) -> None:
         """Raise `UserError` if another autoencoder made the maps; if not, all that is known of this one is of them."""
@@ -171,7 +169,7 @@ class FeatureMapDataset(FileDataset):
         return np.array([index for index in indices if self._image_path(index).is_file()], dtype=np.int64)
 
     def images(self, indices: np.ndarray, scale: int) -> torch.Tensor:
-        """The images of feature maps, each in the view of its map, `scale` pixels to a cell: (B, 3, H, W).
+        """The images of feature maps, mirrored where the map is, `scale` pixels to a cell: (B, 3, H, W).
 
         Raises `UserError` naming an image that is missing, unreadable or no longer of that size.
         """
@@ -186,19 +184,14 @@ class FeatureMapDataset(FileDataset):
                 f"{path}: is {image.shape[1]}×{image.shape[2]}, its feature map was made from {height}×{width}; "
                 "make the maps again with generate_fmap_dataset.py"
             )
-        return View(bool(self.flipped[index]), *self.moved[index].tolist()).of(image)
+        return image.flip(-1) if self.flipped[index] else image
 
     def _image_path(self, index: int) -> Path:
         return self.folder / self.image_paths[index].decode()
 
-    @property
-    def is_original(self) -> np.ndarray:
-        """Of each map, whether its image is neither mirrored nor moved, (N,)."""
-        return ~self.flipped & ~self.moved.any(axis=1)
-
-    def originals(self, indices: np.ndarray) -> np.ndarray:
-        """Those of `indices` whose image is neither mirrored nor moved."""
-        return indices[self.is_original[indices]]
+    def unflipped(self, indices: np.ndarray) -> np.ndarray:
+        """Those of `indices` that are not mirrored."""
+        return indices[~self.flipped[indices]]
 
     def _read(self, index: int) -> torch.Tensor:
         fmap = self.read(self.path(index), self.checksums[index].decode())
