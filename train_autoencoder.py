@@ -12,6 +12,7 @@ maps that consist of units of the finest codebook. The encoder stays, so feature
 
 import utils.threads  # noqa: F401
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from models.autoencoder import KIND, Autoencoder, AutoencoderConfig, psnr
 from models.codebook import Codebook
 from utils import cli
 from utils.attempt import attempt
-from utils.checkpoint import check_origins
+from utils.checkpoint import Origin, check_origins
 from utils.checkpoint_folder import CheckpointFolder
 from utils.config import load_config
 from utils.dataset import ImageDataset
@@ -64,16 +65,9 @@ def main(argv: list[str] | None = None) -> None:
         training, validation = split.training, split.validation
 
         torch.manual_seed(options.seed)
-        autoencoder, codebook = load_models(options, config)
-        autoencoder = autoencoder.to(device, memory_format=torch.channels_last)
-        autoencoder.check_image(dataset.shape, options.dataset_path)
-        origin = {}
-        if codebook is not None:
-            codebook = codebook.to(device)
-            origin = autoencoder.origin | {"hr_codebook": codebook.fingerprint}
-
+        autoencoder, codebook, origin = load_models(options, config, dataset, device)
         steps = options.planned_steps(len(training))
-        cells = dataset.shape[1] * dataset.shape[2] // autoencoder.scale**2
+        cells = math.prod(autoencoder.fmap_shape(dataset.shape)[1:])
         compute, kernels = partial(reconstruction_loss, codebook=codebook), autoencoder.kernels
         learner = GradientLearner(autoencoder, compute, config, options, steps, device, kernels, cells)
         checkpoints = CheckpointFolder(options, KIND, config, origin, dataset, len(training))
@@ -114,14 +108,28 @@ def reconstruction_loss(
     return {"loss": model.loss(model(images, codebook).float(), images)}
 
 
-def load_models(options: Options, config: AutoencoderConfig) -> tuple[Autoencoder, Codebook | None]:
-    """A new autoencoder; or that of `--encoder-path`, with its encoder fixed, and the codebook for its decoder."""
-    if options.encoder_path is None:
-        return Autoencoder(config), None
-    autoencoder, codebook = Autoencoder.load(options.encoder_path, config), Codebook.load(options.hr_codebook_path)
-    check_origins(options.hr_codebook_path, codebook.origin, autoencoder.origins)
-    autoencoder.encoder.requires_grad_(False)
-    return autoencoder, codebook
+def load_models(
+    options: Options, config: AutoencoderConfig, dataset: ImageDataset, device: torch.device
+) -> tuple[Autoencoder, Codebook | None, Origin]:
+    """A new autoencoder; or that of `--encoder-path` with a fixed encoder, the codebook for its decoder, their origin.
+
+    Raises `UserError` if they do not fit each other or the images.
+    """
+    path, codebook, origin = options.hr_codebook_path, None, {}
+    if path is None:
+        autoencoder = Autoencoder(config)
+    else:
+        autoencoder, codebook = Autoencoder.load(options.encoder_path, config), Codebook.load(path).to(device)
+        check_origins(path, codebook.origin, autoencoder.origins)
+        autoencoder.encoder.requires_grad_(False)
+        origin = autoencoder.origin | {"hr_codebook": codebook.fingerprint}
+    autoencoder.check_image(dataset.shape, options.dataset_path)
+    if codebook is not None and (shape := autoencoder.fmap_shape(dataset.shape)) != codebook.fmap_shape:
+        raise UserError(
+            f"{path}: is for feature maps of {codebook.fmap_shape} (C, H, W), those of these images are {shape}; give "
+            "the images that its run was trained on"
+        )
+    return autoencoder.to(device, memory_format=torch.channels_last), codebook, origin
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ the sharpness, the mean square of the differences between neighbouring pixels as
 """
 
 import argparse
+import math
 import sys
 import time
 from dataclasses import replace
@@ -63,7 +64,7 @@ def autoencoder_learner(
     config = replace(load_config(stages.CONFIGS / "autoencoder.json", AutoencoderConfig), **changes)
     model = Autoencoder(config).to(memory_format=torch.channels_last)
     options = demo_options(folder, batch_size=batch_size, ema_decay=ema_decay, warmup_step=100)
-    cells = dataset.shape[1] * dataset.shape[2] // model.scale**2
+    cells = math.prod(model.fmap_shape(dataset.shape)[1:])
     kernels = model.kernels if use_muon else ()
     return GradientLearner(model, reconstruction_loss, config, options, 1, CPU, kernels, cells)
 

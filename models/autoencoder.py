@@ -153,6 +153,10 @@ class Autoencoder(nn.Module):
         """Pixels per side of one cell of the feature map."""
         return 2**self.config.num_layers
 
+    def fmap_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """The shape (C, h, w) of the feature maps of images (3, H, W)."""
+        return self.config.latent_channel, shape[1] // self.scale, shape[2] // self.scale
+
     def decode(self, fmap: torch.Tensor) -> torch.Tensor:
         """Feature maps (B, C, h, w) → images (B, 3, H, W)."""
         return self.decoder(fmap)

@@ -194,6 +194,23 @@ def test_what_a_decoder_cannot_learn_from_is_refused(more, words, command, capsy
     assert all(word in line for word in words)
 
 
+def test_a_decoder_refuses_images_of_another_size_and_to_remove_its_encoder(
+    command, train, faces, for_decoder, tmp_path, capsys
+):
+    folder = tmp_path / "smaller"
+    shutil.copytree(faces.parent, folder)
+    for path in folder.rglob("*.png"):
+        Image.open(path).resize((16, 16)).save(path)
+    more = (*for_decoder, "--dataset-path", folder / "dataset.json", "--verify")
+    line = expect_error(capsys, MAINS["autoencoder"], command("autoencoder", "run", *more))
+    assert str(for_decoder[-1]) in line and "(4, 4, 4)" in line
+    train("autoencoder", "own", "--max-step", 1)
+    more = ("--encoder-path", tmp_path / "own" / WEIGHTS, *for_decoder[2:], "--overwrite")
+    line = expect_error(capsys, MAINS["autoencoder"], command("autoencoder", "own", *more))
+    assert "encoder" in line or "--overwrite would remove it" in line
+    assert (tmp_path / "own" / WEIGHTS).is_file()
+
+
 def test_a_decoder_and_a_codebook_of_another_encoder_are_refused(command, train, for_decoder, tmp_path, capsys):
     train("autoencoder", "other", "--max-step", 1, "--seed", 1)
     more = ("--encoder-path", tmp_path / "other" / WEIGHTS, *for_decoder[2:])

@@ -77,9 +77,9 @@ class CheckpointFolder:
     def _check_source(self, made: list[Path]) -> None:
         """Raise `UserError` if a start from other weights would remove them, or a start anew would do without them."""
         sources = ("model_path", "codebook_path")
-        source = next((path for name in sources if (path := getattr(self.options, name, None)) is not None), None)
-        if source is not None and source.resolve() in [path.resolve() for path in made]:
-            raise UserError(f"{source}: --overwrite would remove it; give another --out-dir")
+        for source in (getattr(self.options, name, None) for name in (*sources, "encoder_path")):
+            if source is not None and source.resolve() in [path.resolve() for path in made]:
+                raise UserError(f"{source}: --overwrite would remove it; give another --out-dir")
         attempts = read_attempts(self.folder) if self.options.resume and not self.options.overwrite else []
         for before in attempts[-1:]:
             for flag in sources:
