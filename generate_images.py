@@ -5,7 +5,7 @@ Reads the decoder and a JSON config that names each stage's model, codebooks and
 inside, and the tokens of all stages (tokens.npz) under --out-dir. The set replaces the one before once it is complete;
 until then it is in a folder .next/ of its own, where the same command goes on after a crash.
 
-    python generate_images.py --decoder-path out/faces/autoencoder/models_checkpoint/latest.pt \
+    python generate_images.py --decoder-path out/faces/decoder/models_checkpoint/latest.pt \
         --config-path out/faces/generate.json --num-images 25 --seed 0 --out-dir out/faces/generated
 """
 
