@@ -81,7 +81,7 @@ def tiny_run(faces, tmp_path_factory):
     training = (*common, *FRACTIONS, "--seed", 0)
     with undisturbed():
         run_main(
-            train_autoencoder.main, *training, "--max-step", 20, "--dataset-path", faces,
+            train_autoencoder.main, *training, "--max-step", 40, "--warmup-step", 5, "--dataset-path", faces,
             "--config-path", TINY / "autoencoder.json", "--out-dir", run.autoencoder.path,
         )  # fmt: skip
         run_main(

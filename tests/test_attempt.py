@@ -15,7 +15,7 @@ import train_autoencoder
 from tests.helpers.scripts import TINY, expect_error, expect_exit, run_main
 from utils.attempt import FINISHED, read_attempts
 from utils.files import UserError
-from utils.gradient import GradientLearner, GradientOptions
+from utils.gradient import GradientLearner
 from utils.options import parse_options
 from utils.run_folder import StepFolder
 
@@ -39,7 +39,7 @@ def test_an_attempt_holds_what_was_asked_with_what_and_how_it_ended(argv, folder
     first, second = read_attempts(folder)
     assert (first.script, first.outcome, second.outcome) == ("train_autoencoder.py", FINISHED, FINISHED)
     assert first.config == json.loads((TINY / "autoencoder.json").read_text()) | {
-        "num_enc_res_blocks": 1, "num_dec_res_blocks": 1, "weight_decay": 0.01, "loss": "mse"
+        "num_enc_res_blocks": 1, "num_dec_res_blocks": 1, "weight_decay": 2e-5
     }  # fmt: skip
     assert (first.device, first.threads) == ("cpu", torch.get_num_threads())
     assert first.versions["torch"] == torch.__version__
@@ -49,7 +49,7 @@ def test_an_attempt_holds_what_was_asked_with_what_and_how_it_ended(argv, folder
     assert second.arguments["resume"]
     words = shlex.split(first.command)
     assert words[:2] == ["python", "train_autoencoder.py"]
-    typed = parse_options(GradientOptions, "", words[2:])
+    typed = parse_options(train_autoencoder.Options, "", words[2:])
     assert {name: str(value) for name, value in vars(typed).items()} == {
         name: str(value) for name, value in first.arguments.items()
     }

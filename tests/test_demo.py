@@ -17,7 +17,7 @@ from tests.test_train_cascade import Chain
 ROOT = Path(__file__).parent.parent
 STAGES = ["autoencoder", "feature_maps"]
 STAGES += [f"{kind}codebook_{name}" for name in ("cond", "0", "1", "2") for kind in ("", "prune_")]
-STAGES += ["transformer_0", "transformer_1", "transformer_2", "generate"]
+STAGES += ["decoder", "transformer_0", "transformer_1", "transformer_2", "generate"]
 
 
 def start(*arguments, root=ROOT):

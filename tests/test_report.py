@@ -111,10 +111,10 @@ def test_the_page_needs_no_other_and_is_small(text, page):
 
 
 def test_the_axis_names_the_loss(page, copy):
-    change_attempt(RunFolder(copy).autoencoder, config={"loss": "l1"})
+    change_attempt(RunFolder(copy).autoencoder, config={"loss": "mse"})
     both = (page.plots, Page(make_page(RunFolder(copy))).plots)
     titles = [plots["curve-autoencoder"]["layout"]["yaxis"]["title"] for plots in both]
-    assert [title["text"] for title in titles] == ["mean squared error", "mean absolute error"]
+    assert [title["text"] for title in titles] == ["mean absolute error", "mean squared error"]
 
 
 def test_pictures_have_words_and_controls_have_labels(page):
@@ -249,9 +249,9 @@ def test_a_step_without_a_record_is_not_timed(copy):
 
 def test_the_newest_picture_is_shown(copy):
     folder = RunFolder(copy).autoencoder
-    shutil.copy(folder.picture("recon", 20), folder.picture("recon", 9))
+    shutil.copy(folder.picture("recon", 40), folder.picture("recon", 9))
     step = read_run(RunFolder(copy)).steps["autoencoder"]
-    assert step.folder.newest_picture("recon") == folder.picture("recon", 20)
+    assert step.folder.newest_picture("recon") == folder.picture("recon", 40)
     assert step.folder.newest_picture("no_such") is None
 
 

@@ -16,5 +16,5 @@ def test_a_script_that_is_killed_anywhere_leaves_what_an_uninterrupted_one_leave
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     rows = [line.split("|")[2:5] for line in ended.stdout.splitlines() if line.startswith("| `")]
-    assert len(rows) == 9
+    assert len(rows) == 10
     assert all([int(cell) for cell in row] == [1, 0, 0] for row in rows)

@@ -171,7 +171,7 @@ def test_a_recipe_of_any_number_of_stages_is_chained(number, tmp_path):
     folders = [Path(flag(command, "--out-dir")).relative_to(out).as_posix() for command in commands]
     trained = [f"transformer_{level}" for level in range(number)]
     books = [name for name in names for _ in ("trained", "pruned")]
-    assert folders == ["autoencoder", "feature_maps", *books, *trained, "generated"]
+    assert folders == ["autoencoder", "feature_maps", *books, "decoder", *trained, "generated"]
     for level, command in enumerate(commands[-1 - number : -1]):
         assert ("--train-base-model" in command) == (level == 0)
         for name, book in (("--lr-codebook-path", names[level]), ("--hr-codebook-path", names[level + 1])):
@@ -206,7 +206,7 @@ def test_flags_reach_every_step_and_change_no_key(chain):
 
 LAST = ["generate_images.py"]
 BOOKS = ["train_codebook.py", "prune_codebook.py"] * 2
-AFTER_MAPS = [*BOOKS, "train_quantized_transformer.py", *LAST]
+AFTER_MAPS = [*BOOKS, "train_autoencoder.py", "train_quantized_transformer.py", *LAST]
 
 
 @pytest.mark.parametrize(
