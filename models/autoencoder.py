@@ -38,7 +38,7 @@ class AutoencoderConfig:
     num_enc_res_blocks: int = option("residual blocks at each resolution of the encoder", 1, low=0)
     num_dec_res_blocks: int = option("residual blocks at each resolution of the decoder", 1, low=0)
     latent_noise: float = option("standard deviation of noise on the feature map in training", 0.0, low=0)
-    weight_decay: float = option("share that a step at the peak rate takes from kernels", 2e-5, low=0, below=0.01)
+    weight_decay: float = option("share that a step at the peak rate takes from kernels", 2e-5, low=0)
     loss: str = option("mean squared error, or mean absolute error, which is sharper", "mse", choices=("mse", "l1"))
     edge_weight: float = option("weight of the same error of differences between neighbouring pixels", 0.0, low=0)
 

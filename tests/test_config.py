@@ -183,7 +183,7 @@ INVALID = {
         "num_enc_res_blocks": [-1],
         "num_dec_res_blocks": [-1],
         "latent_noise": [-0.1, NAN],
-        "weight_decay": [-0.1, 0.05, INF],
+        "weight_decay": [-0.1, INF],
         "loss": ["l2", ""],
         "edge_weight": [-0.1, NAN, INF],
     },
@@ -211,7 +211,7 @@ INVALID = {
         "dropout": [-0.1, 1.0, NAN],
         "condition_dropout": [-0.1, 1.0, NAN],
         "condition_noise": [-0.1, 1.0, NAN],
-        "weight_decay": [-1.0, 0.05, NAN],
+        "weight_decay": [-1.0, NAN],
         "use_labels": ["yes"],
     },
     GenerationConfig: {

@@ -152,6 +152,32 @@ def test_a_checkpoint_of_other_rates_is_refused_by_name(name, has_muon, command,
         assert str(path) in line and "rates meant something else" in line and "--model-path" in line
 
 
+@pytest.mark.parametrize("name", GRADIENT)
+def test_a_config_whose_weight_decay_is_a_multiple_of_the_rate_is_refused_by_name(
+    name, command, tmp_path, write_json, capsys
+):
+    config = json.loads((TINY / f"{name}.json").read_text()) | {"weight_decay": 0.05}
+    path = write_json(tmp_path / "old.json", config)
+    line = expect_error(capsys, MAINS[name], command(name, "run", "--config-path", path))
+    assert f"{path}: 'weight_decay' is 0.05" in line and "below 0.01" in line
+
+
+@pytest.mark.parametrize("name", GRADIENT)
+def test_a_checkpoint_with_such_a_config_still_serves_later_steps(name, tiny_run, tmp_path):
+    content = torch.load(tiny_run / name / WEIGHTS, weights_only=True)
+    config = content["config"].get("transformer", content["config"])
+    config["weight_decay"] = 0.05
+    config.pop("edge_weight", None)  # newer than such checkpoints
+    del content["digest"]
+    path = tmp_path / "old.pt"
+    torch.save(content | {"format_version": 1}, path)
+    if name == "autoencoder":
+        assert Autoencoder.load(path).config.edge_weight == 0
+    else:
+        books = [Codebook.load(tiny_run / CODEBOOKS[int(name[-1]) + at] / PRUNED) for at in (0, 1)]
+        assert Stage.load(path, *books).config.transformer.weight_decay == 0.05
+
+
 @pytest.fixture
 def for_decoder(tiny_run):
     """The flags that train the decoder of the tiny run alone, on maps quantized by its finest codebook."""
@@ -513,7 +539,7 @@ def test_so_do_parts_that_are_not_equal(size):
         model = torch.nn.Linear(3, 2)
         torch.nn.init.ones_(model.weight), torch.nn.init.zeros_(model.bias)
         args = options(batch_size=batch_size, precision="fp32", ema_decay=0)
-        config = argparse.Namespace(model_lr=0.1, weight_decay=0.1)
+        config = argparse.Namespace(model_lr=0.1, weight_decay=0.001)
 
         def measure(model, batch):
             error = (model(batch[0]) - batch[1]).square()

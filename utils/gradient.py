@@ -81,6 +81,11 @@ class GradientLearner:
         per_item: int = 1,
     ) -> None:
         self.model, self.compute, self.options, self.total_steps = model, compute, options, total_steps
+        if config.weight_decay >= 0.01:  # as in configs from when the rate multiplied it
+            raise UserError(
+                f"{options.config_path}: 'weight_decay' is {config.weight_decay}, but a step takes that share of the "
+                "weights now, whatever the rate: lower it below 0.01, or leave it out"
+            )
         self.device = device
         self.peak = config.model_lr * (options.step_size * per_item / TOKENS) ** 0.5
         dtype = choose_dtype(device, options.precision)
