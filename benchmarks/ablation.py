@@ -17,7 +17,6 @@ from true coarse tokens. `--test` measures variants, at rates that were chosen s
 import argparse
 import math
 import sys
-import time
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -29,10 +28,9 @@ from torch import nn
 from tqdm import tqdm
 
 from benchmarks.plain_block import make_plain
-from benchmarks.stages import DemoStage
+from benchmarks.stages import DemoStage, train_for
 from models.cascade import Stage
 from models.transformer import Attention, GatedMLP, GridEmbedding
-from utils.dataset import EpochSampler
 from utils.device import keep_memory
 from utils.gradient import GradientLearner
 
@@ -117,12 +115,7 @@ def run(
     drawn = coarse if number == 0 else draw_coarse(DemoStage.read(folder, number - 1), images)
     torch.manual_seed(seed)
     learner = build(row, demo)
-    batches = iter(EpochSampler(demo.training, demo.batch_size, seed, 0, 10**9))
-    start, step = time.perf_counter(), 0
-    while (share := (time.perf_counter() - start) / seconds) < 1:
-        learner.total_steps = max(step + 1, round(step / max(share, 1e-9)))  # the schedule follows the time
-        learner.update(demo.tokens[next(batches)], step)
-        step += 1
+    step = train_for(seconds, learner, demo.tokens, demo.training, demo.batch_size, seed)
     parameters = sum(p.numel() for p in learner.model.parameters())
     return job, (step, parameters, loss_of(learner, coarse, fine), loss_of(learner, drawn, fine))
 

@@ -12,7 +12,6 @@ the sharpness, the mean square of the differences between neighbouring pixels as
 import argparse
 import math
 import sys
-import time
 from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
@@ -23,13 +22,13 @@ import torch
 from tqdm import tqdm
 
 from benchmarks import stages
-from benchmarks.stages import CPU, demo_options
+from benchmarks.stages import CPU, demo_options, train_for
 from evaluation.distances import kernel_distance
 from evaluation.features import EfficientNetFeatures, features_of
 from models.autoencoder import Autoencoder, AutoencoderConfig, psnr
 from train_autoencoder import reconstruction_loss
 from utils.config import load_config
-from utils.dataset import EpochSampler, ImageDataset, chunks
+from utils.dataset import ImageDataset, chunks
 from utils.device import keep_memory
 from utils.gradient import GradientLearner
 from utils.run_folder import RunFolder
@@ -79,12 +78,7 @@ def run(job: tuple[str, int], folder: Path, seconds: float) -> tuple[str, tuple[
     torch.manual_seed(seed)
     config, training = VARIANTS[name]
     learner = autoencoder_learner(folder, dataset, name != "AdamW alone", **training, **config)
-    batches = iter(EpochSampler(split.training, learner.options.batch_size, seed, 0, 10**9))
-    start, step = time.perf_counter(), 0
-    while (share := (time.perf_counter() - start) / seconds) < 1:
-        learner.total_steps = max(step + 1, round(step / max(share, 1e-9)))  # the schedule follows the time
-        learner.update(dataset[next(batches)], step)
-        step += 1
+    step = train_for(seconds, learner, dataset, split.training, learner.options.batch_size, seed)
     parameters = sum(parameter.numel() for parameter in learner.model.parameters())
     return name, (step, parameters, *qualities(learner, dataset, split.training, split.validation))
 

@@ -1,5 +1,6 @@
 """A stage of the demo, ready for training: what the benchmarks of transformers share."""
 
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from models.codebook import Codebook
 from models.tokens import load_tokens
 from models.transformer import TransformerConfig
 from utils.config import load_config
-from utils.dataset import TokenDataset
+from utils.dataset import Dataset, EpochSampler, TokenDataset
 from utils.gradient import GradientLearner, GradientOptions
 from utils.run_folder import RunFolder
 
@@ -26,6 +27,19 @@ def demo_options(folder: Path, **changes: object) -> GradientOptions:
     """The options of the demo's transformers, with these changes."""
     unread = dict.fromkeys(("dataset_path", "config_path", "out_dir"), folder)
     return GradientOptions(**unread, **RECIPE | changes)
+
+
+def train_for(
+    seconds: float, learner: GradientLearner, data: Dataset, indices: np.ndarray, batch_size: int, seed: int
+) -> int:
+    """Train for a fixed time, in which the learning rate falls to 0; return the training steps."""
+    batches = iter(EpochSampler(indices, batch_size, seed, 0, 10**9))
+    start, step = time.perf_counter(), 0
+    while (share := (time.perf_counter() - start) / seconds) < 1:
+        learner.total_steps = max(step + 1, round(step / max(share, 1e-9)))  # the schedule follows the time
+        learner.update(data[next(batches)], step)
+        step += 1
+    return step
 
 
 @dataclass(frozen=True)
