@@ -39,12 +39,18 @@ def orthogonalize_wide(x: torch.Tensor) -> torch.Tensor:
     first, and x is read twice instead of ten times.
     """
     a, b, c = COEFFICIENTS
-    gram, product = x @ x.mT, None
-    for _ in range(ROUNDS):
-        polynomial = b * gram + c * gram @ gram
-        polynomial.diagonal(dim1=1, dim2=2).add_(a)
-        product = polynomial if product is None else polynomial @ product
+
+    def polynomial_of(gram: torch.Tensor) -> torch.Tensor:
+        found = b * gram + c * gram @ gram
+        found.diagonal(dim1=1, dim2=2).add_(a)
+        return found
+
+    gram = x @ x.mT
+    product = polynomial = polynomial_of(gram)
+    for _ in range(ROUNDS - 1):
         gram = polynomial @ gram @ polynomial
+        polynomial = polynomial_of(gram)
+        product = polynomial @ product
     return product @ x
 
 
