@@ -17,7 +17,7 @@ each stage, when it and the finer ones write after the true tokens of training i
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -65,8 +65,6 @@ GUIDED = {
     **{f"guidance {scale:g}": coarse(guidance_scale=scale) for scale in (1.5, 2.0, 3.0)},
     **{f"temperature 1, guidance {s:g}": coarse(temperature=1.0, guidance_scale=s) for s in (1.0, 1.5, 2.0)},
 }
-
-
 FACTORS = (0.4, 0.55, 0.7, 0.85, 1.2)  # of a temperature, that `--search` tries
 
 
@@ -79,6 +77,19 @@ def sample(
     cascade = Cascade(configs, run.path, decoder, CPU, choose_dtype(CPU, "auto"), BATCH)
     batches = cascade.batches(request or Request(), number, "samples")
     return torch.cat([cascade.decode(tokens[-1], -1) for _, tokens, _ in batches])
+
+
+def limits(trained: TrainedRun, images: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """What samples could reach at best: what is made of images by fewer and fewer of the models, with its names."""
+    run, decoder = trained.folder, trained.decoder
+    cascade = Cascade(load_generation_config(run.generation), run.path, decoder, CPU)
+    yield "their reconstructions", trained.autoencoder(images)
+    true = cascade.tokenize(images)
+    for level, tokens in reversed(list(enumerate(true))):
+        yield f"from the tokens of stage {level - 1}" if level else "from the condition", cascade.decode(tokens, level)
+    for stage in reversed(range(1, run.num_stages)):
+        made = sample(run, {}, decoder, len(images), Request(init_tokens=true, from_stage=stage))
+        yield f"written from stage {stage} on, after the true tokens of stage {stage - 1}", made
 
 
 def search(run: RunFolder, measure: Callable[[str, tuple[dict, ...]], float]) -> None:
@@ -137,17 +148,8 @@ def main() -> None:
     print_row("validation images", near=real)
     order = np.random.default_rng(0).permutation(len(training))[:number]
     print_row("training images", training[order])
-    cascade = Cascade(load_generation_config(run.generation), run.path, decoder, CPU)
-    images = dataset[split.training[order]]
-    print_row("their reconstructions", extractor(trained.autoencoder(images)))
-    true = cascade.tokenize(images)
-    for level, tokens in reversed(list(enumerate(true))):
-        name = f"from the tokens of stage {level - 1}" if level else "from the condition"
-        print_row(name, extractor(cascade.decode(tokens, level)))
-    for stage in reversed(range(1, run.num_stages)):
-        request = Request(init_tokens=true, from_stage=stage)
-        name = f"written from stage {stage} on, after the true tokens of stage {stage - 1}"
-        print_row(name, extractor(sample(run, {}, decoder, number, request)))
+    for name, made in limits(trained, dataset[split.training[order]]):
+        print_row(name, extractor(made))
 
     def measure(name: str, setting: dict | tuple) -> float:
         start = time.perf_counter()
