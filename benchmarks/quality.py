@@ -38,10 +38,8 @@ def write_recipe(recipe: Path, share: float, out: Path) -> None:
 def train(dataset: Path, recipe: Path, out: Path) -> tuple[float, Results]:
     """Train and evaluate a recipe; return the seconds of the training and what was measured."""
     subprocess.run(["bash", ROOT / "scripts/train_cascade.sh", recipe, dataset, out], check=True)
-    folder = RunFolder(out)
-    if not folder.evaluation.results.is_file():
-        command = [sys.executable, "-m", "scripts.evaluate", out, "--dataset-path", dataset]
-        subprocess.run(command, check=True, cwd=ROOT)
+    folder, command = RunFolder(out), [sys.executable, "-m", "scripts.evaluate", out, "--dataset-path", dataset]
+    subprocess.run(command, check=True, cwd=ROOT)  # each time, since the recipe may have changed
     jobs = [job for step in read_run(folder).steps.values() for job in step.jobs.values()]
     return sum(job.seconds for job in jobs), load_config(folder.evaluation.results, Results)
 
