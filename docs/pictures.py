@@ -15,7 +15,6 @@ import torch.nn.functional as F
 
 import generate_images
 from evaluation.run import TrainedRun
-from models.autoencoder import Autoencoder
 from models.generation import Cascade, Request, load_generation_config
 from utils import cli
 from utils.dataset import ImageDataset
@@ -50,8 +49,9 @@ def generate(run: RunFolder, out: Path, *more: object) -> torch.Tensor:
 def generate_pictures(run: RunFolder, scratch: Path) -> None:
     """Draw what generation and all models make of held-out faces."""
     dataset = ImageDataset(run.images)
-    test = dataset.split(TrainedRun(run, torch.device("cpu")).bounds).test
-    draw_steps(run, dataset[test[:10]])
+    trained = TrainedRun(run, torch.device("cpu"))
+    test = dataset.split(trained.bounds).test
+    draw_steps(trained, dataset[test[:10]])
     images = dataset[test[list(SHOWN)]]
     paths = [scratch / f"held_out_{number}.png" for number in range(len(images))]
     for image, path in zip(images, paths, strict=True):
@@ -72,15 +72,15 @@ def generate_pictures(run: RunFolder, scratch: Path) -> None:
 
 
 @torch.no_grad()
-def draw_steps(run: RunFolder, images: torch.Tensor) -> None:
+def draw_steps(trained: TrainedRun, images: torch.Tensor) -> None:
     """Draw what the models make of images: below them, rows of as many images.
 
     `reconstructed`: reconstructions. `feature_maps`: each channel in grey. `levels`: reconstructions, then the images
     decoded from the tokens of each codebook, from the finest to the condition. `stage_1`: the images decoded from the
     tokens that stage 1 reads, from those that it should write, and from those that it samples.
     """
-    autoencoder, decoder = Autoencoder.load(run.autoencoder.latest), Autoencoder.load(run.decoding.latest)
-    cascade = Cascade(load_generation_config(run.generation), run.path, decoder, torch.device("cpu"))
+    run, autoencoder = trained.folder, trained.autoencoder
+    cascade = Cascade(load_generation_config(run.generation), run.path, trained.decoder, trained.device)
     fmap, tokens = autoencoder.encode(images), cascade.tokenize(images)
     made, _ = cascade.generate(Request(init_tokens=tokens, from_stage=1), range(len(images)))
     reconstructed = autoencoder.decode(fmap)
