@@ -335,18 +335,18 @@ def run_with_images(tiny_run, faces, tmp_path):
 
 
 @pytest.mark.parametrize("model", ["autoencoder", "stage"])
-def test_the_benchmark_of_rates_trains_each_width_and_batch_size_at_each_rate(
+def test_the_benchmark_of_rates_trains_each_size_at_each_rate(
     model, run_with_images, in_this_process, monkeypatch, capsys
 ):
-    options = ["--widths", "16", "32", "--batch-sizes", "4", "8", "--rates", "0.01", "1", "100"]
+    options = ["--widths", "16", "32", "--depths", "1", "2", "--batch-sizes", "8", "--rates", "0.01", "1", "100"]
     monkeypatch.setattr(sys, "argv", ["rates", str(run_with_images), model, *options, "--steps", "30", "--seeds", "2"])
     rates.main()
     rows = numbers_of(capsys.readouterr().out)[1:]
-    assert [row[:2] for row in rows] == [[width, size] for width in ("16", "32") for size in ("4", "8")]
+    assert [row[:3] for row in rows] == [[width, depth, "8"] for width in ("16", "32") for depth in ("1", "2")]
     for row in rows:
-        losses = [float(cell) for cell in row[2:5]]
+        losses = [float(cell) for cell in row[3:6]]
         assert losses[1] < losses[0]  # at a hundredth of the rate hardly anything is learned
-        assert len(row[6].split(", ")) == 2
+        assert len(row[7].split(", ")) == 2
 
 
 def test_a_share_of_a_recipe_has_that_share_of_its_steps(tmp_path):
