@@ -20,7 +20,7 @@ from utils.run_folder import RunFolder
 CPU = torch.device("cpu")
 CONFIGS = Path(__file__).parent.parent / "configs/demo-64"
 BATCHES = (64, 16, 8)  # of the recipe, one for each stage
-RECIPE = {"lr_schedule": "cosine", "warmup_step": 50, "ema_decay": 0}
+RECIPE = {"lr_schedule": "cosine", "warmup_step": 50, "ema_decay": 0.98}
 
 
 def demo_options(folder: Path, **changes: object) -> GradientOptions:

@@ -217,7 +217,7 @@ def test_the_benchmarks_train_as_the_recipe_of_the_demo():
     sizes = re.findall(r"^TRANSFORMER_\d=.*--batch-size (\d+)", recipe, flags=re.M)
     assert tuple(map(int, sizes)) == stages.BATCHES
     for flag in ("lr-schedule", "warmup-step", "ema-decay"):
-        values = re.findall(rf"^TRANSFORMER_\d=.*--{flag} (\w+)", recipe, flags=re.M)
+        values = re.findall(rf"^TRANSFORMER_\d=.*--{flag} ([\w.]+)", recipe, flags=re.M)
         assert values == [str(stages.RECIPE[flag.replace("-", "_")])] * 3
 
 
