@@ -7,6 +7,7 @@ times, bytes of all other files, and the names of all files must be equal. Print
 anything differs, and then keeps the folder. docs/reliability.md holds the last table.
 
     python -m scripts.soak
+    python -m scripts.soak --only decoder
 """
 
 import utils.threads  # noqa: F401
@@ -30,6 +31,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from utils.cli import run
+from utils.files import UserError
 from utils.lock import NAME
 from utils.metrics import read_rows
 from utils.options import option, parse_options
@@ -49,6 +51,7 @@ CLOCK = "_per_second"  # how the names of numbers end that are clock times
 class Options:
     """Options of scripts.soak."""
 
+    only: str | None = option("folder whose scripts are killed; the others only run", None, unset="all")
     sample: int | None = option("places of each script to kill it at, drawn at random", None, unset="all", low=1)
     rounds: int = option("rounds in which each script is killed at random times", 3, low=0)
     seed: int = option("seed of what is drawn at random", 0)
@@ -290,6 +293,9 @@ def start(case: Case, arguments: list[str], folder: Path) -> tuple[subprocess.Po
 def main(argv: list[str] | None = None) -> None:
     """Run all cases, print the table, and end with status 1 if anything differed."""
     options = parse_options(Options, __doc__, argv)
+    folders = dict.fromkeys(case.out for case in CASES)
+    if options.only not in {None, *folders}:
+        raise UserError(f"--only {options.only}: no such folder; give one of {', '.join(folders)}")
     torch.set_num_threads(1)  # so that a forked child can go on, and for equal results
     for module in MODULES:
         importlib.import_module(module)
@@ -300,6 +306,8 @@ def main(argv: list[str] | None = None) -> None:
     print(f"seed {options.seed}, folder {base}", flush=True)
     for case in CASES:
         fork(case, case.command(whole, whole), base / "log")
+        if options.only not in (None, case.out):
+            continue
         counts = [kill(case, whole, base, options) for kill in (kill_everywhere, kill_at_random)]
         found = [line for _, lines in counts for line in lines]
         rows.append(f"| `{case.module}` ({case.out}) | {counts[0][0]} | {counts[1][0]} | {len(found)} |")
