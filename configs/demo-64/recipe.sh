@@ -1,4 +1,4 @@
-# Settings of scripts/train_cascade.sh for the demo: 64×64 pixels, under 20 minutes on two cores.
+# Settings of scripts/train_cascade.sh for the demo: 64×64 pixels, about 20 minutes on two cores.
 IMAGE_SIZE=64
 NUM_IMAGES=9000
 AUTOENCODER="--max-step 6000 --batch-size 8 --checkpoint-step 3000 --log-step 200 --lr-schedule cosine --ema-decay 0"
