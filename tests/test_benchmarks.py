@@ -349,14 +349,15 @@ def test_the_benchmark_of_rates_trains_each_size_at_each_rate(
         assert len(row[7].split(", ")) == 2
 
 
-def test_a_share_of_a_recipe_has_that_share_of_its_steps(tmp_path):
-    recipe = quality.ROOT / "configs/demo-64"
+@pytest.mark.parametrize(("name", "epochs_of_codebooks"), [("demo-64", []), ("tiny-32", [6])])
+def test_a_share_of_a_recipe_has_that_share_of_its_steps(name, epochs_of_codebooks, tmp_path):
+    recipe = quality.ROOT / "configs" / name
     quality.write_recipe(recipe, 0.25, tmp_path / "quarter")
     before, after = ((folder / "recipe.sh").read_text() for folder in (recipe, tmp_path / "quarter"))
     numbers = [[int(found) for found in re.findall(r"--max-step (\d+)", text)] for text in (before, after)]
     assert numbers[1] == [round(number / 4) for number in numbers[0]]
     epochs = [[int(found) for found in re.findall(r"--max-epoch (\d+)", text)] for text in (before, after)]
-    assert epochs[1] == [math.ceil(number / 4) for number in epochs[0]]
+    assert epochs == [epochs_of_codebooks, [math.ceil(number / 4) for number in epochs_of_codebooks]]
     assert (tmp_path / "quarter/transformer_2.json").is_file()
     assert re.sub(r"-(step|epoch) \d+", "", before) == re.sub(r"-(step|epoch) \d+", "", after)
 
