@@ -115,7 +115,7 @@ def run(
     drawn = coarse if number == 0 else draw_coarse(DemoStage.read(folder, number - 1), images)
     torch.manual_seed(seed)
     learner = build(row, demo)
-    step = train_for(seconds, learner, demo.tokens, demo.training, demo.batch_size, seed)
+    step = train_for(seconds, learner, demo.tokens, demo.training, seed)
     parameters = sum(p.numel() for p in learner.model.parameters())
     return job, (step, parameters, loss_of(learner, coarse, fine), loss_of(learner, drawn, fine))
 

@@ -78,7 +78,7 @@ def run(job: tuple[str, int], folder: Path, seconds: float) -> tuple[str, tuple[
     torch.manual_seed(seed)
     config, training = VARIANTS[name]
     learner = autoencoder_learner(folder, dataset, name != "AdamW alone", **training, **config)
-    step = train_for(seconds, learner, dataset, split.training, learner.options.batch_size, seed)
+    step = train_for(seconds, learner, dataset, split.training, seed)
     parameters = sum(parameter.numel() for parameter in learner.model.parameters())
     return name, (step, parameters, *qualities(learner, dataset, split.training, split.validation))
 

@@ -29,11 +29,9 @@ def demo_options(folder: Path, **changes: object) -> GradientOptions:
     return GradientOptions(**unread, **RECIPE | changes)
 
 
-def train_for(
-    seconds: float, learner: GradientLearner, data: Dataset, indices: np.ndarray, batch_size: int, seed: int
-) -> int:
+def train_for(seconds: float, learner: GradientLearner, data: Dataset, indices: np.ndarray, seed: int) -> int:
     """Train for a fixed time, in which the learning rate falls to 0; return the training steps."""
-    batches = iter(EpochSampler(indices, batch_size, seed, 0, 10**9))
+    batches = iter(EpochSampler(indices, learner.options.batch_size, seed, 0, 10**9))
     start, step = time.perf_counter(), 0
     while (share := (time.perf_counter() - start) / seconds) < 1:
         learner.total_steps = max(step + 1, round(step / max(share, 1e-9)))  # the schedule follows the time

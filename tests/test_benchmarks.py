@@ -1,9 +1,11 @@
 """The benchmarks run, at a small size; what they measure is in the documents."""
 
+import json
 import math
 import re
 import shutil
 import sys
+from itertools import product
 
 import pytest
 import torch
@@ -219,6 +221,8 @@ def test_the_benchmarks_train_as_the_recipe_of_the_demo():
     for flag in ("lr-schedule", "warmup-step", "ema-decay"):
         values = re.findall(rf"^TRANSFORMER_\d=.*--{flag} ([\w.]+)", recipe, flags=re.M)
         assert values == [str(stages.RECIPE[flag.replace("-", "_")])] * 3
+    configs = [json.loads((stages.CONFIGS / f"{name}.json").read_text()) for name in ("transformer_2", "autoencoder")]
+    assert [*rates.DEPTHS.values()] == [configs[0]["num_dec_layers"], configs[1]["num_dec_res_blocks"]]
 
 
 @pytest.fixture
@@ -335,14 +339,16 @@ def run_with_images(tiny_run, faces, tmp_path):
 
 
 @pytest.mark.parametrize("model", ["autoencoder", "stage"])
+@pytest.mark.parametrize(("widths", "depths", "sizes"), [("16 32", "1", "4 8"), ("16", "1 2", "8")])
 def test_the_benchmark_of_rates_trains_each_size_at_each_rate(
-    model, run_with_images, in_this_process, monkeypatch, capsys
+    model, widths, depths, sizes, run_with_images, in_this_process, monkeypatch, capsys
 ):
-    options = ["--widths", "16", "32", "--depths", "1", "2", "--batch-sizes", "8", "--rates", "0.01", "1", "100"]
+    widths, depths, sizes = widths.split(), depths.split(), sizes.split()
+    options = ["--widths", *widths, "--depths", *depths, "--batch-sizes", *sizes, "--rates", "0.01", "1", "100"]
     monkeypatch.setattr(sys, "argv", ["rates", str(run_with_images), model, *options, "--steps", "30", "--seeds", "2"])
     rates.main()
     rows = numbers_of(capsys.readouterr().out)[1:]
-    assert [row[:3] for row in rows] == [[width, depth, "8"] for width in ("16", "32") for depth in ("1", "2")]
+    assert [tuple(row[:3]) for row in rows] == [*product(widths, depths, sizes)]
     for row in rows:
         losses = [float(cell) for cell in row[3:6]]
         assert losses[1] < losses[0]  # at a hundredth of the rate hardly anything is learned
