@@ -8,7 +8,7 @@ from docs import pictures
 from utils.images import read_image, save_image
 from utils.run_folder import RunFolder
 
-BY_HAND = {"report.png"}  # a screenshot
+BY_HAND = {"report.png", "quality.png"}  # a screenshot, and a plot of benchmarks.quality
 BY_LABEL = {"openmoji_labels.png"}  # which the tiny run has not learned
 
 
