@@ -4,7 +4,7 @@ Reads a dataset.json of images; writes checkpoints, reconstructions (images/grou
 metrics.jsonl under --out-dir.
 
     python train_autoencoder.py --dataset-path data/faces/dataset.json \
-        --config-path configs/full-128/autoencoder.json --out-dir out/faces/autoencoder
+        --config-path configs/gpu-128/autoencoder.json --out-dir out/faces/autoencoder
 
 With --encoder-path and --hr-codebook-path, after step 4, it trains the decoder of an autoencoder further, on feature
 maps that consist of units of the finest codebook. The encoder stays, so feature maps and tokens stay valid.
@@ -94,10 +94,11 @@ def main(argv: list[str] | None = None) -> None:
             save_grid(reconstruct(shown), checkpoints.folder.picture("recon", step))
 
         metrics = Metrics(options, len(training))
+        footprint = learner.footprint(dataset[training[: options.batch_size]])
 
         attempted.begin(device, config, {**origin, "data": dataset.fingerprint})
         shown = dataset[preview_indices(training, validation, 25)]
-        train(options, learner, dataset, training, checkpoints, metrics, start, validate, preview)
+        train(options, learner, dataset, training, checkpoints, metrics, start, validate, preview, footprint=footprint)
 
 
 def reconstruction_loss(

@@ -6,7 +6,7 @@ comparison_N.png), pictures of the map (atlas_N.png, u_matrix_N.png, hit_map_N.p
 
     python train_codebook.py --dataset-path out/faces/feature_maps/dataset.json \
         --decoder-path out/faces/autoencoder/models_checkpoint/latest.pt \
-        --config-path configs/full-128/codebook_0.json --max-epoch 5 --out-dir out/faces/codebook_0
+        --config-path configs/gpu-128/codebook_0.json --max-epoch 5 --out-dir out/faces/codebook_0
 """
 
 import utils.threads  # noqa: F401

@@ -8,7 +8,7 @@ pictures (images/ground_truth_N.png, low_res_cond_N, high_res_example_N, high_re
         --decoder-path out/faces/autoencoder/models_checkpoint/latest.pt \
         --lr-codebook-path out/faces/codebook_0/models_checkpoint/pruned_codebook.pt \
         --hr-codebook-path out/faces/codebook_1/models_checkpoint/pruned_codebook.pt \
-        --config-path configs/full-128/transformer_1.json --out-dir out/faces/transformer_1
+        --config-path configs/gpu-128/transformer_1.json --out-dir out/faces/transformer_1
 """
 
 import utils.threads  # noqa: F401
@@ -95,6 +95,7 @@ def main(argv: list[str] | None = None) -> None:
         earlier_bits = bits_before(coarse, options.previous_path)
 
         metrics = Metrics(options, len(training), unit="tokens", per_item=config.fine.length)
+        footprint = learner.footprint(config.example(min(options.batch_size, len(training))))
 
         attempted.begin(device, config, {**origin, "data": dataset.fingerprint})
         tokens = load_tokens(dataset, coarse, fine, device)
@@ -120,7 +121,7 @@ def main(argv: list[str] | None = None) -> None:
         watched = min(MAX_VALIDATION, max(options.batch_size, options.log_step * options.step_size // WATCH_SHARE))
         options = replace(options, num_workers=options.num_workers or 0)  # tokens need no work
         watch = partial(validate, watched)
-        train(options, learner, tokens, training, checkpoints, metrics, start, validate, preview, watch)
+        train(options, learner, tokens, training, checkpoints, metrics, start, validate, preview, watch, footprint)
 
 
 def load_inputs(options: Options, device: torch.device) -> tuple[FeatureMapDataset, Autoencoder, Codebook, Codebook]:

@@ -1,16 +1,14 @@
 """How the benchmarks measure: the time of a call, of matrix products alone, and the peak memory of a new process."""
 
-import re
-import resource
-import sys
 from collections.abc import Callable
 from functools import partial
 from multiprocessing import get_context
-from pathlib import Path
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.benchmark import Timer
+
+from utils.device import peak_memory
 
 aten = torch.ops.aten
 
@@ -29,10 +27,7 @@ def in_new_process(function: Callable, *arguments: object) -> object:
 
 def peak() -> float:
     """Peak memory of this process, in MiB."""
-    status = Path("/proc/self/status")
-    if status.exists():  # on Linux `resource` starts from the peak of the parent process
-        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return peak_memory(torch.device("cpu")) / 2**20
 
 
 class BareProducts(TorchDispatchMode):

@@ -61,6 +61,11 @@ class StageConfig:
             raise UserError("'use_labels' is for the base stage, whose tokens pass the label on; leave the key out")
         return cls(transformer, *grids, is_base, labels)
 
+    def example(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens of as many images, coarse and fine, as training reads them, to count what a step needs."""
+        coarse = self.coarse.length + bool(self.labels)
+        return tuple(torch.zeros(number, length, dtype=torch.long) for length in (coarse, self.fine.length))
+
 
 class Stage(nn.Module):
     """A transformer and the layout of its tokens."""

@@ -20,6 +20,7 @@ import torch
 
 from utils.config import build_config, read_json
 from utils.dataset import FileDataset
+from utils.device import peak_memory
 from utils.files import UserError, replace_file
 from utils.index import check_same
 from utils.lock import lock
@@ -46,6 +47,8 @@ class Attempt:
     end: str  # while it runs, and of one that was killed: when it last saved something
     outcome: str  # `RUNNING`, `FINISHED`, "stopped by SIGTERM" or "failed: " and why
     inputs: dict | None = None  # fingerprints of what was read, with `data` that of the data set
+    plan: dict | None = None  # of a training: utils/plan.py
+    peak_memory: int | None = None  # bytes of the device, of one that has finished
 
     def __post_init__(self) -> None:
         for name in ("begin", "end"):
@@ -89,10 +92,10 @@ def read_attempts(folder: StepFolder) -> list[Attempt]:
     return list(build_config(Record, read_json(folder.record), str(folder.record)).attempts)
 
 
-def touch(folder: StepFolder, outcome: str = RUNNING) -> None:
-    """Note in `run.json` that the newest attempt has come so far."""
+def note(folder: StepFolder, **found: object) -> None:
+    """Note in `run.json` that the newest attempt has come so far, and what is known of it now."""
     if attempts := read_attempts(folder):
-        _write(folder, [*attempts[:-1], dataclasses.replace(attempts[-1], end=_now(), outcome=outcome)])
+        _write(folder, [*attempts[:-1], dataclasses.replace(attempts[-1], end=_now(), **found)])
 
 
 def _write(folder: StepFolder, attempts: list[Attempt]) -> None:
@@ -107,7 +110,7 @@ class Begun:
     def __init__(self, script: str, options: StepOptions) -> None:
         self.script, self.options, self.folder = Path(script).name, options, StepFolder(options.out_dir)
         self.arguments = json.loads(json.dumps(dataclasses.asdict(options), default=str))
-        self.since, self.has_begun = _now(), False
+        self.since, self.device = _now(), None  # the device once it has begun
 
     def begin(self, device: torch.device, config: object = None, inputs: dict | None = None) -> None:
         """Log to stdout and to a file, and keep in `run.json` what is done, with fingerprints of its `inputs`.
@@ -118,7 +121,7 @@ class Begun:
         setup = (config and dataclasses.asdict(config), versions, str(device), torch.get_num_threads())
         begun = Attempt(self.script, self.arguments, *setup, self.since, self.since, RUNNING, inputs)
         _write(self.folder, [*read_attempts(self.folder), begun])
-        self.has_begun = True
+        self.device = device
         handlers = [logging.StreamHandler(sys.stdout), logging.FileHandler(self.folder.log(begun.script))]
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers, force=True)
         log.info("arguments %s", json.dumps(self.arguments))
@@ -159,11 +162,11 @@ def attempt(script: str, options: StepOptions) -> Iterator[Begun]:
         try:
             yield begun
         except BaseException as error:
-            if begun.has_begun:
+            if begun.device is not None:
                 with suppress(OSError):  # of a full disk, say: the error above counts
-                    touch(begun.folder, _outcome(error))
+                    note(begun.folder, outcome=_outcome(error))
             raise
-        touch(begun.folder, FINISHED)
+        note(begun.folder, outcome=FINISHED, peak_memory=peak_memory(begun.device))
 
 
 def _outcome(error: BaseException) -> str:

@@ -1,8 +1,12 @@
 """The device: which one, its precision, how many processes load its data, and how its memory is kept."""
 
 import ctypes
+import math
 import os
+import re
+import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -50,6 +54,43 @@ def choose_dtype(device: torch.device, precision: str) -> torch.dtype:
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The autocast context of a precision."""
     return torch.autocast(device.type, torch.bfloat16, enabled=choose_dtype(device, precision) == torch.bfloat16)
+
+
+def usable_memory(device: torch.device) -> float:
+    """The bytes that this process may use: what is free, and what it holds already; infinite where it is unknown."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory()
+    free = [_kilobytes("/proc/meminfo", "MemAvailable")]
+    with suppress(OSError, ValueError):  # of a container or a job that may use less than the machine has
+        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        free.append(limit - used)
+    known = [size for size in free if size is not None]
+    return min(known) + (_kilobytes("/proc/self/status", "RssAnon") or 0) if known else math.inf
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that this process has held at once: of the GPU's memory, or else of the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    if (peak := _kilobytes("/proc/self/status", "VmHWM")) is not None:
+        return peak  # on Linux `resource` starts from the peak of the parent process
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _kilobytes(path: str, name: str) -> int | None:
+    """The bytes that a file of Linux's /proc gives in kB beside a name, where there is such a line."""
+    with suppress(OSError):
+        if found := re.search(rf"^{name}:\s+(\d+) kB$", Path(path).read_text(), flags=re.MULTILINE):
+            return int(found[1]) * 1024
+    return None
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until the device has done all that it was given, before time is taken."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def keep_memory() -> None:

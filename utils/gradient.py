@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,17 @@ from torch import nn
 
 from utils.checkpoint import check_origins, load_checkpoint, load_weights
 from utils.checkpoint_folder import CheckpointFolder
-from utils.dataset import Batch, num_items, split_batch
-from utils.device import autocast, choose_dtype
+from utils.dataset import Batch, num_items, split_batch, to_device
+from utils.device import autocast, choose_dtype, usable_memory
 from utils.files import UserError
 from utils.flops import count_flops
 from utils.learner import TrainingOptions
+from utils.memory import Footprint, count_footprint, gib
 from utils.optimizers import TOKENS, build_optimizers, set_rate
 from utils.options import SpeedOptions, option
 from utils.split import Bounds
+
+HEADROOM = 0.9  # share of the memory that may be planned with: the allocator and the kernels need some
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +144,33 @@ class GradientLearner:
     def flops(self, batch: Batch) -> int:
         """Floating-point operations of the products of a step with this batch."""
         self.model.train()
-        return count_flops(lambda: self.backward(self.model, batch))
+        one = split_batch(batch, 1)[0]
+        return num_items(batch) * count_flops(lambda: self.backward(self.model, one))
+
+    def footprint(self, batch: Batch) -> Footprint:
+        """The memory of a training with batches like this one, without what Muon needs while it multiplies.
+
+        Raises `UserError` before there is too little, and says which batches would fit. A compiled model, which needs
+        less than what is counted, is not refused.
+        """
+        moments = {"optimizer": 2, "muon": 1}  # numbers that are kept for each weight
+        trained = {name: _trained(optimizer) for name, optimizer in self.optimizers.items()}
+        weights = sum(p.nbytes for p in self.model.parameters()) * (1 if self.average is None else 2)
+        standing = weights + sum(moments[name] * size for name, size in trained.items())
+        items, memory = num_items(batch), HEADROOM * usable_memory(self.device)
+        self.model.train()
+        found = count_footprint(partial(self._count, batch), items, standing, sum(trained.values()), memory)
+        self.model.zero_grad()
+        if found.of(items) > memory and not self.options.compile:
+            raise UserError(_too_large(found, items, self.options, memory))
+        return found
+
+    def _count(self, batch: Batch, size: int) -> None:
+        """Learn the gradient of the first items of a batch from nothing."""
+        self.model.zero_grad()
+        with self.autocast:
+            loss = self.compute(self.model, to_device(split_batch(batch, size)[0], self.device))["loss"]
+        loss.backward()
 
     def checkpoint(self) -> dict:
         """Weights, averaged weights and optimizer state."""
@@ -187,3 +217,20 @@ class GradientLearner:
                     "with another --out-dir, and without --load-optim"
                 )
             optimizer.load_state_dict(content[name])
+
+
+def _trained(optimizer: torch.optim.Optimizer) -> int:
+    """The bytes of the weights that an optimizer moves."""
+    weights = (weight for group in optimizer.param_groups for weight in group["params"])
+    return sum(weight.nbytes for weight in weights if weight.requires_grad)
+
+
+def _too_large(footprint: Footprint, size: int, options: GradientOptions, memory: float) -> str:
+    """What to say where batches of `size` items do not fit."""
+    needs = (
+        f"{options.config_path}: batches of {size} need {gib(footprint.of(size))} of memory, {gib(memory)} can be used"
+    )
+    if part := footprint.largest_part(size, memory):
+        parts = options.step_size // part
+        return f"{needs}; in a new training --batch-size {part} --grad-accum-step {parts} has the same gradients"
+    return f"{needs}, and one image needs {gib(footprint.of(1))}; make the model smaller"

@@ -14,13 +14,15 @@ import torch
 from torch.utils.data import Dataset
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from utils.attempt import touch
+from utils.attempt import note
 from utils.checkpoint_folder import CheckpointFolder
 from utils.cli import stop_signals
 from utils.dataset import BatchLoader, EpochSampler, chunks, to_device
 from utils.device import choose_workers
 from utils.learner import Learner, TrainingOptions
+from utils.memory import Footprint
 from utils.metrics import Metrics
+from utils.plan import Planner
 from utils.progress import progress
 
 log = logging.getLogger(__name__)
@@ -40,12 +42,14 @@ def train(
     validate: Callable[[], dict[str, float]],
     preview: Callable[[int], None],
     watch: Callable[[], dict[str, float]] = dict,
+    footprint: Footprint | None = None,
 ) -> int:
     """Train on `indices` of a data set from step `start` to the planned step; return the step that was reached.
 
     Every `--checkpoint-step` steps and at the end it saves, measures (`validate`) and draws (`preview`). `watch`
     measures what stands in each log line beside the training numbers, so it should be quick. What an earlier process
-    has left unfinished of its last checkpoint is finished first.
+    has left unfinished of its last checkpoint is finished first. After some steps it says what all of them will take,
+    in memory by their `footprint`, where that was counted.
 
     Ctrl-C, SIGTERM and SIGHUP finish the step, save, and exit with status 130, 143 or 129; `--resume` then goes on.
     """
@@ -53,6 +57,7 @@ def train(
     for change in checkpoints.changes:
         log.warning("%s", change)
     total, state = checkpoints.total_steps, checkpoints.found.get("metrics")
+    planner = Planner(checkpoints, learner, start, footprint)
     checkpoints.begin(start)
     metrics.begin(start, state)
 
@@ -65,14 +70,16 @@ def train(
 
     def finish(step: int, row: dict[str, float], validation: dict[str, float] | None) -> None:
         """Measure, draw, and only then write the rows: they say that nothing is missing."""
+        since = time.monotonic()
         validation = validate() if validation is None else validation
         checkpoints.save(learner, step, validation, metrics=metrics.state(row))
-        touch(checkpoints.folder)
+        note(checkpoints.folder)
         preview(step)
         if row:
             metrics.write(step, row)
         metrics.write(step, validation)
         metrics.show_pictures(step)
+        planner.add_checkpoint(time.monotonic() - since)
         metrics.restart_clock()
         leave_if_asked(stop, checkpoints)
 
@@ -94,6 +101,7 @@ def train(
             torch.manual_seed(int(np.random.SeedSequence([options.seed & 0xFFFFFFFF, step]).generate_state(1)[0]))
             metrics.add(learner.update(batch, step), batch)
             done = step + 1
+            planner.add_step(done)
             if done % options.checkpoint_step == 0 or done == total:
                 save(done)
                 continue

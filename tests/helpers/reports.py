@@ -65,10 +65,10 @@ def make_run(tiny_run, folder):
     return run
 
 
-def change_attempt(step, **changes):
-    """Change values of the newest attempt at a step, or entries of its arguments and its config."""
+def change_attempt(step, number=-1, **changes):
+    """Change values of an attempt at a step, of the newest by default, or entries of its arguments and its config."""
     content = json.loads(step.record.read_text())
-    newest = content["attempts"][-1]
+    attempt = content["attempts"][number]
     for key, value in changes.items():
-        newest[key] = newest[key] | value if isinstance(value, dict) else value
+        attempt[key] = (attempt[key] or {}) | value if isinstance(value, dict) else value
     step.record.write_text(json.dumps(content))

@@ -1,0 +1,176 @@
+"""How much memory a training step needs: what is counted, how large batches follow, and what a learner says of it."""
+
+import argparse
+import gc
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import utils.gradient
+from tests.helpers.runs import MAINS
+from tests.helpers.scripts import expect_error, run_main
+from utils.device import peak_memory, usable_memory
+from utils.files import UserError
+from utils.gradient import GradientLearner
+from utils.memory import Footprint, PeakMemory, count_footprint, gib
+from utils.plan import duration, kept
+
+CPU = torch.device("cpu")
+ACTIONS = st.tuples(st.sampled_from(["make", "free", "view", "change", "double"]), st.integers(1, 50))
+
+
+@given(st.lists(ACTIONS, max_size=30))
+def test_the_peak_is_that_of_a_list_of_what_is_alive(actions):
+    old = torch.zeros(1000)
+    held, peak = [], 0  # pairs of a tensor and of its size, a view's being that of what it is of
+    with PeakMemory() as counter:
+        for action, number in actions:
+            index = number % len(held) if held else None
+            if action == "make":
+                held.append((torch.zeros(number), 4 * number))
+            elif index is None:
+                old.add_(1)  # what was there before does not count
+                old[:5].mul_(2)
+            elif action == "double":
+                held.append((held[index][0] * 2, held[index][0].nbytes))
+            elif action == "free":
+                del held[index]
+            elif action == "view":
+                held[index] = (held[index][0][:1], held[index][1])
+            else:
+                held[index][0].mul_(2)
+            alive = sum(size for _, size in held)
+            peak = max(peak, alive)
+            assert counter.now == alive
+    assert counter.peak == peak
+
+
+def test_a_gradient_step_needs_what_was_kept_for_it():
+    weight = torch.ones(10, requires_grad=True)
+    with PeakMemory() as counter:
+        x = torch.ones(100, 10)  # 4,000 bytes, kept for the gradient of the weight
+        loss = (x * weight).square().sum()  # the product is kept, its square goes once it is summed
+        loss.backward()
+    assert counter.peak >= 3 * 4000
+    del x, loss
+    gc.collect()
+    assert counter.now == 40  # the gradient
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 7, 16, 50])
+def test_a_footprint_is_counted_at_growing_sizes_up_to_the_batch(batch_size):
+    asked = []
+
+    def step(size):
+        asked.append(size)
+        kept = torch.zeros(25 * size), torch.zeros(5)  # 100 bytes an item, and 20
+        return len(kept)
+
+    found = count_footprint(step, batch_size, 1000, 20, float("inf"))
+    assert asked == sorted({size for size in (1, 4, 16) if size < batch_size} | {batch_size})
+    assert found.of(batch_size) == 1000 + 20 + 100 * batch_size
+    assert found.of(3 * batch_size) == 1000 + 20 + 300 * batch_size
+
+
+def test_a_batch_that_would_not_fit_is_never_made():
+    asked = []
+
+    def step(size):
+        asked.append(size)
+        return torch.zeros(25 * size)
+
+    found = count_footprint(step, 64, 0, 0, 2000)
+    assert asked == [1, 4, 16]
+    assert found.of(64) == 6400
+    assert found.largest_part(64, 2000) == 16
+    assert found.largest_part(60, 2000) == 20
+    assert found.largest_part(64, 99) == 0
+
+
+def test_what_all_batches_need_alike_is_not_taken_for_what_an_item_needs():
+    def step(size):
+        return torch.zeros(1000), torch.zeros(5 * size)  # gradients, and what an item needs
+
+    found = count_footprint(step, 4, 100, 4000, 5000)
+    assert found == Footprint(100, {0: 4000, 1: 4020, 4: 4080})
+
+
+@pytest.mark.parametrize(("size", "text"), [(2**30 / 100, "0.01 GiB"), (1.55 * 2**30, "1.6 GiB"), (0, "0.00 GiB")])
+def test_bytes_are_written_to_be_read(size, text):
+    assert gib(size) == text
+
+
+def test_a_process_has_used_what_it_holds_and_may_use_more():
+    before = peak_memory(CPU)
+    held = torch.ones(2**24)  # 64 MiB
+    assert peak_memory(CPU) >= before
+    assert usable_memory(CPU) > held.nbytes
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "transformer_0", "transformer_1"])
+def test_a_batch_that_does_not_fit_is_refused_before_anything_changes(name, command, monkeypatch, capsys, tmp_path):
+    run_main(MAINS[name], *command(name, "out", "--max-step", 3))
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    asked, needs = ["--max-step", 3, "--overwrite"], {}
+    for size in (1, 6, 12):
+        run_main(MAINS[name], *command(name, f"of {size}", *asked, "--max-step", 20, "--batch-size", size))
+        needs[size] = json.loads((tmp_path / f"of {size}/run.json").read_text())["attempts"][-1]["plan"]["memory"]
+    assert needs[1] < needs[6] < needs[12]
+    usable = (needs[6] + needs[12]) / 2 / utils.gradient.HEADROOM
+    monkeypatch.setattr(utils.gradient, "usable_memory", lambda device: usable)
+    line = expect_error(capsys, MAINS[name], command(name, "out", *asked))
+    assert f"{name}.json: batches of 12 need 0.0" in line
+    assert "in a new training --batch-size 6 --grad-accum-step 2 has the same gradients" in line
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+    run_main(MAINS[name], *command(name, "out", *asked, "--batch-size", 6, "--grad-accum-step", 2))
+    monkeypatch.setattr(utils.gradient, "usable_memory", lambda device: needs[1] / 2)
+    assert "one image needs 0.0" in expect_error(capsys, MAINS[name], command(name, "other", *asked))
+
+
+def test_a_compiled_model_is_not_refused(monkeypatch):
+    monkeypatch.setattr(utils.gradient, "usable_memory", lambda device: 0)
+    monkeypatch.setattr(torch, "compile", lambda model: model)
+    values = {"batch_size": 4, "step_size": 4, "precision": "fp32", "ema_decay": 0, "config_path": "c.json"}
+    for compiled in (True, False):
+        options = argparse.Namespace(**values, compile=compiled)
+        config = argparse.Namespace(model_lr=0.1, weight_decay=0.001)
+        learner = GradientLearner(nn.Linear(5, 7), lambda m, x: {"loss": m(x).mean()}, config, options, 10, CPU)
+        if compiled:
+            # Weights, two moments of AdamW, and their gradients; more for the images.
+            assert learner.footprint(torch.zeros(4, 5)).of(4) > 4 * 42 * 4
+        else:
+            with pytest.raises(UserError, match="batches of 4 need"):
+                learner.footprint(torch.zeros(4, 5))
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "codebook_1", "transformer_1"])
+def test_a_training_says_what_it_will_take_after_twenty_steps(name, train, tmp_path):
+    train(name, "out", "--max-step", 22, "--checkpoint-step", 2, "--keep-checkpoint", 3)
+    attempt = json.loads((tmp_path / "out/run.json").read_text())["attempts"][-1]
+    plan, folder = attempt["plan"], tmp_path / "out/models_checkpoint"
+    saved = (folder / "latest.pt").stat().st_size
+    assert 0 < plan["seconds_per_step"] < 60
+    assert 0 < plan["seconds_per_checkpoint"] < 60
+    assert plan["checkpoint"] <= saved <= plan["checkpoint"] + 100_000
+    assert attempt["peak_memory"] > 2**20
+    assert (plan["memory"] is None) == (name == "codebook_1")
+    assert plan["batch"] == (None if name == "codebook_1" else 12)
+    line = next(line for line in (tmp_path / "out/train.log").read_text().splitlines() if " plan: " in line)
+    assert " plan: 2 more training steps in 0:0" in line
+    assert f"4 checkpoints take {gib(4 * plan['checkpoint'])} of disk" in line  # three, and best.pt
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "keep", "number"), [(22, 2, None, 11), (23, 2, None, 12), (22, 2, 3, 4), (4, 2, 3, 2)]
+)
+def test_checkpoints_that_stay_are_counted(steps, every, keep, number):
+    assert kept(steps, every, keep) == number
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00:00"), (61, "0:01:01"), (93784.6, "26:03:05")])
+def test_a_duration_is_written_to_be_read(seconds, text):
+    assert duration(seconds) == text
