@@ -2,8 +2,8 @@
 
     python -m benchmarks.generation
 
-Measures the third stage of `full-128` with random weights: 5 + 7 layers of width 512 and 64 heads, 1,024 tokens under a
-window of 256, from 256 coarse tokens. Prints tables in Markdown.
+Measures the third stage of `reference-128` with random weights: 5 + 7 layers of width 512 and 64 heads, 1,024 tokens
+under a window of 256, from 256 coarse tokens. Prints tables in Markdown.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from utils.config import load_config
 from utils.device import keep_memory
 from utils.sampling import SamplingConfig, uniform_draws
 
-CONFIG = Path(__file__).parent.parent / "configs/full-128/transformer_2.json"
+CONFIG = Path(__file__).parent.parent / "configs/reference-128/transformer_2.json"
 UNITS = 512
 COARSE, FINE = (16, 16), (32, 32)
 IMAGES = 5

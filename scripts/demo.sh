@@ -5,25 +5,26 @@ set -euo pipefail
 
 usage() {
     cat <<'TEXT'
-usage: bash scripts/demo.sh [--quick] [--source avatars|openmoji] [--device DEVICE] [--out-dir DIR]
-                            [--overwrite] [--verify]
+usage: bash scripts/demo.sh [--quick] [--size 64|128] [--source avatars|openmoji] [--device DEVICE]
+                            [--out-dir DIR] [--overwrite] [--verify]
 
   --quick      a complete pass in under 3 minutes, at 32×32 pixels: to see that everything works
+  --size       pixels a side: 64, the default, or 128, which takes up to two hours on two CPU cores
   --source     avatars (cartoon faces, the default) or openmoji (emoji)
   --device     auto, cpu, cuda or mps [auto]
-  --out-dir    where the data and all that is learned go [out/demo-SOURCE, or out/quick-SOURCE]
+  --out-dir    where the data and all that is learned go [out/demo-SOURCE, out/demo-128-SOURCE or out/quick-SOURCE]
   --overwrite  replace what an earlier recipe, data set or command left there; needed after a recipe was edited
   --verify     read all data once, where files were moved or copied so that their times changed
 TEXT
 }
 
-source_name=avatars recipe=demo-64 prefix=demo device=auto out= flags=() overwrite=
+source_name=avatars recipe= size= device=auto out= flags=() overwrite=
 while [ $# -gt 0 ]; do
     case $1 in
         --quick) recipe=tiny-32 prefix=quick; shift ;;
-        --source | --device | --out-dir)
+        --size | --source | --device | --out-dir)
             if [ $# -lt 2 ]; then echo "error: $1 needs a value" >&2; exit 2; fi
-            case $1 in --source) source_name=$2 ;; --device) device=$2 ;; --out-dir) out=$2 ;; esac
+            case $1 in --size) size=$2 ;; --source) source_name=$2 ;; --device) device=$2 ;; --out-dir) out=$2 ;; esac
             shift 2 ;;
         --overwrite) flags+=("$1") overwrite=$1; shift ;;
         --verify) flags+=("$1"); shift ;;
@@ -34,6 +35,13 @@ done
 case $source_name in
     avatars | openmoji) ;;
     *) echo "error: --source $source_name is unknown; give avatars or openmoji" >&2; exit 2 ;;
+esac
+case $recipe$size in
+    tiny-32) ;;
+    '' | 64) recipe=demo-64 prefix=demo ;;
+    128) recipe=laptop-128 prefix=demo-128 ;;
+    tiny-32*) echo "error: --size $size: --quick is for 32 pixels; leave one of them out" >&2; exit 2 ;;
+    *) echo "error: --size $size: the demo has recipes for 64 and 128 pixels" >&2; exit 2 ;;
 esac
 case $out in
     '') out=out/$prefix-$source_name ;;

@@ -6,6 +6,7 @@ set -euo pipefail
 usage() {
     cat <<'TEXT'
 usage: bash scripts/train_cascade.sh RECIPE DATASET OUT [--device DEVICE] [--overwrite] [--verify]
+       bash scripts/train_cascade.sh --dry-run RECIPE DATASET [--device DEVICE]
 
   RECIPE       a folder of configs/, or the path of another, with a slash; its transformer_0.json,
                transformer_1.json, … decide how many stages there are
@@ -14,10 +15,17 @@ usage: bash scripts/train_cascade.sh RECIPE DATASET OUT [--device DEVICE] [--ove
   --device     auto, cpu, cuda or mps [auto]
   --overwrite  replace what an earlier recipe, data set or command left in OUT; needed after a recipe was edited
   --verify     read all data once, where files were moved or copied so that their times changed
+  --dry-run    try every step briefly, then print the hours, disk and memory that the recipe needs on this machine
 TEXT
 }
 
 case ${1:-} in -h | --help) usage; exit 0 ;; esac
+is_dry= words=()
+for word in "$@"; do
+    if [ "$word" = --dry-run ]; then is_dry=1; else words+=("$word"); fi
+done
+set -- ${words[@]+"${words[@]}"}
+if [ -n "$is_dry" ]; then set -- "${@:1:2}" '' "${@:3}"; fi  # there is no OUT
 if [ $# -lt 3 ]; then usage >&2; exit 2; fi
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$root/scripts/signals.sh"
@@ -27,6 +35,9 @@ common=("${@:4}")
 if [ ! -f "$recipe/recipe.sh" ]; then
     echo "error: $recipe/recipe.sh: no such recipe; configs/ holds: $(ls "$root/configs" | tr '\n' ' ')" >&2
     exit 2
+fi
+if [ "$1" = full-128 ]; then
+    echo "full-128 keeps the sizes of an old example, as reference-128 does; for a new training use gpu-128" >&2
 fi
 source "$recipe/recipe.sh"
 stages=0
@@ -46,6 +57,13 @@ elif [ -n "${VIRTUAL_ENV:-}" ] || { [ -n "${CONDA_PREFIX:-}" ] && [ "${CONDA_DEF
 elif [ -x "$root/.venv/bin/python" ]; then python=$root/.venv/bin/python
 else source "$root/scripts/environment.sh"; python=$(find_python); fi
 
+# The project's modules come first, wherever this is run, even where there is another folder utils/.
+modules=(env PYTHONSAFEPATH=1 "PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}")
+if [ -n "$is_dry" ]; then
+    attended "${modules[@]}" "$python" -m scripts.dry_run "$recipe" "$dataset" ${common[@]+"${common[@]}"}
+    exit
+fi
+
 latest=models_checkpoint/latest.pt
 best=models_checkpoint/best.pt
 pruned=models_checkpoint/pruned_codebook.pt
@@ -54,11 +72,10 @@ maps=$out/feature_maps/dataset.json
 names=(codebook_cond)
 for ((i = 0; i < stages; i++)); do names+=("codebook_$i"); done
 
-# $(index DATASET): a fingerprint of its files. Ctrl-C ends this script after it, and a folder utils/ where this is run
-# does not come before the project's.
+# $(index DATASET [SIZE]): a fingerprint of its files; images must have that size. Ctrl-C ends this script after it.
 index() {
     trap '' INT
-    PYTHONSAFEPATH=1 PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} "$python" -m utils.index "$1"
+    "${modules[@]}" "$python" -m utils.index "$@"
 }
 
 # note NAME TEXT: keep a text in .done, the whole or nothing.
@@ -110,7 +127,7 @@ step() {
     note "$name" "$key"
 }
 
-images=$(index "$dataset")
+images=$(index "$dataset" ${IMAGE_SIZE:+"$IMAGE_SIZE"})
 features=  # the fingerprint of the feature maps, once they are there
 # The config of the generation follows the recipe until a person edits it.
 config=$out/generate.json

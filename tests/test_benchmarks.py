@@ -17,11 +17,13 @@ from benchmarks import (
     autoencoder,
     codebook,
     codebook_limits,
+    compute,
     generation,
     intervals,
     quality,
     rates,
     sampling,
+    scaling,
     stages,
     timing,
     transformer,
@@ -239,7 +241,7 @@ def in_this_process(monkeypatch):
         def imap_unordered(self, function, jobs):
             return map(function, jobs)
 
-    for module in (ablation, autoencoder, rates):
+    for module in (ablation, autoencoder, compute, rates):
         monkeypatch.setattr(module, "get_context", lambda _: type("Context", (), {"Pool": lambda *_, **__: Pool()}))
     monkeypatch.setattr(stages, "CONFIGS", TINY)
 
@@ -483,3 +485,43 @@ def test_the_plain_block_is_plain(plain_learner, tiny_run):
     assert isinstance(attention.query_norm, nn.Identity) and isinstance(attention.key_norm, nn.Identity)
     assert attention.out.weight.any() and model.head.weight.any()
     assert model.embed.token.weight.std().item() == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("law", [(0.5, 20.0, 8.0, 0.35, 0.4), (0.0, 3.0, 50.0, 0.1, 0.8)])
+def test_a_law_of_compute_is_found_again(law):
+    sizes = product((1e5, 4e5, 2e6), (100, 300, 1000))
+    runs = [compute.Run(0, steps, size, 0.0, compute.predict(law, size, steps)) for size, steps in sizes]
+    found = compute.fit(runs)
+    assert found == pytest.approx(law, abs=1e-6)
+    assert compute.predict(found, 1e7, 1e5) == pytest.approx(compute.predict(law, 1e7, 1e5))
+
+
+def test_losses_over_compute(tiny_run, in_this_process, monkeypatch, capsys):
+    options = ["--widths", "64", "128", "--steps", "2", "4", "--predict", "128", "100"]
+    monkeypatch.setattr(sys, "argv", ["compute", str(tiny_run), *options])
+    compute.main()
+    output = capsys.readouterr().out
+    rows = numbers_of(output)[1:]
+    assert sorted(row[:2] for row in rows) == [["128", "2"], ["128", "4"], ["64", "2"], ["64", "4"]]
+    operations = {(row[0], row[1]): float(row[3]) for row in rows}
+    assert operations["128", "4"] > operations["64", "4"] > 0
+    assert re.search(r"^128 wide, [\d.]+ M parameters, 100 training steps: [\d.]+$", output, flags=re.M)
+
+
+def test_the_trainings_of_a_recipe_are_counted(monkeypatch, capsys):
+    found = {row.name: row for row in scaling.trainings(scaling.CONFIGS / "demo-64")}
+    assert [*found] == ["autoencoder", "decoder", "transformer_0", "transformer_1", "transformer_2"]
+    stage, recipe = found["transformer_2"], (stages.CONFIGS / "recipe.sh").read_text()
+    assert f'TRANSFORMER_2="--max-step {stage.steps} --batch-size {stage.step_size} ' in recipe
+    # Six operations for each weight of a block and each token, besides the head's and those of attention.
+    fine, coarse = (256 * layers for layers in (4, 3 / 4))
+    blocks = stage.step_size * 6 * 128**2 * (fine * (4 + 4 + 6) + coarse * (4 + 6))
+    assert blocks < stage.flops < 2 * blocks
+    assert found["decoder"].flops < found["autoencoder"].flops
+    assert 100 * 2**20 < stage.memory < 400 * 2**20
+    monkeypatch.setattr(sys, "argv", ["scaling", "demo-64", "--share", "0.5"])
+    scaling.main()
+    rows = numbers_of(capsys.readouterr().out)
+    assert len(rows) == 1 + 5 + 1
+    total = sum(row.flops * row.steps for row in found.values())
+    assert float(rows[-1][6].removesuffix(" h")) == pytest.approx(total / (0.5 * 165e12) / 3600, abs=0.051)

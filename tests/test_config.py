@@ -280,5 +280,7 @@ def test_a_recipe_is_complete_and_its_sizes_meet(recipe):
         assert (stage.lr_codebook_path, stage.hr_codebook_path) == (pruned[number], pruned[number + 1])
 
 
-def test_there_are_three_recipes():
-    assert [path.name for path in RECIPES] == ["demo-64", "full-128", "tiny-32"]
+def test_these_are_the_recipes():
+    names = ["demo-64", "full-128", "gpu-128", "gpu-256", "laptop-128", "reference-128", "tiny-32"]
+    assert [path.name for path in RECIPES] == names
+    assert (CONFIGS / "full-128").resolve() == (CONFIGS / "reference-128").resolve()  # of that name once

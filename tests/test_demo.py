@@ -91,7 +91,14 @@ def test_quick_demo_is_interrupted_then_ends_then_has_nothing_to_do(shorter, tmp
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"), [(["--fast"], "--fast"), (["--source", "cats"], "cats"), (["--device"], "--device")]
+    ("arguments", "named"),
+    [
+        (["--fast"], "--fast"),
+        (["--source", "cats"], "cats"),
+        (["--device"], "--device"),
+        (["--size", "100"], "--size 100: the demo has recipes for 64 and 128 pixels"),
+        (["--quick", "--size", "64"], "--size 64: --quick is for 32 pixels"),
+    ],
 )
 def test_wrong_arguments_get_a_line_and_status_2(arguments, named):
     process = start(*arguments)
@@ -138,6 +145,19 @@ def test_flags_reach_every_step(demo):
         "scripts.evaluate",
         "scripts.report",
     ]
+
+
+@pytest.mark.parametrize(
+    ("size", "recipe"), [((), "demo-64"), (("--size", "64"), "demo-64"), (("--size", "128"), "laptop-128")]
+)
+def test_a_size_has_its_recipe_and_its_folder(size, recipe, demo):
+    demo.command = demo.command[:2]
+    status, _, errors, commands = demo.run(*size)
+    assert status == 0, errors
+    out = demo.folder / ("out/demo-128-avatars" if "128" in size else "out/demo-avatars")
+    assert commands[0].startswith(f"scripts.demo_data avatars --out-dir {out.relative_to(demo.folder)}/data")
+    assert f"--image-size {recipe[-3:].strip('-')} " in commands[0]
+    assert f"--config-path {demo.folder}/configs/{recipe}/autoencoder.json" in commands[1]
 
 
 def test_help_tells_of_them(demo):

@@ -188,3 +188,12 @@ def test_the_command_prints_the_fingerprint_or_fails_in_one_line(dataset):
         assert found.stderr.startswith("error: ")
         assert named in found.stderr
         assert len(found.stderr.splitlines()) == 1
+
+
+def test_the_command_refuses_images_of_another_size_than_the_recipe_s(faces):
+    assert command(faces, "32").stdout == command(faces).stdout != ""
+    found = command(faces, "64")
+    assert (found.returncode, found.stdout) == (2, "")
+    assert f"error: {faces}: holds images of 32×32 (" in found.stderr
+    assert "IMAGE_SIZE in the recipe.sh is 64; make the images with --image-size 64" in found.stderr
+    assert len(found.stderr.splitlines()) == 1

@@ -190,10 +190,34 @@ def test_an_incomplete_recipe_is_refused_in_one_line(number, named, tmp_path):
     assert commands == []
 
 
+def test_full_128_runs_as_before_and_names_the_recipe_to_use(chain):
+    shutil.rmtree(chain.folder / "configs/full-128")
+    chain.recipe.rename(chain.folder / "configs/full-128")
+    chain.command[2] = "full-128"
+    status, _, errors, commands = chain.run()
+    assert (status, len(commands)) == (0, 9)
+    assert errors.splitlines()[0].startswith("full-128 keeps the sizes of an old example")
+    assert "gpu-128" in errors.splitlines()[0]
+
+
 def test_help_is_shown(chain):
     found = subprocess.run([*chain.command[:2], "--help"], capture_output=True, text=True)
     assert found.returncode == 0
     assert {"--overwrite", "--verify"} <= set(found.stdout.split())
+
+
+def test_a_dry_run_is_left_to_its_script(chain):
+    words = [*chain.command[:2], "--dry-run", *chain.command[2:4], "--device", "cpu"]
+    found = subprocess.run(words, env=chain.environment, capture_output=True, text=True)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert chain.commands == [f"scripts.dry_run {chain.recipe} {chain.dataset} --device cpu"]
+    assert not chain.out.exists()
+
+
+def test_a_dry_run_of_nothing_shows_the_usage(chain):
+    found = subprocess.run([*chain.command[:2], "--dry-run", "mine"], capture_output=True, text=True)
+    assert found.returncode == 2
+    assert found.stderr.startswith("usage:")
 
 
 def test_flags_reach_every_step_and_change_no_key(chain):

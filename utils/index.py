@@ -1,6 +1,7 @@
 """`dataset.json` files (TinyDB): the records of a data set, and whether its files are those of before.
 
-Run as a command it prints a fingerprint of a data set, for scripts/train_cascade.sh: python -m utils.index DATASET.
+Run as a command it prints a fingerprint of a data set for scripts/train_cascade.sh, and refuses images of another size
+than its recipe's: python -m utils.index DATASET [SIZE].
 """
 
 import hashlib
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from PIL import Image
 from tinydb import TinyDB
 
 from utils.files import UserError, replace_file
@@ -119,11 +121,28 @@ def name_of(path: Path, record: dict) -> str:
     raise UserError(f"{path}: a record has no {' and no '.join(map(repr, KEYS))}; make the data set again")
 
 
+def check_size(path: Path, name: str, size: int) -> None:
+    """Raise `UserError` unless the first image of the data set `path`, called `name`, has `size` × `size` pixels."""
+    with Image.open(path.parent / name) as image:
+        if image.size != (size, size):
+            raise UserError(
+                f"{path}: holds images of {image.width}×{image.height} ({name}), but IMAGE_SIZE in the recipe.sh is "
+                f"{size}; make the images with --image-size {size}, or give another recipe"
+            )
+
+
+def main(dataset: Path, size: str = "") -> None:
+    """Print the fingerprint of a data set, whose images should have `size` pixels a side, if that is given."""
+    names = [name_of(dataset, record) for record in read_dataset(dataset, ())[0]]
+    if size:
+        check_size(dataset, names[0], int(size))
+    found = fingerprint(dataset, names)
+    print(found["index"] + found["files"])
+
+
 if __name__ == "__main__":
     try:
-        dataset = Path(sys.argv[1])
-        found = fingerprint(dataset, [name_of(dataset, record) for record in read_dataset(dataset, ())[0]])
-        print(found["index"] + found["files"])
+        main(Path(sys.argv[1]), *sys.argv[2:])
     except (UserError, OSError) as error:
         print("error:", error, file=sys.stderr)
         sys.exit(2)

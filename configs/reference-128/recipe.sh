@@ -1,4 +1,4 @@
-# Settings of scripts/train_cascade.sh for 128×128 pixels on a GPU; perhaps a day or more, not measured.
+# The sizes of an old example for 128×128 pixels on a GPU. Nobody has trained it; for a new training use gpu-128.
 IMAGE_SIZE=128
 AUTOENCODER="--max-step 200000 --batch-size 8 --checkpoint-step 10000 --lr-schedule cosine"
 FEATURE_MAPS="--batch-size 32 --flip"

@@ -1,0 +1,110 @@
+"""How the loss of the finest stage falls with compute, and what that predicts for a larger stage.
+
+    python -m benchmarks.compute out/demo-avatars
+    python -m benchmarks.compute out/demo-avatars --predict 512 40000
+
+Reads a folder that scripts/demo.sh has written. Trains its finest stage at several widths, each for several numbers of
+training steps, and fits loss = E + A / parameters^a + B / steps^b to the losses on validation images (after Hoffmann et
+al. 2022, "Training compute-optimal large language models"). Prints a table in Markdown with what the fit says of each
+run, what a fit to all other runs says of the costliest one, and the losses of the widths and steps to `--predict`.
+"""
+
+import argparse
+import sys
+from functools import partial
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from benchmarks.rates import run, stage
+from utils.gradient import GradientLearner
+
+DEPTH, BATCH = 4, 8  # of the demo
+# The best rate is lower for longer runs: 2.9 times that of the demo at 150 training steps, that of the demo at 2,400.
+LONG, FALL = 2400, 0.38
+
+
+class Run(NamedTuple):
+    """What was trained, and what came of it."""
+
+    width: int
+    steps: int
+    parameters: float
+    flops: float  # of all training steps
+    loss: float
+
+
+def fit(runs: list[Run]) -> tuple[float, ...]:
+    """E, A, B, a and b with the least squared relative error: exponents from a grid, the rest by least squares."""
+    names = ("parameters", "steps", "loss")
+    parameters, steps, losses = (np.array([getattr(run, name) for run in runs]) for name in names)
+    best = (np.inf, ())
+    for a, b in product(np.arange(0.05, 1.55, 0.05), repeat=2):
+        terms = np.stack([np.ones(len(runs)), parameters**-a, steps**-b], axis=1) / losses[:, None]
+        for used in ([0, 1, 2], [0, 1], [0, 2], [1, 2], [0], [1], [2]):  # the others are 0, since none is negative
+            found = np.zeros(3)
+            found[used] = np.linalg.lstsq(terms[:, used], np.ones(len(runs)), rcond=None)[0]
+            error = float(np.square(terms @ found - 1).sum())
+            if (found >= 0).all() and error < best[0] * (1 - 1e-9):
+                best = (error, (*found, a, b))
+    return best[1]
+
+
+def predict(law: tuple[float, ...], parameters: float, steps: float) -> float:
+    """The loss that a fit expects."""
+    least, by_parameters, by_steps, a, b = law
+    return least + by_parameters * parameters**-a + by_steps * steps**-b
+
+
+def train(size: tuple[int, int], folder: Path) -> Run:
+    """Train the stage with a width for so many steps."""
+    width, steps = size
+    rate = (LONG / steps) ** FALL
+    _, loss = run((width, DEPTH, BATCH, rate, 0), "stage", folder, steps)
+    learner, data, split = stage(folder, width, DEPTH, BATCH, rate)
+    return Run(width, steps, size_of(learner), steps * learner.flops(data[split.training[:BATCH]]), loss)
+
+
+def size_of(learner: GradientLearner) -> int:
+    """The parameters of its model."""
+    return sum(weight.numel() for weight in learner.model.parameters())
+
+
+def main() -> None:
+    """Train all sizes, fit, and print what the fit says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="folder of scripts/demo.sh, such as out/demo-avatars")
+    parser.add_argument("--widths", nargs="+", type=int, default=[64, 128, 256], help="widths [64 128 256]")
+    parser.add_argument("--steps", nargs="+", type=int, default=[150, 450, 1350], help="training steps [150 450 1350]")
+    parser.add_argument("--predict", nargs=2, type=int, action="append", default=[], metavar=("WIDTH", "STEPS"))
+    parser.add_argument("--workers", type=int, default=2, help="runs at once, one thread each [2]")
+    args = parser.parse_args()
+    sizes = sorted(product(args.widths, args.steps), key=lambda size: -(size[0] ** 2) * size[1])
+    runs: list[Run] = []
+    with get_context("spawn").Pool(args.workers, maxtasksperchild=1) as pool:
+        for found in tqdm(pool.imap_unordered(partial(train, folder=args.folder), sizes), total=len(sizes), unit="run"):
+            runs.append(found)
+            tqdm.write(str(found), file=sys.stderr)
+    runs.sort(key=lambda run: run.flops)
+    law = fit(runs)
+    print("| width | training steps | parameters | PFLOP | loss | fit |\n|---|---|---|---|---|---|")
+    for each in runs:
+        numbers = f"{each.parameters / 1e6:.1f} M | {each.flops / 1e15:.3g} | {each.loss:.3f}"
+        print(f"| {each.width} | {each.steps} | {numbers} | {predict(law, each.parameters, each.steps):.3f} |")
+    least, by_parameters, by_steps, a, b = law
+    print(f"\nloss = {least:.3f} + {by_parameters:.3g} / parameters^{a:.2f} + {by_steps:.3g} / steps^{b:.2f}")
+    last = runs[-1]
+    foretold = predict(fit(runs[:-1]), last.parameters, last.steps)
+    print(f"the last row by a fit to the others: {foretold:.3f}, measured {last.loss:.3f}")
+    for width, steps in args.predict:
+        parameters = size_of(stage(args.folder, width, DEPTH, BATCH, 1.0)[0])
+        loss = predict(law, parameters, steps)
+        print(f"{width} wide, {parameters / 1e6:.1f} M parameters, {steps} training steps: {loss:.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Whether a recipe for a GPU learns at its full width: a few training steps of all of it, on any machine.
+
+    python -m scripts.demo_data avatars --out-dir out/faces-128 --image-size 128 --num-images 700
+    python -m benchmarks.full_width gpu-128 out/faces-128/dataset.json --out-dir out/full-width-128
+
+Runs every step of the recipe with its configs, but for 30 training steps and with small batches, and then the training
+of its finest stage with a quarter of its learning rate and with four times it. Prints a table in Markdown: the training
+losses of the first ten steps and of the last ten.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from scripts.dry_run import ROOT, shorten
+from utils import cli
+from utils.attempt import read_attempts
+from utils.config import read_json
+from utils.metrics import read_rows
+from utils.run_folder import RunFolder, StepFolder
+
+STEPS, ROW = 30, 10  # training steps, and those of a row of the log
+RATES = (0.25, 4.0)
+
+
+def run_recipe(recipe: Path, dataset: Path, out: Path, batch_size: int) -> RunFolder:
+    """Run all steps of a recipe, each training for `STEPS` training steps of `batch_size` images."""
+    words = f"--max-step {STEPS} --log-step {ROW} --checkpoint-step {STEPS} --batch-size {batch_size}"
+    for folder in (out / "recipe", out / "run"):
+        shutil.rmtree(folder, ignore_errors=True)
+    short = shorten(recipe, out / "recipe", f"{words} --grad-accum-step 1 --warmup-step {ROW}")
+    command = ["bash", ROOT / "scripts/train_cascade.sh", short, dataset, out / "run"]
+    subprocess.run(command, check=True, env=os.environ | {"PYTHON": sys.executable})
+    return RunFolder(out / "run")
+
+
+def run_again(step: StepFolder, rate: float) -> StepFolder:
+    """Train the stage of a folder once more, in a folder beside it, with a multiple of its learning rate."""
+    last = read_attempts(step)[-1]
+    config = read_json(Path(last.arguments["config_path"]))
+    out = StepFolder(step.path.with_name(f"{step.name}_rate_{rate:g}"))
+    path = out.path.with_suffix(".json")
+    path.write_text(json.dumps(config | {"model_lr": config["model_lr"] * rate}), encoding="utf-8")
+    arguments = last.arguments | {"config_path": str(path), "out_dir": str(out.path)}
+    _, script, *words = shlex.split(dataclasses.replace(last, arguments=arguments).command)
+    subprocess.run([sys.executable, ROOT / script, *words], check=True)
+    return out
+
+
+def main() -> None:
+    """Run the chain, the finest stage at other rates, and print the losses."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", help="folder of configs/")
+    parser.add_argument("dataset", type=Path, help="dataset.json of images of its size")
+    parser.add_argument("--out-dir", type=Path, required=True, help="where recipe/ and run/ are made anew")
+    parser.add_argument("--batch-size", type=int, default=2, help="images in a training step [2]")
+    args = parser.parse_args()
+    run = run_recipe(ROOT / "configs" / args.recipe, args.dataset.resolve(), args.out_dir.resolve(), args.batch_size)
+    found = {step.name: step for step in run.steps if step.kind != "codebook" and step.metrics.exists()}
+    for rate in RATES:
+        found[f"{run.transformers[-1].name}, {rate:g} times the rate"] = run_again(run.transformers[-1], rate)
+    print(f"| {args.recipe} | steps 1 to {ROW} | steps {STEPS - ROW + 1} to {STEPS} |\n|---|---|---|")
+    for name, step in found.items():
+        losses = [row["train_loss"] for row in read_rows(step.metrics) if "train_loss" in row]
+        print(f"| {name} | {losses[0]:.3f} | {losses[-1]:.3f} |")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,125 @@
+"""What a recipe would take on a GPU, counted without one: operations, hours and memory of each of its trainings.
+
+    python -m benchmarks.scaling gpu-128 gpu-256
+
+Builds every model of a recipe at its full width, with codebooks of as many units as their configs ask for, and counts
+the operations and the tensors of training steps of one and of a few images. Prints a table in Markdown. Hours are those
+operations at a share of a GPU's peak in bfloat16.
+"""
+
+import argparse
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from models.autoencoder import Autoencoder, AutoencoderConfig
+from models.cascade import NEAR, Stage, StageConfig
+from models.codebook import CodebookConfig
+from models.transformer import Grid, TransformerConfig
+from scripts.dry_run import options_of, read_settings
+from train_autoencoder import reconstruction_loss
+from utils import cli
+from utils.config import load_config
+from utils.dataset import Batch, num_items
+from utils.gradient import GradientLearner
+from utils.memory import gib
+from utils.run_folder import CONDITION
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+CPU = torch.device("cpu")
+PEAKS = {"RTX 4090": 165, "A100": 312, "H100": 989}  # TFLOP/s of dense bfloat16 products, by their makers' data sheets
+COUNTED = 4  # images whose tensors are counted, at least; more follow in proportion
+TOKENS = 4096  # that a stage is counted with: with fewer, its gradients need more than what its steps keep
+PRECISION = "--precision bf16"  # wherever this is counted
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of a recipe, counted."""
+
+    name: str
+    parameters: int
+    steps: int
+    step_size: int
+    flops: float  # of a step
+    memory: int  # bytes of a step
+
+
+def count(name: str, learner: GradientLearner, example: Batch) -> Training:
+    """Count a step of a learner, with an example batch."""
+    options, footprint = learner.options, learner.footprint(example)
+    parameters = sum(weight.numel() for weight in learner.model.parameters())
+    flops = learner.flops(example) / num_items(example) * options.step_size
+    return Training(name, parameters, options.max_step, options.step_size, flops, footprint.of(options.batch_size))
+
+
+def trainings(recipe: Path) -> Iterator[Training]:
+    """All trainings of a recipe by gradients."""
+    settings = read_settings(recipe)
+    for name in ("AUTOENCODER", "DECODER"):
+        if words := settings.get(name):
+            yield autoencoder(recipe, words, int(settings["IMAGE_SIZE"]), name == "DECODER")
+    levels = (CONDITION, *range(len(list(recipe.glob("transformer_*.json")))))
+    grids = [grid(load_config(recipe / f"codebook_{level}.json", CodebookConfig)) for level in levels]
+    for number in levels[1:]:
+        yield stage(recipe, settings[f"TRANSFORMER_{number}"], number, *grids[number : number + 2])
+
+
+def autoencoder(recipe: Path, words: str, size: int, decoder_alone: bool) -> Training:
+    """The training of an autoencoder on images of `size` pixels a side, or that of its decoder alone."""
+    config = load_config(recipe / "autoencoder.json", AutoencoderConfig)
+    model, images = Autoencoder(config).to(memory_format=torch.channels_last), torch.zeros(COUNTED, 3, size, size)
+    model.encoder.requires_grad_(not decoder_alone)
+    options, cells = (
+        options_of("train_autoencoder", f"{words} {PRECISION}"),
+        math.prod(model.fmap_shape(images.shape[1:])[1:]),
+    )
+    learner = GradientLearner(model, reconstruction_loss, config, options, 1, CPU, model.kernels, cells)
+    return count("decoder" if decoder_alone else "autoencoder", learner, images)
+
+
+def stage(recipe: Path, words: str, number: int, coarse: Grid, fine: Grid) -> Training:
+    """The training of a stage."""
+    transformer = load_config(recipe / f"transformer_{number}.json", TransformerConfig)
+    config = StageConfig(transformer, coarse, fine, number == 0)
+    model, options = Stage(config), options_of("train_quantized_transformer", f"{words} {PRECISION}")
+    model.near = torch.zeros(coarse.num_units, NEAR, dtype=torch.long)
+    model.transformer.use_activation_checkpoint = options.use_activation_checkpoint
+    weights, compute = model.transformer.block_weights, lambda stage, batch: stage(*batch)
+    learner = GradientLearner(model, compute, transformer, options, 1, CPU, weights, fine.length)
+    return count(f"transformer_{number}", learner, config.example(max(COUNTED, TOKENS // fine.length)))
+
+
+def grid(config: CodebookConfig) -> Grid:
+    """The grid that a codebook of this config writes, before pruning."""
+    return Grid(*config.grid, config.num_embeddings)
+
+
+def main() -> None:
+    """Count all trainings of the recipes and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipes", nargs="+", help="folders of configs/")
+    parser.add_argument("--share", type=float, default=0.25, help="of its peak that a GPU reaches [0.25]")
+    args = parser.parse_args()
+    print(f"| | parameters | training steps | images a step | PFLOP | memory | {' | '.join(PEAKS)} |")
+    print("|---" * (6 + len(PEAKS)) + "|")
+    for recipe in args.recipes:
+        found = list(trainings(CONFIGS / recipe))
+        for row in found:
+            total = row.flops * row.steps
+            print(f"| {recipe}, {row.name} | {row.parameters / 1e6:.1f} M | {row.steps} | {row.step_size} "
+                  f"| {total / 1e15:.1f} | {gib(row.memory)} | {hours(total, args.share)} |")  # fmt: skip
+        total, memory = sum(row.flops * row.steps for row in found), max(row.memory for row in found)
+        print(f"| {recipe}, all | | | | {total / 1e15:.1f} | {gib(memory)} | {hours(total, args.share)} |")
+
+
+def hours(flops: float, share: float) -> str:
+    """The cells of a row that say how long so many operations take on each GPU."""
+    return " | ".join(f"{flops / (share * peak * 1e12) / 3600:.1f} h" for peak in PEAKS.values())
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,11 @@
+# Settings of scripts/train_cascade.sh for 256×256 pixels on a GPU with 24 GB: a night, as docs/scaling.md predicts.
+IMAGE_SIZE=256
+AUTOENCODER="--max-step 60000 --batch-size 16 --checkpoint-step 20000 --lr-schedule cosine --ema-decay 0 --compile"
+FEATURE_MAPS="--batch-size 32 --flip"
+CODEBOOK="--max-step 2000 --batch-size 64"
+PRUNE="--batch-size 64 --prune-threshold 10"
+DECODER="--max-step 20000 --batch-size 16 --checkpoint-step 5000 --lr-schedule cosine --ema-decay 0 --compile"
+TRANSFORMER_0="--max-step 10000 --batch-size 128 --checkpoint-step 500 --keep-checkpoint 2 --lr-schedule cosine --ema-decay 0.99 --warmup-step 200 --compile"
+TRANSFORMER_1="--max-step 20000 --batch-size 64 --checkpoint-step 1000 --keep-checkpoint 2 --lr-schedule cosine --ema-decay 0.99 --warmup-step 200 --compile"
+TRANSFORMER_2="--max-step 50000 --batch-size 16 --grad-accum-step 2 --checkpoint-step 2000 --keep-checkpoint 2 --lr-schedule cosine --ema-decay 0.99 --warmup-step 500 --compile"
+GENERATE="--num-images 25 --seed 0 --animate"
