@@ -25,7 +25,7 @@ from utils import cli
 from utils.config import load_config
 from utils.dataset import Batch, num_items
 from utils.gradient import GradientLearner
-from utils.memory import gib
+from utils.memory import readable
 from utils.run_folder import CONDITION
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -111,9 +111,9 @@ def main() -> None:
         for row in found:
             total = row.flops * row.steps
             print(f"| {recipe}, {row.name} | {row.parameters / 1e6:.1f} M | {row.steps} | {row.step_size} "
-                  f"| {total / 1e15:.1f} | {gib(row.memory)} | {hours(total, args.share)} |")  # fmt: skip
+                  f"| {total / 1e15:.1f} | {readable(row.memory)} | {hours(total, args.share)} |")  # fmt: skip
         total, memory = sum(row.flops * row.steps for row in found), max(row.memory for row in found)
-        print(f"| {recipe}, all | | | | {total / 1e15:.1f} | {gib(memory)} | {hours(total, args.share)} |")
+        print(f"| {recipe}, all | | | | {total / 1e15:.1f} | {readable(memory)} | {hours(total, args.share)} |")
 
 
 def hours(flops: float, share: float) -> str:

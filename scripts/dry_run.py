@@ -29,7 +29,7 @@ from utils import cli
 from utils.attempt import Attempt
 from utils.index import check_size, read_dataset, write_dataset
 from utils.learner import TrainingOptions
-from utils.memory import gib
+from utils.memory import readable
 from utils.options import flag_of, option, parse_options
 from utils.plan import TIMED, Plan, duration, kept
 from utils.run_folder import CONDITION, RunFolder
@@ -190,15 +190,15 @@ def print_table(rows: list[Estimate]) -> None:
     print("| step | training steps | h:min:s | disk | peak memory | about, with half the batch |")
     print("|---" * 6 + "|")
     for row in rows:
-        half = "" if row.half is None else gib(row.half)
-        numbers = f"{duration(row.seconds)} | {gib(row.disk)} | {gib(row.memory)} | {half}"
+        half = "" if row.half is None else readable(row.half)
+        numbers = f"{duration(row.seconds)} | {readable(row.disk)} | {readable(row.memory)} | {half}"
         print(f"| {row.name} | {row.steps or ''} | {numbers} |")
     seconds, disk, memory = (
         sum(row.seconds for row in rows),
         sum(row.disk for row in rows),
         max(row.memory for row in rows),
     )
-    print(f"| all | | {duration(seconds)} | {gib(disk)} | {gib(memory)} | |")
+    print(f"| all | | {duration(seconds)} | {readable(disk)} | {readable(memory)} | |")
 
 
 if __name__ == "__main__":

@@ -12,12 +12,14 @@ import torch
 from PIL import Image
 from torch import nn
 
+import train_quantized_transformer
 from benchmarks import (
     ablation,
     autoencoder,
     codebook,
     codebook_limits,
     compute,
+    full_width,
     generation,
     intervals,
     quality,
@@ -33,6 +35,8 @@ from evaluation.features import EfficientNetFeatures
 from evaluation.results import SETS, Distance, Reconstruction, Results
 from models.generation import load_generation_config
 from models.transformer import TransformerConfig
+from scripts.dry_run import ROOT
+from tests.helpers.runs import latest
 from tests.helpers.scripts import TINY
 from utils.config import load_config
 from utils.dataset import ImageDataset
@@ -525,3 +529,44 @@ def test_the_trainings_of_a_recipe_are_counted(monkeypatch, capsys):
     assert len(rows) == 1 + 5 + 1
     total = sum(row.flops * row.steps for row in found.values())
     assert float(rows[-1][6].removesuffix(" h")) == pytest.approx(total / (0.5 * 165e12) / 3600, abs=0.051)
+
+
+def test_a_recipe_at_its_full_width_and_its_finest_stage_at_other_rates(tiny_run, tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def run_recipe(recipe, dataset, out, batch_size):
+        asked.append((recipe, dataset, batch_size))
+        return RunFolder(shutil.copytree(tiny_run, out / "run"))
+
+    def call(command, check):
+        train_quantized_transformer.main(command[2:])
+
+    monkeypatch.setattr(full_width, "run_recipe", run_recipe)
+    monkeypatch.setattr(full_width.subprocess, "run", call)
+    words = ["tiny-32", str(tmp_path / "dataset.json"), "--out-dir", str(tmp_path / "out"), "--batch-size", "3"]
+    monkeypatch.setattr(sys, "argv", ["full_width", *words])
+    full_width.main()
+    assert asked == [(TINY, tmp_path / "dataset.json", 3)]
+    rows = numbers_of(capsys.readouterr().out)[1:]
+    names = ["autoencoder", "transformer_0", "transformer_1", "transformer_2"]
+    assert [row[0] for row in rows] == [*names, "transformer_2, 0.25 times the rate", "transformer_2, 4 times the rate"]
+    assert all(0 < float(loss) < 10 for row in rows for loss in row[1:])
+    own = json.loads((TINY / "transformer_2.json").read_text())["model_lr"]
+    folders = [tmp_path / f"out/run/transformer_2_rate_{rate}" for rate in ("0.25", "4")]
+    given = [latest(folder)["config"]["transformer"]["model_lr"] for folder in folders]
+    assert given == [own / 4, own * 4]
+
+
+def test_the_steps_of_a_recipe_at_its_full_width_are_few_and_small(tmp_path, monkeypatch):
+    called = []
+    monkeypatch.setattr(full_width.subprocess, "run", lambda command, **_: called.append(command))
+    kept = tmp_path / "out/kept.txt"
+    kept.parent.mkdir()
+    kept.touch()
+    run = full_width.run_recipe(TINY, tmp_path / "d.json", tmp_path / "out", 3)
+    assert called == [
+        ["bash", ROOT / "scripts/train_cascade.sh", tmp_path / "out/recipe", tmp_path / "d.json", run.path]
+    ]
+    text = (tmp_path / "out/recipe/recipe.sh").read_text()
+    assert text.count("--max-step 30 --log-step 10 --checkpoint-step 30 --batch-size 3 --grad-accum-step 1") == 5
+    assert kept.exists()

@@ -18,7 +18,7 @@ from utils.device import autocast, choose_dtype, usable_memory
 from utils.files import UserError
 from utils.flops import count_flops
 from utils.learner import TrainingOptions
-from utils.memory import Footprint, count_footprint, gib
+from utils.memory import Footprint, count_footprint, readable
 from utils.optimizers import TOKENS, build_optimizers, set_rate
 from utils.options import SpeedOptions, option
 from utils.split import Bounds
@@ -227,10 +227,9 @@ def _trained(optimizer: torch.optim.Optimizer) -> int:
 
 def _too_large(footprint: Footprint, size: int, options: GradientOptions, memory: float) -> str:
     """What to say where batches of `size` items do not fit."""
-    needs = (
-        f"{options.config_path}: batches of {size} need {gib(footprint.of(size))} of memory, {gib(memory)} can be used"
-    )
+    needs = f"{options.config_path}: batches of {size} need {readable(footprint.of(size))} of memory, "
+    needs += f"{readable(memory)} can be used"
     if part := footprint.largest_part(size, memory):
         parts = options.step_size // part
         return f"{needs}; in a new training --batch-size {part} --grad-accum-step {parts} has the same gradients"
-    return f"{needs}, and one image needs {gib(footprint.of(1))}; make the model smaller"
+    return f"{needs}, and one image needs {readable(footprint.of(1))}; make the model smaller"

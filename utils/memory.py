@@ -88,6 +88,6 @@ def count_footprint(
     return found
 
 
-def gib(size: float) -> str:
-    """A number of bytes to read: 1.5 GiB."""
-    return f"{size / 2**30:.{2 if size < 2**30 else 1}f} GiB"
+def readable(size: float) -> str:
+    """A number of bytes to read: 15.0 MiB, 1.5 GiB."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -13,7 +13,7 @@ from utils.attempt import note
 from utils.checkpoint_folder import CheckpointFolder
 from utils.device import wait_for
 from utils.learner import Learner
-from utils.memory import Footprint, gib
+from utils.memory import Footprint, readable
 
 log = logging.getLogger(__name__)
 
@@ -71,8 +71,8 @@ class Planner:
         options = self.checkpoints.options
         number = kept(self.checkpoints.total_steps, options.checkpoint_step, options.keep_checkpoint)
         words = [f"{left} more training steps in {duration(left * plan.seconds_per_step)}, checkpoints come on top"]
-        words += [f"{number} checkpoints take {gib(number * plan.checkpoint)} of disk"]
-        words += [] if plan.memory is None else [f"a step needs {gib(plan.memory)} of memory"]
+        words += [f"disk for checkpoints {readable(number * plan.checkpoint)}"]
+        words += [] if plan.memory is None else [f"memory of a step {readable(plan.memory)}"]
         return "; ".join(words)
 
 
