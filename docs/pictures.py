@@ -1,9 +1,9 @@
-"""Make the pictures of README.md and docs/ from the runs of both demos, except the screenshot of the report.
+"""Make the pictures of README.md and docs/ from the runs of the demos, except the screenshot of the report and a plot.
 
 Writes to docs/images. The demos must have been run before:
 
-    bash scripts/demo.sh && bash scripts/demo.sh --source openmoji
-    .venv/bin/python -m docs.pictures out/demo-avatars out/demo-openmoji
+    bash scripts/demo.sh && bash scripts/demo.sh --source openmoji && bash scripts/demo.sh --size 128
+    .venv/bin/python -m docs.pictures out/demo-avatars out/demo-openmoji out/demo-128-avatars
 """
 
 import argparse
@@ -27,11 +27,12 @@ GROUPS = ("flags", "people-body", "food-drink", "smileys-emotion")
 GAP = 8  # pixels between the images that were given and those that were generated
 
 
-def copy_pictures(avatars: RunFolder, openmoji: RunFolder) -> None:
+def copy_pictures(avatars: RunFolder, openmoji: RunFolder, large: RunFolder) -> None:
     """Copy the pictures that the steps have drawn."""
     for level, name in enumerate(("Cond", "0", "1", "2")):
         shutil.copyfile(avatars.generated.grid(level), IMAGES / f"avatars_{name}.png")
-    shutil.copyfile(openmoji.generated.grid(3), IMAGES / "openmoji_2.png")
+    shutil.copyfile(openmoji.generated.grids[-1], IMAGES / "openmoji_2.png")
+    shutil.copyfile(large.generated.grids[-1], IMAGES / "avatars_128.png")
     shutil.copyfile(avatars.evaluation.pairs, IMAGES / "avatars_pairs.png")
     for name, levels in {"atlas": ("cond", "0", "2"), "u_matrix": "0", "hit_map": "0", "comparison": "0"}.items():
         for level in levels:
@@ -101,9 +102,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("avatars", type=Path, help="folder that scripts/demo.sh wrote")
     parser.add_argument("openmoji", type=Path, help="folder that scripts/demo.sh --source openmoji wrote")
+    parser.add_argument("large", type=Path, help="folder that scripts/demo.sh --size 128 wrote")
     args = parser.parse_args()
-    avatars, openmoji = RunFolder.open(args.avatars), RunFolder.open(args.openmoji)
-    copy_pictures(avatars, openmoji)
+    avatars, openmoji, large = map(RunFolder.open, (args.avatars, args.openmoji, args.large))
+    copy_pictures(avatars, openmoji, large)
     generate_pictures(avatars, avatars.path / "pictures")
     made = generate(openmoji, openmoji.path / "pictures/labels", "--num-images", 24, "--label", *GROUPS)
     save_grid(made, IMAGES / "openmoji_labels.png", columns=len(GROUPS))

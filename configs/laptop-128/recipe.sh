@@ -1,4 +1,4 @@
-# Settings of scripts/train_cascade.sh for 128×128 pixels on two CPU cores, at most two hours.
+# Settings of scripts/train_cascade.sh for 128×128 pixels on two CPU cores, about 45 minutes.
 IMAGE_SIZE=128
 NUM_IMAGES=9000
 AUTOENCODER="--max-step 6000 --batch-size 4 --checkpoint-step 3000 --log-step 200 --lr-schedule cosine --ema-decay 0"
