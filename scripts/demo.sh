@@ -9,7 +9,7 @@ usage: bash scripts/demo.sh [--quick] [--size 64|128] [--source avatars|openmoji
                             [--out-dir DIR] [--overwrite] [--verify]
 
   --quick      a complete pass in under 3 minutes, at 32×32 pixels: to see that everything works
-  --size       pixels a side: 64, the default, or 128, which takes about 50 minutes on two CPU cores
+  --size       pixels a side: 64, the default, or 128, which takes about an hour on two CPU cores
   --source     avatars (cartoon faces, the default) or openmoji (emoji)
   --device     auto, cpu, cuda or mps [auto]
   --out-dir    where the data and all that is learned go [out/demo-SOURCE, out/demo-128-SOURCE or out/quick-SOURCE]
