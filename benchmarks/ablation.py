@@ -28,7 +28,7 @@ from torch import nn
 from tqdm import tqdm
 
 from benchmarks.plain_block import make_plain
-from benchmarks.stages import DemoStage, train_for
+from benchmarks.stages import DemoStage, num_parameters, train_for
 from models.cascade import Stage
 from models.transformer import Attention, GatedMLP, GridEmbedding
 from utils.device import keep_memory
@@ -116,8 +116,7 @@ def run(
     torch.manual_seed(seed)
     learner = build(row, demo)
     step = train_for(seconds, learner, demo.tokens, demo.training, seed)
-    parameters = sum(p.numel() for p in learner.model.parameters())
-    return job, (step, parameters, loss_of(learner, coarse, fine), loss_of(learner, drawn, fine))
+    return job, (step, num_parameters(learner), loss_of(learner, coarse, fine), loss_of(learner, drawn, fine))
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks import stages
-from benchmarks.stages import CPU, demo_options, train_for
+from benchmarks.stages import CPU, demo_options, num_parameters, train_for
 from evaluation.distances import kernel_distance
 from evaluation.features import EfficientNetFeatures, features_of
 from models.autoencoder import Autoencoder, AutoencoderConfig, psnr
@@ -79,8 +79,7 @@ def run(job: tuple[str, int], folder: Path, seconds: float) -> tuple[str, tuple[
     config, training = VARIANTS[name]
     learner = autoencoder_learner(folder, dataset, name != "AdamW alone", **training, **config)
     step = train_for(seconds, learner, dataset, split.training, seed)
-    parameters = sum(parameter.numel() for parameter in learner.model.parameters())
-    return name, (step, parameters, *qualities(learner, dataset, split.training, split.validation))
+    return name, (step, num_parameters(learner), *qualities(learner, dataset, split.training, split.validation))
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.rates import run, stage
-from utils.gradient import GradientLearner
+from benchmarks.stages import num_parameters
 
 DEPTH, BATCH = 4, 8  # of the demo
 # The best rate is lower for longer runs: 2.9 times that of the demo at 150 training steps, that of the demo at 2,400.
@@ -66,12 +66,7 @@ def train(size: tuple[int, int], folder: Path) -> Run:
     rate = (LONG / steps) ** FALL
     _, loss = run((width, DEPTH, BATCH, rate, 0), "stage", folder, steps)
     learner, data, split = stage(folder, width, DEPTH, BATCH, rate)
-    return Run(width, steps, size_of(learner), steps * learner.flops(data[split.training[:BATCH]]), loss)
-
-
-def size_of(learner: GradientLearner) -> int:
-    """The parameters of its model."""
-    return sum(weight.numel() for weight in learner.model.parameters())
+    return Run(width, steps, num_parameters(learner), steps * learner.flops(data[split.training[:BATCH]]), loss)
 
 
 def main() -> None:
@@ -101,7 +96,7 @@ def main() -> None:
     foretold = predict(fit(runs[:-1]), last.parameters, last.steps)
     print(f"the last row by a fit to the others: {foretold:.3f}, measured {last.loss:.3f}")
     for width, steps in args.predict:
-        parameters = size_of(stage(args.folder, width, DEPTH, BATCH, 1.0)[0])
+        parameters = num_parameters(stage(args.folder, width, DEPTH, BATCH, 1.0)[0])
         loss = predict(law, parameters, steps)
         print(f"{width} wide, {parameters / 1e6:.1f} M parameters, {steps} training steps: {loss:.3f}")
 

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.stages import CPU, num_parameters
 from models.autoencoder import Autoencoder, AutoencoderConfig
 from models.cascade import NEAR, Stage, StageConfig
 from models.codebook import CodebookConfig
 from models.transformer import Grid, TransformerConfig
-from scripts.dry_run import options_of, read_settings
+from scripts.dry_run import ROOT, options_of, read_settings
 from train_autoencoder import reconstruction_loss
 from utils import cli
 from utils.config import load_config
@@ -28,8 +29,7 @@ from utils.gradient import GradientLearner
 from utils.memory import readable
 from utils.run_folder import CONDITION
 
-CONFIGS = Path(__file__).parent.parent / "configs"
-CPU = torch.device("cpu")
+CONFIGS = ROOT / "configs"
 PEAKS = {"RTX 4090": 165, "A100": 312, "H100": 989}  # TFLOP/s of dense bfloat16 products, by their makers' data sheets
 COUNTED = 4  # images whose tensors are counted, at least; more follow in proportion
 TOKENS = 4096  # that a stage is counted with: with fewer, its gradients need more than what its steps keep
@@ -51,9 +51,8 @@ class Training:
 def count(name: str, learner: GradientLearner, example: Batch) -> Training:
     """Count a step of a learner, with an example batch."""
     options, footprint = learner.options, learner.footprint(example)
-    parameters = sum(weight.numel() for weight in learner.model.parameters())
-    flops = learner.flops(example) / num_items(example) * options.step_size
-    return Training(name, parameters, options.max_step, options.step_size, flops, footprint.of(options.batch_size))
+    flops, memory = learner.flops(example) / num_items(example) * options.step_size, footprint.of(options.batch_size)
+    return Training(name, num_parameters(learner), options.max_step, options.step_size, flops, memory)
 
 
 def trainings(recipe: Path) -> Iterator[Training]:
@@ -73,10 +72,8 @@ def autoencoder(recipe: Path, words: str, size: int, decoder_alone: bool) -> Tra
     config = load_config(recipe / "autoencoder.json", AutoencoderConfig)
     model, images = Autoencoder(config).to(memory_format=torch.channels_last), torch.zeros(COUNTED, 3, size, size)
     model.encoder.requires_grad_(not decoder_alone)
-    options, cells = (
-        options_of("train_autoencoder", f"{words} {PRECISION}"),
-        math.prod(model.fmap_shape(images.shape[1:])[1:]),
-    )
+    options = options_of("train_autoencoder", f"{words} {PRECISION}")
+    cells = math.prod(model.fmap_shape(images.shape[1:])[1:])
     learner = GradientLearner(model, reconstruction_loss, config, options, 1, CPU, model.kernels, cells)
     return count("decoder" if decoder_alone else "autoencoder", learner, images)
 

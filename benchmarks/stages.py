@@ -29,6 +29,11 @@ def demo_options(folder: Path, **changes: object) -> GradientOptions:
     return GradientOptions(**unread, **RECIPE | changes)
 
 
+def num_parameters(learner: GradientLearner) -> int:
+    """The parameters of the model that is trained."""
+    return sum(parameter.numel() for parameter in learner.model.parameters())
+
+
 def train_for(seconds: float, learner: GradientLearner, data: Dataset, indices: np.ndarray, seed: int) -> int:
     """Train for a fixed time, in which the learning rate falls to 0; return the training steps."""
     batches = iter(EpochSampler(indices, learner.options.batch_size, seed, 0, 10**9))

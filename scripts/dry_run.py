@@ -74,9 +74,8 @@ def main(argv: list[str] | None = None) -> None:
         run_steps(shorten(options.recipe, folder / "recipe"), folder, options.device)
         whole = Whole(len(records), len(records) / len(used), seconds_to_start(), settings)
         rows = whole.estimates(list(read_run(RunFolder(folder / "run")).steps.values()))
-    print(
-        f"{options.recipe.name} with {len(records)} images, by {TIMED} training steps each with {len(used)} of them:\n"
-    )
+    measured = f"by {TIMED} training steps each with {len(used)} of them"
+    print(f"{options.recipe.name} with {len(records)} images, {measured}:\n")
     print_table(rows)
 
 
@@ -193,11 +192,8 @@ def print_table(rows: list[Estimate]) -> None:
         half = "" if row.half is None else readable(row.half)
         numbers = f"{duration(row.seconds)} | {readable(row.disk)} | {readable(row.memory)} | {half}"
         print(f"| {row.name} | {row.steps or ''} | {numbers} |")
-    seconds, disk, memory = (
-        sum(row.seconds for row in rows),
-        sum(row.disk for row in rows),
-        max(row.memory for row in rows),
-    )
+    seconds, disk = sum(row.seconds for row in rows), sum(row.disk for row in rows)
+    memory = max(row.memory for row in rows)
     print(f"| all | | {duration(seconds)} | {readable(disk)} | {readable(memory)} | |")
 
 
