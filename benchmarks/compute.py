@@ -1,7 +1,7 @@
 """How the loss of the finest stage falls with compute, and what that predicts for a larger stage.
 
     python -m benchmarks.compute out/demo-avatars
-    python -m benchmarks.compute out/demo-avatars --predict 512 40000
+    python -m benchmarks.compute out/demo-128-avatars --batch-size 4 --predict 512 40000
 
 Reads a folder that scripts/demo.sh has written. Trains its finest stage at several widths, each for several numbers of
 training steps, and fits loss = E + A / parameters^a + B / steps^b to the losses on validation images (after Hoffmann et
@@ -23,7 +23,7 @@ from tqdm import tqdm
 from benchmarks.rates import run, stage
 from benchmarks.stages import num_parameters
 
-DEPTH, BATCH = 4, 8  # of the demo
+DEPTH = 4  # of the demo
 # The best rate is lower for longer runs: 2.9 times that of the demo at 150 training steps, that of the demo at 2,400.
 LONG, FALL = 2400, 0.38
 
@@ -60,13 +60,13 @@ def predict(law: tuple[float, ...], parameters: float, steps: float) -> float:
     return least + by_parameters * parameters**-a + by_steps * steps**-b
 
 
-def train(size: tuple[int, int], folder: Path) -> Run:
+def train(size: tuple[int, int], folder: Path, batch_size: int) -> Run:
     """Train the stage with a width for so many steps."""
     width, steps = size
     rate = (LONG / steps) ** FALL
-    _, loss = run((width, DEPTH, BATCH, rate, 0), "stage", folder, steps)
-    learner, data, split = stage(folder, width, DEPTH, BATCH, rate)
-    return Run(width, steps, num_parameters(learner), steps * learner.flops(data[split.training[:BATCH]]), loss)
+    _, loss = run((width, DEPTH, batch_size, rate, 0), "stage", folder, steps)
+    learner, data, split = stage(folder, width, DEPTH, batch_size, rate)
+    return Run(width, steps, num_parameters(learner), steps * learner.flops(data[split.training[:batch_size]]), loss)
 
 
 def main() -> None:
@@ -75,13 +75,15 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="folder of scripts/demo.sh, such as out/demo-avatars")
     parser.add_argument("--widths", nargs="+", type=int, default=[64, 128, 256], help="widths [64 128 256]")
     parser.add_argument("--steps", nargs="+", type=int, default=[150, 450, 1350], help="training steps [150 450 1350]")
+    parser.add_argument("--batch-size", type=int, default=8, help="images in a training step [8]")
     parser.add_argument("--predict", nargs=2, type=int, action="append", default=[], metavar=("WIDTH", "STEPS"))
     parser.add_argument("--workers", type=int, default=2, help="runs at once, one thread each [2]")
     args = parser.parse_args()
     sizes = sorted(product(args.widths, args.steps), key=lambda size: -(size[0] ** 2) * size[1])
+    train_one = partial(train, folder=args.folder, batch_size=args.batch_size)
     runs: list[Run] = []
     with get_context("spawn").Pool(args.workers, maxtasksperchild=1) as pool:
-        for found in tqdm(pool.imap_unordered(partial(train, folder=args.folder), sizes), total=len(sizes), unit="run"):
+        for found in tqdm(pool.imap_unordered(train_one, sizes), total=len(sizes), unit="run"):
             runs.append(found)
             tqdm.write(str(found), file=sys.stderr)
     runs.sort(key=lambda run: run.flops)
@@ -96,7 +98,7 @@ def main() -> None:
     foretold = predict(fit(runs[:-1]), last.parameters, last.steps)
     print(f"the last row by a fit to the others: {foretold:.3f}, measured {last.loss:.3f}")
     for width, steps in args.predict:
-        parameters = num_parameters(stage(args.folder, width, DEPTH, BATCH, 1.0)[0])
+        parameters = num_parameters(stage(args.folder, width, DEPTH, args.batch_size, 1.0)[0])
         loss = predict(law, parameters, steps)
         print(f"{width} wide, {parameters / 1e6:.1f} M parameters, {steps} training steps: {loss:.3f}")
 

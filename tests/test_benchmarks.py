@@ -501,7 +501,7 @@ def test_a_law_of_compute_is_found_again(law):
 
 
 def test_losses_over_compute(tiny_run, in_this_process, monkeypatch, capsys):
-    options = ["--widths", "64", "128", "--steps", "2", "4", "--predict", "128", "100"]
+    options = ["--widths", "64", "128", "--steps", "2", "4", "--batch-size", "4", "--predict", "128", "100"]
     monkeypatch.setattr(sys, "argv", ["compute", str(tiny_run), *options])
     compute.main()
     output = capsys.readouterr().out
