@@ -27,6 +27,7 @@ from utils.run_folder import RunFolder, StepFolder
 
 STEPS, ROW = 30, 10  # training steps, and those of a row of the log
 RATES = (0.25, 4.0)
+PICTURES = 2  # that each transformer draws, and that are generated
 
 
 def run_recipe(recipe: Path, dataset: Path, out: Path, batch_size: int) -> RunFolder:
@@ -35,6 +36,10 @@ def run_recipe(recipe: Path, dataset: Path, out: Path, batch_size: int) -> RunFo
     for folder in (out / "recipe", out / "run"):
         shutil.rmtree(folder, ignore_errors=True)
     short = shorten(recipe, out / "recipe", f"{words} --grad-accum-step 1 --warmup-step {ROW}")
+    names = [path.stem.upper() for path in short.glob("transformer_*.json")]
+    few = [*(f'{name}="${name} --test-num-sample {PICTURES}"' for name in names), f"GENERATE='--num-images {PICTURES}'"]
+    with (short / "recipe.sh").open("a", encoding="utf-8") as file:
+        file.write("\n".join([*few, ""]))
     command = ["bash", ROOT / "scripts/train_cascade.sh", short, dataset, out / "run"]
     subprocess.run(command, check=True, env=os.environ | {"PYTHON": sys.executable})
     return RunFolder(out / "run")

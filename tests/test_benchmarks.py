@@ -569,4 +569,6 @@ def test_the_steps_of_a_recipe_at_its_full_width_are_few_and_small(tmp_path, mon
     ]
     text = (tmp_path / "out/recipe/recipe.sh").read_text()
     assert text.count("--max-step 30 --log-step 10 --checkpoint-step 30 --batch-size 3 --grad-accum-step 1") == 5
+    assert text.count("--test-num-sample 2") == 3
+    assert text.count("GENERATE='--num-images 2'") == 1
     assert kept.exists()
