@@ -1,15 +1,17 @@
 """How the loss of the finest stage falls with compute, and what that predicts for a larger stage.
 
-    python -m benchmarks.compute out/demo-avatars
+    python -m benchmarks.compute out/demo-avatars --most 0.1 --predict 128 3600
     python -m benchmarks.compute out/demo-128-avatars --batch-size 4 --predict 512 40000
 
 Reads a folder that scripts/demo.sh has written. Trains its finest stage at several widths, each for several numbers of
-training steps, and fits loss = E + A / parameters^a + B / steps^b to the losses on validation images (after Hoffmann et
-al. 2022, "Training compute-optimal large language models"). Prints a table in Markdown with what the fit says of each
-run, what a fit to all other runs says of the costliest one, and the losses of the widths and steps to `--predict`.
+training steps, but not beyond `--most` operations, and fits loss = E + A / parameters^a + B / steps^b to the losses on
+validation images (after Hoffmann et al. 2022, "Training compute-optimal large language models"). Prints a table in
+Markdown with what the fit says of each run, what a fit to all other runs says of the costliest one, and the losses of
+the widths and steps to `--predict`.
 """
 
 import argparse
+import math
 import sys
 from functools import partial
 from itertools import product
@@ -65,8 +67,14 @@ def train(size: tuple[int, int], folder: Path, batch_size: int) -> Run:
     width, steps = size
     rate = (LONG / steps) ** FALL
     _, loss = run((width, DEPTH, batch_size, rate, 0), "stage", folder, steps)
-    learner, data, split = stage(folder, width, DEPTH, batch_size, rate)
-    return Run(width, steps, num_parameters(learner), steps * learner.flops(data[split.training[:batch_size]]), loss)
+    learner, *_ = stage(folder, width, DEPTH, batch_size, rate)
+    return Run(width, steps, num_parameters(learner), steps * step_flops(width, folder, batch_size), loss)
+
+
+def step_flops(width: int, folder: Path, batch_size: int) -> int:
+    """The operations of a training step of the stage with a width."""
+    learner, data, split = stage(folder, width, DEPTH, batch_size, 1.0)
+    return learner.flops(data[split.training[:batch_size]])
 
 
 def main() -> None:
@@ -74,12 +82,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder of scripts/demo.sh, such as out/demo-avatars")
     parser.add_argument("--widths", nargs="+", type=int, default=[64, 128, 256], help="widths [64 128 256]")
-    parser.add_argument("--steps", nargs="+", type=int, default=[150, 450, 1350], help="training steps [150 450 1350]")
+    parser.add_argument(
+        "--steps", nargs="+", type=int, default=[540, 1080, 2160], help="training steps [540 1080 2160]"
+    )
+    parser.add_argument("--most", type=float, default=math.inf, help="PFLOP of a run, above which it is left out")
     parser.add_argument("--batch-size", type=int, default=8, help="images in a training step [8]")
     parser.add_argument("--predict", nargs=2, type=int, action="append", default=[], metavar=("WIDTH", "STEPS"))
     parser.add_argument("--workers", type=int, default=2, help="runs at once, one thread each [2]")
     args = parser.parse_args()
-    sizes = sorted(product(args.widths, args.steps), key=lambda size: -(size[0] ** 2) * size[1])
+    flops = {width: step_flops(width, args.folder, args.batch_size) for width in args.widths}
+    sizes = [size for size in product(args.widths, args.steps) if flops[size[0]] * size[1] <= args.most * 1e15]
+    sizes.sort(key=lambda size: -flops[size[0]] * size[1])
     train_one = partial(train, folder=args.folder, batch_size=args.batch_size)
     runs: list[Run] = []
     with get_context("spawn").Pool(args.workers, maxtasksperchild=1) as pool:

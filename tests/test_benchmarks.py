@@ -510,6 +510,11 @@ def test_losses_over_compute(tiny_run, in_this_process, monkeypatch, capsys):
     operations = {(row[0], row[1]): float(row[3]) for row in rows}
     assert operations["128", "4"] > operations["64", "4"] > 0
     assert re.search(r"^128 wide, [\d.]+ M parameters, 100 training steps: [\d.]+$", output, flags=re.M)
+    most = operations["64", "4"] * 1.1
+    monkeypatch.setattr(sys, "argv", ["compute", str(tiny_run), *options, "--most", str(most)])
+    compute.main()
+    kept = {(row[0], row[1]) for row in numbers_of(capsys.readouterr().out)[1:]}
+    assert kept == {size for size, number in operations.items() if number <= most}
 
 
 def test_the_trainings_of_a_recipe_are_counted(monkeypatch, capsys):
