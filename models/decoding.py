@@ -22,7 +22,7 @@ class KVCache:
         self.keys = weight.new_empty(config.num_dec_layers, rows, heads, self.capacity, head_dim)
         self.values = torch.empty_like(self.keys)
         self.position = 0  # of the next input
-        self.parents = torch.zeros(rows, dtype=torch.int64, device=weight.device)  # of the last reordering
+        self.parents = [0] * rows  # of the last reordering
         self.reordered = 0  # position of the last reordering
 
     def slot(self, position: int) -> int:
@@ -41,12 +41,15 @@ class KVCache:
         Rows with the same parent are equal up to the last reordering. If each row continues from one with its own
         parent, as when an image keeps one beam, only the positions since then are copied.
         """
-        since = self.reordered if torch.equal(self.parents[rows], self.parents) else 0
+        order = rows.tolist()  # the only wait for the device
+        since = self.reordered if [self.parents[row] for row in order] == self.parents else 0
         slots = sorted({self.slot(position) for position in range(since, self.position)})
-        moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero()  # (moved, 1)
+        moved = [row for row, parent in enumerate(order) if row != parent]
+        slots, moved = (torch.tensor(part, dtype=torch.int64).to(rows.device) for part in (slots, moved))
+        moved, parents = moved[:, None], rows[moved][:, None]
         for tensor in (*self.keys, *self.values):  # of one layer, (R, heads, capacity, head_dim)
-            tensor[moved, :, slots] = tensor[rows[moved], :, slots]
-        self.parents, self.reordered = rows, self.position
+            tensor[moved, :, slots] = tensor[parents, :, slots]
+        self.parents, self.reordered = order, self.position
 
 
 class CachedDecoder:
@@ -84,7 +87,7 @@ class CachedDecoder:
         `start` (R, dim), if any, is added to the embeddings of the first inputs.
         """
         model = self.model
-        x = model.embed_inputs(inputs[:, None], torch.tensor([self.position], device=inputs.device), start)
+        x = model.embed_inputs(inputs[:, None], torch.full((1,), self.position, device=inputs.device), start)
         for layer, (block, read) in enumerate(zip(model.decoder, self.reads, strict=True)):
             x = block(x, partial(self._see, layer=layer), read)
         self.cache.position += 1

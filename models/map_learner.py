@@ -69,6 +69,12 @@ def draw_sample(
     return patches[rng.permutation(len(patches))[:wanted]]
 
 
+def count(indices: torch.Tensor, number: int) -> torch.Tensor:
+    """How often each of `number` units is in `indices` (N,), float32 (number,), without `bincount`'s wait for a GPU."""
+    ones = torch.ones(len(indices), device=indices.device)
+    return torch.zeros(number, device=indices.device).index_add_(0, indices, ones)
+
+
 @torch.no_grad()
 def balance(codebook: Codebook, sample: torch.Tensor) -> torch.Tensor:
     """Move the units that matter least to where the error is largest, then arrange the units on the map again.
@@ -87,21 +93,21 @@ def balance(codebook: Codebook, sample: torch.Tensor) -> torch.Tensor:
         error, nearest = errors[:, 0], indices[:, 0]
         in_cell = torch.zeros_like(units[:, 0]).index_add_(0, nearest, error)
         utility = torch.zeros_like(in_cell).index_add_(0, nearest, errors[:, 1] - error)
-        numbers = torch.bincount(nearest, minlength=len(units))[:, None]
+        numbers = count(nearest, len(units))[:, None]
         sums = torch.zeros_like(units).index_add_(0, nearest, sample)
         units.copy_(torch.where(numbers > 0, sums / numbers.clamp(min=1), units))
-        least, worst = utility.argsort(), in_cell.argsort(descending=True)
+        # At most a quarter of the units moves at once, because each move makes the measured utilities of others less
+        # true. Utilities rise and errors fall along the two orders, so the units that may move are the first ones.
+        least, worst = utility.argsort()[: len(units) // 4], in_cell.argsort(descending=True)[: len(units) // 4]
         share = BALANCE_SHARE * (1 - round_ / BALANCE_ROUNDS)
-        # Utilities rise and errors fall along the two orders, so the units that may move are the first ones. At most a
-        # quarter of them moves at once, because each move makes the measured utilities of others less true.
-        moves = min(int((utility[least] < share * in_cell[worst]).sum()), len(units) // 4)
+        may_move = utility[least] < share * in_cell[worst]
         seeds = draw_one_each(error, nearest, len(units))
-        units[least[:moves]] = sample[seeds[worst[:moves]]]
+        units[least] = torch.where(may_move[:, None], sample[seeds[worst]], units[least])
     _, indices = codebook.nearest(sample, k=2)
     pairs = PairCounts(len(units))
     pairs.add(indices)
     codebook.coordinates.copy_(arrange(codebook.coordinates, pairs, quick=True))
-    return torch.bincount(indices[:, 0], minlength=len(units))
+    return count(indices[:, 0], len(units))
 
 
 def draw_keys(errors: torch.Tensor) -> torch.Tensor:
@@ -180,7 +186,7 @@ class MapLearner:
     def _move(self, patches: torch.Tensor, indices: torch.Tensor, radius: float, rate: float) -> None:
         units = self.codebook.units
         sums = torch.zeros_like(units).index_add_(0, indices, patches)
-        numbers = torch.bincount(indices, minlength=len(units)).to(units.dtype)
+        numbers = count(indices, len(units))
         if radius > 0:
             rows, columns = self.codebook.coordinates.T
             grid = units.new_zeros(*self.codebook.config.map_shape, units.shape[1] + 1)
@@ -198,16 +204,20 @@ class MapLearner:
         if position == 0:
             self.wins.zero_()
             self.candidate_keys.fill_(-math.inf)
-        self.wins += torch.bincount(indices, minlength=len(self.wins))
+        self.wins += count(indices, len(self.wins))
         keys, kept = torch.cat((self.candidate_keys, draw_keys(errors))).topk(len(self.candidate_keys))
-        new = kept >= len(self.candidate_keys)
-        self.candidate_keys, self.candidates = keys, self.candidates[kept.where(~new, 0)]
-        self.candidates[new] = patches[kept[new] - len(keys)]
+        new = kept - len(keys)  # indices of patches; below 0 of those that were candidates already
+        before = self.candidates[kept.clamp(max=len(keys) - 1)]
+        self.candidate_keys = keys
+        self.candidates = torch.where(new[:, None] < 0, before, patches[new.clamp(min=0)])
         whole_epoch = step + 1 >= self.steps_per_epoch and self.radius(step + 1 - self.steps_per_epoch) == 0
         if position == self.steps_per_epoch - 1 and whole_epoch and step + 1 < self.total_steps:
-            dead = (self.wins == 0).nonzero().squeeze(1)[: int((self.candidate_keys > -math.inf).sum())]
-            self.codebook.units[dead] = self.candidates[: len(dead)]
-            self.gathered[dead] = 0
+            dead = self.wins == 0
+            place = dead.cumsum(0) - 1  # of a dead unit among them: its candidate, as far as there are any
+            dead &= place < (self.candidate_keys > -math.inf).sum()
+            units = self.codebook.units
+            units.copy_(torch.where(dead[:, None], self.candidates[place.clamp(min=0)], units))
+            self.gathered.masked_fill_(dead, 0)
 
     def checkpoint(self) -> dict:
         """The codebook, and everything else that an exact resume needs."""

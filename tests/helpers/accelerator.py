@@ -1,0 +1,220 @@
+"""Walks through the code on a device that does not exist, with tensors that hold no numbers (PyTorch's fake tensors).
+
+Those refuse to mix devices, and they cannot say what the host would wait for: a number, a truth, how many are not zero.
+What the code asks of them nevertheless is answered from `ANSWERS`, and counted, as are copies to the host.
+
+    python -m tests.helpers.accelerator    # prints of each walk its number of waits, or what it ended with
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+import torch
+from torch import nn
+from torch._subclasses import fake_tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils import backend_registration
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from evaluation.features import EfficientNetFeatures
+from evaluation.likelihood import stage_bits
+from models import map_learner
+from models.autoencoder import Autoencoder, AutoencoderConfig
+from models.cascade import Stage, StageConfig
+from models.codebook import Codebook, CodebookConfig
+from models.map_learner import MapLearner
+from tests.helpers.stages import TRANSFORMER
+from train_autoencoder import reconstruction_loss
+from utils.dataset import to_device
+from utils.gradient import GradientLearner, GradientOptions
+from utils.sampling import SamplingConfig
+
+DEVICE, NAME = "walk:0", "walk"
+IMAGES = 4
+ANSWERS = {"tolist": lambda self: [0] * len(self), "item": lambda _: 1.0, "__float__": lambda _: 1.0}
+NOISY = replace(TRANSFORMER, condition_noise=0.1, condition_dropout=0.1, dropout=0.1)
+AUTOENCODER = AutoencoderConfig(
+    model_lr=1e-3, num_layers=2, image_channel=3, min_channel=8, max_channel=16, latent_channel=4,
+    num_enc_res_blocks=1, num_dec_res_blocks=1, hidden_activation_type="silu", use_final_enc_activation=True,
+    encoder_activation_type="tanh", use_final_dec_activation=True, decoder_activation_type="tanh",
+    latent_noise=0.1, loss="l1", edge_weight=1.0,
+)  # fmt: skip
+
+
+class Backend(backend_registration._DummyBackendModule):
+    """What autocast asks of a device."""
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.bfloat16]
+
+
+class Waits(TorchDispatchMode):
+    """Counts the copies from the device to the host, and what else the host has to wait for."""
+
+    number = 0
+
+    def __torch_dispatch__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+        made = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and args[0].device.type == NAME and made.device.type == "cpu":
+            self.number += 1
+        return made
+
+
+@contextmanager
+def on_device() -> Iterator[Waits]:
+    """Tensors are fake in this block; those that name no device are on the CPU."""
+    waits = Waits()
+
+    def asked(answer: Callable) -> Callable:
+        def method(tensor: FakeTensor) -> object:
+            waits.number += tensor.device.type == NAME
+            return answer(tensor)
+
+        return method
+
+    answers = {name: asked(answer) for name, answer in ANSWERS.items()}
+    keep_mode = mock.patch.object(FakeTensorMode, "__deepcopy__", lambda mode, _: mode, create=True)
+    no_constants = mock.patch.object(fake_tensor, "CONSTANT_NUMEL_LIMIT", 0)  # which would be copied to the device
+    with FakeTensorMode(), waits, keep_mode, no_constants, mock.patch.multiple(FakeTensor, create=True, **answers):
+        yield waits
+
+
+def build(module: type, *args: object) -> nn.Module:
+    """A module on the device."""
+    with torch.device(DEVICE):
+        return module(*args)
+
+
+def stage(number: int, **changes: object) -> Stage:
+    """Stage 0, with labels, writes 2×2 tokens from a condition; stage 1 writes 4×4 tokens from those."""
+    coarse, fine = (codebook(patch, 6) for patch in ((4, 2), (2, 1))[number])
+    labels = () if number else ("cat", "dog")
+    config = replace(NOISY, use_labels=not number, condition_noise=0.1 * number, **changes)
+    found = build(Stage, StageConfig.between(config, coarse, fine, Path("c.pt"), not number, labels))
+    found.init_embeddings(coarse, fine)
+    return found
+
+
+def codebook(patch: int, units: int) -> Codebook:
+    """A codebook of feature maps (4, 4, 4)."""
+    return build(Codebook, CodebookConfig(0.1, 4, 4, 4, patch, patch, units, 10))
+
+
+def learner(model: nn.Module, compute: Callable, config: object, weights: object) -> GradientLearner:
+    """A learner that accumulates gradients and averages weights."""
+    paths = dict.fromkeys(("dataset_path", "config_path", "out_dir"), Path("unread"))
+    options = GradientOptions(**paths, batch_size=IMAGES // 2, grad_accum_step=2, precision="fp32")
+    return GradientLearner(model, compute, config, options, 100, torch.device(DEVICE), weights, 16)
+
+
+def train_stage(number: int) -> None:
+    found = stage(number)
+    trained = learner(found, lambda model, batch: model(*batch), NOISY, found.transformer.block_weights)
+    trained.update(to_device(found.config.example(IMAGES), torch.device(DEVICE)), 0)
+
+
+def train_autoencoder(*, quantized: bool) -> None:
+    model, book = build(Autoencoder, AUTOENCODER), codebook(1, 8) if quantized else None
+    trained = learner(model, lambda *args: reconstruction_loss(*args, book), AUTOENCODER, model.kernels)
+    trained.update(torch.zeros(IMAGES, 3, 16, 16, device=DEVICE), 0)
+
+
+def train_map(step: int) -> None:
+    """Of 60 steps, 15 an epoch, the radius is 0 from the 12th."""
+    book, maps = codebook(1, 9), torch.zeros(IMAGES, 4, 4, 4, device=DEVICE)
+    found = MapLearner(book, 15, 60, sample=torch.zeros(80, 4, device=DEVICE))
+    found.last_radius = found.radius(step - 1) if step else found.last_radius
+    arrange = mock.Mock(side_effect=lambda coordinates, *_, **__: coordinates)
+    with mock.patch.multiple(map_learner, arrange=arrange, PairCounts=mock.Mock()):  # which are the host's work
+        found.update(maps, step)
+
+
+def sample(number: int, **settings: float) -> None:
+    """Write tokens after a first row that is kept."""
+    found, config = stage(number).eval(), SamplingConfig(**settings)
+    coarse = torch.zeros(IMAGES, found.config.coarse.length + (number == 0), dtype=torch.int64, device=DEVICE)
+    draws = torch.zeros(IMAGES, found.config.fine.length, config.num_beam)
+    kept = torch.zeros(IMAGES, 2, dtype=torch.int64, device=DEVICE)
+    found.sample(coarse, config, draws, kept=kept)
+
+
+def decode() -> None:
+    book = codebook(1, 8)
+    build(Autoencoder, AUTOENCODER).decode(book.lookup(torch.zeros(IMAGES, 16, dtype=torch.int64, device=DEVICE)))
+
+
+def features() -> None:
+    with fake_tensor.unset_fake_temporarily():  # its weights are read from a file
+        network = EfficientNetFeatures().requires_grad_(False)
+    for module in network.modules():
+        for name, weight in module._parameters.items():
+            module._parameters[name] = (
+                weight if weight is None else nn.Parameter(torch.empty(weight.shape, device=DEVICE))
+            )
+    network(torch.zeros(IMAGES, 3, 32, 32, device=DEVICE))
+
+
+def bits() -> None:
+    maps = torch.zeros(IMAGES, 4, 4, 4)
+    labels = torch.zeros(IMAGES, 0, dtype=torch.int64)
+    stage_bits(stage(1).eval(), codebook(2, 6), codebook(1, 6), maps, torch.arange(IMAGES), labels, IMAGES)
+
+
+WALKS = {
+    "train the base stage": lambda: train_stage(0),
+    "train a cascade stage": lambda: train_stage(1),
+    "train an autoencoder": lambda: train_autoencoder(quantized=False),
+    "train a decoder": lambda: train_autoencoder(quantized=True),
+    "train a map at a radius": lambda: train_map(0),
+    "balance a map": lambda: train_map(12),
+    "train a map at radius 0": lambda: train_map(20),
+    "train a map to the end of an epoch": lambda: train_map(44),
+    **{f"sample {name} from stage {number}": lambda number=number, settings=settings: sample(number, **settings)
+       for number in (0, 1)
+       for name, settings in {
+           "plainly": {}, "from the top": {"top_k": 3, "top_p": 0.9}, "guided": {"guidance_scale": 2.0},
+           "in blocks": {"num_beam": 4, "beam_width": 2, "keep_beam": 2},
+           "by classic beam search": {"num_beam": 4, "beam_width": 1, "keep_beam": 4}}.items()},
+    "decode": decode,
+    "features": features,
+    "bits": bits,
+}  # fmt: skip
+
+
+def on_both() -> torch.Tensor:
+    return torch.zeros(2, device=DEVICE) + torch.zeros(2)
+
+
+def on_one() -> torch.Tensor:
+    return torch.arange(3, device=DEVICE)
+
+
+# What a walk must notice: with the error or the number of waits that it gives.
+CHECKS = {
+    "a mix of devices": (on_both, "FakeTensorDeviceMismatchError", None),
+    "a shape that depends on numbers": (lambda: on_one().nonzero(), "DynamicOutputShapeException", None),
+    "a decision that depends on numbers": (lambda: bool(on_one().sum() > 0), "DataDependentOutputException", None),
+    "numbers on the host": (lambda: (on_one().tolist(), float(on_one()[0]), on_one().cpu()), None, 3),
+}
+
+
+def main() -> None:
+    """Walk all ways, and print a line in JSON: of each its number of waits, or its error."""
+    backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=Backend())
+    found = {}
+    for name, walk in (WALKS | {name: check[0] for name, check in CHECKS.items()}).items():
+        with on_device() as waits:
+            try:
+                walk()
+                found[name] = waits.number
+            except Exception as error:
+                found[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
