@@ -38,6 +38,8 @@ from utils.dataset import FeatureMapDataset, ImageDataset
 from utils.files import UserError
 from utils.gradient import GradientLearner, GradientOptions, learning_rate
 from utils.images import save_grid
+from utils.learner import TrainingOptions
+from utils.metrics import Metrics
 from utils.optimizers import TOKENS
 from utils.split import Bounds, position
 from utils.training import catch_stop
@@ -330,17 +332,38 @@ def test_the_schedule_flags_decide_the_rate(flags, expected, train, tmp_path):
     assert found == pytest.approx([base * share for share in expected])
 
 
+@pytest.mark.parametrize(("device", "wait", "words"), [("meta", 0.4, ["29 %"]), ("meta", 0.04, []), ("cpu", 0.4, [])])
+def test_a_gpu_that_waits_for_data_is_told_of_once(device, wait, words, tmp_path, monkeypatch, caplog):
+    paths = dict.fromkeys(("dataset_path", "config_path", "out_dir"), tmp_path)
+    metrics = Metrics(TrainingOptions(**paths), 10)
+    now = [0.0]
+    monkeypatch.setattr("utils.metrics.time.perf_counter", lambda: now[0])
+
+    def loader():
+        for _ in range(4):
+            now[0] += wait
+            yield torch.zeros(2)
+
+    metrics.begin(0)
+    for step, batch in enumerate(metrics.timed(loader(), torch.device(device)), 1):
+        now[0] += 1
+        metrics.add({"loss": 1.0}, batch)
+        if step % 2 == 0:
+            assert metrics.close(step)["data_wait"] == pytest.approx(wait / (1 + wait))
+    assert re.findall(r"\d+ %", caplog.text) == words
+
+
 def test_metrics_hold_what_is_promised(train, tmp_path):
     train("autoencoder", "a", "--max-step", 2)
     train("transformer_0", "b", "--max-step", 2)
     train("codebook_1", "c", "--max-step", 2)
     keys = {"step", "epoch", "train_loss", "gradient_norm", "learning_rate"}
     first, second, validation = rows(tmp_path / "a")
-    assert set(first) == set(second) == keys | {"images_per_second", "tflops_per_second"}
+    assert set(first) == set(second) == keys | {"images_per_second", "tflops_per_second", "data_wait"}
     assert first["images_per_second"] > 0
     assert {"step", "epoch", "val_loss"} <= set(validation)
     first, last, validation = rows(tmp_path / "b")
-    trained = keys | {"train_bits", "train_accuracy", "tokens_per_second", "tflops_per_second"}
+    trained = keys | {"train_bits", "train_accuracy", "tokens_per_second", "tflops_per_second", "data_wait"}
     measured = {"val_loss", "val_bits", "val_accuracy", "val_images", "stage_bits", "image_bits"}
     assert set(first) == trained | measured  # a log line; the last one has its own line of validation
     assert set(last) == trained

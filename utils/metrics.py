@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import time
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -11,13 +12,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils.dataset import Batch, num_items, steps_per_epoch
+from utils.dataset import Batch, num_items, steps_per_epoch, to_device
 from utils.files import UserError, flush, replace_file
 from utils.images import open_rgb
 from utils.learner import Learner, TrainingOptions
 from utils.run_folder import StepFolder
 
 log = logging.getLogger(__name__)
+
+MOST_WAIT = 0.05  # share of the time that a GPU waits for data from which that is said
 
 
 class Metrics:
@@ -31,6 +34,7 @@ class Metrics:
         self.per_epoch = steps_per_epoch(num_items, options.step_size)
         self.unit, self.per_item = unit, per_item
         self.flops_per_item: float | None = None  # of a training step
+        self.may_starve = False  # whether it is to be said that the device waits for data
         self.board, self.make_board = None, None
         if options.tensorboard:  # here, before anything is written
             try:
@@ -70,6 +74,21 @@ class Metrics:
             self.flops_per_item = flops / num_items(batch)
         self.restart_clock()
 
+    def timed(self, batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+        """The batches, on the device; how long the training waits for them becomes a number of each line.
+
+        It is said once where a GPU waits long; a CPU has no time for more processes that load data.
+        """
+        self.may_starve = device.type != "cpu"
+        batches, end = iter(batches), object()
+        while True:
+            since = time.perf_counter()
+            if (batch := next(batches, end)) is end:
+                return
+            batch = to_device(batch, device)
+            self.waited += time.perf_counter() - since
+            yield batch
+
     def _clear(self) -> None:
         self.sums: dict[str, torch.Tensor | float] = {}
         self.steps = self.items = 0
@@ -77,7 +96,7 @@ class Metrics:
 
     def restart_clock(self) -> None:
         """Leave out of the rate what was not training."""
-        self.clock = time.perf_counter()
+        self.clock, self.waited = time.perf_counter(), 0.0
 
     def add(self, numbers: dict[str, torch.Tensor | float], batch: Batch) -> None:
         """Add the numbers of one step; tensors stay on their device, so that nothing waits for it."""
@@ -98,9 +117,16 @@ class Metrics:
                     f"{name} is {value} at step {step}: lower 'model_lr' and start anew with --overwrite, or in "
                     f"another --out-dir with --model-path from the last checkpoint in {self.folder.checkpoints}"
                 )
-        items_per_second = self.items / max(time.perf_counter() - self.clock, 1e-9)
+        seconds = max(time.perf_counter() - self.clock, 1e-9)
+        items_per_second = self.items / seconds
         if self.items:  # none where another process has done these steps
             means[f"{self.unit}_per_second"] = self.per_item * items_per_second
+            means["data_wait"] = self.waited / seconds
+            if self.may_starve and means["data_wait"] > MOST_WAIT:
+                log.warning(
+                    "%.0f %% of the time goes by in waiting for data: raise --num-workers", 100 * means["data_wait"]
+                )
+                self.may_starve = False
         if self.items and self.flops_per_item is not None:
             means["tflops_per_second"] = self.flops_per_item * items_per_second / 1e12
         self._clear()

@@ -17,7 +17,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from utils.attempt import note
 from utils.checkpoint_folder import CheckpointFolder
 from utils.cli import stop_signals
-from utils.dataset import BatchLoader, EpochSampler, chunks, to_device
+from utils.dataset import BatchLoader, EpochSampler, chunks
 from utils.device import choose_workers
 from utils.learner import Learner, TrainingOptions
 from utils.memory import Footprint
@@ -94,8 +94,7 @@ def train(
             save(start)
         elif start >= total:
             log.info("already at step %d of %d: nothing to do", start, total)
-        for step, batch in enumerate(bar, start):
-            batch = to_device(batch, learner.device)
+        for step, batch in enumerate(metrics.timed(bar, learner.device), start):
             if step == start:
                 metrics.count_flops(learner, batch)
             torch.manual_seed(int(np.random.SeedSequence([options.seed & 0xFFFFFFFF, step]).generate_state(1)[0]))
