@@ -25,10 +25,11 @@ from utils.attempt import FINISHED, attempt, read_attempts
 from utils.dataset import BatchLoader, ImageDataset, chunks
 from utils.device import choose_device, choose_workers
 from utils.files import remove_unnamed, replace_file
-from utils.index import checksum, read_dataset, write_dataset
+from utils.index import checksum, write_dataset
 from utils.journal import Journal
 from utils.options import StepOptions, option, parse_options
 from utils.progress import progress
+from utils.records import read_packed
 from utils.run_folder import StepFolder
 
 log = logging.getLogger(__name__)
@@ -87,8 +88,8 @@ def finished_batches(folder: StepFolder, num_images: int, options: Options) -> d
     attempts, sides = read_attempts(folder), len(options.sides)
     if options.overwrite or not attempts or attempts[-1].outcome != FINISHED or not folder.dataset.is_file():
         return {}
-    records, _ = read_dataset(folder.dataset, ("fmap_path",))
-    files = [(record["fmap_path"], record.get("checksum", "")) for record in records]
+    records = read_packed(folder.dataset, ("fmap_path",))
+    files = [*zip(records.names, records.checksums, strict=True)]
     starts = range(0, num_images, options.batch_size) if len(files) == num_images * sides else ()
     return {str(start): {"files": dict(files[start * sides :][: options.batch_size * sides])} for start in starts}
 
@@ -127,7 +128,7 @@ def fmap_record(dataset: ImageDataset, index: int, flipped: bool, name: str, exp
 
     What decides the split is `image_key`, the image's path as its data set writes it, or the image's `group`.
     """
-    key, group = dataset.paths[index].decode(), dataset.split_keys[index].decode()
+    key, group = dataset.records.names[index], dataset.records.groups[index]
     record = {
         "fmap_path": name,
         "checksum": expected,
@@ -136,7 +137,7 @@ def fmap_record(dataset: ImageDataset, index: int, flipped: bool, name: str, exp
         "labels": dataset.label(index),
         "flipped": flipped,
     }
-    return record if group == key else record | {"group": group}
+    return record | {"group": group} if group else record
 
 
 if __name__ == "__main__":

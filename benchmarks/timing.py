@@ -1,6 +1,7 @@
 """How the benchmarks measure: the time of a call, of matrix products alone, and the peak memory of a new process."""
 
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 
@@ -21,8 +22,8 @@ def seconds(call: Callable[[], object], at_least: float = 0.2) -> float:
 
 def in_new_process(function: Callable, *arguments: object) -> object:
     """The result of a function that a new process calls, whose peak memory is that of this call."""
-    with get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:  # its process may have children
+        return pool.submit(function, *arguments).result()
 
 
 def peak() -> float:

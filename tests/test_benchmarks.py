@@ -25,6 +25,7 @@ from benchmarks import (
     quality,
     rates,
     sampling,
+    scale,
     scaling,
     stages,
     timing,
@@ -515,6 +516,20 @@ def test_losses_over_compute(tiny_run, in_this_process, monkeypatch, capsys):
     compute.main()
     kept = {(row[0], row[1]) for row in numbers_of(capsys.readouterr().out)[1:]}
     assert kept == {size for size, number in operations.items() if number <= most}
+
+
+def test_a_data_set_is_written_read_and_loaded(monkeypatch, capsys):
+    monkeypatch.setattr(scale, "in_new_process", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(sys, "argv", ["scale", "--records", "600"])
+    scale.main()
+    rows = numbers_of(capsys.readouterr().out)[1:]
+    assert [row[0] for row in rows] == list(scale.WORK)
+    assert all(float(seconds) > 0 for _, seconds, *_ in rows)
+
+
+def test_the_batches_of_an_epoch_or_one_in_its_middle_are_loaded(tmp_path):
+    scale.write(tmp_path / "dataset.json", 600)
+    assert (scale.load(tmp_path / "dataset.json", False), scale.load(tmp_path / "dataset.json", True)) == (3, 1)
 
 
 def test_the_trainings_of_a_recipe_are_counted(monkeypatch, capsys):

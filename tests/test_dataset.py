@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import pickle
@@ -167,11 +168,11 @@ def test_a_bad_image_is_named(number, damage, tmp_path):
 
 def test_images_of_feature_maps_are_theirs_and_mirrored_with_them(tiny_run, faces):
     images, maps = ImageDataset(faces), FeatureMapDataset(tiny_run / "feature_maps" / "dataset.json")
-    where = {key: index for index, key in enumerate(images.paths)}
+    where = {key: index for index, key in enumerate(images.records.names)}
     found = maps.images(np.arange(len(maps)), 4)
     assert maps.flipped.any() and not maps.flipped.all()
     for index in range(len(maps)):
-        image = images[[where[maps.image_keys[index]]]][0]
+        image = images[[where[maps.records.image_keys[index]]]][0]
         assert torch.equal(found[index], image.flip(2) if maps.flipped[index] else image)
 
 
@@ -184,7 +185,9 @@ def test_an_image_that_is_not_of_its_map_is_named(tiny_run):
 def test_maps_whose_image_is_there(tiny_run):
     maps = FeatureMapDataset(tiny_run / "feature_maps" / "dataset.json")
     assert maps.with_image(np.array([5, 2, 9])).tolist() == [5, 2, 9]
-    maps.image_paths[2] = b"gone.png"
+    paths = [*maps.records.image_paths]
+    paths[2] = "gone.png"
+    maps.records = dataclasses.replace(maps.records, image_paths=paths)
     assert maps.with_image(np.array([5, 2, 9])).tolist() == [5, 9]
     assert len(maps.with_image(np.array([2]))) == 0
 

@@ -383,7 +383,7 @@ def test_novelty_names_the_nearest_training_image_of_every_sample(evaluated, fac
     distances = [row["distance"] for row in found["nearest"]]
     assert distances == sorted(distances)
     dataset = ImageDataset(faces)
-    training = {dataset.paths[index].decode() for index in dataset.split(BOUNDS).training}
+    training = {dataset.records.names[index] for index in dataset.split(BOUNDS).training}
     assert {row["image_path"] for row in found["nearest"]} <= training
     assert found["samples"]["share"] == np.mean(np.array(distances) < found["threshold"])
     assert found["held_out"]["share"] <= 1 / content["num_images"]
@@ -415,8 +415,9 @@ def test_kept_tokens_are_those_of_the_images_and_change_no_number(evaluated, tin
     fingerprint, run.maps.fingerprint = run.maps.fingerprint, {"index": "of", "files": "others"}
     assert run.kept_tokens(dataset, indices, book) is None
     run.maps.fingerprint = fingerprint
-    dataset.paths = dataset.paths.copy()
-    dataset.paths[indices[0]] = b"elsewhere.png"
+    names = [*dataset.records.names]
+    names[indices[0]] = "elsewhere.png"
+    dataset.records = dataclasses.replace(dataset.records, names=names)
     assert run.kept_tokens(dataset, indices, book) is None
     written, original = [], Evaluator.features_after
     monkeypatch.setattr(Evaluator, "features_after", lambda *given: written.append(given[-1]) or original(*given))

@@ -84,7 +84,7 @@ def test_a_data_set_holds_checksums_and_both_sides(make):
     assert len(dataset) == 2 * NUM
     assert dataset.flipped.tolist()[: 2 * SIZE] == [False] * SIZE + [True] * SIZE
     assert len({path for path in results(folder) if path.endswith(".npy")}) == 2 * NUM
-    assert set(results(folder)) == {"dataset.json", *(path.decode() for path in dataset.paths)}
+    assert set(results(folder)) == {"dataset.json", *dataset.records.names}
 
 
 @pytest.mark.parametrize("at", range(5))

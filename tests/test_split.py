@@ -1,3 +1,6 @@
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -6,6 +9,8 @@ from hypothesis import strategies as st
 from tests.helpers.runs import BOUNDS
 from utils.dataset import FeatureMapDataset, ImageDataset
 from utils.files import UserError
+from utils.index import write_dataset
+from utils.records import read_packed
 from utils.split import Bounds, SplitOptions, position, split_indices
 
 names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=20)
@@ -18,7 +23,7 @@ def side_of(key, bounds):
 
 
 def sides(keys, bounds):
-    split = split_indices(np.array([key.encode() for key in keys]), bounds)
+    split = split_indices(np.array([position(key) for key in keys]), bounds)
     return {name: [keys[index] for index in getattr(split, name)] for name in SIDES}
 
 
@@ -86,12 +91,12 @@ def test_a_group_is_on_one_side(tmp_path_factory, groups, validation, test):
 
 def sides_of_records(records, bounds):
     """The side of each image of a data set with these records, whose files are not read."""
-    dataset = ImageDataset.__new__(ImageDataset)
-    dataset.read, dataset.path = lambda _: np.zeros(1), lambda _: None
     paths = [f"{number}.png" for number in range(len(records))]
     records = [{"image_fpath": path, **record} for path, record in zip(paths, records, strict=True)]
-    super(ImageDataset, dataset).__init__("dataset.json", records, "image_fpath")
-    split = dataset.split(bounds)
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "dataset.json")
+        write_dataset(path, records)
+        split = split_indices(read_packed(path, ("image_fpath",)).positions, bounds)
     found = {int(index): name for name in SIDES for index in getattr(split, name)}
     return [found[index] for index in range(len(records))]
 
@@ -116,5 +121,6 @@ def test_images_and_feature_maps_are_split_alike_and_flips_stay(bounds, tiny_run
     of_images, of_maps = images.split(Bounds(*bounds)), maps.split(Bounds(*bounds))
     for name in SIDES:
         for flipped in (False, True):
-            found = [maps.image_keys[index] for index in getattr(of_maps, name) if maps.flipped[index] == flipped]
-            assert sorted(found) == sorted(images.paths[getattr(of_images, name)])
+            keys = maps.records.image_keys
+            found = [keys[index] for index in getattr(of_maps, name) if maps.flipped[index] == flipped]
+            assert sorted(found) == sorted(images.records.names[index] for index in getattr(of_images, name))

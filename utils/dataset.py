@@ -6,7 +6,7 @@ import os
 import signal
 import tokenize
 import zipfile
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -18,56 +18,29 @@ from utils.checkpoint import Origin, check_origins
 from utils.cli import stop_signals
 from utils.files import UserError
 from utils.images import read_image
-from utils.index import Fingerprint, checksum, fingerprint, read_dataset
+from utils.index import Fingerprint, checksum, fingerprint
+from utils.records import read_packed
 from utils.split import Bounds, Split, split_indices
-
-
-def _packed(strings: Iterable[str]) -> np.ndarray:
-    """One array of bytes, which worker processes share; a list of strings would be copied page by page."""
-    return np.array([string.encode() for string in strings])
-
-
-def _split_keys(path: str | os.PathLike, records: list[dict], keys: np.ndarray) -> np.ndarray:
-    """What decides the side of each record in a split: its group, where it has one, or the key (N,) of its image."""
-    for number, record in enumerate(records, 1):
-        if "group" in record and not (isinstance(record["group"], str) and record["group"]):
-            raise UserError(f"{path}: 'group' of record {number} is no name; make the data set again")
-    if not any("group" in record for record in records):
-        return keys
-    return _packed(record.get("group", key.decode()) for record, key in zip(records, keys, strict=True))
-
-
-def _labels(path: str | os.PathLike, records: list[dict]) -> np.ndarray:
-    """The labels of each record, packed as JSON."""
-    for number, record in enumerate(records, 1):
-        labels = record.get("labels", [])
-        if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-            raise UserError(f"{path}: 'labels' of record {number} is no list of strings; make the data set again")
-    return _packed(json.dumps(record.get("labels", [])) for record in records)
 
 
 class FileDataset(Dataset):
     """The files of a `dataset.json`, each a tensor of the same shape (C, H, W). `dataset[indices]` is a batch.
 
     Raises `UserError` naming the file when one is missing, unreadable or of another shape than the first. A subclass
-    reads a file with `read`, checks its shape in `_read`, and gives the keys of the images that they are of.
+    reads a file with `read` and checks its shape in `_read`.
     """
 
     read: Callable[..., torch.Tensor]
 
-    def __init__(
-        self, path: str | os.PathLike, records: list[dict], key: str, image_keys: Iterable[str] | None = None
-    ) -> None:
+    required: tuple[str, ...]  # keys of a record
+
+    def __init__(self, path: str | os.PathLike) -> None:
         self.index, self.folder = Path(path), Path(path).parent
-        self.paths = _packed(record[key] for record in records)
-        self.image_keys = self.paths if image_keys is None else _packed(image_keys)
-        self.split_keys = _split_keys(path, records, self.image_keys)
-        self.checksums = _packed(record.get("checksum", "") for record in records)  # empty in older data sets
-        self.labels = _labels(path, records)
+        self.records = read_packed(self.index, self.required)
         self.shape = tuple(self.read(self.path(0)).shape)
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.records)
 
     def __getitem__(self, indices: np.ndarray) -> torch.Tensor:
         return torch.stack([self._read(index) for index in indices])
@@ -75,29 +48,26 @@ class FileDataset(Dataset):
     @cached_property
     def fingerprint(self) -> Fingerprint:
         """What tells this data set from another, and from itself after a change."""
-        return fingerprint(self.index, (path.decode() for path in self.paths))
+        return fingerprint(self.index, self.records.names, self.records.digest)
 
     def path(self, index: int) -> Path:
         """Where file `index` lies; relative paths are relative to the JSON file."""
-        return self.folder / self.paths[index].decode()
+        return self.folder / self.records.names[index]
 
     def label(self, index: int) -> list[str]:
         """The labels of file `index`."""
-        return json.loads(self.labels[index])
+        return json.loads(self.records.labels[index])
 
     def split(self, bounds: Bounds) -> Split:
         """Indices of the training, validation and test files; a flip stays with its original, and a group together."""
-        return split_indices(self.split_keys, bounds)
+        return split_indices(self.records.positions, bounds)
 
 
 class ImageDataset(FileDataset):
     """Images (3, H, W), float32 in [−1, 1]."""
 
     read = staticmethod(read_image)
-
-    def __init__(self, path: str | os.PathLike) -> None:
-        records, _ = read_dataset(path, ("image_fpath",))
-        super().__init__(path, records, "image_fpath")
+    required = ("image_fpath",)
 
     def _read(self, index: int) -> torch.Tensor:
         image = self.read(self.path(index))
@@ -137,14 +107,12 @@ class FeatureMapDataset(FileDataset):
     """Feature maps, float32; `origin` is what is known of the autoencoder that made them."""
 
     read = staticmethod(read_map)
+    required = ("fmap_path", "image_path")
 
     def __init__(self, path: str | os.PathLike) -> None:
-        records, info = read_dataset(path, ("fmap_path", "image_path"))
-        keys = (record.get("image_key", record["image_path"]) for record in records)
-        super().__init__(path, records, "fmap_path", keys)
-        self.origin: Origin = info
-        self.image_paths = _packed(record["image_path"] for record in records)
-        self.flipped = np.array([bool(record.get("flipped")) for record in records])
+        super().__init__(path)
+        self.origin: Origin = self.records.info
+        self.flipped = self.records.flipped
 
     def check_origin(self, given: Origin) -> None:
         """Raise `UserError` if another autoencoder made the maps; if not, all that is known of this one is of them."""
@@ -187,14 +155,14 @@ class FeatureMapDataset(FileDataset):
         return image.flip(-1) if self.flipped[index] else image
 
     def _image_path(self, index: int) -> Path:
-        return self.folder / self.image_paths[index].decode()
+        return self.folder / self.records.image_paths[index]
 
     def unflipped(self, indices: np.ndarray) -> np.ndarray:
         """Those of `indices` that are not mirrored."""
         return indices[~self.flipped[indices]]
 
     def _read(self, index: int) -> torch.Tensor:
-        fmap = self.read(self.path(index), self.checksums[index].decode())
+        fmap = self.read(self.path(index), self.records.checksums[index])
         if (shape := tuple(fmap.shape)) != self.shape:
             raise UserError(f"{self.path(index)}: has shape {shape}, the first map {self.shape}; make the maps again")
         return fmap

@@ -1,4 +1,4 @@
-"""`dataset.json` files (TinyDB): the records of a data set, and whether its files are those of before.
+"""`dataset.json` files, in the format of TinyDB: written, read in pieces, and compared with those of before.
 
 Run as a command it prints a fingerprint of a data set for scripts/train_cascade.sh, and refuses images of another size
 than its recipe's: python -m utils.index DATASET [SIZE].
@@ -8,15 +8,17 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TextIO
 
 from PIL import Image
-from tinydb import TinyDB
 
 from utils.files import UserError, replace_file
+from utils.json_stream import JsonStream
 from utils.progress import progress
 
+DEFAULT, INFO = "_default", "info"  # tables: the records, and what made them
 KEYS = ("image_fpath", "fmap_path")  # of a record: where its file lies
 MOST_FILES = 100_000  # whose sizes and times are looked at; of more, the index alone counts
 
@@ -29,30 +31,63 @@ def write_dataset(path: str | os.PathLike, records: Iterable[dict], info: dict |
     The files that the records name are on disk before it is.
     """
     os.sync()  # all at once: for thousands of small files it takes a twentieth of the time of an fsync for each
-    with replace_file(path) as temporary, TinyDB(temporary) as database:
-        database.insert_multiple(records)
+    with replace_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        _write_table(file, "{", DEFAULT, records)
         if info is not None:
-            database.table("info").insert(info)
+            _write_table(file, ", ", INFO, [info])
+        file.write("}")
+
+
+def _write_table(file: TextIO, before: str, name: str, records: Iterable[dict]) -> None:
+    file.write(f"{before}{json.dumps(name)}: ")
+    comma = "{"
+    for number, record in enumerate(records, 1):
+        file.write(f'{comma}"{number}": {json.dumps(record)}')
+        comma = ", "
+    file.write("}" if comma == ", " else "{}")
+
+
+def read_records(path: Path, required: tuple[str, ...]) -> Iterator[tuple[str, str, dict]]:
+    """Each record of a `dataset.json` with its table and its number, one at a time.
+
+    Raises `UserError` if the file is not one, or if a record of a file lacks a `required` key, each a string.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such data set; give the path of a dataset.json")
+    found = 0
+    try:
+        with path.open(encoding="utf-8") as file:
+            stream = JsonStream(file)
+            for table in stream.members():
+                for number in stream.members():
+                    record = stream.value()
+                    if not (number.isdecimal() and isinstance(record, dict)):
+                        raise ValueError(f"record {number!r} of {table!r} has no number or is no object")
+                    if table == DEFAULT:
+                        found += 1
+                        _check(path, found, record, required)
+                    yield table, number, record
+            stream.end()
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{path}: not a dataset.json ({error}); make it with scripts.make_dataset") from None
+    if not found:
+        raise UserError(f"{path}: holds no records; make the data set again")
+
+
+def _check(path: Path, number: int, record: dict, required: tuple[str, ...]) -> None:
+    for key in required:
+        if not isinstance(record.get(key), str):
+            raise UserError(f"{path}: record {number} has no string {key!r}; make the data set again")
 
 
 def read_dataset(path: str | os.PathLike, required: tuple[str, ...]) -> tuple[list[dict], dict]:
-    """Read the records and the info of a `dataset.json`; every record must hold the `required` keys, each a string."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such data set; give the path of a dataset.json")
-    try:
-        with TinyDB(path, access_mode="r") as database:
-            records = [dict(record) for record in database.all()]
-            info = dict((database.table("info").all() or [{}])[0])
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: not a dataset.json ({error}); make it with scripts.make_dataset") from None
-    if not records:
-        raise UserError(f"{path}: holds no records; make the data set again")
-    for number, record in enumerate(records, 1):
-        for key in required:
-            if not isinstance(record.get(key), str):
-                raise UserError(f"{path}: record {number} has no string {key!r}; make the data set again")
-    return records, info
+    """Read all records and the info of a `dataset.json`; for many, `utils.records` needs less memory."""
+    tables: dict[str, list[dict]] = {DEFAULT: [], INFO: []}
+    for table, _, record in read_records(Path(path), required):
+        tables.setdefault(table, []).append(record)
+    return tables[DEFAULT], (tables[INFO] or [{}])[0]
 
 
 def checksum(content: bytes) -> str:
@@ -65,20 +100,45 @@ def is_whole(path: Path, expected: str) -> bool:
     return path.is_file() and checksum(path.read_bytes()) == expected
 
 
-def fingerprint(path: Path, names: Iterable[str]) -> Fingerprint:
-    """A fingerprint of the data set `path`, whose files have these names; raises `UserError` naming a missing file."""
-    names, digest = list(names), hashlib.blake2b(digest_size=8)
+class IndexDigest:
+    """A hash of the records of a `dataset.json`, without where the images of feature maps lie."""
+
+    def __init__(self) -> None:
+        self.in_order, self.number = hashlib.blake2b(digest_size=8), 0
+        self.tables: dict[str, dict[str, dict]] = {}  # of few records, whose order does not matter
+
+    def add(self, table: str, number: str, record: dict) -> None:
+        """Add a record."""
+        if table == DEFAULT:
+            record = {key: value for key, value in record.items() if key != "image_path"}  # changes when either moves
+            self.number += 1
+        self.in_order.update(json.dumps([table, number, record], sort_keys=True).encode())
+        if self.number > MOST_FILES:
+            self.tables.clear()
+        else:
+            self.tables.setdefault(table, {})[number] = record
+
+    def hexdigest(self) -> str:
+        """The hash of all that were added."""
+        if self.number > MOST_FILES:
+            return self.in_order.hexdigest()
+        return checksum(json.dumps(self.tables, sort_keys=True).encode())
+
+
+def fingerprint(path: Path, names: Collection[str], digest: str) -> Fingerprint:
+    """A fingerprint of the data set `path`, whose files have these names and whose records have this digest.
+
+    Raises `UserError` naming a missing file.
+    """
+    files = hashlib.blake2b(digest_size=8)
     for name in names if len(names) <= MOST_FILES else ():
         try:
             status = (path.parent / name).stat()
         except FileNotFoundError:
             raise UserError(f"{path.parent / name}: no such file; make the data set again") from None
-        digest.update(f"{name} {status.st_size} {status.st_mtime_ns} ".encode())
-    tables = json.loads(path.read_bytes())
-    for record in tables["_default"].values():
-        record.pop("image_path", None)  # of a feature map; it changes when either of them moves
-    content = json.dumps(tables, sort_keys=True).encode()
-    return {"index": checksum(content), "files": digest.hexdigest() if len(names) <= MOST_FILES else ""}
+        files.update(f"{name} {status.st_size} {status.st_mtime_ns} ".encode())
+    found = files.hexdigest() if len(names) <= MOST_FILES else ""
+    return {"index": digest, "files": found}
 
 
 def check_same(where: Path, before: Mapping[str, str], now: Fingerprint, path: Path, *, verify: bool) -> None:
@@ -133,10 +193,14 @@ def check_size(path: Path, name: str, size: int) -> None:
 
 def main(dataset: Path, size: str = "") -> None:
     """Print the fingerprint of a data set, whose images should have `size` pixels a side, if that is given."""
-    names = [name_of(dataset, record) for record in read_dataset(dataset, ())[0]]
+    names, digest = [], IndexDigest()
+    for table, number, record in read_records(dataset, ()):
+        digest.add(table, number, record)
+        if table == DEFAULT:
+            names.append(name_of(dataset, record))
     if size:
         check_size(dataset, names[0], int(size))
-    found = fingerprint(dataset, names)
+    found = fingerprint(dataset, names, digest.hexdigest())
     print(found["index"] + found["files"])
 
 

@@ -72,9 +72,9 @@ def sides_of(keys: Iterable[str], bounds: Bounds) -> np.ndarray:
     return np.digitize([position(key) for key in keys], bounds)
 
 
-def split_indices(keys: np.ndarray, bounds: Bounds) -> Split:
-    """Split records by their keys (N, bytes): records of one key are on one side."""
-    sides = sides_of((key.decode() for key in keys), bounds)
+def split_indices(positions: np.ndarray, bounds: Bounds) -> Split:
+    """Split records by the positions (N,) of their keys: records of one key are on one side."""
+    sides = np.digitize(positions, bounds)
     training, *held_out = (np.flatnonzero(sides == side) for side in (TRAINING, VALIDATION, TEST))
     if len(training) == 0:
         raise UserError(

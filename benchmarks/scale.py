@@ -1,0 +1,135 @@
+"""Time and memory of a data set of a million records: written, read, opened again, and gone through by two workers.
+
+    python -m benchmarks.scale
+    python -m benchmarks.scale --records 4900000
+
+The records are made up; no image is read. Each row is a new process. Memory is what it does not share with a file,
+beyond what it has once all is imported: the most at once, and what is held at the end. Of two workers that load batches
+it is what they have gained since they began.
+"""
+
+import argparse
+import multiprocessing
+import os
+import re
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from benchmarks.timing import in_new_process
+from utils.dataset import BatchLoader, EpochSampler
+from utils.index import write_dataset
+from utils.records import Records, read_packed
+from utils.split import Bounds, split_indices
+
+REQUIRED = ("fmap_path", "image_path")
+BATCH, WORKERS = 256, 2
+
+
+def records(number: int) -> Iterator[dict]:
+    """Records of feature maps, as step 2 writes them."""
+    for index in range(number):
+        yield {
+            "fmap_path": f"{index // 1000:04d}/{index:024x}.npy",
+            "checksum": f"{index:016x}",
+            "image_path": f"../../data/images/{index:08d}.png",
+            "image_key": f"images/{index:08d}.png",
+            "labels": [],
+            "flipped": False,
+        }
+
+
+class Names(Dataset):
+    """The lengths of the paths of records, in the place of their files."""
+
+    def __init__(self, packed: Records) -> None:
+        self.packed = packed
+
+    def __getitem__(self, indices: np.ndarray) -> torch.Tensor:
+        return torch.tensor([len(self.packed.names[index]) for index in indices])
+
+
+def write(path: Path, number: int) -> None:
+    write_dataset(path, records(number), {})
+
+
+def read(path: Path) -> Records:
+    return read_packed(path, REQUIRED)
+
+
+def load(path: Path, is_one: bool) -> int:
+    """Load the batches of an epoch, or one in its middle; return how many."""
+    packed = read(path)
+    training = split_indices(packed.positions, Bounds()).training
+    last = -(-len(training) // BATCH)
+    start, stop = (last // 2, last // 2 + 1) if is_one else (0, last)
+    return sum(1 for _ in BatchLoader(Names(packed), EpochSampler(training, BATCH, 0, start, stop), WORKERS))
+
+
+def private(process: int | str) -> int:
+    """The bytes of memory that a process shares with no file, as Linux says."""
+    status = Path(f"/proc/{process}/status").read_text()
+    return int(re.search(r"^RssAnon:\s+(\d+) kB$", status, flags=re.MULTILINE)[1]) * 1024
+
+
+class Watch(threading.Thread):
+    """Looks every few milliseconds at the private memory of this process, or of the workers that it has started."""
+
+    def __init__(self, of_workers: bool) -> None:
+        super().__init__(daemon=True)
+        self.of_workers, self.is_over, self.seen = of_workers, False, [] if of_workers else [private(os.getpid())]
+
+    def run(self) -> None:
+        """Look until it is over."""
+        while not self.is_over:
+            time.sleep(0.02)
+            children = [child.pid for child in multiprocessing.active_children()]
+            with suppress(OSError, TypeError):  # of a worker that has just ended
+                if not self.of_workers:
+                    self.seen.append(private(os.getpid()))
+                elif len(children) == WORKERS:
+                    self.seen.append(sum(map(private, children)))
+
+    def gained(self) -> tuple[float, float]:
+        """MiB since the first look: the most, and at the last one."""
+        return tuple((size - self.seen[0]) / 2**20 for size in (max(self.seen), self.seen[-1]))
+
+
+WORK = {"write": write, "read": read, "open": read, "an epoch": load, "a batch in the middle of an epoch": load}
+
+
+def measure(name: str, *arguments: object) -> str:
+    """A row of the table."""
+    watch, start = Watch(WORK[name] is load), time.perf_counter()
+    watch.start()
+    kept = WORK[name](*arguments)
+    seconds = time.perf_counter() - start
+    time.sleep(0.1)  # for a look while it is alive
+    watch.is_over = True
+    watch.join()
+    del kept
+    return f"| {name} | {seconds:.2f} | {' | '.join(f'{size:.0f}' for size in watch.gained())} |"
+
+
+def main() -> None:
+    """Measure everything in a temporary folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--records", type=int, default=10**6, help="records of the data set [1000000]")
+    args = parser.parse_args()
+    print(f"{args.records} records\n\n| | seconds | most memory, MiB | memory at the end, MiB |\n" + "|---" * 4 + "|")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "dataset.json")
+        more = {"write": (args.records,), "an epoch": (False,), "a batch in the middle of an epoch": (True,)}
+        for name in WORK:
+            print(in_new_process(measure, name, path, *more.get(name, ())), flush=True)
+
+
+if __name__ == "__main__":
+    main()
