@@ -44,6 +44,9 @@ class Options(StepOptions):
     batch_size: int = option("images encoded at once", 8, low=1, is_fixed=True)  # the order of the maps follows it
     num_files_folder: int = option("maps in a folder", 1000, low=1, is_fixed=True)
     flip: bool = option("also write each image mirrored, marked flipped", False, is_fixed=True)
+    dtype: str = option(
+        "numbers of a map; float16 needs half the disk", "float32", choices=("float32", "float16"), is_fixed=True
+    )
 
     @property
     def sides(self) -> tuple[bool, ...]:
@@ -113,7 +116,7 @@ def write_maps(fmaps: np.ndarray, first: int, options: Options) -> dict[str, str
     files = {}
     for number, fmap in enumerate(fmaps, first):
         file = io.BytesIO()
-        np.save(file, fmap)
+        np.save(file, fmap.astype(options.dtype))
         content = file.getvalue()
         digest = hashlib.blake2b(f"{number} ".encode() + content, digest_size=12).hexdigest()
         name = f"{number // options.num_files_folder:04d}/{digest}.npy"

@@ -77,6 +77,28 @@ def read(monkeypatch):
     return found
 
 
+def test_half_precision_rounds_the_maps_and_needs_half_the_disk(make, arguments, capsys):
+    single, half = (FeatureMapDataset(make(*flags, out=out) / "dataset.json") for flags, out in (
+        ((), "single"), (("--dtype", "float16"), "half")))  # fmt: skip
+    everything = np.arange(len(single))
+    assert torch.equal(half[everything], single[everything].half().float())
+    assert not torch.equal(half[everything], single[everything])
+    numbers = single[everything].numel()
+    sizes = [sum(data.path(index).stat().st_size for index in everything) for data in (single, half)]
+    assert sizes[0] - sizes[1] == 2 * numbers
+    error = expect_error(capsys, generate_fmap_dataset.main, arguments(out="half"))
+    assert "holds results with another --dtype (float16, now float32)" in error
+
+
+def test_a_data_set_of_before_half_precision_is_only_verified(make, read):
+    folder = make()
+    record = folder / "run.json"
+    record.write_text(record.read_text().replace('"dtype": "float32",', ""))
+    read.clear()
+    make()
+    assert read == []
+
+
 def test_a_data_set_holds_checksums_and_both_sides(make):
     folder = make()
     verify_files(folder / "dataset.json")
