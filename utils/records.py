@@ -167,12 +167,12 @@ def _open_kept(path: Path) -> Records | None:
 
 
 def _keep(path: Path, source: Source, records: Records) -> None:
-    """Keep packed records beside their data set, where its folder can be written to."""
+    """Keep packed records beside their data set, where that is possible."""
     arrays = {name: getattr(records, name) for name in ARRAYS}
     for name in COLUMNS:
         column = getattr(records, name)
         arrays |= {name: column.content, f"{name}.ends": column.ends}
     state = {name: torch.from_numpy(part) for name, part in arrays.items()}
-    with suppress(OSError):
-        rest = {"info": records.info, "records": records.digest, "keys": records.keys}
+    rest = {"info": records.info, "records": records.digest, "keys": records.keys}
+    with suppress(OSError, UserError):  # of a folder or a disk without space for it
         save_checkpoint(kept_path(path), KIND, source, state, {}, **rest)
