@@ -1,6 +1,7 @@
 """Step 2: encode every image into a feature map.
 
-Reads a dataset.json of images and an autoencoder; writes one .npy a map and a dataset.json under --out-dir.
+Reads a dataset.json of images and an autoencoder; writes a .npy for each map, or with --packed for each folder of maps,
+and a dataset.json under --out-dir.
 
     python generate_fmap_dataset.py --dataset-path data/faces/dataset.json \
         --model-path out/faces/autoencoder/models_checkpoint/latest.pt --out-dir out/faces/feature_maps
@@ -10,9 +11,11 @@ import utils.threads  # noqa: F401
 
 import hashlib
 import io
+import json
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +27,9 @@ from utils import cli
 from utils.attempt import FINISHED, attempt, read_attempts
 from utils.dataset import BatchLoader, ImageDataset, chunks
 from utils.device import choose_device, choose_workers
-from utils.files import remove_unnamed, replace_file
+from utils.files import make_folder, remove_unnamed, replace_file
 from utils.index import checksum, write_dataset
-from utils.journal import Journal
+from utils.journal import Journal, places_of
 from utils.options import StepOptions, option, parse_options
 from utils.progress import progress
 from utils.records import read_packed
@@ -44,6 +47,7 @@ class Options(StepOptions):
     batch_size: int = option("images encoded at once", 8, low=1, is_fixed=True)  # the order of the maps follows it
     num_files_folder: int = option("maps in a folder", 1000, low=1, is_fixed=True)
     flip: bool = option("also write each image mirrored, marked flipped", False, is_fixed=True)
+    packed: bool = option("write one array for each folder instead of a file for each map", False, is_fixed=True)
     dtype: str = option(
         "numbers of a map; float16 needs half the disk", "float32", choices=("float32", "float16"), is_fixed=True
     )
@@ -68,18 +72,19 @@ def main(argv: list[str] | None = None) -> None:
         finished = finished_batches(folder, len(dataset), options)
 
         attempted.begin(device, inputs=inputs)
-        journal = Journal(folder.unfinished, attempted.key(inputs) | {"device": str(device)})
+        key = attempted.key(inputs) | {"device": str(device)}
+        journal, total = Journal(folder.unfinished, key), len(dataset) * len(options.sides)
         journal.add(finished)
         batches = chunks(np.arange(len(dataset)), options.batch_size)
         # A batch is made again as a whole: in a smaller one its maps would differ by rounding.
         missing = [batch for batch in batches if not journal.find(str(batch[0]))]
         for batch, fmaps in zip(missing, encode(model, dataset, missing, options, device), strict=True):
-            files = write_maps(fmaps, int(batch[0]) * len(options.sides), options)
-            journal.add({str(batch[0]): {"files": files}})
-        places = ((index, flipped) for batch in batches for flipped in options.sides for index in batch.tolist())
-        files = (file for batch in batches for file in journal.entries[str(batch[0])]["files"].items())
-        pairs = zip(places, files, strict=True)
-        records = [fmap_record(dataset, *place, *file, folder.path) for place, file in pairs]
+            first = int(batch[0]) * len(options.sides)
+            journal.add({str(batch[0]): write_batch(fmaps, first, total, key, options)})
+        images = ((index, flipped) for batch in batches for flipped in options.sides for index in batch.tolist())
+        places = (place for batch in batches for place in places_of(journal.entries[str(batch[0])]))
+        pairs = zip(images, places, strict=True)
+        records = [fmap_record(dataset, *image, *place, folder.path) for image, place in pairs]
         write_dataset(folder.dataset, records, model.origin)
         remove_unnamed(folder.path, f"[0-9]*/{'[0-9a-f]' * 24}.npy", {record["fmap_path"] for record in records})
         journal.remove()
@@ -92,9 +97,12 @@ def finished_batches(folder: StepFolder, num_images: int, options: Options) -> d
     if options.overwrite or not attempts or attempts[-1].outcome != FINISHED or not folder.dataset.is_file():
         return {}
     records = read_packed(folder.dataset, ("fmap_path",))
-    files = [*zip(records.names, records.checksums, strict=True)]
-    starts = range(0, num_images, options.batch_size) if len(files) == num_images * sides else ()
-    return {str(start): {"files": dict(files[start * sides :][: options.batch_size * sides])} for start in starts}
+    rows = [*zip(records.names, records.rows.tolist(), records.checksums, strict=True)]
+    starts = range(0, num_images, options.batch_size) if len(rows) == num_images * sides else ()
+    parts = {str(start): rows[start * sides :][: options.batch_size * sides] for start in starts}
+    if options.packed:
+        return {start: {"rows": part} for start, part in parts.items()}
+    return {start: {"files": {name: expected for name, _, expected in part}} for start, part in parts.items()}
 
 
 @torch.no_grad()
@@ -108,15 +116,24 @@ def encode(
         yield np.concatenate([model.encode(side.to(device)).cpu().numpy() for side in sides])
 
 
-def write_maps(fmaps: np.ndarray, first: int, options: Options) -> dict[str, str]:
-    """Write feature maps, number `first` of the data set and those after it; return their names and checksums.
+def write_batch(fmaps: np.ndarray, first: int, total: int, key: dict, options: Options) -> dict:
+    """Write feature maps, number `first` of a data set of `total` maps and those after it; return their journal entry.
 
-    A name depends on the content too: an earlier data set stays whole until it is replaced.
+    An earlier data set stays whole until it is replaced: a name depends on the content too, or on the `key` of all that
+    the content depends on.
     """
+    fmaps = fmaps.astype(options.dtype)
+    if options.packed:
+        return {"rows": write_rows(fmaps, first, total, key, options)}
+    return {"files": write_files(fmaps, first, options)}
+
+
+def write_files(fmaps: np.ndarray, first: int, options: Options) -> dict[str, str]:
+    """Write a file for each map; return their names and checksums."""
     files = {}
     for number, fmap in enumerate(fmaps, first):
         file = io.BytesIO()
-        np.save(file, fmap.astype(options.dtype))
+        np.save(file, fmap)
         content = file.getvalue()
         digest = hashlib.blake2b(f"{number} ".encode() + content, digest_size=12).hexdigest()
         name = f"{number // options.num_files_folder:04d}/{digest}.npy"
@@ -126,8 +143,32 @@ def write_maps(fmaps: np.ndarray, first: int, options: Options) -> dict[str, str
     return files
 
 
-def fmap_record(dataset: ImageDataset, index: int, flipped: bool, name: str, expected: str, out_dir: Path) -> dict:
-    """The record of a feature map.
+def write_rows(fmaps: np.ndarray, first: int, total: int, key: dict, options: Options) -> list[tuple[str, int, str]]:
+    """Write maps into the rows of one array for each folder; return of each its file, its row and its checksum."""
+    digest, rows = hashlib.blake2b(json.dumps(key).encode(), digest_size=12).hexdigest(), []
+    for number, fmap in enumerate(fmaps, first):
+        folder, row = divmod(number, options.num_files_folder)
+        name = f"{folder:04d}/{digest}.npy"
+        length = min(options.num_files_folder, total - folder * options.num_files_folder)
+        open_array(options.out_dir / name, (length, *fmap.shape), fmap.dtype)[row] = fmap
+        rows.append((name, row, checksum(fmap.tobytes())))
+    return rows
+
+
+def open_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """The array in a file, mapped into memory to be written; a new one where there is none of this shape."""
+    with suppress(OSError, ValueError):
+        array = np.load(path, mmap_mode="r+", allow_pickle=False)
+        if array.shape == shape and array.dtype == dtype:
+            return array
+    make_folder(path.parent)
+    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+
+
+def fmap_record(
+    dataset: ImageDataset, index: int, flipped: bool, name: str, row: int | None, expected: str, out_dir: Path
+) -> dict:
+    """The record of a feature map, which is a file or a row of the array in it.
 
     What decides the split is `image_key`, the image's path as its data set writes it, or the image's `group`.
     """
@@ -140,7 +181,7 @@ def fmap_record(dataset: ImageDataset, index: int, flipped: bool, name: str, exp
         "labels": dataset.label(index),
         "flipped": flipped,
     }
-    return record | {"group": group} if group else record
+    return record | ({"group": group} if group else {}) | ({} if row is None else {"row": row})
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Step 2: a run that died goes on, a finished one is only verified, and another is refused; equal bytes in the end."""
 
+import json
 import shutil
 
 import numpy as np
@@ -46,14 +47,14 @@ def source(tmp_path):
     return folder
 
 
-@pytest.fixture
-def arguments(source, tmp_path):
+@pytest.fixture(params=[(), ("--packed",)], ids=["a file a map", "packed"])
+def arguments(source, tmp_path, request):
     """A function: the arguments with changes, `out` beside `source` so that relative paths are equal."""
 
     def make(*flags, out="out", model=0):
         common = ("--dataset-path", source / "dataset.json", "--model-path", source / f"{model}.pt")
         sizes = ("--batch-size", SIZE, "--num-files-folder", 4, "--flip", "--device", "cpu")
-        return *common, *sizes, "--out-dir", tmp_path / out, *flags
+        return *common, *sizes, "--out-dir", tmp_path / out, *request.param, *flags
 
     return make
 
@@ -77,35 +78,69 @@ def read(monkeypatch):
     return found
 
 
+def test_rows_of_arrays_hold_the_maps_of_the_files(make, arguments):
+    if "--packed" in arguments():
+        return  # the same again
+    files, rows = (FeatureMapDataset(make(*flags, out=out) / "dataset.json") for flags, out in (
+        ((), "files"), (("--packed",), "rows")))  # fmt: skip
+    everything = np.arange(2 * NUM)
+    assert torch.equal(rows[everything], files[everything])
+    assert rows.flipped.tolist() == files.flipped.tolist()
+    assert [rows.label(index) for index in everything] == [files.label(index) for index in everything]
+    assert rows.records.rows.tolist() == [0, 1, 2, 3] * 3 + [0, 1]
+
+
+def test_a_row_that_has_changed_is_named(make):
+    dataset = make("--packed") / "dataset.json"
+    path = FeatureMapDataset(dataset).path(5)
+    array = np.load(path, mmap_mode="r+")
+    array[1, 0, 0, 0] += 1
+    array.flush()
+    changed = FeatureMapDataset(dataset)
+    assert changed[np.array([4])].shape == (1, *array.shape[1:])
+    with pytest.raises(UserError, match=f"{path.name}: has changed since it was written"):
+        changed[np.array([5])]
+    with pytest.raises(UserError, match=f"{path.name}: is not the file that was written"):
+        verify_files(dataset)
+    path.unlink()
+    with pytest.raises(UserError, match=f"{path.name}: is not the file that was written"):
+        verify_files(dataset)
+
+
 def test_half_precision_rounds_the_maps_and_needs_half_the_disk(make, arguments, capsys):
     single, half = (FeatureMapDataset(make(*flags, out=out) / "dataset.json") for flags, out in (
         ((), "single"), (("--dtype", "float16"), "half")))  # fmt: skip
     everything = np.arange(len(single))
     assert torch.equal(half[everything], single[everything].half().float())
     assert not torch.equal(half[everything], single[everything])
-    numbers = single[everything].numel()
-    sizes = [sum(data.path(index).stat().st_size for index in everything) for data in (single, half)]
-    assert sizes[0] - sizes[1] == 2 * numbers
+    sizes = [sum(path.stat().st_size for path in set(map(data.path, everything))) for data in (single, half)]
+    assert sizes[0] - sizes[1] == 2 * single[everything].numel()
     error = expect_error(capsys, generate_fmap_dataset.main, arguments(out="half"))
     assert "holds results with another --dtype (float16, now float32)" in error
 
 
-def test_a_data_set_of_before_half_precision_is_only_verified(make, read):
+def test_a_data_set_of_before_these_options_is_only_verified(make, arguments, read):
+    if "--packed" in arguments():
+        return  # which there was not
     folder = make()
     record = folder / "run.json"
-    record.write_text(record.read_text().replace('"dtype": "float32",', ""))
+    attempts = json.loads(record.read_text())
+    for name in ("dtype", "packed"):
+        attempts["attempts"][-1]["arguments"].pop(name)
+    record.write_text(json.dumps(attempts))
     read.clear()
     make()
     assert read == []
 
 
-def test_a_data_set_holds_checksums_and_both_sides(make):
+def test_a_data_set_holds_checksums_and_both_sides(make, arguments):
     folder = make()
     verify_files(folder / "dataset.json")
     dataset = FeatureMapDataset(folder / "dataset.json")
     assert len(dataset) == 2 * NUM
     assert dataset.flipped.tolist()[: 2 * SIZE] == [False] * SIZE + [True] * SIZE
-    assert len({path for path in results(folder) if path.endswith(".npy")}) == 2 * NUM
+    number = 4 if "--packed" in arguments() else 2 * NUM  # 14 maps in folders of 4
+    assert len({path for path in results(folder) if path.endswith(".npy")}) == number
     assert set(results(folder)) == {"dataset.json", *dataset.records.names}
 
 
@@ -113,7 +148,7 @@ def test_a_data_set_holds_checksums_and_both_sides(make):
 def test_a_run_that_dies_at_any_batch_goes_on_to_the_same_bytes(at, make, arguments, read, monkeypatch):
     """The last two deaths are after all maps, before and after the index."""
     whole = results(make(out="whole"))
-    name = {3: "write_dataset", 4: "remove_unnamed"}.get(at, "write_maps")
+    name = {3: "write_dataset", 4: "remove_unnamed"}.get(at, "write_batch")
     with monkeypatch.context() as patch:
         patch.setattr(generate_fmap_dataset, name, dying(getattr(generate_fmap_dataset, name), at if at < 3 else 0))
         assert expect_exit(generate_fmap_dataset.main, arguments()) == 130
@@ -125,7 +160,7 @@ def test_a_run_that_dies_at_any_batch_goes_on_to_the_same_bytes(at, make, argume
 def test_a_batch_with_a_map_that_is_damaged_is_made_again(make, arguments, read, monkeypatch, tmp_path):
     whole = results(make(out="whole"))
     with monkeypatch.context() as patch:
-        patch.setattr(generate_fmap_dataset, "write_maps", dying(generate_fmap_dataset.write_maps, 2))
+        patch.setattr(generate_fmap_dataset, "write_batch", dying(generate_fmap_dataset.write_batch, 2))
         expect_exit(generate_fmap_dataset.main, arguments())
     first = sorted((tmp_path / "out").rglob("*.npy"))[0]
     first.write_bytes(first.read_bytes()[:-1])
@@ -170,9 +205,9 @@ def test_a_verification_that_dies_loses_nothing(make, arguments, read, monkeypat
     ],
 )
 def test_other_inputs_or_arguments_are_refused(changes, named, make, arguments, capsys):
-    folder = make()
+    folder, flags = make(), changes.get("flags", [])
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    line = expect_error(capsys, generate_fmap_dataset.main, arguments(*changes.pop("flags", []), **changes))
+    line = expect_error(capsys, generate_fmap_dataset.main, arguments(*flags, model=changes.get("model", 0)))
     assert named in line
     assert "--overwrite" in line
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
@@ -215,7 +250,7 @@ def test_an_old_set_stays_whole_until_the_new_one_replaces_it(make, arguments, s
 
 def test_nothing_of_an_interrupted_run_with_another_autoencoder_is_kept(make, arguments, read, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(generate_fmap_dataset, "write_maps", dying(generate_fmap_dataset.write_maps, 2))
+        patch.setattr(generate_fmap_dataset, "write_batch", dying(generate_fmap_dataset.write_batch, 2))
         expect_exit(generate_fmap_dataset.main, arguments(model=1))
     whole = results(make(out="whole"))
     read.clear()

@@ -27,6 +27,7 @@ RECORD = st.fixed_dictionaries(
         "labels": st.lists(TEXT, max_size=3),
         "checksum": TEXT,
         "flipped": st.booleans(),
+        "row": st.integers(0, 2**40),
         "another": st.integers(),
     },
 )
@@ -48,6 +49,7 @@ def check(found, expected, info):
     assert [*found.checksums] == [record.get("checksum", "") for record in expected]
     assert [json.loads(labels) for labels in found.labels] == [record.get("labels", []) for record in expected]
     assert found.flipped.tolist() == [record.get("flipped", False) for record in expected]
+    assert found.rows.tolist() == [record.get("row", -1) for record in expected]
     groups = [record.get("group", key) for record, key in zip(expected, keys, strict=True)]
     assert found.positions.tolist() == [position(group) for group in groups]
     assert found.info == info
@@ -150,6 +152,13 @@ def test_a_data_set_that_is_gone_is_named_although_its_records_are_kept(dataset,
 def test_labels_that_are_no_strings_are_named(labels, dataset):
     write_dataset(dataset, [{"image_fpath": "0.png"}, {"image_fpath": "1.png", "labels": labels}])
     with pytest.raises(UserError, match=r"dataset\.json: 'labels' of record 2 is no list of strings"):
+        read_packed(dataset, ("image_fpath",))
+
+
+@pytest.mark.parametrize("row", [-1, "1", 1.5, None, 2**63])
+def test_a_row_that_is_none_is_named(row, dataset):
+    write_dataset(dataset, [{"image_fpath": "0.png", "row": row}])
+    with pytest.raises(UserError, match=r"dataset\.json: 'row' of record 1 is no row"):
         read_packed(dataset, ("image_fpath",))
 
 

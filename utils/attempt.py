@@ -141,7 +141,8 @@ class Begun:
         if not before or self.options.overwrite:
             return
         last, names = before[-1], fixed_options(self.options)
-        arguments = {"test_fraction": 0.0, "dtype": "float32"} | last.arguments  # of a run from before there were these
+        # Of a run from before there were these.
+        arguments = {"test_fraction": 0.0, "dtype": "float32", "packed": False} | last.arguments
         pairs = {flag: (arguments.get(name), self.arguments[name]) for name, flag in names.items()}
         pairs |= {key: ((last.inputs or {}).get(key, value), value) for key, value in inputs.items()}
         for name, (then, now) in pairs.items():

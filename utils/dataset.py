@@ -7,7 +7,7 @@ import signal
 import tokenize
 import zipfile
 from collections.abc import Callable, Collection, Iterator
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +37,7 @@ class FileDataset(Dataset):
     def __init__(self, path: str | os.PathLike) -> None:
         self.index, self.folder = Path(path), Path(path).parent
         self.records = read_packed(self.index, self.required)
-        self.shape = tuple(self.read(self.path(0)).shape)
+        self.shape = tuple(self.read_file(0).shape)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -49,6 +49,10 @@ class FileDataset(Dataset):
     def fingerprint(self) -> Fingerprint:
         """What tells this data set from another, and from itself after a change."""
         return fingerprint(self.index, self.records.names, self.records.digest)
+
+    def read_file(self, index: int) -> torch.Tensor:
+        """What file `index` holds."""
+        return self.read(self.path(index))
 
     def path(self, index: int) -> Path:
         """Where file `index` lies; relative paths are relative to the JSON file."""
@@ -80,27 +84,38 @@ class ImageDataset(FileDataset):
         return image
 
 
-def read_map(path: Path, expected: str = "") -> torch.Tensor:
-    """Read a feature map (C, H, W), float32; raises `UserError` naming a file that is missing, broken or not finite.
+AGAIN = "make the maps again with generate_fmap_dataset.py"
+NO_ARRAY = (ValueError, EOFError, SyntaxError, OverflowError, IndexError, zipfile.BadZipFile, tokenize.TokenError)
 
-    `expected` is the checksum of the file, where it is known: a file that has changed since is refused too.
+
+def read_map(path: Path, expected: str = "", row: int = -1) -> torch.Tensor:
+    """Read a feature map (C, H, W), float32, from its file or from a row of the array in it.
+
+    `expected` is the checksum of the file or row, where it is known. Raises `UserError` naming a file that is missing,
+    broken, not finite, or has changed since it was written.
     """
-    again = "make the maps again with generate_fmap_dataset.py"
     try:
-        content = path.read_bytes()
+        content = path.read_bytes() if row < 0 else _map_rows(path)[row].tobytes()
+        if expected and checksum(content) != expected:
+            raise UserError(f"{path}: has changed since it was written; {AGAIN}")
+        fmap = np.load(io.BytesIO(content), allow_pickle=False) if row < 0 else _map_rows(path)[row]
     except FileNotFoundError:
-        raise UserError(f"{path}: no such feature map; {again}") from None
-    if expected and checksum(content) != expected:
-        raise UserError(f"{path}: has changed since it was written; {again}")
-    try:
-        fmap = np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, EOFError, SyntaxError, OverflowError, zipfile.BadZipFile, tokenize.TokenError) as error:
-        raise UserError(f"{path}: not a feature map ({error}); {again}") from None
+        raise UserError(f"{path}: no such feature map; {AGAIN}") from None
+    except UserError:
+        raise
+    except NO_ARRAY as error:
+        raise UserError(f"{path}: not a feature map ({error}); {AGAIN}") from None
     if not isinstance(fmap, np.ndarray) or fmap.ndim != 3 or not np.issubdtype(fmap.dtype, np.floating):
-        raise UserError(f"{path}: not a (C, H, W) array of floats; {again}")
+        raise UserError(f"{path}: not a (C, H, W) array of floats; {AGAIN}")
     if not np.isfinite(fmap).all():
-        raise UserError(f"{path}: holds NaN or infinity; train the autoencoder with a lower 'model_lr', then {again}")
-    return torch.from_numpy(fmap.astype(np.float32, copy=False))
+        raise UserError(f"{path}: holds NaN or infinity; train the autoencoder with a lower 'model_lr', then {AGAIN}")
+    return torch.from_numpy(np.array(fmap, dtype=np.float32))
+
+
+@lru_cache(maxsize=256)
+def _map_rows(path: Path) -> np.ndarray:
+    """The array in a file, mapped into memory."""
+    return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 class FeatureMapDataset(FileDataset):
@@ -161,8 +176,12 @@ class FeatureMapDataset(FileDataset):
         """Those of `indices` that are not mirrored."""
         return indices[~self.flipped[indices]]
 
+    def read_file(self, index: int) -> torch.Tensor:
+        """Map `index`, from its file or from its row of the array there."""
+        return self.read(self.path(index), self.records.checksums[index], int(self.records.rows[index]))
+
     def _read(self, index: int) -> torch.Tensor:
-        fmap = self.read(self.path(index), self.records.checksums[index])
+        fmap = self.read_file(index)
         if (shape := tuple(fmap.shape)) != self.shape:
             raise UserError(f"{self.path(index)}: has shape {shape}, the first map {self.shape}; make the maps again")
         return fmap

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TextIO
 
+import numpy as np
 from PIL import Image
 
 from utils.files import UserError, replace_file
@@ -95,9 +96,14 @@ def checksum(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
-def is_whole(path: Path, expected: str) -> bool:
-    """Whether a file is there and has this checksum."""
-    return path.is_file() and checksum(path.read_bytes()) == expected
+def is_whole(path: Path, expected: str, row: int | None = None) -> bool:
+    """Whether a file, or a row of the array in it, is there and has this checksum."""
+    if row is None:
+        return path.is_file() and checksum(path.read_bytes()) == expected
+    try:
+        return checksum(np.load(path, mmap_mode="r", allow_pickle=False)[row].tobytes()) == expected
+    except (OSError, ValueError, IndexError):  # missing, cut short
+        return False
 
 
 class IndexDigest:
@@ -169,7 +175,7 @@ def verify_files(path: Path) -> None:
                 f"{path}: holds no checksums, so --verify cannot compare; make the data set again, or start anew with "
                 "--overwrite"
             )
-        if not is_whole(file, record["checksum"]):
+        if not is_whole(file, record["checksum"], record.get("row")):
             raise UserError(f"{file}: is not the file that was written; make the data set again")
 
 

@@ -10,7 +10,8 @@ from utils.index import is_whole
 class Journal:
     """What was done under one key: entries by the names of the parts, each with the checksums of its `files` by name.
 
-    An entry is believed only if its files have these checksums: nothing here is flushed to disk.
+    Of parts that are rows of arrays in files, an entry has `rows` instead: lists of file, row and checksum. An entry is
+    believed only if its files or rows have these checksums: nothing here is flushed to disk.
     """
 
     def __init__(self, path: Path, key: object) -> None:
@@ -29,8 +30,8 @@ class Journal:
     def find(self, name: str) -> dict | None:
         """The entry of a part, if there is one and its files are as they were written."""
         entry = self.entries.get(name)
-        files = entry["files"].items() if entry else ()
-        return entry if all(is_whole(self.path.parent / file, expected) for file, expected in files) else None
+        rows = places_of(entry) if entry else ()
+        return entry if all(is_whole(self.path.parent / file, expected, row) for file, row, expected in rows) else None
 
     def add(self, entries: dict[str, dict]) -> None:
         """Keep entries by the names of their parts."""
@@ -41,3 +42,9 @@ class Journal:
     def remove(self) -> None:
         """Forget all, once the index is written."""
         self.path.unlink()
+
+
+def places_of(entry: dict) -> list[tuple[str, int | None, str]]:
+    """Of each file or row in an entry, its file, its row if it is one, and its checksum."""
+    files = [(file, None, expected) for file, expected in entry.get("files", {}).items()]
+    return [*files, *map(tuple, entry.get("rows", ()))]

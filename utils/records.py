@@ -64,6 +64,7 @@ class Records:
     image_keys: Strings  # of a feature map: how the data set of images writes the name of its image
     image_paths: Strings  # of a feature map: where that lies
     flipped: np.ndarray  # bool
+    rows: np.ndarray  # int64, of the array in a file; -1 of a file that is one map
     positions: np.ndarray  # float64, what decides the side in a split: hashes of groups or images
     info: dict  # of the data set
     digest: str  # of all records: the first part of a fingerprint
@@ -74,7 +75,7 @@ class Records:
 
 
 COLUMNS = ("names", "checksums", "labels", "groups", "image_keys", "image_paths")
-ARRAYS = ("flipped", "positions")
+ARRAYS = ("flipped", "rows", "positions")
 
 
 def read_packed(path: Path, required: tuple[str, ...]) -> Records:
@@ -96,7 +97,8 @@ def read_packed(path: Path, required: tuple[str, ...]) -> Records:
 def pack(path: Path, required: tuple[str, ...]) -> Records:
     """Read a `dataset.json` once, in pieces."""
     packers = {name: Packer() for name in COLUMNS}
-    flipped, positions, info, digest, keys = bytearray(), array("d"), {}, IndexDigest(), (*KEYS, "image_path")
+    flipped, rows, positions = bytearray(), array("q"), array("d")
+    info, digest, keys = {}, IndexDigest(), (*KEYS, "image_path")
     for table, number, record in read_records(path, required):
         digest.add(table, number, record)
         if table == INFO:
@@ -110,9 +112,11 @@ def pack(path: Path, required: tuple[str, ...]) -> Records:
         for packer, value in zip(packers.values(), values, strict=True):
             packer.add(value)
         flipped.append(bool(record.get("flipped")))
+        rows.append(_row(path, number, record))
         positions.append(position(group or image))
     columns = {name: packer.pack() for name, packer in packers.items()}
-    arrays = {"flipped": np.frombuffer(flipped, np.bool_), "positions": np.frombuffer(positions, np.float64)}
+    found = ((flipped, np.bool_), (rows, np.int64), (positions, np.float64))
+    arrays = {name: np.frombuffer(*pair) for name, pair in zip(ARRAYS, found, strict=True)}
     return Records(**columns, **arrays, info=info, digest=digest.hexdigest(), keys=keys)
 
 
@@ -128,6 +132,13 @@ def _labels(path: Path, number: str, record: dict) -> str:
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise UserError(f"{path}: 'labels' of record {number} is no list of strings; make the data set again")
     return json.dumps(labels)
+
+
+def _row(path: Path, number: str, record: dict) -> int:
+    row = record.get("row", -1)
+    if "row" in record and not (isinstance(row, int) and 0 <= row < 2**63):
+        raise UserError(f"{path}: 'row' of record {number} is no row; make the data set again")
+    return row
 
 
 @dataclass(frozen=True)
