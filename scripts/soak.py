@@ -44,7 +44,7 @@ PICTURES = 24  # of the data set
 MEASURED = ("mean_over", "take_census", "decoded_psnr", "arrange", "quantize", "write_png", "write_dataset")
 MODULES = ("train_codebook", "train_autoencoder", "train_quantized_transformer", "prune_codebook", "models.tokens")
 CALLS = ("replace", "link", "unlink", "fsync", "sync", "rmdir")
-CLOCK = "_per_second"  # how the names of numbers end that are clock times
+CLOCK = ("_per_second", "data_wait")  # how the names of numbers end that depend on the clock
 
 
 @dataclass(frozen=True, kw_only=True)
