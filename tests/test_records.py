@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tinydb import TinyDB
 
 from utils import index, records
+from utils.checkpoint import load_checkpoint
 from utils.files import UserError
 from utils.index import IndexDigest, checksum, read_records, write_dataset
 from utils.records import Packer, kept_path, read_packed
@@ -123,6 +124,16 @@ def test_what_is_kept_and_damaged_is_made_again(dataset, keep_all, caplog):
     caplog.clear()
     assert [*read_packed(dataset, ()).names] == ["0.png", "1.png", "2.png"]
     assert caplog.text == ""
+
+
+def test_what_another_version_has_kept_is_made_again(dataset, keep_all, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "LAYOUT", 0)
+        read_packed(dataset, ())
+    before = load_checkpoint(kept_path(dataset), records.KIND)["config"]
+    assert [*read_packed(dataset, ()).names] == ["0.png", "1.png", "2.png"]
+    after = load_checkpoint(kept_path(dataset), records.KIND)["config"]
+    assert (before["layout"], after["layout"]) == (0, records.LAYOUT)
 
 
 def test_nothing_is_kept_where_nothing_can_be_written(dataset, keep_all):

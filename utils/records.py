@@ -20,6 +20,7 @@ from utils.split import position
 log = logging.getLogger(__name__)
 
 KIND = "records"
+LAYOUT = 1  # to be raised with each change of what is kept
 KEPT_FROM = 50_000  # records of a data set whose packed form is kept on disk
 
 
@@ -143,16 +144,17 @@ def _row(path: Path, number: str, record: dict) -> int:
 
 @dataclass(frozen=True)
 class Source:
-    """The file that packed records are of: its size, and the time of its last change in ns."""
+    """The file that packed records are of: its size, and the time of its last change in ns; how they are packed."""
 
     size: int
     time: int
+    layout: int
 
     @classmethod
     def of(cls, path: Path) -> "Source":
         """The file as it is now."""
         status = path.stat()
-        return cls(status.st_size, status.st_mtime_ns)
+        return cls(status.st_size, status.st_mtime_ns, LAYOUT)
 
 
 def kept_path(path: Path) -> Path:
