@@ -90,12 +90,14 @@ class Watch(threading.Thread):
         """Look until it is over."""
         while not self.is_over:
             time.sleep(0.02)
-            children = [child.pid for child in multiprocessing.active_children()]
             with suppress(OSError, TypeError):  # of a worker that has just ended
+                # Not asked of `multiprocessing`, which would wait for workers that have ended.
+                paths = Path("/proc/self/task").glob("*/children")
+                workers = [worker for path in paths for worker in path.read_text().split()]
                 if not self.of_workers:
                     self.seen.append(private(os.getpid()))
-                elif len(children) == WORKERS:
-                    self.seen.append(sum(map(private, children)))
+                elif len(workers) == WORKERS:
+                    self.seen.append(sum(map(private, workers)))
 
     def gained(self) -> tuple[float, float]:
         """MiB since the first look: the most, and at the last one."""
@@ -107,6 +109,7 @@ WORK = {"write": write, "read": read, "open": read, "an epoch": load, "a batch i
 
 def measure(name: str, *arguments: object) -> str:
     """A row of the table."""
+    multiprocessing.set_start_method("fork", force=True)  # of workers, as by default on Linux
     watch, start = Watch(WORK[name] is load), time.perf_counter()
     watch.start()
     kept = WORK[name](*arguments)
@@ -115,7 +118,8 @@ def measure(name: str, *arguments: object) -> str:
     watch.is_over = True
     watch.join()
     del kept
-    return f"| {name} | {seconds:.2f} | {' | '.join(f'{size:.0f}' for size in watch.gained())} |"
+    gained = (f"{size:.0f}" for size in watch.gained()) if watch.seen else ("", "")
+    return f"| {name} | {seconds:.2f} | {' | '.join(gained)} |"
 
 
 def main() -> None:
