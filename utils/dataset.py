@@ -31,7 +31,6 @@ class FileDataset(Dataset):
     """
 
     read: Callable[..., torch.Tensor]
-
     required: tuple[str, ...]  # keys of a record
 
     def __init__(self, path: str | os.PathLike) -> None:
@@ -176,12 +175,12 @@ class FeatureMapDataset(FileDataset):
         """Those of `indices` that are not mirrored."""
         return indices[~self.flipped[indices]]
 
-    def read_file(self, index: int) -> torch.Tensor:
-        """Map `index`, from its file or from its row of the array there."""
-        return self.read(self.path(index), self.records.checksums[index], int(self.records.rows[index]))
+    def read_file(self, index: int, expected: str = "") -> torch.Tensor:
+        """Map `index`, from its file or from its row of the array there, which has this checksum if one is given."""
+        return self.read(self.path(index), expected, int(self.records.rows[index]))
 
     def _read(self, index: int) -> torch.Tensor:
-        fmap = self.read_file(index)
+        fmap = self.read_file(index, self.records.checksums[index])
         if (shape := tuple(fmap.shape)) != self.shape:
             raise UserError(f"{self.path(index)}: has shape {shape}, the first map {self.shape}; make the maps again")
         return fmap
