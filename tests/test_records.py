@@ -7,7 +7,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tinydb import TinyDB
 
@@ -56,6 +56,7 @@ def check(found, expected, info):
     assert found.info == info
 
 
+@settings(max_examples=40)
 @given(expected=st.lists(RECORD, min_size=1, max_size=5), info=st.dictionaries(TEXT, TEXT, min_size=1, max_size=2))
 def test_packed_records_are_those_of_the_file_and_stay_so(expected, info, tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "dataset.json"
@@ -72,6 +73,7 @@ def test_packed_records_are_those_of_the_file_and_stay_so(expected, info, tmp_pa
         assert again.digest == first.digest
 
 
+@settings(max_examples=40)
 @given(expected=st.lists(st.dictionaries(TEXT, TEXT | st.integers(), max_size=3), max_size=4), has_info=st.booleans())
 def test_the_file_is_what_tinydb_writes(expected, has_info, tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
