@@ -9,13 +9,9 @@ and a dataset.json under --out-dir.
 
 import utils.threads  # noqa: F401
 
-import hashlib
-import io
-import json
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,9 +23,11 @@ from utils import cli
 from utils.attempt import FINISHED, attempt, read_attempts
 from utils.dataset import BatchLoader, ImageDataset, chunks
 from utils.device import choose_device, choose_workers
-from utils.files import make_folder, remove_unnamed, replace_file
-from utils.index import checksum, write_dataset
+from utils.distributed import is_main, own, wait
+from utils.files import remove_unnamed
+from utils.index import write_dataset
 from utils.journal import Journal, places_of
+from utils.map_files import MapFiles, PackedMaps
 from utils.options import StepOptions, option, parse_options
 from utils.progress import progress
 from utils.records import read_packed
@@ -73,14 +71,13 @@ def main(argv: list[str] | None = None) -> None:
 
         attempted.begin(device, inputs=inputs)
         key = attempted.key(inputs) | {"device": str(device)}
-        journal, total = Journal(folder.unfinished, key), len(dataset) * len(options.sides)
-        journal.add(finished)
+        journal = Journal(folder.unfinished, key, finished)
         batches = chunks(np.arange(len(dataset)), options.batch_size)
         # A batch is made again as a whole: in a smaller one its maps would differ by rounding.
-        missing = [batch for batch in batches if not journal.find(str(batch[0]))]
-        for batch, fmaps in zip(missing, encode(model, dataset, missing, options, device), strict=True):
-            first = int(batch[0]) * len(options.sides)
-            journal.add({str(batch[0]): write_batch(fmaps, first, total, key, options)})
+        missing = journal.missing({str(batch[0]): batch for batch in batches})
+        write_maps(model, dataset, missing, journal, key, options, device)
+        if not is_main():
+            return
         images = ((index, flipped) for batch in batches for flipped in options.sides for index in batch.tolist())
         places = (place for batch in batches for place in places_of(journal.entries[str(batch[0])]))
         pairs = zip(images, places, strict=True)
@@ -105,6 +102,28 @@ def finished_batches(folder: StepFolder, num_images: int, options: Options) -> d
     return {start: {"files": {name: expected for name, _, expected in part}} for start, part in parts.items()}
 
 
+def write_maps(
+    model: Autoencoder,
+    dataset: ImageDataset,
+    batches: list[np.ndarray],
+    journal: Journal,
+    key: dict,
+    options: Options,
+    device: torch.device,
+) -> None:
+    """Make the feature maps of these batches of images, and note in the journal where they are."""
+    total, shape = len(dataset) * len(options.sides), model.fmap_shape(dataset.shape)
+    where, mine = (options.out_dir, options.num_files_folder), own(batches)
+    maps = PackedMaps(*where, total, shape, options.dtype, key) if options.packed else MapFiles(*where)
+    if batches and is_main():
+        maps.make()
+    wait()
+    for batch, fmaps in zip(mine, encode(model, dataset, mine, options, device), strict=True):
+        first = int(batch[0]) * len(options.sides)
+        journal.add({str(batch[0]): maps.write(fmaps, first)})
+    journal.collect()
+
+
 @torch.no_grad()
 def encode(
     model: Autoencoder, dataset: ImageDataset, batches: list[np.ndarray], options: Options, device: torch.device
@@ -113,56 +132,8 @@ def encode(
     loader = BatchLoader(dataset, batches, choose_workers(None, device))
     for images in progress(loader, unit="batch", desc=options.out_dir.name):
         sides = (images.flip(-1) if flipped else images for flipped in options.sides)
-        yield np.concatenate([model.encode(side.to(device)).cpu().numpy() for side in sides])
-
-
-def write_batch(fmaps: np.ndarray, first: int, total: int, key: dict, options: Options) -> dict:
-    """Write feature maps, number `first` of a data set of `total` maps and those after it; return their journal entry.
-
-    An earlier data set stays whole until it is replaced: a name depends on the content too, or on the `key` of all that
-    the content depends on.
-    """
-    fmaps = fmaps.astype(options.dtype)
-    if options.packed:
-        return {"rows": write_rows(fmaps, first, total, key, options)}
-    return {"files": write_files(fmaps, first, options)}
-
-
-def write_files(fmaps: np.ndarray, first: int, options: Options) -> dict[str, str]:
-    """Write a file for each map; return their names and checksums."""
-    files = {}
-    for number, fmap in enumerate(fmaps, first):
-        file = io.BytesIO()
-        np.save(file, fmap)
-        content = file.getvalue()
-        digest = hashlib.blake2b(f"{number} ".encode() + content, digest_size=12).hexdigest()
-        name = f"{number // options.num_files_folder:04d}/{digest}.npy"
-        with replace_file(options.out_dir / name, durable=False) as temporary:
-            temporary.write_bytes(content)
-        files[name] = checksum(content)
-    return files
-
-
-def write_rows(fmaps: np.ndarray, first: int, total: int, key: dict, options: Options) -> list[tuple[str, int, str]]:
-    """Write maps into the rows of one array for each folder; return of each its file, its row and its checksum."""
-    digest, rows = hashlib.blake2b(json.dumps(key).encode(), digest_size=12).hexdigest(), []
-    for number, fmap in enumerate(fmaps, first):
-        folder, row = divmod(number, options.num_files_folder)
-        name = f"{folder:04d}/{digest}.npy"
-        length = min(options.num_files_folder, total - folder * options.num_files_folder)
-        open_array(options.out_dir / name, (length, *fmap.shape), fmap.dtype)[row] = fmap
-        rows.append((name, row, checksum(fmap.tobytes())))
-    return rows
-
-
-def open_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """The array in a file, mapped into memory to be written; a new one where there is none of this shape."""
-    with suppress(OSError, ValueError):
-        array = np.load(path, mmap_mode="r+", allow_pickle=False)
-        if array.shape == shape and array.dtype == dtype:
-            return array
-    make_folder(path.parent)
-    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+        fmaps = np.concatenate([model.encode(side.to(device)).cpu().numpy() for side in sides])
+        yield fmaps.astype(options.dtype)
 
 
 def fmap_record(

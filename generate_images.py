@@ -27,6 +27,7 @@ from models.generation import Cascade, Request, load_generation_config, pick
 from utils import cli
 from utils.attempt import attempt
 from utils.device import choose_device, choose_dtype
+from utils.distributed import is_main, own, wait
 from utils.files import UserError, replace_file
 from utils.images import grid, read_image, save_animation, save_grid, save_image
 from utils.index import checksum
@@ -100,9 +101,11 @@ def main(argv: list[str] | None = None) -> None:
         request = make_request(options, cascade)
         inputs = inputs_of(cascade, request)
         attempted.check_repeats(inputs)
-        replace_set(StepFolder(options.out_dir))  # of a process that died while it did so
 
         attempted.begin(device, inputs=inputs)
+        if is_main():
+            replace_set(StepFolder(options.out_dir))  # of a process that died while it did so
+        wait()
         speed = {"batch_size": options.batch_size, "compile": options.compile, "device": str(device)}
         generate(cascade, request, options, attempted.key(inputs) | speed)
 
@@ -129,6 +132,8 @@ def generate(cascade: Cascade, request: Request, options: Options, key: dict) ->
     folder = StepFolder(options.out_dir)
     new, starts = folder.next, range(0, options.num_images, options.batch_size)
     write_batches(cascade, request, starts, options, key)
+    if not is_main():
+        return
     parts = [read_arrays(new.tokens_of(start)) for start in starts]
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     show(cascade, arrays, new, options.animate)
@@ -144,11 +149,11 @@ def write_batches(cascade: Cascade, request: Request, starts: range, options: Op
     """Write the final images and the tokens of each batch, unless one of this key is there."""
     new = StepFolder(options.out_dir).next
     journal = Journal(new.unfinished, key)
-    if not journal.entries:
+    if not journal.entries and is_main():
         shutil.rmtree(new.images, ignore_errors=True)  # those of another key, perhaps more
-    missing = [start for start in starts if not journal.find(str(start))]
-    with progress(total=cascade.length * len(missing), unit="token", desc=options.out_dir.name) as bar:
-        for start in missing:
+    mine = own(journal.missing({str(start): start for start in starts}))
+    with progress(total=cascade.length * len(mine), unit="token", desc=options.out_dir.name) as bar:
+        for start in mine:
             # The last batch is generated in full as well, so the number of images never changes a picture.
             tokens, scores = cascade.generate(request, range(start, start + options.batch_size), bar.update)
             number = options.num_images - start  # of those that are kept, unless it is the whole batch
@@ -157,6 +162,7 @@ def write_batches(cascade: Cascade, request: Request, starts: range, options: Op
             files.append(save_arrays(arrays_of(tokens, scores), new.tokens_of(start), durable=False))
             sums = {file.relative_to(new.path).as_posix(): checksum(file.read_bytes()) for file in files}
             journal.add({str(start): {"files": sums}})
+    journal.collect()
 
 
 def make_request(options: Options, cascade: Cascade) -> Request:

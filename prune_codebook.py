@@ -26,6 +26,7 @@ from utils.attempt import attempt
 from utils.checkpoint import check_origins, save_checkpoint
 from utils.dataset import BatchLoader, FeatureMapDataset, chunks
 from utils.device import choose_device, choose_workers
+from utils.distributed import is_main, own
 from utils.files import UserError
 from utils.metrics import read_rows, write_rows
 from utils.options import StepOptions, option, parse_options
@@ -69,16 +70,18 @@ def main(argv: list[str] | None = None) -> None:
         split = dataset.split(options.bounds)
 
         def statistics_of(codebook: Codebook, title: str) -> Statistics:
-            batches = BatchLoader(dataset, chunks(split.training, options.batch_size), choose_workers(None, device))
+            parts = own(chunks(split.training, options.batch_size))
+            batches = BatchLoader(dataset, parts, choose_workers(None, device))
             census = take_census(codebook, progress(batches, unit="batch", desc=title))
             codebook.counts.copy_(census.counts)
             statistics = census.statistics(codebook)
-            if autoencoder is not None:
+            if autoencoder is not None and is_main():
                 statistics |= decoded_psnr(autoencoder, codebook, dataset, split.validation[:MAX_VALIDATION])
             return statistics
 
         inputs = {"codebook": codebook.fingerprint}
         attempted.check_repeats(inputs, dataset)
+        attempted.agree(inputs={**inputs, "data": dataset.fingerprint})
         before = statistics_of(codebook, "before pruning")
         pruned = codebook.prune(choose(options, codebook.counts))
 
@@ -86,6 +89,8 @@ def main(argv: list[str] | None = None) -> None:
         if codebook.bounds != options.bounds:
             log.warning("%s: was trained with another --val-fraction or --test-fraction", options.codebook_path)
         after = before if len(pruned) == len(codebook) else statistics_of(pruned, "after pruning")
+        if not is_main():
+            return
         log.info("statistics\n%s", table(before=before, after=after))
         folder = StepFolder(options.out_dir)
         if autoencoder is not None:

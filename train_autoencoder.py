@@ -13,6 +13,7 @@ maps that consist of units of the finest codebook. The encoder stays, so feature
 import utils.threads  # noqa: F401
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -68,8 +69,8 @@ def main(argv: list[str] | None = None) -> None:
         autoencoder, codebook, origin = load_models(options, config, dataset, device)
         steps = options.planned_steps(len(training))
         cells = math.prod(autoencoder.fmap_shape(dataset.shape)[1:])
-        compute, kernels = partial(reconstruction_loss, codebook=codebook), autoencoder.kernels
-        learner = GradientLearner(autoencoder, compute, config, options, steps, device, kernels, cells)
+        compute = partial(reconstruction_loss, measure=autoencoder.loss, codebook=codebook)
+        learner = GradientLearner(autoencoder, compute, config, options, steps, device, autoencoder.kernels, cells)
         checkpoints = CheckpointFolder(options, KIND, config, origin, dataset, len(training))
         if codebook is not None:
             checkpoints.begin_from(options.encoder_path, Bounds.common((autoencoder.bounds, codebook.bounds)))
@@ -102,11 +103,11 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def reconstruction_loss(
-    model: nn.Module, images: torch.Tensor, codebook: Codebook | None = None
+    model: nn.Module, images: torch.Tensor, measure: Callable, codebook: Codebook | None = None
 ) -> dict[str, torch.Tensor]:
-    """The loss of an autoencoder, compiled or not, on images (B, 3, H, W)."""
+    """The loss of an autoencoder, compiled or not, on images (B, 3, H, W), by its method `measure`."""
     images = images.to(memory_format=torch.channels_last)
-    return {"loss": model.loss(model(images, codebook).float(), images)}
+    return {"loss": measure(model(images, codebook).float(), images)}
 
 
 def load_models(

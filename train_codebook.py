@@ -31,6 +31,7 @@ from utils.checkpoint_folder import CheckpointFolder
 from utils.config import load_config
 from utils.dataset import BatchLoader, FeatureMapDataset, chunks, steps_per_epoch
 from utils.device import choose_device, choose_workers
+from utils.distributed import is_main, own, take_over
 from utils.files import UserError
 from utils.images import save_grid
 from utils.learner import TrainingOptions
@@ -81,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
         if options.codebook_path is not None:
             checkpoints.begin_from(options.codebook_path, codebook.bounds)
         codebook, sample = codebook.to(device), sample if sample is None else sample.to(device)
-        steps = (steps_per_epoch(len(training), options.batch_size), options.planned_steps(len(training)))
+        steps = (steps_per_epoch(len(training), options.step_size), options.planned_steps(len(training)))
         learner = MapLearner(codebook, *steps, sample is None, options.lr_step, sample)
         start = checkpoints.restore(learner)
 
@@ -105,6 +106,7 @@ def main(argv: list[str] | None = None) -> None:
         metrics = Metrics(options, len(training))
 
         attempted.begin(device, config, {**origin, "data": dataset.fingerprint})
+        take_over(codebook.units, codebook.coordinates)
         shown = preview_indices(training, dataset.unflipped(validation), 25)
         maps, compared = dataset[shown].to(device), shown[:COMPARED]
         has_images = len(dataset.with_image(compared)) == len(compared)
@@ -142,7 +144,7 @@ def start_codebook(
             f"'num_embeddings' is {len(codebook)}, but the data set has {len(training) * per_map} patches to train on: "
             "lower it or add images"
         )
-    wanted = sample_size(config, options.planned_steps(len(training)) * options.batch_size * per_map)
+    wanted = sample_size(config, options.planned_steps(len(training)) * options.step_size * per_map)
     sample = draw_sample(codebook, dataset, training, wanted, options.seed)
     codebook.lay_out(sample)  # on the CPU: not every device can compute principal components
     return codebook, sample
@@ -162,10 +164,13 @@ def finish(
     That is saved once all is done: until then a resume finds the map as training left it, and does all of this again.
     """
     codebook = learner.codebook
-    at_once = max(1, COUNTED // math.prod(dataset.shape))
-    batches = BatchLoader(dataset, chunks(split.training, at_once), choose_workers(None, learner.device))
+    parts = own(chunks(split.training, max(1, COUNTED // math.prod(dataset.shape))))
+    batches = BatchLoader(dataset, parts, choose_workers(None, learner.device))
     census = take_census(codebook, progress(batches, unit="batch", desc="counting"))
     codebook.counts.copy_(census.counts)
+    if not is_main():
+        learner.checkpoint()
+        return {}
     codebook.coordinates.copy_(arrange(codebook.coordinates, census.pairs))
     statistics = census.statistics(codebook)
     statistics |= decoded_psnr(autoencoder, codebook, dataset, split.validation[:MAX_VALIDATION])

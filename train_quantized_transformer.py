@@ -118,7 +118,7 @@ def main(argv: list[str] | None = None) -> None:
             for name, made in {"ground_truth": fmaps, **drawn}.items():
                 save_grid(autoencoder.decode(made).cpu(), checkpoints.folder.picture(name, step))
 
-        watched = min(MAX_VALIDATION, max(options.batch_size, options.log_step * options.step_size // WATCH_SHARE))
+        watched = min(MAX_VALIDATION, max(options.step_size, options.log_step * options.step_size // WATCH_SHARE))
         options = replace(options, num_workers=options.num_workers or 0)  # tokens need no work
         watch = partial(validate, watched)
         train(options, learner, tokens, training, checkpoints, metrics, start, validate, preview, watch, footprint)

@@ -65,7 +65,9 @@ def autoencoder_learner(
     options = demo_options(folder, batch_size=batch_size, ema_decay=ema_decay, warmup_step=100)
     cells = math.prod(model.fmap_shape(dataset.shape)[1:])
     kernels = model.kernels if use_muon else ()
-    return GradientLearner(model, reconstruction_loss, config, options, 1, CPU, kernels, cells)
+    return GradientLearner(
+        model, partial(reconstruction_loss, measure=model.loss), config, options, 1, CPU, kernels, cells
+    )
 
 
 def run(job: tuple[str, int], folder: Path, seconds: float) -> tuple[str, tuple[float, ...]]:

@@ -11,6 +11,7 @@ import argparse
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -74,7 +75,8 @@ def autoencoder(recipe: Path, words: str, size: int, decoder_alone: bool) -> Tra
     model.encoder.requires_grad_(not decoder_alone)
     options = options_of("train_autoencoder", f"{words} {PRECISION}")
     cells = math.prod(model.fmap_shape(images.shape[1:])[1:])
-    learner = GradientLearner(model, reconstruction_loss, config, options, 1, CPU, model.kernels, cells)
+    compute = partial(reconstruction_loss, measure=model.loss)
+    learner = GradientLearner(model, compute, config, options, 1, CPU, model.kernels, cells)
     return count("decoder" if decoder_alone else "autoencoder", learner, images)
 
 

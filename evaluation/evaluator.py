@@ -1,5 +1,6 @@
 """The whole evaluation of a run: what is measured, on which images, and in which order."""
 
+import itertools
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from torch import nn
 
 from evaluation import results
 from evaluation.distances import frechet_distance, interval, kernel_distance, precision_and_recall
-from evaluation.edges import edge_distance, edge_histogram
+from evaluation.edges import BINS, edge_distance, edge_histogram
 from evaluation.features import features_of
 from evaluation.likelihood import labels_for, stage_bits, start_bits
 from evaluation.novelty import Nearest, in_pairs, summarize
@@ -18,6 +19,7 @@ from evaluation.reconstruction import quality, reconstruct
 from evaluation.run import TrainedRun
 from models.codebook import Codebook
 from models.generation import Cascade, Request
+from utils import distributed
 from utils.dataset import BatchLoader, ImageDataset, chunks
 from utils.device import choose_workers
 from utils.files import UserError
@@ -33,7 +35,10 @@ COLUMNS, PAIRS = 10, 20  # of the picture of pairs, at most
 
 @dataclass
 class Evaluator:
-    """Measures a run on its images, with the features of an extractor."""
+    """Measures a run on its images, with the features of an extractor.
+
+    Each process reads, samples and computes features of some batches; the first one compares them.
+    """
 
     run: TrainedRun
     dataset: ImageDataset
@@ -128,12 +133,15 @@ class Evaluator:
         elif self.run.codebooks:
             finest = list(self.run.codebooks.values())[-1]
             sets[results.QUANTIZED] = self.features_after(training, finest, results.QUANTIZED)
+        if not distributed.is_main():
+            return [], None
         bar = progress(sets.items(), unit="set", desc="distances")
         return [self.distance(name, features, real) for name, features in bar], novelty
 
     def batches(self, indices: np.ndarray) -> BatchLoader:
-        """Images of the data set, in batches."""
-        return BatchLoader(self.dataset, chunks(indices, self.batch_size), choose_workers(None, self.run.device))
+        """Images of the data set, in the batches of this process."""
+        parts = distributed.own(chunks(indices, self.batch_size))
+        return BatchLoader(self.dataset, parts, choose_workers(None, self.run.device))
 
     def reconstructed(self, indices: np.ndarray, book: Codebook | None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Batches of images, each with its reconstructions, quantized if there is a codebook."""
@@ -142,17 +150,26 @@ class Evaluator:
             yield images, reconstruct(images, self.run.autoencoder if book is None else self.run.decoder, book)
 
     def features(self, batches: Iterable[torch.Tensor], number: int, name: str) -> torch.Tensor:
-        """Features (N, D) of images that come in batches; their edges are counted on the way."""
+        """Features (N, D) of `number` images, of which this process's batches come; their edges are counted on the way.
+
+        Other processes than the first get none.
+        """
+        share = distributed.share_of(-(-number // self.batch_size))
+        first, last = (min(number, batch * self.batch_size) for batch in (share.first, share.first + share.number))
+        edges = torch.zeros(BINS)
 
         def watched() -> Iterator[torch.Tensor]:
-            left = self.number  # for novelty, more images may follow those of the set
-            self.edges[name] = 0
+            left = max(0, self.number - first)  # for novelty, more images may follow those of the set
             for images in batches:
-                self.edges[name] += edge_histogram(images[:left])
+                edges.add_(edge_histogram(images[:left]))
                 left = max(0, left - len(images))
                 yield images
 
-        return features_of(self.extractor, watched(), number, name)
+        found = features_of(self.extractor, watched(), last - first, name)
+        distributed.add_up(edges)
+        self.edges[name] = edges
+        whole = distributed.gather_rows(found)
+        return found[:0] if whole is None else whole
 
     def features_after(self, indices: np.ndarray, book: Codebook | None, name: str) -> torch.Tensor:
         """Features (N, D) of reconstructions, quantized if there is a codebook."""
@@ -167,16 +184,17 @@ class Evaluator:
     def draw(self, cascade: Cascade) -> torch.Tensor:
         """The finest tokens (N, T) of as many samples as a set has images."""
         batches = cascade.batches(Request(self.seed), self.number, results.SAMPLES)
-        return torch.cat([tokens[-1] for _, tokens, _ in batches])
+        found = distributed.gather([tokens[-1].cpu() for _, tokens, _ in batches])
+        return torch.cat(list(itertools.chain.from_iterable(found))).to(cascade.device)
 
     def decoded(self, cascade: Cascade, tokens: torch.Tensor) -> Iterator[torch.Tensor]:
-        """The images of the finest tokens, in batches."""
-        for part in tokens.split(self.batch_size):
+        """The images of the finest tokens, in the batches of this process."""
+        for part in distributed.own(tokens.split(self.batch_size)):
             yield cascade.decode(part, -1).clamp(-1, 1)
 
     def novelty(
         self, cascade: Cascade, tokens: torch.Tensor, samples: torch.Tensor, training: torch.Tensor
-    ) -> results.Novelty:
+    ) -> results.Novelty | None:
         """How near samples come to training images, and to their mirror images if the run was trained on those too.
 
         `samples` and `training` are features, the latter of quantized images.
@@ -193,6 +211,8 @@ class Evaluator:
                 self.features((part.flip(-1) for part in batches), self.number, f"mirrored {name}")
                 for name, batches in ((results.SAMPLES, self.decoded(cascade, tokens)), (name, made))
             ]
+        if not distributed.is_main():
+            return None
         near = Nearest.among(training, samples, mirrored[0])
         self.draw_pairs(cascade, tokens, near)
         paths = [self.dataset.records.names[index] for index in self.training]
@@ -212,5 +232,5 @@ class Evaluator:
         shown = near.distance.argsort(stable=True)[: min(PAIRS, self.number) // columns * columns]  # full rows
         originals = self.dataset[self.training[near.index[shown].numpy()]]
         originals = torch.where(near.mirrored[shown][:, None, None, None], originals.flip(-1), originals)
-        copies = torch.cat(list(self.decoded(cascade, tokens[shown.to(tokens.device)]))).cpu()
+        copies = cascade.decode(tokens[shown.to(tokens.device)], -1).clamp(-1, 1).cpu()
         save_grid(in_pairs(copies, originals, columns), self.folder.pairs, columns)

@@ -1,11 +1,14 @@
 """The bits that the tokens of an image cost in each stage."""
 
+import itertools
+
 import numpy as np
 import torch
 
 from models.bits import given_bits
 from models.cascade import Stage
 from models.codebook import Codebook
+from utils import distributed
 from utils.dataset import FeatureMapDataset, chunks
 from utils.device import autocast
 from utils.files import UserError
@@ -25,15 +28,17 @@ def stage_bits(
 ) -> float:
     """Mean bits per feature map of its tokens in a stage, given the true coarse tokens and the true earlier tokens.
 
-    Training measures the same. `labels` (N, L) are those of all feature maps, which a base stage is given as well.
+    Training measures the same. `labels` (N, L) are those of all feature maps, which a base stage is given as well. Each
+    process measures some of the maps.
     """
-    device, total = coarse.units.device, 0.0
-    for part in progress(chunks(indices, batch_size), unit="batch", desc="bits"):
+    device, found = coarse.units.device, []
+    for part in progress(distributed.own(chunks(indices, batch_size)), unit="batch", desc="bits"):
         fmap = maps[part].to(device)
         # Outside of autocast, whose rounding would often change which unit is the nearest.
         given, targets = torch.cat((coarse.find_bmu(fmap), labels[part].to(device)), dim=1), fine.find_bmu(fmap)
         with autocast(device, "auto"):
-            total += float(stage(given, targets)["bits"]) * len(part)
+            found.append(float(stage(given, targets)["bits"]) * len(part))
+    total = sum(itertools.chain.from_iterable(distributed.gather(found)))
     return total / len(indices) * stage.config.fine.length
 
 

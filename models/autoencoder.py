@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from models.activations import ACTIVATIONS
 from models.codebook import Codebook
 from utils.checkpoint import Origin, fingerprint, load_checkpoint, load_weights
 from utils.config import build_config
+from utils.draws import draw
 from utils.files import UserError
 from utils.index import Fingerprint
 from utils.options import check_ranges, option
@@ -170,7 +172,7 @@ class Autoencoder(nn.Module):
             return self.decode(self.quantized(images, codebook))
         fmap = self.encode(images)
         if self.training and self.config.latent_noise > 0:
-            fmap = fmap + self.config.latent_noise * torch.randn_like(fmap)
+            fmap = fmap + self.config.latent_noise * draw(partial(_noise, fmap), len(fmap))
         return self.decode(fmap)
 
     @torch.no_grad()
@@ -200,6 +202,11 @@ class Autoencoder(nn.Module):
                 f"{where}: images of {shape[1]}×{shape[2]} cannot be halved {self.config.num_layers} times; "
                 f"give sizes divisible by {self.scale}, or fewer 'num_layers'"
             )
+
+
+def _noise(like: torch.Tensor, number: int) -> torch.Tensor:
+    shape, layout = (number, *like.shape[1:]), torch.channels_last
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout).normal_()
 
 
 def psnr(error: float) -> float:

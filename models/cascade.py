@@ -21,6 +21,7 @@ from models.transformer import Grid, Transformer, TransformerConfig
 from utils.beam_search import search
 from utils.checkpoint import Origin, check_origin, load_checkpoint, load_weights
 from utils.config import build_config
+from utils.draws import draw
 from utils.files import UserError
 from utils.sampling import SamplingConfig
 from utils.split import Bounds
@@ -123,16 +124,17 @@ class Stage(nn.Module):
         coarse, labels = coarse.tensor_split([self.config.coarse.length], dim=1)
         if config.condition_noise:
             assert self.near is not None, "noise needs the near units of the coarse codebook"
-            slips = torch.rand(coarse.shape, device=device) < config.condition_noise
-            choice = torch.randint(self.near.shape[1], coarse.shape, device=device)
+            slips = uniform(coarse) < config.condition_noise
+            length, near = coarse.shape[1], self.near.shape[1]
+            choice = draw(lambda number: torch.randint(near, (number, length), device=device), len(coarse))
             coarse = torch.where(slips, self.near[coarse, choice], coarse)
         if self.config.labels:
             num = (labels < len(self.config.labels)).sum(1, keepdim=True)  # they come first
-            labels = labels.gather(1, (torch.rand(num.shape, device=device) * num).long())
-            dropped = torch.rand(num.shape, device=device) < LABEL_DROPOUT
+            labels = labels.gather(1, (uniform(num) * num).long())
+            dropped = uniform(num) < LABEL_DROPOUT
             coarse = torch.cat((coarse, labels.masked_fill(dropped, len(self.config.labels))), dim=1)
         if config.condition_dropout:
-            dropped = torch.rand(len(coarse), 1, device=device) < config.condition_dropout
+            dropped = uniform(coarse[:, :1]) < config.condition_dropout
             coarse = torch.where(dropped, self.without_condition(coarse), coarse)
         return coarse
 
@@ -233,6 +235,11 @@ def check_labels(path: Path, config: StageConfig) -> None:
             f"{path}: was trained with the labels {names[0]}, this data set has {names[1]}; give data with the same "
             "labels, or train without --model-path"
         )
+
+
+def uniform(like: torch.Tensor) -> torch.Tensor:
+    """Random numbers in [0, 1) for items of the shape of `like` (B, …)."""
+    return draw(lambda number: torch.rand((number, *like.shape[1:]), device=like.device), len(like))
 
 
 def smooth_features(units: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

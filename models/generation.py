@@ -14,6 +14,7 @@ from models.codebook import Codebook
 from models.decoding import make_ready
 from utils.checkpoint import check_origins
 from utils.config import build_config, read_json
+from utils.distributed import own
 from utils.files import UserError
 from utils.options import option
 from utils.progress import progress
@@ -198,9 +199,10 @@ class Cascade:
     ) -> Iterator[tuple[int, list[torch.Tensor], torch.Tensor]]:
         """Generate `number` images; yield of each batch the index of its first image, its tokens and its scores.
 
-        The last batch is generated in full as well, so the number of images never changes a picture.
+        The last batch is generated in full as well, so the number of images never changes a picture. Each process makes
+        some of the batches.
         """
-        starts = range(0, number, self.batch_size)
+        starts = own(range(0, number, self.batch_size))
         with progress(total=self.length * len(starts), unit="token", desc=name) as bar:
             for start in starts:
                 tokens, scores = self.generate(request, range(start, start + self.batch_size), bar.update)

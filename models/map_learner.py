@@ -8,8 +8,11 @@ import torch
 
 from models.codebook import Codebook, CodebookConfig
 from models.map_order import PairCounts, arrange
+from utils import distributed
 from utils.checkpoint import load_weights
 from utils.dataset import FeatureMapDataset, chunks
+from utils.distributed import Share
+from utils.draws import draw
 from utils.progress import progress
 
 BALANCE_ROUNDS = 20
@@ -110,9 +113,9 @@ def balance(codebook: Codebook, sample: torch.Tensor) -> torch.Tensor:
     return count(indices[:, 0], len(units))
 
 
-def draw_keys(errors: torch.Tensor) -> torch.Tensor:
-    """Random keys (N,): the n largest are n draws in proportion to `errors` (Efraimidis and Spirakis 2006)."""
-    return torch.rand_like(errors).log() / errors.clamp(min=1e-12)
+def draw_keys(errors: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Keys (N,): of `uniform` numbers (N,) the n largest are n draws in proportion to `errors` (Efraimidis 2006)."""
+    return uniform.log() / errors.clamp(min=1e-12)
 
 
 def draw_one_each(errors: torch.Tensor, cells: torch.Tensor, number: int) -> torch.Tensor:
@@ -120,7 +123,7 @@ def draw_one_each(errors: torch.Tensor, cells: torch.Tensor, number: int) -> tor
 
     `cells` (N,) is the cell of each patch. The index for a cell without patches is arbitrary.
     """
-    order = draw_keys(errors).argsort(descending=True)
+    order = draw_keys(errors, torch.rand_like(errors)).argsort(descending=True)
     by_cell = cells[order].sort(stable=True)
     first = torch.searchsorted(by_cell.values, torch.arange(number, device=cells.device))
     return order[by_cell.indices[first.clamp(max=len(order) - 1)]]
@@ -166,27 +169,41 @@ class MapLearner:
         """Nobody counts the operations of a map."""
 
     @torch.no_grad()
-    def update(self, fmap: torch.Tensor, step: int) -> dict[str, torch.Tensor | float]:
-        """Learn from feature maps (B, C, H, W); return the error before the update, the radius and the rate."""
+    def update(self, fmap: torch.Tensor, step: int, share: Share | None = None) -> dict[str, torch.Tensor | float]:
+        """Learn from feature maps (B, C, H, W); return the error before the update, the radius and the rate.
+
+        The maps are all that the step learns from, or this process's `share` of them.
+        """
         radius = self.radius(step)
         self.codebook.counts.zero_()  # the units change, so the counts are no longer true
         if radius != self.last_radius:
             self.last_radius = radius
             self.gathered.zero_()
             if radius == 0 and self.sample is not None:
-                self.gathered.copy_(BALANCE_WEIGHT * balance(self.codebook, self.sample))
-        patches = self.codebook.patchify(fmap)
+                self._balance()
+        share = share or Share(0, len(fmap), len(fmap))
+        patches = self.codebook.patchify(fmap[: share.number])
         errors, indices = (column.squeeze(1) for column in self.codebook.nearest(patches))
+        sums = torch.zeros_like(self.codebook.units).index_add_(0, indices, patches)
+        numbers, error = count(indices, len(sums)), errors.sum()
+        distributed.add_up(sums, numbers, error)
         rate = self.codebook.config.model_lr * 0.5 ** (step // self.lr_step)
-        self._move(patches, indices, radius, rate)
+        self._move(sums, numbers, radius, rate)
         if radius == 0:
-            self._reseed(patches, errors, indices, step)
-        return {"loss": errors.mean() / self.codebook.config.dim, "radius": radius, "learning_rate": rate}
+            self._reseed(patches, errors, numbers, step)
+        total = share.total * math.prod(self.codebook.config.grid)
+        return {"loss": error / total / self.codebook.config.dim, "radius": radius, "learning_rate": rate}
 
-    def _move(self, patches: torch.Tensor, indices: torch.Tensor, radius: float, rate: float) -> None:
+    def _balance(self) -> None:
+        """Balance the map in one process: equal numbers may not give equal results on all devices."""
+        if distributed.is_main():
+            gpu = [self.device] if self.device.type == "cuda" else []
+            with torch.random.fork_rng(gpu):  # the other draws of the step stay those of all processes
+                self.gathered.copy_(BALANCE_WEIGHT * balance(self.codebook, self.sample))
+        distributed.take_over(self.codebook.units, self.codebook.coordinates, self.gathered)
+
+    def _move(self, sums: torch.Tensor, numbers: torch.Tensor, radius: float, rate: float) -> None:
         units = self.codebook.units
-        sums = torch.zeros_like(units).index_add_(0, indices, patches)
-        numbers = count(indices, len(units))
         if radius > 0:
             rows, columns = self.codebook.coordinates.T
             grid = units.new_zeros(*self.codebook.config.map_shape, units.shape[1] + 1)
@@ -199,28 +216,48 @@ class MapLearner:
         # Where the kernel is close to zero, the quotient of denormal numbers would be noise.
         units.copy_(torch.where(numbers[:, None] > 1e-30, moved, units))
 
-    def _reseed(self, patches: torch.Tensor, errors: torch.Tensor, indices: torch.Tensor, step: int) -> None:
+    def _reseed(self, patches: torch.Tensor, errors: torch.Tensor, numbers: torch.Tensor, step: int) -> None:
         position = step % self.steps_per_epoch
         if position == 0:
             self.wins.zero_()
             self.candidate_keys.fill_(-math.inf)
-        self.wins += count(indices, len(self.wins))
-        keys, kept = torch.cat((self.candidate_keys, draw_keys(errors))).topk(len(self.candidate_keys))
+        self.wins += numbers
+        per_map = math.prod(self.codebook.config.grid)
+        uniform = draw(lambda num: torch.rand(num, per_map, device=errors.device), len(errors) // per_map)
+        self._offer(draw_keys(errors, uniform.flatten()), patches)
+        whole_epoch = step + 1 >= self.steps_per_epoch and self.radius(step + 1 - self.steps_per_epoch) == 0
+        if position == self.steps_per_epoch - 1 and whole_epoch and step + 1 < self.total_steps:
+            self._pool()
+            keys, candidates = self.candidate_keys.clone(), self.candidates.clone()
+            distributed.take_over(keys, candidates)
+            dead = self.wins == 0
+            place = dead.cumsum(0) - 1  # of a dead unit among them: its candidate, as far as there are any
+            dead &= place < (keys > -math.inf).sum()
+            units = self.codebook.units
+            units.copy_(torch.where(dead[:, None], candidates[place.clamp(min=0)], units))
+            self.gathered.masked_fill_(dead, 0)
+
+    def _offer(self, new_keys: torch.Tensor, patches: torch.Tensor) -> None:
+        """Keep those of the candidates and of the patches (N, D) whose keys, `new_keys` (N,), are the largest."""
+        keys, kept = torch.cat((self.candidate_keys, new_keys)).topk(len(self.candidate_keys))
         new = kept - len(keys)  # indices of patches; below 0 of those that were candidates already
         before = self.candidates[kept.clamp(max=len(keys) - 1)]
         self.candidate_keys = keys
-        self.candidates = torch.where(new[:, None] < 0, before, patches[new.clamp(min=0)])
-        whole_epoch = step + 1 >= self.steps_per_epoch and self.radius(step + 1 - self.steps_per_epoch) == 0
-        if position == self.steps_per_epoch - 1 and whole_epoch and step + 1 < self.total_steps:
-            dead = self.wins == 0
-            place = dead.cumsum(0) - 1  # of a dead unit among them: its candidate, as far as there are any
-            dead &= place < (self.candidate_keys > -math.inf).sum()
-            units = self.codebook.units
-            units.copy_(torch.where(dead[:, None], self.candidates[place.clamp(min=0)], units))
-            self.gathered.masked_fill_(dead, 0)
+        if len(patches):
+            self.candidates = torch.where(new[:, None] < 0, before, patches[new.clamp(min=0)])
+
+    def _pool(self) -> None:
+        """Give the candidates of all processes to the first one."""
+        if distributed.num_processes() > 1:
+            keys, candidates = (distributed.stack(part)[1:] for part in (self.candidate_keys, self.candidates))
+            if distributed.is_main():
+                self._offer(keys.flatten(), candidates.flatten(0, 1))
+            else:
+                self.candidate_keys.fill_(-math.inf)
 
     def checkpoint(self) -> dict:
         """The codebook, and everything else that an exact resume needs."""
+        self._pool()
         state = {name: getattr(self, name) for name in ("gathered", "wins", "candidates", "candidate_keys")}
         model = self.codebook.state_dict()
         return {"model": model, "learner": state, "radius": self.last_radius, "continued": self.continued}
@@ -231,3 +268,5 @@ class MapLearner:
         self.last_radius = content["radius"]
         for name, value in content["learner"].items():
             setattr(self, name, value.to(self.device))
+        if not distributed.is_main():  # the first process has all of them
+            self.candidate_keys.fill_(-math.inf)

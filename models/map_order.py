@@ -8,6 +8,7 @@ problem. It is solved by exchanging two units at a time, with a neighbourhood th
 import numpy as np
 import torch
 
+from utils import distributed
 from utils.progress import progress
 
 # Radii of the neighbourhood, one after another; 0 means the eight places around, as in the topographic error.
@@ -47,6 +48,15 @@ class PairCounts:
         if self._waiting:
             self._merge()
         return self.keys // self.num_units, self.keys % self.num_units, self.numbers
+
+    def pool(self) -> None:
+        """Give the pairs of all processes to the first one."""
+        self.counted()
+        found = [distributed.gather_rows(part) for part in (self.keys, self.numbers)]
+        if distributed.is_main():
+            self.keys = self.numbers = torch.empty(0, dtype=torch.int64)
+            self._waiting.append(tuple(found))
+            self._merge()
 
     def topographic_error(self, coordinates: torch.Tensor) -> float:
         """The share of patches whose two nearest units are not neighbours on the map (Kiviluoto 1996).

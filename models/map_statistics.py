@@ -10,6 +10,7 @@ import torch
 from models.autoencoder import Autoencoder, psnr
 from models.codebook import Codebook
 from models.map_order import PairCounts
+from utils import distributed
 from utils.dataset import FeatureMapDataset, chunks
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,10 @@ class Census:
 
 @torch.no_grad()
 def take_census(codebook: Codebook, batches: Iterable[torch.Tensor]) -> Census:
-    """Count the patches of batches of feature maps (B, C, H, W) in one pass; the codebook stays as it is."""
+    """Count the patches of batches of feature maps (B, C, H, W) in one pass; the codebook stays as it is.
+
+    Of several processes each has its own batches, and the first one gets the pairs of all.
+    """
     counts, pairs = torch.zeros(len(codebook), dtype=torch.int64), PairCounts(len(codebook))
     error = squares = 0.0
     total = torch.zeros(codebook.config.dim, dtype=torch.float64)
@@ -69,7 +73,11 @@ def take_census(codebook: Codebook, batches: Iterable[torch.Tensor]) -> Census:
         error += errors[:, 0].sum().item()
         squares += patches.square().sum().item()
         total += patches.sum(0).cpu()
-    number = int(counts.sum())
+    sums = torch.tensor([error, squares], dtype=torch.float64)
+    distributed.add_up(counts)
+    distributed.add_up(sums, total)
+    pairs.pool()
+    (error, squares), number = sums.tolist(), int(counts.sum())
     return Census(counts, pairs, error / number, squares / number - (total / number).square().sum().item())
 
 

@@ -1,14 +1,17 @@
 """The tokens of a data set of feature maps, computed once for each codebook and kept in a memory-mapped file."""
 
 import logging
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from models.codebook import Codebook
+from utils import distributed
 from utils.checkpoint import Origin, load_checkpoint, save_checkpoint
-from utils.dataset import BatchLoader, FeatureMapDataset, TokenDataset
+from utils.dataset import BatchLoader, FeatureMapDataset, TokenDataset, chunks
 from utils.device import choose_workers
 from utils.files import UserError
 from utils.lock import lock
@@ -27,18 +30,24 @@ def load_tokens(dataset: FeatureMapDataset, coarse: Codebook, fine: Codebook, de
     name and its content hold the fingerprints of the codebook and of the data. If a file is missing or does not match,
     the feature maps are quantized; they are read once for both codebooks.
     """
-    found = {codebook: read_tokens(dataset, codebook) for codebook in (coarse, fine)}
-    if any(tokens is None for tokens in found.values()):  # else no lock, so that the data set may be read-only
-        with lock(dataset.folder / "tokens", wait=True):
-            # Another process may have made them meanwhile.
-            found = {codebook: read_tokens(dataset, codebook) for codebook in found}
-            missing = [codebook for codebook, tokens in found.items() if tokens is None]
+    codebooks = (coarse, fine)
+    if _missing(dataset, codebooks):  # else no lock, so that the data set may be read-only
+        with lock(dataset.folder / "tokens", wait=True) if distributed.is_main() else nullcontext():
+            missing = _missing(dataset, codebooks)  # another job may have made them meanwhile
             for codebook, tokens in zip(missing, quantize(dataset, missing, device) if missing else (), strict=True):
-                path = token_path(dataset, codebook)
-                save_checkpoint(path, KIND, codebook.config, {"tokens": tokens}, origin_of(dataset, codebook))
-                found[codebook] = read_tokens(dataset, codebook)
-    log.info("tokens %s", " ".join(str(token_path(dataset, codebook)) for codebook in found))
-    return TokenDataset(*found.values())
+                if distributed.is_main():
+                    path = token_path(dataset, codebook)
+                    save_checkpoint(path, KIND, codebook.config, {"tokens": tokens}, origin_of(dataset, codebook))
+        distributed.wait()
+    log.info("tokens %s", " ".join(str(token_path(dataset, codebook)) for codebook in codebooks))
+    return TokenDataset(*(read_tokens(dataset, codebook) for codebook in codebooks))
+
+
+def _missing(dataset: FeatureMapDataset, codebooks: Sequence[Codebook]) -> list[Codebook]:
+    """Those of the codebooks whose tokens are not there, as the first process finds."""
+    are_there = [read_tokens(dataset, codebook) is not None for codebook in codebooks] if distributed.is_main() else []
+    are_there = distributed.gather(are_there)[0]
+    return [codebook for codebook, is_there in zip(codebooks, are_there, strict=True) if not is_there]
 
 
 def origin_of(dataset: FeatureMapDataset, codebook: Codebook) -> Origin:
@@ -53,14 +62,18 @@ def token_path(dataset: FeatureMapDataset, codebook: Codebook) -> Path:
 
 @torch.no_grad()
 def quantize(dataset: FeatureMapDataset, codebooks: list[Codebook], device: torch.device) -> list[torch.Tensor]:
-    """The tokens of all feature maps, (N, T) uint16 for each codebook; each feature map is read once."""
-    shapes = [(len(dataset), *codebook.config.grid) for codebook in codebooks]
+    """The tokens of all feature maps, (N, T) uint16 for each codebook; each feature map is read once.
+
+    Each process quantizes some of them, and the first one has the tokens of all.
+    """
+    batches = distributed.own(chunks(np.arange(len(dataset)), BATCH))
+    shapes = [(sum(map(len, batches)), *codebook.config.grid) for codebook in codebooks]
     tokens = [np.empty((number, height * width), dtype=np.uint16) for number, height, width in shapes]
-    loader = BatchLoader.in_order(dataset, BATCH, choose_workers(None, device))
+    loader = BatchLoader(dataset, batches, choose_workers(None, device))
     for number, fmap in enumerate(progress(loader, unit="batch", desc="quantizing")):
         for codebook, found in zip(codebooks, tokens, strict=True):
             found[number * BATCH :][: len(fmap)] = codebook.find_bmu(fmap.to(device)).cpu().numpy()
-    return [torch.from_numpy(found) for found in tokens]
+    return [distributed.gather_rows(torch.from_numpy(found)) for found in tokens]
 
 
 def read_tokens(dataset: FeatureMapDataset, codebook: Codebook) -> np.ndarray | None:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from models.activations import ACTIVATIONS
+from utils.draws import draw
 from utils.options import check_ranges, option
 
 Attend = Callable[..., torch.Tensor]
@@ -172,7 +173,7 @@ class ChannelDropout(nn.Module):
         """(B, T, dim) → the same shape."""
         if not self.training or self.share == 0:
             return x
-        return x * F.dropout(x.new_ones(len(x), 1, x.shape[-1]), self.share)
+        return x * draw(lambda number: F.dropout(x.new_ones(number, 1, x.shape[-1]), self.share), len(x))
 
 
 class Block(nn.Module):

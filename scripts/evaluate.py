@@ -19,6 +19,7 @@ import utils.threads  # noqa: F401
 import dataclasses
 import json
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +28,7 @@ import torch
 
 from utils import cli
 from utils.device import choose_device
+from utils.distributed import agree, is_main
 from utils.files import UserError, replace_file
 from utils.lock import lock
 from utils.options import option, parse_options
@@ -71,11 +73,15 @@ def main(argv: list[str] | None = None) -> None:
 
     folder = RunFolder.open(options.run_dir)
     out = EvaluationFolder(options.out_dir) if options.out_dir else folder.evaluation
-    with lock(out.path):
+    with lock(out.path) if is_main() else nullcontext():
         run = TrainedRun(folder, device)
         dataset = run.images(options.dataset_path)
         settings = {name: getattr(options, name) for name in ("num_images", "num_training", "seed", "batch_size")}
-        results = Evaluator(run, dataset, choose_extractor(options.extractor), out, **settings).evaluate(start)
+        evaluator = Evaluator(run, dataset, choose_extractor(options.extractor), out, **settings)
+        agree({"arguments": dataclasses.asdict(options), "data": dataset.fingerprint["index"]})
+        results = evaluator.evaluate(start)
+        if not is_main():
+            return
         table = markdown(results)
         for path, text in ((out.table, table), (out.results, json.dumps(dataclasses.asdict(results), indent=1) + "\n")):
             with replace_file(path) as temporary:

@@ -6,6 +6,7 @@ set -euo pipefail
 usage() {
     cat <<'TEXT'
 usage: bash scripts/train_cascade.sh RECIPE DATASET OUT [--device DEVICE] [--overwrite] [--verify]
+                                      [--nproc N] [--nnodes M --rdzv-endpoint HOST:PORT]
        bash scripts/train_cascade.sh --dry-run RECIPE DATASET [--device DEVICE]
 
   RECIPE       a folder of configs/, or the path of another, with a slash; its transformer_0.json,
@@ -15,15 +16,30 @@ usage: bash scripts/train_cascade.sh RECIPE DATASET OUT [--device DEVICE] [--ove
   --device     auto, cpu, cuda or mps [auto]
   --overwrite  replace what an earlier recipe, data set or command left in OUT; needed after a recipe was edited
   --verify     read all data once, where files were moved or copied so that their times changed
+  --nproc      processes on this machine, by torchrun: one for each GPU. The batch sizes of a recipe are those of one
+  --nnodes     machines, each with this command, the same files and --rdzv-endpoint, the address of one of them
   --dry-run    try every step briefly, then print the hours, disk and memory that the recipe needs on this machine
 TEXT
 }
 
 case ${1:-} in -h | --help) usage; exit 0 ;; esac
-is_dry= words=()
-for word in "$@"; do
-    if [ "$word" = --dry-run ]; then is_dry=1; else words+=("$word"); fi
+is_dry= words=() processes= machines=1 endpoint=
+while [ $# -gt 0 ]; do
+    case $1 in
+        --dry-run) is_dry=1 ;;
+        --nproc | --nnodes)
+            if [[ ! ${2:-} =~ ^[1-9][0-9]*$ ]]; then echo "error: $1 ${2:-}: give a number from 1 on" >&2; exit 2; fi
+            if [ "$1" = --nproc ]; then processes=$2; else machines=$2; fi
+            shift ;;
+        --rdzv-endpoint) endpoint=${2:-}; shift ;;
+        *) words+=("$1") ;;
+    esac
+    shift
 done
+if [ "$machines" != 1 ] && [ -z "$endpoint" ]; then
+    echo "error: --nnodes $machines: add --rdzv-endpoint HOST:PORT, an address of one of the machines" >&2
+    exit 2
+fi
 set -- ${words[@]+"${words[@]}"}
 if [ -n "$is_dry" ]; then set -- "${@:1:2}" '' "${@:3}"; fi  # there is no OUT
 if [ $# -lt 3 ]; then usage >&2; exit 2; fi
@@ -64,6 +80,10 @@ if [ -n "$is_dry" ]; then
     exit
 fi
 
+if [ -n "$processes" ] && [ -z "${OMP_NUM_THREADS:-}" ]; then  # torchrun would choose 1
+    cores=$(getconf _NPROCESSORS_ONLN)
+    export OMP_NUM_THREADS=$((cores > processes ? cores / processes : 1))
+fi
 latest=models_checkpoint/latest.pt
 best=models_checkpoint/best.pt
 pruned=models_checkpoint/pruned_codebook.pt
@@ -81,10 +101,24 @@ index() {
 # note NAME TEXT: keep a text in .done, the whole or nothing.
 note() {
     mkdir -p "$out/.done"
-    printf '%s\n' "$2" > "$out/.done/$1.new"
-    mv "$out/.done/$1.new" "$out/.done/$1"
+    printf '%s\n' "$2" > "$out/.done/$1.$$.new"  # other machines may write the same
+    mv "$out/.done/$1.$$.new" "$out/.done/$1"
 }
 noted() { cat "$out/.done/$1" 2> /dev/null || true; }
+
+# launch NAME SCRIPT [ARGUMENT...]: run a step's script, in as many processes as were asked for.
+launch() {
+    local name=$1 launcher=("$python") status=0
+    shift
+    if [ -n "$processes$endpoint" ]; then
+        launcher+=(-m torch.distributed.run --nproc-per-node "${processes:-1}")
+        if [ "$machines" = 1 ]; then launcher+=(--standalone)
+        else launcher+=(--nnodes "$machines" --rdzv-backend c10d --rdzv-endpoint "$endpoint" --rdzv-id "$name"); fi
+    fi
+    attended "${launcher[@]}" "$@" || status=$?
+    # torchrun ends with 1, whatever ended its processes.
+    if [ $status != 0 ]; then [ ${#launcher[@]} = 1 ] || status=${stop:-$status}; exit $status; fi
+}
 
 # step NAME RESULT... -- SCRIPT [ARGUMENT...]: run a step unless its results are there and it has ended before with the
 # same arguments, configs and data, and so have all steps before it: each key holds a hash of the one before.
@@ -115,7 +149,7 @@ step() {
     echo "== $name"
     rm -f "$out/.done/$name"
     SECONDS=0
-    attended "$python" "$root/$1" "${@:2}" ${common[@]+"${common[@]}"}
+    launch "$name" "$root/$1" "${@:2}" ${common[@]+"${common[@]}"}
     echo "$name took $SECONDS s"
     for result in "${results[@]}"; do
         if [ ! -f "$result" ]; then
@@ -137,8 +171,8 @@ if [ -f "$config" ] && ! cmp -s "$recipe/generate.json" "$config" &&
     echo "$config was edited, so it is kept; for the recipe's, remove it and run this again"
 else
     if ! cmp -s "$recipe/generate.json" "$config"; then
-        cp "$recipe/generate.json" "$config.new"
-        mv "$config.new" "$config"
+        cp "$recipe/generate.json" "$config.$$.new"
+        mv "$config.$$.new" "$config"
     fi
     sum=$(cksum < "$config")
     if [ "$(noted generate.json)" != "$sum" ]; then note generate.json "$sum"; fi

@@ -66,10 +66,10 @@ def test_a_refused_attempt_changes_nothing(flags, argv, folder, capsys):
 def failing(error, at=1):
     original = GradientLearner.update
 
-    def update(self, batch, step):
+    def update(self, batch, step, share):
         if step == at:
             raise error
-        return original(self, batch, step)
+        return original(self, batch, step, share)
 
     return update
 

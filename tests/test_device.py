@@ -7,7 +7,6 @@ from torch.optim.swa_utils import AveragedModel
 from torch.overrides import TorchFunctionMode
 
 from models.autoencoder import Autoencoder, AutoencoderConfig
-from models.map_learner import draw_keys
 from tests.helpers.scripts import TINY
 from utils.config import load_config
 from utils.device import choose_device
@@ -26,15 +25,6 @@ def test_the_chosen_gpu_is_the_one_that_is_measured_and_pinned_for(name, monkeyp
 def test_choosing_the_cpu_touches_no_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: pytest.fail(f"set {device}"))
     assert choose_device("cpu") == torch.device("cpu")
-
-
-def test_the_draws_of_a_map_are_made_where_its_errors_are(monkeypatch):
-    """Values of a meta tensor cannot come from another device, nor be copied back to one."""
-    made, original = [], torch.rand_like
-    monkeypatch.setattr(torch, "rand", lambda *_, **__: pytest.fail("drawn elsewhere"))
-    monkeypatch.setattr(torch, "rand_like", lambda like: made.append(like.device) or original(like))
-    assert draw_keys(torch.ones(5, device="meta")).device == torch.device("meta")
-    assert made == [torch.device("meta")]
 
 
 class Untouched(TorchFunctionMode):

@@ -55,6 +55,7 @@ def test_a_learner_counts_both_passes_of_a_whole_batch_and_moves_nothing(batch_s
     model = nn.Linear(5, 7)
     before = model.weight.detach().clone()
     args = argparse.Namespace(batch_size=batch_size, step_size=batch_size, precision="auto", compile=False, ema_decay=0)
+    args.seed = 0
     config = argparse.Namespace(model_lr=0.1, weight_decay=0.001)
     measure = lambda model, batch: {"loss": model(batch).mean()}  # noqa: E731
     learner = GradientLearner(model, measure, config, args, 10, torch.device("cpu"))

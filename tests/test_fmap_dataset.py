@@ -17,6 +17,7 @@ from utils.config import load_config
 from utils.dataset import FeatureMapDataset, ImageDataset
 from utils.files import UserError
 from utils.index import verify_files, write_dataset
+from utils.map_files import MapFiles, PackedMaps
 
 NUM, SIZE = 7, 3  # images, and in a batch
 
@@ -32,6 +33,12 @@ def save_model(path, seed):
 def draw(path, seed):
     pixels = np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
+
+
+def dying_at(batch, patch):
+    """Let a process die before it writes a batch, in both layouts."""
+    for layout in (MapFiles, PackedMaps):
+        patch.setattr(layout, "write", dying(layout.write, batch))
 
 
 @pytest.fixture
@@ -148,9 +155,12 @@ def test_a_data_set_holds_checksums_and_both_sides(make, arguments):
 def test_a_run_that_dies_at_any_batch_goes_on_to_the_same_bytes(at, make, arguments, read, monkeypatch):
     """The last two deaths are after all maps, before and after the index."""
     whole = results(make(out="whole"))
-    name = {3: "write_dataset", 4: "remove_unnamed"}.get(at, "write_batch")
+    name = {3: "write_dataset", 4: "remove_unnamed"}.get(at)
     with monkeypatch.context() as patch:
-        patch.setattr(generate_fmap_dataset, name, dying(getattr(generate_fmap_dataset, name), at if at < 3 else 0))
+        if name is None:
+            dying_at(at, patch)
+        else:
+            patch.setattr(generate_fmap_dataset, name, dying(getattr(generate_fmap_dataset, name), 0))
         assert expect_exit(generate_fmap_dataset.main, arguments()) == 130
     read.clear()
     assert results(make()) == whole
@@ -160,7 +170,7 @@ def test_a_run_that_dies_at_any_batch_goes_on_to_the_same_bytes(at, make, argume
 def test_a_batch_with_a_map_that_is_damaged_is_made_again(make, arguments, read, monkeypatch, tmp_path):
     whole = results(make(out="whole"))
     with monkeypatch.context() as patch:
-        patch.setattr(generate_fmap_dataset, "write_batch", dying(generate_fmap_dataset.write_batch, 2))
+        dying_at(2, patch)
         expect_exit(generate_fmap_dataset.main, arguments())
     first = sorted((tmp_path / "out").rglob("*.npy"))[0]
     first.write_bytes(first.read_bytes()[:-1])
@@ -250,7 +260,7 @@ def test_an_old_set_stays_whole_until_the_new_one_replaces_it(make, arguments, s
 
 def test_nothing_of_an_interrupted_run_with_another_autoencoder_is_kept(make, arguments, read, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(generate_fmap_dataset, "write_batch", dying(generate_fmap_dataset.write_batch, 2))
+        dying_at(2, patch)
         expect_exit(generate_fmap_dataset.main, arguments(model=1))
     whole = results(make(out="whole"))
     read.clear()

@@ -51,10 +51,10 @@ def interrupt(monkeypatch, cls, step, number):
     """Send the process a signal in the middle of a step."""
     original = cls.update
 
-    def update(self, batch, at):
+    def update(self, batch, at, share):
         if at == step:
             os.kill(os.getpid(), number)
-        return original(self, batch, at)
+        return original(self, batch, at, share)
 
     monkeypatch.setattr(cls, "update", update)
 
@@ -83,10 +83,10 @@ def test_after_a_crash_no_step_is_told_twice(name, command, train, tmp_path, mon
     plan = ("--max-step", 6, "--checkpoint-step", 2)
     original = cls.update
 
-    def update(self, batch, step):
+    def update(self, batch, step, share):
         if step == 5:
             raise RuntimeError("the power is out")
-        return original(self, batch, step)
+        return original(self, batch, step, share)
 
     with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="power"):
         patched.setattr(cls, "update", update)
@@ -121,14 +121,15 @@ def test_resuming_nothing_is_a_start(train):
 
 CHANGED = [
     ("autoencoder", ["--seed", 1], None, "'--seed' was 0, now 1"),
-    ("autoencoder", ["--batch-size", 5], None, "'--batch-size' was 12, now 5"),
-    ("autoencoder", ["--grad-accum-step", 2], None, "'--grad-accum-step' was 1, now 2"),
+    ("autoencoder", ["--batch-size", 5], None, "'images of a step' was 12, now 5; keep it with --batch-size 12, or"),
+    ("autoencoder", ["--grad-accum-step", 2], None, "'images of a step' was 12, now 24; keep it with --batch-size 6,"),
+    ("autoencoder", ["--grad-accum-step", 5], None, "'images of a step' was 12, now 60; keep it, or start anew"),
     ("autoencoder", ["--val-fraction", 0.3], None, "'--val-fraction' was 0.1, now 0.3"),
     ("autoencoder", [], {"latent_channel": 3}, "'latent_channel' was 4, now 3"),
     ("codebook_1", ["--seed", 1], None, "'--seed' was 0, now 1"),
     ("codebook_1", [], {"num_embeddings": 12}, "'num_embeddings' was 16, now 12"),
     ("codebook_1", [], {"patch_H": 4, "patch_W": 4}, "'patch_H' was 2, now 4"),
-    ("transformer_1", ["--batch-size", 5], None, "'--batch-size' was 12, now 5"),
+    ("transformer_1", ["--batch-size", 5], None, "'images of a step' was 12, now 5"),
     ("transformer_1", [], {"hidden_dim": 32}, "'transformer.hidden_dim' was 64, now 32"),
 ]
 
@@ -535,10 +536,10 @@ def test_lost_and_damaged_rows_cost_neither_weights_nor_statistics(train, tmp_pa
 def test_rows_that_somebody_removes_do_not_keep_weights_from_being_saved(train, tmp_path, monkeypatch):
     original = GradientLearner.update
 
-    def update(self, batch, step):
+    def update(self, batch, step, share):
         if step == 1:
             (tmp_path / "run/metrics.jsonl").unlink()
-        return original(self, batch, step)
+        return original(self, batch, step, share)
 
     monkeypatch.setattr(GradientLearner, "update", update)
     assert train("autoencoder", "run", "--max-step", 2)["step"] == 2

@@ -25,6 +25,10 @@ import os, signal, sys, time, zlib
 from pathlib import Path
 
 words = sys.argv[1:]
+launcher = []
+if words[:2] == ["-m", "torch.distributed.run"]:
+    first = next(number for number, word in enumerate(words) if word.endswith(".py"))
+    launcher, words = [*words[2:first], os.environ["OMP_NUM_THREADS"], "threads:"], words[first:]
 if words[0] == "-c":
     sys.exit()
 if words[:2] == ["-m", "utils.index"]:
@@ -43,7 +47,7 @@ if script == "pip":
 out = Path(words[words.index("--out-dir") + 1] if "--out-dir" in words else words[2])
 name = script if is_module else f"prune_{out.name}" if script == "prune_codebook.py" else out.name
 with open(os.environ["CALLS"], "a") as file:
-    print(script, *words[1 + is_module :], file=file)
+    print(*launcher, script, *words[1 + is_module :], file=file)
 
 results = {
     "generate_fmap_dataset.py": ["dataset.json", "a.npy"],
@@ -72,7 +76,8 @@ if name == os.environ.get("SLOW"):
         if not is_ending and (received or Path(os.environ["STARTED"] + ".end").exists()):
             is_ending, until = True, time.monotonic() + 0.3  # time for a second signal
     Path(os.environ["STARTED"]).write_text(" ".join(map(str, received)))
-    sys.exit(7 if received else 0)
+    status = 7 if received else 0
+    sys.exit(min(status, 1) if launcher else status)
 """
 )
 
@@ -123,7 +128,7 @@ class Chain:
         assert status == 0, errors
         return output, [command.split()[0] for command in commands]
 
-    def start(self, slow, *, before=(), **options):
+    def start(self, slow, *more, before=(), **options):
         """Start the chain, as the leader of a session, and wait for its step `slow`, which lasts until a signal."""
 
         def preexec():
@@ -131,9 +136,8 @@ class Chain:
                 signal.signal(number, signal.SIG_DFL)
 
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-        process = subprocess.Popen(
-            [*before, *self.command], env=self.environment | {"SLOW": slow}, preexec_fn=preexec, **pipes | options
-        )
+        command, environment = [*before, *self.command, *more], self.environment | {"SLOW": slow}
+        process = subprocess.Popen(command, env=environment, preexec_fn=preexec, **pipes | options)
         while process.poll() is None and not self.child:
             time.sleep(0.01)
         return process
@@ -226,6 +230,52 @@ def test_flags_reach_every_step_and_change_no_key(chain):
     assert status == 0, errors
     assert all(command.split()[-2:] == flags for command in commands)
     assert chain.ended()[1] == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "launcher"),
+    [
+        (["--nproc", "2"], ["--nproc-per-node", "2", "--standalone"]),
+        (
+            ["--nproc", "4", "--nnodes", "3", "--rdzv-endpoint", "first:29400"],
+            [
+                "--nproc-per-node",
+                "4",
+                "--nnodes",
+                "3",
+                "--rdzv-backend",
+                "c10d",
+                "--rdzv-endpoint",
+                "first:29400",
+                "--rdzv-id",
+            ],
+        ),
+    ],
+)
+def test_every_step_runs_in_several_processes_and_nothing_runs_again_with_another_number(flags, launcher, chain):
+    status, _, errors, commands = chain.run(*flags, "--device", "cpu")
+    assert status == 0, errors
+    threads = max(1, os.cpu_count() // int(flags[1]))
+    for command in commands:
+        words = command.split()
+        assert words[: len(launcher)] == launcher
+        assert words[words.index("threads:") - 1] == str(threads)
+        assert words[-2:] == ["--device", "cpu"]
+    assert [command.split("threads: ")[1].split()[0] for command in commands][-1] == "generate_images.py"
+    assert chain.ended()[1] == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--nproc", "none"], "error: --nproc none: give a number from 1 on"),
+        (["--nproc"], "error: --nproc : give a number from 1 on"),
+        (["--nnodes", "2"], "error: --nnodes 2: add --rdzv-endpoint HOST:PORT, an address of one of the machines"),
+    ],
+)
+def test_processes_that_cannot_be_are_refused(flags, said, chain):
+    status, _, errors, commands = chain.run(*flags)
+    assert (status, errors.splitlines(), commands) == (2, [said], [])
 
 
 LAST = ["generate_images.py"]
@@ -331,6 +381,14 @@ def test_a_signal_reaches_the_step_once_and_the_chain_ends_with_it(number, send,
     assert errors.splitlines() == ["terminal: False"]
     assert chain.commands[-1].startswith("train_codebook.py")
     assert {path.name for path in (chain.out / ".done").iterdir()} == {"generate.json", "autoencoder", "feature_maps"}
+
+
+def test_a_signal_to_several_processes_ends_the_chain_with_its_number(chain):
+    """torchrun ends with 1, whatever the signal."""
+    process = chain.start("codebook_cond", "--nproc", "2")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert (process.returncode, chain.received) == (143, [signal.SIGTERM])
 
 
 def test_a_second_signal_is_passed_on_too_but_not_a_second_hangup(chain):

@@ -10,7 +10,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from utils import distributed
 from utils.config import build_config, read_json
 from utils.dataset import FileDataset
 from utils.device import peak_memory
@@ -94,7 +95,7 @@ def read_attempts(folder: StepFolder) -> list[Attempt]:
 
 def note(folder: StepFolder, **found: object) -> None:
     """Note in `run.json` that the newest attempt has come so far, and what is known of it now."""
-    if attempts := read_attempts(folder):
+    if distributed.is_main() and (attempts := read_attempts(folder)):
         _write(folder, [*attempts[:-1], dataclasses.replace(attempts[-1], end=_now(), **found)])
 
 
@@ -110,22 +111,36 @@ class Begun:
     def __init__(self, script: str, options: StepOptions) -> None:
         self.script, self.options, self.folder = Path(script).name, options, StepFolder(options.out_dir)
         self.arguments = json.loads(json.dumps(dataclasses.asdict(options), default=str))
-        self.since, self.device = _now(), None  # the device once it has begun
+        self.since, self.device, self.has_agreed = _now(), None, False  # the device once it has begun
 
     def begin(self, device: torch.device, config: object = None, inputs: dict | None = None) -> None:
         """Log to stdout and to a file, and keep in `run.json` what is done, with fingerprints of its `inputs`.
 
-        To be called once all checks have passed.
+        To be called once all checks have passed. Of several processes the first does so, once all have come here.
         """
+        self.agree(config, inputs)
+        self.device = device
+        if not distributed.is_main():
+            logging.disable()
+            return
         versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
         setup = (config and dataclasses.asdict(config), versions, str(device), torch.get_num_threads())
         begun = Attempt(self.script, self.arguments, *setup, self.since, self.since, RUNNING, inputs)
         _write(self.folder, [*read_attempts(self.folder), begun])
-        self.device = device
         handlers = [logging.StreamHandler(sys.stdout), logging.FileHandler(self.folder.log(begun.script))]
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers, force=True)
         log.info("arguments %s", json.dumps(self.arguments))
         log.info("%d threads: %s", begun.threads, CHOICE)
+        if distributed.num_processes() > 1:
+            log.info("%d processes", distributed.num_processes())
+
+    def agree(self, config: object = None, inputs: dict | None = None) -> None:
+        """Let all processes of the job come here before the first one writes; raises `UserError` if one cannot."""
+        if not self.has_agreed:
+            data = (inputs or {}).get("data", {}).get("index")  # not the times of its files, which copies may have lost
+            key = {"arguments": self.arguments, "config": config and dataclasses.asdict(config)}
+            distributed.agree(key | {"inputs": {**(inputs or {}), "data": data}})
+        self.has_agreed = True
 
     def key(self, inputs: dict) -> dict:
         """All that the results depend on, for a journal of what is done."""
@@ -159,7 +174,7 @@ class Begun:
 def attempt(script: str, options: StepOptions) -> Iterator[Begun]:
     """Attempt a step in this block, as the only process that writes to its folder, and keep how it ends."""
     begun = Begun(script, options)
-    with lock(begun.folder.path):
+    with lock(begun.folder.path) if distributed.is_main() else nullcontext():
         try:
             yield begun
         except BaseException as error:

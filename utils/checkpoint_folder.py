@@ -10,6 +10,7 @@ import torch
 from utils.attempt import read_attempts
 from utils.checkpoint import Origin, check_origins, link_checkpoint, load_checkpoint, save_checkpoint
 from utils.dataset import FileDataset
+from utils.distributed import is_main, num_processes
 from utils.files import UserError
 from utils.index import check_same
 from utils.learner import Learner, TrainingOptions
@@ -45,7 +46,15 @@ class CheckpointFolder:
         self.prefix, self.has_best = prefix, has_best
         self.total_steps = options.planned_steps(num_items)
         fixed = {flag: getattr(options, name) for name, flag in fixed_options(options).items()}
-        self.settings = {**fixed, "training items": num_items, **_flat(dataclasses.asdict(config))}
+        self.settings = {**fixed, "images of a step": options.step_size, "training items": num_items}
+        self.settings |= _flat(dataclasses.asdict(config))
+        # Of equal steps, how they are computed: it changes results by rounding alone.
+        self.parts = [num_processes(), options.batches_per_step, options.batch_size]
+        if num_items < num_processes():
+            raise UserError(
+                f"{dataset.index}: {num_items} training images are too few for {num_processes()} processes: start "
+                "fewer, or add images"
+            )
         self.bounds = options.bounds  # of the images that the weights have learned from, here or before
         self.best = math.inf  # validation loss of best.pt
         self.changes: list[str] = []  # differences between the resumed run and this one that are allowed
@@ -108,10 +117,15 @@ class CheckpointFolder:
         if missing := {"settings", "total_steps", "step"} - content.keys():
             raise UserError(f"{path}: is no checkpoint of a training, without {', '.join(sorted(missing))}; remove it")
         before = {"--test-fraction": 0.0, **content["settings"]}  # of a run from before there were test images
+        if "--batch-size" in before:  # and from before there were several processes
+            before["images of a step"] = before.pop("--batch-size") * before.pop("--grad-accum-step", 1)
         for key, value in before.items():
             if (now := self.settings.get(key)) != value:
+                keep = "keep it"
+                if key == "images of a step" and value * self.options.batch_size % now == 0:
+                    keep += f" with --batch-size {value * self.options.batch_size // now}"
                 raise UserError(
-                    f"{path}: cannot resume, {key!r} was {value}, now {now}; keep it, or start anew with --overwrite"
+                    f"{path}: cannot resume, {key!r} was {value}, now {now}; {keep}, or start anew with --overwrite"
                 )
         check_origins(path, content["trained_from"], self.trained_from)
         if data := content.get("data"):
@@ -143,6 +157,11 @@ class CheckpointFolder:
             self.changes.append(
                 f"this run began with {before} threads, now there are {torch.get_num_threads()}: results differ by "
                 f"rounding; for equal results set OMP_NUM_THREADS={before}"
+            )
+        if (before := content.get("parts", self.parts)) != self.parts:
+            self.changes.append(
+                "this run began with {} processes × {} batches × {} images a step, now {} × {} × {}: results differ by "
+                "rounding".format(*before, *self.parts)
             )
         try:
             learner.restore(content, self.path)
@@ -176,7 +195,7 @@ class CheckpointFolder:
 
         So a folder whose start was cut short holds no run that seems whole.
         """
-        if step == 0:
+        if step == 0 and is_main():
             for path in [*self.folder.made_checkpoints(self.prefix), *self.folder.made_pictures]:
                 path.unlink()
 
@@ -187,6 +206,8 @@ class CheckpointFolder:
         """
         path = self.folder.checkpoints / f"{self.prefix}_{step}.pt"
         self._write(path, learner, step, validation=validation, **rest)
+        if not is_main():
+            return
         link_checkpoint(path, self.folder.latest.name)
         if self.has_best and validation is not None:
             self._offer(path, validation)
@@ -202,17 +223,19 @@ class CheckpointFolder:
 
     def _write(self, path: Path, learner: Learner, step: int, **rest: object) -> None:
         plan = {"step": step, "total_steps": self.total_steps, "settings": self.settings}
-        rest |= plan | {"threads": torch.get_num_threads(), "data": self.dataset.fingerprint}
-        rest |= {"bounds": tuple(self.bounds)}
+        rest |= plan | {"threads": torch.get_num_threads(), "parts": self.parts, "data": self.dataset.fingerprint}
+        rest |= {"bounds": tuple(self.bounds), **learner.checkpoint()}
         if step == self.found.get("step") and self.found["statistics"] is not None:
             rest = {"statistics": self.found["statistics"]} | rest  # what is made good here must not lose them
-        save_checkpoint(path, self.kind, self.config, **learner.checkpoint(), trained_from=self.trained_from, **rest)
+        if is_main():
+            save_checkpoint(path, self.kind, self.config, trained_from=self.trained_from, **rest)
 
     def _offer(self, path: Path, validation: dict[str, float]) -> None:
         """Make a measured checkpoint `best.pt` if none was better."""
         if (loss := validation_loss(validation)) <= self.best:
             self.best = loss
-            link_checkpoint(path, self.folder.best.name)
+            if is_main():
+                link_checkpoint(path, self.folder.best.name)
 
 
 def validation_loss(validation: dict[str, float]) -> float:

@@ -1,9 +1,10 @@
-"""How every script ends: an expected error or a signal becomes one line and an exit status."""
+"""How every script begins and ends: it meets the other processes of its job; errors become one line and a status."""
 
 import signal
 import sys
 from collections.abc import Callable
 
+from utils import distributed
 from utils.device import keep_memory
 from utils.files import UserError
 
@@ -25,10 +26,32 @@ def run(main: Callable[[], None]) -> None:
             signal.signal(number, stop)
     keep_memory()
     try:
+        distributed.start()
         main()
+        distributed.end()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        distributed.leave(130)
+    except SystemExit as error:
+        if distributed.num_processes() == 1:
+            raise
+        distributed.leave(error.code)
     except (UserError, OSError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2)
+        say(str(error))
+        distributed.leave(2)
+    except RuntimeError as error:
+        if not distributed.is_lost(error):
+            raise
+        say(distributed.LOST)
+        distributed.leave(2)
+
+
+def say(error: str) -> None:
+    """Print an error in one line, unless another process of the job does."""
+    try:
+        error = distributed.settle(error)
+    except RuntimeError as lost:  # the others cannot be asked any more
+        if not distributed.is_lost(lost):
+            raise
+    if error is not None:
+        print("error:", " ".join(error.split()), file=sys.stderr)

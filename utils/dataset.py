@@ -1,13 +1,10 @@
 """The data sets behind `dataset.json` files, the order of an epoch, and batches."""
 
-import io
 import json
 import os
 import signal
-import tokenize
-import zipfile
 from collections.abc import Callable, Collection, Iterator
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +13,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from utils.checkpoint import Origin, check_origins
 from utils.cli import stop_signals
+from utils.distributed import Share, share_of
 from utils.files import UserError
 from utils.images import read_image
-from utils.index import Fingerprint, checksum, fingerprint
+from utils.index import Fingerprint, fingerprint
+from utils.map_files import read_map
 from utils.records import read_packed
 from utils.split import Bounds, Split, split_indices
 
@@ -81,40 +80,6 @@ class ImageDataset(FileDataset):
                 "scripts.make_dataset"
             )
         return image
-
-
-AGAIN = "make the maps again with generate_fmap_dataset.py"
-NO_ARRAY = (ValueError, EOFError, SyntaxError, OverflowError, IndexError, zipfile.BadZipFile, tokenize.TokenError)
-
-
-def read_map(path: Path, expected: str = "", row: int = -1) -> torch.Tensor:
-    """Read a feature map (C, H, W), float32, from its file or from a row of the array in it.
-
-    `expected` is the checksum of the file or row, where it is known. Raises `UserError` naming a file that is missing,
-    broken, not finite, or has changed since it was written.
-    """
-    try:
-        content = path.read_bytes() if row < 0 else _map_rows(path)[row].tobytes()
-        if expected and checksum(content) != expected:
-            raise UserError(f"{path}: has changed since it was written; {AGAIN}")
-        fmap = np.load(io.BytesIO(content), allow_pickle=False) if row < 0 else _map_rows(path)[row]
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such feature map; {AGAIN}") from None
-    except UserError:
-        raise
-    except NO_ARRAY as error:
-        raise UserError(f"{path}: not a feature map ({error}); {AGAIN}") from None
-    if not isinstance(fmap, np.ndarray) or fmap.ndim != 3 or not np.issubdtype(fmap.dtype, np.floating):
-        raise UserError(f"{path}: not a (C, H, W) array of floats; {AGAIN}")
-    if not np.isfinite(fmap).all():
-        raise UserError(f"{path}: holds NaN or infinity; train the autoencoder with a lower 'model_lr', then {AGAIN}")
-    return torch.from_numpy(np.array(fmap, dtype=np.float32))
-
-
-@lru_cache(maxsize=256)
-def _map_rows(path: Path) -> np.ndarray:
-    """The array in a file, mapped into memory."""
-    return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 class FeatureMapDataset(FileDataset):
@@ -203,7 +168,8 @@ class EpochSampler:
     """Index arrays of the batches of steps `start` to `stop`. Each epoch is a new permutation of `indices`.
 
     The last batch of an epoch may be smaller. The batch of a step is a function of (seed, step), so that a resumed run
-    sees the same batches as an uninterrupted one.
+    sees the same batches as an uninterrupted one. Of several processes each gets its `share` of a batch; one whose
+    share is empty gets an item of another, which does not count.
     """
 
     def __init__(self, indices: np.ndarray, batch_size: int, seed: int, start: int, stop: int) -> None:
@@ -218,7 +184,13 @@ class EpochSampler:
             epoch, position = divmod(step, per_epoch)
             if order is None or position == 0:
                 order = np.random.default_rng([self.seed & 0xFFFFFFFF, epoch]).permutation(self.indices)
-            yield order[position * self.batch_size :][: self.batch_size]
+            batch, share = order[position * self.batch_size :][: self.batch_size], self.share(step)
+            yield batch[share.first :][: share.number] if share.number else batch[:1]
+
+    def share(self, step: int) -> Share:
+        """What this process has of the batch of a step."""
+        position = step % steps_per_epoch(len(self.indices), self.batch_size)
+        return share_of(min(self.batch_size, len(self.indices) - position * self.batch_size))
 
 
 def steps_per_epoch(num_items: int, batch_size: int) -> int:
@@ -256,11 +228,6 @@ class BatchLoader(DataLoader):
     ) -> None:
         options = {"num_workers": num_workers, "pin_memory": pin_memory, "worker_init_fn": _ignore_stop}
         super().__init__(_ErrorsAsValues(dataset), sampler=batches, batch_size=None, **options)
-
-    @classmethod
-    def in_order(cls, dataset: Dataset, batch_size: int, num_workers: int = 0) -> "BatchLoader":
-        """All of `dataset`, in order."""
-        return cls(dataset, chunks(np.arange(len(dataset)), batch_size), num_workers)
 
     def __iter__(self) -> Iterator[object]:
         for batch in super().__iter__():

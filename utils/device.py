@@ -11,20 +11,34 @@ from pathlib import Path
 
 import torch
 
+from utils.distributed import local, num_processes
 from utils.files import UserError
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a name, with `auto` the first of cuda, mps and cpu; raises `UserError` where there is none."""
+    """The device of a name, with `auto` the first of cuda, mps and cpu; raises `UserError` where there is none.
+
+    Of several processes on a machine each has the GPU of its number.
+    """
+    own, several = local()[0], num_processes() > 1
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        has_mps = torch.backends.mps.is_available() and not several
+        name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
+    if several and name not in ("cuda", "cpu"):
+        raise UserError(f"--device {name} is for one process: give several of them --device cuda or cpu")
+    if several and name == "cuda" and own >= torch.cuda.device_count():
+        raise UserError(
+            f"--device cuda: there are {local()[1]} processes on this machine, but {torch.cuda.device_count()} GPUs; "
+            "start as many as there are GPUs"
+        )
     try:
         device = torch.device(name)
         if device.type == "meta":
             raise RuntimeError("it holds no numbers")
-        torch.empty(0, device=device)
-        if device.type == "cuda" and device.index is not None:
-            torch.cuda.set_device(device)  # what names no device is meant for this one: pinned memory, peaks of memory
+        place = torch.device("cuda", own) if several and device.type == "cuda" else device
+        torch.empty(0, device=place)
+        if place.type == "cuda" and place.index is not None:
+            torch.cuda.set_device(place)  # what names no device is meant for this one: pinned memory, peaks of memory
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {name} cannot be used here ({reason}): try --device auto") from None
@@ -57,7 +71,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def usable_memory(device: torch.device) -> float:
-    """The bytes that this process may use: what is free, and what it holds already; infinite where it is unknown."""
+    """The bytes that this process may use: what it holds already, and its share of what is free; perhaps infinite."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     if device.type == "mps":
@@ -67,7 +81,7 @@ def usable_memory(device: torch.device) -> float:
         limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
         free.append(limit - used)
     known = [size for size in free if size is not None]
-    return min(known) + (_kilobytes("/proc/self/status", "RssAnon") or 0) if known else math.inf
+    return min(known) / local()[1] + (_kilobytes("/proc/self/status", "RssAnon") or 0) if known else math.inf
 
 
 def peak_memory(device: torch.device) -> int:

@@ -3,18 +3,22 @@
 import copy
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from utils import distributed
 from utils.checkpoint import check_origins, load_checkpoint, load_weights
 from utils.checkpoint_folder import CheckpointFolder
 from utils.dataset import Batch, num_items, split_batch, to_device
 from utils.device import autocast, choose_dtype, usable_memory
+from utils.distributed import Share
+from utils.draws import drawing
 from utils.files import UserError
 from utils.flops import count_flops
 from utils.learner import TrainingOptions
@@ -36,7 +40,7 @@ class GradientOptions(TrainingOptions, SpeedOptions):
     lr_schedule: str = option(
         "halve at every --lr-step, or fall to 0 at the last step", "step", choices=("step", "cosine"), is_fixed=True
     )
-    grad_accum_step: int = option("batches whose gradients are added up for one training step", 1, low=1, is_fixed=True)
+    grad_accum_step: int = option("batches whose gradients are added up for one training step", 1, low=1)
     grad_clip: float = option("largest norm of the gradient", 1.0, above=0, is_fixed=True)
     ema_decay: float = option(
         "decay of the averaged weights, which later steps use; 0: no average", 0.999, low=0, below=1, is_fixed=True
@@ -51,9 +55,9 @@ class GradientOptions(TrainingOptions, SpeedOptions):
             raise UserError("--load-optim needs --model-path, the checkpoint that holds the optimizer state")
 
     @property
-    def step_size(self) -> int:
-        """Items that a step learns from."""
-        return self.batch_size * self.grad_accum_step
+    def batches_per_step(self) -> int:
+        """Batches of a process that a step adds up."""
+        return self.grad_accum_step
 
 
 def learning_rate(step: int, total_steps: int, base: float, options: GradientOptions) -> float:
@@ -94,7 +98,6 @@ class GradientLearner:
         self.peak = config.model_lr * (options.step_size * per_item / TOKENS) ** 0.5
         dtype = choose_dtype(device, options.precision)
         self.optimizers = build_optimizers(model, by_muon, self.peak, config.weight_decay, dtype)
-        self.compiled = torch.compile(model) if options.compile else model
         self.autocast = autocast(device, options.precision)
         self.average = copy.deepcopy(model).requires_grad_(False) if options.ema_decay > 0 else None
         self.num_averaged = 0
@@ -104,13 +107,19 @@ class GradientLearner:
         """The model to look at and to measure: the averaged one if there is one, ready for evaluation."""
         return (self.model if self.average is None else self.average).eval()
 
-    def update(self, batch: Batch, step: int) -> dict[str, torch.Tensor | float]:
-        """One step down the gradient."""
+    @cached_property
+    def trained(self) -> nn.Module:
+        """What a step calls: the model, which shares its gradients with the other processes, compiled if asked."""
+        model = distributed.parallel(self.model)
+        return torch.compile(model) if self.options.compile else model
+
+    def update(self, batch: Batch, step: int, share: Share | None = None) -> dict[str, torch.Tensor | float]:
+        """One step down the gradient of all that the step learns from, of which the batch is this process's `share`."""
         rate = learning_rate(step, self.total_steps, self.peak, self.options)
         set_rate(self.optimizers, rate)
         self.model.train()
         self.model.zero_grad()
-        numbers = self.backward(self.compiled, batch)
+        numbers = self.backward(self.trained, batch, step, share)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.options.grad_clip)
         for optimizer in self.optimizers.values():
             optimizer.step()
@@ -118,16 +127,28 @@ class GradientLearner:
             self._update_average()
         return {**numbers, "gradient_norm": norm.detach(), "learning_rate": rate}
 
-    def backward(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
-        """Add up the gradients of a batch, `--batch-size` items at a time; return what was measured, detached."""
-        numbers: dict[str, torch.Tensor] = {}
-        for part in split_batch(batch, self.options.batch_size):
-            share = num_items(part) / num_items(batch)
-            with self.autocast:
-                found = self.compute(model, part)
-            (found["loss"] * share).backward()
+    def backward(
+        self, model: nn.Module, batch: Batch, step: int = 0, share: Share | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Add up the gradients of a batch, `--batch-size` items at a time; return what was measured, detached.
+
+        Several processes add up theirs with the last part.
+        """
+        share, size = share or Share(0, num_items(batch), num_items(batch)), self.options.batch_size
+        parts, numbers = split_batch(batch, size), {}
+        for number, part in enumerate(parts):
+            mine = share.part(number * size, size)
+            weight = mine.number / mine.total
+            is_shared = number == len(parts) - 1 or distributed.num_processes() == 1
+            alone = nullcontext() if is_shared else model.no_sync()
+            with drawing(self.options.seed, step, mine), alone:
+                with self.autocast:
+                    found = self.compute(model, part)
+                # The gradients of the processes are averaged.
+                (found["loss"] * (weight * distributed.num_processes())).backward()
             for name, value in found.items():
-                numbers[name] = numbers.get(name, 0) + value.detach() * share
+                numbers[name] = numbers.get(name, 0) + value.detach() * weight
+        distributed.add_up(*numbers.values())
         return numbers
 
     @torch.no_grad()

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 
 from utils.dataset import Batch, steps_per_epoch
+from utils.distributed import Share, num_processes
 from utils.options import StepOptions, option
 from utils.split import SplitOptions
 
@@ -17,7 +18,7 @@ class TrainingOptions(SplitOptions, StepOptions):
 
     dataset_path: Path = option("dataset.json to train on")
     config_path: Path = option("JSON config of the model", short="-c")
-    batch_size: int = option("images at once; a training step may add up several batches", 8, low=1, is_fixed=True)
+    batch_size: int = option("images at once in a process; a training step may add up several batches", 8, low=1)
     checkpoint_step: int = option("training steps between checkpoints, pictures and validation", 1000, low=1)
     keep_checkpoint: int | None = option("newest checkpoints to keep, beside best.pt", None, unset="all", low=1)
     log_step: int = option("training steps between log lines", 50, low=1)
@@ -30,9 +31,14 @@ class TrainingOptions(SplitOptions, StepOptions):
     tensorboard: bool = option("also write to tensorboard/ in --out-dir; needs requirements-eval.txt", False)
 
     @property
+    def batches_per_step(self) -> int:
+        """Batches of a process that a step adds up."""
+        return 1
+
+    @property
     def step_size(self) -> int:
-        """Items that a step learns from."""
-        return self.batch_size
+        """Items that a step of all processes learns from."""
+        return self.batch_size * self.batches_per_step * num_processes()
 
     def planned_steps(self, num_items: int) -> int:
         """Steps until the last epoch or `--max-step`, whichever comes first."""
@@ -45,14 +51,20 @@ class Learner(Protocol):
 
     device: torch.device
 
-    def update(self, batch: Batch, step: int) -> dict[str, torch.Tensor | float]:
-        """Learn from one batch; return numbers to log, `loss` among them, tensors or plain."""
+    def update(self, batch: Batch, step: int, share: Share | None = None) -> dict[str, torch.Tensor | float]:
+        """Learn from one batch, which is all that the step learns from, or this process's `share` of that.
+
+        Return numbers to log, `loss` among them, tensors or plain, the same in all processes.
+        """
 
     def flops(self, batch: Batch) -> int | None:
         """Floating-point operations of the products of one step with this batch; None where nobody counts them."""
 
     def checkpoint(self) -> dict:
-        """What to save: `model`, a state dict, and whatever else an exact resume needs."""
+        """What to save: `model`, a state dict, and whatever else an exact resume needs.
+
+        All processes are to ask at the same time, and the first one saves it.
+        """
 
     def restore(self, content: dict, path: Path) -> None:
         """Take up what `checkpoint` gave."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from utils import distributed
 from utils.dataset import Batch, num_items, steps_per_epoch, to_device
 from utils.files import UserError, flush, replace_file
 from utils.images import open_rgb
@@ -48,13 +49,14 @@ class Metrics:
         `state` is what the checkpoint of `step` keeps. Where that holds a row which was not written to its end, the
         rows of `step` are dropped, since the row will be written again.
         """
-        path = self.folder.metrics
-        rows = read_rows(path) if step else []
+        rows = read_rows(self.folder.metrics) if step else []
         self.is_complete = any(row["step"] == step and _is_checkpoint(row) for row in rows)
-        last = step - 1 if state is not None and state["row"] is not None and not self.is_complete else step
-        write_rows(path, [row for row in rows if row["step"] <= last])
-        if self.make_board is not None:
-            self.board = self.make_board(str(self.folder.tensorboard), purge_step=last + 1)  # hides later entries
+        distributed.wait()  # until all have read them
+        if distributed.is_main():
+            last = step - 1 if state is not None and state["row"] is not None and not self.is_complete else step
+            write_rows(self.folder.metrics, [row for row in rows if row["step"] <= last])
+            if self.make_board is not None:
+                self.board = self.make_board(str(self.folder.tensorboard), purge_step=last + 1)  # hides later entries
         self._clear()
         if state is not None:
             self.sums, self.steps = dict(state["sums"]), state["steps"]
@@ -98,12 +100,12 @@ class Metrics:
         """Leave out of the rate what was not training."""
         self.clock, self.waited = time.perf_counter(), 0.0
 
-    def add(self, numbers: dict[str, torch.Tensor | float], batch: Batch) -> None:
-        """Add the numbers of one step; tensors stay on their device, so that nothing waits for it."""
+    def add(self, numbers: dict[str, torch.Tensor | float], items: int) -> None:
+        """Add the numbers of one step of all processes; tensors stay on their device, so that nothing waits for it."""
         for name, value in numbers.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.steps += 1
-        self.items += num_items(batch)
+        self.items += items
 
     def close(self, step: int) -> dict[str, float]:
         """The means since the last call, nothing of no steps. Raises `UserError` if one is no longer finite."""
@@ -121,7 +123,7 @@ class Metrics:
         items_per_second = self.items / seconds
         if self.items:  # none where another process has done these steps
             means[f"{self.unit}_per_second"] = self.per_item * items_per_second
-            means["data_wait"] = self.waited / seconds
+            means["data_wait"] = max(distributed.gather(self.waited / seconds))
             if self.may_starve and means["data_wait"] > MOST_WAIT:
                 log.warning(
                     "%.0f %% of the time goes by in waiting for data: raise --num-workers", 100 * means["data_wait"]
@@ -138,6 +140,8 @@ class Metrics:
 
     def write_row(self, row: dict[str, object]) -> None:
         """Write a line as it is."""
+        if not distributed.is_main():
+            return
         append_row(self.folder.metrics, row)
         if self.board is not None:
             for name, value in row.items():

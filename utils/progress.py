@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 from tqdm import tqdm
 
+from utils.distributed import is_main
+
 LINE_SECONDS = 30  # between the lines of one bar, at least
 
 
@@ -31,5 +33,7 @@ class PlainBar(tqdm):
 
 
 def progress(iterable: Iterable | None = None, **options: object) -> tqdm:
-    """A bar over `iterable`, or one that is updated by hand; `options` are tqdm's."""
+    """A bar over `iterable`, or one that is updated by hand, in one process of a job; `options` are tqdm's."""
+    if not is_main():
+        return tqdm(iterable, **options | {"disable": True})
     return (tqdm if sys.stderr.isatty() else PlainBar)(iterable, **options)

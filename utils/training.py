@@ -1,6 +1,7 @@
 """The one training loop, and how it stops."""
 
 import dataclasses
+import itertools
 import json
 import logging
 import signal
@@ -14,11 +15,13 @@ import torch
 from torch.utils.data import Dataset
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from utils import distributed
 from utils.attempt import note
 from utils.checkpoint_folder import CheckpointFolder
 from utils.cli import stop_signals
 from utils.dataset import BatchLoader, EpochSampler, chunks
 from utils.device import choose_workers
+from utils.draws import drawing
 from utils.learner import Learner, TrainingOptions
 from utils.memory import Footprint
 from utils.metrics import Metrics
@@ -56,6 +59,8 @@ def train(
     log.info("config %s", json.dumps(dataclasses.asdict(checkpoints.config)))
     for change in checkpoints.changes:
         log.warning("%s", change)
+    size, number = options.step_size, distributed.num_processes()
+    log.info("a step learns from %d images, of which a process has %d", size, size // number)
     total, state = checkpoints.total_steps, checkpoints.found.get("metrics")
     planner = Planner(checkpoints, learner, start, footprint)
     checkpoints.begin(start)
@@ -65,7 +70,7 @@ def train(
         """Before anything that may fail or take long."""
         row = metrics.close(step)
         checkpoints.save(learner, step, metrics=metrics.state(row))
-        leave_if_asked(stop, checkpoints)
+        leave_if_asked(stops.now(*stop[:1]), checkpoints)
         finish(step, row, None)
 
     def finish(step: int, row: dict[str, float], validation: dict[str, float] | None) -> None:
@@ -74,19 +79,21 @@ def train(
         validation = validate() if validation is None else validation
         checkpoints.save(learner, step, validation, metrics=metrics.state(row))
         note(checkpoints.folder)
-        preview(step)
+        if distributed.is_main():
+            preview(step)
         if row:
             metrics.write(step, row)
         metrics.write(step, validation)
         metrics.show_pictures(step)
         planner.add_checkpoint(time.monotonic() - since)
         metrics.restart_clock()
-        leave_if_asked(stop, checkpoints)
+        leave_if_asked(stops.now(*stop[:1]), checkpoints)
 
     sampler = EpochSampler(indices, options.step_size, options.seed, start, max(start, total))
     is_cuda = learner.device.type == "cuda"
     loader = BatchLoader(dataset, sampler, choose_workers(options.num_workers, learner.device), is_cuda)
     bar = progress(loader, initial=start, total=total, unit="step", desc=options.out_dir.name, mininterval=0.5)
+    stops = distributed.Largest()
     with catch_stop() as stop, logging_redirect_tqdm(), bar:
         if not metrics.is_complete and state is not None and state["row"] is not None:
             finish(start, state["row"], checkpoints.found.get("validation"))
@@ -97,9 +104,10 @@ def train(
         for step, batch in enumerate(metrics.timed(bar, learner.device), start):
             if step == start:
                 metrics.count_flops(learner, batch)
-            torch.manual_seed(int(np.random.SeedSequence([options.seed & 0xFFFFFFFF, step]).generate_state(1)[0]))
-            metrics.add(learner.update(batch, step), batch)
-            done = step + 1
+            share = sampler.share(step)
+            with drawing(options.seed, step, share):
+                metrics.add(learner.update(batch, step, share), share.total)
+            done, asked = step + 1, stops.of_step_before(*stop[:1])
             planner.add_step(done)
             if done % options.checkpoint_step == 0 or done == total:
                 save(done)
@@ -107,28 +115,33 @@ def train(
             if done % options.log_step == 0:
                 metrics.write(done, metrics.close(done) | watch())
                 metrics.restart_clock()
-            if stop:
+            if asked:
                 checkpoints.save_stop(learner, done, metrics=metrics.state())
-                leave_if_asked(stop, checkpoints)
+                leave_if_asked(asked, checkpoints)
     return max(start, total)
 
 
-def leave_if_asked(stop: list[signal.Signals], checkpoints: CheckpointFolder) -> None:
-    """Once all is saved, end the process if a signal has asked for it."""
+def leave_if_asked(stop: int, checkpoints: CheckpointFolder) -> None:
+    """Once all is saved, end the process if a signal, 0 for none, has asked for it."""
     if stop:
         saved = f"saved {checkpoints.folder.latest}; go on with --resume, or end here with --resume --max-step 1"
-        log.info("stopped by %s: %s", stop[0].name, saved)
-        sys.exit(128 + stop[0])
+        log.info("stopped by %s: %s", signal.Signals(stop).name, saved)
+        sys.exit(128 + stop)
 
 
 @torch.no_grad()
 def mean_over(dataset: Dataset, indices: np.ndarray, batch_size: int, function: Callable) -> dict[str, float]:
-    """The means of `function(batch)`, a dictionary of scalars, over the first `MAX_VALIDATION` of `indices`."""
+    """The means of `function(batch)`, a dictionary of scalars, over the first `MAX_VALIDATION` of `indices`.
+
+    Each process measures some of the batches, and all have the means of all.
+    """
     sums: dict[str, float] = {}
     indices = indices[:MAX_VALIDATION]
-    for batch in chunks(indices, batch_size):
-        for name, value in function(dataset[batch]).items():
-            sums[name] = sums.get(name, 0.0) + float(value) * len(batch)
+    found = [(len(batch), function(dataset[batch])) for batch in distributed.own(chunks(indices, batch_size))]
+    found = [(number, {name: float(value) for name, value in values.items()}) for number, values in found]
+    for number, values in itertools.chain.from_iterable(distributed.gather(found)):
+        for name, value in values.items():
+            sums[name] = sums.get(name, 0.0) + value * number
     return {name: value / len(indices) for name, value in sums.items()}
 
 

@@ -119,7 +119,7 @@ def train_stage(number: int) -> None:
 
 def train_autoencoder(*, quantized: bool) -> None:
     model, book = build(Autoencoder, AUTOENCODER), codebook(1, 8) if quantized else None
-    trained = learner(model, lambda *args: reconstruction_loss(*args, book), AUTOENCODER, model.kernels)
+    trained = learner(model, lambda *args: reconstruction_loss(*args, model.loss, book), AUTOENCODER, model.kernels)
     trained.update(torch.zeros(IMAGES, 3, 16, 16, device=DEVICE), 0)
 
 

@@ -1,0 +1,286 @@
+"""Several processes of one job do what one does: gradients, maps, files; and none is left alone with an error."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+import generate_fmap_dataset
+import generate_images
+import prune_codebook
+import train_autoencoder
+from tests.helpers.deaths import results
+from tests.helpers.jobs import run_job
+from tests.helpers.runs import FRACTIONS, MAINS, PRUNED, WEIGHTS, latest, rows
+from tests.helpers.scripts import TINY, run_main
+from utils import distributed
+from utils.files import UserError
+from utils.gradient import GradientLearner
+from utils.index import read_dataset
+
+ROOT = Path(__file__).parent.parent
+# What draws random numbers in training, of a config.
+NOISE = {
+    "autoencoder": {"latent_noise": 0.1},
+    "transformer_0": {"dropout": 0.3, "condition_dropout": 0.2},
+    "transformer_1": {"dropout": 0.3, "condition_dropout": 0.2, "condition_noise": 0.4},
+}
+
+
+@pytest.fixture
+def job(tmp_path):
+    """A function: run a script in several processes, which must end with these statuses; returns what they said.
+
+    `arguments` are those of all processes, or a function of the number of one.
+    """
+
+    def call(main, arguments, number=2, statuses=None, **more):
+        given = arguments if callable(arguments) else lambda _: arguments
+        found = run_job(lambda rank: run_main(main, *given(rank)), tmp_path / "job", number, **more)
+        assert [status for status, _ in found] == (statuses or [0] * number), found
+        return [text for _, text in found]
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "plan"),
+    [
+        ("autoencoder", 3, ("--batch-size", 3)),  # of 28 images the last step has one: two processes have none
+        ("transformer_0", 3, ("--batch-size", 3)),
+        ("transformer_1", 2, ("--batch-size", 2, "--grad-accum-step", 3)),
+    ],
+)
+def test_gradients_and_losses_are_those_of_one_process(name, number, plan, job, command, train, write_json, tmp_path):
+    size = number * int(np.prod(plan[1::2]))
+    config = write_json(tmp_path / "noisy.json", json.loads((TINY / f"{name}.json").read_text()) | NOISE[name])
+    start = ["--max-step", 4, "--config-path", config]
+    one = train(name, "one", *start, "--batch-size", size)
+    job(MAINS[name], command(name, "several", *start, *plan), number)
+    several = latest(tmp_path / "several")
+    for key, count in {"train_loss": 4, "gradient_norm": 4, "val_loss": 1}.items():
+        found = [[row[key] for row in rows(tmp_path / out, key)] for out in ("one", "several")]
+        assert len(found[0]) >= count
+        assert found[1] == pytest.approx(found[0], rel=1e-3)
+    for kind in ("model", "ema"):
+        for key, value in one[kind].items():
+            assert torch.allclose(several[kind][key].float(), value.float(), atol=1e-3), (kind, key)
+    assert several["settings"] == one["settings"]
+    assert several["parts"] == [number, *plan[3:], *plan[1:2]] if len(plan) > 2 else [number, 1, plan[1]]
+
+
+def test_a_map_is_that_of_one_process(job, command, train, tmp_path):
+    plan = ("--max-epoch", 4, "--checkpoint-step", 9)
+    one = train("codebook_1", "one", *plan, "--batch-size", 9)
+    job(MAINS["codebook_1"], command("codebook_1", "several", *plan, "--batch-size", 3), 3)
+    several = latest(tmp_path / "several")
+    assert torch.allclose(several["model"]["units"], one["model"]["units"], atol=1e-4)
+    for name in ("coordinates", "counts"):
+        assert torch.equal(several["model"][name], one["model"][name])
+    for name, value in one["learner"].items():
+        assert torch.allclose(several["learner"][name], value, atol=1e-3), name
+    for name, value in one["statistics"].items():
+        assert several["statistics"][name] == (pytest.approx(value) if isinstance(value, float) else value), name
+
+
+@pytest.mark.parametrize("layout", [(), ("--packed", "--dtype", "float16")])
+def test_feature_maps_are_those_of_one_process_byte_for_byte(layout, job, faces, tiny_run, tmp_path):
+    def arguments(out):
+        common = ("--dataset-path", faces, "--model-path", tiny_run / "autoencoder" / WEIGHTS, "--device", "cpu")
+        return *common, "--flip", "--batch-size", 3, "--num-files-folder", 9, "--out-dir", tmp_path / out, *layout
+
+    run_main(generate_fmap_dataset.main, *arguments("one"))
+    job(generate_fmap_dataset.main, arguments("several"), 3)
+    assert results(tmp_path / "several") == results(tmp_path / "one")
+
+
+def test_pictures_are_those_of_one_process_byte_for_byte(job, tiny_run, tmp_path):
+    arguments = ("--config-path", tiny_run / "generate.json", "--decoder-path", tiny_run / "autoencoder" / WEIGHTS)
+    arguments += ("--num-images", 7, "--batch-size", 2, "--device", "cpu", "--out-dir")
+    run_main(generate_images.main, *arguments, tmp_path / "one")
+    job(generate_images.main, (*arguments, tmp_path / "several"))
+    assert results(tmp_path / "several") == results(tmp_path / "one")
+    assert len(list((tmp_path / "several/images").glob("image_*.png"))) == 7
+
+
+def test_tokens_and_pruned_codebooks_are_those_of_one_process(job, command, tiny_run, tmp_path):
+    shutil.copytree(tiny_run / "feature_maps", tmp_path / "maps", ignore=shutil.ignore_patterns("tokens"))
+    maps = ("--dataset-path", tmp_path / "maps/dataset.json")
+    job(MAINS["transformer_1"], command("transformer_1", "stage", *maps, "--max-step", 1))
+    made = sorted((tmp_path / "maps/tokens").glob("*.pt"))
+    assert len(made) == 2
+    for path in made:
+        before = torch.load(tiny_run / "feature_maps/tokens" / path.name, weights_only=True)
+        assert torch.equal(torch.load(path, weights_only=True)["model"]["tokens"], before["model"]["tokens"])
+    arguments = (*FRACTIONS, *maps, "--codebook-path", tiny_run / "codebook_1" / WEIGHTS, "--prune-threshold", 40)
+    arguments += ("--decoder-path", tiny_run / "autoencoder" / WEIGHTS, "--device", "cpu", "--out-dir")
+    run_main(prune_codebook.main, *arguments, tmp_path / "one")
+    job(prune_codebook.main, (*arguments, tmp_path / "several"))
+    found = [torch.load(tmp_path / out / PRUNED, weights_only=True) for out in ("one", "several")]
+    assert 2 <= len(found[0]["model"]["units"]) < 16
+    for name, value in found[0]["model"].items():
+        assert torch.equal(found[1]["model"][name], value)
+    assert found[1]["statistics"]["topographic_error"] == found[0]["statistics"]["topographic_error"]
+
+
+def interrupted(step, action):
+    """What a process does instead of its update of a step: something, and then the update."""
+    original = GradientLearner.update
+
+    def update(self, batch, at, share):
+        if at == step:
+            action()
+        return original(self, batch, at, share)
+
+    return update
+
+
+def in_one(monkeypatch, rank, step, action):
+    """Let one process do something at a step."""
+    act = lambda: action() if distributed.rank() == rank else None  # noqa: E731
+    monkeypatch.setattr(GradientLearner, "update", interrupted(step, act))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_any_process_stops_all_after_the_same_step(rank, job, command, train, tmp_path, monkeypatch):
+    plan = ("--max-step", 7, "--checkpoint-step", 5)
+    with monkeypatch.context() as patch:
+        in_one(patch, rank, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        job(train_autoencoder.main, command("autoencoder", "run", *plan, "--batch-size", 6), statuses=[143, 143])
+    assert latest(tmp_path / "run")["step"] == 4  # a step late
+    assert (tmp_path / "job/0.out").read_text().count("stopped by SIGTERM") == 1
+    train("autoencoder", "run", *plan, "--resume")
+    whole, found = train("autoencoder", "whole", *plan), latest(tmp_path / "run")
+    assert "2 processes × 1 batches × 6 images a step, now 1 × 1 × 12" in (tmp_path / "run/train.log").read_text()
+    for name, value in whole["model"].items():
+        assert torch.allclose(found["model"][name], value, atol=1e-3)
+
+
+def test_a_process_that_dies_ends_the_job_which_goes_on_from_its_checkpoint(job, command, train, tmp_path, monkeypatch):
+    """With two processes, one, and two again."""
+    plan = ("--max-step", 7, "--checkpoint-step", 2, "--resume")
+    with monkeypatch.context() as patch:
+        in_one(patch, 1, 3, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        said = job(MAINS["transformer_1"], command("transformer_1", "run", *plan, "--batch-size", 6), statuses=[2, -9])
+    assert said[0] == f"error: {distributed.LOST}\n"
+    assert latest(tmp_path / "run")["step"] == 2
+    train("transformer_1", "run", *plan, "--max-step", 4)
+    job(MAINS["transformer_1"], command("transformer_1", "run", *plan, "--batch-size", 6))
+    whole, found = train("transformer_1", "whole", *plan), latest(tmp_path / "run")
+    assert found["step"] == 7
+    for name, value in whole["model"].items():
+        assert torch.allclose(found["model"][name], value, atol=1e-3)
+
+
+def test_torchrun_starts_what_has_died_anew(command, train, tmp_path):
+    """The whole way, by the command that people give; a process ends itself after a step of its first attempt."""
+    script = tmp_path / "dying.py"
+    script.write_text(
+        "import os, sys, train_autoencoder\n"
+        "from utils import cli\n"
+        "from utils.gradient import GradientLearner\n"
+        "original = GradientLearner.update\n"
+        "def update(self, batch, step, share):\n"
+        "    if step == 3 and os.environ['RANK'] + os.environ['TORCHELASTIC_RESTART_COUNT'] == '10':\n"
+        "        os.kill(os.getpid(), 9)\n"
+        "    return original(self, batch, step, share)\n"
+        "GradientLearner.update = update\n"
+        "cli.run(train_autoencoder.main)\n"
+    )
+    plan = ("--max-step", 6, "--checkpoint-step", 2, "--resume")
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words += ["--max-restarts", "1", script, *command("autoencoder", "run", *plan, "--batch-size", 6)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    found = subprocess.run([*map(str, words)], env=environment, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert [line for line in found.stderr.splitlines() if line.startswith("error")] == [f"error: {distributed.LOST}"]
+    whole, again = train("autoencoder", "whole", *plan), latest(tmp_path / "run")
+    assert again["step"] == 6
+    for name, value in whole["model"].items():
+        assert torch.allclose(again["model"][name], value, atol=1e-3)
+
+
+def of_one(command, flags, rank=1):
+    """Arguments of which one process has some more."""
+    return lambda number: command("autoencoder", "run", "--batch-size", 6, *(flags if number == rank else ()))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_error_of_one_process_is_one_line_of_the_first(rank, job, command, tmp_path):
+    said = job(train_autoencoder.main, of_one(command, ["--config-path", "none.json"], rank), statuses=[2, 2])
+    assert said == ["error: none.json: no such file\n", ""]
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_arguments_are_one_line_of_the_first(job, command, tmp_path):
+    said = job(train_autoencoder.main, of_one(command, ["--seed", 3]), statuses=[2, 2])
+    assert said == [
+        "error: processes 0 and 1 have other arguments: seed (0, 3): start all of them with one command\n",
+        "",
+    ]
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_code_is_one_line_of_the_first(job, command, monkeypatch):
+    monkeypatch.setattr(distributed, "_code", lambda: f"version {distributed.rank()}")
+    said = job(train_autoencoder.main, command("autoencoder", "run"), statuses=[2, 2])
+    assert said == [
+        "error: processes 0 and 1 have other code (version 0, version 1): start all of them with one command\n",
+        "",
+    ]
+
+
+def test_fewer_images_than_processes_are_refused(job, command, faces, tmp_path, write_json):
+    records = [
+        record | {"image_fpath": str(faces.parent / record["image_fpath"])} for record in read_dataset(faces, ())[0]
+    ]
+    few = write_json(tmp_path / "few/dataset.json", {"_default": {"1": records[0]}})
+    everything = ("--dataset-path", few, "--val-fraction", 0, "--test-fraction", 0)
+    said = job(train_autoencoder.main, command("autoencoder", "run", *everything), statuses=[2, 2])
+    assert said == [f"error: {few}: 1 training images are too few for 2 processes: start fewer, or add images\n", ""]
+
+
+def test_a_process_that_never_comes_is_not_waited_for_long(job, command, monkeypatch):
+    monkeypatch.setattr(distributed, "HANDSHAKE", timedelta(seconds=1))
+    start = distributed.start
+    monkeypatch.setattr(distributed, "start", lambda: os._exit(7) if os.environ["RANK"] == "1" else start())
+    said = job(train_autoencoder.main, command("autoencoder", "run"), statuses=[2, 7])
+    assert said[0].startswith(f"error: {distributed.MISSING}")
+    assert said[0].count("\n") == 1
+
+
+def test_processes_that_start_anew_do_not_meet_those_of_before(monkeypatch):
+    """torchrun keeps the store of a job when it starts its processes again."""
+    store = dist.HashStore()
+    for _ in range(3):
+        with ThreadPoolExecutor() as pool:
+            found = list(pool.map(lambda own: distributed._meet(store, own, 4), range(4)))
+        assert not found[0].check(["place of 0"])
+        found[0].set("place of 0", "")
+        assert all(each.check(["place of 0"]) for each in found)
+    monkeypatch.setattr(distributed, "HANDSHAKE", timedelta(seconds=0.2))
+    with pytest.raises(UserError, match="those of the numbers 1, 2, 3 have not"):
+        distributed._meet(store, 0, 4)
+    with pytest.raises(dist.DistError):
+        distributed._meet(dist.HashStore(), 1, 4)
+
+
+def test_an_error_amid_the_training_is_said_once(job, command, monkeypatch):
+    def fail():
+        raise OSError(28, "No space left on device", "disk")
+
+    in_one(monkeypatch, 1, 2, fail)
+    said = job(
+        train_autoencoder.main, command("autoencoder", "run", "--batch-size", 6, "--max-step", 5), statuses=[2, 2]
+    )
+    assert said == ["", "error: [Errno 28] No space left on device: 'disk'\n"]
