@@ -24,6 +24,7 @@ from evaluation.reconstruction import quality
 from evaluation.results import SAMPLES, Results
 from evaluation.run import TrainedRun
 from scripts import evaluate
+from tests.helpers.jobs import run_job
 from tests.helpers.runs import BOUNDS
 from tests.helpers.scripts import expect_error, run_main
 from utils.config import load_config
@@ -496,6 +497,29 @@ def test_a_run_is_evaluated_as_far_as_it_has_come(tiny_run, faces, tmp_path):
     starts = [line.split(":")[0] for line in content["missing"]]
     assert starts == ["codebook_2", "stage 1", "stage 2", "samples"]
     assert all(f"- {line}" in (tmp_path / "out/table.md").read_text() for line in content["missing"])
+
+
+def test_several_processes_measure_what_one_does(tiny_run, faces, tmp_path):
+    def measure(_):
+        run_main(evaluate.main, tiny_run, *arguments, "--out-dir", tmp_path / "several")
+
+    arguments = ("--dataset-path", faces, "--device", "cpu", "--extractor", "efficientnet", "--batch-size", 4)
+    one = run_on(tiny_run, faces, tmp_path / "one", *arguments)
+    assert run_job(measure, tmp_path / "job", 3) == [(0, "")] * 3
+    several = json.loads((tmp_path / "several/evaluation.json").read_text())
+    del one["seconds"], several["seconds"]
+    near = {place: pytest.approx(value, rel=1e-4) for place, value in flat(one).items() if isinstance(value, float)}
+    assert flat(several) == flat(one) | near
+    pairs = [(tmp_path / out / "pairs.png").read_bytes() for out in ("one", "several")]
+    assert pairs[0] == pairs[1]
+
+
+def flat(value, name=""):
+    """All that a JSON value holds, by its place."""
+    parts = enumerate(value) if isinstance(value, list) else value.items() if isinstance(value, dict) else None
+    if parts is None:
+        return {name: value}
+    return {place: found for key, inner in parts for place, found in flat(inner, f"{name}/{key}").items()}
 
 
 @pytest.fixture
