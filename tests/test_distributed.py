@@ -19,11 +19,14 @@ import generate_fmap_dataset
 import generate_images
 import prune_codebook
 import train_autoencoder
+from models.codebook import Codebook, CodebookConfig
+from models.map_learner import MapLearner
 from tests.helpers.deaths import results
 from tests.helpers.jobs import run_job
 from tests.helpers.runs import FRACTIONS, MAINS, PRUNED, WEIGHTS, latest, rows
 from tests.helpers.scripts import TINY, run_main
 from utils import distributed
+from utils.draws import drawing
 from utils.files import UserError
 from utils.gradient import GradientLearner
 from utils.index import read_dataset
@@ -56,19 +59,20 @@ def job(tmp_path):
 @pytest.mark.parametrize(
     ("name", "number", "plan"),
     [
-        ("autoencoder", 3, ("--batch-size", 3)),  # of 28 images the last step has one: two processes have none
-        ("transformer_0", 3, ("--batch-size", 3)),
-        ("transformer_1", 2, ("--batch-size", 2, "--grad-accum-step", 3)),
+        ("autoencoder", 3, ("--batch-size", 9)),  # of 28 images the second step has one: two processes have none
+        ("autoencoder", 3, ("--batch-size", 4)),  # the third step has four: shares of 1, 1 and 2
+        ("transformer_0", 3, ("--batch-size", 5)),  # of 56 maps the fourth step has 11
+        ("transformer_1", 2, ("--batch-size", 3, "--grad-accum-step", 2)),  # the fifth has 8: batches of 3 and 1
     ],
 )
 def test_gradients_and_losses_are_those_of_one_process(name, number, plan, job, command, train, write_json, tmp_path):
     size = number * int(np.prod(plan[1::2]))
     config = write_json(tmp_path / "noisy.json", json.loads((TINY / f"{name}.json").read_text()) | NOISE[name])
-    start = ["--max-step", 4, "--config-path", config]
+    start = ["--max-step", 5, "--config-path", config]
     one = train(name, "one", *start, "--batch-size", size)
     job(MAINS[name], command(name, "several", *start, *plan), number)
     several = latest(tmp_path / "several")
-    for key, count in {"train_loss": 4, "gradient_norm": 4, "val_loss": 1}.items():
+    for key, count in {"train_loss": 5, "gradient_norm": 5, "val_loss": 1}.items():
         found = [[row[key] for row in rows(tmp_path / out, key)] for out in ("one", "several")]
         assert len(found[0]) >= count
         assert found[1] == pytest.approx(found[0], rel=1e-3)
@@ -91,6 +95,33 @@ def test_a_map_is_that_of_one_process(job, command, train, tmp_path):
         assert torch.allclose(several["learner"][name], value, atol=1e-3), name
     for name, value in one["statistics"].items():
         assert several["statistics"][name] == (pytest.approx(value) if isinstance(value, float) else value), name
+
+
+def learn_a_map(path):
+    """Units that win no patch in an epoch are replaced, three times; what is left of them is in a file."""
+    maps = torch.randn(18, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    codebook = Codebook(CodebookConfig(0.1, 4, 4, 1, 2, 2, 12, 10))
+    codebook.units[:] = maps.flatten()[:48].view(12, 4)
+    codebook.units[5:] += 1000
+    learner = MapLearner(codebook, 3, 11, continued=True)
+    for step in range(11):
+        share = distributed.share_of(6)
+        with drawing(0, step, share):
+            learner.update(maps[step * 6 % 18 :][share.first :][: share.number], step, share)
+        if step % 3 == 1:
+            learner.checkpoint()  # amid an epoch: it gives all candidates to one process
+    content = learner.checkpoint()
+    if distributed.is_main():
+        torch.save({**content["learner"], **content["model"]}, path)
+
+
+def test_units_that_nothing_is_near_to_are_replaced_as_by_one_process(tmp_path):
+    learn_a_map(tmp_path / "one.pt")
+    assert run_job(lambda _: learn_a_map(tmp_path / "several.pt"), tmp_path / "job", 4) == [(0, "")] * 4
+    one, several = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("one", "several"))
+    assert one["units"].max() < 100
+    for name, value in one.items():
+        assert torch.allclose(several[name].float(), value.float(), atol=1e-5), name
 
 
 @pytest.mark.parametrize("layout", [(), ("--packed", "--dtype", "float16")])
