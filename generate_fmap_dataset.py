@@ -21,7 +21,7 @@ import torch
 from models.autoencoder import Autoencoder
 from utils import cli
 from utils.attempt import FINISHED, attempt, read_attempts
-from utils.dataset import BatchLoader, ImageDataset, chunks
+from utils.dataset import BatchLoader, FeatureMapDataset, ImageDataset, chunks
 from utils.device import choose_device, choose_workers
 from utils.distributed import is_main, own, wait
 from utils.files import remove_unnamed
@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     with attempt(__file__, options) as attempted:
         device = choose_device(options.device)
         model = Autoencoder.load(options.model_path).to(device)
-        dataset = ImageDataset(options.dataset_path)
+        dataset = ImageDataset(options.dataset_path, options.out_dir)
         model.check_image(dataset.shape, options.dataset_path)
         inputs = model.origin
         attempted.check_repeats(inputs, dataset)
@@ -93,7 +93,7 @@ def finished_batches(folder: StepFolder, num_images: int, options: Options) -> d
     attempts, sides = read_attempts(folder), len(options.sides)
     if options.overwrite or not attempts or attempts[-1].outcome != FINISHED or not folder.dataset.is_file():
         return {}
-    records = read_packed(folder.dataset, ("fmap_path",))
+    records = read_packed(folder.dataset, FeatureMapDataset.required)
     rows = [*zip(records.names, records.rows.tolist(), records.checksums, strict=True)]
     starts = range(0, num_images, options.batch_size) if len(rows) == num_images * sides else ()
     parts = {str(start): rows[start * sides :][: options.batch_size * sides] for start in starts}
@@ -143,7 +143,7 @@ def fmap_record(
 
     What decides the split is `image_key`, the image's path as its data set writes it, or the image's `group`.
     """
-    key, group = dataset.records.names[index], dataset.records.groups[index]
+    key, group = dataset.records.image_keys[index], dataset.records.groups[index]
     record = {
         "fmap_path": name,
         "checksum": expected,

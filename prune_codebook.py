@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parse_options(Options, __doc__, argv)
     with attempt(__file__, options) as attempted:
         device = choose_device(options.device)
-        dataset = FeatureMapDataset(options.dataset_path)
+        dataset = FeatureMapDataset(options.dataset_path, options.out_dir)
         codebook = Codebook.load(options.codebook_path).to(device)
         codebook.check_fits(options.codebook_path, dataset)
         autoencoder = options.decoder_path and Autoencoder.load(options.decoder_path).to(device)

@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     with attempt(__file__, options) as attempted:
         device = choose_device(options.device)
         config = load_config(options.config_path, AutoencoderConfig)
-        dataset = ImageDataset(options.dataset_path)
+        dataset = ImageDataset(options.dataset_path, options.out_dir)
         split = dataset.split(options.bounds)
         training, validation = split.training, split.validation
 

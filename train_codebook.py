@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     with attempt(__file__, options) as attempted:
         device = choose_device(options.device)
         config = load_config(options.config_path, CodebookConfig)
-        dataset = FeatureMapDataset(options.dataset_path)
+        dataset = FeatureMapDataset(options.dataset_path, options.out_dir)
         autoencoder = Autoencoder.load(options.decoder_path).to(device)
         dataset.check_origin(autoencoder.origins)
         split = dataset.split(options.bounds)

@@ -126,7 +126,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def load_inputs(options: Options, device: torch.device) -> tuple[FeatureMapDataset, Autoencoder, Codebook, Codebook]:
     """The feature maps, the autoencoder and the codebooks, checked to belong together."""
-    dataset = FeatureMapDataset(options.dataset_path)
+    dataset = FeatureMapDataset(options.dataset_path, options.out_dir)
     autoencoder = Autoencoder.load(options.decoder_path).to(device)
     dataset.check_origin(autoencoder.origins)
     codebooks = []

@@ -32,7 +32,7 @@ from models.map_order import arrange
 from models.map_statistics import take_census
 from models.patches import patchify
 from utils import cli
-from utils.dataset import EpochSampler, FeatureMapDataset, steps_per_epoch
+from utils.dataset import EpochSampler, FeatureMapDataset, chunks, steps_per_epoch
 from utils.files import UserError
 from utils.split import Bounds
 
@@ -169,7 +169,8 @@ def benchmark(path: Path) -> None:
     dataset = FeatureMapDataset(path)
     split = dataset.split(Bounds())
     indices = np.random.default_rng(0).permutation(split.training)
-    maps, test = dataset[tqdm(indices, desc="reading", leave=False)], dataset[split.test]
+    parts = tqdm(chunks(indices, 256), desc="reading", leave=False)
+    maps, test = torch.cat([dataset[part] for part in parts]), dataset[split.test]
     channels, height, width = dataset.shape
     if any(side % patch for patch, *_ in SIZES for side in (height, width)):
         raise UserError(f"{path}: holds feature maps of {height}×{width}; give those of the demo, 16×16")

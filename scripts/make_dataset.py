@@ -11,6 +11,7 @@ on where it died, or brings the data set up to date. --group-by near, and a warn
 import argparse
 import hashlib
 import io
+import json
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,6 +35,7 @@ from utils.lock import lock
 from utils.options import option, parse_options
 from utils.progress import progress
 from utils.run_folder import StepFolder
+from utils.shards import write_shard
 
 Item = TypeVar("Item")
 
@@ -66,6 +68,12 @@ class Options(DataOptions):
     image_size: int = option("width and height of the PNGs", 128, low=1)
     fit: str = option("`crop` the centre to a square, or `pad` to one", "crop", choices=("crop", "pad"))
     background: Colour = option("colour under transparency and padding", WHITE, convert=colour, shown="white")
+    shards: int | None = option(
+        "write tar files of as many images, in the layout of WebDataset, in the place of a file for each image",
+        None,
+        unset="a file for each image",
+        low=1,
+    )
     group_by: str | None = option(
         "what keeps images on one side of the split: `folder` (their own), `near` (near-duplicates of one another), or "
         "a regular expression that is searched in their paths; its capture groups, or else its match, name the group",
@@ -89,6 +97,7 @@ def write_images(
     limit: int | None = None,
     hash_image: Callable[[Image.Image], str] | None = None,
     review: Callable[[list[dict], list[str]], None] = lambda records, hashes: None,
+    per_shard: int | None = None,
 ) -> str:
     """Write the RGB image `read(item)` of each item to `out_dir`, then the `dataset.json`; return a summary.
 
@@ -97,7 +106,8 @@ def write_images(
     after its pixels, so the number of processes does not matter, an image keeps its name (and without a group its side
     of the split) when others are added, and the data set of an earlier run stays whole until the new one replaces it.
     What a run with the same `settings` has written before it died is not read again. Before the index is written,
-    `review` is called with the records, to which it may add, and with their hashes, if `hash_image` is given.
+    `review` is called with the records, to which it may add, and with their hashes, if `hash_image` is given. With
+    `per_shard` so many images each then move to tar files.
     """
     records: dict[str, dict] = {}
     hashes, skipped, num_duplicates = [], [], 0
@@ -124,12 +134,35 @@ def write_images(
         journal.remove()
         raise UserError(f"none of the {len(items)} images can be read; see {out_dir / 'skipped.txt'}")
     review(list(records.values()), hashes)
-    write_dataset(folder.dataset, records.values(), settings)
-    remove_unnamed(out_dir, f"images/??/{'[0-9a-f]' * 24}.png", records)
+    found = list(records.values())
+    if per_shard is not None:
+        found = write_shards(found, out_dir, per_shard)
+    write_dataset(folder.dataset, found, settings)
+    remove_unnamed(out_dir, f"images/??/{'[0-9a-f]' * 24}.png", records if per_shard is None else ())
+    names = {record["image_fpath"].partition("/images/")[0] for record in found}
+    remove_unnamed(out_dir, f"shards/[0-9]*_{'[0-9a-f]' * 12}.tar", names)
     journal.remove()
     return (
         f"{len(records)} images written, {num_duplicates} duplicates dropped, {len(skipped)} unreadable files skipped"
     )
+
+
+def write_shards(records: list[dict], out_dir: Path, per_shard: int) -> list[dict]:
+    """Copy images to tar files, each with a JSON of its labels and its group; return the records of these copies."""
+    found = []
+    for number, start in enumerate(progress(range(0, len(records), per_shard), unit="shard", desc="packing")):
+        part, files = records[start : start + per_shard], {}
+        for record in part:
+            name = record["image_fpath"]
+            files[name] = (out_dir / name).read_bytes()
+            more = {key: record[key] for key in ("labels", "group") if key in record}
+            files[f"{name.removesuffix('.png')}.json"] = json.dumps(more).encode()
+        path, places = write_shard(out_dir / "shards", number, files)
+        for record in part:
+            name = record["image_fpath"]
+            place = {"image_key": name, **dict(zip(("offset", "size"), places[name], strict=True))}
+            found.append(record | {"image_fpath": f"shards/{path.name}/{name}", **place})
+    return found
 
 
 @contextmanager
@@ -244,15 +277,15 @@ def main(argv: list[str] | None = None) -> None:
     read = partial(read_square, size=options.image_size, fit=options.fit, background=options.background)
     settings = {"folder": str(source), "image_size": options.image_size, "fit": options.fit}
     settings["background"] = list(options.background)
-    if options.group_by is not None:
-        settings["group_by"] = options.group_by
+    for name in ("group_by", "shards"):
+        if (value := getattr(options, name)) is not None:
+            settings[name] = value
     hash_image = near_duplicates.hash_image if near_duplicates.is_installed() else None
     review = partial(groups.review, options.group_by)
     with lock(options.out_dir):
         is_made(options.out_dir / "dataset.json", settings, options.overwrite)
-        summary = write_images(
-            files, read, describe, options.out_dir, options.num_workers, settings, hash_image=hash_image, review=review
-        )
+        more = {"hash_image": hash_image, "review": review, "per_shard": options.shards}
+        summary = write_images(files, read, describe, options.out_dir, options.num_workers, settings, **more)
     print(f"{options.out_dir / 'dataset.json'}: {summary}")
 
 

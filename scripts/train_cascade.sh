@@ -41,6 +41,10 @@ if [ "$machines" != 1 ] && [ -z "$endpoint" ]; then
     exit 2
 fi
 set -- ${words[@]+"${words[@]}"}
+if [ -n "$is_dry" ] && [ -n "$processes$endpoint" ]; then
+    echo "error: --dry-run: tries each step in one process; leave out --nproc" >&2
+    exit 2
+fi
 if [ -n "$is_dry" ]; then set -- "${@:1:2}" '' "${@:3}"; fi  # there is no OUT
 if [ $# -lt 3 ]; then usage >&2; exit 2; fi
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -63,10 +67,12 @@ while [ -f "$recipe/transformer_$stages.json" ]; do
     stages=$((stages + 1))
 done
 if [ $stages = 0 ]; then echo "error: $recipe: has no transformer_0.json, so no stage; add it" >&2; exit 2; fi
-if [ ! -f "$dataset" ]; then
-    echo "error: $dataset: no such data set; make it with scripts.make_dataset" >&2
-    exit 2
-fi
+case $dataset in *.tar) ;; *)  # shards are looked at by a step
+    if [ ! -e "$dataset" ]; then
+        echo "error: $dataset: no such data set; make it with scripts.make_dataset" >&2
+        exit 2
+    fi ;;
+esac
 if [ -n "${PYTHON:-}" ]; then python=$PYTHON
 elif [ -n "${VIRTUAL_ENV:-}" ] || { [ -n "${CONDA_PREFIX:-}" ] && [ "${CONDA_DEFAULT_ENV:-}" != base ]; }; then
     python=python  # the environment that is active; conda's base is active without being asked for

@@ -106,7 +106,7 @@ def learn_a_map(path):
     learner = MapLearner(codebook, 3, 11, continued=True)
     for step in range(11):
         share = distributed.share_of(6)
-        with drawing(0, step, share):
+        with drawing(0, step, share, torch.device("cpu")):
             learner.update(maps[step * 6 % 18 :][share.first :][: share.number], step, share)
         if step % 3 == 1:
             learner.checkpoint()  # amid an epoch: it gives all candidates to one process

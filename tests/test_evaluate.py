@@ -416,9 +416,9 @@ def test_kept_tokens_are_those_of_the_images_and_change_no_number(evaluated, tin
     fingerprint, run.maps.fingerprint = run.maps.fingerprint, {"index": "of", "files": "others"}
     assert run.kept_tokens(dataset, indices, book) is None
     run.maps.fingerprint = fingerprint
-    names = [*dataset.records.names]
-    names[indices[0]] = "elsewhere.png"
-    dataset.records = dataclasses.replace(dataset.records, names=names)
+    keys = [*dataset.records.image_keys]
+    keys[indices[0]] = "elsewhere.png"
+    dataset.records = dataclasses.replace(dataset.records, image_keys=keys)
     assert run.kept_tokens(dataset, indices, book) is None
     written, original = [], Evaluator.features_after
     monkeypatch.setattr(Evaluator, "features_after", lambda *given: written.append(given[-1]) or original(*given))

@@ -30,7 +30,7 @@ TINY = {
     "train_quantized_transformer": [*SPLIT, "--max-step", "2", "--test-num-sample", "2"],
     "generate_images": ["--batch-size", "2", "--num-images", "3"],
 }
-RECORDED = ("python", "python3", "pip", "bash", "cp", "source")
+RECORDED = ("python", "python3", "torchrun", "pip", "bash", "cp", "source")
 UNIT, RECORD = "\x1f", "\x1e"
 
 
@@ -56,6 +56,8 @@ def modules_of(commands):
     """(module, arguments) of the commands that start Python on the project's code."""
     found = []
     for words in commands:
+        if words[:2] == ["torchrun", "--nproc-per-node"]:
+            words = ["python", *words[3:]]
         if words[:2] == ["python", "-m"]:
             found.append((words[2], words[3:]))
         elif words[0] == "python":

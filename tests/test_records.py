@@ -118,29 +118,29 @@ def test_a_file_that_changes_is_read_again(dataset, keep_all):
 
 
 def test_what_is_kept_and_damaged_is_made_again(dataset, keep_all, caplog):
-    read_packed(dataset, ())
+    read_packed(dataset, ("image_fpath",))
     content = kept_path(dataset).read_bytes()
     kept_path(dataset).write_bytes(content[: len(content) // 2])
-    assert [*read_packed(dataset, ()).names] == ["0.png", "1.png", "2.png"]
+    assert [*read_packed(dataset, ("image_fpath",)).names] == ["0.png", "1.png", "2.png"]
     assert "reading the data set again" in caplog.text
     caplog.clear()
-    assert [*read_packed(dataset, ()).names] == ["0.png", "1.png", "2.png"]
+    assert [*read_packed(dataset, ("image_fpath",)).names] == ["0.png", "1.png", "2.png"]
     assert caplog.text == ""
 
 
 def test_what_another_version_has_kept_is_made_again(dataset, keep_all, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(records, "LAYOUT", 0)
-        read_packed(dataset, ())
+        read_packed(dataset, ("image_fpath",))
     before = load_checkpoint(kept_path(dataset), records.KIND)["config"]
-    assert [*read_packed(dataset, ()).names] == ["0.png", "1.png", "2.png"]
+    assert [*read_packed(dataset, ("image_fpath",)).names] == ["0.png", "1.png", "2.png"]
     after = load_checkpoint(kept_path(dataset), records.KIND)["config"]
     assert (before["layout"], after["layout"]) == (0, records.LAYOUT)
 
 
 def test_nothing_is_kept_where_nothing_can_be_written(dataset, keep_all):
     kept_path(dataset).parent.write_bytes(b"no folder")
-    assert [*read_packed(dataset, ()).names] == ["0.png", "1.png", "2.png"]
+    assert [*read_packed(dataset, ("image_fpath",)).names] == ["0.png", "1.png", "2.png"]
     assert kept_path(dataset).parent.read_bytes() == b"no folder"
 
 
@@ -155,10 +155,10 @@ def test_a_key_that_is_missing_is_named_by_what_is_kept_too(dataset, keep_all):
 
 
 def test_a_data_set_that_is_gone_is_named_although_its_records_are_kept(dataset, keep_all):
-    read_packed(dataset, ())
+    read_packed(dataset, ("image_fpath",))
     dataset.unlink()
     with pytest.raises(UserError, match="no such data set"):
-        read_packed(dataset, ())
+        read_packed(dataset, ("image_fpath",))
 
 
 @pytest.mark.parametrize("labels", ["cat", [1], None, {"a": 1}])
@@ -171,7 +171,7 @@ def test_labels_that_are_no_strings_are_named(labels, dataset):
 @pytest.mark.parametrize("row", [-1, "1", 1.5, None, 2**63])
 def test_a_row_that_is_none_is_named(row, dataset):
     write_dataset(dataset, [{"image_fpath": "0.png", "row": row}])
-    with pytest.raises(UserError, match=r"dataset\.json: 'row' of record 1 is no row"):
+    with pytest.raises(UserError, match=r"dataset\.json: 'row' of record 1 is no number from 0 on"):
         read_packed(dataset, ("image_fpath",))
 
 

@@ -108,6 +108,7 @@ class Chain:
         (self.dataset.parent / "a.png").touch()
         paths = {"PYTHON": folder / "python", "CALLS": self.calls, "STARTED": self.started}
         self.environment = os.environ | {key: str(path) for key, path in paths.items()}
+        self.environment.pop("OMP_NUM_THREADS", None)  # which the chain chooses
         self.command = ["bash", str(folder / "scripts/train_cascade.sh"), "mine", str(self.dataset), str(self.out)]
 
     def run(self, *arguments, **environment):
@@ -270,6 +271,7 @@ def test_every_step_runs_in_several_processes_and_nothing_runs_again_with_anothe
     [
         (["--nproc", "none"], "error: --nproc none: give a number from 1 on"),
         (["--nproc"], "error: --nproc : give a number from 1 on"),
+        (["--dry-run", "--nproc", "2"], "error: --dry-run: tries each step in one process; leave out --nproc"),
         (["--nnodes", "2"], "error: --nnodes 2: add --rdzv-endpoint HOST:PORT, an address of one of the machines"),
     ],
 )

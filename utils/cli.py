@@ -29,21 +29,30 @@ def run(main: Callable[[], None]) -> None:
         distributed.start()
         main()
         distributed.end()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        distributed.leave(130)
-    except SystemExit as error:
-        if distributed.num_processes() == 1:
-            raise
-        distributed.leave(error.code)
-    except (UserError, OSError) as error:
-        say(str(error))
-        distributed.leave(2)
-    except RuntimeError as error:
-        if not distributed.is_lost(error):
-            raise
+    except (KeyboardInterrupt, SystemExit, UserError, OSError, RuntimeError) as error:
+        if distributed.num_processes() > 1:
+            for number in stop_signals():  # as torchrun sends to those that are left
+                signal.signal(number, signal.SIG_IGN)
+        end(error)
+
+
+def end(error: BaseException) -> None:
+    """Say what has ended this process, if that is to be said, and end it."""
+    before: BaseException | None = error
+    while before is not None and not distributed.is_lost(before):
+        before = before.__context__  # where torchrun's signal came amid the other error
+    if before is not None:
         say(distributed.LOST)
         distributed.leave(2)
+    if isinstance(error, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        distributed.leave(130)
+    if isinstance(error, UserError | OSError):
+        say(str(error))
+        distributed.leave(2)
+    if isinstance(error, SystemExit) and distributed.num_processes() > 1:
+        distributed.leave(error.code)
+    raise error
 
 
 def say(error: str) -> None:

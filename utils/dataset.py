@@ -3,7 +3,7 @@
 import json
 import os
 import signal
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -15,10 +15,11 @@ from utils.checkpoint import Origin, check_origins
 from utils.cli import stop_signals
 from utils.distributed import Share, share_of
 from utils.files import UserError
-from utils.images import read_image
-from utils.index import Fingerprint, fingerprint
-from utils.map_files import read_map
+from utils.images import open_rgb, read_image, to_floats
+from utils.index import Fingerprint, find_index, fingerprint
+from utils.map_files import open_rows, read_map
 from utils.records import read_packed
+from utils.shards import is_file
 from utils.split import Bounds, Split, split_indices
 
 
@@ -26,31 +27,29 @@ class FileDataset(Dataset):
     """The files of a `dataset.json`, each a tensor of the same shape (C, H, W). `dataset[indices]` is a batch.
 
     Raises `UserError` naming the file when one is missing, unreadable or of another shape than the first. A subclass
-    reads a file with `read` and checks its shape in `_read`.
+    reads a file in `read_file`, and in `__getitem__` a batch of them.
     """
 
-    read: Callable[..., torch.Tensor]
     required: tuple[str, ...]  # keys of a record
 
-    def __init__(self, path: str | os.PathLike) -> None:
-        self.index, self.folder = Path(path), Path(path).parent
-        self.records = read_packed(self.index, self.required)
+    def __init__(self, path: str | os.PathLike, spare: Path | None = None) -> None:
+        """`spare` is where the packed form of a large data set is kept whose own folder is read-only."""
+        self.index, self.spare = find_index(Path(path)), spare
+        self.folder = self.index.parent
+        self.records = read_packed(self.index, self.required, spare)
         self.shape = tuple(self.read_file(0).shape)
+
+    def __reduce__(self) -> tuple:
+        """Another process opens it again: what a start of processes copies should not grow with the records."""
+        return type(self), (self.index, self.spare)
 
     def __len__(self) -> int:
         return len(self.records)
-
-    def __getitem__(self, indices: np.ndarray) -> torch.Tensor:
-        return torch.stack([self._read(index) for index in indices])
 
     @cached_property
     def fingerprint(self) -> Fingerprint:
         """What tells this data set from another, and from itself after a change."""
         return fingerprint(self.index, self.records.names, self.records.digest)
-
-    def read_file(self, index: int) -> torch.Tensor:
-        """What file `index` holds."""
-        return self.read(self.path(index))
 
     def path(self, index: int) -> Path:
         """Where file `index` lies; relative paths are relative to the JSON file."""
@@ -68,30 +67,60 @@ class FileDataset(Dataset):
 class ImageDataset(FileDataset):
     """Images (3, H, W), float32 in [−1, 1]."""
 
-    read = staticmethod(read_image)
     required = ("image_fpath",)
 
-    def _read(self, index: int) -> torch.Tensor:
-        image = self.read(self.path(index))
-        if tuple(image.shape) != self.shape:
-            size, first = ("{}×{}".format(*shape[1:]) for shape in (image.shape, self.shape))
+    def __getitem__(self, indices: np.ndarray) -> torch.Tensor:
+        return to_floats(np.stack([self._read(index) for index in indices]))
+
+    def read_file(self, index: int) -> torch.Tensor:
+        """Image `index`, from its file or its place in a shard."""
+        return to_floats(self._pixels(index))
+
+    def _pixels(self, index: int) -> np.ndarray:
+        place = int(self.records.offsets[index]), int(self.records.sizes[index])
+        return np.asarray(open_rgb(self.path(index), place=place))
+
+    def _read(self, index: int) -> np.ndarray:
+        """Its pixels (H, W, 3)."""
+        pixels = self._pixels(index)
+        if pixels.shape[:2] != self.shape[1:]:
+            size, first = ("{}×{}".format(*shape) for shape in (pixels.shape, self.shape[1:]))
             raise UserError(
                 f"{self.path(index)}: is {size}, the first image is {first}; make all one size with "
                 "scripts.make_dataset"
             )
-        return image
+        return pixels
 
 
 class FeatureMapDataset(FileDataset):
     """Feature maps, float32; `origin` is what is known of the autoencoder that made them."""
 
-    read = staticmethod(read_map)
     required = ("fmap_path", "image_path")
 
-    def __init__(self, path: str | os.PathLike) -> None:
-        super().__init__(path)
+    def __init__(self, path: str | os.PathLike, spare: Path | None = None) -> None:
+        super().__init__(path, spare)
         self.origin: Origin = self.records.info
         self.flipped = self.records.flipped
+        self.is_checked = np.zeros(len(self), dtype=bool)  # rows of arrays that this process has compared already
+        self.arrays: dict[str, np.ndarray] = {}  # by the names of their files
+
+    def __getitem__(self, indices: np.ndarray) -> torch.Tensor:
+        rows = self.records.rows[indices].tolist()
+        if min(rows, default=-1) < 0:
+            return torch.stack([self._read(index) for index in indices])
+        found = np.empty((len(rows), *self.shape), dtype=np.float32)
+        for place, (index, row) in enumerate(zip(indices.tolist(), rows, strict=True)):
+            if self.is_checked[index]:
+                found[place] = self._array(self.records.names[index])[row]
+            else:
+                found[place] = self._read(index)
+                self.is_checked[index] = True
+        return torch.from_numpy(found)
+
+    def _array(self, name: str) -> np.ndarray:
+        if name not in self.arrays:
+            self.arrays[name] = open_rows(self.folder / name)
+        return self.arrays[name]
 
     def check_origin(self, given: Origin) -> None:
         """Raise `UserError` if another autoencoder made the maps; if not, all that is known of this one is of them."""
@@ -113,7 +142,7 @@ class FeatureMapDataset(FileDataset):
 
     def with_image(self, indices: np.ndarray) -> np.ndarray:
         """Those of `indices` whose image still exists; feature maps may have been moved without their images."""
-        return np.array([index for index in indices if self._image_path(index).is_file()], dtype=np.int64)
+        return np.array([index for index in indices if is_file(self._image_path(index))], dtype=np.int64)
 
     def images(self, indices: np.ndarray, scale: int) -> torch.Tensor:
         """The images of feature maps, mirrored where the map is, `scale` pixels to a cell: (B, 3, H, W).
@@ -142,7 +171,7 @@ class FeatureMapDataset(FileDataset):
 
     def read_file(self, index: int, expected: str = "") -> torch.Tensor:
         """Map `index`, from its file or from its row of the array there, which has this checksum if one is given."""
-        return self.read(self.path(index), expected, int(self.records.rows[index]))
+        return read_map(self.path(index), expected, int(self.records.rows[index]))
 
     def _read(self, index: int) -> torch.Tensor:
         fmap = self.read_file(index, self.records.checksums[index])

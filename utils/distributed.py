@@ -49,8 +49,8 @@ class Share:
 def start() -> None:
     """Meet the other processes, if there are any; raises `UserError` if some have not come after a minute."""
     global _store, _has_agreed
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
-        return
+    if os.environ.get("WORLD_SIZE", "1") == "1" or not {"RANK", "MASTER_ADDR"} <= os.environ.keys():
+        return  # no torchrun
     try:
         store, own, number = next(dist.rendezvous("env://", timeout=HANDSHAKE))
         _store = _meet(store, own, number)
@@ -245,9 +245,10 @@ def settle(error: str) -> str | None:
     return error if _store.add("failed", 1) == 1 else None
 
 
-def is_lost(error: RuntimeError) -> bool:
+def is_lost(error: BaseException) -> bool:
     """Whether an error says that another process does not answer any more."""
-    return num_processes() > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error))
+    is_of_exchange = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+    return num_processes() > 1 and is_of_exchange
 
 
 def _exchange(error: str | None, key: dict | None) -> str | None:

@@ -11,23 +11,26 @@ import torch
 
 from utils.distributed import Share
 
-_share: Share | None = None
+_total = 0  # items of the step
+_places: torch.Tensor | None = None  # of those that are here among them; None where these are all
 
 
 @contextmanager
-def drawing(seed: int, step: int, share: Share) -> Iterator[None]:
+def drawing(seed: int, step: int, share: Share, device: torch.device) -> Iterator[None]:
     """In this block draw for the items of `share`; each block of a step draws the same numbers from the first on."""
-    global _share
-    before, _share = _share, share
+    global _total, _places
+    before = _total, _places
     torch.manual_seed(int(np.random.SeedSequence([seed & 0xFFFFFFFF, step]).generate_state(1)[0]))
+    last = share.first + max(1, share.number)  # an empty share may have the item of another
+    # A tensor, since a compiled model is compiled anew for another number.
+    places = torch.arange(share.first, last, device=device).clamp(max=share.total - 1)
+    _total, _places = share.total, None if share.number == share.total else places
     try:
         yield
     finally:
-        _share = before
+        _total, _places = before
 
 
 def draw(function: Callable[[int], torch.Tensor], number: int) -> torch.Tensor:
     """Random rows for `number` items, of those that `function(n)` draws for all n items of the step, (n, …)."""
-    if _share is None or _share.total == number:
-        return function(number)
-    return function(_share.total).narrow(0, min(_share.first, _share.total - number), number)
+    return function(number) if _places is None else function(_total).index_select(0, _places[:number])

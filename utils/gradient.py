@@ -141,7 +141,7 @@ class GradientLearner:
             weight = mine.number / mine.total
             is_shared = number == len(parts) - 1 or distributed.num_processes() == 1
             alone = nullcontext() if is_shared else model.no_sync()
-            with drawing(self.options.seed, step, mine), alone:
+            with drawing(self.options.seed, step, mine, self.device), alone:
                 with self.autocast:
                     found = self.compute(model, part)
                 # The gradients of the processes are averaged.

@@ -1,5 +1,6 @@
 """Reads and writes images. No other module knows file formats: an image is RGB, float, in [−1, 1], (C, H, W)."""
 
+import io
 import math
 import os
 import struct
@@ -12,12 +13,12 @@ import torch
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from utils.files import UserError, replace_file
+from utils.shards import SUFFIXES, read_file
 
 Colour = tuple[int, int, int]
 
 WHITE: Colour = (255, 255, 255)
 HEAT: tuple[Colour, ...] = ((18, 16, 56), (38, 84, 124), (62, 152, 132), (160, 206, 110), (252, 240, 176))
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 # An explicit list: some of Pillow's other decoders start programs, and must not see untrusted files.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 
@@ -44,17 +45,18 @@ def image_files(folder: str | os.PathLike) -> list[Path]:
     return sorted(paths)
 
 
-def open_rgb(path: str | os.PathLike, background: Colour = WHITE) -> Image.Image:
+def open_rgb(path: str | os.PathLike, background: Colour = WHITE, place: tuple[int, int] = (-1, 0)) -> Image.Image:
     """Read an image file (BMP, GIF's first frame, JPEG, PNG, TIFF, WebP) as an upright 8-bit RGB image.
 
-    The EXIF orientation is applied, transparency is laid over `background`, and 16-bit grey is scaled to 8 bits, as
-    are floats that run from 0 to 1, 255 or 65535. Raises `UserError` naming the file and the reason.
+    It may lie in a shard, at a `place`, its offset and size, that is looked up where it is not given. The EXIF
+    orientation is applied, transparency is laid over `background`, and 16-bit grey is scaled to 8 bits, as are floats
+    that run from 0 to 1, 255 or 65535. Raises `UserError` naming the file and the reason.
     """
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such image file; check the path")
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(io.BytesIO(read_file(Path(path), *place)), formats=FORMATS) as image:
             return _flatten(ImageOps.exif_transpose(image), background)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        reason = "no such image file; check the path"
     except UnidentifiedImageError:
         reason = f"not an image in a known format ({', '.join(FORMATS)}), or damaged; convert or replace it"
     except Image.DecompressionBombError as error:
@@ -111,8 +113,12 @@ def read_image(path: str | os.PathLike, size: tuple[int, int] | None = None) -> 
     image = open_rgb(path)
     if size is not None and image.size != size[::-1]:
         image = ImageOps.fit(image, size[::-1], Image.Resampling.LANCZOS)
-    pixels = torch.from_numpy(np.array(image))  # (H, W, 3)
-    return pixels.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
+    return to_floats(np.asarray(image))
+
+
+def to_floats(pixels: np.ndarray) -> torch.Tensor:
+    """Images (…, H, W, 3) uint8 → (…, 3, H, W) float32 in [−1, 1]; many at once in half of the time."""
+    return torch.from_numpy(np.array(pixels)).movedim(-1, -3).contiguous().float().div_(127.5).sub_(1)
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ than its recipe's: python -m utils.index DATASET [SIZE].
 """
 
 import hashlib
+import io
 import json
 import os
 import sys
@@ -15,6 +16,7 @@ from typing import TextIO
 import numpy as np
 from PIL import Image
 
+from utils import shards
 from utils.files import UserError, replace_file
 from utils.json_stream import JsonStream
 from utils.progress import progress
@@ -49,10 +51,15 @@ def _write_table(file: TextIO, before: str, name: str, records: Iterable[dict]) 
 
 
 def read_records(path: Path, required: tuple[str, ...]) -> Iterator[tuple[str, str, dict]]:
-    """Each record of a `dataset.json` with its table and its number, one at a time.
+    """Each record of a `dataset.json`, or of each image in shards, with its table and its number, one at a time.
 
     Raises `UserError` if the file is not one, or if a record of a file lacks a `required` key, each a string.
     """
+    if shards.are_meant(path):
+        for number, record in enumerate(shards.records(path), 1):
+            _check(path, number, record, required)
+            yield DEFAULT, str(number), record
+        return
     if not path.is_file():
         raise UserError(f"{path}: no such data set; give the path of a dataset.json")
     found = 0
@@ -98,9 +105,9 @@ def checksum(content: bytes) -> str:
 
 def is_whole(path: Path, expected: str, row: int | None = None) -> bool:
     """Whether a file, or a row of the array in it, is there and has this checksum."""
-    if row is None:
-        return path.is_file() and checksum(path.read_bytes()) == expected
     try:
+        if row is None:
+            return checksum(shards.read_file(path)) == expected
         return checksum(np.load(path, mmap_mode="r", allow_pickle=False)[row].tobytes()) == expected
     except (OSError, ValueError, IndexError):  # missing, cut short
         return False
@@ -139,7 +146,7 @@ def fingerprint(path: Path, names: Collection[str], digest: str) -> Fingerprint:
     files = hashlib.blake2b(digest_size=8)
     for name in names if len(names) <= MOST_FILES else ():
         try:
-            status = (path.parent / name).stat()
+            status = shards.status_of(path.parent / name)
         except FileNotFoundError:
             raise UserError(f"{path.parent / name}: no such file; make the data set again") from None
         files.update(f"{name} {status.st_size} {status.st_mtime_ns} ".encode())
@@ -189,7 +196,7 @@ def name_of(path: Path, record: dict) -> str:
 
 def check_size(path: Path, name: str, size: int) -> None:
     """Raise `UserError` unless the first image of the data set `path`, called `name`, has `size` × `size` pixels."""
-    with Image.open(path.parent / name) as image:
+    with Image.open(io.BytesIO(shards.read_file(path.parent / name))) as image:
         if image.size != (size, size):
             raise UserError(
                 f"{path}: holds images of {image.width}×{image.height} ({name}), but IMAGE_SIZE in the recipe.sh is "
@@ -197,8 +204,14 @@ def check_size(path: Path, name: str, size: int) -> None:
             )
 
 
+def find_index(path: Path) -> Path:
+    """The data set that a path means: of a folder the dataset.json in it, if there is one."""
+    return path / "dataset.json" if (path / "dataset.json").is_file() else path
+
+
 def main(dataset: Path, size: str = "") -> None:
     """Print the fingerprint of a data set, whose images should have `size` pixels a side, if that is given."""
+    dataset = find_index(dataset)
     names, digest = [], IndexDigest()
     for table, number, record in read_records(dataset, ()):
         digest.add(table, number, record)

@@ -4,9 +4,10 @@ import dataclasses
 import json
 import logging
 from array import array
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +15,17 @@ import torch
 
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.files import UserError
-from utils.index import DEFAULT, INFO, KEYS, IndexDigest, name_of, read_records
+from utils.index import DEFAULT, INFO, IndexDigest, read_records
+from utils.lock import lock
+from utils.shards import are_meant, expand
 from utils.split import position
 
 log = logging.getLogger(__name__)
 
 KIND = "records"
-LAYOUT = 1  # to be raised with each change of what is kept
+LAYOUT = 2  # to be raised with each change of what is kept
 KEPT_FROM = 50_000  # records of a data set whose packed form is kept on disk
+LARGE = 2**22  # bytes of a data set that one process reads while others wait
 
 
 class Strings(Sequence[str]):
@@ -62,63 +66,85 @@ class Records:
     checksums: Strings  # of their contents
     labels: Strings  # lists in JSON
     groups: Strings
-    image_keys: Strings  # of a feature map: how the data set of images writes the name of its image
+    image_keys: Strings  # the names of images by which they are split, also of those of feature maps
     image_paths: Strings  # of a feature map: where that lies
     flipped: np.ndarray  # bool
     rows: np.ndarray  # int64, of the array in a file; -1 of a file that is one map
+    offsets: np.ndarray  # int64, of the image in a shard; -1 of a file of its own
+    sizes: np.ndarray  # int64, of the image in a shard
     positions: np.ndarray  # float64, what decides the side in a split: hashes of groups or images
     info: dict  # of the data set
     digest: str  # of all records: the first part of a fingerprint
-    keys: tuple[str, ...]  # that all of them hold
+    required: tuple[str, ...]  # keys that all of them hold: they say what the files are
 
     def __len__(self) -> int:
         return len(self.names)
 
 
+NUMBERS = {"rows": "row", "offsets": "offset", "sizes": "size"}  # columns, and their keys in a record
 COLUMNS = ("names", "checksums", "labels", "groups", "image_keys", "image_paths")
-ARRAYS = ("flipped", "rows", "positions")
+ARRAYS = ("flipped", "rows", "offsets", "sizes", "positions")
 
 
-def read_packed(path: Path, required: tuple[str, ...]) -> Records:
-    """The records of a `dataset.json`, each of which holds the `required` keys.
+def read_packed(path: Path, required: tuple[str, ...], spare: Path | None = None) -> Records:
+    """The records of a `dataset.json` or of shards, each of which holds the `required` keys.
 
-    Those of a large one are kept beside it, in `.index/`, and mapped into memory until the file changes. Raises
-    `UserError` naming a record that lacks a key, or whose group or labels are of another type.
+    Those of a large one are kept beside it, in `.index/`, and mapped into memory until the file changes; where its
+    folder is read-only they are kept in `spare`. Raises `UserError` naming a record that lacks a key, or whose group or
+    labels are of another type.
     """
-    kept = _open_kept(path)
-    if kept is not None and set(required) <= set(kept.keys):
+    places = [kept_path(path), *([kept_path(path, spare)] if spare else [])]
+    if kept := _find_kept(places, path, required):
         return kept
-    source = Source.of(path) if path.is_file() else None  # before it is read: it may change meanwhile
-    records = pack(path, required)
-    if len(records) >= KEPT_FROM:
-        _keep(path, source, records)
+    with _alone(path, places) as has_waited:
+        if has_waited and (kept := _find_kept(places, path, required)):
+            return kept  # another process has read it meanwhile
+        source = Source.of(path)  # before it is read: it may change meanwhile
+        records = pack(path, required)
+        if len(records) >= KEPT_FROM or are_meant(path):
+            _keep(places, source, records)
     return records
+
+
+@contextmanager
+def _alone(path: Path, places: list[Path]) -> Iterator[bool]:
+    """Let one process at a time read what is large and can be kept; say whether it may have waited for another."""
+    with ExitStack() as stack:
+        for place in places if Source.of(path).size >= LARGE else ():
+            with suppress(OSError):
+                stack.enter_context(lock(place.parent, wait=True))
+                yield True
+                return
+        yield False
 
 
 def pack(path: Path, required: tuple[str, ...]) -> Records:
     """Read a `dataset.json` once, in pieces."""
     packers = {name: Packer() for name in COLUMNS}
-    flipped, rows, positions = bytearray(), array("q"), array("d")
-    info, digest, keys = {}, IndexDigest(), (*KEYS, "image_path")
+    flipped, positions = bytearray(), array("d")
+    numbers = {name: array("q") for name in NUMBERS}
+    info, digest, holds_maps = {}, IndexDigest(), "fmap_path" in required
     for table, number, record in read_records(path, required):
         digest.add(table, number, record)
         if table == INFO:
             info = info or record
         if table != DEFAULT:
             continue
-        name, keys = name_of(path, record), tuple(key for key in keys if isinstance(record.get(key), str))
-        image = record.get("image_key", record.get("image_path", name))
+        name = record["fmap_path" if holds_maps else "image_fpath"]
+        image = record.get("image_key", record.get("image_path", name)) if holds_maps or "offset" in record else name
         group, labels = _group(path, number, record), _labels(path, number, record)
-        values = (name, record.get("checksum", ""), labels, group, image, record.get("image_path", ""))
+        text = partial(_text, path, number, record)
+        values = (name, text("checksum"), labels, group, image, text("image_path"))
         for packer, value in zip(packers.values(), values, strict=True):
             packer.add(value)
         flipped.append(bool(record.get("flipped")))
-        rows.append(_row(path, number, record))
+        for key, values in numbers.items():
+            values.append(_number(path, number, record, NUMBERS[key]))
         positions.append(position(group or image))
     columns = {name: packer.pack() for name, packer in packers.items()}
-    found = ((flipped, np.bool_), (rows, np.int64), (positions, np.float64))
-    arrays = {name: np.frombuffer(*pair) for name, pair in zip(ARRAYS, found, strict=True)}
-    return Records(**columns, **arrays, info=info, digest=digest.hexdigest(), keys=keys)
+    arrays = {name: np.frombuffer(values, np.int64) for name, values in numbers.items()}
+    arrays |= {"flipped": np.frombuffer(flipped, np.bool_), "positions": np.frombuffer(positions)}
+    return Records(**columns, **arrays, info=info, digest=digest.hexdigest(), required=required)
 
 
 def _group(path: Path, number: str, record: dict) -> str:
@@ -135,16 +161,23 @@ def _labels(path: Path, number: str, record: dict) -> str:
     return json.dumps(labels)
 
 
-def _row(path: Path, number: str, record: dict) -> int:
-    row = record.get("row", -1)
-    if "row" in record and not (isinstance(row, int) and 0 <= row < 2**63):
-        raise UserError(f"{path}: 'row' of record {number} is no row; make the data set again")
-    return row
+def _text(path: Path, number: str, record: dict, key: str) -> str:
+    found = record.get(key, "")
+    if not isinstance(found, str):
+        raise UserError(f"{path}: {key!r} of record {number} is no string; make the data set again")
+    return found
+
+
+def _number(path: Path, number: str, record: dict, key: str) -> int:
+    found = record.get(key, -1)
+    if key in record and not (isinstance(found, int) and 0 <= found < 2**63):
+        raise UserError(f"{path}: {key!r} of record {number} is no number from 0 on; make the data set again")
+    return found
 
 
 @dataclass(frozen=True)
 class Source:
-    """The file that packed records are of: its size, and the time of its last change in ns; how they are packed."""
+    """The files that packed records are of: their size, and the last change in ns; how the records are packed."""
 
     size: int
     time: int
@@ -152,22 +185,26 @@ class Source:
 
     @classmethod
     def of(cls, path: Path) -> "Source":
-        """The file as it is now."""
-        status = path.stat()
-        return cls(status.st_size, status.st_mtime_ns, LAYOUT)
+        """The files as they are now."""
+        files = expand(path) if are_meant(path) else [path] if path.is_file() else []
+        found = [file.stat() for file in files]
+        return cls(sum(each.st_size for each in found), max((each.st_mtime_ns for each in found), default=0), LAYOUT)
 
 
-def kept_path(path: Path) -> Path:
-    """Where the packed records of a `dataset.json` are kept."""
-    return path.parent / ".index" / f"{path.stem}.pt"
+def kept_path(path: Path, folder: Path | None = None) -> Path:
+    """Where the packed records of a data set are kept, beside it or in another folder."""
+    return (folder or (path if path.is_dir() else path.parent)) / ".index" / f"{path.stem}.pt"
 
 
-def _open_kept(path: Path) -> Records | None:
-    """The packed records that are kept of a data set, unless it has changed since."""
-    if not kept_path(path).is_file() or not path.is_file():
-        return None
+def _find_kept(places: list[Path], path: Path, required: tuple[str, ...]) -> Records | None:
+    """The packed records that are kept of a data set for these keys, unless it has changed since."""
+    found = (_open_kept(place, path) for place in places if place.is_file())
+    return next((kept for kept in found if kept is not None and kept.required == required), None)
+
+
+def _open_kept(place: Path, path: Path) -> Records | None:
     try:
-        content = load_checkpoint(kept_path(path), KIND, memory_map=True)
+        content = load_checkpoint(place, KIND, memory_map=True)
     except UserError as error:
         log.warning("%s; reading the data set again", error)
         return None
@@ -176,16 +213,18 @@ def _open_kept(path: Path) -> Records | None:
     arrays = {name: part.numpy() for name, part in content["model"].items()}
     columns = {name: Strings(arrays[name], arrays[f"{name}.ends"]) for name in COLUMNS}
     rest = {name: arrays[name] for name in ARRAYS}
-    return Records(**columns, **rest, info=content["info"], digest=content["records"], keys=content["keys"])
+    return Records(**columns, **rest, info=content["info"], digest=content["records"], required=content["required"])
 
 
-def _keep(path: Path, source: Source, records: Records) -> None:
-    """Keep packed records beside their data set, where that is possible."""
+def _keep(places: list[Path], source: Source, records: Records) -> None:
+    """Keep packed records in the first of these places where that is possible."""
     arrays = {name: getattr(records, name) for name in ARRAYS}
     for name in COLUMNS:
         column = getattr(records, name)
         arrays |= {name: column.content, f"{name}.ends": column.ends}
     state = {name: torch.from_numpy(part) for name, part in arrays.items()}
-    rest = {"info": records.info, "records": records.digest, "keys": records.keys}
-    with suppress(OSError, UserError):  # of a folder or a disk without space for it
-        save_checkpoint(kept_path(path), KIND, source, state, {}, **rest)
+    rest = {"info": records.info, "records": records.digest, "required": records.required}
+    for place in places:
+        with suppress(OSError, UserError):  # of a folder or a disk without space for it
+            save_checkpoint(place, KIND, source, state, {}, **rest)
+            return

@@ -59,8 +59,8 @@ def train(
     log.info("config %s", json.dumps(dataclasses.asdict(checkpoints.config)))
     for change in checkpoints.changes:
         log.warning("%s", change)
-    size, number = options.step_size, distributed.num_processes()
-    log.info("a step learns from %d images, of which a process has %d", size, size // number)
+    if (number := distributed.num_processes()) > 1:
+        log.info("a step learns from %d × %d images", number, options.step_size // number)
     total, state = checkpoints.total_steps, checkpoints.found.get("metrics")
     planner = Planner(checkpoints, learner, start, footprint)
     checkpoints.begin(start)
@@ -105,7 +105,7 @@ def train(
             if step == start:
                 metrics.count_flops(learner, batch)
             share = sampler.share(step)
-            with drawing(options.seed, step, share):
+            with drawing(options.seed, step, share, learner.device):
                 metrics.add(learner.update(batch, step, share), share.total)
             done, asked = step + 1, stops.of_step_before(*stop[:1])
             planner.add_step(done)

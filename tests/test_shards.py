@@ -1,0 +1,244 @@
+"""Images in shards: the same pixels, split, order, feature maps and pictures as from files, and bad shards by name."""
+
+import io
+import json
+import os
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+import webdataset
+from PIL import Image
+
+import generate_fmap_dataset
+import train_autoencoder
+from scripts import make_dataset
+from tests.helpers.deaths import dying
+from tests.helpers.runs import FRACTIONS, WEIGHTS
+from tests.helpers.scripts import TINY, expect_error, expect_exit, run_main
+from utils import index, records
+from utils.dataset import BatchLoader, FeatureMapDataset, ImageDataset
+from utils.files import UserError
+from utils.index import read_dataset, verify_files
+from utils.shards import read_file
+from utils.split import Bounds
+
+BOUNDS = Bounds(0.2, 0.4)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A folder of 11 pictures in two sub-folders."""
+    folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for number in range(11):
+        path = folder / ("cats", "dogs")[number % 2] / f"{number}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (40, 36, 3), dtype=np.uint8)).save(path)
+    return folder
+
+
+def make(photos, out, *flags):
+    more = ("--image-size", 32, "--num-workers", 0, "--group-by", r"(\d)\.jpg", *flags)
+    run_main(make_dataset.main, photos, "--out-dir", out, *more)
+    return out / "dataset.json"
+
+
+@pytest.fixture(scope="module")
+def both(photos, tmp_path_factory):
+    """The data set as files, and as shards of 4 images."""
+    folder = tmp_path_factory.mktemp("both")
+    return make(photos, folder / "files"), make(photos, folder / "shards", "--shards", 4)
+
+
+def same_images(first, second):
+    order = [np.argsort([*each.records.image_keys]) for each in (first, second)]
+    assert torch.equal(first[order[0]], second[order[1]])
+    for name in ("image_keys", "labels", "groups"):
+        columns = [
+            [getattr(each.records, name)[i] for i in own] for each, own in zip((first, second), order, strict=True)
+        ]
+        assert columns[0] == columns[1], name
+    assert np.array_equal(first.records.positions[order[0]], second.records.positions[order[1]])
+
+
+def test_shards_hold_what_files_do(both):
+    files, shards = map(ImageDataset, both)
+    same_images(files, shards)
+    assert [*files.records.checksums] == [*shards.records.checksums]
+    for side in ("training", "validation", "test"):
+        assert np.array_equal(getattr(files.split(BOUNDS), side), getattr(shards.split(BOUNDS), side))
+    folder = both[1].parent
+    assert len(list((folder / "shards").glob("*.tar"))) == 3
+    assert not list(folder.rglob("*.png"))
+    verify_files(both[1])
+
+
+@pytest.mark.parametrize("kind", ["folder", "folder with an index", "one", "braces"])
+def test_shards_are_read_with_an_index_and_without(kind, both, tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for number, shard in enumerate(sorted((both[1].parent / "shards").glob("*.tar"))):
+        shutil.copy(shard, folder / f"{number:02d}.tar")
+    if kind == "one":
+        one = ImageDataset(folder / "01.tar")
+        assert len(one) == 4 and one.records.names[0].startswith("01.tar/images/")
+        return
+    path = {"folder": folder, "folder with an index": both[1].parent, "braces": folder / "{00..02}.tar"}[kind]
+    same_images(ImageDataset(both[0]), ImageDataset(path))
+    assert len(ImageDataset(path)) == 11  # as it is kept
+
+
+def test_the_webdataset_package_reads_our_shards_and_we_read_its(both, tmp_path):
+    files = ImageDataset(both[0])
+    shards = sorted(map(str, (both[1].parent / "shards").glob("*.tar")))
+    found = list(webdataset.WebDataset(shards, shardshuffle=False).decode("pil"))
+    assert [sample["__key__"] + ".png" for sample in found] == [*files.records.names]
+    assert [sample["json"]["labels"] for sample in found] == [files.label(i) for i in range(11)]
+    for sample, image in zip(found, files[np.arange(11)], strict=True):
+        assert torch.equal(torch.from_numpy(np.array(sample["png"])).permute(2, 0, 1).float() / 127.5 - 1, image)
+    with webdataset.ShardWriter(str(tmp_path / "%03d.tar"), maxcount=5, verbose=0) as writer:
+        for number, sample in enumerate(found):
+            writer.write({"__key__": f"a/{number:04d}", "png": sample["png"], "cls": number, "txt": "a caption"})
+    theirs = ImageDataset(tmp_path / "{000..002}.tar")
+    assert torch.equal(theirs[np.arange(11)], files[np.arange(11)])
+    assert [theirs.label(i) for i in range(11)] == [[str(number)] for number in range(11)]
+
+
+def test_feature_maps_and_a_training_are_those_of_files(both, tmp_path):
+    maps = []
+    for name, path in zip(("files", "shards"), both, strict=True):
+        training = ("--dataset-path", path, *FRACTIONS, "--device", "cpu", "--batch-size", 3, "--max-step", 3)
+        training += ("--config-path", TINY / "autoencoder.json", "--num-workers", 2 * (name == "shards"))
+        run_main(train_autoencoder.main, *training, "--out-dir", tmp_path / name)
+        arguments = ("--dataset-path", path, "--model-path", tmp_path / name / WEIGHTS, "--device", "cpu")
+        run_main(generate_fmap_dataset.main, *arguments, "--out-dir", tmp_path / f"{name}_maps")
+        maps.append(FeatureMapDataset(tmp_path / f"{name}_maps/dataset.json"))
+    assert [*maps[0].records.checksums] == [*maps[1].records.checksums]
+    assert np.array_equal(maps[0].records.positions, maps[1].records.positions)
+    everything = np.arange(11)
+    assert np.array_equal(maps[1].with_image(everything), everything)
+    assert torch.equal(maps[0].images(everything, 4), maps[1].images(everything, 4))
+
+
+@pytest.mark.parametrize("name", ["write_shard", "write_dataset", "remove_unnamed"])
+def test_making_shards_goes_on_where_it_died_and_keeps_the_data_set_before(name, photos, both, tmp_path, monkeypatch):
+    more = ("--image-size", 32, "--num-workers", 0, "--group-by", r"(\d)\.jpg", "--shards", 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(make_dataset, name, dying(getattr(make_dataset, name), 1 if name == "write_shard" else 0))
+        assert expect_exit(make_dataset.main, (photos, "--out-dir", tmp_path / "out", *more)) == 130
+    make(photos, tmp_path / "out", "--shards", 4)
+    whole = {path.relative_to(both[1].parent): path.read_bytes() for path in both[1].parent.rglob("*.tar")}
+    assert {
+        path.relative_to(tmp_path / "out"): path.read_bytes() for path in (tmp_path / "out").rglob("*.tar")
+    } == whole
+    assert read_dataset(tmp_path / "out/dataset.json", ())[0] == read_dataset(both[1], ())[0]
+    before = ImageDataset(tmp_path / "out/dataset.json").fingerprint
+    make(photos, tmp_path / "out", "--shards", 4)  # nothing changes, not even a time
+    assert ImageDataset(tmp_path / "out/dataset.json").fingerprint == before
+
+
+@pytest.fixture
+def copied(both, tmp_path):
+    """A copy of the shards with their index."""
+    shutil.copytree(both[1].parent, tmp_path / "data")
+    return tmp_path / "data/dataset.json"
+
+
+def train(path, tmp_path):
+    command = ("--dataset-path", path, "--config-path", TINY / "autoencoder.json", "--out-dir", tmp_path / "run")
+    return (*command, "--device", "cpu", "--batch-size", 3, "--max-step", 4, *FRACTIONS)
+
+
+def test_a_missing_shard_is_named(copied, tmp_path, capsys):
+    shard = sorted((copied.parent / "shards").glob("*.tar"))[1]
+    shard.unlink()
+    assert f"{shard}/images/" in expect_error(capsys, train_autoencoder.main, train(copied, tmp_path))
+    for number, other in enumerate(sorted((copied.parent / "shards").glob("*.tar"))):
+        other.rename(other.with_name(f"{number}.tar"))
+    pattern = copied.parent / "shards/{0..2}.tar"
+    line = expect_error(capsys, train_autoencoder.main, train(pattern, tmp_path))
+    assert f"{copied.parent / 'shards/2.tar'}: no such shard; check the path, or the numbers of {{0..2}}.tar" in line
+
+
+def test_a_broken_image_in_a_shard_is_named(copied, tmp_path, capsys):
+    record = read_dataset(copied, ())[0][5]
+    shard, _, name = record["image_fpath"].partition(".tar/")
+    content = bytearray((copied.parent / f"{shard}.tar").read_bytes())
+    content[record["offset"] : record["offset"] + record["size"]] = b"x" * record["size"]
+    (copied.parent / f"{shard}.tar").write_bytes(content)
+    with pytest.raises(UserError, match=f"{shard}.tar/{name}: not an image"):
+        ImageDataset(copied)[np.array([5])]
+    with pytest.raises(UserError, match=f"{shard}.tar/{name}: is not the file that was written"):
+        verify_files(copied)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[:700], lambda b: b"x" * len(b), lambda b: b[:512] + b"\xff" * 512 + b[1024:]]
+)
+def test_a_damaged_shard_is_named(damage, copied, tmp_path, capsys):
+    shard = tmp_path / "0.tar"
+    shard.write_bytes(damage(sorted((copied.parent / "shards").glob("*.tar"))[0].read_bytes()))
+    assert str(shard) in expect_error(capsys, train_autoencoder.main, train(shard, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"a.json": b"{}"}, "its sample a has no image"),
+        ({"a.png": b"", "a.json": b"{"}, "its a.json is no JSON"),
+        ({"a.png": b"", "a.json": b'{"labels": 3}'}, "'labels' of record 1 is no list of strings"),
+    ],
+)
+def test_a_sample_that_is_none_is_named(files, said, tmp_path):
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    with pytest.raises(UserError, match=said):
+        ImageDataset(tmp_path / "0.tar")
+
+
+def test_the_index_of_another_shard_is_noticed(copied, tmp_path):
+    """Its fingerprint is another; with a new time the shard is read again."""
+    before = ImageDataset(copied).fingerprint
+    shard = sorted((copied.parent / "shards").glob("*.tar"))[0]
+    os.utime(shard, ns=(0, 0))
+    after = ImageDataset(copied).fingerprint
+    assert (after["index"], after["files"] == before["files"]) == (before["index"], False)
+    with pytest.raises(UserError, match="other times or sizes"):
+        index.check_same(tmp_path, before, after, copied, verify=False)
+    index.check_same(tmp_path, before, after, copied, verify=True)
+
+
+def test_an_index_is_kept_beside_the_shards_or_where_it_may_be(copied, tmp_path, monkeypatch):
+    shards = copied.parent / "shards"
+    assert len(ImageDataset(shards)) == 11
+    assert (shards / ".index/shards.pt").is_file()
+    shutil.rmtree(shards / ".index")
+    (shards / ".index").write_bytes(b"no folder")
+    assert len(ImageDataset(shards, tmp_path / "run")) == 11
+    assert (tmp_path / "run/.index/shards.pt").is_file()
+    monkeypatch.setattr(records, "pack", None)  # it is not read again
+    assert len(ImageDataset(shards, tmp_path / "run")) == 11
+
+
+def test_what_another_process_is_sent_does_not_grow_with_the_records(both):
+    """As where processes are spawned: it opens the data set again."""
+    import pickle
+
+    content = pickle.dumps(ImageDataset(both[1]))
+    assert len(content) < 1000
+    assert torch.equal(pickle.loads(content)[np.arange(11)], ImageDataset(both[1])[np.arange(11)])
+    assert len(list(BatchLoader(ImageDataset(both[1]), [np.arange(3)] * 5, 2))) == 5
+
+
+def test_a_file_in_a_shard_is_found_by_its_name(copied):
+    record = read_dataset(copied, ())[0][7]
+    path = copied.parent / record["image_fpath"]
+    assert read_file(path) == read_file(path, record["offset"], record["size"])
+    assert json.loads(read_file(path.with_suffix(".json")))["labels"] == record["labels"]
+    with pytest.raises(FileNotFoundError):
+        read_file(path.with_name("none.png"))
