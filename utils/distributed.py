@@ -87,14 +87,14 @@ def _meet(store: dist.Store, own: int, number: int) -> dist.Store:
 
 
 def end() -> None:
-    """Part from the other processes."""
-    if dist.is_initialized():
+    """End this process together with the others."""
+    if num_processes() > 1:
         wait()
-        dist.destroy_process_group()
+        leave(0)
 
 
 def leave(status: int) -> None:
-    """End this process, without the others: what PyTorch would do at its end could wait for them."""
+    """End this process; of several at once, since what PyTorch does at an end may wait for others, or abort."""
     if num_processes() > 1:
         sys.stdout.flush()
         sys.stderr.flush()
