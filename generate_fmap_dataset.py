@@ -81,11 +81,12 @@ def main(argv: list[str] | None = None) -> None:
         images = ((index, flipped) for batch in batches for flipped in options.sides for index in batch.tolist())
         places = (place for batch in batches for place in places_of(journal.entries[str(batch[0])]))
         pairs = zip(images, places, strict=True)
-        records = [fmap_record(dataset, *image, *place, folder.path) for image, place in pairs]
+        records = (fmap_record(dataset, *image, *place, folder.path) for image, place in pairs)
         write_dataset(folder.dataset, records, model.origin)
-        remove_unnamed(folder.path, f"[0-9]*/{'[0-9a-f]' * 24}.npy", {record["fmap_path"] for record in records})
+        names = {name for entry in journal.entries.values() for name, *_ in places_of(entry)}
+        remove_unnamed(folder.path, f"[0-9]*/{'[0-9a-f]' * 24}.npy", names)
         journal.remove()
-        log.info("wrote %d feature maps and %s", len(records), folder.dataset)
+        log.info("wrote %d feature maps and %s", len(dataset) * len(options.sides), folder.dataset)
 
 
 def finished_batches(folder: StepFolder, num_images: int, options: Options) -> dict[str, dict]:
