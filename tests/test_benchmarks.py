@@ -526,11 +526,11 @@ def test_losses_over_compute(tiny_run, in_this_process, monkeypatch, capsys):
 
 def test_a_data_set_is_written_read_and_loaded(monkeypatch, capsys):
     monkeypatch.setattr(scale, "in_new_process", lambda function, *arguments: function(*arguments))
-    monkeypatch.setattr(sys, "argv", ["scale", "--records", "600"])
+    monkeypatch.setattr(sys, "argv", ["scale", "--records", "6000"])
     scale.main()
     rows = numbers_of(capsys.readouterr().out)[1:]
     assert [row[0] for row in rows] == list(scale.WORK)
-    assert all(float(seconds) > 0 for _, seconds, *_ in rows[:-1])  # one of 64 processes has hardly anything to do
+    assert all(float(seconds) > 0 for _, seconds, *_ in rows)
 
 
 def test_the_batches_of_an_epoch_or_one_in_its_middle_are_loaded(tmp_path):
