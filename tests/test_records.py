@@ -212,3 +212,13 @@ def test_a_record_needs_few_bytes_while_it_is_read_and_afterwards(dataset, monke
     tracemalloc.stop()
     assert held < 150 * len(found)
     assert peak < 150 * number + 12 * 2**20  # what is packed, and a few pieces of the file
+
+
+def test_an_error_while_a_large_data_set_is_read_is_not_swallowed(dataset, monkeypatch):
+    def fail(path, required):
+        raise OSError(5, "Input/output error", str(path))
+
+    monkeypatch.setattr(records, "LARGE", 0)
+    monkeypatch.setattr(records, "pack", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        read_packed(dataset, ("image_fpath",))

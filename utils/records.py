@@ -94,12 +94,14 @@ def read_packed(path: Path, required: tuple[str, ...], spare: Path | None = None
     labels are of another type.
     """
     places = [kept_path(path), *([kept_path(path, spare)] if spare else [])]
-    if kept := _find_kept(places, path, required):
+    source = Source.of(path)  # before it is read: it may change meanwhile
+    if kept := _find_kept(places, source, required):
         return kept
-    with _alone(path, places) as has_waited:
-        if has_waited and (kept := _find_kept(places, path, required)):
-            return kept  # another process has read it meanwhile
-        source = Source.of(path)  # before it is read: it may change meanwhile
+    with _alone(source, places) as has_waited:
+        if has_waited:  # another process may have read it meanwhile
+            source = Source.of(path)
+            if kept := _find_kept(places, source, required):
+                return kept
         records = pack(path, required)
         if len(records) >= KEPT_FROM or are_meant(path):
             _keep(places, source, records)
@@ -107,15 +109,16 @@ def read_packed(path: Path, required: tuple[str, ...], spare: Path | None = None
 
 
 @contextmanager
-def _alone(path: Path, places: list[Path]) -> Iterator[bool]:
+def _alone(source: "Source", places: list[Path]) -> Iterator[bool]:
     """Let one process at a time read what is large and can be kept; say whether it may have waited for another."""
+    has_waited = False
     with ExitStack() as stack:
-        for place in places if Source.of(path).size >= LARGE else ():
-            with suppress(OSError):
+        for place in places if source.size >= LARGE else ():
+            with suppress(OSError):  # of a folder that is read-only
                 stack.enter_context(lock(place.parent, wait=True))
-                yield True
-                return
-        yield False
+                has_waited = True
+                break
+        yield has_waited
 
 
 def pack(path: Path, required: tuple[str, ...]) -> Records:
@@ -196,19 +199,19 @@ def kept_path(path: Path, folder: Path | None = None) -> Path:
     return (folder or (path if path.is_dir() else path.parent)) / ".index" / f"{path.stem}.pt"
 
 
-def _find_kept(places: list[Path], path: Path, required: tuple[str, ...]) -> Records | None:
+def _find_kept(places: list[Path], source: Source, required: tuple[str, ...]) -> Records | None:
     """The packed records that are kept of a data set for these keys, unless it has changed since."""
-    found = (_open_kept(place, path) for place in places if place.is_file())
+    found = (_open_kept(place, source) for place in places if place.is_file())
     return next((kept for kept in found if kept is not None and kept.required == required), None)
 
 
-def _open_kept(place: Path, path: Path) -> Records | None:
+def _open_kept(place: Path, source: Source) -> Records | None:
     try:
         content = load_checkpoint(place, KIND, memory_map=True)
     except UserError as error:
         log.warning("%s; reading the data set again", error)
         return None
-    if content["config"] != dataclasses.asdict(Source.of(path)):
+    if content["config"] != dataclasses.asdict(source):
         return None
     arrays = {name: part.numpy() for name, part in content["model"].items()}
     columns = {name: Strings(arrays[name], arrays[f"{name}.ends"]) for name in COLUMNS}
