@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -278,3 +279,26 @@ def test_an_unreadable_image_stops_a_run_and_leaves_no_index(make, arguments, so
         capsys, generate_fmap_dataset.main, arguments()
     )  # other images than it began with
     assert results(make("--overwrite")) == results(make(out="whole"))
+
+
+def test_packed_maps_in_many_folders_keep_few_files_open(tmp_path):
+    """Each array that is mapped keeps one; a million maps in folders of 1,000 would have a thousand."""
+    folder = tmp_path / "maps"
+    maps = PackedMaps(folder, 1, 300, (1, 2, 2), "float32", "key")
+    maps.make()
+    values = np.arange(1200, dtype=np.float32).reshape(300, 1, 2, 2)
+    records = [
+        {"fmap_path": name, "row": row, "checksum": checksum, "image_path": f"{number}.png"}
+        for number, (name, row, checksum) in enumerate(maps.write(values, 0)["rows"])
+    ]
+    write_dataset(folder / "dataset.json", records)
+    dataset, descriptors = FeatureMapDataset(folder / "dataset.json"), Path("/proc/self/fd")
+    for _ in range(2):  # the second time nothing is compared any more
+        assert torch.equal(dataset[np.arange(300)], torch.from_numpy(values))
+        opened = [path.readlink() for path in links(descriptors)] if descriptors.exists() else []
+        assert sum(path.is_relative_to(folder) for path in opened) <= 256
+
+
+def links(folder):
+    """The links in a folder of /proc; one of those that are listed is of the listing itself."""
+    return [path for path in folder.iterdir() if path.is_symlink()]

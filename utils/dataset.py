@@ -102,7 +102,6 @@ class FeatureMapDataset(FileDataset):
         self.origin: Origin = self.records.info
         self.flipped = self.records.flipped
         self.is_checked = np.zeros(len(self), dtype=bool)  # rows of arrays that this process has compared already
-        self.arrays: dict[str, np.ndarray] = {}  # by the names of their files
 
     def __getitem__(self, indices: np.ndarray) -> torch.Tensor:
         rows = self.records.rows[indices].tolist()
@@ -111,16 +110,11 @@ class FeatureMapDataset(FileDataset):
         found = np.empty((len(rows), *self.shape), dtype=np.float32)
         for place, (index, row) in enumerate(zip(indices.tolist(), rows, strict=True)):
             if self.is_checked[index]:
-                found[place] = self._array(self.records.names[index])[row]
+                found[place] = open_rows(f"{self.folder}/{self.records.names[index]}")[row]
             else:
                 found[place] = self._read(index)
                 self.is_checked[index] = True
         return torch.from_numpy(found)
-
-    def _array(self, name: str) -> np.ndarray:
-        if name not in self.arrays:
-            self.arrays[name] = open_rows(self.folder / name)
-        return self.arrays[name]
 
     def check_origin(self, given: Origin) -> None:
         """Raise `UserError` if another autoencoder made the maps; if not, all that is known of this one is of them."""

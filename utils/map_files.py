@@ -27,7 +27,7 @@ def read_map(path: Path, expected: str = "", row: int = -1) -> torch.Tensor:
     broken, not finite, or has changed since it was written.
     """
     try:
-        found = open_rows(path)[row] if row >= 0 else path.read_bytes()
+        found = open_rows(str(path))[row] if row >= 0 else path.read_bytes()
         if expected and checksum(found if row < 0 else found.tobytes()) != expected:
             raise UserError(f"{path}: has changed since it was written; {AGAIN}")
         fmap = found if row >= 0 else np.load(io.BytesIO(found), allow_pickle=False)
@@ -45,8 +45,8 @@ def read_map(path: Path, expected: str = "", row: int = -1) -> torch.Tensor:
 
 
 @lru_cache(maxsize=256)
-def open_rows(path: Path) -> np.ndarray:
-    """The array in a file, mapped into memory."""
+def open_rows(path: str) -> np.ndarray:
+    """The array in a file, mapped into memory; few at once, since each keeps a file open."""
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
