@@ -111,7 +111,7 @@ class Begun:
     def __init__(self, script: str, options: StepOptions) -> None:
         self.script, self.options, self.folder = Path(script).name, options, StepFolder(options.out_dir)
         self.arguments = json.loads(json.dumps(dataclasses.asdict(options), default=str))
-        self.since, self.device, self.has_agreed = _now(), None, False  # the device once it has begun
+        self.since, self.device = _now(), None  # the device once it has begun
 
     def begin(self, device: torch.device, config: object = None, inputs: dict | None = None) -> None:
         """Log to stdout and to a file, and keep in `run.json` what is done, with fingerprints of its `inputs`.
@@ -136,11 +136,9 @@ class Begun:
 
     def agree(self, config: object = None, inputs: dict | None = None) -> None:
         """Let all processes of the job come here before the first one writes; raises `UserError` if one cannot."""
-        if not self.has_agreed:
-            data = (inputs or {}).get("data", {}).get("index")  # not the times of its files, which copies may have lost
-            key = {"arguments": self.arguments, "config": config and dataclasses.asdict(config)}
-            distributed.agree(key | {"inputs": {**(inputs or {}), "data": data}})
-        self.has_agreed = True
+        data = (inputs or {}).get("data", {}).get("index")  # not the times of its files, which copies may have lost
+        key = {"arguments": self.arguments, "config": config and dataclasses.asdict(config)}
+        distributed.agree(key | {"inputs": {**(inputs or {}), "data": data}})
 
     def key(self, inputs: dict) -> dict:
         """All that the results depend on, for a journal of what is done."""

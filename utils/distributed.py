@@ -26,7 +26,6 @@ HANDSHAKE = timedelta(seconds=60)  # within which all processes must have come
 PATIENCE = timedelta(days=7)  # for which one may measure, draw and save alone while the others wait
 ROOT = Path(__file__).parent.parent
 LOST = "another process of this job has died; what it has saved is whole: go on with the same command, and --resume"
-
 MISSING = f"not all processes of this job have come within {HANDSHAKE.seconds} s"
 
 _store: dist.Store | None = None
@@ -228,9 +227,10 @@ class Largest:
 def agree(key: dict[str, object]) -> None:
     """Wait until all processes have made their checks, before the first of them writes or computes with the others.
 
-    Raises `UserError` in process 0 if another one has found an error, or was given another `key`; the others end.
+    Raises `UserError` in process 0 if another one has found an error, or was given another `key`; the others end. Once
+    they have agreed, they do not again.
     """
-    error = _exchange(None, key | {"code": _code()}) if num_processes() > 1 else None
+    error = _exchange(None, key | {"code": _code()}) if num_processes() > 1 and not _has_agreed else None
     if error is not None:
         raise UserError(error) if is_main() else SystemExit(2)
 

@@ -21,10 +21,11 @@ def drawing(seed: int, step: int, share: Share, device: torch.device) -> Iterato
     global _total, _places
     before = _total, _places
     torch.manual_seed(int(np.random.SeedSequence([seed & 0xFFFFFFFF, step]).generate_state(1)[0]))
-    last = share.first + max(1, share.number)  # an empty share may have the item of another
-    # A tensor, since a compiled model is compiled anew for another number.
-    places = torch.arange(share.first, last, device=device).clamp(max=share.total - 1)
-    _total, _places = share.total, None if share.number == share.total else places
+    _total, _places = share.total, None
+    if share.number < share.total:
+        last = share.first + max(1, share.number)  # an empty share may have the item of another
+        # A tensor, since a compiled model is compiled anew for another number.
+        _places = torch.arange(share.first, last, device=device).clamp(max=share.total - 1)
     try:
         yield
     finally:

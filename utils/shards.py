@@ -111,10 +111,9 @@ def read_file(path: Path, offset: int = -1, size: int = 0) -> bytes:
         return path.read_bytes()
     shard, name = found
     if offset < 0:
-        status = shard.stat()
-        offset, size = _places(shard, status.st_size, status.st_mtime_ns).get(name, (-1, 0))
-    if offset < 0:
-        raise FileNotFoundError(2, "no such file in the shard", str(path))
+        if name not in (places := _places(shard)):
+            raise FileNotFoundError(2, "no such file in the shard", str(path))
+        offset, size = places[name]
     return _content(shard, offset, size)
 
 
@@ -122,10 +121,8 @@ def is_file(path: Path) -> bool:
     """Whether there is a file, perhaps in a shard."""
     if (found := through_shard(path)) is None:
         return path.is_file()
-    if not found[0].is_file():
-        return False
-    status = found[0].stat()
-    return found[1] in _places(found[0], status.st_size, status.st_mtime_ns)
+    shard, name = found
+    return shard.is_file() and name in _places(shard)
 
 
 def status_of(path: Path) -> os.stat_result:
@@ -134,9 +131,14 @@ def status_of(path: Path) -> os.stat_result:
     return (found[0] if found else path).stat()
 
 
-@lru_cache(maxsize=8)
-def _places(shard: Path, _size: int, _time: int) -> dict[str, tuple[int, int]]:
+def _places(shard: Path) -> dict[str, tuple[int, int]]:
     """Where each file of a shard lies, for the few that are looked up by name; it is read again once it has changed."""
+    status = shard.stat()
+    return _read_places(shard, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _read_places(shard: Path, _size: int, _time: int) -> dict[str, tuple[int, int]]:
     with tarfile.open(shard, "r:") as tar:
         return {member.name: (member.offset_data, member.size) for member in _members(tar)}
 
