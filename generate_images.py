@@ -23,7 +23,8 @@ import numpy as np
 import torch
 
 from models.autoencoder import Autoencoder
-from models.generation import Cascade, Request, load_generation_config, pick
+from models.generation import Cascade
+from models.requests import Request, load_generation_config, pick
 from utils import cli
 from utils.attempt import attempt
 from utils.device import choose_device, choose_dtype
@@ -179,7 +180,7 @@ def make_request(options: Options, cascade: Cascade) -> Request:
 
 def tokens_of(paths: tuple[Path, ...], cascade: Cascade) -> tuple[torch.Tensor, ...]:
     """The tokens of image files, whose centres are scaled to the size of the cascade's images."""
-    return cascade.tokenize(torch.stack([read_image(path, cascade.image_size) for path in paths]))
+    return cascade.tokens(torch.stack([read_image(path, cascade.image_size) for path in paths]))
 
 
 def save_images(

@@ -16,6 +16,7 @@ each stage, when it and the finer ones write after the true tokens of training i
 """
 
 import argparse
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,7 +30,8 @@ from evaluation.features import EfficientNetFeatures, features_of
 from evaluation.novelty import Nearest
 from evaluation.run import TrainedRun
 from models.autoencoder import Autoencoder
-from models.generation import Cascade, Request, load_generation_config
+from models.generation import Cascade
+from models.requests import Request, change_sampling, load_generation_config
 from utils.dataset import chunks
 from utils.device import choose_dtype, keep_memory
 from utils.run_folder import RunFolder
@@ -72,10 +74,11 @@ def sample(
     run: RunFolder, setting: dict | tuple, decoder: Autoencoder, number: int, request: Request | None = None
 ) -> torch.Tensor:
     """Generate `number` images with a setting."""
-    each = setting if isinstance(setting, tuple) else (setting,) * run.num_stages
-    configs = [load_generation_config(run.generation, **changes)[i] for i, changes in enumerate(each)]
+    configs = load_generation_config(run.generation)
+    each = setting if isinstance(setting, tuple) else (setting,) * len(configs)
+    sampling = tuple(change_sampling([one], **changes)[0] for one, changes in zip(configs, each, strict=True))
     cascade = Cascade(configs, run.path, decoder, CPU, choose_dtype(CPU, "auto"), BATCH)
-    batches = cascade.batches(request or Request(), number, "samples")
+    batches = cascade.batches(dataclasses.replace(request or Request(), sampling=sampling), number, "samples")
     return torch.cat([cascade.decode(tokens[-1], -1) for _, tokens, _ in batches])
 
 
@@ -84,7 +87,7 @@ def limits(trained: TrainedRun, images: torch.Tensor) -> Iterator[tuple[str, tor
     run, decoder = trained.folder, trained.decoder
     cascade = Cascade(load_generation_config(run.generation), run.path, decoder, CPU)
     yield "their reconstructions", trained.autoencoder(images)
-    true = cascade.tokenize(images)
+    true = cascade.tokens(images)
     for level, tokens in reversed(list(enumerate(true))):
         yield f"from the tokens of stage {level - 1}" if level else "from the condition", cascade.decode(tokens, level)
     for stage in reversed(range(1, run.num_stages)):

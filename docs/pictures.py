@@ -15,7 +15,8 @@ import torch.nn.functional as F
 
 import generate_images
 from evaluation.run import TrainedRun
-from models.generation import Cascade, Request, load_generation_config
+from models.generation import Cascade
+from models.requests import Request, load_generation_config
 from utils import cli
 from utils.dataset import ImageDataset
 from utils.images import grid, read_image, save_grid, save_image
@@ -82,7 +83,7 @@ def draw_steps(trained: TrainedRun, images: torch.Tensor) -> None:
     """
     run, autoencoder = trained.folder, trained.autoencoder
     cascade = Cascade(load_generation_config(run.generation), run.path, trained.decoder, trained.device)
-    fmap, tokens = autoencoder.encode(images), cascade.tokenize(images)
+    fmap, tokens = autoencoder.encode(images), cascade.tokens(images)
     made, _ = cascade.generate(Request(init_tokens=tokens, from_stage=1), range(len(images)))
     reconstructed = autoencoder.decode(fmap)
     decoded = [cascade.decode(part, level) for level, part in enumerate(tokens)]

@@ -18,7 +18,8 @@ from evaluation.novelty import Nearest, in_pairs, summarize
 from evaluation.reconstruction import quality, reconstruct
 from evaluation.run import TrainedRun
 from models.codebook import Codebook
-from models.generation import Cascade, Request
+from models.generation import Cascade
+from models.requests import Request
 from utils import distributed
 from utils.dataset import BatchLoader, ImageDataset, chunks
 from utils.device import choose_workers

@@ -9,7 +9,8 @@ import torch
 from models.autoencoder import Autoencoder
 from models.cascade import Stage
 from models.codebook import Codebook
-from models.generation import Cascade, load_generation_config
+from models.generation import Cascade
+from models.requests import load_generation_config
 from models.tokens import read_tokens
 from utils.checkpoint import check_origins
 from utils.config import read_json

@@ -18,7 +18,7 @@ from torch import nn
 from models.codebook import Codebook
 from models.decoding import CachedDecoder
 from models.transformer import Grid, Transformer, TransformerConfig
-from utils.beam_search import search
+from utils.beam_search import Kept, search
 from utils.checkpoint import Origin, check_origin, load_checkpoint, load_weights
 from utils.config import build_config
 from utils.draws import draw
@@ -155,6 +155,11 @@ class Stage(nn.Module):
         """What is added to the embedding of the first input: the vector of the first label of each image, (B, dim)."""
         return self.label(coarse[:, 1]) if self.config.labels else None
 
+    def shift(self, coarse: torch.Tensor, other: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+        """A share (B,) of the way from the vectors of conditions (B, 1 …) to those of others (B, 1), (B, dim)."""
+        embed = self.transformer.embed.token
+        return share[:, None].to(embed.weight) * (embed(self.first_input(other)) - embed(self.first_input(coarse)))
+
     def count_labels(self, coarse: torch.Tensor) -> None:
         """Count how often each label occurs with each condition in coarse tokens (N, 1 + labels) of training maps."""
         self.label_usage.zero_()
@@ -196,18 +201,25 @@ class Stage(nn.Module):
         config: SamplingConfig,
         uniform: torch.Tensor,
         *,
-        kept: torch.Tensor | None = None,
+        kept: Kept | None = None,
+        towards: tuple[torch.Tensor, torch.Tensor] | None = None,
         progress: Callable[[], object] = lambda: None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Coarse tokens (N, S) → fine tokens (N, T) and their scores (N,); `uniform` (N, T, num_beam) are the draws.
 
-        `kept` (N, P) are the first tokens of each image, if they are given; `progress` is called after each position.
-        Under guidance each image runs twice in the batch, with and without its condition.
+        `kept` are given tokens, by their positions. `towards`, for a base stage, are other conditions (N, 1), and
+        shares (N,) of the way by which the vectors of the conditions are moved to theirs.
+        `progress` is called after each position. Under guidance each image runs twice in the batch, with and without
+        its condition.
         """
         first, images = self.first_input(coarse), len(coarse)
+        shift = None if towards is None else self.shift(coarse, *towards)
         if config.is_guided:
             coarse = torch.cat((coarse, self.without_condition(coarse)))
+            shift = None if shift is None else torch.cat((shift, torch.zeros_like(shift)))
         start = self.start(coarse)
+        if shift is not None:
+            start = shift if start is None else start + shift
         decoder = CachedDecoder(self.transformer, len(coarse) * config.num_beam, self.source(coarse))
 
         def next_logits(inputs: torch.Tensor) -> torch.Tensor:

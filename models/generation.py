@@ -1,69 +1,30 @@
-"""Generation: the stages of a cascade, checked to belong together, and requests to them."""
+"""Generation: the stages of a cascade, checked to belong together, and what they make of requests."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from models.autoencoder import Autoencoder
 from models.cascade import Stage
 from models.codebook import Codebook
 from models.decoding import make_ready
+from models.requests import GenerationConfig, Request, Values, change_sampling, load_generation_config, pick
+from utils.beam_search import Kept
 from utils.checkpoint import check_origins
-from utils.config import build_config, read_json
+from utils.device import choose_device, choose_dtype
 from utils.distributed import own
 from utils.files import UserError
-from utils.options import option
+from utils.images import Picture, to_pil, to_tensor
 from utils.progress import progress
+from utils.run_folder import RunFolder
 from utils.sampling import SamplingConfig, image_generator, uniform_draws
 
-
-@dataclass(frozen=True, kw_only=True)
-class GenerationConfig(SamplingConfig):
-    """The JSON keys of one stage of a generation; paths are relative to the JSON file."""
-
-    model_path: str = option("checkpoint of the stage, relative to the JSON file")
-    lr_codebook_path: str = option("codebook of the grid that it reads")
-    hr_codebook_path: str = option("codebook of the grid that it writes")
-
-
-def load_generation_config(path: Path, **changes: float) -> list[GenerationConfig]:
-    """The stages of a generation config, whose keys are "0", "1", … in the order of the cascade.
-
-    `changes` are keys of the sampling that every stage takes instead of its own.
-    """
-    content = read_json(path)
-    if not content:
-        raise UserError(f'{path}: holds no stage; expected keys "0", "1", …')
-    keys, configs = [str(number) for number in range(len(content))], []
-    for key in content:
-        if key not in keys:
-            raise UserError(f'{path}: unknown key {key!r}; expected stages "0" to "{keys[-1]}"')
-    for key in keys:
-        where = f"{path}: stage {key}"
-        config = build_config(GenerationConfig, content[key], where)
-        configs.append(build_config(GenerationConfig, dataclasses.asdict(config) | changes, where))
-    return configs
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to generate. Image i takes entry i of a list, and from the first again after the last."""
-
-    seed: int = 0
-    conditions: tuple[int, ...] = ()  # units of the condition codebook; if empty, drawn in proportion to their use
-    labels: tuple[str, ...] = ()
-    init_tokens: tuple[torch.Tensor, ...] = ()  # tokens of M images, of the condition and of each stage, each (M, T)
-    from_stage: int = 0  # the first stage that writes; the tokens before it are those of `init_tokens`
-    keep_rows: int = 0  # rows of the base stage's grid, and in finer grids those that they cover, kept of `init_tokens`
-
-
-def pick(entries: tuple, image: int) -> object | None:
-    """Entry number `image` of a list, modulo its length; None of an empty list."""
-    return entries[image % len(entries)] if entries else None
+Pictures = list[Image.Image] | torch.Tensor
+Count = Callable[[int], object]  # is told how many positions were written
 
 
 class Cascade:
@@ -88,11 +49,7 @@ class Cascade:
             coarse, fine = Codebook.load(coarse_path), Codebook.load(fine_path)
             stage = Stage.load(model_path, coarse, fine)
             check_origins(model_path, stage.origin, decoder.origins)
-            if config.is_guided and not stage.config.transformer.condition_dropout:
-                raise UserError(
-                    f"{model_path}: 'guidance_scale' is {config.guidance_scale}, but the stage was trained without "
-                    "'condition_dropout'; train it with that, or leave the scale at 1"
-                )
+            _check_guidance(str(model_path), stage, config)
             if stage.config.is_base != (number == 0):
                 kind = "base" if stage.config.is_base else "cascade"
                 raise UserError(f"{model_path}: is a {kind} stage; stage 0 must be a base stage and only stage 0")
@@ -109,10 +66,47 @@ class Cascade:
             rows = batch_size * config.num_beam * (2 if config.is_guided else 1)
             make_ready(stage.transformer, dtype, rows, compiled)
 
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        batch_size: int = 25,
+        compiled: bool = False,
+    ) -> "Cascade":
+        """Read the model in the folder of a run or in one that scripts.export wrote.
+
+        `device` and `precision` are those of the scripts: "auto", "cuda", … and "auto", "fp32" or "bf16"; `compiled`
+        uses torch.compile. Raises `UserError` naming the file that is missing, damaged, or of another model.
+        """
+        folder, place = RunFolder.open(Path(path)), choose_device(device)
+        if not folder.generation.is_file():
+            raise UserError(
+                f"{path}: holds no {folder.generation.name}; give the folder of a finished run, or of an exported model"
+            )
+        configs, dtype = load_generation_config(folder.generation), choose_dtype(place, precision)
+        decoder = Autoencoder.load(folder.decoding.latest).to(place)
+        return cls(configs, folder.path, decoder, place, dtype, batch_size, compiled)
+
+    # --- What the model is ---
+
     @property
     def labels(self) -> tuple[str, ...]:
         """The labels that the base stage has learned."""
         return self.stages[0].config.labels
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        _, height, width = self.codebooks[0].fmap_shape
+        return height * self.decoder.scale, width * self.decoder.scale
+
+    @property
+    def length(self) -> int:
+        """Tokens that all stages write for an image."""
+        return sum(stage.config.fine.length for stage in self.stages)
 
     def check(self, request: Request) -> None:
         """Raise `UserError` naming the flag that this cascade cannot satisfy."""
@@ -129,22 +123,95 @@ class Cascade:
         rows = self.stages[0].config.fine.height
         if request.keep_rows > rows:
             raise UserError(f"--keep-rows {request.keep_rows}: the base stage's grid, whose rows count, has {rows}")
+        for number, (stage, config) in enumerate(zip(self.stages, request.sampling or self.configs, strict=True)):
+            _check_guidance(f"stage {number}", stage, config)
 
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width of the images."""
-        _, height, width = self.codebooks[0].fmap_shape
-        return height * self.decoder.scale, width * self.decoder.scale
+    # --- What can be asked of it ---
+
+    def sample(
+        self,
+        number: int = 1,
+        *,
+        seed: int = 0,
+        conditions: Sequence[int] = (),
+        labels: Sequence[str] = (),
+        as_tensor: bool = False,
+        **sampling: Values,
+    ) -> Pictures:
+        """Generate images: a list of PIL images, or with `as_tensor` a tensor (number, 3, H, W) in [−1, 1].
+
+        Image i takes entry i of `conditions`, units of the condition codebook, and of `labels`, and from the first
+        again. `sampling` are keys of `SamplingConfig`, such as temperature=0.8, or temperature=(1, 0.6, 0.4) with a
+        value for each stage. Raises `UserError` naming what this model cannot do.
+        """
+        return self._make(Request(seed, tuple(conditions), tuple(labels)), number, as_tensor, sampling)
+
+    def like(
+        self,
+        images: Picture | Sequence[Picture],
+        number: int | None = None,
+        *,
+        seed: int = 0,
+        as_tensor: bool = False,
+        **sampling: Values,
+    ) -> Pictures:
+        """Generate images with the conditions of these, by default as many; see `tokens` and `sample`."""
+        conditions = tuple(self.tokens(images)[0].flatten().tolist())
+        return self._make(Request(seed, conditions), number or len(conditions), as_tensor, sampling)
+
+    def complete(
+        self,
+        images: Picture | Sequence[Picture],
+        rows: int,
+        number: int | None = None,
+        *,
+        seed: int = 0,
+        as_tensor: bool = False,
+        **sampling: Values,
+    ) -> Pictures:
+        """Keep what the first `rows` rows of the base stage's grid cover of these images, and write the rest."""
+        tokens = self.tokens(images)
+        request = Request(seed, init_tokens=tokens, keep_rows=rows)
+        return self._make(request, number or len(tokens[0]), as_tensor, sampling)
+
+    def detail(
+        self,
+        images: Picture | Sequence[Picture],
+        stage: int,
+        number: int | None = None,
+        *,
+        seed: int = 0,
+        as_tensor: bool = False,
+        **sampling: Values,
+    ) -> Pictures:
+        """Keep the tokens of these images that are coarser than those of `stage`, and write new ones from there on."""
+        tokens = self.tokens(images)
+        request = Request(seed, init_tokens=tokens, from_stage=stage)
+        return self._make(request, number or len(tokens[0]), as_tensor, sampling)
 
     @torch.no_grad()
-    def tokenize(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Images (M, 3, H, W) → their tokens of the condition and of every stage, each (M, T)."""
-        fmap = self.decoder.encode(images.to(self.device))
+    def tokens(self, images: Picture | Sequence[Picture]) -> tuple[torch.Tensor, ...]:
+        """Images → their tokens of the condition and of every stage, each (M, T) int64.
+
+        An image is a file, a PIL image, or a tensor (3, H, W) in [−1, 1]; a tensor (M, 3, H, W) holds several. Files
+        and PIL images are scaled to the model's size, and cut to its shape around their centres.
+        """
+        fmap = self.decoder.encode(to_tensor(images, self.image_size).to(self.device))
         return tuple(codebook.find_bmu(fmap) for codebook in self.codebooks)
 
-    def decode(self, tokens: torch.Tensor, level: int) -> torch.Tensor:
-        """Tokens (N, T) of the condition (level 0) or of a stage, from 1, → images (N, 3, H, W)."""
+    @torch.no_grad()
+    def decode(self, tokens: torch.Tensor, level: int = -1) -> torch.Tensor:
+        """Tokens (N, T) of the condition (level 0), of a stage (from 1), by default the last → images (N, 3, H, W)."""
         return self.decoder.decode(self.codebooks[level].lookup(tokens))
+
+    def _make(self, request: Request, number: int, as_tensor: bool, sampling: dict[str, Values]) -> Pictures:
+        request = dataclasses.replace(request, sampling=change_sampling(self.configs, **sampling))
+        self.check(request)
+        made = [self.decode(tokens[-1]).float().cpu() for _, tokens, _ in self.batches(request, number, "images")]
+        images = torch.cat(made).clamp(-1, 1)
+        return images if as_tensor else to_pil(images)
+
+    # --- How it is done ---
 
     def conditions(self, request: Request, images: range) -> torch.Tensor:
         """The condition token of each image, (N, 1): a given one, or drawn by its use in training or in a label."""
@@ -165,34 +232,59 @@ class Cascade:
         tokens = request.init_tokens[level]
         return tokens[[image % len(tokens) for image in images]]
 
-    @property
-    def length(self) -> int:
-        """Tokens that all stages write for an image."""
-        return sum(stage.config.fine.length for stage in self.stages)
+    def write(
+        self,
+        number: int,
+        request: Request,
+        images: range,
+        coarse: torch.Tensor,
+        *,
+        kept: Kept | None = None,
+        towards: tuple[torch.Tensor, torch.Tensor] | None = None,
+        count: Count = lambda num: None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What one stage writes over the coarse tokens (N, S) of these images: its tokens (N, T) and scores (N,).
+
+        `kept` and `towards` are those of `Stage.sample`.
+        """
+        stage, config = self.stages[number], (request.sampling or self.configs)[number]
+        coarse = stage.with_labels(coarse, [pick(request.labels, image) for image in images])
+        drawn = [0] * len(images) if request.same_draws else images
+        uniform = uniform_draws(request.seed, number, drawn, stage.config.fine.length, config.num_beam)
+        return stage.sample(coarse, config, uniform, kept=kept, towards=towards, progress=lambda: count(1))
+
+    def write_stages(
+        self, request: Request, images: range, count: Count = lambda num: None
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield the tokens (N, T) of the condition and of each stage for these images, each with its scores (N,).
+
+        The condition and a stage that was skipped have no score (NaN).
+        """
+        none = torch.full((len(images),), torch.nan)
+        tokens = self.conditions(request, images)
+        yield tokens, none
+        base = self.stages[0].config.fine
+        for number, stage in enumerate(self.stages):
+            fine = stage.config.fine
+            if number < request.from_stage:
+                tokens, scores = self._taken(request, number + 1, images), none
+                count(fine.length)
+            else:
+                rows = request.keep_rows * fine.height // base.height
+                kept = self._taken(request, number + 1, images)[:, : rows * fine.width] if rows else None
+                kept = None if kept is None else dict(enumerate(kept.T))
+                tokens, scores = self.write(number, request, images, tokens, kept=kept, count=count)
+            yield tokens, scores.cpu()
 
     def generate(
-        self, request: Request, images: range, progress: Callable[[int], object] = lambda num: None
+        self, request: Request, images: range, count: Count = lambda num: None
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Tokens of the condition and of every stage for these images, each (N, T), and the stages' scores (N, stages).
 
-        A stage that was skipped has no score (NaN). `progress` is called with the number of positions done.
+        A stage that was skipped has no score (NaN). `count` is called with the number of positions done.
         """
-        tokens = [self.conditions(request, images)]
-        scores = torch.full((len(images), len(self.stages)), torch.nan)
-        for number, (stage, config) in enumerate(zip(self.stages, self.configs, strict=True)):
-            fine = stage.config.fine
-            if number < request.from_stage:
-                tokens.append(self._taken(request, number + 1, images))
-                progress(fine.length)
-                continue
-            rows = request.keep_rows * fine.height // self.stages[0].config.fine.height
-            kept = self._taken(request, number + 1, images)[:, : rows * fine.width] if rows else None
-            coarse = stage.with_labels(tokens[-1], [pick(request.labels, image) for image in images])
-            uniform = uniform_draws(request.seed, number, images, fine.length, config.num_beam)
-            found, score = stage.sample(coarse, config, uniform, kept=kept, progress=lambda: progress(1))
-            tokens.append(found)
-            scores[:, number] = score.cpu()
-        return tokens, scores
+        tokens, scores = zip(*self.write_stages(request, images, count), strict=True)
+        return list(tokens), torch.stack(scores[1:], dim=1)
 
     def batches(
         self, request: Request, number: int, name: str
@@ -215,9 +307,22 @@ class Cascade:
         for stage, (coarse, fine) in zip(self.stages, pairwise(fmaps), strict=True):
             grid = stage.config.fine
             cells = torch.arange(grid.length, device=fine.device).view(grid.height, grid.width)
-            # The index of the token that covers each cell of the feature map.
-            number = cells.repeat_interleave(fine.shape[2] // grid.height, 0)
-            number = number.repeat_interleave(fine.shape[3] // grid.width, 1)
+            number = self.on_cells(cells)  # the index of the token that covers each cell of the feature map
             step = -(-grid.length // steps)
             for written in range(step, grid.length + step, step):
                 yield self.decoder.decode(torch.where(number < written, fine, coarse))
+
+    def on_cells(self, values: torch.Tensor) -> torch.Tensor:
+        """A value of each token of a grid, (..., rows, columns) → of each cell of the feature map, (..., H, W)."""
+        _, height, width = self.codebooks[0].fmap_shape
+        rows, columns = values.shape[-2:]
+        return values.repeat_interleave(height // rows, -2).repeat_interleave(width // columns, -1)
+
+
+def _check_guidance(where: str, stage: Stage, config: SamplingConfig) -> None:
+    """Raise `UserError`, which begins with `where`, if a stage is to be guided that has not learned what that needs."""
+    if config.is_guided and not stage.config.transformer.condition_dropout:
+        raise UserError(
+            f"{where}: 'guidance_scale' is {config.guidance_scale}, but the stage was trained without "
+            "'condition_dropout'; train it with that, or leave the scale at 1"
+        )

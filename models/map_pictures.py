@@ -26,7 +26,11 @@ def save_map(codebook: Codebook, autoencoder: Autoencoder, folder: StepFolder, s
 @torch.no_grad()
 def atlas(codebook: Codebook, autoencoder: Autoencoder) -> torch.Tensor:
     """Every unit decoded to pixels, at its place on the map, (3, H, W) in [−1, 1]; empty places are white."""
-    tiles = torch.cat([_decode(units, codebook, autoencoder) for units in codebook.units.split(BATCH)])
+    return on_map(torch.cat([_decode(units, codebook, autoencoder) for units in codebook.units.split(BATCH)]), codebook)
+
+
+def on_map(tiles: torch.Tensor, codebook: Codebook) -> torch.Tensor:
+    """A picture of each unit, (K, 3, h, w), at its place on the map, (3, H, W); empty places are white."""
     grid = _on_map(tiles, codebook).nan_to_num(1.0)
     rows, columns, channels, height, width = grid.shape
     return grid.permute(2, 0, 3, 1, 4).reshape(channels, rows * height, columns * width)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from models.autoencoder import AutoencoderConfig
 from models.codebook import CodebookConfig
-from models.generation import GenerationConfig
+from models.requests import GenerationConfig
 from models.transformer import TransformerConfig
 from utils.files import replace_file
 from utils.options import default_of, flag_of

@@ -38,7 +38,7 @@ from benchmarks import (
 from benchmarks.ablation import Row
 from evaluation.features import EfficientNetFeatures
 from evaluation.results import SETS, Distance, Reconstruction, Results
-from models.generation import load_generation_config
+from models.requests import load_generation_config
 from models.transformer import TransformerConfig
 from scripts.dry_run import ROOT
 from tests.helpers.runs import latest

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from models.autoencoder import AutoencoderConfig
 from models.codebook import CodebookConfig
-from models.generation import GenerationConfig, load_generation_config
+from models.requests import GenerationConfig, load_generation_config
 from models.transformer import TransformerConfig
 from utils.config import build_config, load_config
 from utils.files import UserError

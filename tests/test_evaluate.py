@@ -397,7 +397,7 @@ def test_novelty_names_the_nearest_training_image_of_every_sample(evaluated, fac
 def test_a_cascade_that_writes_training_images_by_heart_is_found_out(tiny_run, faces, tmp_path, monkeypatch):
     def by_heart(self, cascade):
         images = self.dataset[self.training[: self.number]]
-        return cascade.tokenize(torch.cat((images[:-1], images[-1:].flip(-1))))[-1]
+        return cascade.tokens(torch.cat((images[:-1], images[-1:].flip(-1))))[-1]
 
     monkeypatch.setattr(Evaluator, "draw", by_heart)
     content = run_on(tiny_run, faces, tmp_path)

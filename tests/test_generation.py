@@ -8,7 +8,8 @@ from models.autoencoder import Autoencoder, AutoencoderConfig
 from models.cascade import KIND, Stage
 from models.codebook import KIND as CODEBOOK_KIND
 from models.codebook import Codebook
-from models.generation import Cascade, GenerationConfig, Request, load_generation_config, pick
+from models.generation import Cascade
+from models.requests import GenerationConfig, Request, change_sampling, load_generation_config, pick
 from tests.helpers.stages import CODEBOOKS, build, codebook, generator, tokens_for
 from utils.checkpoint import save_checkpoint
 from utils.files import UserError
@@ -182,14 +183,21 @@ def test_a_generation_config_holds_the_search_of_each_stage(tmp_path):
     assert {key: getattr(second, key) for key in search} == search
 
 
-def test_changes_reach_every_stage_and_are_checked(tmp_path):
+def test_changes_reach_every_stage_or_each_its_own_and_are_checked(tmp_path):
     path = tmp_path / "generation.json"
     path.write_text(json.dumps({"0": stage_entry(0, temperature=0.5), "1": stage_entry(1, num_beam=2, keep_beam=2)}))
-    first, second = load_generation_config(path, temperature=2.0, num_beam=3)
+    configs = load_generation_config(path)
+    first, second = change_sampling(configs, temperature=2.0, num_beam=3, top_p=(0.5, None))
     assert (first.temperature, second.temperature) == (2.0, 2.0)
     assert (first.num_beam, second.num_beam, second.keep_beam) == (3, 3, 2)
+    assert (first.top_p, second.top_p) == (0.5, None)
+    assert change_sampling(configs)[1] == SamplingConfig(num_beam=2, keep_beam=2)
     with pytest.raises(UserError, match=r"stage 1: 'keep_beam' is 2, expected at most 'num_beam' 1"):
-        load_generation_config(path, num_beam=1)
+        change_sampling(configs, num_beam=1)
+    with pytest.raises(UserError, match=r"'top_k' has 3 values; give one for all stages, or one for each of the 2"):
+        change_sampling(configs, top_k=(1, 2, 3))
+    with pytest.raises(UserError, match=r"stage 0: unknown key 'temprature'; did you mean 'temperature'\?"):
+        change_sampling(configs, temprature=1.0)
 
 
 # --- What a person asks for ---
@@ -220,7 +228,7 @@ def test_given_conditions_are_taken_in_turn(cascade):
 
 def test_an_image_is_tokenized_by_every_codebook(cascade, decoder):
     images = pictures(3)
-    tokens = cascade.tokenize(images)
+    tokens = cascade.tokens(images)
     assert cascade.image_size == (8, 8)
     for found, book in zip(tokens, CODEBOOKS, strict=True):
         assert torch.equal(found, book.find_bmu(decoder.encode(images)))
@@ -228,7 +236,7 @@ def test_an_image_is_tokenized_by_every_codebook(cascade, decoder):
 
 @pytest.mark.parametrize("rows", [1, 2])
 def test_kept_rows_are_kept_in_every_stage_and_the_rest_is_written(cascade, rows):
-    start = cascade.tokenize(pictures(2))
+    start = cascade.tokens(pictures(2))
     tokens, scores = cascade.generate(Request(init_tokens=start, keep_rows=rows), range(6))
     turn = [0, 1, 0, 1, 0, 1]
     assert torch.equal(tokens[0], start[0][turn])
@@ -240,7 +248,7 @@ def test_kept_rows_are_kept_in_every_stage_and_the_rest_is_written(cascade, rows
 
 
 def test_earlier_stages_are_taken_over_and_have_no_score(cascade):
-    start, calls = cascade.tokenize(pictures(2)), []
+    start, calls = cascade.tokens(pictures(2)), []
     tokens, scores = cascade.generate(Request(init_tokens=start, from_stage=1), range(4), calls.append)
     assert sum(calls) == cascade.length
     for part, origin in zip(tokens[:2], start[:2], strict=True):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from models.generation import load_generation_config
+from models.requests import load_generation_config
 from scripts.reference import SCRIPTS
 from tests.helpers.runs import FRACTIONS
 from utils.options import make_parser

@@ -5,7 +5,7 @@ import math
 import os
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from utils.files import UserError, replace_file
 from utils.shards import SUFFIXES, read_file
 
 Colour = tuple[int, int, int]
+Picture = str | os.PathLike | Image.Image | torch.Tensor  # what `to_tensor` takes for an image
 
 WHITE: Colour = (255, 255, 255)
 HEAT: tuple[Colour, ...] = ((18, 16, 56), (38, 84, 124), (62, 152, 132), (160, 206, 110), (252, 240, 176))
@@ -110,10 +111,38 @@ def read_image(path: str | os.PathLike, size: tuple[int, int] | None = None) -> 
 
     Raises `UserError` as `open_rgb` does.
     """
-    image = open_rgb(path)
-    if size is not None and image.size != size[::-1]:
-        image = ImageOps.fit(image, size[::-1], Image.Resampling.LANCZOS)
-    return to_floats(np.asarray(image))
+    return to_floats(np.asarray(fit(open_rgb(path), size)))
+
+
+def fit(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
+    """Scale the centre of an image to `size` (H, W), if there is one and the image has another."""
+    if size is None or image.size == size[::-1]:
+        return image
+    return ImageOps.fit(image, size[::-1], Image.Resampling.LANCZOS)
+
+
+def to_tensor(pictures: Picture | Sequence[Picture], size: tuple[int, int]) -> torch.Tensor:
+    """One image or several, as files, PIL images of any mode, or tensors (3, H, W) or (M, 3, H, W) in [−1, 1].
+
+    Returns (M, 3, H, W) float32; files and PIL images are fitted to `size` (H, W). Raises `UserError` naming a file
+    that cannot be read, or the shape of a tensor of another size.
+    """
+    if isinstance(pictures, torch.Tensor):
+        if pictures.shape[-3:] != (3, *size) or pictures.dim() not in (3, 4):
+            raise UserError(
+                f"a tensor of shape {tuple(pictures.shape)} was given, expected (M, 3, {size[0]}, {size[1]})"
+            )
+        return pictures.view(-1, 3, *size).float()
+    if isinstance(pictures, Image.Image):
+        return to_floats(np.asarray(fit(_flatten(ImageOps.exif_transpose(pictures), WHITE), size)))[None]
+    if isinstance(pictures, str | os.PathLike):
+        return read_image(pictures, size)[None]
+    return torch.cat([to_tensor(picture, size) for picture in pictures])
+
+
+def to_pil(images: torch.Tensor) -> list[Image.Image]:
+    """Images (N, 3, H, W) in [−1, 1] as PIL images."""
+    return [Image.fromarray(pixels) for pixels in to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()]
 
 
 def to_floats(pixels: np.ndarray) -> torch.Tensor:
@@ -130,7 +159,7 @@ def save_image(
     image: torch.Tensor, path: str | os.PathLike, text: dict[str, str] | None = None, *, durable: bool = True
 ) -> None:
     """Write `image` (3, H, W) in [−1, 1] as a PNG, with `text` as its text chunks; see `replace_file`."""
-    write_png(Image.fromarray(to_uint8(image).permute(1, 2, 0).cpu().numpy()), path, text, durable=durable)
+    write_png(to_pil(image[None])[0], path, text, durable=durable)
 
 
 def save_grid(images: torch.Tensor, path: str | os.PathLike, columns: int | None = None) -> None:
@@ -150,7 +179,7 @@ def save_animation(frames: Iterable[torch.Tensor], path: Path, seconds: float) -
 
     The last frame stays for one more second.
     """
-    pictures = [Image.fromarray(to_uint8(frame).permute(1, 2, 0).cpu().numpy()) for frame in frames]
+    pictures = [to_pil(frame[None])[0] for frame in frames]
     durations = [round(1000 * seconds / len(pictures))] * (len(pictures) - 1) + [1000]
     with replace_file(path) as temporary:  # `quality` is WebP's; a GIF has none
         pictures[0].save(temporary, save_all=True, append_images=pictures[1:], duration=durations, loop=0, quality=90)

@@ -101,10 +101,21 @@ class StepFolder:
         """The first generated images filling in, as "webp" or "gif"."""
         return self.images / f"filling_in.{kind}"
 
+    def walk(self, kind: str) -> Path:
+        """Generated images that turn into one another, as "webp" or "gif"."""
+        return self.images / f"walk.{kind}"
+
+    @property
+    def condition_atlas(self) -> Path:
+        """A generated image for each unit of the condition codebook, at its place on the map."""
+        return self.images / "condition_atlas.png"
+
     @property
     def pictures(self) -> list[Path]:
         """All pictures that a generation has written; a person may keep others beside them."""
-        ours = re.compile(r"image_\d{5,}\.png|recon_model_(Cond|\d+)\.png|filling_in\.(webp|gif)")
+        ours = re.compile(
+            r"image_\d{5,}\.png|recon_model_(Cond|\d+)\.png|condition_atlas\.png|(filling_in|walk)\.(webp|gif)"
+        )
         return [path for path in self.images.glob("*") if ours.fullmatch(path.name)]
 
     def tokens_of(self, start: int) -> Path:

@@ -1,0 +1,79 @@
+"""What can be asked of a cascade, and the config of its stages."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from utils.config import build_config, read_json
+from utils.files import UserError
+from utils.options import option
+from utils.sampling import SamplingConfig
+
+Values = float | Sequence[float | None] | None  # of a key of the sampling: one for all stages, or one for each
+SAMPLING_KEYS = tuple(field.name for field in dataclasses.fields(SamplingConfig))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationConfig(SamplingConfig):
+    """The JSON keys of one stage of a generation; paths are relative to the JSON file."""
+
+    model_path: str = option("checkpoint of the stage, relative to the JSON file")
+    lr_codebook_path: str = option("codebook of the grid that it reads")
+    hr_codebook_path: str = option("codebook of the grid that it writes")
+
+
+def load_generation_config(path: Path) -> list[GenerationConfig]:
+    """The stages of a generation config, whose keys are "0", "1", … in the order of the cascade."""
+    content = read_json(path)
+    if not content:
+        raise UserError(f'{path}: holds no stage; expected keys "0", "1", …')
+    keys = [str(number) for number in range(len(content))]
+    for key in content:
+        if key not in keys:
+            raise UserError(f'{path}: unknown key {key!r}; expected stages "0" to "{keys[-1]}"')
+    return [build_config(GenerationConfig, content[key], f"{path}: stage {key}") for key in keys]
+
+
+def sampling_of(config: SamplingConfig) -> dict[str, float | None]:
+    """How a stage samples, without the paths of a `GenerationConfig`."""
+    return {key: getattr(config, key) for key in SAMPLING_KEYS}
+
+
+def change_sampling(configs: Sequence[SamplingConfig], **changes: Values) -> tuple[SamplingConfig, ...]:
+    """The sampling of each stage with other values of some keys: one for all stages, or a sequence of one for each.
+
+    Raises `UserError` naming the key, or the stage whose values do not go together.
+    """
+    made = [sampling_of(config) for config in configs]
+    for key, value in changes.items():
+        values = list(value) if isinstance(value, Sequence) else [value]
+        values *= len(configs) if len(values) == 1 else 1
+        if len(values) != len(configs):
+            raise UserError(
+                f"{key!r} has {len(values)} values; give one for all stages, or one for each of the {len(configs)}"
+            )
+        for stage, one in zip(made, values, strict=True):
+            stage[key] = one
+    return tuple(build_config(SamplingConfig, values, f"stage {number}") for number, values in enumerate(made))
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to generate. Image i takes entry i of a list, and from the first again after the last."""
+
+    seed: int = 0
+    conditions: tuple[int, ...] = ()  # units of the condition codebook; if empty, drawn in proportion to their use
+    labels: tuple[str, ...] = ()
+    init_tokens: tuple[torch.Tensor, ...] = ()  # tokens of M images, of the condition and of each stage, each (M, T)
+    from_stage: int = 0  # the first stage that writes; the tokens before it are those of `init_tokens`
+    keep_rows: int = 0  # rows of the base stage's grid, and in finer grids those that they cover, kept of `init_tokens`
+    sampling: tuple[SamplingConfig, ...] = ()  # of each stage; if empty, that of the cascade's config
+    same_draws: bool = False  # whether all images take the draws of image 0, so that only their conditions differ
+
+
+def pick(entries: tuple, image: int) -> object | None:
+    """Entry number `image` of a list, modulo its length; None of an empty list."""
+    return entries[image % len(entries)] if entries else None
