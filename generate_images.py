@@ -11,7 +11,6 @@ until then it is in a folder .next/ of its own, where the same command goes on a
 
 import utils.threads  # noqa: F401
 
-import dataclasses
 import json
 import logging
 import os
@@ -23,17 +22,19 @@ import numpy as np
 import torch
 
 from models.autoencoder import Autoencoder
-from models.generation import Cascade
-from models.requests import Request, load_generation_config, pick
+from models.generation import Cascade, Count
+from models.map_pictures import on_map
+from models.requests import SAMPLING_KEYS, Request, change_sampling, load_generation_config, sampling_of, settings_text
+from models.walk import Place, walk, way
 from utils import cli
 from utils.attempt import attempt
 from utils.device import choose_device, choose_dtype
 from utils.distributed import is_main, own, wait
 from utils.files import UserError, replace_file
-from utils.images import grid, read_image, save_animation, save_grid, save_image
+from utils.images import grid, save_animation, save_grid, save_image
 from utils.index import checksum
 from utils.journal import Journal
-from utils.options import SpeedOptions, StepOptions, option, optional, parse_options
+from utils.options import SpeedOptions, StepOptions, option, parse_options, several
 from utils.picture_set import replace_set
 from utils.progress import progress
 from utils.run_folder import CONDITION, StepFolder
@@ -44,20 +45,49 @@ log = logging.getLogger(__name__)
 GRID = 100  # images in a grid, at most
 ANIMATED = 16  # images in an animation, at most
 STEPS, SECONDS = 64, 8  # pictures of a stage in an animation, at most, and how long it runs
-SAMPLING_KEYS = [field.name for field in dataclasses.fields(SamplingConfig)]
-SamplingOptions = optional(
-    SamplingConfig, "SamplingOptions", "Sampling of all stages, instead of the config's", is_fixed=True
+RATE = 8  # pictures of a walk a second
+SamplingOptions = several(
+    SamplingConfig,
+    "SamplingOptions",
+    "Sampling of all stages, or a value for each, instead of the config's",
+    is_fixed=True,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class RequestOptions:
+class ModelOptions:
+    """The model: a folder, or a decoder and a config."""
+
+    model: Path | None = option("folder of a run, or of an exported model", None)
+    decoder_path: Path | None = option("checkpoint of the autoencoder", None)
+    config_path: Path | None = option("JSON config of the generation", None, short="-c")
+
+    def __post_init__(self) -> None:
+        if (self.decoder_path is None, self.config_path is None) != (self.model is not None,) * 2:
+            raise UserError("give --model, or --decoder-path and --config-path")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestOptions(ModelOptions):
     """What to generate; of several values, image i takes number i, and from the first again."""
 
     condition_index: tuple[int, ...] = option(
         "units of the condition codebook", (), low=0, exclusive="condition", is_fixed=True
     )
     condition_image: tuple[Path, ...] = option("images whose conditions to take", (), exclusive="condition")
+    condition_atlas: bool = option(
+        "one image for each unit of the condition codebook, from the same draws, and all of them at their places",
+        False,
+        exclusive="condition",
+        is_fixed=True,
+    )
+    condition_walk: tuple[str, ...] = option(
+        "two units of the condition codebook, or two images: walk from one to the other",
+        (),
+        exclusive="condition",
+        is_fixed=True,
+    )
+    steps: int = option("images of a walk", 24, low=2, is_fixed=True)
     label: tuple[str, ...] = option("labels of the data set, for a base stage with `use_labels`", (), is_fixed=True)
     init_image: tuple[Path, ...] = option("images to start from, with --keep-rows or --from-stage", ())
     keep_rows: int = option(
@@ -68,23 +98,26 @@ class RequestOptions:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if bool(self.init_image) != bool(self.keep_rows or self.from_stage):
             raise UserError(
                 "--init-image goes with --keep-rows or --from-stage: give what to keep of the images, and them"
             )
+        if len(self.condition_walk) not in (0, 2):
+            raise UserError(f"--condition-walk has {len(self.condition_walk)} ends: give two units, or two images")
+        if self.init_image and (self.condition_atlas or self.condition_walk):
+            raise UserError("--init-image does not go with --condition-atlas or --condition-walk: leave one out")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(SamplingOptions, RequestOptions, SpeedOptions, StepOptions):
     """Options of generate_images.py."""
 
-    decoder_path: Path = option("checkpoint of the autoencoder")
-    config_path: Path = option("JSON config of the generation", short="-c")
-    num_images: int = option("images to generate", 25, low=1, is_fixed=True)
+    num_images: int = option("images to generate, unless an atlas or a walk says how many", 25, low=1, is_fixed=True)
     batch_size: int = option("images generated at once", 25, low=1)
     seed: int = option("one seed, the same pictures, however many are asked for", 0, is_fixed=True)
     animate: str | None = option(
-        "also write the pictures filling in", None, choices=("webp", "gif"), const="webp", is_fixed=True
+        "also write the pictures filling in, or the walk", None, choices=("webp", "gif"), const="webp", is_fixed=True
     )
 
 
@@ -94,13 +127,9 @@ def main(argv: list[str] | None = None) -> None:
     options = parse_options(Options, __doc__, argv)
     with attempt(__file__, options) as attempted:
         device = choose_device(options.device)
-        decoder = Autoencoder.load(options.decoder_path).to(device)
-        changes = {key: getattr(options, key) for key in SAMPLING_KEYS if getattr(options, key) is not None}
-        configs = load_generation_config(options.config_path, **changes)
-        folder, dtype = options.config_path.parent, choose_dtype(device, options.precision)
-        cascade = Cascade(configs, folder, decoder, device, dtype, options.batch_size, options.compile)
-        request = make_request(options, cascade)
-        inputs = inputs_of(cascade, request)
+        cascade = load_cascade(options, device)
+        work = make_work(options, cascade)
+        inputs = inputs_of(cascade, work.request)
         attempted.check_repeats(inputs)
 
         attempted.begin(device, inputs=inputs)
@@ -108,7 +137,39 @@ def main(argv: list[str] | None = None) -> None:
             replace_set(StepFolder(options.out_dir))  # of a process that died while it did so
         wait()
         speed = {"batch_size": options.batch_size, "compile": options.compile, "device": str(device)}
-        generate(cascade, request, options, attempted.key(inputs) | speed)
+        generate(cascade, work, options, attempted.key(inputs) | speed)
+
+
+def load_cascade(options: Options, device: torch.device) -> Cascade:
+    """The model that the options name."""
+    speed = {"batch_size": options.batch_size, "compiled": options.compile}
+    if options.model is not None:
+        return Cascade.load(options.model, device=str(device), precision=options.precision, **speed)
+    decoder = Autoencoder.load(options.decoder_path).to(device)
+    configs, folder = load_generation_config(options.config_path), options.config_path.parent
+    return Cascade(configs, folder, decoder, device, choose_dtype(device, options.precision), **speed)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What to generate: `number` images of a request, or those of a walk, each of which needs the one before."""
+
+    request: Request
+    number: int
+    places: list[Place]  # of a walk
+
+    def starts(self, batch_size: int) -> range:
+        """The first image of each batch."""
+        return range(0, self.number, self.number if self.places else batch_size)
+
+    def do(self, cascade: Cascade, start: int, count: Count) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Tokens and scores of the batch that begins with this image, as `Cascade.generate` returns them."""
+        if self.places:
+            return walk(cascade, self.request, self.places, count)
+        # The last batch is generated in full as well, so the number of images never changes a picture.
+        tokens, scores = cascade.generate(self.request, range(start, start + cascade.batch_size), count)
+        left = self.number - start
+        return [part[:left] for part in tokens], scores[:left]
 
 
 def inputs_of(cascade: Cascade, request: Request) -> dict[str, str]:
@@ -118,89 +179,89 @@ def inputs_of(cascade: Cascade, request: Request) -> dict[str, str]:
         inputs[f"codebook {level}"] = codebook.fingerprint
     inputs |= {f"stage {number}": stage.fingerprint for number, stage in enumerate(cascade.stages)}
     given = [request.conditions, *(tokens.tolist() for tokens in request.init_tokens)]
-    for name, value in {"sampling": sampling_of(cascade), "--condition-image or --init-image": given}.items():
+    sampling = [sampling_of(config) for config in request.sampling]
+    for name, value in {"sampling": sampling, "--condition-image or --init-image": given}.items():
         inputs[name] = checksum(json.dumps(value).encode())
     return inputs
 
 
-def sampling_of(cascade: Cascade) -> list[dict]:
-    """How each stage samples."""
-    return [{key: getattr(config, key) for key in SAMPLING_KEYS} for config in cascade.configs]
-
-
-def generate(cascade: Cascade, request: Request, options: Options, key: dict) -> None:
+def generate(cascade: Cascade, work: Work, options: Options, key: dict) -> None:
     """Make a set of pictures beside the one before, from where one of this key was left, and replace that."""
     folder = StepFolder(options.out_dir)
-    new, starts = folder.next, range(0, options.num_images, options.batch_size)
-    write_batches(cascade, request, starts, options, key)
+    new, starts = folder.next, work.starts(options.batch_size)
+    write_batches(cascade, work, options, key)
     if not is_main():
         return
     parts = [read_arrays(new.tokens_of(start)) for start in starts]
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    show(cascade, arrays, new, options.animate)
+    show(cascade, arrays, new, options)
     os.sync()  # the pictures, all at once
     save_arrays(arrays, new.tokens)
     replace_set(folder)
     for number, scores in enumerate(arrays["scores"].T.tolist()):
         log.info("scores of stage %d: %s", number, " ".join(f"{score:.1f}" for score in scores[:GRID]))
-    log.info("wrote %d images, a grid for each stage and tokens.npz to %s", options.num_images, options.out_dir)
+    log.info("wrote %d images, a grid for each stage and tokens.npz to %s", work.number, options.out_dir)
 
 
-def write_batches(cascade: Cascade, request: Request, starts: range, options: Options, key: dict) -> None:
+def write_batches(cascade: Cascade, work: Work, options: Options, key: dict) -> None:
     """Write the final images and the tokens of each batch, unless one of this key is there."""
     new = StepFolder(options.out_dir).next
     journal = Journal(new.unfinished, key)
     if not journal.entries and is_main():
         shutil.rmtree(new.images, ignore_errors=True)  # those of another key, perhaps more
-    mine = own(journal.missing({str(start): start for start in starts}))
-    with progress(total=cascade.length * len(mine), unit="token", desc=options.out_dir.name) as bar:
+    mine = own(journal.missing({str(start): start for start in work.starts(options.batch_size)}))
+    total = cascade.length * (len(work.places) or len(mine))
+    with progress(total=total, unit="token", desc=options.out_dir.name) as bar:
         for start in mine:
-            # The last batch is generated in full as well, so the number of images never changes a picture.
-            tokens, scores = cascade.generate(request, range(start, start + options.batch_size), bar.update)
-            number = options.num_images - start  # of those that are kept, unless it is the whole batch
-            tokens, scores = [part[:number] for part in tokens], scores[:number]
-            files = save_images(cascade, request, start, tokens[-1], scores, new)
+            tokens, scores = work.do(cascade, start, bar.update)
+            files = save_images(cascade, work.request, start, tokens[-1], scores, new)
             files.append(save_arrays(arrays_of(tokens, scores), new.tokens_of(start), durable=False))
             sums = {file.relative_to(new.path).as_posix(): checksum(file.read_bytes()) for file in files}
             journal.add({str(start): {"files": sums}})
     journal.collect()
 
 
-def make_request(options: Options, cascade: Cascade) -> Request:
+def make_work(options: Options, cascade: Cascade) -> Work:
     """What the options ask of the cascade."""
-    conditions, init_tokens = options.condition_index, ()
+    changes = {key: getattr(options, key) for key in SAMPLING_KEYS if getattr(options, key) is not None}
+    conditions, init_tokens, number, book = options.condition_index, (), options.num_images, cascade.codebooks[0]
     if options.condition_image:
-        conditions = tuple(tokens_of(options.condition_image, cascade)[0].flatten().tolist())
+        conditions = tuple(cascade.tokens(options.condition_image)[0].flatten().tolist())
+    elif options.condition_walk:
+        conditions, number = ends_of(options.condition_walk, cascade), options.steps
+    elif options.condition_atlas:
+        conditions, number = tuple(range(len(book))), len(book)
     if options.init_image:
-        init_tokens = tokens_of(options.init_image, cascade)
-    request = Request(options.seed, conditions, options.label, init_tokens, options.from_stage, options.keep_rows)
+        init_tokens = cascade.tokens(options.init_image)
+    request = Request(
+        options.seed,
+        conditions,
+        options.label,
+        init_tokens,
+        options.from_stage,
+        options.keep_rows,
+        change_sampling(cascade.configs, **changes),
+        same_draws=options.condition_atlas,
+    )
     cascade.check(request)
-    return request
+    return Work(request, number, way(book, *conditions, number) if options.condition_walk else [])
 
 
-def tokens_of(paths: tuple[Path, ...], cascade: Cascade) -> tuple[torch.Tensor, ...]:
-    """The tokens of image files, whose centres are scaled to the size of the cascade's images."""
-    return cascade.tokens(torch.stack([read_image(path, cascade.image_size) for path in paths]))
+def ends_of(ends: tuple[str, ...], cascade: Cascade) -> tuple[int, ...]:
+    """The units of the condition codebook from and to which a walk leads: numbers, or those of image files."""
+    if all(end.isdecimal() for end in ends):
+        return tuple(map(int, ends))
+    return tuple(cascade.tokens(ends)[0].flatten().tolist())
 
 
 def save_images(
     cascade: Cascade, request: Request, start: int, tokens: torch.Tensor, scores: torch.Tensor, folder: StepFolder
 ) -> list[Path]:
     """Write the final images of a batch, from their last stage's tokens, each with what made it as its text chunks."""
-    sampling, paths = sampling_of(cascade), []
-    pictures = cascade.decode(tokens, -1).cpu()
+    pictures, paths = cascade.decode(tokens).cpu(), []
     for index, (image, image_scores) in enumerate(zip(pictures, scores.tolist(), strict=True), start):
-        text = {
-            "seed": request.seed,
-            "image": index,
-            "stages": sampling,
-            "label": pick(request.labels, index),
-            "from_stage": request.from_stage,
-            "keep_rows": request.keep_rows,
-            "scores": [None if np.isnan(score) else round(score, 3) for score in image_scores],
-        }
         paths.append(folder.final_image(index))
-        save_image(image, paths[-1], {key: json.dumps(value) for key, value in text.items()}, durable=False)
+        save_image(image, paths[-1], settings_text(request, index, image_scores), durable=False)
     return paths
 
 
@@ -224,15 +285,22 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         return dict(archive)
 
 
-def show(cascade: Cascade, arrays: dict[str, np.ndarray], folder: StepFolder, animate: str | None) -> None:
-    """Write a grid of the condition and of each stage, and the animation if it is asked for."""
-    parts = [part[:GRID].astype(np.int64) for name, part in arrays.items() if name != "scores"]
+def show(cascade: Cascade, arrays: dict[str, np.ndarray], folder: StepFolder, options: Options) -> None:
+    """Write a grid of the condition and of each stage, and the atlas and the animation if they are asked for."""
+    parts = [part.astype(np.int64) for name, part in arrays.items() if name != "scores"]
     tokens = [torch.from_numpy(part).to(cascade.device) for part in parts]
     for level, part in enumerate(tokens):
-        save_grid(cascade.decode(part, level).cpu(), folder.grid(level))
-    if animate:
+        save_grid(cascade.decode(part[:GRID], level).cpu(), folder.grid(level))
+    if options.condition_atlas:
+        tiles = [cascade.decode(part).float().cpu() for part in tokens[-1].split(options.batch_size)]
+        save_image(on_map(torch.cat(tiles), cascade.codebooks[0]), folder.condition_atlas)
+    if options.animate and options.condition_walk:
+        frames = list(cascade.decode(tokens[-1]).cpu())
+        frames += frames[-2:0:-1]  # and back
+        save_animation(frames, folder.walk(options.animate), len(frames) / RATE)
+    elif options.animate:
         frames = cascade.filling_in([part[:ANIMATED] for part in tokens], STEPS)
-        save_animation([grid(frame.cpu()) for frame in frames], folder.animation(animate), SECONDS)
+        save_animation([grid(frame.cpu()) for frame in frames], folder.animation(options.animate), SECONDS)
 
 
 if __name__ == "__main__":

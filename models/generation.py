@@ -113,7 +113,7 @@ class Cascade:
         num_units = len(self.codebooks[0])
         for unit in request.conditions:
             if not 0 <= unit < num_units:
-                raise UserError(f"--condition-index {unit}: the condition codebook has units 0 to {num_units - 1}")
+                raise UserError(f"unit {unit}: the condition codebook has units 0 to {num_units - 1}")
         for name in request.labels:
             if name not in self.labels:
                 known = ", ".join(self.labels) or "none: train its base stage with 'use_labels'"

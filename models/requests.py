@@ -1,6 +1,8 @@
 """What can be asked of a cascade, and the config of its stages."""
 
 import dataclasses
+import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +74,20 @@ class Request:
     keep_rows: int = 0  # rows of the base stage's grid, and in finer grids those that they cover, kept of `init_tokens`
     sampling: tuple[SamplingConfig, ...] = ()  # of each stage; if empty, that of the cascade's config
     same_draws: bool = False  # whether all images take the draws of image 0, so that only their conditions differ
+
+
+def settings_text(request: Request, index: int, scores: Sequence[float]) -> dict[str, str]:
+    """What made image number `index` of a request, with the scores of its stages, as JSON under the keys of a PNG."""
+    found = {
+        "seed": request.seed,
+        "image": index,
+        "stages": [sampling_of(config) for config in request.sampling],
+        "label": pick(request.labels, index),
+        "from_stage": request.from_stage,
+        "keep_rows": request.keep_rows,
+        "scores": [None if math.isnan(score) else round(score, 3) for score in scores],
+    }
+    return {key: json.dumps(value) for key, value in found.items()}
 
 
 def pick(entries: tuple, image: int) -> object | None:

@@ -335,7 +335,7 @@ def test_more_units_than_patches_are_refused_by_key(refused, write_json, tmp_pat
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"condition_index": 99}, "--condition-index 99: the condition codebook has units 0 to"),
+        ({"condition_index": 99}, "unit 99: the condition codebook has units 0 to"),
         ({"label": "cats"}, "--label cats: this model does not know it; labels that it knows: none: train its base"),
         ({"keep_rows": 1}, "--init-image goes with --keep-rows or --from-stage"),
         ({"init_image": "face.png"}, "--init-image goes with --keep-rows or --from-stage"),

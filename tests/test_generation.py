@@ -261,7 +261,7 @@ def test_earlier_stages_are_taken_over_and_have_no_score(cascade):
 @pytest.mark.parametrize(
     ("request_", "expected"),
     [
-        (Request(conditions=(1, 5)), "--condition-index 5: the condition codebook has units 0 to 4"),
+        (Request(conditions=(1, 5)), "unit 5: the condition codebook has units 0 to 4"),
         (Request(labels=("cats",)), "--label cats: this model does not know it; labels that it knows: none: train"),
         (Request(from_stage=2), "--from-stage 2: the stages are 0 to 1"),
         (Request(keep_rows=3), "--keep-rows 3: the base stage's grid, whose rows count, has 2"),

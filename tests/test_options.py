@@ -13,8 +13,8 @@ from utils.options import (
     groups_of,
     make_parser,
     option,
-    optional,
     parse_options,
+    several,
 )
 
 
@@ -88,10 +88,10 @@ def test_fields_are_grouped_by_the_class_that_first_has_them():
     assert names == {"Of all": ["number", "share"], "Of this script": ["path", "many", "word", "is_quick", "folder"]}
 
 
-def test_optional_options_are_none_unless_given():
-    cls = optional(Base, "Wishes", "Wishes.")
+def test_options_of_several_values_are_none_unless_given():
+    cls = several(Base, "Wishes", "Wishes.")
     assert parse_options(cls, "", []) == cls(number=None, share=None)
-    assert parse_options(cls, "", ["--share", "0.1"]).share == 0.1
+    assert parse_options(cls, "", ["--share", "0.1", "0.2"]) == cls(number=None, share=(0.1, 0.2))
 
 
 def test_fixed_options_are_those_that_a_resume_must_repeat():

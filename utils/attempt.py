@@ -110,7 +110,7 @@ class Begun:
 
     def __init__(self, script: str, options: StepOptions) -> None:
         self.script, self.options, self.folder = Path(script).name, options, StepFolder(options.out_dir)
-        self.arguments = json.loads(json.dumps(dataclasses.asdict(options), default=str))
+        self.arguments = plain(dataclasses.asdict(options))
         self.since, self.device = _now(), None  # the device once it has begun
 
     def begin(self, device: torch.device, config: object = None, inputs: dict | None = None) -> None:
@@ -154,8 +154,8 @@ class Begun:
         if not before or self.options.overwrite:
             return
         last, names = before[-1], fixed_options(self.options)
-        # Of a run from before there were these.
-        arguments = {"test_fraction": 0.0, "dtype": "float32", "packed": False} | last.arguments
+        defaults = {field.name: field.default for field in dataclasses.fields(self.options) if field.name in names}
+        arguments = plain(defaults) | {"test_fraction": 0.0} | last.arguments  # of before there were these options
         pairs = {flag: (arguments.get(name), self.arguments[name]) for name, flag in names.items()}
         pairs |= {key: ((last.inputs or {}).get(key, value), value) for key, value in inputs.items()}
         for name, (then, now) in pairs.items():
@@ -166,6 +166,11 @@ class Begun:
                 )
         if dataset is not None and (data := (last.inputs or {}).get("data")):
             check_same(self.folder.path, data, dataset.fingerprint, dataset.index, verify=self.options.verify)
+
+
+def plain(arguments: dict) -> dict:
+    """Options as run.json keeps them."""
+    return json.loads(json.dumps(arguments, default=str))
 
 
 @contextmanager

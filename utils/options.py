@@ -77,14 +77,16 @@ def fixed_options(options: object) -> dict[str, str]:
     return {field.name: flag_of(field) for field in dataclasses.fields(options) if field.metadata["option"].is_fixed}
 
 
-def optional(cls: type, name: str, doc: str, **more: Any) -> type:
-    """A dataclass of the same options, each None unless it is given, with `more` attributes of `Option`."""
+def several(cls: type, name: str, doc: str, **more: Any) -> type:
+    """A dataclass of the same options, each a tuple of values, or None unless it is given.
+
+    `more` are attributes of `Option`.
+    """
     hints, fields = typing.get_type_hints(cls), []
     for field in dataclasses.fields(cls):
         found = dataclasses.replace(field.metadata["option"], **more)
-        fields.append(
-            (field.name, hints[field.name] | None, dataclasses.field(default=None, metadata={"option": found}))
-        )
+        hint = tuple[_scalar(hints[field.name]), ...] | None
+        fields.append((field.name, hint, dataclasses.field(default=None, metadata={"option": found})))
     return dataclasses.make_dataclass(name, fields, frozen=True, kw_only=True, namespace={"__doc__": doc})
 
 
@@ -145,7 +147,7 @@ def _add(place: argparse._ActionsContainer, field: dataclasses.Field, hint: obje
     settings: dict[str, Any] = {"help": help_, "type": lambda text: _parse(text, hint, found)}
     if found.choices is not None:
         settings |= {"choices": list(found.choices)}
-    if typing.get_origin(hint) is tuple and found.convert is None:
+    if any(typing.get_origin(one) is tuple for one in (hint, *typing.get_args(hint))) and found.convert is None:
         settings["nargs"] = "+"
     if found.const is not None:
         settings |= {"nargs": "?", "const": found.const}
