@@ -165,7 +165,8 @@ class Work:
     def do(self, cascade: Cascade, start: int, count: Count) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Tokens and scores of the batch that begins with this image, as `Cascade.generate` returns them."""
         if self.places:
-            return walk(cascade, self.request, self.places, count)
+            tokens, scores = zip(*walk(cascade, self.request, self.places, count), strict=True)
+            return [torch.cat(parts) for parts in zip(*tokens, strict=True)], torch.cat(scores)
         # The last batch is generated in full as well, so the number of images never changes a picture.
         tokens, scores = cascade.generate(self.request, range(start, start + cascade.batch_size), count)
         left = self.number - start

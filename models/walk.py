@@ -1,6 +1,7 @@
 """A walk over the condition map: pictures that turn into one another, from one unit to another."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,9 @@ from models.codebook import Codebook
 from models.generation import Cascade, Count
 from models.requests import Request
 from utils.beam_search import Kept
+
+
+Made = tuple[list[torch.Tensor], torch.Tensor]  # tokens and scores of pictures, as `Cascade.generate` returns them
 
 
 @dataclass(frozen=True)
@@ -46,42 +50,37 @@ def way(codebook: Codebook, start: int, end: int, steps: int) -> list[Place]:
 
 
 @torch.no_grad()
-def walk(
-    cascade: Cascade, request: Request, places: list[Place], count: Count = lambda num: None
-) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Tokens and scores of a picture for each place, as `Cascade.generate` returns them.
+def walk(cascade: Cascade, request: Request, places: list[Place], count: Count = lambda num: None) -> Iterator[Made]:
+    """Yield a picture for each place, in order.
 
     Between two units the base stage starts from a vector between theirs. All pictures have the draws of image 0, and in
     the finer stages a picture keeps the tokens of the one before wherever the coarser tokens agree, so it changes only
-    where its plan does.
+    where its plan does. `count` is called with the number of positions done.
     """
-    made: list[tuple[list[torch.Tensor], torch.Tensor]] = []
-    for index, place in enumerate(places):
-        if index and place == places[index - 1]:
-            made.append(made[-1])
-            count(cascade.length)
-        else:
-            made.append(_picture(cascade, request, place, made[-1][0] if made else None, count))
-    tokens = [torch.cat(parts) for parts in zip(*(tokens for tokens, _ in made), strict=True)]
-    return tokens, torch.cat([scores for _, scores in made])
+    made = None
+    for place in places:
+        made = _picture(cascade, request, place, made, count)
+        yield made
 
 
-def _picture(
-    cascade: Cascade, request: Request, place: Place, before: list[torch.Tensor] | None, count: Count
-) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """The tokens of one picture, each (1, T), and its scores (1, stages), given the tokens of the one before."""
+def _picture(cascade: Cascade, request: Request, place: Place, before: Made | None, count: Count) -> Made:
+    """One picture, given the one before."""
     device, one = cascade.device, range(1)
     tokens = [torch.tensor([[place.nearest]], device=device)]
     towards = torch.tensor([[place.following]], device=device), torch.tensor([place.share], device=device)
     start = torch.tensor([[place.unit]], device=device)
     fine, score = cascade.write(0, request, one, start, towards=towards if place.share else None, count=count)
-    tokens, scores = [*tokens, fine], [score]
+    tokens, scores = [*tokens, fine], [score.cpu()]
     for number in range(1, len(cascade.stages)):
-        kept = None if before is None else kept_tokens(cascade, number, before, tokens[-1])
-        fine, score = cascade.write(number, request, one, tokens[-1], kept=kept, count=count)
+        if before is not None and torch.equal(before[0][number], tokens[-1]):
+            fine, score = before[0][number + 1], before[1][:, number]
+            count(fine.shape[1])
+        else:
+            kept = None if before is None else kept_tokens(cascade, number, before[0], tokens[-1])
+            fine, score = cascade.write(number, request, one, tokens[-1], kept=kept, count=count)
         tokens.append(fine)
-        scores.append(score)
-    return tokens, torch.stack(scores, dim=1).cpu()
+        scores.append(score.cpu())
+    return tokens, torch.stack(scores, dim=1)
 
 
 def kept_tokens(cascade: Cascade, number: int, before: list[torch.Tensor], coarse: torch.Tensor) -> Kept:
