@@ -17,7 +17,7 @@ from utils.config import read_json
 from utils.dataset import FeatureMapDataset, ImageDataset
 from utils.device import choose_dtype
 from utils.files import UserError
-from utils.run_folder import RunFolder
+from utils.run_folder import ExportedFolder, RunFolder
 from utils.split import Bounds
 
 
@@ -84,7 +84,9 @@ class TrainedRun:
                 stage = Stage.load(step.best, *books).to(self.device)
                 check_origins(step.best, stage.origin, self.autoencoder.origins)
                 found[number] = (stage, *books)
-        if found and self.maps is None:
+        if found and isinstance(self.folder, ExportedFolder):
+            self.missing.append("bits: an exported model has no feature maps; evaluate the run that it is from")
+        elif found and self.maps is None:
             self.missing.append(f"bits: {self.folder.feature_maps.dataset} is missing; make the feature maps again")
         return found
 

@@ -127,7 +127,9 @@ class Autoencoder(nn.Module):
         content = load_checkpoint(path, KIND)
         model = cls(config or build_config(AutoencoderConfig, content["config"], str(path)))
         load_weights(model, content, path)
-        model.fingerprint, model.encoder_fingerprint = content["fingerprint"], fingerprint(model.encoder.state_dict())
+        model.fingerprint = content["fingerprint"]
+        # That of an exported model is of the weights before they were rounded.
+        model.encoder_fingerprint = content.get("encoder_fingerprint") or fingerprint(model.encoder.state_dict())
         model.bounds, model.data = Bounds.saved(content), content.get("data")
         return model.eval()
 

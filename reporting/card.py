@@ -1,0 +1,109 @@
+"""The model card of an exported model: the README.md that the Hugging Face Hub reads and shows."""
+
+from pathlib import Path
+
+from evaluation.tables import markdown
+from models.generation import Cascade
+from reporting.run import Run, read_run
+from utils.exported import ModelConfig
+from utils.plan import duration
+from utils.run_folder import ExportedFolder, RunFolder
+
+TAGS = ("image-generation", "autoregressive", "self-organizing-map", "vector-quantization")
+UNKNOWN = """\
+> [!WARNING]
+> **Fill this in before you share the model.** Say where the training images come from and under which licence, and what
+> that allows with this model; then change `license: unknown` at the top of this file. Without it nobody may use it."""
+FLOOR = """\
+Smaller distances are better. The row *training images* is the floor: what other real images are measured at. Between
+it and the samples are the same training images after the autoencoder and after the finest codebook, which limit
+samples."""
+
+
+def make_card(run: RunFolder, model: Cascade, config: ModelConfig, name: str, data: tuple[str, str] | None) -> str:
+    """The card of the model of a run, exported under a name.
+
+    `data` are the licence of the training images, by its name on the Hub, and what is to be said of them; without it
+    the card asks for both.
+    """
+    trained = None if isinstance(run, ExportedFolder) else read_run(run)
+    licence, origin = data or ("unknown", UNKNOWN)
+    parts = [
+        front_matter(licence),
+        f"# {name}",
+        "![samples](samples.png)",
+        describe(model, config),
+        f"## The training images\n\n{origin}",
+        "" if trained is None else how_trained(trained),
+        "" if trained is None else evaluated(trained, config.dtype),
+        how_to_load(name),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def front_matter(licence: str) -> str:
+    """The YAML that the Hub reads."""
+    lines = ["---", f"license: {licence}", "library_name: quantized-cascade"]
+    lines += ["pipeline_tag: unconditional-image-generation", "tags:", *(f"- {tag}" for tag in TAGS), "---"]
+    return "\n".join(lines)
+
+
+def describe(model: Cascade, config: ModelConfig) -> str:
+    """What the model is, in numbers."""
+    height, width = model.image_size
+    sizes = {Path(file).stem: f"{part['parameters']:,}" for file, part in config.parts.items()}
+    rows = [("autoencoder", sizes["autoencoder"], "", ""), ("condition", "", "1×1", len(model.codebooks[0]))]
+    for number, (stage, book) in enumerate(zip(model.stages, model.codebooks[1:], strict=True)):
+        grid = stage.config.fine
+        rows.append((f"stage {number}", sizes[f"transformer_{number}"], f"{grid.height}×{grid.width}", len(book)))
+    labels = f" It knows the labels {', '.join(model.labels)}." if model.labels else ""
+    return (
+        f"An autoregressive generator of images of {height}×{width} pixels. A self-organizing map gives one token for "
+        f"the whole image; {len(model.stages)} transformers write tokens from coarse to fine, and the decoder of an "
+        f"autoencoder turns the finest into pixels.{labels}\n\n"
+        "| part | parameters | tokens | units of its codebook |\n|---|---|---|---|\n"
+    ) + "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
+
+
+def how_trained(run: Run) -> str:
+    """What each training did: steps, time, device."""
+    rows = []
+    for step in run.steps.values():
+        for job in step.jobs.values():
+            if job.last.script.startswith("train_"):
+                steps = int(step.rows[-1]["step"]) if step.rows else 0
+                rows.append(f"| {step.folder.name} | {steps:,} | {duration(job.seconds)} | {job.last.device} |")
+    if not rows:
+        return ""
+    return "\n".join(
+        ["## How it was trained", "", "| | training steps | h:min:s | device |", "|---|---|---|---|", *rows]
+    )
+
+
+def evaluated(run: Run, dtype: str) -> str:
+    """The results of the evaluation, or how to get them."""
+    if run.evaluation is None:
+        return "## Evaluation\n\nNot measured yet: `python -m scripts.evaluate` measures the run, then export it again."
+    rounded = "" if dtype == "float32" else f" It was measured before the weights were rounded to {dtype}."
+    return f"## Evaluation\n\n{FLOOR}{rounded}\n\n{markdown(run.evaluation).strip()}"
+
+
+def how_to_load(name: str) -> str:
+    """The code and the commands that use the model."""
+    return f"""\
+## How to use it
+
+In a clone of Quantized Cascade, the project that it was trained with:
+
+```python
+from models.generation import Cascade
+
+cascade = Cascade.load("{name}")
+for number, image in enumerate(cascade.sample(16, seed=0)):
+    image.save(f"{{number}}.png")
+```
+
+```bash
+python generate_images.py --model {name} --num-images 25 --seed 0 --out-dir pictures
+python -m scripts.playground {name}
+```"""

@@ -1,0 +1,188 @@
+"""Export a trained run: the smallest whole that generates its pictures, in a folder to share.
+
+Writes the autoencoder, the codebooks and the stages as safetensors, config.json, generate.json, README.md, which is a
+model card for the Hugging Face Hub, and samples.png, drawn with the exported model. generate_images.py, Cascade.load,
+scripts.evaluate and scripts.playground take such a folder wherever they take that of a run. Nothing is uploaded.
+
+    python -m scripts.export out/demo-avatars faces --dtype bfloat16
+"""
+
+import utils.threads  # noqa: F401
+
+import dataclasses
+import json
+import platform
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from models import autoencoder, cascade, codebook
+from models.generation import Cascade
+from models.requests import GenerationConfig, sampling_of
+from reporting.card import make_card
+from scripts.demo_data import LICENCES
+from utils import cli
+from utils.checkpoint import fingerprint, load_checkpoint
+from utils.exported import CONFIG, DTYPES, FORMAT, FORMAT_VERSION, SUFFIX, ModelConfig, Part, write_weights
+from utils.files import UserError, replace_file
+from utils.images import save_grid
+from utils.index import read_dataset
+from utils.lock import lock
+from utils.options import option, parse_options
+from utils.run_folder import CONDITION, ExportedFolder, RunFolder
+from utils.split import Bounds
+
+PACKAGES = ("torch", "safetensors")
+SAMPLES = 25
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of scripts.export."""
+
+    run_dir: Path = option("folder that scripts/train_cascade.sh wrote", positional=True)
+    out_dir: Path = option("folder to write to", positional=True)
+    dtype: str = option(
+        "of the weights of autoencoder and stages; codebooks stay float32, or tokens would move",
+        "float32",
+        choices=tuple(DTYPES),
+    )
+    device: str = option("for the samples: auto (cuda, mps or cpu), or a torch device", "auto")
+    overwrite: bool = option("replace the model that is in OUT_DIR", False)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint that is exported under a name."""
+
+    name: str
+    kind: str
+    path: Path
+
+    @property
+    def file(self) -> str:
+        """The name of its file of weights."""
+        return self.name + SUFFIX
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse, check, write beside the model before, put in its place."""
+    options = parse_options(Options, __doc__, argv)
+    run, out = RunFolder.open(options.run_dir), options.out_dir
+    model = Cascade.load(options.run_dir, device="cpu", precision="fp32")  # all files are there and belong together
+    with lock(out):
+        check_target(out, options.overwrite)
+        new = ExportedFolder(out / ".next")
+        shutil.rmtree(new.path, ignore_errors=True)  # of a process that died
+        new.path.mkdir()
+        try:
+            write_model(new, run, model, options.dtype)
+            made = Cascade.load(new.path, device=options.device)
+            save_grid(made.sample(SAMPLES, as_tensor=True), new.samples)
+            card = make_card(run, made, ModelConfig.load(new.config), out.resolve().name, LICENCES.get(source_of(run)))
+            new.card.write_text(card, encoding="utf-8")
+            put_in_place(new, out)
+        finally:
+            shutil.rmtree(new.path, ignore_errors=True)
+    size = sum(path.stat().st_size for path in out.iterdir() if path.is_file())
+    print(f"{out}: {size / 1e6:.1f} MB; look at {out / new.samples.name}")
+    if source_of(run) not in LICENCES:
+        print(
+            f"{out / new.card.name}: fill in where the training images are from, and their licence, before you share it"
+        )
+
+
+def check_target(out: Path, overwrite: bool) -> None:
+    """Raise `UserError` if the folder holds anything but a model that is to be replaced; hidden files may stay."""
+    found = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
+    if found and CONFIG not in found:
+        raise UserError(f"{out}: holds other files ({found[0]}, …); give a new folder")
+    if found:
+        ModelConfig.load(out / CONFIG)
+        if not overwrite:
+            raise UserError(f"{out}: holds a model; give another folder, or --overwrite to replace it")
+
+
+def source_of(run: RunFolder) -> str | None:
+    """Which of the demo's data sets a run was trained on, if it was one."""
+    return read_dataset(run.images, ())[1].get("source") if run.images.is_file() else None
+
+
+def sources(run: RunFolder, configs: list[GenerationConfig]) -> Iterator[Source]:
+    """The checkpoints that generate the pictures of a run."""
+    yield Source("autoencoder", autoencoder.KIND, run.decoding.latest)
+    yield Source(f"codebook_{CONDITION}", codebook.KIND, run.path / configs[0].lr_codebook_path)
+    for number, config in enumerate(configs):
+        yield Source(f"codebook_{number}", codebook.KIND, run.path / config.hr_codebook_path)
+        yield Source(f"transformer_{number}", cascade.KIND, run.path / config.model_path)
+
+
+def write_model(new: ExportedFolder, run: RunFolder, model: Cascade, dtype: str) -> None:
+    """Write the weights, config.json and generate.json."""
+    parts = {}
+    for source in sources(run, model.configs):
+        content = load_checkpoint(source.path, source.kind)
+        state = content.get("ema") or content["model"]
+        if source.kind != codebook.KIND:
+            state = rounded(state, DTYPES[dtype], source.path)
+        write_weights(new.path / source.file, state)
+        parts[source.file] = Part(
+            source.kind,
+            sum(value.numel() for value in state.values() if value.is_floating_point()),
+            content["config"],
+            content["fingerprint"],
+            fingerprint(state),
+            content["trained_from"],
+            tuple(Bounds.saved(content)),
+            content.get("data"),
+            model.decoder.encoder_fingerprint if source.kind == autoencoder.KIND else None,
+        )
+    versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+    parts = {name: dataclasses.asdict(part) for name, part in parts.items()}
+    config = ModelConfig(FORMAT, FORMAT_VERSION, dtype, model.image_size, versions, parts)
+    write_json(new.config, dataclasses.asdict(config))
+    write_json(new.generation, {str(number): entry(number, config) for number, config in enumerate(model.configs)})
+
+
+def rounded(state: dict[str, torch.Tensor], dtype: torch.dtype, path: Path) -> dict[str, torch.Tensor]:
+    """The same tensors with those of floats in another dtype; raises `UserError` where one has no number there."""
+    made = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
+    for name, value in made.items():
+        if not value.isfinite().all():
+            raise UserError(f"{path}: {name} holds weights that are no numbers as {dtype}; give another --dtype")
+    return made
+
+
+def entry(number: int, config: GenerationConfig) -> dict:
+    """How a stage is generated, with the files of the exported model."""
+    coarse = number - 1 if number else CONDITION
+    names = {
+        "model_path": f"transformer_{number}",
+        "lr_codebook_path": f"codebook_{coarse}",
+        "hr_codebook_path": f"codebook_{number}",
+    }
+    return {**{key: name + SUFFIX for key, name in names.items()}, **sampling_of(config)}
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write an object as JSON for people to read."""
+    with replace_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
+
+
+def put_in_place(new: ExportedFolder, out: Path) -> None:
+    """Move the files of a complete model to where they belong, and remove weights of the one before."""
+    names = {path.name for path in new.path.iterdir()}
+    for path in out.glob(f"*{SUFFIX}"):
+        if path.name not in names:
+            path.unlink()
+    for name in sorted(names):
+        (new.path / name).replace(out / name)
+
+
+if __name__ == "__main__":
+    cli.run(main)

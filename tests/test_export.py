@@ -1,0 +1,326 @@
+"""Exported models: the same pictures, what the folder holds, and what is refused."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import generate_images
+from models.generation import Cascade
+from scripts import evaluate, export, report
+from tests.helpers.deaths import dying
+from tests.helpers.reports import EVALUATION
+from tests.helpers.scripts import expect_error, expect_exit, run_main
+from utils.exported import CONFIG
+from utils.files import UserError
+from utils.run_folder import RunFolder
+
+CODEBOOKS = [f"codebook_{level}.safetensors" for level in ("cond", 0, 1, 2)]
+ROUNDED = ["autoencoder.safetensors", *(f"transformer_{number}.safetensors" for number in range(3))]
+NAMES = {*CODEBOOKS, *ROUNDED, CONFIG, "generate.json", "README.md", "samples.png"}
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_run, tmp_path_factory):
+    """A function: the folder with the model in a dtype; to be read only."""
+    made = {}
+
+    def make(dtype="float32"):
+        if dtype not in made:
+            made[dtype] = tmp_path_factory.mktemp("exported") / "faces"
+            run_main(export.main, tiny_run, made[dtype], "--dtype", dtype, "--device", "cpu")
+        return made[dtype]
+
+    return make
+
+
+@pytest.fixture
+def copied(exported, tmp_path):
+    """A copy to damage."""
+    return shutil.copytree(exported(), tmp_path / "copied")
+
+
+@pytest.fixture
+def run(tiny_run, faces, tmp_path):
+    """A copy of the run, with its images and an evaluation."""
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    shutil.copytree(faces.parent, run / "data")
+    (run / "evaluation").mkdir()
+    (run / "evaluation/evaluation.json").write_text(json.dumps(EVALUATION))
+    return run
+
+
+def pictures(model, out, *flags):
+    run_main(
+        generate_images.main, "--model", model, "--device", "cpu", "--num-images", 3, "--batch-size", 3,
+        "--out-dir", out, *flags,
+    )  # fmt: skip
+    return {path.name: path.read_bytes() for path in (out / "images").iterdir()}
+
+
+def test_float32_gives_the_pictures_of_the_run_byte_for_byte(exported, tiny_run, tmp_path):
+    by_files = (
+        "--device", "cpu", "--num-images", 3, "--batch-size", 3, "--out-dir", tmp_path / "files",
+        "--decoder-path", tiny_run / "autoencoder/models_checkpoint/latest.pt",
+        "--config-path", tiny_run / "generate.json",
+    )  # fmt: skip
+    run_main(generate_images.main, *by_files)
+    expected = {path.name: path.read_bytes() for path in (tmp_path / "files/images").iterdir()}
+    assert pictures(exported(), tmp_path / "exported") == expected
+    assert pictures(tiny_run, tmp_path / "run") == expected
+    parts = (
+        "--device", "cpu", "--num-images", 3, "--batch-size", 3, "--out-dir", tmp_path / "parts",
+        "--decoder-path", exported() / "autoencoder.safetensors", "--config-path", exported() / "generate.json",
+    )  # fmt: skip
+    run_main(generate_images.main, *parts)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "parts/images").iterdir()} == expected
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_an_exported_model_is_the_smallest_whole(dtype, exported, tiny_run):
+    out = exported(dtype)
+    assert {path.name for path in out.iterdir()} == NAMES
+    assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {(out / CONFIG).stat().st_mode & 0o777}
+    original, found = (Cascade.load(path, device="cpu", precision="fp32") for path in (tiny_run, out))
+    for before, after in zip(original.codebooks, found.codebooks, strict=True):
+        assert before.fingerprint == after.fingerprint  # units, places and counts
+        assert after.units.dtype == torch.float32
+    assert [stage.fingerprint for stage in found.stages] == [stage.fingerprint for stage in original.stages]
+    assert found.decoder.origins == original.decoder.origins
+    for name in ROUNDED:
+        with safe_open(out / name, "pt") as file:
+            kinds = {str(file.get_tensor(key).dtype) for key in file.keys()}  # noqa: SIM118
+        assert kinds == {f"torch.{dtype}"}
+    assert Image.open(out / "samples.png").size[0] > 5 * 32
+    config = json.loads((out / CONFIG).read_text())
+    assert set(config["parts"]) == {*CODEBOOKS, *ROUNDED}
+    assert config["image_size"] == [32, 32]
+
+
+def test_rounded_weights_are_near_those_of_the_run(exported):
+    for name in ROUNDED:
+        exact, rounded = (load_file(exported(dtype) / name) for dtype in ("float32", "bfloat16"))
+        for key, value in exact.items():
+            assert torch.equal(rounded[key], value.to(torch.bfloat16))
+
+
+def test_it_is_exported_again_and_evaluated(exported, faces, tmp_path, capsys):
+    again = tmp_path / "again"
+    run_main(export.main, exported(), again, "--device", "cpu")
+    for name in (*CODEBOOKS, *ROUNDED, CONFIG, "generate.json"):
+        assert (again / name).read_bytes() == (exported() / name).read_bytes()
+    run_main(
+        evaluate.main, again, "--device", "cpu", "--dataset-path", faces, "--num-images", 4, "--num-training", 8,
+        "--extractor", "efficientnet",
+    )  # fmt: skip
+    results = json.loads((again / "evaluation/evaluation.json").read_text())
+    assert [row["name"] for row in results["distances"]][-1] == "samples"
+    assert any("an exported model has no feature maps" in line for line in results["missing"])
+    assert "holds no step of a run" in expect_error(capsys, report.main, [again])
+
+
+def test_the_card_is_one_that_the_hub_reads(run, exported, tmp_path, capsys):
+    run_main(export.main, run, tmp_path / "faces", "--device", "cpu", "--dtype", "bfloat16")
+    assert "fill in" not in capsys.readouterr().out
+    card = (tmp_path / "faces/README.md").read_text()
+    head = card.split("---\n")[1].splitlines()
+    assert head[0] == "license: mit"
+    assert "pipeline_tag: unconditional-image-generation" in head
+    assert "python_avatars" in card
+    assert "| training images | 0.0123" in card
+    assert "before the weights were rounded to bfloat16" in card
+    assert re.search(r"^\| transformer_1 \| 10 \|", card, re.MULTILINE)
+    assert "[!WARNING]" not in card
+    unknown = (exported() / "README.md").read_text()
+    assert unknown.split("---\n")[1].startswith("license: unknown\n")
+    assert "**Fill this in before you share the model.**" in unknown
+    assert "Not measured yet" in unknown
+    for text in (card, unknown):
+        assert str(tmp_path) not in text
+        name = re.search(r'Cascade.load\("(.*)"\)', text)[1]
+        assert name == "faces"
+
+
+def test_the_code_of_the_card_runs(exported, tmp_path, monkeypatch):
+    code = re.search(r"```python\n(.*?)```", (exported() / "README.md").read_text(), re.DOTALL)[1]
+    shutil.copytree(exported(), tmp_path / "faces")
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    assert len(list(tmp_path.glob("*.png"))) == 16
+
+
+def test_a_model_is_replaced_only_on_demand_and_as_a_whole(tiny_run, copied, monkeypatch, capsys):
+    (copied / ".git").mkdir()
+    (copied / "transformer_3.safetensors").write_bytes(b"of a model with more stages")
+    before = {path.name: path.read_bytes() for path in copied.iterdir() if path.is_file()}
+    arguments = (tiny_run, copied, "--device", "cpu", "--dtype", "bfloat16")
+    assert f"{copied}: holds a model; give another folder, or --overwrite" in expect_error(
+        capsys, export.main, arguments
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "make_card", dying(export.make_card, 0))
+        assert expect_exit(export.main, (*arguments, "--overwrite")) == 130
+    assert {path.name: path.read_bytes() for path in copied.iterdir() if path.is_file()} == before
+    run_main(export.main, *arguments, "--overwrite")
+    assert {path.name for path in copied.iterdir()} == {*NAMES, ".git"}
+    assert json.loads((copied / CONFIG).read_text())["dtype"] == "bfloat16"
+
+
+def test_what_is_no_target_stays_as_it_is(tiny_run, run, tmp_path, capsys):
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert "holds other files" in expect_error(capsys, export.main, [tiny_run, run, "--overwrite"])
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / CONFIG).write_text('{"model_type": "bert"}')
+    assert "is not of a model that scripts.export wrote" in expect_error(
+        capsys, export.main, [tiny_run, tmp_path / "hub", "--overwrite"]
+    )
+
+
+def test_a_run_that_is_not_whole_is_not_exported(run, tmp_path, capsys):
+    (run / "transformer_1/models_checkpoint/best.pt").unlink()
+    line = expect_error(capsys, export.main, [run, tmp_path / "out"])
+    assert "transformer_1/models_checkpoint/best.pt: no such checkpoint" in line
+    (run / "generate.json").unlink()
+    assert f"{run}: holds no generate.json" in expect_error(capsys, export.main, [run, tmp_path / "out"])
+    assert f"{tmp_path / 'none'}: no such folder" in expect_error(capsys, export.main, [tmp_path / "none", "out"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_have_no_number_in_a_dtype_are_named():
+    state = {"large": torch.tensor([1e6]), "counts": torch.tensor([10**6])}
+    assert torch.equal(export.rounded(state, torch.bfloat16, Path("a.pt"))["counts"], state["counts"])
+    with pytest.raises(UserError, match=r"a\.pt: large holds weights that are no numbers as torch\.float16"):
+        export.rounded(state, torch.float16, Path("a.pt"))
+
+
+def change(path, edit):
+    content = json.loads(path.read_text())
+    edit(content)
+    path.write_text(json.dumps(content))
+
+
+def damage_weights(path, edit):
+    state = load_file(path)
+    edit(state)
+    save_file(state, path)
+
+
+def edit_part(folder, name, **changes):
+    change(folder / CONFIG, lambda content: content["parts"][name].update(changes))
+
+
+STAGE = "transformer_1.safetensors"
+DAMAGE = {
+    "another version": (
+        lambda folder: change(folder / CONFIG, lambda content: content.update(format_version=2)),
+        f"{CONFIG}: format version 2, this code reads 1",
+    ),
+    "another format": (
+        lambda folder: change(folder / CONFIG, lambda content: content.pop("format")),
+        f"{CONFIG}: is not of a model that scripts.export wrote",
+    ),
+    "not JSON": (lambda folder: (folder / CONFIG).write_text("{"), f"{CONFIG}: not valid JSON"),
+    "parts that are none": (
+        lambda folder: change(folder / CONFIG, lambda content: content.update(parts=[1])),
+        f"{CONFIG}: 'parts' is [1], expected a JSON object",
+    ),
+    "a part that is none": (
+        lambda folder: change(folder / CONFIG, lambda content: content["parts"].update({STAGE: 3})),
+        f"{CONFIG}: {STAGE}: expected a JSON object, found 3",
+    ),
+    "a missing part": (
+        lambda folder: change(folder / CONFIG, lambda content: content["parts"].pop(STAGE)),
+        f"{CONFIG}: has no part '{STAGE}'",
+    ),
+    "an unknown key": (lambda folder: edit_part(folder, STAGE, wight=1), f"{STAGE}: unknown key 'wight'"),
+    "a wrong config": (
+        lambda folder: edit_part(folder, "codebook_1.safetensors", config={"image_H": "x"}),
+        "codebook_1.safetensors: missing key 'model_lr'",
+    ),
+    "another kind": (
+        lambda folder: edit_part(folder, STAGE, kind="codebook"),
+        "holds a codebook, expected a transformer",
+    ),
+    "a missing file": (lambda folder: (folder / STAGE).unlink(), f"{STAGE}: no such checkpoint"),
+    "cut short": (
+        lambda folder: (folder / STAGE).write_bytes((folder / STAGE).read_bytes()[:-100]),
+        f"{STAGE}: not readable",
+    ),
+    "empty": (lambda folder: (folder / STAGE).write_bytes(b""), f"{STAGE}: not readable"),
+    "a pickle": (
+        lambda folder: torch.save({"kind": "transformer"}, folder / STAGE),
+        f"{STAGE}: not readable",
+    ),
+    "a changed weight": (
+        lambda folder: damage_weights(folder / STAGE, lambda state: state["transformer.head.bias"].add_(1)),
+        f"{STAGE}: damaged, it does not hold what was saved",
+    ),
+    "no numbers": (
+        lambda folder: damage_weights(folder / STAGE, lambda state: state["transformer.head.bias"].fill_(torch.nan)),
+        f"{STAGE}: holds weights that are no numbers, in transformer.head.bias",
+    ),
+    "another shape": (
+        lambda folder: reshape(folder, "transformer.head.bias", lambda value: value[:-1]),
+        f"{STAGE}: its weights do not fit this config",
+    ),
+    "a weight too many": (
+        lambda folder: reshape(folder, "more", lambda value: torch.zeros(2)),
+        f"{STAGE}: its weights do not fit this config",
+    ),
+    "another codebook": (
+        lambda folder: edit_part(folder, STAGE, trained_from={"lr_codebook": "0" * 16}),
+        f"{STAGE}: does not belong with this low-resolution codebook",
+    ),
+}
+
+
+def reshape(folder, key, edit):
+    """Another tensor, with a fingerprint that matches it: so only its shape is wrong."""
+    damage_weights(folder / STAGE, lambda state: state.update({key: edit(state.get(key)).clone()}))
+    edit_part(folder, STAGE, weights=export.fingerprint(load_file(folder / STAGE)))
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_model_gets_one_line(name, copied, tmp_path, capsys):
+    damage, expected = DAMAGE[name]
+    damage(copied)
+    line = expect_error(
+        capsys, generate_images.main, ["--model", copied, "--device", "cpu", "--out-dir", tmp_path / "out"]
+    )
+    assert expected in line
+    assert str(copied) in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], "give --model, or --decoder-path and --config-path"),
+        (["--model", "a", "--decoder-path", "b", "--config-path", "c"], "give --model, or --decoder-path"),
+        (["--model", "a", "--decoder-path", "b"], "give --model, or --decoder-path"),
+        (["--decoder-path", "b"], "give --model, or --decoder-path"),
+    ],
+)
+def test_one_model_is_named(flags, expected, tmp_path, capsys):
+    assert expected in expect_error(capsys, generate_images.main, [*flags, "--out-dir", tmp_path / "out"])
+
+
+def test_a_folder_that_is_neither_is_named(tmp_path, capsys):
+    line = expect_error(capsys, generate_images.main, ["--model", tmp_path, "--out-dir", tmp_path / "out"])
+    assert f"{tmp_path}: holds no generate.json; give the folder of a finished run, or of an exported model" in line
+
+
+def test_the_folder_of_a_run_or_of_a_model_is_told_by_its_config(tiny_run, exported):
+    assert type(RunFolder.open(Path(tiny_run))) is RunFolder
+    found = RunFolder.open(exported())
+    assert [step.codebook.name for step in found.codebooks] == CODEBOOKS
+    assert found.num_stages == 3
+    assert np.all([step.best.is_file() for step in found.transformers])
