@@ -59,6 +59,7 @@ def render(run: Run, models: sections.Models, quality: Quality) -> str:
         samples=SAMPLES,
         floor=TRAINING,
         jobs=sections.jobs(run),
+        usage=sections.usage(run),
         run=run,
         plots=plots,
         style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),

@@ -1,6 +1,7 @@
 """The sections of the page: the numbers and pictures that the template shows, without any markup."""
 
 import math
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -176,6 +177,20 @@ def jobs(run: Run) -> list[dict]:
     if rows and run.evaluation is not None:
         rows.append({"title": "Evaluation", "job": None, "seconds": run.evaluation.seconds})
     return rows
+
+
+def usage(run: Run) -> dict[str, str]:
+    """The commands that use the model, each after what it does; none before all of its stages are trained."""
+    if run.generation is None or any(step.name in run.folder.missing for step in run.folder.transformers):
+        return {}
+    folder = shlex.quote(str(run.folder.path))
+    exported = shlex.quote(f"exported/{run.folder.path.resolve().name}")
+    return {
+        "Click through it in the browser, on this machine:": f"python -m scripts.playground {folder}",
+        "Write what others need to generate pictures with it, as a folder of a few files with a model card:": (
+            f"python -m scripts.export {folder} {exported} --dtype bfloat16"
+        ),
+    }
 
 
 def duration(seconds: float) -> str:

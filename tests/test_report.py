@@ -20,8 +20,8 @@ from reporting import verdicts
 from reporting.page import LIMIT, make_page
 from reporting.pictures import QUALITIES
 from reporting.run import Run, Step, read_run, read_step
-from reporting.sections import duration
-from scripts import report
+from reporting.sections import duration, usage
+from scripts import export, report
 from tests.helpers.reports import EVALUATION, HOSTILE, change_attempt, make_run
 from tests.helpers.scripts import CODEBOOKS, expect_error, run_main
 from utils.config import build_config
@@ -89,7 +89,7 @@ def test_every_step_has_its_place_and_every_link_its_target(page):
     identities = [attributes["id"] for _, attributes in page.tags if attributes.get("id")]
     assert len(identities) == len(set(identities))
     steps = {"autoencoder", "feature_maps", *CODEBOOKS, "transformer_0", "transformer_1", "transformer_2"}
-    sections = {"summary", "samples", "cascade", "animation", "evaluation", "novelty", "times", "commands"}
+    sections = {"summary", "samples", "cascade", "animation", "evaluation", "novelty", "times", "commands", "use"}
     assert steps | sections <= set(identities)
     assert {link["href"][1:] for link in page.all("a")} <= set(identities)
     assert "Still missing" not in page.text
@@ -186,6 +186,20 @@ def test_commands_can_be_typed_again(run):
         assert words[:2] == ["python", f"{script.__name__}.py"]
         options = parse_options(script.Options, "", words[2:])
         assert json.loads(json.dumps(dataclasses.asdict(options), default=str)) == attempt.arguments
+
+
+def test_the_page_ends_with_the_commands_that_use_the_model(run, page, copy):
+    found = read_run(RunFolder(run))
+    play, share = (shlex.split(command) for command in usage(found).values())
+    assert play == ["python", "-m", "scripts.playground", str(run)]
+    assert share[:3] == ["python", "-m", "scripts.export"]
+    options = parse_options(export.Options, "", share[3:])
+    assert (options.run_dir, options.dtype) == (run, "bfloat16")
+    assert (
+        page.text.rindex("scripts.export") > page.text.rindex("scripts.playground") > page.text.rindex("generate.json")
+    )
+    (copy / "transformer_2/models_checkpoint/best.pt").unlink()
+    assert usage(read_run(RunFolder(copy))) == {}
 
 
 def attempts_of(folder, *changes):
