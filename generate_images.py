@@ -22,10 +22,9 @@ import numpy as np
 import torch
 
 from models.autoencoder import Autoencoder
-from models.generation import Cascade, Count
+from models.generation import Cascade
 from models.map_pictures import on_map
 from models.requests import SAMPLING_KEYS, Request, change_sampling, load_generation_config, sampling_of, settings_text
-from models.walk import Place, walk, way
 from utils import cli
 from utils.attempt import attempt
 from utils.device import choose_device, choose_dtype
@@ -128,8 +127,8 @@ def main(argv: list[str] | None = None) -> None:
     with attempt(__file__, options) as attempted:
         device = choose_device(options.device)
         cascade = load_cascade(options, device)
-        work = make_work(options, cascade)
-        inputs = inputs_of(cascade, work.request)
+        request, number = make_request(options, cascade)
+        inputs = inputs_of(cascade, request)
         attempted.check_repeats(inputs)
 
         attempted.begin(device, inputs=inputs)
@@ -137,7 +136,7 @@ def main(argv: list[str] | None = None) -> None:
             replace_set(StepFolder(options.out_dir))  # of a process that died while it did so
         wait()
         speed = {"batch_size": options.batch_size, "compile": options.compile, "device": str(device)}
-        generate(cascade, work, options, attempted.key(inputs) | speed)
+        generate(cascade, request, number, options, attempted.key(inputs) | speed)
 
 
 def load_cascade(options: Options, device: torch.device) -> Cascade:
@@ -148,29 +147,6 @@ def load_cascade(options: Options, device: torch.device) -> Cascade:
     decoder = Autoencoder.load(options.decoder_path).to(device)
     configs, folder = load_generation_config(options.config_path), options.config_path.parent
     return Cascade(configs, folder, decoder, device, choose_dtype(device, options.precision), **speed)
-
-
-@dataclass(frozen=True)
-class Work:
-    """What to generate: `number` images of a request, or those of a walk, each of which needs the one before."""
-
-    request: Request
-    number: int
-    places: list[Place]  # of a walk
-
-    def starts(self, batch_size: int) -> range:
-        """The first image of each batch."""
-        return range(0, self.number, self.number if self.places else batch_size)
-
-    def do(self, cascade: Cascade, start: int, count: Count) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Tokens and scores of the batch that begins with this image, as `Cascade.generate` returns them."""
-        if self.places:
-            tokens, scores = zip(*walk(cascade, self.request, self.places, count), strict=True)
-            return [torch.cat(parts) for parts in zip(*tokens, strict=True)], torch.cat(scores)
-        # The last batch is generated in full as well, so the number of images never changes a picture.
-        tokens, scores = cascade.generate(self.request, range(start, start + cascade.batch_size), count)
-        left = self.number - start
-        return [part[:left] for part in tokens], scores[:left]
 
 
 def inputs_of(cascade: Cascade, request: Request) -> dict[str, str]:
@@ -186,11 +162,11 @@ def inputs_of(cascade: Cascade, request: Request) -> dict[str, str]:
     return inputs
 
 
-def generate(cascade: Cascade, work: Work, options: Options, key: dict) -> None:
+def generate(cascade: Cascade, request: Request, number: int, options: Options, key: dict) -> None:
     """Make a set of pictures beside the one before, from where one of this key was left, and replace that."""
     folder = StepFolder(options.out_dir)
-    new, starts = folder.next, work.starts(options.batch_size)
-    write_batches(cascade, work, options, key)
+    new, starts = folder.next, range(0, number, options.batch_size)
+    write_batches(cascade, request, number, options, key)
     if not is_main():
         return
     parts = [read_arrays(new.tokens_of(start)) for start in starts]
@@ -199,60 +175,57 @@ def generate(cascade: Cascade, work: Work, options: Options, key: dict) -> None:
     os.sync()  # the pictures, all at once
     save_arrays(arrays, new.tokens)
     replace_set(folder)
-    for number, scores in enumerate(arrays["scores"].T.tolist()):
-        log.info("scores of stage %d: %s", number, " ".join(f"{score:.1f}" for score in scores[:GRID]))
-    log.info("wrote %d images, a grid for each stage and tokens.npz to %s", work.number, options.out_dir)
+    for stage, scores in enumerate(arrays["scores"].T.tolist()):
+        log.info("scores of stage %d: %s", stage, " ".join(f"{score:.1f}" for score in scores[:GRID]))
+    log.info("wrote %d images, a grid for each stage and tokens.npz to %s", number, options.out_dir)
 
 
-def write_batches(cascade: Cascade, work: Work, options: Options, key: dict) -> None:
+def write_batches(cascade: Cascade, request: Request, number: int, options: Options, key: dict) -> None:
     """Write the final images and the tokens of each batch, unless one of this key is there."""
     new = StepFolder(options.out_dir).next
     journal = Journal(new.unfinished, key)
     if not journal.entries and is_main():
         shutil.rmtree(new.images, ignore_errors=True)  # those of another key, perhaps more
-    mine = own(journal.missing({str(start): start for start in work.starts(options.batch_size)}))
-    total = cascade.length * (len(work.places) or len(mine))
-    with progress(total=total, unit="token", desc=options.out_dir.name) as bar:
+    mine = own(journal.missing({str(start): start for start in range(0, number, options.batch_size)}))
+    with progress(total=cascade.length * len(mine), unit="token", desc=options.out_dir.name) as bar:
         for start in mine:
-            tokens, scores = work.do(cascade, start, bar.update)
-            files = save_images(cascade, work.request, start, tokens[-1], scores, new)
+            # The last batch is generated in full as well, so the number of images never changes a picture.
+            tokens, scores = cascade.generate(request, range(start, start + options.batch_size), bar.update)
+            tokens, scores = [part[: number - start] for part in tokens], scores[: number - start]
+            files = save_images(cascade, request, start, tokens[-1], scores, new)
             files.append(save_arrays(arrays_of(tokens, scores), new.tokens_of(start), durable=False))
             sums = {file.relative_to(new.path).as_posix(): checksum(file.read_bytes()) for file in files}
             journal.add({str(start): {"files": sums}})
     journal.collect()
 
 
-def make_work(options: Options, cascade: Cascade) -> Work:
-    """What the options ask of the cascade."""
+def make_request(options: Options, cascade: Cascade) -> tuple[Request, int]:
+    """What the options ask of the cascade, and of how many images."""
     changes = {key: getattr(options, key) for key in SAMPLING_KEYS if getattr(options, key) is not None}
-    conditions, init_tokens, number, book = options.condition_index, (), options.num_images, cascade.codebooks[0]
+    conditions, places, init_tokens = options.condition_index, (), ()
+    number, book = options.num_images, cascade.codebooks[0]
     if options.condition_image:
         conditions = tuple(cascade.tokens(options.condition_image)[0].flatten().tolist())
     elif options.condition_walk:
-        conditions, number = ends_of(options.condition_walk, cascade), options.steps
+        number = options.steps
+        places = cascade.way(*(int(end) if end.isdecimal() else end for end in options.condition_walk), number)
     elif options.condition_atlas:
         conditions, number = tuple(range(len(book))), len(book)
     if options.init_image:
         init_tokens = cascade.tokens(options.init_image)
     request = Request(
-        options.seed,
-        conditions,
-        options.label,
-        init_tokens,
-        options.from_stage,
-        options.keep_rows,
-        change_sampling(cascade.configs, **changes),
-        same_draws=options.condition_atlas,
+        seed=options.seed,
+        conditions=conditions,
+        places=places,
+        labels=options.label,
+        init_tokens=init_tokens,
+        from_stage=options.from_stage,
+        keep_rows=options.keep_rows,
+        sampling=change_sampling(cascade.configs, **changes),
+        same_draws=options.condition_atlas or bool(places),
     )
     cascade.check(request)
-    return Work(request, number, way(book, *conditions, number) if options.condition_walk else [])
-
-
-def ends_of(ends: tuple[str, ...], cascade: Cascade) -> tuple[int, ...]:
-    """The units of the condition codebook from and to which a walk leads: numbers, or those of image files."""
-    if all(end.isdecimal() for end in ends):
-        return tuple(map(int, ends))
-    return tuple(cascade.tokens(ends)[0].flatten().tolist())
+    return request, number
 
 
 def save_images(

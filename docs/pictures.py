@@ -25,6 +25,7 @@ from utils.run_folder import RunFolder, StepFolder
 IMAGES = Path(__file__).parent / "images"
 SHOWN = (3, 8, 15, 21, 30)  # held-out faces
 GROUPS = ("flags", "people-body", "food-drink", "smileys-emotion")
+WALK = (50, 12)  # units of the condition codebook
 GAP = 8  # pixels between the images that were given and those that were generated
 
 
@@ -43,7 +44,7 @@ def copy_pictures(avatars: RunFolder, openmoji: RunFolder, large: RunFolder) -> 
 
 def generate(run: RunFolder, out: Path, *more: object) -> torch.Tensor:
     """Run generate_images.py; return the final images, (N, 3, H, W)."""
-    argv = ["--decoder-path", run.decoding.latest, "--config-path", run.generation, "--out-dir", out, *more]
+    argv = ["--model", run.path, "--out-dir", out, *more]
     generate_images.main([str(argument) for argument in argv])
     return torch.stack([read_image(path) for path in StepFolder(out).final_images])
 
@@ -70,7 +71,13 @@ def generate_pictures(run: RunFolder, scratch: Path) -> None:
             torch.cat([above, above.new_ones(3, GAP, above.shape[2]), below], dim=1), IMAGES / f"avatars_{name}.png"
         )
     generate(run, scratch / "filling_in", "--num-images", 9, "--animate")
-    shutil.copyfile(StepFolder(scratch / "filling_in").animation("webp"), IMAGES / "avatars_filling_in.webp")
+    generate(run, scratch / "atlas", "--condition-atlas")
+    generate(run, scratch / "walk", "--condition-walk", *WALK, "--animate")
+    filling_in, atlas, walk = (StepFolder(scratch / name) for name in ("filling_in", "atlas", "walk"))
+    shutil.copyfile(filling_in.animation("webp"), IMAGES / "avatars_filling_in.webp")
+    shutil.copyfile(atlas.condition_atlas, IMAGES / "avatars_condition_atlas.png")
+    shutil.copyfile(walk.walk("webp"), IMAGES / "avatars_walk.webp")
+    save_grid(torch.stack([read_image(path) for path in walk.final_images]), IMAGES / "avatars_walk.png", columns=12)
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from torch import nn
 from models.codebook import Codebook
 from models.decoding import CachedDecoder
 from models.transformer import Grid, Transformer, TransformerConfig
-from utils.beam_search import Kept, search
+from utils.beam_search import search
 from utils.checkpoint import Origin, check_origin, load_checkpoint, load_weights
 from utils.config import build_config
 from utils.draws import draw
@@ -201,14 +201,14 @@ class Stage(nn.Module):
         config: SamplingConfig,
         uniform: torch.Tensor,
         *,
-        kept: Kept | None = None,
+        kept: torch.Tensor | None = None,
         towards: tuple[torch.Tensor, torch.Tensor] | None = None,
         progress: Callable[[], object] = lambda: None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Coarse tokens (N, S) → fine tokens (N, T) and their scores (N,); `uniform` (N, T, num_beam) are the draws.
 
-        `kept` are given tokens, by their positions. `towards`, for a base stage, are other conditions (N, 1), and
-        shares (N,) of the way by which the vectors of the conditions are moved to theirs.
+        `kept` (N, P) are the first tokens of each image, if they are given. `towards`, for a base stage, are other
+        conditions (N, 1), and shares (N,) of the way by which the vectors of the conditions are moved to theirs.
         `progress` is called after each position. Under guidance each image runs twice in the batch, with and without
         its condition.
         """

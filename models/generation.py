@@ -12,8 +12,8 @@ from models.autoencoder import Autoencoder
 from models.cascade import Stage
 from models.codebook import Codebook
 from models.decoding import make_ready
-from models.requests import GenerationConfig, Request, Values, change_sampling, load_generation_config, pick
-from utils.beam_search import Kept
+from models.requests import GenerationConfig, Place, Request, Values, change_sampling, load_generation_config, pick
+from models.walk import way
 from utils.checkpoint import check_origins
 from utils.device import choose_device, choose_dtype
 from utils.distributed import own
@@ -144,7 +144,7 @@ class Cascade:
         again. `sampling` are keys of `SamplingConfig`, such as temperature=0.8, or temperature=(1, 0.6, 0.4) with a
         value for each stage. Raises `UserError` naming what this model cannot do.
         """
-        return self._make(Request(seed, tuple(conditions), tuple(labels)), number, as_tensor, sampling)
+        return self._make(Request(seed, tuple(conditions), labels=tuple(labels)), number, as_tensor, sampling)
 
     def like(
         self,
@@ -189,6 +189,26 @@ class Cascade:
         request = Request(seed, init_tokens=tokens, from_stage=stage)
         return self._make(request, number or len(tokens[0]), as_tensor, sampling)
 
+    def walk(
+        self,
+        start: int | Picture,
+        end: int | Picture,
+        steps: int = 24,
+        *,
+        seed: int = 0,
+        as_tensor: bool = False,
+        **sampling: Values,
+    ) -> Pictures:
+        """Images on the way from a unit of the condition map to another, or between the units of two images."""
+        request = Request(seed, places=self.way(start, end, steps), same_draws=True)
+        return self._make(request, steps, as_tensor, sampling)
+
+    def way(self, start: int | Picture, end: int | Picture, steps: int) -> tuple[Place, ...]:
+        """The places of a walk over the condition map; see `models.walk.way`."""
+        units = [unit if isinstance(unit, int) else int(self.tokens(unit)[0]) for unit in (start, end)]
+        self.check(Request(conditions=tuple(units)))
+        return way(self.codebooks[0], *units, steps)
+
     @torch.no_grad()
     def tokens(self, images: Picture | Sequence[Picture]) -> tuple[torch.Tensor, ...]:
         """Images → their tokens of the condition and of every stage, each (M, T) int64.
@@ -215,6 +235,8 @@ class Cascade:
 
     def conditions(self, request: Request, images: range) -> torch.Tensor:
         """The condition token of each image, (N, 1): a given one, or drawn by its use in training or in a label."""
+        if request.places:
+            return torch.tensor([pick(request.places, image).nearest for image in images], device=self.device)[:, None]
         if request.conditions:
             given = [pick(request.conditions, image) for image in images]
             return torch.tensor(given, device=self.device)[:, None]
@@ -232,26 +254,27 @@ class Cascade:
         tokens = request.init_tokens[level]
         return tokens[[image % len(tokens) for image in images]]
 
-    def write(
-        self,
-        number: int,
-        request: Request,
-        images: range,
-        coarse: torch.Tensor,
-        *,
-        kept: Kept | None = None,
-        towards: tuple[torch.Tensor, torch.Tensor] | None = None,
-        count: Count = lambda num: None,
+    def _write(
+        self, number: int, request: Request, images: range, coarse: torch.Tensor, count: Count
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What one stage writes over the coarse tokens (N, S) of these images: its tokens (N, T) and scores (N,).
-
-        `kept` and `towards` are those of `Stage.sample`.
-        """
+        """What a stage writes over the coarse tokens (N, S) of these images: its tokens (N, T) and scores (N,)."""
         stage, config = self.stages[number], (request.sampling or self.configs)[number]
+        fine, base, towards = stage.config.fine, self.stages[0].config.fine, None
+        if number == 0 and request.places:
+            coarse, *towards = self._between(request, images)
         coarse = stage.with_labels(coarse, [pick(request.labels, image) for image in images])
+        rows = request.keep_rows * fine.height // base.height
+        kept = self._taken(request, number + 1, images)[:, : rows * fine.width] if rows else None
         drawn = [0] * len(images) if request.same_draws else images
-        uniform = uniform_draws(request.seed, number, drawn, stage.config.fine.length, config.num_beam)
+        uniform = uniform_draws(request.seed, number, drawn, fine.length, config.num_beam)
         return stage.sample(coarse, config, uniform, kept=kept, towards=towards, progress=lambda: count(1))
+
+    def _between(self, request: Request, images: range) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The places of a walk: of each image a unit (N, 1), the next one (N, 1), and the share of the way (N,)."""
+        places = [pick(request.places, image) for image in images]
+        units, following, shares = zip(*((place.unit, place.following, place.share) for place in places), strict=True)
+        units, following = (torch.tensor(part, device=self.device)[:, None] for part in (units, following))
+        return units, following, torch.tensor(shares, device=self.device)
 
     def write_stages(
         self, request: Request, images: range, count: Count = lambda num: None
@@ -263,17 +286,12 @@ class Cascade:
         none = torch.full((len(images),), torch.nan)
         tokens = self.conditions(request, images)
         yield tokens, none
-        base = self.stages[0].config.fine
         for number, stage in enumerate(self.stages):
-            fine = stage.config.fine
             if number < request.from_stage:
                 tokens, scores = self._taken(request, number + 1, images), none
-                count(fine.length)
+                count(stage.config.fine.length)
             else:
-                rows = request.keep_rows * fine.height // base.height
-                kept = self._taken(request, number + 1, images)[:, : rows * fine.width] if rows else None
-                kept = None if kept is None else dict(enumerate(kept.T))
-                tokens, scores = self.write(number, request, images, tokens, kept=kept, count=count)
+                tokens, scores = self._write(number, request, images, tokens, count)
             yield tokens, scores.cpu()
 
     def generate(

@@ -63,11 +63,26 @@ def change_sampling(configs: Sequence[SamplingConfig], **changes: Values) -> tup
 
 
 @dataclass(frozen=True)
+class Place:
+    """A place on a walk over the condition map: at a unit, or a share (below 1) of the way from it to the next one."""
+
+    unit: int
+    following: int
+    share: float = 0.0
+
+    @property
+    def nearest(self) -> int:
+        """The unit that this place is nearest to."""
+        return self.unit if self.share < 0.5 else self.following
+
+
+@dataclass(frozen=True)
 class Request:
     """What to generate. Image i takes entry i of a list, and from the first again after the last."""
 
     seed: int = 0
     conditions: tuple[int, ...] = ()  # units of the condition codebook; if empty, drawn in proportion to their use
+    places: tuple[Place, ...] = ()  # or places between those units
     labels: tuple[str, ...] = ()
     init_tokens: tuple[torch.Tensor, ...] = ()  # tokens of M images, of the condition and of each stage, each (M, T)
     from_stage: int = 0  # the first stage that writes; the tokens before it are those of `init_tokens`

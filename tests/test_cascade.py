@@ -218,11 +218,11 @@ def test_the_number_of_images_never_changes_one(number, config):
     top_k=st.none() | st.integers(2, 6),
     top_p=st.none() | st.sampled_from([0.37, 0.83]),
     guidance_scale=st.sampled_from([1.0, 0.0, 2.5]),
-    given=st.sets(st.integers(0, 15)),
+    num_kept=st.integers(0, 4),
 )
 @settings(max_examples=60, deadline=None)
 def test_samples_equal_those_of_the_slow_reference(
-    number, seed, num_beam, beam_width, keep_beam, top_k, top_p, guidance_scale, given
+    number, seed, num_beam, beam_width, keep_beam, top_k, top_p, guidance_scale, num_kept
 ):
     """In float32, from the same draws: the whole prefix computed anew for each token of each beam."""
     keep_beam = min(keep_beam, num_beam)
@@ -232,12 +232,12 @@ def test_samples_equal_those_of_the_slow_reference(
     stage = build(number, condition_dropout=0.1)
     coarse, fine = tokens_for(number, 2, seed)
     uniform = torch.rand(2, fine.shape[1], num_beam, generator=generator(seed))
-    kept = {position: fine[:, position] for position in sorted(given) if position < fine.shape[1]}
+    kept = fine[:, :num_kept] if num_kept else None
     tokens, score = stage.sample(coarse, config, uniform, kept=kept)
     expected, expected_score = generate(stage, coarse, config, uniform, kept)
     assert torch.equal(tokens, expected)
     assert torch.allclose(score, expected_score, atol=1e-3)
-    assert all(torch.equal(tokens[:, position], part) for position, part in kept.items())
+    assert kept is None or torch.equal(tokens[:, :num_kept], kept)
 
 
 @torch.no_grad()

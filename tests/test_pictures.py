@@ -22,6 +22,7 @@ def test_every_picture_is_made_anew_from_a_run(tiny_run, faces, tmp_path, monkey
     kept = {path.name for path in pictures.IMAGES.iterdir()}
     monkeypatch.setattr(pictures, "IMAGES", images)
     monkeypatch.setattr(pictures, "SHOWN", (0, 1))
+    monkeypatch.setattr(pictures, "WALK", (0, 1))
     pictures.copy_pictures(*[RunFolder(run)] * 3)
     pictures.generate_pictures(RunFolder(run), tmp_path / "scratch")
     assert {path.name for path in images.iterdir()} == kept - BY_HAND - BY_LABEL

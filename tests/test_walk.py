@@ -1,4 +1,4 @@
-"""A walk over the condition map: its way, what its pictures keep, and what generate_images.py writes of it."""
+"""A walk over the condition map and its atlas: the way, the pictures, and what generate_images.py writes of them."""
 
 from itertools import pairwise
 
@@ -12,10 +12,11 @@ from PIL import Image
 import generate_images
 from models import generation
 from models.generation import Cascade
-from models.requests import Request
-from models.walk import Place, kept_tokens, walk, way
+from models.requests import Place, Request
+from models.walk import way
 from tests.helpers.scripts import expect_error, run_main
-from tests.helpers.stages import codebook
+from tests.helpers.stages import build, codebook, generator
+from utils.sampling import SamplingConfig
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def cascade(tiny_run):
     """The tiny cascade with random weights: after 10 training steps, its own hardly depend on what they read."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generation, "make_ready", lambda *_: None)  # packed weights cannot be changed
-        made = Cascade.load(tiny_run, device="cpu", precision="fp32")
+        made = Cascade.load(tiny_run, device="cpu", precision="fp32", batch_size=7)
     generator = torch.Generator().manual_seed(0)
     for parameter in (one for stage in made.stages for one in stage.parameters() if one.ndim > 1):
         parameter.data.normal_(std=2 * parameter.shape[-1] ** -0.5, generator=generator)
@@ -57,58 +58,52 @@ def test_a_way_leads_over_neighbours_and_what_is_left_of_them(start, end, steps,
 
 def test_a_way_is_walked_at_an_even_pace():
     places = way(on_grid(9), 0, 2, 5)
-    assert places == [Place(0, 1, 0.0), Place(0, 1, 0.5), Place(1, 2, 0.0), Place(1, 2, 0.5), Place(2, 2, 0.0)]
+    assert places == (Place(0, 1), Place(0, 1, 0.5), Place(1, 2), Place(1, 2, 0.5), Place(2, 2))
     assert [place.nearest for place in places] == [0, 1, 1, 2, 2]
-    assert way(on_grid(9), 4, 4, 3) == [Place(4, 4)] * 3
+    assert way(on_grid(9), 4, 4, 3) == (Place(4, 4),) * 3
 
 
-def test_a_walk_begins_with_the_unit_and_ends_with_the_plan_of_the_other(cascade):
-    request, last = Request(seed=3), len(cascade.codebooks[0]) - 1
-    counted = []
-    made = list(walk(cascade, request, way(cascade.codebooks[0], 0, last, 5), counted.append))
-    assert sum(counted) == 5 * cascade.length
-    for unit, (tokens, scores), levels in ((0, made[0], 4), (last, made[-1], 2)):
-        expected, expected_scores = cascade.generate(Request(seed=3, conditions=(unit,)), range(1))
-        for found, part in list(zip(tokens, expected, strict=True))[:levels]:
-            assert torch.equal(found, part)
-        assert torch.equal(scores[:, : levels - 1], expected_scores[:, : levels - 1])
+def test_a_walk_leads_from_the_picture_of_a_unit_to_that_of_another(cascade):
+    """All of the same draws, and as far as its places are alike, one picture."""
+    last = len(cascade.codebooks[0]) - 1
+    made = cascade.walk(0, last, 7, seed=0, as_tensor=True)
+    assert made.shape == (7, 3, 32, 32)
+    for unit, image in ((0, made[0]), (last, made[-1])):
+        request = Request(0, conditions=(unit,), same_draws=True)
+        tokens, _ = cascade.generate(request, range(7))
+        assert torch.allclose(cascade.decode(tokens[-1]).clamp(-1, 1)[5], image, atol=1e-6)
+        assert torch.allclose(cascade.sample(1, seed=0, conditions=[unit], as_tensor=True)[0], image, atol=1e-6)
+    assert len(made.flatten(1).unique(dim=0)) > 2
+    still = cascade.walk(last, last, 3, seed=0, as_tensor=True)
+    assert torch.allclose(still, made[-1:].expand(3, -1, -1, -1), atol=1e-6)
 
 
-def test_finer_tokens_stay_where_the_coarser_ones_do(cascade):
-    """Against a loop over tokens and the cells that they cover."""
-    made = list(walk(cascade, Request(seed=0), way(cascade.codebooks[0], 0, len(cascade.codebooks[0]) - 1, 7)))
-    changed = 0
-    for (before, _), (after, _) in pairwise(made):
-        for number in (1, 2):
-            stage = cascade.stages[number].config
-            ratio = stage.fine.width // stage.coarse.width
-            kept = kept_tokens(cascade, number, before, after[number])
-            for index in range(stage.fine.length):
-                row, column = index // stage.fine.width // ratio, index % stage.fine.width // ratio
-                coarse = row * stage.coarse.width + column
-                agrees = before[number][0, coarse] == after[number][0, coarse]
-                assert (index in kept) == agrees
-                if agrees:
-                    assert after[number + 1][0, index] == before[number + 1][0, index]
-                else:
-                    changed += int(after[number + 1][0, index] != before[number + 1][0, index])
-    assert changed > 0
+def test_between_two_units_the_base_stage_starts_from_a_vector_between_theirs(cascade):
+    """Against the transformer itself: the logits of the first token are those of the mean of two embeddings."""
+    base, share = cascade.stages[0], 0.25
+    start, other = torch.tensor([[0], [2]]), torch.tensor([[1], [2]])
+    embed = base.transformer.embed
+    vectors = [embed.token(base.first_input(unit)) for unit in (start, other)]
+    shift = base.shift(start, other, torch.full((2,), share))
+    assert torch.allclose(vectors[0] + shift, torch.lerp(*vectors, share), atol=1e-6)
+    assert (shift[1] == 0).all()
+    uniform = torch.zeros(2, base.config.fine.length, 1)
+    with torch.no_grad():
+        tokens, scores = base.sample(start, SamplingConfig(), uniform, towards=(other, torch.full((2,), share)))
+        inputs, _ = base.inputs_and_targets(start, tokens)
+        logs = base.transformer(inputs, None, shift).log_softmax(-1).gather(2, tokens[:, :, None])
+    assert torch.allclose(scores, logs.sum((1, 2)), atol=1e-4)
 
 
-def test_between_two_units_the_plan_changes_at_some_share(cascade):
-    """At 0 and 1 it is that of the units themselves, in between it starts from a vector between theirs."""
-    base, request, image = cascade.stages[0], Request(seed=5), range(1)
-    start, other = torch.tensor([[0]]), torch.tensor([[1]])
-    plans = [
-        cascade.write(0, request, image, start, towards=(other, torch.tensor([share])))[0]
-        for share in (0.0, 0.25, 0.5, 0.75, 1.0)
-    ]
-    assert torch.equal(plans[0], cascade.write(0, request, image, start)[0])
-    assert torch.equal(plans[-1], cascade.write(0, request, image, other)[0])
-    embed = base.transformer.embed.token.weight
-    vectors = [embed[base.first_input(unit)][0] for unit in (start, other)]
-    shift = base.shift(start, other, torch.tensor([0.25]))
-    assert torch.allclose(vectors[0] + shift[0], torch.lerp(*vectors, 0.25), atol=1e-6)
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
+def test_a_guided_walk_leaves_the_half_without_a_condition_alone(guidance_scale):
+    base = build(0, condition_dropout=0.1)
+    coarse, other = torch.tensor([[1], [3]]), torch.tensor([[4], [0]])
+    uniform, config = torch.rand(2, 4, 1, generator=generator(0)), SamplingConfig(guidance_scale=guidance_scale)
+    for share, expected in ((0.0, coarse), (1.0, other)):
+        found = base.sample(coarse, config, uniform, towards=(other, torch.full((2,), share)))
+        for one, two in zip(found, base.sample(expected, config, uniform), strict=True):
+            assert torch.allclose(one, two)
 
 
 def generate(model, out, *flags):
@@ -126,7 +121,7 @@ def test_a_walk_is_written_and_animated(tiny_run, faces, tmp_path):
     assert names == {*(f"image_{index:05d}.png" for index in range(4)), "walk.gif"} | {
         f"recon_model_{name}.png" for name in ("Cond", "0", "1", "2")
     }
-    alone = generate(tiny_run, tmp_path / "one", "--condition-index", 0, "--num-images", 1, "--batch-size", 1)
+    alone = generate(tiny_run, tmp_path / "one", "--condition-index", 0, "--num-images", 1)
     assert np.array_equal(pixels(out / "images/image_00000.png"), pixels(alone / "images/image_00000.png"))
     with np.load(out / "tokens.npz") as archive:
         assert archive["condition"].flatten().tolist()[::3] == [0, 1]

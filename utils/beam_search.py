@@ -1,12 +1,10 @@
 """Beam search over a next-logits function and a cache. Hypotheses are rows of one batch."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 
 from utils.sampling import SamplingConfig, sample, split_guidance
-
-Kept = Mapping[int, torch.Tensor]  # by their positions, tokens (N,) that are given and not written
 
 
 @torch.no_grad()
@@ -16,15 +14,15 @@ def search(
     first: torch.Tensor,
     config: SamplingConfig,
     uniform: torch.Tensor,
-    kept: Kept | None = None,
+    kept: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Write T tokens for each of N images.
 
     `next_logits` takes the next input of each row (N·num_beam,) and returns logits (N·num_beam, K), under guidance
     (2·N·num_beam, K), those without a condition last; `reorder` lets row i go on from what row `rows[i]` has seen.
-    `first` (N,) is each image's first input, `uniform` (N, T, num_beam) the draws, `kept` the tokens that are given.
-    Returns tokens (N, T) and their score (N,): the sum of log-probabilities, those of kept tokens included, at
-    temperature 1, before guidance, top-k and top-p.
+    `first` (N,) is each image's first input, `uniform` (N, T, num_beam) the draws, `kept` (N, P) its first tokens where
+    they are given. Returns tokens (N, T) and their score (N,): the sum of log-probabilities, those of kept tokens
+    included, at temperature 1, before guidance, top-k and top-p.
     """
     images, length, beams = uniform.shape
     inputs = first.repeat_interleave(beams)
@@ -33,17 +31,16 @@ def search(
     own_rows = torch.arange(images, device=first.device)[:, None] * beams
     copies = torch.arange(beams, device=first.device) * config.keep_beam // beams  # the survivor that each goes on from
     is_compared = beams > 1 and not config.is_classic  # in blocks; a classic search compares all the time
-    kept = kept or {}
-    begin = next((position for position in range(length) if position not in kept), length)
+    num_kept = 0 if kept is None else kept.shape[1]
     for position in range(length):
-        is_last, is_kept, parent = position == length - 1, position in kept, None
+        is_last, is_kept, parent = position == length - 1, position < num_kept, None
         logits, guided = split_guidance(next_logits(inputs).float(), config.guidance_scale)
         log_probability = logits.log_softmax(-1)
         if config.is_classic and not is_kept:
-            parent, inputs, score = _best_continuations(score, log_probability, is_start=position == begin)
+            parent, inputs, score = _best_continuations(score, log_probability, is_start=position == num_kept)
         else:
             draws = uniform[:, position].flatten()
-            inputs = kept[position].repeat_interleave(beams) if is_kept else sample(guided, draws, config)
+            inputs = kept[:, position].repeat_interleave(beams) if is_kept else sample(guided, draws, config)
             score = score + log_probability.gather(1, inputs[:, None]).view(images, beams)
             if is_compared and (is_last or (position + 1) % config.beam_width == 0):
                 parent = score.topk(config.keep_beam).indices[:, copies]

@@ -138,8 +138,8 @@ def sample(number: int, **settings: float) -> None:
     found, config = stage(number).eval(), SamplingConfig(**settings)
     coarse = torch.zeros(IMAGES, found.config.coarse.length + (number == 0), dtype=torch.int64, device=DEVICE)
     draws = torch.zeros(IMAGES, found.config.fine.length, config.num_beam)
-    kept = torch.zeros(IMAGES, dtype=torch.int64, device=DEVICE)
-    found.sample(coarse, config, draws, kept={0: kept, 1: kept})
+    kept = torch.zeros(IMAGES, 2, dtype=torch.int64, device=DEVICE)
+    found.sample(coarse, config, draws, kept=kept)
 
 
 def decode() -> None:

@@ -31,24 +31,18 @@ def draw(logits: torch.Tensor, uniform: float, config: SamplingConfig) -> int:
 
 
 def generate(
-    stage: Stage,
-    coarse: torch.Tensor,
-    config: SamplingConfig,
-    uniform: torch.Tensor,
-    kept: dict[int, torch.Tensor] | None = None,
+    stage: Stage, coarse: torch.Tensor, config: SamplingConfig, uniform: torch.Tensor, kept: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Like `Stage.sample`: coarse tokens (N, S), draws (N, T, num_beam) → fine tokens (N, T) and scores (N,)."""
     found = [
-        generate_one(
-            stage, coarse[i : i + 1], config, uniform[i], {at: int(part[i]) for at, part in (kept or {}).items()}
-        )
+        generate_one(stage, coarse[i : i + 1], config, uniform[i], None if kept is None else kept[i].tolist())
         for i in range(len(coarse))
     ]
     return torch.tensor([tokens for tokens, _ in found]), torch.tensor([score for _, score in found])
 
 
 def generate_one(
-    stage: Stage, coarse: torch.Tensor, config: SamplingConfig, uniform: torch.Tensor, kept: dict[int, int]
+    stage: Stage, coarse: torch.Tensor, config: SamplingConfig, uniform: torch.Tensor, kept: list[int] | None
 ) -> tuple[list[int], float]:
     """Tokens and score of one image, from draws (T, num_beam). A beam is a list of tokens and its score."""
     length, num_beam = uniform.shape
@@ -63,14 +57,15 @@ def generate_one(
             if config.is_guided:
                 free = next_logits(stage, stage.without_condition(coarse), prefix)[0]
                 guided = free + config.guidance_scale * (logits - free)
-            if position in kept:
+            if kept is not None and position < len(kept):
                 choices = [kept[position]]
             elif config.is_classic:
                 choices = list(range(len(logs)))
             else:
                 choices = [draw(guided, float(uniform[position, beam]), config)]
             longer += [([*tokens, choice], score + float(logs[choice])) for choice in choices]
-        if config.is_classic and position not in kept:
+        is_kept = kept is not None and position < len(kept)
+        if config.is_classic and not is_kept:
             distinct = {tuple(tokens): (tokens, score) for tokens, score in longer}
             beams = best(list(distinct.values()), num_beam)
         elif not config.is_classic and ((position + 1) % config.beam_width == 0 or position == length - 1):
