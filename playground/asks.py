@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from models.generation import Cascade
-from models.requests import SAMPLING_KEYS, Request
+from models.requests import SAMPLING_KEYS, Request, change_sampling, sampling_of
 from playground.uploads import Upload
 from utils.files import UserError
 from utils.run_folder import StepFolder
@@ -14,6 +14,9 @@ from utils.sampling import SamplingConfig
 BATCH = 25  # that the cascade is made ready for, as generate_images.py is by default
 ATLAS_BATCH = 64  # units of an atlas that are drawn at once
 MOST = 36  # pictures of one request
+BEAMS = 16  # of a stage, and extensions of each, at most: each is a row of the batch
+KEYS = ("temperature", "top_p", "num_beam", "beam_width", "keep_beam", "guidance_scale")  # that have a field
+NAMES = ("temperature", "top-p", "beams", "beam width", "beams kept", "guidance")
 AGAIN = StepFolder(Path("out/again"))  # what a command writes to
 
 
@@ -129,3 +132,27 @@ class Model:
         values = [every[key] if value is None else value for value in values]
         values = values[:1] if len(set(values)) == 1 else values
         return [f"--{key.replace('_', '-')}", *map(str, values)]
+
+
+def recipe_values(config: SamplingConfig) -> list[float]:
+    """What the fields of a stage show of a config."""
+    values = sampling_of(config)
+    return [1.0 if key == "top_p" and values[key] is None else values[key] for key in KEYS]
+
+
+def sampling_from(fields: list, configs: list[SamplingConfig]) -> tuple[SamplingConfig, ...]:
+    """The sampling of each stage, from the fields of the page; raises `UserError` naming what is wrong."""
+    stages = [fields[start : start + len(KEYS)] for start in range(0, len(fields), len(KEYS))]
+    changes = {}
+    for index, key in enumerate(KEYS):
+        values = [stage[index] for stage in stages]
+        for number, value in enumerate(values):
+            if value is None:
+                raise UserError(f"stage {number}: {NAMES[index]} is empty, expected a number")
+            if key in ("num_beam", "beam_width") and value > BEAMS:
+                raise UserError(f"stage {number}: {NAMES[index]} is {value}, at most {BEAMS} on this page")
+        if key == "top_p":  # all, unless the recipe says so in other words
+            pairs = zip(values, configs, strict=True)
+            values = [None if value == 1 and config.top_p is None else value for value, config in pairs]
+        changes[key] = [value if value is None or "beam" in key else float(value) for value in values]
+    return change_sampling(configs, **changes)

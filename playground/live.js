@@ -25,23 +25,26 @@ function build({ number, columns, ratio, hint }) {
   }));
 }
 
+function show(value) {
+  if (layout !== `${value.number} ${value.columns}`) build(value);
+  group.setAttribute('aria-label', value.number ? `Pictures, ${value.name}` : 'Pictures');
+  if (!value.number) return;
+  group.style.setProperty('--sheet', `url("${value.src}")`);
+  [...group.children].forEach((tile, index) => {
+    tile.disabled = !value.keys.length;
+    tile.setAttribute('aria-label', `picture ${index}, ${value.name}`);
+  });
+}
+
+// A file is loaded before it is shown. By then there may be a newer value, of the same file or of another one.
 function draw() {
-  const value = props.value;
-  const show = () => {
-    if (props.value !== value && props.value.src !== value.src) return;
-    if (layout !== `${value.number} ${value.columns}`) build(value);
-    group.setAttribute('aria-label', value.number ? `Pictures, ${value.name}` : 'Pictures');
-    if (!value.number) return;
-    group.style.setProperty('--sheet', `url("${value.src}")`);
-    [...group.children].forEach((tile, index) => {
-      tile.disabled = !value.keys.length;
-      tile.setAttribute('aria-label', `picture ${index}, ${value.name}`);
-    });
-  };
-  if (!value.src) return show();
+  const { src } = props.value;
+  if (!src) return show(props.value);
   const image = new Image();
-  image.onload = show;
-  image.src = value.src;
+  image.onload = () => {
+    if (props.value.src === src) show(props.value);
+  };
+  image.src = src;
 }
 
 draw();

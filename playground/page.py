@@ -12,23 +12,18 @@ from urllib.parse import quote
 
 import gradio as gr
 
-from models.requests import change_sampling, sampling_of
-from playground.asks import MOST, Ask
+from playground.asks import KEYS, MOST, NAMES, Ask, recipe_values, sampling_from
 from playground.studio import TELL, Job, Made, Page, Studio
 from playground.uploads import MOST_BYTES, Upload, inside, read_upload
 from playground.work import Sheet, at_once, decode_units, save_units, total, work_for
 from utils.files import UserError
 from utils.images import to_tensor, write_png
-from utils.sampling import SamplingConfig
 
 log = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
 SEEDS = 2**32
-BEAMS = 16  # of a stage, and extensions of each, at most: each is a row of the batch
 STEPS = (2, 60)  # of a walk
-KEYS = ("temperature", "top_p", "num_beam", "beam_width", "keep_beam", "guidance_scale")
-NAMES = ("temperature", "top-p", "beams", "beam width", "beams kept", "guidance")
 LIVE_HINT = "Choose a unit of the map, or press Generate."
 DROP_HINT = "Drop a picture here, click to choose one, or paste it"
 Updates = dict[gr.blocks.Block, object]
@@ -42,6 +37,12 @@ def url(path: Path) -> str:
 def source(name: str) -> str:
     """A file beside this one: a script of a component, or the style."""
     return (HERE / name).read_text(encoding="utf-8")
+
+
+def scripted(name: str, value: dict, **more: object) -> gr.HTML:
+    """A component that the script of this name draws from its value."""
+    script = source(f"{name}.js")
+    return gr.HTML(value, html_template="", js_on_load=script, elem_id=name, apply_default_css=False, **more)
 
 
 class PlaygroundPage:
@@ -91,10 +92,7 @@ class PlaygroundPage:
         shape = [max(place[axis] for place in places) + 1 for axis in (0, 1)]
         with gr.Column(elem_classes="card first"):
             gr.HTML("<h2>Condition map</h2><p>Each tile is a unit. Choose one, and pictures of it are made.</p>")
-            self.map = gr.HTML(
-                self.map_value(None), html_template="", js_on_load=source("map.js"), elem_id="map",
-                places=places, shape=shape, ratio=self.ratio,
-            )  # fmt: skip
+            self.map = scripted("map", self.map_value(None), places=places, shape=shape, ratio=self.ratio)
             self.chosen = gr.HTML(self.chosen_text(None), elem_id="chosen")
             with gr.Row():
                 self.any_unit = gr.Button("Any unit", size="sm", elem_id="any-unit", scale=2, min_width=90)
@@ -140,9 +138,7 @@ class PlaygroundPage:
         """A picture to start from."""
         rows = self.cascade.stages[0].config.fine.height
         with gr.Accordion("Start from a picture", open=False, elem_id="picture", elem_classes="card"):
-            self.drop = gr.HTML(
-                drop_value(), html_template="", js_on_load=source("drop.js"), elem_id="drop", most=MOST_BYTES
-            )
+            self.drop = scripted("drop", drop_value(), most=MOST_BYTES)
             self.like = gr.Button("More like it", size="sm", elem_id="like")
             with gr.Row():
                 stages = range(1, len(self.cascade.stages))
@@ -181,7 +177,7 @@ class PlaygroundPage:
             with gr.Column(elem_classes="card second", scale=5, min_width=300):
                 gr.HTML("<h2>Pictures</h2>")
                 self.status = gr.HTML(status_text("Ready."), elem_id="status")
-                self.live = gr.HTML(self.live_value(), html_template="", js_on_load=source("live.js"), elem_id="live")
+                self.live = scripted("live", self.live_value())
             with gr.Column(elem_classes="card fourth", scale=4, min_width=270):
                 self.details = gr.HTML(details_text(None), elem_id="details")
                 self.command = gr.Textbox(
@@ -192,10 +188,8 @@ class PlaygroundPage:
             with gr.Row(elem_classes="head"):
                 gr.HTML("<h2>Gallery</h2>")
                 self.zip = gr.Button("Download all as ZIP", size="sm", elem_id="zip", scale=0, min_width=170)
-            self.gallery = gr.HTML(
-                self.gallery_value(None), html_template="", js_on_load=source("gallery.js"), elem_id="gallery"
-            )
-            self.save = gr.HTML({"src": "", "name": ""}, html_template="", js_on_load=source("save.js"), elem_id="save")
+            self.gallery = scripted("gallery", self.gallery_value(None))
+            self.save = scripted("save", {"src": "", "name": ""})
 
     # --- Values of components ---
 
@@ -446,7 +440,7 @@ class PlaygroundPage:
             file.unlink(missing_ok=True)
         tokens = self.studio.do(lambda job: self.cascade.tokens(to_tensor(image, self.cascade.image_size)))
         page.upload = Upload(name, tokens)
-        shown = page.new_path(".png")
+        shown = page.new_path("given.png")
         write_png(image, shown, durable=False)
         page.keep_one("upload", shown)
         return drop_value(url(shown), name, note or name)
@@ -457,37 +451,13 @@ class PlaygroundPage:
         if not page.made:
             gr.Warning("there are no pictures yet")
             return gr.skip()
-        path = page.new_path(".zip")
+        path = page.new_path("pictures.zip")
         write_zip(page.made, path)
         page.keep_one("archive", path)
-        return {self.save: {"src": url(path), "name": "pictures.zip"}}
+        return {self.save: {"src": url(path), "name": path.name}}
 
 
 # --- Texts and values ---
-
-
-def recipe_values(config: SamplingConfig) -> list[float]:
-    """What the fields of a stage show of a config."""
-    values = sampling_of(config)
-    return [1.0 if key == "top_p" and values[key] is None else values[key] for key in KEYS]
-
-
-def sampling_from(fields: list, configs: list[SamplingConfig]) -> tuple[SamplingConfig, ...]:
-    """The sampling of each stage, from the fields of the page; raises `UserError` naming what is wrong."""
-    stages = [fields[start : start + len(KEYS)] for start in range(0, len(fields), len(KEYS))]
-    changes = {}
-    for index, key in enumerate(KEYS):
-        values = [stage[index] for stage in stages]
-        for number, value in enumerate(values):
-            if value is None:
-                raise UserError(f"stage {number}: {NAMES[index]} is empty, expected a number")
-            if key in ("num_beam", "beam_width") and value > BEAMS:
-                raise UserError(f"stage {number}: {NAMES[index]} is {value}, at most {BEAMS} on this page")
-        if key == "top_p":  # all, unless the recipe says so in other words
-            pairs = zip(values, configs, strict=True)
-            values = [None if value == 1 and config.top_p is None else value for value, config in pairs]
-        changes[key] = [value if value is None or "beam" in key else float(value) for value in values]
-    return change_sampling(configs, **changes)
 
 
 def drop_value(src: str = "", name: str = "", say: str = DROP_HINT) -> dict:
@@ -507,13 +477,11 @@ def details_text(made: Made | None) -> str:
     if made is None:
         return "<h2>Chosen picture</h2><p>Choose a picture to see its settings and the command that makes it again.</p>"
     rows = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in made.settings.items())
-    kind = made.path.suffix[1:].upper()
-    kind = "WebP" if kind == "WEBP" else kind
-    name = f"{Path(made.note.rpartition(' ')[2]).stem}_seed{made.settings['Seed']}{made.path.suffix}"
+    kind = {".png": "PNG", ".webp": "WebP"}[made.path.suffix]
     return (
         f'<h2>Chosen picture</h2><div class="picked"><img src="{url(made.path)}" alt="{escape(made.title)}">'
-        f"<div><dl>{rows}</dl>"
-        f'<a class="save" id="save-picture" href="{url(made.path)}" download="{name}">Download {kind}</a></div></div>'
+        f'<div><dl>{rows}</dl><a class="save" id="save-picture" href="{url(made.path)}" '
+        f'download="{made.path.name}">Download {kind}</a></div></div>'
         f"<p>With the command below, {escape(made.note)}.</p>"
     )
 
@@ -523,8 +491,8 @@ def write_zip(pictures: tuple[Made, ...], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     lines, settings = [], {}
     with zipfile.ZipFile(path, "w") as archive:  # pictures are compressed already
-        for number, made in enumerate(pictures):
-            name = f"{number:03d}{made.path.suffix}"
+        for made in pictures:
+            name = made.path.name
             archive.write(made.path, name)
             lines += [f"# {name}: {made.title}; {made.note}", made.command, ""]
             settings[name] = made.settings | {"command": made.command}

@@ -15,8 +15,15 @@ from playground.studio import Studio
 from utils.files import UserError
 
 QUEUE = 64  # events of all pages that may wait; the studio has a limit of its own
-# Read by Gradio and by what it imports, so they are set before it is.
-QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}
+# Read by Gradio and by what it imports, so they are set before it is. It would also keep a record of each event, and
+# summarise all of them after each.
+QUIET = {
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "GRADIO_ANALYTICS_MAX_EVENTS": "1",
+    "GRADIO_ANALYTICS_CACHE_FREQUENCY": "1000000000",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_OFFLINE": "1",
+}
 
 
 def check_port(host: str, port: int) -> None:

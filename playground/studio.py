@@ -3,13 +3,14 @@
 A page is known by the hash that Gradio gives it. Its pictures lie in a folder of its own, which goes when it does.
 """
 
+import itertools
 import queue
 import secrets
 import shutil
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -108,12 +109,13 @@ class Page:
     upload: Upload | None = None
     map_path: Path | None = None  # of the atlas that it has drawn
     shown: list[Path] = field(default_factory=list)  # files of the request that runs or ran last
+    numbers: Iterator[int] = field(default_factory=itertools.count)  # of its files
     single: dict[str, Path] = field(default_factory=dict)  # files that there is one of: the archive, …
     job: Job | None = None
 
-    def new_path(self, suffix: str) -> Path:
-        """A file that does not exist yet; its name cannot be guessed."""
-        return self.folder / f"{secrets.token_hex(8)}{suffix}"
+    def new_path(self, name: str) -> Path:
+        """A file that does not exist yet, of this name behind a number; what is saved from the page is called so."""
+        return self.folder / f"{next(self.numbers):05d}_{name}"
 
     def add(self, pictures: list[Made]) -> None:
         """Keep pictures, the first of them in front, and drop the oldest ones and their files."""
@@ -136,11 +138,11 @@ class Page:
         raise UserError("this picture is not kept any more")
 
     def forget_shown(self) -> None:
-        """Remove the files that showed the last request."""
+        """Remove the files that showed the last request, but for the map that is still shown."""
         for path in self.shown:
             if path != self.map_path:
                 path.unlink(missing_ok=True)
-        self.shown = []
+        self.shown = [path for path in self.shown if path == self.map_path]
 
 
 class Studio:

@@ -78,14 +78,13 @@ def levels_of(
     job: Job, cascade: Cascade, request: Request, images: range
 ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
     """Yield each level, its tokens (N, T) and scores (N,), and note what is being written."""
-    job.what = what_of(cascade, 0)
     for level, (tokens, scores) in enumerate(cascade.write_stages(request, images, job.count)):
+        job.what = what_of(cascade, level)
         yield level, tokens, scores
-        job.what = what_of(cascade, level + 1)
 
 
 def what_of(cascade: Cascade, level: int) -> str:
-    """What is written after the condition (0) or after stage `level` − 1."""
+    """What is written once this level is there: after the condition (level 0) stage 0, and so on."""
     if level >= len(cascade.stages):
         return "saving"
     grid = cascade.stages[level].config.fine
@@ -100,7 +99,7 @@ def name_of(level: int) -> str:
 def make_sheet(pictures: torch.Tensor, page: Page, name: str) -> Sheet:
     """Save pictures (N, 3, H, W) side by side."""
     columns = columns_of(len(pictures))
-    path = page.new_path(".png")
+    path = page.new_path("sheet.png")
     save_image(side_by_side(pictures, columns), path, durable=False)
     page.shown.append(path)
     return Sheet(path, len(pictures), columns, name)
@@ -124,7 +123,7 @@ def make_file(
     ask: Ask, request: Request, model: Model, page: Page, index: int, picture: torch.Tensor, scores: list, unit: int
 ) -> Made:
     """Save one picture (3, H, W) as generate_images.py does."""
-    path = page.new_path(".png")
+    path = page.new_path(f"seed{ask.seed}_{ask.result(index).name}")
     save_image(picture, path, settings_text(request, index, scores), durable=False)
     settings = {"Asked for": ask.sentence(), "Condition": f"unit {unit}"}
     settings |= common_settings(ask, f"number {index}, of 0 to {ask.number - 1}")
@@ -170,16 +169,15 @@ def save_units(tiles: torch.Tensor, codebook: Codebook, path: Path) -> None:
 def draw_atlas(job: Job, ask: Ask, request: Request, model: Model, page: Page) -> list[Made]:
     """Write a sample for each unit; show the map after each stage, and keep it as a file."""
     cascade, codebook = model.cascade, model.cascade.codebooks[0]
-    tiles, done = decode_units(cascade), []
+    tiles = decode_units(cascade)
     for start in range(0, len(codebook), ATLAS_BATCH):
         images = range(start, start + ATLAS_BATCH)  # in full, as generate_images.py does
         part = slice(start, min(start + ATLAS_BATCH, len(codebook)))
         for level, tokens, _ in levels_of(job, cascade, request, images):
             tiles[part] = cascade.decode(tokens[: part.stop - start], level).float().cpu()
             show_map(job, tiles, codebook, page)
-        done.append(tokens[: part.stop - start])
-    path = page.new_path(".png")
-    save_image(on_map(tiles, codebook), path)
+    path = page.new_path(f"seed{ask.seed}_{ask.result(0).name}")
+    save_image(on_map(tiles, codebook), path, durable=False)
     settings = {"Asked for": ask.sentence()} | common_settings(ask, "all units, from the same draws")
     note = f"the atlas is {ask.result(0)}"
     title = f"Condition atlas, seed {ask.seed}"
@@ -188,7 +186,7 @@ def draw_atlas(job: Job, ask: Ask, request: Request, model: Model, page: Page) -
 
 def show_map(job: Job, tiles: torch.Tensor, codebook: Codebook, page: Page) -> None:
     """Show the map as it is now."""
-    path = page.new_path(".png")
+    path = page.new_path("map.png")
     save_units(tiles, codebook, path)
     page.shown.append(path)
     page.map_path = path
@@ -210,7 +208,7 @@ def make_walk(job: Job, ask: Ask, request: Request, model: Model, page: Page) ->
         job.what = f"walking: picture {min(step + 1, ask.steps)} of {ask.steps}"
     frames = list(cascade.decode(torch.cat(fine)).cpu())
     frames += frames[-2:0:-1]  # and back
-    path = page.new_path(".webp")
+    path = page.new_path(f"seed{ask.seed}_{ask.result(0).name}")
     save_animation(frames, path, len(frames) / RATE)
     settings = {"Asked for": ask.sentence()} | common_settings(ask, "the draws of picture 0, in all steps")
     title, note = f"Walk from unit {ask.ends[0]} to unit {ask.ends[1]}", f"the walk is {ask.result(0)}"
