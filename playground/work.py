@@ -96,9 +96,9 @@ def name_of(level: int) -> str:
     return "their conditions" if level == 0 else f"after stage {level - 1}"
 
 
-def make_sheet(pictures: torch.Tensor, page: Page, name: str) -> Sheet:
-    """Save pictures (N, 3, H, W) side by side."""
-    columns = columns_of(len(pictures))
+def make_sheet(pictures: torch.Tensor, page: Page, name: str, most: int = 0) -> Sheet:
+    """Save pictures (N, 3, H, W) side by side, as if there were `most` of them."""
+    columns = columns_of(max(most, len(pictures)))
     path = page.new_path("sheet.png")
     save_image(side_by_side(pictures, columns), path, durable=False)
     page.shown.append(path)
@@ -204,7 +204,7 @@ def make_walk(job: Job, ask: Ask, request: Request, model: Model, page: Page) ->
     for step, (tokens, _) in enumerate(walk(cascade, request, places, job.count), 1):
         fine.append(tokens[-1])
         pictures.append(cascade.decode(tokens[-1]).float().cpu())
-        job.show(make_sheet(torch.cat(pictures), page, f"{step} of {ask.steps} steps"))
+        job.show(make_sheet(torch.cat(pictures), page, f"{step} of {ask.steps} steps", ask.steps))
         job.what = f"walking: picture {min(step + 1, ask.steps)} of {ask.steps}"
     frames = list(cascade.decode(torch.cat(fine)).cpu())
     frames += frames[-2:0:-1]  # and back
