@@ -1,19 +1,17 @@
 """The page: its layout, and what happens when something on it is used."""
 
-import json
 import logging
 import random
-import zipfile
 from collections.abc import Callable, Iterator
 from html import escape
 from pathlib import Path
 from queue import Empty
-from urllib.parse import quote
 
 import gradio as gr
 
 from playground.asks import KEYS, MOST, NAMES, Ask, recipe_values, sampling_from
 from playground.studio import TELL, Job, Made, Page, Studio
+from playground.texts import DROP_HINT, details_text, drop_value, status_text, url, write_zip
 from playground.uploads import MOST_BYTES, Upload, inside, read_upload
 from playground.work import Sheet, at_once, decode_units, save_units, total, work_for
 from utils.files import UserError
@@ -23,15 +21,10 @@ log = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
 SEEDS = 2**32
+UPLOADS_KEPT = (600, 3600)  # seconds between two looks at files that were given and never used, and how old they get
 STEPS = (2, 60)  # of a walk
 LIVE_HINT = "Choose a unit of the map, or press Generate."
-DROP_HINT = "Drop a picture here, click to choose one, or paste it"
 Updates = dict[gr.blocks.Block, object]
-
-
-def url(path: Path) -> str:
-    """The address of a file of a page."""
-    return f"gradio_api/file={quote(str(path))}"
 
 
 def source(name: str) -> str:
@@ -55,7 +48,9 @@ class PlaygroundPage:
         self.ratio = f"{width} / {height}"
         self.first_map = studio.folder / "map.png"
         save_units(decode_units(self.cascade), self.cascade.codebooks[0], self.first_map)
-        with gr.Blocks(title=f"Playground: {self.name}", analytics_enabled=False, fill_width=True) as self.blocks:
+        with gr.Blocks(
+            title=f"Playground: {self.name}", analytics_enabled=False, fill_width=True, delete_cache=UPLOADS_KEPT
+        ) as self.blocks:
             gr.HTML(self.intro(), elem_id="intro")
             with gr.Row(elem_id="columns"):
                 with gr.Column(scale=4, min_width=320):
@@ -374,8 +369,8 @@ class PlaygroundPage:
             return self.refusal(content)
         if kind == "stopped":
             return {self.status: status_text("Stopped.")} if page.job is job else gr.skip()
-        seconds = f"Done: {content[0].title if len(content) == 1 else f'{len(content)} pictures'}."
-        updates = {self.status: status_text(seconds)} | self.choice(page, content[0])
+        words = f"Done: {content[0].title if len(content) == 1 else f'{len(content)} pictures'}."
+        updates = {self.status: status_text(words)} | self.choice(page, content[0])
         if sheet is not None:
             keys = [made.key for made in content] if len(content) == sheet.number else [content[0].key] * sheet.number
             updates[self.live] = self.live_value(sheet, tuple(keys))
@@ -455,49 +450,6 @@ class PlaygroundPage:
         write_zip(page.made, path)
         page.keep_one("archive", path)
         return {self.save: {"src": url(path), "name": path.name}}
-
-
-# --- Texts and values ---
-
-
-def drop_value(src: str = "", name: str = "", say: str = DROP_HINT) -> dict:
-    """What the place for a picture shows."""
-    return {"src": src, "name": name, "say": say}
-
-
-def status_text(words: str, numbers: str = "", share: float | None = None, *, is_error: bool = False) -> str:
-    """How far a request is: only the words are read aloud, since numbers change often."""
-    role = "alert" if is_error else "status"
-    bar = "" if share is None else f'<progress value="{share:.3f}" aria-label="tokens written"></progress>'
-    return f'<p role="{role}">{escape(words)}</p><div>{bar}<span>{escape(numbers)}</span></div>'
-
-
-def details_text(made: Made | None) -> str:
-    """The chosen picture, its settings, and where it can be saved."""
-    if made is None:
-        return "<h2>Chosen picture</h2><p>Choose a picture to see its settings and the command that makes it again.</p>"
-    rows = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in made.settings.items())
-    kind = {".png": "PNG", ".webp": "WebP"}[made.path.suffix]
-    return (
-        f'<h2>Chosen picture</h2><div class="picked"><img src="{url(made.path)}" alt="{escape(made.title)}">'
-        f'<div><dl>{rows}</dl><a class="save" id="save-picture" href="{url(made.path)}" '
-        f'download="{made.path.name}">Download {kind}</a></div></div>'
-        f"<p>With the command below, {escape(made.note)}.</p>"
-    )
-
-
-def write_zip(pictures: tuple[Made, ...], path: Path) -> None:
-    """Pack pictures, the newest first, with commands.txt and settings.json, which say how each was made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines, settings = [], {}
-    with zipfile.ZipFile(path, "w") as archive:  # pictures are compressed already
-        for made in pictures:
-            name = made.path.name
-            archive.write(made.path, name)
-            lines += [f"# {name}: {made.title}; {made.note}", made.command, ""]
-            settings[name] = made.settings | {"command": made.command}
-        archive.writestr("commands.txt", "\n".join(lines))
-        archive.writestr("settings.json", json.dumps(settings, indent=2, ensure_ascii=False))
 
 
 def launch(

@@ -136,6 +136,8 @@ def make_file(
 def common_settings(ask: Ask, picture: str) -> dict[str, str]:
     """What is said of every picture, under short names."""
     found = {"Seed": str(ask.seed), "Picture": picture} | ({"Label": ask.label} if ask.label else {})
+    if ask.upload is not None:
+        found["Given"] = f"{ask.upload.name}, which the command looks for in the current folder"
     for number, config in enumerate(ask.sampling):
         words = [f"temperature {config.temperature:g}"]
         words += [f"top-p {config.top_p:g}"] if config.top_p is not None else []

@@ -391,15 +391,16 @@ def test_the_server_gives_no_file_away_and_ends_at_once(tiny_run, tmp_path):
     )
     assert server.stdout.readline() == f"{tiny_run} is at http://127.0.0.1:{port}/; stop with Ctrl-C\n"
 
-    def get(path):
+    def get(path, **headers):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-        connection.request("GET", path)
+        connection.request("GET", path, headers=headers)
         answer = connection.getresponse()
         return answer.status, answer.read()
 
     files = next(tmp_path.glob("playground-*"))
     status, map_png = get(f"/gradio_api/file={files}/files/map.png")
     assert (status, map_png[:4]) == (200, b"\x89PNG")
+    assert [get("/", Host=name)[0] for name in ("localhost", f"127.0.0.1:{port}", "evil.example")] == [200, 200, 404]
     config = json.loads(get("/config")[1])
     assert (config["analytics_enabled"], config["footer_links"]) == (False, [])
     secret = files / "uploads" / "of another page"
