@@ -1,12 +1,12 @@
 """Step 6: generate images with the whole cascade.
 
-Reads the decoder and a JSON config that names each stage's model, codebooks and sampling; writes a grid for each stage
-(images/recon_model_Cond.png, recon_model_0.png, …), each final image as its own PNG with its seed, settings and scores
-inside, and the tokens of all stages (tokens.npz) under --out-dir. The set replaces the one before once it is complete;
-until then it is in a folder .next/ of its own, where the same command goes on after a crash.
+Reads the folder of a run or of an exported model, or a decoder and a JSON config that names each stage's model,
+codebooks and sampling. Writes a grid for each stage (images/recon_model_Cond.png, recon_model_0.png, …), each final
+image as its own PNG with its seed, settings and scores inside, and the tokens of all stages (tokens.npz) under
+--out-dir. The set replaces the one before once it is complete; until then it is in a folder .next/ of its own, where
+the same command goes on after a crash.
 
-    python generate_images.py --decoder-path out/faces/decoder/models_checkpoint/latest.pt \
-        --config-path out/faces/generate.json --num-images 25 --seed 0 --out-dir out/faces/generated
+    python generate_images.py --model out/faces --num-images 25 --seed 0 --out-dir out/faces/generated
 """
 
 import utils.threads  # noqa: F401
@@ -25,6 +25,7 @@ from models.autoencoder import Autoencoder
 from models.generation import Cascade
 from models.map_pictures import on_map
 from models.requests import SAMPLING_KEYS, Request, change_sampling, load_generation_config, sampling_of, settings_text
+from models.walk import save_walk
 from utils import cli
 from utils.attempt import attempt
 from utils.device import choose_device, choose_dtype
@@ -44,7 +45,6 @@ log = logging.getLogger(__name__)
 GRID = 100  # images in a grid, at most
 ANIMATED = 16  # images in an animation, at most
 STEPS, SECONDS = 64, 8  # pictures of a stage in an animation, at most, and how long it runs
-RATE = 8  # pictures of a walk a second
 SamplingOptions = several(
     SamplingConfig,
     "SamplingOptions",
@@ -269,9 +269,7 @@ def show(cascade: Cascade, arrays: dict[str, np.ndarray], folder: StepFolder, op
         tiles = [cascade.decode(part).float().cpu() for part in tokens[-1].split(options.batch_size)]
         save_image(on_map(torch.cat(tiles), cascade.codebooks[0]), folder.condition_atlas)
     if options.animate and options.condition_walk:
-        frames = list(cascade.decode(tokens[-1]).cpu())
-        frames += frames[-2:0:-1]  # and back
-        save_animation(frames, folder.walk(options.animate), len(frames) / RATE)
+        save_walk(cascade.decode(tokens[-1]).cpu(), folder.walk(options.animate))
     elif options.animate:
         frames = cascade.filling_in([part[:ANIMATED] for part in tokens], STEPS)
         save_animation([grid(frame.cpu()) for frame in frames], folder.animation(options.animate), SECONDS)

@@ -1,11 +1,15 @@
-"""The way of a walk over the condition map, whose pictures turn into one another."""
+"""A walk over the condition map, whose pictures turn into one another: its way, and its animation."""
 
 import math
+from pathlib import Path
 
 import torch
 
 from models.codebook import Codebook
 from models.requests import Place
+from utils.images import save_animation
+
+RATE = 8  # pictures a second
 
 
 def way(codebook: Codebook, start: int, end: int, steps: int) -> tuple[Place, ...]:
@@ -27,3 +31,10 @@ def way(codebook: Codebook, start: int, end: int, steps: int) -> tuple[Place, ..
         index = min(math.floor(done), len(units) - 1)
         places.append(Place(units[index], units[min(index + 1, len(units) - 1)], done - index))
     return tuple(places)
+
+
+def save_walk(pictures: torch.Tensor, path: Path) -> None:
+    """Write the pictures of a walk (N, 3, H, W) as an animation there and back; see `save_animation`."""
+    frames = list(pictures)
+    frames += frames[-2:0:-1]
+    save_animation(frames, path, len(frames) / RATE)

@@ -69,4 +69,5 @@ fi
 if newer "$out/report.html" || [ "$out/evaluation/evaluation.json" -nt "$out/report.html" ]; then
     attended .venv/bin/python -m scripts.report "$out"
 fi
+echo "play with it: .venv/bin/pip install -r requirements-app.txt && .venv/bin/python -m scripts.playground $out"
 echo "report: $out/report.html"

@@ -35,7 +35,9 @@ PACKAGES = {
 LICENCES = {
     "avatars": (
         "mit",
-        "Cartoon faces, composed at random from the parts in the Python package python_avatars. Its licence: MIT.",
+        "Cartoon faces, composed at random by python_avatars, whose licence is MIT. It credits its artwork as follows: "
+        '"Avatars designed by [Pablo Stanley](https://avataaars.com/)" and "Additional avatar parts from '
+        '[blush.design](https://blush.design), designed by Pablo Stanley".',
     ),
     "openmoji": (
         "cc-by-sa-4.0",

@@ -6,6 +6,9 @@ runs as a process of its own and is killed at random times. Tensors of checkpoin
 times, bytes of all other files, and the names of all files must be equal. Prints a table; ends with status 1 if
 anything differs, and then keeps the folder. docs/reliability.md holds the last table.
 
+Then the page of scripts.playground is asked for pictures in a headless Chromium, many times in a row, and the memory of
+its server must stay flat.
+
     python -m scripts.soak
     python -m scripts.soak --only decoder
 """
@@ -44,6 +47,7 @@ PICTURES = 24  # of the data set
 MEASURED = ("mean_over", "take_census", "decoded_psnr", "arrange", "quantize", "write_png", "write_dataset")
 MODULES = ("train_codebook", "train_autoencoder", "train_quantized_transformer", "prune_codebook", "models.tokens")
 CALLS = ("replace", "link", "unlink", "fsync", "sync", "rmdir")
+PLAYGROUND, GROWTH = "playground", 0.05  # share by which the memory of its server may grow
 CLOCK = ("_per_second", "data_wait")  # how the names of numbers end that depend on the clock
 
 
@@ -51,10 +55,13 @@ CLOCK = ("_per_second", "data_wait")  # how the names of numbers end that depend
 class Options:
     """Options of scripts.soak."""
 
-    only: str | None = option("folder whose scripts are killed; the others only run", None, unset="all")
+    only: str | None = option(
+        "whose scripts are killed, while others only run: a folder, or playground", None, unset="all"
+    )
     sample: int | None = option("places of each script to kill it at, drawn at random", None, unset="all", low=1)
     rounds: int = option("rounds in which each script is killed at random times", 3, low=0)
     seed: int = option("seed of what is drawn at random", 0)
+    requests: int = option("requests of the page of scripts.playground", 200, low=0)
 
 
 @dataclass(frozen=True)
@@ -290,12 +297,23 @@ def start(case: Case, arguments: list[str], folder: Path) -> tuple[subprocess.Po
     return process, time.monotonic()
 
 
+def ask_for_pictures(run: Path, number: int) -> list[str]:
+    """Ask the page of a run for pictures many times in a row; return a line if that takes more and more memory."""
+    from benchmarks.playground import soak  # needs the packages of the page and of its tests
+
+    found = soak(run, number)
+    line = f"memory of the playground after 20 requests {found['warm'] / 1e6:.0f} MB, "
+    line += f"after {number} {found['end'] / 1e6:.0f} MB"
+    print(line)
+    return [line] if found["end"] > found["warm"] * (1 + GROWTH) else []
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run all cases, print the table, and end with status 1 if anything differed."""
     options = parse_options(Options, __doc__, argv)
     folders = dict.fromkeys(case.out for case in CASES)
-    if options.only not in {None, *folders}:
-        raise UserError(f"--only {options.only}: no such folder; give one of {', '.join(folders)}")
+    if options.only not in {None, PLAYGROUND, *folders}:
+        raise UserError(f"--only {options.only}: no such folder; give one of {', '.join((*folders, PLAYGROUND))}")
     torch.set_num_threads(1)  # so that a forked child can go on, and for equal results
     for module in MODULES:
         importlib.import_module(module)
@@ -312,6 +330,8 @@ def main(argv: list[str] | None = None) -> None:
         found = [line for _, lines in counts for line in lines]
         rows.append(f"| `{case.module}` ({case.out}) | {counts[0][0]} | {counts[1][0]} | {len(found)} |")
         all_found += [f"{case.module} ({case.out}): {line}" for line in found]
+    if options.requests and options.only in (None, PLAYGROUND):
+        all_found += ask_for_pictures(whole, options.requests)
     print("\n".join(all_found))
     print("| script | killed at each call | killed at random | differences |\n|---|---|---|---|\n" + "\n".join(rows))
     if all_found:

@@ -5,7 +5,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/signals.sh
 source scripts/environment.sh
 ensure_environment requirements.txt \
-    requirements-data.txt requirements-demo.txt requirements-bench.txt requirements-eval.txt requirements-dev.txt
+    requirements-data.txt requirements-demo.txt requirements-bench.txt requirements-eval.txt requirements-app.txt \
+    requirements-dev.txt
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 exec .venv/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal "$@"

@@ -17,7 +17,7 @@ def test_every_file_that_the_design_names_exists():
 
 
 def test_the_design_names_every_python_file():
-    folders = ("models", "utils", "evaluation", "reporting", "scripts", "benchmarks", "docs")
+    folders = ("models", "utils", "evaluation", "reporting", "playground", "scripts", "benchmarks", "docs")
     files = [*ROOT.glob("*.py"), *(path for folder in folders for path in (ROOT / folder).rglob("*.py"))]
     names = {path.relative_to(ROOT).as_posix() for path in files if path.name != "__init__.py"}
     assert names - QUOTED == set()

@@ -46,16 +46,25 @@ def image_files(folder: str | os.PathLike) -> list[Path]:
     return sorted(paths)
 
 
-def open_rgb(path: str | os.PathLike, background: Colour = WHITE, place: tuple[int, int] = (-1, 0)) -> Image.Image:
+def open_rgb(
+    path: str | os.PathLike,
+    background: Colour = WHITE,
+    place: tuple[int, int] = (-1, 0),
+    *,
+    most_pixels: float = math.inf,
+) -> Image.Image:
     """Read an image file (BMP, GIF's first frame, JPEG, PNG, TIFF, WebP) as an upright 8-bit RGB image.
 
     It may lie in a shard, at a `place`, its offset and size, that is looked up where it is not given. The EXIF
     orientation is applied, transparency is laid over `background`, and 16-bit grey is scaled to 8 bits, as are floats
-    that run from 0 to 1, 255 or 65535. Raises `UserError` naming the file and the reason.
+    that run from 0 to 1, 255 or 65535. Raises `UserError` naming the file and the reason, also if it has more than
+    `most_pixels`, before they are decoded.
     """
     try:
         with Image.open(io.BytesIO(read_file(Path(path), *place)), formats=FORMATS) as image:
-            return _flatten(ImageOps.exif_transpose(image), background)
+            if (pixels := math.prod(image.size)) <= most_pixels:
+                return _flatten(ImageOps.exif_transpose(image), background)
+            reason = f"{pixels / 1e6:.1f} megapixels, at most {most_pixels / 1e6:g}: scale it down"
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         reason = "no such image file; check the path"
     except UnidentifiedImageError:

@@ -1,0 +1,111 @@
+"""How long a page waits for its first pictures, and whether the server's memory stays flat over many requests.
+
+    python -m benchmarks.playground out/demo-avatars
+    python -m benchmarks.playground out/demo-avatars --requests 50
+
+Starts scripts.playground and uses its page in a headless Chromium: clicks units of the map one after another, every
+tenth time changes the seed, draws the atlas, walks, completes a picture or asks for the ZIP. Prints a Markdown table.
+"""
+
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.cli import run
+from utils.files import UserError
+from utils.options import option, parse_options
+
+ROOT = Path(__file__).parent.parent
+WARM = 20  # requests after which memory is read for the first time
+TIMEOUT = 30_000  # milliseconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of benchmarks.playground."""
+
+    model: Path = option("folder of a run, or of an exported model", positional=True)
+    requests: int = option("requests in a row", 200, low=WARM + 1)
+    pictures: int = option("pictures of a request", 9, low=1, high=36)
+
+
+def soak(model: Path, requests: int, pictures: int = 9) -> dict[str, float]:
+    """Make many requests of a page; returns seconds until the first stage's pictures are there, and bytes of memory."""
+    from playwright.sync_api import sync_playwright
+
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        raise UserError("there is no chromium; install it")
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    command = [sys.executable, "-m", "scripts.playground", str(model), "--port", str(port)]
+    server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        if not server.stdout.readline():
+            raise UserError(f"{model}: the playground did not start")
+        with sync_playwright() as driver:
+            page = driver.chromium.launch(executable_path=chromium).new_page()
+            page.set_default_timeout(TIMEOUT)
+            page.goto(f"http://127.0.0.1:{port}/")
+            page.wait_for_selector("#map .tile")
+            return use(page, server.pid, requests, pictures)
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait()
+
+
+def use(page: "playwright.sync_api.Page", process: int, requests: int, pictures: int) -> dict[str, float]:  # noqa: F821
+    """Click units in turn, and something else after every tenth one."""
+    page.fill("#number input[type=number]", str(pictures))
+    page.click("#walk .label-wrap")
+    page.fill("#steps input[type=number]", "4")
+    units, waits, warm = page.locator("#map .tile").count(), [], 0
+    for request in range(requests):
+        # Generation shows the conditions at once; what counts is what the first stage has written.
+        page.evaluate("document.querySelector('#status p').textContent = ''")
+        page.evaluate("document.querySelector('#live [role=group]').ariaLabel = ''")
+        begun = time.monotonic()
+        page.click(f"#map .tile >> nth={request % units}")
+        page.wait_for_selector("#live [aria-label^='Pictures, after stage']")
+        waits.append(time.monotonic() - begun)
+        wait_until_done(page)
+        if request % 10 == 9:
+            page.click(("#dice", "#atlas", "#walk-go", "#zip")[request // 10 % 4])
+            if request // 10 % 4 in (1, 2):
+                page.wait_for_function("!document.querySelector('#status').innerText.startsWith('Done')")
+                wait_until_done(page)
+        if request + 1 == WARM:
+            warm = resident(process)
+    return {"median": statistics.median(waits), "max": max(waits), "warm": warm, "end": resident(process)}
+
+
+def wait_until_done(page: "playwright.sync_api.Page") -> None:  # noqa: F821
+    """Wait until a request has ended."""
+    page.wait_for_function("document.querySelector('#status').innerText.startsWith('Done')")
+
+
+def resident(process: int) -> int:
+    """The bytes of memory that a process holds."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse, soak, print."""
+    options = parse_options(Options, __doc__, argv)
+    found = soak(options.model, options.requests, options.pictures)
+    print(f"| {options.pictures} pictures a request | |\n|---|---|")
+    print(f"| first stage's pictures after | {found['median']:.2f} s, at most {found['max']:.2f} s |")
+    print(f"| memory after {WARM} requests | {found['warm'] / 1e6:.0f} MB |")
+    print(f"| memory after {options.requests} requests | {found['end'] / 1e6:.0f} MB |")
+
+
+if __name__ == "__main__":
+    run(main)

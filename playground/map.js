@@ -1,0 +1,79 @@
+// The condition map: a button for each unit at its place. Arrow keys move to the next unit, past places without one.
+const { places, shape: [rows, columns], ratio } = props;
+const group = document.createElement('div');
+group.className = 'map';
+group.setAttribute('role', 'group');
+group.setAttribute('aria-label', 'Condition map: choose a unit');
+group.style.gridTemplateColumns = `repeat(${columns}, 1fr)`;
+group.classList.toggle('dense', columns > 16);
+const share = (index, number) => (number > 1 ? (100 * index) / (number - 1) : 0);
+const unitAt = new Map(places.map(([row, column], unit) => [`${row} ${column}`, unit]));
+const tiles = places.map(([row, column], unit) => {
+  const tile = document.createElement('button');
+  tile.type = 'button';
+  tile.className = 'tile';
+  tile.title = `unit ${unit}`;
+  tile.setAttribute('aria-label', `unit ${unit}`);
+  tile.style.cssText = `grid-area: ${row + 1} / ${column + 1}; aspect-ratio: ${ratio};
+    background-size: ${columns * 100}% ${rows * 100}%;
+    background-position: ${share(column, columns)}% ${share(row, rows)}%`;
+  tile.addEventListener('click', () => {
+    mark(unit);
+    trigger('choose', { unit });
+  });
+  return tile;
+});
+group.append(...tiles);
+element.replaceChildren(group);
+
+function mark(chosen) {
+  tiles.forEach((tile, unit) => tile.setAttribute('aria-pressed', String(unit === chosen)));
+  if (chosen !== null) stop(chosen);
+}
+
+// The one tile that the Tab key comes to.
+function stop(unit) {
+  tiles.forEach((tile, other) => { tile.tabIndex = other === unit ? 0 : -1; });
+}
+
+function next(unit, down, right) {
+  let [row, column] = places[unit];
+  for (;;) {
+    row += down;
+    column += right;
+    if (row < 0 || column < 0 || row >= rows || column >= columns) return unit;
+    if (unitAt.has(`${row} ${column}`)) return unitAt.get(`${row} ${column}`);
+  }
+}
+
+group.addEventListener('keydown', (event) => {
+  const unit = tiles.indexOf(event.target);
+  const moves = {
+    ArrowUp: () => next(unit, -1, 0),
+    ArrowDown: () => next(unit, 1, 0),
+    ArrowLeft: () => next(unit, 0, -1),
+    ArrowRight: () => next(unit, 0, 1),
+    Home: () => 0,
+    End: () => tiles.length - 1,
+  };
+  if (unit < 0 || !(event.key in moves)) return;
+  event.preventDefault();
+  const found = moves[event.key]();
+  stop(found);
+  tiles[found].focus();
+});
+
+// A picture is loaded before it is put in place of another, so that nothing flickers.
+function draw() {
+  const { src, chosen } = props.value;
+  const image = new Image();
+  image.onload = () => {
+    if (props.value.src === src) group.style.setProperty('--sheet', `url("${src}")`);
+  };
+  image.src = src;
+  mark(chosen);
+}
+
+stop(0);
+draw();
+watch('value', draw);

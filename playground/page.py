@@ -1,0 +1,484 @@
+"""The page: its layout, and what happens when something on it is used."""
+
+import logging
+import random
+from collections.abc import Callable, Iterator
+from html import escape
+from pathlib import Path
+from queue import Empty
+
+import gradio as gr
+
+from playground.asks import KEYS, MOST, NAMES, Ask, recipe_values, sampling_from
+from playground.studio import TELL, Job, Made, Page, Studio
+from playground.texts import DROP_HINT, details_text, drop_value, status_text, url, write_zip
+from playground.uploads import MOST_BYTES, Upload, inside, read_upload
+from playground.work import Sheet, at_once, decode_units, save_units, total, work_for
+from utils.files import UserError
+from utils.images import to_tensor, write_png
+
+log = logging.getLogger(__name__)
+
+HERE = Path(__file__).parent
+SEEDS = 2**32
+UPLOADS_KEPT = (600, 3600)  # seconds between two looks at files that were given and never used, and how old they get
+STEPS = (2, 60)  # of a walk
+LIVE_HINT = "Choose a unit of the map, or press Generate."
+Updates = dict[gr.blocks.Block, object]
+
+
+def source(name: str) -> str:
+    """A file beside this one: a script of a component, or the style."""
+    return (HERE / name).read_text(encoding="utf-8")
+
+
+def scripted(name: str, value: dict, **more: object) -> gr.HTML:
+    """A component that the script of this name draws from its value."""
+    script = source(f"{name}.js")
+    return gr.HTML(value, html_template="", js_on_load=script, elem_id=name, apply_default_css=False, **more)
+
+
+class PlaygroundPage:
+    """The components of the page, and their events. One object serves all pages; what is theirs the studio keeps."""
+
+    def __init__(self, studio: Studio, uploads: Path) -> None:
+        self.studio, self.model, self.uploads = studio, studio.model, uploads
+        self.cascade = self.model.cascade
+        height, width = self.cascade.image_size
+        self.ratio = f"{width} / {height}"
+        self.first_map = studio.folder / "map.png"
+        save_units(decode_units(self.cascade), self.cascade.codebooks[0], self.first_map)
+        with gr.Blocks(
+            title=f"Playground: {self.name}", analytics_enabled=False, fill_width=True, delete_cache=UPLOADS_KEPT
+        ) as self.blocks:
+            gr.HTML(self.intro(), elem_id="intro")
+            with gr.Row(elem_id="columns"):
+                with gr.Column(scale=4, min_width=320):
+                    self.add_map()
+                    self.add_settings()
+                    self.add_sampling()
+                    self.add_picture()
+                    self.add_walk()
+                with gr.Column(scale=7, min_width=320):
+                    self.add_results()
+            self.connect()
+
+    @property
+    def name(self) -> str:
+        """What the model is called: its folder."""
+        return self.model.path.resolve().name
+
+    # --- Layout ---
+
+    def intro(self) -> str:
+        """What model this is."""
+        height, width = self.cascade.image_size
+        grids = [f"{stage.config.fine.height}×{stage.config.fine.width}" for stage in self.cascade.stages]
+        return (
+            f"<h1>{escape(self.name)}</h1><p>This model makes pictures of {width}×{height} pixels from coarse to fine: "
+            f"a condition, one of {len(self.cascade.codebooks[0])} units of a map, then tokens in {len(grids)} "
+            f"stages ({', '.join(grids)}). Everything runs on the machine that serves this page; "
+            "nothing is sent anywhere else.</p>"
+        )
+
+    def add_map(self) -> None:
+        """The condition map, and what goes with it."""
+        places = self.cascade.codebooks[0].coordinates.tolist()
+        shape = [max(place[axis] for place in places) + 1 for axis in (0, 1)]
+        with gr.Column(elem_classes="card first"):
+            gr.HTML("<h2>Condition map</h2><p>Each tile is a unit. Choose one, and pictures of it are made.</p>")
+            self.map = scripted("map", self.map_value(None), places=places, shape=shape, ratio=self.ratio)
+            self.chosen = gr.HTML(self.chosen_text(None), elem_id="chosen")
+            with gr.Row():
+                self.any_unit = gr.Button("Any unit", size="sm", elem_id="any-unit", scale=2, min_width=90)
+                self.atlas = gr.Button("Draw one sample per unit", size="sm", elem_id="atlas", scale=3, min_width=170)
+
+    def add_settings(self) -> None:
+        """What every request has."""
+        with gr.Column(elem_classes="card third"):
+            self.number = gr.Slider(1, MOST, 9, step=1, label="Pictures", elem_id="number", buttons=[])
+            with gr.Row():
+                self.seed = gr.Number(0, label="Seed", precision=0, elem_id="seed", min_width=90)
+                self.dice = gr.Button("New seed", size="sm", elem_id="dice", min_width=90)
+            choices = [("any", ""), *((label, label) for label in self.cascade.labels)]
+            self.label = gr.Dropdown(choices, value="", label="Label", visible=bool(self.cascade.labels))
+            with gr.Row():
+                self.go = gr.Button("Generate", variant="primary", elem_id="go")
+                self.stop = gr.Button("Stop", elem_id="stop")
+
+    def add_sampling(self) -> None:
+        """How each stage samples."""
+        self.sampling: list[gr.Number] = []
+        guided = [bool(stage.config.transformer.condition_dropout) for stage in self.cascade.stages]
+        with gr.Accordion("Sampling of each stage", open=False, elem_id="sampling", elem_classes="card"):
+            if not all(guided):
+                which = ", ".join(str(number) for number, can_guide in enumerate(guided) if not can_guide)
+                reason = f"No guidance in stage {which}: trained without <code>condition_dropout</code>."
+                gr.HTML(f"<p>{reason}</p>")
+            for number, (stage, config) in enumerate(zip(self.cascade.stages, self.cascade.configs, strict=True)):
+                grid, values, can_guide = stage.config.fine, recipe_values(config), guided[number]
+                gr.HTML(f"<h3>Stage {number}: {grid.height}×{grid.width} tokens</h3>")
+                with gr.Row(elem_classes="numbers"):
+                    for key, name, value in zip(KEYS, NAMES, values, strict=True):
+                        whole = {"precision": 0} if "beam" in key else {"step": 0.05}
+                        self.sampling.append(
+                            gr.Number(
+                                value, label=name, min_width=80, **whole,
+                                visible=key != "guidance_scale" or can_guide, elem_id=f"{key}-{number}",
+                            )
+                        )  # fmt: skip
+            self.recipe = gr.Button("Back to the recipe's settings", size="sm", elem_id="recipe")
+
+    def add_picture(self) -> None:
+        """A picture to start from."""
+        rows = self.cascade.stages[0].config.fine.height
+        with gr.Accordion("Start from a picture", open=False, elem_id="picture", elem_classes="card"):
+            self.drop = scripted("drop", drop_value(), most=MOST_BYTES)
+            self.like = gr.Button("More like it", size="sm", elem_id="like")
+            with gr.Row():
+                stages = range(1, len(self.cascade.stages))
+                self.from_stage = gr.Dropdown(
+                    list(stages), value=stages[0] if stages else None, label="Stage", elem_id="from-stage",
+                    min_width=90, visible=bool(stages),
+                )  # fmt: skip
+                self.detail = gr.Button(
+                    "New detail from this stage", size="sm", elem_id="detail", scale=2, visible=bool(stages)
+                )
+            with gr.Row():
+                self.keep_rows = gr.Slider(
+                    1, max(2, rows - 1), max(1, rows // 2), step=1, label=f"Row, of {rows}", elem_id="rows",
+                    visible=rows > 1, buttons=[],
+                )  # fmt: skip
+                self.complete = gr.Button(
+                    "Complete it below this row", size="sm", elem_id="complete", scale=2, visible=rows > 1
+                )
+
+    def add_walk(self) -> None:
+        """A walk over the map."""
+        last = len(self.cascade.codebooks[0]) - 1
+        with gr.Accordion("Walk over the map", open=False, elem_id="walk", elem_classes="card"):
+            with gr.Row():
+                self.start = gr.Number(0, label=f"From unit, 0 to {last}", precision=0, elem_id="from", min_width=110)
+                self.take_start = gr.Button("Take the chosen unit", size="sm", elem_id="take-from")
+            with gr.Row():
+                self.end = gr.Number(last, label=f"To unit, 0 to {last}", precision=0, elem_id="to", min_width=110)
+                self.take_end = gr.Button("Take the chosen unit", size="sm", elem_id="take-to")
+            self.steps = gr.Slider(*STEPS, 24, step=1, label="Steps", elem_id="steps", buttons=[])
+            self.walk = gr.Button("Walk", variant="primary", elem_id="walk-go")
+
+    def add_results(self) -> None:
+        """What was made."""
+        with gr.Row(elem_id="results", equal_height=False):
+            with gr.Column(elem_classes="card second", scale=5, min_width=300):
+                gr.HTML("<h2>Pictures</h2>")
+                self.status = gr.HTML(status_text("Ready."), elem_id="status")
+                self.live = scripted("live", self.live_value())
+            with gr.Column(elem_classes="card fourth", scale=4, min_width=270):
+                self.details = gr.HTML(details_text(None), elem_id="details")
+                self.command = gr.Textbox(
+                    label="The command that makes it again", lines=2, max_lines=12, interactive=False,
+                    buttons=["copy"], elem_id="command", visible=False,
+                )  # fmt: skip
+        with gr.Column(elem_classes="card fourth"):
+            with gr.Row(elem_classes="head"):
+                gr.HTML("<h2>Gallery</h2>")
+                self.zip = gr.Button("Download all as ZIP", size="sm", elem_id="zip", scale=0, min_width=170)
+            self.gallery = scripted("gallery", self.gallery_value(None))
+            self.save = scripted("save", {"src": "", "name": ""})
+
+    # --- Values of components ---
+
+    def map_value(self, page: Page | None) -> dict:
+        """The picture of the map, and the chosen unit."""
+        path = page.map_path if page and page.map_path else self.first_map
+        return {"src": url(path), "chosen": page.unit if page else None}
+
+    def chosen_text(self, unit: int | None) -> str:
+        """The chosen unit, in words."""
+        return f"<p>Chosen: <strong>{'any unit, by its use' if unit is None else f'unit {unit}'}</strong></p>"
+
+    def live_value(self, sheet: Sheet | None = None, keys: tuple[str, ...] = ()) -> dict:
+        """The pictures of the request that runs, which can be chosen once they have keys."""
+        value = {"number": 0, "columns": 1, "src": "", "name": ""}
+        if sheet is not None:
+            value = {"number": sheet.number, "columns": sheet.columns, "src": url(sheet.path), "name": sheet.name}
+        return value | {"keys": list(keys), "ratio": self.ratio, "hint": LIVE_HINT}
+
+    def gallery_value(self, page: Page | None, chosen: Made | None = None) -> dict:
+        """All pictures of a page."""
+        items = [
+            {"key": made.key, "src": url(made.path), "alt": made.title, "ratio": self.ratio}
+            for made in (page.made if page else ())
+        ]
+        return {"items": items, "chosen": chosen.key if chosen else None, "hint": "Nothing yet."}
+
+    def choice(self, page: Page, made: Made) -> Updates:
+        """What changes when a picture is chosen."""
+        return {
+            self.gallery: self.gallery_value(page, made),
+            self.details: details_text(made),
+            self.command: gr.Textbox(value=made.command, visible=True),
+        }
+
+    # --- Events ---
+
+    def connect(self) -> None:
+        """Say what happens when something is used."""
+        settings = [self.number, self.seed, self.label, *self.sampling]
+        shown = [self.status, self.live, self.map, self.chosen, self.details, self.command, self.gallery]
+        quiet = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
+
+        def on(event: Callable, handler: Callable, inputs: list | None = None, outputs: list | None = None) -> None:
+            event(handler, inputs, outputs, trigger_mode="multiple", **quiet)
+
+        on(self.map.choose, self.choose_unit, settings, shown)
+        on(self.any_unit.click, self.choose_any, None, [self.map, self.chosen])
+        on(self.go.click, self.generate, settings, shown)
+        on(self.atlas.click, self.draw_atlas, settings, shown)
+        on(self.stop.click, self.stop_page, None, [])
+        on(self.dice.click, lambda: random.randrange(SEEDS), None, [self.seed])
+        on(self.recipe.click, self.reset_sampling, None, self.sampling)
+        on(self.drop.given, self.take_picture, None, [self.drop])
+        on(self.like.click, self.more_like_it, settings, shown)
+        on(self.detail.click, self.new_detail, [self.from_stage, *settings], shown)
+        on(self.complete.click, self.complete_it, [self.keep_rows, *settings], shown)
+        on(self.take_start.click, self.chosen_unit, [self.start], [self.start])
+        on(self.take_end.click, self.chosen_unit, [self.end], [self.end])
+        on(self.walk.click, self.go_for_a_walk, [self.start, self.end, self.steps, *settings], shown)
+        for shelf in (self.live, self.gallery):
+            on(shelf.choose, self.choose_picture, None, [self.gallery, self.details, self.command])
+        on(self.zip.click, self.save_all, None, [self.save])
+        self.blocks.unload(self.leave)
+
+    def page_of(self, request: gr.Request) -> Page:
+        """The page that asks."""
+        return self.studio.page(request.session_hash)
+
+    def leave(self, request: gr.Request) -> None:
+        """A page was closed or loaded again."""
+        self.studio.leave(request.session_hash)
+
+    def stop_page(self, request: gr.Request) -> None:
+        """Stop what the page has asked for."""
+        self.studio.stop(self.page_of(request))
+
+    def choose_unit(self, request: gr.Request, event: gr.EventData, *settings: object) -> Iterator[Updates]:
+        """A unit of the map was clicked: generate with it."""
+        page, unit = self.page_of(request), event.unit
+        if isinstance(unit, int) and 0 <= unit < len(self.cascade.codebooks[0]):
+            page.unit = unit
+        yield {self.map: self.map_value(page), self.chosen: self.chosen_text(page.unit)}
+        yield from self.make(page, settings, kind="sample", unit=page.unit)
+
+    def choose_any(self, request: gr.Request) -> Updates:
+        """Back to conditions drawn by their use."""
+        page = self.page_of(request)
+        page.unit = None
+        return {self.map: self.map_value(page), self.chosen: self.chosen_text(None)}
+
+    def generate(self, request: gr.Request, *settings: object) -> Iterator[Updates]:
+        """Generate with what is chosen."""
+        page = self.page_of(request)
+        yield from self.make(page, settings, kind="sample", unit=page.unit)
+
+    def draw_atlas(self, request: gr.Request, *settings: object) -> Iterator[Updates]:
+        """Draw one sample for each unit."""
+        yield from self.make(self.page_of(request), settings, kind="atlas")
+
+    def more_like_it(self, request: gr.Request, *settings: object) -> Iterator[Updates]:
+        """Generate with the condition of the given picture."""
+        page = self.page_of(request)
+        yield from self.make(page, settings, kind="like", upload=page.upload)
+
+    def new_detail(self, request: gr.Request, stage: int | None, *settings: object) -> Iterator[Updates]:
+        """Keep the coarse tokens of the given picture."""
+        page = self.page_of(request)
+        yield from self.make(page, settings, kind="detail", upload=page.upload, from_stage=stage)
+
+    def complete_it(self, request: gr.Request, rows: int, *settings: object) -> Iterator[Updates]:
+        """Keep the upper rows of the given picture."""
+        page = self.page_of(request)
+        yield from self.make(page, settings, kind="complete", upload=page.upload, keep_rows=int(rows))
+
+    def go_for_a_walk(
+        self, request: gr.Request, start: int, end: int, steps: int, *settings: object
+    ) -> Iterator[Updates]:
+        """Walk from a unit to another."""
+        ends, steps = (start, end), int(min(max(steps, STEPS[0]), STEPS[1]))
+        yield from self.make(self.page_of(request), settings, kind="walk", ends=ends, steps=steps)
+
+    def make(self, page: Page, settings: tuple, **what: object) -> Iterator[Updates]:
+        """Queue a request of a page, and pass on what comes of it."""
+        try:
+            ask = self.ask(settings, **what)
+            work, tokens = self.prepare(ask, page), total(ask, self.cascade)
+            job = self.studio.ask(page, work, tokens, at_once(ask, self.cascade))
+        except UserError as error:
+            yield self.refusal(error)
+            return
+        yield from self.follow(page, job)
+
+    def ask(self, settings: tuple, **what: object) -> Ask:
+        """What a page asks for; raises `UserError` if its fields do not go together."""
+        number, seed, label, *sampling = settings
+        if seed is None or not 0 <= seed < SEEDS:
+            raise UserError(f"the seed is {seed}, expected a whole number from 0 to {SEEDS - 1}")
+        if None in what.get("ends", ()):
+            raise UserError("a walk leads from a unit to a unit: give both")
+        return Ask(
+            seed=int(seed), number=int(number), label=label or None,
+            sampling=sampling_from(sampling, self.cascade.configs), **what,
+        )  # fmt: skip
+
+    def prepare(self, ask: Ask, page: Page) -> Callable[[Job], list[Made]]:
+        """The work of a request, which first removes what showed the one before."""
+        work = work_for(ask, self.model, page)
+
+        def do(job: Job) -> list[Made]:
+            page.forget_shown()
+            made = work(job)
+            page.add(made)
+            return made
+
+        return do
+
+    def follow(self, page: Page, job: Job) -> Iterator[Updates]:
+        """Pass on what a job has to say, until it ends. It is stopped where nobody listens any more."""
+        sheet = None
+        try:
+            while True:
+                try:
+                    news = job.news.get(timeout=TELL)
+                except Empty:
+                    yield {self.status: self.progress(job)}
+                    continue
+                if news.kind == "shown" and isinstance(news.content, Sheet):
+                    sheet = news.content
+                    yield {self.live: self.live_value(sheet), self.status: self.progress(job)}
+                elif news.kind == "shown":
+                    yield {self.map: self.map_value(page), self.status: self.progress(job)}
+                else:
+                    yield self.ending(page, job, sheet, news.kind, news.content)
+                    return
+        finally:
+            job.stop()
+
+    def ending(self, page: Page, job: Job, sheet: Sheet | None, kind: str, content: object) -> Updates:
+        """What changes when a job has ended."""
+        if kind == "failed":
+            return self.refusal(content)
+        if kind == "stopped":
+            return {self.status: status_text("Stopped.")} if page.job is job else gr.skip()
+        words = f"Done: {content[0].title if len(content) == 1 else f'{len(content)} pictures'}."
+        updates = {self.status: status_text(words)} | self.choice(page, content[0])
+        if sheet is not None:
+            keys = [made.key for made in content] if len(content) == sheet.number else [content[0].key] * sheet.number
+            updates[self.live] = self.live_value(sheet, tuple(keys))
+        return updates
+
+    def progress(self, job: Job) -> str:
+        """How far a job is."""
+        if job.begun is None:
+            before = self.studio.before(job)
+            return status_text(f"Waiting: {before} {'request' if before == 1 else 'requests'} before this one.")
+        share = job.done / job.total
+        left = (job.total - job.done) / job.rate if job.done else None
+        words = f"{job.what[:1].upper()}{job.what[1:]}."
+        done, all_, rate = (round(number * job.at_once) for number in (job.done, job.total, job.rate))
+        numbers = f"{done:,} of {all_:,} tokens, {rate:,} a second"
+        return status_text(words, numbers + ("" if left is None else f", {left:.0f} s left"), share)
+
+    def refusal(self, error: BaseException) -> Updates:
+        """Say on the page why something is not done."""
+        if not isinstance(error, UserError):
+            log.error("a request failed", exc_info=error)
+        gr.Warning(escape(str(error)))
+        return {self.status: status_text(str(error), is_error=True)}
+
+    def chosen_unit(self, request: gr.Request, before: int) -> int:
+        """The unit that is chosen, or what was there."""
+        unit = self.page_of(request).unit
+        return before if unit is None else unit
+
+    def reset_sampling(self) -> list[float]:
+        """The recipe's settings of all stages."""
+        return [value for config in self.cascade.configs for value in recipe_values(config)]
+
+    def choose_picture(self, request: gr.Request, event: gr.EventData) -> Updates:
+        """A picture was chosen."""
+        page = self.page_of(request)
+        try:
+            return self.choice(page, page.find(event.key))
+        except UserError as error:
+            gr.Warning(str(error))
+            return gr.skip()
+
+    def take_picture(self, request: gr.Request, event: gr.EventData) -> Updates:
+        """A picture was given: read it, and show it as the model gets it."""
+        page, name = self.page_of(request), Path(str(event.name)).name
+        try:
+            return {self.drop: self.read_picture(page, name, str(event.path), int(event.bytes))}
+        except UserError as error:
+            gr.Warning(escape(str(error)))
+            return {self.drop: drop_value(say=f"{error} – {DROP_HINT}")}
+
+    def read_picture(self, page: Page, name: str, path: str, size: int) -> dict:
+        """Read a given picture, and find its tokens."""
+        page.upload = None
+        if not path:
+            limit = MOST_BYTES // 10**6
+            raise UserError(f"{name}: {size / 1e6:.1f} MB, at most {limit}: scale it down")
+        file = inside(path, self.uploads)
+        try:
+            image, note = read_upload(file, name, self.cascade.image_size)
+        finally:
+            file.unlink(missing_ok=True)
+        tokens = self.studio.do(lambda job: self.cascade.tokens(to_tensor(image, self.cascade.image_size)))
+        page.upload = Upload(name, tokens)
+        shown = page.new_path("given.png")
+        write_png(image, shown, durable=False)
+        page.keep_one("upload", shown)
+        return drop_value(url(shown), name, note or name)
+
+    def save_all(self, request: gr.Request) -> Updates:
+        """All pictures of a page in one file."""
+        page = self.page_of(request)
+        if not page.made:
+            gr.Warning("there are no pictures yet")
+            return gr.skip()
+        path = page.new_path("pictures.zip")
+        write_zip(page.made, path)
+        page.keep_one("archive", path)
+        return {self.save: {"src": url(path), "name": path.name}}
+
+
+def launch(
+    page: PlaygroundPage, host: str, port: int, share: bool, middleware: list, files: Path, queue: int
+) -> tuple[str, str | None]:
+    """Have Gradio serve the page and the files in a folder; returns its address, and the public one if it is shared."""
+    page.blocks.queue(max_size=queue)
+    _, address, public = page.blocks.launch(
+        server_name=host,
+        server_port=port,
+        share=share,
+        quiet=True,
+        prevent_thread_lock=True,
+        show_error=False,
+        footer_links=[],
+        run_history=False,
+        allowed_paths=[str(files)],
+        max_file_size=MOST_BYTES,
+        enable_monitoring=False,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        theme=gr.themes.Base(
+            primary_hue="teal",
+            neutral_hue="stone",
+            font=["system-ui", "sans-serif"],  # of the system: nothing is fetched
+            font_mono=["ui-monospace", "monospace"],
+        ),
+        head=f"<style>{source('page.css')}</style>",  # Gradio rewrites what it is given as `css`
+        app_kwargs={"middleware": middleware, "openapi_url": None},
+    )  # fmt: skip
+    return address, public

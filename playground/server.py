@@ -1,0 +1,66 @@
+"""The server of the page: what Gradio is told, where files lie, and how it ends."""
+
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from starlette.middleware import Middleware
+
+from playground.asks import Model
+from playground.guard import Guard
+from playground.studio import Studio
+from utils.files import UserError
+
+QUEUE = 64  # events of all pages that may wait; the studio has a limit of its own
+LOCAL = ("127.0.0.1", "localhost", "::1")
+# Read by Gradio and by what it imports, so they are set before it is. It would also keep a record of each event, and
+# summarise all of them after each.
+QUIET = {
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "GRADIO_ANALYTICS_MAX_EVENTS": "1",
+    "GRADIO_ANALYTICS_CACHE_FREQUENCY": "1000000000",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise `UserError` if nothing can listen there."""
+    try:
+        place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(place[0]) as found:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            found.bind(place[4])
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot listen at {host}, port {port} ({reason}): give another --port or --host") from None
+
+
+@contextmanager
+def serve(model: Model, host: str, port: int, *, share: bool = False) -> Iterator[tuple[str, str | None, Studio]]:
+    """Serve the page of a model; yield its address, the public one if it is shared, and the studio.
+
+    All files lie in a temporary folder, which is removed at the end.
+    """
+    os.environ |= QUIET
+    with tempfile.TemporaryDirectory(prefix="playground-", ignore_cleanup_errors=True) as folder:
+        files, uploads = Path(folder, "files"), Path(folder, "uploads")
+        files.mkdir()
+        os.environ["GRADIO_TEMP_DIR"] = str(uploads)
+        from playground.page import PlaygroundPage, launch  # imports Gradio
+
+        studio = Studio(model, files)
+        page = PlaygroundPage(studio, uploads)
+        try:
+            hosts = LOCAL if host in LOCAL and not share else ()
+            guard = [Middleware(Guard, folder=files, hosts=hosts)]
+            address, public = launch(page, host, port, share, guard, files, QUEUE)
+            if share and public is None:
+                raise UserError("there is no public link: check the network, or leave out --share")
+            yield address, public, studio
+        finally:
+            studio.close()
+            page.blocks.close(verbose=False)

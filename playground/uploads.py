@@ -1,0 +1,54 @@
+"""Pictures that a person gives to a page: what is refused, and what the model sees of the others."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from utils.files import UserError
+from utils.images import fit, open_rgb
+
+MOST_BYTES = 20 * 10**6
+MOST_PIXELS = 32 * 10**6
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A picture of a person, as the model has it."""
+
+    name: str  # of the file that was given
+    tokens: tuple[torch.Tensor, ...] = field(repr=False)  # of the condition and of each stage, each (1, T)
+    note: str = ""  # what was done to fit it
+
+    @property
+    def as_argument(self) -> str:
+        """The name as a command takes it: one that begins with a dash would be a flag."""
+        return f"./{self.name}" if self.name.startswith("-") else self.name
+
+
+def read_upload(path: Path, name: str, size: tuple[int, int]) -> tuple[Image.Image, str]:
+    """Read a file of this name → it as the model gets it, of `size` (H, W), and what was done to fit it.
+
+    Raises `UserError` naming the file if it has too many bytes or pixels, or is not an image.
+    """
+    if (found := path.stat().st_size) > MOST_BYTES:
+        raise UserError(f"{name}: {found / 1e6:.1f} MB, at most {MOST_BYTES // 10**6}: scale it down")
+    try:
+        image = open_rgb(path, most_pixels=MOST_PIXELS)
+    except UserError as error:
+        raise UserError(f"{name}: {str(error).removeprefix(f'{path}: ')}") from None
+    (width, height), (rows, columns) = image.size, size
+    if (height, width) == size:
+        return image, ""
+    has_shape = width * rows == height * columns
+    part = "it" if has_shape else "its central square" if rows == columns else "its centre"
+    return fit(image, size), f"{name} is {width}×{height}; {part} was scaled to {columns}×{rows}"
+
+
+def inside(path: str, folder: Path) -> Path:
+    """A path that a page has named, if it is a file in `folder`; raises `UserError` otherwise."""
+    found = Path(path).resolve()
+    if not (found.is_relative_to(folder.resolve()) and found.is_file()):
+        raise UserError("this picture was not uploaded here: drop it in again")
+    return found

@@ -1,0 +1,208 @@
+"""What the studio's thread does for a page: samples, an atlas, a walk; pictures go to the page as they are made."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from models.codebook import Codebook
+from models.generation import Cascade
+from models.map_pictures import on_map
+from models.requests import Request, settings_text
+from models.walk import save_walk
+from playground.asks import ATLAS_BATCH, Ask, Model
+from playground.studio import Job, Made, Page
+from utils.images import save_image
+
+MAP_SIDE = 1024  # pixels of the map's longer side, at most
+BATCH = 32  # units decoded at once
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Pictures side by side in one file, row by row, `number` of them."""
+
+    path: Path
+    number: int
+    columns: int
+    name: str  # of what they show, to be read aloud
+
+
+@dataclass(frozen=True)
+class Map:
+    """A picture of each unit at its place, in one file."""
+
+    path: Path
+
+
+def total(ask: Ask, cascade: Cascade) -> int:
+    """Tokens to be written for a request, as the cascade counts them: those of the pictures of a batch once."""
+    return cascade.length * (math.ceil(len(cascade.codebooks[0]) / ATLAS_BATCH) if ask.kind == "atlas" else 1)
+
+
+def at_once(ask: Ask, cascade: Cascade) -> int:
+    """Pictures that a token is written for at the same time."""
+    return {"walk": ask.steps, "atlas": min(ATLAS_BATCH, len(cascade.codebooks[0]))}.get(ask.kind, ask.number)
+
+
+def work_for(ask: Ask, model: Model, page: Page) -> Callable[[Job], list[Made]]:
+    """What the studio is to do for a request of a page; raises `UserError` if the model cannot do it."""
+    request = ask.request(model.cascade)
+    do = {"atlas": draw_atlas, "walk": make_walk}.get(ask.kind, make_samples)
+    return lambda job: do(job, ask, request, model, page)
+
+
+# --- Samples ---
+
+
+def make_samples(job: Job, ask: Ask, request: Request, model: Model, page: Page) -> list[Made]:
+    """Write samples stage by stage; show a sheet of each level, and keep the last ones as files."""
+    cascade, units, scores = model.cascade, [], []
+    for level, tokens, stage_scores in levels_of(job, cascade, request, range(ask.batch_size)):
+        pictures = cascade.decode(tokens[: ask.number], level).float().cpu()
+        scores.append(stage_scores[: ask.number])
+        units = units or tokens[:, 0].tolist()  # those of the condition come first
+        job.show(make_sheet(pictures, page, name_of(level)))
+    return [
+        make_file(ask, request, model, page, index, picture, each.tolist(), units[index])
+        for index, (picture, each) in enumerate(zip(pictures, torch.stack(scores[1:], dim=1), strict=True))
+    ]
+
+
+def levels_of(
+    job: Job, cascade: Cascade, request: Request, images: range
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """Yield each level, its tokens (N, T) and scores (N,), and note what is being written."""
+    for level, (tokens, scores) in enumerate(cascade.write_stages(request, images, job.count)):
+        job.what = what_of(cascade, level)
+        yield level, tokens, scores
+
+
+def what_of(cascade: Cascade, level: int) -> str:
+    """What is written once this level is there: after the condition (level 0) stage 0, and so on."""
+    if level >= len(cascade.stages):
+        return "saving"
+    grid = cascade.stages[level].config.fine
+    return f"writing stage {level}: {grid.height}×{grid.width} tokens"
+
+
+def name_of(level: int) -> str:
+    """What pictures of a level show."""
+    return "their conditions" if level == 0 else f"after stage {level - 1}"
+
+
+def make_sheet(pictures: torch.Tensor, page: Page, name: str) -> Sheet:
+    """Save pictures (N, 3, H, W) side by side."""
+    columns = columns_of(len(pictures))
+    path = page.new_path("sheet.png")
+    save_image(side_by_side(pictures, columns), path, durable=False)
+    page.shown.append(path)
+    return Sheet(path, len(pictures), columns, name)
+
+
+def columns_of(number: int) -> int:
+    """Columns of a sheet of so many pictures: nearly square, at most six."""
+    return min(6, math.ceil(math.sqrt(number)))
+
+
+def side_by_side(images: torch.Tensor, columns: int) -> torch.Tensor:
+    """Images (N, 3, h, w) row by row in one (3, H, W); what is left of the last row is white."""
+    rows = math.ceil(len(images) / columns)
+    full = torch.cat((images, images.new_ones(rows * columns - len(images), *images.shape[1:])))
+    height, width = images.shape[-2:]
+    grid = full.view(rows, columns, 3, height, width)
+    return grid.permute(2, 0, 3, 1, 4).reshape(3, rows * height, columns * width)
+
+
+def make_file(
+    ask: Ask, request: Request, model: Model, page: Page, index: int, picture: torch.Tensor, scores: list, unit: int
+) -> Made:
+    """Save one picture (3, H, W) as generate_images.py does."""
+    path = page.new_path(f"seed{ask.seed}_{ask.result(index).name}")
+    save_image(picture, path, settings_text(request, index, scores), durable=False)
+    settings = {"Asked for": ask.sentence(), "Condition": f"unit {unit}"}
+    settings |= common_settings(ask, f"number {index}, of 0 to {ask.number - 1}")
+    settings["Scores"] = ", ".join("–" if math.isnan(score) else f"{score:.1f}" for score in scores)
+    title = f"Picture {index}, {ask.sentence()}, seed {ask.seed}"
+    note = f"picture number {index} is {ask.result(index)}"
+    return Made(path.stem, path, title, settings, model.command(ask), note)
+
+
+def common_settings(ask: Ask, picture: str) -> dict[str, str]:
+    """What is said of every picture, under short names."""
+    found = {"Seed": str(ask.seed), "Picture": picture} | ({"Label": ask.label} if ask.label else {})
+    if ask.upload is not None:
+        found["Given"] = f"{ask.upload.name}, which the command looks for in the current folder"
+    for number, config in enumerate(ask.sampling):
+        words = [f"temperature {config.temperature:g}"]
+        words += [f"top-p {config.top_p:g}"] if config.top_p is not None else []
+        words += [f"top-k {config.top_k}"] if config.top_k is not None else []
+        if (config.num_beam, config.beam_width, config.keep_beam) != (1, 1, 1):
+            words.append(f"{config.num_beam} beams × {config.beam_width}, {config.keep_beam} kept")
+        words += [f"guidance {config.guidance_scale:g}"] if config.is_guided else []
+        found[f"Stage {number}"] = ", ".join(words)
+    return found
+
+
+# --- The atlas ---
+
+
+def decode_units(cascade: Cascade) -> torch.Tensor:
+    """Every unit of the condition codebook decoded, (K, 3, H, W)."""
+    units = torch.arange(len(cascade.codebooks[0]), device=cascade.device)[:, None]
+    return torch.cat([cascade.decode(part, 0).float().cpu() for part in units.split(BATCH)])
+
+
+def save_units(tiles: torch.Tensor, codebook: Codebook, path: Path) -> None:
+    """Save a picture of each unit (K, 3, H, W) at its place, small enough to be looked at quickly."""
+    most = MAP_SIDE // (int(codebook.coordinates.max()) + 1)
+    height, width = tiles.shape[-2:]
+    if max(height, width) > most:
+        size = [max(1, side * most // max(height, width)) for side in (height, width)]
+        tiles = F.interpolate(tiles, size=size, mode="area")
+    save_image(on_map(tiles, codebook), path, durable=False)
+
+
+def draw_atlas(job: Job, ask: Ask, request: Request, model: Model, page: Page) -> list[Made]:
+    """Write a sample for each unit; show the map after each stage, and keep it as a file."""
+    cascade, codebook = model.cascade, model.cascade.codebooks[0]
+    tiles = decode_units(cascade)
+    for start in range(0, len(codebook), ATLAS_BATCH):
+        images = range(start, start + ATLAS_BATCH)  # in full, as generate_images.py does
+        part = slice(start, min(start + ATLAS_BATCH, len(codebook)))
+        for level, tokens, _ in levels_of(job, cascade, request, images):
+            tiles[part] = cascade.decode(tokens[: part.stop - start], level).float().cpu()
+            show_map(job, tiles, codebook, page)
+    path = page.new_path(f"seed{ask.seed}_{ask.result(0).name}")
+    save_image(on_map(tiles, codebook), path, durable=False)
+    settings = {"Asked for": ask.sentence()} | common_settings(ask, "all units, from the same draws")
+    note = f"the atlas is {ask.result(0)}"
+    title = f"Condition atlas, seed {ask.seed}"
+    return [Made(path.stem, path, title, settings, model.command(ask), note)]
+
+
+def show_map(job: Job, tiles: torch.Tensor, codebook: Codebook, page: Page) -> None:
+    """Show the map as it is now."""
+    path = page.new_path("map.png")
+    save_units(tiles, codebook, path)
+    page.shown.append(path)
+    page.map_path = path
+    job.show(Map(path))
+
+
+# --- The walk ---
+
+
+def make_walk(job: Job, ask: Ask, request: Request, model: Model, page: Page) -> list[Made]:
+    """Write the pictures of a walk stage by stage; show them side by side, and keep an animation there and back."""
+    for level, tokens, _ in levels_of(job, model.cascade, request, range(ask.steps)):
+        pictures = model.cascade.decode(tokens, level).cpu()
+        job.show(make_sheet(pictures.float(), page, name_of(level)))
+    path = page.new_path(f"seed{ask.seed}_{ask.result(0).name}")
+    save_walk(pictures, path)
+    settings = {"Asked for": ask.sentence()} | common_settings(ask, "all steps, from the same draws")
+    title, note = f"Walk from unit {ask.ends[0]} to unit {ask.ends[1]}", f"the walk is {ask.result(0)}"
+    return [Made(path.stem, path, title, settings, model.command(ask), note)]

@@ -1,0 +1,420 @@
+"""The playground without a browser: its commands, what is refused, cancelling, one request at a time, and files."""
+
+import http.client
+import json
+import os
+import shlex
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import zlib
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import generate_images
+from models.generation import Cascade
+from models.requests import change_sampling
+from playground import studio as studio_module
+from playground.asks import BATCH, MOST, Ask, Model, recipe_values, sampling_from
+from playground.studio import KEPT, Job, Made, Page, Stopped, Studio
+from playground.uploads import Upload, inside, read_upload
+from playground.work import total, work_for
+from scripts import playground
+from tests.helpers.scripts import expect_error, run_main
+from utils.files import UserError
+from utils.images import open_rgb
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def model(tiny_run):
+    return Model(cascade=Cascade.load(tiny_run, device="cpu", batch_size=BATCH), path=tiny_run, device="cpu")
+
+
+@pytest.fixture
+def page(tmp_path):
+    return Page(tmp_path / "page")
+
+
+@pytest.fixture
+def studio(model, tmp_path):
+    found = Studio(model, tmp_path / "studio")
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def upload(model, tiny_run, tmp_path):
+    """A picture in the current folder, as a person's command would find it."""
+    source = next((tiny_run / "generated/images").glob("image_*.png"))
+    Image.open(source).resize((80, 60)).save(tmp_path / "-my cat's.png")
+    return Upload("-my cat's.png", model.cascade.tokens(tmp_path / "-my cat's.png"))
+
+
+def ask(model, **more):
+    """A request of three pictures, but for what is given."""
+    plain = {"kind": "sample", "seed": 3, "number": 3, "sampling": change_sampling(model.cascade.configs)}
+    return Ask(**plain | more)
+
+
+def make(model, page, asked):
+    """What the studio's thread makes of a request, and what it shows on the way."""
+    job = Job(work_for(asked, model, page), total(asked, model.cascade))
+    job.run()
+    news = []
+    while not job.news.empty():
+        news.append(job.news.get())
+    if news[-1].kind == "failed":
+        raise news[-1].content
+    return news[-1].content, [one.content for one in news[:-1]], job
+
+
+# --- The command that makes it again ---
+
+
+def requests_of(model, upload):
+    sharp = {"temperature": (0.5, 0.7, 0.7), "top_p": 0.9, "num_beam": 1, "keep_beam": 1, "beam_width": 1}
+    changed = change_sampling(model.cascade.configs, **sharp)
+    yield ask(model, number=1)
+    yield ask(model, unit=2, sampling=changed)
+    yield ask(model, kind="like", upload=upload, number=2)
+    yield ask(model, kind="detail", upload=upload, from_stage=2)
+    yield ask(model, kind="complete", upload=upload, keep_rows=1)
+    yield ask(model, kind="atlas")
+    yield ask(model, kind="walk", ends=(0, 3), steps=4)
+
+
+@pytest.mark.parametrize("number", range(7))
+def test_the_command_makes_the_same_pictures(model, page, upload, tmp_path, monkeypatch, number):
+    monkeypatch.chdir(tmp_path)
+    asked = list(requests_of(model, upload))[number]
+    made, _, job = make(model, page, asked)
+    assert job.done == job.total
+    words = shlex.split(made[0].command)
+    assert words[:4] == ["python", "generate_images.py", "--model", str(model.path)]
+    run_main(generate_images.main, *words[2:])
+    for picture in made:
+        again = Path(picture.note.rpartition(" ")[2])
+        with Image.open(again) as expected, Image.open(picture.path) as found:
+            assert expected.n_frames == found.n_frames if again.suffix == ".webp" else expected.text == found.text
+            for frame in range(getattr(found, "n_frames", 1)):
+                expected.seek(frame)
+                found.seek(frame)
+                assert expected.convert("RGB").tobytes() == found.convert("RGB").tobytes()
+
+
+def test_a_command_says_only_what_the_recipe_does_not(model):
+    plain = "--num-images 3 --batch-size 3 --seed 3 --device cpu --out-dir out/again"
+    assert model.command(ask(model)) == f"python generate_images.py --model {model.path} {plain}"
+    changed = change_sampling(model.cascade.configs, temperature=(0.5, 1.0, 1.0), top_p=(None, 0.5, None), beam_width=1)
+    words = model.command(ask(model, sampling=changed, label="a b")).split(" --")
+    assert {"temperature 0.5 1.0 1.0", "top-p 1.0 0.5 1.0", "beam-width 1", "label 'a b'"} <= set(words)
+
+
+# --- What is shown on the way ---
+
+
+def test_pictures_appear_stage_by_stage(model, page):
+    made, shown, _ = make(model, page, ask(model))
+    assert [sheet.name for sheet in shown] == ["their conditions", "after stage 0", "after stage 1", "after stage 2"]
+    assert len({sheet.path.read_bytes() for sheet in shown}) == 4
+    with Image.open(made[2].path) as last, Image.open(shown[-1].path) as sheet:
+        assert sheet.size == (64, 64)
+        assert sheet.crop((0, 32, 32, 64)).tobytes() == last.tobytes()  # the third of two columns
+
+
+def test_a_walk_is_shown_with_all_of_its_steps(model, page):
+    _, shown, _ = make(model, page, ask(model, kind="walk", ends=(0, 3), steps=4))
+    assert [sheet.number for sheet in shown] == [4] * 4
+
+
+# --- What is refused ---
+
+
+def test_what_a_model_cannot_do_is_said(model, page):
+    for more, message in (
+        ({"unit": 10**6}, "unit 1000000: the condition codebook has units 0 to"),
+        ({"kind": "walk", "ends": (0, -1)}, "unit -1: the condition codebook has units 0 to"),
+        ({"label": "cats"}, "--label cats: this model does not know it"),
+    ):
+        with pytest.raises(UserError, match=message):
+            work_for(ask(model, **more), model, page)
+    with pytest.raises(UserError, match="there is no picture yet"):
+        ask(model, kind="like")
+    with pytest.raises(UserError, match=f"99 pictures: expected 1 to {MOST}"):
+        ask(model, number=99)
+
+
+def test_sampling_that_does_not_go_together_is_said(model):
+    configs = model.cascade.configs
+    recipe = [value for config in configs for value in recipe_values(config)]
+    assert sampling_from(recipe, configs) == change_sampling(configs)
+    for index, value, message in (
+        (0, 0, "stage 0: 'temperature' is 0.0, expected above 0"),
+        (0, None, "stage 0: temperature is empty, expected a number"),
+        (7, 1.5, "stage 1: 'top_p' is 1.5, expected a number between|stage 1: 'top_p' is 1.5, expected above 0"),
+        (8, 99, "stage 1: beams is 99, at most 16 on this page"),
+        (10, 3, "stage 1: 'keep_beam' is 3, expected at most 'num_beam' 2"),
+    ):
+        with pytest.raises(UserError, match=message):
+            sampling_from([*recipe[:index], value, *recipe[index + 1 :]], configs)
+
+
+def png_header(width, height):
+    """The beginning of a PNG that claims a size."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = (header, b"IDAT" + zlib.compress(b"nearly nothing"))
+    sealed = [struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(sealed)
+
+
+def test_uploads_are_read_with_limits(tmp_path):
+    file = tmp_path / "0123"
+    for content, message in (
+        (b"no picture", "^cat.png: not an image in a known format"),
+        (b"", "^cat.png: not an image in a known format"),
+        (png_header(30_000, 30_000), "^cat.png: too large to read safely"),
+        (png_header(8000, 5000), r"^cat.png: 40.0 megapixels, at most 32: scale it down$"),
+        (png_header(8, 8), "^cat.png: cannot be decoded"),
+        (bytes(20_000_001), r"^cat.png: 20.0 MB, at most 20: scale it down$"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            read_upload(file, "cat.png", (32, 32))
+
+
+def test_an_upload_of_another_size_is_fitted(tmp_path):
+    for size, note in (
+        ((640, 480), "cat is 640×480; its central square was scaled to 32×32"),
+        ((64, 64), "cat is 64×64; it was scaled to 32×32"),
+        ((32, 32), ""),
+    ):
+        Image.new("RGB", size, (9, 8, 7)).save(tmp_path / "a.png")
+        image, found = read_upload(tmp_path / "a.png", "cat", (32, 32))
+        assert (image.size, found) == ((32, 32), note)
+    assert open_rgb(tmp_path / "a.png", most_pixels=1024).size == (32, 32)
+
+
+def test_only_uploaded_files_are_read(tmp_path):
+    (tmp_path / "uploads").mkdir()
+    (tmp_path / "secret").touch()
+    (tmp_path / "uploads/link").symlink_to(tmp_path / "secret")
+    (tmp_path / "uploads/a").touch()
+    assert inside(str(tmp_path / "uploads/a"), tmp_path / "uploads") == tmp_path / "uploads/a"
+    for path in ("/etc/passwd", "../secret", "uploads/link", "uploads/../secret", "uploads"):
+        with pytest.raises(UserError, match="was not uploaded here"):
+            inside(str(tmp_path / path), tmp_path / "uploads")
+
+
+# --- One at a time, and cancelling ---
+
+
+class Gate:
+    """Work that waits, token by token, until it is let go."""
+
+    def __init__(self):
+        self.begun, self.go = threading.Event(), threading.Event()
+
+    def __call__(self, job):
+        self.begun.set()
+        while not self.go.wait(0.001):
+            job.count(0)
+        return []
+
+
+def kinds(job):
+    """How a job ends."""
+    return job.news.get(timeout=5).kind
+
+
+def test_one_request_runs_at_a_time_and_the_next_ones_know_their_place(studio):
+    first, second = Gate(), Gate()
+    jobs = [studio.ask(studio.page(name), work) for name, work in (("a", first), ("b", second))]
+    first.begun.wait(5)
+    assert (studio.before(jobs[1]), second.begun.is_set()) == (1, False)
+    first.go.set()
+    second.go.set()
+    assert [kinds(job) for job in jobs] == ["done", "done"]
+
+
+def test_a_page_that_goes_stops_its_request_and_takes_its_files(studio, page):
+    gates = [Gate(), Gate()]
+    jobs = [studio.ask(studio.page(name), gate) for name, gate in zip("ab", gates, strict=True)]
+    gates[0].begun.wait(5)
+    folder = studio.page("a").folder
+    folder.mkdir(parents=True)
+    studio.leave("a")
+    assert kinds(jobs[0]) == "stopped"
+    assert gates[1].begun.wait(5)  # the next page has its turn
+    assert not folder.exists()
+    assert studio.num_pages == 1
+    studio.leave("b")
+    assert kinds(jobs[1]) == "stopped"
+
+
+def test_a_waiting_request_stops_at_once_and_a_newer_one_takes_its_place(studio):
+    gate = Gate()
+    studio.ask(studio.page("a"), gate)
+    gate.begun.wait(5)
+    waiting = studio.ask(studio.page("b"), Gate())
+    newer = studio.ask(studio.page("b"), lambda job: [])
+    assert kinds(waiting) == "stopped"
+    gate.go.set()
+    assert kinds(newer) == "done"
+
+
+def test_too_many_waiting_requests_are_refused(studio, monkeypatch):
+    monkeypatch.setattr(studio_module, "WAITING", 1)
+    gate = Gate()
+    studio.ask(studio.page("a"), gate)
+    gate.begun.wait(5)
+    studio.ask(studio.page("b"), Gate())
+    with pytest.raises(UserError, match="1 requests are waiting already"):
+        studio.ask(studio.page("c"), Gate())
+
+
+def test_an_errand_is_done_between_two_tokens(studio):
+    gate = Gate()
+    job = studio.ask(studio.page("a"), gate)
+    gate.begun.wait(5)
+    assert studio.do(lambda job: 7) == 7
+    with pytest.raises(UserError, match="no"):
+        studio.do(refuse)
+    gate.go.set()
+    assert kinds(job) == "done"
+
+
+def refuse(job):
+    raise UserError("no")
+
+
+def test_generation_stops_at_the_next_token(model, page):
+    job = Job(work_for(ask(model), model, page))
+    counted = job.count
+
+    def count(number):
+        counted(number)
+        if job.done == 5:
+            job.stop()
+
+    job.count = count
+    job.run()
+    assert job.done == 5
+    assert job.news.get().kind == "shown"  # the conditions
+    assert [job.news.get().kind for _ in range(job.news.qsize())][-1] == "stopped"
+    with pytest.raises(Stopped):
+        counted(1)
+
+
+def test_pages_are_forgotten_when_there_are_too_many(studio, monkeypatch):
+    monkeypatch.setattr(studio_module, "PAGES", 3)
+    for name in "abcdef":
+        studio.page(name)
+    assert studio.num_pages == 3
+
+
+def test_a_page_keeps_few_pictures_and_no_files_of_others(page):
+    page.folder.mkdir()
+    for number in range(KEPT + 10):
+        path = page.new_path("a.png")
+        path.touch()
+        page.add([Made(str(number), path, "", {}, "", "")])
+    assert [len(page.made), page.made[0].key] == [KEPT, str(KEPT + 9)]
+    assert len(list(page.folder.iterdir())) == KEPT
+    with pytest.raises(UserError, match="not kept any more"):
+        page.find("0")
+
+
+# --- The command ---
+
+
+def test_a_wrong_folder_and_a_taken_port_are_one_line(capsys, tiny_run, tmp_path):
+    pytest.importorskip("gradio", reason="the server is not started: pip install -r requirements-app.txt")
+    line = expect_error(capsys, playground.main, [tmp_path, "--port", free_port()])
+    assert "holds no generate.json; give the folder of a finished run" in line
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        line = expect_error(capsys, playground.main, [tiny_run, "--port", taken.getsockname()[1]])
+    assert line.startswith("error: cannot listen at 127.0.0.1, port ")
+
+
+def test_without_gradio_it_says_what_to_install(capsys, tiny_run, monkeypatch):
+    monkeypatch.setattr(playground, "find_spec", lambda name: None)
+    line = expect_error(capsys, playground.main, [tiny_run])
+    assert line == "error: gradio is not installed: pip install -r requirements-app.txt"
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+# Refuses what would leave this machine, and then runs the script.
+LOCAL = """
+import socket, sys
+connect, resolve = socket.socket.connect, socket.getaddrinfo
+
+def checked(self, address):
+    if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1"):
+        print("CONNECTS TO", address, flush=True)
+        raise OSError("no network here")
+    return connect(self, address)
+
+def resolved(host, *more, **options):
+    if host not in ("127.0.0.1", "localhost", None, b"127.0.0.1"):
+        print("LOOKS UP", host, flush=True)
+        raise OSError("no network here")
+    return resolve(host, *more, **options)
+
+socket.socket.connect, socket.getaddrinfo = checked, resolved
+from scripts import playground
+from utils import cli
+cli.run(playground.main)
+"""
+
+
+def test_the_server_gives_no_file_away_and_ends_at_once(tiny_run, tmp_path):
+    pytest.importorskip("gradio", reason="the server is not started: pip install -r requirements-app.txt")
+    port = free_port()
+    command = [sys.executable, "-c", LOCAL, tiny_run, "--port", port, "--device", "cpu"]
+    environment = os.environ | {"TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    server = subprocess.Popen(
+        [*map(str, command)], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert server.stdout.readline() == f"{tiny_run} is at http://127.0.0.1:{port}/; stop with Ctrl-C\n"
+
+    def get(path, **headers):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection.request("GET", path, headers=headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+
+    files = next(tmp_path.glob("playground-*"))
+    status, map_png = get(f"/gradio_api/file={files}/files/map.png")
+    assert (status, map_png[:4]) == (200, b"\x89PNG")
+    assert [get("/", Host=name)[0] for name in ("localhost", f"127.0.0.1:{port}", "evil.example")] == [200, 200, 404]
+    config = json.loads(get("/config")[1])
+    assert (config["analytics_enabled"], config["footer_links"]) == (False, [])
+    secret = files / "uploads" / "of another page"
+    secret.parent.mkdir(exist_ok=True)
+    secret.touch()
+    for path in (
+        "/gradio_api/file=/etc/passwd", f"/gradio_api/file={tiny_run}/generate.json", "/gradio_api/file=README.md",
+        f"/gradio_api/file={files}/files/../../../etc/passwd", f"/gradio_api/file={files}/files/%2e%2e/%2e%2e/x",
+        f"/gradio_api/file={secret}".replace(" ", "%20"), "/gradio_api/file=http://127.0.0.1:1/", "/file=/etc/passwd",
+        "/gradio_api/file/etc/passwd", "/gradio_api/proxy=http://127.0.0.1:1/", "/gradio_api/info", "/monitoring",
+        "/docs", "/openapi.json", "/gradio_api/openapi.json", "/gradio_api/runs", "/static/../../../etc/passwd",
+    ):  # fmt: skip
+        assert get(path)[0] == 404, path
+    server.send_signal(signal.SIGTERM)
+    out, err = server.communicate(timeout=5)
+    assert (server.returncode, out, err) == (143, "", "")
+    assert not list(tmp_path.glob("playground-*"))

@@ -1,0 +1,283 @@
+"""The playground in a browser: used as a person would, with a mouse, by keyboard, and on a phone."""
+
+import base64
+import io
+import shutil
+import threading
+import zipfile
+from collections import Counter
+
+import pytest
+from PIL import Image
+
+from models.generation import Cascade
+from playground.asks import BATCH, Model
+from playground.server import serve
+from playground.studio import Job, Stopped
+from tests.test_playground import free_port
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+if CHROMIUM is None:
+    pytest.skip("the playground is not used: there is no chromium; install it", allow_module_level=True)
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="the playground is not used: pip install -r requirements-dev.txt"
+)
+pytest.importorskip("gradio", reason="the playground is not used: pip install -r requirements-app.txt")
+
+PATIENCE = 20_000  # milliseconds
+COUNT = Job.count
+
+
+class Brake:
+    """Holds the request that runs once it has written so many tokens."""
+
+    def __init__(self):
+        self.at, self.changed = float("inf"), threading.Condition()
+
+    def move(self, at):
+        with self.changed:
+            self.at = at
+            self.changed.notify_all()
+
+    def count(self, job, number):
+        COUNT(job, number)
+        with self.changed:
+            while job.total > 1 and job.done >= self.at:
+                if job.is_stopped:
+                    raise Stopped
+                self.changed.wait(0.01)
+
+
+@pytest.fixture(scope="module")
+def brake():
+    found = Brake()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Job, "count", lambda job, number: found.count(job, number))
+        yield found
+
+
+@pytest.fixture(scope="module")
+def server(tiny_run, brake):
+    """The address of a running server, and its studio."""
+    cascade = Cascade.load(tiny_run, device="cpu", batch_size=BATCH)
+    with serve(Model(cascade=cascade, path=tiny_run), "127.0.0.1", free_port()) as (address, public, studio):
+        assert public is None
+        yield address, studio
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser, server, brake):
+    """A function: the page in a context of its own. At the end nothing may have gone wrong, or elsewhere."""
+    contexts, problems = [], []
+    brake.move(float("inf"))
+
+    def watch(request):
+        if not request.url.startswith((server[0], "data:", "blob:")):
+            problems.append(f"asked for {request.url}")
+
+    def open(**options):
+        context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE)
+        page.on("request", watch)
+        page.on("console", lambda message: problems.append(message.text) if message.type != "log" else None)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.goto(server[0])
+        page.wait_for_selector("#map .tile")
+        return page
+
+    yield open
+    brake.move(float("inf"))
+    for context in contexts:
+        context.close()
+    assert problems == []
+
+
+def wait_for_pictures(page, number, chosen):
+    """Wait until a request is done, and its pictures can be chosen."""
+    page.wait_for_function(
+        "([number, chosen]) => document.querySelectorAll('#live .tile:enabled').length === number"
+        " && document.querySelector('#details').innerText.includes(chosen)",
+        arg=[number, chosen],
+    )
+
+
+def wait_for_name(page, name):
+    page.wait_for_selector(f"#live [aria-label='Pictures, {name}']")
+
+
+def background(page):
+    return page.eval_on_selector("#live .tile", "tile => getComputedStyle(tile).backgroundImage")
+
+
+def kept(page):
+    return page.eval_on_selector_all("#gallery img", "images => images.map(image => image.getAttribute('src'))")
+
+
+def test_a_click_on_a_unit_makes_pictures_stage_by_stage(open_page, server, brake):
+    page, cascade = open_page(), server[1].model.cascade
+    first, second, _ = (stage.config.fine.length for stage in cascade.stages)
+    seen = []
+    brake.move(1)
+    page.click("#map .tile >> nth=2")
+    for name, after in (
+        ("their conditions", first + 1),
+        ("after stage 0", first + second + 1),
+        ("after stage 1", float("inf")),
+    ):
+        wait_for_name(page, name)
+        seen.append(background(page))
+        if name == "after stage 0":
+            page.wait_for_function("document.querySelector('#status progress')?.value > 0")
+            assert "Writing stage 1: " in page.inner_text("#status")
+        assert page.locator("#live .tile:disabled").count() == 9
+        brake.move(after)
+    wait_for_pictures(page, 9, "unit 2")
+    assert len({*seen, background(page)}) == 4
+    assert page.get_attribute("#map .tile >> nth=2", "aria-pressed") == "true"
+    assert page.input_value("#command textarea").startswith("python generate_images.py --model ")
+    # By keyboard: one stop for the whole map, and arrows in it.
+    page.fill("#number input[type=number]", "1")
+    page.focus("#map .tile[tabindex='0']")
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowRight")
+    unit = page.evaluate("document.activeElement.getAttribute('aria-label')")
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    assert unit.startswith("unit ")
+    page.keyboard.press("Enter")
+    wait_for_pictures(page, 1, unit)
+    assert "--num-images 1 --batch-size 2 --condition-index " in page.input_value("#command textarea")
+    assert page.inner_text("#chosen") == f"Chosen: {unit}"
+    page.click("#any-unit")
+    page.wait_for_selector("#map:not(:has([aria-pressed='true']))")
+    page.click("#gallery .kept >> nth=9")
+    page.wait_for_function("document.querySelector('#details').innerText.includes('number 8, of 0 to 8')")
+    assert page.get_attribute("#gallery .kept >> nth=9", "aria-pressed") == "true"
+    brake.move(1)
+    page.click("#atlas")
+    page.wait_for_selector("#status progress")
+    page.click("#stop")
+    page.wait_for_function("document.querySelector('#status').innerText === 'Stopped.'")
+    brake.move(float("inf"))
+    page.click("#atlas")
+    page.wait_for_function("document.querySelector('#details').innerText.includes('Asked for\\none sample')")
+    assert "files/map.png" not in page.eval_on_selector("#map .map", "map => map.style.getPropertyValue('--sheet')")
+
+
+def drop(page, name, content):
+    """Drop a file on its place, as a browser says it."""
+    page.evaluate(
+        """([name, content]) => {
+            const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
+            const dataTransfer = new DataTransfer();
+            dataTransfer.items.add(new File([bytes], name));
+            for (const type of ['dragenter', 'dragover', 'drop'])
+                document.querySelector('.drop').dispatchEvent(
+                    new DragEvent(type, { dataTransfer, bubbles: true, cancelable: true }));
+        }""",
+        [name, base64.b64encode(content).decode()],
+    )
+
+
+def says(page, selector, text):
+    page.wait_for_function(
+        "([selector, text]) => document.querySelector(selector).innerText.includes(text)", arg=[selector, text]
+    )
+
+
+def test_a_picture_is_completed_and_all_is_saved(open_page, tmp_path):
+    page = open_page()
+    page.fill("#number input[type=number]", "2")
+    for name in ("sampling", "picture", "walk"):
+        page.click(f"#{name} .label-wrap")
+    page.click("#like")
+    says(page, "#status", "there is no picture yet: drop one in first")
+    Image.new("RGB", (64, 48), (200, 30, 60)).save(tmp_path / "red.png")
+    page.set_input_files("#drop input", tmp_path / "red.png")
+    says(page, "#drop", "red.png is 64×48; its central square was scaled to 32×32")
+    drop(page, "<b>no.png", b"no picture")
+    says(page, "#drop", "<b>no.png: not an image in a known format")
+    drop(page, "blue.png", (tmp_path / "red.png").read_bytes())
+    says(page, "#drop", "blue.png is 64×48")
+    assert page.get_attribute("#drop img", "alt") == "blue.png, as the model gets it"
+    page.click("#complete")
+    wait_for_pictures(page, 2, "blue.png, completed below row")
+    assert "--init-image blue.png --keep-rows 1" in page.input_value("#command textarea")
+    page.click("#detail")
+    wait_for_pictures(page, 2, "blue.png, new detail from stage 1")
+    with page.expect_download() as saved:
+        page.click("#save-picture")
+    assert saved.value.suggested_filename.endswith("_seed0_image_00000.png")
+    with Image.open(saved.value.path()) as image:
+        assert (image.size, image.text["from_stage"], image.text["seed"]) == ((32, 32), "1", "0")
+    # Settings that do not go together are said; the recipe's come back.
+    page.fill("#keep_beam-0 input", "9")
+    page.click("#go")
+    says(page, "#status", "stage 0: 'keep_beam' is 9, expected at most 'num_beam'")
+    page.click("#recipe")
+    page.wait_for_function("document.querySelector('#keep_beam-0 input').value !== '9'")
+    page.fill("#to input", "3")
+    page.fill("#steps input[type=number]", "4")
+    page.click("#walk-go")
+    wait_for_pictures(page, 4, "a walk from unit 0 to 3 in 4 steps")
+    assert "--condition-walk 0 3 --steps 4 --animate" in page.input_value("#command textarea")
+    with page.expect_download() as saved:
+        page.click("#zip")
+    with zipfile.ZipFile(saved.value.path()) as archive:
+        assert Counter(name.rpartition(".")[2] for name in archive.namelist()) == {
+            "webp": 1, "png": 4, "txt": 1, "json": 1,
+        }  # fmt: skip
+        assert archive.read("commands.txt").decode().count("python generate_images.py") == 5
+        assert Image.open(io.BytesIO(archive.read(archive.namelist()[0]))).format == "WEBP"
+
+
+def test_two_pages_have_their_own_pictures_and_one_that_goes_makes_way(open_page, server, brake):
+    one, two = open_page(), open_page()
+    for page, seed in ((one, "1"), (two, "2")):
+        page.fill("#number input[type=number]", "2")
+        page.fill("#seed input", seed)
+        page.click("#go")
+    for page, seed in ((one, "1"), (two, "2")):
+        wait_for_pictures(page, 2, f"Seed\n{seed}")
+        assert len(kept(page)) == 2
+    assert not set(kept(one)) & set(kept(two))
+    folders = {source.rsplit("/", 1)[0] for page in (one, two) for source in kept(page)}
+    assert len(folders) == 2
+    # The first one is held in the middle; the second one waits until the first one is closed.
+    studio = server[1]
+    brake.move(3)
+    one.click("#go")
+    one.wait_for_selector("#status progress")
+    held = studio.running
+    two.click("#go")
+    says(two, "#status", "Waiting: 1 request before this one.")
+    one.context.close()
+    two.wait_for_selector("#status progress")
+    assert (held.is_stopped, held.done) == (True, 3)
+    assert studio.running is not held
+    brake.move(float("inf"))
+    two.wait_for_function("document.querySelectorAll('#gallery img').length === 4")
+
+
+@pytest.mark.parametrize("colour", ["light", "dark"])
+def test_a_phone_scrolls_one_way_only(open_page, colour):
+    size = {"width": 390, "height": 844}
+    page = open_page(viewport=size, has_touch=True, is_mobile=True, color_scheme=colour)
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor") < "rgb(2"
+    assert dark == (colour == "dark")
+    for name in ("sampling", "picture", "walk"):
+        page.tap(f"#{name} .label-wrap")
+    page.fill("#number input[type=number]", "6")
+    page.tap("#map .tile >> nth=1")
+    wait_for_pictures(page, 6, "unit 1")
+    assert page.evaluate("[document.documentElement.scrollWidth, innerWidth]") == [390, 390]
+    assert page.locator("#live").bounding_box()["y"] < page.locator("#number").bounding_box()["y"]
