@@ -15,7 +15,7 @@ import json
 import logging
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -155,7 +155,7 @@ def inputs_of(cascade: Cascade, request: Request) -> dict[str, str]:
     for level, codebook in zip((CONDITION, *range(len(cascade.stages))), cascade.codebooks, strict=True):
         inputs[f"codebook {level}"] = codebook.fingerprint
     inputs |= {f"stage {number}": stage.fingerprint for number, stage in enumerate(cascade.stages)}
-    given = [request.conditions, *(tokens.tolist() for tokens in request.init_tokens)]
+    given = [request.conditions, *(tokens.tolist() for tokens in request.init_tokens), *map(asdict, request.places)]
     sampling = [sampling_of(config) for config in request.sampling]
     for name, value in {"sampling": sampling, "--condition-image or --init-image": given}.items():
         inputs[name] = checksum(json.dumps(value).encode())
@@ -266,13 +266,17 @@ def show(cascade: Cascade, arrays: dict[str, np.ndarray], folder: StepFolder, op
     for level, part in enumerate(tokens):
         save_grid(cascade.decode(part[:GRID], level).cpu(), folder.grid(level))
     if options.condition_atlas:
-        tiles = [cascade.decode(part).float().cpu() for part in tokens[-1].split(options.batch_size)]
-        save_image(on_map(torch.cat(tiles), cascade.codebooks[0]), folder.condition_atlas)
+        save_image(on_map(decoded(cascade, tokens[-1]), cascade.codebooks[0]), folder.condition_atlas)
     if options.animate and options.condition_walk:
-        save_walk(cascade.decode(tokens[-1]).cpu(), folder.walk(options.animate))
+        save_walk(decoded(cascade, tokens[-1]), folder.walk(options.animate))
     elif options.animate:
         frames = cascade.filling_in([part[:ANIMATED] for part in tokens], STEPS)
         save_animation([grid(frame.cpu()) for frame in frames], folder.animation(options.animate), SECONDS)
+
+
+def decoded(cascade: Cascade, tokens: torch.Tensor) -> torch.Tensor:
+    """The images (N, 3, H, W) of the last stage's tokens (N, T), decoded batch by batch."""
+    return torch.cat([cascade.decode(part).float().cpu() for part in tokens.split(cascade.batch_size)])
 
 
 if __name__ == "__main__":
