@@ -231,7 +231,7 @@ class PlaygroundPage:
         def on(event: Callable, handler: Callable, inputs: list | None = None, outputs: list | None = None) -> None:
             event(handler, inputs, outputs, trigger_mode="multiple", **quiet)
 
-        on(self.map.choose, self.choose_unit, settings, shown)
+        on(self.map.choose, self.choose_unit, settings, [*shown, self.start])
         on(self.any_unit.click, self.choose_any, None, [self.map, self.chosen])
         on(self.go.click, self.generate, settings, shown)
         on(self.atlas.click, self.draw_atlas, settings, shown)
@@ -267,7 +267,8 @@ class PlaygroundPage:
         page, unit = self.page_of(request), event.unit
         if isinstance(unit, int) and 0 <= unit < len(self.cascade.codebooks[0]):
             page.unit = unit
-        yield {self.map: self.map_value(page), self.chosen: self.chosen_text(page.unit)}
+        # A walk begins at the chosen unit, unless its field is changed after that.
+        yield {self.map: self.map_value(page), self.chosen: self.chosen_text(page.unit), self.start: page.unit}
         yield from self.make(page, settings, kind="sample", unit=page.unit)
 
     def choose_any(self, request: gr.Request) -> Updates:
