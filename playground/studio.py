@@ -3,10 +3,12 @@
 A page is known by the hash that Gradio gives it. Its pictures lie in a folder of its own, which goes when it does.
 """
 
+import ctypes
 import itertools
 import queue
 import secrets
 import shutil
+import sys
 import threading
 import time
 from collections import OrderedDict, deque
@@ -260,3 +262,14 @@ class Studio:
             self._run_errands()
             if self._running is not None:
                 self._running.run()
+                give_back_memory()
+
+
+def give_back_memory() -> None:
+    """Return freed memory to the system, which `utils.device.keep_memory` has told glibc to keep; takes milliseconds.
+
+    Requests have many shapes, and what is kept for one rarely fits the next: the process would grow for hours.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
