@@ -169,22 +169,23 @@ class PlaygroundPage:
     def add_results(self) -> None:
         """What was made."""
         with gr.Row(elem_id="results", equal_height=False):
-            with gr.Column(elem_classes="card second", scale=5, min_width=300):
-                gr.HTML("<h2>Pictures</h2>")
-                self.status = gr.HTML(status_text("Ready."), elem_id="status")
-                self.live = scripted("live", self.live_value())
+            with gr.Column(elem_id="shelf", scale=5, min_width=300):
+                with gr.Column(elem_classes="card second"):
+                    gr.HTML("<h2>Pictures</h2>")
+                    self.status = gr.HTML(status_text("Ready."), elem_id="status")
+                    self.live = scripted("live", self.live_value())
+                with gr.Column(elem_classes="card fifth"):
+                    with gr.Row(elem_classes="head"):
+                        gr.HTML("<h2>Gallery</h2>")
+                        self.zip = gr.Button("Download all as ZIP", size="sm", elem_id="zip", scale=0, min_width=170)
+                    self.gallery = scripted("gallery", self.gallery_value(None))
+                    self.save = scripted("save", {"src": "", "name": ""})
             with gr.Column(elem_classes="card fourth", scale=4, min_width=270):
                 self.details = gr.HTML(details_text(None), elem_id="details")
                 self.command = gr.Textbox(
                     label="The command that makes it again", lines=2, max_lines=12, interactive=False,
                     buttons=["copy"], elem_id="command", visible=False,
                 )  # fmt: skip
-        with gr.Column(elem_classes="card fourth"):
-            with gr.Row(elem_classes="head"):
-                gr.HTML("<h2>Gallery</h2>")
-                self.zip = gr.Button("Download all as ZIP", size="sm", elem_id="zip", scale=0, min_width=170)
-            self.gallery = scripted("gallery", self.gallery_value(None))
-            self.save = scripted("save", {"src": "", "name": ""})
 
     # --- Values of components ---
 
