@@ -35,8 +35,12 @@ class Options:
     pictures: int = option("pictures of a request", 9, low=1, high=36)
 
 
-def soak(model: Path, requests: int, pictures: int = 9) -> dict[str, float]:
-    """Make many requests of a page; returns seconds until the first stage's pictures are there, and bytes of memory."""
+def soak(model: Path, requests: int, pictures: int = 9) -> tuple[list[float], dict[int, int]]:
+    """Make many requests of a page, in turn.
+
+    Returns the seconds until the first stage's pictures were there, and the bytes that the server held after so many
+    requests: WARM, half of all, and all.
+    """
     from playwright.sync_api import sync_playwright
 
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -61,12 +65,17 @@ def soak(model: Path, requests: int, pictures: int = 9) -> dict[str, float]:
         server.wait()
 
 
-def use(page: "playwright.sync_api.Page", process: int, requests: int, pictures: int) -> dict[str, float]:  # noqa: F821
-    """Click units in turn, and something else after every tenth one."""
+def use(
+    page: "playwright.sync_api.Page",  # noqa: F821
+    process: int,
+    requests: int,
+    pictures: int,
+) -> tuple[list[float], dict[int, int]]:
+    """Click units in turn, and something else after every tenth one; see `soak`."""
     page.fill("#number input[type=number]", str(pictures))
     page.click("#walk .label-wrap")
     page.fill("#steps input[type=number]", "4")
-    units, waits, warm = page.locator("#map .tile").count(), [], 0
+    units, waits, memory = page.locator("#map .tile").count(), [], {}
     for request in range(requests):
         # Generation shows the conditions at once; what counts is what the first stage has written.
         page.evaluate("document.querySelector('#status p').textContent = ''")
@@ -81,9 +90,9 @@ def use(page: "playwright.sync_api.Page", process: int, requests: int, pictures:
             if request // 10 % 4 in (1, 2):
                 page.wait_for_function("!document.querySelector('#status').innerText.startsWith('Done')")
                 wait_until_done(page)
-        if request + 1 == WARM:
-            warm = resident(process)
-    return {"median": statistics.median(waits), "max": max(waits), "warm": warm, "end": resident(process)}
+        if request + 1 in (WARM, requests // 2, requests):
+            memory[request + 1] = resident(process)
+    return waits, memory
 
 
 def wait_until_done(page: "playwright.sync_api.Page") -> None:  # noqa: F821
@@ -100,11 +109,11 @@ def resident(process: int) -> int:
 def main(argv: list[str] | None = None) -> None:
     """Parse, soak, print."""
     options = parse_options(Options, __doc__, argv)
-    found = soak(options.model, options.requests, options.pictures)
+    waits, memory = soak(options.model, options.requests, options.pictures)
     print(f"| {options.pictures} pictures a request | |\n|---|---|")
-    print(f"| first stage's pictures after | {found['median']:.2f} s, at most {found['max']:.2f} s |")
-    print(f"| memory after {WARM} requests | {found['warm'] / 1e6:.0f} MB |")
-    print(f"| memory after {options.requests} requests | {found['end'] / 1e6:.0f} MB |")
+    print(f"| first stage's pictures after | {statistics.median(waits):.2f} s, at most {max(waits):.2f} s |")
+    for number, size in memory.items():
+        print(f"| memory after {number} requests | {size / 1e6:.0f} MB |")
 
 
 if __name__ == "__main__":

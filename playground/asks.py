@@ -96,6 +96,11 @@ class Model:
     device: str = "auto"
     precision: str = "auto"
 
+    @property
+    def name(self) -> str:
+        """What the model is called: its folder."""
+        return self.path.resolve().name
+
     def command(self, ask: Ask) -> str:
         """The command that makes the pictures of `ask` again, for a shell."""
         words = ["--model", str(self.path), *self._what(ask), "--seed", str(ask.seed)]

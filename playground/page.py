@@ -1,4 +1,4 @@
-"""The page: its layout, and what happens when something on it is used."""
+"""The events of the page: what happens when something on it is used."""
 
 import logging
 import random
@@ -9,7 +9,8 @@ from queue import Empty
 
 import gradio as gr
 
-from playground.asks import KEYS, MOST, NAMES, Ask, recipe_values, sampling_from
+from playground.asks import Ask, recipe_values, sampling_from
+from playground.layout import STEPS, Layout, source
 from playground.studio import TELL, Job, Made, Page, Studio
 from playground.texts import DROP_HINT, details_text, drop_value, status_text, url, write_zip
 from playground.uploads import MOST_BYTES, Upload, inside, read_upload
@@ -19,208 +20,26 @@ from utils.images import to_tensor, write_png
 
 log = logging.getLogger(__name__)
 
-HERE = Path(__file__).parent
 SEEDS = 2**32
 UPLOADS_KEPT = (600, 3600)  # seconds between two looks at files that were given and never used, and how old they get
-STEPS = (2, 60)  # of a walk
-LIVE_HINT = "Choose a unit of the map, or press Generate."
 Updates = dict[gr.blocks.Block, object]
 
 
-def source(name: str) -> str:
-    """A file beside this one: a script of a component, or the style."""
-    return (HERE / name).read_text(encoding="utf-8")
-
-
-def scripted(name: str, value: dict, **more: object) -> gr.HTML:
-    """A component that the script of this name draws from its value."""
-    script = source(f"{name}.js")
-    return gr.HTML(value, html_template="", js_on_load=script, elem_id=name, apply_default_css=False, **more)
-
-
-class PlaygroundPage:
-    """The components of the page, and their events. One object serves all pages; what is theirs the studio keeps."""
+class PlaygroundPage(Layout):
+    """The page and its events. One object serves all pages; what is theirs the studio keeps."""
 
     def __init__(self, studio: Studio, uploads: Path) -> None:
-        self.studio, self.model, self.uploads = studio, studio.model, uploads
-        self.cascade = self.model.cascade
-        height, width = self.cascade.image_size
-        self.ratio = f"{width} / {height}"
-        self.first_map = studio.folder / "map.png"
-        save_units(decode_units(self.cascade), self.cascade.codebooks[0], self.first_map)
+        self.studio, self.uploads = studio, uploads
+        first_map, cascade = studio.folder / "map.png", studio.model.cascade
+        save_units(decode_units(cascade), cascade.codebooks[0], first_map)
         with gr.Blocks(
-            title=f"Playground: {self.name}", analytics_enabled=False, fill_width=True, delete_cache=UPLOADS_KEPT
+            title=f"Playground: {studio.model.name}",
+            analytics_enabled=False,
+            fill_width=True,
+            delete_cache=UPLOADS_KEPT,
         ) as self.blocks:
-            gr.HTML(self.intro(), elem_id="intro")
-            with gr.Row(elem_id="columns"):
-                with gr.Column(scale=4, min_width=320):
-                    self.add_map()
-                    self.add_settings()
-                    self.add_sampling()
-                    self.add_picture()
-                    self.add_walk()
-                with gr.Column(scale=7, min_width=320):
-                    self.add_results()
+            super().__init__(studio.model, first_map)
             self.connect()
-
-    @property
-    def name(self) -> str:
-        """What the model is called: its folder."""
-        return self.model.path.resolve().name
-
-    # --- Layout ---
-
-    def intro(self) -> str:
-        """What model this is."""
-        height, width = self.cascade.image_size
-        grids = [f"{stage.config.fine.height}×{stage.config.fine.width}" for stage in self.cascade.stages]
-        return (
-            f"<h1>{escape(self.name)}</h1><p>This model makes pictures of {width}×{height} pixels from coarse to fine: "
-            f"a condition, one of {len(self.cascade.codebooks[0])} units of a map, then tokens in {len(grids)} "
-            f"stages ({', '.join(grids)}). Everything runs on the machine that serves this page; "
-            "nothing is sent anywhere else.</p>"
-        )
-
-    def add_map(self) -> None:
-        """The condition map, and what goes with it."""
-        places = self.cascade.codebooks[0].coordinates.tolist()
-        shape = [max(place[axis] for place in places) + 1 for axis in (0, 1)]
-        with gr.Column(elem_classes="card first"):
-            gr.HTML("<h2>Condition map</h2><p>Each tile is a unit. Choose one, and pictures of it are made.</p>")
-            self.map = scripted("map", self.map_value(None), places=places, shape=shape, ratio=self.ratio)
-            self.chosen = gr.HTML(self.chosen_text(None), elem_id="chosen")
-            with gr.Row():
-                self.any_unit = gr.Button("Any unit", size="sm", elem_id="any-unit", scale=2, min_width=90)
-                self.atlas = gr.Button("Draw one sample per unit", size="sm", elem_id="atlas", scale=3, min_width=170)
-
-    def add_settings(self) -> None:
-        """What every request has."""
-        with gr.Column(elem_classes="card third"):
-            self.number = gr.Slider(1, MOST, 9, step=1, label="Pictures", elem_id="number", buttons=[])
-            with gr.Row():
-                self.seed = gr.Number(0, label="Seed", precision=0, elem_id="seed", min_width=90)
-                self.dice = gr.Button("New seed", size="sm", elem_id="dice", min_width=90)
-            choices = [("any", ""), *((label, label) for label in self.cascade.labels)]
-            self.label = gr.Dropdown(choices, value="", label="Label", visible=bool(self.cascade.labels))
-            with gr.Row():
-                self.go = gr.Button("Generate", variant="primary", elem_id="go")
-                self.stop = gr.Button("Stop", elem_id="stop")
-
-    def add_sampling(self) -> None:
-        """How each stage samples."""
-        self.sampling: list[gr.Number] = []
-        guided = [bool(stage.config.transformer.condition_dropout) for stage in self.cascade.stages]
-        with gr.Accordion("Sampling of each stage", open=False, elem_id="sampling", elem_classes="card"):
-            if not all(guided):
-                which = ", ".join(str(number) for number, can_guide in enumerate(guided) if not can_guide)
-                reason = f"No guidance in stage {which}: trained without <code>condition_dropout</code>."
-                gr.HTML(f"<p>{reason}</p>")
-            for number, (stage, config) in enumerate(zip(self.cascade.stages, self.cascade.configs, strict=True)):
-                grid, values, can_guide = stage.config.fine, recipe_values(config), guided[number]
-                gr.HTML(f"<h3>Stage {number}: {grid.height}×{grid.width} tokens</h3>")
-                with gr.Row(elem_classes="numbers"):
-                    for key, name, value in zip(KEYS, NAMES, values, strict=True):
-                        whole = {"precision": 0} if "beam" in key else {"step": 0.05}
-                        self.sampling.append(
-                            gr.Number(
-                                value, label=name, min_width=80, **whole,
-                                visible=key != "guidance_scale" or can_guide, elem_id=f"{key}-{number}",
-                            )
-                        )  # fmt: skip
-            self.recipe = gr.Button("Back to the recipe's settings", size="sm", elem_id="recipe")
-
-    def add_picture(self) -> None:
-        """A picture to start from."""
-        rows = self.cascade.stages[0].config.fine.height
-        with gr.Accordion("Start from a picture", open=False, elem_id="picture", elem_classes="card"):
-            self.drop = scripted("drop", drop_value(), most=MOST_BYTES)
-            self.like = gr.Button("More like it", size="sm", elem_id="like")
-            with gr.Row():
-                stages = range(1, len(self.cascade.stages))
-                self.from_stage = gr.Dropdown(
-                    list(stages), value=stages[0] if stages else None, label="Stage", elem_id="from-stage",
-                    min_width=90, visible=bool(stages),
-                )  # fmt: skip
-                self.detail = gr.Button(
-                    "New detail from this stage", size="sm", elem_id="detail", scale=2, visible=bool(stages)
-                )
-            with gr.Row():
-                self.keep_rows = gr.Slider(
-                    1, max(2, rows - 1), max(1, rows // 2), step=1, label=f"Row, of {rows}", elem_id="rows",
-                    visible=rows > 1, buttons=[],
-                )  # fmt: skip
-                self.complete = gr.Button(
-                    "Complete it below this row", size="sm", elem_id="complete", scale=2, visible=rows > 1
-                )
-
-    def add_walk(self) -> None:
-        """A walk over the map."""
-        last = len(self.cascade.codebooks[0]) - 1
-        with gr.Accordion("Walk over the map", open=False, elem_id="walk", elem_classes="card"):
-            with gr.Row():
-                self.start = gr.Number(0, label=f"From unit, 0 to {last}", precision=0, elem_id="from", min_width=110)
-                self.take_start = gr.Button("Take the chosen unit", size="sm", elem_id="take-from")
-            with gr.Row():
-                self.end = gr.Number(last, label=f"To unit, 0 to {last}", precision=0, elem_id="to", min_width=110)
-                self.take_end = gr.Button("Take the chosen unit", size="sm", elem_id="take-to")
-            self.steps = gr.Slider(*STEPS, 24, step=1, label="Steps", elem_id="steps", buttons=[])
-            self.walk = gr.Button("Walk", variant="primary", elem_id="walk-go")
-
-    def add_results(self) -> None:
-        """What was made."""
-        with gr.Row(elem_id="results", equal_height=False):
-            with gr.Column(elem_classes="card second", scale=5, min_width=300):
-                gr.HTML("<h2>Pictures</h2>")
-                self.status = gr.HTML(status_text("Ready."), elem_id="status")
-                self.live = scripted("live", self.live_value())
-            with gr.Column(elem_classes="card fourth", scale=4, min_width=270):
-                self.details = gr.HTML(details_text(None), elem_id="details")
-                self.command = gr.Textbox(
-                    label="The command that makes it again", lines=2, max_lines=12, interactive=False,
-                    buttons=["copy"], elem_id="command", visible=False,
-                )  # fmt: skip
-        with gr.Column(elem_classes="card fourth"):
-            with gr.Row(elem_classes="head"):
-                gr.HTML("<h2>Gallery</h2>")
-                self.zip = gr.Button("Download all as ZIP", size="sm", elem_id="zip", scale=0, min_width=170)
-            self.gallery = scripted("gallery", self.gallery_value(None))
-            self.save = scripted("save", {"src": "", "name": ""})
-
-    # --- Values of components ---
-
-    def map_value(self, page: Page | None) -> dict:
-        """The picture of the map, and the chosen unit."""
-        path = page.map_path if page and page.map_path else self.first_map
-        return {"src": url(path), "chosen": page.unit if page else None}
-
-    def chosen_text(self, unit: int | None) -> str:
-        """The chosen unit, in words."""
-        return f"<p>Chosen: <strong>{'any unit, by its use' if unit is None else f'unit {unit}'}</strong></p>"
-
-    def live_value(self, sheet: Sheet | None = None, keys: tuple[str, ...] = ()) -> dict:
-        """The pictures of the request that runs, which can be chosen once they have keys."""
-        value = {"number": 0, "columns": 1, "src": "", "name": ""}
-        if sheet is not None:
-            value = {"number": sheet.number, "columns": sheet.columns, "src": url(sheet.path), "name": sheet.name}
-        return value | {"keys": list(keys), "ratio": self.ratio, "hint": LIVE_HINT}
-
-    def gallery_value(self, page: Page | None, chosen: Made | None = None) -> dict:
-        """All pictures of a page."""
-        items = [
-            {"key": made.key, "src": url(made.path), "alt": made.title, "ratio": self.ratio}
-            for made in (page.made if page else ())
-        ]
-        return {"items": items, "chosen": chosen.key if chosen else None, "hint": "Nothing yet."}
-
-    def choice(self, page: Page, made: Made) -> Updates:
-        """What changes when a picture is chosen."""
-        return {
-            self.gallery: self.gallery_value(page, made),
-            self.details: details_text(made),
-            self.command: gr.Textbox(value=made.command, visible=True),
-        }
-
-    # --- Events ---
 
     def connect(self) -> None:
         """Say what happens when something is used."""
@@ -231,7 +50,7 @@ class PlaygroundPage:
         def on(event: Callable, handler: Callable, inputs: list | None = None, outputs: list | None = None) -> None:
             event(handler, inputs, outputs, trigger_mode="multiple", **quiet)
 
-        on(self.map.choose, self.choose_unit, settings, shown)
+        on(self.map.choose, self.choose_unit, settings, [*shown, self.start])
         on(self.any_unit.click, self.choose_any, None, [self.map, self.chosen])
         on(self.go.click, self.generate, settings, shown)
         on(self.atlas.click, self.draw_atlas, settings, shown)
@@ -267,7 +86,8 @@ class PlaygroundPage:
         page, unit = self.page_of(request), event.unit
         if isinstance(unit, int) and 0 <= unit < len(self.cascade.codebooks[0]):
             page.unit = unit
-        yield {self.map: self.map_value(page), self.chosen: self.chosen_text(page.unit)}
+        # A walk begins at the chosen unit, unless its field is changed after that.
+        yield {self.map: self.map_value(page), self.chosen: self.chosen_text(page.unit), self.start: page.unit}
         yield from self.make(page, settings, kind="sample", unit=page.unit)
 
     def choose_any(self, request: gr.Request) -> Updates:
@@ -306,6 +126,14 @@ class PlaygroundPage:
         """Walk from a unit to another."""
         ends, steps = (start, end), int(min(max(steps, STEPS[0]), STEPS[1]))
         yield from self.make(self.page_of(request), settings, kind="walk", ends=ends, steps=steps)
+
+    def choice(self, page: Page, made: Made) -> Updates:
+        """What changes when a picture is chosen."""
+        return {
+            self.gallery: self.gallery_value(page, made),
+            self.details: details_text(made),
+            self.command: gr.Textbox(value=made.command, visible=True),
+        }
 
     def make(self, page: Page, settings: tuple, **what: object) -> Iterator[Updates]:
         """Queue a request of a page, and pass on what comes of it."""

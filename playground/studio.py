@@ -18,6 +18,7 @@ import torch
 
 from playground.asks import Model
 from playground.uploads import Upload
+from utils.device import give_back_memory
 from utils.files import UserError
 
 WAITING = 16  # requests that may wait for their turn
@@ -260,3 +261,4 @@ class Studio:
             self._run_errands()
             if self._running is not None:
                 self._running.run()
+                give_back_memory()

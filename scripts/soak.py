@@ -61,7 +61,7 @@ class Options:
     sample: int | None = option("places of each script to kill it at, drawn at random", None, unset="all", low=1)
     rounds: int = option("rounds in which each script is killed at random times", 3, low=0)
     seed: int = option("seed of what is drawn at random", 0)
-    requests: int = option("requests of the page of scripts.playground", 200, low=0)
+    requests: int = option("requests of the page of scripts.playground, 0 or more than 20", 200, low=0)
 
 
 @dataclass(frozen=True)
@@ -301,11 +301,12 @@ def ask_for_pictures(run: Path, number: int) -> list[str]:
     """Ask the page of a run for pictures many times in a row; return a line if that takes more and more memory."""
     from benchmarks.playground import soak  # needs the packages of the page and of its tests
 
-    found = soak(run, number)
-    line = f"memory of the playground after 20 requests {found['warm'] / 1e6:.0f} MB, "
-    line += f"after {number} {found['end'] / 1e6:.0f} MB"
+    _, memory = soak(run, number)
+    line = "memory of the playground: "
+    line += ", ".join(f"{size / 1e6:.0f} MB after {count} requests" for count, size in memory.items())
     print(line)
-    return [line] if found["end"] > found["warm"] * (1 + GROWTH) else []
+    warm, *_, end = memory.values()
+    return [line] if end > warm * (1 + GROWTH) else []
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -357,6 +357,15 @@ def free_port():
         return found.getsockname()[1]
 
 
+def post_file(port, content):
+    """Upload a file, past the page; return the status."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    head = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    connection.request("POST", "/gradio_api/upload", head + content + b"\r\n--b--\r\n", headers)
+    return connection.getresponse().status
+
+
 # Refuses what would leave this machine, and then runs the script.
 LOCAL = """
 import socket, sys
@@ -414,6 +423,7 @@ def test_the_server_gives_no_file_away_and_ends_at_once(tiny_run, tmp_path):
         "/docs", "/openapi.json", "/gradio_api/openapi.json", "/gradio_api/runs", "/static/../../../etc/passwd",
     ):  # fmt: skip
         assert get(path)[0] == 404, path
+    assert post_file(port, bytes(20_000_001)) == 413
     server.send_signal(signal.SIGTERM)
     out, err = server.communicate(timeout=5)
     assert (server.returncode, out, err) == (143, "", "")

@@ -157,6 +157,8 @@ def test_a_click_on_a_unit_makes_pictures_stage_by_stage(open_page, server, brak
     wait_for_pictures(page, 1, unit)
     assert "--num-images 1 --batch-size 2 --condition-index " in page.input_value("#command textarea")
     assert page.inner_text("#chosen") == f"Chosen: {unit}"
+    page.click("#walk .label-wrap")
+    assert f"unit {page.input_value('#from input')}" == unit
     page.click("#any-unit")
     page.wait_for_selector("#map:not(:has([aria-pressed='true']))")
     page.click("#gallery .kept >> nth=9")

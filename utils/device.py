@@ -114,3 +114,14 @@ def keep_memory() -> None:
         m_trim_threshold, m_mmap_threshold = -1, -3  # of malloc.h
         libc.mallopt(m_mmap_threshold, 2**25)  # the largest value that it accepts
         libc.mallopt(m_trim_threshold, 2**30)
+
+
+def give_back_memory() -> None:
+    """Return freed memory to the system after all, in milliseconds.
+
+    For a process that serves requests of many shapes: what `keep_memory` keeps for one rarely fits the next, so the
+    process would grow for hours.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
