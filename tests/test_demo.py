@@ -40,15 +40,17 @@ def headings(output):
 
 @pytest.fixture
 def shorter(tmp_path):
-    """The project with a recipe of a third of the steps."""
+    """The project with a recipe of a tenth of the steps and a third of the images."""
     root = tmp_path / "project"
     root.mkdir()
     for path in ROOT.iterdir():
         if path.name not in ("configs", "out"):
             (root / path.name).symlink_to(path)
     recipe = shutil.copytree(ROOT / "configs", root / "configs") / "tiny-32/recipe.sh"
-    steps = {"1500": "500", "500": "170"}
-    recipe.write_text(re.sub(r"(?<=-step )(1500|500)\b", lambda found: steps[found[1]], recipe.read_text()))
+    fewer = {"1500": "150", "1000": "350", "500": "50", "300": "30"}
+    recipe.write_text(
+        re.sub(r"(?<=-step |MAGES=)(\d+)\b", lambda found: fewer.get(found[1], found[1]), recipe.read_text())
+    )
     return root
 
 
