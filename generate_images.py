@@ -81,10 +81,7 @@ class RequestOptions(ModelOptions):
         is_fixed=True,
     )
     condition_walk: tuple[str, ...] = option(
-        "two units of the condition codebook, or two images: walk from one to the other",
-        (),
-        exclusive="condition",
-        is_fixed=True,
+        "two units of the condition codebook, or two images: walk from one to the other", (), exclusive="condition"
     )
     steps: int = option("images of a walk", 24, low=2, is_fixed=True)
     label: tuple[str, ...] = option("labels of the data set, for a base stage with `use_labels`", (), is_fixed=True)
@@ -157,7 +154,7 @@ def inputs_of(cascade: Cascade, request: Request) -> dict[str, str]:
     inputs |= {f"stage {number}": stage.fingerprint for number, stage in enumerate(cascade.stages)}
     given = [request.conditions, *(tokens.tolist() for tokens in request.init_tokens), *map(asdict, request.places)]
     sampling = [sampling_of(config) for config in request.sampling]
-    for name, value in {"sampling": sampling, "--condition-image or --init-image": given}.items():
+    for name, value in {"sampling": sampling, "given units or images": given}.items():
         inputs[name] = checksum(json.dumps(value).encode())
     return inputs
 

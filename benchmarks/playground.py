@@ -23,7 +23,9 @@ from utils.options import option, parse_options
 
 ROOT = Path(__file__).parent.parent
 WARM = 20  # requests after which memory is read for the first time
-TIMEOUT = 30_000  # milliseconds
+TIMEOUT = 60_000  # milliseconds
+# What is clicked after every tenth request, and how the picture begins that it makes.
+OTHERS = (("#dice", ""), ("#atlas", "Condition atlas"), ("#walk-go", "Walk from"), ("#zip", ""))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,26 +80,20 @@ def use(
     units, waits, memory = page.locator("#map .tile").count(), [], {}
     for request in range(requests):
         # Generation shows the conditions at once; what counts is what the first stage has written.
-        page.evaluate("document.querySelector('#status p').textContent = ''")
         page.evaluate("document.querySelector('#live [role=group]').ariaLabel = ''")
         begun = time.monotonic()
         page.click(f"#map .tile >> nth={request % units}")
         page.wait_for_selector("#live [aria-label^='Pictures, after stage']")
         waits.append(time.monotonic() - begun)
-        wait_until_done(page)
+        page.wait_for_selector(f"#details img[alt^='Picture 0, unit {request % units},']")
         if request % 10 == 9:
-            page.click(("#dice", "#atlas", "#walk-go", "#zip")[request // 10 % 4])
-            if request // 10 % 4 in (1, 2):
-                page.wait_for_function("!document.querySelector('#status').innerText.startsWith('Done')")
-                wait_until_done(page)
+            button, made = OTHERS[request // 10 % len(OTHERS)]
+            page.click(button)
+            if made:
+                page.wait_for_selector(f"#details img[alt^='{made}']")
         if request + 1 in (WARM, requests // 2, requests):
             memory[request + 1] = resident(process)
     return waits, memory
-
-
-def wait_until_done(page: "playwright.sync_api.Page") -> None:  # noqa: F821
-    """Wait until a request has ended."""
-    page.wait_for_function("document.querySelector('#status').innerText.startsWith('Done')")
 
 
 def resident(process: int) -> int:

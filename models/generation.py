@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -15,12 +16,12 @@ from models.decoding import make_ready
 from models.requests import GenerationConfig, Place, Request, Values, change_sampling, load_generation_config, pick
 from models.walk import way
 from utils.checkpoint import check_origins
-from utils.device import choose_device, choose_dtype
+from utils.device import PRECISIONS, choose_device, choose_dtype
 from utils.distributed import own
 from utils.files import UserError
 from utils.images import Picture, to_pil, to_tensor
 from utils.progress import progress
-from utils.run_folder import RunFolder
+from utils.run_folder import ExportedFolder, RunFolder
 from utils.sampling import SamplingConfig, image_generator, uniform_draws
 
 Pictures = list[Image.Image] | torch.Tensor
@@ -82,11 +83,17 @@ class Cascade:
         uses torch.compile. Raises `UserError` naming the file that is missing, damaged, or of another model.
         """
         folder, place = RunFolder.open(Path(path)), choose_device(device)
+        if precision not in PRECISIONS:
+            raise UserError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
+        if batch_size < 1:
+            raise UserError(f"batch_size {batch_size}: expected at least 1")
         if not folder.generation.is_file():
             raise UserError(
                 f"{path}: holds no {folder.generation.name}; give the folder of a finished run, or of an exported model"
             )
         configs, dtype = load_generation_config(folder.generation), choose_dtype(place, precision)
+        if isinstance(folder, ExportedFolder):
+            folder.check_inside(configs)
         decoder = Autoencoder.load(folder.decoding.latest).to(place)
         return cls(configs, folder.path, decoder, place, dtype, batch_size, compiled)
 
@@ -112,17 +119,17 @@ class Cascade:
         """Raise `UserError` naming the flag that this cascade cannot satisfy."""
         num_units = len(self.codebooks[0])
         for unit in request.conditions:
-            if not 0 <= unit < num_units:
+            if unit not in range(num_units):
                 raise UserError(f"unit {unit}: the condition codebook has units 0 to {num_units - 1}")
         for name in request.labels:
             if name not in self.labels:
                 known = ", ".join(self.labels) or "none: train its base stage with 'use_labels'"
-                raise UserError(f"--label {name}: this model does not know it; labels that it knows: {known}")
-        if request.from_stage >= len(self.stages):
-            raise UserError(f"--from-stage {request.from_stage}: the stages are 0 to {len(self.stages) - 1}")
+                raise UserError(f"label {name!r}: this model does not know it; labels that it knows: {known}")
+        if request.from_stage not in range(len(self.stages)):
+            raise UserError(f"stage {request.from_stage}: the stages are 0 to {len(self.stages) - 1}")
         rows = self.stages[0].config.fine.height
-        if request.keep_rows > rows:
-            raise UserError(f"--keep-rows {request.keep_rows}: the base stage's grid, whose rows count, has {rows}")
+        if request.keep_rows not in range(rows + 1):
+            raise UserError(f"{request.keep_rows} rows to keep: the base stage's grid, whose rows count, has {rows}")
         for number, (stage, config) in enumerate(zip(self.stages, request.sampling or self.configs, strict=True)):
             _check_guidance(f"stage {number}", stage, config)
 
@@ -144,7 +151,8 @@ class Cascade:
         again. `sampling` are keys of `SamplingConfig`, such as temperature=0.8, or temperature=(1, 0.6, 0.4) with a
         value for each stage. Raises `UserError` naming what this model cannot do.
         """
-        return self._make(Request(seed, tuple(conditions), labels=tuple(labels)), number, as_tensor, sampling)
+        names = (labels,) if isinstance(labels, str) else tuple(labels)
+        return self._make(Request(seed, tuple(conditions), labels=names), number, as_tensor, sampling)
 
     def like(
         self,
@@ -157,7 +165,7 @@ class Cascade:
     ) -> Pictures:
         """Generate images with the conditions of these, by default as many; see `tokens` and `sample`."""
         conditions = tuple(self.tokens(images)[0].flatten().tolist())
-        return self._make(Request(seed, conditions), number or len(conditions), as_tensor, sampling)
+        return self._make(Request(seed, conditions), number, as_tensor, sampling)
 
     def complete(
         self,
@@ -171,8 +179,7 @@ class Cascade:
     ) -> Pictures:
         """Keep what the first `rows` rows of the base stage's grid cover of these images, and write the rest."""
         tokens = self.tokens(images)
-        request = Request(seed, init_tokens=tokens, keep_rows=rows)
-        return self._make(request, number or len(tokens[0]), as_tensor, sampling)
+        return self._make(Request(seed, init_tokens=tokens, keep_rows=rows), number, as_tensor, sampling)
 
     def detail(
         self,
@@ -186,8 +193,7 @@ class Cascade:
     ) -> Pictures:
         """Keep the tokens of these images that are coarser than those of `stage`, and write new ones from there on."""
         tokens = self.tokens(images)
-        request = Request(seed, init_tokens=tokens, from_stage=stage)
-        return self._make(request, number or len(tokens[0]), as_tensor, sampling)
+        return self._make(Request(seed, init_tokens=tokens, from_stage=stage), number, as_tensor, sampling)
 
     def walk(
         self,
@@ -205,7 +211,7 @@ class Cascade:
 
     def way(self, start: int | Picture, end: int | Picture, steps: int) -> tuple[Place, ...]:
         """The places of a walk over the condition map; see `models.walk.way`."""
-        units = [unit if isinstance(unit, int) else int(self.tokens(unit)[0]) for unit in (start, end)]
+        units = [int(unit if isinstance(unit, Integral) else self.tokens(unit)[0][0]) for unit in (start, end)]
         self.check(Request(conditions=tuple(units)))
         return way(self.codebooks[0], *units, steps)
 
@@ -224,7 +230,13 @@ class Cascade:
         """Tokens (N, T) of the condition (level 0), of a stage (from 1), by default the last → images (N, 3, H, W)."""
         return self.decoder.decode(self.codebooks[level].lookup(tokens))
 
-    def _make(self, request: Request, number: int, as_tensor: bool, sampling: dict[str, Values]) -> Pictures:
+    def _make(self, request: Request, number: int | None, as_tensor: bool, sampling: dict[str, Values]) -> Pictures:
+        """`number` pictures of a request, by default one for each image that was given."""
+        number = (
+            len(request.init_tokens[0] if request.init_tokens else request.conditions) if number is None else number
+        )
+        if number < 1:
+            raise UserError(f"{number} pictures were asked for, expected at least 1")
         request = dataclasses.replace(request, sampling=change_sampling(self.configs, **sampling))
         self.check(request)
         made = [self.decode(tokens[-1]).float().cpu() for _, tokens, _ in self.batches(request, number, "images")]

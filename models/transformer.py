@@ -4,6 +4,7 @@ Sources: pre-norm and gated MLP (Shazeer 2020, "GLU variants improve transformer
 al. 2020). Positions are learned, a vector a row and one a column.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,7 @@ from utils.draws import draw
 from utils.options import check_ranges, option
 
 Attend = Callable[..., torch.Tensor]
+LARGEST = 2**16  # rows, columns and units of a grid, and widths: a config may come from a stranger
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,12 @@ class TransformerConfig:
     model_lr: float = option("peak learning rate, for steps of 2,048 tokens", low=0)
     use_sliding_window: bool = option("whether a token sees only the tokens of a window, and the first token")
     sliding_window: int = option("tokens of the window, itself counted", low=2)
-    num_enc_layers: int = option("layers of the encoder; a base stage has none", low=0)
-    num_dec_layers: int = option("layers of the decoder", low=1)
+    num_enc_layers: int = option("layers of the encoder; a base stage has none", low=0, high=1024)
+    num_dec_layers: int = option("layers of the decoder", low=1, high=1024)
     self_attn_heads: int = option("heads of self-attention; they must divide `in_dim`", low=1)
     cross_attn_heads: int = option("heads of cross-attention; they must divide `in_dim`", low=1)
-    in_dim: int = option("width", low=1)
-    hidden_dim: int = option("width inside the MLP, which is gated: one half multiplies the other", low=1)
+    in_dim: int = option("width", low=1, high=LARGEST)
+    hidden_dim: int = option("width inside the MLP, which is gated: one half multiplies the other", low=1, high=LARGEST)
     hidden_activation: str = option("activation of the MLP", choices=ACTIVATIONS)
     dropout: float = option("share of channels dropped in embeddings and blocks", 0.0, low=0, below=1)
     weight_decay: float = option("share that a step at the peak rate takes from matrices", 3e-4, low=0)
@@ -54,6 +56,11 @@ class Grid:
     height: int
     width: int
     num_units: int
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if not 1 <= getattr(self, field.name) <= LARGEST:
+                raise ValueError(f"{field.name!r} is {getattr(self, field.name)}, expected 1 to {LARGEST}")
 
     @property
     def length(self) -> int:

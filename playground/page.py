@@ -275,7 +275,7 @@ class PlaygroundPage(Layout):
             gr.Warning("there are no pictures yet")
             return gr.skip()
         path = page.new_path("pictures.zip")
-        write_zip(page.made, path)
+        self.studio.do(lambda job: write_zip(page.made, path))  # by the thread that also drops pictures
         page.keep_one("archive", path)
         return {self.save: {"src": url(path), "name": path.name}}
 

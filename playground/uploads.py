@@ -19,7 +19,6 @@ class Upload:
 
     name: str  # of the file that was given
     tokens: tuple[torch.Tensor, ...] = field(repr=False)  # of the condition and of each stage, each (1, T)
-    note: str = ""  # what was done to fit it
 
     @property
     def as_argument(self) -> str:

@@ -1,5 +1,6 @@
 """The model card of an exported model: the README.md that the Hugging Face Hub reads and shows."""
 
+import shlex
 from pathlib import Path
 
 from evaluation.tables import markdown
@@ -7,7 +8,7 @@ from models.generation import Cascade
 from reporting.run import Run, read_run
 from utils.exported import ModelConfig
 from utils.plan import duration
-from utils.run_folder import ExportedFolder, RunFolder
+from utils.run_folder import RunFolder
 
 TAGS = ("image-generation", "autoregressive", "self-organizing-map", "vector-quantization")
 UNKNOWN = """\
@@ -26,16 +27,16 @@ def make_card(run: RunFolder, model: Cascade, config: ModelConfig, name: str, da
     `data` are the licence of the training images, by its name on the Hub, and what is to be said of them; without it
     the card asks for both.
     """
-    trained = None if isinstance(run, ExportedFolder) else read_run(run)
+    trained = read_run(run)
     licence, origin = data or ("unknown", UNKNOWN)
     parts = [
         front_matter(licence),
-        f"# {name}",
+        f"# {' '.join(name.split())}",
         "![samples](samples.png)",
         describe(model, config),
         f"## The training images\n\n{origin}",
-        "" if trained is None else how_trained(trained),
-        "" if trained is None else evaluated(trained, config.dtype),
+        how_trained(trained, config),
+        evaluated(trained, config.dtype),
         how_to_load(name),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -65,10 +66,10 @@ def describe(model: Cascade, config: ModelConfig) -> str:
     ) + "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
 
 
-def how_trained(run: Run) -> str:
-    """What each training did: steps, time, device."""
-    rows = []
-    for step in run.steps.values():
+def how_trained(run: Run, config: ModelConfig) -> str:
+    """What each training of the exported parts did: steps, time, device."""
+    rows, names = [], {Path(file).stem for file in config.parts} | {run.folder.decoder.name}
+    for step in (step for step in run.steps.values() if step.folder.name in names):
         for job in step.jobs.values():
             if job.last.script.startswith("train_"):
                 steps = int(step.rows[-1]["step"]) if step.rows else 0
@@ -82,7 +83,7 @@ def how_trained(run: Run) -> str:
 
 def evaluated(run: Run, dtype: str) -> str:
     """The results of the evaluation, or how to get them."""
-    if run.evaluation is None:
+    if run.evaluation is None or run.evaluation.settings != run.generation:  # of other stages or sampling
         return "## Evaluation\n\nNot measured yet: `python -m scripts.evaluate` measures the run, then export it again."
     rounded = "" if dtype == "float32" else f" It was measured before the weights were rounded to {dtype}."
     return f"## Evaluation\n\n{FLOOR}{rounded}\n\n{markdown(run.evaluation).strip()}"
@@ -98,12 +99,12 @@ In a clone of Quantized Cascade, the project that it was trained with:
 ```python
 from models.generation import Cascade
 
-cascade = Cascade.load("{name}")
+cascade = Cascade.load({name!r})
 for number, image in enumerate(cascade.sample(16, seed=0)):
     image.save(f"{{number}}.png")
 ```
 
 ```bash
-python generate_images.py --model {name} --num-images 25 --seed 0 --out-dir pictures
-python -m scripts.playground {name}
+python generate_images.py --model {shlex.quote(name)} --num-images 25 --seed 0 --out-dir pictures
+python -m scripts.playground {shlex.quote(name)}
 ```"""

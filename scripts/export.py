@@ -27,8 +27,9 @@ from reporting.card import make_card
 from scripts.demo_data import LICENCES
 from utils import cli
 from utils.checkpoint import fingerprint, load_checkpoint
+from utils.config import read_json
 from utils.exported import CONFIG, DTYPES, FORMAT, FORMAT_VERSION, SUFFIX, ModelConfig, Part, write_weights
-from utils.files import UserError, replace_file
+from utils.files import UserError, flush, replace_file
 from utils.images import save_grid
 from utils.index import read_dataset
 from utils.lock import lock
@@ -38,6 +39,7 @@ from utils.split import Bounds
 
 PACKAGES = ("torch", "safetensors")
 SAMPLES = 25
+WHOLE = ".whole"  # a file that is there once a model is complete
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,7 @@ class Options:
         choices=tuple(DTYPES),
     )
     device: str = option("for the samples: auto (cuda, mps or cpu), or a torch device", "auto")
-    overwrite: bool = option("replace the model that is in OUT_DIR", False)
+    overwrite: bool = option("replace the model that is in OUT_DIR, and its README.md", False)
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,13 @@ def main(argv: list[str] | None = None) -> None:
     """Parse, check, write beside the model before, put in its place."""
     options = parse_options(Options, __doc__, argv)
     run, out = RunFolder.open(options.run_dir), options.out_dir
+    if isinstance(run, ExportedFolder):
+        raise UserError(f"{run.path}: is an exported model; export the run that it is from")
     model = Cascade.load(options.run_dir, device="cpu", precision="fp32")  # all files are there and belong together
     with lock(out):
-        check_target(out, options.overwrite)
         new = ExportedFolder(out / ".next")
-        shutil.rmtree(new.path, ignore_errors=True)  # of a process that died
+        put_in_place(new, out)  # of a process that died while it did so
+        check_target(out, options.overwrite)
         new.path.mkdir()
         try:
             write_model(new, run, model, options.dtype)
@@ -85,9 +89,9 @@ def main(argv: list[str] | None = None) -> None:
             save_grid(made.sample(SAMPLES, as_tensor=True), new.samples)
             card = make_card(run, made, ModelConfig.load(new.config), out.resolve().name, LICENCES.get(source_of(run)))
             new.card.write_text(card, encoding="utf-8")
-            put_in_place(new, out)
+            (new.path / WHOLE).touch()
         finally:
-            shutil.rmtree(new.path, ignore_errors=True)
+            put_in_place(new, out)
     size = sum(path.stat().st_size for path in out.iterdir() if path.is_file())
     print(f"{out}: {size / 1e6:.1f} MB; look at {out / new.samples.name}")
     if source_of(run) not in LICENCES:
@@ -101,10 +105,10 @@ def check_target(out: Path, overwrite: bool) -> None:
     found = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
     if found and CONFIG not in found:
         raise UserError(f"{out}: holds other files ({found[0]}, …); give a new folder")
-    if found:
-        ModelConfig.load(out / CONFIG)
-        if not overwrite:
-            raise UserError(f"{out}: holds a model; give another folder, or --overwrite to replace it")
+    if found and read_json(out / CONFIG).get("format") != FORMAT:
+        raise UserError(f"{out / CONFIG}: is not of a model that scripts.export wrote; give a new folder")
+    if found and not overwrite:
+        raise UserError(f"{out}: holds a model; give another folder, or --overwrite to replace it")
 
 
 def source_of(run: RunFolder) -> str | None:
@@ -175,13 +179,21 @@ def write_json(path: Path, content: dict) -> None:
 
 
 def put_in_place(new: ExportedFolder, out: Path) -> None:
-    """Move the files of a complete model to where they belong, and remove weights of the one before."""
-    names = {path.name for path in new.path.iterdir()}
-    for path in out.glob(f"*{SUFFIX}"):
-        if path.name not in names:
-            path.unlink()
-    for name in sorted(names):
-        (new.path / name).replace(out / name)
+    """Move the files of a model, if it is whole, to where they belong; remove what is left of it.
+
+    A process that died in here leaves what the next one needs to go on.
+    """
+    if (new.path / WHOLE).is_file():
+        names = ModelConfig.load(new.config if new.config.is_file() else out / CONFIG).parts
+        before = read_json(out / CONFIG).get("parts", {}) if (out / CONFIG).is_file() else {}
+        for name in set(before) - set(names):
+            if Path(name).name == name and name.endswith(SUFFIX):
+                (out / name).unlink(missing_ok=True)
+        for path in sorted(new.path.iterdir()):
+            if path.name != WHOLE:
+                path.replace(out / path.name)
+        flush(out)
+    shutil.rmtree(new.path, ignore_errors=True)
 
 
 if __name__ == "__main__":

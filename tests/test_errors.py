@@ -336,7 +336,7 @@ def test_more_units_than_patches_are_refused_by_key(refused, write_json, tmp_pat
     ("changes", "expected"),
     [
         ({"condition_index": 99}, "unit 99: the condition codebook has units 0 to"),
-        ({"label": "cats"}, "--label cats: this model does not know it; labels that it knows: none: train its base"),
+        ({"label": "cats"}, "label 'cats': this model does not know it; labels that it knows: none: train its base"),
         ({"keep_rows": 1}, "--init-image goes with --keep-rows or --from-stage"),
         ({"init_image": "face.png"}, "--init-image goes with --keep-rows or --from-stage"),
         ({"init_image": "face.png", "from_stage": 1}, "face.png: no such image file; check the path"),
@@ -351,8 +351,8 @@ def test_what_a_generation_cannot_do_is_named(changes, expected, refused):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"from_stage": 3}, "--from-stage 3: the stages are 0 to 2"),
-        ({"keep_rows": 3}, "--keep-rows 3: the base stage's grid, whose rows count, has 2"),
+        ({"from_stage": 3}, "stage 3: the stages are 0 to 2"),
+        ({"keep_rows": 3}, "3 rows to keep: the base stage's grid, whose rows count, has 2"),
     ],
 )
 def test_a_start_that_the_cascade_does_not_have_is_named(changes, expected, refused, run):

@@ -1,7 +1,9 @@
 """Exported models: the same pictures, what the folder holds, and what is refused."""
 
+import ast
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -53,7 +55,8 @@ def run(tiny_run, faces, tmp_path):
     run = shutil.copytree(tiny_run, tmp_path / "run")
     shutil.copytree(faces.parent, run / "data")
     (run / "evaluation").mkdir()
-    (run / "evaluation/evaluation.json").write_text(json.dumps(EVALUATION))
+    settings = json.loads((run / "generate.json").read_text())
+    (run / "evaluation/evaluation.json").write_text(json.dumps(EVALUATION | {"settings": settings}))
     return run
 
 
@@ -111,19 +114,18 @@ def test_rounded_weights_are_near_those_of_the_run(exported):
             assert torch.equal(rounded[key], value.to(torch.bfloat16))
 
 
-def test_it_is_exported_again_and_evaluated(exported, faces, tmp_path, capsys):
-    again = tmp_path / "again"
-    run_main(export.main, exported(), again, "--device", "cpu")
-    for name in (*CODEBOOKS, *ROUNDED, CONFIG, "generate.json"):
-        assert (again / name).read_bytes() == (exported() / name).read_bytes()
+def test_it_is_evaluated_but_is_no_run(exported, faces, tmp_path, capsys):
+    out = shutil.copytree(exported(), tmp_path / "faces")
     run_main(
-        evaluate.main, again, "--device", "cpu", "--dataset-path", faces, "--num-images", 4, "--num-training", 8,
+        evaluate.main, out, "--device", "cpu", "--dataset-path", faces, "--num-images", 4, "--num-training", 8,
         "--extractor", "efficientnet",
     )  # fmt: skip
-    results = json.loads((again / "evaluation/evaluation.json").read_text())
+    results = json.loads((out / "evaluation/evaluation.json").read_text())
     assert [row["name"] for row in results["distances"]][-1] == "samples"
     assert any("an exported model has no feature maps" in line for line in results["missing"])
-    assert "holds no step of a run" in expect_error(capsys, report.main, [again])
+    assert "holds no step of a run" in expect_error(capsys, report.main, [out])
+    line = expect_error(capsys, export.main, [out, tmp_path / "again"])
+    assert f"{out}: is an exported model; export the run that it is from" in line
 
 
 def test_the_card_is_one_that_the_hub_reads(run, exported, tmp_path, capsys):
@@ -144,8 +146,26 @@ def test_the_card_is_one_that_the_hub_reads(run, exported, tmp_path, capsys):
     assert "Not measured yet" in unknown
     for text in (card, unknown):
         assert str(tmp_path) not in text
-        name = re.search(r'Cascade.load\("(.*)"\)', text)[1]
-        assert name == "faces"
+        assert "Cascade.load('faces')" in text
+
+
+def test_a_card_says_nothing_of_other_stages_or_sampling(run, tmp_path):
+    change(run / "generate.json", lambda content: content.pop("2"))
+    run_main(export.main, run, tmp_path / "two", "--device", "cpu")
+    card = (tmp_path / "two/README.md").read_text()
+    assert "stage 1" in card and "stage 2" not in card
+    assert "transformer_1" in card and "transformer_2" not in card
+    assert "Not measured yet" in card
+
+
+@pytest.mark.parametrize("name", ["it's two $(words)", 'say "so"', "two\nlines ü"])
+def test_a_name_is_quoted_in_the_card(name, tiny_run, tmp_path):
+    run_main(export.main, tiny_run, tmp_path / name, "--device", "cpu")
+    card = (tmp_path / name / "README.md").read_text()
+    assert ast.literal_eval(re.search(r"Cascade\.load\((.*)\)", card)[1]) == name
+    block = re.search(r"```bash\n(.*?)```", card, re.DOTALL)[1]
+    assert shlex.split(block)[3] == name
+    assert f"# {' '.join(name.split())}\n" in card
 
 
 def test_the_code_of_the_card_runs(exported, tmp_path, monkeypatch):
@@ -158,7 +178,9 @@ def test_the_code_of_the_card_runs(exported, tmp_path, monkeypatch):
 
 def test_a_model_is_replaced_only_on_demand_and_as_a_whole(tiny_run, copied, monkeypatch, capsys):
     (copied / ".git").mkdir()
-    (copied / "transformer_3.safetensors").write_bytes(b"of a model with more stages")
+    for name in ("transformer_3.safetensors", "mine.safetensors"):  # of a model with more stages, and of a person
+        (copied / name).write_bytes(b"weights")
+    change(copied / CONFIG, lambda content: content["parts"].update({"transformer_3.safetensors": {}}))
     before = {path.name: path.read_bytes() for path in copied.iterdir() if path.is_file()}
     arguments = (tiny_run, copied, "--device", "cpu", "--dtype", "bfloat16")
     assert f"{copied}: holds a model; give another folder, or --overwrite" in expect_error(
@@ -169,8 +191,30 @@ def test_a_model_is_replaced_only_on_demand_and_as_a_whole(tiny_run, copied, mon
         assert expect_exit(export.main, (*arguments, "--overwrite")) == 130
     assert {path.name: path.read_bytes() for path in copied.iterdir() if path.is_file()} == before
     run_main(export.main, *arguments, "--overwrite")
-    assert {path.name for path in copied.iterdir()} == {*NAMES, ".git"}
+    assert {path.name for path in copied.iterdir()} == {*NAMES, ".git", "mine.safetensors"}
     assert json.loads((copied / CONFIG).read_text())["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("at", [0, 3, 11])
+@pytest.mark.parametrize("name", ["copied", "new"])
+def test_a_model_whose_move_was_interrupted_is_put_in_place_by_the_next_start(
+    name, at, tiny_run, copied, monkeypatch, capsys
+):
+    """Whether it replaces another one or is the first."""
+    whole = {path.name: path.read_bytes() for path in copied.iterdir() if path.name != "README.md"}  # has the name
+    arguments = (tiny_run, copied.with_name(name), "--device", "cpu")
+    original = Path.replace
+    moved = dying(original, at)
+
+    def replace(path, to):
+        return (original if Path(to).parent.name == ".next" else moved)(path, to)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", replace)
+        assert expect_exit(export.main, (*arguments, "--overwrite")) == 130
+    assert "holds a model" in expect_error(capsys, export.main, arguments)
+    assert {path.name for path in arguments[1].iterdir()} == NAMES
+    assert {path.name: path.read_bytes() for path in arguments[1].iterdir()}.items() >= whole.items()
 
 
 def test_what_is_no_target_stays_as_it_is(tiny_run, run, tmp_path, capsys):
@@ -258,6 +302,33 @@ DAMAGE = {
     "a pickle": (
         lambda folder: torch.save({"kind": "transformer"}, folder / STAGE),
         f"{STAGE}: not readable",
+    ),
+    "another dtype": (
+        lambda folder: damage_weights(
+            folder / STAGE,
+            lambda state: state.update({"transformer.head.bias": torch.zeros(2).to(torch.float8_e4m3fn)}),
+        ),
+        f"{STAGE}: transformer.head.bias is of torch.float8_e4m3fn, expected one of float32",
+    ),
+    "a grid without cells": (
+        lambda folder: change(
+            folder / CONFIG, lambda content: content["parts"][STAGE]["config"]["fine"].update(width=-1)
+        ),
+        f"{STAGE}: 'fine': 'width' is -1, expected 1 to 65536",
+    ),
+    "layers without end": (
+        lambda folder: change(
+            folder / CONFIG,
+            lambda content: content["parts"][STAGE]["config"]["transformer"].update(num_dec_layers=10**30),
+        ),
+        "'num_dec_layers' is 1000000000000000000000000000000, expected at least 1 and at most 1024",
+    ),
+    "brackets in brackets": (lambda folder: (folder / CONFIG).write_text("[" * 10**5), f"{CONFIG}: not valid JSON"),
+    "a file of another folder": (
+        lambda folder: change(
+            folder / "generate.json", lambda content: content["1"].update(model_path=f"../x/{STAGE}")
+        ),
+        f"generate.json: '../x/{STAGE}' is no file of this model",
     ),
     "a changed weight": (
         lambda folder: damage_weights(folder / STAGE, lambda state: state["transformer.head.bias"].add_(1)),

@@ -307,7 +307,7 @@ def test_a_set_that_was_complete_is_put_in_place_first_but_not_by_a_refused_comm
         (("--animate",), "--animate (None, now webp)"),
         (("--top-k", 3), "--top-k"),
         (("--condition-index", 1), "--condition-index"),
-        (("--condition-image", "image"), "--condition-image"),
+        (("--condition-image", "image"), "given units or images"),
         (("--precision", "bf16"), "--precision"),
         ("config", "sampling"),
     ],

@@ -262,9 +262,9 @@ def test_earlier_stages_are_taken_over_and_have_no_score(cascade):
     ("request_", "expected"),
     [
         (Request(conditions=(1, 5)), "unit 5: the condition codebook has units 0 to 4"),
-        (Request(labels=("cats",)), "--label cats: this model does not know it; labels that it knows: none: train"),
-        (Request(from_stage=2), "--from-stage 2: the stages are 0 to 1"),
-        (Request(keep_rows=3), "--keep-rows 3: the base stage's grid, whose rows count, has 2"),
+        (Request(labels=("cats",)), "label 'cats': this model does not know it; labels that it knows: none: train"),
+        (Request(from_stage=2), "stage 2: the stages are 0 to 1"),
+        (Request(keep_rows=3), "3 rows to keep: the base stage's grid, whose rows count, has 2"),
     ],
 )
 def test_what_a_cascade_cannot_follow_is_named(request_, expected, cascade):
@@ -293,7 +293,7 @@ def test_a_label_is_asked_for_and_its_conditions_drawn_as_it_has_them(folder, de
         cascade.generate(Request(conditions=(2,), labels=labels), range(50))[0][1] for labels in (("dogs",), ())
     )
     assert not torch.equal(asked, unasked)
-    with pytest.raises(UserError, match="--label birds: this model does not know it; labels that it knows: cats, dogs"):
+    with pytest.raises(UserError, match="label 'birds': this model does not know it; labels that it knows: cats, dogs"):
         cascade.check(Request(labels=("birds",)))
 
 

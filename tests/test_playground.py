@@ -141,7 +141,7 @@ def test_what_a_model_cannot_do_is_said(model, page):
     for more, message in (
         ({"unit": 10**6}, "unit 1000000: the condition codebook has units 0 to"),
         ({"kind": "walk", "ends": (0, -1)}, "unit -1: the condition codebook has units 0 to"),
-        ({"label": "cats"}, "--label cats: this model does not know it"),
+        ({"label": "cats"}, "label 'cats': this model does not know it"),
     ):
         with pytest.raises(UserError, match=message):
             work_for(ask(model, **more), model, page)

@@ -59,6 +59,9 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and cpuinfo.exists() and "avx512_bf16" in cpuinfo.read_text()
 
 
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
 def choose_dtype(device: torch.device, precision: str) -> torch.dtype:
     """The dtype of matrix products: `fp32`, `bf16`, or on `auto` bfloat16 where the hardware multiplies it natively."""
     use = precision == "bf16" or (precision == "auto" and has_fast_bfloat16(device))

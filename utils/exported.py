@@ -88,6 +88,8 @@ def read_exported(path: Path) -> dict:
             f"{path}: not readable ({error}); it may be damaged or cut short, export the run again"
         ) from None
     for name, value in state.items():
+        if value.dtype not in (*DTYPES.values(), torch.int64):
+            raise UserError(f"{path}: {name} is of {value.dtype}, expected one of {', '.join(DTYPES)} or int64")
         if not value.isfinite().all():
             raise UserError(f"{path}: holds weights that are no numbers, in {name}; export another checkpoint")
     return dataclasses.asdict(part) | {"model": state}

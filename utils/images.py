@@ -137,7 +137,9 @@ def to_tensor(pictures: Picture | Sequence[Picture], size: tuple[int, int]) -> t
     that cannot be read, or the shape of a tensor of another size.
     """
     if isinstance(pictures, torch.Tensor):
-        if pictures.shape[-3:] != (3, *size) or pictures.dim() not in (3, 4):
+        if not pictures.is_floating_point() or not (pictures.abs() <= 1).all():
+            raise UserError("images: a tensor must hold floats from -1 to 1")
+        if pictures.shape[-3:] != (3, *size) or pictures.dim() not in (3, 4) or len(pictures) == 0:
             raise UserError(
                 f"a tensor of shape {tuple(pictures.shape)} was given, expected (M, 3, {size[0]}, {size[1]})"
             )
@@ -146,6 +148,8 @@ def to_tensor(pictures: Picture | Sequence[Picture], size: tuple[int, int]) -> t
         return to_floats(np.asarray(fit(_flatten(ImageOps.exif_transpose(pictures), WHITE), size)))[None]
     if isinstance(pictures, str | os.PathLike):
         return read_image(pictures, size)[None]
+    if not isinstance(pictures, Sequence) or not pictures:
+        raise UserError(f"images: {type(pictures).__name__}, expected one or more files, PIL images or tensors")
     return torch.cat([to_tensor(picture, size) for picture in pictures])
 
 

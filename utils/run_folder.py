@@ -1,6 +1,7 @@
 """The names of all that a run leaves on disk: the folder of each step, and the files inside it."""
 
 import re
+from collections.abc import Iterable
 from functools import cached_property
 from itertools import count, takewhile
 from pathlib import Path
@@ -233,3 +234,10 @@ class ExportedFolder(RunFolder):
     def step(self, name: str) -> StepFolder:
         """The model that a step has made."""
         return ExportedStep(self.path / name)
+
+    def check_inside(self, configs: Iterable[object]) -> None:
+        """Raise `UserError` if a stage of generate.json is read from anywhere else: the folder may be a stranger's."""
+        names = ("model_path", "lr_codebook_path", "hr_codebook_path")
+        for file in (getattr(config, name) for config in configs for name in names):
+            if Path(file).name != file or not file.endswith(SUFFIX):
+                raise UserError(f"{self.generation}: {file!r} is no file of this model; export the run again")
