@@ -71,6 +71,7 @@ class PlaygroundPage(Layout):
 
     def page_of(self, request: gr.Request) -> Page:
         """The page that asks."""
+        self.forget_copies(request.session_hash)
         return self.studio.page(request.session_hash)
 
     def leave(self, request: gr.Request) -> None:
@@ -145,6 +146,13 @@ class PlaygroundPage(Layout):
             yield self.refusal(error)
             return
         yield from self.follow(page, job)
+
+    def forget_copies(self, name: str) -> None:
+        """Drop the copies of components that Gradio makes at each update, and keeps for a page where they are HTML."""
+        session, known = self.blocks.app.state_holder.session_data.get(name), self.blocks.default_config.blocks.keys()
+        for kept in (session.blocks_config.blocks, session.config_values) if session else ():
+            for copy in kept.keys() - known:
+                kept.pop(copy, None)
 
     def ask(self, settings: tuple, **what: object) -> Ask:
         """What a page asks for; raises `UserError` if its fields do not go together."""
