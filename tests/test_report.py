@@ -16,6 +16,7 @@ import generate_images
 import train_quantized_transformer
 from evaluation.results import Results
 from models.codebook import Codebook
+from reporting import page as page_module
 from reporting import verdicts
 from reporting.page import LIMIT, make_page
 from reporting.pictures import QUALITIES
@@ -290,11 +291,12 @@ def test_without_an_animation_the_command_for_it_is_shown(copy):
     assert re.search(r"python generate_images\.py .* --animate\n", text)
 
 
-def test_pictures_shrink_until_the_page_fits(run, text):
+def test_pictures_shrink_until_the_page_fits(run, text, monkeypatch):
     smaller = make_page(RunFolder(run), len(text.encode()))
     assert len(smaller) < len(text)
     sources = [image["src"] for image in Page(smaller).all("img")]
     assert len(sources) == len(Page(text).all("img"))
+    monkeypatch.setattr(page_module, "QUALITIES", QUALITIES[-1:])  # the others are larger
     with pytest.raises(UserError, match="more than 1 MB"):
         make_page(RunFolder(run), 1_000_000)
 
