@@ -263,17 +263,12 @@ def show(cascade: Cascade, arrays: dict[str, np.ndarray], folder: StepFolder, op
     for level, part in enumerate(tokens):
         save_grid(cascade.decode(part[:GRID], level).cpu(), folder.grid(level))
     if options.condition_atlas:
-        save_image(on_map(decoded(cascade, tokens[-1]), cascade.codebooks[0]), folder.condition_atlas)
+        save_image(on_map(cascade.decode_all(tokens[-1]), cascade.codebooks[0]), folder.condition_atlas)
     if options.animate and options.condition_walk:
-        save_walk(decoded(cascade, tokens[-1]), folder.walk(options.animate))
+        save_walk(cascade.decode_all(tokens[-1]), folder.walk(options.animate))
     elif options.animate:
         frames = cascade.filling_in([part[:ANIMATED] for part in tokens], STEPS)
         save_animation([grid(frame.cpu()) for frame in frames], folder.animation(options.animate), SECONDS)
-
-
-def decoded(cascade: Cascade, tokens: torch.Tensor) -> torch.Tensor:
-    """The images (N, 3, H, W) of the last stage's tokens (N, T), decoded batch by batch."""
-    return torch.cat([cascade.decode(part).float().cpu() for part in tokens.split(cascade.batch_size)])
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ Starts scripts.playground and uses its page in a headless Chromium: clicks units
 tenth time changes the seed, draws the atlas, walks, completes a picture or asks for the ZIP. Prints a Markdown table.
 """
 
-import shutil
 import signal
 import socket
 import statistics
@@ -17,7 +16,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.helpers.browser import CHROMIUM, chromium
 from utils.cli import run
+from utils.device import kilobytes
 from utils.files import UserError
 from utils.options import option, parse_options
 
@@ -43,10 +44,7 @@ def soak(model: Path, requests: int, pictures: int = 9) -> tuple[list[float], di
     Returns the seconds until the first stage's pictures were there, and the bytes that the server held after so many
     requests: WARM, half of all, and all.
     """
-    from playwright.sync_api import sync_playwright
-
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if chromium is None:
+    if CHROMIUM is None:
         raise UserError("there is no chromium; install it")
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -56,8 +54,8 @@ def soak(model: Path, requests: int, pictures: int = 9) -> tuple[list[float], di
     try:
         if not server.stdout.readline():
             raise UserError(f"{model}: the playground did not start")
-        with sync_playwright() as driver:
-            page = driver.chromium.launch(executable_path=chromium).new_page()
+        with chromium() as browser:
+            page = browser.new_page()
             page.set_default_timeout(TIMEOUT)
             page.goto(f"http://127.0.0.1:{port}/")
             page.wait_for_selector("#map .tile")
@@ -92,14 +90,8 @@ def use(
             if made:
                 page.wait_for_selector(f"#details img[alt^='{made}']")
         if request + 1 in (WARM, requests // 2, requests):
-            memory[request + 1] = resident(process)
+            memory[request + 1] = kilobytes(f"/proc/{process}/status", "VmRSS")
     return waits, memory
-
-
-def resident(process: int) -> int:
-    """The bytes of memory that a process holds."""
-    lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
 
 
 def main(argv: list[str] | None = None) -> None:

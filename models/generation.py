@@ -16,10 +16,11 @@ from models.decoding import make_ready
 from models.requests import GenerationConfig, Place, Request, Values, change_sampling, load_generation_config, pick
 from models.walk import way
 from utils.checkpoint import check_origins
-from utils.device import PRECISIONS, choose_device, choose_dtype
+from utils.device import choose_device, choose_dtype
 from utils.distributed import own
 from utils.files import UserError
 from utils.images import Picture, to_pil, to_tensor
+from utils.options import PRECISIONS
 from utils.progress import progress
 from utils.run_folder import ExportedFolder, RunFolder
 from utils.sampling import SamplingConfig, image_generator, uniform_draws
@@ -229,6 +230,10 @@ class Cascade:
     def decode(self, tokens: torch.Tensor, level: int = -1) -> torch.Tensor:
         """Tokens (N, T) of the condition (level 0), of a stage (from 1), by default the last → images (N, 3, H, W)."""
         return self.decoder.decode(self.codebooks[level].lookup(tokens))
+
+    def decode_all(self, tokens: torch.Tensor, level: int = -1) -> torch.Tensor:
+        """As `decode`, batch by batch, onto the CPU in float32."""
+        return torch.cat([self.decode(part, level).float().cpu() for part in tokens.split(self.batch_size)])
 
     def _make(self, request: Request, number: int | None, as_tensor: bool, sampling: dict[str, Values]) -> Pictures:
         """`number` pictures of a request, by default one for each image that was given."""

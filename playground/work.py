@@ -15,10 +15,9 @@ from models.requests import Request, settings_text
 from models.walk import save_walk
 from playground.asks import ATLAS_BATCH, Ask, Model
 from playground.studio import Job, Made, Page
-from utils.images import save_image
+from utils.images import grid, save_image
 
 MAP_SIDE = 1024  # pixels of the map's longer side, at most
-BATCH = 32  # units decoded at once
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def make_sheet(pictures: torch.Tensor, page: Page, name: str) -> Sheet:
     """Save pictures (N, 3, H, W) side by side."""
     columns = columns_of(len(pictures))
     path = page.new_path("sheet.png")
-    save_image(side_by_side(pictures, columns), path, durable=False)
+    save_image(grid(pictures, columns, padding=0), path, durable=False)
     page.shown.append(path)
     return Sheet(path, len(pictures), columns, name)
 
@@ -106,15 +105,6 @@ def make_sheet(pictures: torch.Tensor, page: Page, name: str) -> Sheet:
 def columns_of(number: int) -> int:
     """Columns of a sheet of so many pictures: nearly square, at most six."""
     return min(6, math.ceil(math.sqrt(number)))
-
-
-def side_by_side(images: torch.Tensor, columns: int) -> torch.Tensor:
-    """Images (N, 3, h, w) row by row in one (3, H, W); what is left of the last row is white."""
-    rows = math.ceil(len(images) / columns)
-    full = torch.cat((images, images.new_ones(rows * columns - len(images), *images.shape[1:])))
-    height, width = images.shape[-2:]
-    grid = full.view(rows, columns, 3, height, width)
-    return grid.permute(2, 0, 3, 1, 4).reshape(3, rows * height, columns * width)
 
 
 def make_file(
@@ -152,8 +142,7 @@ def common_settings(ask: Ask, picture: str) -> dict[str, str]:
 
 def decode_units(cascade: Cascade) -> torch.Tensor:
     """Every unit of the condition codebook decoded, (K, 3, H, W)."""
-    units = torch.arange(len(cascade.codebooks[0]), device=cascade.device)[:, None]
-    return torch.cat([cascade.decode(part, 0).float().cpu() for part in units.split(BATCH)])
+    return cascade.decode_all(torch.arange(len(cascade.codebooks[0]), device=cascade.device)[:, None], 0)
 
 
 def save_units(tiles: torch.Tensor, codebook: Codebook, path: Path) -> None:

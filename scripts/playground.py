@@ -17,7 +17,7 @@ from models.generation import Cascade
 from playground.asks import BATCH, Model
 from utils import cli
 from utils.files import UserError
-from utils.options import option, parse_options
+from utils.options import PRECISIONS, option, parse_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +31,7 @@ class Options:
         "also make a public link, through a server of Gradio's: whoever has it can use the model", False
     )
     device: str = option("auto (cuda, mps or cpu), or a torch device", "auto")
-    precision: str = option(
-        "of matrix products; auto: bf16 where it is native", "auto", choices=("auto", "fp32", "bf16")
-    )
+    precision: str = option("of matrix products; auto: bf16 where it is native", "auto", choices=PRECISIONS)
 
 
 def main(argv: list[str] | None = None) -> None:

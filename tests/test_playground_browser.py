@@ -2,7 +2,6 @@
 
 import base64
 import io
-import shutil
 import threading
 import zipfile
 from collections import Counter
@@ -14,17 +13,14 @@ from models.generation import Cascade
 from playground.asks import BATCH, Model
 from playground.server import serve
 from playground.studio import Job, Stopped
+from tests.helpers.browser import CHROMIUM, chromium, pages
 from tests.test_playground import free_port
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 if CHROMIUM is None:
     pytest.skip("the playground is not used: there is no chromium; install it", allow_module_level=True)
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="the playground is not used: pip install -r requirements-dev.txt"
-)
+pytest.importorskip("playwright.sync_api", reason="the playground is not used: pip install -r requirements-dev.txt")
 pytest.importorskip("gradio", reason="the playground is not used: pip install -r requirements-app.txt")
 
-PATIENCE = 20_000  # milliseconds
 COUNT = Job.count
 
 
@@ -67,39 +63,17 @@ def server(tiny_run, brake):
 
 @pytest.fixture(scope="module")
 def browser():
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM)
-        yield browser
-        browser.close()
+    with chromium() as found:
+        yield found
 
 
 @pytest.fixture
 def open_page(browser, server, brake):
     """A function: the page in a context of its own. At the end nothing may have gone wrong, or elsewhere."""
-    contexts, problems = [], []
     brake.move(float("inf"))
-
-    def watch(request):
-        if not request.url.startswith((server[0], "data:", "blob:")):
-            problems.append(f"asked for {request.url}")
-
-    def open(**options):
-        context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(PATIENCE)
-        page.on("request", watch)
-        page.on("console", lambda message: problems.append(message.text) if message.type != "log" else None)
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.goto(server[0])
-        page.wait_for_selector("#map .tile")
-        return page
-
-    yield open
-    brake.move(float("inf"))
-    for context in contexts:
-        context.close()
-    assert problems == []
+    with pages(browser, server[0], "#map .tile", (server[0], "data:", "blob:")) as open_page:
+        yield open_page
+        brake.move(float("inf"))
 
 
 def wait_for_pictures(page, number, chosen):

@@ -2,18 +2,17 @@
 
 import json
 import re
-import shutil
 
 import pytest
 
 from scripts import report
+from tests.helpers.browser import CHROMIUM, chromium, pages
 from tests.helpers.reports import make_run
 from tests.helpers.scripts import run_main
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 if CHROMIUM is None:
     pytest.skip("the report is not clicked through: there is no chromium; install it", allow_module_level=True)
-playwright = pytest.importorskip(
+pytest.importorskip(
     "playwright.sync_api", reason="the report is not clicked through: pip install -r requirements-dev.txt"
 )
 
@@ -27,37 +26,15 @@ def url(tiny_run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM)
-        yield browser
-        browser.close()
+    with chromium() as found:
+        yield found
 
 
 @pytest.fixture
 def open_page(browser, url):
     """A function: the page in a context of its own, without a network. At the end nothing may have gone wrong."""
-    contexts, problems = [], []
-
-    def watch(request):
-        if not request.url.startswith(("file:", "data:", "blob:")):
-            problems.append(f"asked for {request.url}")
-
-    def open(**options):
-        context = browser.new_context(offline=True, **({"viewport": {"width": 1280, "height": 900}} | options))
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(20_000)
-        page.on("request", watch)
-        page.on("console", lambda message: problems.append(message.text) if message.type != "log" else None)
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.goto(url)
-        page.wait_for_selector("#curve-transformer_2 .main-svg")
-        return page
-
-    yield open
-    for context in contexts:
-        context.close()
-    assert problems == []
+    with pages(browser, url, "#curve-transformer_2 .main-svg", ("file:", "data:", "blob:"), offline=True) as open_page:
+        yield open_page
 
 
 def until(page, expression):

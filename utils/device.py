@@ -59,9 +59,6 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and cpuinfo.exists() and "avx512_bf16" in cpuinfo.read_text()
 
 
-PRECISIONS = ("auto", "fp32", "bf16")
-
-
 def choose_dtype(device: torch.device, precision: str) -> torch.dtype:
     """The dtype of matrix products: `fp32`, `bf16`, or on `auto` bfloat16 where the hardware multiplies it natively."""
     use = precision == "bf16" or (precision == "auto" and has_fast_bfloat16(device))
@@ -79,24 +76,24 @@ def usable_memory(device: torch.device) -> float:
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     if device.type == "mps":
         return torch.mps.recommended_max_memory()
-    free = [_kilobytes("/proc/meminfo", "MemAvailable")]
+    free = [kilobytes("/proc/meminfo", "MemAvailable")]
     with suppress(OSError, ValueError):  # of a container or a job that may use less than the machine has
         limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
         free.append(limit - used)
     known = [size for size in free if size is not None]
-    return min(known) / local()[1] + (_kilobytes("/proc/self/status", "RssAnon") or 0) if known else math.inf
+    return min(known) / local()[1] + (kilobytes("/proc/self/status", "RssAnon") or 0) if known else math.inf
 
 
 def peak_memory(device: torch.device) -> int:
     """The most bytes that this process has held at once: of the GPU's memory, or else of the machine's."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
-    if (peak := _kilobytes("/proc/self/status", "VmHWM")) is not None:
+    if (peak := kilobytes("/proc/self/status", "VmHWM")) is not None:
         return peak  # on Linux `resource` starts from the peak of the parent process
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _kilobytes(path: str, name: str) -> int | None:
+def kilobytes(path: str, name: str) -> int | None:
     """The bytes that a file of Linux's /proc gives in kB beside a name, where there is such a line."""
     with suppress(OSError):
         if found := re.search(rf"^{name}:\s+(\d+) kB$", Path(path).read_text(), flags=re.MULTILINE):

@@ -180,11 +180,15 @@ def save_grid(images: torch.Tensor, path: str | os.PathLike, columns: int | None
     save_image(grid(images, columns), path)
 
 
-def grid(images: torch.Tensor, columns: int | None = None) -> torch.Tensor:
-    """Images (N, 3, H, W) side by side in one (3, H', W'), row by row, nearly square unless `columns` is given."""
+def grid(images: torch.Tensor, columns: int | None = None, padding: int = 2) -> torch.Tensor:
+    """Images (N, 3, H, W) side by side in one (3, H', W'), row by row, nearly square unless `columns` is given.
+
+    White lines of `padding` pixels are between and around them.
+    """
     from torchvision.utils import make_grid  # doubles the start-up time, and half of the scripts draw no grid
 
-    return make_grid(images.float(), nrow=columns or math.ceil(math.sqrt(len(images))), pad_value=1.0)
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    return make_grid(images.float(), nrow=columns, padding=padding, pad_value=1.0)
 
 
 def save_animation(frames: Iterable[torch.Tensor], path: Path, seconds: float) -> None:

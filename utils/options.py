@@ -23,6 +23,7 @@ LIMITS = {
     "high": ("at most", operator.le),
     "below": ("less than", operator.lt),
 }
+PRECISIONS = ("auto", "fp32", "bf16")
 KINDS = {int: "a whole number", float: "a number"}
 
 
@@ -191,6 +192,6 @@ class SpeedOptions:
     """Options of what runs a large model."""
 
     precision: str = option(
-        "of matrix products; auto: bf16 where it is native", "auto", choices=("auto", "fp32", "bf16"), is_fixed=True
+        "of matrix products; auto: bf16 where it is native", "auto", choices=PRECISIONS, is_fixed=True
     )
     compile: bool = option("use torch.compile: slow to start, worth a try on a GPU, slower generation on a CPU", False)
