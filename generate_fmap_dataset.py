@@ -64,9 +64,8 @@ def main(argv: list[str] | None = None) -> None:
         model = Autoencoder.load(options.model_path).to(device)
         dataset = ImageDataset(options.dataset_path, options.out_dir)
         model.check_image(dataset.shape, options.dataset_path)
-        inputs = model.origin
-        attempted.check_repeats(inputs, dataset)
-        folder, inputs = StepFolder(options.out_dir), inputs | {"data": dataset.fingerprint}
+        folder, inputs = StepFolder(options.out_dir), model.origin | {"data": dataset.fingerprint}
+        attempted.check_repeats(inputs, dataset.verify)
         finished = finished_batches(folder, len(dataset), options)
 
         attempted.begin(device, inputs=inputs)

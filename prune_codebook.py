@@ -23,7 +23,7 @@ from models.map_pictures import save_map
 from models.map_statistics import Statistics, decoded_psnr, table, take_census
 from utils import cli
 from utils.attempt import attempt
-from utils.checkpoint import check_origins, save_checkpoint
+from utils.checkpoint import save_checkpoint
 from utils.dataset import BatchLoader, FeatureMapDataset, chunks
 from utils.device import choose_device, choose_workers
 from utils.distributed import is_main, own
@@ -31,6 +31,7 @@ from utils.files import UserError
 from utils.metrics import read_rows, write_rows
 from utils.options import StepOptions, option, parse_options
 from utils.progress import progress
+from utils.provenance import check_origin
 from utils.run_folder import StepFolder
 from utils.split import Bounds, SplitOptions
 from utils.training import MAX_VALIDATION
@@ -64,8 +65,8 @@ def main(argv: list[str] | None = None) -> None:
         codebook.check_fits(options.codebook_path, dataset)
         autoencoder = options.decoder_path and Autoencoder.load(options.decoder_path).to(device)
         if autoencoder is not None:
-            check_origins(options.codebook_path, codebook.origin, autoencoder.origins)
-            dataset.check_origin(autoencoder.origins)
+            check_origin(options.codebook_path, codebook.origin, autoencoder.origin)
+            dataset.check_origin(autoencoder.origin)
 
         split = dataset.split(options.bounds)
 
@@ -79,13 +80,13 @@ def main(argv: list[str] | None = None) -> None:
                 statistics |= decoded_psnr(autoencoder, codebook, dataset, split.validation[:MAX_VALIDATION])
             return statistics
 
-        inputs = {"codebook": codebook.fingerprint}
-        attempted.check_repeats(inputs, dataset)
-        attempted.agree(inputs={**inputs, "data": dataset.fingerprint})
+        inputs = {"codebook": codebook.fingerprint, "data": dataset.fingerprint}
+        attempted.check_repeats(inputs, dataset.verify)
+        attempted.agree(inputs=inputs)
         before = statistics_of(codebook, "before pruning")
         pruned = codebook.prune(choose(options, codebook.counts))
 
-        attempted.begin(device, inputs={**inputs, "data": dataset.fingerprint})
+        attempted.begin(device, inputs=inputs)
         if codebook.bounds != options.bounds:
             log.warning("%s: was trained with another --val-fraction or --test-fraction", options.codebook_path)
         after = before if len(pruned) == len(codebook) else statistics_of(pruned, "after pruning")

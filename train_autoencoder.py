@@ -15,29 +15,24 @@ import utils.threads  # noqa: F401
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from models.autoencoder import KIND, Autoencoder, AutoencoderConfig, psnr
 from models.codebook import Codebook
 from utils import cli
-from utils.attempt import attempt
-from utils.checkpoint import Origin, check_origins
-from utils.checkpoint_folder import CheckpointFolder
 from utils.config import load_config
 from utils.dataset import ImageDataset
-from utils.device import choose_device
 from utils.files import UserError
-from utils.gradient import GradientLearner, GradientOptions
+from utils.gradient import GradientLearner, GradientOptions, GradientTask
 from utils.images import save_grid
-from utils.metrics import Metrics
 from utils.options import option, parse_options
+from utils.provenance import check_origin
+from utils.run_folder import StepFolder
 from utils.split import Bounds
-from utils.training import mean_over, preview_indices, train
+from utils.training import mean_over, preview_indices, run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,81 +52,89 @@ class Options(GradientOptions):
 
 def main(argv: list[str] | None = None) -> None:
     """Parse, load, build, run."""
-    options = parse_options(Options, __doc__, argv)
-    with attempt(__file__, options) as attempted:
-        device = choose_device(options.device)
-        config = load_config(options.config_path, AutoencoderConfig)
-        dataset = ImageDataset(options.dataset_path, options.out_dir)
-        split = dataset.split(options.bounds)
-        training, validation = split.training, split.validation
+    run(__file__, parse_options(Options, __doc__, argv), AutoencoderTask)
 
-        torch.manual_seed(options.seed)
-        autoencoder, codebook, origin = load_models(options, config, dataset, device)
-        steps = options.planned_steps(len(training))
-        cells = math.prod(autoencoder.fmap_shape(dataset.shape)[1:])
-        compute = partial(reconstruction_loss, measure=autoencoder.loss, codebook=codebook)
-        learner = GradientLearner(autoencoder, compute, config, options, steps, device, autoencoder.kernels, cells)
-        checkpoints = CheckpointFolder(options, KIND, config, origin, dataset, len(training))
-        if codebook is not None:
-            checkpoints.begin_from(options.encoder_path, Bounds.common((autoencoder.bounds, codebook.bounds)))
-        start = learner.start(checkpoints)
 
-        @torch.no_grad()
-        def reconstruct(images: torch.Tensor) -> torch.Tensor:
-            with learner.autocast:
-                images = images.to(device, memory_format=torch.channels_last)
-                return learner.best_model(images, codebook).float().cpu()
+class AutoencoderTask(GradientTask):
+    """An autoencoder learns to reconstruct images; or the decoder of one alone, from quantized feature maps."""
+
+    kind = KIND
+
+    def __init__(self, options: Options, device: torch.device) -> None:
+        self.options, self.device = options, device
+        self.config = load_config(options.config_path, AutoencoderConfig)
+        self.dataset = ImageDataset(options.dataset_path, options.out_dir)
+        split = self.dataset.split(options.bounds)
+        self.training, self.validation = split.training, split.validation
+        self.source, self.codebook, self.origin = None, None, {}
+        if (path := options.hr_codebook_path) is not None:
+            self.source = Autoencoder.load(options.encoder_path, self.config)
+            self.codebook = Codebook.load(path).to(device)
+            check_origin(path, self.codebook.origin, self.source.origin)
+            self.origin = self.source.origin | {"hr_codebook": self.codebook.fingerprint}
+            self.begun_from = options.encoder_path, Bounds.common((self.source.bounds, self.codebook.bounds))
+
+    def build(self, found: dict) -> None:
+        """Build the autoencoder, or fix the encoder of the one that is there, once the images fit."""
+        options, shape = self.options, self.dataset.shape
+        model = self.source or Autoencoder(self.config)
+        model.check_image(shape, options.dataset_path)
+        if self.source is not None:
+            model.encoder.requires_grad_(False)
+            if (fmaps := model.fmap_shape(shape)) != self.codebook.fmap_shape:
+                raise UserError(
+                    f"{options.hr_codebook_path}: is for feature maps of {self.codebook.fmap_shape} (C, H, W), those "
+                    f"of these images are {fmaps}; give the images that its run was trained on"
+                )
+        self.model = model.to(self.device, memory_format=torch.channels_last)
+        steps, cells = options.planned_steps(len(self.training)), math.prod(model.fmap_shape(shape)[1:])
+        self.learner = GradientLearner(
+            self.model, self.loss, self.config, options, steps, self.device, model.kernels, cells
+        )
+        self.update = self.learner.update
+
+    def loss(self, model: Callable, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The error of the reconstructions of images (B, 3, H, W)."""
+        return reconstruction_loss(model, batch, self.model.loss, self.codebook)
+
+    def example(self, number: int) -> torch.Tensor:
+        """As many images."""
+        return torch.zeros(number, *self.dataset.shape)
+
+    def begin(self) -> ImageDataset:
+        """Choose the images that previews show."""
+        self.shown = self.dataset[preview_indices(self.training, self.validation, 25)]
+        return self.dataset
+
+    @torch.no_grad()
+    def reconstruct(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (B, 3, H, W) → their reconstructions, float32 on the CPU."""
+        with self.learner.autocast:
+            images = images.to(self.device, memory_format=torch.channels_last)
+            return self.learner.best_model(images, self.codebook).float().cpu()
+
+    def validate(self) -> dict[str, float]:
+        """Loss, squared error and PSNR of validation images."""
 
         def errors(images: torch.Tensor) -> dict[str, torch.Tensor]:
-            made = reconstruct(images)
-            return {"val_loss": autoencoder.loss(made, images), "val_mse": F.mse_loss(made, images)}
+            outputs = self.reconstruct(images)
+            return {"val_loss": self.model.loss(outputs, images), "val_mse": F.mse_loss(outputs, images)}
 
-        def validate() -> dict[str, float]:
-            found = mean_over(dataset, validation, options.batch_size, errors)
-            return {**found, "val_psnr": psnr(found["val_mse"])} if found else {}
+        means = mean_over(self.dataset, self.validation, self.options.batch_size, errors)
+        return {**means, "val_psnr": psnr(means["val_mse"])} if means else {}
 
-        def preview(step: int) -> None:
-            save_grid(shown, checkpoints.folder.picture("ground_truth", step))
-            save_grid(reconstruct(shown), checkpoints.folder.picture("recon", step))
-
-        metrics = Metrics(options, len(training))
-        footprint = learner.footprint(dataset[training[: options.batch_size]])
-
-        attempted.begin(device, config, {**origin, "data": dataset.fingerprint})
-        shown = dataset[preview_indices(training, validation, 25)]
-        train(options, learner, dataset, training, checkpoints, metrics, start, validate, preview, footprint=footprint)
+    def preview(self, step: int) -> None:
+        """Draw images and their reconstructions."""
+        for name, images in (("ground_truth", self.shown), ("recon", self.reconstruct(self.shown))):
+            save_grid(images, StepFolder(self.options.out_dir).picture(name, step))
 
 
 def reconstruction_loss(
-    model: nn.Module, images: torch.Tensor, measure: Callable, codebook: Codebook | None = None
+    model: Callable, images: torch.Tensor, measure: Callable, codebook: Codebook | None = None
 ) -> dict[str, torch.Tensor]:
     """The loss of an autoencoder, compiled or not, on images (B, 3, H, W), by its method `measure`."""
     images = images.to(memory_format=torch.channels_last)
     return {"loss": measure(model(images, codebook).float(), images)}
-
-
-def load_models(
-    options: Options, config: AutoencoderConfig, dataset: ImageDataset, device: torch.device
-) -> tuple[Autoencoder, Codebook | None, Origin]:
-    """A new autoencoder; or that of `--encoder-path` with a fixed encoder, the codebook for its decoder, their origin.
-
-    Raises `UserError` if they do not fit each other or the images.
-    """
-    path, codebook, origin = options.hr_codebook_path, None, {}
-    if path is None:
-        autoencoder = Autoencoder(config)
-    else:
-        autoencoder, codebook = Autoencoder.load(options.encoder_path, config), Codebook.load(path).to(device)
-        check_origins(path, codebook.origin, autoencoder.origins)
-        autoencoder.encoder.requires_grad_(False)
-        origin = autoencoder.origin | {"hr_codebook": codebook.fingerprint}
-    autoencoder.check_image(dataset.shape, options.dataset_path)
-    if codebook is not None and (shape := autoencoder.fmap_shape(dataset.shape)) != codebook.fmap_shape:
-        raise UserError(
-            f"{path}: is for feature maps of {codebook.fmap_shape} (C, H, W), those of these images are {shape}; give "
-            "the images that its run was trained on"
-        )
-    return autoencoder.to(device, memory_format=torch.channels_last), codebook, origin
 
 
 if __name__ == "__main__":

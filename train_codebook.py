@@ -16,7 +16,6 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from models.autoencoder import Autoencoder
@@ -26,20 +25,20 @@ from models.map_order import arrange
 from models.map_pictures import save_map
 from models.map_statistics import Statistics, decoded_psnr, table, take_census
 from utils import cli
-from utils.attempt import attempt
 from utils.checkpoint_folder import CheckpointFolder
 from utils.config import load_config
 from utils.dataset import BatchLoader, FeatureMapDataset, chunks, steps_per_epoch
-from utils.device import choose_device, choose_workers
-from utils.distributed import is_main, own, take_over
+from utils.device import choose_workers
+from utils.distributed import Share, is_main, own, take_over
+from utils.draws import drawing
 from utils.files import UserError
 from utils.images import save_grid
-from utils.learner import TrainingOptions
 from utils.metrics import Metrics, read_rows
 from utils.options import option, parse_options
 from utils.progress import progress
-from utils.split import Split
-from utils.training import MAX_VALIDATION, mean_over, preview_indices, train
+from utils.run_folder import StepFolder
+from utils.task import Task, TrainingOptions
+from utils.training import MAX_VALIDATION, mean_over, preview_indices, run
 
 log = logging.getLogger(__name__)
 
@@ -65,119 +64,123 @@ class Options(TrainingOptions):
 
 def main(argv: list[str] | None = None) -> None:
     """Parse, load, build, run."""
-    options = parse_options(Options, __doc__, argv)
-    with attempt(__file__, options) as attempted:
-        device = choose_device(options.device)
-        config = load_config(options.config_path, CodebookConfig)
-        dataset = FeatureMapDataset(options.dataset_path, options.out_dir)
-        autoencoder = Autoencoder.load(options.decoder_path).to(device)
-        dataset.check_origin(autoencoder.origins)
-        split = dataset.split(options.bounds)
-        training, validation = split.training, split.validation
+    run(__file__, parse_options(Options, __doc__, argv), MapTask)
 
-        origin, names = autoencoder.origin, {"prefix": "codebook", "has_best": False}
-        checkpoints = CheckpointFolder(options, KIND, config, origin, dataset, len(training), **names)
-        torch.manual_seed(options.seed)
-        codebook, sample = start_codebook(options, config, dataset, training, checkpoints.found)
-        if options.codebook_path is not None:
-            checkpoints.begin_from(options.codebook_path, codebook.bounds)
-        codebook, sample = codebook.to(device), sample if sample is None else sample.to(device)
-        steps = (steps_per_epoch(len(training), options.step_size), options.planned_steps(len(training)))
-        learner = MapLearner(codebook, *steps, sample is None, options.lr_step, sample)
-        start = checkpoints.restore(learner)
+
+class MapTask(Task):
+    """A map learns the patches of feature maps; at its end it is counted and put in order."""
+
+    kind, prefix, has_best = KIND, "codebook", False
+
+    def __init__(self, options: Options, device: torch.device) -> None:
+        self.options, self.device = options, device
+        self.config = load_config(options.config_path, CodebookConfig)
+        self.dataset = FeatureMapDataset(options.dataset_path, options.out_dir)
+        self.autoencoder = Autoencoder.load(options.decoder_path).to(device)
+        self.origin = self.autoencoder.origin
+        self.dataset.check_origin(self.origin)
+        split = self.dataset.split(options.bounds)
+        self.training, self.validation = split.training, split.validation
+
+    def build(self, found: dict) -> None:
+        """Lay out a new map over a sample of patches, or take that of `--codebook-path`."""
+        options, number = self.options, len(self.training)
+        codebook, sample = self.start(found)
+        codebook, sample = codebook.to(self.device), sample if sample is None else sample.to(self.device)
+        steps = steps_per_epoch(number, options.step_size), options.planned_steps(number)
+        self.codebook, self.learner = codebook, MapLearner(codebook, *steps, sample is None, options.lr_step, sample)
+
+    def start(self, found: dict) -> tuple[Codebook, torch.Tensor | None]:
+        """The codebook to start from, and the sample of patches that a new one is laid out over.
+
+        For the checkpoint that was `found` of a run that began with `--codebook-path`, one of as many units.
+        """
+        options, config, dataset = self.options, self.config, self.dataset
+        if found.get("continued"):
+            return Codebook(config, len(found["model"]["units"])), None
+        if (path := options.codebook_path) is not None:
+            codebook = Codebook.load(path)
+            if codebook.config != config:
+                raise UserError(f"{path}: was trained with another config than {options.config_path}")
+            codebook.check_fits(path, dataset)
+            self.begun_from = path, codebook.bounds
+            return codebook, None
+        codebook = Codebook(config)
+        codebook.check_fits(options.config_path, dataset)
+        per_map, number = math.prod(config.grid), len(self.training)
+        if number * per_map < len(codebook):
+            raise UserError(
+                f"'num_embeddings' is {len(codebook)}, but the data set has {number * per_map} patches to train on: "
+                "lower it or add images"
+            )
+        wanted = sample_size(config, options.planned_steps(number) * options.step_size * per_map)
+        sample = draw_sample(codebook, dataset, self.training, wanted, options.seed)
+        codebook.lay_out(sample)  # on the CPU: not every device can compute principal components
+        return codebook, sample
+
+    def begin(self) -> FeatureMapDataset:
+        """Choose what previews show."""
+        take_over(self.codebook.units, self.codebook.coordinates)
+        shown = preview_indices(self.training, self.dataset.unflipped(self.validation), 25)
+        compared = shown[:COMPARED]
+        self.shown = self.dataset[shown].to(self.device)
+        has_images = len(self.dataset.with_image(compared)) == len(compared)
+        self.originals = [self.dataset.images(compared, self.autoencoder.scale)] if has_images else []
+        return self.dataset
+
+    def update(self, batch: torch.Tensor, step: int, share: Share) -> dict[str, torch.Tensor | float]:
+        """Learn from a batch of feature maps."""
+        with drawing(self.options.seed, step, share, self.device):
+            return self.learner.update(batch, step, share)
+
+    def validate(self) -> dict[str, float]:
+        """The quantization error of validation maps."""
 
         def error(fmap: torch.Tensor) -> dict[str, torch.Tensor]:
-            return {"val_loss": codebook.quantization_error(fmap.to(device))}
+            return {"val_loss": self.codebook.quantization_error(fmap.to(self.device))}
 
-        def validate() -> dict[str, float]:
-            return mean_over(dataset, validation, options.batch_size, error)
+        return mean_over(self.dataset, self.validation, self.options.batch_size, error)
 
-        @torch.no_grad()
-        def preview(step: int) -> None:
-            plain, quantized = (autoencoder.decode(fmap).cpu() for fmap in (maps, codebook.quantize(maps)))
-            save_grid(plain, folder.picture("image_plot", step))
-            save_grid(quantized, folder.picture("quant_image_plot", step))
-            rows = torch.cat((*originals, plain[:COMPARED], quantized[:COMPARED]))
-            save_grid(rows, folder.picture("comparison", step), columns=len(plain[:COMPARED]))
-            if step < checkpoints.total_steps:  # at the end it is drawn once it is arranged and counted
-                save_map(codebook, autoencoder, folder, step)
+    @torch.no_grad()
+    def preview(self, step: int) -> None:
+        """Decode feature maps before and after quantization, and draw the map."""
+        folder, pairs = StepFolder(self.options.out_dir), (self.shown, self.codebook.quantize(self.shown))
+        plain, quantized = (self.autoencoder.decode(fmap).cpu() for fmap in pairs)
+        save_grid(plain, folder.picture("image_plot", step))
+        save_grid(quantized, folder.picture("quant_image_plot", step))
+        rows = torch.cat((*self.originals, plain[:COMPARED], quantized[:COMPARED]))
+        save_grid(rows, folder.picture("comparison", step), columns=len(plain[:COMPARED]))
+        if step < self.learner.total_steps:  # at the end it is drawn once it is arranged and counted
+            save_map(self.codebook, self.autoencoder, folder, step)
 
-        folder = checkpoints.folder
-        metrics = Metrics(options, len(training))
-
-        attempted.begin(device, config, {**origin, "data": dataset.fingerprint})
-        take_over(codebook.units, codebook.coordinates)
-        shown = preview_indices(training, dataset.unflipped(validation), 25)
-        maps, compared = dataset[shown].to(device), shown[:COMPARED]
-        has_images = len(dataset.with_image(compared)) == len(compared)
-        originals = [dataset.images(compared, autoencoder.scale)] if has_images else []
-        step = train(options, learner, dataset, training, checkpoints, metrics, start, validate, preview)
-        if codebook.counts.sum() == 0:
-            statistics = finish(learner, autoencoder, dataset, split, checkpoints, metrics, step)
-        else:  # an earlier process came as far as here
-            statistics = checkpoints.found["statistics"]
-        if not any(row["step"] == step and "quantization_error" in row for row in read_rows(folder.metrics)):
+    def finish(self, checkpoints: CheckpointFolder, metrics: Metrics, step: int) -> None:
+        """Arrange and count the map, unless an earlier process came as far, and report its statistics."""
+        statistics = checkpoints.found["statistics"] if self.codebook.counts.sum() else None
+        if statistics is None:
+            statistics = self.arrange(checkpoints, metrics, step)
+        if not any(row["step"] == step and "quantization_error" in row for row in read_rows(metrics.folder.metrics)):
             metrics.write_row({"step": step, **statistics})
             metrics.show_pictures(step)
 
+    def arrange(self, checkpoints: CheckpointFolder, metrics: Metrics, step: int) -> Statistics:
+        """Count the training maps, put the map in order, measure it, draw it, and keep it so in `latest.pt`.
 
-def start_codebook(
-    options: Options, config: CodebookConfig, dataset: FeatureMapDataset, training: np.ndarray, found: dict
-) -> tuple[Codebook, torch.Tensor | None]:
-    """The codebook of `--codebook-path`, or a new one laid out over a sample of patches of the training maps.
-
-    For the checkpoint that was `found` of a run that began with `--codebook-path`, one of as many units.
-    """
-    if found.get("continued"):
-        return Codebook(config, len(found["model"]["units"])), None
-    if options.codebook_path is not None:
-        codebook = Codebook.load(options.codebook_path)
-        if codebook.config != config:
-            raise UserError(f"{options.codebook_path}: was trained with another config than {options.config_path}")
-        codebook.check_fits(options.codebook_path, dataset)
-        return codebook, None
-    codebook = Codebook(config)
-    codebook.check_fits(options.config_path, dataset)
-    per_map = math.prod(config.grid)
-    if len(training) * per_map < len(codebook):
-        raise UserError(
-            f"'num_embeddings' is {len(codebook)}, but the data set has {len(training) * per_map} patches to train on: "
-            "lower it or add images"
-        )
-    wanted = sample_size(config, options.planned_steps(len(training)) * options.step_size * per_map)
-    sample = draw_sample(codebook, dataset, training, wanted, options.seed)
-    codebook.lay_out(sample)  # on the CPU: not every device can compute principal components
-    return codebook, sample
-
-
-def finish(
-    learner: MapLearner,
-    autoencoder: Autoencoder,
-    dataset: FeatureMapDataset,
-    split: Split,
-    checkpoints: CheckpointFolder,
-    metrics: Metrics,
-    step: int,
-) -> Statistics:
-    """Count the training maps, put the map in order, measure it, draw it, and keep it so in the last checkpoint.
-
-    That is saved once all is done: until then a resume finds the map as training left it, and does all of this again.
-    """
-    codebook = learner.codebook
-    parts = own(chunks(split.training, max(1, COUNTED // math.prod(dataset.shape))))
-    batches = BatchLoader(dataset, parts, choose_workers(None, learner.device))
-    census = take_census(codebook, progress(batches, unit="batch", desc="counting"))
-    codebook.counts.copy_(census.counts)
-    if not is_main():
-        learner.checkpoint()
-        return {}
-    codebook.coordinates.copy_(arrange(codebook.coordinates, census.pairs))
-    statistics = census.statistics(codebook)
-    statistics |= decoded_psnr(autoencoder, codebook, dataset, split.validation[:MAX_VALIDATION])
-    log.info("statistics over %d training patches\n%s", census.counts.sum(), table(codebook=statistics))
-    save_map(codebook, autoencoder, checkpoints.folder, step)
-    checkpoints.save(learner, step, statistics=statistics, metrics=metrics.state())
-    return statistics
+        That is saved once all is done: until then a resume finds the map as training left it, and does this again.
+        """
+        codebook, dataset = self.codebook, self.dataset
+        parts = own(chunks(self.training, max(1, COUNTED // math.prod(dataset.shape))))
+        batches = BatchLoader(dataset, parts, choose_workers(None, self.device))
+        census = take_census(codebook, progress(batches, unit="batch", desc="counting"))
+        codebook.counts.copy_(census.counts)
+        statistics: Statistics = {}
+        if is_main():
+            codebook.coordinates.copy_(arrange(codebook.coordinates, census.pairs))
+            statistics = census.statistics(codebook)
+            statistics |= decoded_psnr(self.autoencoder, codebook, dataset, self.validation[:MAX_VALIDATION])
+            log.info("statistics over %d training patches\n%s", census.counts.sum(), table(codebook=statistics))
+            save_map(codebook, self.autoencoder, checkpoints.folder, step)
+        checkpoints.save(step, is_stop=True, statistics=statistics, metrics=metrics.state())
+        return statistics
 
 
 if __name__ == "__main__":

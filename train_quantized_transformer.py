@@ -13,8 +13,7 @@ pictures (images/ground_truth_N.png, low_res_cond_N, high_res_example_N, high_re
 
 import utils.threads  # noqa: F401
 
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,18 +26,15 @@ from models.codebook import Codebook
 from models.tokens import load_tokens
 from models.transformer import TransformerConfig
 from utils import cli
-from utils.attempt import attempt
-from utils.checkpoint_folder import CheckpointFolder
 from utils.config import load_config
-from utils.dataset import FeatureMapDataset, TokenDataset, to_device
-from utils.device import choose_device
+from utils.dataset import Batch, FeatureMapDataset, TokenDataset, to_device
 from utils.files import UserError
-from utils.gradient import GradientLearner, GradientOptions
+from utils.gradient import GradientLearner, GradientOptions, GradientTask
 from utils.images import save_grid
-from utils.metrics import Metrics
 from utils.options import option, parse_options
+from utils.run_folder import StepFolder
 from utils.sampling import SamplingConfig, uniform_draws
-from utils.training import MAX_VALIDATION, mean_over, preview_indices, train
+from utils.training import MAX_VALIDATION, mean_over, preview_indices, run
 
 WATCH_SHARE = 7  # training items for each one that a log line is validated on: with no way back it costs about 5 %
 
@@ -66,69 +62,101 @@ class Options(GradientOptions):
 
 def main(argv: list[str] | None = None) -> None:
     """Parse, load, build, run."""
-    options = parse_options(Options, __doc__, argv)
-    with attempt(__file__, options) as attempted:
-        device = choose_device(options.device)
-        dataset, autoencoder, coarse, fine = load_inputs(options, device)
-        origin = autoencoder.origin | {"lr_codebook": coarse.fingerprint, "hr_codebook": fine.fingerprint}
-        split = dataset.split(options.bounds)
-        training, validation = split.training, split.validation
+    run(__file__, parse_options(Options, __doc__, argv), StageTask)
+
+
+class StageTask(GradientTask):
+    """A stage learns the fine tokens of feature maps from their coarse tokens."""
+
+    kind, unit, num_workers = KIND, "tokens", 0  # tokens need no work
+
+    def __init__(self, options: Options, device: torch.device) -> None:
+        self.options, self.device = options, device
+        self.dataset, self.autoencoder, self.coarse, self.fine = load_inputs(options, device)
+        codebooks = {"lr_codebook": self.coarse.fingerprint, "hr_codebook": self.fine.fingerprint}
+        self.origin = self.autoencoder.origin | codebooks
+        split = self.dataset.split(options.bounds)
+        self.training, self.validation = split.training, split.validation
         transformer = load_config(options.config_path, TransformerConfig)
-        names = dataset.label_names(training) if transformer.use_labels else ()
-        config = StageConfig.between(
-            transformer, coarse, fine, options.lr_codebook_path, options.train_base_model, names
+        labels = self.dataset.label_names(self.training) if transformer.use_labels else ()
+        self.config = StageConfig.between(
+            transformer, self.coarse, self.fine, options.lr_codebook_path, options.train_base_model, labels
         )
-
-        torch.manual_seed(options.seed)
-        stage = Stage(config).to(device)
-        stage.init_embeddings(coarse, fine)
-        stage.transformer.use_activation_checkpoint = options.use_activation_checkpoint
-        steps, weights = options.planned_steps(len(training)), stage.transformer.block_weights
-        # A call of the stage computes its loss.
-        learner = GradientLearner(
-            stage, lambda stage, batch: stage(*batch), transformer, options, steps, device, weights, config.fine.length
-        )
-        checkpoints = CheckpointFolder(options, KIND, config, origin, dataset, len(training))
+        self.per_item, self.example = self.config.fine.length, self.config.example
         if options.model_path is not None:
-            check_labels(options.model_path, config)
-        start = learner.start(checkpoints)
-        earlier_bits = bits_before(coarse, options.previous_path)
+            check_labels(options.model_path, self.config)
+        self.bits_before = bits_before(self.coarse, options.previous_path)
 
-        metrics = Metrics(options, len(training), unit="tokens", per_item=config.fine.length)
-        footprint = learner.footprint(config.example(min(options.batch_size, len(training))))
+    def build(self, found: dict) -> None:
+        """Build the stage, whose tokens start as near to each other as their units."""
+        stage = Stage(self.config).to(self.device)
+        stage.init_embeddings(self.coarse, self.fine)
+        stage.transformer.use_activation_checkpoint = self.options.use_activation_checkpoint
+        steps, by_muon = self.options.planned_steps(len(self.training)), stage.transformer.block_weights
+        self.learner = GradientLearner(
+            stage, self.loss, self.config.transformer, self.options, steps, self.device, by_muon, self.per_item
+        )
+        self.update = self.learner.update
 
-        attempted.begin(device, config, {**origin, "data": dataset.fingerprint})
-        tokens = load_tokens(dataset, coarse, fine, device)
-        if names:
-            tokens = TokenDataset(np.concatenate((tokens.coarse, dataset.label_indices(names)), axis=1), tokens.fine)
-            stage.count_labels(to_device(tokens[training], device)[0])
-        if options.train_base_model:
-            earlier_bits = start_bits(stage, coarse, tokens, training, validation[:MAX_VALIDATION])
+    def loss(self, model: Stage, batch: Batch) -> dict[str, torch.Tensor]:
+        """Loss, bits and accuracy of a batch of tokens (B, S), (B, T)."""
+        return model(*batch)
 
-        def validate(most: int = MAX_VALIDATION) -> dict[str, float]:
-            found = losses_of(learner, tokens, validation[:most], options.batch_size)
-            return with_bits(found, config, earlier_bits)
+    def begin(self) -> TokenDataset:
+        """Compute the tokens of all feature maps, count the labels, and choose what previews show."""
+        tokens, labels = load_tokens(self.dataset, self.coarse, self.fine, self.device), self.config.labels
+        if labels:
+            coarse = np.concatenate((tokens.coarse, self.dataset.label_indices(labels)), axis=1)
+            tokens = TokenDataset(coarse, tokens.fine)
+            self.learner.model.count_labels(to_device(tokens[self.training], self.device)[0])
+        self.tokens = tokens
+        if self.options.train_base_model:
+            self.bits_before = start_bits(self)
+        unflipped = self.dataset.unflipped(self.validation)
+        self.shown = preview_indices(self.training, unflipped, self.options.test_num_sample)
+        self.shown_maps = self.dataset[self.shown].to(self.device)
+        return tokens
 
-        shown = preview_indices(training, dataset.unflipped(validation), options.test_num_sample)
-        fmaps = dataset[shown].to(device)
+    @torch.no_grad()
+    def validate(self, most: int = MAX_VALIDATION) -> dict[str, float]:
+        """Loss, bits and accuracy on validation maps, how many they are, and what an image costs in bits."""
 
-        @torch.no_grad()
-        def preview(step: int) -> None:
-            drawn = draw(learner.best_model, coarse, fine, to_device(tokens[shown], device), options)
-            for name, made in {"ground_truth": fmaps, **drawn}.items():
-                save_grid(autoencoder.decode(made).cpu(), checkpoints.folder.picture(name, step))
+        def losses(batch: Batch) -> dict[str, torch.Tensor]:
+            with self.learner.autocast:
+                numbers = self.loss(self.learner.best_model, to_device(batch, self.device))
+            return {f"val_{name}": value for name, value in numbers.items()}
 
-        watched = min(MAX_VALIDATION, max(options.step_size, options.log_step * options.step_size // WATCH_SHARE))
-        options = replace(options, num_workers=options.num_workers or 0)  # tokens need no work
-        watch = partial(validate, watched)
-        train(options, learner, tokens, training, checkpoints, metrics, start, validate, preview, watch, footprint)
+        indices = self.validation[:most]
+        means = mean_over(self.tokens, indices, self.options.batch_size, losses)
+        return with_bits(means | {"val_images": len(indices)} if means else {}, self.config, self.bits_before)
+
+    def watch(self) -> dict[str, float]:
+        """The same on a few maps."""
+        size = self.options.step_size
+        return self.validate(min(MAX_VALIDATION, max(size, self.options.log_step * size // WATCH_SHARE)))
+
+    @torch.no_grad()
+    def preview(self, step: int) -> None:
+        """Decode feature maps of coarse tokens, of the true fine tokens, and of those that the stage samples."""
+        stage, (coarse, fine) = self.learner.best_model, to_device(self.tokens[self.shown], self.device)
+        uniform = uniform_draws(self.options.seed, 0, range(len(fine)), self.config.fine.length, num_beam=1)
+        sampled, _ = stage.sample(coarse, SamplingConfig(temperature=self.options.temperature), uniform)
+        pictures = {
+            "ground_truth": self.shown_maps,
+            "low_res_cond": self.coarse.lookup(coarse[:, : self.config.coarse.length]),
+            "high_res_example": self.fine.lookup(fine),
+            "high_res_recon": self.fine.lookup(sampled),
+        }
+        for name, fmaps in pictures.items():
+            picture = StepFolder(self.options.out_dir).picture(name, step)
+            save_grid(self.autoencoder.decode(fmaps).cpu(), picture)
 
 
 def load_inputs(options: Options, device: torch.device) -> tuple[FeatureMapDataset, Autoencoder, Codebook, Codebook]:
     """The feature maps, the autoencoder and the codebooks, checked to belong together."""
     dataset = FeatureMapDataset(options.dataset_path, options.out_dir)
     autoencoder = Autoencoder.load(options.decoder_path).to(device)
-    dataset.check_origin(autoencoder.origins)
+    dataset.check_origin(autoencoder.origin)
     codebooks = []
     for path in (options.lr_codebook_path, options.hr_codebook_path):
         codebooks.append(Codebook.load(path).to(device))
@@ -136,38 +164,13 @@ def load_inputs(options: Options, device: torch.device) -> tuple[FeatureMapDatas
     return dataset, autoencoder, *codebooks
 
 
-def start_bits(
-    stage: Stage, coarse: Codebook, tokens: TokenDataset, training: np.ndarray, indices: np.ndarray
-) -> float | None:
-    """Mean bits of what a base stage is given of these feature maps, its condition and its label; None if unknown."""
-    label_counts = None
-    if number := len(stage.config.labels):
-        label_counts = torch.from_numpy(np.bincount(tokens.coarse[training, 1], minlength=number + 1))
-    found = given_bits(coarse, tokens[indices][0], label_counts)
-    return sum(found.values()) if found else None
-
-
-@torch.no_grad()
-def losses_of(learner: GradientLearner, tokens: TokenDataset, indices: np.ndarray, batch_size: int) -> dict[str, float]:
-    """Loss, bits and accuracy of the stage on these feature maps, and how many they are; nothing of none."""
-
-    def losses(batch: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor]:
-        with learner.autocast:
-            found = learner.best_model(*to_device(batch, learner.device))
-        return {f"val_{name}": value for name, value in found.items()}
-
-    found = mean_over(tokens, indices, batch_size, losses)
-    return found | {"val_images": len(indices)} if found else {}
-
-
-def draw(
-    stage: Stage, coarse: Codebook, fine: Codebook, tokens: tuple[torch.Tensor, torch.Tensor], options: Options
-) -> dict[str, torch.Tensor]:
-    """Feature maps (N, C, H, W) of coarse and fine tokens, and of the fine tokens that the stage samples for them."""
-    uniform = uniform_draws(options.seed, 0, range(len(tokens[1])), stage.config.fine.length, num_beam=1)
-    sampled, _ = stage.sample(tokens[0], SamplingConfig(temperature=options.temperature), uniform)
-    given = coarse.lookup(tokens[0][:, : stage.config.coarse.length])
-    return {"low_res_cond": given, "high_res_example": fine.lookup(tokens[1]), "high_res_recon": fine.lookup(sampled)}
+def start_bits(task: StageTask) -> float | None:
+    """Mean bits of what a base stage is given of validation maps, condition and label; None if unknown."""
+    label_counts, tokens = None, task.tokens
+    if number := len(task.config.labels):
+        label_counts = torch.from_numpy(np.bincount(tokens.coarse[task.training, 1], minlength=number + 1))
+    bits = given_bits(task.coarse, tokens[task.validation[:MAX_VALIDATION]][0], label_counts)
+    return sum(bits.values()) if bits else None
 
 
 if __name__ == "__main__":

@@ -19,8 +19,7 @@ from models.codebook import CodebookConfig
 from scripts.dry_run import read_settings
 from utils import cli
 from utils.config import load_config
-from utils.flops import count_flops
-from utils.memory import readable
+from utils.footprint import count_flops, readable
 from utils.run_folder import CONDITION
 
 NUMBERS = (1, 8, 64)  # GPUs

@@ -26,8 +26,8 @@ from train_autoencoder import reconstruction_loss
 from utils import cli
 from utils.config import load_config
 from utils.dataset import Batch, num_items
+from utils.footprint import readable
 from utils.gradient import GradientLearner
-from utils.memory import readable
 from utils.run_folder import CONDITION
 
 CONFIGS = ROOT / "configs"

@@ -12,11 +12,11 @@ from models.codebook import Codebook
 from models.generation import Cascade
 from models.requests import load_generation_config
 from models.tokens import read_tokens
-from utils.checkpoint import check_origins
 from utils.config import read_json
 from utils.dataset import FeatureMapDataset, ImageDataset
 from utils.device import choose_dtype
 from utils.files import UserError
+from utils.provenance import check_origin
 from utils.run_folder import ExportedFolder, RunFolder
 from utils.split import Bounds
 
@@ -46,7 +46,7 @@ class TrainedRun:
         if path == self.folder.autoencoder.latest:
             return self.autoencoder
         decoder = Autoencoder.load(path).to(self.device)
-        check_origins(path, decoder.origin, self.autoencoder.origin)
+        check_origin(path, decoder.origin, self.autoencoder.origin)
         return decoder
 
     def _load_maps(self) -> FeatureMapDataset | None:
@@ -54,7 +54,7 @@ class TrainedRun:
         if not path.is_file():
             return None
         maps = FeatureMapDataset(path)
-        maps.check_origin(self.autoencoder.origins)
+        maps.check_origin(self.autoencoder.origin)
         return maps
 
     def _load_codebooks(self) -> dict[str, Codebook]:
@@ -65,7 +65,7 @@ class TrainedRun:
                 self.missing.append(f"{step.name}: {step.codebook} is missing; train it")
                 continue
             book = found[step.name] = Codebook.load(step.codebook).to(self.device)
-            check_origins(step.codebook, book.origin, self.autoencoder.origins)
+            check_origin(step.codebook, book.origin, self.autoencoder.origin)
             if self.maps is not None:
                 book.check_fits(step.codebook, self.maps)
         return found
@@ -82,7 +82,7 @@ class TrainedRun:
                 self.missing.append(f"stage {number}: its bits need both codebooks")
             else:
                 stage = Stage.load(step.best, *books).to(self.device)
-                check_origins(step.best, stage.origin, self.autoencoder.origins)
+                check_origin(step.best, stage.origin, self.autoencoder.origin)
                 found[number] = (stage, *books)
         if found and isinstance(self.folder, ExportedFolder):
             self.missing.append("bits: an exported model has no feature maps; evaluate the run that it is from")

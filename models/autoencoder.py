@@ -40,7 +40,7 @@ class AutoencoderConfig:
     num_enc_res_blocks: int = option("residual blocks at each resolution of the encoder", 1, low=0, high=64)
     num_dec_res_blocks: int = option("residual blocks at each resolution of the decoder", 1, low=0, high=64)
     latent_noise: float = option("standard deviation of noise on the feature map in training", 0.0, low=0)
-    weight_decay: float = option("share that a step at the peak rate takes from kernels", 2e-5, low=0)
+    weight_decay: float = option("share that a step at the peak rate takes from kernels", 2e-5, low=0, below=0.01)
     loss: str = option("mean squared error, or mean absolute error, which is sharper", "mse", choices=("mse", "l1"))
     edge_weight: float = option("weight of the same error of differences between neighbouring pixels", 0.0, low=0)
 
@@ -116,7 +116,7 @@ class Autoencoder(nn.Module):
         self.fingerprint: str | None = None  # of the checkpoint it was loaded from
         self.encoder_fingerprint: str | None = None  # of its encoder alone
         self.bounds = Bounds()  # of the images that it has learned from, as that checkpoint has it
-        self.data: Fingerprint | None = None  # of the data set that they are of, unless the checkpoint is too old
+        self.data: Fingerprint | None = None  # of the data set that they are of, once loaded
 
     @classmethod
     def load(cls, path: Path, config: AutoencoderConfig | None = None) -> "Autoencoder":
@@ -137,11 +137,6 @@ class Autoencoder(nn.Module):
     def origin(self) -> Origin:
         """What is kept of it with what depends on its feature maps: a decoder may be trained further."""
         return {"encoder": self.encoder_fingerprint}
-
-    @property
-    def origins(self) -> Origin:
-        """What the origin of a file is compared with; one of before names the fingerprint of all weights."""
-        return self.origin | {"autoencoder": self.fingerprint}
 
     @property
     def kernels(self) -> list[nn.Parameter]:

@@ -7,7 +7,8 @@ import torch
 
 from models.cascade import KIND, StageConfig
 from models.codebook import Codebook
-from utils.checkpoint import check_origin, load_checkpoint
+from utils.checkpoint import load_checkpoint, measured
+from utils.provenance import check_origin
 
 log = logging.getLogger(__name__)
 
@@ -47,15 +48,14 @@ def with_bits(numbers: dict[str, float], config: StageConfig, bits_before: float
 def bits_before(coarse: Codebook, previous: Path | None) -> float | None:
     """Bits that an image costs before a cascade stage that reads `coarse`, None if unknown.
 
-    They are in the validation of the stage before, in its checkpoint `previous`. Raises `UserError` if that stage
-    writes another codebook.
+    They are among what was measured of the stage before, beside its checkpoint `previous`. Raises `UserError` if that
+    stage writes another codebook.
     """
     if previous is None:
         return None
     content = load_checkpoint(previous, KIND, memory_map=True)
-    written = content["trained_from"].get("hr_codebook")
-    check_origin(previous, "low-resolution codebook", written, coarse.fingerprint)
-    bits = (content.get("validation") or {}).get("image_bits")
+    check_origin(previous, {"codebook": content["trained_from"]["hr_codebook"]}, {"codebook": coarse.fingerprint})
+    bits = measured(previous, content["fingerprint"]).get("image_bits")
     if bits is None:
-        log.warning("%s: holds no validation; the bits of an image over all stages are not reported", previous)
+        log.warning("%s: nothing was measured of it; the bits of an image over all stages are not reported", previous)
     return bits

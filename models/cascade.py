@@ -19,10 +19,11 @@ from models.codebook import Codebook
 from models.decoding import CachedDecoder
 from models.transformer import Grid, Transformer, TransformerConfig
 from utils.beam_search import search
-from utils.checkpoint import Origin, check_origin, load_checkpoint, load_weights
+from utils.checkpoint import Origin, load_checkpoint, load_weights
 from utils.config import build_config
 from utils.draws import draw
 from utils.files import UserError
+from utils.provenance import check_origin
 from utils.sampling import SamplingConfig
 from utils.split import Bounds
 
@@ -94,8 +95,7 @@ class Stage(nn.Module):
         """Read a stage from a checkpoint and check that it was trained between these codebooks."""
         content = load_checkpoint(path, KIND)
         origin = content["trained_from"]
-        check_origin(path, "low-resolution codebook", origin.get("lr_codebook"), coarse.fingerprint)
-        check_origin(path, "high-resolution codebook", origin.get("hr_codebook"), fine.fingerprint)
+        check_origin(path, origin, {"lr_codebook": coarse.fingerprint, "hr_codebook": fine.fingerprint})
         stage = cls(build_config(StageConfig, content["config"], str(path)))
         load_weights(stage, content, path)
         stage.origin, stage.fingerprint, stage.bounds = origin, content["fingerprint"], Bounds.saved(content)

@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from models.patches import patchify, unpatchify
-from utils.checkpoint import Origin, check_origin, fingerprint, load_checkpoint, load_weights
+from utils.checkpoint import Origin, fingerprint, load_checkpoint, load_weights
 from utils.config import build_config
 from utils.dataset import FeatureMapDataset
 from utils.files import UserError
 from utils.options import check_ranges, option
+from utils.provenance import check_origin
 from utils.split import Bounds
 
 KIND = "codebook"
@@ -118,8 +119,7 @@ class Codebook(nn.Module):
                 f"{path}: is for feature maps of {self.fmap_shape} (C, H, W), the data set holds {dataset.shape}; "
                 "correct 'image_C', 'image_H' and 'image_W' in its config"
             )
-        for what, made_with in self.origin.items():
-            check_origin(path, f"data set's {what}", made_with, dataset.origin.get(what))
+        check_origin(path, self.origin, dataset.origin)
 
     def patchify(self, fmap: torch.Tensor) -> torch.Tensor:
         """Feature maps (B, C, H, W) → all their patches, (B·T, D)."""

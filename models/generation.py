@@ -15,13 +15,13 @@ from models.codebook import Codebook
 from models.decoding import make_ready
 from models.requests import GenerationConfig, Place, Request, Values, change_sampling, load_generation_config, pick
 from models.walk import way
-from utils.checkpoint import check_origins
 from utils.device import choose_device, choose_dtype
 from utils.distributed import own
 from utils.files import UserError
 from utils.images import Picture, to_pil, to_tensor
 from utils.options import PRECISIONS
 from utils.progress import progress
+from utils.provenance import check_origin
 from utils.run_folder import ExportedFolder, RunFolder
 from utils.sampling import SamplingConfig, image_generator, uniform_draws
 
@@ -50,7 +50,7 @@ class Cascade:
             model_path, coarse_path, fine_path = (folder / path for path in paths)
             coarse, fine = Codebook.load(coarse_path), Codebook.load(fine_path)
             stage = Stage.load(model_path, coarse, fine)
-            check_origins(model_path, stage.origin, decoder.origins)
+            check_origin(model_path, stage.origin, decoder.origin)
             _check_guidance(str(model_path), stage, config)
             if stage.config.is_base != (number == 0):
                 kind = "base" if stage.config.is_base else "cascade"

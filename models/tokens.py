@@ -16,6 +16,7 @@ from utils.device import choose_workers
 from utils.files import UserError
 from utils.lock import lock
 from utils.progress import progress
+from utils.provenance import same
 
 log = logging.getLogger(__name__)
 
@@ -87,4 +88,4 @@ def read_tokens(dataset: FeatureMapDataset, codebook: Codebook) -> np.ndarray | 
         log.warning("%s; computing its tokens again", error)
         return None
     tokens = content["model"]["tokens"]
-    return tokens.numpy() if content["trained_from"] == origin_of(dataset, codebook) else None
+    return tokens.numpy() if same(content["trained_from"], origin_of(dataset, codebook)) else None

@@ -37,7 +37,7 @@ class TransformerConfig:
     hidden_dim: int = option("width inside the MLP, which is gated: one half multiplies the other", low=1, high=LARGEST)
     hidden_activation: str = option("activation of the MLP", choices=ACTIVATIONS)
     dropout: float = option("share of channels dropped in embeddings and blocks", 0.0, low=0, below=1)
-    weight_decay: float = option("share that a step at the peak rate takes from matrices", 3e-4, low=0)
+    weight_decay: float = option("share that a step at the peak rate takes from matrices", 3e-4, low=0, below=0.01)
     condition_dropout: float = option("share of images without a condition; guidance needs it", 0.0, low=0, below=1)
     condition_noise: float = option("share of coarse tokens that become one of 8 near units", 0.0, low=0, below=1)
     use_labels: bool = option("whether a base stage learns the labels of the images, for `--label`", False)

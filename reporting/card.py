@@ -7,7 +7,7 @@ from evaluation.tables import markdown
 from models.generation import Cascade
 from reporting.run import Run, read_run
 from utils.exported import ModelConfig
-from utils.plan import duration
+from utils.progress import duration
 from utils.run_folder import RunFolder
 
 TAGS = ("image-generation", "autoregressive", "self-organizing-map", "vector-quantization")

@@ -13,9 +13,10 @@ from models.map_pictures import atlas
 from reporting import figures, verdicts
 from reporting.pictures import Picture, Quality
 from reporting.run import Run, Step
-from utils.checkpoint import check_origins, load_checkpoint
+from utils.checkpoint import load_checkpoint
 from utils.images import to_uint8
 from utils.progress import progress
+from utils.provenance import check_origin
 from utils.run_folder import StepFolder
 
 MOST_SAMPLES = 25  # final images that are shown one by one
@@ -58,7 +59,7 @@ def load_models(run: Run) -> Models:
         if (path := step.folder.codebook).exists():
             book = models.codebooks[step.folder.level] = Codebook.load(path)
             if models.decoder is not None:
-                check_origins(path, book.origin, models.decoder.origins)
+                check_origin(path, book.origin, models.decoder.origin)
                 pixels = to_uint8(atlas(book, models.decoder)).permute(1, 2, 0).numpy()
                 models.atlases[step.folder.level] = Image.fromarray(pixels)
     return models

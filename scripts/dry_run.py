@@ -27,12 +27,14 @@ from pathlib import Path
 from reporting.run import Step, read_run
 from utils import cli
 from utils.attempt import Attempt
+from utils.footprint import readable
 from utils.index import check_size, read_dataset, write_dataset
-from utils.learner import TrainingOptions
-from utils.memory import readable
+from utils.metrics import TIMED
 from utils.options import flag_of, option, parse_options
-from utils.plan import TIMED, Plan, duration, kept
+from utils.progress import duration
 from utils.run_folder import CONDITION, RunFolder
+from utils.task import TrainingOptions
+from utils.training import Plan, kept
 
 ROOT = Path(__file__).parent.parent
 MOST = 1000  # images that the steps run with

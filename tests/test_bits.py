@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -40,8 +41,9 @@ def test_the_bits_before_a_cascade_stage_are_those_of_the_checkpoint_of_the_one_
     marks = {"lr_codebook": CODEBOOKS[0].fingerprint, "hr_codebook": CODEBOOKS[1].fingerprint}
     path, stage = tmp_path / "stage.pt", build(0)
     for validation, expected in (({"image_bits": 12.5}, 12.5), ({}, None), (None, None)):
-        save_checkpoint(path, KIND, stage.config, stage.state_dict(), marks, validation=validation)
+        fingerprint = save_checkpoint(path, KIND, stage.config, stage.state_dict(), marks)
+        (tmp_path / "measured.json").write_text(json.dumps({} if validation is None else {fingerprint: validation}))
         assert bits_before(CODEBOOKS[1], path) == expected
     assert bits_before(CODEBOOKS[1], None) is None
-    with pytest.raises(UserError, match=r"stage\.pt: does not belong with this low-resolution codebook"):
+    with pytest.raises(UserError, match=r"stage\.pt: was made with another codebook"):
         bits_before(CODEBOOKS[2], path)

@@ -237,5 +237,5 @@ def test_a_codebook_for_other_feature_maps_is_refused_by_name(tmp_path):
     with pytest.raises(UserError, match=r"c\.pt: is for feature maps of \(2, 4, 6\).*holds \(2, 6, 4\)"):
         codebook.check_fits(path, Maps((2, 6, 4), "abc"))
     codebook.origin = {"encoder": "def"}
-    with pytest.raises(UserError, match=r"c\.pt: does not belong with this data set's encoder"):
+    with pytest.raises(UserError, match=r"c\.pt: was made with another encoder"):
         codebook.check_fits(path, Maps((2, 4, 6), "abc"))

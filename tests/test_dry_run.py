@@ -11,7 +11,7 @@ from scripts import dry_run
 from tests.helpers.deaths import dying
 from tests.helpers.reports import change_attempt
 from tests.helpers.scripts import TINY, expect_error, run_main
-from utils.plan import duration
+from utils.progress import duration
 from utils.run_folder import RunFolder
 
 STEPS = ["autoencoder", "feature_maps", "codebook_cond", "prune_codebook_cond", "codebook_0", "prune_codebook_0"]

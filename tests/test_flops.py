@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.transformer import attend
-from utils.flops import count_flops
+from utils.footprint import count_flops
 from utils.gradient import GradientLearner
 
 
@@ -59,5 +59,5 @@ def test_a_learner_counts_both_passes_of_a_whole_batch_and_moves_nothing(batch_s
     config = argparse.Namespace(model_lr=0.1, weight_decay=0.001)
     measure = lambda model, batch: {"loss": model(batch).mean()}  # noqa: E731
     learner = GradientLearner(model, measure, config, args, 10, torch.device("cpu"))
-    assert learner.flops(torch.randn(8, 5)) == 2 * 2 * 8 * 5 * 7  # the data needs no gradient
+    assert learner.footprint(torch.randn(8, 5)).flops_per_item == 2 * 2 * 5 * 7  # the data needs no gradient
     assert model.weight.equal(before)

@@ -118,12 +118,15 @@ def test_a_condition_codebook_without_counts_is_refused(folder, decoder):
     [
         (
             [stage_entry(0, lr_codebook_path="other_0")],
-            r"stage_0\.pt: does not belong with this low-resolution codebook",
+            r"stage_0\.pt: was made with another lr_codebook",
         ),
-        ([stage_entry(0, hr_codebook_path="other_1")], r"stage_0\.pt: does not belong with this high-resolution"),
-        ([stage_entry(0), stage_entry(1, hr_codebook_path="other_2")], r"stage_1\.pt: does not belong with this high"),
-        ([stage_entry(0, model_path="alien_0")], r"alien_0\.pt: does not belong with this encoder"),
-        ([stage_entry(0), stage_entry(1, model_path="alien_1")], r"alien_1\.pt: does not belong with this encoder"),
+        ([stage_entry(0, hr_codebook_path="other_1")], r"stage_0\.pt: was made with another hr_codebook"),
+        (
+            [stage_entry(0), stage_entry(1, hr_codebook_path="other_2")],
+            r"stage_1\.pt: was made with another hr_codebook",
+        ),
+        ([stage_entry(0, model_path="alien_0")], r"alien_0\.pt: was made with another encoder"),
+        ([stage_entry(0), stage_entry(1, model_path="alien_1")], r"alien_1\.pt: was made with another encoder"),
         ([stage_entry(1)], r"stage_1\.pt: is a cascade stage"),
         ([stage_entry(0), stage_entry(0)], r"stage_0\.pt: is a base stage"),
         (

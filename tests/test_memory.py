@@ -11,13 +11,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 import utils.gradient
+from tests.helpers import stages
 from tests.helpers.runs import MAINS
 from tests.helpers.scripts import expect_error, run_main
 from utils.device import peak_memory, usable_memory
 from utils.files import UserError
+from utils.footprint import Footprint, PeakMemory, count_flops, count_footprint, count_step, readable
 from utils.gradient import GradientLearner
-from utils.memory import Footprint, PeakMemory, count_footprint, readable
-from utils.plan import duration, kept
+from utils.progress import duration
+from utils.training import kept
 
 CPU = torch.device("cpu")
 ACTIONS = st.tuples(st.sampled_from(["make", "free", "view", "change", "double"]), st.integers(1, 50))
@@ -61,42 +63,43 @@ def test_a_gradient_step_needs_what_was_kept_for_it():
     assert counter.now == 40  # the gradient
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 4, 7, 16, 50])
-def test_a_footprint_is_counted_at_growing_sizes_up_to_the_batch(batch_size):
-    asked = []
-
-    def step(size):
-        asked.append(size)
-        kept = torch.zeros(25 * size), torch.zeros(5)  # 100 bytes an item, and 20
-        return len(kept)
-
-    found = count_footprint(step, batch_size, 1000, 20, float("inf"))
-    assert asked == sorted({size for size in (1, 4, 16) if size < batch_size} | {batch_size})
-    assert found.of(batch_size) == 1000 + 20 + 100 * batch_size
-    assert found.of(3 * batch_size) == 1000 + 20 + 300 * batch_size
+FLOAT32 = torch.autocast("cpu", torch.bfloat16, enabled=False)
 
 
-def test_a_batch_that_would_not_fit_is_never_made():
-    asked = []
-
-    def step(size):
-        asked.append(size)
-        return torch.zeros(25 * size)
-
-    found = count_footprint(step, 64, 0, 0, 2000)
-    assert asked == [1, 4, 16]
-    assert found.of(64) == 6400
-    assert found.largest_part(64, 2000) == 16
-    assert found.largest_part(60, 2000) == 20
-    assert found.largest_part(64, 99) == 0
+def squares(model, batch):
+    return {"loss": model(batch).square().mean()}
 
 
-def test_what_all_batches_need_alike_is_not_taken_for_what_an_item_needs():
-    def step(size):
-        return torch.zeros(1000), torch.zeros(5 * size)  # gradients, and what an item needs
+@pytest.mark.parametrize("number", [0, 1])
+def test_tensors_without_numbers_need_what_real_ones_need(number):
+    stage = stages.build(number, condition_noise=0.2, dropout=0.1).train()
+    stage.init_embeddings(*stages.CODEBOOKS[number : number + 2])
+    tokens = stages.tokens_for(number, 6)
+    before = {name: value.clone() for name, value in stage.state_dict().items()}
+    needed, operations = count_step(stage, lambda model, batch: model(*batch), tokens, FLOAT32)
+    assert all(value.equal(before[name]) for name, value in stage.state_dict().items())
+    assert all(weight.grad is None for weight in stage.parameters())
+    with PeakMemory() as counter:
+        assert count_flops(lambda: stage(*tokens)["loss"].backward()) == operations
+    assert needed == counter.peak
 
-    found = count_footprint(step, 4, 100, 4000, 5000)
-    assert found == Footprint(100, {0: 4000, 1: 4020, 4: 4080})
+
+@pytest.mark.parametrize("size", [1, 2, 7, 16])
+def test_a_footprint_is_counted_for_the_batch_and_for_half_of_it(size):
+    model = nn.Linear(1000, 10)
+    gradients = sum(weight.nbytes for weight in model.parameters())
+    footprint = count_footprint(model, squares, torch.zeros(size, 1000), FLOAT32, 500, gradients)
+    asked = [count_step(model, squares, torch.zeros(number, 1000), FLOAT32)[0] for number in (size, size // 2 or 1)]
+    assert footprint.of(size) == 500 + asked[0]
+    assert size == 1 or footprint.of(size // 2) == 500 + asked[1]
+    assert footprint.flops_per_item == 2 * 2 * 1000 * 10  # the images need no gradient
+
+
+def test_the_largest_part_that_fits_divides_the_batch():
+    footprint = Footprint(standing=1000, size=12, batch=1200, per_item=100, flops_per_item=0)
+    assert [footprint.of(size) for size in (1, 12, 24)] == [1100, 2200, 3400]
+    fits = {1099: 0, 1100: 1, 1399: 3, 1400: 4, 1599: 4, 1600: 6, 9999: 6}
+    assert {memory: footprint.largest_part(memory) for memory in fits} == fits
 
 
 @pytest.mark.parametrize(("size", "text"), [(15 * 2**20, "15.0 MiB"), (1.55 * 2**30, "1.6 GiB"), (0, "0.0 MiB")])

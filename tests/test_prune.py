@@ -86,25 +86,11 @@ def test_the_same_pruning_is_repeated_and_leaves_one_row(command, tmp_path):
     assert [("loss" in row, "pruned_units" in row) for row in found[0][0]] == [(True, False), (False, True)]
 
 
-def test_a_pruning_from_before_there_were_test_images_is_repeated_without_any(command, tmp_path, capsys):
-    without = [*command, "--keep", 5, "--test-fraction", 0]
-    run_main(prune_codebook.main, *without)
-    content = json.loads((tmp_path / "out/run.json").read_text())
-    del content["attempts"][-1]["arguments"]["test_fraction"]
-    (tmp_path / "out/run.json").write_text(json.dumps(content))
-    line = expect_error(capsys, prune_codebook.main, [*command, "--keep", 5])
-    assert "holds results with another --test-fraction (0.0, now 0.1)" in line
-    run_main(prune_codebook.main, *without)
-    log = (tmp_path / "out/prune.log").read_text()
-    assert "was trained with another --val-fraction or --test-fraction" in log, "0.1, this one of the tests"
-    assert Bounds.saved(torch.load(tmp_path / "out" / PRUNED, weights_only=True)) == pytest.approx((0.1, 0.1))
-
-
 def test_another_pruning_is_refused_and_replaces_if_it_is_told_to(command, tiny_run, tmp_path, capsys):
     run_main(prune_codebook.main, *command, "--keep", 5)
     before = (tmp_path / "out" / PRUNED).read_bytes()
     line = expect_error(capsys, prune_codebook.main, [*command, "--keep", 6])
-    assert f"{tmp_path / 'out'}: holds results with another --keep (5, now 6)" in line
+    assert f"{tmp_path / 'out'}: was made with another --keep (5, now 6)" in line
     assert "--overwrite" in line
     other = [*command, "--keep", 5, "--codebook-path", tiny_run / "codebook_2" / LATEST]
     assert "another codebook" in expect_error(capsys, prune_codebook.main, other)

@@ -9,7 +9,7 @@ import platform
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,12 +20,11 @@ import torch
 
 from utils import distributed
 from utils.config import build_config, read_json
-from utils.dataset import FileDataset
 from utils.device import peak_memory
-from utils.files import UserError, replace_file
-from utils.index import check_same
+from utils.files import replace_file
 from utils.lock import lock
 from utils.options import StepOptions, fixed_options
+from utils.provenance import check, options_key, plain
 from utils.run_folder import StepFolder
 
 log = logging.getLogger(__name__)
@@ -136,41 +135,26 @@ class Begun:
 
     def agree(self, config: object = None, inputs: dict | None = None) -> None:
         """Let all processes of the job come here before the first one writes; raises `UserError` if one cannot."""
-        data = (inputs or {}).get("data", {}).get("index")  # not the times of its files, which copies may have lost
-        key = {"arguments": self.arguments, "config": config and dataclasses.asdict(config)}
-        distributed.agree(key | {"inputs": {**(inputs or {}), "data": data}})
+        distributed.agree({**self.arguments, **(dataclasses.asdict(config) if config else {}), **(inputs or {})})
 
     def key(self, inputs: dict) -> dict:
-        """All that the results depend on, for a journal of what is done."""
-        return {"inputs": inputs, "arguments": {name: self.arguments[name] for name in fixed_options(self.options)}}
+        """All that the results depend on."""
+        return {**options_key(self.options), **inputs}
 
-    def check_repeats(self, inputs: dict[str, str], dataset: FileDataset | None = None) -> None:
+    def check_repeats(self, inputs: dict, verify: Callable[[], None] | None = None) -> None:
         """Raise `UserError` unless what this script did here before is asked for again, or is to be replaced.
 
-        `inputs` and the fingerprint of `dataset` are compared, and the options that results depend on.
+        `verify` reads the files of the data set, for those whose times alone have changed, if `--verify` is given.
         """
         before = [attempt for attempt in read_attempts(self.folder) if attempt.script == self.script]
         before = [attempt for attempt in before if attempt.outcome == FINISHED] or before  # whose results are there
         if not before or self.options.overwrite:
             return
-        last, names = before[-1], fixed_options(self.options)
-        defaults = {field.name: field.default for field in dataclasses.fields(self.options) if field.name in names}
-        arguments = plain(defaults) | {"test_fraction": 0.0} | last.arguments  # of before there were these options
-        pairs = {flag: (arguments.get(name), self.arguments[name]) for name, flag in names.items()}
-        pairs |= {key: ((last.inputs or {}).get(key, value), value) for key, value in inputs.items()}
-        for name, (then, now) in pairs.items():
-            if then != now:
-                raise UserError(
-                    f"{self.folder.path}: holds results with another {name} ({then}, now {now}); give another "
-                    "--out-dir, or --overwrite to replace them"
-                )
-        if dataset is not None and (data := (last.inputs or {}).get("data")):
-            check_same(self.folder.path, data, dataset.fingerprint, dataset.index, verify=self.options.verify)
-
-
-def plain(arguments: dict) -> dict:
-    """Options as run.json keeps them."""
-    return json.loads(json.dumps(arguments, default=str))
+        last = before[-1]
+        names = fixed_options(self.options).items()
+        then = {flag: last.arguments.get(name) for name, flag in names} | (last.inputs or {})
+        remedy = "give another --out-dir, or --overwrite to replace what it holds"
+        check(self.folder.path, then, self.key(inputs), remedy, verify if self.options.verify else None)
 
 
 @contextmanager

@@ -1,26 +1,28 @@
-"""The checkpoint format: written atomically, read without executing code, checked before use."""
+"""The checkpoint format: written once, read without executing code, checked before use."""
 
 import dataclasses
-import functools
 import hashlib
-import logging
 import os
+import re
 import shutil
-import struct
-import zlib
-from itertools import chain
+import zipfile
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from utils.config import read_json
 from utils.exported import SUFFIX, read_exported
 from utils.files import UserError, replace_file
+from utils.run_folder import MEASURED
 
-log = logging.getLogger(__name__)
-
-FORMAT_VERSION, WITHOUT_DIGEST = 2, 1  # both are read
+FORMAT_VERSION = 3
 PARTS = {"kind", "format_version", "config", "fingerprint", "model", "trained_from"}
+RECORDS = {
+    "data.pkl",
+    "version",
+    "byteorder",
+}  # of every zip that torch writes, beside the tensors in data/0, data/1, …
 
 State = dict[str, torch.Tensor]
 Origin = dict[str, str | None]  # the fingerprints of the models that made the data
@@ -28,65 +30,28 @@ Origin = dict[str, str | None]  # the fingerprints of the models that made the d
 
 def fingerprint(state: State) -> str:
     """A short hash of a state dict, over the names, shapes and bytes of its tensors: the identity of these weights."""
-    found = hashlib.blake2b(digest_size=8)
+    digest = hashlib.blake2b(digest_size=8)
     for name in sorted(state):
         value = state[name].detach().cpu().contiguous()
-        found.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-        found.update(value.flatten().view(torch.uint8).numpy())
-    return found.hexdigest()
+        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
-def digest(content: dict) -> str:
-    """A short hash of all that a checkpoint holds but its `digest`, in an order that does not depend on how it is kept.
-
-    A value is written after its type and its length, so that no two contents are written alike; a float as its bits,
-    since NaN and -0.0 count too; a tensor as the CRC-32 of its bytes, which takes half the time of a blake2b, and its
-    place in a storage, since those that share one change together.
-    """
-    found, storages = hashlib.blake2b(digest_size=8), {}
-
-    def add(value: object) -> None:
-        text, parts = "", ()
-        match value:
-            case None | bool() | int() | str():
-                text = str(value)
-            case float():
-                text = struct.pack("<d", value).hex()
-            case torch.Tensor():
-                octets = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-                storage = storages.setdefault(value.untyped_storage().data_ptr(), len(storages)) if len(octets) else -1
-                layout = f"{list(value.shape)} {value.stride()} {value.storage_offset()} {storage}"
-                text = f"{value.dtype} {layout} {value.requires_grad} {zlib.crc32(octets)}"
-            case list() | tuple():
-                text, parts = str(len(value)), value
-            case dict():  # that of a state dict has an attribute, the versions of its modules
-                pairs = sorted(value.items(), key=lambda pair: (type(pair[0]).__name__, str(pair[0])))
-                text, parts = str(len(value)), (*chain(*pairs), getattr(value, "__dict__", None))
-            case _:
-                raise TypeError(f"a checkpoint holds no {type(value).__name__}")
-        octets = text.encode("utf-8", "surrogatepass")
-        found.update(f"{type(value).__name__} {len(octets)} ".encode() + octets)
-        for part in parts:
-            add(part)
-
-    add({key: value for key, value in content.items() if key != "digest"})
-    return found.hexdigest()
-
-
-def save_checkpoint(path: Path, kind: str, config: object, model: State, trained_from: Origin, **rest: object) -> None:
-    """Write a checkpoint of plain types and tensors to `path`, completely or not at all.
+def save_checkpoint(path: Path, kind: str, config: object, model: State, trained_from: Origin, **rest: object) -> str:
+    """Write a checkpoint of plain types and tensors to `path`, completely or not at all; return its fingerprint.
 
     `config` is a dataclass, `rest` whatever else this kind of checkpoint keeps (`ema`, `optimizer`, `step`, …). The
-    checkpoint's own fingerprint is that of the weights that later steps use: the averaged weights if there are any.
+    fingerprint is that of the weights that later steps use: the averaged weights if there are any.
     """
-    head = {"kind": kind, "format_version": FORMAT_VERSION, "config": dataclasses.asdict(config)}
-    weights = {"fingerprint": fingerprint(rest.get("ema") or model), "model": model}
-    content = {**head, **weights, "trained_from": trained_from, **rest}
+    content = {"kind": kind, "format_version": FORMAT_VERSION, "config": dataclasses.asdict(config)}
+    content |= {"fingerprint": fingerprint(rest.get("ema") or model), "model": model, "trained_from": trained_from}
     with replace_file(path) as temporary:
         try:
-            torch.save(content | {"digest": digest(content)}, temporary)
+            torch.save(content | rest, temporary)
         except RuntimeError as error:  # what torch makes of a disk that is full
             raise UserError(f"{path}: cannot be written ({str(error).splitlines()[0]}); is the disk full?") from None
+    return content["fingerprint"]
 
 
 def load_checkpoint(path: Path, kind: str, *, memory_map: bool = False) -> dict:
@@ -102,7 +67,8 @@ def load_checkpoint(path: Path, kind: str, *, memory_map: bool = False) -> dict:
     content = read_exported(path) if path.suffix == SUFFIX else _read(path, memory_map)
     if content["kind"] != kind:
         raise UserError(f"{path}: holds a {content['kind']}, expected a {kind}")
-    _check_content(path, content)
+    if "weights" in content and fingerprint(content["model"]) != content["weights"]:
+        raise UserError(f"{path}: damaged, it does not hold what was exported; export the run again")
     return content
 
 
@@ -111,39 +77,33 @@ def _read(path: Path, memory_map: bool) -> dict:
         with path.open("rb") as file:
             # torch reads anything but a zip in its old format, a pickle, even one with a zip behind it.
             is_zip = file.read(4) == b"PK\x03\x04"
+        if is_zip:
+            _check_zip(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=memory_map) if is_zip else None
     except Exception as error:  # of damaged files torch raises all kinds
         text = str(error)  # of torch's advice to read it without `weights_only` not a word
         reason = text.splitlines()[0] if text and "weights_only" not in text else type(error).__name__
-        raise UserError(f"{path}: not a readable checkpoint ({reason}); it may be damaged or cut short") from None
+        raise UserError(
+            f"{path}: not a readable checkpoint ({reason}); it is damaged or cut short, use another one"
+        ) from None
     if not isinstance(content, dict) or not content.keys() >= {"kind", "model"}:
         raise UserError(f"{path}: not a checkpoint of this project; give a .pt file that one of its scripts wrote")
-    if (version := content.get("format_version")) not in (FORMAT_VERSION, WITHOUT_DIGEST):
-        raise UserError(f"{path}: format version {version}, this code reads {WITHOUT_DIGEST} and {FORMAT_VERSION}")
+    if (version := content.get("format_version")) != FORMAT_VERSION:
+        raise UserError(f"{path}: format version {version}, this code reads {FORMAT_VERSION}; train again")
     if missing := PARTS - content.keys():
         raise UserError(f"{path}: damaged, without {', '.join(sorted(missing))}; use another checkpoint")
     return content
 
 
-@functools.cache  # once for each file
-def _warn_of_age(path: Path) -> None:
-    log.warning("%s: was written before checkpoints had a digest; only its weights can be checked", path)
-
-
-def _check_content(path: Path, content: dict) -> None:
-    """Raise `UserError` unless this is what was saved; of older files only the weights can be checked."""
-    try:
-        if "weights" in content:
-            is_whole = fingerprint(content["model"]) == content["weights"]
-        elif content["format_version"] == WITHOUT_DIGEST:
-            _warn_of_age(path)
-            is_whole = fingerprint(content.get("ema") or content["model"]) == content["fingerprint"]
-        else:
-            is_whole = digest(content) == content.get("digest")
-    except Exception:  # damage makes all kinds of values
-        is_whole = False
-    if not is_whole:
-        raise UserError(f"{path}: damaged, it does not hold what was saved; use another checkpoint")
+def _check_zip(path: Path) -> None:
+    """Compare every part of a file with its CRC-32, which torch does not, and see that no part is lost."""
+    with zipfile.ZipFile(path) as archive:
+        if (damaged := archive.testzip()) is not None:
+            raise ValueError(f"{damaged} has changed")
+        names = {name.partition("/")[2] for name in archive.namelist()}
+    tensors = sum(re.fullmatch(r"data/\d+", name) is not None for name in names)
+    if missing := (RECORDS | {f"data/{number}" for number in range(tensors)}) - names:
+        raise ValueError(f"without {min(missing)}")
 
 
 def load_weights(model: nn.Module, checkpoint: dict, path: Path, *, averaged: bool = True) -> None:
@@ -159,21 +119,6 @@ def load_weights(model: nn.Module, checkpoint: dict, path: Path, *, averaged: bo
         ) from None
 
 
-def check_origin(path: Path, what: str, made_with: str | None, given: str | None) -> None:
-    """Raise `UserError` if `path` was made with another `what` (a codebook, an autoencoder) than the one given."""
-    if made_with is not None and given is not None and made_with != given:
-        raise UserError(
-            f"{path}: does not belong with this {what} (made with {made_with}, given {given}); "
-            "give the files of one run, or train the later step again"
-        )
-
-
-def check_origins(path: Path, made_with: Origin, given: Origin) -> None:
-    """Apply `check_origin` to everything that `path` was made with."""
-    for what, made in made_with.items():
-        check_origin(path, what.replace("_", " "), made, given.get(what))
-
-
 def link_checkpoint(checkpoint: Path, name: str) -> None:
     """Make `name` beside `checkpoint` the same file, by a hard link where the disk can, else by a copy."""
     with replace_file(checkpoint.with_name(name)) as temporary:
@@ -181,3 +126,9 @@ def link_checkpoint(checkpoint: Path, name: str) -> None:
             os.link(checkpoint, temporary)
         except OSError:
             shutil.copyfile(checkpoint, temporary)
+
+
+def measured(checkpoint: Path, fingerprint: str) -> dict[str, float]:
+    """What the JSON beside a checkpoint says was measured of the weights with this fingerprint; nothing if unknown."""
+    path = checkpoint.with_name(MEASURED)
+    return read_json(path).get(fingerprint, {}) if path.is_file() else {}

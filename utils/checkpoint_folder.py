@@ -1,6 +1,7 @@
-"""The checkpoints of one training: their names, the latest and the best, how many stay, and how to resume."""
+"""The checkpoints of one training: which one to go on from, the latest and the best, how many stay."""
 
 import dataclasses
+import json
 import logging
 import math
 from pathlib import Path
@@ -8,86 +9,75 @@ from pathlib import Path
 import torch
 
 from utils.attempt import read_attempts
-from utils.checkpoint import Origin, check_origins, link_checkpoint, load_checkpoint, save_checkpoint
-from utils.dataset import FileDataset
+from utils.checkpoint import link_checkpoint, load_checkpoint, measured, save_checkpoint
+from utils.config import read_json
 from utils.distributed import is_main, num_processes
-from utils.files import UserError
-from utils.index import check_same
-from utils.learner import Learner, TrainingOptions
-from utils.options import fixed_options
+from utils.files import UserError, replace_file
+from utils.provenance import check, check_origin, difference, options_key
 from utils.run_folder import StepFolder
 from utils.split import Bounds
+from utils.task import Task, TrainingOptions
 
 log = logging.getLogger(__name__)
+
+STEP_SIZE = "number of images in a step"
 
 
 class CheckpointFolder:
     """Writes the checkpoints of a training and restores it from them.
 
-    `config` is the dataclass that travels with the weights, `num_items` counts the items of `dataset` that are trained
-    on. Without `has_best` there is no `best.pt`. Raises `UserError` if the folder holds a run that would be lost, or
-    that cannot be resumed, naming the setting that is not as it was.
+    A checkpoint is written once. What is measured of it goes to a JSON beside it, by its fingerprint. Raises
+    `UserError` if the folder holds a run that would be lost, or that cannot be resumed, naming what is not as it was.
     """
 
-    def __init__(
-        self,
-        options: TrainingOptions,
-        kind: str,
-        config: object,
-        trained_from: Origin,
-        dataset: FileDataset,
-        num_items: int,
-        *,
-        prefix: str = "model",
-        has_best: bool = True,
-    ) -> None:
-        self.options, self.folder, self.dataset = options, StepFolder(options.out_dir), dataset
-        self.kind, self.config, self.trained_from = kind, config, trained_from
-        self.prefix, self.has_best = prefix, has_best
-        self.total_steps = options.planned_steps(num_items)
-        fixed = {flag: getattr(options, name) for name, flag in fixed_options(options).items()}
-        self.settings = {**fixed, "images of a step": options.step_size, "training items": num_items}
-        self.settings |= _flat(dataclasses.asdict(config))
+    def __init__(self, options: TrainingOptions, task: Task) -> None:
+        self.options, self.task, self.folder = options, task, StepFolder(options.out_dir)
+        self.total_steps = options.planned_steps(len(task.training))
+        self.settings = options_key(options) | _flat(dataclasses.asdict(task.config))
+        self.settings |= {
+            "number of images in a step": options.step_size,
+            "number of training images": len(task.training),
+        }
+        self.key = {**self.settings, **task.origin, "data": task.dataset.fingerprint}
         # Of equal steps, how they are computed: it changes results by rounding alone.
         self.parts = [num_processes(), options.batches_per_step, options.batch_size]
-        if num_items < num_processes():
+        if len(task.training) < num_processes():
             raise UserError(
-                f"{dataset.index}: {num_items} training images are too few for {num_processes()} processes: start "
-                "fewer, or add images"
+                f"{task.dataset.index}: {len(task.training)} training images are too few for {num_processes()} "
+                "processes: start fewer, or add images"
             )
         self.bounds = options.bounds  # of the images that the weights have learned from, here or before
         self.best = math.inf  # validation loss of best.pt
         self.changes: list[str] = []  # differences between the resumed run and this one that are allowed
-        self.path = self.folder.latest  # of the checkpoint to go on from
-        self.found = self._find()  # what that holds, once it is restored only its small parts; or nothing
+        self.found, self.path = self._find()  # the checkpoint to go on from, or nothing; until it is restored whole
 
-    def _find(self) -> dict:
-        options, made = self.options, self.folder.made_checkpoints(self.prefix)
-        paths = self.folder.resumable_checkpoints(self.prefix) if options.resume else []
-        if made and not paths and not options.overwrite:
+    def _find(self) -> tuple[dict, Path]:
+        options, present = self.options, self.folder.made_checkpoints(self.task.prefix)
+        paths = self.folder.resumable_checkpoints(self.task.prefix) if options.resume else []
+        if present and not paths and not options.overwrite:
             way = "nothing of it can be resumed: add" if options.resume else "add --resume to go on with it,"
             raise UserError(
-                f"{self.folder.path}: holds a run ({made[0].name}); {way} --overwrite to replace it, or give another "
-                "--out-dir"
+                f"{self.folder.path}: holds a run ({present[0].name}); {way} --overwrite to replace it, or give "
+                "another --out-dir"
             )
         if not paths:
-            self._check_source(made)
-            return {}
+            self._check_sources(present)
+            return {}, self.folder.latest
         try:
-            self.path, content = self._read(paths)
-            self._check(content)
+            path, content = self._read(paths)
+            self._check(path, content)
         except UserError as error:
             if not options.overwrite:
                 raise
             log.warning("%s: starting anew, as --overwrite says", error)
-            return {}
-        return content
+            return {}, self.folder.latest
+        return content, path
 
-    def _check_source(self, made: list[Path]) -> None:
+    def _check_sources(self, present: list[Path]) -> None:
         """Raise `UserError` if a start from other weights would remove them, or a start anew would do without them."""
         sources = ("model_path", "codebook_path")
         for source in (getattr(self.options, name, None) for name in (*sources, "encoder_path")):
-            if source is not None and source.resolve() in [path.resolve() for path in made]:
+            if source is not None and source.resolve() in [path.resolve() for path in present]:
                 raise UserError(f"{source}: --overwrite would remove it; give another --out-dir")
         attempts = read_attempts(self.folder) if self.options.resume and not self.options.overwrite else []
         for before in attempts[-1:]:
@@ -103,7 +93,7 @@ class CheckpointFolder:
         errors = []
         for path in paths:
             try:
-                content = load_checkpoint(path, self.kind)
+                content = load_checkpoint(path, self.task.kind)
             except UserError as error:
                 errors.append(error)
                 continue
@@ -111,30 +101,40 @@ class CheckpointFolder:
             return path, content
         raise errors[0]
 
-    def _check(self, content: dict) -> None:
+    def _check(self, path: Path, content: dict) -> None:
         """Raise `UserError` naming what keeps this run from going on from a checkpoint."""
-        path = self.path
         if missing := {"settings", "total_steps", "step"} - content.keys():
             raise UserError(f"{path}: is no checkpoint of a training, without {', '.join(sorted(missing))}; remove it")
-        before = {"--test-fraction": 0.0, **content["settings"]}  # of a run from before there were test images
-        if "--batch-size" in before:  # and from before there were several processes
-            before["images of a step"] = before.pop("--batch-size") * before.pop("--grad-accum-step", 1)
-        for key, value in before.items():
-            if (now := self.settings.get(key)) != value:
-                keep = "keep it"
-                if key == "images of a step" and value * self.options.batch_size % now == 0:
-                    keep += f" with --batch-size {value * self.options.batch_size // now}"
-                raise UserError(
-                    f"{path}: cannot resume, {key!r} was {value}, now {now}; {keep}, or start anew with --overwrite"
-                )
-        check_origins(path, content["trained_from"], self.trained_from)
-        if data := content.get("data"):
-            verify = self.options.verify or self.options.overwrite  # nothing is replaced for its times alone
-            check_same(path, data, self.dataset.fingerprint, self.dataset.index, verify=verify)
-        else:
-            self.changes.append(f"{path} does not say which data it was trained on, so a change would go unnoticed")
+        before = {**content["settings"], **content["trained_from"], "data": content["data"]}
+        keep, size = "keep it", self.options.batch_size
+        if (
+            difference(before, self.key) == (name := "number of images in a step")
+            and before[name] * size % self.key[name] == 0
+        ):
+            keep += f" with --batch-size {before[name] * size // self.key[name]}"
+        # Nothing is replaced for the times of its data alone.
+        verify = self.task.dataset.verify if self.options.verify or self.options.overwrite else None
+        check(path, before, self.key, f"{keep}, or start anew with --overwrite", verify)
 
-    def begin_from(self, path: Path, bounds: Bounds) -> None:
+    def start(self) -> int:
+        """Begin where a run left off, at the weights of `--model-path`, or anew; return the first step.
+
+        Raises `UserError` naming the checkpoint that does not fit.
+        """
+        if (path := getattr(self.options, "model_path", None)) is not None:
+            content = load_checkpoint(path, self.task.kind)
+            check_origin(path, content["trained_from"], self.task.origin)
+            self.task.learner.begin_from(content, path)
+            self._begin_from(path, Bounds.saved(content))
+        elif self.found:
+            self._restore()
+        elif self.task.begun_from is not None:
+            self._begin_from(*self.task.begun_from)
+        step = self.found.get("step", 0)
+        self.found = {key: self.found.get(key) for key in ("step", "metrics", "fingerprint", "statistics")}
+        return step
+
+    def _begin_from(self, path: Path, bounds: Bounds) -> None:
         """Keep in mind, and say in the log, which images the weights that this training begins from know already."""
         self.bounds = Bounds.common((bounds, self.bounds))
         if self.bounds != self.options.bounds:
@@ -143,52 +143,46 @@ class CheckpointFolder:
                 f"{self.bounds.validation:g} to {self.bounds.test:g}"
             )
 
-    def restore(self, learner: Learner) -> int:
-        """Restore the learner from the checkpoint that was found, if one was; return its step."""
-        if not self.found:
-            return 0
-        content = self.found
+    def _restore(self) -> None:
+        content, threads = self.found, torch.get_num_threads()
         self.bounds = Bounds.saved(content)
         if (before := content["total_steps"]) != self.total_steps:
             self.changes.append(
                 f"planned were {before} steps, now {self.total_steps}: a cosine and a map's radius follow the new plan"
             )
-        if (before := content.get("threads", torch.get_num_threads())) != torch.get_num_threads():
+        if (before := content["threads"]) != threads:
             self.changes.append(
-                f"this run began with {before} threads, now there are {torch.get_num_threads()}: results differ by "
-                f"rounding; for equal results set OMP_NUM_THREADS={before}"
+                f"this run began with {before} threads, now there are {threads}: results differ by rounding; for equal "
+                f"results set OMP_NUM_THREADS={before}"
             )
-        if (before := content.get("parts", self.parts)) != self.parts:
+        if (before := content["parts"]) != self.parts:
             self.changes.append(
                 "this run began with {} processes × {} batches × {} images a step, now {} × {} × {}: results differ by "
                 "rounding".format(*before, *self.parts)
             )
         try:
-            learner.restore(content, self.path)
+            self.task.learner.restore(content, self.path)
         except UserError as error:
             hint = f"; --overwrite cannot replace it, so remove {self.folder.checkpoints}"
             raise UserError(f"{error}{hint if self.options.overwrite else ''}") from None
-        if self.has_best:
+        if self.task.has_best:
             self._find_best()
-        small = ("step", "metrics", "validation", "statistics")
-        self.found = {key: content.get(key) for key in small}  # not the weights
-        return content["step"]
 
     def _find_best(self) -> None:
         """Read the loss of `best.pt`; if that is gone, take the best of the checkpoints that are there."""
-        numbered = sorted(self.folder.numbered_checkpoints(self.prefix).items())
+        numbered = sorted(self.folder.numbered_checkpoints(self.task.prefix).items())
         for path in (self.folder.best, *(path for _, path in numbered)):
             try:
-                validation = load_checkpoint(path, self.kind, memory_map=True).get("validation")
+                fingerprint = load_checkpoint(path, self.task.kind, memory_map=True)["fingerprint"]
             except UserError as error:
                 if path.exists():
                     self.changes.append(f"{error}: not considered as the best checkpoint")
                 continue
+            validation = measured(path, fingerprint)
             if path == self.folder.best:
-                self.best = validation_loss(validation or {})
+                self.best = validation_loss(validation)
                 return
-            if validation is not None:
-                self._offer(path, validation)
+            self._offer(path, validation)
 
     def begin(self, step: int) -> None:
         """Start after `step`; a start anew removes what an earlier run left, the latest checkpoint first.
@@ -196,45 +190,48 @@ class CheckpointFolder:
         So a folder whose start was cut short holds no run that seems whole.
         """
         if step == 0 and is_main():
-            for path in [*self.folder.made_checkpoints(self.prefix), *self.folder.made_pictures]:
+            for path in [*self.folder.made_checkpoints(self.task.prefix), *self.folder.made_pictures]:
                 path.unlink()
 
-    def save(self, learner: Learner, step: int, validation: dict[str, float] | None = None, **rest: object) -> None:
-        """Write the checkpoint of a step with what was measured and whatever else `rest` holds.
+    def save(self, step: int, *, is_stop: bool = False, **rest: object) -> str | None:
+        """Write the checkpoint of a step with whatever `rest` holds; return its fingerprint, in the first process.
 
-        `latest.pt` becomes this one, and once it is measured `best.pt` too, unless an earlier one was better.
+        It becomes `latest.pt`. A stop writes that alone: an uninterrupted run would have no checkpoint there.
         """
-        path = self.folder.checkpoints / f"{self.prefix}_{step}.pt"
-        self._write(path, learner, step, validation=validation, **rest)
+        rest |= {"step": step, "total_steps": self.total_steps, "settings": self.settings, "parts": self.parts}
+        rest |= {"threads": torch.get_num_threads(), "data": self.key["data"], "bounds": tuple(self.bounds)}
+        rest |= self.task.learner.checkpoint()
         if not is_main():
-            return
-        link_checkpoint(path, self.folder.latest.name)
-        if self.has_best and validation is not None:
-            self._offer(path, validation)
-        if (keep := self.options.keep_checkpoint) is not None:
-            others = self.folder.numbered_checkpoints(self.prefix)
-            del others[step]
-            for old in sorted(others, reverse=True)[keep - 1 :]:
+            return None
+        path = self.folder.latest if is_stop else self.folder.checkpoints / f"{self.task.prefix}_{step}.pt"
+        fingerprint = save_checkpoint(path, self.task.kind, self.task.config, trained_from=self.task.origin, **rest)
+        if not is_stop:
+            link_checkpoint(path, self.folder.latest.name)
+        return fingerprint
+
+    def keep(self, step: int, fingerprint: str | None, validation: dict[str, float]) -> None:
+        """Keep what was measured of a checkpoint, which becomes `best.pt` unless an earlier one was better.
+
+        Then those that are too old go: `latest.pt` and `best.pt` stay whole without them.
+        """
+        if is_main() and measured(self.folder.latest, fingerprint) != validation:
+            numbers = read_json(self.folder.measured) if self.folder.measured.is_file() else {}
+            with replace_file(self.folder.measured) as temporary:
+                text = json.dumps(numbers | {fingerprint: validation}, indent=1)
+                temporary.write_text(text + "\n", encoding="utf-8")
+        if self.task.has_best:
+            self._offer(self.folder.checkpoints / f"{self.task.prefix}_{step}.pt", validation)
+        if is_main() and (number := self.options.keep_checkpoint) is not None:
+            others = self.folder.numbered_checkpoints(self.task.prefix)
+            others.pop(step, None)
+            for old in sorted(others, reverse=True)[number - 1 :]:
                 others[old].unlink()
-
-    def save_stop(self, learner: Learner, step: int, **rest: object) -> None:
-        """Write `latest.pt` alone: a stop is not a checkpoint that an uninterrupted run would have."""
-        self._write(self.folder.latest, learner, step, **rest)
-
-    def _write(self, path: Path, learner: Learner, step: int, **rest: object) -> None:
-        plan = {"step": step, "total_steps": self.total_steps, "settings": self.settings}
-        rest |= plan | {"threads": torch.get_num_threads(), "parts": self.parts, "data": self.dataset.fingerprint}
-        rest |= {"bounds": tuple(self.bounds), **learner.checkpoint()}
-        if step == self.found.get("step") and self.found["statistics"] is not None:
-            rest = {"statistics": self.found["statistics"]} | rest  # what is made good here must not lose them
-        if is_main():
-            save_checkpoint(path, self.kind, self.config, trained_from=self.trained_from, **rest)
 
     def _offer(self, path: Path, validation: dict[str, float]) -> None:
         """Make a measured checkpoint `best.pt` if none was better."""
         if (loss := validation_loss(validation)) <= self.best:
             self.best = loss
-            if is_main():
+            if is_main() and path.is_file():
                 link_checkpoint(path, self.folder.best.name)
 
 

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from utils.checkpoint import Origin, check_origins
+from utils.checkpoint import Origin
 from utils.cli import stop_signals
 from utils.distributed import Share, share_of
 from utils.files import UserError
 from utils.images import open_rgb, read_image, to_floats
-from utils.index import Fingerprint, find_index, fingerprint
+from utils.index import Fingerprint, find_index, fingerprint, verify_files
 from utils.map_files import open_rows, read_map
+from utils.provenance import check_origin
 from utils.records import read_packed
 from utils.shards import is_file
 from utils.split import Bounds, Split, split_indices
@@ -50,6 +51,10 @@ class FileDataset(Dataset):
     def fingerprint(self) -> Fingerprint:
         """What tells this data set from another, and from itself after a change."""
         return fingerprint(self.index, self.records.names, self.records.digest)
+
+    def verify(self) -> None:
+        """Read all files; raises `UserError` naming the first that is not as it was written."""
+        verify_files(self.index)
 
     def path(self, index: int) -> Path:
         """Where file `index` lies; relative paths are relative to the JSON file."""
@@ -118,7 +123,7 @@ class FeatureMapDataset(FileDataset):
 
     def check_origin(self, given: Origin) -> None:
         """Raise `UserError` if another autoencoder made the maps; if not, all that is known of this one is of them."""
-        check_origins(self.index, self.origin, given)
+        check_origin(self.index, self.origin, given)
         self.origin = given
 
     def label_names(self, indices: np.ndarray) -> tuple[str, ...]:
@@ -197,14 +202,15 @@ class EpochSampler:
 
     def __init__(self, indices: np.ndarray, batch_size: int, seed: int, start: int, stop: int) -> None:
         self.indices, self.batch_size, self.seed, self.start, self.stop = indices, batch_size, seed, start, stop
+        self.per_epoch = steps_per_epoch(len(indices), batch_size)
 
     def __len__(self) -> int:
         return self.stop - self.start
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        per_epoch, order = steps_per_epoch(len(self.indices), self.batch_size), None
+        order = None
         for step in range(self.start, self.stop):
-            epoch, position = divmod(step, per_epoch)
+            epoch, position = divmod(step, self.per_epoch)
             if order is None or position == 0:
                 order = np.random.default_rng([self.seed & 0xFFFFFFFF, epoch]).permutation(self.indices)
             batch, share = order[position * self.batch_size :][: self.batch_size], self.share(step)
@@ -212,8 +218,7 @@ class EpochSampler:
 
     def share(self, step: int) -> Share:
         """What this process has of the batch of a step."""
-        position = step % steps_per_epoch(len(self.indices), self.batch_size)
-        return share_of(min(self.batch_size, len(self.indices) - position * self.batch_size))
+        return share_of(min(self.batch_size, len(self.indices) - step % self.per_epoch * self.batch_size))
 
 
 def steps_per_epoch(num_items: int, batch_size: int) -> int:
@@ -250,7 +255,9 @@ class BatchLoader(DataLoader):
         self, dataset: Dataset, batches: Collection[np.ndarray], num_workers: int = 0, pin_memory: bool = False
     ) -> None:
         options = {"num_workers": num_workers, "pin_memory": pin_memory, "worker_init_fn": _ignore_stop}
-        super().__init__(_ErrorsAsValues(dataset), sampler=batches, batch_size=None, **options)
+        super().__init__(
+            _ErrorsAsValues(dataset) if num_workers else dataset, sampler=batches, batch_size=None, **options
+        )
 
     def __iter__(self) -> Iterator[object]:
         for batch in super().__iter__():

@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.files import UserError
+from utils.provenance import difference
 
 T = TypeVar("T")
 HANDSHAKE = timedelta(seconds=60)  # within which all processes must have come
@@ -39,10 +40,6 @@ class Share:
     first: int
     number: int
     total: int
-
-    def part(self, start: int, size: int) -> "Share":
-        """At most `size` of these items, from number `start` of them on."""
-        return Share(self.first + start, min(size, self.number - start), self.total)
 
 
 def start() -> None:
@@ -260,17 +257,10 @@ def _exchange(error: str | None, key: dict | None) -> str | None:
         if error is not None:
             return error
     for number, (_, other) in enumerate(found):
-        for name in key:
-            if other[name] != key[name]:
-                return _difference(name, key[name], other[name], number)
+        if (name := difference(key, other)) is not None:
+            values = f"{key.get(name)}, {other.get(name)}"
+            return f"processes {rank()} and {number} have other {name} ({values}): start all of them with one command"
     return None
-
-
-def _difference(name: str, here: object, there: object, number: int) -> str:
-    if isinstance(here, dict) and isinstance(there, dict):
-        inner = next(inner for inner in here | there if here.get(inner) != there.get(inner))
-        name, here, there = f"{name}: {inner}", here.get(inner), there.get(inner)
-    return f"processes {rank()} and {number} have other {name} ({here}, {there}): start all of them with one command"
 
 
 def _code() -> str:

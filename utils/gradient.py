@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,16 @@ import torch
 from torch import nn
 
 from utils import distributed
-from utils.checkpoint import check_origins, load_checkpoint, load_weights
-from utils.checkpoint_folder import CheckpointFolder
-from utils.dataset import Batch, num_items, split_batch, to_device
+from utils.checkpoint import load_weights
+from utils.dataset import Batch, num_items, split_batch
 from utils.device import autocast, choose_dtype, usable_memory
 from utils.distributed import Share
 from utils.draws import drawing
 from utils.files import UserError
-from utils.flops import count_flops
-from utils.learner import TrainingOptions
-from utils.memory import Footprint, count_footprint, readable
+from utils.footprint import Footprint, count_footprint, readable
 from utils.optimizers import TOKENS, build_optimizers, set_rate
 from utils.options import SpeedOptions, option
-from utils.split import Bounds
+from utils.task import Task, TrainingOptions
 
 HEADROOM = 0.9  # share of the memory that may be planned with: the allocator and the kernels need some
 
@@ -68,19 +65,34 @@ def learning_rate(step: int, total_steps: int, base: float, options: GradientOpt
     return base * warm * 0.5 ** (step // options.lr_step)
 
 
+class GradientTask(Task):
+    """The task of a training by gradients: it builds the learner of its `loss`."""
+
+    def loss(self, model: Callable, batch: Batch) -> dict[str, torch.Tensor]:
+        """What a call of the model on a batch costs: scalars, each a mean over the items, `loss` among them."""
+        raise NotImplementedError
+
+    def example(self, number: int) -> Batch:
+        """A batch of as many items as it learns from, with any content."""
+        raise NotImplementedError
+
+    def footprint(self) -> Footprint:
+        """What a step needs; raises `UserError` where that is more memory than there is."""
+        return self.learner.footprint(self.example(min(self.learner.options.batch_size, len(self.training))))
+
+
 class GradientLearner:
     """Muon and AdamW on a loss, with clipping, accumulation, a schedule and a moving average of the weights.
 
     `config` is that of the model: its `model_lr` is for steps of `TOKENS` tokens, of which an item has `per_item`, and
-    grows with the root of their number. Muon moves the weights `by_muon`, AdamW all others. `compute(model, batch)`
-    returns scalars, `loss` among them, each a mean over the items. Random choices in the model come from the default
-    generator, which the loop seeds at each step.
+    grows with the root of their number. Muon moves the weights `by_muon`, AdamW all others. `compute(model, batch)` is
+    the `loss` of the task. Random choices in the model come from the default generator.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        compute: Callable[[nn.Module, Batch], dict[str, torch.Tensor]],
+        compute: Callable[[Callable, Batch], dict[str, torch.Tensor]],
         config: Any,
         options: GradientOptions,
         total_steps: int,
@@ -89,11 +101,6 @@ class GradientLearner:
         per_item: int = 1,
     ) -> None:
         self.model, self.compute, self.options, self.total_steps = model, compute, options, total_steps
-        if config.weight_decay >= 0.01:  # as in configs from when the rate multiplied it
-            raise UserError(
-                f"{options.config_path}: 'weight_decay' is {config.weight_decay}, but a step takes that share of the "
-                "weights now, whatever the rate: lower it below 0.01, or leave it out"
-            )
         self.device = device
         self.peak = config.model_lr * (options.step_size * per_item / TOKENS) ** 0.5
         dtype = choose_dtype(device, options.precision)
@@ -137,16 +144,16 @@ class GradientLearner:
         share, size = share or Share(0, num_items(batch), num_items(batch)), self.options.batch_size
         parts, numbers = split_batch(batch, size), {}
         for number, part in enumerate(parts):
-            mine = share.part(number * size, size)
+            mine = Share(share.first + number * size, min(size, share.number - number * size), share.total)
             weight = mine.number / mine.total
             is_shared = number == len(parts) - 1 or distributed.num_processes() == 1
             alone = nullcontext() if is_shared else model.no_sync()
             with drawing(self.options.seed, step, mine, self.device), alone:
                 with self.autocast:
-                    found = self.compute(model, part)
+                    losses = self.compute(model, part)
                 # The gradients of the processes are averaged.
-                (found["loss"] * (weight * distributed.num_processes())).backward()
-            for name, value in found.items():
+                (losses["loss"] * (weight * distributed.num_processes())).backward()
+            for name, value in losses.items():
                 numbers[name] = numbers.get(name, 0) + value.detach() * weight
         distributed.add_up(*numbers.values())
         return numbers
@@ -162,36 +169,22 @@ class GradientLearner:
             averaged.copy_(current)
         self.num_averaged += 1
 
-    def flops(self, batch: Batch) -> int:
-        """Floating-point operations of the products of a step with this batch."""
-        self.model.train()
-        one = split_batch(batch, 1)[0]
-        return num_items(batch) * count_flops(lambda: self.backward(self.model, one))
-
     def footprint(self, batch: Batch) -> Footprint:
-        """The memory of a training with batches like this one, without what Muon needs while it multiplies.
+        """What a training with batches like this one needs, without what Muon needs while it multiplies.
 
-        Raises `UserError` before there is too little, and says which batches would fit. A compiled model, which needs
-        less than what is counted, is not refused.
+        Raises `UserError` if that is more memory than there is, and says which batches would fit. A compiled model,
+        which needs less than what is counted, is not refused.
         """
         moments = {"optimizer": 2, "muon": 1}  # numbers that are kept for each weight
         trained = {name: _trained(optimizer) for name, optimizer in self.optimizers.items()}
         weights = sum(p.nbytes for p in self.model.parameters()) * (1 if self.average is None else 2)
         standing = weights + sum(moments[name] * size for name, size in trained.items())
-        items, memory = num_items(batch), HEADROOM * usable_memory(self.device)
         self.model.train()
-        found = count_footprint(partial(self._count, batch), items, standing, sum(trained.values()), memory)
-        self.model.zero_grad()
-        if found.of(items) > memory and not self.options.compile:
-            raise UserError(_too_large(found, items, self.options, memory))
-        return found
-
-    def _count(self, batch: Batch, size: int) -> None:
-        """Learn the gradient of the first items of a batch from nothing."""
-        self.model.zero_grad()
-        with self.autocast:
-            loss = self.compute(self.model, to_device(split_batch(batch, size)[0], self.device))["loss"]
-        loss.backward()
+        counted = count_footprint(self.model, self.compute, batch, self.autocast, standing, sum(trained.values()))
+        memory = HEADROOM * usable_memory(self.device)
+        if counted.of(counted.size) > memory and not self.options.compile:
+            raise UserError(_too_large(counted, self.options, memory))
+        return counted
 
     def checkpoint(self) -> dict:
         """Weights, averaged weights and optimizer state."""
@@ -201,43 +194,23 @@ class GradientLearner:
 
     def restore(self, content: dict, path: Path) -> None:
         """Take up weights, averaged weights and optimizer state."""
-        self._restore_optimizers(content, path)
         load_weights(self.model, content, path, averaged=False)
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(content[name])
         if self.average is not None:
             load_weights(self.average, content, path)
             self.num_averaged = content["step"]
 
-    def start(self, checkpoints: CheckpointFolder) -> int:
-        """Begin as the options ask: where a run left off, at the weights of another, or anew; return the first step.
-
-        Raises `UserError` naming the checkpoint that does not fit.
-        """
-        if (path := self.options.model_path) is None:
-            return checkpoints.restore(self)
-        content = load_checkpoint(path, checkpoints.kind)
-        check_origins(path, content["trained_from"], checkpoints.trained_from)
-        checkpoints.begin_from(path, Bounds.saved(content))
+    def begin_from(self, content: dict, path: Path) -> None:
+        """Start from the weights of a checkpoint, with `--load-optim` from its optimizer state too."""
         load_weights(self.model, content, path, averaged=not self.options.load_optim)
-        if self.options.load_optim:
-            rules = [{key: group[key] for key in ("scale", "weight_decay")} for group in self._groups()]
-            self._restore_optimizers(content, path)
-            for group, rule in zip(self._groups(), rules, strict=True):
+        for name, optimizer in self.optimizers.items() if self.options.load_optim else ():
+            rules = [{key: group[key] for key in ("scale", "weight_decay")} for group in optimizer.param_groups]
+            optimizer.load_state_dict(content[name])
+            for group, rule in zip(optimizer.param_groups, rules, strict=True):
                 group.update(rule)  # this config's, not those of the checkpoint
         if self.average is not None:
             self.average.load_state_dict(self.model.state_dict())
-        return 0
-
-    def _groups(self) -> list[dict]:
-        return [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
-
-    def _restore_optimizers(self, content: dict, path: Path) -> None:
-        for name, optimizer in self.optimizers.items():
-            if not all("scale" in group for group in content.get(name, {}).get("param_groups", [{}])):
-                raise UserError(
-                    f"{path}: was trained when rates meant something else; go on from its weights alone: --model-path "
-                    "with another --out-dir, and without --load-optim"
-                )
-            optimizer.load_state_dict(content[name])
 
 
 def _trained(optimizer: torch.optim.Optimizer) -> int:
@@ -246,11 +219,11 @@ def _trained(optimizer: torch.optim.Optimizer) -> int:
     return sum(weight.nbytes for weight in weights if weight.requires_grad)
 
 
-def _too_large(footprint: Footprint, size: int, options: GradientOptions, memory: float) -> str:
-    """What to say where batches of `size` items do not fit."""
-    needs = f"{options.config_path}: batches of {size} need {readable(footprint.of(size))} of memory, "
-    needs += f"{readable(memory)} can be used"
-    if part := footprint.largest_part(size, memory):
+def _too_large(footprint: Footprint, options: GradientOptions, memory: float) -> str:
+    """What to say where a batch does not fit."""
+    needs = f"{options.config_path}: batches of {footprint.size} need {readable(footprint.of(footprint.size))} of "
+    needs += f"memory, {readable(memory)} can be used"
+    if part := footprint.largest_part(memory):
         parts = options.step_size // part
         return f"{needs}; in a new training --batch-size {part} --grad-accum-step {parts} has the same gradients"
     return f"{needs}, and one image needs {readable(footprint.of(1))}; make the model smaller"

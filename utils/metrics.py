@@ -8,19 +8,23 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
 
 from utils import distributed
-from utils.dataset import Batch, num_items, steps_per_epoch, to_device
+from utils.dataset import Batch, steps_per_epoch, to_device
+from utils.device import wait_for
 from utils.files import UserError, flush, replace_file
+from utils.footprint import Footprint
 from utils.images import open_rgb
-from utils.learner import Learner, TrainingOptions
 from utils.run_folder import StepFolder
+from utils.task import TrainingOptions
 
 log = logging.getLogger(__name__)
 
+WARM, TIMED = 5, 20  # training steps before those that a plan is made from, and with them
 MOST_WAIT = 0.05  # share of the time that a GPU waits for data from which that is said
 
 
@@ -30,11 +34,19 @@ class Metrics:
     `num_items` counts the items that are trained on; each holds `per_item` of what is counted a second, the `unit`.
     """
 
-    def __init__(self, options: TrainingOptions, num_items: int, unit: str = "images", per_item: int = 1) -> None:
+    def __init__(
+        self,
+        options: TrainingOptions,
+        num_items: int,
+        unit: str = "images",
+        per_item: int = 1,
+        footprint: Footprint | None = None,
+    ) -> None:
         self.folder = StepFolder(options.out_dir)
         self.per_epoch = steps_per_epoch(num_items, options.step_size)
         self.unit, self.per_item = unit, per_item
-        self.flops_per_item: float | None = None  # of a training step
+        self.footprint = footprint
+        self.durations: list[float] = []  # of the first training steps
         self.may_starve = False  # whether it is to be said that the device waits for data
         self.board, self.make_board = None, None
         if options.tensorboard:  # here, before anything is written
@@ -57,7 +69,7 @@ class Metrics:
             write_rows(self.folder.metrics, [row for row in rows if row["step"] <= last])
             if self.make_board is not None:
                 self.board = self.make_board(str(self.folder.tensorboard), purge_step=last + 1)  # hides later entries
-        self._clear()
+        self.sums, self.steps, self.items = {}, 0, 0
         if state is not None:
             self.sums, self.steps = dict(state["sums"]), state["steps"]
 
@@ -70,11 +82,10 @@ class Metrics:
             flush(self.folder.metrics)
         return {"row": row, "sums": self.sums, "steps": self.steps}
 
-    def count_flops(self, learner: Learner, batch: Batch) -> None:
-        """Count the operations of a step on a batch, for the rate in each line."""
-        if (flops := learner.flops(batch)) is not None:
-            self.flops_per_item = flops / num_items(batch)
-        self.restart_clock()
+    @property
+    def seconds_per_step(self) -> float:
+        """What a step has taken so far: the median, since checkpoints, log lines and short batches may lie between."""
+        return median(self.durations[WARM:])
 
     def timed(self, batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
         """The batches, on the device; how long the training waits for them becomes a number of each line.
@@ -82,6 +93,7 @@ class Metrics:
         It is said once where a GPU waits long; a CPU has no time for more processes that load data.
         """
         self.may_starve = device.type != "cpu"
+        self.restart_clock()
         batches, end = iter(batches), object()
         while True:
             since = time.perf_counter()
@@ -90,11 +102,9 @@ class Metrics:
             batch = to_device(batch, device)
             self.waited += time.perf_counter() - since
             yield batch
-
-    def _clear(self) -> None:
-        self.sums: dict[str, torch.Tensor | float] = {}
-        self.steps = self.items = 0
-        self.restart_clock()
+            if len(self.durations) < TIMED:
+                wait_for(device)
+                self.durations.append(time.perf_counter() - since)
 
     def restart_clock(self) -> None:
         """Leave out of the rate what was not training."""
@@ -129,9 +139,10 @@ class Metrics:
                     "%.0f %% of the time goes by in waiting for data: raise --num-workers", 100 * means["data_wait"]
                 )
                 self.may_starve = False
-        if self.items and self.flops_per_item is not None:
-            means["tflops_per_second"] = self.flops_per_item * items_per_second / 1e12
-        self._clear()
+        if self.items and self.footprint is not None:
+            means["tflops_per_second"] = self.footprint.flops_per_item * items_per_second / 1e12
+        self.sums, self.steps, self.items = {}, 0, 0
+        self.restart_clock()
         return means
 
     def write(self, step: int, numbers: dict[str, float]) -> None:

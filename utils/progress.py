@@ -32,6 +32,12 @@ class PlainBar(tqdm):
         self.disable = True
 
 
+def duration(seconds: float) -> str:
+    """Seconds to read, in hours, minutes and seconds: 26:03:04."""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+
+
 def progress(iterable: Iterable | None = None, **options: object) -> tqdm:
     """A bar over `iterable`, or one that is updated by hand, in one process of a job; `options` are tqdm's."""
     if not is_main():

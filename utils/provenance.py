@@ -7,20 +7,18 @@ differ where files were copied.
 
 import hashlib
 import json
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 
 from utils.files import UserError
-from utils.index import verify_files
 from utils.options import fixed_options
 
 Key = Mapping[str, object]
-AGAIN = "give what it was made with, or --overwrite to make it anew"
+ONE_RUN = "give the files of one run, or train the later step again"
 
 
 def plain(values: object) -> object:
     """Values as JSON keeps them: a key that was read from a file then equals one that was not."""
-    return json.loads(json.dumps(values, default=str, sort_keys=True))
+    return json.loads(json.dumps(values, default=str))
 
 
 def options_key(options: object) -> dict:
@@ -33,42 +31,43 @@ def digest(key: Key) -> str:
     return hashlib.blake2b(json.dumps(plain(key), sort_keys=True).encode(), digest_size=12).hexdigest()
 
 
-def same(before: Key | None, now: Key) -> bool:
-    """Whether two keys are equal in all but the times of data sets."""
-    return before is not None and difference(before, now) is None
+def same(before: Key, now: Key) -> bool:
+    """Whether two keys are equal, but for the times and sizes of files."""
+    return difference(before, now) is None
 
 
 def difference(before: Key, now: Key) -> str | None:
     """The first name whose value is another, if there is one; what a key does not name is None."""
     before, now = plain(before), plain(now)
-    names = {**before, **now}
-    return next((name for name in names if _content(before.get(name)) != _content(now.get(name))), None)
+    return next((name for name in before | now if _value(before, name) != _value(now, name)), None)
 
 
-def check(
-    where: object, before: Key, now: Key, remedy: str = AGAIN, *, dataset: Path | None = None, verify: bool = False
-) -> None:
+def check(where: object, before: Key, now: Key, remedy: str = "", verify: Callable[[], None] | None = None) -> None:
     """Raise `UserError` unless `where` was made of the same: it names the first that differs, and the `remedy`.
 
-    Where only the times or sizes of the files of `dataset` differ, `verify` reads them once and compares checksums.
+    Where only times or sizes of files differ, `verify` is called, which reads them and raises if they have changed.
     """
     if (name := difference(before, now)) is not None:
-        then, value = (_shown(key.get(name)) for key in (before, now))
+        then, value = ("not given" if (value := _value(key, name)) is None else value for key in (before, now))
+        remedy = remedy or "give what it was made with, or --overwrite to make it anew"
+        name = "data set" if name == "data" else name
         raise UserError(f"{where}: was made with another {name} ({then}, now {value}); {remedy}")
-    if plain(before.get("data")) == plain(now.get("data")):
-        return
-    if not verify:
-        raise UserError(
-            f"{dataset}: its files have other times or sizes than when {where} was written; add --verify to read them "
-            "once and go on if they are the same, or start anew with --overwrite"
-        )
-    verify_files(dataset)
+    if plain(before.get("data")) != plain(now.get("data")):
+        if verify is None:
+            raise UserError(
+                f"{where}: the files of its data set have other times or sizes than when it was written; add --verify "
+                "to read them once and go on if they are the same, or start anew with --overwrite"
+            )
+        verify()
 
 
-def _content(value: object) -> object:
-    """A value without the times of files."""
+def check_origin(where: object, before: Key, now: Key) -> None:
+    """Raise `UserError` if `where` was made with another model than one that `now` names too."""
+    known = before.keys() & now.keys()
+    check(where, *({name: key[name] for name in key if name in known} for key in (before, now)), ONE_RUN)
+
+
+def _value(key: Key, name: str) -> object:
+    """A value of a key, of a data set without the times of its files."""
+    value = key.get(name)
     return value["index"] if isinstance(value, dict) and value.keys() == {"index", "files"} else value
-
-
-def _shown(value: object) -> object:
-    return "not given" if value is None else _content(plain(value))

@@ -10,6 +10,7 @@ from utils.config import read_json
 from utils.exported import CONFIG, SUFFIX
 from utils.files import UserError
 
+MEASURED = "measured.json"  # beside checkpoints: what was measured of each, by its fingerprint
 CONDITION = "cond"  # the level of the condition codebook; the other levels are numbers
 # What trainings draw, a file a checkpoint: `picture` adds its step.
 PICTURES = (
@@ -36,6 +37,7 @@ class StepFolder:
         self.latest = self.checkpoints / "latest.pt"
         self.best = self.checkpoints / "best.pt"  # of the lowest validation loss
         self.pruned = self.checkpoints / "pruned_codebook.pt"
+        self.measured = self.checkpoints / MEASURED
         self.images = path / "images"
         self.tokens = path / "tokens.npz"  # of generated images; those of feature maps lie in a folder tokens/
 
@@ -60,8 +62,8 @@ class StepFolder:
 
     def made_checkpoints(self, prefix: str) -> list[Path]:
         """All that a training and the pruning after it have written, `latest.pt` first."""
-        named = [path for path in (self.latest, self.best, self.pruned) if path.exists()]
-        return [*named, *self.numbered_checkpoints(prefix).values()]
+        paths = self.latest, self.best, self.pruned, *self.numbered_checkpoints(prefix).values(), self.measured
+        return [path for path in paths if path.exists()]
 
     @property
     def made_pictures(self) -> list[Path]:

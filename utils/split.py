@@ -22,12 +22,8 @@ class Bounds(NamedTuple):
 
     @classmethod
     def saved(cls, content: dict) -> "Bounds":
-        """Those in a checkpoint; one from before there were test images has none."""
-        if "bounds" in content:
-            return cls(*content["bounds"])
-        settings = content.get("settings", {})
-        validation = settings.get("--val-fraction", VAL_FRACTION)
-        return cls(validation, validation + settings.get("--test-fraction", 0.0))
+        """Those in a checkpoint."""
+        return cls(*content.get("bounds", cls()))
 
     @classmethod
     def common(cls, bounds: Iterable["Bounds"]) -> "Bounds":

@@ -4,29 +4,31 @@ import dataclasses
 import itertools
 import json
 import logging
+import math
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from utils import distributed
-from utils.attempt import note
+from utils.attempt import attempt, note
+from utils.checkpoint import measured
 from utils.checkpoint_folder import CheckpointFolder
 from utils.cli import stop_signals
 from utils.dataset import BatchLoader, EpochSampler, chunks
-from utils.device import choose_workers
-from utils.draws import drawing
-from utils.learner import Learner, TrainingOptions
-from utils.memory import Footprint
-from utils.metrics import Metrics
-from utils.plan import Planner
-from utils.progress import progress
+from utils.device import choose_device, choose_workers
+from utils.footprint import readable
+from utils.metrics import TIMED, Metrics
+from utils.progress import duration, progress
+from utils.task import Task, TrainingOptions
 
 log = logging.getLogger(__name__)
 
@@ -34,99 +36,153 @@ SAME_STOP = 3.0  # seconds within which a second SIGTERM or SIGHUP is the first 
 MAX_VALIDATION = 1024  # items that a validation loss is measured on, so that it stays a small share of training
 
 
-def train(
-    options: TrainingOptions,
-    learner: Learner,
-    dataset: Dataset,
-    indices: np.ndarray,
-    checkpoints: CheckpointFolder,
-    metrics: Metrics,
-    start: int,
-    validate: Callable[[], dict[str, float]],
-    preview: Callable[[int], None],
-    watch: Callable[[], dict[str, float]] = dict,
-    footprint: Footprint | None = None,
-) -> int:
-    """Train on `indices` of a data set from step `start` to the planned step; return the step that was reached.
+def run(script: str, options: TrainingOptions, build: Callable[[TrainingOptions, torch.device], Task]) -> None:
+    """Train a task as its options ask, and keep the attempt in `run.json`.
 
-    Every `--checkpoint-step` steps and at the end it saves, measures (`validate`) and draws (`preview`). `watch`
-    measures what stands in each log line beside the training numbers, so it should be quick. What an earlier process
-    has left unfinished of its last checkpoint is finished first. After some steps it says what all of them will take,
-    in memory by their `footprint`, where that was counted.
-
-    Ctrl-C, SIGTERM and SIGHUP finish the step, save, and exit with status 130, 143 or 129; `--resume` then goes on.
+    Whatever does not fit is refused before the attempt begins. Then it trains to the planned step. Every
+    `--checkpoint-step` steps and at the end it saves, measures and draws. What an earlier process has left unfinished
+    of its last checkpoint is finished first. Ctrl-C, SIGTERM and SIGHUP finish the step, save, and exit with status
+    130, 143 or 129; `--resume` then goes on.
     """
-    log.info("config %s", json.dumps(dataclasses.asdict(checkpoints.config)))
-    for change in checkpoints.changes:
-        log.warning("%s", change)
-    if (number := distributed.num_processes()) > 1:
-        log.info("a step learns from %d × %d images", number, options.step_size // number)
-    total, state = checkpoints.total_steps, checkpoints.found.get("metrics")
-    planner = Planner(checkpoints, learner, start, footprint)
-    checkpoints.begin(start)
-    metrics.begin(start, state)
+    with attempt(script, options) as attempted:
+        device = choose_device(options.device)
+        task = build(options, device)
+        checkpoints = CheckpointFolder(options, task)
+        torch.manual_seed(options.seed)
+        task.build(checkpoints.found)
+        start = checkpoints.start()
+        metrics = Metrics(options, len(task.training), task.unit, task.per_item, task.footprint())
+        attempted.begin(device, task.config, {**task.origin, "data": task.dataset.fingerprint})
+        batches = task.begin()
+        log.info("config %s", json.dumps(asdict(task.config)))
+        for change in checkpoints.changes:
+            log.warning("%s", change)
+        if (number := distributed.num_processes()) > 1:
+            log.info("a step learns from %d × %d images", number, options.step_size // number)
+        Loop(task, checkpoints, metrics, start).run(batches)
+        task.finish(checkpoints, metrics, max(start, checkpoints.total_steps))
 
-    def save(step: int) -> None:
-        """Before anything that may fail or take long."""
-        row = metrics.close(step)
-        checkpoints.save(learner, step, metrics=metrics.state(row))
-        leave_if_asked(stops.now(*stop[:1]), checkpoints)
-        finish(step, row, None)
 
-    def finish(step: int, row: dict[str, float], validation: dict[str, float] | None) -> None:
+class Loop:
+    """The training steps of a task from `start` on."""
+
+    def __init__(self, task: Task, checkpoints: CheckpointFolder, metrics: Metrics, start: int) -> None:
+        self.task, self.checkpoints, self.metrics, self.options = task, checkpoints, metrics, checkpoints.options
+        self.start, self.total = start, checkpoints.total_steps
+        self.plan: Plan | None = None
+        self.stop: list[signal.Signals] = []  # the signals to stop that came to this process
+        self.stops = distributed.Largest()  # the same of all processes
+
+    def run(self, batches: Dataset) -> None:
+        """Train to the planned step."""
+        options, task, metrics, found = self.options, self.task, self.metrics, self.checkpoints.found
+        self.checkpoints.begin(self.start)
+        metrics.begin(self.start, found["metrics"])
+        device = task.learner.device
+        sampler = EpochSampler(task.training, options.step_size, options.seed, self.start, max(self.start, self.total))
+        workers = choose_workers(task.num_workers if options.num_workers is None else options.num_workers, device)
+        loader = BatchLoader(batches, sampler, workers, device.type == "cuda")
+        bar = progress(
+            loader, initial=self.start, total=self.total, unit="step", desc=options.out_dir.name, mininterval=0.5
+        )
+        with catch_stop() as self.stop, logging_redirect_tqdm(), bar:
+            if not metrics.is_complete and found["metrics"] is not None and found["metrics"]["row"] is not None:
+                # Process 0 has perhaps measured it before it died.
+                validation = distributed.gather(measured(self.checkpoints.path, found["fingerprint"]))[0]
+                self.measure(self.start, found["metrics"]["row"], found["fingerprint"], validation)
+            elif not metrics.is_complete and self.start >= self.total and found["statistics"] is None:
+                self.save(self.start)
+            elif self.start >= self.total:
+                log.info("already at step %d of %d: nothing to do", self.start, self.total)
+            for step, batch in enumerate(metrics.timed(bar, device), self.start):
+                if step == self.start:
+                    metrics.restart_clock()  # until now the processes that load data have started
+                share = sampler.share(step)
+                metrics.add(task.update(batch, step, share), share.total)
+                self.after(step + 1)
+
+    def after(self, done: int) -> None:
+        """Do what is due after so many steps: save, measure and draw; log; stop."""
+        asked, metrics = self.stops.of_step_before(*self.stop[:1]), self.metrics
+        if done - self.start == TIMED:
+            self.make_plan(done)
+        if done % self.options.checkpoint_step == 0 or done == self.total:
+            self.save(done)
+            return
+        if done % self.options.log_step == 0:
+            metrics.write(done, metrics.close(done) | self.task.watch())
+            metrics.restart_clock()
+        if asked:
+            self.checkpoints.save(done, is_stop=True, metrics=metrics.state())
+            leave(asked, self.checkpoints)
+
+    def save(self, step: int) -> None:
+        """Save the weights, before anything that may fail or take long."""
+        row = self.metrics.close(step)
+        fingerprint = self.checkpoints.save(step, metrics=self.metrics.state(row))
+        if asked := self.stops.now(*self.stop[:1]):
+            leave(asked, self.checkpoints)
+        self.measure(step, row, fingerprint)
+
+    def measure(
+        self, step: int, row: dict[str, float], fingerprint: str | None, validation: dict[str, float] | None = None
+    ) -> None:
         """Measure, draw, and only then write the rows: they say that nothing is missing."""
-        since = time.monotonic()
-        validation = validate() if validation is None else validation
-        checkpoints.save(learner, step, validation, metrics=metrics.state(row))
-        note(checkpoints.folder)
+        since, metrics, folder = time.monotonic(), self.metrics, self.checkpoints.folder
+        validation = validation or self.task.validate()
+        self.checkpoints.keep(step, fingerprint, validation)
+        note(folder)
         if distributed.is_main():
-            preview(step)
+            self.task.preview(step)
         if row:
             metrics.write(step, row)
         metrics.write(step, validation)
         metrics.show_pictures(step)
-        planner.add_checkpoint(time.monotonic() - since)
+        if self.plan is not None and self.plan.seconds_per_checkpoint is None:
+            self.plan = dataclasses.replace(self.plan, seconds_per_checkpoint=time.monotonic() - since)
+            note(folder, plan=asdict(self.plan))
         metrics.restart_clock()
-        leave_if_asked(stops.now(*stop[:1]), checkpoints)
+        if asked := self.stops.now(*self.stop[:1]):
+            leave(asked, self.checkpoints)
 
-    sampler = EpochSampler(indices, options.step_size, options.seed, start, max(start, total))
-    is_cuda = learner.device.type == "cuda"
-    loader = BatchLoader(dataset, sampler, choose_workers(options.num_workers, learner.device), is_cuda)
-    bar = progress(loader, initial=start, total=total, unit="step", desc=options.out_dir.name, mininterval=0.5)
-    stops = distributed.Largest()
-    with catch_stop() as stop, logging_redirect_tqdm(), bar:
-        if not metrics.is_complete and state is not None and state["row"] is not None:
-            finish(start, state["row"], checkpoints.found.get("validation"))
-        elif not metrics.is_complete and start >= total:
-            save(start)
-        elif start >= total:
-            log.info("already at step %d of %d: nothing to do", start, total)
-        for step, batch in enumerate(metrics.timed(bar, learner.device), start):
-            if step == start:
-                metrics.count_flops(learner, batch)
-            share = sampler.share(step)
-            with drawing(options.seed, step, share, learner.device):
-                metrics.add(learner.update(batch, step, share), share.total)
-            done, asked = step + 1, stops.of_step_before(*stop[:1])
-            planner.add_step(done)
-            if done % options.checkpoint_step == 0 or done == total:
-                save(done)
-                continue
-            if done % options.log_step == 0:
-                metrics.write(done, metrics.close(done) | watch())
-                metrics.restart_clock()
-            if asked:
-                checkpoints.save_stop(learner, done, metrics=metrics.state())
-                leave_if_asked(asked, checkpoints)
-    return max(start, total)
+    def make_plan(self, done: int) -> None:
+        """Say what the training will take, and keep it in `run.json`."""
+        leaves, counted = tree_leaves(self.task.learner.checkpoint()), self.metrics.footprint
+        size = sum(leaf.nbytes for leaf in leaves if isinstance(leaf, torch.Tensor))
+        memory = counted and (counted.size, counted.of(counted.size), counted.per_item)
+        self.plan = plan = Plan(self.metrics.seconds_per_step, size, *(memory or ()))
+        number = kept(self.total, self.options.checkpoint_step, self.options.keep_checkpoint)
+        left = self.total - done
+        words = [f"{left} more training steps in {duration(left * plan.seconds_per_step)}, checkpoints come on top"]
+        words += [f"disk for checkpoints {readable(number * size)}"]
+        words += [f"memory of a step {readable(plan.memory)}"] if counted else []
+        log.info("plan: %s", "; ".join(words))
+        note(self.checkpoints.folder, plan=asdict(plan))
 
 
-def leave_if_asked(stop: int, checkpoints: CheckpointFolder) -> None:
-    """Once all is saved, end the process if a signal, 0 for none, has asked for it."""
-    if stop:
-        saved = f"saved {checkpoints.folder.latest}; go on with --resume, or end here with --resume --max-step 1"
-        log.info("stopped by %s: %s", signal.Signals(stop).name, saved)
-        sys.exit(128 + stop)
+@dataclass(frozen=True)
+class Plan:
+    """What a training will take, as the first steps have shown and as `run.json` keeps it."""
+
+    seconds_per_step: float
+    checkpoint: int  # bytes of one
+    batch: int | None = None  # images of the batch whose memory was counted, if one was
+    memory: int | None = None  # bytes that it needs
+    memory_per_image: float | None = None
+    seconds_per_checkpoint: float | None = None  # to measure and to draw, once the first was
+
+
+def kept(steps: int, checkpoint_step: int, keep: int | None) -> int:
+    """How many checkpoints there are after so many training steps, at most: those that stay, and best.pt."""
+    number = math.ceil(steps / checkpoint_step)
+    return number if keep is None else min(number, keep + 1)
+
+
+def leave(stop: int, checkpoints: CheckpointFolder) -> None:
+    """End the process for a signal, once all is saved."""
+    saved = f"saved {checkpoints.folder.latest}; go on with --resume, or end here with --resume --max-step 1"
+    log.info("stopped by %s: %s", signal.Signals(stop).name, saved)
+    sys.exit(128 + stop)
 
 
 @torch.no_grad()
@@ -137,9 +193,9 @@ def mean_over(dataset: Dataset, indices: np.ndarray, batch_size: int, function: 
     """
     sums: dict[str, float] = {}
     indices = indices[:MAX_VALIDATION]
-    found = [(len(batch), function(dataset[batch])) for batch in distributed.own(chunks(indices, batch_size))]
-    found = [(number, {name: float(value) for name, value in values.items()}) for number, values in found]
-    for number, values in itertools.chain.from_iterable(distributed.gather(found)):
+    own = [(len(batch), function(dataset[batch])) for batch in distributed.own(chunks(indices, batch_size))]
+    own = [(number, {name: float(value) for name, value in values.items()}) for number, values in own]
+    for number, values in itertools.chain.from_iterable(distributed.gather(own)):
         for name, value in values.items():
             sums[name] = sums.get(name, 0.0) + value * number
     return {name: value / len(indices) for name, value in sums.items()}
