@@ -134,10 +134,10 @@ def start_codebook(
         codebook = Codebook.load(options.codebook_path)
         if codebook.config != config:
             raise UserError(f"{options.codebook_path}: was trained with another config than {options.config_path}")
-        codebook.check_fits(options.codebook_path, dataset)
+        codebook.check_fits(options.codebook_path, dataset.shape, dataset.origin)
         return codebook, None
     codebook = Codebook(config)
-    codebook.check_fits(options.config_path, dataset)
+    codebook.check_fits(options.config_path, dataset.shape, dataset.origin)
     per_map = math.prod(config.grid)
     if len(training) * per_map < len(codebook):
         raise UserError(

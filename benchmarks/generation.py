@@ -21,7 +21,6 @@ from benchmarks.timing import seconds
 from models.cascade import Stage, StageConfig
 from models.decoding import CachedDecoder, make_ready
 from models.transformer import Grid, Transformer, TransformerConfig
-from tests.helpers.slow_generation import next_logits
 from utils.config import load_config
 from utils.device import keep_memory
 from utils.sampling import SamplingConfig, uniform_draws
@@ -59,6 +58,13 @@ def build(config: TransformerConfig, fine: tuple[int, int]) -> Stage:
 def coarse_tokens(images: int) -> torch.Tensor:
     """Random coarse tokens (images, T)."""
     return torch.randint(UNITS, (images, COARSE[0] * COARSE[1]))
+
+
+def next_logits(stage: Stage, coarse: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Coarse tokens (N, S) and the fine tokens so far (N, t) → logits (N, K) of token t."""
+    unknown = torch.zeros_like(tokens[:, :1]) if len(tokens.T) else torch.zeros(len(coarse), 1, dtype=torch.int64)
+    inputs, _ = stage.inputs_and_targets(coarse, torch.cat((tokens, unknown), dim=1))
+    return stage.transformer(inputs, stage.source(coarse), stage.start(coarse))[:, -1].float()
 
 
 def seconds_to_sample(stage: Stage, images: int, sampling: SamplingConfig, dtype: torch.dtype) -> float:

@@ -67,7 +67,7 @@ class TrainedRun:
             book = found[step.name] = Codebook.load(step.codebook).to(self.device)
             check_origins(step.codebook, book.origin, self.autoencoder.origins)
             if self.maps is not None:
-                book.check_fits(step.codebook, self.maps)
+                book.check_fits(step.codebook, self.maps.shape, self.maps.origin)
         return found
 
     def _load_stages(self) -> dict[int, tuple[Stage, Codebook, Codebook]]:

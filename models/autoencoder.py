@@ -15,7 +15,6 @@ from utils.checkpoint import Origin, fingerprint, load_checkpoint, load_weights
 from utils.config import build_config
 from utils.draws import draw
 from utils.files import UserError
-from utils.index import Fingerprint
 from utils.options import check_ranges, option
 from utils.split import Bounds
 
@@ -116,7 +115,7 @@ class Autoencoder(nn.Module):
         self.fingerprint: str | None = None  # of the checkpoint it was loaded from
         self.encoder_fingerprint: str | None = None  # of its encoder alone
         self.bounds = Bounds()  # of the images that it has learned from, as that checkpoint has it
-        self.data: Fingerprint | None = None  # of the data set that they are of, unless the checkpoint is too old
+        self.data: dict[str, str] | None = None  # the fingerprint of the data set that they are of
 
     @classmethod
     def load(cls, path: Path, config: AutoencoderConfig | None = None) -> "Autoencoder":

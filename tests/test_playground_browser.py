@@ -11,9 +11,10 @@ from PIL import Image
 
 from models.generation import Cascade
 from playground.asks import BATCH, Model
+from playground.browser import CHROMIUM, chromium
 from playground.server import serve
 from playground.studio import Job, Stopped
-from tests.helpers.browser import CHROMIUM, chromium, pages
+from tests.helpers.browser import pages
 from tests.test_playground import free_port
 
 if CHROMIUM is None:
