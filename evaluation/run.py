@@ -105,7 +105,7 @@ class TrainedRun:
         dataset = ImageDataset(path)
         self.autoencoder.check_image(dataset.shape, path)
         for name, codebook in self.codebooks.items():
-            size = tuple(cells * self.autoencoder.scale for cells in codebook.fmap_shape[1:])
+            size = self.autoencoder.image_size(codebook.fmap_shape)
             if dataset.shape[1:] != size:
                 shapes = [f"{height}×{width}" for height, width in (dataset.shape[1:], size)]
                 raise UserError(

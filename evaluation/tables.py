@@ -6,16 +6,15 @@ from evaluation.results import Novelty, Results
 def markdown(results: Results) -> str:
     """All results that there are."""
     parts = [
-        f"{results.num_images} images in each set, of {results.num_held_out} {results.side} images; "
+        f"{results.num_images} images in each set, of {results.num_held_out} test images; "
         f"{results.num_training} training images; seed {results.seed}. Features: {results.extractor}.",
-        results.caution,
         results.decoding,
         _table(
             ["PSNR (dB)", "SSIM"], [[row.name, f"{row.psnr:.2f}", f"{row.ssim:.3f}"] for row in results.reconstruction]
         ),
         _bits(results),
         _distances(results),
-        _novelty(results.novelty, results.side) if results.novelty else "",
+        _novelty(results.novelty) if results.novelty else "",
         "\n".join(["Not evaluated:", "", *(f"- {line}" for line in results.missing)]) if results.missing else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -44,19 +43,19 @@ def _distances(results: Results) -> str:
             f"{row.frechet:.1f} ({row.frechet_low:.1f} to {row.frechet_high:.1f})",
             f"{row.precision:.3f}",
             f"{row.recall:.3f}",
-            "" if row.edges is None else f"{row.edges:.2f}",
+            f"{row.edges:.2f}",
         ]
         for row in results.distances
     ]
     return _table(["kernel distance", "Fréchet distance", "precision", "recall", "edges"], rows)
 
 
-def _novelty(found: Novelty, side: str) -> str:
+def _novelty(found: Novelty) -> str:
     rows = [
         [name, f"{part.median_distance:.2f}", f"{part.share:.1%}{interval}"]
         for name, part, interval in (
             ("samples", found.samples, f" ({found.share_low:.1%} to {found.share_high:.1%})"),
-            (f"{side} images", found.held_out, ""),
+            ("test images", found.held_out, ""),
         )
     ]
     return _table(["median distance to the nearest training image", f"nearer than {found.threshold:.2f}"], rows)

@@ -160,6 +160,10 @@ class Autoencoder(nn.Module):
         """The shape (C, h, w) of the feature maps of images (3, H, W)."""
         return self.config.latent_channel, shape[1] // self.scale, shape[2] // self.scale
 
+    def image_size(self, shape: tuple[int, int, int]) -> tuple[int, int]:
+        """Height and width of the images of feature maps (C, h, w)."""
+        return shape[1] * self.scale, shape[2] * self.scale
+
     def decode(self, fmap: torch.Tensor) -> torch.Tensor:
         """Feature maps (B, C, h, w) → images (B, 3, H, W)."""
         return self.decoder(fmap)

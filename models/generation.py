@@ -108,8 +108,7 @@ class Cascade:
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width of the images."""
-        _, height, width = self.codebooks[0].fmap_shape
-        return height * self.decoder.scale, width * self.decoder.scale
+        return self.decoder.image_size(self.codebooks[0].fmap_shape)
 
     @property
     def length(self) -> int:

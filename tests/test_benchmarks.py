@@ -382,8 +382,10 @@ def test_a_share_of_a_recipe_has_that_share_of_its_steps(name, epochs_of_codeboo
 
 
 def test_the_benchmark_of_quality_shows_each_share(tmp_path, monkeypatch, capsys):
-    rows = tuple(Distance(name, 0.1 * number, 0, 1, 1, 1, 1, 0.5, 0.75) for number, name in enumerate(SETS))
-    results = Results("", "test", 4, 4, 4, 0, {}, (Reconstruction("autoencoder", 30.0, 0.9),), (), rows, None, (), 1.0)
+    rows = tuple(Distance(name, 0.1 * number, 0, 1, 1, 1, 1, 0.5, 0.75, 2.0) for number, name in enumerate(SETS))
+    results = Results(
+        "", 4, 4, 4, 0, {}, (Reconstruction("autoencoder", 30.0, 0.9),), (), rows, None, (), 1.0, "autoencoder"
+    )
     trained = []
 
     def train(dataset, recipe, out):
