@@ -9,12 +9,9 @@ wall-clock: for this map from feature maps in memory to the arranged map, for th
 and of MiniBatchKMeans are means over three seeds.
 """
 
-import argparse
 import math
 import os
-import time
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +23,7 @@ from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
 from tqdm import tqdm
 
+from benchmarks.common import options, print_head, print_row, timed
 from models.codebook import Codebook, CodebookConfig
 from models.map_learner import MapLearner, draw_sample, sample_size
 from models.map_order import arrange
@@ -34,6 +32,7 @@ from models.patches import patchify
 from utils import cli
 from utils.dataset import EpochSampler, FeatureMapDataset, chunks, steps_per_epoch
 from utils.files import UserError
+from utils.options import option, parse_options
 from utils.split import Bounds
 
 # Patch size, units, steps, and feature maps to train on, chosen so that there are at most 275,000 patches.
@@ -43,6 +42,7 @@ BATCH = 64  # feature maps per step, as in the demo
 SEEDS = (0, 1, 2)
 MINISOM_PASSES = 10
 RADII = (0, 0.5, 0.7, 1, 1.5, 2)  # final radii that are compared
+Options = options(datasets=(tuple[Path, ...], option("dataset.json of feature maps", positional=True)))
 
 
 class Row(NamedTuple):
@@ -75,11 +75,6 @@ class Data:
             found = take_census(codebook, self.test.split(256)).statistics(codebook)
             numbers.append((seconds, found["quantization_error"], found["topographic_error"], used))
         return Row(name, *np.mean(numbers, axis=0))
-
-
-def timed(function: Callable, *arguments: object) -> tuple[object, float]:
-    start = time.perf_counter()
-    return function(*arguments), time.perf_counter() - start
 
 
 def train_map(data: Data, total_steps: int, batch_size: int, seed: int) -> Codebook:
@@ -157,10 +152,11 @@ def compare(data: Data, steps: int) -> list[Row]:
 
 def print_table(title: str, rows: list[Row]) -> None:
     """Print rows, with errors divided by that of the first."""
-    print(f"{title}\n\n| | seconds | error | topographic error | units used |\n|---|---|---|---|---|")
-    for row in rows:
-        error, used = row.error / rows[0].error, f"{row.used:.1%}"
-        print(f"| {row.name} | {row.seconds:.2f} | {error:.3f} | {row.topographic_error:.2f} | {used} |")
+    print(f"{title}\n")
+    print_head("", "seconds", "error", "topographic error", "units used")
+    for name, seconds, error, topographic_error, used in rows:
+        ratio = error / rows[0].error
+        print_row(name, f"{seconds:.2f}", f"{ratio:.3f}", f"{topographic_error:.2f}", f"{used:.1%}")
     print(flush=True)
 
 
@@ -196,10 +192,8 @@ def benchmark(path: Path) -> None:
         print_table(f"patch {patch}, one epoch in batches of 8 feature maps", rows)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("datasets", type=Path, nargs="+", metavar="DATASET", help="dataset.json of feature maps")
-    datasets = parser.parse_args().datasets
+def main(argv: list[str] | None = None) -> None:
+    datasets = parse_options(Options, __doc__, argv).datasets
     print(f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
     for path in datasets:
         benchmark(path)

@@ -6,12 +6,10 @@ Each size runs in its own process: ten steps on random feature maps, and everyth
 peak beyond the data. Takes some minutes.
 """
 
-import time
-
 import torch
 
 from benchmarks.codebook import Data, train_map
-from benchmarks.timing import in_new_process, peak
+from benchmarks.common import in_new_process, peak, print_head, print_row, timed
 from models.codebook import CodebookConfig
 
 # Side of the feature maps (of 4 channels), side of a patch, units, feature maps, feature maps per step.
@@ -25,20 +23,18 @@ LIMITS = (
 STEPS = 10
 
 
-def row(side: int, patch: int, units: int, number: int, batch: int) -> str:
+def row(side: int, patch: int, units: int, number: int, batch: int) -> tuple:
     torch.manual_seed(0)
-    maps = torch.randn(number, 4, side, side)
+    maps, before = torch.randn(number, 4, side, side), peak()
     config = CodebookConfig(1e-4, side, side, 4, patch, patch, units, 200)
-    before, start = peak(), time.perf_counter()
-    train_map(Data(config, maps, maps), STEPS, batch, seed=0)
-    seconds, held, data = time.perf_counter() - start, peak() - before, maps.nbytes / 2**20
-    return f"| {config.dim} | {units} | {batch} | {data:.0f} | {held:.0f} | {seconds:.1f} |"
+    _, seconds = timed(train_map, Data(config, maps, maps), STEPS, batch, 0)
+    return config.dim, units, batch, f"{maps.nbytes / 2**20:.0f}", f"{peak() - before:.0f}", f"{seconds:.1f}"
 
 
 def main() -> None:
-    print("| D | units | maps per step | data, MiB | peak beyond it, MiB | seconds |\n" + "|---" * 6 + "|", flush=True)
+    print_head("D", "units", "maps per step", "data, MiB", "peak beyond it, MiB", "seconds")
     for size in LIMITS:
-        print(in_new_process(row, *size), flush=True)
+        print_row(*in_new_process(row, *size))
 
 
 if __name__ == "__main__":

@@ -8,32 +8,29 @@ tenth time changes the seed, draws the atlas, walks, completes a picture or asks
 """
 
 import statistics
-from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.common import options, print_head, print_row
 from playground.browser import WARM, soak
-from utils.cli import run
+from utils import cli
 from utils.options import option, parse_options
 
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """Options of benchmarks.playground."""
-
-    model: Path = option("folder of a run, or of an exported model", positional=True)
-    requests: int = option("requests in a row", 200, low=WARM + 1)
-    pictures: int = option("pictures of a request", 9, low=1, high=36)
+Options = options(
+    model=(Path, option("folder of a run, or of an exported model", positional=True)),
+    requests=(int, option("requests in a row", 200, low=WARM + 1)),
+    pictures=(int, option("pictures of a request", 9, low=1, high=36)),
+)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Parse, soak, print."""
-    options = parse_options(Options, __doc__, argv)
-    waits, memory = soak(options.model, options.requests, options.pictures)
-    print(f"| {options.pictures} pictures a request | |\n|---|---|")
-    print(f"| first stage's pictures after | {statistics.median(waits):.2f} s, at most {max(waits):.2f} s |")
+    args = parse_options(Options, __doc__, argv)
+    waits, memory = soak(args.model, args.requests, args.pictures)
+    print_head(f"{args.pictures} pictures a request", "")
+    print_row("first stage's pictures after", f"{statistics.median(waits):.2f} s, at most {max(waits):.2f} s")
     for number, size in memory.items():
-        print(f"| memory after {number} requests | {size / 1e6:.0f} MB |")
+        print_row(f"memory after {number} requests", f"{size / 1e6:.0f} MB")
 
 
 if __name__ == "__main__":
-    run(main)
+    cli.run(main)
