@@ -17,6 +17,7 @@ MOST = 36  # pictures of one request
 BEAMS = 16  # of a stage, and extensions of each, at most: each is a row of the batch
 KEYS = ("temperature", "top_p", "num_beam", "beam_width", "keep_beam", "guidance_scale")  # that have a field
 NAMES = ("temperature", "top-p", "beams", "beam width", "beams kept", "guidance")
+FROM_PICTURE = ("like", "detail", "complete")  # kinds that need a picture
 AGAIN = StepFolder(Path("out/again"))  # what a command writes to
 
 
@@ -37,7 +38,7 @@ class Ask:
     steps: int = 24
 
     def __post_init__(self) -> None:
-        if self.kind in ("like", "detail", "complete") and self.upload is None:
+        if self.kind in FROM_PICTURE and self.upload is None:
             raise UserError("there is no picture yet: drop one in first")
         if not 1 <= self.number <= MOST and self.kind != "atlas":
             raise UserError(f"{self.number} pictures: expected 1 to {MOST}")
