@@ -25,13 +25,12 @@ from models.autoencoder import Autoencoder
 from models.generation import Cascade
 from models.map_pictures import on_map
 from models.requests import SAMPLING_KEYS, Request, change_sampling, load_generation_config, sampling_of, settings_text
-from models.walk import save_walk
 from utils import cli
 from utils.attempt import attempt
 from utils.device import choose_device, choose_dtype
 from utils.distributed import is_main, own, wait
 from utils.files import UserError, replace_file
-from utils.images import grid, save_animation, save_grid, save_image
+from utils.images import grid, save_animation, save_grid, save_image, save_walk
 from utils.index import checksum
 from utils.journal import Journal
 from utils.options import SpeedOptions, StepOptions, option, parse_options, several

@@ -9,7 +9,7 @@ def markdown(results: Results) -> str:
         f"{results.num_images} images in each set, of {results.num_held_out} test images; "
         f"{results.num_training} training images; seed {results.seed}. Features: {results.extractor}.",
         results.decoding,
-        _table(
+        table(
             ["PSNR (dB)", "SSIM"], [[row.name, f"{row.psnr:.2f}", f"{row.ssim:.3f}"] for row in results.reconstruction]
         ),
         _bits(results),
@@ -20,11 +20,11 @@ def markdown(results: Results) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _table(columns: list[str], rows: list[list[str]]) -> str:
-    """A table whose first column, the names, has no heading; nothing without rows."""
+def table(columns: list[str], rows: list[list[object]]) -> str:
+    """A table in Markdown whose first column, the names, has no heading; nothing without rows."""
     if not rows:
         return ""
-    lines = [f"| {' | '.join(row)} |" for row in (["", *columns], *rows)]
+    lines = [f"| {' | '.join(map(str, row))} |" for row in (["", *columns], *rows)]
     return "\n".join([lines[0], "|---" * (len(columns) + 1) + "|", *lines[1:]])
 
 
@@ -32,7 +32,7 @@ def _bits(results: Results) -> str:
     rows = [(row.name, row.tokens, row.bits) for row in results.bits]
     if rows:
         rows.append(("all", sum(row.tokens for row in results.bits), sum(row.bits for row in results.bits)))
-    return _table(["tokens per image", "bits per image"], [[name, str(n), f"{bits:.1f}"] for name, n, bits in rows])
+    return table(["tokens per image", "bits per image"], [[name, n, f"{bits:.1f}"] for name, n, bits in rows])
 
 
 def _distances(results: Results) -> str:
@@ -47,7 +47,7 @@ def _distances(results: Results) -> str:
         ]
         for row in results.distances
     ]
-    return _table(["kernel distance", "Fréchet distance", "precision", "recall", "edges"], rows)
+    return table(["kernel distance", "Fréchet distance", "precision", "recall", "edges"], rows)
 
 
 def _novelty(found: Novelty) -> str:
@@ -58,4 +58,4 @@ def _novelty(found: Novelty) -> str:
             ("test images", found.held_out, ""),
         )
     ]
-    return _table(["median distance to the nearest training image", f"nearer than {found.threshold:.2f}"], rows)
+    return table(["median distance to the nearest training image", f"nearer than {found.threshold:.2f}"], rows)

@@ -21,6 +21,7 @@ from utils.images import to_tensor, write_png
 log = logging.getLogger(__name__)
 
 SEEDS = 2**32
+QUEUE = 64  # events of all pages that may wait; the studio has a limit of its own
 UPLOADS_KEPT = (600, 3600)  # seconds between two looks at files that were given and never used, and how old they get
 Updates = dict[gr.blocks.Block, object]
 
@@ -269,11 +270,9 @@ class PlaygroundPage(Layout):
         return {self.save: {"src": url(path), "name": path.name}}
 
 
-def launch(
-    page: PlaygroundPage, host: str, port: int, share: bool, middleware: list, files: Path, queue: int
-) -> tuple[str, str | None]:
-    """Have Gradio serve the page and the files in a folder; returns its address, and the public one if it is shared."""
-    page.blocks.queue(max_size=queue)
+def launch(page: PlaygroundPage, host: str, port: int, share: bool, middleware: list) -> tuple[str, str | None]:
+    """Have Gradio serve the page and its files; returns its address, and the public one if it is shared."""
+    page.blocks.queue(max_size=QUEUE)
     _, address, public = page.blocks.launch(
         server_name=host,
         server_port=port,
@@ -283,7 +282,7 @@ def launch(
         show_error=False,
         footer_links=[],
         run_history=False,
-        allowed_paths=[str(files)],
+        allowed_paths=[str(page.studio.folder)],
         max_file_size=MOST_BYTES,
         enable_monitoring=False,
         ssr_mode=False,

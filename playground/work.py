@@ -12,10 +12,9 @@ from models.codebook import Codebook
 from models.generation import Cascade
 from models.map_pictures import on_map
 from models.requests import Request, settings_text
-from models.walk import save_walk
 from playground.asks import ATLAS_BATCH, FROM_PICTURE, Ask, Model
 from playground.studio import Job, Made, Page
-from utils.images import grid, save_image
+from utils.images import grid, save_image, save_walk
 
 MAP_SIDE = 1024  # pixels of the map's longer side, at most
 

@@ -590,6 +590,6 @@ def test_maps_without_any_of_a_test_image_have_no_bits(tiny_run, faces, tmp_path
 
 
 def test_missing_packages_are_named(run, monkeypatch, capsys):
-    monkeypatch.setattr(evaluate, "find_spec", lambda name: None if name == "torchmetrics" else object())
+    monkeypatch.setattr("utils.cli.find_spec", lambda name: None if name == "torchmetrics" else object())
     line = expect_error(capsys, evaluate.main, (run,))
     assert "torchmetrics" in line and "pip install -r requirements-eval.txt" in line

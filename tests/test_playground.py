@@ -346,7 +346,7 @@ def test_a_wrong_folder_and_a_taken_port_are_one_line(capsys, tiny_run, tmp_path
 
 
 def test_without_gradio_it_says_what_to_install(capsys, tiny_run, monkeypatch):
-    monkeypatch.setattr(playground, "find_spec", lambda name: None)
+    monkeypatch.setattr("utils.cli.find_spec", lambda name: None)
     line = expect_error(capsys, playground.main, [tiny_run])
     assert line == "error: gradio is not installed: pip install -r requirements-app.txt"
 
