@@ -165,7 +165,10 @@ def generate(cascade: Cascade, request: Request, number: int, options: Options, 
     write_batches(cascade, request, number, options, key)
     if not is_main():
         return
-    parts = [read_arrays(new.tokens_of(start)) for start in starts]
+    parts = []
+    for start in starts:
+        with np.load(new.tokens_of(start)) as archive:
+            parts.append(dict(archive))
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     show(cascade, arrays, new, options)
     os.sync()  # the pictures, all at once
@@ -247,12 +250,6 @@ def save_arrays(arrays: dict[str, np.ndarray], path: Path, *, durable: bool = Tr
     with replace_file(path, durable=durable) as temporary:
         np.savez_compressed(temporary, **arrays)
     return path
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Read what `save_arrays` has written."""
-    with np.load(path) as archive:
-        return dict(archive)
 
 
 def show(cascade: Cascade, arrays: dict[str, np.ndarray], folder: StepFolder, options: Options) -> None:

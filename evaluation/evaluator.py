@@ -13,7 +13,7 @@ from evaluation import results
 from evaluation.distances import frechet_distance, interval, kernel_distance, precision_and_recall
 from evaluation.edges import BINS, edge_distance, edge_histogram
 from evaluation.features import features_of
-from evaluation.likelihood import labels_for, stage_bits, start_bits
+from evaluation.likelihood import stage_bits, start_bits
 from evaluation.novelty import Nearest, in_pairs, summarize
 from evaluation.reconstruction import quality, reconstruct
 from evaluation.run import TrainedRun
@@ -107,11 +107,10 @@ class Evaluator:
             run.missing.append("bits: there is no feature map of a test image; make the feature maps again")
             return rows
         for number, (stage, coarse, fine) in run.stages.items():
-            labels = labels_for(stage, run.maps)
             if number == 0:
-                given = start_bits(stage, coarse, run.maps, held_out, labels, split.training, self.batch_size)
+                given = start_bits(stage, coarse, run.maps, held_out, split.training, self.batch_size)
                 rows += [results.Bits(name, 1, bits) for name, bits in given.items()]
-            bits = stage_bits(stage, coarse, fine, run.maps, held_out, labels, self.batch_size)
+            bits = stage_bits(stage, coarse, fine, run.maps, held_out, self.batch_size)
             rows.append(results.Bits(f"stage {number}", stage.config.fine.length, bits))
         return rows
 

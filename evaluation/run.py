@@ -43,7 +43,7 @@ class TrainedRun:
         self.maps: FeatureMapDataset | None = None
         if folder.feature_maps.dataset.is_file():
             self.maps = FeatureMapDataset(folder.feature_maps.dataset)
-            self.maps.check_origin(self.autoencoder.origins)
+            self.maps.check_origin(self.autoencoder.origin)
         self.codebooks = self._load_codebooks()
         self.stages = self._load_stages()
 
@@ -55,7 +55,7 @@ class TrainedRun:
                 self.missing.append(f"{step.name}: {step.codebook} is missing; train it")
                 continue
             book = found[step.name] = Codebook.load(step.codebook).to(self.device)
-            check_origins(step.codebook, book.origin, self.autoencoder.origins)
+            check_origins(step.codebook, book.origin, self.autoencoder.origin)
             if self.maps is not None:
                 book.check_fits(step.codebook, self.maps.shape, self.maps.origin)
         return found
@@ -72,7 +72,7 @@ class TrainedRun:
                 self.missing.append(f"stage {number}: its bits need both codebooks")
             else:
                 stage = Stage.load(step.best, *books).to(self.device)
-                check_origins(step.best, stage.origin, self.autoencoder.origins)
+                check_origins(step.best, stage.origin, self.autoencoder.origin)
                 found[number] = (stage, *books)
         if found and isinstance(self.folder, ExportedFolder):
             self.missing.append("bits: an exported model has no feature maps; evaluate the run that it is from")

@@ -134,13 +134,10 @@ class Autoencoder(nn.Module):
 
     @property
     def origin(self) -> Origin:
-        """What is kept of it with what depends on its feature maps: a decoder may be trained further."""
+        """What is kept with all that depends on its feature maps, and compared: a decoder may be trained further."""
         return {"encoder": self.encoder_fingerprint}
 
-    @property
-    def origins(self) -> Origin:
-        """What the origin of a file is compared with; one of before names the fingerprint of all weights."""
-        return self.origin | {"autoencoder": self.fingerprint}
+    origins = origin
 
     @property
     def kernels(self) -> list[nn.Parameter]:

@@ -50,7 +50,7 @@ class Cascade:
             model_path, coarse_path, fine_path = (folder / path for path in paths)
             coarse, fine = Codebook.load(coarse_path), Codebook.load(fine_path)
             stage = Stage.load(model_path, coarse, fine)
-            check_origins(model_path, stage.origin, decoder.origins)
+            check_origins(model_path, stage.origin, decoder.origin)
             _check_guidance(str(model_path), stage, config)
             if stage.config.is_base != (number == 0):
                 kind = "base" if stage.config.is_base else "cascade"

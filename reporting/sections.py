@@ -50,7 +50,7 @@ def load_models(run: Run) -> Models:
         if (path := step.folder.codebook).exists():
             book = models.codebooks[step.folder.level] = Codebook.load(path)
             if models.decoder is not None:
-                check_origins(path, book.origin, models.decoder.origins)
+                check_origins(path, book.origin, models.decoder.origin)
                 pixels = to_uint8(atlas(book, models.decoder)).permute(1, 2, 0).numpy()
                 models.atlases[step.folder.level] = Image.fromarray(pixels)
     return models

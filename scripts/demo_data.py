@@ -15,7 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from pathlib import Path
 
 from PIL import Image
 
@@ -169,16 +168,13 @@ def main(argv: list[str] | None = None) -> None:
     if options.source == "openmoji":
         settings |= {"labels": "groups", "group": "base emoji"}
     with lock(options.out_dir):
-        if is_made(path, settings, options.overwrite) and has_files(path):
-            print(f"{path}: already there")
-            return
+        if is_made(path, settings, options.overwrite):
+            records, _ = read_dataset(path, ("image_fpath",))
+            if all((path.parent / record["image_fpath"]).is_file() for record in records):
+                print(f"{path}: already there")
+                return
         cli.need("requirements-demo.txt", *PACKAGES[options.source])
         print(f"{path}: {draw(options, settings)}")
-
-
-def has_files(path: Path) -> bool:
-    """Whether all images of a data set are there."""
-    return all((path.parent / record["image_fpath"]).is_file() for record in read_dataset(path, ("image_fpath",))[0])
 
 
 def draw(options: Options, settings: dict) -> str:

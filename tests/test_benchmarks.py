@@ -17,7 +17,6 @@ from benchmarks import (
     ablation,
     cluster,
     codebook,
-    codebook_limits,
     common,
     compute,
     full_width,
@@ -57,7 +56,7 @@ def test_the_codebook_benchmark(tiny_run, monkeypatch, capsys):
     monkeypatch.setattr(codebook, "OTHERS", ((4, 8),))
     monkeypatch.setattr(codebook, "RADII", (0, 1))
     monkeypatch.setattr(codebook, "MINISOM_PASSES", 1)
-    codebook.main([str(tiny_run / "feature_maps/dataset.json")])
+    codebook.main(["--dataset-path", str(tiny_run / "feature_maps/dataset.json")])
     rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     names = [row[0].strip() for row in rows if row[0].strip()]
     expected = []
@@ -81,8 +80,8 @@ def test_the_codebook_benchmark(tiny_run, monkeypatch, capsys):
 
 
 def test_the_benchmark_of_limits(monkeypatch, capfd):
-    monkeypatch.setattr(codebook_limits, "LIMITS", ((4, 2, 8, 20, 4),))
-    codebook_limits.main()
+    monkeypatch.setattr(codebook, "LIMITS", ((4, 2, 8, 20, 4),))
+    codebook.main(["--limits"])
     numbers = capfd.readouterr().out.splitlines()[-1].split("|")[1:-1]
     assert [int(number) for number in numbers[:4]] == [16, 8, 4, 0]
     assert int(numbers[4]) >= 0

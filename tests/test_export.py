@@ -96,7 +96,7 @@ def test_an_exported_model_is_the_smallest_whole(dtype, exported, tiny_run):
         assert before.fingerprint == after.fingerprint  # units, places and counts
         assert after.units.dtype == torch.float32
     assert [stage.fingerprint for stage in found.stages] == [stage.fingerprint for stage in original.stages]
-    assert found.decoder.origins == original.decoder.origins
+    assert found.decoder.origin == original.decoder.origin
     for name in ROUNDED:
         with safe_open(out / name, "pt") as file:
             kinds = {str(file.get_tensor(key).dtype) for key in file.keys()}  # noqa: SIM118
