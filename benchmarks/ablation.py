@@ -80,15 +80,16 @@ AUTOENCODERS = {
     "3 blocks a resolution": ({"num_dec_res_blocks": 3}, {}),
     "latent noise 0.1": ({"latent_noise": 0.1}, {}),
 }
+NAMES = f"of a stage: {'; '.join(STAGES)}; of the autoencoder: {'; '.join(AUTOENCODERS)}"
 COMPARED = 1000  # reconstructions of an autoencoder, and as many other images
 Options = options(
     folder=DEMO,
     stage=(int, option("stage to train", 1, low=0, high=2)),
     autoencoder=(bool, option("train the autoencoder instead", False)),
-    only=(tuple[str, ...], option('variants, all if none is given; "VARIANT, rate 0.5" for half the rate', ())),
+    only=(tuple[str, ...], option(f'all if none is given; "VARIANT, rate 0.5" for half the rate; {NAMES}', ())),
     rates=(
         tuple[float, ...],
-        option("train each variant at each of these multiples of its learning rate", (1.0,), above=0, shown="1"),
+        option("train each variant at each of these multiples of its learning rate", (1.0,), above=0),
     ),
     test=(bool, option("measure test images, at one rate for each variant", False)),
     seeds=(int, option("runs of each variant and rate", 3, low=1)),

@@ -4,8 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from copy import copy
-from dataclasses import make_dataclass
+from dataclasses import field, make_dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,7 +25,11 @@ WORKERS = int, option("runs at once, one thread each", 2, low=1)
 
 def options(**fields: tuple[object, object]) -> type:
     """A dataclass of options, each a type and an `option`, for `parse_options`."""
-    found = [(name, hint, copy(field)) for name, (hint, field) in fields.items()]  # a class names its fields
+    found = []
+    for name, (hint, given) in fields.items():
+        known, default = given.metadata["option"], given.default
+        shown = " ".join(map(str, default)) if known.shown is None and isinstance(default, tuple) else known.shown
+        found.append((name, hint, field(default=default, metadata={"option": replace(known, shown=shown)})))
     return make_dataclass("Options", found, frozen=True, kw_only=True, namespace={"__doc__": "Options."})
 
 

@@ -29,7 +29,7 @@ from utils.training import mean_over
 HEAD_DIM = 64  # channels of a head
 Options = options(
     folder=DEMO,
-    model=(str, option("what to train", positional=True, choices=("stage", "autoencoder"))),
+    model=(str, option("what to train: stage or autoencoder", positional=True, choices=("stage", "autoencoder"))),
     widths=(tuple[int, ...], option("widths", (64, 128, 256))),
     depths=(tuple[int, ...], option("layers of the decoder, or blocks a resolution; if none is given, 4 or 2", ())),
     batch_sizes=(tuple[int, ...], option("images in a training step", (8,))),

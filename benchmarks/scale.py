@@ -10,7 +10,6 @@ it is what they have gained since they began.
 
 import multiprocessing
 import os
-import re
 import tempfile
 import threading
 import time
@@ -25,6 +24,7 @@ from torch.utils.data import Dataset
 
 from benchmarks.common import in_new_process, options, print_head, print_row, timed
 from utils.dataset import BatchLoader, EpochSampler
+from utils.device import kilobytes
 from utils.index import write_dataset
 from utils.options import option, parse_options
 from utils.records import Records, read_packed
@@ -83,8 +83,7 @@ def load_as_one_of_many(path: Path) -> int:
 
 def private(process: int | str) -> int:
     """The bytes of memory that a process shares with no file, as Linux says."""
-    status = Path(f"/proc/{process}/status").read_text()
-    return int(re.search(r"^RssAnon:\s+(\d+) kB$", status, flags=re.MULTILINE)[1]) * 1024
+    return kilobytes(f"/proc/{process}/status", "RssAnon")
 
 
 class Watch(threading.Thread):
