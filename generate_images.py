@@ -25,13 +25,12 @@ from models.autoencoder import Autoencoder
 from models.generation import Cascade
 from models.map_pictures import on_map
 from models.requests import SAMPLING_KEYS, Request, change_sampling, load_generation_config, sampling_of, settings_text
-from models.walk import save_walk
 from utils import cli
 from utils.attempt import attempt
 from utils.device import choose_device, choose_dtype
 from utils.distributed import is_main, own, wait
 from utils.files import UserError, replace_file
-from utils.images import grid, save_animation, save_grid, save_image
+from utils.images import grid, save_animation, save_grid, save_image, save_walk
 from utils.index import checksum
 from utils.journal import Journal
 from utils.options import SpeedOptions, StepOptions, option, parse_options, several
@@ -166,7 +165,10 @@ def generate(cascade: Cascade, request: Request, number: int, options: Options, 
     write_batches(cascade, request, number, options, key)
     if not is_main():
         return
-    parts = [read_arrays(new.tokens_of(start)) for start in starts]
+    parts = []
+    for start in starts:
+        with np.load(new.tokens_of(start)) as archive:
+            parts.append(dict(archive))
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     show(cascade, arrays, new, options)
     os.sync()  # the pictures, all at once
@@ -248,12 +250,6 @@ def save_arrays(arrays: dict[str, np.ndarray], path: Path, *, durable: bool = Tr
     with replace_file(path, durable=durable) as temporary:
         np.savez_compressed(temporary, **arrays)
     return path
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Read what `save_arrays` has written."""
-    with np.load(path) as archive:
-        return dict(archive)
 
 
 def show(cascade: Cascade, arrays: dict[str, np.ndarray], folder: StepFolder, options: Options) -> None:

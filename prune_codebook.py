@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
         device = choose_device(options.device)
         dataset = FeatureMapDataset(options.dataset_path, options.out_dir)
         codebook = Codebook.load(options.codebook_path).to(device)
-        codebook.check_fits(options.codebook_path, dataset)
+        codebook.check_fits(options.codebook_path, dataset.shape, dataset.origin)
         autoencoder = options.decoder_path and Autoencoder.load(options.decoder_path).to(device)
         if autoencoder is not None:
             check_origin(options.codebook_path, codebook.origin, autoencoder.origin)

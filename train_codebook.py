@@ -102,11 +102,11 @@ class MapTask(Task):
             codebook = Codebook.load(path)
             if codebook.config != config:
                 raise UserError(f"{path}: was trained with another config than {options.config_path}")
-            codebook.check_fits(path, dataset)
+            codebook.check_fits(path, dataset.shape, dataset.origin)
             self.begun_from = path, codebook.bounds
             return codebook, None
         codebook = Codebook(config)
-        codebook.check_fits(options.config_path, dataset)
+        codebook.check_fits(options.config_path, dataset.shape, dataset.origin)
         per_map, number = math.prod(config.grid), len(self.training)
         if number * per_map < len(codebook):
             raise UserError(

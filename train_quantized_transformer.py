@@ -160,7 +160,7 @@ def load_inputs(options: Options, device: torch.device) -> tuple[FeatureMapDatas
     codebooks = []
     for path in (options.lr_codebook_path, options.hr_codebook_path):
         codebooks.append(Codebook.load(path).to(device))
-        codebooks[-1].check_fits(path, dataset)
+        codebooks[-1].check_fits(path, dataset.shape, dataset.origin)
     return dataset, autoencoder, *codebooks
 
 

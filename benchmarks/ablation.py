@@ -1,42 +1,53 @@
-"""What each part of a transformer is worth: the full model compared with variants without that part.
+"""What each part of a model is worth: the full model compared with variants without that part, in the same time.
 
     python -m benchmarks.ablation out/demo-avatars --stage 1
     python -m benchmarks.ablation out/demo-avatars --stage 2 --seconds 120 --seeds 1 --only full "AdamW alone, rate 0.5"
     python -m benchmarks.ablation out/demo-avatars --seeds 1 --only full "plain block" --rates 0.25 0.5 1 2 4
+    python -m benchmarks.ablation out/demo-avatars --autoencoder --seconds 240
 
 Reads a folder that scripts/demo.sh has written; a cascade stage also needs the trained stage before it. Each run trains
-one stage on one thread for a fixed time, while its learning rate falls to 0. Prints a table in Markdown: nats per token
-on validation images, once from their true coarse tokens and once from coarse tokens drawn by the stage before, each
-after the true ones before it (for the base stage both are the same). Values are means over seeds; ± is half of the
-range. A variant without dropout or noise changes nothing where the config of the stage has none.
+one stage, or the autoencoder, on one thread for a fixed time, while its learning rate falls to 0. Prints a table in
+Markdown. Values are means over seeds; ± is half of the range.
+
+- a stage: nats per token on validation images, once from their true coarse tokens and once from coarse tokens drawn by
+  the stage before, each after the true ones before it (for the base stage both are the same). A variant without dropout
+  or noise changes nothing where the config of the stage has none.
+- the autoencoder: squared error and PSNR of validation images; the kernel distance between reconstructions of training
+  images and other training images, which is 0 for a perfect autoencoder; and the sharpness, the mean square of the
+  differences between neighbouring pixels as a share of that of the originals
 
 `--rates` trains each variant at several multiples of the demo's learning rate and names the one with the lowest loss
-from true coarse tokens. `--test` measures variants, at rates that were chosen so, on test images instead.
+from true coarse tokens, or the lowest squared error. `--test` measures variants, at rates that were chosen so, on test
+images instead.
 """
 
-import argparse
 import math
-import sys
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
+from benchmarks.common import DEMO, WORKERS, at_once, options, print_head, print_row
 from benchmarks.plain_block import make_plain
-from benchmarks.stages import DemoStage, num_parameters, train_for
+from benchmarks.stages import DemoStage, autoencoder_learner, demo_options, num_parameters, train_for
+from evaluation.distances import kernel_distance
+from evaluation.features import EfficientNetFeatures, features_of
+from models.autoencoder import psnr
 from models.cascade import Stage
 from models.transformer import Attention, GatedMLP, GridEmbedding
-from utils.device import keep_memory
+from utils import cli
+from utils.dataset import ImageDataset, chunks
+from utils.files import UserError
 from utils.gradient import GradientLearner
+from utils.options import option, parse_options
+from utils.run_folder import RunFolder
 
 PLAIN = ({"dropout": 0.0, "condition_noise": 0.0}, {"use_muon": False})
 # What a variant changes in the config and in the arguments of `DemoStage.learner`; `alter` changes the modules.
-VARIANTS = {
+STAGES = {
     "full": ({}, {}),
     "random vectors of tokens": ({}, {}),
     "AdamW alone": ({}, {"use_muon": False}),
@@ -55,6 +66,36 @@ VARIANTS = {
     "plain block": PLAIN,
     "plain block, linear projections": PLAIN,
 }
+AUTOENCODERS = {
+    "full": ({}, {}),
+    "AdamW alone": ({}, {"use_muon": False}),
+    **{f"edge weight {weight:g}": ({"edge_weight": weight}, {}) for weight in (0.0, 0.5, 1.0, 4.0)},
+    "squared error": ({"loss": "mse"}, {}),
+    "batch size 4": ({}, {"batch_size": 4}),
+    "batch size 16": ({}, {"batch_size": 16}),
+    "moving average": ({}, {"ema_decay": 0.99}),
+    "32 and 64 wide": ({"min_channel": 32, "max_channel": 64}, {}),
+    "48 and 96 wide": ({"min_channel": 48, "max_channel": 96}, {}),
+    "1 block a resolution": ({"num_dec_res_blocks": 1}, {}),
+    "3 blocks a resolution": ({"num_dec_res_blocks": 3}, {}),
+    "latent noise 0.1": ({"latent_noise": 0.1}, {}),
+}
+NAMES = f"of a stage: {'; '.join(STAGES)}; of the autoencoder: {'; '.join(AUTOENCODERS)}"
+COMPARED = 1000  # reconstructions of an autoencoder, and as many other images
+Options = options(
+    folder=DEMO,
+    stage=(int, option("stage to train", 1, low=0, high=2)),
+    autoencoder=(bool, option("train the autoencoder instead", False)),
+    only=(tuple[str, ...], option(f'all if none is given; "VARIANT, rate 0.5" for half the rate; {NAMES}', ())),
+    rates=(
+        tuple[float, ...],
+        option("train each variant at each of these multiples of its learning rate", (1.0,), above=0),
+    ),
+    test=(bool, option("measure test images, at one rate for each variant", False)),
+    seeds=(int, option("runs of each variant and rate", 3, low=1)),
+    seconds=(float, option("training time of a run", 100.0, above=0)),
+    workers=WORKERS,
+)
 
 
 class Row(NamedTuple):
@@ -64,23 +105,23 @@ class Row(NamedTuple):
     rate: float = 1.0
 
     @classmethod
-    def read(cls, text: str) -> "Row":
+    def read(cls, text: str, variants: dict = STAGES) -> "Row":
         """The row of "full", or of "full, rate 0.5"."""
         variant, _, rate = text.partition(", rate ")
-        if variant not in VARIANTS:
-            raise argparse.ArgumentTypeError(f"{variant!r} is none of: {'; '.join(VARIANTS)}")
+        if variant not in variants:
+            raise UserError(f"--only: {variant!r} is none of: {'; '.join(variants)}")
         return cls(variant, float(rate or 1))
 
     def __str__(self) -> str:
         return self.variant if self.rate == 1 else f"{self.variant}, rate {self.rate:g}"
 
 
-Results = dict[Row, list[tuple[float, ...]]]  # for each seed its training steps, parameters and both losses
+Results = dict[Row, list[tuple[float, ...]]]  # for each seed its training steps, parameters and what was measured
 
 
 def build(row: Row, demo: DemoStage) -> GradientLearner:
     """A new stage of a variant, ready to be trained."""
-    config, training = VARIANTS[row.variant]
+    config, training = STAGES[row.variant]
     stage = demo.build(**config)
     if row.variant.startswith("plain block"):
         make_plain(stage, has_linear_projections=row.variant.endswith("linear projections"))
@@ -102,13 +143,10 @@ def alter(module: nn.Module, name: str) -> None:
         nn.init.zeros_(module.mlp[-1].weight)
 
 
-def run(
-    job: tuple[Row, int], folder: Path, number: int, seconds: float, test: bool = False
-) -> tuple[tuple[Row, int], tuple[float, ...]]:
-    """Train a row with a seed; return the job, and its training steps, parameters and both losses."""
-    row, seed = job
-    torch.set_num_threads(1)
-    keep_memory()
+def run_stage(
+    row: Row, seed: int, *, folder: Path, number: int, seconds: float, test: bool = False
+) -> tuple[float, ...]:
+    """Train a row with a seed; return its training steps, parameters and both losses."""
     demo = DemoStage.read(folder, number)
     images = demo.test if test else demo.validation
     coarse, fine = demo.tokens[images]
@@ -116,7 +154,38 @@ def run(
     torch.manual_seed(seed)
     learner = build(row, demo)
     step = train_for(seconds, learner, demo.tokens, demo.training, seed)
-    return job, (step, num_parameters(learner), loss_of(learner, coarse, fine), loss_of(learner, drawn, fine))
+    return step, num_parameters(learner), loss_of(learner, coarse, fine), loss_of(learner, drawn, fine)
+
+
+def run_autoencoder(row: Row, seed: int, *, folder: Path, seconds: float, test: bool = False) -> tuple[float, ...]:
+    """Train a row of the autoencoder with a seed; return its training steps, parameters and qualities."""
+    dataset = ImageDataset(RunFolder(folder).images)
+    split = dataset.split(demo_options(folder).bounds)
+    torch.manual_seed(seed)
+    learner = autoencoder_learner(folder, dataset, *AUTOENCODERS[row.variant], row.rate)
+    step = train_for(seconds, learner, dataset, split.training, seed)
+    held_out = split.test if test else split.validation
+    return step, num_parameters(learner), *qualities(learner, dataset, split.training, held_out)
+
+
+@torch.no_grad()
+def qualities(
+    learner: GradientLearner, dataset: ImageDataset, training: np.ndarray, held_out: np.ndarray
+) -> tuple[float, ...]:
+    """Squared error, PSNR, kernel distance and sharpness."""
+
+    def reconstruct(part: np.ndarray) -> torch.Tensor:
+        with learner.autocast:
+            images = dataset[part].to(memory_format=torch.channels_last)
+            return learner.best_model(images).float().clamp(-1, 1)
+
+    images, made = dataset[held_out], torch.cat([reconstruct(part) for part in chunks(held_out, 64)])
+    error, sharpness = (made - images).square().mean(), made.diff(dim=-1).square().mean()
+    number, extractor = min(COMPARED, len(training) // 2), EfficientNetFeatures()
+    halves = (training[:number], reconstruct, "made"), (training[number : 2 * number], dataset.__getitem__, "real")
+    features = [features_of(extractor, map(read, chunks(part, 64)), number, name) for part, read, name in halves]
+    shares = kernel_distance(*features), float(sharpness / images.diff(dim=-1).square().mean())
+    return float(error), psnr(float(error)), *shares
 
 
 @torch.no_grad()
@@ -143,16 +212,16 @@ def mean_loss(results: Results, row: Row) -> float:
     return math.inf if np.isnan(loss) else loss
 
 
-def print_table(results: Results) -> None:
+def print_table(results: Results, *measured: str) -> None:
     """Print means over seeds and half of their range; losses are divided by that of the full model at its best rate."""
-    full = min((mean_loss(results, row) for row in results if row.variant == "full"), default=None)
-    print("| | steps | parameters | loss | ± | of the full model | drawn | ± |\n|---|---|---|---|---|---|---|---|")
+    full = min((mean_loss(results, row) for row in results if row.variant == "full"), default=math.nan)
+    print_head("", "steps", "parameters", *(head for name in measured for head in (name, "±")), "of the full model")
     for row, numbers in results.items():
-        steps, parameters, loss, drawn = np.mean(numbers, axis=0)
-        *_, spread, drawn_spread = np.ptp(numbers, axis=0) / 2
-        share = "" if full is None else f"{loss / full:.3f}"
-        print(f"| {row} | {steps:.0f} | {parameters / 1e6:.1f} M | {loss:.4f} | {spread:.4f} | {share} "
-              f"| {drawn:.4f} | {drawn_spread:.4f} |")  # fmt: skip
+        steps, parameters, *means = np.mean(numbers, axis=0)
+        _, _, *spreads = np.ptp(numbers, axis=0) / 2
+        cells = [f"{mean:.4g} | {spread:.2g}" for mean, spread in zip(means, spreads, strict=True)]
+        share = "" if math.isnan(full) else f"{means[0] / full:.3f}"
+        print_row(row, f"{steps:.0f}", f"{parameters / 1e6:.2f} M", *cells, share)
 
 
 def print_best_rates(results: Results) -> None:
@@ -166,38 +235,26 @@ def print_best_rates(results: Results) -> None:
             print(f"\nBest rate of {variant}: {best.rate:g}{advice}")
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Train the variants and print the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="folder of scripts/demo.sh, such as out/demo-avatars")
-    parser.add_argument("--stage", type=int, choices=[0, 1, 2], default=1, help="stage to train [1]")
-    parser.add_argument(
-        "--only", nargs="+", type=Row.read, metavar="VARIANT", default=[Row(name) for name in VARIANTS],
-        help=f'variants to train, "VARIANT, rate 0.5" at half the rate [all]: {"; ".join(VARIANTS)}',
-    )  # fmt: skip
-    parser.add_argument(
-        "--rates", nargs="+", type=float, metavar="FACTOR", default=[1.0],
-        help="train each variant at each of these multiples of its learning rate [1.0]",
-    )  # fmt: skip
-    parser.add_argument("--test", action="store_true", help="measure test images, at one rate for each variant")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each variant and rate [3]")
-    parser.add_argument("--seconds", type=float, default=100.0, help="training time of a run [100]")
-    parser.add_argument("--workers", type=int, default=2, help="runs at once, one thread each [2]")
-    args = parser.parse_args()
-    rows = [Row(row.variant, row.rate * factor) for row in args.only for factor in args.rates]
+    args = parse_options(Options, __doc__, argv)
+    variants = AUTOENCODERS if args.autoencoder else STAGES
+    given = [Row.read(text, variants) for text in args.only or variants]
+    rows = [Row(row.variant, row.rate * factor) for row in given for factor in args.rates]
     if args.test and len({row.variant for row in rows}) < len(rows):
-        parser.error("--test takes one rate for each variant: choose it without --test")
+        raise UserError("--test takes one rate for each variant: choose it without --test")
+    run, measured = partial(run_stage, number=args.stage), ("loss", "drawn")
+    if args.autoencoder:
+        run, measured = run_autoencoder, ("squared error", "PSNR (dB)", "kernel distance", "sharpness")
+    train = partial(run, folder=args.folder, seconds=args.seconds, test=args.test)
     # Rows take turns, so that a machine that slows down slows all of them.
     jobs = [(row, seed) for seed in range(args.seeds) for row in rows]
-    train = partial(run, folder=args.folder, number=args.stage, seconds=args.seconds, test=args.test)
     results: Results = {row: [] for row in rows}
-    with get_context("spawn").Pool(args.workers, maxtasksperchild=1) as pool:
-        for (row, seed), numbers in tqdm(pool.imap_unordered(train, jobs), total=len(jobs), unit="run"):
-            results[row].append(numbers)
-            tqdm.write(f"{row}, seed {seed}: steps, parameters, losses {numbers}", file=sys.stderr)
-    print_table(results)
+    for (row, _), numbers in at_once(train, jobs, args.workers, f"steps, parameters, {', '.join(measured)}"):
+        results[row].append(numbers)
+    print_table(results, *measured)
     print_best_rates(results)
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -8,11 +8,11 @@ decoded and feature maps are read. Gradients travel while they are computed, in 
 counts, as do Muon's products, which every process does on its own.
 """
 
-import argparse
 from dataclasses import dataclass
 
 import torch
 
+from benchmarks.common import options, print_head, print_row
 from benchmarks.scaling import CONFIGS, Training, grid, trainings
 from models.autoencoder import Autoencoder, AutoencoderConfig
 from models.codebook import CodebookConfig
@@ -20,10 +20,20 @@ from scripts.dry_run import read_settings
 from utils import cli
 from utils.config import load_config
 from utils.footprint import count_flops, readable
+from utils.options import option, parse_options
 from utils.run_folder import CONDITION
 
 NUMBERS = (1, 8, 64)  # GPUs
 MACHINE = 8  # GPUs in one machine
+Options = options(
+    recipes=(tuple[str, ...], option("folders of configs/", positional=True)),
+    images=(float, option("images of the data set", 4.9e6, above=0)),
+    epochs=(float, option("times that a stage sees each feature map", 3.0, above=0)),
+    share=(float, option("of its peak that a GPU reaches", 0.25, above=0, high=1)),
+    cores=(int, option("that decode images for each GPU", 16, low=1)),
+    decoded=(float, option("images that a core decodes a second", 1000.0, above=0)),
+    read=(float, option("bytes that a machine reads a second", 2e9, above=0)),
+)
 
 
 @dataclass(frozen=True)
@@ -68,23 +78,21 @@ def muon(parameters: int) -> float:
     return 5 * 2 * 2 * parameters * 800
 
 
-def of_maps(flops: float, images: float, size: float, args: argparse.Namespace) -> Cost:
+def of_maps(flops: float, images: float, size: float, args: Options) -> Cost:
     """Feature maps: the encoder, or the decoding of images if that takes longer."""
     rates = [(args.share * kind.peak / flops, args.cores * args.decoded) for kind in KINDS]
     hours = [images / (min(rate) * number) / 3600 for rate in rates for number in NUMBERS]
     return Cost("feature maps", hours, "nothing: each writes its files", images * size)
 
 
-def of_reading(
-    name: str, maps: float, size: float, passes: int, sent: str, disk: float, args: argparse.Namespace
-) -> Cost:
+def of_reading(name: str, maps: float, size: float, passes: int, sent: str, disk: float, args: Options) -> Cost:
     """Passes over all feature maps, as fast as a machine can read them."""
     machines = [max(1, number // MACHINE) for number in NUMBERS]
     seconds = [passes * maps * size / args.read / number for number in machines]
     return Cost(name, [each / 3600 for _ in KINDS for each in seconds], sent, disk)
 
 
-def costs(recipe: str, args: argparse.Namespace) -> list[Cost]:
+def costs(recipe: str, args: Options) -> list[Cost]:
     """The whole chain."""
     folder = CONFIGS / recipe
     settings, found = read_settings(folder), {row.name: row for row in trainings(folder)}
@@ -109,30 +117,20 @@ def costs(recipe: str, args: argparse.Namespace) -> list[Cost]:
     ]
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Print a table for each recipe."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipes", nargs="+", help="folders of configs/")
-    parser.add_argument("--images", type=float, default=4.9e6, help="images of the data set [4.9 million]")
-    parser.add_argument("--epochs", type=float, default=3, help="times that a stage sees each feature map [3]")
-    parser.add_argument("--share", type=float, default=0.25, help="of its peak that a GPU reaches [0.25]")
-    parser.add_argument("--cores", type=int, default=16, help="that decode images for each GPU [16]")
-    parser.add_argument("--decoded", type=float, default=1000, help="images that a core decodes a second [1000]")
-    parser.add_argument("--read", type=float, default=2e9, help="bytes that a machine reads a second [2e9]")
-    args = parser.parse_args()
+    args = parse_options(Options, __doc__, argv)
     titles = [f"{number} {kind.name}" for kind in KINDS for number in NUMBERS]
     for recipe in args.recipes:
         found = costs(recipe, args)
-        print(f"| {recipe} | {' | '.join(titles)} | sent by a process | disk | memory of a GPU |")
-        print("|---" * (len(titles) + 4) + "|")
+        print_head(recipe, *titles, "sent by a process", "disk", "memory of a GPU")
         whole = [sum(cost.hours[column] for cost in found) for column in range(len(titles))]
         whole = Cost("all, hours", whole, "", sum(cost.disk for cost in found), max(cost.memory for cost in found))
         for cost in (*found, whole):
-            hours = " | ".join(f"{value:.2f}" for value in cost.hours)
-            sizes = " | ".join(readable(value) if value else "" for value in (cost.disk, cost.memory))
-            print(f"| {cost.name} | {hours} | {cost.sent} | {sizes} |")
+            sizes = [readable(value) if value else "" for value in (cost.disk, cost.memory)]
+            print_row(cost.name, *(f"{value:.2f}" for value in cost.hours), cost.sent, *sizes)
         hours = [value * number for value, number in zip(whole.hours, NUMBERS * len(KINDS), strict=True)]
-        print(f"| all, GPU-hours | {' | '.join(f'{value:.0f}' for value in hours)} | | | |")
+        print_row("all, GPU-hours", *(f"{value:.0f}" for value in hours), "", "", "")
 
 
 if __name__ == "__main__":

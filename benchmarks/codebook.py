@@ -1,20 +1,21 @@
 """This map compared with k-means of scikit-learn and with minisom: same patches, same number of units, same threads.
 
-    python -m benchmarks.codebook out/demo-avatars/feature_maps/dataset.json
+    python -m benchmarks.codebook --dataset-path out/demo-avatars/feature_maps/dataset.json
+    python -m benchmarks.codebook --limits
 
 Needs requirements-bench.txt. Prints tables in Markdown. Errors are measured on test patches and divided by the
 error of k-means (k-means++, one start, run to convergence). The units of k-means are placed on a map by their first two
 principal components; "arranged" means that the last step of this map, `arrange`, then improves their places. Times are
 wall-clock: for this map from feature maps in memory to the arranged map, for the others the fit alone. Rows of this map
 and of MiniBatchKMeans are means over three seeds.
+
+`--limits` prints the memory and time of a map at its largest sizes instead, within some minutes. Each size runs in its
+own process: ten steps on random feature maps, and everything that follows them. Memory is the peak beyond the data.
 """
 
-import argparse
 import math
 import os
-import time
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +27,7 @@ from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
 from tqdm import tqdm
 
+from benchmarks.common import in_new_process, options, peak, print_head, print_row, timed
 from models.codebook import Codebook, CodebookConfig
 from models.map_learner import MapLearner, draw_sample, sample_size
 from models.map_order import arrange
@@ -34,6 +36,7 @@ from models.patches import patchify
 from utils import cli
 from utils.dataset import EpochSampler, FeatureMapDataset, chunks, steps_per_epoch
 from utils.files import UserError
+from utils.options import option, parse_options
 from utils.split import Bounds
 
 # Patch size, units, steps, and feature maps to train on, chosen so that there are at most 275,000 patches.
@@ -43,6 +46,19 @@ BATCH = 64  # feature maps per step, as in the demo
 SEEDS = (0, 1, 2)
 MINISOM_PASSES = 10
 RADII = (0, 0.5, 0.7, 1, 1.5, 2)  # final radii that are compared
+# Side of the feature maps (of 4 channels), side of a patch, units, feature maps, feature maps per step.
+LIMITS = (
+    (32, 32, 2, 900, 8),
+    (32, 32, 1024, 1500, 64),
+    (32, 32, 1024, 1500, 1500),
+    (32, 8, 16384, 2000, 64),
+    (32, 1, 16384, 200, 200),
+)
+STEPS = 10  # at the limits
+Options = options(
+    dataset_path=(tuple[Path, ...], option("dataset.json files of feature maps", ())),
+    limits=(bool, option("measure the largest sizes, without a data set", False)),
+)
 
 
 class Row(NamedTuple):
@@ -75,11 +91,6 @@ class Data:
             found = take_census(codebook, self.test.split(256)).statistics(codebook)
             numbers.append((seconds, found["quantization_error"], found["topographic_error"], used))
         return Row(name, *np.mean(numbers, axis=0))
-
-
-def timed(function: Callable, *arguments: object) -> tuple[object, float]:
-    start = time.perf_counter()
-    return function(*arguments), time.perf_counter() - start
 
 
 def train_map(data: Data, total_steps: int, batch_size: int, seed: int) -> Codebook:
@@ -157,10 +168,11 @@ def compare(data: Data, steps: int) -> list[Row]:
 
 def print_table(title: str, rows: list[Row]) -> None:
     """Print rows, with errors divided by that of the first."""
-    print(f"{title}\n\n| | seconds | error | topographic error | units used |\n|---|---|---|---|---|")
-    for row in rows:
-        error, used = row.error / rows[0].error, f"{row.used:.1%}"
-        print(f"| {row.name} | {row.seconds:.2f} | {error:.3f} | {row.topographic_error:.2f} | {used} |")
+    print(f"{title}\n")
+    print_head("", "seconds", "error", "topographic error", "units used")
+    for name, seconds, error, topographic_error, used in rows:
+        ratio = error / rows[0].error
+        print_row(name, f"{seconds:.2f}", f"{ratio:.3f}", f"{topographic_error:.2f}", f"{used:.1%}")
     print(flush=True)
 
 
@@ -196,12 +208,25 @@ def benchmark(path: Path) -> None:
         print_table(f"patch {patch}, one epoch in batches of 8 feature maps", rows)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("datasets", type=Path, nargs="+", metavar="DATASET", help="dataset.json of feature maps")
-    datasets = parser.parse_args().datasets
+def limit(side: int, patch: int, units: int, number: int, batch: int) -> tuple:
+    torch.manual_seed(0)
+    maps, before = torch.randn(number, 4, side, side), peak()
+    config = CodebookConfig(1e-4, side, side, 4, patch, patch, units, 200)
+    _, seconds = timed(train_map, Data(config, maps, maps), STEPS, batch, 0)
+    return config.dim, units, batch, f"{maps.nbytes / 2**20:.0f}", f"{peak() - before:.0f}", f"{seconds:.1f}"
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_options(Options, __doc__, argv)
+    if args.limits == bool(args.dataset_path):
+        raise UserError("give --dataset-path or --limits")
+    if args.limits:
+        print_head("D", "units", "maps per step", "data, MiB", "peak beyond it, MiB", "seconds")
+        for size in LIMITS:
+            print_row(*in_new_process(limit, *size))
+        return
     print(f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
-    for path in datasets:
+    for path in args.dataset_path:
         benchmark(path)
 
 

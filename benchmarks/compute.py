@@ -1,6 +1,6 @@
 """How the loss of the finest stage falls with compute, and what that predicts for a larger stage.
 
-    python -m benchmarks.compute out/demo-avatars --most 0.1 --predict 128 3600
+    python -m benchmarks.compute out/demo-avatars --most 0.1 --predict 128 3600 512 40000
     python -m benchmarks.compute out/demo-128-avatars --batch-size 4 --predict 512 40000
 
 Reads a folder that scripts/demo.sh has written. Trains its finest stage at several widths, each for several numbers of
@@ -10,24 +10,33 @@ Markdown with what the fit says of each run, what a fit to all other runs says o
 the widths and steps to `--predict`.
 """
 
-import argparse
 import math
-import sys
 from functools import partial
 from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
-from benchmarks.rates import run, stage
+from benchmarks import rates
+from benchmarks.common import DEMO, WORKERS, at_once, options, print_head, print_row
 from benchmarks.stages import num_parameters
+from utils import cli
+from utils.files import UserError
+from utils.options import option, parse_options
 
 DEPTH = 4  # of the demo
 # The best rate is lower for longer runs: 2.9 times that of the demo at 150 training steps, that of the demo at 2,400.
 LONG, FALL = 2400, 0.38
+Options = options(
+    folder=DEMO,
+    widths=(tuple[int, ...], option("widths", (64, 128, 256))),
+    steps=(tuple[int, ...], option("training steps", (540, 1080, 2160))),
+    most=(float, option("PFLOP of a run, above which it is left out", math.inf, shown="none is")),
+    batch_size=(int, option("images in a training step", 8, low=1)),
+    predict=(tuple[int, ...], option("width and training steps of a stage, or several such pairs", ())),
+    workers=WORKERS,
+)
 
 
 class Run(NamedTuple):
@@ -62,59 +71,45 @@ def predict(law: tuple[float, ...], parameters: float, steps: float) -> float:
     return least + by_parameters * parameters**-a + by_steps * steps**-b
 
 
-def train(size: tuple[int, int], folder: Path, batch_size: int) -> Run:
+def train(width: int, steps: int, *, folder: Path, batch_size: int) -> Run:
     """Train the stage with a width for so many steps."""
-    width, steps = size
     rate = (LONG / steps) ** FALL
-    _, loss = run((width, DEPTH, batch_size, rate, 0), "stage", folder, steps)
-    learner, *_ = stage(folder, width, DEPTH, batch_size, rate)
-    return Run(width, steps, num_parameters(learner), steps * step_flops(width, folder, batch_size), loss)
+    loss = rates.run(width, DEPTH, batch_size, rate, 0, model="stage", folder=folder, steps=steps)
+    parameters, flops = sizes(width, folder, batch_size)
+    return Run(width, steps, parameters, steps * flops, loss)
 
 
-def step_flops(width: int, folder: Path, batch_size: int) -> int:
-    """The operations of a training step of the stage with a width."""
-    learner, data, split = stage(folder, width, DEPTH, batch_size, 1.0)
-    return learner.flops(data[split.training[:batch_size]])
+def sizes(width: int, folder: Path, batch_size: int) -> tuple[int, int]:
+    """The parameters of the stage with a width, and the operations of its training step."""
+    learner, data, split = rates.stage(folder, width, DEPTH, batch_size, 1.0)
+    return num_parameters(learner), batch_size * learner.footprint(data[split.training[:batch_size]]).flops_per_item
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Train all sizes, fit, and print what the fit says."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="folder of scripts/demo.sh, such as out/demo-avatars")
-    parser.add_argument("--widths", nargs="+", type=int, default=[64, 128, 256], help="widths [64 128 256]")
-    parser.add_argument(
-        "--steps", nargs="+", type=int, default=[540, 1080, 2160], help="training steps [540 1080 2160]"
-    )
-    parser.add_argument("--most", type=float, default=math.inf, help="PFLOP of a run, above which it is left out")
-    parser.add_argument("--batch-size", type=int, default=8, help="images in a training step [8]")
-    parser.add_argument("--predict", nargs=2, type=int, action="append", default=[], metavar=("WIDTH", "STEPS"))
-    parser.add_argument("--workers", type=int, default=2, help="runs at once, one thread each [2]")
-    args = parser.parse_args()
-    flops = {width: step_flops(width, args.folder, args.batch_size) for width in args.widths}
-    sizes = [size for size in product(args.widths, args.steps) if flops[size[0]] * size[1] <= args.most * 1e15]
-    sizes.sort(key=lambda size: -flops[size[0]] * size[1])
+    args = parse_options(Options, __doc__, argv)
+    if len(args.predict) % 2:
+        raise UserError("--predict: the last width has no training steps; give pairs of numbers")
+    flops = {width: sizes(width, args.folder, args.batch_size)[1] for width in args.widths}
+    jobs = [job for job in product(args.widths, args.steps) if flops[job[0]] * job[1] <= args.most * 1e15]
+    jobs.sort(key=lambda job: -flops[job[0]] * job[1])
     train_one = partial(train, folder=args.folder, batch_size=args.batch_size)
-    runs: list[Run] = []
-    with get_context("spawn").Pool(args.workers, maxtasksperchild=1) as pool:
-        for found in tqdm(pool.imap_unordered(train_one, sizes), total=len(sizes), unit="run"):
-            runs.append(found)
-            tqdm.write(str(found), file=sys.stderr)
-    runs.sort(key=lambda run: run.flops)
+    runs = sorted((run for _, run in at_once(train_one, jobs, args.workers, "")), key=lambda run: run.flops)
     law = fit(runs)
-    print("| width | training steps | parameters | PFLOP | loss | fit |\n|---|---|---|---|---|---|")
-    for each in runs:
-        numbers = f"{each.parameters / 1e6:.1f} M | {each.flops / 1e15:.3g} | {each.loss:.3f}"
-        print(f"| {each.width} | {each.steps} | {numbers} | {predict(law, each.parameters, each.steps):.3f} |")
+    print_head("width", "training steps", "parameters", "PFLOP", "loss", "fit")
+    for width, steps, parameters, flops, loss in runs:
+        cells = f"{parameters / 1e6:.1f} M", f"{flops / 1e15:.3g}", f"{loss:.3f}"
+        print_row(width, steps, *cells, f"{predict(law, parameters, steps):.3f}")
     least, by_parameters, by_steps, a, b = law
     print(f"\nloss = {least:.3f} + {by_parameters:.3g} / parameters^{a:.2f} + {by_steps:.3g} / steps^{b:.2f}")
     last = runs[-1]
     foretold = predict(fit(runs[:-1]), last.parameters, last.steps)
     print(f"the last row by a fit to the others: {foretold:.3f}, measured {last.loss:.3f}")
-    for width, steps in args.predict:
-        parameters = num_parameters(stage(args.folder, width, DEPTH, args.batch_size, 1.0)[0])
+    for width, steps in zip(args.predict[::2], args.predict[1::2], strict=True):
+        parameters, _ = sizes(width, args.folder, args.batch_size)
         loss = predict(law, parameters, steps)
         print(f"{width} wide, {parameters / 1e6:.1f} M parameters, {steps} training steps: {loss:.3f}")
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -8,7 +8,6 @@ of its finest stage with a quarter of its learning rate and with four times it. 
 losses of the first ten steps and of the last ten.
 """
 
-import argparse
 import dataclasses
 import json
 import os
@@ -18,16 +17,24 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks.common import options, print_head, print_row
 from scripts.dry_run import ROOT, shorten
 from utils import cli
 from utils.attempt import read_attempts
 from utils.config import read_json
 from utils.metrics import read_rows
+from utils.options import option, parse_options
 from utils.run_folder import RunFolder, StepFolder
 
 STEPS, ROW = 30, 10  # training steps, and those of a row of the log
 RATES = (0.25, 4.0)
 PICTURES = 2  # that each transformer draws, and that are generated
+Options = options(
+    recipe=(str, option("folder of configs/", positional=True)),
+    dataset=(Path, option("dataset.json of images of its size", positional=True)),
+    out_dir=(Path, option("where recipe/ and run/ are made anew")),
+    batch_size=(int, option("images in a training step", 2, low=1)),
+)
 
 
 def run_recipe(recipe: Path, dataset: Path, out: Path, batch_size: int) -> RunFolder:
@@ -58,22 +65,17 @@ def run_again(step: StepFolder, rate: float) -> StepFolder:
     return out
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Run the chain, the finest stage at other rates, and print the losses."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", help="folder of configs/")
-    parser.add_argument("dataset", type=Path, help="dataset.json of images of its size")
-    parser.add_argument("--out-dir", type=Path, required=True, help="where recipe/ and run/ are made anew")
-    parser.add_argument("--batch-size", type=int, default=2, help="images in a training step [2]")
-    args = parser.parse_args()
+    args = parse_options(Options, __doc__, argv)
     run = run_recipe(ROOT / "configs" / args.recipe, args.dataset.resolve(), args.out_dir.resolve(), args.batch_size)
     found = {step.name: step for step in run.steps if step.kind != "codebook" and step.metrics.exists()}
     for rate in RATES:
         found[f"{run.transformers[-1].name}, {rate:g} times the rate"] = run_again(run.transformers[-1], rate)
-    print(f"| {args.recipe} | steps 1 to {ROW} | steps {STEPS - ROW + 1} to {STEPS} |\n|---|---|---|")
+    print_head(args.recipe, f"steps 1 to {ROW}", f"steps {STEPS - ROW + 1} to {STEPS}")
     for name, step in found.items():
         losses = [row["train_loss"] for row in read_rows(step.metrics) if "train_loss" in row]
-        print(f"| {name} | {losses[0]:.3f} | {losses[-1]:.3f} |")
+        print_row(name, f"{losses[0]:.3f}", f"{losses[-1]:.3f}")
 
 
 if __name__ == "__main__":

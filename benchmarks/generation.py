@@ -6,7 +6,6 @@ Measures the third stage of `reference-128` with random weights: 5 + 7 layers of
 under a window of 256, from 256 coarse tokens. Prints tables in Markdown.
 """
 
-import argparse
 import statistics
 import time
 from collections import Counter
@@ -17,13 +16,13 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.timing import seconds
+from benchmarks.common import options, print_head, print_row, seconds, timed
 from models.cascade import Stage, StageConfig
 from models.decoding import CachedDecoder, make_ready
 from models.transformer import Grid, Transformer, TransformerConfig
-from tests.helpers.slow_generation import next_logits
+from utils import cli
 from utils.config import load_config
-from utils.device import keep_memory
+from utils.options import option, parse_options
 from utils.sampling import SamplingConfig, uniform_draws
 
 CONFIG = Path(__file__).parent.parent / "configs/reference-128/transformer_2.json"
@@ -61,20 +60,25 @@ def coarse_tokens(images: int) -> torch.Tensor:
     return torch.randint(UNITS, (images, COARSE[0] * COARSE[1]))
 
 
+def next_logits(stage: Stage, coarse: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Coarse tokens (N, S) and the fine tokens so far (N, t) → logits (N, K) of token t."""
+    unknown = torch.zeros_like(tokens[:, :1]) if len(tokens.T) else torch.zeros(len(coarse), 1, dtype=torch.int64)
+    inputs, _ = stage.inputs_and_targets(coarse, torch.cat((tokens, unknown), dim=1))
+    return stage.transformer(inputs, stage.source(coarse), stage.start(coarse))[:, -1].float()
+
+
 def seconds_to_sample(stage: Stage, images: int, sampling: SamplingConfig, dtype: torch.dtype) -> float:
     """The time in which a stage writes all tokens of some images, with the cache."""
     make_ready(stage.transformer, dtype, images * sampling.num_beam)
     coarse = coarse_tokens(images)
     uniform = uniform_draws(0, 0, range(images), stage.config.fine.length, sampling.num_beam)
-    start = time.perf_counter()
-    stage.sample(coarse, sampling, uniform)
-    return time.perf_counter() - start
+    return timed(stage.sample, coarse, sampling, uniform)[1]
 
 
 def compare_with_reference(config: TransformerConfig) -> None:
     """Print the time of all tokens by the slow reference and with the cache."""
     print(f"\n{IMAGES} images, {BEAMS.num_beam} beams each, all tokens; the reference timed at {PREFIXES} tokens.\n")
-    print("| precision | reference, ms per beam | in all | with the cache | times as fast |\n|---|---|---|---|---|")
+    print_head("precision", "reference, ms per beam", "in all", "with the cache", "times as fast")
     for name, dtype in PRECISIONS.items():
         stage, coarse = build(config, FINE), coarse_tokens(IMAGES)
         prefixes = [torch.randint(UNITS, (IMAGES, size - 1)) for size in PREFIXES]
@@ -83,7 +87,7 @@ def compare_with_reference(config: TransformerConfig) -> None:
         slow = BEAMS.num_beam * torch.trapezoid(torch.tensor(beam), torch.tensor(PREFIXES)).item()
         fast = seconds_to_sample(stage, IMAGES, BEAMS, dtype)
         each = ", ".join(f"{part * 1e3:.0f}" for part in beam)
-        print(f"| {name} | {each} | {slow:,.0f} s | {fast:.1f} s | {slow / fast:,.0f} |", flush=True)
+        print_row(name, each, f"{slow:,.0f} s", f"{fast:.1f} s", f"{slow / fast:,.0f}")
 
 
 def work_of(decoder: CachedDecoder, rows: int, dtype: torch.dtype, num_weights: int) -> tuple[int, float]:
@@ -103,8 +107,7 @@ def weights_of(model: Transformer) -> int:
 def compare_with_machine(config: TransformerConfig) -> None:
     """Print the time of a token, and the least time that the machine needs for its bytes or for its operations."""
     print("\nA token past the window, compared with the time of its bytes or its operations, whichever is longer.\n")
-    print(f"| rows | precision | bytes, ms | products, ms | token, ms | share | {' | '.join(OPERATORS)} | the rest |")
-    print("|---|---|---|---|---|---|" + "---|" * (len(OPERATORS) + 1))
+    print_head("rows", "precision", "bytes, ms", "products, ms", "token, ms", "share", *OPERATORS, "the rest")
     for (rows, (images, sampling)), (name, dtype) in product(ROWS.items(), PRECISIONS.items()):
         model = build(config, FINE).transformer
         num_weights = weights_of(model)
@@ -114,9 +117,8 @@ def compare_with_machine(config: TransformerConfig) -> None:
         num_bytes, operations = work_of(decoder, rows, dtype, num_weights)
         buffer, matrix = torch.ones(num_bytes // 4), torch.randn(SIDE, SIDE, dtype=dtype)
         least = (seconds(buffer.sum), operations * seconds(lambda matrix=matrix: matrix @ matrix) / (2 * SIDE**3))
-        cells = " | ".join(f"{part * 1e3:.1f}" for part in (*least, taken))
-        operators = " | ".join(f"{share:.0%}" for share in shares)
-        print(f"| {rows} | {name} | {cells} | {max(least) / taken:.0%} | {operators} |", flush=True)
+        times = [f"{part * 1e3:.1f}" for part in (*least, taken)]
+        print_row(rows, name, *times, *(f"{share:.0%}" for share in (max(least) / taken, *shares)))
 
 
 def time_tokens(decoder: CachedDecoder, rows: int, images: int, sampling: SamplingConfig) -> tuple[float, list[float]]:
@@ -144,26 +146,28 @@ def time_tokens(decoder: CachedDecoder, rows: int, images: int, sampling: Sampli
 def by_length(config: TransformerConfig) -> None:
     """Print the time of a token by the number of tokens; the coarse grid and the window stay the same."""
     print("\nOne image, one beam, by the number of tokens; the coarse grid and the window stay the same.\n")
-    print("| tokens | seconds | ms per token |\n|---|---|---|")
+    print_head("tokens", "seconds", "ms per token")
     for fine in LENGTHS:
         stage = build(config, fine)
         taken, length = seconds_to_sample(stage, 1, SamplingConfig(), torch.bfloat16), stage.config.fine.length
-        print(f"| {length:,} | {taken:.1f} | {taken / length * 1e3:.2f} |", flush=True)
+        print_row(f"{length:,}", f"{taken:.1f}", f"{taken / length * 1e3:.2f}")
+
+
+PARTS = {"slow": compare_with_reference, "floor": compare_with_machine, "length": by_length}
+Options = options(
+    only=(tuple[str, ...], option("tables to print", tuple(PARTS), choices=PARTS, shown="all")),
+    config_path=(Path, option("JSON config of the transformer", CONFIG, shown="reference-128/transformer_2.json")),
+)
 
 
 @torch.no_grad()
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Print all tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = {"slow": compare_with_reference, "floor": compare_with_machine, "length": by_length}
-    parser.add_argument("--only", nargs="+", choices=parts, default=list(parts), help="tables to print [all]")
-    parser.add_argument("--config-path", type=Path, default=CONFIG, help="JSON config of the transformer")
-    args = parser.parse_args()
-    keep_memory()
+    args = parse_options(Options, __doc__, argv)
     config = load_config(args.config_path, TransformerConfig)
     for name in args.only:
-        parts[name](config)
+        PARTS[name](config)
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

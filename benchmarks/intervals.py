@@ -11,24 +11,24 @@ Prints a table in Markdown: for each distance its mean, the true standard error,
 the true one, and the share of 95 % intervals that hold the mean.
 """
 
-import argparse
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks.stages import CPU
+from benchmarks.common import CPU, IMAGES, RUN, options, print_head, print_row
 from evaluation.distances import Distance, Z, frechet_distance, interval, kernel_distance
 from evaluation.features import EfficientNetFeatures, features_of
 from evaluation.reconstruction import reconstruct
 from evaluation.run import TrainedRun
+from utils import cli
 from utils.dataset import ImageDataset, chunks
-from utils.device import keep_memory
+from utils.options import parse_options
 from utils.run_folder import RunFolder
 
 BATCH = 64
 DEALS = 20
+Options = options(folder=RUN, dataset_path=IMAGES)
 
 
 def read_features(run: TrainedRun, dataset: ImageDataset) -> tuple[torch.Tensor, torch.Tensor]:
@@ -58,24 +58,20 @@ def cells(distance: Distance, features: torch.Tensor, real: torch.Tensor, deals:
 
 
 @torch.no_grad()
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="folder of scripts/train_cascade.sh, such as out/demo-avatars")
-    parser.add_argument("--dataset-path", type=Path, help="images that it was trained on [FOLDER/data/dataset.json]")
-    args = parser.parse_args()
-    keep_memory()
+    args = parse_options(Options, __doc__, argv)
     run = TrainedRun(RunFolder.open(args.folder), CPU)
     dataset = run.images(args.dataset_path)
     real, quantized = read_features(run, dataset)
     size = len(dataset.split(run.bounds).validation)
     deals = [list(deal(len(dataset), size, seed)) for seed in range(DEALS)]
     print(f"{size} images in a set, {sum(map(len, deals))} pairs of sets.\n")
-    print("| | | mean | true standard error | claimed / true | intervals that hold the mean |\n" + "|---" * 6 + "|")
+    print_head("", "", "mean", "true standard error", "claimed / true", "intervals that hold the mean")
     for name, distance in (("kernel", kernel_distance), ("Fréchet", frechet_distance)):
         for row, features in (("floor", real), ("quantized", quantized)):
-            print(f"| {name} | {row} | {' | '.join(cells(distance, features, real, deals))} |", flush=True)
+            print_row(name, row, *cells(distance, features, real, deals))
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

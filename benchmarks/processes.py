@@ -10,25 +10,28 @@ a word between them: what the machine allows.
 
 from utils.threads import available_cores
 
-import argparse
 import os
 import subprocess
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
 import torch
 
-from benchmarks.timing import seconds
+from benchmarks.common import DEMO, in_turn, options, print_head, print_row, seconds
+from utils import cli
 from utils.metrics import read_rows
+from utils.options import option, parse_options
 from utils.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "configs" / "demo-64"
 SIZE = 1024  # rows and columns of the matrices
+Options = options(run=DEMO, rounds=(int, option("rounds", 3, low=1)))
 COMMON = "--device cpu --log-step 15 --checkpoint-step 100000 --val-fraction 0.001 --max-step 30"
 
 
@@ -45,14 +48,16 @@ def trainings(run: RunFolder) -> dict[str, list]:
     }
 
 
-def train(words: list, processes: int, out: Path) -> tuple[float, list[float]]:
+def train(words: list, processes: int) -> tuple[float, list[float]]:
     """Run a training; return what it did a second in its second log line, and its losses."""
     script, images, *rest = words
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
-    command += [ROOT / script, *rest, *COMMON.split(), "--batch-size", images // processes, "--out-dir", out]
+    command += [ROOT / script, *rest, *COMMON.split(), "--batch-size", images // processes, "--out-dir"]
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, available_cores() // processes))}
-    subprocess.run([*map(str, command)], env=environment, check=True, capture_output=True)
-    rows = [row for row in read_rows(out / "metrics.jsonl") if "train_loss" in row]
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch, "out")
+        subprocess.run([*map(str, command), out], env=environment, check=True, capture_output=True)
+        rows = [row for row in read_rows(out / "metrics.jsonl") if "train_loss" in row]
     rate = next(value for key, value in rows[1].items() if key in ("images_per_second", "tokens_per_second"))
     return rate, [row["train_loss"] for row in rows]
 
@@ -71,26 +76,19 @@ def products(processes: int) -> float:
         return sum(pool.map(multiply, [threads] * processes))
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Take turns and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="folder that scripts/demo.sh has left")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds [3]")
-    args = parser.parse_args()
-    print("| | one process | two | two beside one | largest difference of losses |\n" + "|---" * 5 + "|")
+    args = parse_options(Options, __doc__, argv)
+    print_head("", "one process", "two", "two beside one", "largest difference of losses")
     for name, words in trainings(RunFolder(args.run)).items():
-        found = {1: [], 2: []}
-        for _ in range(args.rounds):
-            for processes, runs in found.items():
-                with tempfile.TemporaryDirectory() as scratch:
-                    runs.append(train(words, processes, Path(scratch, "out")))
-        one, two = (median(rate for rate, _ in runs) for runs in found.values())
-        pairs = zip(found[1][0][1], found[2][0][1], strict=True)
+        runs = in_turn(args.rounds, {number: partial(train, words, number) for number in (1, 2)})
+        one, two = (median(rate for rate, _ in found) for found in runs.values())
+        pairs = zip(runs[1][0][1], runs[2][0][1], strict=True)
         worst = max(abs(first - second) / abs(first) for first, second in pairs)
-        print(f"| {name} | {one:.0f} | {two:.0f} | {two / one:.2f} | {100 * worst:.3f} % |", flush=True)
-    one, two = (median(products(processes) for _ in range(args.rounds)) for processes in (1, 2))
-    print(f"| products of matrices | {one:.1f} | {two:.1f} | {two / one:.2f} | |")
+        print_row(name, f"{one:.0f}", f"{two:.0f}", f"{two / one:.2f}", f"{100 * worst:.3f} %")
+    one, two = map(median, in_turn(args.rounds, {number: partial(products, number) for number in (1, 2)}).values())
+    print_row("products of matrices", f"{one:.1f}", f"{two:.1f}", f"{two / one:.2f}", "")
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

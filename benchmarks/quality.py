@@ -7,7 +7,6 @@ Prints a table in Markdown: the seconds of all steps before the evaluation, and 
 images; and draws the kernel distances over the time (quality.png). What was trained before is not trained again.
 """
 
-import argparse
 import math
 import re
 import shutil
@@ -17,12 +16,21 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from benchmarks.common import options, print_head, print_row
 from evaluation.results import SETS, TRAINING, Results
 from reporting.run import read_run
+from utils import cli
 from utils.config import load_config
+from utils.options import option, parse_options
 from utils.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
+Options = options(
+    dataset=(Path, option("dataset.json of images, such as that of scripts/demo.sh", positional=True)),
+    out_dir=(Path, option("where to train", Path("out/quality"))),
+    recipe=(str, option("folder of configs/", "demo-64")),
+    shares=(tuple[float, ...], option("of the steps", (0.15, 0.3, 0.6, 1.0))),
+)
 STEPS = re.compile(r"--(max|checkpoint|log|warmup)-step (\d+)")
 
 
@@ -55,15 +63,9 @@ def draw(found: dict[float, Results], path: Path) -> None:
     figure.savefig(path, dpi=100)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Train all shares, print the table, draw the curves."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", type=Path, help="dataset.json of images, such as that of scripts/demo.sh")
-    parser.add_argument("--out-dir", type=Path, default=Path("out/quality"), help="where to train [out/quality]")
-    parser.add_argument("--recipe", default="demo-64", help="folder of configs/ [demo-64]")
-    shares = [0.15, 0.3, 0.6, 1.0]
-    parser.add_argument("--shares", nargs="+", type=float, default=shares, help="of the steps [0.15 0.3 0.6 1]")
-    args = parser.parse_args()
+    args = parse_options(Options, __doc__, argv)
     dataset, out = args.dataset.resolve(), args.out_dir.resolve()
     found: dict[float, Results] = {}  # by seconds
     for share in sorted(args.shares):
@@ -72,15 +74,13 @@ def main() -> None:
         seconds, results = train(dataset, recipe, out / f"{share:g}")
         found[seconds] = results
     names = [name for name in SETS if name != TRAINING]
-    print(f"| share of the steps | minutes | PSNR (dB) | {' | '.join(names)} | precision | recall |")
-    print("|---" * (len(names) + 5) + "|")
+    print_head("share of the steps", "minutes", "PSNR (dB)", *names, "precision", "recall")
     for share, (seconds, results) in zip(sorted(args.shares), found.items(), strict=True):
-        kernels = " | ".join(f"{results.distance(name).kernel:.3f}" for name in names)
-        samples = results.distance(names[-1])
-        print(f"| {share:g} | {seconds / 60:.1f} | {results.reconstruction[0].psnr:.1f} | {kernels} "
-              f"| {samples.precision:.2f} | {samples.recall:.2f} |")  # fmt: skip
+        kernels, samples = (f"{results.distance(name).kernel:.3f}" for name in names), results.distance(names[-1])
+        quality = f"{seconds / 60:.1f}", f"{results.reconstruction[0].psnr:.1f}"
+        print_row(f"{share:g}", *quality, *kernels, f"{samples.precision:.2f}", f"{samples.recall:.2f}")
     draw(found, out / "quality.png")
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

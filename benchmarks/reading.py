@@ -10,12 +10,11 @@ which the ways take turns, and the share of the plain way that is left:
 - images in shards: an epoch in its random order, beside Python's tarfile in the order of the files; both decode them
 """
 
-import argparse
 import io
 import tarfile
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -24,39 +23,36 @@ import torch
 from PIL import Image
 
 import generate_fmap_dataset
+from benchmarks.common import DEMO, in_turn, options, print_head, print_row, timed
 from models.autoencoder import Autoencoder
 from scripts.make_dataset import write_shards
+from utils import cli
 from utils.dataset import BatchLoader, FeatureMapDataset, ImageDataset, chunks
 from utils.index import read_dataset, write_dataset
 from utils.map_files import open_rows
+from utils.options import option, parse_options
 from utils.run_folder import RunFolder
 
 BATCH = 64
-CPU = torch.device("cpu")
+Options = options(
+    run=DEMO,
+    images=(int, option("images that are read, at most", 4000, low=1)),
+    rounds=(int, option("rounds in which the ways take turns", 5, low=1)),
+)
 
 
-def rates(number: int, rounds: int, **ways: Callable[[], object]) -> dict[str, float]:
-    """Items a second of each way to do `number` items: the median of rounds in which the ways take turns."""
-    found: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, way in ways.items():
-            since = time.perf_counter()
-            way()
-            found[name].append(number / (time.perf_counter() - since))
-    return {name: median(values) for name, values in found.items()}
+def compare(what: str, number: int, rounds: int, ours: Callable[[], object], **others: Callable[[], object]) -> None:
+    """Print a row for each way beside ours to do `number` items: medians of items a second."""
+    times = in_turn(rounds, {name: partial(timed, way) for name, way in {"ours": ours, **others}.items()})
+    mine, *rates = (number / median(seconds for _, seconds in found) for found in times.values())
+    for name, rate in zip(others, rates, strict=True):
+        print_row(what, name, f"{mine:.0f}", f"{rate:.0f}", f"{100 * mine / rate:.0f} %")
 
 
-def row(what: str, found: dict[str, float]) -> str:
-    """A row of the table."""
-    ours, plain = found.values()
-    return f"| {what} | {' | '.join(found)} | {ours:.0f} | {plain:.0f} | {100 * ours / plain:.0f} % |"
-
-
-def feature_maps(run: RunFolder, folder: Path, number: int, rounds: int, packed: bool) -> str:
-    """Step 2 beside the encoder alone."""
+def feature_maps(run: RunFolder, folder: Path, number: int, rounds: int, packed: bool) -> None:
+    """Step 2 beside the encoder alone, and beside reading and encoding alone."""
     model, dataset = Autoencoder.load(run.autoencoder.latest), ImageDataset(folder / "dataset.json")
-    images = dataset[np.arange(min(BATCH, number))]
-    count = iter(range(rounds))
+    images, order, count = dataset[np.arange(min(BATCH, number))], chunks(np.arange(number), BATCH), iter(range(rounds))
 
     def step() -> None:
         words = ["--dataset-path", folder / "dataset.json", "--model-path", run.autoencoder.latest, "--device", "cpu"]
@@ -64,23 +60,16 @@ def feature_maps(run: RunFolder, folder: Path, number: int, rounds: int, packed:
         generate_fmap_dataset.main([str(word) for word in [*words, *(["--packed"] if packed else [])]])
 
     @torch.no_grad()
-    def alone() -> None:
-        for batch in chunks(np.arange(number), BATCH):
-            model.encode(images[: len(batch)])
-
-    @torch.no_grad()
-    def read() -> None:
-        for batch in BatchLoader(dataset, chunks(np.arange(number), BATCH)):
+    def encode(batches: Iterable[torch.Tensor]) -> None:
+        for batch in batches:
             model.encode(batch)
 
-    way = "packed" if packed else "a file each"
-    found = rates(number, rounds, **{"step 2": step, "the encoder alone": alone, "and reading": read})
-    names = list(found)
-    pairs = [{name: found[name] for name in (names[0], other)} for other in names[1:]]
-    return "\n".join(row(f"feature maps, {way}", pair) for pair in pairs)
+    others = {"the encoder alone": lambda: encode(images[: len(part)] for part in order)}
+    others["and reading"] = lambda: encode(BatchLoader(dataset, order))
+    compare(f"feature maps, {'packed' if packed else 'a file each'}", number, rounds, step, **others)
 
 
-def packed_maps(folder: Path, number: int, rounds: int) -> str:
+def packed_maps(folder: Path, number: int, rounds: int) -> None:
     """Random batches of packed maps."""
     maps = FeatureMapDataset(folder / "maps_True_0/dataset.json")
     order = chunks(np.random.default_rng(0).permutation(number), BATCH)
@@ -98,10 +87,10 @@ def packed_maps(folder: Path, number: int, rounds: int) -> str:
         for batch in order:
             maps[batch]
 
-    return row("packed maps", rates(number, rounds, **{"a data set": ours, "memory-mapped arrays": plain}))
+    compare("packed maps, of a data set", number, rounds, ours, **{"memory-mapped arrays": plain})
 
 
-def shards(folder: Path, number: int, rounds: int) -> str:
+def shards(folder: Path, number: int, rounds: int) -> None:
     """Images of shards in random order."""
     images = ImageDataset(folder / "shards.json")
     order = chunks(np.random.default_rng(0).permutation(number), BATCH)
@@ -120,29 +109,26 @@ def shards(folder: Path, number: int, rounds: int) -> str:
                         pixels = torch.from_numpy(image).permute(2, 0, 1)
                         pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
 
-    return row("images in shards", rates(number, rounds, **{"random order": ours, "tarfile, in order": plain}))
+    compare("images in shards, in random order", number, rounds, ours, **{"tarfile, in order": plain})
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Measure everything in a temporary folder."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="folder that scripts/demo.sh has left")
-    parser.add_argument("--images", type=int, default=4000, help="images that are read, at most [4000]")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds in which the ways take turns [5]")
-    args = parser.parse_args()
+    args = parse_options(Options, __doc__, argv)
     run = RunFolder(args.run)
-    found, _ = read_dataset(run.images, ("image_fpath",))
-    used = found[: args.images]
+    used = read_dataset(run.images, ("image_fpath",))[0][: args.images]
+    size = len(used), args.rounds
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         (folder / "images").symlink_to((run.images.parent / "images").resolve())
         write_dataset(folder / "dataset.json", used)
         write_dataset(folder / "shards.json", write_shards(used, folder, 1000))
-        lines = [feature_maps(run, folder, len(used), args.rounds, packed) for packed in (False, True)]
-        lines += [packed_maps(folder, len(used), args.rounds), shards(folder, len(used), args.rounds)]
-    print("| | ours | beside | ours a second | beside it | share |\n" + "|---" * 6 + "|")
-    print("\n".join(lines))
+        print_head("", "beside", "ours a second", "beside it", "share")
+        for packed in (False, True):
+            feature_maps(run, folder, *size, packed)
+        packed_maps(folder, *size)
+        shards(folder, *size)
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

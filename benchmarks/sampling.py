@@ -15,16 +15,13 @@ images; and the time. The rows above the settings show what is lost where: in th
 each stage, when it and the finer ones write after the true tokens of training images.
 """
 
-import argparse
 import dataclasses
-import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks.stages import CPU
+from benchmarks.common import CPU, IMAGES, RUN, options, print_head, print_row, timed
 from evaluation.distances import deviation, kernel_distance
 from evaluation.features import EfficientNetFeatures, features_of
 from evaluation.novelty import Nearest
@@ -32,8 +29,10 @@ from evaluation.run import TrainedRun
 from models.autoencoder import Autoencoder
 from models.generation import Cascade
 from models.requests import Request, change_sampling, load_generation_config
+from utils import cli
 from utils.dataset import chunks
-from utils.device import choose_dtype, keep_memory
+from utils.device import choose_dtype
+from utils.options import option, parse_options
 from utils.run_folder import RunFolder
 
 BATCH = 64
@@ -68,6 +67,13 @@ GUIDED = {
     **{f"temperature 1, guidance {s:g}": coarse(temperature=1.0, guidance_scale=s) for s in (1.0, 1.5, 2.0)},
 }
 FACTORS = (0.4, 0.55, 0.7, 0.85, 1.2)  # of a temperature, that `--search` tries
+Options = options(
+    folder=RUN,
+    dataset_path=IMAGES,
+    guided=(bool, option("compare scales of guidance", False)),
+    search=(bool, option("choose the temperature of each stage", False)),
+    only=(tuple[str, ...], option("settings to compare; all if none is given", ())),
+)
 
 
 def sample(
@@ -113,16 +119,9 @@ def search(run: RunFolder, measure: Callable[[str, tuple[dict, ...]], float]) ->
 
 
 @torch.no_grad()
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="folder of scripts/train_cascade.sh, such as out/demo-avatars")
-    parser.add_argument("--dataset-path", type=Path, help="images that it was trained on [FOLDER/data/dataset.json]")
-    parser.add_argument("--guided", action="store_true", help="compare scales of guidance")
-    parser.add_argument("--search", action="store_true", help="choose the temperature of each stage")
-    parser.add_argument("--only", nargs="+", help="settings to compare [all]")
-    args = parser.parse_args()
-    keep_memory()
+    args = parse_options(Options, __doc__, argv)
     run, extractor = RunFolder.open(args.folder), EfficientNetFeatures()
     trained = TrainedRun(run, CPU)
     dataset, decoder = trained.images(args.dataset_path), trained.decoder
@@ -133,9 +132,7 @@ def main() -> None:
     )
     real, number = Nearest.among(training, validation), len(validation)
 
-    def print_row(
-        name: str, features: torch.Tensor | None = None, near: Nearest | None = None, seconds: str = ""
-    ) -> None:
+    def show(name: str, features: torch.Tensor | None = None, near: Nearest | None = None, seconds: str = "") -> None:
         """Print what is given: a set is not compared with the images that it is made from."""
         cells = ["", "", "", ""]
         if features is not None:
@@ -143,23 +140,20 @@ def main() -> None:
             cells[1] = f"{deviation(kernel_distance, features, validation, 0):.3f}"
         if near is not None:
             cells[2:] = f"{near.nearness(real.threshold).share:.1%}", f"{near.distance.mean():.1f}"
-        print(f"| {name} | {' | '.join(cells)} | {seconds} |", flush=True)
+        print_row(name, *cells, seconds)
 
     print(f"{number} images in each set.\n")
-    print("| | kernel distance | ± | nearly copies | distance to the nearest training image | seconds |")
-    print("|---|---|---|---|---|---|")
-    print_row("validation images", near=real)
+    print_head("", "kernel distance", "±", "nearly copies", "distance to the nearest training image", "seconds")
+    show("validation images", near=real)
     order = np.random.default_rng(0).permutation(len(training))[:number]
-    print_row("training images", training[order])
+    show("training images", training[order])
     for name, made in limits(trained, dataset[split.training[order]]):
-        print_row(name, extractor(made))
+        show(name, extractor(made))
 
     def measure(name: str, setting: dict | tuple) -> float:
-        start = time.perf_counter()
-        images = sample(run, setting, decoder, number)
-        seconds = time.perf_counter() - start
+        images, seconds = timed(sample, run, setting, decoder, number)
         features = extractor(images)
-        print_row(name, features, Nearest.among(training, features), f"{seconds:.0f}")
+        show(name, features, Nearest.among(training, features), f"{seconds:.0f}")
         return kernel_distance(features, validation)
 
     if args.search:
@@ -170,4 +164,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

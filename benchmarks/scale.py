@@ -8,10 +8,8 @@ beyond what it has once all is imported: the most at once, and what is held at t
 it is what they have gained since they began.
 """
 
-import argparse
 import multiprocessing
 import os
-import re
 import tempfile
 import threading
 import time
@@ -24,14 +22,17 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from benchmarks.timing import in_new_process
+from benchmarks.common import in_new_process, options, print_head, print_row, timed
 from utils.dataset import BatchLoader, EpochSampler
+from utils.device import kilobytes
 from utils.index import write_dataset
+from utils.options import option, parse_options
 from utils.records import Records, read_packed
 from utils.split import Bounds, split_indices
 
 REQUIRED = ("fmap_path", "image_path")
 BATCH, WORKERS = 256, 2
+Options = options(records=(int, option("records of the data set", 10**6, low=1)))
 
 
 def records(number: int) -> Iterator[dict]:
@@ -65,28 +66,24 @@ def read(path: Path) -> Records:
     return read_packed(path, REQUIRED)
 
 
+def load(path: Path, is_one: bool = False, processes: int = 1) -> int:
+    """Load the batches of an epoch, or one in its middle, as each of so many processes does; return how many."""
+    packed, batch = read(path), processes * BATCH
+    training = split_indices(packed.positions, Bounds()).training
+    last = -(-len(training) // batch)
+    start, stop = (last // 2, last // 2 + 1) if is_one else (0, last)
+    return sum(1 for _ in BatchLoader(Names(packed), EpochSampler(training, batch, 0, start, stop), WORKERS))
+
+
 def load_as_one_of_many(path: Path) -> int:
     """Load the batches of an epoch as the sixth of 64 processes does."""
     with mock.patch.multiple("utils.distributed", num_processes=lambda: 64, rank=lambda: 5):
-        packed = read(path)
-        training = split_indices(packed.positions, Bounds()).training
-        sampler = EpochSampler(training, 64 * BATCH, 0, 0, -(-len(training) // (64 * BATCH)))
-        return sum(1 for _ in BatchLoader(Names(packed), sampler, WORKERS))
-
-
-def load(path: Path, is_one: bool) -> int:
-    """Load the batches of an epoch, or one in its middle; return how many."""
-    packed = read(path)
-    training = split_indices(packed.positions, Bounds()).training
-    last = -(-len(training) // BATCH)
-    start, stop = (last // 2, last // 2 + 1) if is_one else (0, last)
-    return sum(1 for _ in BatchLoader(Names(packed), EpochSampler(training, BATCH, 0, start, stop), WORKERS))
+        return load(path, processes=64)
 
 
 def private(process: int | str) -> int:
     """The bytes of memory that a process shares with no file, as Linux says."""
-    status = Path(f"/proc/{process}/status").read_text()
-    return int(re.search(r"^RssAnon:\s+(\d+) kB$", status, flags=re.MULTILINE)[1]) * 1024
+    return kilobytes(f"/proc/{process}/status", "RssAnon")
 
 
 class Watch(threading.Thread):
@@ -118,32 +115,30 @@ WORK = {"write": write, "read": read, "open": read, "an epoch": load, "a batch i
 WORK["an epoch of one of 64 processes"] = load_as_one_of_many
 
 
-def measure(name: str, *arguments: object) -> str:
+def measure(name: str, *arguments: object) -> tuple:
     """A row of the table."""
     multiprocessing.set_start_method("fork", force=True)  # of workers, as by default on Linux
-    watch, start = Watch(WORK[name] in (load, load_as_one_of_many)), time.perf_counter()
+    watch = Watch(WORK[name] in (load, load_as_one_of_many))
     watch.start()
-    kept = WORK[name](*arguments)
-    seconds = time.perf_counter() - start
+    kept, seconds = timed(WORK[name], *arguments)
     time.sleep(0.1)  # for a look while it is alive
     watch.is_over = True
     watch.join()
     del kept
     gained = (f"{size:.0f}" for size in watch.gained()) if watch.seen else ("", "")
-    return f"| {name} | {seconds:.2f} | {' | '.join(gained)} |"
+    return name, f"{seconds:.2f}", *gained
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Measure everything in a temporary folder."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--records", type=int, default=10**6, help="records of the data set [1000000]")
-    args = parser.parse_args()
-    print(f"{args.records} records\n\n| | seconds | most memory, MiB | memory at the end, MiB |\n" + "|---" * 4 + "|")
+    number = parse_options(Options, __doc__, argv).records
+    print(f"{number} records\n")
+    print_head("", "seconds", "most memory, MiB", "memory at the end, MiB")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "dataset.json")
-        more = {"write": (args.records,), "an epoch": (False,), "a batch in the middle of an epoch": (True,)}
+        more = {"write": (number,), "an epoch": (False,), "a batch in the middle of an epoch": (True,)}
         for name in WORK:
-            print(in_new_process(measure, name, path, *more.get(name, ())), flush=True)
+            print_row(*in_new_process(measure, name, path, *more.get(name, ())))
 
 
 if __name__ == "__main__":

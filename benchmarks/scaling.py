@@ -7,7 +7,6 @@ the operations and the tensors of training steps of one and of a few images. Pri
 operations at a share of a GPU's peak in bfloat16.
 """
 
-import argparse
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.stages import CPU, num_parameters
+from benchmarks.common import CPU, options, print_head, print_row
+from benchmarks.stages import num_parameters
 from models.autoencoder import Autoencoder, AutoencoderConfig
 from models.cascade import NEAR, Stage, StageConfig
 from models.codebook import CodebookConfig
@@ -25,9 +25,10 @@ from scripts.dry_run import ROOT, options_of, read_settings
 from train_autoencoder import reconstruction_loss
 from utils import cli
 from utils.config import load_config
-from utils.dataset import Batch, num_items
+from utils.dataset import Batch
 from utils.footprint import readable
 from utils.gradient import GradientLearner
+from utils.options import option, parse_options
 from utils.run_folder import CONDITION
 
 CONFIGS = ROOT / "configs"
@@ -35,6 +36,10 @@ PEAKS = {"RTX 4090": 165, "A100": 312, "H100": 989}  # TFLOP/s of dense bfloat16
 COUNTED = 4  # images whose tensors are counted, at least; more follow in proportion
 TOKENS = 4096  # that a stage is counted with: with fewer, its gradients need more than what its steps keep
 PRECISION = "--precision bf16"  # wherever this is counted
+Options = options(
+    recipes=(tuple[str, ...], option("folders of configs/", positional=True)),
+    share=(float, option("of its peak that a GPU reaches", 0.25, above=0, high=1)),
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class Training:
 def count(name: str, learner: GradientLearner, example: Batch) -> Training:
     """Count a step of a learner, with an example batch."""
     options, footprint = learner.options, learner.footprint(example)
-    flops, memory = learner.flops(example) / num_items(example) * options.step_size, footprint.of(options.batch_size)
+    flops, memory = footprint.flops_per_item * options.step_size, footprint.of(options.batch_size)
     return Training(name, num_parameters(learner), options.max_step, options.step_size, flops, memory)
 
 
@@ -97,27 +102,23 @@ def grid(config: CodebookConfig) -> Grid:
     return Grid(*config.grid, config.num_embeddings)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Count all trainings of the recipes and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipes", nargs="+", help="folders of configs/")
-    parser.add_argument("--share", type=float, default=0.25, help="of its peak that a GPU reaches [0.25]")
-    args = parser.parse_args()
-    print(f"| | parameters | training steps | images a step | PFLOP | memory | {' | '.join(PEAKS)} |")
-    print("|---" * (6 + len(PEAKS)) + "|")
+    args = parse_options(Options, __doc__, argv)
+    print_head("", "parameters", "training steps", "images a step", "PFLOP", "memory", *PEAKS)
     for recipe in args.recipes:
         found = list(trainings(CONFIGS / recipe))
         for row in found:
-            total = row.flops * row.steps
-            print(f"| {recipe}, {row.name} | {row.parameters / 1e6:.1f} M | {row.steps} | {row.step_size} "
-                  f"| {total / 1e15:.1f} | {readable(row.memory)} | {hours(total, args.share)} |")  # fmt: skip
+            sizes = f"{row.parameters / 1e6:.1f} M", row.steps, row.step_size
+            print_row(f"{recipe}, {row.name}", *sizes, *cells(row.flops * row.steps, row.memory, args.share))
         total, memory = sum(row.flops * row.steps for row in found), max(row.memory for row in found)
-        print(f"| {recipe}, all | | | | {total / 1e15:.1f} | {readable(memory)} | {hours(total, args.share)} |")
+        print_row(f"{recipe}, all", "", "", "", *cells(total, memory, args.share))
 
 
-def hours(flops: float, share: float) -> str:
-    """The cells of a row that say how long so many operations take on each GPU."""
-    return " | ".join(f"{flops / (share * peak * 1e12) / 3600:.1f} h" for peak in PEAKS.values())
+def cells(flops: float, memory: float, share: float) -> list[str]:
+    """So many operations, the memory, and how long they take on each GPU."""
+    hours = (flops / (share * peak * 1e12) / 3600 for peak in PEAKS.values())
+    return [f"{flops / 1e15:.1f}", readable(memory), *(f"{number:.1f} h" for number in hours)]
 
 
 if __name__ == "__main__":

@@ -1,23 +1,27 @@
-"""A stage of the demo, ready for training: what the benchmarks of transformers share."""
+"""The models of the demo, ready for training: a stage or the autoencoder, with changes."""
 
+import math
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from benchmarks.common import CPU
 from evaluation.run import TrainedRun
+from models.autoencoder import Autoencoder, AutoencoderConfig
 from models.cascade import Stage, StageConfig
 from models.codebook import Codebook
 from models.tokens import load_tokens
 from models.transformer import TransformerConfig
+from train_autoencoder import reconstruction_loss
 from utils.config import load_config
-from utils.dataset import Dataset, EpochSampler, TokenDataset
+from utils.dataset import Dataset, EpochSampler, ImageDataset, TokenDataset
 from utils.gradient import GradientLearner, GradientOptions
 from utils.run_folder import RunFolder
 
-CPU = torch.device("cpu")
 CONFIGS = Path(__file__).parent.parent / "configs/demo-64"
 BATCHES = (64, 16, 8)  # of the recipe, one for each stage
 RECIPE = {"lr_schedule": "cosine", "warmup_step": 50, "ema_decay": 0.98}
@@ -32,6 +36,19 @@ def demo_options(folder: Path, **changes: object) -> GradientOptions:
 def num_parameters(learner: GradientLearner) -> int:
     """The parameters of the model that is trained."""
     return sum(parameter.numel() for parameter in learner.model.parameters())
+
+
+def autoencoder_learner(
+    folder: Path, images: ImageDataset, config: dict, training: dict, rate: float = 1.0
+) -> GradientLearner:
+    """The autoencoder, with changes to its config and its training, at `rate` times its learning rate."""
+    training = {"batch_size": 8, "ema_decay": 0.0, "warmup_step": 100, "use_muon": True} | training
+    usual = load_config(CONFIGS / "autoencoder.json", AutoencoderConfig)
+    config = replace(usual, model_lr=usual.model_lr * rate, **config)
+    model = Autoencoder(config).to(memory_format=torch.channels_last)
+    kernels = model.kernels if training.pop("use_muon") else ()
+    cells, compute = math.prod(model.fmap_shape(images.shape)[1:]), partial(reconstruction_loss, measure=model.loss)
+    return GradientLearner(model, compute, config, demo_options(folder, **training), 1, CPU, kernels, cells)
 
 
 def train_for(seconds: float, learner: GradientLearner, data: Dataset, indices: np.ndarray, seed: int) -> int:

@@ -6,21 +6,24 @@ Reads a folder that scripts/demo.sh has written. Prints tables in Markdown. Memo
 what the process held before the step; each size runs in a new process.
 """
 
-import argparse
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.stages import CPU, DemoStage
-from benchmarks.timing import BareProducts, in_new_process, peak, seconds
+from benchmarks.common import CPU, DEMO, in_new_process, options, peak, print_head, print_row, seconds, timed
+from benchmarks.stages import DemoStage
 from models.cascade import Stage, StageConfig
 from models.transformer import Grid, TransformerConfig
+from utils import cli
 from utils.dataset import BatchLoader, EpochSampler
 from utils.device import autocast, keep_memory
 from utils.muon import Muon
+from utils.options import parse_options
 
 STEPS = 20  # in one measurement of the time of a step
 TIMES = 3  # measurements; their median counts
@@ -28,23 +31,44 @@ BATCHES = (8, 64)  # batch sizes of the loader
 SEQUENCES = 200_000
 LENGTHS = ((32, 32), (32, 64), (64, 64), (64, 128))  # grids of 1,024 to 8,192 tokens
 WINDOW = 256
+Options = options(folder=DEMO)
+aten = torch.ops.aten
+
+
+class BareProducts(TorchDispatchMode):
+    """Times each matrix product that runs within it alone, on its own operands; `seconds` is their sum.
+
+    Products whose operands have equal shapes, strides and types are timed once. Fused attention is not included.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds, self.timed = 0.0, {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # noqa: ANN001
+        call = partial(function, *args, **(kwargs or {}))
+        if function.overloadpacket in (aten.mm, aten.bmm, aten.addmm, aten.baddbmm):
+            key = (function, *((operand.shape, operand.stride(), operand.dtype) for operand in args))
+            if key not in self.timed:
+                self.timed[key] = seconds(call, 0.02)
+            self.seconds += self.timed[key]
+        return call()
 
 
 def data_path(stage: DemoStage) -> None:
     """Print how many sequences a second the trainer's loader reads."""
     print(f"\nSequences of {stage.tokens.fine.shape[1]} tokens read per second, with their coarse tokens.\n")
-    print("| batch size | sequences per second |\n|---|---|")
+    print_head("batch size", "sequences per second")
     for batch_size in BATCHES:
         loader = BatchLoader(stage.tokens, EpochSampler(stage.training, batch_size, 0, 0, SEQUENCES // batch_size))
-        start = time.perf_counter()
-        served = sum(len(fine) for _, fine in loader)
-        print(f"| {batch_size} | {served / (time.perf_counter() - start):,.0f} |", flush=True)
+        served, taken = timed(sum, (len(fine) for _, fine in loader))
+        print_row(batch_size, f"{served / taken:,.0f}")
 
 
 def utilization(folder: Path) -> None:
     """Print the time of a training step, and of its matrix products alone, forward and backward."""
     print("\nA training step, and its matrix products alone. Causal attention multiplies the whole square.\n")
-    print("| stage | precision | step, ms | products, ms | share |\n|---|---|---|---|---|")
+    print_head("stage", "precision", "step, ms", "products, ms", "share")
     for number in range(3):
         stage = DemoStage.read(folder, number)
         batch = stage.tokens[np.arange(stage.batch_size)]
@@ -62,7 +86,7 @@ def utilization(folder: Path) -> None:
                     learner.backward(learner.model, batch)
                 bare.append(products.seconds)
             whole, part = statistics.median(steps), statistics.median(bare)
-            print(f"| {number} | {precision} | {whole * 1e3:.0f} | {part * 1e3:.0f} | {part / whole:.2f} |", flush=True)
+            print_row(number, precision, f"{whole * 1e3:.0f}", f"{part * 1e3:.0f}", f"{part / whole:.2f}")
 
 
 def optimizers(folder: Path) -> None:
@@ -73,18 +97,19 @@ def optimizers(folder: Path) -> None:
     kinds = {"AdamW": torch.optim.AdamW(weights, fused=True)}
     kinds |= {f"Muon in {name}": Muon(weights, 1e-3, getattr(torch, name)) for name in ("bfloat16", "float32")}
     kinds["torch.optim.Muon"] = torch.optim.Muon(weights, lr=1e-3)
-    print("\nA step of each optimizer on the weights of the finest stage's blocks.\n\n| | ms |\n|---|---|")
+    print("\nA step of each optimizer on the weights of the finest stage's blocks.\n")
+    print_head("", "ms")
     for name, optimizer in kinds.items():
-        print(f"| {name} | {seconds(optimizer.step, 1) * 1e3:.1f} |", flush=True)
+        print_row(name, f"{seconds(optimizer.step, 1) * 1e3:.1f}")
 
 
 def memory() -> None:
     """Print the memory of a training step by the number of tokens, each measured in its own process."""
     print(f"\nMemory of a training step on one sequence, a window of {WINDOW}, 3 + 4 layers of width 256.\n")
-    print("| tokens | MiB | with activation checkpoints |\n|---|---|---|", flush=True)
+    print_head("tokens", "MiB", "with activation checkpoints")
     for height, width in LENGTHS:
         held = [in_new_process(memory_of_step, height, width, checkpointed) for checkpointed in (False, True)]
-        print(f"| {height * width:,} | {held[0]:.0f} | {held[1]:.0f} |", flush=True)
+        print_row(f"{height * width:,}", *(f"{size:.0f}" for size in held))
 
 
 def memory_of_step(height: int, width: int, use_activation_checkpoint: bool) -> float:
@@ -105,12 +130,9 @@ def memory_of_step(height: int, width: int, use_activation_checkpoint: bool) -> 
     return peak() - before
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Print all tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="folder of scripts/demo.sh, such as out/demo-avatars")
-    folder = parser.parse_args().folder
-    keep_memory()
+    folder = parse_options(Options, __doc__, argv).folder
     data_path(DemoStage.read(folder, 2))
     utilization(folder)
     optimizers(folder)
@@ -118,4 +140,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

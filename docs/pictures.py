@@ -31,21 +31,19 @@ GAP = 8  # pixels between the images that were given and those that were generat
 
 def copy_pictures(avatars: RunFolder, openmoji: RunFolder, large: RunFolder) -> None:
     """Copy the pictures that the steps have drawn."""
-    for level, name in enumerate(("Cond", "0", "1", "2")):
-        shutil.copyfile(avatars.generated.grid(level), IMAGES / f"avatars_{name}.png")
-    shutil.copyfile(openmoji.generated.grids[-1], IMAGES / "openmoji_2.png")
-    shutil.copyfile(large.generated.grids[-1], IMAGES / "avatars_128.png")
-    shutil.copyfile(avatars.evaluation.pairs, IMAGES / "avatars_pairs.png")
+    copies = {f"avatars_{name}": avatars.generated.grid(level) for level, name in enumerate(("Cond", "0", "1", "2"))}
+    copies |= {"openmoji_2": openmoji.generated.grids[-1], "avatars_128": large.generated.grids[-1]}
+    copies |= {"avatars_pairs": avatars.evaluation.pairs}
     for name, levels in {"atlas": ("cond", "0", "2"), "u_matrix": "0", "hit_map": "0", "comparison": "0"}.items():
         for level in levels:
-            path = avatars.codebook(level).newest_picture(name, pruned=False)
-            shutil.copyfile(path, IMAGES / f"avatars_{name}_{level}.png")
+            copies[f"avatars_{name}_{level}"] = avatars.codebook(level).newest_picture(name, pruned=False)
+    for name, path in copies.items():
+        shutil.copyfile(path, IMAGES / f"{name}.png")
 
 
 def generate(run: RunFolder, out: Path, *more: object) -> torch.Tensor:
     """Run generate_images.py; return the final images, (N, 3, H, W)."""
-    argv = ["--model", run.path, "--out-dir", out, *more]
-    generate_images.main([str(argument) for argument in argv])
+    generate_images.main([str(word) for word in ("--model", run.path, "--out-dir", out, "--overwrite", *more)])
     return torch.stack([read_image(path) for path in StepFolder(out).final_images])
 
 
@@ -65,19 +63,18 @@ def generate_pictures(run: RunFolder, scratch: Path) -> None:
         "like": ["--condition-image", *paths],
     }
     for name, arguments in asked.items():
-        made = generate(run, scratch / name, "--num-images", 20, "--seed", 1, *arguments)
+        made = generate(run, scratch, "--num-images", 20, "--seed", 1, *arguments)
         above, below = grid(images, len(images)), grid(made, len(images))
         save_image(
             torch.cat([above, above.new_ones(3, GAP, above.shape[2]), below], dim=1), IMAGES / f"avatars_{name}.png"
         )
-    generate(run, scratch / "filling_in", "--num-images", 9, "--animate")
-    generate(run, scratch / "atlas", "--condition-atlas")
-    generate(run, scratch / "walk", "--condition-walk", *WALK, "--animate")
-    filling_in, atlas, walk = (StepFolder(scratch / name) for name in ("filling_in", "atlas", "walk"))
-    shutil.copyfile(filling_in.animation("webp"), IMAGES / "avatars_filling_in.webp")
-    shutil.copyfile(atlas.condition_atlas, IMAGES / "avatars_condition_atlas.png")
-    shutil.copyfile(walk.walk("webp"), IMAGES / "avatars_walk.webp")
-    save_grid(torch.stack([read_image(path) for path in walk.final_images]), IMAGES / "avatars_walk.png", columns=12)
+    generate(run, scratch, "--num-images", 9, "--animate")
+    shutil.copyfile(StepFolder(scratch).animation("webp"), IMAGES / "avatars_filling_in.webp")
+    generate(run, scratch, "--condition-atlas")
+    shutil.copyfile(StepFolder(scratch).condition_atlas, IMAGES / "avatars_condition_atlas.png")
+    walked = generate(run, scratch, "--condition-walk", *WALK, "--animate")
+    shutil.copyfile(StepFolder(scratch).walk("webp"), IMAGES / "avatars_walk.webp")
+    save_grid(walked, IMAGES / "avatars_walk.png", columns=12)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from evaluation import results
 from evaluation.distances import frechet_distance, interval, kernel_distance, precision_and_recall
 from evaluation.edges import BINS, edge_distance, edge_histogram
 from evaluation.features import features_of
-from evaluation.likelihood import labels_for, stage_bits, start_bits
+from evaluation.likelihood import stage_bits, start_bits
 from evaluation.novelty import Nearest, in_pairs, summarize
 from evaluation.reconstruction import quality, reconstruct
 from evaluation.run import TrainedRun
@@ -54,12 +54,13 @@ class Evaluator:
         self.extractor.to(self.run.device)
         self.cascade = self.run.cascade(self.batch_size)
         split = self.dataset.split(self.run.bounds)
-        self.side = "test" if len(split.test) else "validation"  # a run from before has no test images
-        held_out = getattr(split, self.side)
-        if len(held_out) == 0:
-            raise UserError("no image was held out from training, so there is nothing to measure on; add images")
-        self.num_held_out = len(held_out)
-        self.held_out = held_out[: self.num_images]  # shuffled already
+        if len(split.test) == 0:
+            raise UserError(
+                f"{self.dataset.index}: there is no test image that all steps of the run have held out, so nothing to "
+                "measure on; add images, or train with a larger --test-fraction"
+            )
+        self.num_held_out = len(split.test)
+        self.held_out = split.test[: self.num_images]  # shuffled already
         self.training = np.random.default_rng(self.seed & 0xFFFFFFFF).permutation(split.training)[: self.num_training]
         self.number = min(len(self.held_out), len(self.training))  # of images in each set
         self.edges: dict[str, torch.Tensor] = {}  # histograms by the names of sets
@@ -75,7 +76,6 @@ class Evaluator:
             distances, novelty = self.compare(self.cascade)
         return results.Results(
             extractor=self.extractor.description,
-            side=self.side,
             num_images=self.number,
             num_held_out=self.num_held_out,
             num_training=len(self.training) if novelty else self.number,
@@ -102,16 +102,15 @@ class Evaluator:
         if run.maps is None or not run.stages:
             return rows
         split = run.maps.split(run.bounds)
-        held_out = getattr(split, self.side)[:MAX_VALIDATION]
+        held_out = split.test[:MAX_VALIDATION]
         if len(held_out) == 0:
-            run.missing.append(f"bits: there is no feature map of a {self.side} image; make the feature maps again")
+            run.missing.append("bits: there is no feature map of a test image; make the feature maps again")
             return rows
         for number, (stage, coarse, fine) in run.stages.items():
-            labels = labels_for(stage, run.maps)
             if number == 0:
-                given = start_bits(stage, coarse, run.maps, held_out, labels, split.training, self.batch_size)
+                given = start_bits(stage, coarse, run.maps, held_out, split.training, self.batch_size)
                 rows += [results.Bits(name, 1, bits) for name, bits in given.items()]
-            bits = stage_bits(stage, coarse, fine, run.maps, held_out, labels, self.batch_size)
+            bits = stage_bits(stage, coarse, fine, run.maps, held_out, self.batch_size)
             rows.append(results.Bits(f"stage {number}", stage.config.fine.length, bits))
         return rows
 
@@ -203,7 +202,7 @@ class Evaluator:
         Training and held-out images are quantized with the finest codebook first. A cascade that has memorized an image
         would write exactly that, while the image itself has a large distance even to its own quantized reconstruction.
         """
-        held_out, book, name = self.held_out[: self.number], cascade.codebooks[-1], f"quantized {self.side} images"
+        held_out, book, name = self.held_out[: self.number], cascade.codebooks[-1], "quantized test images"
         others = self.features_after(held_out, book, name)
         mirrored = [None, None]
         if self.run.maps is not None and self.run.maps.flipped.any():

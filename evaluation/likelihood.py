@@ -18,20 +18,13 @@ from utils.run_folder import StepFolder
 
 @torch.no_grad()
 def stage_bits(
-    stage: Stage,
-    coarse: Codebook,
-    fine: Codebook,
-    maps: FeatureMapDataset,
-    indices: np.ndarray,
-    labels: torch.Tensor,
-    batch_size: int,
+    stage: Stage, coarse: Codebook, fine: Codebook, maps: FeatureMapDataset, indices: np.ndarray, batch_size: int
 ) -> float:
     """Mean bits per feature map of its tokens in a stage, given the true coarse tokens and the true earlier tokens.
 
-    Training measures the same. `labels` (N, L) are those of all feature maps, which a base stage is given as well. Each
-    process measures some of the maps.
+    Training measures the same. A base stage is given labels as well. Each process measures some of the maps.
     """
-    device, found = coarse.units.device, []
+    device, labels, found = coarse.units.device, labels_for(stage, maps), []
     for part in progress(distributed.own(chunks(indices, batch_size)), unit="batch", desc="bits"):
         fmap = maps[part].to(device)
         # Outside of autocast, whose rounding would often change which unit is the nearest.
@@ -44,16 +37,10 @@ def stage_bits(
 
 @torch.no_grad()
 def start_bits(
-    stage: Stage,
-    coarse: Codebook,
-    maps: FeatureMapDataset,
-    indices: np.ndarray,
-    labels: torch.Tensor,
-    training: np.ndarray,
-    batch_size: int,
+    stage: Stage, coarse: Codebook, maps: FeatureMapDataset, indices: np.ndarray, training: np.ndarray, batch_size: int
 ) -> dict[str, float]:
     """Mean bits of what a base stage is given of these feature maps: the condition, and the label if it uses labels."""
-    device, number = coarse.units.device, len(stage.config.labels)
+    device, number, labels = coarse.units.device, len(stage.config.labels), labels_for(stage, maps)
     conditions = [coarse.find_bmu(maps[part].to(device)).cpu() for part in chunks(indices, batch_size)]
     label_counts = labels[training, 0].bincount(minlength=number + 1) if number else None
     return given_bits(coarse, torch.cat((torch.cat(conditions), labels[indices]), dim=1), label_counts)

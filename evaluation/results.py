@@ -43,7 +43,7 @@ class Distance:
     frechet_high: float
     precision: float
     recall: float
-    edges: float | None = None  # between their gradient magnitudes, in grey levels; not in older files
+    edges: float  # between their gradient magnitudes, in grey levels
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,8 @@ class Results:
     """All that was measured. What could not be measured is empty or None, and `missing` gives the reasons."""
 
     extractor: str
-    side: str  # which images are held out: "test", or "validation" where a run from before has no test images
     num_images: int  # in each set
-    num_held_out: int
+    num_held_out: int  # test images
     num_training: int
     seed: int
     settings: dict  # generate.json
@@ -93,18 +92,7 @@ class Results:
     novelty: Novelty | None
     missing: tuple[str, ...]
     seconds: float
-    decoder: str = "autoencoder"  # or "decoder": the step whose decoder quantized images and samples are decoded with
-
-    @property
-    def caution(self) -> str:
-        """What to know of the images that were measured on, where nothing was held out for this alone."""
-        if self.side == "test":
-            return ""
-        return (
-            "No test image is held out by all steps of this run, as in runs from before there were test images, so it "
-            "was measured on its validation images. Its checkpoints, and perhaps its sampling settings, were chosen by "
-            "them: the numbers may flatter it."
-        )
+    decoder: str  # "autoencoder" or "decoder": the step whose decoder quantized images and samples are decoded with
 
     @property
     def decoding(self) -> str:

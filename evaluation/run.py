@@ -34,28 +34,18 @@ class TrainedRun:
         if not path.is_file():
             raise UserError(f"{folder.path}: nothing to evaluate, since {path} is missing; train the autoencoder")
         self.autoencoder = Autoencoder.load(path).to(device)
-        self.decoder = self._load_decoder()
+        self.decoder, decoding = self.autoencoder, folder.decoding.latest
+        if decoding != path:
+            self.decoder = Autoencoder.load(decoding).to(device)
+            check_origin(decoding, self.decoder.origin, self.autoencoder.origin)
         self.generating: list[Codebook | Stage] = []  # what generate.json names, once it is loaded
         self.settings = read_json(folder.generation) if folder.generation.is_file() else {}
-        self.maps = self._load_maps()
+        self.maps: FeatureMapDataset | None = None
+        if folder.feature_maps.dataset.is_file():
+            self.maps = FeatureMapDataset(folder.feature_maps.dataset)
+            self.maps.check_origin(self.autoencoder.origin)
         self.codebooks = self._load_codebooks()
         self.stages = self._load_stages()
-
-    def _load_decoder(self) -> Autoencoder:
-        path = self.folder.decoding.latest
-        if path == self.folder.autoencoder.latest:
-            return self.autoencoder
-        decoder = Autoencoder.load(path).to(self.device)
-        check_origin(path, decoder.origin, self.autoencoder.origin)
-        return decoder
-
-    def _load_maps(self) -> FeatureMapDataset | None:
-        path = self.folder.feature_maps.dataset
-        if not path.is_file():
-            return None
-        maps = FeatureMapDataset(path)
-        maps.check_origin(self.autoencoder.origin)
-        return maps
 
     def _load_codebooks(self) -> dict[str, Codebook]:
         """The codebooks by the names of their folders, the coarsest first: pruned where that has been done."""
@@ -67,7 +57,7 @@ class TrainedRun:
             book = found[step.name] = Codebook.load(step.codebook).to(self.device)
             check_origin(step.codebook, book.origin, self.autoencoder.origin)
             if self.maps is not None:
-                book.check_fits(step.codebook, self.maps)
+                book.check_fits(step.codebook, self.maps.shape, self.maps.origin)
         return found
 
     def _load_stages(self) -> dict[int, tuple[Stage, Codebook, Codebook]]:
@@ -105,7 +95,7 @@ class TrainedRun:
         dataset = ImageDataset(path)
         self.autoencoder.check_image(dataset.shape, path)
         for name, codebook in self.codebooks.items():
-            size = tuple(cells * self.autoencoder.scale for cells in codebook.fmap_shape[1:])
+            size = self.autoencoder.image_size(codebook.fmap_shape)
             if dataset.shape[1:] != size:
                 shapes = [f"{height}×{width}" for height, width in (dataset.shape[1:], size)]
                 raise UserError(

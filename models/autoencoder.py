@@ -15,7 +15,6 @@ from utils.checkpoint import Origin, fingerprint, load_checkpoint, load_weights
 from utils.config import build_config
 from utils.draws import draw
 from utils.files import UserError
-from utils.index import Fingerprint
 from utils.options import check_ranges, option
 from utils.split import Bounds
 
@@ -116,7 +115,7 @@ class Autoencoder(nn.Module):
         self.fingerprint: str | None = None  # of the checkpoint it was loaded from
         self.encoder_fingerprint: str | None = None  # of its encoder alone
         self.bounds = Bounds()  # of the images that it has learned from, as that checkpoint has it
-        self.data: Fingerprint | None = None  # of the data set that they are of, once loaded
+        self.data: dict[str, str] | None = None  # the fingerprint of the data set that they are of
 
     @classmethod
     def load(cls, path: Path, config: AutoencoderConfig | None = None) -> "Autoencoder":
@@ -135,7 +134,7 @@ class Autoencoder(nn.Module):
 
     @property
     def origin(self) -> Origin:
-        """What is kept of it with what depends on its feature maps: a decoder may be trained further."""
+        """What is kept with all that depends on its feature maps, and compared: a decoder may be trained further."""
         return {"encoder": self.encoder_fingerprint}
 
     @property
@@ -155,6 +154,10 @@ class Autoencoder(nn.Module):
     def fmap_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
         """The shape (C, h, w) of the feature maps of images (3, H, W)."""
         return self.config.latent_channel, shape[1] // self.scale, shape[2] // self.scale
+
+    def image_size(self, shape: tuple[int, int, int]) -> tuple[int, int]:
+        """Height and width of the images of feature maps (C, h, w)."""
+        return shape[1] * self.scale, shape[2] * self.scale
 
     def decode(self, fmap: torch.Tensor) -> torch.Tensor:
         """Feature maps (B, C, h, w) → images (B, 3, H, W)."""

@@ -10,7 +10,6 @@ from torch import nn
 from models.patches import patchify, unpatchify
 from utils.checkpoint import Origin, fingerprint, load_checkpoint, load_weights
 from utils.config import build_config
-from utils.dataset import FeatureMapDataset
 from utils.files import UserError
 from utils.options import check_ranges, option
 from utils.provenance import check_origin
@@ -112,14 +111,17 @@ class Codebook(nn.Module):
         """The shape (C, H, W) of its feature maps."""
         return self.config.image_C, self.config.image_H, self.config.image_W
 
-    def check_fits(self, path: Path, dataset: FeatureMapDataset) -> None:
-        """Raise `UserError` naming `path`, the file of the codebook, if it is not for these feature maps."""
-        if dataset.shape != self.fmap_shape:
+    def check_fits(self, path: Path, shape: tuple[int, ...], origin: Origin) -> None:
+        """Raise `UserError` naming `path`, the file of the codebook, if it is not for feature maps of this shape.
+
+        Nor may what they were made with be other models than those that made what the codebook was trained on.
+        """
+        if shape != self.fmap_shape:
             raise UserError(
-                f"{path}: is for feature maps of {self.fmap_shape} (C, H, W), the data set holds {dataset.shape}; "
+                f"{path}: is for feature maps of {self.fmap_shape} (C, H, W), the data set holds {shape}; "
                 "correct 'image_C', 'image_H' and 'image_W' in its config"
             )
-        check_origin(path, self.origin, dataset.origin)
+        check_origin(path, self.origin, origin)
 
     def patchify(self, fmap: torch.Tensor) -> torch.Tensor:
         """Feature maps (B, C, H, W) → all their patches, (B·T, D)."""

@@ -13,8 +13,7 @@ from models.autoencoder import Autoencoder
 from models.cascade import Stage
 from models.codebook import Codebook
 from models.decoding import make_ready
-from models.requests import GenerationConfig, Place, Request, Values, change_sampling, load_generation_config, pick
-from models.walk import way
+from models.requests import GenerationConfig, Place, Request, Values, change_sampling, load_generation_config, pick, way
 from utils.device import choose_device, choose_dtype
 from utils.distributed import own
 from utils.files import UserError
@@ -26,6 +25,7 @@ from utils.run_folder import ExportedFolder, RunFolder
 from utils.sampling import SamplingConfig, image_generator, uniform_draws
 
 Pictures = list[Image.Image] | torch.Tensor
+Images = Picture | Sequence[Picture]
 Count = Callable[[int], object]  # is told how many positions were written
 
 
@@ -108,8 +108,7 @@ class Cascade:
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width of the images."""
-        _, height, width = self.codebooks[0].fmap_shape
-        return height * self.decoder.scale, width * self.decoder.scale
+        return self.decoder.image_size(self.codebooks[0].fmap_shape)
 
     @property
     def length(self) -> int:
@@ -156,13 +155,7 @@ class Cascade:
         return self._make(Request(seed, tuple(conditions), labels=names), number, as_tensor, sampling)
 
     def like(
-        self,
-        images: Picture | Sequence[Picture],
-        number: int | None = None,
-        *,
-        seed: int = 0,
-        as_tensor: bool = False,
-        **sampling: Values,
+        self, images: Images, number: int | None = None, *, seed: int = 0, as_tensor: bool = False, **sampling: Values
     ) -> Pictures:
         """Generate images with the conditions of these, by default as many; see `tokens` and `sample`."""
         conditions = tuple(self.tokens(images)[0].flatten().tolist())
@@ -170,7 +163,7 @@ class Cascade:
 
     def complete(
         self,
-        images: Picture | Sequence[Picture],
+        images: Images,
         rows: int,
         number: int | None = None,
         *,
@@ -184,7 +177,7 @@ class Cascade:
 
     def detail(
         self,
-        images: Picture | Sequence[Picture],
+        images: Images,
         stage: int,
         number: int | None = None,
         *,
@@ -211,13 +204,13 @@ class Cascade:
         return self._make(request, steps, as_tensor, sampling)
 
     def way(self, start: int | Picture, end: int | Picture, steps: int) -> tuple[Place, ...]:
-        """The places of a walk over the condition map; see `models.walk.way`."""
+        """The places of a walk over the condition map; see `models.requests.way`."""
         units = [int(unit if isinstance(unit, Integral) else self.tokens(unit)[0][0]) for unit in (start, end)]
         self.check(Request(conditions=tuple(units)))
-        return way(self.codebooks[0], *units, steps)
+        return way(self.codebooks[0].coordinates, *units, steps)
 
     @torch.no_grad()
-    def tokens(self, images: Picture | Sequence[Picture]) -> tuple[torch.Tensor, ...]:
+    def tokens(self, images: Images) -> tuple[torch.Tensor, ...]:
         """Images → their tokens of the condition and of every stage, each (M, T) int64.
 
         An image is a file, a PIL image, or a tensor (3, H, W) in [−1, 1]; a tensor (M, 3, H, W) holds several. Files
@@ -278,20 +271,16 @@ class Cascade:
         stage, config = self.stages[number], (request.sampling or self.configs)[number]
         fine, base, towards = stage.config.fine, self.stages[0].config.fine, None
         if number == 0 and request.places:
-            coarse, *towards = self._between(request, images)
+            places = [pick(request.places, image) for image in images]
+            units = torch.tensor([(place.unit, place.following) for place in places], device=self.device)
+            shares = torch.tensor([place.share for place in places], device=self.device)
+            coarse, towards = units[:, :1], (units[:, 1:], shares)
         coarse = stage.with_labels(coarse, [pick(request.labels, image) for image in images])
         rows = request.keep_rows * fine.height // base.height
         kept = self._taken(request, number + 1, images)[:, : rows * fine.width] if rows else None
         drawn = [0] * len(images) if request.same_draws else images
         uniform = uniform_draws(request.seed, number, drawn, fine.length, config.num_beam)
         return stage.sample(coarse, config, uniform, kept=kept, towards=towards, progress=lambda: count(1))
-
-    def _between(self, request: Request, images: range) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The places of a walk: of each image a unit (N, 1), the next one (N, 1), and the share of the way (N,)."""
-        places = [pick(request.places, image) for image in images]
-        units, following, shares = zip(*((place.unit, place.following, place.share) for place in places), strict=True)
-        units, following = (torch.tensor(part, device=self.device)[:, None] for part in (units, following))
-        return units, following, torch.tensor(shares, device=self.device)
 
     def write_stages(
         self, request: Request, images: range, count: Count = lambda num: None
@@ -341,17 +330,12 @@ class Cascade:
         yield self.decoder.decode(fmaps[0])
         for stage, (coarse, fine) in zip(self.stages, pairwise(fmaps), strict=True):
             grid = stage.config.fine
-            cells = torch.arange(grid.length, device=fine.device).view(grid.height, grid.width)
-            number = self.on_cells(cells)  # the index of the token that covers each cell of the feature map
+            number = torch.arange(grid.length, device=fine.device).view(grid.height, grid.width)
+            for axis, cells in enumerate(fine.shape[2:]):  # of each cell of the feature map, that of the token over it
+                number = number.repeat_interleave(cells // number.shape[axis], axis)
             step = -(-grid.length // steps)
             for written in range(step, grid.length + step, step):
                 yield self.decoder.decode(torch.where(number < written, fine, coarse))
-
-    def on_cells(self, values: torch.Tensor) -> torch.Tensor:
-        """A value of each token of a grid, (..., rows, columns) → of each cell of the feature map, (..., H, W)."""
-        _, height, width = self.codebooks[0].fmap_shape
-        rows, columns = values.shape[-2:]
-        return values.repeat_interleave(height // rows, -2).repeat_interleave(width // columns, -1)
 
 
 def _check_guidance(where: str, stage: Stage, config: SamplingConfig) -> None:

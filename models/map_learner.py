@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset
 
 from models.codebook import Codebook, CodebookConfig
 from models.map_order import PairCounts, arrange
 from utils import distributed
 from utils.checkpoint import load_weights
-from utils.dataset import FeatureMapDataset, chunks
 from utils.distributed import Share
 from utils.draws import draw
 from utils.progress import progress
@@ -53,7 +53,7 @@ def sample_size(config: CodebookConfig, planned: int) -> int:
 
 
 def draw_sample(
-    codebook: Codebook, maps: FeatureMapDataset | torch.Tensor, indices: np.ndarray, wanted: int, seed: int
+    codebook: Codebook, maps: Dataset | torch.Tensor, indices: np.ndarray, wanted: int, seed: int
 ) -> torch.Tensor:
     """Up to `wanted` patches (N, D), in random order, of the feature maps `indices`.
 
@@ -65,7 +65,7 @@ def draw_sample(
     chosen = rng.permutation(indices)[: max(64, -(-wanted // max(1, per_map // 4)))]
     share = min(1.0, wanted / (len(chosen) * per_map))
     drawn = []
-    for batch in chunks(chosen, 256):
+    for batch in np.split(chosen, range(256, len(chosen), 256)):
         patches = codebook.patchify(maps[batch])
         drawn.append(patches[rng.permutation(len(patches))[: math.ceil(share * len(patches))]])
     patches = torch.cat(drawn)

@@ -76,6 +76,27 @@ class Place:
         return self.unit if self.share < 0.5 else self.following
 
 
+def way(coordinates: torch.Tensor, start: int, end: int, steps: int) -> tuple[Place, ...]:
+    """`steps` places at equal distances from one unit to another, in a line over the map of these coordinates (K, 2).
+
+    Where a unit of the line was pruned, the way leads over the one nearest to it. The pictures of a walk are those of
+    `Request(places=way(…), same_draws=True)`: the base stage starts from a vector between those of two units, and the
+    same draws give the same tokens wherever the model's probabilities hardly change.
+    """
+    coordinates = coordinates.cpu().double()
+    first, last = coordinates[start], coordinates[end]
+    number = int((last - first).abs().max()) + 1  # as many units as the line has rows or columns
+    line = torch.lerp(first, last, torch.linspace(0, 1, number, dtype=torch.float64)[:, None])
+    found = torch.cdist(line, coordinates).argmin(1).tolist()
+    units = [unit for index, unit in enumerate(found) if index == 0 or unit != found[index - 1]]
+    places = []
+    for step in range(steps):
+        done = step * (len(units) - 1) / max(1, steps - 1)
+        index = min(math.floor(done), len(units) - 1)
+        places.append(Place(units[index], units[min(index + 1, len(units) - 1)], done - index))
+    return tuple(places)
+
+
 @dataclass(frozen=True)
 class Request:
     """What to generate. Image i takes entry i of a list, and from the first again after the last."""

@@ -17,6 +17,7 @@ MOST = 36  # pictures of one request
 BEAMS = 16  # of a stage, and extensions of each, at most: each is a row of the batch
 KEYS = ("temperature", "top_p", "num_beam", "beam_width", "keep_beam", "guidance_scale")  # that have a field
 NAMES = ("temperature", "top-p", "beams", "beam width", "beams kept", "guidance")
+FROM_PICTURE = ("like", "detail", "complete")  # kinds that need a picture
 AGAIN = StepFolder(Path("out/again"))  # what a command writes to
 
 
@@ -37,7 +38,7 @@ class Ask:
     steps: int = 24
 
     def __post_init__(self) -> None:
-        if self.kind in ("like", "detail", "complete") and self.upload is None:
+        if self.kind in FROM_PICTURE and self.upload is None:
             raise UserError("there is no picture yet: drop one in first")
         if not 1 <= self.number <= MOST and self.kind != "atlas":
             raise UserError(f"{self.number} pictures: expected 1 to {MOST}")
@@ -103,31 +104,24 @@ class Model:
 
     def command(self, ask: Ask) -> str:
         """The command that makes the pictures of `ask` again, for a shell."""
-        words = ["--model", str(self.path), *self._what(ask), "--seed", str(ask.seed)]
-        if ask.label:
-            words += ["--label", ask.label]
+        name, pictures = ask.upload.as_argument if ask.upload else "", ["--num-images", ask.number]
+        what = {
+            "sample": [*pictures, *([] if ask.unit is None else ["--condition-index", ask.unit])],
+            "like": [*pictures, "--condition-image", name],
+            "detail": [*pictures, "--init-image", name, "--from-stage", ask.from_stage],
+            "complete": [*pictures, "--init-image", name, "--keep-rows", ask.keep_rows],
+            "atlas": ["--condition-atlas"],
+            "walk": ["--condition-walk", *ask.ends, "--steps", ask.steps, "--animate"],
+        }[ask.kind]
+        words = ["--model", self.path, *what, "--batch-size", ask.batch_size, "--seed", ask.seed]
+        words += ["--label", ask.label] if ask.label else []
         for key in SAMPLING_KEYS:
             words += self._sampling(key, ask)
         for flag, value in (("--device", self.device), ("--precision", self.precision)):
             words += [] if value == "auto" else [flag, value]
-        return shlex.join(["python", "generate_images.py", *words, "--out-dir", str(AGAIN.path)])
+        return shlex.join(map(str, ["python", "generate_images.py", *words, "--out-dir", AGAIN.path]))
 
-    def _what(self, ask: Ask) -> list[str]:
-        batch = ["--batch-size", str(ask.batch_size)]
-        if ask.kind == "atlas":
-            return ["--condition-atlas", *batch]
-        if ask.kind == "walk":
-            return ["--condition-walk", *map(str, ask.ends), "--steps", str(ask.steps), "--animate", *batch]
-        name = ask.upload.as_argument if ask.upload else ""
-        given = {
-            "sample": [] if ask.unit is None else ["--condition-index", str(ask.unit)],
-            "like": ["--condition-image", name],
-            "detail": ["--init-image", name, "--from-stage", str(ask.from_stage)],
-            "complete": ["--init-image", name, "--keep-rows", str(ask.keep_rows)],
-        }
-        return ["--num-images", str(ask.number), *batch, *given[ask.kind]]
-
-    def _sampling(self, key: str, ask: Ask) -> list[str]:
+    def _sampling(self, key: str, ask: Ask) -> list[object]:
         """A flag of the sampling, unless all stages have the recipe's value; one value if they share it."""
         values = [getattr(config, key) for config in ask.sampling]
         if values == [getattr(config, key) for config in self.cascade.configs]:
@@ -136,7 +130,7 @@ class Model:
         every = {"top_p": 1.0, "top_k": 2**31 - 1}
         values = [every[key] if value is None else value for value in values]
         values = values[:1] if len(set(values)) == 1 else values
-        return [f"--{key.replace('_', '-')}", *map(str, values)]
+        return [f"--{key.replace('_', '-')}", *values]
 
 
 def recipe_values(config: SamplingConfig) -> list[float]:

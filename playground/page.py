@@ -21,6 +21,7 @@ from utils.images import to_tensor, write_png
 log = logging.getLogger(__name__)
 
 SEEDS = 2**32
+QUEUE = 64  # events of all pages that may wait; the studio has a limit of its own
 UPLOADS_KEPT = (600, 3600)  # seconds between two looks at files that were given and never used, and how old they get
 Updates = dict[gr.blocks.Block, object]
 
@@ -52,18 +53,19 @@ class PlaygroundPage(Layout):
 
         on(self.map.choose, self.choose_unit, settings, [*shown, self.start])
         on(self.any_unit.click, self.choose_any, None, [self.map, self.chosen])
-        on(self.go.click, self.generate, settings, shown)
-        on(self.atlas.click, self.draw_atlas, settings, shown)
+        on(self.go.click, self.maker("sample"), settings, shown)
+        on(self.atlas.click, self.maker("atlas"), settings, shown)
         on(self.stop.click, self.stop_page, None, [])
         on(self.dice.click, lambda: random.randrange(SEEDS), None, [self.seed])
         on(self.recipe.click, self.reset_sampling, None, self.sampling)
         on(self.drop.given, self.take_picture, None, [self.drop])
-        on(self.like.click, self.more_like_it, settings, shown)
-        on(self.detail.click, self.new_detail, [self.from_stage, *settings], shown)
-        on(self.complete.click, self.complete_it, [self.keep_rows, *settings], shown)
+        on(self.like.click, self.maker("like"), settings, shown)
+        on(self.detail.click, self.maker("detail", "from_stage"), [self.from_stage, *settings], shown)
+        on(self.complete.click, self.maker("complete", "keep_rows"), [self.keep_rows, *settings], shown)
         on(self.take_start.click, self.chosen_unit, [self.start], [self.start])
         on(self.take_end.click, self.chosen_unit, [self.end], [self.end])
-        on(self.walk.click, self.go_for_a_walk, [self.start, self.end, self.steps, *settings], shown)
+        walk = self.start, self.end, self.steps
+        on(self.walk.click, self.maker("walk", "start", "end", "steps"), [*walk, *settings], shown)
         for shelf in (self.live, self.gallery):
             on(shelf.choose, self.choose_picture, None, [self.gallery, self.details, self.command])
         on(self.zip.click, self.save_all, None, [self.save])
@@ -89,7 +91,7 @@ class PlaygroundPage(Layout):
             page.unit = unit
         # A walk begins at the chosen unit, unless its field is changed after that.
         yield {self.map: self.map_value(page), self.chosen: self.chosen_text(page.unit), self.start: page.unit}
-        yield from self.make(page, settings, kind="sample", unit=page.unit)
+        yield from self.make(page, "sample", settings)
 
     def choose_any(self, request: gr.Request) -> Updates:
         """Back to conditions drawn by their use."""
@@ -97,36 +99,14 @@ class PlaygroundPage(Layout):
         page.unit = None
         return {self.map: self.map_value(page), self.chosen: self.chosen_text(None)}
 
-    def generate(self, request: gr.Request, *settings: object) -> Iterator[Updates]:
-        """Generate with what is chosen."""
-        page = self.page_of(request)
-        yield from self.make(page, settings, kind="sample", unit=page.unit)
+    def maker(self, kind: str, *names: str) -> Callable:
+        """A handler that makes what is asked for; the fields of these names come before the settings."""
 
-    def draw_atlas(self, request: gr.Request, *settings: object) -> Iterator[Updates]:
-        """Draw one sample for each unit."""
-        yield from self.make(self.page_of(request), settings, kind="atlas")
+        def handler(request: gr.Request, *values: object) -> Iterator[Updates]:
+            own = {name: value if value is None else int(value) for name, value in zip(names, values, strict=False)}
+            yield from self.make(self.page_of(request), kind, values[len(names) :], **own)
 
-    def more_like_it(self, request: gr.Request, *settings: object) -> Iterator[Updates]:
-        """Generate with the condition of the given picture."""
-        page = self.page_of(request)
-        yield from self.make(page, settings, kind="like", upload=page.upload)
-
-    def new_detail(self, request: gr.Request, stage: int | None, *settings: object) -> Iterator[Updates]:
-        """Keep the coarse tokens of the given picture."""
-        page = self.page_of(request)
-        yield from self.make(page, settings, kind="detail", upload=page.upload, from_stage=stage)
-
-    def complete_it(self, request: gr.Request, rows: int, *settings: object) -> Iterator[Updates]:
-        """Keep the upper rows of the given picture."""
-        page = self.page_of(request)
-        yield from self.make(page, settings, kind="complete", upload=page.upload, keep_rows=int(rows))
-
-    def go_for_a_walk(
-        self, request: gr.Request, start: int, end: int, steps: int, *settings: object
-    ) -> Iterator[Updates]:
-        """Walk from a unit to another."""
-        ends, steps = (start, end), int(min(max(steps, STEPS[0]), STEPS[1]))
-        yield from self.make(self.page_of(request), settings, kind="walk", ends=ends, steps=steps)
+        return handler
 
     def choice(self, page: Page, made: Made) -> Updates:
         """What changes when a picture is chosen."""
@@ -136,10 +116,10 @@ class PlaygroundPage(Layout):
             self.command: gr.Textbox(value=made.command, visible=True),
         }
 
-    def make(self, page: Page, settings: tuple, **what: object) -> Iterator[Updates]:
+    def make(self, page: Page, kind: str, settings: tuple, **own: object) -> Iterator[Updates]:
         """Queue a request of a page, and pass on what comes of it."""
         try:
-            ask = self.ask(settings, **what)
+            ask = self.ask(page, kind, settings, **own)
             work, tokens = self.prepare(ask, page), total(ask, self.cascade)
             job = self.studio.ask(page, work, tokens, at_once(ask, self.cascade))
         except UserError as error:
@@ -154,16 +134,18 @@ class PlaygroundPage(Layout):
             for copy in kept.keys() - known:
                 kept.pop(copy, None)
 
-    def ask(self, settings: tuple, **what: object) -> Ask:
+    def ask(self, page: Page, kind: str, settings: tuple, **own: object) -> Ask:
         """What a page asks for; raises `UserError` if its fields do not go together."""
         number, seed, label, *sampling = settings
         if seed is None or not 0 <= seed < SEEDS:
             raise UserError(f"the seed is {seed}, expected a whole number from 0 to {SEEDS - 1}")
-        if None in what.get("ends", ()):
-            raise UserError("a walk leads from a unit to a unit: give both")
+        if kind == "walk":
+            if None in (ends := (own.pop("start"), own.pop("end"))):
+                raise UserError("a walk leads from a unit to a unit: give both")
+            own = {"ends": ends, "steps": min(max(own["steps"], STEPS[0]), STEPS[1])}
         return Ask(
-            seed=int(seed), number=int(number), label=label or None,
-            sampling=sampling_from(sampling, self.cascade.configs), **what,
+            kind=kind, seed=int(seed), number=int(number), label=label or None, unit=page.unit, upload=page.upload,
+            sampling=sampling_from(sampling, self.cascade.configs), **own,
         )  # fmt: skip
 
     def prepare(self, ask: Ask, page: Page) -> Callable[[Job], list[Made]]:
@@ -288,11 +270,9 @@ class PlaygroundPage(Layout):
         return {self.save: {"src": url(path), "name": path.name}}
 
 
-def launch(
-    page: PlaygroundPage, host: str, port: int, share: bool, middleware: list, files: Path, queue: int
-) -> tuple[str, str | None]:
-    """Have Gradio serve the page and the files in a folder; returns its address, and the public one if it is shared."""
-    page.blocks.queue(max_size=queue)
+def launch(page: PlaygroundPage, host: str, port: int, share: bool, middleware: list) -> tuple[str, str | None]:
+    """Have Gradio serve the page and its files; returns its address, and the public one if it is shared."""
+    page.blocks.queue(max_size=QUEUE)
     _, address, public = page.blocks.launch(
         server_name=host,
         server_port=port,
@@ -302,7 +282,7 @@ def launch(
         show_error=False,
         footer_links=[],
         run_history=False,
-        allowed_paths=[str(files)],
+        allowed_paths=[str(page.studio.folder)],
         max_file_size=MOST_BYTES,
         enable_monitoring=False,
         ssr_mode=False,

@@ -14,7 +14,6 @@ from playground.guard import Guard
 from playground.studio import Studio
 from utils.files import UserError
 
-QUEUE = 64  # events of all pages that may wait; the studio has a limit of its own
 LOCAL = ("127.0.0.1", "localhost", "::1")
 # Read by Gradio and by what it imports, so they are set before it is. It would also keep a record of each event, and
 # summarise all of them after each.
@@ -57,7 +56,7 @@ def serve(model: Model, host: str, port: int, *, share: bool = False) -> Iterato
         try:
             hosts = LOCAL if host in LOCAL and not share else ()
             guard = [Middleware(Guard, folder=files, hosts=hosts)]
-            address, public = launch(page, host, port, share, guard, files, QUEUE)
+            address, public = launch(page, host, port, share, guard)
             if share and public is None:
                 raise UserError("there is no public link: check the network, or leave out --share")
             yield address, public, studio

@@ -33,7 +33,7 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class News:
-    """What a job has to say: pictures of a level, or that it has ended."""
+    """What a job has to say: pictures of a level, as a sheet or as the file of a map, or that it has ended."""
 
     kind: str  # shown, done, stopped or failed
     content: object = None
@@ -183,11 +183,6 @@ class Studio:
             # By the thread, which may be writing a file there, and is stopped before it comes to this.
             self._put(Job(lambda job: shutil.rmtree(page.folder, ignore_errors=True)), self._errands)
 
-    @property
-    def num_pages(self) -> int:
-        """Pages that have something here."""
-        return len(self._pages)
-
     # --- Work ---
 
     def ask(self, page: Page, work: Callable[[Job], object], total: int = 1, at_once: int = 1) -> Job:
@@ -224,11 +219,6 @@ class Studio:
         """Requests whose turn comes before that of this one."""
         with self._changed:
             return self._jobs.index(job) + (self._running is not None) if job in self._jobs else 0
-
-    @property
-    def running(self) -> Job | None:
-        """What the thread works at."""
-        return self._running
 
     def close(self) -> None:
         """End all work, and wait a moment for it."""

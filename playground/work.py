@@ -12,10 +12,9 @@ from models.codebook import Codebook
 from models.generation import Cascade
 from models.map_pictures import on_map
 from models.requests import Request, settings_text
-from models.walk import save_walk
-from playground.asks import ATLAS_BATCH, Ask, Model
+from playground.asks import ATLAS_BATCH, FROM_PICTURE, Ask, Model
 from playground.studio import Job, Made, Page
-from utils.images import grid, save_image
+from utils.images import grid, save_image, save_walk
 
 MAP_SIDE = 1024  # pixels of the map's longer side, at most
 
@@ -28,13 +27,6 @@ class Sheet:
     number: int
     columns: int
     name: str  # of what they show, to be read aloud
-
-
-@dataclass(frozen=True)
-class Map:
-    """A picture of each unit at its place, in one file."""
-
-    path: Path
 
 
 def total(ask: Ask, cascade: Cascade) -> int:
@@ -76,16 +68,11 @@ def levels_of(
 ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
     """Yield each level, its tokens (N, T) and scores (N,), and note what is being written."""
     for level, (tokens, scores) in enumerate(cascade.write_stages(request, images, job.count)):
-        job.what = what_of(cascade, level)
+        job.what = "saving"  # once the last level is there; else what is written then
+        if level < len(cascade.stages):
+            grid = cascade.stages[level].config.fine
+            job.what = f"writing stage {level}: {grid.height}×{grid.width} tokens"
         yield level, tokens, scores
-
-
-def what_of(cascade: Cascade, level: int) -> str:
-    """What is written once this level is there: after the condition (level 0) stage 0, and so on."""
-    if level >= len(cascade.stages):
-        return "saving"
-    grid = cascade.stages[level].config.fine
-    return f"writing stage {level}: {grid.height}×{grid.width} tokens"
 
 
 def name_of(level: int) -> str:
@@ -94,17 +81,11 @@ def name_of(level: int) -> str:
 
 
 def make_sheet(pictures: torch.Tensor, page: Page, name: str) -> Sheet:
-    """Save pictures (N, 3, H, W) side by side."""
-    columns = columns_of(len(pictures))
-    path = page.new_path("sheet.png")
+    """Save pictures (N, 3, H, W) side by side, nearly square, in at most six columns."""
+    columns, path = min(6, math.ceil(math.sqrt(len(pictures)))), page.new_path("sheet.png")
     save_image(grid(pictures, columns, padding=0), path, durable=False)
     page.shown.append(path)
     return Sheet(path, len(pictures), columns, name)
-
-
-def columns_of(number: int) -> int:
-    """Columns of a sheet of so many pictures: nearly square, at most six."""
-    return min(6, math.ceil(math.sqrt(number)))
 
 
 def make_file(
@@ -113,18 +94,22 @@ def make_file(
     """Save one picture (3, H, W) as generate_images.py does."""
     path = page.new_path(f"seed{ask.seed}_{ask.result(index).name}")
     save_image(picture, path, settings_text(request, index, scores), durable=False)
-    settings = {"Asked for": ask.sentence(), "Condition": f"unit {unit}"}
-    settings |= common_settings(ask, f"number {index}, of 0 to {ask.number - 1}")
-    settings["Scores"] = ", ".join("–" if math.isnan(score) else f"{score:.1f}" for score in scores)
-    title = f"Picture {index}, {ask.sentence()}, seed {ask.seed}"
-    note = f"picture number {index} is {ask.result(index)}"
-    return Made(path.stem, path, title, settings, model.command(ask), note)
+    title, which = f"Picture {index}, {ask.sentence()}, seed {ask.seed}", f"number {index}, of 0 to {ask.number - 1}"
+    found = describe(ask, model, path, title, which, f"picture number {index} is {ask.result(index)}", f"unit {unit}")
+    found.settings["Scores"] = ", ".join("–" if math.isnan(score) else f"{score:.1f}" for score in scores)
+    return found
+
+
+def describe(ask: Ask, model: Model, path: Path, title: str, picture: str, note: str, condition: str = "") -> Made:
+    """A file that was made, with all that is said of it; `picture` says which one it is."""
+    settings = {"Asked for": ask.sentence()} | ({"Condition": condition} if condition else {})
+    return Made(path.stem, path, title, settings | common_settings(ask, picture), model.command(ask), note)
 
 
 def common_settings(ask: Ask, picture: str) -> dict[str, str]:
     """What is said of every picture, under short names."""
     found = {"Seed": str(ask.seed), "Picture": picture} | ({"Label": ask.label} if ask.label else {})
-    if ask.upload is not None:
+    if ask.kind in FROM_PICTURE:
         found["Given"] = f"{ask.upload.name}, which the command looks for in the current folder"
     for number, config in enumerate(ask.sampling):
         words = [f"temperature {config.temperature:g}"]
@@ -164,22 +149,14 @@ def draw_atlas(job: Job, ask: Ask, request: Request, model: Model, page: Page) -
         part = slice(start, min(start + ATLAS_BATCH, len(codebook)))
         for level, tokens, _ in levels_of(job, cascade, request, images):
             tiles[part] = cascade.decode(tokens[: part.stop - start], level).float().cpu()
-            show_map(job, tiles, codebook, page)
+            page.map_path = page.new_path("map.png")
+            save_units(tiles, codebook, page.map_path)
+            page.shown.append(page.map_path)
+            job.show(page.map_path)
     path = page.new_path(f"seed{ask.seed}_{ask.result(0).name}")
     save_image(on_map(tiles, codebook), path, durable=False)
-    settings = {"Asked for": ask.sentence()} | common_settings(ask, "all units, from the same draws")
-    note = f"the atlas is {ask.result(0)}"
-    title = f"Condition atlas, seed {ask.seed}"
-    return [Made(path.stem, path, title, settings, model.command(ask), note)]
-
-
-def show_map(job: Job, tiles: torch.Tensor, codebook: Codebook, page: Page) -> None:
-    """Show the map as it is now."""
-    path = page.new_path("map.png")
-    save_units(tiles, codebook, path)
-    page.shown.append(path)
-    page.map_path = path
-    job.show(Map(path))
+    title, note = f"Condition atlas, seed {ask.seed}", f"the atlas is {ask.result(0)}"
+    return [describe(ask, model, path, title, "all units, from the same draws", note)]
 
 
 # --- The walk ---
@@ -192,6 +169,5 @@ def make_walk(job: Job, ask: Ask, request: Request, model: Model, page: Page) ->
         job.show(make_sheet(pictures.float(), page, name_of(level)))
     path = page.new_path(f"seed{ask.seed}_{ask.result(0).name}")
     save_walk(pictures, path)
-    settings = {"Asked for": ask.sentence()} | common_settings(ask, "all steps, from the same draws")
     title, note = f"Walk from unit {ask.ends[0]} to unit {ask.ends[1]}", f"the walk is {ask.result(0)}"
-    return [Made(path.stem, path, title, settings, model.command(ask), note)]
+    return [describe(ask, model, path, title, "all steps, from the same draws", note)]

@@ -3,7 +3,7 @@
 import shlex
 from pathlib import Path
 
-from evaluation.tables import markdown
+from evaluation.tables import markdown, table
 from models.generation import Cascade
 from reporting.run import Run, read_run
 from utils.exported import ModelConfig
@@ -29,8 +29,9 @@ def make_card(run: RunFolder, model: Cascade, config: ModelConfig, name: str, da
     """
     trained = read_run(run)
     licence, origin = data or ("unknown", UNKNOWN)
+    head = [f"license: {licence}", "library_name: quantized-cascade", "pipeline_tag: unconditional-image-generation"]
     parts = [
-        front_matter(licence),
+        "\n".join(["---", *head, "tags:", *(f"- {tag}" for tag in TAGS), "---"]),  # what the Hub reads, as YAML
         f"# {' '.join(name.split())}",
         "![samples](samples.png)",
         describe(model, config),
@@ -42,28 +43,20 @@ def make_card(run: RunFolder, model: Cascade, config: ModelConfig, name: str, da
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def front_matter(licence: str) -> str:
-    """The YAML that the Hub reads."""
-    lines = ["---", f"license: {licence}", "library_name: quantized-cascade"]
-    lines += ["pipeline_tag: unconditional-image-generation", "tags:", *(f"- {tag}" for tag in TAGS), "---"]
-    return "\n".join(lines)
-
-
 def describe(model: Cascade, config: ModelConfig) -> str:
     """What the model is, in numbers."""
     height, width = model.image_size
     sizes = {Path(file).stem: f"{part['parameters']:,}" for file, part in config.parts.items()}
-    rows = [("autoencoder", sizes["autoencoder"], "", ""), ("condition", "", "1×1", len(model.codebooks[0]))]
+    rows = [["autoencoder", sizes["autoencoder"], "", ""], ["condition", "", "1×1", len(model.codebooks[0])]]
     for number, (stage, book) in enumerate(zip(model.stages, model.codebooks[1:], strict=True)):
         grid = stage.config.fine
-        rows.append((f"stage {number}", sizes[f"transformer_{number}"], f"{grid.height}×{grid.width}", len(book)))
+        rows.append([f"stage {number}", sizes[f"transformer_{number}"], f"{grid.height}×{grid.width}", len(book)])
     labels = f" It knows the labels {', '.join(model.labels)}." if model.labels else ""
     return (
         f"An autoregressive generator of images of {height}×{width} pixels. A self-organizing map gives one token for "
         f"the whole image; {len(model.stages)} transformers write tokens from coarse to fine, and the decoder of an "
         f"autoencoder turns the finest into pixels.{labels}\n\n"
-        "| part | parameters | tokens | units of its codebook |\n|---|---|---|---|\n"
-    ) + "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
+    ) + table(["parameters", "tokens", "units of its codebook"], rows)
 
 
 def how_trained(run: Run, config: ModelConfig) -> str:
@@ -73,12 +66,9 @@ def how_trained(run: Run, config: ModelConfig) -> str:
         for job in step.jobs.values():
             if job.last.script.startswith("train_"):
                 steps = int(step.rows[-1]["step"]) if step.rows else 0
-                rows.append(f"| {step.folder.name} | {steps:,} | {duration(job.seconds)} | {job.last.device} |")
-    if not rows:
-        return ""
-    return "\n".join(
-        ["## How it was trained", "", "| | training steps | h:min:s | device |", "|---|---|---|---|", *rows]
-    )
+                rows.append([step.folder.name, f"{steps:,}", duration(job.seconds), job.last.device])
+    found = table(["training steps", "h:min:s", "device"], rows)
+    return f"## How it was trained\n\n{found}" if found else ""
 
 
 def evaluated(run: Run, dtype: str) -> str:

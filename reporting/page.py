@@ -13,6 +13,7 @@ from reporting import sections
 from reporting.pictures import QUALITIES, Quality
 from reporting.run import Run, read_run
 from utils.files import UserError
+from utils.progress import duration
 from utils.run_folder import RunFolder
 
 LIMIT = 10_000_000  # bytes
@@ -47,7 +48,7 @@ def render(run: Run, models: sections.Models, quality: Quality) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"duration": sections.duration, "json_text": json_text}
+    environment.filters |= {"duration": duration, "json_text": json_text}
     return environment.get_template("report.html.j2").render(
         head=sections.overview(run, models),
         generation=sections.generation(run, models, quality),

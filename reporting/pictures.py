@@ -51,9 +51,12 @@ class Quality:
         """An animated WebP or GIF, made smaller if necessary, and its last frame, which is shown while it is paused."""
         try:
             with Image.open(path, formats=["GIF", "WEBP"]) as image:
-                frames, durations = read_frames(image)
+                parts = [
+                    (part.convert("RGB"), part.info.get("duration") or 100) for part in ImageSequence.Iterator(image)
+                ]
         except (OSError, ValueError, SyntaxError, EOFError) as error:
             raise UserError(f"{path}: not a readable animation ({error}); generate with --animate again") from None
+        frames, durations = map(list, zip(*parts, strict=True))  # milliseconds that each is shown for
         still = self.picture(frames[-1].copy(), crisp=False)
         if self == QUALITIES[0]:
             moving = Picture(data_uri(path.read_bytes(), path.suffix[1:]), *frames[0].size)
@@ -68,12 +71,6 @@ class Quality:
 QUALITIES = tuple(
     Quality(*values) for values in ((1400, 90, SMALL), (1000, 80, SMALL // 2), (700, 65, 0), (480, 45, 0), (320, 25, 0))
 )
-
-
-def read_frames(image: Image.Image) -> tuple[list[Image.Image], list[int]]:
-    """The frames of an animation and the milliseconds that each is shown for."""
-    frames = [(frame.convert("RGB"), frame.info.get("duration") or 100) for frame in ImageSequence.Iterator(image)]
-    return [frame for frame, _ in frames], [duration for _, duration in frames]
 
 
 def webp(image: Image.Image, **options: object) -> bytes:

@@ -1,13 +1,12 @@
 """A run as the report reads it: what each step did and measured, and the results of the evaluation."""
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
 from evaluation.results import Results
 from utils.attempt import Attempt, read_attempts
 from utils.config import load_config, read_json
 from utils.files import UserError
+from utils.metrics import read_rows
 from utils.run_folder import RunFolder, StepFolder
 
 
@@ -33,7 +32,7 @@ class Step:
     """A step of the run: its folder, and what was read from it."""
 
     folder: StepFolder
-    jobs: dict[str, Job]  # by script; empty if the folder is from before there was a run.json
+    jobs: dict[str, Job]  # by script
     rows: list[dict]  # of metrics.jsonl
 
     def last(self, key: str) -> float | None:
@@ -70,12 +69,11 @@ def read_run(folder: RunFolder) -> Run:
     if not steps:
         raise UserError(f"{folder.path}: holds no step of a run; give a folder that scripts/train_cascade.sh writes to")
     results = folder.evaluation.results
-    has_results = results.exists() and "side" in read_json(results)  # else they are from before there were test images
     return Run(
         folder,
         steps,
         generation=read_json(folder.generation) if folder.generation.exists() else None,
-        evaluation=load_config(results, Results) if has_results else None,
+        evaluation=load_config(results, Results) if results.exists() else None,
     )
 
 
@@ -85,24 +83,5 @@ def read_step(folder: StepFolder) -> Step:
     for attempt in read_attempts(folder):
         earlier = jobs[attempt.script].attempts if attempt.script in jobs and attempt.arguments.get("resume") else []
         jobs[attempt.script] = Job([*earlier, attempt])
-    return Step(folder, jobs, read_metrics(folder.metrics) if folder.metrics.exists() else [])
-
-
-def read_metrics(path: Path) -> list[dict]:
-    """The rows of a metrics.jsonl: objects with a whole-numbered `step`, whose other values are numbers or lists."""
-    rows = []
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        where = f"{path}: line {number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{where} is not valid JSON ({error}); delete the line, or run the step anew") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{where}: expected a JSON object, found {type(row).__name__}; delete the line")
-        if type(row.get("step")) is not int:
-            raise UserError(f"{where} has no 'step'; delete the line, or run the step anew")
-        for key, value in row.items():
-            if isinstance(value, bool) or not isinstance(value, int | float | list):
-                raise UserError(f"{where}: {key!r} is {value!r}, expected a number; delete the line")
-        rows.append(row)
-    return rows
+    rows = read_rows(folder.metrics)  # what a person has written into them does not count
+    return Step(folder, jobs, [row for row in rows if all(isinstance(v, int | float | list) for v in row.values())])

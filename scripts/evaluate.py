@@ -21,7 +21,6 @@ import json
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -29,7 +28,7 @@ import torch
 from utils import cli
 from utils.device import choose_device
 from utils.distributed import agree, is_main
-from utils.files import UserError, replace_file
+from utils.files import replace_file
 from utils.lock import lock
 from utils.options import option, parse_options
 from utils.run_folder import EvaluationFolder, RunFolder
@@ -63,9 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     start = time.perf_counter()
     options = parse_options(Options, __doc__, argv)
     device = choose_device(options.device)
-    for package in PACKAGES:
-        if find_spec(package) is None:
-            raise UserError(f"scripts.evaluate needs the package {package}: pip install -r requirements-eval.txt")
+    cli.need("requirements-eval.txt", *PACKAGES)
     from evaluation.evaluator import Evaluator  # these need the packages
     from evaluation.features import choose_extractor
     from evaluation.run import TrainedRun

@@ -10,13 +10,11 @@ import utils.threads  # noqa: F401
 
 import time
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 from models.generation import Cascade
 from playground.asks import BATCH, Model
 from utils import cli
-from utils.files import UserError
 from utils.options import PRECISIONS, option, parse_options
 
 
@@ -37,8 +35,7 @@ class Options:
 def main(argv: list[str] | None = None) -> None:
     """Parse, load, serve until Ctrl-C."""
     options = parse_options(Options, __doc__, argv)
-    if find_spec("gradio") is None:
-        raise UserError("gradio is not installed: pip install -r requirements-app.txt")
+    cli.need("requirements-app.txt", "gradio")
     from playground.server import check_port, serve
 
     check_port(options.host, options.port)

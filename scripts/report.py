@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils import cli
-from utils.files import UserError, replace_file
+from utils.files import replace_file
 from utils.lock import lock
 from utils.options import option, parse_options
 from utils.run_folder import RunFolder
@@ -27,13 +27,9 @@ class Options:
 def main(argv: list[str] | None = None) -> None:
     """Parse, read, render, write."""
     options = parse_options(Options, __doc__, argv)
-    try:
-        from reporting.page import make_page
-    except ModuleNotFoundError as error:
-        package = error.name.partition(".")[0]
-        if package not in ("jinja2", "plotly"):
-            raise
-        raise UserError(f"{package} is not installed: pip install -r requirements-eval.txt") from None
+    cli.need("requirements-eval.txt", "jinja2", "plotly")
+    from reporting.page import make_page  # needs them
+
     folder = RunFolder.open(options.run_dir)
     out = options.out or folder.report
     with lock(folder.path), replace_file(out) as temporary:

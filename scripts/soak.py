@@ -299,7 +299,7 @@ def start(case: Case, arguments: list[str], folder: Path) -> tuple[subprocess.Po
 
 def ask_for_pictures(run: Path, number: int) -> list[str]:
     """Ask the page of a run for pictures many times in a row; return a line if that takes more and more memory."""
-    from benchmarks.playground import soak  # needs the packages of the page and of its tests
+    from playground.browser import soak  # needs the packages of the page and of its tests
 
     _, memory = soak(run, number)
     line = "memory of the playground: "

@@ -224,18 +224,11 @@ def test_a_saved_codebook_comes_back_the_same(pruned, tmp_path):
     assert torch.equal(loaded.find_bmu(fmap), codebook.find_bmu(fmap))
 
 
-class Maps:
-    """What `check_fits` asks of a data set."""
-
-    def __init__(self, shape, encoder):
-        self.shape, self.origin = shape, {"encoder": encoder}
-
-
 def test_a_codebook_for_other_feature_maps_is_refused_by_name(tmp_path):
     codebook, path = build(), tmp_path / "c.pt"
-    codebook.check_fits(path, Maps((2, 4, 6), "abc"))
+    codebook.check_fits(path, (2, 4, 6), {"encoder": "abc"})
     with pytest.raises(UserError, match=r"c\.pt: is for feature maps of \(2, 4, 6\).*holds \(2, 6, 4\)"):
-        codebook.check_fits(path, Maps((2, 6, 4), "abc"))
+        codebook.check_fits(path, (2, 6, 4), {"encoder": "abc"})
     codebook.origin = {"encoder": "def"}
     with pytest.raises(UserError, match=r"c\.pt: was made with another encoder"):
-        codebook.check_fits(path, Maps((2, 4, 6), "abc"))
+        codebook.check_fits(path, (2, 4, 6), {"encoder": "abc"})

@@ -399,13 +399,13 @@ def test_maps_of_another_shape_are_refused(script, named, refused, run, tmp_path
     assert "(4, 8, 8)" in line
 
 
-def resave(path, to, *, is_old=False, **changes):
+def resave(path, to, **changes):
     """Write a checkpoint to another place, with changes, as this code would have saved it or the one before did."""
     content = torch.load(path, weights_only=True) | changes
     weights = content.get("ema") or content["model"]
-    content |= {"fingerprint": fingerprint(weights), "format_version": 1 if is_old else 2}
+    content |= {"fingerprint": fingerprint(weights), "format_version": 2}
     del content["digest"]
-    torch.save(content if is_old else content | {"digest": digest(content)}, to)
+    torch.save(content | {"digest": digest(content)}, to)
 
 
 def changed_decoder(run, path, part):
@@ -430,23 +430,6 @@ def stranger(run, tmp_path_factory):
     for name, file in (("codebook_1", PRUNED), ("transformer_1", WEIGHTS)):
         before = torch.load(run / name / file, weights_only=True)["trained_from"]
         resave(run / name / file, folder / f"{name}.pt", trained_from=before | origin)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def old_run(run, tmp_path_factory):
-    """The run as the code before wrote it: without digests, and with the fingerprint of the whole autoencoder."""
-    folder = tmp_path_factory.mktemp("old")
-    shutil.copytree(run, folder, dirs_exist_ok=True)
-    mark = {"autoencoder": Autoencoder.load(run / "autoencoder" / WEIGHTS).fingerprint}
-    for path in folder.rglob("*.pt"):
-        origin = torch.load(path, weights_only=True)["trained_from"]
-        books = {name: value for name, value in origin.items() if name != "encoder"}
-        resave(path, path, is_old=True, trained_from=books | (mark if "encoder" in origin else {}))
-    dataset = folder / "feature_maps/dataset.json"
-    content = json.loads(dataset.read_text())
-    content["info"]["1"] = mark
-    dataset.write_text(json.dumps(content))
     return folder
 
 
@@ -481,29 +464,6 @@ def test_a_decoder_that_was_trained_further_is_accepted(reader, run, further, tm
 def test_another_encoder_is_refused(reader, run, stranger, tmp_path):
     with pytest.raises(UserError, match=f"{READERS[reader]}: does not belong with this encoder "):
         read(reader, run, stranger / "autoencoder.pt", tmp_path)
-
-
-@pytest.mark.parametrize("reader", READERS)
-def test_a_run_from_before_is_checked_by_the_mark_that_it_has(reader, old_run, stranger, further, tmp_path):
-    read(reader, old_run, old_run / "autoencoder" / WEIGHTS, tmp_path / "own")
-    for other in (stranger / "autoencoder.pt", further):
-        with pytest.raises(UserError, match=f"{READERS[reader]}: does not belong with this autoencoder "):
-            read(reader, old_run, other, tmp_path / other.parent.name)
-
-
-def test_files_from_before_and_of_now_meet_and_the_autoencoder_decides_where_it_is_there(
-    run, old_run, stranger, tmp_path, capsys
-):
-    mixed = {"--dataset-path": old_run / "feature_maps/dataset.json", "--out-dir": tmp_path / "pruned"}
-    run_main(prune_codebook.main, *words(good(run, "prune_codebook") | mixed))
-    for script in ("train_codebook", "train_quantized_transformer"):
-        run_main(MAINS[script], *words(good(run, script) | mixed | {"--out-dir": tmp_path / script}))
-    whole = {"autoencoder": Autoencoder.load(stranger / "autoencoder.pt").fingerprint}
-    for script, flag in (("train_codebook", "codebook_path"), ("train_quantized_transformer", "hr_codebook_path")):
-        path = tmp_path / "codebook.pt"
-        resave(run / "codebook_1" / PRUNED, path, is_old=True, trained_from=whole)
-        flags = good(run, script) | {"--" + flag.replace("_", "-"): path, "--out-dir": tmp_path / "refused"}
-        assert f"error: {path}: does not belong with" in expect_error(capsys, MAINS[script], words(flags))
 
 
 DAMAGES = {"not finite": "holds NaN or infinity", "changed": "has changed since it was written"}

@@ -325,7 +325,6 @@ def test_the_script_reports_everything(evaluated, tiny_run, faces):
     out, content = evaluated
     assert {path.name for path in out.iterdir()} == {"evaluation.json", "pairs.png", "table.md"}
     split = ImageDataset(faces).split(BOUNDS)
-    assert content["side"] == "test" and "validation" not in (out / "table.md").read_text()
     assert content["num_images"] == content["num_held_out"] == len(split.test) >= 4
     assert content["num_training"] == len(split.training)
     assert "EfficientNet-Lite0" in content["extractor"] and "128 pixels" in content["extractor"]
@@ -347,10 +346,9 @@ def test_the_script_reports_everything(evaluated, tiny_run, faces):
 
 
 def test_what_the_trainers_measured_is_measured_again(tiny_run, faces, tmp_path, monkeypatch):
-    """On validation images, as a run from before there were test images is evaluated."""
-    monkeypatch.setattr(TrainedRun, "bounds", Bounds(BOUNDS.validation, BOUNDS.validation))
-    content, table = run_on(tiny_run, faces, tmp_path), (tmp_path / "table.md").read_text()
-    assert content["side"] == "validation" and "No test image is held out by all steps of this run" in table
+    """On validation images, which are called test images here."""
+    monkeypatch.setattr(TrainedRun, "bounds", Bounds(0.0, BOUNDS.validation))
+    content = run_on(tiny_run, faces, tmp_path)
     validation = {
         name: torch.load(tiny_run / name / "models_checkpoint/best.pt", weights_only=True)["validation"]
         for name in ("autoencoder", "transformer_0", "transformer_1", "transformer_2")
@@ -447,7 +445,7 @@ def test_the_table_holds_every_number(evaluated):
 def test_the_file_has_its_public_keys_and_is_read_as_it_was_written(evaluated):
     out, content = evaluated
     assert list(content) == [
-        "extractor", "side", "num_images", "num_held_out", "num_training", "seed", "settings", "reconstruction", "bits",
+        "extractor", "num_images", "num_held_out", "num_training", "seed", "settings", "reconstruction", "bits",
         "distances", "novelty", "missing", "seconds", "decoder",
     ]  # fmt: skip
     kinds = [f"{kind}{end}" for kind in ("kernel", "frechet") for end in ("", "_low", "_high")]
@@ -547,6 +545,12 @@ def test_bad_inputs_are_named_in_one_line(run, tmp_path, capsys, write_json):
     assert not (run / "evaluation").exists()
 
 
+def test_a_run_without_test_images_is_refused(run, monkeypatch, capsys):
+    monkeypatch.setattr(TrainedRun, "bounds", Bounds(BOUNDS.validation, BOUNDS.validation))
+    line = expect_error(capsys, evaluate.main, (run,))
+    assert "data/dataset.json: there is no test image that all steps of the run have held out" in line
+
+
 def test_images_of_another_size_are_refused(run, tmp_path, capsys, write_json):
     Image.new("RGB", (64, 64)).save(tmp_path / "large.png")
     path = write_json(tmp_path / "dataset.json", {"_default": {"1": {"image_fpath": "large.png"}}})
@@ -586,6 +590,6 @@ def test_maps_without_any_of_a_test_image_have_no_bits(tiny_run, faces, tmp_path
 
 
 def test_missing_packages_are_named(run, monkeypatch, capsys):
-    monkeypatch.setattr(evaluate, "find_spec", lambda name: None if name == "torchmetrics" else object())
+    monkeypatch.setattr("utils.cli.find_spec", lambda name: None if name == "torchmetrics" else object())
     line = expect_error(capsys, evaluate.main, (run,))
     assert "torchmetrics" in line and "pip install -r requirements-eval.txt" in line

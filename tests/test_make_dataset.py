@@ -375,7 +375,7 @@ def test_a_limit_is_the_same_after_a_death(at, workers, tmp_path, monkeypatch):
 def test_a_missing_package_is_named_with_the_way_to_install_it(package, monkeypatch, tmp_path):
     for name in demo_data.PACKAGES["avatars"]:
         monkeypatch.setitem(sys.modules, name, None if name == package else sys)
-    with pytest.raises(UserError, match=f"{package} is not installed; run pip install -r requirements-demo.txt"):
+    with pytest.raises(UserError, match=f"{package} is not installed: pip install -r requirements-demo.txt"):
         draw("avatars", "--out-dir", tmp_path / "out")
 
 

@@ -253,7 +253,7 @@ def test_a_page_that_goes_stops_its_request_and_takes_its_files(studio, page):
     assert kinds(jobs[0]) == "stopped"
     assert gates[1].begun.wait(5)  # the next page has its turn
     assert not folder.exists()
-    assert studio.num_pages == 1
+    assert len(studio._pages) == 1
     studio.leave("b")
     assert kinds(jobs[1]) == "stopped"
 
@@ -316,7 +316,7 @@ def test_pages_are_forgotten_when_there_are_too_many(studio, monkeypatch):
     monkeypatch.setattr(studio_module, "PAGES", 3)
     for name in "abcdef":
         studio.page(name)
-    assert studio.num_pages == 3
+    assert len(studio._pages) == 3
 
 
 def test_a_page_keeps_few_pictures_and_no_files_of_others(page):
@@ -346,7 +346,7 @@ def test_a_wrong_folder_and_a_taken_port_are_one_line(capsys, tiny_run, tmp_path
 
 
 def test_without_gradio_it_says_what_to_install(capsys, tiny_run, monkeypatch):
-    monkeypatch.setattr(playground, "find_spec", lambda name: None)
+    monkeypatch.setattr("utils.cli.find_spec", lambda name: None)
     line = expect_error(capsys, playground.main, [tiny_run])
     assert line == "error: gradio is not installed: pip install -r requirements-app.txt"
 

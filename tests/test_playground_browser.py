@@ -11,9 +11,10 @@ from PIL import Image
 
 from models.generation import Cascade
 from playground.asks import BATCH, Model
+from playground.browser import CHROMIUM, chromium
 from playground.server import serve
 from playground.studio import Job, Stopped
-from tests.helpers.browser import CHROMIUM, chromium, pages
+from tests.helpers.browser import pages
 from tests.test_playground import free_port
 
 if CHROMIUM is None:
@@ -233,13 +234,13 @@ def test_two_pages_have_their_own_pictures_and_one_that_goes_makes_way(open_page
     brake.move(3)
     one.click("#go")
     one.wait_for_selector("#status progress")
-    held = studio.running
+    held = studio._running
     two.click("#go")
     says(two, "#status", "Waiting: 1 request before this one.")
     one.context.close()
     two.wait_for_selector("#status progress")
     assert (held.is_stopped, held.done) == (True, 3)
-    assert studio.running is not held
+    assert studio._running is not held
     brake.move(float("inf"))
     two.wait_for_function("document.querySelectorAll('#gallery img').length === 4")
 

@@ -5,8 +5,9 @@ import re
 
 import pytest
 
+from playground.browser import CHROMIUM, chromium
 from scripts import report
-from tests.helpers.browser import CHROMIUM, chromium, pages
+from tests.helpers.browser import pages
 from tests.helpers.reports import make_run
 from tests.helpers.scripts import run_main
 

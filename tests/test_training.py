@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 import train_autoencoder
 import train_codebook
 import train_quantized_transformer
-from evaluation.likelihood import labels_for, start_bits
+from evaluation.likelihood import start_bits
 from models.autoencoder import Autoencoder
 from models.cascade import Stage
 from models.codebook import Codebook
@@ -399,8 +399,7 @@ def test_labels_are_those_of_the_training_images_and_cost_bits(labelled, tiny_ru
     label = -math.log2(shares[2] / sum(shares))  # one that only held-out images have counts as none
     assert row["image_bits"] == pytest.approx(condition + label + row["stage_bits"])
     stage = Stage.load(tmp_path / "new/run" / WEIGHTS, book, Codebook.load(tiny_run / CODEBOOKS[1] / PRUNED))
-    labels = labels_for(stage, maps)
-    evaluated = start_bits(stage, book, maps, split.validation, labels, split.training, batch_size=3)
+    evaluated = start_bits(stage, book, maps, split.validation, split.training, batch_size=3)
     assert evaluated == pytest.approx({"condition": condition, "label": label})
 
 

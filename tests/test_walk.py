@@ -12,8 +12,7 @@ from PIL import Image
 import generate_images
 from models import generation
 from models.generation import Cascade
-from models.requests import Place, Request
-from models.walk import way
+from models.requests import Place, Request, way
 from tests.helpers.scripts import expect_error, run_main
 from tests.helpers.stages import build, codebook, generator
 from utils.sampling import SamplingConfig
@@ -43,7 +42,7 @@ def test_a_way_leads_over_neighbours_and_what_is_left_of_them(start, end, steps,
     keep = torch.tensor([unit in (start, end) or unit not in pruned for unit in range(9)])
     book = book.prune(keep)
     first, last = (int(keep[:unit].sum()) for unit in (start, end))
-    places = way(book, first, last, steps)
+    places = way(book.coordinates, first, last, steps)
     assert len(places) == steps
     assert (places[0].unit, places[0].share) == (first, 0)
     assert places[-1].nearest == last
@@ -57,10 +56,10 @@ def test_a_way_leads_over_neighbours_and_what_is_left_of_them(start, end, steps,
 
 
 def test_a_way_is_walked_at_an_even_pace():
-    places = way(on_grid(9), 0, 2, 5)
+    places = way(on_grid(9).coordinates, 0, 2, 5)
     assert places == (Place(0, 1), Place(0, 1, 0.5), Place(1, 2), Place(1, 2, 0.5), Place(2, 2))
     assert [place.nearest for place in places] == [0, 1, 1, 2, 2]
-    assert way(on_grid(9), 4, 4, 3) == (Place(4, 4),) * 3
+    assert way(on_grid(9).coordinates, 4, 4, 3) == (Place(4, 4),) * 3
 
 
 def test_a_walk_leads_from_the_picture_of_a_unit_to_that_of_another(cascade):

@@ -3,6 +3,7 @@
 import signal
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 
 from utils import distributed
 from utils.device import keep_memory
@@ -13,6 +14,13 @@ def stop_signals() -> list[signal.Signals]:
     """What asks this process to stop: Ctrl-C, a scheduler, and a lost terminal unless it is ignored, as by nohup."""
     hangup = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []  # not on every system
     return [signal.SIGINT, signal.SIGTERM, *(each for each in hangup if signal.getsignal(each) != signal.SIG_IGN)]
+
+
+def need(requirements: str, *packages: str) -> None:
+    """Raise `UserError` unless these packages are installed, which the file of `requirements` lists."""
+    for package in packages:
+        if find_spec(package) is None:
+            raise UserError(f"{package} is not installed: pip install -r {requirements}")
 
 
 def run(main: Callable[[], None]) -> None:

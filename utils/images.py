@@ -18,6 +18,7 @@ from utils.shards import SUFFIXES, read_file
 Colour = tuple[int, int, int]
 Picture = str | os.PathLike | Image.Image | torch.Tensor  # what `to_tensor` takes for an image
 
+WALKED = 8  # pictures of a walk in a second
 WHITE: Colour = (255, 255, 255)
 HEAT: tuple[Colour, ...] = ((18, 16, 56), (38, 84, 124), (62, 152, 132), (160, 206, 110), (252, 240, 176))
 # An explicit list: some of Pillow's other decoders start programs, and must not see untrusted files.
@@ -200,6 +201,13 @@ def save_animation(frames: Iterable[torch.Tensor], path: Path, seconds: float) -
     durations = [round(1000 * seconds / len(pictures))] * (len(pictures) - 1) + [1000]
     with replace_file(path) as temporary:  # `quality` is WebP's; a GIF has none
         pictures[0].save(temporary, save_all=True, append_images=pictures[1:], duration=durations, loop=0, quality=90)
+
+
+def save_walk(pictures: torch.Tensor, path: Path) -> None:
+    """Write the pictures of a walk (N, 3, H, W) as an animation there and back; see `save_animation`."""
+    frames = list(pictures)
+    frames += frames[-2:0:-1]
+    save_animation(frames, path, len(frames) / WALKED)
 
 
 def heat_map(values: torch.Tensor, side: int = 768) -> torch.Tensor:

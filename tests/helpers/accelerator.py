@@ -160,8 +160,7 @@ def features() -> None:
 
 def bits() -> None:
     maps = torch.zeros(IMAGES, 4, 4, 4)
-    labels = torch.zeros(IMAGES, 0, dtype=torch.int64)
-    stage_bits(stage(1).eval(), codebook(2, 6), codebook(1, 6), maps, torch.arange(IMAGES), labels, IMAGES)
+    stage_bits(stage(1).eval(), codebook(2, 6), codebook(1, 6), maps, torch.arange(IMAGES), IMAGES)
 
 
 WALKS = {

@@ -1,20 +1,6 @@
 """Pages in Chromium, driven as a person would, in which nothing may go wrong."""
 
-import shutil
 from contextlib import contextmanager
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
-@contextmanager
-def chromium():
-    """The browser, without a window."""
-    from playwright.sync_api import sync_playwright  # not everybody has it
-
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM)
-        yield browser
-        browser.close()
 
 
 @contextmanager

@@ -1,20 +1,14 @@
 """Generation in the slow, obvious way: for each token of each beam, the model reads the whole prefix again.
 
-The reference shares only the forward pass of training with `Stage.sample`. The tests compare the two, and
-`benchmarks.generation` times them.
+The reference shares only the forward pass of training with `Stage.sample`. The tests compare the two; the step that
+`benchmarks.generation` times is `next_logits` there.
 """
 
 import torch
 
+from benchmarks.generation import next_logits
 from models.cascade import Stage
 from utils.sampling import SamplingConfig
-
-
-def next_logits(stage: Stage, coarse: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Coarse tokens (N, S) and the fine tokens so far (N, t) → logits (N, K) of token t."""
-    unknown = torch.zeros_like(tokens[:, :1]) if len(tokens.T) else torch.zeros(len(coarse), 1, dtype=torch.int64)
-    inputs, _ = stage.inputs_and_targets(coarse, torch.cat((tokens, unknown), dim=1))
-    return stage.transformer(inputs, stage.source(coarse), stage.start(coarse))[:, -1].float()
 
 
 def draw(logits: torch.Tensor, uniform: float, config: SamplingConfig) -> int:

@@ -1,0 +1,93 @@
+"""What the benchmarks share: options, tables, times and memory, and trainings that run at once."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import field, make_dataclass, replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from torch.utils.benchmark import Timer
+from tqdm import tqdm
+
+from utils.device import keep_memory, peak_memory
+from utils.options import option
+
+CPU = torch.device("cpu")
+DEMO = Path, option("folder that scripts/demo.sh wrote, such as out/demo-avatars", positional=True)
+RUN = Path, option("folder that scripts/train_cascade.sh wrote, such as out/demo-avatars", positional=True)
+IMAGES = Path | None, option("images that it was trained on", None, unset="FOLDER/data/dataset.json")
+WORKERS = int, option("runs at once, one thread each", 2, low=1)
+
+
+def options(**fields: tuple[object, object]) -> type:
+    """A dataclass of options, each a type and an `option`, for `parse_options`."""
+    found = []
+    for name, (hint, given) in fields.items():
+        known, default = given.metadata["option"], given.default
+        shown = " ".join(map(str, default)) if known.shown is None and isinstance(default, tuple) else known.shown
+        found.append((name, hint, field(default=default, metadata={"option": replace(known, shown=shown)})))
+    return make_dataclass("Options", found, frozen=True, kw_only=True, namespace={"__doc__": "Options."})
+
+
+def print_head(*columns: object) -> None:
+    """Print the head of a table in Markdown."""
+    print_row(*columns)
+    print("|---" * len(columns) + "|", flush=True)
+
+
+def print_row(*cells: object) -> None:
+    """Print a row of it."""
+    print(f"| {' | '.join(map(str, cells))} |", flush=True)
+
+
+def seconds(call: Callable[[], object], at_least: float = 0.2) -> float:
+    """The median time of a call, which is repeated for at least this many seconds."""
+    timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
+    return timer.blocked_autorange(min_run_time=at_least).median
+
+
+def timed(function: Callable, *arguments: object) -> tuple[object, float]:
+    """What a function returns, and the seconds that it took."""
+    start = time.perf_counter()
+    return function(*arguments), time.perf_counter() - start
+
+
+def in_turn(rounds: int, ways: dict[object, Callable[[], object]]) -> dict[object, list]:
+    """What each way has returned in rounds in which they take turns: a machine that slows down slows all of them."""
+    found: dict[object, list] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            found[name].append(way())
+    return found
+
+
+def in_new_process(function: Callable, *arguments: object) -> object:
+    """The result of a function that a new process calls, whose peak memory is that of this call."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:  # its process may have children
+        return pool.submit(function, *arguments).result()
+
+
+def peak() -> float:
+    """Peak memory of this process, in MiB."""
+    return peak_memory(CPU) / 2**20
+
+
+def at_once(work: Callable, jobs: Sequence[tuple], workers: int, what: str) -> Iterator[tuple[tuple, object]]:
+    """Yield each job with the result of `work` on it, as they end: in as many processes of one thread, new for each.
+
+    They are also printed on the way; `what` says what the results are.
+    """
+    with get_context("spawn").Pool(workers, maxtasksperchild=1) as pool:
+        for job, found in tqdm(pool.imap_unordered(partial(_on_one_thread, work), jobs), total=len(jobs), unit="run"):
+            tqdm.write(f"{', '.join(map(str, job))}: {what} {found}", file=sys.stderr)
+            yield job, found
+
+
+def _on_one_thread(work: Callable, job: tuple) -> tuple[tuple, object]:
+    torch.set_num_threads(1)
+    keep_memory()
+    return job, work(*job)
