@@ -104,16 +104,17 @@ class Model:
 
     def command(self, ask: Ask) -> str:
         """The command that makes the pictures of `ask` again, for a shell."""
-        name, pictures = ask.upload.as_argument if ask.upload else "", ["--num-images", ask.number]
+        name, batch = ask.upload.as_argument if ask.upload else "", ["--batch-size", ask.batch_size]
+        pictures = ["--num-images", ask.number, *batch]
         what = {
             "sample": [*pictures, *([] if ask.unit is None else ["--condition-index", ask.unit])],
             "like": [*pictures, "--condition-image", name],
             "detail": [*pictures, "--init-image", name, "--from-stage", ask.from_stage],
             "complete": [*pictures, "--init-image", name, "--keep-rows", ask.keep_rows],
-            "atlas": ["--condition-atlas"],
-            "walk": ["--condition-walk", *ask.ends, "--steps", ask.steps, "--animate"],
+            "atlas": ["--condition-atlas", *batch],
+            "walk": ["--condition-walk", *ask.ends, "--steps", ask.steps, "--animate", *batch],
         }[ask.kind]
-        words = ["--model", self.path, *what, "--batch-size", ask.batch_size, "--seed", ask.seed]
+        words = ["--model", self.path, *what, "--seed", ask.seed]
         words += ["--label", ask.label] if ask.label else []
         for key in SAMPLING_KEYS:
             words += self._sampling(key, ask)

@@ -273,28 +273,20 @@ class PlaygroundPage(Layout):
 def launch(page: PlaygroundPage, host: str, port: int, share: bool, middleware: list) -> tuple[str, str | None]:
     """Have Gradio serve the page and its files; returns its address, and the public one if it is shared."""
     page.blocks.queue(max_size=QUEUE)
+    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # nothing is fetched
+    unneeded = dict.fromkeys(("run_history", "enable_monitoring", "ssr_mode", "pwa", "mcp_server", "show_error"), False)
     _, address, public = page.blocks.launch(
         server_name=host,
         server_port=port,
         share=share,
         quiet=True,
         prevent_thread_lock=True,
-        show_error=False,
         footer_links=[],
-        run_history=False,
         allowed_paths=[str(page.studio.folder)],
         max_file_size=MOST_BYTES,
-        enable_monitoring=False,
-        ssr_mode=False,
-        pwa=False,
-        mcp_server=False,
-        theme=gr.themes.Base(
-            primary_hue="teal",
-            neutral_hue="stone",
-            font=["system-ui", "sans-serif"],  # of the system: nothing is fetched
-            font_mono=["ui-monospace", "monospace"],
-        ),
+        theme=gr.themes.Base(primary_hue="teal", neutral_hue="stone", **fonts),
         head=f"<style>{source('page.css')}</style>",  # Gradio rewrites what it is given as `css`
         app_kwargs={"middleware": middleware, "openapi_url": None},
-    )  # fmt: skip
+        **unneeded,
+    )
     return address, public
