@@ -105,7 +105,7 @@ def rank() -> int:
 
 def is_main() -> bool:
     """Whether this is the process that locks, logs, draws and saves."""
-    return rank() == 0
+    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def num_processes() -> int:
