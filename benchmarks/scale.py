@@ -54,7 +54,7 @@ class Names(Dataset):
         self.packed = packed
 
     def __getitem__(self, indices: np.ndarray) -> torch.Tensor:
-        return torch.tensor([len(self.packed.names[index]) for index in indices])
+        return torch.tensor([len(self.packed[index]["fmap_path"]) for index in indices])
 
 
 def write(path: Path, number: int) -> None:
@@ -69,7 +69,7 @@ def load_as_one_of_many(path: Path) -> int:
     """Load the batches of an epoch as the sixth of 64 processes does."""
     with mock.patch.multiple("utils.distributed", num_processes=lambda: 64, rank=lambda: 5):
         packed = read(path)
-        training = split_indices(packed.positions, Bounds()).training
+        training = split_indices(packed.table["position"], Bounds()).training
         sampler = EpochSampler(training, 64 * BATCH, 0, 0, -(-len(training) // (64 * BATCH)))
         return sum(1 for _ in BatchLoader(Names(packed), sampler, WORKERS))
 
@@ -77,7 +77,7 @@ def load_as_one_of_many(path: Path) -> int:
 def load(path: Path, is_one: bool) -> int:
     """Load the batches of an epoch, or one in its middle; return how many."""
     packed = read(path)
-    training = split_indices(packed.positions, Bounds()).training
+    training = split_indices(packed.table["position"], Bounds()).training
     last = -(-len(training) // BATCH)
     start, stop = (last // 2, last // 2 + 1) if is_one else (0, last)
     return sum(1 for _ in BatchLoader(Names(packed), EpochSampler(training, BATCH, 0, start, stop), WORKERS))

@@ -9,6 +9,7 @@ from pathlib import Path
 from utils.config import read_json
 from utils.exported import CONFIG, SUFFIX
 from utils.files import UserError
+from utils.replace_set import NEXT
 
 CONDITION = "cond"  # the level of the condition codebook; the other levels are numbers
 # What trainings draw, a file a checkpoint: `picture` adds its step.
@@ -126,8 +127,8 @@ class StepFolder:
 
     @property
     def next(self) -> "StepFolder":
-        """Where a generation keeps its set until that is complete: utils/picture_set.py."""
-        return StepFolder(self.path / ".next")
+        """Where a generation keeps its set until that is whole."""
+        return StepFolder(self.path / NEXT)
 
 
 class ExportedStep(StepFolder):
