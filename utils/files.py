@@ -5,8 +5,10 @@ import os
 import re
 import secrets
 from collections.abc import Container, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+IN_USE = (PermissionError,) if os.name == "nt" else ()  # what Windows raises of a file that another process has open
 
 
 class UserError(ValueError):
@@ -90,8 +92,5 @@ def remove_unnamed(folder: Path, pattern: str, names: Container[str]) -> None:
     """Remove the files of an earlier run: those that match `pattern` and are not in `names`."""
     for path in folder.glob(pattern):
         if path.relative_to(folder).as_posix() not in names:
-            try:
+            with suppress(*IN_USE):
                 path.unlink()
-            except PermissionError:
-                if os.name != "nt":  # Windows keeps a file that another process has open
-                    raise

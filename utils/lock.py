@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from utils.files import UserError, is_temporary, make_folder
+from utils.files import IN_USE, UserError, is_temporary, make_folder
 
 try:
     import fcntl
@@ -44,7 +44,7 @@ def lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
             finally:
                 _held.discard(file)
                 if made and [path.name for path in folder.iterdir()] == [NAME]:
-                    with suppress(PermissionError):  # on Windows it stays
+                    with suppress(*IN_USE):  # it stays on Windows
                         (folder / NAME).unlink()
     finally:
         with suppress(OSError):  # one that holds something stays

@@ -5,8 +5,7 @@ import json
 import logging
 import struct
 import zlib
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,24 +88,17 @@ def read_packed(path: Path, required: tuple[str, ...], spare: Path | None = None
     places = [kept_path(path), *([kept_path(path, spare)] if spare else [])]
     if kept := _find_kept(places, key):
         return kept
-    with _alone(places):
+    with ExitStack() as stack:
+        for place in places:
+            with suppress(OSError):  # of a folder that is read-only
+                stack.enter_context(lock(place.parent, wait=True))
+                break
         key = source_of(path, required)  # another process may have read it meanwhile, or changed it
         if kept := _find_kept(places, key):
             return kept
         records = pack(path, required)
         _keep(places, key, records)
         return _find_kept(places, key) or records
-
-
-@contextmanager
-def _alone(places: list[Path]) -> Iterator[None]:
-    """Let one process at a time read what can be kept."""
-    with ExitStack() as stack:
-        for place in places:
-            with suppress(OSError):  # of a folder that is read-only
-                stack.enter_context(lock(place.parent, wait=True))
-                break
-        yield
 
 
 def pack(path: Path, required: tuple[str, ...]) -> Records:
@@ -146,22 +138,17 @@ def kept_path(path: Path, folder: Path | None = None) -> Path:
 
 def _find_kept(places: list[Path], key: Key) -> Records | None:
     """The records that are kept of a data set, unless it has changed since."""
-    return next((kept for place in places if place.is_file() and (kept := _open_kept(place, key))), None)
-
-
-def _open_kept(place: Path, key: Key) -> Records | None:
-    try:
-        with place.open("rb") as file:
-            head, start = json.loads(file.readline()), file.tell()
-        if not same(head["key"], key):
-            return None
-        content = memoryview(np.memmap(place, np.uint8, "r"))[start:]
-        if zlib.crc32(content) == head["crc"]:
-            table = np.frombuffer(content, ROW, head["number"])
-            return Records(content[table.nbytes :], table, head["info"], head["digest"], key["required"][0])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    log.warning("%s: damaged; reading the data set again", place)
+    for place in filter(Path.is_file, places):
+        with suppress(OSError, ValueError, KeyError, TypeError):  # of one that is damaged
+            with place.open("rb") as file:
+                head, start = json.loads(file.readline()), file.tell()
+            if not same(head["key"], key):
+                continue
+            content = memoryview(np.memmap(place, np.uint8, "r"))[start:]
+            if zlib.crc32(content) == head["crc"]:
+                table = np.frombuffer(content, ROW, head["number"])
+                return Records(content[table.nbytes :], table, head["info"], head["digest"], key["required"][0])
+        log.warning("%s: damaged; reading the data set again", place)
     return None
 
 
