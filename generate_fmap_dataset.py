@@ -144,11 +144,13 @@ def fmap_record(
 
     What decides the split is `image_key`, the image's path as its data set writes it, or the image's `group`.
     """
-    image = dataset.records[index]
+    image, path = dataset.records[index], dataset.path(index).absolute()
+    if path.drive == out_dir.absolute().drive:  # Windows has no way from one to another
+        path = Path(os.path.relpath(path, out_dir))
     record = {
         "fmap_path": name,
         "checksum": expected,
-        "image_path": Path(os.path.relpath(dataset.path(index), out_dir)).as_posix(),
+        "image_path": path.as_posix(),
         "image_key": image_key(image),
         "labels": image.get("labels", []),
         "flipped": flipped,

@@ -158,10 +158,8 @@ def write_shards(records: list[dict], out_dir: Path, per_shard: int) -> list[dic
             more = {key: record[key] for key in ("labels", "group") if key in record}
             files[f"{name.removesuffix('.png')}.json"] = json.dumps(more).encode()
         path, places = write_shard(out_dir / "shards", number, files)
-        for record in part:
-            name, offset, size = places[record["image_fpath"]]
-            place = {"image_key": name, "offset": offset, "size": size}
-            found.append(record | {"image_fpath": f"shards/{path.name}", **place})
+        shard = {"image_fpath": f"shards/{path.name}"}
+        found += [record | shard | places[record["image_fpath"]]._asdict() for record in part]
     return found
 
 

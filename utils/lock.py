@@ -60,7 +60,8 @@ def _acquire(folder: Path, wait: bool) -> BinaryIO:
         with suppress(FileNotFoundError), ExitStack() as stack:
             file = stack.enter_context((folder / NAME).open("ab"))
             if _take(file, folder):
-                if os.path.samestat(os.fstat(file.fileno()), (folder / NAME).stat()):
+                # Windows removes no file that is open.
+                if fcntl is None or os.path.samestat(os.fstat(file.fileno()), (folder / NAME).stat()):
                     stack.pop_all()
                     return file
             elif not wait:

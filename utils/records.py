@@ -28,20 +28,8 @@ LARGE = 2**23  # bytes of a data set whose records are kept on disk, which one p
 ROW = np.dtype([("end", "<i8"), ("position", "<f8"), ("row", "<i8"), ("first", "<i8"), ("flipped", "?")])
 PACKED = struct.Struct("<qdqq?")
 
-
-def is_text(value: object) -> bool:
-    """Whether a value is a string."""
-    return isinstance(value, str)
-
-
-KINDS = {  # of values that a record may have
-    "labels": (lambda value: isinstance(value, list) and all(map(is_text, value)), "list of strings"),
-    "group": (lambda value: is_text(value) and value, "name"),
-    **dict.fromkeys(("checksum", "image_key", "image_path"), (is_text, "string")),
-    **dict.fromkeys(
-        ("row", "offset", "size"), (lambda value: isinstance(value, int) and 0 <= value < 2**63, "number from 0 on")
-    ),
-}
+TEXTS = ("checksum", "image_key", "image_path")  # keys whose values are strings
+KINDS = {"labels": "list of strings", "group": "name", **dict.fromkeys(("row", "offset", "size"), "number from 0 on")}
 
 
 @dataclass(frozen=True)
@@ -111,9 +99,9 @@ def pack(path: Path, required: tuple[str, ...]) -> Records:
             info = info or record
         if of != DEFAULT:
             continue
-        for name, (is_right, kind) in KINDS.items():
-            if name in record and not is_right(record[name]):
-                raise UserError(f"{path}: {name!r} of record {number + 1} is no {kind}; make the data set again")
+        if wrong := next((name for name in record if not _is_right(name, record[name])), ""):
+            kind = KINDS.get(wrong, "string")
+            raise UserError(f"{path}: {wrong!r} of record {number + 1} is no {kind}; make the data set again")
         if record[key] != last:
             first, last = number, record[key]
         text += json.dumps(record).encode()
@@ -121,6 +109,18 @@ def pack(path: Path, required: tuple[str, ...]) -> Records:
         table += PACKED.pack(len(text), side, record.get("row", -1), first, bool(record.get("flipped")))
         number += 1
     return Records(memoryview(text), np.frombuffer(table, ROW), info, digest.hexdigest(), key)
+
+
+def _is_right(name: str, value: object) -> bool:
+    """Whether a value of a record is of the kind that its name needs."""
+    match name:
+        case "row" | "offset" | "size":
+            return isinstance(value, int) and 0 <= value < 2**63
+        case "labels":
+            return isinstance(value, list) and all(isinstance(label, str) for label in value)
+        case "group":
+            return isinstance(value, str) and value != ""
+    return name not in TEXTS or isinstance(value, str)
 
 
 def source_of(path: Path, required: tuple[str, ...]) -> Key:

@@ -25,21 +25,21 @@ BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 class Place(NamedTuple):
-    """Where an image lies in a shard."""
+    """Where an image lies in a shard, by the keys of its record; the first is its name there."""
 
-    name: str
+    image_key: str
     offset: int
     size: int
 
 
 def place_of(record: dict) -> Place | None:
     """Where the image of a record lies in its file, if that is a shard."""
-    return Place(record["image_key"], record["offset"], record["size"]) if "offset" in record else None
+    return Place(*(record[key] for key in Place._fields)) if "offset" in record else None
 
 
 def shown(path: Path, place: Place | None) -> Path:
     """What to call an image in a message: its file, or its name in that."""
-    return path / place.name if place else path
+    return path / place.image_key if place else path
 
 
 def read_file(path: Path, place: Place | None = None) -> bytes:
@@ -106,8 +106,8 @@ def _records_of(shard: Path, folder: Path) -> Iterator[dict]:
                     more |= _described(shard, file.name, tar.extractfile(file).read())
             if image is None:
                 raise UserError(f"{shard}: its sample {key} has no image; leave it out")
-            place = {"image_key": image.name, "offset": image.offset_data, "size": image.size}
-            yield {"image_fpath": shard.relative_to(folder).as_posix(), **place, **more}
+            place = Place(image.name, image.offset_data, image.size)
+            yield {"image_fpath": shard.relative_to(folder).as_posix(), **place._asdict(), **more}
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
