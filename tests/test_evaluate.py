@@ -323,7 +323,7 @@ def evaluated(tiny_run, faces, tmp_path_factory):
 
 def test_the_script_reports_everything(evaluated, tiny_run, faces):
     out, content = evaluated
-    assert {path.name for path in out.iterdir()} == {"evaluation.json", "pairs.png", "table.md"}
+    assert {path.name for path in out.iterdir()} == {"evaluation.json", "pairs.png", "table.md", ".lock"}
     split = ImageDataset(faces).split(BOUNDS)
     assert content["side"] == "test" and "validation" not in (out / "table.md").read_text()
     assert content["num_images"] == content["num_held_out"] == len(split.test) >= 4
