@@ -30,7 +30,7 @@ from utils.journal import Journal, places_of
 from utils.map_files import MapFiles, PackedMaps
 from utils.options import StepOptions, option, parse_options
 from utils.progress import progress
-from utils.records import read_packed
+from utils.records import image_key, read_packed
 from utils.run_folder import StepFolder
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ def finished_batches(folder: StepFolder, num_images: int, options: Options) -> d
     if options.overwrite or not attempts or attempts[-1].outcome != FINISHED or not folder.dataset.is_file():
         return {}
     records = read_packed(folder.dataset, FeatureMapDataset.required)
-    rows = [*zip(records.names, records.rows.tolist(), records.checksums, strict=True)]
+    rows = [(record["fmap_path"], record.get("row"), record["checksum"]) for record in records]
     starts = range(0, num_images, options.batch_size) if len(rows) == num_images * sides else ()
     parts = {str(start): rows[start * sides :][: options.batch_size * sides] for start in starts}
     if options.packed:
@@ -143,16 +143,19 @@ def fmap_record(
 
     What decides the split is `image_key`, the image's path as its data set writes it, or the image's `group`.
     """
-    key, group = dataset.records.image_keys[index], dataset.records.groups[index]
+    image, path = dataset.records[index], dataset.path(index).absolute()
+    if path.drive == out_dir.absolute().drive:  # Windows has no way from one to another
+        path = Path(os.path.relpath(path, out_dir))
     record = {
         "fmap_path": name,
         "checksum": expected,
-        "image_path": Path(os.path.relpath(dataset.path(index), out_dir)).as_posix(),
-        "image_key": key,
-        "labels": dataset.label(index),
+        "image_path": path.as_posix(),
+        "image_key": image_key(image),
+        "labels": image.get("labels", []),
         "flipped": flipped,
     }
-    return record | ({"group": group} if group else {}) | ({} if row is None else {"row": row})
+    record |= {name: image[name] for name in ("offset", "size", "group") if name in image}
+    return record | ({} if row is None else {"row": row})
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import utils.threads  # noqa: F401
 
 import json
 import logging
-import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,8 +33,8 @@ from utils.images import grid, save_animation, save_grid, save_image, save_walk
 from utils.index import checksum
 from utils.journal import Journal
 from utils.options import SpeedOptions, StepOptions, option, parse_options, several
-from utils.picture_set import replace_set
 from utils.progress import progress
+from utils.replace_set import finish_set, replace_set
 from utils.run_folder import CONDITION, StepFolder
 from utils.sampling import SamplingConfig
 
@@ -129,7 +128,7 @@ def main(argv: list[str] | None = None) -> None:
 
         attempted.begin(device, inputs=inputs)
         if is_main():
-            replace_set(StepFolder(options.out_dir))  # of a process that died while it did so
+            replace_set(options.out_dir)  # of a process that died while it did so
         wait()
         speed = {"batch_size": options.batch_size, "compile": options.compile, "device": str(device)}
         generate(cascade, request, number, options, attempted.key(inputs) | speed)
@@ -171,9 +170,11 @@ def generate(cascade: Cascade, request: Request, number: int, options: Options, 
             parts.append(dict(archive))
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     show(cascade, arrays, new, options)
-    os.sync()  # the pictures, all at once
     save_arrays(arrays, new.tokens)
-    replace_set(folder)
+    names = [[path.relative_to(each.path).as_posix() for path in each.pictures] for each in (new, folder)]
+    finish_set(folder.path, names[0], new.tokens.name, names[1])
+    new.unfinished.unlink()
+    replace_set(folder.path)
     for stage, scores in enumerate(arrays["scores"].T.tolist()):
         log.info("scores of stage %d: %s", stage, " ".join(f"{score:.1f}" for score in scores[:GRID]))
     log.info("wrote %d images, a grid for each stage and tokens.npz to %s", number, options.out_dir)

@@ -75,9 +75,8 @@ def packed_maps(folder: Path, number: int, rounds: int) -> None:
     order = chunks(np.random.default_rng(0).permutation(number), BATCH)
     for batch in order:  # the first epoch compares all checksums
         maps[batch]
-    paths = [f"{folder}/maps_True_0/{name}" for name in maps.records.names]
-    arrays = {path: open_rows(path) for path in paths}
-    files, rows = [arrays[path] for path in paths], maps.records.rows.tolist()
+    files = [open_rows(str(maps.path(index))) for index in range(number)]
+    rows = maps.rows.tolist()
 
     def plain() -> None:
         for batch in order:

@@ -55,7 +55,7 @@ class Names(Dataset):
         self.packed = packed
 
     def __getitem__(self, indices: np.ndarray) -> torch.Tensor:
-        return torch.tensor([len(self.packed.names[index]) for index in indices])
+        return torch.tensor([len(self.packed[index]["fmap_path"]) for index in indices])
 
 
 def write(path: Path, number: int) -> None:
@@ -69,7 +69,7 @@ def read(path: Path) -> Records:
 def load(path: Path, is_one: bool = False, processes: int = 1) -> int:
     """Load the batches of an epoch, or one in its middle, as each of so many processes does; return how many."""
     packed, batch = read(path), processes * BATCH
-    training = split_indices(packed.positions, Bounds()).training
+    training = split_indices(packed.table["position"], Bounds()).training
     last = -(-len(training) // batch)
     start, stop = (last // 2, last // 2 + 1) if is_one else (0, last)
     return sum(1 for _ in BatchLoader(Names(packed), EpochSampler(training, batch, 0, start, stop), WORKERS))

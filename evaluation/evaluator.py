@@ -215,7 +215,7 @@ class Evaluator:
             return None
         near = Nearest.among(training, samples, mirrored[0])
         self.draw_pairs(cascade, tokens, near)
-        paths = [self.dataset.records.names[index] for index in self.training]
+        paths = [self.dataset.image_key(index) for index in self.training]
         return summarize(near, Nearest.among(training, others, mirrored[1]), paths, self.folder.pairs.name)
 
     def quantized_training(self, cascade: Cascade) -> torch.Tensor:

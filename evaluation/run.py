@@ -116,8 +116,8 @@ class TrainedRun:
             tokens = None
         if tokens is None:
             return None
-        rows = {key: row for row, key in enumerate(self.maps.records.image_keys) if not self.maps.flipped[row]}
-        found = [rows.get(dataset.records.image_keys[index]) for index in indices]
+        rows = {self.maps.image_key(row): row for row in np.flatnonzero(~self.maps.flipped)}
+        found = [rows.get(dataset.image_key(index)) for index in indices]
         return None if None in found else torch.from_numpy(tokens[found].astype(np.int64)).to(self.device)
 
     def cascade(self, batch_size: int) -> Cascade | None:

@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
     records, _ = read_dataset(options.dataset, ("image_fpath",))
     settings = read_settings(options.recipe)
     if "IMAGE_SIZE" in settings:
-        check_size(options.dataset, records[0]["image_fpath"], int(settings["IMAGE_SIZE"]))
+        check_size(options.dataset, records[0], int(settings["IMAGE_SIZE"]))
     used = [absolute(record, options.dataset.parent) for record in records[:: -(-len(records) // MOST)]]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

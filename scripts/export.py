@@ -29,17 +29,17 @@ from utils import cli
 from utils.checkpoint import fingerprint, load_checkpoint
 from utils.config import read_json
 from utils.exported import CONFIG, DTYPES, FORMAT, FORMAT_VERSION, SUFFIX, ModelConfig, Part, write_weights
-from utils.files import UserError, flush, replace_file
+from utils.files import UserError, replace_file
 from utils.images import save_grid
 from utils.index import read_dataset
 from utils.lock import lock
 from utils.options import option, parse_options
+from utils.replace_set import NEXT, finish_set, replace_set
 from utils.run_folder import CONDITION, ExportedFolder, RunFolder
 from utils.split import Bounds
 
 PACKAGES = ("torch", "safetensors")
 SAMPLES = 25
-WHOLE = ".whole"  # a file that is there once a model is complete
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +79,10 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"{run.path}: is an exported model; export the run that it is from")
     model = Cascade.load(options.run_dir, device="cpu", precision="fp32")  # all files are there and belong together
     with lock(out):
-        new = ExportedFolder(out / ".next")
-        put_in_place(new, out)  # of a process that died while it did so
+        new = ExportedFolder(out / NEXT)
+        replace_set(out)  # of a process that died while it did so
         check_target(out, options.overwrite)
+        shutil.rmtree(new.path, ignore_errors=True)
         new.path.mkdir()
         try:
             write_model(new, run, model, options.dtype)
@@ -89,9 +90,11 @@ def main(argv: list[str] | None = None) -> None:
             save_grid(made.sample(SAMPLES, as_tensor=True), new.samples)
             card = make_card(run, made, ModelConfig.load(new.config), out.resolve().name, LICENCES.get(source_of(run)))
             new.card.write_text(card, encoding="utf-8")
-            (new.path / WHOLE).touch()
-        finally:
-            put_in_place(new, out)
+        except BaseException:
+            shutil.rmtree(new.path, ignore_errors=True)
+            raise
+        finish_set(out, [path.name for path in new.path.iterdir()], CONFIG, weights_in(out))
+        replace_set(out)
     size = sum(path.stat().st_size for path in out.iterdir() if path.is_file())
     print(f"{out}: {size / 1e6:.1f} MB; look at {out / new.samples.name}")
     if source_of(run) not in LICENCES:
@@ -109,6 +112,12 @@ def check_target(out: Path, overwrite: bool) -> None:
         raise UserError(f"{out / CONFIG}: is not of a model that scripts.export wrote; give a new folder")
     if found and not overwrite:
         raise UserError(f"{out}: holds a model; give another folder, or --overwrite to replace it")
+
+
+def weights_in(out: Path) -> list[str]:
+    """The files of weights of the model that a folder holds, if it holds one."""
+    parts = read_json(out / CONFIG).get("parts", {}) if (out / CONFIG).is_file() else {}
+    return [name for name in parts if Path(name).name == name and name.endswith(SUFFIX)]
 
 
 def source_of(run: RunFolder) -> str | None:
@@ -176,24 +185,6 @@ def write_json(path: Path, content: dict) -> None:
     """Write an object as JSON for people to read."""
     with replace_file(path) as temporary:
         temporary.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
-
-
-def put_in_place(new: ExportedFolder, out: Path) -> None:
-    """Move the files of a model, if it is whole, to where they belong; remove what is left of it.
-
-    A process that died in here leaves what the next one needs to go on.
-    """
-    if (new.path / WHOLE).is_file():
-        names = ModelConfig.load(new.config if new.config.is_file() else out / CONFIG).parts
-        before = read_json(out / CONFIG).get("parts", {}) if (out / CONFIG).is_file() else {}
-        for name in set(before) - set(names):
-            if Path(name).name == name and name.endswith(SUFFIX):
-                (out / name).unlink(missing_ok=True)
-        for path in sorted(new.path.iterdir()):
-            if path.name != WHOLE:
-                path.replace(out / path.name)
-        flush(out)
-    shutil.rmtree(new.path, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from utils.journal import Journal
 from utils.lock import lock
 from utils.options import option, parse_options
 from utils.progress import progress
+from utils.provenance import check, same
 from utils.run_folder import StepFolder
 from utils.shards import write_shard
 
@@ -139,8 +140,7 @@ def write_images(
         found = write_shards(found, out_dir, per_shard)
     write_dataset(folder.dataset, found, settings)
     remove_unnamed(out_dir, f"images/??/{'[0-9a-f]' * 24}.png", records if per_shard is None else ())
-    names = {record["image_fpath"].partition("/images/")[0] for record in found}
-    remove_unnamed(out_dir, f"shards/[0-9]*_{'[0-9a-f]' * 12}.tar", names)
+    remove_unnamed(out_dir, f"shards/[0-9]*_{'[0-9a-f]' * 12}.tar", {record["image_fpath"] for record in found})
     journal.remove()
     return (
         f"{len(records)} images written, {num_duplicates} duplicates dropped, {len(skipped)} unreadable files skipped"
@@ -158,10 +158,8 @@ def write_shards(records: list[dict], out_dir: Path, per_shard: int) -> list[dic
             more = {key: record[key] for key in ("labels", "group") if key in record}
             files[f"{name.removesuffix('.png')}.json"] = json.dumps(more).encode()
         path, places = write_shard(out_dir / "shards", number, files)
-        for record in part:
-            name = record["image_fpath"]
-            place = {"image_key": name, **dict(zip(("offset", "size"), places[name], strict=True))}
-            found.append(record | {"image_fpath": f"shards/{path.name}/{name}", **place})
+        shard = {"image_fpath": f"shards/{path.name}"}
+        found += [record | shard | places[record["image_fpath"]]._asdict() for record in part]
     return found
 
 
@@ -227,14 +225,9 @@ def _convert(
 def is_made(path: Path, settings: dict, overwrite: bool) -> bool:
     """Whether `path` is a data set of these settings; raises `UserError` if it is of others and not to be replaced."""
     before = read_dataset(path, ())[1] if path.exists() else None
-    if before is None or (overwrite and before != settings):
+    if before is None or (overwrite and not same(before, settings)):
         return False
-    for key in before | settings:
-        if before.get(key) != settings.get(key):
-            raise UserError(
-                f"{path}: was made with another {key} ({before.get(key, 'not given')}, now "
-                f"{settings.get(key, 'not given')}); give another --out-dir, or --overwrite to replace it"
-            )
+    check(path, before, settings, "give another --out-dir, or --overwrite to replace it")
     return True
 
 

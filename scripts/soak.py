@@ -227,8 +227,7 @@ def same(first: object, second: object) -> bool:
 def differences(first: Path, second: Path) -> list[str]:
     """What two folders do not have in common, but for logs and the record of the attempts."""
     names = [
-        {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix != ".log"}
-        - {"run.json", "tokens/.lock"}  # the lock of a process that died stays until somebody wants it
+        {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix != ".log"} - {"run.json"}
         for folder in (first, second)
     ]
     found = [f"{name} is only in one" for name in names[0] ^ names[1]]

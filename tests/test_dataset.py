@@ -1,4 +1,3 @@
-import dataclasses
 import io
 import json
 import pickle
@@ -98,6 +97,12 @@ def test_reading_creates_and_changes_nothing(tmp_path):
         b'{"_default": {"1": {"image_fpath": "a.png"}}, "info": {"1": 5}}',
         b'{"_default": {"1": {"image_fpath": "a.png"}}, "info": 5}',
         b'{"_default": {"1": {"image_fpath": "a.png"}',
+        b'{"_default": {\n"1": {"image_fpath": "a.png"}}, "info": {"1": 5}}',
+        b'{"_default": {\n"1": {"image_fpath": "a.png"}\n',
+        b'{"_default": {\n"1": {"image_fpath": "a.png"}\n}} x',
+        b'{"_default": {\n"one": {"image_fpath": "a.png"}\n}}',
+        b'{"_default": {\n"1": {"image_fpath": a.png}\n}}',
+        b'{"_default": {\n}}',
         b"\x89PNG\r\n\x1a\n\xff\xfe",
     ],
 )
@@ -168,11 +173,11 @@ def test_a_bad_image_is_named(number, damage, tmp_path):
 
 def test_images_of_feature_maps_are_theirs_and_mirrored_with_them(tiny_run, faces):
     images, maps = ImageDataset(faces), FeatureMapDataset(tiny_run / "feature_maps" / "dataset.json")
-    where = {key: index for index, key in enumerate(images.records.names)}
+    where = {images.image_key(index): index for index in range(len(images))}
     found = maps.images(np.arange(len(maps)), 4)
     assert maps.flipped.any() and not maps.flipped.all()
     for index in range(len(maps)):
-        image = images[[where[maps.records.image_keys[index]]]][0]
+        image = images[[where[maps.image_key(index)]]][0]
         assert torch.equal(found[index], image.flip(2) if maps.flipped[index] else image)
 
 
@@ -185,9 +190,8 @@ def test_an_image_that_is_not_of_its_map_is_named(tiny_run):
 def test_maps_whose_image_is_there(tiny_run):
     maps = FeatureMapDataset(tiny_run / "feature_maps" / "dataset.json")
     assert maps.with_image(np.array([5, 2, 9])).tolist() == [5, 2, 9]
-    paths = [*maps.records.image_paths]
-    paths[2] = "gone.png"
-    maps.records = dataclasses.replace(maps.records, image_paths=paths)
+    maps.records = [*maps.records]
+    maps.records[2]["image_path"] = "gone.png"
     assert maps.with_image(np.array([5, 2, 9])).tolist() == [5, 9]
     assert len(maps.with_image(np.array([2]))) == 0
 

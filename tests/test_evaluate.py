@@ -323,7 +323,7 @@ def evaluated(tiny_run, faces, tmp_path_factory):
 
 def test_the_script_reports_everything(evaluated, tiny_run, faces):
     out, content = evaluated
-    assert {path.name for path in out.iterdir()} == {"evaluation.json", "pairs.png", "table.md"}
+    assert {path.name for path in out.iterdir()} == {"evaluation.json", "pairs.png", "table.md", ".lock"}
     split = ImageDataset(faces).split(BOUNDS)
     assert content["num_images"] == content["num_held_out"] == len(split.test) >= 4
     assert content["num_training"] == len(split.training)
@@ -382,7 +382,7 @@ def test_novelty_names_the_nearest_training_image_of_every_sample(evaluated, fac
     distances = [row["distance"] for row in found["nearest"]]
     assert distances == sorted(distances)
     dataset = ImageDataset(faces)
-    training = {dataset.records.names[index] for index in dataset.split(BOUNDS).training}
+    training = {dataset.image_key(index) for index in dataset.split(BOUNDS).training}
     assert {row["image_path"] for row in found["nearest"]} <= training
     assert found["samples"]["share"] == np.mean(np.array(distances) < found["threshold"])
     assert found["held_out"]["share"] <= 1 / content["num_images"]
@@ -414,9 +414,8 @@ def test_kept_tokens_are_those_of_the_images_and_change_no_number(evaluated, tin
     fingerprint, run.maps.fingerprint = run.maps.fingerprint, {"index": "of", "files": "others"}
     assert run.kept_tokens(dataset, indices, book) is None
     run.maps.fingerprint = fingerprint
-    keys = [*dataset.records.image_keys]
-    keys[indices[0]] = "elsewhere.png"
-    dataset.records = dataclasses.replace(dataset.records, image_keys=keys)
+    dataset.records = [*dataset.records]
+    dataset.records[indices[0]]["image_fpath"] = "elsewhere.png"
     assert run.kept_tokens(dataset, indices, book) is None
     written, original = [], Evaluator.features_after
     monkeypatch.setattr(Evaluator, "features_after", lambda *given: written.append(given[-1]) or original(*given))

@@ -26,7 +26,7 @@ from utils.run_folder import RunFolder
 
 CODEBOOKS = [f"codebook_{level}.safetensors" for level in ("cond", 0, 1, 2)]
 ROUNDED = ["autoencoder.safetensors", *(f"transformer_{number}.safetensors" for number in range(3))]
-NAMES = {*CODEBOOKS, *ROUNDED, CONFIG, "generate.json", "README.md", "samples.png"}
+NAMES = {*CODEBOOKS, *ROUNDED, CONFIG, "generate.json", "README.md", "samples.png", ".lock"}
 
 
 @pytest.fixture(scope="module")
@@ -218,9 +218,9 @@ def test_a_model_whose_move_was_interrupted_is_put_in_place_by_the_next_start(
 
 
 def test_what_is_no_target_stays_as_it_is(tiny_run, run, tmp_path, capsys):
-    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    before = {path: path.read_bytes() for path in run.rglob("[!.]*") if path.is_file()}
     assert "holds other files" in expect_error(capsys, export.main, [tiny_run, run, "--overwrite"])
-    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert {path: path.read_bytes() for path in run.rglob("[!.]*") if path.is_file()} == before
     (tmp_path / "hub").mkdir()
     (tmp_path / "hub" / CONFIG).write_text('{"model_type": "bert"}')
     assert "is not of a model that scripts.export wrote" in expect_error(

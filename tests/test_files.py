@@ -10,7 +10,7 @@ import pytest
 from tests.helpers.scripts import run_main
 from train_autoencoder import main
 from utils import files, metrics
-from utils.files import is_temporary, make_folder, replace_file
+from utils.files import flush_all, is_temporary, make_folder, remove_unnamed, replace_file
 
 
 @pytest.fixture
@@ -98,3 +98,39 @@ def test_a_file_system_without_flush_is_used_and_a_broken_disk_is_an_error(numbe
         temporary.write_text("a")
     assert (tmp_path / "a.txt").exists() == (number != errno.EIO)
     assert len(list(tmp_path.iterdir())) == (number != errno.EIO)
+
+
+def test_windows_flushes_what_can_be_written_no_folders_and_all_files_one_by_one(tmp_path, monkeypatch):
+    def open_as_windows(path, flags, *rest):
+        if Path(path).is_dir():
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        opened.append((Path(path).suffix, flags & os.O_ACCMODE == os.O_RDWR))
+        return original(path, flags, *rest)
+
+    (tmp_path / "b.png").touch()
+    opened, original = [], os.open
+    monkeypatch.setattr(os, "open", open_as_windows)
+    monkeypatch.delattr(os, "sync")
+    with replace_file(tmp_path / "new/a.txt") as temporary:
+        temporary.write_text("a")
+    assert opened == [(".txt", True)]
+    flush_all(tmp_path)
+    assert sorted(opened[1:]) == [(".png", True), (".txt", True)]
+
+
+@pytest.mark.parametrize("is_windows", [True, False])
+def test_a_file_of_before_that_is_in_use_stays_on_windows(is_windows, tmp_path, monkeypatch):
+    def refuse(path):
+        if path.name == "a.npy":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        original(path)
+
+    original = Path.unlink
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.npy").touch()
+    monkeypatch.setattr(Path, "unlink", refuse)
+    monkeypatch.setattr(files, "IN_USE", (PermissionError,) if is_windows else ())
+    with nullcontext() if is_windows else pytest.raises(PermissionError):
+        remove_unnamed(tmp_path, "*.npy", {"c.npy"})
+    if is_windows:
+        assert {path.name for path in tmp_path.iterdir()} == {"a.npy", "c.npy"}

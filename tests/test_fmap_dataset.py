@@ -94,7 +94,7 @@ def test_rows_of_arrays_hold_the_maps_of_the_files(make, arguments):
     assert torch.equal(rows[everything], files[everything])
     assert rows.flipped.tolist() == files.flipped.tolist()
     assert [rows.label(index) for index in everything] == [files.label(index) for index in everything]
-    assert rows.records.rows.tolist() == [0, 1, 2, 3] * 3 + [0, 1]
+    assert rows.rows.tolist() == [0, 1, 2, 3] * 3 + [0, 1]
 
 
 def test_a_row_that_has_changed_is_named(make):
@@ -134,7 +134,7 @@ def test_a_data_set_holds_checksums_and_both_sides(make, arguments):
     assert dataset.flipped.tolist()[: 2 * SIZE] == [False] * SIZE + [True] * SIZE
     number = 4 if "--packed" in arguments() else 2 * NUM  # 14 maps in folders of 4
     assert len({path for path in results(folder) if path.endswith(".npy")}) == number
-    assert set(results(folder)) == {"dataset.json", *dataset.records.names}
+    assert set(results(folder)) == {"dataset.json", *dataset.records.files}
 
 
 @pytest.mark.parametrize("at", range(5))

@@ -15,8 +15,7 @@ from models.codebook import Codebook
 from models.generation import Cascade
 from tests.helpers.deaths import dying, results
 from tests.helpers.scripts import TINY, expect_error, expect_exit, run_main
-from utils.picture_set import replace_set
-from utils.run_folder import StepFolder
+from utils.replace_set import replace_set
 
 DECODER = "autoencoder/models_checkpoint/latest.pt"
 PRUNED = "models_checkpoint/pruned_codebook.pt"
@@ -272,11 +271,11 @@ def test_a_set_replaces_another_wherever_that_dies(generate, arguments, monkeypa
             step = dying(lambda: None, at)
             for owner, name in ((Path, "unlink"), (Path, "replace"), (shutil, "rmtree")):
                 patch.setattr(owner, name, after(step, getattr(owner, name)))
-            at = None if completes(replace_set, StepFolder(out)) else at + 1
+            at = None if completes(replace_set, out) else at + 1
         seen = {name: content for name, content in results(out).items() if not name.startswith(".next/")}
         assert seen.items() <= new.items() or seen.items() <= old.items()
         assert "tokens.npz" not in seen or seen in (new, old)
-        replace_set(StepFolder(out))
+        replace_set(out)
         assert results(out) == new
         shutil.rmtree(out)
 

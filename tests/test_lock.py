@@ -1,5 +1,6 @@
 """One writer for each folder: the second is refused and leaves no trace, and a dead one is in nobody's way."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -7,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ import prune_codebook
 import train_autoencoder
 import train_codebook
 import train_quantized_transformer
+import utils.lock
 from scripts import demo_data, evaluate, make_dataset, report
 from tests.helpers.scripts import expect_error
 from utils.files import UserError, replace_file
@@ -99,7 +101,7 @@ def test_a_report_has_the_run_for_itself(tmp_path, capsys):
         assert names(tmp_path) == {"run", "run/.lock"}
 
 
-def test_a_refused_run_leaves_no_trace(tmp_path, capsys):
+def test_a_refused_run_leaves_no_folder(tmp_path, capsys):
     flags = WRITERS["train_autoencoder"][1]
     out = tmp_path / "a/b/c"
     expect_error(capsys, train_autoencoder.main, [*flags, "--out-dir", out])
@@ -111,22 +113,73 @@ def test_a_refused_run_leaves_no_trace(tmp_path, capsys):
 
 def test_a_lock_that_cannot_be_had_leaves_no_folder(tmp_path, monkeypatch):
     def fail(path, *rest):
-        if Path(path).name == NAME:
-            raise PermissionError("no")
-        return original(path, *rest)
+        raise PermissionError("no")
 
-    original = os.open
-    monkeypatch.setattr(os, "open", fail)
+    monkeypatch.setattr(Path, "open", fail)
     with pytest.raises(PermissionError), lock(tmp_path / "a/b"):
         pass
     assert names(tmp_path) == set()
 
 
-def test_what_was_written_stays_and_the_lock_goes(tmp_path):
-    with lock(tmp_path / "out"):
-        (tmp_path / "out/file").touch()
-        assert names(tmp_path / "out") == {"file", NAME}
-    assert names(tmp_path) == {"out", "out/file"}
+def test_a_refused_run_leaves_nothing_but_its_lock_file(tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine").write_text("mine")
+    expect_error(capsys, train_autoencoder.main, [*WRITERS["train_autoencoder"][1], "--out-dir", tmp_path / "out"])
+    assert names(tmp_path / "out") == {"mine", NAME}
+    assert ((tmp_path / "out/mine").read_text(), (tmp_path / "out" / NAME).read_bytes()) == ("mine", b"")
+
+
+def test_the_file_stays_and_the_lock_is_free(tmp_path):
+    for _ in range(2):
+        with lock(tmp_path / "out"):
+            (tmp_path / "out/file").touch()
+            number = (tmp_path / "out" / NAME).stat().st_ino
+            with pytest.raises(UserError, match="another process"), lock(tmp_path / "out"):
+                pass
+    assert (tmp_path / "out" / NAME).stat().st_ino == number
+    assert names(tmp_path / "out") == {"file", NAME}
+
+
+class Msvcrt:
+    """What Windows has in the place of fcntl."""
+
+    LK_NBLCK = 2
+
+    def __init__(self):
+        self.held, self.asked = False, []
+
+    def locking(self, descriptor, mode, size):
+        self.asked.append((os.fstat(descriptor).st_size, mode, size))
+        if self.held:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def test_windows_locks_a_byte(tmp_path, monkeypatch):
+    windows = Msvcrt()
+    monkeypatch.setattr(utils.lock, "fcntl", None)
+    monkeypatch.setattr(utils.lock, "msvcrt", windows)
+    with lock(tmp_path):
+        windows.held = True
+        with pytest.raises(UserError, match="another process"), lock(tmp_path):
+            pass
+        threading.Timer(0.2, setattr, (windows, "held", False)).start()
+        with lock(tmp_path, wait=True):
+            assert not windows.held
+    assert set(windows.asked) == {(0, windows.LK_NBLCK, 1)}
+
+
+@pytest.mark.parametrize("number", [None, errno.ENOLCK, errno.EIO])
+def test_a_system_without_locks_is_used_with_a_warning(number, tmp_path, monkeypatch, caplog):
+    class Broken:
+        LOCK_EX = LOCK_NB = 0
+
+        def flock(self, *_):
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(utils.lock, "fcntl", number and Broken())
+    monkeypatch.setattr(utils.lock, "msvcrt", None)
+    with pytest.raises(OSError) if number == errno.EIO else nullcontext(), lock(tmp_path):
+        assert "has no locks; let only one process write to it" in caplog.text
 
 
 def test_a_child_that_outlives_its_parent_keeps_no_lock(tmp_path):
@@ -209,4 +262,4 @@ def test_many_that_wait_write_one_after_the_other(tmp_path):
     processes = [subprocess.Popen([sys.executable, "-c", code, tmp_path], cwd=ROOT) for _ in range(3)]
     assert [process.wait(timeout=60) for process in processes] == [0, 0, 0]
     assert (tmp_path / "number").read_text() == "60"
-    assert names(tmp_path) == {"number"}
+    assert names(tmp_path) == {"number", NAME}

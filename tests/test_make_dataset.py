@@ -40,7 +40,7 @@ def records(out_dir):
 
 
 def contents(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("[!.]*") if path.is_file()}
 
 
 @pytest.fixture
@@ -171,7 +171,8 @@ def test_a_repeat_changes_no_time(photos, tmp_path):
 def test_a_data_set_of_something_else_is_replaced_only_with_overwrite(other, photos, tmp_path, capsys):
     out = tmp_path / "out"
     flags = {"--fit": ("--fit", "pad"), "--image-size": ("--image-size", "4")}.get(other, ())
-    named = {"--fit": "fit (pad, now crop)", "--image-size": "image_size (4, now 8)"}.get(other, "another folder (")
+    named = {"--fit": "fit (pad, now crop)", "--image-size": "image_size (4, now 8)", "folder": "another folder ("}
+    named = named.get(other, "another background (not given, now ")
     noise(tmp_path / "others/a.png", 0)
     make(tmp_path / "others" if other == "folder" else photos, out, *flags)
     if other == "no info":
@@ -268,7 +269,7 @@ def test_an_interrupted_run_keeps_the_old_data_set_and_leaves_no_half_file(numbe
     assert process.returncode == status
     assert "Traceback" not in error
     assert (out_dir / "dataset.json").read_bytes() == before
-    assert not list(out_dir.rglob(".*"))
+    assert [path.name for path in out_dir.rglob(".*")] == [".lock"]
     for path in out_dir.glob("images/??/*.png"):
         open_rgb(path)
 

@@ -110,7 +110,7 @@ def test_decoded_psnr_equals_that_of_images_one_by_one(measured, monkeypatch):
         if not dataset.flipped[index]:
             fmap = dataset[[index]]
             tokens = slow_distances(slow_patches(fmap, codebook.config), codebook.units).argmin(1)[None]
-            image = read_image(dataset.folder / dataset.records.image_paths[index])
+            image = read_image(dataset.folder / dataset.records[index]["image_path"])
             for name, given_map in (("before", fmap), ("after", codebook.lookup(tokens))):
                 with torch.no_grad():
                     errors[name].append(float((autoencoder.decode(given_map)[0] - image).square().double().mean()))

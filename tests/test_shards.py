@@ -1,10 +1,11 @@
 """Images in shards: the same pixels, split, order, feature maps and pictures as from files, and bad shards by name."""
 
 import io
-import json
 import os
 import shutil
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import get_context
 
 import numpy as np
 import pytest
@@ -18,11 +19,12 @@ from scripts import make_dataset
 from tests.helpers.deaths import dying
 from tests.helpers.runs import FRACTIONS, WEIGHTS
 from tests.helpers.scripts import TINY, expect_error, expect_exit, run_main
-from utils import index, records
+from utils import records
 from utils.dataset import BatchLoader, FeatureMapDataset, ImageDataset
 from utils.files import UserError
-from utils.index import read_dataset, verify_files
-from utils.shards import read_file
+from utils.index import checksum, read_dataset, verify_files
+from utils.provenance import check
+from utils.shards import place_of, read_file
 from utils.split import Bounds
 
 BOUNDS = Bounds(0.2, 0.4)
@@ -53,20 +55,26 @@ def both(photos, tmp_path_factory):
 
 
 def same_images(first, second):
-    order = [np.argsort([*each.records.image_keys]) for each in (first, second)]
+    keys = [[each.image_key(i) for i in range(len(each))] for each in (first, second)]
+    order = [np.argsort(each) for each in keys]
+    assert sorted(keys[0]) == sorted(keys[1])
     assert torch.equal(first[order[0]], second[order[1]])
-    for name in ("image_keys", "labels", "groups"):
-        columns = [
-            [getattr(each.records, name)[i] for i in own] for each, own in zip((first, second), order, strict=True)
-        ]
-        assert columns[0] == columns[1], name
-    assert np.array_equal(first.records.positions[order[0]], second.records.positions[order[1]])
+    pairs = [(first.records[a], second.records[b]) for a, b in zip(*(each.tolist() for each in order), strict=True)]
+    for name in ("labels", "group"):
+        assert all(a.get(name) == b.get(name) for a, b in pairs), name
+    assert np.array_equal(
+        *(each.records.table["position"][own] for each, own in zip((first, second), order, strict=True))
+    )
+
+
+def checksums(dataset):
+    return [record["checksum"] for record in dataset.records]
 
 
 def test_shards_hold_what_files_do(both):
     files, shards = map(ImageDataset, both)
     same_images(files, shards)
-    assert [*files.records.checksums] == [*shards.records.checksums]
+    assert checksums(files) == checksums(shards)
     for side in ("training", "validation", "test"):
         assert np.array_equal(getattr(files.split(BOUNDS), side), getattr(shards.split(BOUNDS), side))
     folder = both[1].parent
@@ -83,7 +91,7 @@ def test_shards_are_read_with_an_index_and_without(kind, both, tmp_path):
         shutil.copy(shard, folder / f"{number:02d}.tar")
     if kind == "one":
         one = ImageDataset(folder / "01.tar")
-        assert len(one) == 4 and one.records.names[0].startswith("01.tar/images/")
+        assert len(one) == 4 and one.path(0) == folder / "01.tar" and one.image_key(0).startswith("images/")
         return
     path = {"folder": folder, "folder with an index": both[1].parent, "braces": folder / "{00..02}.tar"}[kind]
     same_images(ImageDataset(both[0]), ImageDataset(path))
@@ -94,7 +102,7 @@ def test_the_webdataset_package_reads_our_shards_and_we_read_its(both, tmp_path)
     files = ImageDataset(both[0])
     shards = sorted(map(str, (both[1].parent / "shards").glob("*.tar")))
     found = list(webdataset.WebDataset(shards, shardshuffle=False).decode("pil"))
-    assert [sample["__key__"] + ".png" for sample in found] == [*files.records.names]
+    assert [sample["__key__"] + ".png" for sample in found] == [files.image_key(i) for i in range(11)]
     assert [sample["json"]["labels"] for sample in found] == [files.label(i) for i in range(11)]
     for sample, image in zip(found, files[np.arange(11)], strict=True):
         assert torch.equal(torch.from_numpy(np.array(sample["png"])).permute(2, 0, 1).float() / 127.5 - 1, image)
@@ -115,8 +123,8 @@ def test_feature_maps_and_a_training_are_those_of_files(both, tmp_path):
         arguments = ("--dataset-path", path, "--model-path", tmp_path / name / WEIGHTS, "--device", "cpu")
         run_main(generate_fmap_dataset.main, *arguments, "--out-dir", tmp_path / f"{name}_maps")
         maps.append(FeatureMapDataset(tmp_path / f"{name}_maps/dataset.json"))
-    assert [*maps[0].records.checksums] == [*maps[1].records.checksums]
-    assert np.array_equal(maps[0].records.positions, maps[1].records.positions)
+    assert checksums(maps[0]) == checksums(maps[1])
+    assert np.array_equal(maps[0].records.table["position"], maps[1].records.table["position"])
     everything = np.arange(11)
     assert np.array_equal(maps[1].with_image(everything), everything)
     assert torch.equal(maps[0].images(everything, 4), maps[1].images(everything, 4))
@@ -154,7 +162,9 @@ def train(path, tmp_path):
 def test_a_missing_shard_is_named(copied, tmp_path, capsys):
     shard = sorted((copied.parent / "shards").glob("*.tar"))[1]
     shard.unlink()
-    assert f"{shard}/images/" in expect_error(capsys, train_autoencoder.main, train(copied, tmp_path))
+    assert f"{shard}: no such file" in expect_error(capsys, train_autoencoder.main, train(copied, tmp_path))
+    with pytest.raises(UserError, match=f"{shard}/images/.*: no such image file"):
+        ImageDataset(copied)[np.array([5])]
     for number, other in enumerate(sorted((copied.parent / "shards").glob("*.tar"))):
         other.rename(other.with_name(f"{number}.tar"))
     pattern = copied.parent / "shards/{0..2}.tar"
@@ -164,13 +174,13 @@ def test_a_missing_shard_is_named(copied, tmp_path, capsys):
 
 def test_a_broken_image_in_a_shard_is_named(copied, tmp_path, capsys):
     record = read_dataset(copied, ())[0][5]
-    shard, _, name = record["image_fpath"].partition(".tar/")
-    content = bytearray((copied.parent / f"{shard}.tar").read_bytes())
+    shard, name = copied.parent / record["image_fpath"], record["image_key"]
+    content = bytearray(shard.read_bytes())
     content[record["offset"] : record["offset"] + record["size"]] = b"x" * record["size"]
-    (copied.parent / f"{shard}.tar").write_bytes(content)
-    with pytest.raises(UserError, match=f"{shard}.tar/{name}: not an image"):
+    shard.write_bytes(content)
+    with pytest.raises(UserError, match=f"{shard}/{name}: not an image"):
         ImageDataset(copied)[np.array([5])]
-    with pytest.raises(UserError, match=f"{shard}.tar/{name}: is not the file that was written"):
+    with pytest.raises(UserError, match=f"{shard}/{name}: is not the file that was written"):
         verify_files(copied)
 
 
@@ -209,18 +219,18 @@ def test_the_index_of_another_shard_is_noticed(copied, tmp_path):
     after = ImageDataset(copied).fingerprint
     assert (after["index"], after["files"] == before["files"]) == (before["index"], False)
     with pytest.raises(UserError, match="other times or sizes"):
-        index.check_same(tmp_path, before, after, copied, verify=False)
-    index.check_same(tmp_path, before, after, copied, verify=True)
+        check(tmp_path, {"data": before}, {"data": after})
+    check(tmp_path, {"data": before}, {"data": after}, verify=partial(verify_files, copied))
 
 
 def test_an_index_is_kept_beside_the_shards_or_where_it_may_be(copied, tmp_path, monkeypatch):
     shards = copied.parent / "shards"
     assert len(ImageDataset(shards)) == 11
-    assert (shards / ".index/shards.pt").is_file()
+    assert (shards / ".index/shards.records").is_file()
     shutil.rmtree(shards / ".index")
     (shards / ".index").write_bytes(b"no folder")
     assert len(ImageDataset(shards, tmp_path / "run")) == 11
-    assert (tmp_path / "run/.index/shards.pt").is_file()
+    assert (tmp_path / "run/.index/shards.records").is_file()
     monkeypatch.setattr(records, "pack", None)  # it is not read again
     assert len(ImageDataset(shards, tmp_path / "run")) == 11
 
@@ -235,10 +245,16 @@ def test_what_another_process_is_sent_does_not_grow_with_the_records(both):
     assert len(list(BatchLoader(ImageDataset(both[1]), [np.arange(3)] * 5, 2))) == 5
 
 
-def test_a_file_in_a_shard_is_found_by_its_name(copied):
-    record = read_dataset(copied, ())[0][7]
-    path = copied.parent / record["image_fpath"]
-    assert read_file(path) == read_file(path, record["offset"], record["size"])
-    assert json.loads(read_file(path.with_suffix(".json")))["labels"] == record["labels"]
-    with pytest.raises(FileNotFoundError):
-        read_file(path.with_name("none.png"))
+def test_many_threads_and_a_forked_process_read_the_places_of_one_shard(copied):
+    records = read_dataset(copied, ())[0] * 50
+
+    jobs = [(copied.parent, record) for record in records]
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(is_as_written, jobs))
+    with get_context("fork").Pool(2) as processes:
+        assert all(processes.map(is_as_written, jobs))
+
+
+def is_as_written(job):
+    folder, record = job
+    return checksum(read_file(folder / record["image_fpath"], place_of(record))) == record["checksum"]

@@ -93,7 +93,7 @@ def sides_of_records(records, bounds):
     with TemporaryDirectory() as folder:
         path = Path(folder, "dataset.json")
         write_dataset(path, records)
-        split = split_indices(read_packed(path, ("image_fpath",)).positions, bounds)
+        split = split_indices(read_packed(path, ("image_fpath",)).table["position"], bounds)
     found = {int(index): name for name in SIDES for index in getattr(split, name)}
     return [found[index] for index in range(len(records))]
 
@@ -118,6 +118,5 @@ def test_images_and_feature_maps_are_split_alike_and_flips_stay(bounds, tiny_run
     of_images, of_maps = images.split(Bounds(*bounds)), maps.split(Bounds(*bounds))
     for name in SIDES:
         for flipped in (False, True):
-            keys = maps.records.image_keys
-            found = [keys[index] for index in getattr(of_maps, name) if maps.flipped[index] == flipped]
-            assert sorted(found) == sorted(images.records.names[index] for index in getattr(of_images, name))
+            found = [maps.image_key(index) for index in getattr(of_maps, name) if maps.flipped[index] == flipped]
+            assert sorted(found) == sorted(images.image_key(index) for index in getattr(of_images, name))

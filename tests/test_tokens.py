@@ -92,7 +92,7 @@ def test_maps_are_read_once_for_both_codebooks_and_never_again(dataset, fmaps, q
 def test_tokens_stay_in_the_file_that_is_named_by_data_and_codebook(dataset):
     found = load_tokens(dataset, COARSE, FINE, CPU)
     paths = [token_path(dataset, codebook) for codebook in (COARSE, FINE)]
-    assert sorted(paths) == sorted((dataset.folder / "tokens").iterdir())
+    assert sorted(paths) == sorted((dataset.folder / "tokens").glob("*.pt"))
     assert COARSE.fingerprint in paths[0].name
     assert paths[1].stat().st_size < 4096 + found.fine.nbytes
     if (maps := Path("/proc/self/maps")).exists():
@@ -126,7 +126,7 @@ def test_of_two_processes_one_makes_the_tokens_and_the_other_waits_for_them(data
     assert passes.read_text() == "one\n"
     check(load_tokens(dataset, COARSE, FINE, CPU), fmaps)
     assert passes.read_text() == "one\n"
-    assert len(list((dataset.folder / "tokens").iterdir())) == 2
+    assert len(list((dataset.folder / "tokens").glob("*.pt"))) == 2
 
 
 def test_another_codebook_is_quantized_alone(dataset, fmaps, quantized):

@@ -1,6 +1,5 @@
 """The data sets behind `dataset.json` files, the order of an epoch, and batches."""
 
-import json
 import os
 import signal
 from collections.abc import Collection, Iterator
@@ -15,12 +14,12 @@ from utils.checkpoint import Origin
 from utils.cli import stop_signals
 from utils.distributed import Share, share_of
 from utils.files import UserError
-from utils.images import open_rgb, read_image, to_floats
+from utils.images import open_rgb, to_floats
 from utils.index import Fingerprint, find_index, fingerprint, verify_files
 from utils.map_files import open_rows, read_map
 from utils.provenance import check_origin
-from utils.records import read_packed
-from utils.shards import is_file
+from utils.records import image_key, read_packed
+from utils.shards import place_of, shown
 from utils.split import Bounds, Split, split_indices
 
 
@@ -31,10 +30,10 @@ class FileDataset(Dataset):
     reads a file in `read_file`, and in `__getitem__` a batch of them.
     """
 
-    required: tuple[str, ...]  # keys of a record
+    required: tuple[str, ...]  # keys of a record, that of its file first
 
     def __init__(self, path: str | os.PathLike, spare: Path | None = None) -> None:
-        """`spare` is where the packed form of a large data set is kept whose own folder is read-only."""
+        """`spare` is where the records of a large data set are kept whose own folder is read-only."""
         self.index, self.spare = find_index(Path(path)), spare
         self.folder = self.index.parent
         self.records = read_packed(self.index, self.required, spare)
@@ -50,7 +49,7 @@ class FileDataset(Dataset):
     @cached_property
     def fingerprint(self) -> Fingerprint:
         """What tells this data set from another, and from itself after a change."""
-        return fingerprint(self.index, self.records.names, self.records.digest)
+        return fingerprint(self.index, self.records.files, self.records.digest)
 
     def verify(self) -> None:
         """Read all files; raises `UserError` naming the first that is not as it was written."""
@@ -58,15 +57,19 @@ class FileDataset(Dataset):
 
     def path(self, index: int) -> Path:
         """Where file `index` lies; relative paths are relative to the JSON file."""
-        return self.folder / self.records.names[index]
+        return self.folder / self.records[index][self.records.key]
 
     def label(self, index: int) -> list[str]:
         """The labels of file `index`."""
-        return json.loads(self.records.labels[index])
+        return self.records[index].get("labels", [])
+
+    def image_key(self, index: int) -> str:
+        """The name by which image `index`, or that of feature map `index`, is split."""
+        return image_key(self.records[index])
 
     def split(self, bounds: Bounds) -> Split:
         """Indices of the training, validation and test files; a flip stays with its original, and a group together."""
-        return split_indices(self.records.positions, bounds)
+        return split_indices(self.records.table["position"], bounds)
 
 
 class ImageDataset(FileDataset):
@@ -82,8 +85,8 @@ class ImageDataset(FileDataset):
         return to_floats(self._pixels(index))
 
     def _pixels(self, index: int) -> np.ndarray:
-        place = int(self.records.offsets[index]), int(self.records.sizes[index])
-        return np.asarray(open_rgb(self.path(index), place=place))
+        record = self.records[index]
+        return np.asarray(open_rgb(self.folder / record["image_fpath"], place=place_of(record)))
 
     def _read(self, index: int) -> np.ndarray:
         """Its pixels (H, W, 3)."""
@@ -91,8 +94,8 @@ class ImageDataset(FileDataset):
         if pixels.shape[:2] != self.shape[1:]:
             size, first = ("{}×{}".format(*shape) for shape in (pixels.shape, self.shape[1:]))
             raise UserError(
-                f"{self.path(index)}: is {size}, the first image is {first}; make all one size with "
-                "scripts.make_dataset"
+                f"{shown(self.path(index), place_of(self.records[index]))}: is {size}, the first image is {first}; "
+                "make all one size with scripts.make_dataset"
             )
         return pixels
 
@@ -105,17 +108,20 @@ class FeatureMapDataset(FileDataset):
     def __init__(self, path: str | os.PathLike, spare: Path | None = None) -> None:
         super().__init__(path, spare)
         self.origin: Origin = self.records.info
-        self.flipped = self.records.flipped
+        self.flipped, self.rows = self.records.table["flipped"], self.records.table["row"]
+        self.paths: dict[int, str] = {}  # of arrays, by the first record of their rows
         self.is_checked = np.zeros(len(self), dtype=bool)  # rows of arrays that this process has compared already
 
     def __getitem__(self, indices: np.ndarray) -> torch.Tensor:
-        rows = self.records.rows[indices].tolist()
+        rows, firsts = self.rows[indices].tolist(), self.records.table["first"][indices].tolist()
         if min(rows, default=-1) < 0:
             return torch.stack([self._read(index) for index in indices])
         found = np.empty((len(rows), *self.shape), dtype=np.float32)
-        for place, (index, row) in enumerate(zip(indices.tolist(), rows, strict=True)):
+        for place, (index, row, first) in enumerate(zip(indices.tolist(), rows, firsts, strict=True)):
             if self.is_checked[index]:
-                found[place] = open_rows(f"{self.folder}/{self.records.names[index]}")[row]
+                if first not in self.paths:
+                    self.paths[first] = str(self.path(first))
+                found[place] = open_rows(self.paths[first])[row]
             else:
                 found[place] = self._read(index)
                 self.is_checked[index] = True
@@ -141,7 +147,7 @@ class FeatureMapDataset(FileDataset):
 
     def with_image(self, indices: np.ndarray) -> np.ndarray:
         """Those of `indices` whose image still exists; feature maps may have been moved without their images."""
-        return np.array([index for index in indices if is_file(self._image_path(index))], dtype=np.int64)
+        return np.array([index for index in indices if self._image_path(index).is_file()], dtype=np.int64)
 
     def images(self, indices: np.ndarray, scale: int) -> torch.Tensor:
         """The images of feature maps, mirrored where the map is, `scale` pixels to a cell: (B, 3, H, W).
@@ -151,29 +157,31 @@ class FeatureMapDataset(FileDataset):
         return torch.stack([self._image(index, scale) for index in indices])
 
     def _image(self, index: int, scale: int) -> torch.Tensor:
-        path = self._image_path(index)
-        image = read_image(path)
+        place, path = place_of(self.records[index]), self._image_path(index)
+        image = to_floats(np.asarray(open_rgb(path, place=place)))
         height, width = self.shape[1] * scale, self.shape[2] * scale
         if image.shape[1:] != (height, width):
             raise UserError(
-                f"{path}: is {image.shape[1]}×{image.shape[2]}, its feature map was made from {height}×{width}; "
-                "make the maps again with generate_fmap_dataset.py"
+                f"{shown(path, place)}: is {image.shape[1]}×{image.shape[2]}, its feature map was made from "
+                f"{height}×{width}; make the maps again with generate_fmap_dataset.py"
             )
         return image.flip(-1) if self.flipped[index] else image
 
     def _image_path(self, index: int) -> Path:
-        return self.folder / self.records.image_paths[index]
+        return self.folder / self.records[index]["image_path"]
 
     def unflipped(self, indices: np.ndarray) -> np.ndarray:
         """Those of `indices` that are not mirrored."""
         return indices[~self.flipped[indices]]
 
-    def read_file(self, index: int, expected: str = "") -> torch.Tensor:
-        """Map `index`, from its file or from its row of the array there, which has this checksum if one is given."""
-        return read_map(self.path(index), expected, int(self.records.rows[index]))
+    def read_file(self, index: int, *, verify: bool = False) -> torch.Tensor:
+        """Map `index`, from its file or from its row of the array there; `verify` compares its checksum."""
+        record = self.records[index]
+        expected = record.get("checksum", "") if verify else ""
+        return read_map(self.folder / record["fmap_path"], expected, record.get("row", -1))
 
     def _read(self, index: int) -> torch.Tensor:
-        fmap = self.read_file(index, self.records.checksums[index])
+        fmap = self.read_file(index, verify=True)
         if (shape := tuple(fmap.shape)) != self.shape:
             raise UserError(f"{self.path(index)}: has shape {shape}, the first map {self.shape}; make the maps again")
         return fmap

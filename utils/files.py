@@ -5,8 +5,10 @@ import os
 import re
 import secrets
 from collections.abc import Container, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+IN_USE = (PermissionError,) if os.name == "nt" else ()  # what Windows raises of a file that another process has open
 
 
 class UserError(ValueError):
@@ -18,7 +20,7 @@ def replace_file(path: str | os.PathLike, *, durable: bool = True) -> Iterator[P
     """Yield a temporary path beside `path`; when the block succeeds it is flushed to disk and renamed to `path`.
 
     When the block fails, `path` is unchanged and the temporary file is removed. `durable=False` leaves the flush to the
-    operating system: for thousands of small files, which `utils.index.write_dataset` flushes at once.
+    operating system: for thousands of small files, which `flush_all` flushes at once.
     """
     path = Path(path)
     make_folder(path.parent)
@@ -46,8 +48,14 @@ def is_temporary(name: str) -> bool:
 
 
 def flush(path: Path) -> None:
-    """Wait until a file, or the list of names in a folder, is on disk, where the file system can say so."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Wait until a file, or the list of names in a folder, is on disk, where the system can say so."""
+    is_folder = path.is_dir()
+    try:
+        descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)  # Windows flushes only what can be written
+    except PermissionError:
+        if is_folder:  # Windows opens none
+            return
+        raise
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -55,6 +63,19 @@ def flush(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def flush_all(folder: Path) -> None:
+    """Wait until all files below a folder are on disk.
+
+    All at once: for thousands of small files `sync` takes a twentieth of the time of an fsync for each.
+    """
+    if hasattr(os, "sync"):
+        os.sync()
+        return
+    for path in folder.rglob("*"):  # on Windows
+        if path.is_file():
+            flush(path)
 
 
 def make_folder(path: Path) -> list[Path]:
@@ -71,4 +92,5 @@ def remove_unnamed(folder: Path, pattern: str, names: Container[str]) -> None:
     """Remove the files of an earlier run: those that match `pattern` and are not in `names`."""
     for path in folder.glob(pattern):
         if path.relative_to(folder).as_posix() not in names:
-            path.unlink()
+            with suppress(*IN_USE):
+                path.unlink()

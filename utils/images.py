@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from utils.files import UserError, replace_file
-from utils.shards import SUFFIXES, read_file
+from utils.shards import SUFFIXES, Place, read_file, shown
 
 Colour = tuple[int, int, int]
 Picture = str | os.PathLike | Image.Image | torch.Tensor  # what `to_tensor` takes for an image
@@ -50,19 +50,18 @@ def image_files(folder: str | os.PathLike) -> list[Path]:
 def open_rgb(
     path: str | os.PathLike,
     background: Colour = WHITE,
-    place: tuple[int, int] = (-1, 0),
+    place: Place | None = None,
     *,
     most_pixels: float = math.inf,
 ) -> Image.Image:
     """Read an image file (BMP, GIF's first frame, JPEG, PNG, TIFF, WebP) as an upright 8-bit RGB image.
 
-    It may lie in a shard, at a `place`, its offset and size, that is looked up where it is not given. The EXIF
-    orientation is applied, transparency is laid over `background`, and 16-bit grey is scaled to 8 bits, as are floats
-    that run from 0 to 1, 255 or 65535. Raises `UserError` naming the file and the reason, also if it has more than
-    `most_pixels`, before they are decoded.
+    It may lie at a `place` in a shard. The EXIF orientation is applied, transparency is laid over `background`, and
+    16-bit grey is scaled to 8 bits, as are floats that run from 0 to 1, 255 or 65535. Raises `UserError` naming the
+    file and the reason, also if it has more than `most_pixels`, before they are decoded.
     """
     try:
-        with Image.open(io.BytesIO(read_file(Path(path), *place)), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(read_file(Path(path), place)), formats=FORMATS) as image:
             if (pixels := math.prod(image.size)) <= most_pixels:
                 return _flatten(ImageOps.exif_transpose(image), background)
             reason = f"{pixels / 1e6:.1f} megapixels, at most {most_pixels / 1e6:g}: scale it down"
@@ -74,7 +73,7 @@ def open_rgb(
         reason = f"too large to read safely ({error}); scale it down"
     except (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error) as error:
         reason = f"cannot be decoded ({error}); it may be damaged or cut short, replace it"
-    raise UserError(f"{path}: {reason}")
+    raise UserError(f"{shown(Path(path), place)}: {reason}")
 
 
 def _flatten(image: Image.Image, background: Colour) -> Image.Image:

@@ -1,4 +1,4 @@
-"""`dataset.json` files, in the format of TinyDB: written, read in pieces, and compared with those of before.
+"""`dataset.json` files, in the format of TinyDB: written and read record by record, and fingerprints of them.
 
 Run as a command it prints a fingerprint of a data set for scripts/train_cascade.sh, and refuses images of another size
 than its recipe's: python -m utils.index DATASET [SIZE].
@@ -8,20 +8,21 @@ import hashlib
 import io
 import json
 import os
+import re
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 from PIL import Image
 
 from utils import shards
-from utils.files import UserError, replace_file
-from utils.json_stream import JsonStream
+from utils.files import UserError, flush_all, replace_file
 from utils.progress import progress
 
 DEFAULT, INFO = "_default", "info"  # tables: the records, and what made them
+HEAD = f'{{"{DEFAULT}": {{\n'  # first line of a file of ours; then a line for each record
+RECORD = re.compile(r'"\d+": (\{.*\}),?\n')
 KEYS = ("image_fpath", "fmap_path")  # of a record: where its file lies
 MOST_FILES = 100_000  # whose sizes and times are looked at; of more, the index alone counts
 
@@ -29,71 +30,72 @@ Fingerprint = dict[str, str]  # `index` of the content of a dataset.json, `files
 
 
 def write_dataset(path: str | os.PathLike, records: Iterable[dict], info: dict | None = None) -> None:
-    """Write `records` as the default table of the TinyDB file `path`, atomically; `info` goes to its table `info`.
+    """Write `records`, one a line, as the default table of the TinyDB file `path`, atomically; `info` to table `info`.
 
     The files that the records name are on disk before it is.
     """
-    os.sync()  # all at once: for thousands of small files it takes a twentieth of the time of an fsync for each
-    with replace_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        _write_table(file, "{", DEFAULT, records)
-        if info is not None:
-            _write_table(file, ", ", INFO, [info])
-        file.write("}")
+    path, separator = Path(path), ""
+    flush_all(path.parent)
+    with replace_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(HEAD)
+        for number, record in enumerate(records, 1):
+            file.write(f'{separator}"{number}": {json.dumps(record)}')
+            separator = ",\n"
+        file.write("\n}" if separator else "}")
+        file.write("}" if info is None else f', "{INFO}": {{"1": {json.dumps(info)}}}}}')
 
 
-def _write_table(file: TextIO, before: str, name: str, records: Iterable[dict]) -> None:
-    file.write(f"{before}{json.dumps(name)}: ")
-    comma = "{"
-    for number, record in enumerate(records, 1):
-        file.write(f'{comma}"{number}": {json.dumps(record)}')
-        comma = ", "
-    file.write("}" if comma == ", " else "{}")
-
-
-def read_records(path: Path, required: tuple[str, ...]) -> Iterator[tuple[str, str, dict]]:
-    """Each record of a `dataset.json`, or of each image in shards, with its table and its number, one at a time.
+def read_records(path: Path, required: tuple[str, ...]) -> Iterator[tuple[str, dict]]:
+    """Each record of a `dataset.json`, or of each image in shards, with its table, one at a time.
 
     Raises `UserError` if the file is not one, or if a record of a file lacks a `required` key, each a string.
     """
-    if shards.are_meant(path):
-        for number, record in enumerate(shards.records(path), 1):
-            _check(path, number, record, required)
-            yield DEFAULT, str(number), record
-        return
-    if not path.is_file():
+    if not shards.are_meant(path) and not path.is_file():
         raise UserError(f"{path}: no such data set; give the path of a dataset.json")
-    found = 0
+    number = 0
     try:
-        with path.open(encoding="utf-8") as file:
-            stream = JsonStream(file)
-            for table in stream.members():
-                for number in stream.members():
-                    record = stream.value()
-                    if not (number.isdecimal() and isinstance(record, dict)):
-                        raise ValueError(f"record {number!r} of {table!r} has no number or is no object")
-                    if table == DEFAULT:
-                        found += 1
-                        _check(path, found, record, required)
-                    yield table, number, record
-            stream.end()
+        for table, record in _tables(path):
+            if table == DEFAULT:
+                number += 1
+                for key in required:
+                    if not isinstance(record.get(key), str):
+                        raise UserError(f"{path}: record {number} has no string {key!r}; make the data set again")
+            yield table, record
     except UserError:
         raise
     except ValueError as error:
         raise UserError(f"{path}: not a dataset.json ({error}); make it with scripts.make_dataset") from None
-    if not found:
+    if not number:
         raise UserError(f"{path}: holds no records; make the data set again")
 
 
-def _check(path: Path, number: int, record: dict, required: tuple[str, ...]) -> None:
-    for key in required:
-        if not isinstance(record.get(key), str):
-            raise UserError(f"{path}: record {number} has no string {key!r}; make the data set again")
+def _tables(path: Path) -> Iterator[tuple[str, dict]]:
+    """The records with their tables. Ours are read by line; what follows, and a file of other origin, at once."""
+    if shards.are_meant(path):
+        yield from ((DEFAULT, record) for record in shards.records(path))
+        return
+    with path.open(encoding="utf-8") as file:
+        line = file.readline()
+        head = HEAD if line == HEAD else ""
+        if head:
+            for line in file:
+                if (found := RECORD.fullmatch(line)) is None:
+                    break
+                yield DEFAULT, json.loads(found[1])
+        tables = json.loads(head + line + file.read())
+    for table, records in (tables if isinstance(tables, dict) else {"file": tables}).items():
+        if not isinstance(records, dict):
+            raise ValueError(f"{table!r} is no object")
+        for number, record in records.items():
+            if not (number.isdecimal() and isinstance(record, dict)):
+                raise ValueError(f"record {number!r} of {table!r} has no number or is no object")
+            yield table, record
 
 
 def read_dataset(path: str | os.PathLike, required: tuple[str, ...]) -> tuple[list[dict], dict]:
     """Read all records and the info of a `dataset.json`; for many, `utils.records` needs less memory."""
     tables: dict[str, list[dict]] = {DEFAULT: [], INFO: []}
-    for table, _, record in read_records(Path(path), required):
+    for table, record in read_records(Path(path), required):
         tables.setdefault(table, []).append(record)
     return tables[DEFAULT], (tables[INFO] or [{}])[0]
 
@@ -103,39 +105,19 @@ def checksum(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
-def is_whole(path: Path, expected: str, row: int | None = None) -> bool:
-    """Whether a file, or a row of the array in it, is there and has this checksum."""
+def is_whole(path: Path, expected: str, row: int | None = None, place: shards.Place | None = None) -> bool:
+    """Whether a file, a row of the array in it, or a place in a shard, is there and has this checksum."""
     try:
         if row is None:
-            return checksum(shards.read_file(path)) == expected
+            return checksum(shards.read_file(path, place)) == expected
         return checksum(np.load(path, mmap_mode="r", allow_pickle=False)[row].tobytes()) == expected
     except (OSError, ValueError, IndexError):  # missing, cut short
         return False
 
 
-class IndexDigest:
-    """A hash of the records of a `dataset.json`, without where the images of feature maps lie."""
-
-    def __init__(self) -> None:
-        self.in_order, self.number = hashlib.blake2b(digest_size=8), 0
-        self.tables: dict[str, dict[str, dict]] = {}  # of few records, whose order does not matter
-
-    def add(self, table: str, number: str, record: dict) -> None:
-        """Add a record."""
-        if table == DEFAULT:
-            record = {key: value for key, value in record.items() if key != "image_path"}  # changes when either moves
-            self.number += 1
-        self.in_order.update(json.dumps([table, number, record], sort_keys=True).encode())
-        if self.number > MOST_FILES:
-            self.tables.clear()
-        else:
-            self.tables.setdefault(table, {})[number] = record
-
-    def hexdigest(self) -> str:
-        """The hash of all that were added."""
-        if self.number > MOST_FILES:
-            return self.in_order.hexdigest()
-        return checksum(json.dumps(self.tables, sort_keys=True).encode())
+def canonical(table: str, record: dict) -> bytes:
+    """What counts of a record in the digest of a data set: not where an image lies, since either may be moved."""
+    return json.dumps([table, {**record, "image_path": None}], sort_keys=True).encode()
 
 
 def fingerprint(path: Path, names: Collection[str], digest: str) -> Fingerprint:
@@ -143,47 +125,30 @@ def fingerprint(path: Path, names: Collection[str], digest: str) -> Fingerprint:
 
     Raises `UserError` naming a missing file.
     """
+    if len(names) > MOST_FILES:
+        return {"index": digest, "files": ""}
     files = hashlib.blake2b(digest_size=8)
-    for name in names if len(names) <= MOST_FILES else ():
+    for name in names:
         try:
-            status = shards.status_of(path.parent / name)
+            status = (path.parent / name).stat()
         except FileNotFoundError:
             raise UserError(f"{path.parent / name}: no such file; make the data set again") from None
         files.update(f"{name} {status.st_size} {status.st_mtime_ns} ".encode())
-    found = files.hexdigest() if len(names) <= MOST_FILES else ""
-    return {"index": digest, "files": found}
-
-
-def check_same(where: Path, before: Mapping[str, str], now: Fingerprint, path: Path, *, verify: bool) -> None:
-    """Raise `UserError` unless the data set `path` is the one, `before`, that `where` was made from.
-
-    Where only times and sizes differ, as after a copy, `verify` reads all files once and compares their checksums.
-    """
-    if before["index"] != now["index"]:
-        raise UserError(
-            f"{where}: was made from another data set than {path} is now; give the former one, or start anew with "
-            "--overwrite"
-        )
-    if before["files"] != now["files"]:
-        if not verify:
-            raise UserError(
-                f"{path}: its files have other times or sizes than when {where} was written; add --verify to read them "
-                "once and go on if they are the same, or start anew with --overwrite"
-            )
-        verify_files(path)
+    return {"index": digest, "files": files.hexdigest()}
 
 
 def verify_files(path: Path) -> None:
     """Read all files of a data set; raises `UserError` naming the first that is not as it was written."""
     for record in progress(read_dataset(path, ())[0], unit="file", desc=f"verifying {path.parent.name}"):
-        file = path.parent / name_of(path, record)
+        file, is_map = path.parent / name_of(path, record), "fmap_path" in record
+        place = None if is_map else shards.place_of(record)
         if "checksum" not in record:
             raise UserError(
                 f"{path}: holds no checksums, so --verify cannot compare; make the data set again, or start anew with "
                 "--overwrite"
             )
-        if not is_whole(file, record["checksum"], record.get("row")):
-            raise UserError(f"{file}: is not the file that was written; make the data set again")
+        if not is_whole(file, record["checksum"], record.get("row"), place):
+            raise UserError(f"{shards.shown(file, place)}: is not the file that was written; make the data set again")
 
 
 def name_of(path: Path, record: dict) -> str:
@@ -194,9 +159,10 @@ def name_of(path: Path, record: dict) -> str:
     raise UserError(f"{path}: a record has no {' and no '.join(map(repr, KEYS))}; make the data set again")
 
 
-def check_size(path: Path, name: str, size: int) -> None:
-    """Raise `UserError` unless the first image of the data set `path`, called `name`, has `size` × `size` pixels."""
-    with Image.open(io.BytesIO(shards.read_file(path.parent / name))) as image:
+def check_size(path: Path, record: dict, size: int) -> None:
+    """Raise `UserError` unless the image of a record of the data set `path` has `size` × `size` pixels."""
+    name = name_of(path, record)
+    with Image.open(io.BytesIO(shards.read_file(path.parent / name, shards.place_of(record)))) as image:
         if image.size != (size, size):
             raise UserError(
                 f"{path}: holds images of {image.width}×{image.height} ({name}), but IMAGE_SIZE in the recipe.sh is "
@@ -212,13 +178,13 @@ def find_index(path: Path) -> Path:
 def main(dataset: Path, size: str = "") -> None:
     """Print the fingerprint of a data set, whose images should have `size` pixels a side, if that is given."""
     dataset = find_index(dataset)
-    names, digest = [], IndexDigest()
-    for table, number, record in read_records(dataset, ()):
-        digest.add(table, number, record)
+    names, digest = {}, hashlib.blake2b(digest_size=8)
+    for table, record in read_records(dataset, ()):
+        digest.update(canonical(table, record))
         if table == DEFAULT:
-            names.append(name_of(dataset, record))
-    if size:
-        check_size(dataset, names[0], int(size))
+            if size and not names:
+                check_size(dataset, record, int(size))
+            names[name_of(dataset, record)] = None
     found = fingerprint(dataset, names, digest.hexdigest())
     print(found["index"] + found["files"])
 

@@ -7,6 +7,7 @@ from typing import TypeVar
 from utils import distributed
 from utils.files import replace_file
 from utils.index import is_whole
+from utils.provenance import Key, digest
 
 T = TypeVar("T")
 
@@ -19,8 +20,8 @@ class Journal:
     of its own; all read those of all. What is `finished` already needs no line.
     """
 
-    def __init__(self, path: Path, key: object, finished: dict[str, dict] | None = None) -> None:
-        self.path, self.head = path, json.dumps({"key": key}).encode()
+    def __init__(self, path: Path, key: Key, finished: dict[str, dict] | None = None) -> None:
+        self.path, self.head = path, json.dumps({"key": digest(key)}).encode()
         self.entries = self._read() | (finished or {})
         distributed.wait()  # until all have read
         if distributed.is_main():

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import tokenize
 import zipfile
 from contextlib import suppress
@@ -14,6 +13,7 @@ import torch
 
 from utils.files import UserError, make_folder, replace_file
 from utils.index import checksum
+from utils.provenance import Key, digest
 
 AGAIN = "make the maps again with generate_fmap_dataset.py"
 NO_ARRAY = (ValueError, TypeError, EOFError, SyntaxError, OverflowError, IndexError)  # what NumPy raises of one
@@ -83,11 +83,9 @@ class PackedMaps:
     A name depends on the `key` of all that the content depends on, so that an earlier data set stays whole.
     """
 
-    def __init__(
-        self, folder: Path, per_folder: int, total: int, shape: tuple[int, ...], dtype: str, key: object
-    ) -> None:
+    def __init__(self, folder: Path, per_folder: int, total: int, shape: tuple[int, ...], dtype: str, key: Key) -> None:
         self.folder, self.per_folder, self.total, self.shape, self.dtype = folder, per_folder, total, shape, dtype
-        self.digest = hashlib.blake2b(json.dumps(key).encode(), digest_size=12).hexdigest()
+        self.digest = digest(key)
 
     def name(self, number: int) -> str:
         """The file of array `number`."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from utils.config import read_json
 from utils.exported import CONFIG, SUFFIX
 from utils.files import UserError
+from utils.replace_set import NEXT
 
 MEASURED = "measured.json"  # beside checkpoints: what was measured of each, by its fingerprint
 CONDITION = "cond"  # the level of the condition codebook; the other levels are numbers
@@ -128,8 +129,8 @@ class StepFolder:
 
     @property
     def next(self) -> "StepFolder":
-        """Where a generation keeps its set until that is complete: utils/picture_set.py."""
-        return StepFolder(self.path / ".next")
+        """Where a generation keeps its set until that is whole."""
+        return StepFolder(self.path / NEXT)
 
 
 class ExportedStep(StepFolder):

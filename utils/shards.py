@@ -1,8 +1,8 @@
-"""Images in shards: tar files of the WebDataset layout, whose index says where in its shard each image lies.
+"""Images in shards: tar files of the WebDataset layout, whose records say where in its shard each image lies.
 
 The files of a sample lie together and have one name up to the first dot. One is the image; `.json` may hold an object
-with `labels`, a list of strings, and `group`; `.cls` the label alone. A path leads through a shard: a/000.tar/b/c.png.
-Python's tarfile reads the headers, once; nothing is unpacked.
+with `labels`, a list of strings, and `group`; `.cls` the label alone. Python's tarfile reads the headers, once; nothing
+is unpacked.
 """
 
 import hashlib
@@ -11,16 +11,50 @@ import json
 import os
 import re
 import tarfile
+import threading
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from utils.files import UserError, replace_file
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # of images
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+
+
+class Place(NamedTuple):
+    """Where an image lies in a shard, by the keys of its record; the first is its name there."""
+
+    image_key: str
+    offset: int
+    size: int
+
+
+def place_of(record: dict) -> Place | None:
+    """Where the image of a record lies in its file, if that is a shard."""
+    return Place(*(record[key] for key in Place._fields)) if "offset" in record else None
+
+
+def shown(path: Path, place: Place | None) -> Path:
+    """What to call an image in a message: its file, or its name in that."""
+    return path / place.image_key if place else path
+
+
+def read_file(path: Path, place: Place | None = None) -> bytes:
+    """The content of a file, or what lies at a place in it."""
+    if place is None:
+        return path.read_bytes()
+    file = _opened(path, os.getpid(), threading.get_ident())
+    file.seek(place.offset)
+    return file.read(place.size)
+
+
+@lru_cache(maxsize=256)
+def _opened(shard: Path, _process: int, _thread: int) -> BinaryIO:
+    """An open shard: processes and threads that share one would move its position."""
+    return shard.open("rb", buffering=0)
 
 
 def are_meant(path: Path) -> bool:
@@ -67,14 +101,13 @@ def _records_of(shard: Path, folder: Path) -> Iterator[dict]:
                 if suffix in SUFFIXES:
                     image = file
                 elif suffix == ".cls":
-                    more["labels"] = [_content(shard, file.offset_data, file.size).decode().strip()]
+                    more["labels"] = [tar.extractfile(file).read().decode().strip()]
                 elif suffix == ".json":
-                    more |= _described(shard, file)
+                    more |= _described(shard, file.name, tar.extractfile(file).read())
             if image is None:
                 raise UserError(f"{shard}: its sample {key} has no image; leave it out")
-            name = (shard.relative_to(folder) / image.name).as_posix()
-            place = {"image_key": image.name, "offset": image.offset_data, "size": image.size}
-            yield {"image_fpath": name, **place, **more}
+            place = Place(image.name, image.offset_data, image.size)
+            yield {"image_fpath": shard.relative_to(folder).as_posix(), **place._asdict(), **more}
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
@@ -88,72 +121,16 @@ def _key(name: str) -> str:
     return (path.parent / path.name.partition(".")[0]).as_posix()
 
 
-def _described(shard: Path, file: tarfile.TarInfo) -> dict:
+def _described(shard: Path, name: str, content: bytes) -> dict:
     try:
-        found = json.loads(_content(shard, file.offset_data, file.size))
+        found = json.loads(content)
     except ValueError as error:
-        raise UserError(f"{shard}: its {file.name} is no JSON ({error}); make the shard again") from None
+        raise UserError(f"{shard}: its {name} is no JSON ({error}); make the shard again") from None
     return {key: found[key] for key in ("labels", "group") if key in found} if isinstance(found, dict) else {}
 
 
-def through_shard(path: Path) -> tuple[Path, str] | None:
-    """The shard that a path leads through, and the name of the file in it; None of another path."""
-    before, found, name = path.as_posix().partition(".tar/")
-    return (Path(f"{before}.tar"), name) if found else None
-
-
-def read_file(path: Path, offset: int = -1, size: int = 0) -> bytes:
-    """The content of a file, which may lie in a shard; its place there is looked up where it is not given.
-
-    Raises `FileNotFoundError` where there is none.
-    """
-    if (found := through_shard(path)) is None:
-        return path.read_bytes()
-    shard, name = found
-    if offset < 0:
-        if name not in (places := _places(shard)):
-            raise FileNotFoundError(2, "no such file in the shard", str(path))
-        offset, size = places[name]
-    return _content(shard, offset, size)
-
-
-def is_file(path: Path) -> bool:
-    """Whether there is a file, perhaps in a shard."""
-    if (found := through_shard(path)) is None:
-        return path.is_file()
-    shard, name = found
-    return shard.is_file() and name in _places(shard)
-
-
-def status_of(path: Path) -> os.stat_result:
-    """The status of a file, or of the shard that it lies in."""
-    found = through_shard(path)
-    return (found[0] if found else path).stat()
-
-
-def _places(shard: Path) -> dict[str, tuple[int, int]]:
-    """Where each file of a shard lies, for the few that are looked up by name; it is read again once it has changed."""
-    status = shard.stat()
-    return _read_places(shard, status.st_size, status.st_mtime_ns)
-
-
-@lru_cache(maxsize=8)
-def _read_places(shard: Path, _size: int, _time: int) -> dict[str, tuple[int, int]]:
-    with tarfile.open(shard, "r:") as tar:
-        return {member.name: (member.offset_data, member.size) for member in _members(tar)}
-
-
-def _content(shard: Path, offset: int, size: int) -> bytes:
-    return os.pread(_opened(shard, os.getpid()).fileno(), size, offset)
-
-
-@lru_cache(maxsize=256)
-def _opened(shard: Path, _process: int) -> BinaryIO:
-    return shard.open("rb")
-
-
-def write_shard(folder: Path, number: int, files: dict[str, bytes]) -> tuple[Path, dict[str, tuple[int, int]]]:
-    """Write files by their names to a shard; return its path, and the offset and the size of each file.
+def write_shard(folder: Path, number: int, files: dict[str, bytes]) -> tuple[Path, dict[str, Place]]:
+    """Write files by their names to a shard; return its path, and the place of each file in it.
 
     Equal files give equal bytes. The name of a shard depends on its content too, so that an earlier data set stays
     whole; a shard that is there already keeps its time.
@@ -163,7 +140,7 @@ def write_shard(folder: Path, number: int, files: dict[str, bytes]) -> tuple[Pat
         for name, content in files.items():
             member = tarfile.TarInfo(name)
             member.size = len(content)
-            places[name] = (buffer.tell() + tarfile.BLOCKSIZE, len(content))
+            places[name] = Place(name, buffer.tell() + tarfile.BLOCKSIZE, len(content))
             tar.addfile(member, io.BytesIO(content))
     content = buffer.getvalue()
     path = folder / f"{number:06d}_{hashlib.blake2b(content, digest_size=6).hexdigest()}.tar"

@@ -14,6 +14,8 @@ def dying(original, at):
 
 
 def results(folder):
-    """The content of every file of a step by its name, but of those that tell of the attempts."""
+    """The content of every file of a step by its name, but of locks and of those that tell of the attempts."""
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    return {name: content for name, content in files.items() if name != "run.json" and not name.endswith(".log")}
+    return {
+        name: content for name, content in files.items() if name != "run.json" and not name.endswith((".log", ".lock"))
+    }
