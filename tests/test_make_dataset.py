@@ -172,7 +172,7 @@ def test_a_data_set_of_something_else_is_replaced_only_with_overwrite(other, pho
     out = tmp_path / "out"
     flags = {"--fit": ("--fit", "pad"), "--image-size": ("--image-size", "4")}.get(other, ())
     named = {"--fit": "fit (pad, now crop)", "--image-size": "image_size (4, now 8)", "folder": "another folder ("}
-    named = named.get(other, "another background (not given, now ")
+    named = named.get(other, "another folder (not given, now ")
     noise(tmp_path / "others/a.png", 0)
     make(tmp_path / "others" if other == "folder" else photos, out, *flags)
     if other == "no info":
