@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.scaling import CONFIGS, Training, grid, trainings
+from benchmarks.scaling import Training, grid, trainings
 from models.autoencoder import Autoencoder, AutoencoderConfig
 from models.codebook import CodebookConfig
-from scripts.dry_run import read_settings
 from utils import cli
+from utils.chain import Recipe
 from utils.config import load_config
 from utils.flops import count_flops
 from utils.memory import readable
@@ -85,18 +85,18 @@ def of_reading(
     return Cost(name, [each / 3600 for _ in KINDS for each in seconds], sent, disk)
 
 
-def costs(recipe: str, args: argparse.Namespace) -> list[Cost]:
+def costs(recipe: Recipe, args: argparse.Namespace) -> list[Cost]:
     """The whole chain."""
-    folder = CONFIGS / recipe
-    settings, found = read_settings(folder), {row.name: row for row in trainings(folder)}
+    folder, found = recipe.folder, {row.name: row for row in trainings(recipe)}
     model = Autoencoder(load_config(folder / "autoencoder.json", AutoencoderConfig))
-    pixels = torch.zeros(1, 3, int(settings["IMAGE_SIZE"]), int(settings["IMAGE_SIZE"]))
+    pixels = torch.zeros(1, 3, recipe.image_size, recipe.image_size)
     with torch.no_grad():
         flops, size = count_flops(lambda: model.encode(pixels)), 2.0 * model.encode(pixels).numel()
-    levels = [CONDITION, *range(len(list(folder.glob("transformer_*.json"))))]
+    levels = [CONDITION, *range(len(recipe.stages))]
     books = [load_config(folder / f"codebook_{level}.json", CodebookConfig) for level in levels]
     sums = max(4 * book.num_embeddings * (book.dim + 1) for book in books)
-    maps, tokens = args.images * (1 + ("--flip" in settings["FEATURE_MAPS"])), sum(grid(book).length for book in books)
+    flips, tokens = recipe.settings["feature_maps"].get("flip", False), sum(grid(book).length for book in books)
+    maps = args.images * (1 + flips)
     seen = {"autoencoder": 2, "decoder": 1}
     rows = [of_training(found[name], args.images * seen[name], args.share) for name in seen if name in found]
     stages = [row for name, row in found.items() if name not in seen]
@@ -123,7 +123,7 @@ def main() -> None:
     args = parser.parse_args()
     titles = [f"{number} {kind.name}" for kind in KINDS for number in NUMBERS]
     for recipe in args.recipes:
-        found = costs(recipe, args)
+        found = costs(Recipe.find(recipe), args)
         print(f"| {recipe} | {' | '.join(titles)} | sent by a process | disk | memory of a GPU |")
         print("|---" * (len(titles) + 4) + "|")
         whole = [sum(cost.hours[column] for cost in found) for column in range(len(titles))]

@@ -11,16 +11,17 @@ losses of the first ten steps and of the last ten.
 import argparse
 import dataclasses
 import json
-import os
 import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from scripts.dry_run import ROOT, shorten
+from scripts.dry_run import shorten
+from scripts.train_cascade import Options, run_recipe
 from utils import cli
 from utils.attempt import read_attempts
+from utils.chain import ROOT, Recipe
 from utils.config import read_json
 from utils.metrics import read_rows
 from utils.run_folder import RunFolder, StepFolder
@@ -30,18 +31,14 @@ RATES = (0.25, 4.0)
 PICTURES = 2  # that each transformer draws, and that are generated
 
 
-def run_recipe(recipe: Path, dataset: Path, out: Path, batch_size: int) -> RunFolder:
+def run_briefly(recipe: Recipe, dataset: Path, out: Path, batch_size: int) -> RunFolder:
     """Run all steps of a recipe, each training for `STEPS` training steps of `batch_size` images."""
-    words = f"--max-step {STEPS} --log-step {ROW} --checkpoint-step {STEPS} --batch-size {batch_size}"
-    for folder in (out / "recipe", out / "run"):
-        shutil.rmtree(folder, ignore_errors=True)
-    short = shorten(recipe, out / "recipe", f"{words} --grad-accum-step 1 --warmup-step {ROW}")
-    names = [path.stem.upper() for path in short.glob("transformer_*.json")]
-    few = [*(f'{name}="${name} --test-num-sample {PICTURES}"' for name in names), f"GENERATE='--num-images {PICTURES}'"]
-    with (short / "recipe.sh").open("a", encoding="utf-8") as file:
-        file.write("\n".join([*few, ""]))
-    command = ["bash", ROOT / "scripts/train_cascade.sh", short, dataset, out / "run"]
-    subprocess.run(command, check=True, env=os.environ | {"PYTHON": sys.executable})
+    shutil.rmtree(out / "run", ignore_errors=True)
+    steps = {"max_step": STEPS, "log_step": ROW, "checkpoint_step": STEPS, "warmup_step": ROW}
+    short = shorten(recipe, **steps, batch_size=batch_size, grad_accum_step=1)
+    short = short.change(short.stages, test_num_sample=PICTURES)
+    short = short.change(("generate",), num_images=PICTURES, animate=None)
+    run_recipe(short, Options(recipe="", dataset=dataset, out=out / "run"))
     return RunFolder(out / "run")
 
 
@@ -63,10 +60,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", help="folder of configs/")
     parser.add_argument("dataset", type=Path, help="dataset.json of images of its size")
-    parser.add_argument("--out-dir", type=Path, required=True, help="where recipe/ and run/ are made anew")
+    parser.add_argument("--out-dir", type=Path, required=True, help="where run/ is made anew")
     parser.add_argument("--batch-size", type=int, default=2, help="images in a training step [2]")
     args = parser.parse_args()
-    run = run_recipe(ROOT / "configs" / args.recipe, args.dataset.resolve(), args.out_dir.resolve(), args.batch_size)
+    run = run_briefly(Recipe.find(args.recipe), args.dataset.resolve(), args.out_dir.resolve(), args.batch_size)
     found = {step.name: step for step in run.steps if step.kind != "codebook" and step.metrics.exists()}
     for rate in RATES:
         found[f"{run.transformers[-1].name}, {rate:g} times the rate"] = run_again(run.transformers[-1], rate)

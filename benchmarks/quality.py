@@ -9,8 +9,6 @@ images; and draws the kernel distances over the time (quality.png). What was tra
 
 import argparse
 import math
-import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,25 +17,26 @@ from matplotlib.figure import Figure
 
 from evaluation.results import SETS, TRAINING, Results
 from reporting.run import read_run
+from scripts.train_cascade import Options, run_recipe
+from utils.chain import ROOT, Recipe
 from utils.config import load_config
 from utils.run_folder import RunFolder
 
-ROOT = Path(__file__).parent.parent
-STEPS = re.compile(r"--(max|checkpoint|log|warmup)-step (\d+)")
+STEPS = ("max_step", "checkpoint_step", "log_step", "warmup_step")
 
 
-def write_recipe(recipe: Path, share: float, out: Path) -> None:
-    """Copy a recipe to `out`, with a share of its training steps and epochs, but at least one."""
-    shutil.copytree(recipe, out, dirs_exist_ok=True)
-    text = (recipe / "recipe.sh").read_text(encoding="utf-8")
-    text = STEPS.sub(lambda found: f"--{found[1]}-step {max(1, round(int(found[2]) * share))}", text)
-    text = re.sub(r"--max-epoch (\d+)", lambda found: f"--max-epoch {math.ceil(int(found[1]) * share)}", text)
-    (out / "recipe.sh").write_text(text, encoding="utf-8")
+def share_of(recipe: Recipe, share: float) -> Recipe:
+    """A recipe with a share of its training steps and epochs, but at least one."""
+    for section, options in recipe.settings.items():
+        steps = {key: max(1, round(options[key] * share)) for key in STEPS if key in options}
+        epochs = {key: math.ceil(options[key] * share) for key in ("max_epoch",) if key in options}
+        recipe = recipe.change((section,), **steps, **epochs)
+    return recipe
 
 
-def train(dataset: Path, recipe: Path, out: Path) -> tuple[float, Results]:
+def train(dataset: Path, recipe: Recipe, out: Path) -> tuple[float, Results]:
     """Train and evaluate a recipe; return the seconds of the training and what was measured."""
-    subprocess.run(["bash", ROOT / "scripts/train_cascade.sh", recipe, dataset, out], check=True)
+    run_recipe(recipe, Options(recipe="", dataset=dataset, out=out))
     folder, command = RunFolder(out), [sys.executable, "-m", "scripts.evaluate", out, "--dataset-path", dataset]
     subprocess.run(command, check=True, cwd=ROOT)  # each time, since the recipe may have changed
     jobs = [job for step in read_run(folder).steps.values() for job in step.jobs.values()]
@@ -58,7 +57,7 @@ def draw(found: dict[float, Results], path: Path) -> None:
 def main() -> None:
     """Train all shares, print the table, draw the curves."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", type=Path, help="dataset.json of images, such as that of scripts/demo.sh")
+    parser.add_argument("dataset", type=Path, help="dataset.json of images, such as that of scripts/demo.py")
     parser.add_argument("--out-dir", type=Path, default=Path("out/quality"), help="where to train [out/quality]")
     parser.add_argument("--recipe", default="demo-64", help="folder of configs/ [demo-64]")
     shares = [0.15, 0.3, 0.6, 1.0]
@@ -67,9 +66,7 @@ def main() -> None:
     dataset, out = args.dataset.resolve(), args.out_dir.resolve()
     found: dict[float, Results] = {}  # by seconds
     for share in sorted(args.shares):
-        recipe = out / f"recipe-{share:g}"
-        write_recipe(ROOT / "configs" / args.recipe, share, recipe)
-        seconds, results = train(dataset, recipe, out / f"{share:g}")
+        seconds, results = train(dataset, share_of(Recipe.find(args.recipe), share), out / f"{share:g}")
         found[seconds] = results
     names = [name for name in SETS if name != TRAINING]
     print(f"| share of the steps | minutes | PSNR (dB) | {' | '.join(names)} | precision | recall |")

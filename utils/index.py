@@ -1,20 +1,13 @@
-"""`dataset.json` files, in the format of TinyDB: written, read in pieces, and compared with those of before.
-
-Run as a command it prints a fingerprint of a data set for scripts/train_cascade.sh, and refuses images of another size
-than its recipe's: python -m utils.index DATASET [SIZE].
-"""
+"""`dataset.json` files, in the format of TinyDB: written, read in pieces, and compared with those of before."""
 
 import hashlib
-import io
 import json
 import os
-import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TextIO
 
 import numpy as np
-from PIL import Image
 
 from utils import shards
 from utils.files import UserError, replace_file
@@ -194,38 +187,6 @@ def name_of(path: Path, record: dict) -> str:
     raise UserError(f"{path}: a record has no {' and no '.join(map(repr, KEYS))}; make the data set again")
 
 
-def check_size(path: Path, name: str, size: int) -> None:
-    """Raise `UserError` unless the first image of the data set `path`, called `name`, has `size` × `size` pixels."""
-    with Image.open(io.BytesIO(shards.read_file(path.parent / name))) as image:
-        if image.size != (size, size):
-            raise UserError(
-                f"{path}: holds images of {image.width}×{image.height} ({name}), but IMAGE_SIZE in the recipe.sh is "
-                f"{size}; make the images with --image-size {size}, or give another recipe"
-            )
-
-
 def find_index(path: Path) -> Path:
     """The data set that a path means: of a folder the dataset.json in it, if there is one."""
     return path / "dataset.json" if (path / "dataset.json").is_file() else path
-
-
-def main(dataset: Path, size: str = "") -> None:
-    """Print the fingerprint of a data set, whose images should have `size` pixels a side, if that is given."""
-    dataset = find_index(dataset)
-    names, digest = [], IndexDigest()
-    for table, number, record in read_records(dataset, ()):
-        digest.add(table, number, record)
-        if table == DEFAULT:
-            names.append(name_of(dataset, record))
-    if size:
-        check_size(dataset, names[0], int(size))
-    found = fingerprint(dataset, names, digest.hexdigest())
-    print(found["index"] + found["files"])
-
-
-if __name__ == "__main__":
-    try:
-        main(Path(sys.argv[1]), *sys.argv[2:])
-    except (UserError, OSError) as error:
-        print("error:", error, file=sys.stderr)
-        sys.exit(2)
