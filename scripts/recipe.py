@@ -119,10 +119,10 @@ def open_images(recipe: Recipe, dataset: Path) -> ImageDataset:
     images, size = ImageDataset(dataset), recipe.image_size
     if images.shape[1:] != (size, size):
         raise UserError(
-            f"{dataset}: holds images of {images.shape[2]}×{images.shape[1]} ({images.records.names[0]}), but "
+            f"{dataset}: holds images of {images.shape[2]}×{images.shape[1]} ({images.path(0)}), but "
             f"'image_size' in {recipe.path} is {size}; make the images with --image-size {size}, or give another recipe"
         )
     path = recipe.folder / "transformer_0.json"
-    if load_config(path, TransformerConfig).use_labels and all(each in ("", "[]") for each in images.records.labels):
+    if load_config(path, TransformerConfig).use_labels and not any(map(images.label, range(len(images)))):
         raise UserError(f"{path}: 'use_labels' is true, but no image of {dataset} has a label; leave the key out")
     return images
