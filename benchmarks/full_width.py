@@ -18,7 +18,8 @@ import sys
 from pathlib import Path
 
 from scripts.dry_run import shorten
-from scripts.train_cascade import Options, run_recipe
+from scripts.train_cascade import Options as ChainOptions
+from scripts.train_cascade import run_recipe
 from utils import cli
 from utils.attempt import read_attempts
 from utils.chain import ROOT, Recipe
@@ -38,7 +39,7 @@ def run_briefly(recipe: Recipe, dataset: Path, out: Path, batch_size: int) -> Ru
     short = shorten(recipe, **steps, batch_size=batch_size, grad_accum_step=1)
     short = short.change(short.stages, test_num_sample=PICTURES)
     short = short.change(("generate",), num_images=PICTURES, animate=None)
-    run_recipe(short, Options(recipe="", dataset=dataset, out=out / "run"))
+    run_recipe(short, ChainOptions(recipe="", dataset=dataset, out=out / "run"))
     return RunFolder(out / "run")
 
 

@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 
 from evaluation.results import SETS, TRAINING, Results
 from reporting.run import read_run
-from scripts.train_cascade import Options, run_recipe
+from scripts.train_cascade import Options as ChainOptions
+from scripts.train_cascade import run_recipe
 from utils.chain import ROOT, Recipe
 from utils.config import load_config
 from utils.run_folder import RunFolder
@@ -36,7 +37,7 @@ def share_of(recipe: Recipe, share: float) -> Recipe:
 
 def train(dataset: Path, recipe: Recipe, out: Path) -> tuple[float, Results]:
     """Train and evaluate a recipe; return the seconds of the training and what was measured."""
-    run_recipe(recipe, Options(recipe="", dataset=dataset, out=out))
+    run_recipe(recipe, ChainOptions(recipe="", dataset=dataset, out=out))
     folder, command = RunFolder(out), [sys.executable, "-m", "scripts.evaluate", out, "--dataset-path", dataset]
     subprocess.run(command, check=True, cwd=ROOT)  # each time, since the recipe may have changed
     jobs = [job for step in read_run(folder).steps.values() for job in step.jobs.values()]
