@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.common import options, print_head, print_row
-from benchmarks.scaling import CONFIGS, Training, grid, trainings
+from benchmarks.scaling import Training, grid, trainings
 from models.autoencoder import Autoencoder, AutoencoderConfig
 from models.codebook import CodebookConfig
-from scripts.dry_run import read_settings
 from utils import cli
+from utils.chain import Recipe
 from utils.config import load_config
 from utils.footprint import count_flops, readable
 from utils.options import option, parse_options
@@ -92,18 +92,18 @@ def of_reading(name: str, maps: float, size: float, passes: int, sent: str, disk
     return Cost(name, [each / 3600 for _ in KINDS for each in seconds], sent, disk)
 
 
-def costs(recipe: str, args: Options) -> list[Cost]:
+def costs(recipe: Recipe, args: Options) -> list[Cost]:
     """The whole chain."""
-    folder = CONFIGS / recipe
-    settings, found = read_settings(folder), {row.name: row for row in trainings(folder)}
+    folder, found = recipe.folder, {row.name: row for row in trainings(recipe)}
     model = Autoencoder(load_config(folder / "autoencoder.json", AutoencoderConfig))
-    pixels = torch.zeros(1, 3, int(settings["IMAGE_SIZE"]), int(settings["IMAGE_SIZE"]))
+    pixels = torch.zeros(1, 3, recipe.image_size, recipe.image_size)
     with torch.no_grad():
         flops, size = count_flops(lambda: model.encode(pixels)), 2.0 * model.encode(pixels).numel()
-    levels = [CONDITION, *range(len(list(folder.glob("transformer_*.json"))))]
+    levels = [CONDITION, *range(len(recipe.stages))]
     books = [load_config(folder / f"codebook_{level}.json", CodebookConfig) for level in levels]
     sums = max(4 * book.num_embeddings * (book.dim + 1) for book in books)
-    maps, tokens = args.images * (1 + ("--flip" in settings["FEATURE_MAPS"])), sum(grid(book).length for book in books)
+    flips, tokens = recipe.settings["feature_maps"].get("flip", False), sum(grid(book).length for book in books)
+    maps = args.images * (1 + flips)
     seen = {"autoencoder": 2, "decoder": 1}
     rows = [of_training(found[name], args.images * seen[name], args.share) for name in seen if name in found]
     stages = [row for name, row in found.items() if name not in seen]
@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_options(Options, __doc__, argv)
     titles = [f"{number} {kind.name}" for kind in KINDS for number in NUMBERS]
     for recipe in args.recipes:
-        found = costs(recipe, args)
+        found = costs(Recipe.find(recipe), args)
         print_head(recipe, *titles, "sent by a process", "disk", "memory of a GPU")
         whole = [sum(cost.hours[column] for cost in found) for column in range(len(titles))]
         whole = Cost("all, hours", whole, "", sum(cost.disk for cost in found), max(cost.memory for cost in found))

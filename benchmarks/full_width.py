@@ -10,7 +10,6 @@ losses of the first ten steps and of the last ten.
 
 import dataclasses
 import json
-import os
 import shlex
 import shutil
 import subprocess
@@ -18,9 +17,12 @@ import sys
 from pathlib import Path
 
 from benchmarks.common import options, print_head, print_row
-from scripts.dry_run import ROOT, shorten
+from scripts.dry_run import shorten
+from scripts.train_cascade import Options as ChainOptions
+from scripts.train_cascade import run_recipe
 from utils import cli
 from utils.attempt import read_attempts
+from utils.chain import ROOT, Recipe
 from utils.config import read_json
 from utils.metrics import read_rows
 from utils.options import option, parse_options
@@ -37,18 +39,14 @@ Options = options(
 )
 
 
-def run_recipe(recipe: Path, dataset: Path, out: Path, batch_size: int) -> RunFolder:
+def run_briefly(recipe: Recipe, dataset: Path, out: Path, batch_size: int) -> RunFolder:
     """Run all steps of a recipe, each training for `STEPS` training steps of `batch_size` images."""
-    words = f"--max-step {STEPS} --log-step {ROW} --checkpoint-step {STEPS} --batch-size {batch_size}"
-    for folder in (out / "recipe", out / "run"):
-        shutil.rmtree(folder, ignore_errors=True)
-    short = shorten(recipe, out / "recipe", f"{words} --grad-accum-step 1 --warmup-step {ROW}")
-    names = [path.stem.upper() for path in short.glob("transformer_*.json")]
-    few = [*(f'{name}="${name} --test-num-sample {PICTURES}"' for name in names), f"GENERATE='--num-images {PICTURES}'"]
-    with (short / "recipe.sh").open("a", encoding="utf-8") as file:
-        file.write("\n".join([*few, ""]))
-    command = ["bash", ROOT / "scripts/train_cascade.sh", short, dataset, out / "run"]
-    subprocess.run(command, check=True, env=os.environ | {"PYTHON": sys.executable})
+    shutil.rmtree(out / "run", ignore_errors=True)
+    steps = {"max_step": STEPS, "log_step": ROW, "checkpoint_step": STEPS, "warmup_step": ROW}
+    short = shorten(recipe, **steps, batch_size=batch_size, grad_accum_step=1)
+    short = short.change(short.stages, test_num_sample=PICTURES)
+    short = short.change(("generate",), num_images=PICTURES, animate=None)
+    run_recipe(short, ChainOptions(recipe="", dataset=dataset, out=out / "run"))
     return RunFolder(out / "run")
 
 
@@ -68,7 +66,7 @@ def run_again(step: StepFolder, rate: float) -> StepFolder:
 def main(argv: list[str] | None = None) -> None:
     """Run the chain, the finest stage at other rates, and print the losses."""
     args = parse_options(Options, __doc__, argv)
-    run = run_recipe(ROOT / "configs" / args.recipe, args.dataset.resolve(), args.out_dir.resolve(), args.batch_size)
+    run = run_briefly(Recipe.find(args.recipe), args.dataset.resolve(), args.out_dir.resolve(), args.batch_size)
     found = {step.name: step for step in run.steps if step.kind != "codebook" and step.metrics.exists()}
     for rate in RATES:
         found[f"{run.transformers[-1].name}, {rate:g} times the rate"] = run_again(run.transformers[-1], rate)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.intervals out/demo-avatars    # takes about ten minutes on one thread
 
-Reads a folder that scripts/train_cascade.sh has written, with at least a thousand images. Deals its images at random
+Reads a folder that scripts.train_cascade has written, with at least a thousand images. Deals its images at random
 into disjoint sets, each of as many as there are validation images, and does so twenty times. Sets are compared in
 pairs: real images with others (the floor), and quantized ones with others that are real. The true standard error of a
 distance is its standard deviation over the pairs of a deal, which share no image.

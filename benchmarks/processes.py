@@ -24,12 +24,12 @@ import torch
 
 from benchmarks.common import DEMO, in_turn, options, print_head, print_row, seconds
 from utils import cli
+from utils.chain import CONFIGS, ROOT, Recipe, steps_of
 from utils.metrics import read_rows
-from utils.options import option, parse_options
+from utils.options import option, parse_options, words_of
 from utils.run_folder import RunFolder
 
-ROOT = Path(__file__).parent.parent
-RECIPE = ROOT / "configs" / "demo-64"
+IMAGES = {"autoencoder": 16, "codebook_1": 64, "transformer_2": 16}  # of a training step
 SIZE = 1024  # rows and columns of the matrices
 Options = options(run=DEMO, rounds=(int, option("rounds", 3, low=1)))
 COMMON = "--device cpu --log-step 15 --checkpoint-step 100000 --val-fraction 0.001 --max-step 30"
@@ -37,15 +37,12 @@ COMMON = "--device cpu --log-step 15 --checkpoint-step 100000 --val-fraction 0.0
 
 def trainings(run: RunFolder) -> dict[str, list]:
     """What each training is told but its batch, and the images of its step."""
-    maps = ["--dataset-path", run.feature_maps.dataset, "--decoder-path", run.autoencoder.latest]
-    books = ["--lr-codebook-path", run.codebook(1).pruned, "--hr-codebook-path", run.codebook(2).pruned]
-    config = lambda name: ["--config-path", RECIPE / f"{name}.json"]  # noqa: E731
-    exact = ["--precision", "fp32"]
-    return {
-        "autoencoder": ["train_autoencoder.py", 16, *exact, "--dataset-path", run.images, *config("autoencoder")],
-        "codebook_1": ["train_codebook.py", 64, *maps, *config("codebook_1")],
-        "transformer_2": ["train_quantized_transformer.py", 16, *exact, *maps, *books, *config("transformer_2")],
-    }
+    exact, found = {"precision": "fp32"}, {}
+    for step in steps_of(run, Recipe(CONFIGS / "demo-64"), run.images):
+        if step.name in IMAGES:
+            options = step.inputs if step.section == "codebook" else step.inputs | exact
+            found[step.name] = [f"{step.script}.py", IMAGES[step.name], *words_of(options)]
+    return found
 
 
 def train(words: list, processes: int) -> tuple[float, list[float]]:

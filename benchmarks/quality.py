@@ -8,8 +8,6 @@ images; and draws the kernel distances over the time (quality.png). What was tra
 """
 
 import math
-import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,33 +17,35 @@ from matplotlib.figure import Figure
 from benchmarks.common import options, print_head, print_row
 from evaluation.results import SETS, TRAINING, Results
 from reporting.run import read_run
+from scripts.train_cascade import Options as ChainOptions
+from scripts.train_cascade import run_recipe
 from utils import cli
+from utils.chain import ROOT, Recipe
 from utils.config import load_config
 from utils.options import option, parse_options
 from utils.run_folder import RunFolder
 
-ROOT = Path(__file__).parent.parent
+STEPS = ("max_step", "checkpoint_step", "log_step", "warmup_step")
 Options = options(
-    dataset=(Path, option("dataset.json of images, such as that of scripts/demo.sh", positional=True)),
+    dataset=(Path, option("dataset.json of images, such as that of scripts/demo.py", positional=True)),
     out_dir=(Path, option("where to train", Path("out/quality"))),
     recipe=(str, option("folder of configs/", "demo-64")),
     shares=(tuple[float, ...], option("of the steps", (0.15, 0.3, 0.6, 1.0))),
 )
-STEPS = re.compile(r"--(max|checkpoint|log|warmup)-step (\d+)")
 
 
-def write_recipe(recipe: Path, share: float, out: Path) -> None:
-    """Copy a recipe to `out`, with a share of its training steps and epochs, but at least one."""
-    shutil.copytree(recipe, out, dirs_exist_ok=True)
-    text = (recipe / "recipe.sh").read_text(encoding="utf-8")
-    text = STEPS.sub(lambda found: f"--{found[1]}-step {max(1, round(int(found[2]) * share))}", text)
-    text = re.sub(r"--max-epoch (\d+)", lambda found: f"--max-epoch {math.ceil(int(found[1]) * share)}", text)
-    (out / "recipe.sh").write_text(text, encoding="utf-8")
+def share_of(recipe: Recipe, share: float) -> Recipe:
+    """A recipe with a share of its training steps and epochs, but at least one."""
+    for section, told in recipe.settings.items():
+        steps = {key: max(1, round(told[key] * share)) for key in STEPS if key in told}
+        epochs = {key: math.ceil(told[key] * share) for key in ("max_epoch",) if key in told}
+        recipe = recipe.change((section,), **steps, **epochs)
+    return recipe
 
 
-def train(dataset: Path, recipe: Path, out: Path) -> tuple[float, Results]:
+def train(dataset: Path, recipe: Recipe, out: Path) -> tuple[float, Results]:
     """Train and evaluate a recipe; return the seconds of the training and what was measured."""
-    subprocess.run(["bash", ROOT / "scripts/train_cascade.sh", recipe, dataset, out], check=True)
+    run_recipe(recipe, ChainOptions(recipe="", dataset=dataset, out=out))
     folder, command = RunFolder(out), [sys.executable, "-m", "scripts.evaluate", out, "--dataset-path", dataset]
     subprocess.run(command, check=True, cwd=ROOT)  # each time, since the recipe may have changed
     jobs = [job for step in read_run(folder).steps.values() for job in step.jobs.values()]
@@ -69,9 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     dataset, out = args.dataset.resolve(), args.out_dir.resolve()
     found: dict[float, Results] = {}  # by seconds
     for share in sorted(args.shares):
-        recipe = out / f"recipe-{share:g}"
-        write_recipe(ROOT / "configs" / args.recipe, share, recipe)
-        seconds, results = train(dataset, recipe, out / f"{share:g}")
+        seconds, results = train(dataset, share_of(Recipe.find(args.recipe), share), out / f"{share:g}")
         found[seconds] = results
     names = [name for name in SETS if name != TRAINING]
     print_head("share of the steps", "minutes", "PSNR (dB)", *names, "precision", "recall")

@@ -7,7 +7,7 @@
 `--search` chooses temperatures for a run: stage after stage, from the finest, it tries several and keeps the one with
 the smallest distance. Without it, settings are compared that change all stages.
 
-Reads a folder that scripts/train_cascade.sh has written. Each setting generates as many images as there are validation
+Reads a folder that scripts.train_cascade has written. Each setting generates as many images as there are validation
 images, from the same seed; scripts.evaluate then measures what was chosen here on the test images. Prints a table in
 Markdown: the kernel distance (Bińkowski et al. 2018; cubic kernel) of the 1,280 features of EfficientNet-Lite0, and its
 standard error; the share of images that are nearer to a training image than the 1st percentile of the validation

@@ -21,21 +21,20 @@ from models.autoencoder import Autoencoder, AutoencoderConfig
 from models.cascade import NEAR, Stage, StageConfig
 from models.codebook import CodebookConfig
 from models.transformer import Grid, TransformerConfig
-from scripts.dry_run import ROOT, options_of, read_settings
+from scripts.recipe import options_of
 from train_autoencoder import reconstruction_loss
 from utils import cli
+from utils.chain import Recipe, Step, steps_of
 from utils.config import load_config
 from utils.dataset import Batch
 from utils.footprint import readable
 from utils.gradient import GradientLearner
 from utils.options import option, parse_options
-from utils.run_folder import CONDITION
+from utils.run_folder import CONDITION, RunFolder
 
-CONFIGS = ROOT / "configs"
 PEAKS = {"RTX 4090": 165, "A100": 312, "H100": 989}  # TFLOP/s of dense bfloat16 products, by their makers' data sheets
 COUNTED = 4  # images whose tensors are counted, at least; more follow in proportion
 TOKENS = 4096  # that a stage is counted with: with fewer, its gradients need more than what its steps keep
-PRECISION = "--precision bf16"  # wherever this is counted
 Options = options(
     recipes=(tuple[str, ...], option("folders of configs/", positional=True)),
     share=(float, option("of its peak that a GPU reaches", 0.25, above=0, high=1)),
@@ -61,40 +60,41 @@ def count(name: str, learner: GradientLearner, example: Batch) -> Training:
     return Training(name, num_parameters(learner), options.max_step, options.step_size, flops, memory)
 
 
-def trainings(recipe: Path) -> Iterator[Training]:
-    """All trainings of a recipe by gradients."""
-    settings = read_settings(recipe)
-    for name in ("AUTOENCODER", "DECODER"):
-        if words := settings.get(name):
-            yield autoencoder(recipe, words, int(settings["IMAGE_SIZE"]), name == "DECODER")
-    levels = (CONDITION, *range(len(list(recipe.glob("transformer_*.json")))))
-    grids = [grid(load_config(recipe / f"codebook_{level}.json", CodebookConfig)) for level in levels]
-    for number in levels[1:]:
-        yield stage(recipe, settings[f"TRANSFORMER_{number}"], number, *grids[number : number + 2])
+def trainings(recipe: Recipe) -> Iterator[Training]:
+    """All trainings of a recipe by gradients, in bfloat16, wherever they are counted."""
+    recipe = recipe.change(("autoencoder", "decoder", *recipe.stages), precision="bf16")
+    levels = (CONDITION, *range(len(recipe.stages)))
+    grids = [grid(load_config(recipe.folder / f"codebook_{level}.json", CodebookConfig)) for level in levels]
+    for step in steps_of(RunFolder(Path("unread"), len(recipe.stages)), recipe, Path("unread")):
+        if step.script == "train_autoencoder":
+            yield autoencoder(recipe, step)
+        elif step.script == "train_quantized_transformer":
+            number = int(step.folder.level)
+            yield stage(recipe, step, *grids[number : number + 2])
 
 
-def autoencoder(recipe: Path, words: str, size: int, decoder_alone: bool) -> Training:
-    """The training of an autoencoder on images of `size` pixels a side, or that of its decoder alone."""
-    config = load_config(recipe / "autoencoder.json", AutoencoderConfig)
+def autoencoder(recipe: Recipe, step: Step) -> Training:
+    """The training of an autoencoder, or that of its decoder alone."""
+    config, size = load_config(step.inputs["config_path"], AutoencoderConfig), recipe.image_size
     model, images = Autoencoder(config).to(memory_format=torch.channels_last), torch.zeros(COUNTED, 3, size, size)
-    model.encoder.requires_grad_(not decoder_alone)
-    options = options_of("train_autoencoder", f"{words} {PRECISION}")
+    model.encoder.requires_grad_(step.name != "decoder")
+    options = options_of(recipe, step)
     cells = math.prod(model.fmap_shape(images.shape[1:])[1:])
     compute = partial(reconstruction_loss, measure=model.loss)
     learner = GradientLearner(model, compute, config, options, 1, CPU, model.kernels, cells)
-    return count("decoder" if decoder_alone else "autoencoder", learner, images)
+    return count(step.name, learner, images)
 
 
-def stage(recipe: Path, words: str, number: int, coarse: Grid, fine: Grid) -> Training:
+def stage(recipe: Recipe, step: Step, coarse: Grid, fine: Grid) -> Training:
     """The training of a stage."""
-    transformer = load_config(recipe / f"transformer_{number}.json", TransformerConfig)
-    config = StageConfig(transformer, coarse, fine, number == 0)
-    model, options = Stage(config), options_of("train_quantized_transformer", f"{words} {PRECISION}")
+    transformer = load_config(step.inputs["config_path"], TransformerConfig)
+    config = StageConfig(transformer, coarse, fine, step.folder.level == "0")
+    model, options = Stage(config), options_of(recipe, step)
     model.near = torch.zeros(coarse.num_units, NEAR, dtype=torch.long)
     model.transformer.use_activation_checkpoint = options.use_activation_checkpoint
     weights, compute = model.transformer.block_weights, lambda stage, batch: stage(*batch)
     learner = GradientLearner(model, compute, transformer, options, 1, CPU, weights, fine.length)
-    return count(f"transformer_{number}", learner, config.example(max(COUNTED, TOKENS // fine.length)))
+    return count(step.name, learner, config.example(max(COUNTED, TOKENS // fine.length)))
 
 
 def grid(config: CodebookConfig) -> Grid:
@@ -107,7 +107,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_options(Options, __doc__, argv)
     print_head("", "parameters", "training steps", "images a step", "PFLOP", "memory", *PEAKS)
     for recipe in args.recipes:
-        found = list(trainings(CONFIGS / recipe))
+        found = list(trainings(Recipe.find(recipe)))
         for row in found:
             sizes = f"{row.parameters / 1e6:.1f} M", row.steps, row.step_size
             print_row(f"{recipe}, {row.name}", *sizes, *cells(row.flops * row.steps, row.memory, args.share))

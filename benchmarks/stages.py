@@ -17,14 +17,15 @@ from models.codebook import Codebook
 from models.tokens import load_tokens
 from models.transformer import TransformerConfig
 from train_autoencoder import reconstruction_loss
+from utils.chain import Recipe
 from utils.config import load_config
 from utils.dataset import Dataset, EpochSampler, ImageDataset, TokenDataset
 from utils.gradient import GradientLearner, GradientOptions
 from utils.run_folder import RunFolder
 
-CONFIGS = Path(__file__).parent.parent / "configs/demo-64"
-BATCHES = (64, 16, 8)  # of the recipe, one for each stage
-RECIPE = {"lr_schedule": "cosine", "warmup_step": 50, "ema_decay": 0.98}
+DEMO = Recipe.find("demo-64")
+CONFIGS, STAGES = DEMO.folder, [DEMO.settings[stage] for stage in DEMO.stages]
+RECIPE = {key: STAGES[-1][key] for key in ("lr_schedule", "warmup_step", "ema_decay")}  # of all stages
 
 
 def demo_options(folder: Path, **changes: object) -> GradientOptions:
@@ -64,7 +65,7 @@ def train_for(seconds: float, learner: GradientLearner, data: Dataset, indices: 
 
 @dataclass(frozen=True)
 class DemoStage:
-    """The data of one stage, from the folder of scripts/demo.sh."""
+    """The data of one stage, from the folder of scripts/demo.py."""
 
     run: RunFolder
     number: int
@@ -86,7 +87,7 @@ class DemoStage:
 
     @property
     def batch_size(self) -> int:
-        return BATCHES[self.number]
+        return STAGES[self.number]["batch_size"]
 
     def build(self, **changes: object) -> Stage:
         """A new stage with the config of the demo and these changes."""

@@ -1,4 +1,4 @@
-"""A trained run: the models in the folder of scripts/train_cascade.sh, as many as there are."""
+"""A trained run: the models in the folder of scripts.train_cascade, as many as there are."""
 
 from itertools import pairwise
 from pathlib import Path

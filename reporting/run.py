@@ -47,7 +47,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Run:
-    """A run as `scripts/train_cascade.sh` leaves it, as far as it has come."""
+    """A run as `scripts.train_cascade` leaves it, as far as it has come."""
 
     folder: RunFolder
     steps: dict[str, Step]  # by the names of their folders
@@ -67,7 +67,7 @@ def read_run(folder: RunFolder) -> Run:
     """Read all that a run has left; raises `UserError` naming the file that is damaged."""
     steps = {step.name: read_step(step) for step in folder.steps if step.path.is_dir()}
     if not steps:
-        raise UserError(f"{folder.path}: holds no step of a run; give a folder that scripts/train_cascade.sh writes to")
+        raise UserError(f"{folder.path}: holds no step of a run; give a folder that scripts.train_cascade writes to")
     results = folder.evaluation.results
     return Run(
         folder,

@@ -12,7 +12,7 @@ from models.codebook import Codebook
 from models.map_pictures import atlas
 from reporting import figures, verdicts
 from reporting.pictures import Picture, Quality
-from reporting.run import Run, Step
+from reporting.run import Job, Run, Step
 from utils.checkpoint import load_checkpoint
 from utils.images import to_uint8
 from utils.progress import progress
@@ -86,7 +86,17 @@ def overview(run: Run, models: Models) -> dict:
         "advice": verdicts.what_next(judged),
         "missing": [title_of(run.folder.step(name)) for name in missing],
         "unfinished": [title_of(run.folder.step(name)) for name in unfinished],
+        "again": again(run, job),
     }
+
+
+def again(run: Run, job: Job | None) -> str | None:
+    """The command of the chain that has begun this run; None of a run that was made step by step."""
+    if job is None or not run.folder.mark("").is_dir():
+        return None
+    recipe, dataset = (job.last.arguments[name] for name in ("config_path", "dataset_path"))
+    words = [f"{Path(recipe).parent}/", dataset, str(run.folder.path)]
+    return shlex.join(["python", "-m", "scripts.train_cascade", *words])
 
 
 def generation(run: Run, models: Models, quality: Quality) -> dict:

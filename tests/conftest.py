@@ -5,21 +5,16 @@ import logging
 import shutil
 import signal
 from contextlib import contextmanager
-from itertools import pairwise
+from importlib import import_module
 
 import pytest
 import torch
 from hypothesis import settings
 
-import generate_fmap_dataset
-import generate_images
-import prune_codebook
-import train_autoencoder
-import train_codebook
-import train_quantized_transformer
 from scripts import demo_data
-from tests.helpers.runs import FRACTIONS, GRADIENT, MAINS, PRUNED, WEIGHTS, latest
+from tests.helpers.runs import FRACTIONS, GRADIENT, MAINS, PRUNED, SMALL, WEIGHTS, latest
 from tests.helpers.scripts import CODEBOOKS, TINY, run_main
+from utils.chain import steps_of
 from utils.run_folder import RunFolder
 
 torch.set_num_threads(1)  # equal tensors need an equal number of threads, and the tests may share the machine
@@ -73,43 +68,12 @@ def faces(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_run(faces, tmp_path_factory):
-    """The folder of a whole cascade, laid out as scripts/train_cascade.sh does. To be read only: copy what changes."""
-    run = RunFolder(tmp_path_factory.mktemp("run"))
-    decoder, maps = run.autoencoder.latest, run.feature_maps.dataset
-    books = [run.step(name) for name in CODEBOOKS]
-    common = ("--device", "cpu", "--batch-size", 16)
-    training = (*common, *FRACTIONS, "--seed", 0)
+    """The folder of a whole cascade, as scripts.train_cascade leaves it. To be read only: copy what changes."""
+    run = RunFolder(tmp_path_factory.mktemp("run"), 3)
+    shutil.copy(TINY / run.generation.name, run.generation)
     with undisturbed():
-        run_main(
-            train_autoencoder.main, *training, "--max-step", 40, "--warmup-step", 5, "--dataset-path", faces,
-            "--config-path", TINY / "autoencoder.json", "--out-dir", run.autoencoder.path,
-        )  # fmt: skip
-        run_main(
-            generate_fmap_dataset.main, *common, "--flip", "--num-files-folder", 30, "--dataset-path", faces,
-            "--model-path", decoder, "--out-dir", run.feature_maps.path,
-        )  # fmt: skip
-        for book in books:
-            run_main(
-                train_codebook.main, *training, "--max-epoch", 2, "--dataset-path", maps, "--decoder-path", decoder,
-                "--config-path", TINY / f"{book.name}.json", "--out-dir", book.path,
-            )  # fmt: skip
-            run_main(
-                prune_codebook.main, *common, *FRACTIONS, "--prune-threshold", 1, "--dataset-path", maps,
-                "--codebook-path", book.latest, "--out-dir", book.path,
-            )  # fmt: skip
-        for number, (coarse, fine) in enumerate(pairwise(books)):
-            step = run.step(f"transformer_{number}")
-            run_main(
-                train_quantized_transformer.main, *training, "--max-step", 10, "--test-num-sample", 4,
-                *(["--train-base-model"] if number == 0 else []), "--dataset-path", maps, "--decoder-path", decoder,
-                "--lr-codebook-path", coarse.pruned, "--hr-codebook-path", fine.pruned,
-                "--config-path", TINY / f"{step.name}.json", "--out-dir", step.path,
-            )  # fmt: skip
-        shutil.copy(TINY / run.generation.name, run.generation)
-        run_main(
-            generate_images.main, "--device", "cpu", "--num-images", 4, "--batch-size", 4, "--decoder-path", decoder,
-            "--config-path", run.generation, "--out-dir", run.generated.path,
-        )  # fmt: skip
+        for step in steps_of(run, SMALL, faces):
+            run_main(import_module(step.script).main, *step.command[1:], "--device", "cpu")
     return run.path
 
 

@@ -37,9 +37,10 @@ from evaluation.features import EfficientNetFeatures
 from evaluation.results import SETS, Distance, Reconstruction, Results
 from models.requests import load_generation_config
 from models.transformer import TransformerConfig
-from scripts.dry_run import ROOT
+from scripts.recipe import check
 from tests.helpers.runs import latest
 from tests.helpers.scripts import TINY, expect_error
+from utils.chain import Recipe, steps_of
 from utils.config import load_config
 from utils.dataset import ImageDataset
 from utils.run_folder import RunFolder
@@ -217,12 +218,7 @@ def test_no_two_dealt_sets_share_an_image():
 
 
 def test_the_benchmarks_train_as_the_recipe_of_the_demo():
-    recipe = (stages.CONFIGS / "recipe.sh").read_text()
-    sizes = re.findall(r"^TRANSFORMER_\d=.*--batch-size (\d+)", recipe, flags=re.M)
-    assert tuple(map(int, sizes)) == stages.BATCHES
-    for flag in ("lr-schedule", "warmup-step", "ema-decay"):
-        values = re.findall(rf"^TRANSFORMER_\d=.*--{flag} ([\w.]+)", recipe, flags=re.M)
-        assert values == [str(stages.RECIPE[flag.replace("-", "_")])] * 3
+    assert all(settings | stages.RECIPE == settings for settings in stages.STAGES)
     configs = [json.loads((stages.CONFIGS / f"{name}.json").read_text()) for name in ("transformer_2", "autoencoder")]
     assert [*rates.DEPTHS.values()] == [configs[0]["num_dec_layers"], configs[1]["num_dec_res_blocks"]]
 
@@ -331,7 +327,7 @@ def test_the_ablation_trains_each_variant_at_each_rate(tiny_run, in_this_process
 
 @pytest.fixture
 def run_with_images(tiny_run, faces, tmp_path):
-    """The tiny run and its images, as scripts/demo.sh puts them."""
+    """The tiny run and its images, as scripts/demo.py puts them."""
     run = shutil.copytree(tiny_run, tmp_path / "run")
     shutil.copytree(faces.parent, run / "data")
     return run
@@ -354,17 +350,17 @@ def test_the_benchmark_of_rates_trains_each_size_at_each_rate(
         assert len(row[7].split(", ")) == 2
 
 
-@pytest.mark.parametrize(("name", "epochs_of_codebooks"), [("demo-64", []), ("tiny-32", [6])])
-def test_a_share_of_a_recipe_has_that_share_of_its_steps(name, epochs_of_codebooks, tmp_path):
-    recipe = quality.ROOT / "configs" / name
-    quality.write_recipe(recipe, 0.25, tmp_path / "quarter")
-    before, after = ((folder / "recipe.sh").read_text() for folder in (recipe, tmp_path / "quarter"))
-    numbers = [[int(found) for found in re.findall(r"--max-step (\d+)", text)] for text in (before, after)]
-    assert numbers[1] == [round(number / 4) for number in numbers[0]]
-    epochs = [[int(found) for found in re.findall(r"--max-epoch (\d+)", text)] for text in (before, after)]
-    assert epochs == [epochs_of_codebooks, [math.ceil(number / 4) for number in epochs_of_codebooks]]
-    assert (tmp_path / "quarter/transformer_2.json").is_file()
-    assert re.sub(r"-(step|epoch) \d+", "", before) == re.sub(r"-(step|epoch) \d+", "", after)
+@pytest.mark.parametrize("name", ["demo-64", "tiny-32"])
+def test_a_share_of_a_recipe_has_that_share_of_its_steps(name):
+    recipe = Recipe.find(name)
+    quarter = quality.share_of(recipe, 0.25)
+    assert quarter.settings.keys() == recipe.settings.keys()
+    for section, options in recipe.settings.items():
+        expected = {key: round(value / 4) for key, value in options.items() if key in quality.STEPS}
+        expected |= {key: math.ceil(value / 4) for key, value in options.items() if key == "max_epoch"}
+        assert expected or section in ("feature_maps", "prune", "generate")
+        assert quarter.settings[section] == options | expected
+    assert quality.share_of(recipe, 1e-9).settings["transformer_2"]["max_step"] == 1
 
 
 def test_the_benchmark_of_quality_shows_each_share(tmp_path, monkeypatch, capsys):
@@ -375,13 +371,14 @@ def test_the_benchmark_of_quality_shows_each_share(tmp_path, monkeypatch, capsys
     trained = []
 
     def train(dataset, recipe, out):
+        out.mkdir(parents=True)
         trained.append(recipe)
         return 60.0 * len(trained), results
 
     monkeypatch.setattr(quality, "train", train)
     options = ["--out-dir", str(tmp_path / "out"), "--recipe", "tiny-32", "--shares", "1", "0.5"]
     quality.main(["data.json", *options])
-    assert [recipe.name for recipe in trained] == ["recipe-0.5", "recipe-1"]
+    assert [recipe.settings["decoder"]["max_step"] for recipe in trained] == [150, 300]
     assert numbers_of(capsys.readouterr().out)[1:] == [
         ["0.5", "1.0", "30.0", "0.100", "0.200", "0.300", "0.50", "0.75"],
         ["1", "2.0", "30.0", "0.100", "0.200", "0.300", "0.50", "0.75"],
@@ -518,10 +515,10 @@ def test_the_batches_of_an_epoch_or_one_in_its_middle_are_loaded(tmp_path):
 
 
 def test_the_trainings_of_a_recipe_are_counted(monkeypatch, capsys):
-    found = {row.name: row for row in scaling.trainings(scaling.CONFIGS / "demo-64")}
+    found = {row.name: row for row in scaling.trainings(Recipe.find("demo-64"))}
     assert [*found] == ["autoencoder", "decoder", "transformer_0", "transformer_1", "transformer_2"]
-    stage, recipe = found["transformer_2"], (stages.CONFIGS / "recipe.sh").read_text()
-    assert f'TRANSFORMER_2="--max-step {stage.steps} --batch-size {stage.step_size} ' in recipe
+    stage, settings = found["transformer_2"], Recipe.find("demo-64").settings["transformer_2"]
+    assert (stage.steps, stage.step_size) == (settings["max_step"], settings["batch_size"])
     # Six operations for each weight of a block and each token, besides the head's and those of attention.
     fine, coarse = (256 * layers for layers in (4, 3 / 4))
     blocks = stage.step_size * 6 * 128**2 * (fine * (4 + 4 + 6) + coarse * (4 + 6))
@@ -538,14 +535,14 @@ def test_the_trainings_of_a_recipe_are_counted(monkeypatch, capsys):
 def test_a_recipe_at_its_full_width_and_its_finest_stage_at_other_rates(tiny_run, tmp_path, monkeypatch, capsys):
     asked = []
 
-    def run_recipe(recipe, dataset, out, batch_size):
-        asked.append((recipe, dataset, batch_size))
+    def run_briefly(recipe, dataset, out, batch_size):
+        asked.append((recipe.folder, dataset, batch_size))
         return RunFolder(shutil.copytree(tiny_run, out / "run"))
 
     def call(command, check):
         train_quantized_transformer.main(command[2:])
 
-    monkeypatch.setattr(full_width, "run_recipe", run_recipe)
+    monkeypatch.setattr(full_width, "run_briefly", run_briefly)
     monkeypatch.setattr(full_width.subprocess, "run", call)
     words = ["tiny-32", str(tmp_path / "dataset.json"), "--out-dir", str(tmp_path / "out"), "--batch-size", "3"]
     full_width.main([*words])
@@ -562,18 +559,20 @@ def test_a_recipe_at_its_full_width_and_its_finest_stage_at_other_rates(tiny_run
 
 def test_the_steps_of_a_recipe_at_its_full_width_are_few_and_small(tmp_path, monkeypatch):
     called = []
-    monkeypatch.setattr(full_width.subprocess, "run", lambda command, **_: called.append(command))
+    monkeypatch.setattr(full_width, "run_recipe", lambda *words: called.append(words))
     kept = tmp_path / "out/kept.txt"
     kept.parent.mkdir()
     kept.touch()
-    run = full_width.run_recipe(TINY, tmp_path / "d.json", tmp_path / "out", 3)
-    assert called == [
-        ["bash", ROOT / "scripts/train_cascade.sh", tmp_path / "out/recipe", tmp_path / "d.json", run.path]
-    ]
-    text = (tmp_path / "out/recipe/recipe.sh").read_text()
-    assert text.count("--max-step 30 --log-step 10 --checkpoint-step 30 --batch-size 3 --grad-accum-step 1") == 5
-    assert text.count("--test-num-sample 2") == 3
-    assert text.count("GENERATE='--num-images 2'") == 1
+    run = full_width.run_briefly(Recipe.find("tiny-32"), tmp_path / "d.json", tmp_path / "out", 3)
+    ((recipe, options),) = called
+    assert (options.dataset, options.out) == (tmp_path / "d.json", run.path)
+    few = {"max_step": 30, "log_step": 10, "checkpoint_step": 30, "batch_size": 3, "grad_accum_step": 1}
+    for section in ("autoencoder", "decoder", *recipe.stages):
+        assert recipe.settings[section].items() >= few.items()
+    assert {recipe.settings[stage]["test_num_sample"] for stage in recipe.stages} == {2}
+    assert recipe.settings["generate"]["num_images"] == 2
+    steps = steps_of(RunFolder(run.path, 3), recipe, options.dataset)
+    check(recipe, steps, RunFolder(run.path, 3), recipe.folder / "generate.json")
     assert kept.exists()
 
 

@@ -2,7 +2,6 @@ import json
 import math
 import re
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,10 +11,11 @@ from models.autoencoder import AutoencoderConfig
 from models.codebook import CodebookConfig
 from models.requests import GenerationConfig, load_generation_config
 from models.transformer import TransformerConfig
+from scripts.recipe import check
+from utils.chain import CONFIGS, Recipe, steps_of
 from utils.config import build_config, load_config
 from utils.files import UserError
-
-CONFIGS = Path(__file__).parent.parent / "configs"
+from utils.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -252,35 +252,31 @@ def test_an_invalid_value_is_refused_by_file_key_and_value(cls, values, key, val
     assert str(value) in str(refused.value)
 
 
-CLASSES = {"autoencoder": AutoencoderConfig, "codebook": CodebookConfig, "transformer": TransformerConfig}
-RECIPES = sorted(path.parent for path in CONFIGS.glob("*/recipe.sh"))
-FILES = ["autoencoder", "codebook_0", "codebook_1", "codebook_2", "codebook_cond"]
+RECIPES = sorted(path.parent for path in CONFIGS.glob("*/recipe.json"))
+FILES = ["autoencoder", "codebook_0", "codebook_1", "codebook_2", "codebook_cond", "generate", "recipe"]
 FILES += ["transformer_0", "transformer_1", "transformer_2"]
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
-def test_a_recipe_is_complete_and_its_sizes_meet(recipe):
-    assert {path.stem for path in recipe.glob("*.json")} == {*FILES, "generate"}
-    configs = {name: load_config(recipe / f"{name}.json", CLASSES[name.split("_")[0]]) for name in FILES}
-    image_size = int(re.search(r"^IMAGE_SIZE=(\d+)$", (recipe / "recipe.sh").read_text(), flags=re.M).group(1))
-    autoencoder = configs["autoencoder"]
-    side = image_size // 2**autoencoder.num_layers
-    maps = [configs[f"codebook_{name}"] for name in ("cond", "0", "1", "2")]
-    for codebook in maps:
-        assert (codebook.image_C, codebook.image_H, codebook.image_W) == (autoencoder.latent_channel, side, side)
-    assert maps[0].grid == (1, 1)
-    lengths = [math.prod(codebook.grid) for codebook in maps]
+@pytest.mark.parametrize("folder", RECIPES, ids=lambda path: path.name)
+def test_a_recipe_is_complete_and_its_parts_fit(folder, tmp_path):
+    assert {path.stem for path in folder.glob("*.json")} == {*FILES}
+    recipe, run = Recipe.find(folder.name), RunFolder(tmp_path, 3)
+    steps = steps_of(run, recipe, tmp_path / "dataset.json")
+    check(recipe, steps, run, folder / "generate.json")
+    assert folder.name.endswith(f"-{recipe.image_size}")
+    assert [step.name for step in steps if step.section in recipe.settings] == [step.name for step in steps]
+    assert "decoder" in recipe.settings
+    books = [load_config(folder / f"{book.name}.json", CodebookConfig) for book in run.codebooks]
+    lengths = [math.prod(book.grid) for book in books]
     assert lengths == sorted(set(lengths))
-    stages = load_generation_config(recipe / "generate.json")
+    stages = load_generation_config(folder / "generate.json")
     assert len(stages) == 3
-    names = ("codebook_cond", "codebook_0", "codebook_1", "codebook_2")
-    pruned = [f"{name}/models_checkpoint/pruned_codebook.pt" for name in names]
+    pruned = [book.pruned.relative_to(tmp_path).as_posix() for book in run.codebooks]
     for number, stage in enumerate(stages):
         assert stage.model_path == f"transformer_{number}/models_checkpoint/best.pt"
         assert (stage.lr_codebook_path, stage.hr_codebook_path) == (pruned[number], pruned[number + 1])
 
 
 def test_these_are_the_recipes():
-    names = ["demo-64", "full-128", "gpu-128", "gpu-256", "laptop-128", "reference-128", "tiny-32"]
+    names = ["demo-64", "gpu-128", "gpu-256", "laptop-128", "reference-128", "tiny-32"]
     assert [path.name for path in RECIPES] == names
-    assert (CONFIGS / "full-128").resolve() == (CONFIGS / "reference-128").resolve()  # of that name once

@@ -2,26 +2,28 @@
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from scripts.environment import PYTHON
 from tests.test_train_cascade import Chain
+from utils.chain import ROOT
 
-ROOT = Path(__file__).parent.parent
+NAMES = [f"scripts.{name}" for name in ("demo_data", "train_cascade", "evaluate", "report")]
+STEPS = ("max_step", "checkpoint_step")
 STAGES = ["autoencoder", "feature_maps"]
 STAGES += [f"{kind}codebook_{name}" for name in ("cond", "0", "1", "2") for kind in ("", "prune_")]
 STAGES += ["decoder", "transformer_0", "transformer_1", "transformer_2", "generate"]
 
 
 def start(*arguments, root=ROOT):
-    command = ["bash", str(root / "scripts/demo.sh"), *map(str, arguments)]
+    command = [sys.executable, str(root / "scripts/demo.py"), *map(str, arguments)]
     # A session of its own, so that a signal reaches a group of processes, as Ctrl-C in a terminal does.
     return subprocess.Popen(
         command,
@@ -46,11 +48,12 @@ def shorter(tmp_path):
     for path in ROOT.iterdir():
         if path.name not in ("configs", "out"):
             (root / path.name).symlink_to(path)
-    recipe = shutil.copytree(ROOT / "configs", root / "configs") / "tiny-32/recipe.sh"
-    fewer = {"1500": "150", "1000": "350", "500": "50", "300": "30"}
-    recipe.write_text(
-        re.sub(r"(?<=-step |MAGES=)(\d+)\b", lambda found: fewer.get(found[1], found[1]), recipe.read_text())
-    )
+    path = shutil.copytree(ROOT / "configs", root / "configs") / "tiny-32/recipe.json"
+    recipe, fewer = json.loads(path.read_text()), {1500: 150, 1000: 350, 500: 50, 300: 30}
+    for options in (recipe, *recipe.values()):
+        if isinstance(options, dict):
+            options |= {key: fewer.get(options[key], options[key]) for key in ("num_images", *STEPS) if key in options}
+    path.write_text(json.dumps(recipe))
     return root
 
 
@@ -106,29 +109,30 @@ def test_wrong_arguments_get_a_line_and_status_2(arguments, named):
     process = start(*arguments)
     _, errors = process.communicate()
     assert process.returncode == 2
-    assert errors.splitlines()[-1].startswith("error: ")
+    assert "error: " in errors.splitlines()[-1]
     assert named in errors.splitlines()[-1]
 
 
-@pytest.mark.parametrize(("arguments", "named"), [(["no-such", "d.json", "out"], "no-such"), ([], "usage")])
-def test_wrong_recipe_gets_a_line_and_status_2(arguments, named):
-    command = ["bash", str(ROOT / "scripts/train_cascade.sh"), *arguments]
-    process = subprocess.run(command, capture_output=True, text=True)
-    assert process.returncode == 2
-    assert named in process.stderr
-
-
 class Demo(Chain):
-    """The demo with the stub in place of the Python of its environment."""
+    """The demo in a copy of the project, with the stub in place of the Python of its environment."""
 
     def __init__(self, folder):
         super().__init__(folder)
-        (folder / ".venv/bin").mkdir(parents=True)
-        (folder / "python").rename(folder / ".venv/bin/python")
+        for name in ("scripts", "utils", "configs"):
+            shutil.copytree(ROOT / name, folder / name)
+        (folder / PYTHON).parent.mkdir(parents=True)
+        self.stub.rename(folder / PYTHON)
         for path in ROOT.glob("requirements*.txt"):
             shutil.copy(path, folder)
             shutil.copy(path, folder / f".venv/installed-{path.name}")
-        self.command = ["bash", str(folder / "scripts/demo.sh"), "--quick", "--out-dir", str(self.out)]
+        self.command = [sys.executable, str(folder / "scripts/demo.py")]
+
+    def run(self, *arguments):
+        """Run the demo to its end; return status, output, errors and the commands of the stub."""
+        self.calls.unlink(missing_ok=True)
+        words = [*self.command, *map(str, arguments)]
+        found = subprocess.run(words, env=self.environment, capture_output=True, text=True)
+        return found.returncode, found.stdout, found.stderr, self.commands
 
 
 @pytest.fixture
@@ -136,30 +140,44 @@ def demo(tmp_path):
     return Demo(tmp_path)
 
 
-def test_flags_reach_every_step(demo):
-    status, _, errors, commands = demo.run("--overwrite", "--device", "cpu", "--verify")
+def test_flags_reach_every_command_that_has_them(demo):
+    status, _, errors, commands = demo.run("--overwrite", "--device", "cpu", "--verify", "--out-dir", demo.out)
     assert status == 0, errors
-    steps = [command for command in commands if not command.startswith("scripts.")]
-    assert len(steps) == len(STAGES)
-    assert all(command.endswith(" --device cpu --overwrite --verify") for command in steps)
-    assert [command.split()[0] for command in commands if command not in steps] == [
-        "scripts.demo_data",
-        "scripts.evaluate",
-        "scripts.report",
+    assert commands == [
+        f"scripts.demo_data avatars --out-dir {demo.out}/data --image-size 64 --num-images 9000 --overwrite",
+        f"scripts.train_cascade demo-64 {demo.out}/data/dataset.json {demo.out} --device cpu --overwrite --verify",
+        f"scripts.evaluate {demo.out} --device cpu",
+        f"scripts.report {demo.out}",
     ]
 
 
+def test_what_is_newer_than_all_steps_is_not_made_again(demo):
+    assert demo.run("--out-dir", demo.out)[0] == 0
+    for name in ("evaluation/evaluation.json", "report.html"):
+        os.utime(demo.out / name, (2**31, 2**31))
+    assert [command.split()[0] for command in demo.run("--out-dir", demo.out)[3]] == NAMES[:2]
+    os.utime(demo.out / "report.html", (1, 1))
+    assert [command.split()[0] for command in demo.run("--out-dir", demo.out)[3]] == [*NAMES[:2], NAMES[3]]
+
+
 @pytest.mark.parametrize(
-    ("size", "recipe"), [((), "demo-64"), (("--size", "64"), "demo-64"), (("--size", "128"), "laptop-128")]
+    ("words", "recipe", "folder"),
+    [
+        (["--quick"], "tiny-32", "quick-avatars"),
+        ([], "demo-64", "demo-avatars"),
+        (["--size", "64", "--source", "openmoji"], "demo-64", "demo-openmoji"),
+        (["--size", "128"], "laptop-128", "demo-128-avatars"),
+    ],
 )
-def test_a_size_has_its_recipe_and_its_folder(size, recipe, demo):
-    demo.command = demo.command[:2]
-    status, _, errors, commands = demo.run(*size)
+def test_a_size_has_its_recipe_and_its_folder(words, recipe, folder, demo):
+    status, _, errors, commands = demo.run(*words)
     assert status == 0, errors
-    out = demo.folder / ("out/demo-128-avatars" if "128" in size else "out/demo-avatars")
-    assert commands[0].startswith(f"scripts.demo_data avatars --out-dir {out.relative_to(demo.folder)}/data")
-    assert f"--image-size {recipe[-3:].strip('-')} " in commands[0]
-    assert f"--config-path {demo.folder}/configs/{recipe}/autoencoder.json" in commands[1]
+    out, source = f"out/{folder}", folder.rpartition("-")[2]
+    assert commands[0].startswith(
+        f"scripts.demo_data {source} --out-dir {out}/data --image-size {recipe.rpartition('-')[2]} "
+    )
+    assert commands[1].startswith(f"scripts.train_cascade {recipe} {out}/data/dataset.json {out} ")
+    assert (demo.folder / out / "report.html").is_file()
 
 
 def test_help_tells_of_them(demo):
@@ -169,7 +187,7 @@ def test_help_tells_of_them(demo):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-@pytest.mark.parametrize("command", ["scripts.demo_data", "codebook_cond", "scripts.evaluate", "scripts.report"])
+@pytest.mark.parametrize("command", NAMES)
 def test_a_signal_reaches_the_command_once_and_the_demo_ends_with_it(command, number, demo):
     process = demo.start(command)
     os.killpg(process.pid, number)

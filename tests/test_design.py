@@ -13,7 +13,7 @@ PATH = re.compile(r"[\w.-]+(/[\w.-]+)*(/|\.(py|sh|md|toml|txt|j2|css|js))")
 def test_every_file_that_the_design_names_exists():
     named = {text for text in QUOTED if PATH.fullmatch(text)}
     assert len(named) > 50
-    assert {name for name in named if not (ROOT / name).exists() and not name.endswith("recipe.sh")} == set()
+    assert {name for name in named if not (ROOT / name).exists()} == set()
 
 
 def test_the_design_names_every_python_file():

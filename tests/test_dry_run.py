@@ -3,31 +3,36 @@
 import json
 import re
 import shutil
+import tempfile
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import pytest
 
-from scripts import dry_run
-from tests.helpers.deaths import dying
+from scripts import dry_run, train_cascade
 from tests.helpers.reports import change_attempt
-from tests.helpers.scripts import TINY, expect_error, run_main
+from tests.helpers.scripts import TINY, run_main
+from utils.chain import Recipe, Step
+from utils.files import UserError
 from utils.progress import duration
-from utils.run_folder import RunFolder
 
 STEPS = ["autoencoder", "feature_maps", "codebook_cond", "prune_codebook_cond", "codebook_0", "prune_codebook_0"]
 STEPS += ["transformer_0", "generate"]
 GIB = 2**30
-RECIPE = """
-IMAGE_SIZE=32
-AUTOENCODER="--max-step 100 --batch-size 16 --checkpoint-step 30"
-FEATURE_MAPS="--flip"
-CODEBOOK="--max-epoch 2 --batch-size 16"
-PRUNE="--batch-size 16"
-TRANSFORMER_0="--max-step 90 --checkpoint-step 45"
-TRANSFORMER_1="--max-step 1000000 --keep-checkpoint 2"
-TRANSFORMER_2="--max-epoch 1"
-GENERATE="--num-images 4"
-"""
+RECIPE = Recipe(
+    TINY,
+    {
+        "autoencoder": {"max_step": 100, "batch_size": 16, "checkpoint_step": 30},
+        "feature_maps": {"flip": True},
+        "codebook": {"max_epoch": 2, "batch_size": 16},
+        "prune": {"batch_size": 16},
+        "transformer_0": {"max_step": 90, "checkpoint_step": 45},
+        "transformer_1": {"max_step": 1000000, "keep_checkpoint": 2},
+        "transformer_2": {"max_epoch": 1},
+        "generate": {"num_images": 4},
+    },
+    image_size=32,
+)
 PLAN = {"seconds_per_step": 0.5, "checkpoint": 2 * GIB, "seconds_per_checkpoint": 3.0}
 COUNTED = {"batch": 16, "memory": GIB, "memory_per_image": GIB / 8}
 # Of 40 images 20 were used. It takes 2 seconds to start, then 32, of a training 10 for its 20 training steps and 3 for
@@ -48,32 +53,24 @@ ROWS = {
 }
 
 
-@pytest.fixture
-def recipe(tmp_path):
-    folder = shutil.copytree(TINY, tmp_path / "mine")
-    (folder / "recipe.sh").write_text(RECIPE)
-    return folder
+def test_a_shortened_recipe_is_the_recipe_with_few_training_steps():
+    short = dry_run.shorten(RECIPE)
+    for name in ("autoencoder", "codebook", *RECIPE.stages):
+        assert short.settings[name] == RECIPE.settings[name] | dry_run.SHORT
+    assert all(short.settings[name] == RECIPE.settings[name] for name in ("feature_maps", "generate"))
+    assert "decoder" not in short.settings  # this recipe has none
+    assert short.settings["prune"] == {"batch_size": 16, "prune_threshold": 0}
+    more = replace(RECIPE, settings=RECIPE.settings | {"decoder": {"max_step": 9}, "prune": {"keep": 3}})
+    other = dry_run.shorten(more, max_step=3)
+    assert other.settings["decoder"] == {"max_step": 3}
+    assert other.settings["prune"] == {"keep": 3}
+    assert other.settings["codebook"] == short.settings["codebook"]
 
 
-def test_a_shortened_recipe_is_the_recipe_with_few_training_steps(recipe, tmp_path):
-    before, short = dry_run.read_settings(recipe), dry_run.shorten(recipe, tmp_path / "short")
-    after, few = dry_run.read_settings(short), f" {dry_run.SHORT}"
-    trained = {"AUTOENCODER", "CODEBOOK", "TRANSFORMER_0", "TRANSFORMER_1", "TRANSFORMER_2"}
-    assert all(after[name] == before[name] + few for name in trained)
-    assert all(after[name] == before[name] for name in ("FEATURE_MAPS", "GENERATE"))
-    assert after["DECODER"] == ""  # this recipe has none
-    assert after["PRUNE"] == "--batch-size 16 --prune-threshold 0"
-    with (recipe / "recipe.sh").open("a") as file:
-        file.write('DECODER="--max-step 9"')
-    other = dry_run.read_settings(dry_run.shorten(recipe, tmp_path / "other", "--max-step 3"))
-    assert other["DECODER"] == "--max-step 9 --max-step 3"
-    assert other["CODEBOOK"] == after["CODEBOOK"]
-
-
-def test_the_table_grows_with_training_steps_checkpoints_and_images(recipe, faces, tiny_run, monkeypatch, capsys):
-    def run_steps(short, folder, device):
+def test_the_table_grows_with_training_steps_checkpoints_and_images(faces, tiny_run, monkeypatch, capsys):
+    def run_steps(recipe, run, *_):
         """Stands for the chain: a run whose scripts have each taken 32 seconds."""
-        run = RunFolder(shutil.copytree(tiny_run, folder / "run"))
+        shutil.copytree(tiny_run, run.path)
         for step in run.steps:
             shutil.rmtree(step.checkpoints, ignore_errors=True)
             shutil.rmtree(step.images, ignore_errors=True)
@@ -88,7 +85,7 @@ def test_the_table_grows_with_training_steps_checkpoints_and_images(recipe, face
     monkeypatch.setattr(dry_run, "run_steps", run_steps)
     monkeypatch.setattr(dry_run, "seconds_to_start", lambda: 2.0)
     monkeypatch.setattr(dry_run, "MOST", 20)
-    run_main(dry_run.main, recipe, faces)
+    dry_run.estimate(RECIPE, faces, None)
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     lines = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
     found = {name: (steps, time, disk, half) for name, steps, time, disk, _, half in lines[1:-1]}
@@ -104,38 +101,48 @@ def test_the_images_of_a_part_are_where_they_were(tmp_path):
     assert record == {"image_fpath": str(tmp_path.resolve() / "a.png"), "labels": ["x"]}
 
 
-def test_a_dry_run_that_fails_ends_with_the_status_of_the_chain(recipe, faces, tmp_path, capfd):
-    (recipe / "transformer_0.json").unlink()
+def test_a_dry_run_that_fails_ends_with_the_status_of_the_step_and_leaves_nothing(faces, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(SystemExit) as stopped:
-        dry_run.run_steps(recipe, tmp_path, "cpu")
+        dry_run.estimate(RECIPE, faces, "none-such")
     assert stopped.value.code == 2
-    assert "has no transformer_0.json" in capfd.readouterr().err
+    assert "--device none-such cannot be used here" in capfd.readouterr().err
+    assert [*tmp_path.iterdir()] == []
 
 
-def test_a_chain_has_ended_when_an_interrupted_dry_run_ends(tmp_path, monkeypatch):
-    script = tmp_path / "scripts/train_cascade.sh"
-    script.parent.mkdir()
-    script.write_text(
-        f"trap 'sleep 1; echo late; touch {tmp_path}/ended; exit 143' TERM\necho '== one'\nwhile :; do sleep 0.1; done"
-    )
-    monkeypatch.setattr(dry_run, "ROOT", tmp_path)
-    monkeypatch.setattr(dry_run, "print", dying(print, 0), raising=False)
-    with pytest.raises(KeyboardInterrupt):
-        dry_run.run_steps(tmp_path, tmp_path, "cpu")
+def test_a_step_has_ended_when_an_interrupted_dry_run_ends(faces, tmp_path, monkeypatch):
+    script = f"""
+import os, signal, time
+def end(number, _):
+    time.sleep(0.5)
+    open({str(tmp_path / "ended")!r}, "w").close()
+    raise SystemExit(143)
+signal.signal(signal.SIGTERM, end)
+os.kill(os.getppid(), signal.SIGTERM)
+time.sleep(60)
+"""
+    monkeypatch.setattr(Step, "command", ["-c", script])
+    with pytest.raises(SystemExit) as stopped:
+        dry_run.estimate(RECIPE, faces, None)
+    assert stopped.value.code == 143
     assert (tmp_path / "ended").exists()
 
 
-def test_images_of_another_size_are_refused_before_anything_runs(recipe, faces, capsys):
-    (recipe / "recipe.sh").write_text("IMAGE_SIZE=64")
-    line = expect_error(capsys, dry_run.main, [recipe, faces])
-    assert line.startswith(f"error: {faces}: holds images of 32×32")
+def test_images_of_another_size_are_refused_before_anything_runs(faces, monkeypatch):
+    monkeypatch.setattr(dry_run, "run_steps", None)
+    monkeypatch.setattr(dry_run, "check", lambda *_: None)  # which would name the codebooks
+    with pytest.raises(UserError, match=f"{faces}: holds images of 32×32"):
+        dry_run.estimate(replace(RECIPE, image_size=64), faces, None)
 
 
-def test_a_recipe_of_one_stage_is_tried_as_a_whole(recipe, faces, capfd):
+def test_a_recipe_of_one_stage_is_tried_as_a_whole(faces, tmp_path, capfd):
+    folder = shutil.copytree(TINY, tmp_path / "mine")
     for name in ("codebook_1", "codebook_2", "transformer_1", "transformer_2"):
-        (recipe / f"{name}.json").unlink()
-    (recipe / "generate.json").write_text(json.dumps({"0": json.loads((TINY / "generate.json").read_text())["0"]}))
-    run_main(dry_run.main, recipe, faces, "--device", "cpu")
+        (folder / f"{name}.json").unlink()
+    (folder / "generate.json").write_text(json.dumps({"0": json.loads((TINY / "generate.json").read_text())["0"]}))
+    sections = {name: options for name, options in RECIPE.settings.items() if name not in RECIPE.stages[1:]}
+    (folder / "recipe.json").write_text(json.dumps({"image_size": 32, **sections}))
+    run_main(train_cascade.main, "--dry-run", folder, faces, "--device", "cpu")
     output = capfd.readouterr().out.splitlines()
     assert [line for line in output if line.startswith("== ")] == [f"== {name}" for name in STEPS]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in output if line.startswith("| ")][1:]

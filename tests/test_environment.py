@@ -1,4 +1,4 @@
-"""What scripts/environment.sh does with .venv: makes it where there is none, and clears none that a person has made."""
+"""What scripts/environment.py does with .venv: makes it where there is none, and clears none that a person has made."""
 
 import shutil
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FILES = ("requirements.txt", "requirements-demo.txt")
-TOOLS = ("bash", "cat", "cmp", "cp", "dirname", "env", "find", "mkdir", "mv", "rm", "touch")
+TOOLS = ("bash", "cp", "env", "mkdir")  # of the stub
 # Stands for Python: finds venv, makes environments with itself as their Python, and has pip.
 PYTHON = """#!/usr/bin/env bash
 case "$*" in
@@ -22,6 +22,15 @@ case "$*" in
     --version) echo Python 3 ;;
 esac
 """
+ENSURE = f"""
+import sys
+sys.path.insert(0, ".")
+from scripts.environment import ensure_environment
+from utils import child
+with child.attending() as attendant:
+    child.main(lambda: ensure_environment(attendant, *{FILES}))
+print("ok")
+"""
 UV = '#!/usr/bin/env bash\necho "uv: $*"\n'
 
 
@@ -30,7 +39,8 @@ class Project:
 
     def __init__(self, folder):
         self.folder, self.venv, self.tools = folder, folder / ".venv", folder / "tools"
-        shutil.copytree(ROOT / "scripts", folder / "scripts")
+        for name in ("scripts", "utils"):
+            shutil.copytree(ROOT / name, folder / name)
         (folder / FILES[0]).write_text("torch>=2.5   # models\n# more\nnumpy>=1.26\n")
         (folder / FILES[1]).write_text("resvg-py>=0.5,<1   # draws\n")
         self.tools.mkdir()
@@ -46,12 +56,9 @@ class Project:
 
     def ensure(self, **environment):
         """Call ensure_environment as the scripts do; return status and the lines of output and errors."""
-        script = (
-            f"source scripts/signals.sh; source scripts/environment.sh; ensure_environment {' '.join(FILES)}; echo ok"
-        )
         environment = {"PATH": str(self.tools), "PYTHON": str(self.folder / "python")} | environment
         found = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", script], cwd=self.folder, env=environment, capture_output=True, text=True
+            [sys.executable, "-ISs", "-c", ENSURE], cwd=self.folder, env=environment, capture_output=True, text=True
         )
         return found.returncode, found.stdout.splitlines(), found.stderr.splitlines()
 

@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +14,6 @@ from utils.index import checksum, fingerprint, name_of, read_dataset, verify_fil
 from utils.provenance import check
 from utils.records import pack
 
-ROOT = Path(__file__).parent.parent
 NAMES = ["0/a.npy", "0/b.npy", "1/c.npy"]
 
 
@@ -182,31 +179,3 @@ def test_a_record_names_its_file_or_is_refused(dataset):
     assert name_of(dataset, {"image_fpath": "a"}) == name_of(dataset, {"fmap_path": "a"}) == "a"
     with pytest.raises(UserError, match="a record has no 'image_fpath' and no 'fmap_path'"):
         name_of(dataset, {"fmap_path": 3})
-
-
-def command(*argv):
-    words = [sys.executable, "-m", "utils.index", *argv]
-    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-
-
-def test_the_command_prints_the_fingerprint_or_fails_in_one_line(dataset):
-    expected = print_of(dataset)
-    found = command(dataset)
-    assert (found.returncode, found.stdout) == (0, expected["index"] + expected["files"] + "\n")
-    assert command(dataset).stdout == found.stdout
-    (dataset.parent / NAMES[0]).unlink()
-    for path, named in ((dataset, "0/a.npy: no such file"), (dataset.with_name("x.json"), "no such data set")):
-        found = command(path)
-        assert (found.returncode, found.stdout) == (2, "")
-        assert found.stderr.startswith("error: ")
-        assert named in found.stderr
-        assert len(found.stderr.splitlines()) == 1
-
-
-def test_the_command_refuses_images_of_another_size_than_the_recipe_s(faces):
-    assert command(faces, "32").stdout == command(faces).stdout != ""
-    found = command(faces, "64")
-    assert (found.returncode, found.stdout) == (2, "")
-    assert f"error: {faces}: holds images of 32×32 (" in found.stderr
-    assert "IMAGE_SIZE in the recipe.sh is 64; make the images with --image-size 64" in found.stderr
-    assert len(found.stderr.splitlines()) == 1

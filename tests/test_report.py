@@ -24,7 +24,7 @@ from reporting.run import Run, Step, read_run, read_step
 from reporting.sections import usage
 from scripts import export, report
 from tests.helpers.reports import EVALUATION, HOSTILE, change_attempt, make_run
-from tests.helpers.scripts import CODEBOOKS, expect_error, run_main
+from tests.helpers.scripts import CODEBOOKS, TINY, expect_error, run_main
 from utils.config import build_config
 from utils.files import UserError
 from utils.options import parse_options
@@ -247,6 +247,13 @@ def test_the_newest_picture_is_shown(copy):
     assert step.folder.newest_picture("no_such") is None
 
 
+def test_a_run_that_was_made_step_by_step_is_not_said_to_be_the_chain_s(tiny_run, tmp_path):
+    shutil.copytree(tiny_run / "autoencoder", tmp_path / "autoencoder")
+    text = Page(make_page(RunFolder(tmp_path))).text
+    assert "Run those steps, a trainer with --resume. Then make this page again." in text
+    assert "train_cascade" not in text
+
+
 def test_a_run_that_has_only_begun_has_its_page(tiny_run, tmp_path):
     begun = tmp_path / "begun"
     shutil.copytree(tiny_run / "autoencoder", begun / "autoencoder")
@@ -255,6 +262,9 @@ def test_a_run_that_has_only_begun_has_its_page(tiny_run, tmp_path):
     missing = re.search(r"Still missing:\s*(.*?)\n", page.text)[1]
     assert missing.startswith("Feature maps, Condition codebook, Codebook 0,")
     assert "Not finished when this page was made: Autoencoder." in page.text
+    arguments = read_run(RunFolder(begun)).job("autoencoder").last.arguments
+    command = f"python -m scripts.train_cascade {TINY}/ {arguments['dataset_path']} {begun}"
+    assert f"Run {command} again: it continues where it stopped." in page.text
     (begun / ".done/autoencoder").touch()
     assert "Not finished" not in make_page(RunFolder(begun))
     shutil.rmtree(begun / "autoencoder/images")

@@ -1,8 +1,10 @@
 """The chain of steps: stages of a recipe, what is skipped and what runs again, and how a signal ends it.
 
-A stub stands for Python: it notes each command, and leaves the results of that step.
+A stub stands for the Python of the steps: it notes each command, and leaves the results of that step.
 """
 
+import contextlib
+import io
 import json
 import os
 import pty
@@ -16,12 +18,17 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-ROOT = Path(__file__).parent.parent
+from scripts import dry_run, train_cascade
+from tests.helpers.scripts import TINY
+from utils import child
+from utils.chain import ROOT
+
 STUB = (
     f"#!{sys.executable} -ISs"
     + r"""
-import os, signal, sys, time, zlib
+import os, shutil, signal, sys, time
 from pathlib import Path
 
 words = sys.argv[1:]
@@ -31,36 +38,34 @@ if words[:2] == ["-m", "torch.distributed.run"]:
     launcher, words = [*words[2:first], os.environ["OMP_NUM_THREADS"], "threads:"], words[first:]
 if words[0] == "-c":
     sys.exit()
-if words[:2] == ["-m", "utils.index"]:
-    dataset = Path(words[2])
-    lost = [name for name in dataset.read_text().split() if not (dataset.parent / name).is_file()]
-    if lost:
-        print(f"error: {dataset.parent / lost[0]}: no such file", file=sys.stderr)
-        sys.exit(2)
-    print(f"{zlib.crc32(dataset.read_bytes()):x}")
-    sys.exit()
 
 is_module = words[0] == "-m"
 script = words[1] if is_module else Path(words[0]).name
 if script == "pip":
     sys.exit()
-out = Path(words[words.index("--out-dir") + 1] if "--out-dir" in words else words[2])
+if "--out-dir" in words:
+    out = Path(words[words.index("--out-dir") + 1])
+else:
+    out = Path(words[4] if script == "scripts.train_cascade" else words[2])
 name = script if is_module else f"prune_{out.name}" if script == "prune_codebook.py" else out.name
 with open(os.environ["CALLS"], "a") as file:
     print(*launcher, script, *words[1 + is_module :], file=file)
 
 results = {
-    "generate_fmap_dataset.py": ["dataset.json", "a.npy"],
+    "generate_fmap_dataset.py": [],
     "prune_codebook.py": ["models_checkpoint/pruned_codebook.pt"],
     "train_quantized_transformer.py": ["models_checkpoint/best.pt", "models_checkpoint/latest.pt"],
     "generate_images.py": ["tokens.npz", "images/recon_model_Cond.png"],
     "scripts.demo_data": ["dataset.json"],
+    "scripts.train_cascade": [".done/generate"],
     "scripts.evaluate": ["evaluation/evaluation.json"],
     "scripts.report": ["report.html"],
 }.get(script, ["models_checkpoint/latest.pt"])
 for result in results if name != os.environ.get("FORGETFUL") else []:
     (out / result).parent.mkdir(parents=True, exist_ok=True)
-    (out / result).write_text("a.npy" if script == "generate_fmap_dataset.py" and result == "dataset.json" else "")
+    (out / result).write_text("")
+if script == "generate_fmap_dataset.py":
+    shutil.copytree(os.environ["MAPS"], out, dirs_exist_ok=True, copy_function=shutil.copy)  # with new times
 
 if name == os.environ.get("SLOW"):
     received = []
@@ -82,52 +87,75 @@ if name == os.environ.get("SLOW"):
 )
 
 
-class Chain:
-    """A copy of the scripts and of a recipe with so many stages, a data set, and the stub."""
+# Starts the chain as `python -m scripts.train_cascade` does, with the stub as the Python of its steps.
+DRIVER = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+from scripts import train_cascade
+from utils import child
+sys.executable = os.environ["STUB"]
+child.main(train_cascade.main)
+"""
 
-    def __init__(self, folder, number=1, is_complete=True):
+
+class Chain:
+    """A recipe with so many stages, a data set, a folder to write to, and the stub."""
+
+    def __init__(self, folder, faces=None, maps=None, number=1):
         self.folder, self.out, self.calls = folder, folder / "out", folder / "calls"
         self.started, self.dataset = folder / "started", folder / "data/dataset.json"
-        for name in ("scripts", "configs"):
-            shutil.copytree(ROOT / name, folder / name)
-        self.recipe = shutil.copytree(folder / "configs/tiny-32", folder / "configs/mine")
-        for path in self.recipe.glob("*_[0-9].json"):
-            path.unlink()
-        for level in range(number):
-            for kind in ("codebook", "transformer"):
-                source = folder / f"configs/tiny-32/{kind}_{min(level, 2)}.json"
-                shutil.copy(source, self.recipe / f"{kind}_{level}.json")
-        (self.recipe / "generate.json").write_text(json.dumps({str(level): {} for level in range(number)}))
-        if number == 4 and is_complete:
-            with (self.recipe / "recipe.sh").open("a") as file:
-                file.write('TRANSFORMER_3="--max-step 7"\n')
-        (folder / "python").write_text(STUB)
-        (folder / "python").chmod(0o755)
-        self.dataset.parent.mkdir()
-        self.dataset.write_text("a.png")
-        (self.dataset.parent / "a.png").touch()
-        paths = {"PYTHON": folder / "python", "CALLS": self.calls, "STARTED": self.started}
+        self.stub = folder / "python"
+        self.stub.write_text(STUB)
+        self.stub.chmod(0o755)
+        paths = {"STUB": self.stub, "CALLS": self.calls, "STARTED": self.started, "MAPS": maps}
         self.environment = os.environ | {key: str(path) for key, path in paths.items()}
         self.environment.pop("OMP_NUM_THREADS", None)  # which the chain chooses
-        self.command = ["bash", str(folder / "scripts/train_cascade.sh"), "mine", str(self.dataset), str(self.out)]
+        if faces is not None:
+            shutil.copytree(faces.parent, self.dataset.parent)
+            self.recipe = recipe_of(number, folder / "mine")
+            self.arguments = [f"{self.recipe}/", str(self.dataset), str(self.out)]
+            self.command = [sys.executable, "-c", DRIVER, *self.arguments]
 
     def run(self, *arguments, **environment):
-        """Run the chain to its end; return status, output, errors and the commands of the stub."""
+        """Run the chain to its end in this process; return status, output, errors and the commands of the stub."""
         self.calls.unlink(missing_ok=True)
-        found = subprocess.run(
-            [*self.command, *arguments], env=self.environment | environment, capture_output=True, text=True
-        )
-        return found.returncode, found.stdout, found.stderr, self.commands
+        output, errors = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "executable", str(self.stub))
+            patch.delenv("OMP_NUM_THREADS", raising=False)
+            for key, value in (self.environment | environment).items():
+                patch.setenv(key, value)
+            with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+                status = status_of(lambda: train_cascade.main([*self.arguments, *arguments]))
+        return status, output.getvalue(), errors.getvalue(), self.commands
 
     @property
     def commands(self):
         return self.calls.read_text().splitlines() if self.calls.exists() else []
 
-    def ended(self):
+    def ended(self, *arguments):
         """Run the chain, which must succeed; return its output and the scripts that it ran."""
-        status, output, errors, commands = self.run()
+        status, output, errors, commands = self.run(*arguments)
         assert status == 0, errors
         return output, [command.split()[0] for command in commands]
+
+    def refused(self, *arguments):
+        """Run the chain, which must be refused in one line before any step; return that line."""
+        status, _, errors, commands = self.run(*arguments)
+        assert (status, commands) == (2, [])
+        (line,) = errors.splitlines()
+        assert line.startswith("error: ")
+        return line
+
+    def edit(self, name, **values):
+        """Change values of a JSON file of the recipe; those of an object within it by its key and theirs, `a__b`."""
+        path = self.recipe / f"{name}.json"
+        content = json.loads(path.read_text())
+        for key, value in values.items():
+            *above, key = key.split("__")
+            place = content[above[0]] if above else content
+            place.update({key: value}) if value is not None else place.pop(key)
+        path.write_text(json.dumps(content))
 
     def start(self, slow, *more, before=(), **options):
         """Start the chain, as the leader of a session, and wait for its step `slow`, which lasts until a signal."""
@@ -157,9 +185,47 @@ class Chain:
         return [int(word) for word in text.split()]
 
 
+def recipe_of(number, folder):
+    """The tiny recipe with so many stages; those beyond the third are like it."""
+    shutil.copytree(TINY, folder)
+    content, stages = (json.loads((folder / f"{name}.json").read_text()) for name in ("recipe", "generate"))
+    for path in folder.glob("*_[0-9].json"):
+        path.unlink()
+        content.pop(path.stem, None)
+    for level in range(number):
+        for kind in ("codebook", "transformer"):
+            shutil.copy(TINY / f"{kind}_{min(level, 2)}.json", folder / f"{kind}_{level}.json")
+        content[f"transformer_{level}"] = {"max_step": 7 + level}
+    books = [f"codebook_{level}/models_checkpoint/pruned_codebook.pt" for level in ("cond", *range(number))]
+    stages = {str(level): stages[str(min(level, 2))] for level in range(number)}
+    for level in range(number):
+        names = {"lr_codebook_path": books[level], "hr_codebook_path": books[level + 1]}
+        stages[str(level)] = (
+            stages[str(level)] | names | {"model_path": f"transformer_{level}/models_checkpoint/best.pt"}
+        )
+    (folder / "recipe.json").write_text(json.dumps(content))
+    (folder / "generate.json").write_text(json.dumps(stages))
+    return folder
+
+
+def status_of(function):
+    """The exit status with which a script ends."""
+    try:
+        child.main(function)
+    except SystemExit as stopped:
+        return stopped.code
+    return 0
+
+
 @pytest.fixture
-def chain(tmp_path):
-    return Chain(tmp_path)
+def make(tmp_path, faces, tiny_run):
+    """A function: a chain of a recipe with so many stages."""
+    return lambda number=1: Chain(tmp_path, faces, tiny_run / "feature_maps", number)
+
+
+@pytest.fixture
+def chain(make):
+    return make()
 
 
 def flag(command, name):
@@ -168,8 +234,8 @@ def flag(command, name):
 
 
 @pytest.mark.parametrize("number", [1, 2, 4])
-def test_a_recipe_of_any_number_of_stages_is_chained(number, tmp_path):
-    chain = Chain(tmp_path, number)
+def test_a_recipe_of_any_number_of_stages_is_chained(number, make, tmp_path):
+    chain = make(number)
     status, _, errors, commands = chain.run()
     assert status == 0, errors
     out, names = tmp_path / "out", ["codebook_cond", *(f"codebook_{level}" for level in range(number))]
@@ -183,46 +249,138 @@ def test_a_recipe_of_any_number_of_stages_is_chained(number, tmp_path):
             assert flag(command, name) == f"{out}/{book}/models_checkpoint/pruned_codebook.pt"
         if level:
             assert flag(command, "--previous-path") == f"{out}/transformer_{level - 1}/models_checkpoint/best.pt"
-    assert number < 4 or flag(commands[-2], "--max-step") == "7"
+        assert flag(command, "--max-step") == str(7 + level)
     assert len(json.loads((out / "generate.json").read_text())) == number
 
 
-@pytest.mark.parametrize(("number", "named"), [(0, "has no transformer_0.json"), (4, "does not set TRANSFORMER_3")])
-def test_an_incomplete_recipe_is_refused_in_one_line(number, named, tmp_path):
-    status, _, errors, commands = Chain(tmp_path, number, is_complete=False).run()
-    assert status == 2
-    assert named in errors.splitlines()[-1]
-    assert commands == []
+def broken(chain):
+    (chain.recipe / "transformer_0.json").write_text('{"model_lr": 0.1 "in_dim": 32}')
 
 
-def test_full_128_runs_as_before_and_names_the_recipe_to_use(chain):
-    shutil.rmtree(chain.folder / "configs/full-128")
-    chain.recipe.rename(chain.folder / "configs/full-128")
-    chain.command[2] = "full-128"
-    status, _, errors, commands = chain.run()
-    assert (status, len(commands)) == (0, 9)
-    assert errors.splitlines()[0].startswith("full-128 keeps the sizes of an old example")
-    assert "gpu-128" in errors.splitlines()[0]
+def without_a_file(chain):
+    (chain.recipe / "transformer_0.json").unlink()
+
+
+def with_an_old_recipe(chain):
+    (chain.recipe / "recipe.json").rename(chain.recipe / "recipe.sh")
+
+
+MISTAKES = [
+    (broken, "/transformer_0.json: not valid JSON"),
+    (without_a_file, "/transformer_0.json: no such file"),
+    (with_an_old_recipe, "/recipe.sh: a recipe is JSON now; write its settings to "),
+    (lambda chain: chain.edit("recipe", transformer_0=None), "/recipe.json: missing key 'transformer_0'; add it"),
+    (lambda chain: chain.edit("recipe", transformer_1={}), "/codebook_1.json: no such file"),
+    (lambda chain: chain.edit("recipe", image_size=None), "/recipe.json: missing key 'image_size'"),
+    (lambda chain: chain.edit("recipe", pruning={}), "/recipe.json: unknown key 'pruning'; did you mean 'prune'?"),
+    (
+        lambda chain: chain.edit("recipe", prune__prune_treshold=1),
+        "/recipe.json: 'prune': unknown key 'prune_treshold'; did you mean 'prune_threshold'?",
+    ),
+    (lambda chain: chain.edit("recipe", prune__out_dir="x"), "/recipe.json: 'prune': unknown key 'out_dir'"),
+    (
+        lambda chain: chain.edit("recipe", codebook__max_epoch="x"),
+        "/recipe.json: 'codebook': argument --max-epoch: 'x' is not a whole number",
+    ),
+    (lambda chain: chain.edit("recipe", prune__keep=3), "/recipe.json: 'prune': argument --keep: not allowed with"),
+    (lambda chain: chain.edit("recipe", decoder__model_path="x"), "/recipe.json: 'decoder': --resume goes on with"),
+    (lambda chain: chain.edit("recipe", image_size=31), "/recipe.json: 'image_size' is 31, expected a multiple of 4"),
+    (lambda chain: chain.edit("recipe", image_size=64), "/codebook_cond.json: 'image_H' is 8, expected 16"),
+    (lambda chain: chain.edit("autoencoder", latent_channel=3), "/codebook_cond.json: 'image_C' is 4, expected 3"),
+    (lambda chain: chain.edit("codebook_0", image_W=16), "/codebook_0.json: 'image_W' is 16, expected 8"),
+    (lambda chain: chain.edit("codebook_cond", patch_W=4), "/codebook_cond.json: 'patch_H' and 'patch_W' are 8 and 4"),
+    (lambda chain: chain.edit("transformer_0", in_dm=8), "/transformer_0.json: unknown key 'in_dm'"),
+    (lambda chain: chain.edit("transformer_0", use_labels=True), "/transformer_0.json: 'use_labels' is true, but no"),
+    (lambda chain: chain.edit("generate", **{"0__top": 1}), "/generate.json: stage 0: unknown key 'top'"),
+    (lambda chain: chain.edit("generate", **{"1": {}}), "/generate.json: stage 1: missing key 'model_path'"),
+    (
+        lambda chain: chain.edit("generate", **{"0__lr_codebook_path": "codebook_0/models_checkpoint/latest.pt"}),
+        "/generate.json: stage 0: 'lr_codebook_path' is 'codebook_0/models_checkpoint/latest.pt', expected 'codebook_c",
+    ),
+]
+
+
+@pytest.mark.parametrize(("mistake", "said"), MISTAKES)
+def test_a_mistake_in_a_recipe_is_named_in_one_line_before_anything_is_written(mistake, said, chain):
+    mistake(chain)
+    assert chain.refused().startswith(f"error: {chain.recipe}{said}")
+    assert not chain.out.exists()
+
+
+def test_the_labels_of_a_later_stage_and_a_stage_of_the_generation_without_a_step_are_refused(make):
+    chain = make(2)
+    chain.edit("transformer_1", use_labels=True)
+    assert chain.refused().startswith(f"error: {chain.recipe}/transformer_1.json: 'use_labels' is for the base stage")
+    chain.edit("transformer_1", use_labels=False)
+    stages = json.loads((chain.recipe / "generate.json").read_text())
+    chain.edit("generate", **{"2": stages["1"]})
+    assert "/generate.json: stage 2 has no transformer_2.json in the recipe" in chain.refused()
+
+
+def test_images_of_another_size_than_the_recipe_s_are_refused(make, tmp_path, write_json):
+    chain = make()
+    for path in chain.dataset.parent.rglob("*.png"):
+        Image.new("RGB", (16, 16)).save(path)
+    line = chain.refused()
+    assert line.startswith(f"error: {chain.dataset}: holds images of 16×16 (")
+    assert f"'image_size' in {chain.recipe}/recipe.json is 32; make the images with --image-size 32" in line
+    chain.arguments[1] = str(tmp_path / "none.json")
+    assert "none.json: no such data set" in chain.refused()
+    assert not chain.out.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("no-such", "no-such/recipe.json: no such recipe; configs/ holds: demo-64 gpu-128"),
+        ("full-128", "full-128: is called reference-128 now; for a new training use gpu-128"),
+    ],
+)
+def test_a_name_that_is_no_recipe_is_refused(name, said, chain):
+    chain.arguments[0] = name
+    assert said in chain.refused()
 
 
 def test_help_is_shown(chain):
-    found = subprocess.run([*chain.command[:2], "--help"], capture_output=True, text=True)
+    found = subprocess.run([*chain.command[:3], "--help"], env=chain.environment, capture_output=True, text=True)
     assert found.returncode == 0
     assert {"--overwrite", "--verify"} <= set(found.stdout.split())
 
 
-def test_a_dry_run_is_left_to_its_script(chain):
-    words = [*chain.command[:2], "--dry-run", *chain.command[2:4], "--device", "cpu"]
-    found = subprocess.run(words, env=chain.environment, capture_output=True, text=True)
+@pytest.mark.parametrize("name", ["train_cascade", "demo", "test"])
+def test_the_shell_scripts_run_the_python_scripts_of_their_names_with_the_python_that_is_named(name, tmp_path):
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\nif [ "$1" != -c ]; then echo "$@"; fi\n')
+    python.chmod(0o755)
+    found = subprocess.run(
+        ["bash", ROOT / f"scripts/{name}.sh", "a b", "--c"],
+        env=os.environ | {"PYTHON": str(python)}, cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
     assert (found.returncode, found.stderr) == (0, "")
-    assert chain.commands == [f"scripts.dry_run {chain.recipe} {chain.dataset} --device cpu"]
+    assert found.stdout == f"{ROOT}/scripts/{name}.py a b --c\n"
+
+
+def test_a_python_that_is_too_old_is_passed_over(tmp_path):
+    (tmp_path / "python3").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "python3").chmod(0o755)
+    (tmp_path / "scripts").mkdir()
+    for name in ("python.sh", "demo.sh"):
+        shutil.copy(ROOT / "scripts" / name, tmp_path / "scripts")
+    for tool in ("dirname", "basename"):
+        (tmp_path / tool).symlink_to(shutil.which(tool))
+    command = [shutil.which("bash"), tmp_path / "scripts/demo.sh"]
+    found = subprocess.run(command, env={"PATH": str(tmp_path)}, capture_output=True, text=True)
+    assert (found.returncode, found.stdout) == (2, "")
+    assert found.stderr.startswith("error: no Python 3.11 or newer was found; install one")
+
+
+def test_a_dry_run_is_left_to_its_script(chain, monkeypatch):
+    asked = []
+    monkeypatch.setattr(dry_run, "estimate", lambda recipe, *rest: asked.append((recipe.folder, *rest)))
+    chain.arguments.pop()
+    assert chain.run("--dry-run", "--device", "cpu")[0] == 0
+    assert asked == [(chain.recipe, chain.dataset, "cpu")]
     assert not chain.out.exists()
-
-
-def test_a_dry_run_of_nothing_shows_the_usage(chain):
-    found = subprocess.run([*chain.command[:2], "--dry-run", "mine"], capture_output=True, text=True)
-    assert found.returncode == 2
-    assert found.stderr.startswith("usage:")
 
 
 def test_flags_reach_every_step_and_change_no_key(chain):
@@ -269,15 +427,16 @@ def test_every_step_runs_in_several_processes_and_nothing_runs_again_with_anothe
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--nproc", "none"], "error: --nproc none: give a number from 1 on"),
-        (["--nproc"], "error: --nproc : give a number from 1 on"),
-        (["--dry-run", "--nproc", "2"], "error: --dry-run: tries each step in one process; leave out --nproc"),
+        (["--nproc", "none"], "argument --nproc: 'none' is not a whole number"),
+        (["--nproc", "0"], "argument --nproc: 0: expected at least 1"),
+        (["--dry-run"], "error: --dry-run: tries each step in one process and a folder of its own; leave out OUT and"),
         (["--nnodes", "2"], "error: --nnodes 2: add --rdzv-endpoint HOST:PORT, an address of one of the machines"),
     ],
 )
 def test_processes_that_cannot_be_are_refused(flags, said, chain):
     status, _, errors, commands = chain.run(*flags)
-    assert (status, errors.splitlines(), commands) == (2, [said], [])
+    assert (status, commands) == (2, [])
+    assert said in errors.splitlines()[-1]
 
 
 LAST = ["generate_images.py"]
@@ -317,45 +476,108 @@ def test_a_step_that_leaves_no_result_is_an_error_and_not_done(chain):
 
 def test_feature_maps_of_which_one_is_gone_are_made_again(chain):
     chain.ended()
-    (chain.out / "feature_maps/a.npy").unlink()
+    next((chain.out / "feature_maps").rglob("*.npy")).unlink()
     output, scripts = chain.ended()
     assert scripts == ["generate_fmap_dataset.py"]  # the same maps, so what was made of them stays
     line = f"{chain.out}/feature_maps/dataset.json or a file of it is gone: feature_maps runs again"
     assert line in output.splitlines()
+    assert chain.ended()[1] == []
 
 
-def test_other_feature_maps_make_all_that_is_made_of_them_anew(chain):
+def change_a_label(dataset):
+    content = json.loads(dataset.read_text())
+    content["_default"]["1"]["labels"] = ["other"]
+    dataset.write_text(json.dumps(content))
+
+
+REMEDY = "change it back, or add --overwrite to make it and all that follows from it anew"
+
+
+def test_other_feature_maps_make_all_that_is_made_of_them_anew_if_they_may(chain):
     chain.ended()
-    path = chain.out / "feature_maps/dataset.json"
-    path.write_text("b.npy")
-    (path.parent / "b.npy").touch()
-    assert chain.ended()[1] == AFTER_MAPS
+    change_a_label(chain.out / "feature_maps/dataset.json")
+    line = chain.refused()
+    assert line.startswith(f"error: {chain.out}/codebook_cond: was made with another data (")
+    assert line.endswith(REMEDY)
+    assert chain.ended("--overwrite")[1] == AFTER_MAPS
+    assert chain.ended()[1] == []
 
 
-def test_other_images_make_all_anew(chain):
+def test_other_images_make_all_anew_if_they_may(chain):
     chain.ended()
-    chain.dataset.write_text("b.png")
-    assert chain.run()[0] == 2  # there is no such image
-    (chain.dataset.parent / "b.png").touch()
-    assert chain.ended()[1] == ["train_autoencoder.py", "generate_fmap_dataset.py", *AFTER_MAPS]
+    change_a_label(chain.dataset)
+    assert f"{chain.out}/autoencoder: was made with another data (" in chain.refused()
+    assert chain.ended("--overwrite")[1] == ["train_autoencoder.py", "generate_fmap_dataset.py", *AFTER_MAPS]
+    assert chain.ended()[1] == []
+
+
+def test_data_with_other_times_are_the_same_once_they_have_been_verified(chain):
+    chain.ended()
+    image = next(chain.dataset.parent.rglob("*.png"))
+    os.utime(image, (1, 1))
+    assert "its files have other times or sizes than when" in (line := chain.refused())
+    assert "add --verify" in line
+    assert chain.ended("--verify")[1] == []
+    assert chain.ended()[1] == []
+    content = image.read_bytes()
+    image.write_bytes(content + b" ")
+    assert f"{image}: is not the file that was written" in chain.refused("--verify")
+
+
+@pytest.mark.parametrize(
+    ("edit", "folder", "named", "scripts"),
+    [
+        (("recipe", {"autoencoder__max_step": 1600}), "autoencoder", "--max-step (1500, now 1600)", 9),
+        (("recipe", {"prune__prune_threshold": 3}), "codebook_cond", "--prune-threshold (2, now 3)", 6),
+        (("recipe", {"transformer_0__batch_size": 3}), "transformer_0", "images of a step (8, now 3)", 2),
+        (("transformer_0", {"dropout": 0.5}), "transformer_0", "'dropout' (0.0, now 0.5)", 2),
+        (("generate", {"0__temperature": 0.5}), "generated", "stage 0: 'temperature' (1.0, now 0.5)", 1),
+        (("recipe", {"generate__seed": 3}), "generated", "--seed (0, now 3)", 1),
+    ],
+)
+def test_an_edited_recipe_is_refused_before_any_step_without_overwrite(edit, folder, named, scripts, chain):
+    chain.ended()
+    (chain.out / ".done/autoencoder").unlink()  # interrupted: it would be trained first
+    chain.edit(edit[0], **edit[1])
+    if folder != "autoencoder":
+        assert chain.refused() == f"error: {chain.out}/{folder}: was made with another {named}; {REMEDY}"
+    assert len(chain.ended("--overwrite")[1]) == scripts + (folder != "autoencoder")
+    assert chain.ended()[1] == []
+
+
+def test_what_results_do_not_depend_on_may_be_edited(chain):
+    chain.ended()
+    chain.edit("recipe", autoencoder__log_step=7, transformer_0__num_workers=1, generate__batch_size=3)
+    assert chain.ended()[1] == []
+
+
+def test_a_step_whose_folder_is_removed_is_made_as_the_recipe_now_says(chain):
+    chain.ended()
+    chain.edit("recipe", generate__seed=3)
+    shutil.rmtree(chain.out / "generated")
+    assert chain.ended()[1] == LAST
+    assert chain.ended()[1] == []
 
 
 def test_the_config_of_the_generation_follows_the_recipe_until_it_is_edited(chain):
     recipe, copy = chain.recipe / "generate.json", chain.out / "generate.json"
     chain.ended()
-    recipe.write_text('{"0": {"temperature": 0.5}}')
-    assert chain.ended()[1] == LAST
+    chain.edit("generate", **{"0__temperature": 0.5})
+    assert chain.ended("--overwrite")[1] == LAST
     assert copy.read_text() == recipe.read_text()
-    copy.write_text('{"0": {"temperature": 0.9}}')
+    copy.write_text(recipe.read_text().replace("0.5", "0.9"))
+    assert "stage 0: 'temperature' (0.5, now 0.9)" in chain.refused()
     for expected in (LAST, []):
-        output, scripts = chain.ended()
+        output, scripts = chain.ended("--overwrite")
         assert scripts == expected
         assert [line for line in output.splitlines() if "edited" in line and str(copy) in line and "remove" in line]
         assert "0.9" in copy.read_text()
-    recipe.write_text('{"0": {"temperature": 0.7}}')
+    chain.edit("generate", **{"0__temperature": 0.7})
     assert chain.ended()[1] == []
+    copy.write_text("{}")
+    assert chain.refused() == f'error: {copy}: holds no stage; expected keys "0", "1", …'
     copy.unlink()
-    output, scripts = chain.ended()
+    output, scripts = chain.ended("--overwrite")
     assert (scripts, copy.read_text()) == (LAST, recipe.read_text())
     assert "edited" not in output
 
@@ -364,12 +586,12 @@ def test_the_config_of_the_generation_follows_the_recipe_until_it_is_edited(chai
 def test_a_config_of_which_nothing_is_remembered_is_kept_where_it_differs(differs, chain):
     recipe, copy = chain.recipe / "generate.json", chain.out / "generate.json"
     copy.parent.mkdir()
-    copy.write_text('{"0": {"temperature": 0.9}}' if differs else recipe.read_text())
+    copy.write_text(recipe.read_text().replace("1.0", "0.9" if differs else "1.0"))
     kept = copy.read_text()
     output, _ = chain.ended()
     assert ("edited" in output, copy.read_text()) == (differs, kept)
-    recipe.write_text('{"0": {"temperature": 0.7}}')
-    output, _ = chain.ended()
+    chain.edit("generate", **{"0__temperature": 0.7})
+    chain.ended("--overwrite")
     assert (copy.read_text() == kept) == differs
 
 
@@ -414,7 +636,7 @@ def test_under_nohup_a_hangup_is_ignored(chain):
 
 def test_a_signal_after_the_last_word_of_a_step_ends_the_chain(chain):
     """The step ends well in spite of the signal, so it is done, and the chain does not go on."""
-    (chain.folder / "python").write_text(STUB.replace("7 if received else 0", "0"))
+    chain.stub.write_text(STUB.replace("7 if received else 0", "0"))
     process = chain.start("autoencoder")
     process.terminate()
     process.communicate(timeout=20)
@@ -423,11 +645,30 @@ def test_a_signal_after_the_last_word_of_a_step_ends_the_chain(chain):
     assert len(chain.commands) == 1
 
 
-def test_a_signal_between_two_commands_ends_a_script(tmp_path):
-    script = f"source {ROOT}/scripts/signals.sh; attended true; kill -TERM $$; attended touch {tmp_path}/more"
-    found = subprocess.run(["bash", "-euc", script], capture_output=True, text=True)
+def test_a_signal_between_two_programs_ends_a_script(tmp_path):
+    script = f"""
+import os, signal
+from utils.child import attending
+with attending() as attendant:
+    assert attendant.run(["true"]) == 0
+    os.kill(os.getpid(), signal.SIGTERM)
+    attendant.run(["touch", "{tmp_path}/more"])
+"""
+    found = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert (found.returncode, found.stderr) == (143, "")
     assert not (tmp_path / "more").exists()
+
+
+def test_a_signal_that_comes_as_a_program_starts_is_passed_on_once_it_is_there(monkeypatch):
+    popen = subprocess.Popen
+
+    def start(*words, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return popen(*words, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    with child.attending() as attendant:
+        assert attendant.run(["sleep", "60"]) == attendant.stop == 143
 
 
 def terminal_of(chain, slow):

@@ -23,7 +23,7 @@ from utils.config import build_config, read_json
 from utils.device import peak_memory
 from utils.files import replace_file
 from utils.lock import lock
-from utils.options import StepOptions, fixed_options
+from utils.options import StepOptions, fixed_options, words_of
 from utils.provenance import check, options_key, plain
 from utils.run_folder import StepFolder
 
@@ -70,12 +70,7 @@ class Attempt:
     @property
     def command(self) -> str:
         """What to type to do the same again."""
-        words = ["python", self.script]
-        for key, value in self.arguments.items():
-            if value is not None and value is not False and value != []:
-                values = value if isinstance(value, list) else [] if value is True else [value]
-                words += [f"--{key.replace('_', '-')}", *map(str, values)]
-        return shlex.join(words)
+        return shlex.join(["python", self.script, *words_of(self.arguments)])
 
 
 @dataclass(frozen=True)

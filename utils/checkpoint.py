@@ -124,7 +124,7 @@ def link_checkpoint(checkpoint: Path, name: str) -> None:
     with replace_file(checkpoint.with_name(name)) as temporary:
         try:
             os.link(checkpoint, temporary)
-        except OSError:
+        except (AttributeError, OSError):  # no system or no disk for links
             shutil.copyfile(checkpoint, temporary)
 
 

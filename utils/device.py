@@ -4,7 +4,6 @@ import ctypes
 import math
 import os
 import re
-import resource
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +12,11 @@ import torch
 
 from utils.distributed import local, num_processes
 from utils.files import UserError
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 
 def choose_device(name: str) -> torch.device:
@@ -90,6 +94,8 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_reserved(device)
     if (peak := kilobytes("/proc/self/status", "VmHWM")) is not None:
         return peak  # on Linux `resource` starts from the peak of the parent process
+    if resource is None:
+        return 0  # nobody says
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

@@ -1,20 +1,13 @@
-"""`dataset.json` files, in the format of TinyDB: written and read record by record, and fingerprints of them.
-
-Run as a command it prints a fingerprint of a data set for scripts/train_cascade.sh, and refuses images of another size
-than its recipe's: python -m utils.index DATASET [SIZE].
-"""
+"""`dataset.json` files, in the format of TinyDB: written and read record by record, and fingerprints of them."""
 
 import hashlib
-import io
 import json
 import os
 import re
-import sys
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from utils import shards
 from utils.files import UserError, flush_all, replace_file
@@ -159,39 +152,6 @@ def name_of(path: Path, record: dict) -> str:
     raise UserError(f"{path}: a record has no {' and no '.join(map(repr, KEYS))}; make the data set again")
 
 
-def check_size(path: Path, record: dict, size: int) -> None:
-    """Raise `UserError` unless the image of a record of the data set `path` has `size` × `size` pixels."""
-    name = name_of(path, record)
-    with Image.open(io.BytesIO(shards.read_file(path.parent / name, shards.place_of(record)))) as image:
-        if image.size != (size, size):
-            raise UserError(
-                f"{path}: holds images of {image.width}×{image.height} ({name}), but IMAGE_SIZE in the recipe.sh is "
-                f"{size}; make the images with --image-size {size}, or give another recipe"
-            )
-
-
 def find_index(path: Path) -> Path:
     """The data set that a path means: of a folder the dataset.json in it, if there is one."""
     return path / "dataset.json" if (path / "dataset.json").is_file() else path
-
-
-def main(dataset: Path, size: str = "") -> None:
-    """Print the fingerprint of a data set, whose images should have `size` pixels a side, if that is given."""
-    dataset = find_index(dataset)
-    names, digest = {}, hashlib.blake2b(digest_size=8)
-    for table, record in read_records(dataset, ()):
-        digest.update(canonical(table, record))
-        if table == DEFAULT:
-            if size and not names:
-                check_size(dataset, record, int(size))
-            names[name_of(dataset, record)] = None
-    found = fingerprint(dataset, names, digest.hexdigest())
-    print(found["index"] + found["files"])
-
-
-if __name__ == "__main__":
-    try:
-        main(Path(sys.argv[1]), *sys.argv[2:])
-    except (UserError, OSError) as error:
-        print("error:", error, file=sys.stderr)
-        sys.exit(2)

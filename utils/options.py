@@ -13,7 +13,9 @@ import typing
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
+
+from utils.files import UserError
 
 Options = TypeVar("Options")
 
@@ -132,10 +134,35 @@ def make_parser(cls: type, doc: str) -> argparse.ArgumentParser:
     return parser
 
 
-def parse_options(cls: type[Options], doc: str, argv: list[str] | None) -> Options:
-    """Options from the words of a command line, or of this process; wrong ones end it with status 2."""
-    found = vars(make_parser(cls, doc).parse_args(argv))
-    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})
+def words_of(values: dict[str, object]) -> list[str]:
+    """Options by their names as the words of a command line."""
+    words = []
+    for name, value in values.items():
+        given = value if isinstance(value, list | tuple) else [] if value is True else [value]
+        if value is not None and value is not False and (given or value is True):
+            words += [f"--{name.replace('_', '-')}", *map(str, given)]
+    return words
+
+
+def parse_options(cls: type[Options], doc: str, argv: list[str] | None, where: str = "") -> Options:
+    """Options from the words of a command line, or of this process; wrong ones end it with status 2.
+
+    Of words that a file holds, `where`, wrong ones raise `UserError`.
+    """
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"{where}: {message}")
+
+    parser = make_parser(cls, doc)
+    if where:
+        parser.error = refuse
+    found = vars(parser.parse_args(argv))
+    try:
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})
+    except UserError as error:
+        if where:
+            refuse(str(error))
+        raise
 
 
 def _add(place: argparse._ActionsContainer, field: dataclasses.Field, hint: object) -> None:
@@ -153,7 +180,8 @@ def _add(place: argparse._ActionsContainer, field: dataclasses.Field, hint: obje
     if found.const is not None:
         settings |= {"nargs": "?", "const": found.const}
     if found.positional:
-        place.add_argument(field.name, metavar=flag_of(field), **settings)
+        optional = {} if field.default is MISSING else {"nargs": "?", "default": field.default}
+        place.add_argument(field.name, metavar=flag_of(field), **settings | optional)
         return
     names = [name for name in (found.short, flag_of(field)) if name]
     place.add_argument(*names, required=field.default is MISSING, default=field.default, **settings)

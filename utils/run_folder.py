@@ -6,6 +6,7 @@ from functools import cached_property
 from itertools import count, takewhile
 from pathlib import Path
 
+from utils.chain import Recipe, Step, steps_of
 from utils.config import read_json
 from utils.exported import CONFIG, SUFFIX
 from utils.files import UserError
@@ -152,11 +153,13 @@ class EvaluationFolder:
 
 
 class RunFolder:
-    """What `scripts/train_cascade.sh` writes to, as far as it has come."""
+    """What `scripts.train_cascade` writes to, as far as it has come."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, num_stages: int | None = None) -> None:
         self.path = path
-        self.images = path / "data" / "dataset.json"  # where scripts/demo.sh has put them
+        if num_stages is not None:  # planned; else as many as there are
+            self.num_stages = num_stages
+        self.images = path / "data" / "dataset.json"  # where scripts/demo.py has put them
         self.generation = path / "generate.json"  # the config of the generation
         self.evaluation = EvaluationFolder(path / "evaluation")
         self.report = path / "report.html"
@@ -168,9 +171,7 @@ class RunFolder:
     def open(cls, path: Path) -> "RunFolder":
         """A folder that must be there, of a run or of an exported model."""
         if not path.is_dir():
-            raise UserError(
-                f"{path}: no such folder; give one that scripts/train_cascade.sh or scripts.export writes to"
-            )
+            raise UserError(f"{path}: no such folder; give one that scripts.train_cascade or scripts.export writes to")
         return ExportedFolder(path) if (path / CONFIG).is_file() else cls(path)
 
     def step(self, name: str) -> StepFolder:
@@ -204,25 +205,31 @@ class RunFolder:
         return [self.step(f"transformer_{number}") for number in range(self.num_stages)]
 
     @property
+    def chain(self) -> list[Step]:
+        """The steps that have made this run, or will."""
+        recipe = Recipe(self.path, {"decoder": {}} if self.decoder.path.is_dir() else {})
+        return steps_of(self, recipe, self.images)
+
+    @property
     def steps(self) -> list[StepFolder]:
         """The folders of all steps, in the order in which they are made."""
-        tuned = [self.decoder] if self.decoder.path.is_dir() else []
-        return [self.autoencoder, self.feature_maps, *self.codebooks, *tuned, *self.transformers, self.generated]
+        return [*{step.folder.name: step.folder for step in self.chain}.values()]
 
     @property
     def missing(self) -> dict[str, Path]:
-        """The steps without a result, by their names, each with the file that is not there."""
-        results = {self.autoencoder.name: self.autoencoder.latest, self.feature_maps.name: self.feature_maps.dataset}
+        """The steps without a result, by the names of their folders, each with the file that is not there."""
+        results = {step.folder.name: step.results[0] for step in self.chain}
         results |= {step.name: step.codebook for step in self.codebooks}
-        results |= {step.name: step.best for step in self.transformers}
-        results |= {self.generated.name: self.generated.grid(0)}
         return {name: path for name, path in results.items() if not path.is_file()}
 
-    def is_unfinished(self, step: StepFolder) -> bool:
-        """Whether the chain has begun this step, or the pruning after it, and not ended it."""
-        marks = {"codebook": [step.name, f"prune_{step.name}"], "generated": ["generate"]}.get(step.kind, [step.name])
-        done = self.path / ".done"
-        return step.path.is_dir() and done.is_dir() and not all((done / mark).is_file() for mark in marks)
+    def mark(self, name: str) -> Path:
+        """Where the chain keeps what a step was made of, once that has ended."""
+        return self.path / ".done" / name
+
+    def is_unfinished(self, folder: StepFolder) -> bool:
+        """Whether the chain has begun a step in this folder, and not ended it."""
+        marks = [self.mark(step.name) for step in self.chain if step.folder.name == folder.name]
+        return folder.path.is_dir() and marks[0].parent.is_dir() and not all(map(Path.is_file, marks))
 
 
 class ExportedFolder(RunFolder):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 SPINS = "10000"  # about 0.1 ms, enough for the gaps between two operations
 STAT = Path("/proc/stat")
+BEFORE = dict(os.environ)
 
 
 def available_cores() -> int:
@@ -45,6 +46,12 @@ def choose() -> str:
             why = f"since other work keeps {busy:.1f} cores busy"
             chosen.append(f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}, {why}")
     return ", ".join(chosen) or "as the environment says"
+
+
+def inherited() -> dict[str, str]:
+    """The environment for another process, which chooses for itself."""
+    own = {"GOMP_SPINCOUNT", "OMP_NUM_THREADS"} - BEFORE.keys()
+    return {name: value for name, value in os.environ.items() if name not in own}
 
 
 CHOICE = choose()

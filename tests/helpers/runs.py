@@ -5,6 +5,8 @@ import torch
 import train_autoencoder
 import train_codebook
 import train_quantized_transformer
+from tests.helpers.scripts import TINY
+from utils.chain import Recipe
 from utils.metrics import read_rows
 from utils.split import Bounds
 
@@ -19,6 +21,22 @@ FRACTIONS = ("--val-fraction", 0.1, "--test-fraction", 0.1)  # of 40 faces 7 and
 BOUNDS = Bounds(0.1, 0.2)
 WEIGHTS = "models_checkpoint/latest.pt"
 PRUNED = "models_checkpoint/pruned_codebook.pt"
+
+
+SPLIT = {"val_fraction": 0.1, "test_fraction": 0.1}
+TRAINING = SPLIT | {"batch_size": 16}
+SMALL = Recipe(
+    TINY,
+    {
+        "autoencoder": TRAINING | {"max_step": 40, "warmup_step": 5},
+        "feature_maps": {"batch_size": 16, "flip": True, "num_files_folder": 30},
+        "codebook": TRAINING | {"max_epoch": 2},
+        "prune": TRAINING | {"prune_threshold": 1},
+        **{f"transformer_{number}": TRAINING | {"max_step": 10, "test_num_sample": 4} for number in range(3)},
+        "generate": {"num_images": 4, "batch_size": 4},
+    },
+    image_size=32,
+)
 
 
 def latest(folder):

@@ -1,0 +1,77 @@
+"""From nothing to pictures: make the environment, draw a data set, train every model, generate, evaluate, report.
+
+A second run goes on where the first one stopped, or ends at once. Until the environment is there, this needs Python's
+standard library alone.
+
+    python scripts/demo.py
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+if not __package__:  # started by its path, from anywhere
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from scripts.environment import PYTHON, ROOT, ensure_environment
+from utils import child
+from utils.chain import Recipe
+from utils.files import UserError
+from utils.options import option, parse_options, words_of
+
+RECIPES = {32: ("tiny-32", "quick"), 64: ("demo-64", "demo"), 128: ("laptop-128", "demo-128")}  # and folders of out/
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of scripts/demo.py."""
+
+    quick: bool = option("a complete pass in under 3 minutes, at 32×32 pixels: to see that everything works", False)
+    size: int | None = option("pixels a side: 64, or 128, which takes about an hour on two CPU cores", None, unset="64")
+    source: str = option("cartoon faces, or emoji", "avatars", choices=("avatars", "openmoji"))
+    device: str = option("auto (cuda, mps or cpu), or a torch device", "auto")
+    out_dir: Path | None = option("where the data and all that is learned go", None, unset="out/demo-SOURCE")
+    overwrite: bool = option("replace what an earlier recipe, data set or command left there", False)
+    verify: bool = option("read all data once, where files were moved or copied so that their times changed", False)
+
+    def __post_init__(self) -> None:
+        if self.quick and self.size is not None:
+            raise UserError(f"--size {self.size}: --quick is for 32 pixels; leave one of them out")
+        if self.size not in (None, 64, 128):
+            raise UserError(f"--size {self.size}: the demo has recipes for 64 and 128 pixels")
+
+
+def main() -> None:
+    """Make the environment, and with its Python all the rest."""
+    options = parse_options(Options, __doc__, None)
+    name, folder = RECIPES[32 if options.quick else options.size or 64]
+    out = Path("out", f"{folder}-{options.source}") if options.out_dir is None else options.out_dir.absolute()
+    recipe, data = Recipe.find(name), out / "data"
+    with child.attending() as attendant:
+        files = ("requirements.txt", "requirements-demo.txt", "requirements-eval.txt")
+        python = ensure_environment(attendant, *files)
+
+        def run(script: str, *words: object, **more: object) -> None:
+            attendant.check([python, "-m", f"scripts.{script}", *map(str, words), *words_of(more)], cwd=ROOT)
+
+        size = {"image_size": recipe.image_size, "num_images": recipe.num_images, "overwrite": options.overwrite}
+        run("demo_data", options.source, out_dir=data, **size)
+        flags = {"device": options.device, "overwrite": options.overwrite, "verify": options.verify}
+        run("train_cascade", name, data / "dataset.json", out, **flags)
+        results, report = out / "evaluation" / "evaluation.json", out / "report.html"
+        if is_older(results, *(out / ".done").iterdir()):
+            print("== evaluation")
+            run("evaluate", out, device=options.device)
+        if is_older(report, results, *(out / ".done").iterdir()):
+            run("report", out)
+    print(f"play with it: {PYTHON} -m pip install -r requirements-app.txt && {PYTHON} -m scripts.playground {out}")
+    print(f"report: {report}")
+
+
+def is_older(path: Path, *sources: Path) -> bool:
+    """Whether a file is missing, or older than what it was made from."""
+    return not path.is_file() or any(source.stat().st_mtime > path.stat().st_mtime for source in sources)
+
+
+if __name__ == "__main__":
+    child.main(main)

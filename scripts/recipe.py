@@ -1,0 +1,128 @@
+"""A recipe, checked whole before anything runs: every file and every option is read, and they must fit together."""
+
+import utils.threads  # noqa: F401
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from models.autoencoder import AutoencoderConfig
+from models.codebook import CodebookConfig
+from models.requests import load_generation_config
+from models.transformer import TransformerConfig
+from utils.chain import Recipe, Step
+from utils.config import load_config
+from utils.dataset import ImageDataset
+from utils.files import UserError
+from utils.options import StepOptions, parse_options, words_of
+from utils.provenance import options_key
+from utils.run_folder import CONDITION, RunFolder
+from utils.task import TrainingOptions
+
+CONFIGS = {
+    "train_autoencoder": AutoencoderConfig,
+    "train_codebook": CodebookConfig,
+    "train_quantized_transformer": TransformerConfig,
+}
+Plans = dict[str, dict[str, object]]  # by the names of steps: what their results depend on, by the names of options
+
+
+def check(recipe: Recipe, steps: Sequence[Step], run: RunFolder, generation: Path) -> Plans:
+    """Raise `UserError` naming the file and the key of the first mistake; return what the steps are told.
+
+    `generation` is the config of the generation: the recipe's, or one that a person has edited.
+    """
+    options = {step.name: options_of(recipe, step) for step in steps}
+    configs = {
+        step.name: load_config(step.inputs["config_path"], CONFIGS[step.script])
+        for step in steps
+        if step.script in CONFIGS
+    }
+    check_sizes(recipe, run, configs)
+    plans = {name: options_key(found) for name, found in options.items()}
+    for name, found in options.items():
+        if isinstance(found, TrainingOptions):
+            plans[name] |= {"--max-step": found.max_step, "--max-epoch": found.max_epoch}
+            plans[name] |= {"images of a step": found.step_size}
+    for name, config in configs.items():
+        plans[name] |= {repr(key): value for key, value in dataclasses.asdict(config).items()}
+    plans["generate"] |= check_generation(generation, steps, run)
+    return plans
+
+
+def options_of(recipe: Recipe, step: Step) -> StepOptions:
+    """The options of a step, as its script parses them; raises `UserError` naming the key of recipe.json."""
+    cls, where = import_module(step.script).Options, f"{recipe.path}: {step.section!r}"
+    known = {field.name for field in dataclasses.fields(cls)} - step.inputs.keys() - {"out_dir", "resume"}
+    for key in step.settings:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "docs/reference.md lists the options of each step"
+            raise UserError(f"{where}: unknown key {key!r}; {hint}")
+    return parse_options(cls, "", words_of(step.options | {"out_dir": step.folder.path}), where)
+
+
+def check_sizes(recipe: Recipe, run: RunFolder, configs: dict[str, object]) -> None:
+    """Raise `UserError` unless the codebooks cut up the feature maps that the autoencoder makes of the images."""
+    autoencoder = configs["autoencoder"]
+    side, rest = divmod(recipe.image_size, 2**autoencoder.num_layers)
+    if rest or not side:
+        raise UserError(
+            f"{recipe.path}: 'image_size' is {recipe.image_size}, expected a multiple of {2**autoencoder.num_layers}: "
+            f"autoencoder.json halves it {autoencoder.num_layers} times ('num_layers')"
+        )
+    shape = {"image_C": autoencoder.latent_channel, "image_H": side, "image_W": side}
+    why = f"as autoencoder.json makes feature maps of images of {recipe.image_size} pixels"
+    for book in run.codebooks:
+        path, config = recipe.folder / f"{book.name}.json", configs[book.name]
+        for key, expected in shape.items():
+            if (value := getattr(config, key)) != expected:
+                raise UserError(f"{path}: {key!r} is {value}, expected {expected}, {why}")
+        if book.level == CONDITION and config.grid != (1, 1):
+            raise UserError(
+                f"{path}: 'patch_H' and 'patch_W' are {config.patch_H} and {config.patch_W}, expected {side}: a patch "
+                "of the condition codebook is a whole feature map"
+            )
+    for stage in run.transformers[1:]:
+        if configs[stage.name].use_labels:
+            raise UserError(
+                f"{recipe.folder / stage.name}.json: 'use_labels' is for the base stage, whose tokens pass the label "
+                "on; leave the key out"
+            )
+
+
+def check_generation(path: Path, steps: Sequence[Step], run: RunFolder) -> dict[str, object]:
+    """Raise `UserError` unless each stage of a generation is read from its own step's folder, or from what is there.
+
+    Returns how the stages sample, and what they are read from.
+    """
+    stages, found = (
+        [step for step in steps if step.script == "train_quantized_transformer"],
+        load_generation_config(path),
+    )
+    if len(found) > len(stages):
+        raise UserError(f"{path}: stage {len(stages)} has no transformer_{len(stages)}.json in the recipe; add it")
+    for number, (stage, config) in enumerate(zip(stages, found, strict=False)):
+        for key, expected in {"model_path": stage.folder.best, **stage.inputs}.items():
+            value = getattr(config, key, None)
+            if value is not None and (run.path / value).parent != expected.parent and not (run.path / value).is_file():
+                expected = expected.relative_to(run.path).as_posix()
+                raise UserError(f"{path}: stage {number}: {key!r} is {value!r}, expected {expected!r}")
+    named = ((number, dataclasses.asdict(config)) for number, config in enumerate(found))
+    return {f"stage {number}: {key!r}": value for number, values in named for key, value in values.items()}
+
+
+def open_images(recipe: Recipe, dataset: Path) -> ImageDataset:
+    """The data set of a recipe; raises `UserError` unless its images have the right size, and labels if they must."""
+    images, size = ImageDataset(dataset), recipe.image_size
+    if images.shape[1:] != (size, size):
+        raise UserError(
+            f"{dataset}: holds images of {images.shape[2]}×{images.shape[1]} ({images.path(0)}), but "
+            f"'image_size' in {recipe.path} is {size}; make the images with --image-size {size}, or give another recipe"
+        )
+    path = recipe.folder / "transformer_0.json"
+    if load_config(path, TransformerConfig).use_labels and not any(map(images.label, range(len(images)))):
+        raise UserError(f"{path}: 'use_labels' is true, but no image of {dataset} has a label; leave the key out")
+    return images

@@ -1,0 +1,206 @@
+"""Chain all steps of a recipe.
+
+A step that has run to its end with the same options, config and data, and whose results are there, is skipped; one that
+was interrupted is resumed. Before anything runs the whole recipe is checked.
+
+    python -m scripts.train_cascade demo-64 data/photos/dataset.json out/photos
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__:  # started by its path, from anywhere
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import utils.threads
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from scripts import dry_run
+from scripts.recipe import check, open_images
+from utils import child, provenance
+from utils.chain import Recipe, Step, steps_of
+from utils.dataset import FeatureMapDataset
+from utils.files import UserError, replace_file
+from utils.index import Fingerprint, checksum, verify_files
+from utils.options import option, parse_options, words_of
+from utils.run_folder import RunFolder
+
+REMEDY = "change it back, or add --overwrite to make it and all that follows from it anew"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of scripts.train_cascade."""
+
+    recipe: str = option("folder of configs/, or the path of another, with a slash", positional=True)
+    dataset: Path = option("dataset.json of images, or shards", positional=True)
+    out: Path | None = option("folder to write to; none with --dry-run", None, positional=True)
+    device: str | None = option("auto (cuda, mps or cpu), or a torch device", None, unset="auto")
+    overwrite: bool = option("replace what an earlier recipe, data set or command left there", False)
+    verify: bool = option("read all data once, where files were moved or copied so that their times changed", False)
+    nproc: int | None = option(
+        "processes on this machine, by torchrun, one for each GPU; batch sizes are those of one", None, unset="1", low=1
+    )
+    nnodes: int = option("machines, each with this command and the same files", 1, low=1)
+    rdzv_endpoint: str | None = option("HOST:PORT of one of several machines", None)
+    dry_run: bool = option("try every step briefly, then print the hours, disk and memory that the recipe needs", False)
+
+    def __post_init__(self) -> None:
+        if self.dry_run and (self.out or self.launcher("")):
+            raise UserError(
+                "--dry-run: tries each step in one process and a folder of its own; leave out OUT and --nproc"
+            )
+        if not self.dry_run and self.out is None:
+            raise UserError("OUT: give the folder to write to, after RECIPE and DATASET")
+        if self.nnodes > 1 and not self.rdzv_endpoint:
+            raise UserError(f"--nnodes {self.nnodes}: add --rdzv-endpoint HOST:PORT, an address of one of the machines")
+
+    def launcher(self, name: str) -> list[str]:
+        """What runs a step's script in several processes; nothing for one."""
+        if self.nproc is None and self.rdzv_endpoint is None:
+            return []
+        words = ["-m", "torch.distributed.run", "--nproc-per-node", str(self.nproc or 1)]
+        if self.nnodes == 1:
+            return [*words, "--standalone"]
+        words += ["--nnodes", str(self.nnodes), "--rdzv-backend", "c10d"]
+        return [*words, "--rdzv-endpoint", self.rdzv_endpoint, "--rdzv-id", name]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Check the recipe, and run its steps."""
+    options = parse_options(Options, __doc__, argv)
+    recipe = Recipe.find(options.recipe)
+    if options.dry_run:
+        dry_run.estimate(recipe, options.dataset, options.device)
+    else:
+        run_recipe(recipe, options)
+
+
+def run_recipe(recipe: Recipe, options: Options) -> None:
+    """Check a recipe, and run its steps."""
+    with child.attending() as attendant:
+        Chain(recipe, options).run(attendant)
+
+
+class Chain:
+    """The steps of a recipe, and what is done of them. Raises `UserError` at the first mistake, before it writes."""
+
+    def __init__(self, recipe: Recipe, options: Options) -> None:
+        self.recipe, self.options, self.folder = recipe, options, RunFolder(options.out, len(recipe.stages))
+        self.steps = steps_of(self.folder, recipe, options.dataset)
+        config, given = self.folder.generation, recipe.folder / "generate.json"
+        self.plans = check(recipe, self.steps, self.folder, given)
+        # The config of the generation follows the recipe until a person edits it.
+        self.is_edited = config.is_file() and config.read_bytes() != given.read_bytes()
+        self.is_edited &= config.is_file() and self.noted(config.name) != {"checksum": checksum(config.read_bytes())}
+        if self.is_edited:
+            self.plans |= check(recipe, self.steps, self.folder, config)
+        images = open_images(recipe, options.dataset)
+        self.index, self.images = images.index, images.fingerprint
+        self.maps = self.fingerprint_of_maps()
+        self.verified: set[Path] = set()  # data sets whose files are as they were, whatever their times
+        for step, key in self.keys():
+            self.reason(step, key)
+
+    def fingerprint_of_maps(self) -> Fingerprint | None:
+        """That of the feature maps; None where they, or one of them, are not there."""
+        try:
+            return FeatureMapDataset(self.folder.feature_maps.dataset).fingerprint
+        except UserError:
+            return None
+
+    def noted(self, name: str) -> dict | None:
+        """What is kept of a step that has ended."""
+        try:
+            return json.loads(self.folder.mark(name).read_text("utf-8"))
+        except (OSError, ValueError):
+            return None
+
+    def note(self, name: str, key: dict) -> None:
+        """Keep what a step was made of, now that it has ended."""
+        with replace_file(self.folder.mark(name)) as temporary:
+            temporary.write_text(json.dumps(provenance.plain(key)), encoding="utf-8")
+
+    def keys(self) -> Iterator[tuple[Step, dict]]:
+        """The steps, each with all that its results depend on: `after` is that of the step before."""
+        after = ""
+        for step in self.steps:
+            key = {**self.plans[step.name], "after": after}
+            if (path := step.inputs.get("dataset_path")) is not None:
+                data = self.images if path == self.options.dataset else self.maps
+                key["data"] = data or (self.noted(step.name) or {}).get("data")  # maps that are still to be made
+            yield step, key
+            after = provenance.digest({**key, "data": (key.get("data") or {}).get("index")})
+
+    def reason(self, step: Step, key: dict) -> str | None:
+        """Why a step is to run, None if it is done; raises `UserError` if it has ended with other inputs."""
+        before, lost = self.noted(step.name), next((path for path in step.results if not path.is_file()), None)
+        if before is None:
+            return ""
+        if lost is None and step.name == "feature_maps" and self.maps is None:
+            lost = f"{step.results[0]} or a file of it"
+        is_same, data = provenance.same(before, key), step.inputs.get("dataset_path")
+        if lost is not None:
+            return f"{lost} is gone: {step.name} runs again" if is_same else ""
+        if self.options.overwrite or (is_same and data in self.verified):
+            return None if is_same else ""
+        verify = partial(verify_files, self.index if data == self.options.dataset else data)
+        provenance.check(step.folder.path, before, key, REMEDY, verify if self.options.verify else None)
+        if self.options.verify:
+            self.verified.add(data)
+        return None
+
+    def run(self, attendant: child.Attendant) -> None:
+        """Run the steps that are not done."""
+        self.copy_generation()
+        for step, key in self.keys():
+            if (reason := self.reason(step, key)) is None:
+                print(f"== {step.name}: done")
+            else:
+                print(*([reason] if reason else []), f"== {step.name}", sep="\n")
+                self.run_step(step, attendant)
+                if step.name == "feature_maps":
+                    self.maps = self.fingerprint_of_maps()
+                    self.verified.add(step.results[0])
+            if key != self.noted(step.name):
+                self.note(step.name, key)
+        print(f"pictures: {self.folder.generated.images} (what each step learned: {self.folder.path / '*' / 'images'})")
+
+    def copy_generation(self) -> None:
+        """Take over the recipe's config of the generation, unless a person has edited it."""
+        config, content = self.folder.generation, (self.recipe.folder / "generate.json").read_bytes()
+        if self.is_edited:
+            print(f"{config} was edited, so it is kept; for the recipe's, remove it and run this again")
+            return
+        if not config.is_file() or config.read_bytes() != content:
+            with replace_file(config) as temporary:
+                temporary.write_bytes(content)
+        if self.noted(config.name) != (key := {"checksum": checksum(content)}):
+            self.note(config.name, key)
+
+    def run_step(self, step: Step, attendant: child.Attendant) -> None:
+        """Run the script of a step, in as many processes as were asked for; end with its status unless that is 0."""
+        self.folder.mark(step.name).unlink(missing_ok=True)
+        options, since = self.options, time.monotonic()
+        launcher, environment = options.launcher(step.name), utils.threads.inherited()
+        if options.nproc is not None:  # torchrun would choose 1
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // options.nproc)))
+        common = {"device": options.device, "overwrite": options.overwrite, "verify": options.verify}
+        if status := attendant.run([sys.executable, *launcher, *step.command, *words_of(common)], env=environment):
+            sys.exit(attendant.stop or status if launcher else status)  # torchrun ends with 1, whatever the signal
+        print(f"{step.name} took {time.monotonic() - since:.0f} s")
+        for result in step.results:
+            if not result.is_file():
+                raise UserError(
+                    f"{step.name} has ended without {result}; remove the folder of this step and run this again"
+                )
+
+
+if __name__ == "__main__":
+    child.main(main)

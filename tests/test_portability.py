@@ -1,0 +1,93 @@
+"""What the code does without on some systems: a whole chain runs where all of that is taken away.
+
+Nobody has run it on Windows or macOS. This runs on Linux, in processes that begin with a module which removes what
+those lack, and which are spawned.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.helpers.runs import SMALL
+from tests.test_train_cascade import recipe_of
+from utils.chain import ROOT
+from utils.run_folder import RunFolder
+
+# Python imports this before anything else, in each process that has its folder on the path.
+SITE = """
+import builtins, errno, io, multiprocessing, os, shutil, signal, sys
+
+import torch  # which on Linux asks for some of it as it is imported
+
+sys.modules["fcntl"] = sys.modules["resource"] = None
+for module, names in {
+    os: "fork forkpty killpg link symlink sync pread register_at_fork sched_getaffinity sysconf",
+    signal: "SIGHUP SIGQUIT SIGTSTP SIGTTOU SIGCONT SIGSTOP SIGKILL",
+}.items():
+    for name in names.split():
+        delattr(module, name)
+
+
+def without(function, refuses_folders=False):
+    def call(path, *arguments, **options):
+        if isinstance(path, (str, os.PathLike)):
+            if os.fspath(path).startswith(("/proc", "/sys")):
+                raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
+            if refuses_folders and isdir(path):
+                raise PermissionError(errno.EACCES, "is a folder", str(path))
+        return function(path, *arguments, **options)
+
+    return call
+
+
+isdir = os.path.isdir
+builtins.open = io.open = without(io.open)
+os.stat, os.open = without(os.stat), without(os.open, refuses_folders=True)
+shutil._use_fd_functions = False  # it has chosen already to open folders
+multiprocessing.set_start_method("spawn")
+"""
+
+
+def test_a_chain_runs_where_much_is_missing_and_with_spawned_processes(faces, tmp_path):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/sitecustomize.py").write_text(SITE)
+    recipe = recipe_of(1, tmp_path / "recipe")
+    settings = {name: SMALL.settings[name] for name in ("feature_maps", "codebook", "prune", "transformer_0")}
+    training = SMALL.settings["autoencoder"] | {
+        "max_step": 6,
+        "checkpoint_step": 3,
+        "keep_checkpoint": 1,
+        "warmup_step": 2,
+    }
+    settings |= {"autoencoder": training | {"num_workers": 1}}
+    settings |= {"generate": {"num_images": 2, "animate": "webp"}, "image_size": 32}
+    (recipe / "recipe.json").write_text(json.dumps(settings))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), str(ROOT)])}
+    environment["OMP_NUM_THREADS"] = "1"
+    command = [sys.executable, "-m", "scripts.train_cascade", recipe, faces, tmp_path / "run", "--device", "cpu"]
+    for expected in ("== generate", "== generate: done"):
+        found = subprocess.run([*map(str, command)], env=environment, cwd=tmp_path, capture_output=True, text=True)
+        assert found.returncode == 0, found.stdout + found.stderr
+        assert [line for line in found.stderr.splitlines() if "has no locks" not in line] == []
+        assert expected in found.stdout.splitlines()
+    run = RunFolder(Path(tmp_path / "run"))
+    assert run.missing == {}
+    assert not any(run.is_unfinished(step) for step in run.steps)
+
+
+def test_the_module_takes_away_what_it_says(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(SITE)
+    script = """
+import os, pathlib, signal
+assert not hasattr(os, "fork") and not hasattr(signal, "SIGHUP")
+assert not pathlib.Path("/proc/self/status").exists()
+try:
+    os.open(".", os.O_RDONLY)
+except PermissionError:
+    print("ok")
+"""
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    found = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert (found.stdout, found.stderr) == ("ok\n", "")

@@ -1,0 +1,138 @@
+"""The steps of a cascade, in the order in which they run: a script each, what it reads, leaves and is told.
+
+The chain, the dry run, the soak, the tests and the report read this list; nothing else knows it. A recipe is a folder
+of JSON files: a config for each model, and recipe.json with the options of each step. This needs no other package.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from utils.config import build_config, read_json
+from utils.files import UserError
+from utils.options import words_of
+
+if TYPE_CHECKING:
+    from utils.run_folder import RunFolder, StepFolder
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "configs"
+SECTIONS = ("autoencoder", "feature_maps", "codebook", "prune", "generate")  # that every recipe.json has
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: a script that reads `inputs` and leaves `results`, the first of which matters most."""
+
+    name: str
+    script: str
+    folder: "StepFolder"
+    results: tuple[Path, ...]
+    inputs: dict[str, object]  # options that name what it reads
+    section: str  # of recipe.json
+    settings: dict[str, object]  # options that it holds there
+
+    @property
+    def options(self) -> dict[str, object]:
+        """Its options, but for the folder to write to."""
+        return ({"resume": True} if self.script.startswith("train_") else {}) | self.settings | self.inputs
+
+    @property
+    def command(self) -> list[str]:
+        """What comes after the word that starts Python."""
+        return [str(ROOT / f"{self.script}.py"), *words_of(self.options | {"out_dir": self.folder.path})]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe's folder, and the content of its recipe.json: `settings` are the options of each section."""
+
+    folder: Path
+    settings: dict[str, dict] = field(default_factory=dict)
+    image_size: int = 0  # pixels a side
+    num_images: int | None = None  # that the demo draws
+
+    @classmethod
+    def find(cls, name: str | Path) -> "Recipe":
+        """Read the recipe of this name in configs/, or of a path, which has a slash; raises `UserError`."""
+        folder = CONFIGS / name if Path(name).name == str(name) else Path(name)
+        path = folder / "recipe.json"
+        if not path.is_file():
+            if path.with_suffix(".sh").is_file():
+                raise UserError(f"{path.with_suffix('.sh')}: a recipe is JSON now; write its settings to {path}")
+            if str(name) == "full-128":
+                raise UserError("full-128: is called reference-128 now; for a new training use gpu-128")
+            known = " ".join(sorted(each.parent.name for each in CONFIGS.glob("*/recipe.json")))
+            raise UserError(f"{path}: no such recipe; configs/ holds: {known}")
+        content = read_json(path)
+        names = [*content, *(each.stem for each in folder.glob("*.json"))]
+        levels = [int(found[1]) for each in names if (found := re.fullmatch(r"(?:codebook|transformer)_(\d+)", each))]
+        sections = (*SECTIONS, *(f"transformer_{level}" for level in range(max(levels, default=0) + 1)))
+        fields = [("image_size", int), *((section, dict) for section in sections)]
+        fields += [
+            (key, kind | None, None) for key, kind in (("decoder", dict), ("num_images", int), ("description", str))
+        ]
+        found = build_config(dataclasses.make_dataclass("Recipe", fields), content, str(path))
+        settings = {section: getattr(found, section) for section in (*sections, "decoder")}
+        return cls(
+            folder,
+            {key: each for key, each in settings.items() if each is not None},
+            found.image_size,
+            found.num_images,
+        )
+
+    @property
+    def path(self) -> Path:
+        """Its recipe.json."""
+        return self.folder / "recipe.json"
+
+    @property
+    def stages(self) -> list[str]:
+        """The names of the transformers."""
+        return [section for section in self.settings if section.startswith("transformer_")]
+
+    def change(self, sections: Iterable[str], **options: object) -> "Recipe":
+        """The same recipe with other options in these sections, as far as it has them."""
+        changed = {section: self.settings[section] | options for section in sections if section in self.settings}
+        return dataclasses.replace(self, settings=self.settings | changed)
+
+
+def steps_of(run: "RunFolder", recipe: Recipe, dataset: Path) -> list[Step]:
+    """The steps that make a run, in their order, of as many stages as the run has."""
+    images, maps = {"dataset_path": dataset}, {"dataset_path": run.feature_maps.dataset}
+    encoder = decoder = run.autoencoder.latest
+    steps: list[Step] = []
+
+    def add(name: str, script: str, folder: "StepFolder", *results: Path, section: str = "", **inputs: object) -> None:
+        section = section or name
+        steps.append(Step(name, script, folder, results, inputs, section, recipe.settings.get(section, {})))
+
+    def config(name: str) -> dict[str, Path]:
+        return {"config_path": recipe.folder / f"{name}.json"}
+
+    add("autoencoder", "train_autoencoder", run.autoencoder, encoder, **images, **config("autoencoder"))
+    made = run.feature_maps
+    add("feature_maps", "generate_fmap_dataset", made, made.dataset, **images, model_path=encoder)
+    for book in run.codebooks:
+        model = {"decoder_path": encoder, **config(book.name)}
+        add(book.name, "train_codebook", book, book.latest, section="codebook", **maps, **model)
+        model = {"codebook_path": book.latest, "decoder_path": encoder}
+        add(f"prune_{book.name}", "prune_codebook", book, book.pruned, section="prune", **maps, **model)
+    if "decoder" in recipe.settings:
+        decoder = run.decoder.latest
+        given = {"encoder_path": encoder, "hr_codebook_path": run.codebooks[-1].pruned, **config("autoencoder")}
+        add("decoder", "train_autoencoder", run.decoder, decoder, **images, **given)
+    before: dict[str, object] = {"train_base_model": True}
+    for stage, (coarse, fine) in zip(run.transformers, pairwise(run.codebooks), strict=True):
+        given = {"decoder_path": decoder, "lr_codebook_path": coarse.pruned, "hr_codebook_path": fine.pruned}
+        given |= config(stage.name) | before
+        add(stage.name, "train_quantized_transformer", stage, stage.best, stage.latest, **maps, **given)
+        before = {"previous_path": stage.best}
+    made = run.generated
+    given = {"decoder_path": decoder, "config_path": run.generation}
+    add("generate", "generate_images", made, made.grid(0), made.tokens, **given)
+    return steps
