@@ -70,6 +70,7 @@ class Metrics:
             if self.make_board is not None:
                 self.board = self.make_board(str(self.folder.tensorboard), purge_step=last + 1)  # hides later entries
         self.sums, self.steps, self.items = {}, 0, 0
+        self.restart_clock()
         if state is not None:
             self.sums, self.steps = dict(state["sums"]), state["steps"]
 
@@ -93,7 +94,6 @@ class Metrics:
         It is said once where a GPU waits long; a CPU has no time for more processes that load data.
         """
         self.may_starve = device.type != "cpu"
-        self.restart_clock()
         batches, end = iter(batches), object()
         while True:
             since = time.perf_counter()
