@@ -115,14 +115,11 @@ def check_generation(path: Path, steps: Sequence[Step], run: RunFolder) -> dict[
 
 
 def open_images(recipe: Recipe, dataset: Path) -> ImageDataset:
-    """The data set of a recipe; raises `UserError` unless its images have the right size, and labels if they must."""
+    """The data set of a recipe; raises `UserError` unless its images have the right size."""
     images, size = ImageDataset(dataset), recipe.image_size
     if images.shape[1:] != (size, size):
         raise UserError(
             f"{dataset}: holds images of {images.shape[2]}×{images.shape[1]} ({images.path(0)}), but "
             f"'image_size' in {recipe.path} is {size}; make the images with --image-size {size}, or give another recipe"
         )
-    path = recipe.folder / "transformer_0.json"
-    if load_config(path, TransformerConfig).use_labels and not any(map(images.label, range(len(images)))):
-        raise UserError(f"{path}: 'use_labels' is true, but no image of {dataset} has a label; leave the key out")
     return images

@@ -27,6 +27,7 @@ from scripts import evaluate
 from tests.helpers.jobs import run_job
 from tests.helpers.runs import BOUNDS
 from tests.helpers.scripts import expect_error, run_main
+from utils.checkpoint import measured
 from utils.config import load_config
 from utils.dataset import ImageDataset
 from utils.files import UserError
@@ -350,8 +351,9 @@ def test_what_the_trainers_measured_is_measured_again(tiny_run, faces, tmp_path,
     monkeypatch.setattr(TrainedRun, "bounds", Bounds(0.0, BOUNDS.validation))
     content = run_on(tiny_run, faces, tmp_path)
     validation = {
-        name: torch.load(tiny_run / name / "models_checkpoint/best.pt", weights_only=True)["validation"]
+        name: measured(path, torch.load(path, weights_only=True)["fingerprint"])
         for name in ("autoencoder", "transformer_0", "transformer_1", "transformer_2")
+        for path in [tiny_run / name / "models_checkpoint/best.pt"]
     }
     expected = validation["autoencoder"]["val_psnr"]
     assert content["reconstruction"][0]["psnr"] == pytest.approx(expected, abs=1e-3)

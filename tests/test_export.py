@@ -332,7 +332,7 @@ DAMAGE = {
     ),
     "a changed weight": (
         lambda folder: damage_weights(folder / STAGE, lambda state: state["transformer.head.bias"].add_(1)),
-        f"{STAGE}: damaged, it does not hold what was saved",
+        f"{STAGE}: damaged, it does not hold what was exported",
     ),
     "no numbers": (
         lambda folder: damage_weights(folder / STAGE, lambda state: state["transformer.head.bias"].fill_(torch.nan)),

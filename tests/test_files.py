@@ -51,8 +51,8 @@ def test_a_checkpoint_is_on_disk_after_the_rows_before_it_and_before_what_names_
     run_main(main, "--dataset-path", faces, "--config-path", config, "--out-dir", tmp_path / "run", *plan)
     ours = [(call, name) for call, name in calls if name in ("metrics.jsonl", "best.pt") or call == "rename"]
     saved = [("flush", "metrics.jsonl"), ("rename", "model_4.pt"), ("rename", "latest.pt")]
-    drawn = [("rename", name) for name in ("best.pt", "run.json", "ground_truth_4.png", "recon_4.png", "run.json")]
-    assert ours[ours.index(saved[0]) :] == [*saved, *saved, *drawn]
+    then = ("measured.json", "best.pt", "run.json", "ground_truth_4.png", "recon_4.png", "run.json")
+    assert ours[ours.index(saved[0]) :] == [*saved, *(("rename", name) for name in then)]
     for number, call in enumerate(calls):
         if call[0] == "rename":
             assert calls[number - 1 : number + 2 : 2] == [("flush", "temporary"), ("flush", "folder")]

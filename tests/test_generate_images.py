@@ -303,7 +303,7 @@ def test_a_set_that_was_complete_is_put_in_place_first_but_not_by_a_refused_comm
     [
         (("--seed", 1), "--seed (0, now 1)"),
         (("--num-images", 3), "--num-images"),
-        (("--animate",), "--animate (None, now webp)"),
+        (("--animate",), "--animate (not given, now webp)"),
         (("--top-k", 3), "--top-k"),
         (("--condition-index", 1), "--condition-index"),
         (("--condition-image", "image"), "given units or images"),

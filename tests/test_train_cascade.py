@@ -290,7 +290,6 @@ MISTAKES = [
     (lambda chain: chain.edit("codebook_0", image_W=16), "/codebook_0.json: 'image_W' is 16, expected 8"),
     (lambda chain: chain.edit("codebook_cond", patch_W=4), "/codebook_cond.json: 'patch_H' and 'patch_W' are 8 and 4"),
     (lambda chain: chain.edit("transformer_0", in_dm=8), "/transformer_0.json: unknown key 'in_dm'"),
-    (lambda chain: chain.edit("transformer_0", use_labels=True), "/transformer_0.json: 'use_labels' is true, but no"),
     (lambda chain: chain.edit("generate", **{"0__top": 1}), "/generate.json: stage 0: unknown key 'top'"),
     (lambda chain: chain.edit("generate", **{"1": {}}), "/generate.json: stage 1: missing key 'model_path'"),
     (
@@ -497,7 +496,7 @@ def test_other_feature_maps_make_all_that_is_made_of_them_anew_if_they_may(chain
     chain.ended()
     change_a_label(chain.out / "feature_maps/dataset.json")
     line = chain.refused()
-    assert line.startswith(f"error: {chain.out}/codebook_cond: was made with another data (")
+    assert line.startswith(f"error: {chain.out}/codebook_cond: was made with another data set (")
     assert line.endswith(REMEDY)
     assert chain.ended("--overwrite")[1] == AFTER_MAPS
     assert chain.ended()[1] == []
@@ -506,7 +505,7 @@ def test_other_feature_maps_make_all_that_is_made_of_them_anew_if_they_may(chain
 def test_other_images_make_all_anew_if_they_may(chain):
     chain.ended()
     change_a_label(chain.dataset)
-    assert f"{chain.out}/autoencoder: was made with another data (" in chain.refused()
+    assert f"{chain.out}/autoencoder: was made with another data set (" in chain.refused()
     assert chain.ended("--overwrite")[1] == ["train_autoencoder.py", "generate_fmap_dataset.py", *AFTER_MAPS]
     assert chain.ended()[1] == []
 
@@ -515,7 +514,7 @@ def test_data_with_other_times_are_the_same_once_they_have_been_verified(chain):
     chain.ended()
     image = next(chain.dataset.parent.rglob("*.png"))
     os.utime(image, (1, 1))
-    assert "its files have other times or sizes than when" in (line := chain.refused())
+    assert "the files of its data set have other times or sizes than when" in (line := chain.refused())
     assert "add --verify" in line
     assert chain.ended("--verify")[1] == []
     assert chain.ended()[1] == []

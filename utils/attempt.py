@@ -47,7 +47,7 @@ class Attempt:
     end: str  # while it runs, and of one that was killed: when it last saved something
     outcome: str  # `RUNNING`, `FINISHED`, "stopped by SIGTERM" or "failed: " and why
     inputs: dict | None = None  # fingerprints of what was read, with `data` that of the data set
-    plan: dict | None = None  # of a training: utils/plan.py
+    plan: dict | None = None  # of a training: utils/training.py
     peak_memory: int | None = None  # bytes of the device, of one that has finished
 
     def __post_init__(self) -> None:
