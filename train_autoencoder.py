@@ -74,7 +74,7 @@ class AutoencoderTask(GradientTask):
             self.origin = self.source.origin | {"hr_codebook": self.codebook.fingerprint}
             self.begun_from = options.encoder_path, Bounds.common((self.source.bounds, self.codebook.bounds))
 
-    def build(self, found: dict) -> None:
+    def build(self, saved: dict) -> None:
         """Build the autoencoder, or fix the encoder of the one that is there, once the images fit."""
         options, shape = self.options, self.dataset.shape
         model = self.source or Autoencoder(self.config)

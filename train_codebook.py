@@ -82,22 +82,22 @@ class MapTask(Task):
         split = self.dataset.split(options.bounds)
         self.training, self.validation = split.training, split.validation
 
-    def build(self, found: dict) -> None:
+    def build(self, saved: dict) -> None:
         """Lay out a new map over a sample of patches, or take that of `--codebook-path`."""
         options, number = self.options, len(self.training)
-        codebook, sample = self.start(found)
+        codebook, sample = self.start(saved)
         codebook, sample = codebook.to(self.device), sample if sample is None else sample.to(self.device)
         steps = steps_per_epoch(number, options.step_size), options.planned_steps(number)
         self.codebook, self.learner = codebook, MapLearner(codebook, *steps, sample is None, options.lr_step, sample)
 
-    def start(self, found: dict) -> tuple[Codebook, torch.Tensor | None]:
+    def start(self, saved: dict) -> tuple[Codebook, torch.Tensor | None]:
         """The codebook to start from, and the sample of patches that a new one is laid out over.
 
-        For the checkpoint that was `found` of a run that began with `--codebook-path`, one of as many units.
+        Where a run that began with `--codebook-path` was `saved`, it is one of as many units.
         """
         options, config, dataset = self.options, self.config, self.dataset
-        if found.get("continued"):
-            return Codebook(config, len(found["model"]["units"])), None
+        if saved.get("continued"):
+            return Codebook(config, len(saved["model"]["units"])), None
         if (path := options.codebook_path) is not None:
             codebook = Codebook.load(path)
             if codebook.config != config:
@@ -155,7 +155,7 @@ class MapTask(Task):
 
     def finish(self, checkpoints: CheckpointFolder, metrics: Metrics, step: int) -> None:
         """Arrange and count the map, unless an earlier process came as far, and report its statistics."""
-        statistics = checkpoints.found["statistics"] if self.codebook.counts.sum() else None
+        statistics = checkpoints.saved["statistics"] if self.codebook.counts.sum() else None
         if statistics is None:
             statistics = self.arrange(checkpoints, metrics, step)
         if not any(row["step"] == step and "quantization_error" in row for row in read_rows(metrics.folder.metrics)):

@@ -87,7 +87,7 @@ class StageTask(GradientTask):
             check_labels(options.model_path, self.config)
         self.bits_before = bits_before(self.coarse, options.previous_path)
 
-    def build(self, found: dict) -> None:
+    def build(self, saved: dict) -> None:
         """Build the stage, whose tokens start as near to each other as their units."""
         stage = Stage(self.config).to(self.device)
         stage.init_embeddings(self.coarse, self.fine)

@@ -165,9 +165,6 @@ class MapLearner:
         config = self.codebook.config
         return config.final_radius if self.continued else neighbourhood_radius(step, self.total_steps, config)
 
-    def flops(self, fmap: torch.Tensor) -> None:
-        """Nobody counts the operations of a map."""
-
     @torch.no_grad()
     def update(self, fmap: torch.Tensor, step: int, share: Share | None = None) -> dict[str, torch.Tensor | float]:
         """Learn from feature maps (B, C, H, W); return the error before the update, the radius and the rate.

@@ -10,6 +10,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+if sys.version_info < (3, 11):  # noqa: UP036
+    print("error: this needs Python 3.11 or newer; start it with one", file=sys.stderr)
+    sys.exit(2)
 if not __package__:  # started by its path, from anywhere
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 

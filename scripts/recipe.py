@@ -17,15 +17,14 @@ from utils.config import load_config
 from utils.dataset import ImageDataset
 from utils.files import UserError
 from utils.options import StepOptions, parse_options, words_of
-from utils.provenance import options_key
 from utils.run_folder import CONDITION, RunFolder
-from utils.task import TrainingOptions
 
 CONFIGS = {
     "train_autoencoder": AutoencoderConfig,
     "train_codebook": CodebookConfig,
     "train_quantized_transformer": TransformerConfig,
 }
+IDLE = ("log_step", "num_workers", "keep_checkpoint", "tensorboard")  # options that may change after a step has ended
 Plans = dict[str, dict[str, object]]  # by the names of steps: what their results depend on, by the names of options
 
 
@@ -34,18 +33,15 @@ def check(recipe: Recipe, steps: Sequence[Step], run: RunFolder, generation: Pat
 
     `generation` is the config of the generation: the recipe's, or one that a person has edited.
     """
-    options = {step.name: options_of(recipe, step) for step in steps}
+    for step in steps:
+        options_of(recipe, step)
     configs = {
         step.name: load_config(step.inputs["config_path"], CONFIGS[step.script])
         for step in steps
         if step.script in CONFIGS
     }
     check_sizes(recipe, run, configs)
-    plans = {name: options_key(found) for name, found in options.items()}
-    for name, found in options.items():
-        if isinstance(found, TrainingOptions):
-            plans[name] |= {"--max-step": found.max_step, "--max-epoch": found.max_epoch}
-            plans[name] |= {"images of a step": found.step_size}
+    plans = {step.name: {key: step.settings[key] for key in step.settings if key not in IDLE} for step in steps}
     for name, config in configs.items():
         plans[name] |= {repr(key): value for key, value in dataclasses.asdict(config).items()}
     plans["generate"] |= check_generation(generation, steps, run)
@@ -55,7 +51,8 @@ def check(recipe: Recipe, steps: Sequence[Step], run: RunFolder, generation: Pat
 def options_of(recipe: Recipe, step: Step) -> StepOptions:
     """The options of a step, as its script parses them; raises `UserError` naming the key of recipe.json."""
     cls, where = import_module(step.script).Options, f"{recipe.path}: {step.section!r}"
-    known = {field.name for field in dataclasses.fields(cls)} - step.inputs.keys() - {"out_dir", "resume"}
+    fields = {cls: {field.name for field in dataclasses.fields(cls)} for cls in (cls, StepOptions)}
+    known = fields[cls] - fields[StepOptions] - step.inputs.keys() - {"resume"}
     for key in step.settings:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
@@ -68,7 +65,7 @@ def check_sizes(recipe: Recipe, run: RunFolder, configs: dict[str, object]) -> N
     """Raise `UserError` unless the codebooks cut up the feature maps that the autoencoder makes of the images."""
     autoencoder = configs["autoencoder"]
     side, rest = divmod(recipe.image_size, 2**autoencoder.num_layers)
-    if rest or not side:
+    if rest or side < 1:
         raise UserError(
             f"{recipe.path}: 'image_size' is {recipe.image_size}, expected a multiple of {2**autoencoder.num_layers}: "
             f"autoencoder.json halves it {autoencoder.num_layers} times ('num_layers')"

@@ -31,6 +31,7 @@ from utils.index import Fingerprint, checksum, verify_files
 from utils.options import option, parse_options, words_of
 from utils.run_folder import RunFolder
 
+BEFORE = "result of the step before"
 REMEDY = "change it back, or add --overwrite to make it and all that follows from it anew"
 
 
@@ -95,12 +96,10 @@ class Chain:
         self.recipe, self.options, self.folder = recipe, options, RunFolder(options.out, len(recipe.stages))
         self.steps = steps_of(self.folder, recipe, options.dataset)
         config, given = self.folder.generation, recipe.folder / "generate.json"
-        self.plans = check(recipe, self.steps, self.folder, given)
         # The config of the generation follows the recipe until a person edits it.
-        self.is_edited = config.is_file() and config.read_bytes() != given.read_bytes()
-        self.is_edited &= config.is_file() and self.noted(config.name) != {"checksum": checksum(config.read_bytes())}
-        if self.is_edited:
-            self.plans |= check(recipe, self.steps, self.folder, config)
+        content = config.read_bytes() if config.is_file() else given.read_bytes()
+        self.is_edited = content != given.read_bytes() and self.noted(config.name) != {"checksum": checksum(content)}
+        self.plans = check(recipe, self.steps, self.folder, config if self.is_edited else given)
         images = open_images(recipe, options.dataset)
         self.index, self.images = images.index, images.fingerprint
         self.maps = self.fingerprint_of_maps()
@@ -128,33 +127,39 @@ class Chain:
             temporary.write_text(json.dumps(provenance.plain(key)), encoding="utf-8")
 
     def keys(self) -> Iterator[tuple[Step, dict]]:
-        """The steps, each with all that its results depend on: `after` is that of the step before."""
-        after = ""
+        """The steps, each with all that its results depend on, also those of the steps before it."""
+        before = ""
         for step in self.steps:
-            key = {**self.plans[step.name], "after": after}
+            key = {**self.plans[step.name], BEFORE: before}
             if (path := step.inputs.get("dataset_path")) is not None:
                 data = self.images if path == self.options.dataset else self.maps
                 key["data"] = data or (self.noted(step.name) or {}).get("data")  # maps that are still to be made
             yield step, key
-            after = provenance.digest({**key, "data": (key.get("data") or {}).get("index")})
+            before = provenance.digest({**key, "data": (key.get("data") or {}).get("index")})
 
     def reason(self, step: Step, key: dict) -> str | None:
         """Why a step is to run, None if it is done; raises `UserError` if it has ended with other inputs."""
-        before, lost = self.noted(step.name), next((path for path in step.results if not path.is_file()), None)
-        if before is None:
+        before, data = self.noted(step.name), step.inputs.get("dataset_path")
+        if before is None or not step.folder.path.is_dir():
             return ""
+        may_read = self.options.verify or self.options.overwrite or data in self.verified
+        try:
+            verify = partial(self.verify, data) if may_read else None
+            provenance.check(step.folder.path, before, key, REMEDY, verify)
+        except UserError:
+            if not self.options.overwrite:
+                raise
+            return ""
+        lost = next((path for path in step.results if not path.is_file()), None)
         if lost is None and step.name == "feature_maps" and self.maps is None:
             lost = f"{step.results[0]} or a file of it"
-        is_same, data = provenance.same(before, key), step.inputs.get("dataset_path")
-        if lost is not None:
-            return f"{lost} is gone: {step.name} runs again" if is_same else ""
-        if self.options.overwrite or (is_same and data in self.verified):
-            return None if is_same else ""
-        verify = partial(verify_files, self.index if data == self.options.dataset else data)
-        provenance.check(step.folder.path, before, key, REMEDY, verify if self.options.verify else None)
-        if self.options.verify:
+        return f"{lost} is gone: {step.name} runs again" if lost else None
+
+    def verify(self, data: Path) -> None:
+        """Read all files of a data set, once."""
+        if data not in self.verified:
+            verify_files(self.index if data == self.options.dataset else data)
             self.verified.add(data)
-        return None
 
     def run(self, attendant: child.Attendant) -> None:
         """Run the steps that are not done."""

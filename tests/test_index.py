@@ -34,7 +34,7 @@ def records_of(names):
 
 def print_of(dataset, names=NAMES):
     """The fingerprint of a data set whose files have these names."""
-    return fingerprint(dataset, names, pack(dataset, ("fmap_path",)).digest)
+    return fingerprint(dataset, len(names), names, pack(dataset, ("fmap_path",)).digest)
 
 
 def test_the_files_are_on_disk_before_the_index_and_that_before_its_name(tmp_path, monkeypatch):

@@ -115,7 +115,7 @@ def test_a_lock_that_cannot_be_had_leaves_no_folder(tmp_path, monkeypatch):
     def fail(path, *rest):
         raise PermissionError("no")
 
-    monkeypatch.setattr(Path, "open", fail)
+    monkeypatch.setattr("utils.lock.os.open", fail)
     with pytest.raises(PermissionError), lock(tmp_path / "a/b"):
         pass
     assert names(tmp_path) == set()

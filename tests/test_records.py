@@ -55,7 +55,10 @@ def check(found, expected, info):
     assert found.table["position"].tolist() == [position(group) for group in groups]
     files = [record["fmap_path"] for record in expected]
     assert [files[first] for first in found.table["first"]] == files
-    assert found.files == [name for number, name in enumerate(files) if not number or files[number - 1] != name]
+    number, names = found.files
+    names = [*names]
+    assert number == len(names)
+    assert names == [name for number, name in enumerate(files) if not number or files[number - 1] != name]
     assert found.info == info
 
 
@@ -189,6 +192,15 @@ def test_a_key_that_is_missing_is_named_by_what_is_kept_too(dataset, keep_all):
     shutil.rmtree(kept_path(dataset).parent)
     with pytest.raises(UserError, match=r"dataset\.json: record 1 has no string 'fmap_path'"):
         read_packed(dataset, ("fmap_path",))
+
+
+def test_a_place_in_a_shard_needs_all_of_its_keys(dataset):
+    place = {"image_key": "1.png", "offset": 512, "size": 9}
+    for lacking in ("image_key", "size"):
+        parts = {key: value for key, value in place.items() if key != lacking}
+        write_dataset(dataset, [{"image_fpath": "0.png"}, {"image_fpath": "0.tar", **parts}])
+        with pytest.raises(UserError, match=f"dataset.json: record 2 has no '{lacking}'"):
+            read_packed(dataset, ("image_fpath",))
 
 
 def test_a_data_set_that_is_gone_is_named_although_its_records_are_kept(dataset, keep_all):

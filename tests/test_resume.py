@@ -526,6 +526,49 @@ def test_a_damaged_checkpoint_costs_no_more_than_the_steps_since_the_one_before(
     assert "best.pt: not a readable checkpoint" in log
 
 
+@pytest.mark.parametrize("name", MAINS)
+@pytest.mark.parametrize("lost", ["gone", "damaged"])
+def test_the_latest_checkpoint_of_a_training_that_has_ended_is_made_good(name, lost, train, tmp_path):
+    plan = ("--checkpoint-step", 2, "--max-step", 4)
+    train(name, "whole", *plan)
+    train(name, "run", *plan)
+    path = tmp_path / "run" / WEIGHTS
+    damage(path)
+    if lost == "gone":
+        path.unlink()
+    train(name, "run", *plan, "--resume")
+    assert differences(tmp_path / "whole", tmp_path / "run") == []
+    assert "going on from " in (tmp_path / "run/train.log").read_text()
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"%s": null}', '{"%s": 3}', "no JSON"])
+def test_what_was_measured_may_be_lost_or_damaged(text, train, tmp_path):
+    plan = ("--checkpoint-step", 1, "--max-step")
+    train("autoencoder", "run", *plan, 1)
+    file = tmp_path / "run/models_checkpoint/measured.json"
+    if text:
+        file.write_text(text.replace("%s", latest(tmp_path / "run")["fingerprint"]))
+    else:
+        file.unlink()
+    assert train("autoencoder", "run", *plan, 2, "--resume")["step"] == 2
+    assert measured_of(tmp_path / "run/models_checkpoint/best.pt")["val_loss"] > 0
+    assert "how good it is was lost, so the next checkpoint replaces it" in (tmp_path / "run/train.log").read_text()
+
+
+def test_a_refused_resume_makes_no_best_checkpoint(train, command, tmp_path, monkeypatch, capsys):
+    train("autoencoder", "run", "--max-step", 1)
+    best = tmp_path / "run/models_checkpoint/best.pt"
+    best.unlink()
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    again = ("--max-step", 1, "--resume")
+    assert "--tensorboard" in expect_error(
+        capsys, MAINS["autoencoder"], command("autoencoder", "run", *again, "--tensorboard")
+    )
+    assert not best.exists()
+    train("autoencoder", "run", *again)
+    assert same(torch.load(best, weights_only=True), latest(tmp_path / "run"))
+
+
 def test_lost_and_damaged_rows_cost_neither_weights_nor_statistics(train, tmp_path):
     whole = train("codebook_1", "run", "--max-step", 3)
     metrics = tmp_path / "run/metrics.jsonl"

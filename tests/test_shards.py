@@ -224,6 +224,16 @@ def test_the_index_of_another_shard_is_noticed(copied, tmp_path):
     check(tmp_path, {"data": before}, {"data": after}, verify=partial(verify_files, copied))
 
 
+def test_a_shard_that_was_renamed_is_read_by_its_new_name(copied):
+    shards = copied.parent / "shards"
+    before = ImageDataset(shards)
+    first = sorted(shards.glob("*.tar"))[0]
+    first.rename(shards / "zz.tar")
+    after = ImageDataset(shards)
+    assert sorted(map(after.image_key, range(11))) == sorted(map(before.image_key, range(11)))
+    assert after.path(10) == shards / "zz.tar"
+
+
 def test_an_index_is_kept_beside_the_shards_or_where_it_may_be(copied, tmp_path, monkeypatch):
     shards = copied.parent / "shards"
     assert len(ImageDataset(shards)) == 11

@@ -316,6 +316,11 @@ def test_the_labels_of_a_later_stage_and_a_stage_of_the_generation_without_a_ste
     assert "/generate.json: stage 2 has no transformer_2.json in the recipe" in chain.refused()
 
 
+def test_a_base_stage_that_is_given_labels_also_learns_from_images_without_any(chain):
+    chain.edit("transformer_0", use_labels=True)
+    chain.ended()
+
+
 def test_images_of_another_size_than_the_recipe_s_are_refused(make, tmp_path, write_json):
     chain = make()
     for path in chain.dataset.parent.rglob("*.png"):
@@ -510,6 +515,25 @@ def test_other_images_make_all_anew_if_they_may(chain):
     assert chain.ended()[1] == []
 
 
+def test_an_image_that_was_replaced_under_its_name_makes_all_anew_if_it_may(chain):
+    chain.ended()
+    image = next(chain.dataset.parent.rglob("*.png"))
+    image.write_bytes(image.read_bytes() + b" ")
+    assert "add --verify" in chain.refused()
+    # The stub's feature maps are the same as before, so only what reads the images is made anew.
+    assert chain.ended("--overwrite")[1] == ["train_autoencoder.py", "generate_fmap_dataset.py", "train_autoencoder.py"]
+    assert chain.ended()[1] == []
+
+
+def test_any_option_of_a_finished_step_that_changes_is_refused(chain):
+    """Also one that results do not depend on by their weights: it may decide which checkpoint is the best."""
+    chain.ended()
+    chain.edit("recipe", transformer_0__checkpoint_step=7)
+    assert f"{chain.out}/transformer_0: was made with another checkpoint_step (" in (line := chain.refused())
+    assert line.endswith(REMEDY)
+    assert chain.ended("--overwrite")[1] == ["train_quantized_transformer.py", "generate_images.py"]
+
+
 def test_data_with_other_times_are_the_same_once_they_have_been_verified(chain):
     chain.ended()
     image = next(chain.dataset.parent.rglob("*.png"))
@@ -526,12 +550,12 @@ def test_data_with_other_times_are_the_same_once_they_have_been_verified(chain):
 @pytest.mark.parametrize(
     ("edit", "folder", "named", "scripts"),
     [
-        (("recipe", {"autoencoder__max_step": 1600}), "autoencoder", "--max-step (1500, now 1600)", 9),
-        (("recipe", {"prune__prune_threshold": 3}), "codebook_cond", "--prune-threshold (2, now 3)", 6),
-        (("recipe", {"transformer_0__batch_size": 3}), "transformer_0", "images of a step (8, now 3)", 2),
+        (("recipe", {"autoencoder__max_step": 1600}), "autoencoder", "max_step (1500, now 1600)", 9),
+        (("recipe", {"prune__prune_threshold": 3}), "codebook_cond", "prune_threshold (2, now 3)", 6),
+        (("recipe", {"transformer_0__batch_size": 3}), "transformer_0", "batch_size (not given, now 3)", 2),
         (("transformer_0", {"dropout": 0.5}), "transformer_0", "'dropout' (0.0, now 0.5)", 2),
         (("generate", {"0__temperature": 0.5}), "generated", "stage 0: 'temperature' (1.0, now 0.5)", 1),
-        (("recipe", {"generate__seed": 3}), "generated", "--seed (0, now 3)", 1),
+        (("recipe", {"generate__seed": 3}), "generated", "seed (0, now 3)", 1),
     ],
 )
 def test_an_edited_recipe_is_refused_before_any_step_without_overwrite(edit, folder, named, scripts, chain):
@@ -546,7 +570,7 @@ def test_an_edited_recipe_is_refused_before_any_step_without_overwrite(edit, fol
 
 def test_what_results_do_not_depend_on_may_be_edited(chain):
     chain.ended()
-    chain.edit("recipe", autoencoder__log_step=7, transformer_0__num_workers=1, generate__batch_size=3)
+    chain.edit("recipe", autoencoder__log_step=7, transformer_0__num_workers=1)
     assert chain.ended()[1] == []
 
 

@@ -192,8 +192,9 @@ def test_a_decoder_refuses_images_of_another_size_and_to_remove_its_encoder(
     assert str(for_decoder[-1]) in line and "(4, 4, 4)" in line
     train("autoencoder", "own", "--max-step", 1)
     more = ("--encoder-path", tmp_path / "own" / WEIGHTS, *for_decoder[2:], "--overwrite")
-    line = expect_error(capsys, MAINS["autoencoder"], command("autoencoder", "own", *more))
-    assert "encoder" in line or "--overwrite would remove it" in line
+    for flags in (more, (*more, "--resume")):
+        line = expect_error(capsys, MAINS["autoencoder"], command("autoencoder", "own", *flags))
+        assert "encoder" in line or "--overwrite would remove it" in line
     assert (tmp_path / "own" / WEIGHTS).is_file()
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -15,6 +16,8 @@ from utils.config import read_json
 from utils.exported import SUFFIX, read_exported
 from utils.files import UserError, replace_file
 from utils.run_folder import MEASURED
+
+log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 3
 PARTS = {"kind", "format_version", "config", "fingerprint", "model", "trained_from"}
@@ -130,5 +133,14 @@ def link_checkpoint(checkpoint: Path, name: str) -> None:
 
 def measured(checkpoint: Path, fingerprint: str) -> dict[str, float]:
     """What the JSON beside a checkpoint says was measured of the weights with this fingerprint; nothing if unknown."""
-    path = checkpoint.with_name(MEASURED)
-    return read_json(path).get(fingerprint, {}) if path.is_file() else {}
+    numbers = read_measured(checkpoint.with_name(MEASURED)).get(fingerprint)
+    return numbers if isinstance(numbers, dict) else {}
+
+
+def read_measured(path: Path) -> dict[str, dict]:
+    """What was measured of all checkpoints in a folder; nothing where the file is missing or damaged."""
+    try:
+        return read_json(path) if path.is_file() else {}
+    except UserError as error:
+        log.warning("%s", error)
+        return {}

@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 
 from utils.attempt import read_attempts
-from utils.checkpoint import link_checkpoint, load_checkpoint, measured, save_checkpoint
-from utils.config import read_json
+from utils.checkpoint import link_checkpoint, load_checkpoint, measured, read_measured, save_checkpoint
 from utils.distributed import is_main, num_processes
 from utils.files import UserError, replace_file
 from utils.provenance import check, check_origin, difference, options_key
@@ -34,10 +33,7 @@ class CheckpointFolder:
         self.options, self.task, self.folder = options, task, StepFolder(options.out_dir)
         self.total_steps = options.planned_steps(len(task.training))
         self.settings = options_key(options) | _flat(dataclasses.asdict(task.config))
-        self.settings |= {
-            "number of images in a step": options.step_size,
-            "number of training images": len(task.training),
-        }
+        self.settings |= {STEP_SIZE: options.step_size, "number of training images": len(task.training)}
         self.key = {**self.settings, **task.origin, "data": task.dataset.fingerprint}
         # Of equal steps, how they are computed: it changes results by rounding alone.
         self.parts = [num_processes(), options.batches_per_step, options.batch_size]
@@ -49,7 +45,7 @@ class CheckpointFolder:
         self.bounds = options.bounds  # of the images that the weights have learned from, here or before
         self.best = math.inf  # validation loss of best.pt
         self.changes: list[str] = []  # differences between the resumed run and this one that are allowed
-        self.found, self.path = self._find()  # the checkpoint to go on from, or nothing; until it is restored whole
+        self.saved, self.path = self._find()  # the checkpoint to go on from, or nothing; until it is restored whole
 
     def _find(self) -> tuple[dict, Path]:
         options, present = self.options, self.folder.made_checkpoints(self.task.prefix)
@@ -69,8 +65,11 @@ class CheckpointFolder:
         except UserError as error:
             if not options.overwrite:
                 raise
+            self._check_sources(present)
             log.warning("%s: starting anew, as --overwrite says", error)
             return {}, self.folder.latest
+        if not self.folder.latest.is_file():
+            self.changes.append(f"{self.folder.latest} is gone: going on from {path.name}")
         return content, path
 
     def _check_sources(self, present: list[Path]) -> None:
@@ -107,11 +106,8 @@ class CheckpointFolder:
             raise UserError(f"{path}: is no checkpoint of a training, without {', '.join(sorted(missing))}; remove it")
         before = {**content["settings"], **content["trained_from"], "data": content["data"]}
         keep, size = "keep it", self.options.batch_size
-        if (
-            difference(before, self.key) == (name := "number of images in a step")
-            and before[name] * size % self.key[name] == 0
-        ):
-            keep += f" with --batch-size {before[name] * size // self.key[name]}"
+        if difference(before, self.key) == STEP_SIZE and before[STEP_SIZE] * size % self.key[STEP_SIZE] == 0:
+            keep += f" with --batch-size {before[STEP_SIZE] * size // self.key[STEP_SIZE]}"
         # Nothing is replaced for the times of its data alone.
         verify = self.task.dataset.verify if self.options.verify or self.options.overwrite else None
         check(path, before, self.key, f"{keep}, or start anew with --overwrite", verify)
@@ -126,12 +122,12 @@ class CheckpointFolder:
             check_origin(path, content["trained_from"], self.task.origin)
             self.task.learner.begin_from(content, path)
             self._begin_from(path, Bounds.saved(content))
-        elif self.found:
+        elif self.saved:
             self._restore()
         elif self.task.begun_from is not None:
             self._begin_from(*self.task.begun_from)
-        step = self.found.get("step", 0)
-        self.found = {key: self.found.get(key) for key in ("step", "metrics", "fingerprint", "statistics")}
+        step = self.saved.get("step", 0)
+        self.saved = {key: self.saved.get(key) for key in ("step", "metrics", "fingerprint", "statistics")}
         return step
 
     def _begin_from(self, path: Path, bounds: Bounds) -> None:
@@ -144,7 +140,7 @@ class CheckpointFolder:
             )
 
     def _restore(self) -> None:
-        content, threads = self.found, torch.get_num_threads()
+        content, threads = self.saved, torch.get_num_threads()
         self.bounds = Bounds.saved(content)
         if (before := content["total_steps"]) != self.total_steps:
             self.changes.append(
@@ -165,6 +161,20 @@ class CheckpointFolder:
         except UserError as error:
             hint = f"; --overwrite cannot replace it, so remove {self.folder.checkpoints}"
             raise UserError(f"{error}{hint if self.options.overwrite else ''}") from None
+
+    def begin(self, step: int) -> None:
+        """Start after `step`; a start anew removes what an earlier run left, the latest checkpoint first.
+
+        So a folder whose start was cut short holds no run that seems whole. A resume makes good what is lost of
+        `latest.pt` and `best.pt`.
+        """
+        if step == 0 and is_main():
+            for path in [*self.folder.made_checkpoints(self.task.prefix), *self.folder.made_pictures]:
+                path.unlink()
+        if step == 0:
+            return
+        if is_main() and self.path != self.folder.latest:
+            link_checkpoint(self.path, self.folder.latest.name)
         if self.task.has_best:
             self._find_best()
 
@@ -181,17 +191,10 @@ class CheckpointFolder:
             validation = measured(path, fingerprint)
             if path == self.folder.best:
                 self.best = validation_loss(validation)
+                if not validation and len(self.task.validation):
+                    self.changes.append(f"{path}: how good it is was lost, so the next checkpoint replaces it")
                 return
             self._offer(path, validation)
-
-    def begin(self, step: int) -> None:
-        """Start after `step`; a start anew removes what an earlier run left, the latest checkpoint first.
-
-        So a folder whose start was cut short holds no run that seems whole.
-        """
-        if step == 0 and is_main():
-            for path in [*self.folder.made_checkpoints(self.task.prefix), *self.folder.made_pictures]:
-                path.unlink()
 
     def save(self, step: int, *, is_stop: bool = False, **rest: object) -> str | None:
         """Write the checkpoint of a step with whatever `rest` holds; return its fingerprint, in the first process.
@@ -215,7 +218,7 @@ class CheckpointFolder:
         Then those that are too old go: `latest.pt` and `best.pt` stay whole without them.
         """
         if is_main() and measured(self.folder.latest, fingerprint) != validation:
-            numbers = read_json(self.folder.measured) if self.folder.measured.is_file() else {}
+            numbers = read_measured(self.folder.measured)
             with replace_file(self.folder.measured) as temporary:
                 text = json.dumps(numbers | {fingerprint: validation}, indent=1)
                 temporary.write_text(text + "\n", encoding="utf-8")

@@ -41,7 +41,7 @@ class Attendant:
             self.child = subprocess.Popen([*map(str, command)], stdin=subprocess.DEVNULL, **more, **options)
         finally:
             self.is_starting = False
-        while self.waiting:
+        while GROUPS and self.waiting:
             self.child.send_signal(self.waiting.pop(0))
         status = self.child.wait()
         self.child = None

@@ -49,7 +49,7 @@ class FileDataset(Dataset):
     @cached_property
     def fingerprint(self) -> Fingerprint:
         """What tells this data set from another, and from itself after a change."""
-        return fingerprint(self.index, self.records.files, self.records.digest)
+        return fingerprint(self.index, *self.records.files, self.records.digest)
 
     def verify(self) -> None:
         """Read all files; raises `UserError` naming the first that is not as it was written."""

@@ -14,7 +14,7 @@ from torch import nn
 
 from utils import distributed
 from utils.checkpoint import load_weights
-from utils.dataset import Batch, num_items, split_batch
+from utils.dataset import Batch, num_items, split_batch, to_device
 from utils.device import autocast, choose_dtype, usable_memory
 from utils.distributed import Share
 from utils.draws import drawing
@@ -180,6 +180,7 @@ class GradientLearner:
         weights = sum(p.nbytes for p in self.model.parameters()) * (1 if self.average is None else 2)
         standing = weights + sum(moments[name] * size for name, size in trained.items())
         self.model.train()
+        batch = to_device(batch, self.device)
         counted = count_footprint(self.model, self.compute, batch, self.autocast, standing, sum(trained.values()))
         memory = HEADROOM * usable_memory(self.device)
         if counted.of(counted.size) > memory and not self.options.compile:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +56,7 @@ def read_records(path: Path, required: tuple[str, ...]) -> Iterator[tuple[str, d
             yield table, record
     except UserError:
         raise
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a dataset.json ({error}); make it with scripts.make_dataset") from None
     if not number:
         raise UserError(f"{path}: holds no records; make the data set again")
@@ -113,12 +113,12 @@ def canonical(table: str, record: dict) -> bytes:
     return json.dumps([table, {**record, "image_path": None}], sort_keys=True).encode()
 
 
-def fingerprint(path: Path, names: Collection[str], digest: str) -> Fingerprint:
-    """A fingerprint of the data set `path`, whose files have these names and whose records have this digest.
+def fingerprint(path: Path, number: int, names: Iterable[str], digest: str) -> Fingerprint:
+    """A fingerprint of the data set `path`, whose `number` files have these names and whose records have this digest.
 
     Raises `UserError` naming a missing file.
     """
-    if len(names) > MOST_FILES:
+    if number > MOST_FILES:
         return {"index": digest, "files": ""}
     files = hashlib.blake2b(digest_size=8)
     for name in names:

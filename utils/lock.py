@@ -58,7 +58,8 @@ def _acquire(folder: Path, wait: bool) -> BinaryIO:
     while True:
         make_folder(folder)
         with suppress(FileNotFoundError), ExitStack() as stack:
-            file = stack.enter_context((folder / NAME).open("ab"))
+            # Reading is enough for a lock, also of a file that another person has made.
+            file = stack.enter_context(os.fdopen(os.open(folder / NAME, os.O_RDONLY | os.O_CREAT, 0o666), "rb"))
             if _take(file, folder):
                 # Windows removes no file that is open.
                 if fcntl is None or os.path.samestat(os.fstat(file.fileno()), (folder / NAME).stat()):

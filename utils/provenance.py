@@ -48,7 +48,8 @@ def check(where: object, before: Key, now: Key, remedy: str = "", verify: Callab
     Where only times or sizes of files differ, `verify` is called, which reads them and raises if they have changed.
     """
     if (name := difference(before, now)) is not None:
-        then, value = ("not given" if (value := _value(key, name)) is None else value for key in (before, now))
+        then, value = (_value(before, name), _value(now, name))
+        then, value = ("not given" if each is None else each for each in (then, value))
         remedy = remedy or "give what it was made with, or --overwrite to make it anew"
         name = "data set" if name == "data" else name
         raise UserError(f"{where}: was made with another {name} ({then}, now {value}); {remedy}")

@@ -5,6 +5,7 @@ import json
 import logging
 import struct
 import zlib
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from utils.files import UserError, replace_file
 from utils.index import DEFAULT, INFO, canonical, read_records
 from utils.lock import lock
 from utils.provenance import Key, same
-from utils.shards import are_meant, expand
+from utils.shards import Place, are_meant, expand
 from utils.split import position
 
 log = logging.getLogger(__name__)
@@ -51,10 +52,10 @@ class Records:
         return json.loads(self.text[ends[index - 1] if index else 0 : end].tobytes().decode())
 
     @property
-    def files(self) -> list[str]:
-        """The names of the files; of a row of records with the same one it is named once."""
+    def files(self) -> tuple[int, Iterator[str]]:
+        """How many files there are, and their names; a row of records with the same one counts once."""
         firsts = np.flatnonzero(self.table["first"] == np.arange(len(self))).tolist()
-        return [self[index][self.key] for index in firsts]
+        return len(firsts), (self[index][self.key] for index in firsts)
 
 
 def image_key(record: dict) -> str:
@@ -102,6 +103,8 @@ def pack(path: Path, required: tuple[str, ...]) -> Records:
         if wrong := next((name for name in record if not _is_right(name, record[name])), ""):
             kind = KINDS.get(wrong, "string")
             raise UserError(f"{path}: {wrong!r} of record {number + 1} is no {kind}; make the data set again")
+        if "offset" in record and (lacking := [name for name in Place._fields if name not in record]):
+            raise UserError(f"{path}: record {number + 1} has no {lacking[0]!r}; make the data set again")
         if record[key] != last:
             first, last = number, record[key]
         text += json.dumps(record).encode()
@@ -128,7 +131,8 @@ def source_of(path: Path, required: tuple[str, ...]) -> Key:
     files = expand(path) if are_meant(path) else [path] if path.is_file() else []
     found = [file.stat() for file in files]
     size, time = sum(each.st_size for each in found), max((each.st_mtime_ns for each in found), default=0)
-    return {"size": size, "time": time, "layout": LAYOUT, "required": list(required)}
+    names = [file.name for file in files]
+    return {"size": size, "time": time, "names": names, "layout": LAYOUT, "required": list(required)}
 
 
 def kept_path(path: Path, folder: Path | None = None) -> Path:

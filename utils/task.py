@@ -78,8 +78,8 @@ class Task:
     update: Callable
     begun_from: tuple[Path, Bounds] | None = None  # weights that it begins from, and what they have learned from
 
-    def build(self, found: dict) -> None:
-        """Build the learner, for the checkpoint that was found of an earlier process, if one was."""
+    def build(self, saved: dict) -> None:
+        """Build the learner, for the checkpoint that an earlier process has saved, if one has."""
         raise NotImplementedError
 
     def footprint(self) -> Footprint | None:

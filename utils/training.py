@@ -49,11 +49,12 @@ def run(script: str, options: TrainingOptions, build: Callable[[TrainingOptions,
         task = build(options, device)
         checkpoints = CheckpointFolder(options, task)
         torch.manual_seed(options.seed)
-        task.build(checkpoints.found)
+        task.build(checkpoints.saved)
         start = checkpoints.start()
         metrics = Metrics(options, len(task.training), task.unit, task.per_item, task.footprint())
         attempted.begin(device, task.config, {**task.origin, "data": task.dataset.fingerprint})
         batches = task.begin()
+        checkpoints.begin(start)
         log.info("config %s", json.dumps(asdict(task.config)))
         for change in checkpoints.changes:
             log.warning("%s", change)
@@ -75,9 +76,8 @@ class Loop:
 
     def run(self, batches: Dataset) -> None:
         """Train to the planned step."""
-        options, task, metrics, found = self.options, self.task, self.metrics, self.checkpoints.found
-        self.checkpoints.begin(self.start)
-        metrics.begin(self.start, found["metrics"])
+        options, task, metrics, saved = self.options, self.task, self.metrics, self.checkpoints.saved
+        metrics.begin(self.start, saved["metrics"])
         device = task.learner.device
         sampler = EpochSampler(task.training, options.step_size, options.seed, self.start, max(self.start, self.total))
         workers = choose_workers(task.num_workers if options.num_workers is None else options.num_workers, device)
@@ -86,11 +86,11 @@ class Loop:
             loader, initial=self.start, total=self.total, unit="step", desc=options.out_dir.name, mininterval=0.5
         )
         with catch_stop() as self.stop, logging_redirect_tqdm(), bar:
-            if not metrics.is_complete and found["metrics"] is not None and found["metrics"]["row"] is not None:
+            if not metrics.is_complete and saved["metrics"] is not None and saved["metrics"]["row"] is not None:
                 # Process 0 has perhaps measured it before it died.
-                validation = distributed.gather(measured(self.checkpoints.path, found["fingerprint"]))[0]
-                self.measure(self.start, found["metrics"]["row"], found["fingerprint"], validation)
-            elif not metrics.is_complete and self.start >= self.total and found["statistics"] is None:
+                validation = distributed.gather(measured(self.checkpoints.path, saved["fingerprint"]))[0]
+                self.measure(self.start, saved["metrics"]["row"], saved["fingerprint"], validation)
+            elif not metrics.is_complete and self.start >= self.total and saved["statistics"] is None:
                 self.save(self.start)
             elif self.start >= self.total:
                 log.info("already at step %d of %d: nothing to do", self.start, self.total)

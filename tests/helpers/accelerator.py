@@ -111,16 +111,33 @@ def learner(model: nn.Module, compute: Callable, config: object, weights: object
     return GradientLearner(model, compute, config, options, 100, torch.device(DEVICE), weights, 16)
 
 
+def stage_learner(number: int) -> tuple[Stage, GradientLearner]:
+    model = stage(number)
+    return model, learner(model, lambda model, batch: model(*batch), NOISY, model.transformer.block_weights)
+
+
 def train_stage(number: int) -> None:
-    found = stage(number)
-    trained = learner(found, lambda model, batch: model(*batch), NOISY, found.transformer.block_weights)
-    trained.update(to_device(found.config.example(IMAGES), torch.device(DEVICE)), 0)
+    model, trained = stage_learner(number)
+    trained.update(to_device(model.config.example(IMAGES), torch.device(DEVICE)), 0)
+
+
+def count_stage(number: int) -> None:
+    """From a batch on the host."""
+    model, trained = stage_learner(number)
+    trained.footprint(model.config.example(IMAGES))
+
+
+def autoencoder_learner(*, quantized: bool) -> GradientLearner:
+    model, book = build(Autoencoder, AUTOENCODER), codebook(1, 8) if quantized else None
+    return learner(model, lambda *args: reconstruction_loss(*args, model.loss, book), AUTOENCODER, model.kernels)
 
 
 def train_autoencoder(*, quantized: bool) -> None:
-    model, book = build(Autoencoder, AUTOENCODER), codebook(1, 8) if quantized else None
-    trained = learner(model, lambda *args: reconstruction_loss(*args, model.loss, book), AUTOENCODER, model.kernels)
-    trained.update(torch.zeros(IMAGES, 3, 16, 16, device=DEVICE), 0)
+    autoencoder_learner(quantized=quantized).update(torch.zeros(IMAGES, 3, 16, 16, device=DEVICE), 0)
+
+
+def count_autoencoder(*, quantized: bool) -> None:
+    autoencoder_learner(quantized=quantized).footprint(torch.zeros(IMAGES, 3, 16, 16))
 
 
 def train_map(step: int) -> None:
@@ -168,6 +185,10 @@ WALKS = {
     "train a cascade stage": lambda: train_stage(1),
     "train an autoencoder": lambda: train_autoencoder(quantized=False),
     "train a decoder": lambda: train_autoencoder(quantized=True),
+    "count the base stage": lambda: count_stage(0),
+    "count a cascade stage": lambda: count_stage(1),
+    "count an autoencoder": lambda: count_autoencoder(quantized=False),
+    "count a decoder": lambda: count_autoencoder(quantized=True),
     "train a map at a radius": lambda: train_map(0),
     "balance a map": lambda: train_map(12),
     "train a map at radius 0": lambda: train_map(20),
