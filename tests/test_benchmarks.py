@@ -15,7 +15,6 @@ from torch import nn
 import train_quantized_transformer
 from benchmarks import (
     ablation,
-    cluster,
     codebook,
     common,
     compute,
@@ -586,7 +585,7 @@ def test_the_benchmark_of_reading(run_with_images, monkeypatch, capsys):
 
 
 def test_what_a_recipe_takes_on_a_cluster_is_counted(monkeypatch, capsys):
-    cluster.main(["tiny-32", "--images", "1e9"])
+    scaling.main(["tiny-32", "--cluster", "--images", "1e9"])
     rows = {row[0]: row[1:] for row in numbers_of(capsys.readouterr().out)[1:]}
     hours = {name: [float(cell) for cell in row[:6]] for name, row in rows.items()}
     assert all(hours["transformer_2"][number] > hours["transformer_2"][number + 1] for number in (0, 1, 3, 4))
