@@ -17,7 +17,6 @@ from benchmarks import (
     ablation,
     codebook,
     common,
-    compute,
     full_width,
     generation,
     intervals,
@@ -342,11 +341,11 @@ def test_the_benchmark_of_rates_trains_each_size_at_each_rate(
     options = ["--widths", *widths, "--depths", *depths, "--batch-sizes", *sizes, "--rates", "0.01", "1", "100"]
     rates.main([str(run_with_images), model, *options, "--steps", "30", "--seeds", "2"])
     rows = numbers_of(capsys.readouterr().out)[1:]
-    assert [tuple(row[:3]) for row in rows] == [*product(widths, depths, sizes)]
+    assert [tuple(row[:4]) for row in rows] == [*product(widths, depths, sizes, ["30"])]
     for row in rows:
-        losses = [float(cell) for cell in row[3:6]]
+        losses = [float(cell) for cell in row[4:7]]
         assert losses[1] < losses[0]  # at a hundredth of the rate hardly anything is learned
-        assert len(row[7].split(", ")) == 2
+        assert len(row[8].split(", ")) == 2
 
 
 @pytest.mark.parametrize("name", ["demo-64", "tiny-32"])
@@ -479,15 +478,16 @@ def test_the_plain_block_is_plain(plain_learner, tiny_run):
 @pytest.mark.parametrize("law", [(0.5, 20.0, 8.0, 0.35, 0.4), (0.0, 3.0, 50.0, 0.1, 0.8)])
 def test_a_law_of_compute_is_found_again(law):
     sizes = product((1e5, 4e5, 2e6), (100, 300, 1000))
-    runs = [compute.Run(0, steps, size, 0.0, compute.predict(law, size, steps)) for size, steps in sizes]
-    found = compute.fit(runs)
+    runs = [rates.Run(steps, size, 0.0, rates.predict(law, size, steps)) for size, steps in sizes]
+    found = rates.fit(runs)
     assert found == pytest.approx(law, abs=1e-6)
-    assert compute.predict(found, 1e7, 1e5) == pytest.approx(compute.predict(law, 1e7, 1e5))
+    assert rates.predict(found, 1e7, 1e5) == pytest.approx(rates.predict(law, 1e7, 1e5))
 
 
 def test_losses_over_compute(tiny_run, in_this_process, monkeypatch, capsys):
-    options = ["--widths", "64", "128", "--steps", "2", "4", "--batch-size", "4", "--predict", "128", "100"]
-    compute.main([str(tiny_run), *options])
+    options = ["stage", "--law", "--seeds", "1", "--widths", "64", "128", "--steps", "2", "4"]
+    options += ["--batch-sizes", "4", "--predict", "128", "100"]
+    rates.main([str(tiny_run), *options])
     output = capsys.readouterr().out
     rows = numbers_of(output)[1:]
     assert sorted(row[:2] for row in rows) == [["128", "2"], ["128", "4"], ["64", "2"], ["64", "4"]]
@@ -495,9 +495,17 @@ def test_losses_over_compute(tiny_run, in_this_process, monkeypatch, capsys):
     assert operations["128", "4"] > operations["64", "4"] > 0
     assert re.search(r"^128 wide, [\d.]+ M parameters, 100 training steps: [\d.]+$", output, flags=re.M)
     most = operations["64", "4"] * 1.1
-    compute.main([str(tiny_run), *options, "--most", str(most)])
+    rates.main([str(tiny_run), *options, "--most", str(most)])
     kept = {(row[0], row[1]) for row in numbers_of(capsys.readouterr().out)[1:]}
     assert kept == {size for size, number in operations.items() if number <= most}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["--predict", "128"], "give pairs of numbers"), (["--depths", "2", "4"], "give one depth and one batch size")],
+)
+def test_a_law_is_refused_what_it_cannot_fit(words, message, capsys):
+    assert message in expect_error(capsys, rates.main, ["nowhere", "stage", "--law", *words])
 
 
 def test_a_data_set_is_written_read_and_loaded(monkeypatch, capsys):
