@@ -15,33 +15,33 @@ from tqdm import tqdm
 
 from utils.device import keep_memory, peak_memory
 from utils.options import option
+from utils.tables import row, table
 
 CPU = torch.device("cpu")
-DEMO = Path, option("folder that scripts/demo.sh wrote, such as out/demo-avatars", positional=True)
-RUN = Path, option("folder that scripts/train_cascade.sh wrote, such as out/demo-avatars", positional=True)
+DEMO = Path, option("folder that scripts/demo.py wrote, such as out/demo-avatars", positional=True)
+RUN = Path, option("folder that scripts.train_cascade wrote, such as out/demo-avatars", positional=True)
 IMAGES = Path | None, option("images that it was trained on", None, unset="FOLDER/data/dataset.json")
 WORKERS = int, option("runs at once, one thread each", 2, low=1)
 
 
 def options(**fields: tuple[object, object]) -> type:
     """A dataclass of options, each a type and an `option`, for `parse_options`."""
-    found = []
+    members = []
     for name, (hint, given) in fields.items():
         known, default = given.metadata["option"], given.default
         shown = " ".join(map(str, default)) if known.shown is None and isinstance(default, tuple) else known.shown
-        found.append((name, hint, field(default=default, metadata={"option": replace(known, shown=shown)})))
-    return make_dataclass("Options", found, frozen=True, kw_only=True, namespace={"__doc__": "Options."})
+        members.append((name, hint, field(default=default, metadata={"option": replace(known, shown=shown)})))
+    return make_dataclass("Options", members, frozen=True, kw_only=True, namespace={"__doc__": "Options."})
 
 
 def print_head(*columns: object) -> None:
     """Print the head of a table in Markdown."""
-    print_row(*columns)
-    print("|---" * len(columns) + "|", flush=True)
+    print(table(columns), flush=True)
 
 
 def print_row(*cells: object) -> None:
     """Print a row of it."""
-    print(f"| {' | '.join(map(str, cells))} |", flush=True)
+    print(row(*cells), flush=True)
 
 
 def seconds(call: Callable[[], object], at_least: float = 0.2) -> float:
@@ -58,11 +58,11 @@ def timed(function: Callable, *arguments: object) -> tuple[object, float]:
 
 def in_turn(rounds: int, ways: dict[object, Callable[[], object]]) -> dict[object, list]:
     """What each way has returned in rounds in which they take turns: a machine that slows down slows all of them."""
-    found: dict[object, list] = {name: [] for name in ways}
+    results: dict[object, list] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
-            found[name].append(way())
-    return found
+            results[name].append(way())
+    return results
 
 
 def in_new_process(function: Callable, *arguments: object) -> object:
@@ -76,15 +76,15 @@ def peak() -> float:
     return peak_memory(CPU) / 2**20
 
 
-def at_once(work: Callable, jobs: Sequence[tuple], workers: int, what: str) -> Iterator[tuple[tuple, object]]:
+def at_once(work: Callable, jobs: Sequence[tuple], workers: int, title: str) -> Iterator[tuple[tuple, object]]:
     """Yield each job with the result of `work` on it, as they end: in as many processes of one thread, new for each.
 
-    They are also printed on the way; `what` says what the results are.
+    They are also printed on the way, behind a title.
     """
     with get_context("spawn").Pool(workers, maxtasksperchild=1) as pool:
-        for job, found in tqdm(pool.imap_unordered(partial(_on_one_thread, work), jobs), total=len(jobs), unit="run"):
-            tqdm.write(f"{', '.join(map(str, job))}: {what} {found}", file=sys.stderr)
-            yield job, found
+        for job, result in tqdm(pool.imap_unordered(partial(_on_one_thread, work), jobs), total=len(jobs), unit="run"):
+            tqdm.write(f"{', '.join(map(str, job))}: {title} {result}", file=sys.stderr)
+            yield job, result
 
 
 def _on_one_thread(work: Callable, job: tuple) -> tuple[tuple, object]:

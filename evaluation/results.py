@@ -1,6 +1,8 @@
-"""The results of an evaluation: what evaluation.json holds, and what the tables and the report read."""
+"""The results of an evaluation: what evaluation.json holds and the report reads, and their tables in Markdown."""
 
 from dataclasses import dataclass
+
+from utils.tables import table
 
 # The sets of images whose distances to held-out images are measured. Each adds a loss to the one before it; the first
 # three are made from the same training images.
@@ -107,3 +109,51 @@ class Results:
     def distance(self, name: str) -> Distance | None:
         """The distances of a set, None if it was not measured."""
         return next((row for row in self.distances if row.name == name), None)
+
+
+def markdown(results: Results) -> str:
+    """All results that there are, as tables."""
+    parts = [
+        f"{results.num_images} images in each set, of {results.num_held_out} test images; "
+        f"{results.num_training} training images; seed {results.seed}. Features: {results.extractor}.",
+        results.decoding,
+        _table(
+            ["PSNR (dB)", "SSIM"], [[row.name, f"{row.psnr:.2f}", f"{row.ssim:.3f}"] for row in results.reconstruction]
+        ),
+        _bits(results.bits),
+        _distances(results.distances),
+        _novelty(results.novelty) if results.novelty else "",
+        "\n".join(["Not evaluated:", "", *(f"- {line}" for line in results.missing)]) if results.missing else "",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _table(columns: list[str], rows: list[list[object]]) -> str:
+    """A table whose first column, the names, has no heading; nothing without rows."""
+    return table(["", *columns], rows) if rows else ""
+
+
+def _bits(parts: tuple[Bits, ...]) -> str:
+    whole = [Bits("all", sum(part.tokens for part in parts), sum(part.bits for part in parts))] if parts else []
+    rows = [[part.name, part.tokens, f"{part.bits:.1f}"] for part in (*parts, *whole)]
+    return _table(["tokens per image", "bits per image"], rows)
+
+
+def _distances(sets: tuple[Distance, ...]) -> str:
+    rows = [
+        [
+            row.name,
+            f"{row.kernel:.4f} ({row.kernel_low:.4f} to {row.kernel_high:.4f})",
+            f"{row.frechet:.1f} ({row.frechet_low:.1f} to {row.frechet_high:.1f})",
+            *(f"{row.precision:.3f}", f"{row.recall:.3f}", f"{row.edges:.2f}"),
+        ]
+        for row in sets
+    ]
+    return _table(["kernel distance", "Fréchet distance", "precision", "recall", "edges"], rows)
+
+
+def _novelty(novelty: Novelty) -> str:
+    interval = f" ({novelty.share_low:.1%} to {novelty.share_high:.1%})"
+    parts = ("samples", novelty.samples, interval), ("test images", novelty.held_out, "")
+    rows = [[name, f"{part.median_distance:.2f}", f"{part.share:.1%}{extra}"] for name, part, extra in parts]
+    return _table(["median distance to the nearest training image", f"nearer than {novelty.threshold:.2f}"], rows)

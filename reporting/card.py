@@ -3,12 +3,13 @@
 import shlex
 from pathlib import Path
 
-from evaluation.tables import markdown, table
+from evaluation.results import markdown
 from models.generation import Cascade
 from reporting.run import Run, read_run
 from utils.exported import ModelConfig
 from utils.progress import duration
 from utils.run_folder import RunFolder
+from utils.tables import table
 
 TAGS = ("image-generation", "autoregressive", "self-organizing-map", "vector-quantization")
 UNKNOWN = """\
@@ -56,7 +57,7 @@ def describe(model: Cascade, config: ModelConfig) -> str:
         f"An autoregressive generator of images of {height}×{width} pixels. A self-organizing map gives one token for "
         f"the whole image; {len(model.stages)} transformers write tokens from coarse to fine, and the decoder of an "
         f"autoencoder turns the finest into pixels.{labels}\n\n"
-    ) + table(["parameters", "tokens", "units of its codebook"], rows)
+    ) + table(["", "parameters", "tokens", "units of its codebook"], rows)
 
 
 def how_trained(run: Run, config: ModelConfig) -> str:
@@ -67,8 +68,7 @@ def how_trained(run: Run, config: ModelConfig) -> str:
             if job.last.script.startswith("train_"):
                 steps = int(step.rows[-1]["step"]) if step.rows else 0
                 rows.append([step.folder.name, f"{steps:,}", duration(job.seconds), job.last.device])
-    found = table(["training steps", "h:min:s", "device"], rows)
-    return f"## How it was trained\n\n{found}" if found else ""
+    return f"## How it was trained\n\n{table(['', 'training steps', 'h:min:s', 'device'], rows)}" if rows else ""
 
 
 def evaluated(run: Run, dtype: str) -> str:

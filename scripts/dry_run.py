@@ -30,6 +30,7 @@ from utils.metrics import TIMED
 from utils.options import words_of
 from utils.progress import duration
 from utils.run_folder import CONDITION, RunFolder
+from utils.tables import table
 from utils.task import TrainingOptions
 from utils.training import Plan, kept
 
@@ -149,12 +150,11 @@ class Whole:
 
 def print_table(rows: list[Estimate]) -> None:
     """Print the rows in Markdown, and their sum."""
-    print("| step | training steps | h:min:s | disk | peak memory | about, with half the batch |")
-    print("|---" * 6 + "|")
-    for row in rows:
-        half = "" if row.half is None else readable(row.half)
-        numbers = f"{duration(row.seconds)} | {readable(row.disk)} | {readable(row.memory)} | {half}"
-        print(f"| {row.name} | {row.steps or ''} | {numbers} |")
     seconds, disk = sum(row.seconds for row in rows), sum(row.disk for row in rows)
-    memory = max(row.memory for row in rows)
-    print(f"| all | | {duration(seconds)} | {readable(disk)} | {readable(memory)} | |")
+    whole = Estimate("all", None, seconds, disk, max(row.memory for row in rows), None)
+    heads = ("step", "training steps", "h:min:s", "disk", "peak memory", "about, with half the batch")
+    cells = []
+    for row in (*rows, whole):
+        half = "" if row.half is None else readable(row.half)
+        cells.append([row.name, row.steps or "", duration(row.seconds), readable(row.disk), readable(row.memory), half])
+    print(table(heads, cells))

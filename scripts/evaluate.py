@@ -65,8 +65,8 @@ def main(argv: list[str] | None = None) -> None:
     cli.need("requirements-eval.txt", *PACKAGES)
     from evaluation.evaluator import Evaluator  # these need the packages
     from evaluation.features import choose_extractor
+    from evaluation.results import markdown
     from evaluation.run import TrainedRun
-    from evaluation.tables import markdown
 
     folder = RunFolder.open(options.run_dir)
     out = EvaluationFolder(options.out_dir) if options.out_dir else folder.evaluation

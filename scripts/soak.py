@@ -41,6 +41,7 @@ from utils.metrics import read_rows
 from utils.options import option, parse_options, words_of
 from utils.progress import progress
 from utils.run_folder import RunFolder
+from utils.tables import table
 
 TINY = ROOT / "configs" / "tiny-32"
 PICTURES = 24  # of the data set
@@ -311,12 +312,12 @@ def main(argv: list[str] | None = None) -> None:
             continue
         counts = [kill(case, whole, base, options) for kill in (kill_everywhere, kill_at_random)]
         found = [line for _, lines in counts for line in lines]
-        rows.append(f"| `{case.module}` ({case.out}) | {counts[0][0]} | {counts[1][0]} | {len(found)} |")
+        rows.append((f"`{case.module}` ({case.out})", counts[0][0], counts[1][0], len(found)))
         all_found += [f"{case.module} ({case.out}): {line}" for line in found]
     if options.requests and options.only in (None, PLAYGROUND):
         all_found += ask_for_pictures(whole, options.requests)
     print("\n".join(all_found))
-    print("| script | killed at each call | killed at random | differences |\n|---|---|---|---|\n" + "\n".join(rows))
+    print(table(("script", "killed at each call", "killed at random", "differences"), rows))
     if all_found:
         sys.exit(1)
     shutil.rmtree(base)
