@@ -136,72 +136,34 @@ class Cascade:
     # --- What can be asked of it ---
 
     def sample(
-        self,
-        number: int = 1,
-        *,
-        seed: int = 0,
-        conditions: Sequence[int] = (),
-        labels: Sequence[str] = (),
-        as_tensor: bool = False,
-        **sampling: Values,
+        self, number: int = 1, *, conditions: Sequence[int] = (), labels: Sequence[str] = (), **settings: Values
     ) -> Pictures:
         """Generate images: a list of PIL images, or with `as_tensor` a tensor (number, 3, H, W) in [−1, 1].
 
         Image i takes entry i of `conditions`, units of the condition codebook, and of `labels`, and from the first
-        again. `sampling` are keys of `SamplingConfig`, such as temperature=0.8, or temperature=(1, 0.6, 0.4) with a
-        value for each stage. Raises `UserError` naming what this model cannot do.
+        again. The settings are `seed`, 0 by default, `as_tensor`, and keys of `SamplingConfig`, such as
+        temperature=0.8, or temperature=(1, 0.6, 0.4) with a value for each stage. Raises `UserError` naming what this
+        model cannot do.
         """
         names = (labels,) if isinstance(labels, str) else tuple(labels)
-        return self._make(Request(seed, tuple(conditions), labels=names), number, as_tensor, sampling)
+        return self._make(Request(conditions=tuple(conditions), labels=names), number, **settings)
 
-    def like(
-        self, images: Images, number: int | None = None, *, seed: int = 0, as_tensor: bool = False, **sampling: Values
-    ) -> Pictures:
-        """Generate images with the conditions of these, by default as many; see `tokens` and `sample`."""
+    def like(self, images: Images, number: int | None = None, **settings: Values) -> Pictures:
+        """Generate images with the conditions of these, by default as many; see `tokens`, and `sample` for settings."""
         conditions = tuple(self.tokens(images)[0].flatten().tolist())
-        return self._make(Request(seed, conditions), number, as_tensor, sampling)
+        return self._make(Request(conditions=conditions), number, **settings)
 
-    def complete(
-        self,
-        images: Images,
-        rows: int,
-        number: int | None = None,
-        *,
-        seed: int = 0,
-        as_tensor: bool = False,
-        **sampling: Values,
-    ) -> Pictures:
+    def complete(self, images: Images, rows: int, number: int | None = None, **settings: Values) -> Pictures:
         """Keep what the first `rows` rows of the base stage's grid cover of these images, and write the rest."""
-        tokens = self.tokens(images)
-        return self._make(Request(seed, init_tokens=tokens, keep_rows=rows), number, as_tensor, sampling)
+        return self._make(Request(init_tokens=self.tokens(images), keep_rows=rows), number, **settings)
 
-    def detail(
-        self,
-        images: Images,
-        stage: int,
-        number: int | None = None,
-        *,
-        seed: int = 0,
-        as_tensor: bool = False,
-        **sampling: Values,
-    ) -> Pictures:
+    def detail(self, images: Images, stage: int, number: int | None = None, **settings: Values) -> Pictures:
         """Keep the tokens of these images that are coarser than those of `stage`, and write new ones from there on."""
-        tokens = self.tokens(images)
-        return self._make(Request(seed, init_tokens=tokens, from_stage=stage), number, as_tensor, sampling)
+        return self._make(Request(init_tokens=self.tokens(images), from_stage=stage), number, **settings)
 
-    def walk(
-        self,
-        start: int | Picture,
-        end: int | Picture,
-        steps: int = 24,
-        *,
-        seed: int = 0,
-        as_tensor: bool = False,
-        **sampling: Values,
-    ) -> Pictures:
+    def walk(self, start: int | Picture, end: int | Picture, steps: int = 24, **settings: Values) -> Pictures:
         """Images on the way from a unit of the condition map to another, or between the units of two images."""
-        request = Request(seed, places=self.way(start, end, steps), same_draws=True)
-        return self._make(request, steps, as_tensor, sampling)
+        return self._make(Request(places=self.way(start, end, steps), same_draws=True), steps, **settings)
 
     def way(self, start: int | Picture, end: int | Picture, steps: int) -> tuple[Place, ...]:
         """The places of a walk over the condition map; see `models.requests.way`."""
@@ -228,17 +190,17 @@ class Cascade:
         """As `decode`, batch by batch, onto the CPU in float32."""
         return torch.cat([self.decode(part, level).float().cpu() for part in tokens.split(self.batch_size)])
 
-    def _make(self, request: Request, number: int | None, as_tensor: bool, sampling: dict[str, Values]) -> Pictures:
+    def _make(
+        self, request: Request, number: int | None, *, seed: int = 0, as_tensor: bool = False, **sampling: Values
+    ) -> Pictures:
         """`number` pictures of a request, by default one for each image that was given."""
-        number = (
-            len(request.init_tokens[0] if request.init_tokens else request.conditions) if number is None else number
-        )
+        number = len((request.init_tokens or [request.conditions])[0]) if number is None else number
         if number < 1:
             raise UserError(f"{number} pictures were asked for, expected at least 1")
-        request = dataclasses.replace(request, sampling=change_sampling(self.configs, **sampling))
+        request = dataclasses.replace(request, seed=seed, sampling=change_sampling(self.configs, **sampling))
         self.check(request)
-        made = [self.decode(tokens[-1]).float().cpu() for _, tokens, _ in self.batches(request, number, "images")]
-        images = torch.cat(made).clamp(-1, 1)
+        parts = [self.decode(tokens[-1]).float().cpu() for _, tokens, _ in self.batches(request, number, "images")]
+        images = torch.cat(parts).clamp(-1, 1)
         return images if as_tensor else to_pil(images)
 
     # --- How it is done ---

@@ -40,9 +40,9 @@ def soak(model: Path, requests: int, pictures: int = 9) -> tuple[list[float], di
     """
     if CHROMIUM is None:
         raise UserError("there is no chromium; install it")
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     command = [sys.executable, "-m", "scripts.playground", str(model), "--port", str(port)]
     server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
@@ -79,10 +79,10 @@ def use(
         waits.append(time.monotonic() - begun)
         page.wait_for_selector(f"#details img[alt^='Picture 0, unit {request % units},']")
         if request % 10 == 9:
-            button, made = OTHERS[request // 10 % len(OTHERS)]
+            button, title = OTHERS[request // 10 % len(OTHERS)]
             page.click(button)
-            if made:
-                page.wait_for_selector(f"#details img[alt^='{made}']")
+            if title:
+                page.wait_for_selector(f"#details img[alt^='{title}']")
         if request + 1 in (WARM, requests // 2, requests):
             memory[request + 1] = kilobytes(f"/proc/{process}/status", "VmRSS")
     return waits, memory

@@ -2,23 +2,55 @@
 
 from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 import gradio as gr
 
 from playground.asks import KEYS, MOST, NAMES, Model, recipe_values
-from playground.studio import Made, Page
-from playground.texts import details_text, drop_value, status_text, url
+from playground.studio import Page, Picture
 from playground.uploads import MOST_BYTES
 from playground.work import Sheet
 
 HERE = Path(__file__).parent
 STEPS = (2, 60)  # of a walk
 LIVE_HINT = "Choose a unit of the map, or press Generate."
+DROP_HINT = "Drop a picture here, click to choose one, or paste it"
 
 
 def source(name: str) -> str:
     """A file beside this one: a script of a component, or the style."""
     return (HERE / name).read_text(encoding="utf-8")
+
+
+def url(path: Path) -> str:
+    """The address of a file of a page."""
+    return f"gradio_api/file={quote(str(path))}"
+
+
+def drop_value(src: str = "", name: str = "", say: str = DROP_HINT) -> dict:
+    """What the place for a picture shows."""
+    return {"src": src, "name": name, "say": say}
+
+
+def status_text(words: str, numbers: str = "", share: float | None = None, *, is_error: bool = False) -> str:
+    """How far a request is: only the words are read aloud, since numbers change often."""
+    role = "alert" if is_error else "status"
+    bar = "" if share is None else f'<progress value="{share:.3f}" aria-label="tokens written"></progress>'
+    return f'<p role="{role}">{escape(words)}</p><div>{bar}<span>{escape(numbers)}</span></div>'
+
+
+def details_text(picture: Picture | None) -> str:
+    """The chosen picture, its settings, and where it can be saved."""
+    if picture is None:
+        return "<h2>Chosen picture</h2><p>Choose a picture to see its settings and the command that makes it again.</p>"
+    rows = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in picture.settings.items())
+    kind = {".png": "PNG", ".webp": "WebP"}[picture.path.suffix]
+    return (
+        f'<h2>Chosen picture</h2><div class="picked"><img src="{url(picture.path)}" alt="{escape(picture.title)}">'
+        f'<div><dl>{rows}</dl><a class="save" id="save-picture" href="{url(picture.path)}" '
+        f'download="{picture.path.name}">Download {kind}</a></div></div>'
+        f"<p>With the command below, {escape(picture.note)}.</p>"
+    )
 
 
 def scripted(name: str, value: dict, **more: object) -> gr.HTML:
@@ -183,10 +215,10 @@ class Layout:
             value = {"number": sheet.number, "columns": sheet.columns, "src": url(sheet.path), "name": sheet.name}
         return value | {"keys": list(keys), "ratio": self.ratio, "hint": LIVE_HINT}
 
-    def gallery_value(self, page: Page | None, chosen: Made | None = None) -> dict:
+    def gallery_value(self, page: Page | None, chosen: Picture | None = None) -> dict:
         """All pictures of a page."""
         items = [
-            {"key": made.key, "src": url(made.path), "alt": made.title, "ratio": self.ratio}
-            for made in (page.made if page else ())
+            {"key": picture.key, "src": url(picture.path), "alt": picture.title, "ratio": self.ratio}
+            for picture in (page.pictures if page else ())
         ]
         return {"items": items, "chosen": chosen.key if chosen else None, "hint": "Nothing yet."}

@@ -10,9 +10,8 @@ from queue import Empty
 import gradio as gr
 
 from playground.asks import Ask, recipe_values, sampling_from
-from playground.layout import STEPS, Layout, source
-from playground.studio import TELL, Job, Made, Page, Studio
-from playground.texts import DROP_HINT, details_text, drop_value, status_text, url, write_zip
+from playground.layout import DROP_HINT, STEPS, Layout, details_text, drop_value, source, status_text, url
+from playground.studio import TELL, Job, Page, Picture, Studio, write_zip
 from playground.uploads import MOST_BYTES, Upload, inside, read_upload
 from playground.work import Sheet, at_once, decode_units, save_units, total, work_for
 from utils.files import UserError
@@ -108,12 +107,12 @@ class PlaygroundPage(Layout):
 
         return handler
 
-    def choice(self, page: Page, made: Made) -> Updates:
+    def choice(self, page: Page, picture: Picture) -> Updates:
         """What changes when a picture is chosen."""
         return {
-            self.gallery: self.gallery_value(page, made),
-            self.details: details_text(made),
-            self.command: gr.Textbox(value=made.command, visible=True),
+            self.gallery: self.gallery_value(page, picture),
+            self.details: details_text(picture),
+            self.command: gr.Textbox(value=picture.command, visible=True),
         }
 
     def make(self, page: Page, kind: str, settings: tuple, **own: object) -> Iterator[Updates]:
@@ -148,15 +147,15 @@ class PlaygroundPage(Layout):
             sampling=sampling_from(sampling, self.cascade.configs), **own,
         )  # fmt: skip
 
-    def prepare(self, ask: Ask, page: Page) -> Callable[[Job], list[Made]]:
+    def prepare(self, ask: Ask, page: Page) -> Callable[[Job], list[Picture]]:
         """The work of a request, which first removes what showed the one before."""
         work = work_for(ask, self.model, page)
 
-        def do(job: Job) -> list[Made]:
+        def do(job: Job) -> list[Picture]:
             page.forget_shown()
-            made = work(job)
-            page.add(made)
-            return made
+            pictures = work(job)
+            page.add(pictures)
+            return pictures
 
         return do
 
@@ -190,7 +189,11 @@ class PlaygroundPage(Layout):
         words = f"Done: {content[0].title if len(content) == 1 else f'{len(content)} pictures'}."
         updates = {self.status: status_text(words)} | self.choice(page, content[0])
         if sheet is not None:
-            keys = [made.key for made in content] if len(content) == sheet.number else [content[0].key] * sheet.number
+            keys = (
+                [picture.key for picture in content]
+                if len(content) == sheet.number
+                else [content[0].key] * sheet.number
+            )
             updates[self.live] = self.live_value(sheet, tuple(keys))
         return updates
 
@@ -201,7 +204,7 @@ class PlaygroundPage(Layout):
             return status_text(f"Waiting: {before} {'request' if before == 1 else 'requests'} before this one.")
         share = job.done / job.total
         left = (job.total - job.done) / job.rate if job.done else None
-        words = f"{job.what[:1].upper()}{job.what[1:]}."
+        words = f"{job.activity[:1].upper()}{job.activity[1:]}."
         done, all_, rate = (round(number * job.at_once) for number in (job.done, job.total, job.rate))
         numbers = f"{done:,} of {all_:,} tokens, {rate:,} a second"
         return status_text(words, numbers + ("" if left is None else f", {left:.0f} s left"), share)
@@ -261,11 +264,11 @@ class PlaygroundPage(Layout):
     def save_all(self, request: gr.Request) -> Updates:
         """All pictures of a page in one file."""
         page = self.page_of(request)
-        if not page.made:
+        if not page.pictures:
             gr.Warning("there are no pictures yet")
             return gr.skip()
         path = page.new_path("pictures.zip")
-        self.studio.do(lambda job: write_zip(page.made, path))  # by the thread that also drops pictures
+        self.studio.do(lambda job: write_zip(page.pictures, path))  # by the thread that also drops pictures
         page.keep_one("archive", path)
         return {self.save: {"src": url(path), "name": path.name}}
 

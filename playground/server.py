@@ -30,9 +30,9 @@ def check_port(host: str, port: int) -> None:
     """Raise `UserError` if nothing can listen there."""
     try:
         place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(place[0]) as found:
-            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            found.bind(place[4])
+        with socket.socket(place[0]) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(place[4])
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"cannot listen at {host}, port {port} ({reason}): give another --port or --host") from None

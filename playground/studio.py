@@ -4,11 +4,13 @@ A page is known by the hash that Gradio gives it. Its pictures lie in a folder o
 """
 
 import itertools
+import json
 import queue
 import secrets
 import shutil
 import threading
 import time
+import zipfile
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -47,7 +49,7 @@ class Job:
         self.done = 0  # tokens of `total`, each of which is written for `at_once` pictures
         self.between: Callable[[], None] = lambda: None  # is called between two tokens
         self.begun: float | None = None  # when its turn came
-        self.what = ""  # is being done
+        self.activity = ""  # is being done
         self.news: queue.SimpleQueue[News] = queue.SimpleQueue()
         self._stop = threading.Event()
 
@@ -89,7 +91,7 @@ class Job:
 
 
 @dataclass(frozen=True, eq=False)
-class Made:
+class Picture:
     """A picture of a page: its file, what was asked for and how it is shown."""
 
     key: str  # unique
@@ -105,7 +107,7 @@ class Page:
     """What a page has: its folder, its pictures, the newest first, and what it works with."""
 
     folder: Path
-    made: tuple[Made, ...] = ()  # replaced as a whole, since other threads read it
+    pictures: tuple[Picture, ...] = ()  # replaced as a whole, since other threads read it
     unit: int | None = None
     upload: Upload | None = None
     map_path: Path | None = None  # of the atlas that it has drawn
@@ -118,24 +120,24 @@ class Page:
         """A file that does not exist yet, of this name behind a number; what is saved from the page is called so."""
         return self.folder / f"{next(self.numbers):05d}_{name}"
 
-    def add(self, pictures: list[Made]) -> None:
+    def add(self, pictures: list[Picture]) -> None:
         """Keep pictures, the first of them in front, and drop the oldest ones and their files."""
-        found = (*pictures, *self.made)
-        self.made = found[:KEPT]
-        for made in found[KEPT:]:
-            made.path.unlink(missing_ok=True)
+        everything = (*pictures, *self.pictures)
+        self.pictures = everything[:KEPT]
+        for picture in everything[KEPT:]:
+            picture.path.unlink(missing_ok=True)
 
-    def keep_one(self, what: str, path: Path) -> None:
+    def keep_one(self, name: str, path: Path) -> None:
         """Keep a file in place of the one before it."""
-        if what in self.single:
-            self.single[what].unlink(missing_ok=True)
-        self.single[what] = path
+        if name in self.single:
+            self.single[name].unlink(missing_ok=True)
+        self.single[name] = path
 
-    def find(self, key: str) -> Made:
+    def find(self, key: str) -> Picture:
         """A picture by its key; raises `UserError` if it is not there any more."""
-        for made in self.made:
-            if made.key == key:
-                return made
+        for picture in self.pictures:
+            if picture.key == key:
+                return picture
         raise UserError("this picture is not kept any more")
 
     def forget_shown(self) -> None:
@@ -144,6 +146,20 @@ class Page:
             if path != self.map_path:
                 path.unlink(missing_ok=True)
         self.shown = [path for path in self.shown if path == self.map_path]
+
+
+def write_zip(pictures: tuple[Picture, ...], path: Path) -> None:
+    """Pack pictures, the newest first, with commands.txt and settings.json, which say how each was made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines, settings = [], {}
+    with zipfile.ZipFile(path, "w") as archive:  # pictures are compressed already
+        for picture in pictures:
+            name = picture.path.name
+            archive.write(picture.path, name)
+            lines += [f"# {name}: {picture.title}; {picture.note}", picture.command, ""]
+            settings[name] = picture.settings | {"command": picture.command}
+        archive.writestr("commands.txt", "\n".join(lines))
+        archive.writestr("settings.json", json.dumps(settings, indent=2, ensure_ascii=False))
 
 
 class Studio:

@@ -31,8 +31,8 @@ def read_upload(path: Path, name: str, size: tuple[int, int]) -> tuple[Image.Ima
 
     Raises `UserError` naming the file if it has too many bytes or pixels, or is not an image.
     """
-    if (found := path.stat().st_size) > MOST_BYTES:
-        raise UserError(f"{name}: {found / 1e6:.1f} MB, at most {MOST_BYTES // 10**6}: scale it down")
+    if (num_bytes := path.stat().st_size) > MOST_BYTES:
+        raise UserError(f"{name}: {num_bytes / 1e6:.1f} MB, at most {MOST_BYTES // 10**6}: scale it down")
     try:
         image = open_rgb(path, most_pixels=MOST_PIXELS)
     except UserError as error:
@@ -47,7 +47,7 @@ def read_upload(path: Path, name: str, size: tuple[int, int]) -> tuple[Image.Ima
 
 def inside(path: str, folder: Path) -> Path:
     """A path that a page has named, if it is a file in `folder`; raises `UserError` otherwise."""
-    found = Path(path).resolve()
-    if not (found.is_relative_to(folder.resolve()) and found.is_file()):
+    file = Path(path).resolve()
+    if not (file.is_relative_to(folder.resolve()) and file.is_file()):
         raise UserError("this picture was not uploaded here: drop it in again")
-    return found
+    return file

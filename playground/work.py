@@ -13,7 +13,7 @@ from models.generation import Cascade
 from models.map_pictures import on_map
 from models.requests import Request, settings_text
 from playground.asks import ATLAS_BATCH, FROM_PICTURE, Ask, Model
-from playground.studio import Job, Made, Page
+from playground.studio import Job, Page, Picture
 from utils.images import grid, save_image, save_walk
 
 MAP_SIDE = 1024  # pixels of the map's longer side, at most
@@ -39,7 +39,7 @@ def at_once(ask: Ask, cascade: Cascade) -> int:
     return {"walk": ask.steps, "atlas": min(ATLAS_BATCH, len(cascade.codebooks[0]))}.get(ask.kind, ask.number)
 
 
-def work_for(ask: Ask, model: Model, page: Page) -> Callable[[Job], list[Made]]:
+def work_for(ask: Ask, model: Model, page: Page) -> Callable[[Job], list[Picture]]:
     """What the studio is to do for a request of a page; raises `UserError` if the model cannot do it."""
     request = ask.request(model.cascade)
     do = {"atlas": draw_atlas, "walk": make_walk}.get(ask.kind, make_samples)
@@ -49,7 +49,7 @@ def work_for(ask: Ask, model: Model, page: Page) -> Callable[[Job], list[Made]]:
 # --- Samples ---
 
 
-def make_samples(job: Job, ask: Ask, request: Request, model: Model, page: Page) -> list[Made]:
+def make_samples(job: Job, ask: Ask, request: Request, model: Model, page: Page) -> list[Picture]:
     """Write samples stage by stage; show a sheet of each level, and keep the last ones as files."""
     cascade, units, scores = model.cascade, [], []
     for level, tokens, stage_scores in levels_of(job, cascade, request, range(ask.batch_size)):
@@ -68,10 +68,10 @@ def levels_of(
 ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
     """Yield each level, its tokens (N, T) and scores (N,), and note what is being written."""
     for level, (tokens, scores) in enumerate(cascade.write_stages(request, images, job.count)):
-        job.what = "saving"  # once the last level is there; else what is written then
+        job.activity = "saving"  # once the last level is there; else what is written then
         if level < len(cascade.stages):
             grid = cascade.stages[level].config.fine
-            job.what = f"writing stage {level}: {grid.height}×{grid.width} tokens"
+            job.activity = f"writing stage {level}: {grid.height}×{grid.width} tokens"
         yield level, tokens, scores
 
 
@@ -90,27 +90,27 @@ def make_sheet(pictures: torch.Tensor, page: Page, name: str) -> Sheet:
 
 def make_file(
     ask: Ask, request: Request, model: Model, page: Page, index: int, picture: torch.Tensor, scores: list, unit: int
-) -> Made:
+) -> Picture:
     """Save one picture (3, H, W) as generate_images.py does."""
     path = page.new_path(f"seed{ask.seed}_{ask.result(index).name}")
     save_image(picture, path, settings_text(request, index, scores), durable=False)
     title, which = f"Picture {index}, {ask.sentence()}, seed {ask.seed}", f"number {index}, of 0 to {ask.number - 1}"
-    found = describe(ask, model, path, title, which, f"picture number {index} is {ask.result(index)}", f"unit {unit}")
-    found.settings["Scores"] = ", ".join("–" if math.isnan(score) else f"{score:.1f}" for score in scores)
-    return found
+    kept = describe(ask, model, path, title, which, f"picture number {index} is {ask.result(index)}", f"unit {unit}")
+    kept.settings["Scores"] = ", ".join("–" if math.isnan(score) else f"{score:.1f}" for score in scores)
+    return kept
 
 
-def describe(ask: Ask, model: Model, path: Path, title: str, picture: str, note: str, condition: str = "") -> Made:
+def describe(ask: Ask, model: Model, path: Path, title: str, picture: str, note: str, condition: str = "") -> Picture:
     """A file that was made, with all that is said of it; `picture` says which one it is."""
     settings = {"Asked for": ask.sentence()} | ({"Condition": condition} if condition else {})
-    return Made(path.stem, path, title, settings | common_settings(ask, picture), model.command(ask), note)
+    return Picture(path.stem, path, title, settings | common_settings(ask, picture), model.command(ask), note)
 
 
 def common_settings(ask: Ask, picture: str) -> dict[str, str]:
     """What is said of every picture, under short names."""
-    found = {"Seed": str(ask.seed), "Picture": picture} | ({"Label": ask.label} if ask.label else {})
+    settings = {"Seed": str(ask.seed), "Picture": picture} | ({"Label": ask.label} if ask.label else {})
     if ask.kind in FROM_PICTURE:
-        found["Given"] = f"{ask.upload.name}, which the command looks for in the current folder"
+        settings["Given"] = f"{ask.upload.name}, which the command looks for in the current folder"
     for number, config in enumerate(ask.sampling):
         words = [f"temperature {config.temperature:g}"]
         words += [f"top-p {config.top_p:g}"] if config.top_p is not None else []
@@ -118,8 +118,8 @@ def common_settings(ask: Ask, picture: str) -> dict[str, str]:
         if (config.num_beam, config.beam_width, config.keep_beam) != (1, 1, 1):
             words.append(f"{config.num_beam} beams × {config.beam_width}, {config.keep_beam} kept")
         words += [f"guidance {config.guidance_scale:g}"] if config.is_guided else []
-        found[f"Stage {number}"] = ", ".join(words)
-    return found
+        settings[f"Stage {number}"] = ", ".join(words)
+    return settings
 
 
 # --- The atlas ---
@@ -140,7 +140,7 @@ def save_units(tiles: torch.Tensor, codebook: Codebook, path: Path) -> None:
     save_image(on_map(tiles, codebook), path, durable=False)
 
 
-def draw_atlas(job: Job, ask: Ask, request: Request, model: Model, page: Page) -> list[Made]:
+def draw_atlas(job: Job, ask: Ask, request: Request, model: Model, page: Page) -> list[Picture]:
     """Write a sample for each unit; show the map after each stage, and keep it as a file."""
     cascade, codebook = model.cascade, model.cascade.codebooks[0]
     tiles = decode_units(cascade)
@@ -162,7 +162,7 @@ def draw_atlas(job: Job, ask: Ask, request: Request, model: Model, page: Page) -
 # --- The walk ---
 
 
-def make_walk(job: Job, ask: Ask, request: Request, model: Model, page: Page) -> list[Made]:
+def make_walk(job: Job, ask: Ask, request: Request, model: Model, page: Page) -> list[Picture]:
     """Write the pictures of a walk stage by stage; show them side by side, and keep an animation there and back."""
     for level, tokens, _ in levels_of(job, model.cascade, request, range(ask.steps)):
         pictures = model.cascade.decode(tokens, level).cpu()

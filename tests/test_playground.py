@@ -21,7 +21,7 @@ from models.generation import Cascade
 from models.requests import change_sampling
 from playground import studio as studio_module
 from playground.asks import BATCH, MOST, Ask, Model, recipe_values, sampling_from
-from playground.studio import KEPT, Job, Made, Page, Stopped, Studio
+from playground.studio import KEPT, Job, Page, Picture, Stopped, Studio
 from playground.uploads import Upload, inside, read_upload
 from playground.work import total, work_for
 from scripts import playground
@@ -324,8 +324,8 @@ def test_a_page_keeps_few_pictures_and_no_files_of_others(page):
     for number in range(KEPT + 10):
         path = page.new_path("a.png")
         path.touch()
-        page.add([Made(str(number), path, "", {}, "", "")])
-    assert [len(page.made), page.made[0].key] == [KEPT, str(KEPT + 9)]
+        page.add([Picture(str(number), path, "", {}, "", "")])
+    assert [len(page.pictures), page.pictures[0].key] == [KEPT, str(KEPT + 9)]
     assert len(list(page.folder.iterdir())) == KEPT
     with pytest.raises(UserError, match="not kept any more"):
         page.find("0")
