@@ -5,7 +5,7 @@
     python -m benchmarks.ablation out/demo-avatars --seeds 1 --only full "plain block" --rates 0.25 0.5 1 2 4
     python -m benchmarks.ablation out/demo-avatars --autoencoder --seconds 240
 
-Reads a folder that scripts/demo.sh has written; a cascade stage also needs the trained stage before it. Each run trains
+Reads a folder that scripts/demo.py has written; a cascade stage also needs the trained stage before it. Each run trains
 one stage, or the autoencoder, on one thread for a fixed time, while its learning rate falls to 0. Prints a table in
 Markdown. Values are means over seeds; ± is half of the range.
 
@@ -32,14 +32,14 @@ from torch import nn
 
 from benchmarks.common import DEMO, WORKERS, at_once, options, print_head, print_row
 from benchmarks.plain_block import make_plain
-from benchmarks.stages import DemoStage, autoencoder_learner, demo_options, num_parameters, train_for
+from benchmarks.stages import DemoStage, autoencoder_learner, demo_options, loss_of, num_parameters, train_for
 from evaluation.distances import kernel_distance
 from evaluation.features import EfficientNetFeatures, features_of
 from models.autoencoder import psnr
 from models.cascade import Stage
 from models.transformer import Attention, GatedMLP, GridEmbedding
 from utils import cli
-from utils.dataset import ImageDataset, chunks
+from utils.dataset import ImageDataset, TokenDataset, chunks
 from utils.files import UserError
 from utils.gradient import GradientLearner
 from utils.options import option, parse_options
@@ -150,11 +150,13 @@ def run_stage(
     demo = DemoStage.read(folder, number)
     images = demo.test if test else demo.validation
     coarse, fine = demo.tokens[images]
-    drawn = coarse if number == 0 else draw_coarse(DemoStage.read(folder, number - 1), images)
+    coarse = coarse if number == 0 else draw_coarse(DemoStage.read(folder, number - 1), images)
+    drawn = TokenDataset(coarse.numpy(), fine.numpy())
     torch.manual_seed(seed)
     learner = build(row, demo)
     step = train_for(seconds, learner, demo.tokens, demo.training, seed)
-    return step, num_parameters(learner), loss_of(learner, coarse, fine), loss_of(learner, drawn, fine)
+    losses = loss_of(learner, demo.tokens, images), loss_of(learner, drawn, np.arange(len(drawn)))
+    return step, num_parameters(learner), *losses
 
 
 def run_autoencoder(row: Row, seed: int, *, folder: Path, seconds: float, test: bool = False) -> tuple[float, ...]:
@@ -179,21 +181,13 @@ def qualities(
             images = dataset[part].to(memory_format=torch.channels_last)
             return learner.best_model(images).float().clamp(-1, 1)
 
-    images, made = dataset[held_out], torch.cat([reconstruct(part) for part in chunks(held_out, 64)])
-    error, sharpness = (made - images).square().mean(), made.diff(dim=-1).square().mean()
+    images, outputs = dataset[held_out], torch.cat([reconstruct(part) for part in chunks(held_out, 64)])
+    error, sharpness = (outputs - images).square().mean(), outputs.diff(dim=-1).square().mean()
     number, extractor = min(COMPARED, len(training) // 2), EfficientNetFeatures()
     halves = (training[:number], reconstruct, "made"), (training[number : 2 * number], dataset.__getitem__, "real")
     features = [features_of(extractor, map(read, chunks(part, 64)), number, name) for part, read, name in halves]
     shares = kernel_distance(*features), float(sharpness / images.diff(dim=-1).square().mean())
     return float(error), psnr(float(error)), *shares
-
-
-@torch.no_grad()
-def loss_of(learner: GradientLearner, coarse: torch.Tensor, fine: torch.Tensor) -> float:
-    """Nats per token."""
-    with learner.autocast:
-        parts = zip(coarse.split(64), fine.split(64), strict=True)
-        return sum(learner.best_model(*part)["loss"].item() * len(part[0]) for part in parts) / len(fine)
 
 
 @torch.no_grad()

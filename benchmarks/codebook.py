@@ -88,8 +88,8 @@ class Data:
         numbers = []
         for codebook, seconds in runs:
             used = (take_census(codebook, self.training.split(256)).counts > 0).double().mean().item()
-            found = take_census(codebook, self.test.split(256)).statistics(codebook)
-            numbers.append((seconds, found["quantization_error"], found["topographic_error"], used))
+            statistics = take_census(codebook, self.test.split(256)).statistics(codebook)
+            numbers.append((seconds, statistics["quantization_error"], statistics["topographic_error"], used))
         return Row(name, *np.mean(numbers, axis=0))
 
 

@@ -3,7 +3,7 @@
 #
 #     bash benchmarks/company.sh out/demo-avatars
 #
-# Reads a folder that scripts/demo.sh has left. Prints a table in Markdown: images or tokens a second, the median of
+# Reads a folder that scripts/demo.py has left. Prints a table in Markdown: images or tokens a second, the median of
 # REPEATS runs [3]; the settings take turns, so that a machine that slows down slows all of them.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -67,11 +67,11 @@ def main(argv: list[str] | None = None) -> None:
     """Run the chain, the finest stage at other rates, and print the losses."""
     args = parse_options(Options, __doc__, argv)
     run = run_briefly(Recipe.find(args.recipe), args.dataset.resolve(), args.out_dir.resolve(), args.batch_size)
-    found = {step.name: step for step in run.steps if step.kind != "codebook" and step.metrics.exists()}
+    steps = {step.name: step for step in run.steps if step.kind != "codebook" and step.metrics.exists()}
     for rate in RATES:
-        found[f"{run.transformers[-1].name}, {rate:g} times the rate"] = run_again(run.transformers[-1], rate)
+        steps[f"{run.transformers[-1].name}, {rate:g} times the rate"] = run_again(run.transformers[-1], rate)
     print_head(args.recipe, f"steps 1 to {ROW}", f"steps {STEPS - ROW + 1} to {STEPS}")
-    for name, step in found.items():
+    for name, step in steps.items():
         losses = [row["train_loss"] for row in read_rows(step.metrics) if "train_loss" in row]
         print_row(name, f"{losses[0]:.3f}", f"{losses[-1]:.3f}")
 

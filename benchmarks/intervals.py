@@ -37,8 +37,8 @@ def read_features(run: TrainedRun, dataset: ImageDataset) -> tuple[torch.Tensor,
     *_, book = run.codebooks.values()
     parts = chunks(np.arange(number), BATCH)
     real = features_of(extractor, (dataset[part] for part in parts), number, "images")
-    made = (reconstruct(dataset[part], run.decoder, book) for part in parts)
-    return real, features_of(extractor, made, number, "quantized images")
+    quantized = (reconstruct(dataset[part], run.decoder, book) for part in parts)
+    return real, features_of(extractor, quantized, number, "quantized images")
 
 
 def deal(number: int, size: int, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -50,8 +50,8 @@ def deal(number: int, size: int, seed: int) -> Iterator[tuple[torch.Tensor, torc
 
 def cells(distance: Distance, features: torch.Tensor, real: torch.Tensor, deals: list[list]) -> list[str]:
     """Mean, true standard error, claimed / true, and coverage, over the pairs of all deals."""
-    found = [[interval(distance, features[a], real[b], seed=0) for a, b in pairs] for pairs in deals]
-    value, low, high = torch.tensor(found, dtype=torch.float64).unbind(-1)  # (deals, pairs)
+    intervals = [[interval(distance, features[a], real[b], seed=0) for a, b in pairs] for pairs in deals]
+    value, low, high = torch.tensor(intervals, dtype=torch.float64).unbind(-1)  # (deals, pairs)
     mean, true, claimed = value.mean(), value.var(1).mean().sqrt(), (high - low).mean() / (2 * Z)
     holds = ((low <= mean) & (mean <= high)).double().mean()
     return [f"{mean:.4g}", f"{true:.2g}", f"{claimed / true:.2f}", f"{holds:.0%}"]

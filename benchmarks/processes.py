@@ -2,7 +2,7 @@
 
     python -m benchmarks.processes out/demo-avatars
 
-Reads a folder that scripts/demo.sh has left. Each training runs in turn in one process with all cores, and in two with
+Reads a folder that scripts/demo.py has left. Each training runs in turn in one process with all cores, and in two with
 half of them each and half of the batch; the table has medians over rounds of what a second brings, and the largest
 difference between their losses, in float32. The last row multiplies matrices in as many processes and threads, without
 a word between them: what the machine allows.
@@ -37,12 +37,12 @@ COMMON = "--device cpu --log-step 15 --checkpoint-step 100000 --val-fraction 0.0
 
 def trainings(run: RunFolder) -> dict[str, list]:
     """What each training is told but its batch, and the images of its step."""
-    exact, found = {"precision": "fp32"}, {}
+    exact, words = {"precision": "fp32"}, {}
     for step in steps_of(run, Recipe(CONFIGS / "demo-64"), run.images):
         if step.name in IMAGES:
             options = step.inputs if step.section == "codebook" else step.inputs | exact
-            found[step.name] = [f"{step.script}.py", IMAGES[step.name], *words_of(options)]
-    return found
+            words[step.name] = [f"{step.script}.py", IMAGES[step.name], *words_of(options)]
+    return words
 
 
 def train(words: list, processes: int) -> tuple[float, list[float]]:
@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
     print_head("", "one process", "two", "two beside one", "largest difference of losses")
     for name, words in trainings(RunFolder(args.run)).items():
         runs = in_turn(args.rounds, {number: partial(train, words, number) for number in (1, 2)})
-        one, two = (median(rate for rate, _ in found) for found in runs.values())
+        one, two = (median(rate for rate, _ in each) for each in runs.values())
         pairs = zip(runs[1][0][1], runs[2][0][1], strict=True)
         worst = max(abs(first - second) / abs(first) for first, second in pairs)
         print_row(name, f"{one:.0f}", f"{two:.0f}", f"{two / one:.2f}", f"{100 * worst:.3f} %")

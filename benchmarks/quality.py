@@ -52,12 +52,12 @@ def train(dataset: Path, recipe: Recipe, out: Path) -> tuple[float, Results]:
     return sum(job.seconds for job in jobs), load_config(folder.evaluation.results, Results)
 
 
-def draw(found: dict[float, Results], path: Path) -> None:
+def draw(results: dict[float, Results], path: Path) -> None:
     """Draw the kernel distance of each set of images over the minutes of training."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for name in SETS:
-        axes.plot([seconds / 60 for seconds in found], [row.distance(name).kernel for row in found.values()], "o-")
+        axes.plot([seconds / 60 for seconds in results], [row.distance(name).kernel for row in results.values()], "o-")
     axes.set(xlabel="minutes of training", ylabel="kernel distance to test images", ylim=(0, None), xlim=(0, None))
     axes.legend(SETS)
     figure.savefig(path, dpi=100)
@@ -67,17 +67,15 @@ def main(argv: list[str] | None = None) -> None:
     """Train all shares, print the table, draw the curves."""
     args = parse_options(Options, __doc__, argv)
     dataset, out = args.dataset.resolve(), args.out_dir.resolve()
-    found: dict[float, Results] = {}  # by seconds
-    for share in sorted(args.shares):
-        seconds, results = train(dataset, share_of(Recipe.find(args.recipe), share), out / f"{share:g}")
-        found[seconds] = results
+    recipe, shares = Recipe.find(args.recipe), sorted(args.shares)
+    measured = dict(train(dataset, share_of(recipe, share), out / f"{share:g}") for share in shares)  # by seconds
     names = [name for name in SETS if name != TRAINING]
     print_head("share of the steps", "minutes", "PSNR (dB)", *names, "precision", "recall")
-    for share, (seconds, results) in zip(sorted(args.shares), found.items(), strict=True):
+    for share, (seconds, results) in zip(shares, measured.items(), strict=True):
         kernels, samples = (f"{results.distance(name).kernel:.3f}" for name in names), results.distance(names[-1])
         quality = f"{seconds / 60:.1f}", f"{results.reconstruction[0].psnr:.1f}"
         print_row(f"{share:g}", *quality, *kernels, f"{samples.precision:.2f}", f"{samples.recall:.2f}")
-    draw(found, out / "quality.png")
+    draw(measured, out / "quality.png")
 
 
 if __name__ == "__main__":

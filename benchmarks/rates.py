@@ -27,13 +27,13 @@ import numpy as np
 import torch
 
 from benchmarks.common import DEMO, WORKERS, at_once, options, print_head, print_row
-from benchmarks.stages import DemoStage, autoencoder_learner, num_parameters
+from benchmarks.stages import DemoStage, autoencoder_learner, loss_of, num_parameters
 from utils import cli
-from utils.dataset import Batch, EpochSampler, ImageDataset
+from utils.dataset import EpochSampler, ImageDataset
 from utils.files import UserError
 from utils.options import option, parse_options
 from utils.run_folder import RunFolder
-from utils.training import mean_over
+from utils.training import MAX_VALIDATION
 
 HEAD_DIM = 64  # channels of a head
 # The best rate is lower for longer runs: 2.9 times that of the demo at 150 training steps, that of the demo at 2,400.
@@ -84,13 +84,7 @@ def run(
     learner.total_steps = steps
     for step, batch in enumerate(EpochSampler(split.training, batch_size, seed, 0, steps)):
         learner.update(data[batch], step)
-
-    @torch.no_grad()
-    def losses(batch: Batch) -> dict[str, torch.Tensor]:
-        with learner.autocast:
-            return {"loss": learner.compute(learner.best_model, batch)["loss"]}
-
-    return mean_over(data, split.validation, 64, losses)["loss"]
+    return loss_of(learner, data, split.validation[:MAX_VALIDATION])
 
 
 def best_rate(losses: dict[float, float]) -> float:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.reading out/demo-avatars
 
-Reads a folder that scripts/demo.sh has left; writes to a temporary folder. Prints items a second, medians of rounds in
+Reads a folder that scripts/demo.py has left; writes to a temporary folder. Prints items a second, medians of rounds in
 which the ways take turns, and the share of the plain way that is left:
 
 - feature maps: step 2, from images to its index, beside the encoder alone, and beside reading and encoding alone
@@ -41,12 +41,12 @@ Options = options(
 )
 
 
-def compare(what: str, number: int, rounds: int, ours: Callable[[], object], **others: Callable[[], object]) -> None:
+def compare(task: str, number: int, rounds: int, ours: Callable[[], object], **others: Callable[[], object]) -> None:
     """Print a row for each way beside ours to do `number` items: medians of items a second."""
     times = in_turn(rounds, {name: partial(timed, way) for name, way in {"ours": ours, **others}.items()})
-    mine, *rates = (number / median(seconds for _, seconds in found) for found in times.values())
+    mine, *rates = (number / median(seconds for _, seconds in each) for each in times.values())
     for name, rate in zip(others, rates, strict=True):
-        print_row(what, name, f"{mine:.0f}", f"{rate:.0f}", f"{100 * mine / rate:.0f} %")
+        print_row(task, name, f"{mine:.0f}", f"{rate:.0f}", f"{100 * mine / rate:.0f} %")
 
 
 def feature_maps(run: RunFolder, folder: Path, number: int, rounds: int, packed: bool) -> None:

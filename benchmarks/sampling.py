@@ -97,8 +97,8 @@ def limits(trained: TrainedRun, images: torch.Tensor) -> Iterator[tuple[str, tor
     for level, tokens in reversed(list(enumerate(true))):
         yield f"from the tokens of stage {level - 1}" if level else "from the condition", cascade.decode(tokens, level)
     for stage in reversed(range(1, run.num_stages)):
-        made = sample(run, {}, decoder, len(images), Request(init_tokens=true, from_stage=stage))
-        yield f"written from stage {stage} on, after the true tokens of stage {stage - 1}", made
+        written = sample(run, {}, decoder, len(images), Request(init_tokens=true, from_stage=stage))
+        yield f"written from stage {stage} on, after the true tokens of stage {stage - 1}", written
 
 
 def search(run: RunFolder, measure: Callable[[str, tuple[dict, ...]], float]) -> None:
@@ -147,8 +147,8 @@ def main(argv: list[str] | None = None) -> None:
     show("validation images", near=real)
     order = np.random.default_rng(0).permutation(len(training))[:number]
     show("training images", training[order])
-    for name, made in limits(trained, dataset[split.training[order]]):
-        show(name, extractor(made))
+    for name, images in limits(trained, dataset[split.training[order]]):
+        show(name, extractor(images))
 
     def measure(name: str, setting: dict | tuple) -> float:
         images, seconds = timed(sample, run, setting, decoder, number)

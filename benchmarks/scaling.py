@@ -43,6 +43,7 @@ COUNTED = 4  # images whose tensors are counted, at least; more follow in propor
 TOKENS = 4096  # that a stage is counted with: with fewer, its gradients need more than what its steps keep
 NUMBERS = (1, 8, 64)  # GPUs of a cluster
 MACHINE = 8  # GPUs in one machine
+MUON = 5 * 2 * 2 * 800  # operations a parameter: 5 rounds of 2 products with a Gram matrix, some 800 wide
 Options = options(
     recipes=(tuple[str, ...], option("folders of configs/", positional=True)),
     share=(float, option("of its peak that a GPU reaches", 0.25, above=0, high=1)),
@@ -143,17 +144,12 @@ def of_training(row: Training, images: float, share: float) -> Cost:
     hours, size = [], 4 * row.parameters
     for kind in KINDS:
         for number in NUMBERS:
-            compute = (row.flops + muon(row.parameters)) / (share * kind.peak)
+            compute = (row.flops + MUON * row.parameters) / (share * kind.peak)
             speed = kind.far if number > MACHINE else kind.near
             exchange = 2 * (number - 1) / number * size / speed
             exposed = max(0.0, exchange - 2 / 3 * compute)  # a backward pass takes two thirds of a step
             hours.append(images / (row.step_size * number) * (compute + exposed) / 3600)
     return Cost(row.name, hours, f"{readable(2 * size)} a step, hidden by the backward pass", memory=row.memory)
-
-
-def muon(parameters: int) -> float:
-    """About the operations of Muon: 5 rounds of two products of each matrix with its Gram matrix, some 800 wide."""
-    return 5 * 2 * 2 * parameters * 800
 
 
 def of_maps(flops: float, images: float, size: float, args: Options) -> Cost:

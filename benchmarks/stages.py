@@ -19,7 +19,7 @@ from models.transformer import TransformerConfig
 from train_autoencoder import reconstruction_loss
 from utils.chain import Recipe
 from utils.config import load_config
-from utils.dataset import Dataset, EpochSampler, ImageDataset, TokenDataset
+from utils.dataset import Dataset, EpochSampler, ImageDataset, TokenDataset, chunks
 from utils.gradient import GradientLearner, GradientOptions
 from utils.run_folder import RunFolder
 
@@ -61,6 +61,14 @@ def train_for(seconds: float, learner: GradientLearner, data: Dataset, indices: 
         learner.update(data[next(batches)], step)
         step += 1
     return step
+
+
+@torch.no_grad()
+def loss_of(learner: GradientLearner, data: Dataset, indices: np.ndarray) -> float:
+    """The mean loss of items of a data set; of a stage in nats per token."""
+    with learner.autocast:
+        losses = [learner.compute(learner.best_model, data[part])["loss"].item() for part in chunks(indices, 64)]
+    return float(np.average(losses, weights=[len(part) for part in chunks(indices, 64)]))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.transformer out/demo-avatars
 
-Reads a folder that scripts/demo.sh has written. Prints tables in Markdown. Memory is the peak of a training step beyond
+Reads a folder that scripts/demo.py has written. Prints tables in Markdown. Memory is the peak of a training step beyond
 what the process held before the step; each size runs in a new process.
 """
 

@@ -165,15 +165,15 @@ class Evaluator:
                 left = max(0, left - len(images))
                 yield images
 
-        found = features_of(self.extractor, watched(), last - first, name)
+        own = features_of(self.extractor, watched(), last - first, name)
         distributed.add_up(edges)
         self.edges[name] = edges
-        whole = distributed.gather_rows(found)
-        return found[:0] if whole is None else whole
+        whole = distributed.gather_rows(own)
+        return own[:0] if whole is None else whole
 
     def features_after(self, indices: np.ndarray, book: Codebook | None, name: str) -> torch.Tensor:
         """Features (N, D) of reconstructions, quantized if there is a codebook."""
-        return self.features((made for _, made in self.reconstructed(indices, book)), len(indices), name)
+        return self.features((pictures for _, pictures in self.reconstructed(indices, book)), len(indices), name)
 
     def distance(self, name: str, features: torch.Tensor, real: torch.Tensor) -> results.Distance:
         """The distances between a set of images and the real ones."""
@@ -184,8 +184,8 @@ class Evaluator:
     def draw(self, cascade: Cascade) -> torch.Tensor:
         """The finest tokens (N, T) of as many samples as a set has images."""
         batches = cascade.batches(Request(self.seed), self.number, results.SAMPLES)
-        found = distributed.gather([tokens[-1].cpu() for _, tokens, _ in batches])
-        return torch.cat(list(itertools.chain.from_iterable(found))).to(cascade.device)
+        parts = distributed.gather([tokens[-1].cpu() for _, tokens, _ in batches])
+        return torch.cat(list(itertools.chain.from_iterable(parts))).to(cascade.device)
 
     def decoded(self, cascade: Cascade, tokens: torch.Tensor) -> Iterator[torch.Tensor]:
         """The images of the finest tokens, in the batches of this process."""
@@ -206,10 +206,10 @@ class Evaluator:
         others = self.features_after(held_out, book, name)
         mirrored = [None, None]
         if self.run.maps is not None and self.run.maps.flipped.any():
-            made = (made for _, made in self.reconstructed(held_out, book))
+            quantized = (pictures for _, pictures in self.reconstructed(held_out, book))
             mirrored = [
                 self.features((part.flip(-1) for part in batches), self.number, f"mirrored {name}")
-                for name, batches in ((results.SAMPLES, self.decoded(cascade, tokens)), (name, made))
+                for name, batches in ((results.SAMPLES, self.decoded(cascade, tokens)), (name, quantized))
             ]
         if not distributed.is_main():
             return None

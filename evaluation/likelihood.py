@@ -24,14 +24,14 @@ def stage_bits(
 
     Training measures the same. A base stage is given labels as well. Each process measures some of the maps.
     """
-    device, labels, found = coarse.units.device, labels_for(stage, maps), []
+    device, labels, sums = coarse.units.device, labels_for(stage, maps), []
     for part in progress(distributed.own(chunks(indices, batch_size)), unit="batch", desc="bits"):
         fmap = maps[part].to(device)
         # Outside of autocast, whose rounding would often change which unit is the nearest.
         given, targets = torch.cat((coarse.find_bmu(fmap), labels[part].to(device)), dim=1), fine.find_bmu(fmap)
         with autocast(device, "auto"):
-            found.append(float(stage(given, targets)["bits"]) * len(part))
-    total = sum(itertools.chain.from_iterable(distributed.gather(found)))
+            sums.append(float(stage(given, targets)["bits"]) * len(part))
+    total = sum(itertools.chain.from_iterable(distributed.gather(sums)))
     return total / len(indices) * stage.config.fine.length
 
 

@@ -22,8 +22,8 @@ class Nearest:
     def among(cls, training: torch.Tensor, features: torch.Tensor, mirrored: torch.Tensor | None = None) -> "Nearest":
         """The nearest of the training features (M, D) to these (N, D), or to those of their mirror images."""
         looks = [features] if mirrored is None else [features, mirrored]
-        found = [nearest(look, training) for look in looks]
-        distances, indices = (torch.stack(parts) for parts in zip(*found, strict=True))  # (looks, N)
+        pairs = [nearest(look, training) for look in looks]
+        distances, indices = (torch.stack(parts) for parts in zip(*pairs, strict=True))  # (looks, N)
         distance, look = distances.min(0)
         return cls(distance, indices.gather(0, look[None])[0], look == 1)
 

@@ -113,13 +113,12 @@ class Results:
 
 def markdown(results: Results) -> str:
     """All results that there are, as tables."""
+    fidelity = [[row.name, f"{row.psnr:.2f}", f"{row.ssim:.3f}"] for row in results.reconstruction]
     parts = [
         f"{results.num_images} images in each set, of {results.num_held_out} test images; "
         f"{results.num_training} training images; seed {results.seed}. Features: {results.extractor}.",
         results.decoding,
-        _table(
-            ["PSNR (dB)", "SSIM"], [[row.name, f"{row.psnr:.2f}", f"{row.ssim:.3f}"] for row in results.reconstruction]
-        ),
+        _table(["PSNR (dB)", "SSIM"], fidelity),
         _bits(results.bits),
         _distances(results.distances),
         _novelty(results.novelty) if results.novelty else "",
@@ -140,15 +139,11 @@ def _bits(parts: tuple[Bits, ...]) -> str:
 
 
 def _distances(sets: tuple[Distance, ...]) -> str:
-    rows = [
-        [
-            row.name,
-            f"{row.kernel:.4f} ({row.kernel_low:.4f} to {row.kernel_high:.4f})",
-            f"{row.frechet:.1f} ({row.frechet_low:.1f} to {row.frechet_high:.1f})",
-            *(f"{row.precision:.3f}", f"{row.recall:.3f}", f"{row.edges:.2f}"),
-        ]
-        for row in sets
-    ]
+    rows = []
+    for row in sets:
+        kernel = f"{row.kernel:.4f} ({row.kernel_low:.4f} to {row.kernel_high:.4f})"
+        frechet = f"{row.frechet:.1f} ({row.frechet_low:.1f} to {row.frechet_high:.1f})"
+        rows.append([row.name, kernel, frechet, f"{row.precision:.3f}", f"{row.recall:.3f}", f"{row.edges:.2f}"])
     return _table(["kernel distance", "Fréchet distance", "precision", "recall", "edges"], rows)
 
 

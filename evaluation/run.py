@@ -16,7 +16,7 @@ from utils.config import read_json
 from utils.dataset import FeatureMapDataset, ImageDataset
 from utils.device import choose_dtype
 from utils.files import UserError
-from utils.provenance import check_origin
+from utils.provenance import check_origin, same
 from utils.run_folder import ExportedFolder, RunFolder
 from utils.split import Bounds
 
@@ -49,20 +49,20 @@ class TrainedRun:
 
     def _load_codebooks(self) -> dict[str, Codebook]:
         """The codebooks by the names of their folders, the coarsest first: pruned where that has been done."""
-        found = {}
+        books = {}
         for step in self.folder.codebooks:
             if not step.codebook.is_file():
                 self.missing.append(f"{step.name}: {step.codebook} is missing; train it")
                 continue
-            book = found[step.name] = Codebook.load(step.codebook).to(self.device)
+            book = books[step.name] = Codebook.load(step.codebook).to(self.device)
             check_origin(step.codebook, book.origin, self.autoencoder.origin)
             if self.maps is not None:
                 book.check_fits(step.codebook, self.maps.shape, self.maps.origin)
-        return found
+        return books
 
     def _load_stages(self) -> dict[int, tuple[Stage, Codebook, Codebook]]:
         """The stages by their numbers, each with the codebooks that it reads and writes."""
-        found = {}
+        stages = {}
         steps = zip(self.folder.transformers, pairwise(self.folder.codebooks), strict=True)
         for number, (step, pair) in enumerate(steps):
             books = [self.codebooks.get(book.name) for book in pair]
@@ -73,12 +73,12 @@ class TrainedRun:
             else:
                 stage = Stage.load(step.best, *books).to(self.device)
                 check_origin(step.best, stage.origin, self.autoencoder.origin)
-                found[number] = (stage, *books)
-        if found and isinstance(self.folder, ExportedFolder):
+                stages[number] = (stage, *books)
+        if stages and isinstance(self.folder, ExportedFolder):
             self.missing.append("bits: an exported model has no feature maps; evaluate the run that it is from")
-        elif found and self.maps is None:
+        elif stages and self.maps is None:
             self.missing.append(f"bits: {self.folder.feature_maps.dataset} is missing; make the feature maps again")
-        return found
+        return stages
 
     @property
     def bounds(self) -> Bounds:
@@ -101,7 +101,7 @@ class TrainedRun:
                 raise UserError(
                     f"{path}: holds images of {shapes[0]}, but {name} is for {shapes[1]}; give the run's own images"
                 )
-        if (data := self.autoencoder.data) is not None and dataset.fingerprint["index"] != data["index"]:
+        if (data := self.autoencoder.data) is not None and not same({"data": data}, {"data": dataset.fingerprint}):
             raise UserError(
                 f"{path}: is not the data set that the run was trained on, or was made anew since, so its split may be "
                 "another; give the former one, or train the run again"
@@ -111,14 +111,13 @@ class TrainedRun:
     def kept_tokens(self, dataset: ImageDataset, indices: np.ndarray, codebook: Codebook) -> torch.Tensor | None:
         """The tokens (N, T) of images that training has kept beside their feature maps, or None where it has not."""
         try:
-            tokens = None if self.maps is None else read_tokens(self.maps, codebook)
+            if self.maps is None or (tokens := read_tokens(self.maps, codebook)) is None:
+                return None
         except UserError:  # a feature map is gone, so the tokens may be of others
-            tokens = None
-        if tokens is None:
             return None
         rows = {self.maps.image_key(row): row for row in np.flatnonzero(~self.maps.flipped)}
-        found = [rows.get(dataset.image_key(index)) for index in indices]
-        return None if None in found else torch.from_numpy(tokens[found].astype(np.int64)).to(self.device)
+        places = [rows.get(dataset.image_key(index)) for index in indices]
+        return None if None in places else torch.from_numpy(tokens[places].astype(np.int64)).to(self.device)
 
     def cascade(self, batch_size: int) -> Cascade | None:
         """The cascade of generate.json; None, with the reason in `missing`, where a file is missing.

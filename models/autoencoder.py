@@ -181,19 +181,18 @@ class Autoencoder(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             return codebook.quantize(self.encode(images))
 
-    def loss(self, made: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    def loss(self, outputs: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
         """The mean error of reconstructions (B, 3, H, W), by the config's `loss` and `edge_weight`, a scalar.
 
         Errors of the differences between neighbours (Mathieu et al. 2016, "Deep multi-scale video prediction beyond
         mean square error") punish soft edges, which hardly change the error of the pixels.
         """
         measure = torch.square if self.config.loss == "mse" else torch.abs
-        error = made - images
-        found = measure(error).mean()
-        if self.config.edge_weight > 0:
-            edges = [measure(error.diff(dim=dim)).mean() for dim in (-2, -1)]
-            found = found + self.config.edge_weight * sum(edges)
-        return found
+        error = outputs - images
+        if self.config.edge_weight == 0:
+            return measure(error).mean()
+        edges = sum(measure(error.diff(dim=dim)).mean() for dim in (-2, -1))
+        return measure(error).mean() + self.config.edge_weight * edges
 
     def check_image(self, shape: tuple[int, int, int], where: Path) -> None:
         """Raise `UserError` if images (3, H, W) cannot be halved `num_layers` times."""

@@ -32,8 +32,8 @@ def given_bits(coarse: Codebook, given: torch.Tensor, label_counts: torch.Tensor
     if coarse.counts.sum() == 0 or len(given) == 0:
         return {}
     given = given.cpu().long()
-    found = {"condition": code_bits(coarse.counts.cpu(), given[:, 0])}
-    return found if label_counts is None else found | {"label": code_bits(label_counts, given[:, 1])}
+    bits = {"condition": code_bits(coarse.counts.cpu(), given[:, 0])}
+    return bits if label_counts is None else bits | {"label": code_bits(label_counts, given[:, 1])}
 
 
 def with_bits(numbers: dict[str, float], config: StageConfig, bits_before: float | None) -> dict[str, float]:

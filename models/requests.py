@@ -49,7 +49,7 @@ def change_sampling(configs: Sequence[SamplingConfig], **changes: Values) -> tup
 
     Raises `UserError` naming the key, or the stage whose values do not go together.
     """
-    made = [sampling_of(config) for config in configs]
+    stages = [sampling_of(config) for config in configs]
     for key, value in changes.items():
         values = list(value) if isinstance(value, Sequence) else [value]
         values *= len(configs) if len(values) == 1 else 1
@@ -57,9 +57,9 @@ def change_sampling(configs: Sequence[SamplingConfig], **changes: Values) -> tup
             raise UserError(
                 f"{key!r} has {len(values)} values; give one for all stages, or one for each of the {len(configs)}"
             )
-        for stage, one in zip(made, values, strict=True):
+        for stage, one in zip(stages, values, strict=True):
             stage[key] = one
-    return tuple(build_config(SamplingConfig, values, f"stage {number}") for number, values in enumerate(made))
+    return tuple(build_config(SamplingConfig, values, f"stage {number}") for number, values in enumerate(stages))
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ def way(coordinates: torch.Tensor, start: int, end: int, steps: int) -> tuple[Pl
     first, last = coordinates[start], coordinates[end]
     number = int((last - first).abs().max()) + 1  # as many units as the line has rows or columns
     line = torch.lerp(first, last, torch.linspace(0, 1, number, dtype=torch.float64)[:, None])
-    found = torch.cdist(line, coordinates).argmin(1).tolist()
-    units = [unit for index, unit in enumerate(found) if index == 0 or unit != found[index - 1]]
+    nearest = torch.cdist(line, coordinates).argmin(1).tolist()
+    units = [unit for index, unit in enumerate(nearest) if index == 0 or unit != nearest[index - 1]]
     places = []
     for step in range(steps):
         done = step * (len(units) - 1) / max(1, steps - 1)
@@ -114,7 +114,7 @@ class Request:
 
 def settings_text(request: Request, index: int, scores: Sequence[float]) -> dict[str, str]:
     """What made image number `index` of a request, with the scores of its stages, as JSON under the keys of a PNG."""
-    found = {
+    settings = {
         "seed": request.seed,
         "image": index,
         "stages": [sampling_of(config) for config in request.sampling],
@@ -126,7 +126,7 @@ def settings_text(request: Request, index: int, scores: Sequence[float]) -> dict
         "keep_rows": request.keep_rows,
         "scores": [None if math.isnan(score) else round(score, 3) for score in scores],
     }
-    return {key: json.dumps(value) for key, value in found.items()}
+    return {key: json.dumps(value) for key, value in settings.items()}
 
 
 def pick(entries: tuple, image: int) -> object | None:

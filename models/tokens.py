@@ -72,9 +72,9 @@ def quantize(dataset: FeatureMapDataset, codebooks: list[Codebook], device: torc
     tokens = [np.empty((number, height * width), dtype=np.uint16) for number, height, width in shapes]
     loader = BatchLoader(dataset, batches, choose_workers(None, device))
     for number, fmap in enumerate(progress(loader, unit="batch", desc="quantizing")):
-        for codebook, found in zip(codebooks, tokens, strict=True):
-            found[number * BATCH :][: len(fmap)] = codebook.find_bmu(fmap.to(device)).cpu().numpy()
-    return [distributed.gather_rows(torch.from_numpy(found)) for found in tokens]
+        for codebook, rows in zip(codebooks, tokens, strict=True):
+            rows[number * BATCH :][: len(fmap)] = codebook.find_bmu(fmap.to(device)).cpu().numpy()
+    return [distributed.gather_rows(torch.from_numpy(rows)) for rows in tokens]
 
 
 def read_tokens(dataset: FeatureMapDataset, codebook: Codebook) -> np.ndarray | None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from utils.device import kilobytes
 from utils.files import UserError
@@ -22,8 +23,8 @@ OTHERS = (("#dice", ""), ("#atlas", "Condition atlas"), ("#walk-go", "Walk from"
 
 
 @contextmanager
-def chromium() -> Iterator["playwright.sync_api.Browser"]:  # noqa: F821
-    """The browser, without a window."""
+def chromium() -> Iterator[Any]:
+    """The browser of playwright, without a window."""
     from playwright.sync_api import sync_playwright  # not everybody has it
 
     with sync_playwright() as driver:
@@ -59,13 +60,8 @@ def soak(model: Path, requests: int, pictures: int = 9) -> tuple[list[float], di
         server.wait()
 
 
-def use(
-    page: "playwright.sync_api.Page",  # noqa: F821
-    process: int,
-    requests: int,
-    pictures: int,
-) -> tuple[list[float], dict[int, int]]:
-    """Click units in turn, and something else after every tenth one; see `soak`."""
+def use(page: Any, process: int, requests: int, pictures: int) -> tuple[list[float], dict[int, int]]:
+    """Click units of a page of playwright in turn, and something else after every tenth one; see `soak`."""
     page.fill("#number input[type=number]", str(pictures))
     page.click("#walk .label-wrap")
     page.fill("#steps input[type=number]", "4")

@@ -119,7 +119,7 @@ class PlaygroundPage(Layout):
         """Queue a request of a page, and pass on what comes of it."""
         try:
             ask = self.ask(page, kind, settings, **own)
-            work, tokens = self.prepare(ask, page), total(ask, self.cascade)
+            work, tokens = work_for(ask, self.model, page), total(ask, self.cascade)
             job = self.studio.ask(page, work, tokens, at_once(ask, self.cascade))
         except UserError as error:
             yield self.refusal(error)
@@ -146,18 +146,6 @@ class PlaygroundPage(Layout):
             kind=kind, seed=int(seed), number=int(number), label=label or None, unit=page.unit, upload=page.upload,
             sampling=sampling_from(sampling, self.cascade.configs), **own,
         )  # fmt: skip
-
-    def prepare(self, ask: Ask, page: Page) -> Callable[[Job], list[Picture]]:
-        """The work of a request, which first removes what showed the one before."""
-        work = work_for(ask, self.model, page)
-
-        def do(job: Job) -> list[Picture]:
-            page.forget_shown()
-            pictures = work(job)
-            page.add(pictures)
-            return pictures
-
-        return do
 
     def follow(self, page: Page, job: Job) -> Iterator[Updates]:
         """Pass on what a job has to say, until it ends. It is stopped where nobody listens any more."""
@@ -189,12 +177,8 @@ class PlaygroundPage(Layout):
         words = f"Done: {content[0].title if len(content) == 1 else f'{len(content)} pictures'}."
         updates = {self.status: status_text(words)} | self.choice(page, content[0])
         if sheet is not None:
-            keys = (
-                [picture.key for picture in content]
-                if len(content) == sheet.number
-                else [content[0].key] * sheet.number
-            )
-            updates[self.live] = self.live_value(sheet, tuple(keys))
+            keys = tuple(picture.key for picture in content)
+            updates[self.live] = self.live_value(sheet, keys if len(keys) == sheet.number else keys[:1] * sheet.number)
         return updates
 
     def progress(self, job: Job) -> str:

@@ -49,7 +49,7 @@ class Job:
         self.done = 0  # tokens of `total`, each of which is written for `at_once` pictures
         self.between: Callable[[], None] = lambda: None  # is called between two tokens
         self.begun: float | None = None  # when its turn came
-        self.activity = ""  # is being done
+        self.activity = ""  # in words
         self.news: queue.SimpleQueue[News] = queue.SimpleQueue()
         self._stop = threading.Event()
 

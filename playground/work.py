@@ -40,10 +40,20 @@ def at_once(ask: Ask, cascade: Cascade) -> int:
 
 
 def work_for(ask: Ask, model: Model, page: Page) -> Callable[[Job], list[Picture]]:
-    """What the studio is to do for a request of a page; raises `UserError` if the model cannot do it."""
+    """What the studio is to do for a request of a page, whose pictures it then adds to the page.
+
+    It first removes what showed the request before. Raises `UserError` if the model cannot do it.
+    """
     request = ask.request(model.cascade)
-    do = {"atlas": draw_atlas, "walk": make_walk}.get(ask.kind, make_samples)
-    return lambda job: do(job, ask, request, model, page)
+    make = {"atlas": draw_atlas, "walk": make_walk}.get(ask.kind, make_samples)
+
+    def work(job: Job) -> list[Picture]:
+        page.forget_shown()
+        pictures = make(job, ask, request, model, page)
+        page.add(pictures)
+        return pictures
+
+    return work
 
 
 # --- Samples ---

@@ -18,7 +18,7 @@ def curves(step: Step, loss: str) -> dict | None:
         line("validation (subset)", [row for row in training if "val_loss" in row], "val_", 1, width=1.2, dash="dot"),
         line("validation", step.checkpoints, "val_", 1, mode="lines+markers", marker={"size": 9}),
     ]
-    figure = go.Figure([found for found in lines if found is not None])
+    figure = go.Figure([trace for trace in lines if trace is not None])
     if not figure.data:
         return None
     figure.update_layout(
@@ -60,9 +60,9 @@ def line(name: str, rows: list[dict], prefix: str, colour: int, **style: object)
 
 def remarks(row: dict, prefix: str) -> str:
     """The other metrics of a row, as they follow its loss."""
-    found = [(row.get(f"{prefix}psnr"), "{:.1f} dB"), (row.get(f"{prefix}accuracy"), "{:.1%} of tokens correct")]
-    found.append((row.get("val_images") if prefix == "val_" else None, "on {:,} images"))
-    return "".join(f", {text.format(value)}" for value, text in found if value is not None)
+    parts = [(row.get(f"{prefix}psnr"), "{:.1f} dB"), (row.get(f"{prefix}accuracy"), "{:.1%} of tokens correct")]
+    parts.append((row.get("val_images") if prefix == "val_" else None, "on {:,} images"))
+    return "".join(f", {text.format(value)}" for value, text in parts if value is not None)
 
 
 def atlas(codebook: Codebook, uri: str, size: tuple[int, int]) -> dict:

@@ -138,7 +138,7 @@ def reconstructions(run: Run, name: str, models: Models, quality: Quality, plots
 
 def codebooks(run: Run, models: Models, quality: Quality, plots: dict) -> list[dict]:
     """Each codebook: its map with the use of its units, what it preserves of images, and its statistics."""
-    found = []
+    sections = []
     for step in run.of_kind("codebook"):
         book, drawn = models.codebooks.get(step.folder.level), models.atlases.get(step.folder.level)
         section = training(step, plots, "quantization error", quality, CODEBOOK_PICTURES)
@@ -146,13 +146,13 @@ def codebooks(run: Run, models: Models, quality: Quality, plots: dict) -> list[d
         if drawn is not None:
             section |= {"atlas": f"atlas-{step.folder.name}", "aspect": drawn.size}
             plots[section["atlas"]] = figures.atlas(book, quality.picture(drawn.copy()).uri, drawn.size)
-        found.append(section)
-    return found
+        sections.append(section)
+    return sections
 
 
 def transformers(run: Run, models: Models, quality: Quality, plots: dict) -> list[dict]:
     """Each transformer: the tokens that it read and wrote, those of the real images, and its curves."""
-    found = []
+    sections = []
     for step in run.of_kind("transformer"):
         section = training(step, plots, "nats per token", quality, PREVIEWS) | {"units": 0}
         number = int(step.folder.level)
@@ -160,8 +160,8 @@ def transformers(run: Run, models: Models, quality: Quality, plots: dict) -> lis
         if coarse is not None and fine is not None:
             section |= {"coarse": coarse.config.grid, "fine": fine.config.grid}
             section |= {"units": len(fine), "guess": math.log(len(fine))}
-        found.append(section)
-    return found
+        sections.append(section)
+    return sections
 
 
 def pairs(run: Run, quality: Quality) -> Picture | None:

@@ -54,10 +54,10 @@ def verdict(subject: str, value: float, limits: tuple[float, float], text: str, 
 
 def judge(run: Run) -> list[Verdict]:
     """All verdicts that the numbers of a run allow."""
-    found = [*fidelity(decoded_psnr(run), quantized_psnr(run)), *map(learning, run.of_kind("transformer"))]
+    verdicts = [*fidelity(decoded_psnr(run), quantized_psnr(run)), *map(learning, run.of_kind("transformer"))]
     if run.evaluation is not None:
-        found += [*comparison(run.evaluation), novelty(run.evaluation.novelty)]
-    return [verdict for verdict in found if verdict is not None]
+        verdicts += [*comparison(run.evaluation), novelty(run.evaluation.novelty)]
+    return [verdict for verdict in verdicts if verdict is not None]
 
 
 def decoded_psnr(run: Run) -> float | None:
@@ -72,8 +72,8 @@ def quantized_psnr(run: Run) -> float | None:
     if run.evaluation is not None and len(run.evaluation.reconstruction) > 1:
         return run.evaluation.reconstruction[-1].psnr
     books = [step for step in run.of_kind("codebook") if step.folder.level != "cond"]
-    found = [books[-1].last(f"{prefix}psnr_after_quantization") for prefix in ("pruned_", "")] if books else []
-    return next((psnr for psnr in found if psnr is not None), None)
+    values = [books[-1].last(f"{prefix}psnr_after_quantization") for prefix in ("pruned_", "")] if books else []
+    return next((psnr for psnr in values if psnr is not None), None)
 
 
 def image_bits(run: Run) -> float | None:
@@ -91,12 +91,12 @@ def fidelity(decoded: float | None, quantized: float | None) -> list[Verdict]:
     text = f"The autoencoder reconstructs held-out images at {decoded:.1f} dB: the results are "
     advice = "Train the autoencoder longer, or give it more latent channels."
     meanings = ("close to the originals", "visibly softer than the originals", "blurred")
-    found = [verdict("Autoencoder", -decoded, PSNR, text, advice, *meanings)]
+    verdicts = [verdict("Autoencoder", -decoded, PSNR, text, advice, *meanings)]
     if quantized is not None:
         text = f"Quantization lowers this from {decoded:.1f} to {quantized:.1f} dB, which limits all samples."
         advice = "Give the finest codebook more units, or smaller patches."
-        found.append(verdict("Codebooks", decoded - quantized, QUANTIZATION, text, advice))
-    return found
+        verdicts.append(verdict("Codebooks", decoded - quantized, QUANTIZATION, text, advice))
+    return verdicts
 
 
 def learning(step: Step) -> Verdict | None:
@@ -133,21 +133,21 @@ def is_falling(points: list[tuple[int, float]]) -> bool:
 
 def comparison(results: Results) -> list[Verdict]:
     """How close samples come to real images, how many look real, and how much of the variety they cover."""
-    floor, _, quantized, made = rows = [results.distance(name) for name in SETS]
+    floor, _, quantized, samples = rows = [results.distance(name) for name in SETS]
     reference = quantized or floor
-    if made is None or reference is None:
+    if samples is None or reference is None:
         return []
     least = max(reference.kernel_high, floor.kernel_high if floor else 0, 1e-6)
     text = (
-        f"The kernel distance between samples and test images is {made.kernel:.3f}; that of {reference.name} "
+        f"The kernel distance between samples and test images is {samples.kernel:.3f}; that of {reference.name} "
         f"is {reference.kernel:.3f}, the best that samples can reach. The samples are "
     )
     advice = "Train the transformers longer, or try a lower temperature."
     meanings = ("close to that", "some way from that", "far from that")
-    found = [verdict("Samples", made.kernel / least, DISTANCE, text, advice, *meanings)]
+    verdicts = [verdict("Samples", samples.kernel / least, DISTANCE, text, advice, *meanings)]
     if None not in rows and floor.precision > 0:
         text = (
-            f"{made.precision:.0%} of the samples look like real images (precision); of training images, "
+            f"{samples.precision:.0%} of the samples look like real images (precision); of training images, "
             f"{floor.precision:.0%} do."
         )
         added = [max(0.0, after.kernel - before.kernel) for before, after in pairwise(rows)]
@@ -157,26 +157,26 @@ def comparison(results: Results) -> list[Verdict]:
                 f"{part / sum(added):.0%} from the {name}" for part, name in zip(added, LOSSES, strict=True)
             )
             text, advice = f"{text} Their distance comes {shares}.", list(LOSSES.values())[most]
-        found.append(verdict("Realism", -made.precision / floor.precision, PRECISION, text, advice))
+        verdicts.append(verdict("Realism", -samples.precision / floor.precision, PRECISION, text, advice))
     if reference.recall > 0:
         text = (
-            f"The samples cover {made.recall:.0%} of the variety of test images (recall); {reference.name} "
+            f"The samples cover {samples.recall:.0%} of the variety of test images (recall); {reference.name} "
             f"cover {reference.recall:.0%}."
         )
         advice = "Train the transformers longer, or try a higher temperature."
-        found.append(verdict("Variety", -made.recall / reference.recall, RECALL, text, advice))
-    return found
+        verdicts.append(verdict("Variety", -samples.recall / reference.recall, RECALL, text, advice))
+    return verdicts
 
 
-def novelty(found: Novelty | None) -> Verdict | None:
+def novelty(measured: Novelty | None) -> Verdict | None:
     """How many samples are near copies of training images."""
-    if found is None:
+    if measured is None:
         return None
-    made, real = found.samples, found.held_out
-    multiple = 0.0 if made.share <= FEW_COPIES else made.share / max(real.share, 1e-6)
+    samples, real = measured.samples, measured.held_out
+    multiple = 0.0 if samples.share <= FEW_COPIES else samples.share / max(real.share, 1e-6)
     text = (
-        f"{made.share:.1%} of the samples ({found.share_low:.1%} to {found.share_high:.1%}) are near copies of a "
-        f"training image, compared with {real.share:.1%} of the held-out images: "
+        f"{samples.share:.1%} of the samples ({measured.share_low:.1%} to {measured.share_high:.1%}) are near copies "
+        f"of a training image, compared with {real.share:.1%} of the held-out images: "
     )
     advice = "Use more images or more dropout, stop training earlier, or raise the temperature."
     meanings = (

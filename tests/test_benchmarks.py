@@ -249,7 +249,7 @@ def test_drawn_tokens_are_the_same_whatever_the_variant(tiny_run, in_this_proces
 
 def test_the_ablation_measures_validation_images_or_test_images(tiny_run, in_this_process, monkeypatch):
     measured, demo = [], stages.DemoStage.read(tiny_run, 1)
-    monkeypatch.setattr(ablation, "loss_of", lambda _, coarse, fine: measured.append(fine) or 1.0)
+    monkeypatch.setattr(ablation, "loss_of", lambda _, data, indices: measured.append(data[indices][1]) or 1.0)
     for test in (False, True):
         ablation.run_stage(Row("full"), 0, folder=tiny_run, number=1, seconds=0.01, test=test)
     expected = [demo.validation] * 2 + [demo.test] * 2  # from true coarse tokens, and from drawn ones
