@@ -30,7 +30,7 @@ from utils import cli
 from utils.dataset import BatchLoader, FeatureMapDataset, ImageDataset, chunks
 from utils.index import read_dataset, write_dataset
 from utils.map_files import open_rows
-from utils.options import option, parse_options
+from utils.options import option, parse_options, words_of
 from utils.run_folder import RunFolder
 
 BATCH = 64
@@ -55,9 +55,9 @@ def feature_maps(run: RunFolder, folder: Path, number: int, rounds: int, packed:
     images, order, count = dataset[np.arange(min(BATCH, number))], chunks(np.arange(number), BATCH), iter(range(rounds))
 
     def step() -> None:
-        words = ["--dataset-path", folder / "dataset.json", "--model-path", run.autoencoder.latest, "--device", "cpu"]
-        words += ["--batch-size", BATCH, "--out-dir", folder / f"maps_{packed}_{next(count)}"]
-        generate_fmap_dataset.main([str(word) for word in [*words, *(["--packed"] if packed else [])]])
+        paths = {"dataset_path": folder / "dataset.json", "model_path": run.autoencoder.latest}
+        out = {"packed": packed, "out_dir": folder / f"maps_{packed}_{next(count)}"}
+        generate_fmap_dataset.main(words_of({**paths, "device": "cpu", "batch_size": BATCH, **out}))
 
     @torch.no_grad()
     def encode(batches: Iterable[torch.Tensor]) -> None:

@@ -47,11 +47,15 @@ def _decode(units: torch.Tensor, codebook: Codebook, autoencoder: Autoencoder) -
     height, width = height * autoencoder.scale, width * autoencoder.scale
     images = images[..., around * height :, around * width :][..., :height, :width].clamp(-1, 1)
     largest = ATLAS_SIDE // max(config.map_shape)
-    if max(height, width) > largest:
-        size = [max(1, side * largest // max(height, width)) for side in (height, width)]
-        return F.interpolate(images, size=size, mode="area")
     factor = min(-(-TILE_SIDE // min(height, width)), largest // max(height, width))
-    return F.interpolate(images, scale_factor=max(1, factor))
+    return F.interpolate(images, scale_factor=factor) if factor > 1 else shrink(images, largest)
+
+
+def shrink(images: torch.Tensor, largest: int) -> torch.Tensor:
+    """Images (N, 3, H, W), scaled down where a side has more pixels than the largest that is allowed."""
+    longest = max(images.shape[-2:])
+    size = [max(1, side * largest // longest) for side in images.shape[-2:]]
+    return F.interpolate(images, size=size, mode="area") if longest > largest else images
 
 
 def u_matrix(codebook: Codebook) -> torch.Tensor:

@@ -8,6 +8,7 @@ from models.generation import Cascade
 from models.requests import SAMPLING_KEYS, Request, change_sampling, sampling_of
 from playground.uploads import Upload
 from utils.files import UserError
+from utils.options import words_of
 from utils.run_folder import StepFolder
 from utils.sampling import SamplingConfig
 
@@ -104,34 +105,32 @@ class Model:
 
     def command(self, ask: Ask) -> str:
         """The command that makes the pictures of `ask` again, for a shell."""
-        name, batch = ask.upload.as_argument if ask.upload else "", ["--batch-size", ask.batch_size]
-        pictures = ["--num-images", ask.number, *batch]
+        name, batch = ask.upload.as_argument if ask.upload else "", {"batch_size": ask.batch_size}
+        pictures = {"num_images": ask.number, **batch}
         asked = {
-            "sample": [*pictures, *([] if ask.unit is None else ["--condition-index", ask.unit])],
-            "like": [*pictures, "--condition-image", name],
-            "detail": [*pictures, "--init-image", name, "--from-stage", ask.from_stage],
-            "complete": [*pictures, "--init-image", name, "--keep-rows", ask.keep_rows],
-            "atlas": ["--condition-atlas", *batch],
-            "walk": ["--condition-walk", *ask.ends, "--steps", ask.steps, "--animate", *batch],
+            "sample": {**pictures, "condition_index": ask.unit},
+            "like": {**pictures, "condition_image": name},
+            "detail": {**pictures, "init_image": name, "from_stage": ask.from_stage},
+            "complete": {**pictures, "init_image": name, "keep_rows": ask.keep_rows},
+            "atlas": {"condition_atlas": True, **batch},
+            "walk": {"condition_walk": ask.ends, "steps": ask.steps, "animate": True, **batch},
         }[ask.kind]
-        words = ["--model", self.path, *asked, "--seed", ask.seed]
-        words += ["--label", ask.label] if ask.label else []
-        for key in SAMPLING_KEYS:
-            words += self._sampling(key, ask)
-        for flag, value in (("--device", self.device), ("--precision", self.precision)):
-            words += [] if value == "auto" else [flag, value]
-        return shlex.join(map(str, ["python", "generate_images.py", *words, "--out-dir", AGAIN.path]))
+        asked |= {"seed": ask.seed, "label": ask.label or None, **self._sampling(ask)}
+        machine = {"device": self.device, "precision": self.precision}
+        asked |= {key: value for key, value in machine.items() if value != "auto"}
+        words = words_of({"model": self.path, **asked, "out_dir": AGAIN.path})
+        return shlex.join(["python", "generate_images.py", *words])
 
-    def _sampling(self, key: str, ask: Ask) -> list[object]:
-        """A flag of the sampling, unless all stages have the recipe's value; one value if they share it."""
-        values = [getattr(config, key) for config in ask.sampling]
-        if values == [getattr(config, key) for config in self.cascade.configs]:
-            return []
+    def _sampling(self, ask: Ask) -> dict[str, list]:
+        """The keys of the sampling that differ from the recipe's, each with a value for every stage, or for all."""
         # A flag cannot say "all": 1 is all of the probability, and no codebook has so many units.
-        every = {"top_p": 1.0, "top_k": 2**31 - 1}
-        values = [every[key] if value is None else value for value in values]
-        values = values[:1] if len(set(values)) == 1 else values
-        return [f"--{key.replace('_', '-')}", *values]
+        every, changed = {"top_p": 1.0, "top_k": 2**31 - 1}, {}
+        for key in SAMPLING_KEYS:
+            values = [getattr(config, key) for config in ask.sampling]
+            if values != [getattr(config, key) for config in self.cascade.configs]:
+                values = [every[key] if value is None else value for value in values]
+                changed[key] = values[:1] if len(set(values)) == 1 else values
+        return changed
 
 
 def recipe_values(config: SamplingConfig) -> list[float]:

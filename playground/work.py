@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch.nn import functional as F
 
 from models.codebook import Codebook
 from models.generation import Cascade
-from models.map_pictures import on_map
+from models.map_pictures import on_map, shrink
 from models.requests import Request, settings_text
 from playground.asks import ATLAS_BATCH, FROM_PICTURE, Ask, Model
 from playground.studio import Job, Page, Picture
@@ -142,11 +141,7 @@ def decode_units(cascade: Cascade) -> torch.Tensor:
 
 def save_units(tiles: torch.Tensor, codebook: Codebook, path: Path) -> None:
     """Save a picture of each unit (K, 3, H, W) at its place, small enough to be looked at quickly."""
-    most = MAP_SIDE // (int(codebook.coordinates.max()) + 1)
-    height, width = tiles.shape[-2:]
-    if max(height, width) > most:
-        size = [max(1, side * most // max(height, width)) for side in (height, width)]
-        tiles = F.interpolate(tiles, size=size, mode="area")
+    tiles = shrink(tiles, MAP_SIDE // (int(codebook.coordinates.max()) + 1))
     save_image(on_map(tiles, codebook), path, durable=False)
 
 

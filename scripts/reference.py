@@ -14,6 +14,7 @@ from models.requests import GenerationConfig
 from models.transformer import TransformerConfig
 from utils.files import replace_file
 from utils.options import default_of, flag_of
+from utils.tables import table
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference.md"
 STEPS = ("train_autoencoder", "generate_fmap_dataset", "train_codebook", "prune_codebook")
@@ -28,16 +29,16 @@ CONFIGS = {
 }
 
 
-def table(head: str, fields: list[dataclasses.Field], is_flag: bool) -> list[str]:
-    """The rows of some fields, as Markdown."""
-    lines = [f"| {head} | default | |", "|---|---|---|"]
+def table_of(fields: list[dataclasses.Field], is_flag: bool) -> list[str]:
+    """A table of some fields, flags or keys."""
+    rows = []
     for field in fields:
         option = field.metadata["option"]
         names = [option.short, flag_of(field)] if is_flag else [field.name]
         choices = f" ({', '.join(f'`{choice}`' for choice in option.choices)})" if option.choices else ""
         name = ", ".join(f"`{name}`" for name in names if name)
-        lines.append(f"| {name} | {default_of(field)} | {option.meaning}{choices} |")
-    return [*lines, ""]
+        rows.append([name, default_of(field), f"{option.meaning}{choices}"])
+    return [table(["flag" if is_flag else "key", "default", ""], rows), ""]
 
 
 def render() -> str:
@@ -50,10 +51,10 @@ def render() -> str:
             users.setdefault(cls, []).append(f"`{script}.py`" if script in STEPS else f"`{script}`")
     for cls, scripts in users.items():
         own = [field for field in dataclasses.fields(cls) if field.name in inspect.get_annotations(cls)]
-        lines += [f"### {', '.join(scripts)}", "", *table("flag", own, is_flag=True)]
+        lines += [f"### {', '.join(scripts)}", "", *table_of(own, is_flag=True)]
     lines += ["## JSON keys", ""]
     for title, config in CONFIGS.items():
-        lines += [f"### {title}", "", *table("key", list(dataclasses.fields(config)), is_flag=False)]
+        lines += [f"### {title}", "", *table_of(list(dataclasses.fields(config)), is_flag=False)]
     return "\n".join(lines)
 
 
