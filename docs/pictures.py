@@ -2,7 +2,7 @@
 
 Writes to docs/images. The demos must have been run before:
 
-    bash scripts/demo.sh && bash scripts/demo.sh --source openmoji && bash scripts/demo.sh --size 128
+    python scripts/demo.py; python scripts/demo.py --source openmoji; python scripts/demo.py --size 128
     .venv/bin/python -m docs.pictures out/demo-avatars out/demo-openmoji out/demo-128-avatars
 """
 
@@ -105,9 +105,9 @@ def draw_steps(trained: TrainedRun, images: torch.Tensor) -> None:
 def main() -> None:
     """Make all pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("avatars", type=Path, help="folder that scripts/demo.sh wrote")
-    parser.add_argument("openmoji", type=Path, help="folder that scripts/demo.sh --source openmoji wrote")
-    parser.add_argument("large", type=Path, help="folder that scripts/demo.sh --size 128 wrote")
+    parser.add_argument("avatars", type=Path, help="folder that scripts/demo.py wrote")
+    parser.add_argument("openmoji", type=Path, help="folder that scripts/demo.py --source openmoji wrote")
+    parser.add_argument("large", type=Path, help="folder that scripts/demo.py --size 128 wrote")
     args = parser.parse_args()
     avatars, openmoji, large = map(RunFolder.open, (args.avatars, args.openmoji, args.large))
     copy_pictures(avatars, openmoji, large)
