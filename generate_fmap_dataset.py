@@ -115,7 +115,7 @@ def write_maps(
     total, shape = len(dataset) * len(options.sides), model.fmap_shape(dataset.shape)
     where, mine = (options.out_dir, options.num_files_folder), own(batches)
     maps = PackedMaps(*where, total, shape, options.dtype, key) if options.packed else MapFiles(*where)
-    if batches and is_main():
+    if batches and options.packed and is_main():
         maps.make()
     wait()
     for batch, fmaps in zip(mine, encode(model, dataset, mine, options, device), strict=True):

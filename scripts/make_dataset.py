@@ -27,7 +27,7 @@ from PIL import Image, ImageColor
 
 from scripts import groups, near_duplicates
 from utils.cli import run
-from utils.files import UserError, remove_unnamed, replace_file
+from utils.files import UserError, remove_unnamed, write_file
 from utils.images import SUFFIXES, WHITE, Colour, fit_square, image_files, open_rgb
 from utils.index import checksum, is_whole, read_dataset, write_dataset
 from utils.journal import Journal
@@ -130,17 +130,21 @@ def write_images(
             bar.update()
             if len(records) == limit:
                 break
-    write_report(out_dir / "skipped.txt", skipped)
+    report = out_dir / "skipped.txt"
+    if skipped:
+        write_file(report, "".join(f"{line}\n" for line in skipped))
+    else:
+        report.unlink(missing_ok=True)
     if not records:
         journal.remove()
-        raise UserError(f"none of the {len(items)} images can be read; see {out_dir / 'skipped.txt'}")
-    review(list(records.values()), hashes)
-    found = list(records.values())
+        raise UserError(f"none of the {len(items)} images can be read; see {report}")
+    written = list(records.values())
+    review(written, hashes)
     if per_shard is not None:
-        found = write_shards(found, out_dir, per_shard)
-    write_dataset(folder.dataset, found, settings)
+        written = write_shards(written, out_dir, per_shard)
+    write_dataset(folder.dataset, written, settings)
     remove_unnamed(out_dir, f"images/??/{'[0-9a-f]' * 24}.png", records if per_shard is None else ())
-    remove_unnamed(out_dir, f"shards/[0-9]*_{'[0-9a-f]' * 12}.tar", {record["image_fpath"] for record in found})
+    remove_unnamed(out_dir, f"shards/[0-9]*_{'[0-9a-f]' * 12}.tar", {record["image_fpath"] for record in written})
     journal.remove()
     return (
         f"{len(records)} images written, {num_duplicates} duplicates dropped, {len(skipped)} unreadable files skipped"
@@ -149,7 +153,7 @@ def write_images(
 
 def write_shards(records: list[dict], out_dir: Path, per_shard: int) -> list[dict]:
     """Copy images to tar files, each with a JSON of its labels and its group; return the records of these copies."""
-    found = []
+    copies = []
     for number, start in enumerate(progress(range(0, len(records), per_shard), unit="shard", desc="packing")):
         part, files = records[start : start + per_shard], {}
         for record in part:
@@ -159,8 +163,8 @@ def write_shards(records: list[dict], out_dir: Path, per_shard: int) -> list[dic
             files[f"{name.removesuffix('.png')}.json"] = json.dumps(more).encode()
         path, places = write_shard(out_dir / "shards", number, files)
         shard = {"image_fpath": f"shards/{path.name}"}
-        found += [record | shard | places[record["image_fpath"]]._asdict() for record in part]
-    return found
+        copies += [record | shard | places[record["image_fpath"]]._asdict() for record in part]
+    return copies
 
 
 @contextmanager
@@ -181,15 +185,6 @@ def _entries(
 
     with _mapped(convert, missing, num_workers) as results:
         yield each(results)
-
-
-def write_report(path: Path, skipped: list[str]) -> None:
-    """Write why items were skipped, if any were."""
-    if not skipped:
-        path.unlink(missing_ok=True)
-        return
-    with replace_file(path) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in skipped), encoding="utf-8")
 
 
 def _key(item: object) -> str:
@@ -217,8 +212,7 @@ def _convert(
     image.save(file, format="PNG")
     expected = checksum(file.getvalue())
     if not is_whole(out_dir / name, expected):  # one that is there keeps its time, by which later steps know it
-        with replace_file(out_dir / name, durable=False) as temporary:
-            temporary.write_bytes(file.getvalue())
+        write_file(out_dir / name, file.getvalue(), durable=False)
     return {"files": {name: expected}} | ({"hash": hash_image(image)} if hash_image else {}), ""
 
 

@@ -25,7 +25,6 @@ class Attendant:
     def __init__(self) -> None:
         self.child: subprocess.Popen | None = None
         self.is_starting = False
-        self.waiting: list[int] = []  # signals that came before the program was there
         self.stop = 0  # what this process ends with before the next program, because a signal came
 
     def run(self, command: list[str | Path], **options: object) -> int:
@@ -41,8 +40,8 @@ class Attendant:
             self.child = subprocess.Popen([*map(str, command)], stdin=subprocess.DEVNULL, **more, **options)
         finally:
             self.is_starting = False
-        while GROUPS and self.waiting:
-            self.child.send_signal(self.waiting.pop(0))
+        if GROUPS and self.stop:  # it came before the program was there
+            self.child.send_signal(self.stop - 128)
         status = self.child.wait()
         self.child = None
         return status if status >= 0 else 128 - status
@@ -57,11 +56,9 @@ class Attendant:
         self.stop = 128 + number
         if number == getattr(signal, "SIGHUP", None):
             signal.signal(number, signal.SIG_IGN)  # a shell and the kernel both send it where a terminal is lost
-        if self.is_starting:
-            self.waiting.append(number)
-        elif self.child is None:
+        if self.child is None and not self.is_starting:
             sys.exit(self.stop)
-        elif GROUPS:
+        if self.child is not None and GROUPS:
             self.child.send_signal(number)
 
     def pause(self, *_: object) -> None:

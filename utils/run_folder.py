@@ -41,6 +41,7 @@ class StepFolder:
         self.pruned = self.checkpoints / "pruned_codebook.pt"
         self.measured = self.checkpoints / MEASURED
         self.images = path / "images"
+        self.condition_atlas = self.images / "condition_atlas.png"  # a generated image for each unit, at its place
         self.tokens = path / "tokens.npz"  # of generated images; those of feature maps lie in a folder tokens/
 
     def log(self, script: str) -> Path:
@@ -54,8 +55,8 @@ class StepFolder:
 
     def numbered_checkpoints(self, prefix: str) -> dict[int, Path]:
         """The checkpoints `prefix_<step>.pt` by their steps; a person's own copies have other names."""
-        found = {path: re.fullmatch(rf"{prefix}_(\d+)\.pt", path.name) for path in self.checkpoints.glob("*.pt")}
-        return {int(match[1]): path for path, match in found.items() if match}
+        pattern = re.compile(rf"{prefix}_(\d+)\.pt")
+        return {int(m[1]): path for path in self.checkpoints.glob("*.pt") if (m := pattern.fullmatch(path.name))}
 
     def resumable_checkpoints(self, prefix: str) -> list[Path]:
         """`latest.pt`, and those that count as it where it is gone or damaged: the others, from the highest step."""
@@ -112,11 +113,6 @@ class StepFolder:
         return self.images / f"walk.{kind}"
 
     @property
-    def condition_atlas(self) -> Path:
-        """A generated image for each unit of the condition codebook, at its place on the map."""
-        return self.images / "condition_atlas.png"
-
-    @property
     def pictures(self) -> list[Path]:
         """All pictures that a generation has written; a person may keep others beside them."""
         ours = re.compile(
@@ -132,14 +128,6 @@ class StepFolder:
     def next(self) -> "StepFolder":
         """Where a generation keeps its set until that is whole."""
         return StepFolder(self.path / NEXT)
-
-
-class ExportedStep(StepFolder):
-    """A model of an exported folder, whose result is a file in the place of a folder."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self.latest = self.best = self.pruned = path.with_name(path.name + SUFFIX)
 
 
 class EvaluationFolder:
@@ -186,9 +174,9 @@ class RunFolder:
     @cached_property
     def num_stages(self) -> int:
         """Stages of the cascade: those that `generate.json` names or that a folder was made for, at least 1."""
-        made = [re.fullmatch(r"(?:codebook|transformer)_(\d+)", path.name) for path in self.path.glob("*_*")]
+        folders = [re.fullmatch(r"(?:codebook|transformer)_(\d+)", path.name) for path in self.path.glob("*_*")]
         planned = len(read_json(self.generation)) if self.generation.is_file() else 0
-        return max([1, planned, *(int(found[1]) + 1 for found in made if found)])
+        return max([1, planned, *(int(folder[1]) + 1 for folder in folders if folder)])
 
     def codebook(self, level: object) -> StepFolder:
         """The condition codebook (`CONDITION`), or the one that a stage writes with (its number)."""
@@ -242,8 +230,10 @@ class ExportedFolder(RunFolder):
         self.samples = path / "samples.png"
 
     def step(self, name: str) -> StepFolder:
-        """The model that a step has made."""
-        return ExportedStep(self.path / name)
+        """The model that a step has made: a file in the place of a folder."""
+        step = super().step(name)
+        step.latest = step.best = step.pruned = self.path / (name + SUFFIX)
+        return step
 
     def check_inside(self, configs: Iterable[object]) -> None:
         """Raise `UserError` if a stage of generate.json is read from anywhere else: the folder may be a stranger's."""
