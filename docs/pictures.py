@@ -36,7 +36,7 @@ def copy_pictures(avatars: RunFolder, openmoji: RunFolder, large: RunFolder) -> 
     copies |= {"avatars_pairs": avatars.evaluation.pairs}
     for name, levels in {"atlas": ("cond", "0", "2"), "u_matrix": "0", "hit_map": "0", "comparison": "0"}.items():
         for level in levels:
-            copies[f"avatars_{name}_{level}"] = avatars.codebook(level).newest_picture(name, pruned=False)
+            copies[f"avatars_{name}_{level}"] = avatars.step(f"codebook_{level}").newest_picture(name, pruned=False)
     for name, path in copies.items():
         shutil.copyfile(path, IMAGES / f"{name}.png")
 
@@ -73,7 +73,7 @@ def generate_pictures(run: RunFolder, scratch: Path) -> None:
     generate(run, scratch, "--condition-atlas")
     shutil.copyfile(StepFolder(scratch).condition_atlas, IMAGES / "avatars_condition_atlas.png")
     walked = generate(run, scratch, "--condition-walk", *WALK, "--animate")
-    shutil.copyfile(StepFolder(scratch).walk("webp"), IMAGES / "avatars_walk.webp")
+    shutil.copyfile(StepFolder(scratch).animation("webp", "walk"), IMAGES / "avatars_walk.webp")
     save_grid(walked, IMAGES / "avatars_walk.png", columns=12)
 
 

@@ -53,7 +53,9 @@ def estimate(recipe: Recipe, dataset: Path, device: str | None) -> None:
         check(recipe, steps_of(run, recipe, dataset), run, recipe.folder / "generate.json")
         images = open_images(recipe, dataset)
         records, _ = read_dataset(dataset, ("image_fpath",))
-        used = [absolute(record, images.folder) for record in records[:: -(-len(records) // MOST)]]
+        used = records[:: -(-len(records) // MOST)]
+        for record in used:  # in a data set that lies elsewhere
+            record["image_fpath"] = str((images.folder / record["image_fpath"]).resolve())
         write_dataset(Path(scratch, "dataset.json"), used)
         run_steps(recipe, run, Path(scratch, "dataset.json"), device, attendant)
         whole = Whole(len(records), len(records) / len(used), seconds_to_start(), recipe)
@@ -61,11 +63,6 @@ def estimate(recipe: Recipe, dataset: Path, device: str | None) -> None:
     measured = f"by {TIMED} training steps each with {len(used)} of them"
     print(f"{recipe.folder.name} with {len(records)} images, {measured}:\n")
     print_table(rows)
-
-
-def absolute(record: dict, folder: Path) -> dict:
-    """A record whose path does not depend on where its dataset.json lies."""
-    return record | {"image_fpath": str((folder / record["image_fpath"]).resolve())}
 
 
 def shorten(recipe: Recipe, **options: object) -> Recipe:

@@ -92,8 +92,8 @@ def runs(*command: str | Path) -> bool:
 
 def unmet(files: tuple[str, ...]) -> list[str]:
     """The requirements that .venv does not meet. It works without pip."""
-    found = subprocess.run([PYTHON, "-c", VERSIONS], check=True, capture_output=True, text=True).stdout
-    versions = {normal(name): numbers(version) for name, version in json.loads(found).items()}
+    output = subprocess.run([PYTHON, "-c", VERSIONS], check=True, capture_output=True, text=True).stdout
+    versions = {normal(name): numbers(version) for name, version in json.loads(output).items()}
     lines = [line.partition("#")[0].strip() for file in files for line in Path(file).read_text("utf-8").splitlines()]
     return [line for line in lines if line and not is_met(line, versions)]
 

@@ -74,9 +74,8 @@ def main(argv: list[str] | None = None) -> None:
             write_model(new, run, model, options.dtype)
             exported = Cascade.load(new.path, device=options.device)
             save_grid(exported.sample(SAMPLES, as_tensor=True), new.samples)
-            card = make_card(
-                run, exported, ModelConfig.load(new.config), out.resolve().name, LICENCES.get(source_of(run))
-            )
+            config, licence = ModelConfig.load(new.config), LICENCES.get(source_of(run))
+            card = make_card(run, exported, config, out.resolve().name, licence)
             new.card.write_text(card, encoding="utf-8")
         except BaseException:
             shutil.rmtree(new.path, ignore_errors=True)
@@ -85,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
         replace_set(out)
     size = sum(path.stat().st_size for path in out.iterdir() if path.is_file())
     print(f"{out}: {size / 1e6:.1f} MB; look at {out / new.samples.name}")
-    if source_of(run) not in LICENCES:
+    if licence is None:
         print(
             f"{out / new.card.name}: fill in where the training images are from, and their licence, before you share it"
         )

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -115,13 +115,14 @@ def write_images(
     folder = StepFolder(out_dir)
     journal = Journal(folder.unfinished, settings | ({"is_hashed": True} if hash_image else {}))
     convert, total = partial(_convert, read, hash_image, out_dir), min(limit or len(items), len(items))
-    with _entries(items, convert, journal, num_workers) as entries, progress(total=total, unit="image") as bar:
+    entries = _entries(items, convert, journal, num_workers)
+    with closing(entries), progress(total=total, unit="image") as bar:
         for item, (entry, error) in zip(items, entries, strict=False):
             if error:
                 skipped.append(error)
                 bar.write(f"skipped {error}", file=sys.stderr)
                 continue
-            [(name, expected)] = entry["files"].items()
+            [(name, _, expected)] = entry["places"]
             if name in records:
                 num_duplicates += 1
                 continue
@@ -167,24 +168,20 @@ def write_shards(records: list[dict], out_dir: Path, per_shard: int) -> list[dic
     return copies
 
 
-@contextmanager
 def _entries(
     items: Sequence[Item], convert: Callable[[Item], tuple[dict, str]], journal: Journal, num_workers: int | None
-) -> Iterator[Iterator[tuple[dict, str]]]:
+) -> Iterator[tuple[dict, str]]:
     """What `convert` returns for each item, in order; from the journal, or else kept in it."""
     keys = list(map(_key, items))
     done = {key: entry for key in keys if (entry := journal.find(key))}
     missing = [item for item, key in zip(items, keys, strict=True) if key not in done]
 
-    def each(results: Iterator[tuple[dict, str]]) -> Iterator[tuple[dict, str]]:
+    with _mapped(convert, missing, num_workers) as results:
         for key in keys:
             entry, error = (done[key], "") if key in done else next(results)
             if key not in done and not error:
                 journal.add({key: entry})
             yield entry, error
-
-    with _mapped(convert, missing, num_workers) as results:
-        yield each(results)
 
 
 def _key(item: object) -> str:
@@ -213,7 +210,7 @@ def _convert(
     expected = checksum(file.getvalue())
     if not is_whole(out_dir / name, expected):  # one that is there keeps its time, by which later steps know it
         write_file(out_dir / name, file.getvalue(), durable=False)
-    return {"files": {name: expected}} | ({"hash": hash_image(image)} if hash_image else {}), ""
+    return {"places": [(name, None, expected)]} | ({"hash": hash_image(image)} if hash_image else {}), ""
 
 
 def is_made(path: Path, settings: dict, overwrite: bool) -> bool:
@@ -262,18 +259,16 @@ def main(argv: list[str] | None = None) -> None:
         return record | ({"group": name} if (name := group(path)) else {})
 
     read = partial(read_square, size=options.image_size, fit=options.fit, background=options.background)
-    settings = {"folder": str(source), "image_size": options.image_size, "fit": options.fit}
-    settings["background"] = list(options.background)
-    for name in ("group_by", "shards"):
-        if (value := getattr(options, name)) is not None:
-            settings[name] = value
-    hash_image = near_duplicates.hash_image if near_duplicates.is_installed() else None
-    review = partial(groups.review, options.group_by)
+    given = {name: getattr(options, name) for name in ("image_size", "fit", "background", "group_by", "shards")}
+    settings = {"folder": str(source)} | {name: value for name, value in given.items() if value is not None}
+    more = {"review": partial(groups.review, options.group_by), "per_shard": options.shards}
+    if near_duplicates.is_installed():
+        more["hash_image"] = near_duplicates.hash_image
+    path = options.out_dir / "dataset.json"
     with lock(options.out_dir):
-        is_made(options.out_dir / "dataset.json", settings, options.overwrite)
-        more = {"hash_image": hash_image, "review": review, "per_shard": options.shards}
+        is_made(path, settings, options.overwrite)
         summary = write_images(files, read, describe, options.out_dir, options.num_workers, settings, **more)
-    print(f"{options.out_dir / 'dataset.json'}: {summary}")
+    print(f"{path}: {summary}")
 
 
 if __name__ == "__main__":

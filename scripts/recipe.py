@@ -34,11 +34,8 @@ def check(recipe: Recipe, steps: Sequence[Step], run: RunFolder, generation: Pat
     """
     for step in steps:
         options_of(recipe, step)
-    configs = {
-        step.name: load_config(step.inputs["config_path"], CONFIGS[step.script])
-        for step in steps
-        if step.script in CONFIGS
-    }
+    trained = [step for step in steps if step.script in CONFIGS]
+    configs = {step.name: load_config(step.inputs["config_path"], CONFIGS[step.script]) for step in trained}
     check_sizes(recipe, run, configs)
     plans = {step.name: {key: step.settings[key] for key in step.settings if key not in IDLE} for step in steps}
     for name, config in configs.items():

@@ -60,8 +60,8 @@ class MapFiles:
         self.folder, self.per_folder = folder, per_folder
 
     def write(self, fmaps: np.ndarray, first: int) -> dict:
-        """Write maps, the first as number `first`; return their entry of a journal, with names and checksums."""
-        files = {}
+        """Write maps, the first as number `first`; return their entry of a journal."""
+        places = []
         for number, fmap in enumerate(fmaps, first):
             file = io.BytesIO()
             np.save(file, fmap)
@@ -69,8 +69,8 @@ class MapFiles:
             digest = hashlib.blake2b(f"{number} ".encode() + content, digest_size=12).hexdigest()
             name = f"{number // self.per_folder:04d}/{digest}.npy"
             write_file(self.folder / name, content, durable=False)
-            files[name] = checksum(content)
-        return {"files": files}
+            places.append((name, None, checksum(content)))
+        return {"places": places}
 
 
 class PackedMaps:
@@ -100,12 +100,12 @@ class PackedMaps:
             np.lib.format.open_memmap(path, mode="w+", dtype=self.dtype, shape=shape)
 
     def write(self, fmaps: np.ndarray, first: int) -> dict:
-        """Write maps, the first as number `first`; return their entry of a journal: file, row and checksum of each."""
-        rows = []
+        """Write maps, the first as number `first`; return their entry of a journal."""
+        places = []
         for start in range(first - first % self.per_folder, first + len(fmaps), self.per_folder):
             name, begin = self.name(start // self.per_folder), max(first, start)
             part = fmaps[begin - first : start + self.per_folder - first]
             array = np.load(self.folder / name, mmap_mode="r+", allow_pickle=False)
             array[begin - start :][: len(part)] = part
-            rows += [(name, row, checksum(fmap.tobytes())) for row, fmap in enumerate(part, begin - start)]
-        return {"rows": rows}
+            places += [(name, row, checksum(fmap.tobytes())) for row, fmap in enumerate(part, begin - start)]
+        return {"places": places}

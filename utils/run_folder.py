@@ -10,7 +10,6 @@ from utils.chain import Recipe, Step, steps_of
 from utils.config import read_json
 from utils.exported import CONFIG, SUFFIX
 from utils.files import UserError
-from utils.replace_set import NEXT
 
 MEASURED = "measured.json"  # beside checkpoints: what was measured of each, by its fingerprint
 CONDITION = "cond"  # the level of the condition codebook; the other levels are numbers
@@ -104,13 +103,9 @@ class StepFolder:
         """The grids that there are, from the conditions on."""
         return list(takewhile(Path.exists, map(self.grid, count())))
 
-    def animation(self, kind: str) -> Path:
-        """The first generated images filling in, as "webp" or "gif"."""
-        return self.images / f"filling_in.{kind}"
-
-    def walk(self, kind: str) -> Path:
-        """Generated images that turn into one another, as "webp" or "gif"."""
-        return self.images / f"walk.{kind}"
+    def animation(self, kind: str, name: str = "filling_in") -> Path:
+        """The first generated images filling in, or those of a `walk` that turn into one another: "webp" or "gif"."""
+        return self.images / f"{name}.{kind}"
 
     @property
     def pictures(self) -> list[Path]:
@@ -123,11 +118,6 @@ class StepFolder:
     def tokens_of(self, start: int) -> Path:
         """The tokens of a batch of generated images whose first is number `start`."""
         return self.path / f"tokens_{start}.npz"
-
-    @property
-    def next(self) -> "StepFolder":
-        """Where a generation keeps its set until that is whole."""
-        return StepFolder(self.path / NEXT)
 
 
 class EvaluationFolder:
@@ -178,14 +168,10 @@ class RunFolder:
         planned = len(read_json(self.generation)) if self.generation.is_file() else 0
         return max([1, planned, *(int(folder[1]) + 1 for folder in folders if folder)])
 
-    def codebook(self, level: object) -> StepFolder:
-        """The condition codebook (`CONDITION`), or the one that a stage writes with (its number)."""
-        return self.step(f"codebook_{level}")
-
     @property
     def codebooks(self) -> list[StepFolder]:
         """The condition codebook, then the one that each stage writes with."""
-        return [self.codebook(level) for level in (CONDITION, *range(self.num_stages))]
+        return [self.step(f"codebook_{level}") for level in (CONDITION, *range(self.num_stages))]
 
     @property
     def transformers(self) -> list[StepFolder]:
