@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
         write_dataset(folder.dataset, records, model.origin)
         names = {name for entry in journal.entries.values() for name, *_ in entry["places"]}
         remove_unnamed(folder.path, f"[0-9]*/{'[0-9a-f]' * 24}.npy", names)
-        journal.remove()
+        folder.unfinished.unlink()
         log.info("wrote %d feature maps and %s", len(dataset) * len(options.sides), folder.dataset)
 
 

@@ -11,7 +11,6 @@ the same command goes on after a crash.
 
 import utils.threads  # noqa: F401
 
-import json
 import logging
 import shutil
 from dataclasses import asdict, dataclass
@@ -34,6 +33,7 @@ from utils.index import checksum
 from utils.journal import Journal
 from utils.options import SpeedOptions, StepOptions, option, parse_options, several
 from utils.progress import progress
+from utils.provenance import digest
 from utils.replace_set import NEXT, finish_set, replace_set
 from utils.run_folder import CONDITION, StepFolder
 from utils.sampling import SamplingConfig
@@ -152,9 +152,7 @@ def inputs_of(cascade: Cascade, request: Request) -> dict[str, str]:
     inputs |= {f"stage {number}": stage.fingerprint for number, stage in enumerate(cascade.stages)}
     given = [request.conditions, *(tokens.tolist() for tokens in request.init_tokens), *map(asdict, request.places)]
     sampling = [sampling_of(config) for config in request.sampling]
-    for name, value in {"sampling": sampling, "given units or images": given}.items():
-        inputs[name] = checksum(json.dumps(value).encode())
-    return inputs
+    return inputs | {"sampling": digest(sampling), "given units or images": digest(given)}
 
 
 def generate(cascade: Cascade, request: Request, number: int, options: Options, key: dict) -> None:

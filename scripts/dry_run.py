@@ -102,10 +102,10 @@ class Whole:
 
     def estimates(self, run: RunFolder) -> list[Estimate]:
         """What each script takes in each step."""
-        steps = steps_of(run, self.recipe, Path("unread"))
-        scripts = [{attempt.script: attempt for attempt in read_attempts(step.folder)} for step in steps]
-        attempts = [last[f"{step.script}.py"] for step, last in zip(steps, scripts, strict=True)]
-        pairs = [*zip(steps, attempts, strict=True)]
+        pairs = []
+        for step in steps_of(run, self.recipe, Path("unread")):
+            scripts = {attempt.script: attempt for attempt in read_attempts(step.folder)}
+            pairs.append((step, scripts[f"{step.script}.py"]))
         # A pass over all feature maps by each codebook, which its training and the stages make once more.
         passes = {step.folder.level: attempt.seconds for step, attempt in pairs if step.section == "prune"}
         return [self.estimate(step, attempt, passes) for step, attempt in pairs]

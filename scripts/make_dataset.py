@@ -137,7 +137,7 @@ def write_images(
     else:
         report.unlink(missing_ok=True)
     if not records:
-        journal.remove()
+        folder.unfinished.unlink()
         raise UserError(f"none of the {len(items)} images can be read; see {report}")
     written = list(records.values())
     review(written, hashes)
@@ -146,7 +146,7 @@ def write_images(
     write_dataset(folder.dataset, written, settings)
     remove_unnamed(out_dir, f"images/??/{'[0-9a-f]' * 24}.png", records if per_shard is None else ())
     remove_unnamed(out_dir, f"shards/[0-9]*_{'[0-9a-f]' * 12}.tar", {record["image_fpath"] for record in written})
-    journal.remove()
+    folder.unfinished.unlink()
     return (
         f"{len(records)} images written, {num_duplicates} duplicates dropped, {len(skipped)} unreadable files skipped"
     )
@@ -191,10 +191,7 @@ def _key(item: object) -> str:
 
 
 def _convert(
-    read: Callable[[Item], Image.Image],
-    hash_image: Callable[[Image.Image], str] | None,
-    out_dir: Path,
-    item: Item,
+    read: Callable[[Item], Image.Image], hash_image: Callable[[Image.Image], str] | None, out_dir: Path, item: Item
 ) -> tuple[dict, str]:
     """Write one image; return its entry in the journal and no error, or the error alone.
 

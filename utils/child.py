@@ -14,9 +14,7 @@ from pathlib import Path
 from utils.files import UserError
 
 GROUPS = hasattr(os, "killpg")  # else Ctrl-C reaches every process of a console by itself
-STOPS = [
-    getattr(signal, name) for name in ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)
-]
+STOPS = [each for each in signal.Signals if each.name in ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGBREAK")]
 
 
 class Attendant:
@@ -63,12 +61,11 @@ class Attendant:
 
     def pause(self, *_: object) -> None:
         """Pause the program and this process, as Ctrl-Z asks; `fg` and `bg` wake both."""
-        group = None if self.child is None else self.child.pid
-        if group is not None:
-            os.killpg(group, signal.SIGTSTP)
+        if paused := self.child:
+            os.killpg(paused.pid, signal.SIGTSTP)
         os.kill(os.getpid(), signal.SIGSTOP)
-        if group is not None and self.child is not None:
-            os.killpg(group, signal.SIGCONT)
+        if paused and self.child:
+            os.killpg(paused.pid, signal.SIGCONT)
 
 
 @contextmanager

@@ -58,10 +58,6 @@ class Journal:
             self.entries |= self._read()
             self._write()
 
-    def remove(self) -> None:
-        """Forget all, once the index is written."""
-        self.path.unlink()
-
     @property
     def _others(self) -> list[Path]:
         """The files of the other processes, perhaps of an earlier job with more of them."""
