@@ -58,8 +58,7 @@ def estimate(recipe: Recipe, dataset: Path, device: str | None) -> None:
             record["image_fpath"] = str((images.folder / record["image_fpath"]).resolve())
         write_dataset(Path(scratch, "dataset.json"), used)
         run_steps(recipe, run, Path(scratch, "dataset.json"), device, attendant)
-        whole = Whole(len(records), len(records) / len(used), seconds_to_start(), recipe)
-        rows = whole.estimates(run)
+        rows = Whole(len(records), len(records) / len(used), seconds_to_start(), recipe).estimates(run)
     measured = f"by {TIMED} training steps each with {len(used)} of them"
     print(f"{recipe.folder.name} with {len(records)} images, {measured}:\n")
     print_table(rows)

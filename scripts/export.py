@@ -142,7 +142,6 @@ def write_model(new: ExportedFolder, run: RunFolder, model: Cascade, dtype: str)
             model.decoder.encoder_fingerprint if kind == autoencoder.KIND else None,
         )
     versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
-    parts = {name: dataclasses.asdict(part) for name, part in parts.items()}
     config = ModelConfig(FORMAT, FORMAT_VERSION, dtype, model.image_size, versions, parts)
     stages = {str(number): entry(number, config) for number, config in enumerate(model.configs)}
     for path, content in {new.config: dataclasses.asdict(config), new.generation: stages}.items():

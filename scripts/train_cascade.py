@@ -18,6 +18,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -109,17 +110,13 @@ class Chain:
 
     def fingerprint_of_maps(self) -> Fingerprint | None:
         """That of the feature maps; None where they, or one of them, are not there."""
-        try:
+        with suppress(UserError):
             return FeatureMapDataset(self.folder.feature_maps.dataset).fingerprint
-        except UserError:
-            return None
 
     def noted(self, name: str) -> dict | None:
         """What is kept of a step that has ended."""
-        try:
+        with suppress(OSError, ValueError):
             return json.loads(self.folder.mark(name).read_text("utf-8"))
-        except (OSError, ValueError):
-            return None
 
     def note(self, name: str, key: dict) -> None:
         """Keep what a step was made of, now that it has ended."""

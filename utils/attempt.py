@@ -87,10 +87,10 @@ def read_attempts(folder: StepFolder) -> list[Attempt]:
     return list(build_config(Record, read_json(folder.record), str(folder.record)).attempts)
 
 
-def note(folder: StepFolder, **found: object) -> None:
+def note(folder: StepFolder, **known: object) -> None:
     """Note in `run.json` that the newest attempt has come so far, and what is known of it now."""
     if distributed.is_main() and (attempts := read_attempts(folder)):
-        _write(folder, [*attempts[:-1], dataclasses.replace(attempts[-1], end=_now(), **found)])
+        _write(folder, [*attempts[:-1], dataclasses.replace(attempts[-1], end=_now(), **known)])
 
 
 def _write(folder: StepFolder, attempts: list[Attempt]) -> None:

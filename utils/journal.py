@@ -1,6 +1,7 @@
 """What a step has done before its index is written: a line for each part, so that a step that died goes on there."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -68,10 +69,8 @@ class Journal:
         for path in (self.path, *self._others):
             lines = path.read_bytes().split(b"\n") if path.is_file() else []
             for line in lines[1:-1] if lines[:1] == [self.head] else ():  # a crash may have cut the last line short
-                try:
+                with suppress(ValueError):
                     entries |= json.loads(line)
-                except ValueError:
-                    continue
         return entries
 
     def _write(self) -> None:
