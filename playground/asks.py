@@ -84,7 +84,7 @@ class Ask:
 
     def result(self, index: int) -> Path:
         """Where the command writes picture number `index`, the atlas or the walk."""
-        special = {"atlas": AGAIN.condition_atlas, "walk": AGAIN.walk("webp")}
+        special = {"atlas": AGAIN.condition_atlas, "walk": AGAIN.animation("webp", "walk")}
         return special.get(self.kind) or AGAIN.final_image(index)
 
 
@@ -106,7 +106,7 @@ class Model:
         """The command that makes the pictures of `ask` again, for a shell."""
         name, batch = ask.upload.as_argument if ask.upload else "", ["--batch-size", ask.batch_size]
         pictures = ["--num-images", ask.number, *batch]
-        what = {
+        own = {
             "sample": [*pictures, *([] if ask.unit is None else ["--condition-index", ask.unit])],
             "like": [*pictures, "--condition-image", name],
             "detail": [*pictures, "--init-image", name, "--from-stage", ask.from_stage],
@@ -114,7 +114,7 @@ class Model:
             "atlas": ["--condition-atlas", *batch],
             "walk": ["--condition-walk", *ask.ends, "--steps", ask.steps, "--animate", *batch],
         }[ask.kind]
-        words = ["--model", self.path, *what, "--seed", ask.seed]
+        words = ["--model", self.path, *own, "--seed", ask.seed]
         words += ["--label", ask.label] if ask.label else []
         for key in SAMPLING_KEYS:
             words += self._sampling(key, ask)
