@@ -11,7 +11,6 @@ import utils.threads  # noqa: F401
 
 import logging
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from utils.device import choose_device, choose_workers
 from utils.distributed import is_main, own, wait
 from utils.files import remove_unnamed
 from utils.index import write_dataset
-from utils.journal import Journal, places_of
+from utils.journal import Journal
 from utils.map_files import MapFiles, PackedMaps
 from utils.options import StepOptions, option, parse_options
 from utils.progress import progress
@@ -74,17 +73,17 @@ def main(argv: list[str] | None = None) -> None:
         batches = chunks(np.arange(len(dataset)), options.batch_size)
         # A batch is made again as a whole: in a smaller one its maps would differ by rounding.
         missing = journal.missing({str(batch[0]): batch for batch in batches})
-        write_maps(model, dataset, missing, journal, key, options, device)
+        write_maps(model, dataset, missing, journal, key, options)
         if not is_main():
             return
         images = ((index, flipped) for batch in batches for flipped in options.sides for index in batch.tolist())
-        places = (place for batch in batches for place in places_of(journal.entries[str(batch[0])]))
+        places = (place for batch in batches for place in journal.entries[str(batch[0])]["places"])
         pairs = zip(images, places, strict=True)
         records = (fmap_record(dataset, *image, *place, folder.path) for image, place in pairs)
         write_dataset(folder.dataset, records, model.origin)
-        names = {name for entry in journal.entries.values() for name, *_ in places_of(entry)}
+        names = {name for entry in journal.entries.values() for name, *_ in entry["places"]}
         remove_unnamed(folder.path, f"[0-9]*/{'[0-9a-f]' * 24}.npy", names)
-        journal.remove()
+        folder.unfinished.unlink()
         log.info("wrote %d feature maps and %s", len(dataset) * len(options.sides), folder.dataset)
 
 
@@ -94,46 +93,30 @@ def finished_batches(folder: StepFolder, num_images: int, options: Options) -> d
     if options.overwrite or not attempts or attempts[-1].outcome != FINISHED or not folder.dataset.is_file():
         return {}
     records = read_packed(folder.dataset, FeatureMapDataset.required)
-    rows = [(record["fmap_path"], record.get("row"), record["checksum"]) for record in records]
-    starts = range(0, num_images, options.batch_size) if len(rows) == num_images * sides else ()
-    parts = {str(start): rows[start * sides :][: options.batch_size * sides] for start in starts}
-    if options.packed:
-        return {start: {"rows": part} for start, part in parts.items()}
-    return {start: {"files": {name: expected for name, _, expected in part}} for start, part in parts.items()}
+    places = [(record["fmap_path"], record.get("row"), record["checksum"]) for record in records]
+    starts = range(0, num_images, options.batch_size) if len(places) == num_images * sides else ()
+    return {str(start): {"places": places[start * sides :][: options.batch_size * sides]} for start in starts}
 
 
+@torch.no_grad()
 def write_maps(
-    model: Autoencoder,
-    dataset: ImageDataset,
-    batches: list[np.ndarray],
-    journal: Journal,
-    key: dict,
-    options: Options,
-    device: torch.device,
+    model: Autoencoder, dataset: ImageDataset, batches: list[np.ndarray], journal: Journal, key: dict, options: Options
 ) -> None:
     """Make the feature maps of these batches of images, and note in the journal where they are."""
     total, shape = len(dataset) * len(options.sides), model.fmap_shape(dataset.shape)
     where, mine = (options.out_dir, options.num_files_folder), own(batches)
     maps = PackedMaps(*where, total, shape, options.dtype, key) if options.packed else MapFiles(*where)
-    if batches and is_main():
+    if batches and options.packed and is_main():
         maps.make()
     wait()
-    for batch, fmaps in zip(mine, encode(model, dataset, mine, options, device), strict=True):
-        first = int(batch[0]) * len(options.sides)
-        journal.add({str(batch[0]): maps.write(fmaps, first)})
-    journal.collect()
-
-
-@torch.no_grad()
-def encode(
-    model: Autoencoder, dataset: ImageDataset, batches: list[np.ndarray], options: Options, device: torch.device
-) -> Iterator[np.ndarray]:
-    """Yield the feature maps of each batch of images, and then those of the mirrored images: (N, C, H, W)."""
-    loader = BatchLoader(dataset, batches, choose_workers(None, device))
-    for images in progress(loader, unit="batch", desc=options.out_dir.name):
+    device = next(model.parameters()).device
+    loader = BatchLoader(dataset, mine, choose_workers(None, device))
+    for batch, images in zip(mine, progress(loader, unit="batch", desc=options.out_dir.name), strict=True):
         sides = (images.flip(-1) if flipped else images for flipped in options.sides)
-        fmaps = np.concatenate([model.encode(side.to(device)).cpu().numpy() for side in sides])
-        yield fmaps.astype(options.dtype)
+        fmaps = np.concatenate([model.encode(side.to(device)).cpu().numpy() for side in sides])  # (N, C, H, W)
+        first = int(batch[0]) * len(options.sides)
+        journal.add({str(batch[0]): maps.write(fmaps.astype(options.dtype), first)})
+    journal.collect()
 
 
 def fmap_record(

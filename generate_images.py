@@ -11,7 +11,6 @@ the same command goes on after a crash.
 
 import utils.threads  # noqa: F401
 
-import json
 import logging
 import shutil
 from dataclasses import asdict, dataclass
@@ -34,7 +33,8 @@ from utils.index import checksum
 from utils.journal import Journal
 from utils.options import SpeedOptions, StepOptions, option, parse_options, several
 from utils.progress import progress
-from utils.replace_set import finish_set, replace_set
+from utils.provenance import digest
+from utils.replace_set import NEXT, finish_set, replace_set
 from utils.run_folder import CONDITION, StepFolder
 from utils.sampling import SamplingConfig
 
@@ -152,20 +152,17 @@ def inputs_of(cascade: Cascade, request: Request) -> dict[str, str]:
     inputs |= {f"stage {number}": stage.fingerprint for number, stage in enumerate(cascade.stages)}
     given = [request.conditions, *(tokens.tolist() for tokens in request.init_tokens), *map(asdict, request.places)]
     sampling = [sampling_of(config) for config in request.sampling]
-    for name, value in {"sampling": sampling, "given units or images": given}.items():
-        inputs[name] = checksum(json.dumps(value).encode())
-    return inputs
+    return inputs | {"sampling": digest(sampling), "given units or images": digest(given)}
 
 
 def generate(cascade: Cascade, request: Request, number: int, options: Options, key: dict) -> None:
     """Make a set of pictures beside the one before, from where one of this key was left, and replace that."""
-    folder = StepFolder(options.out_dir)
-    new, starts = folder.next, range(0, number, options.batch_size)
-    write_batches(cascade, request, number, options, key)
+    folder, new = StepFolder(options.out_dir), StepFolder(options.out_dir / NEXT)
+    write_batches(cascade, request, number, options, key, new)
     if not is_main():
         return
     parts = []
-    for start in starts:
+    for start in range(0, number, options.batch_size):
         with np.load(new.tokens_of(start)) as archive:
             parts.append(dict(archive))
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -180,9 +177,10 @@ def generate(cascade: Cascade, request: Request, number: int, options: Options, 
     log.info("wrote %d images, a grid for each stage and tokens.npz to %s", number, options.out_dir)
 
 
-def write_batches(cascade: Cascade, request: Request, number: int, options: Options, key: dict) -> None:
+def write_batches(
+    cascade: Cascade, request: Request, number: int, options: Options, key: dict, new: StepFolder
+) -> None:
     """Write the final images and the tokens of each batch, unless one of this key is there."""
-    new = StepFolder(options.out_dir).next
     journal = Journal(new.unfinished, key)
     if not journal.entries and is_main():
         shutil.rmtree(new.images, ignore_errors=True)  # those of another key, perhaps more
@@ -194,8 +192,8 @@ def write_batches(cascade: Cascade, request: Request, number: int, options: Opti
             tokens, scores = [part[: number - start] for part in tokens], scores[: number - start]
             files = save_images(cascade, request, start, tokens[-1], scores, new)
             files.append(save_arrays(arrays_of(tokens, scores), new.tokens_of(start), durable=False))
-            sums = {file.relative_to(new.path).as_posix(): checksum(file.read_bytes()) for file in files}
-            journal.add({str(start): {"files": sums}})
+            places = [(path.relative_to(new.path).as_posix(), None, checksum(path.read_bytes())) for path in files]
+            journal.add({str(start): {"places": places}})
     journal.collect()
 
 
@@ -262,7 +260,7 @@ def show(cascade: Cascade, arrays: dict[str, np.ndarray], folder: StepFolder, op
     if options.condition_atlas:
         save_image(on_map(cascade.decode_all(tokens[-1]), cascade.codebooks[0]), folder.condition_atlas)
     if options.animate and options.condition_walk:
-        save_walk(cascade.decode_all(tokens[-1]), folder.walk(options.animate))
+        save_walk(cascade.decode_all(tokens[-1]), folder.animation(options.animate, "walk"))
     elif options.animate:
         frames = cascade.filling_in([part[:ANIMATED] for part in tokens], STEPS)
         save_animation([grid(frame.cpu()) for frame in frames], folder.animation(options.animate), SECONDS)

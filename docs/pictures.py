@@ -36,7 +36,7 @@ def copy_pictures(avatars: RunFolder, openmoji: RunFolder, large: RunFolder) -> 
     copies |= {"avatars_pairs": avatars.evaluation.pairs}
     for name, levels in {"atlas": ("cond", "0", "2"), "u_matrix": "0", "hit_map": "0", "comparison": "0"}.items():
         for level in levels:
-            copies[f"avatars_{name}_{level}"] = avatars.codebook(level).newest_picture(name, pruned=False)
+            copies[f"avatars_{name}_{level}"] = avatars.step(f"codebook_{level}").newest_picture(name, pruned=False)
     for name, path in copies.items():
         shutil.copyfile(path, IMAGES / f"{name}.png")
 
@@ -63,8 +63,8 @@ def generate_pictures(run: RunFolder, scratch: Path) -> None:
         "like": ["--condition-image", *paths],
     }
     for name, arguments in asked.items():
-        drawn = generate(run, scratch, "--num-images", 20, "--seed", 1, *arguments)
-        above, below = grid(images, len(images)), grid(drawn, len(images))
+        generated = generate(run, scratch, "--num-images", 20, "--seed", 1, *arguments)
+        above, below = grid(images, len(images)), grid(generated, len(images))
         save_image(
             torch.cat([above, above.new_ones(3, GAP, above.shape[2]), below], dim=1), IMAGES / f"avatars_{name}.png"
         )
@@ -73,7 +73,7 @@ def generate_pictures(run: RunFolder, scratch: Path) -> None:
     generate(run, scratch, "--condition-atlas")
     shutil.copyfile(StepFolder(scratch).condition_atlas, IMAGES / "avatars_condition_atlas.png")
     walked = generate(run, scratch, "--condition-walk", *WALK, "--animate")
-    shutil.copyfile(StepFolder(scratch).walk("webp"), IMAGES / "avatars_walk.webp")
+    shutil.copyfile(StepFolder(scratch).animation("webp", "walk"), IMAGES / "avatars_walk.webp")
     save_grid(walked, IMAGES / "avatars_walk.png", columns=12)
 
 
@@ -88,7 +88,7 @@ def draw_steps(trained: TrainedRun, images: torch.Tensor) -> None:
     run, autoencoder = trained.folder, trained.autoencoder
     cascade = Cascade(load_generation_config(run.generation), run.path, trained.decoder, trained.device)
     fmap, tokens = autoencoder.encode(images), cascade.tokens(images)
-    written, _ = cascade.generate(Request(init_tokens=tokens, from_stage=1), range(len(images)))
+    generated, _ = cascade.generate(Request(init_tokens=tokens, from_stage=1), range(len(images)))
     reconstructed = autoencoder.decode(fmap)
     decoded = [cascade.decode(part, level) for level, part in enumerate(tokens)]
     channels = F.interpolate(fmap, images.shape[2:]).unbind(1)
@@ -96,7 +96,7 @@ def draw_steps(trained: TrainedRun, images: torch.Tensor) -> None:
         "reconstructed": [reconstructed],
         "feature_maps": [channel[:, None].expand(-1, 3, -1, -1) for channel in channels],
         "levels": [reconstructed, *reversed(decoded)],
-        "stage_1": [decoded[1], decoded[2], cascade.decode(written[2], 2)],
+        "stage_1": [decoded[1], decoded[2], cascade.decode(generated[2], 2)],
     }
     for name, rows in pictures.items():
         save_grid(torch.cat([images, *rows]), IMAGES / f"avatars_{name}.png", columns=len(images))

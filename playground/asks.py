@@ -85,7 +85,7 @@ class Ask:
 
     def result(self, index: int) -> Path:
         """Where the command writes picture number `index`, the atlas or the walk."""
-        special = {"atlas": AGAIN.condition_atlas, "walk": AGAIN.walk("webp")}
+        special = {"atlas": AGAIN.condition_atlas, "walk": AGAIN.animation("webp", "walk")}
         return special.get(self.kind) or AGAIN.final_image(index)
 
 

@@ -174,20 +174,16 @@ def main(argv: list[str] | None = None) -> None:
                 print(f"{path}: already there")
                 return
         cli.need("requirements-demo.txt", *PACKAGES[options.source])
-        print(f"{path}: {draw(options, settings)}")
-
-
-def draw(options: Options, settings: dict) -> str:
-    """Draw all images; return a summary."""
-    limit = options.num_images
-    if options.source == "avatars":
-        limit = limit or 9000
-        # Few faces are drawn twice, but at a small size more of them look the same.
-        items, one, describe = range(2 * limit), partial(draw_avatar, seed=options.seed), lambda _: {"labels": []}
-    else:
-        items, one, describe = openmoji_names(options.seed), draw_openmoji, describe_openmoji()
-    read = partial(one, size=options.image_size)
-    return write_images(items, read, describe, options.out_dir, options.num_workers, settings, limit)
+        limit = options.num_images
+        if options.source == "avatars":
+            limit = limit or 9000
+            # Few faces are drawn twice, but at a small size more of them look the same.
+            items, draw, describe = range(2 * limit), partial(draw_avatar, seed=options.seed), lambda _: {"labels": []}
+        else:
+            items, draw, describe = openmoji_names(options.seed), draw_openmoji, describe_openmoji()
+        read = partial(draw, size=options.image_size)
+        summary = write_images(items, read, describe, options.out_dir, options.num_workers, settings, limit)
+    print(f"{path}: {summary}")
 
 
 if __name__ == "__main__":

@@ -18,11 +18,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from reporting.run import Step as DoneStep
-from reporting.run import read_run
 from scripts.recipe import check, open_images, options_of
-from utils.attempt import Attempt
-from utils.chain import ROOT, Recipe, steps_of
+from utils.attempt import Attempt, read_attempts
+from utils.chain import ROOT, Recipe, Step, steps_of
 from utils.child import Attendant, attending
 from utils.footprint import readable
 from utils.index import read_dataset, write_dataset
@@ -31,7 +29,6 @@ from utils.options import words_of
 from utils.progress import duration
 from utils.run_folder import CONDITION, RunFolder
 from utils.tables import table
-from utils.task import TrainingOptions
 from utils.training import Plan, kept
 
 MOST = 1000  # images that the steps run with
@@ -57,19 +54,15 @@ def estimate(recipe: Recipe, dataset: Path, device: str | None) -> None:
         check(recipe, steps_of(run, recipe, dataset), run, recipe.folder / "generate.json")
         images = open_images(recipe, dataset)
         records, _ = read_dataset(dataset, ("image_fpath",))
-        used = [absolute(record, images.folder) for record in records[:: -(-len(records) // MOST)]]
+        used = records[:: -(-len(records) // MOST)]
+        for record in used:  # in a data set that lies elsewhere
+            record["image_fpath"] = str((images.folder / record["image_fpath"]).resolve())
         write_dataset(Path(scratch, "dataset.json"), used)
         run_steps(recipe, run, Path(scratch, "dataset.json"), device, attendant)
-        whole = Whole(len(records), len(records) / len(used), seconds_to_start(), recipe)
-        rows = whole.estimates(list(read_run(run).steps.values()))
+        rows = Whole(len(records), len(records) / len(used), seconds_to_start(), recipe).estimates(run)
     measured = f"by {TIMED} training steps each with {len(used)} of them"
     print(f"{recipe.folder.name} with {len(records)} images, {measured}:\n")
     print_table(rows)
-
-
-def absolute(record: dict, folder: Path) -> dict:
-    """A record whose path does not depend on where its dataset.json lies."""
-    return record | {"image_fpath": str((folder / record["image_fpath"]).resolve())}
 
 
 def shorten(recipe: Recipe, **options: object) -> Recipe:
@@ -107,45 +100,37 @@ class Whole:
     start: float  # seconds that a script takes before its attempt begins
     recipe: Recipe
 
-    def estimates(self, steps: list[DoneStep]) -> list[Estimate]:
+    def estimates(self, run: RunFolder) -> list[Estimate]:
         """What each script takes in each step."""
-        jobs = [(step, job.last) for step in steps for job in step.jobs.values()]
+        pairs = []
+        for step in steps_of(run, self.recipe, Path("unread")):
+            scripts = {attempt.script: attempt for attempt in read_attempts(step.folder)}
+            pairs.append((step, scripts[f"{step.script}.py"]))
         # A pass over all feature maps by each codebook, which its training and the stages make once more.
-        passes = {step.folder.level: last.seconds for step, last in jobs if last.script == "prune_codebook.py"}
-        return [self.estimate(step, last, passes) for step, last in jobs]
+        passes = {step.folder.level: attempt.seconds for step, attempt in pairs if step.section == "prune"}
+        return [self.estimate(step, attempt, passes) for step, attempt in pairs]
 
-    def estimate(self, step: DoneStep, attempt: Attempt, passes: dict[str, float]) -> Estimate:
+    def estimate(self, step: Step, attempt: Attempt, passes: dict[str, float]) -> Estimate:
         """What a script takes."""
         folder, name = step.folder, f"{step.folder.name}, {attempt.script}"
         files = (path for path in folder.path.rglob("*") if path.is_file() and path.parent != folder.checkpoints)
         size = sum(path.stat().st_size for path in files)
         if attempt.plan is None:
-            growth = 1.0 if folder.kind == "generated" else self.growth
-            disk = 0.0 if folder.kind == "codebook" else growth * size  # a pruned codebook is small
+            growth = 1.0 if step.section == "generate" else self.growth
+            disk = 0.0 if step.section == "prune" else growth * size  # a pruned codebook is small
             return Estimate(name, None, self.start + growth * attempt.seconds, disk, attempt.peak_memory, None)
-        plan, asked = Plan(**attempt.plan), self.asked(step, attempt)
-        steps = asked.planned_steps(self.items(asked, attempt))
-        checkpoints = -(-steps // asked.checkpoint_step)
-        levels = [folder.level, *([CONDITION] if folder.level == "0" and folder.kind == "transformer" else [])]
+        plan, options = Plan(**attempt.plan), options_of(self.recipe, step)
+        flips = step.script != "train_autoencoder" and self.recipe.settings["feature_maps"].get("flip", False)
+        items = round(self.images * (1 - options.val_fraction - options.test_fraction)) * (1 + flips)
+        steps = options.planned_steps(items)
+        checkpoints = -(-steps // options.checkpoint_step)
+        levels = [folder.level, *([CONDITION] if step.name == "transformer_0" else [])]
         more = (self.growth - 1) * sum(passes.get(level, 0.0) for level in levels)
         once = attempt.seconds - TIMED * plan.seconds_per_step - plan.seconds_per_checkpoint
         seconds = steps * plan.seconds_per_step + checkpoints * plan.seconds_per_checkpoint
-        disk = kept(steps, asked.checkpoint_step, asked.keep_checkpoint) * plan.checkpoint + checkpoints * size
+        disk = kept(steps, options.checkpoint_step, options.keep_checkpoint) * plan.checkpoint + checkpoints * size
         half = plan.batch and attempt.peak_memory - plan.batch / 2 * plan.memory_per_image
         return Estimate(name, steps, self.start + max(0.0, once) + more + seconds, disk, attempt.peak_memory, half)
-
-    def asked(self, step: DoneStep, attempt: Attempt) -> TrainingOptions:
-        """What the recipe asks of a trainer."""
-        chain = steps_of(RunFolder(step.folder.path.parent, len(self.recipe.stages)), self.recipe, Path("unread"))
-        name, script = step.folder.name, attempt.script.removesuffix(".py")
-        return options_of(
-            self.recipe, next(each for each in chain if (each.folder.name, each.script) == (name, script))
-        )
-
-    def items(self, asked: TrainingOptions, attempt: Attempt) -> int:
-        """About how many images or feature maps a trainer trains on."""
-        flips = attempt.script != "train_autoencoder.py" and self.recipe.settings["feature_maps"].get("flip", False)
-        return round(self.images * (1 - asked.val_fraction - asked.test_fraction)) * (1 + flips)
 
 
 def print_table(rows: list[Estimate]) -> None:

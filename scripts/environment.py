@@ -10,10 +10,11 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from utils.child import Attendant
-from utils.files import UserError
+from utils.files import UserError, write_file
 
 ROOT = Path(__file__).parent.parent
 VENV = Path(".venv")  # of ROOT, where all of this happens
@@ -41,8 +42,7 @@ def ensure_environment(attendant: Attendant, *files: str) -> Path:
                 continue
             print(f"installing {file} (once; PyTorch may take some minutes)")
             attendant.check([PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", file])
-            shutil.copy(file, f"{mark}.new")
-            Path(f"{mark}.new").replace(mark)
+            write_file(mark, Path(file).read_bytes())
     elif lacking := unmet(files):
         if shutil.which("uv") is None:
             raise UserError(
@@ -84,16 +84,15 @@ def make(attendant: Attendant) -> None:
 
 def runs(*command: str | Path) -> bool:
     """Whether a command ends well."""
-    try:
+    with suppress(OSError):
         return subprocess.run([*map(str, command)], capture_output=True, stdin=subprocess.DEVNULL).returncode == 0
-    except OSError:
-        return False
+    return False
 
 
 def unmet(files: tuple[str, ...]) -> list[str]:
     """The requirements that .venv does not meet. It works without pip."""
-    found = subprocess.run([PYTHON, "-c", VERSIONS], check=True, capture_output=True, text=True).stdout
-    versions = {normal(name): numbers(version) for name, version in json.loads(found).items()}
+    output = subprocess.run([PYTHON, "-c", VERSIONS], check=True, capture_output=True, text=True).stdout
+    versions = {normal(name): numbers(version) for name, version in json.loads(output).items()}
     lines = [line.partition("#")[0].strip() for file in files for line in Path(file).read_text("utf-8").splitlines()]
     return [line for line in lines if line and not is_met(line, versions)]
 

@@ -28,7 +28,7 @@ import torch
 from utils import cli
 from utils.device import choose_device
 from utils.distributed import agree, is_main
-from utils.files import replace_file
+from utils.files import write_file
 from utils.lock import lock
 from utils.options import option, parse_options
 from utils.run_folder import EvaluationFolder, RunFolder
@@ -80,9 +80,8 @@ def main(argv: list[str] | None = None) -> None:
         if not is_main():
             return
         table = markdown(results)
-        for path, text in ((out.table, table), (out.results, json.dumps(dataclasses.asdict(results), indent=1) + "\n")):
-            with replace_file(path) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+        write_file(out.table, table)
+        write_file(out.results, json.dumps(dataclasses.asdict(results), indent=1) + "\n")
     print(f"\n{table}\nwrote {out.results} in {results.seconds:.0f} s")
 
 

@@ -29,7 +29,7 @@ from utils import cli
 from utils.checkpoint import fingerprint, load_checkpoint
 from utils.config import read_json
 from utils.exported import CONFIG, DTYPES, FORMAT, FORMAT_VERSION, SUFFIX, ModelConfig, Part, write_weights
-from utils.files import UserError, replace_file
+from utils.files import UserError, write_file
 from utils.images import save_grid
 from utils.index import read_dataset
 from utils.lock import lock
@@ -57,20 +57,6 @@ class Options:
     overwrite: bool = option("replace the model that is in OUT_DIR, and its README.md", False)
 
 
-@dataclass(frozen=True)
-class Source:
-    """A checkpoint that is exported under a name."""
-
-    name: str
-    kind: str
-    path: Path
-
-    @property
-    def file(self) -> str:
-        """The name of its file of weights."""
-        return self.name + SUFFIX
-
-
 def main(argv: list[str] | None = None) -> None:
     """Parse, check, write beside the model before, put in its place."""
     options = parse_options(Options, __doc__, argv)
@@ -86,9 +72,10 @@ def main(argv: list[str] | None = None) -> None:
         new.path.mkdir()
         try:
             write_model(new, run, model, options.dtype)
-            made = Cascade.load(new.path, device=options.device)
-            save_grid(made.sample(SAMPLES, as_tensor=True), new.samples)
-            card = make_card(run, made, ModelConfig.load(new.config), out.resolve().name, LICENCES.get(source_of(run)))
+            exported = Cascade.load(new.path, device=options.device)
+            save_grid(exported.sample(SAMPLES, as_tensor=True), new.samples)
+            config, licence = ModelConfig.load(new.config), LICENCES.get(source_of(run))
+            card = make_card(run, exported, config, out.resolve().name, licence)
             new.card.write_text(card, encoding="utf-8")
         except BaseException:
             shutil.rmtree(new.path, ignore_errors=True)
@@ -97,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
         replace_set(out)
     size = sum(path.stat().st_size for path in out.iterdir() if path.is_file())
     print(f"{out}: {size / 1e6:.1f} MB; look at {out / new.samples.name}")
-    if source_of(run) not in LICENCES:
+    if licence is None:
         print(
             f"{out / new.card.name}: fill in where the training images are from, and their licence, before you share it"
         )
@@ -105,12 +92,12 @@ def main(argv: list[str] | None = None) -> None:
 
 def check_target(out: Path, overwrite: bool) -> None:
     """Raise `UserError` if the folder holds anything but a model that is to be replaced; hidden files may stay."""
-    found = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
-    if found and CONFIG not in found:
-        raise UserError(f"{out}: holds other files ({found[0]}, …); give a new folder")
-    if found and read_json(out / CONFIG).get("format") != FORMAT:
+    names = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
+    if names and CONFIG not in names:
+        raise UserError(f"{out}: holds other files ({names[0]}, …); give a new folder")
+    if names and read_json(out / CONFIG).get("format") != FORMAT:
         raise UserError(f"{out / CONFIG}: is not of a model that scripts.export wrote; give a new folder")
-    if found and not overwrite:
+    if names and not overwrite:
         raise UserError(f"{out}: holds a model; give another folder, or --overwrite to replace it")
 
 
@@ -125,26 +112,26 @@ def source_of(run: RunFolder) -> str | None:
     return read_dataset(run.images, ())[1].get("source") if run.images.is_file() else None
 
 
-def sources(run: RunFolder, configs: list[GenerationConfig]) -> Iterator[Source]:
-    """The checkpoints that generate the pictures of a run."""
-    yield Source("autoencoder", autoencoder.KIND, run.decoding.latest)
-    yield Source(f"codebook_{CONDITION}", codebook.KIND, run.path / configs[0].lr_codebook_path)
+def sources(run: RunFolder, configs: list[GenerationConfig]) -> Iterator[tuple[str, str, Path]]:
+    """The checkpoints that generate the pictures of a run, each with the name that it is exported by and its kind."""
+    yield "autoencoder", autoencoder.KIND, run.decoding.latest
+    yield f"codebook_{CONDITION}", codebook.KIND, run.path / configs[0].lr_codebook_path
     for number, config in enumerate(configs):
-        yield Source(f"codebook_{number}", codebook.KIND, run.path / config.hr_codebook_path)
-        yield Source(f"transformer_{number}", cascade.KIND, run.path / config.model_path)
+        yield f"codebook_{number}", codebook.KIND, run.path / config.hr_codebook_path
+        yield f"transformer_{number}", cascade.KIND, run.path / config.model_path
 
 
 def write_model(new: ExportedFolder, run: RunFolder, model: Cascade, dtype: str) -> None:
     """Write the weights, config.json and generate.json."""
     parts = {}
-    for source in sources(run, model.configs):
-        content = load_checkpoint(source.path, source.kind)
+    for name, kind, path in sources(run, model.configs):
+        content = load_checkpoint(path, kind)
         state = content.get("ema") or content["model"]
-        if source.kind != codebook.KIND:
-            state = rounded(state, DTYPES[dtype], source.path)
-        write_weights(new.path / source.file, state)
-        parts[source.file] = Part(
-            source.kind,
+        if kind != codebook.KIND:
+            state = rounded(state, DTYPES[dtype], path)
+        write_weights(new.path / (name + SUFFIX), state)
+        parts[name + SUFFIX] = Part(
+            kind,
             sum(value.numel() for value in state.values() if value.is_floating_point()),
             content["config"],
             content["fingerprint"],
@@ -152,39 +139,29 @@ def write_model(new: ExportedFolder, run: RunFolder, model: Cascade, dtype: str)
             content["trained_from"],
             tuple(Bounds.saved(content)),
             content.get("data"),
-            model.decoder.encoder_fingerprint if source.kind == autoencoder.KIND else None,
+            model.decoder.encoder_fingerprint if kind == autoencoder.KIND else None,
         )
     versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
-    parts = {name: dataclasses.asdict(part) for name, part in parts.items()}
     config = ModelConfig(FORMAT, FORMAT_VERSION, dtype, model.image_size, versions, parts)
-    write_json(new.config, dataclasses.asdict(config))
-    write_json(new.generation, {str(number): entry(number, config) for number, config in enumerate(model.configs)})
+    stages = {str(number): entry(number, config) for number, config in enumerate(model.configs)}
+    for path, content in {new.config: dataclasses.asdict(config), new.generation: stages}.items():
+        write_file(path, json.dumps(content, indent=4) + "\n")
 
 
 def rounded(state: dict[str, torch.Tensor], dtype: torch.dtype, path: Path) -> dict[str, torch.Tensor]:
     """The same tensors with those of floats in another dtype; raises `UserError` where one has no number there."""
-    made = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
-    for name, value in made.items():
+    state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
+    for name, value in state.items():
         if not value.isfinite().all():
             raise UserError(f"{path}: {name} holds weights that are no numbers as {dtype}; give another --dtype")
-    return made
+    return state
 
 
 def entry(number: int, config: GenerationConfig) -> dict:
     """How a stage is generated, with the files of the exported model."""
     coarse = number - 1 if number else CONDITION
-    names = {
-        "model_path": f"transformer_{number}",
-        "lr_codebook_path": f"codebook_{coarse}",
-        "hr_codebook_path": f"codebook_{number}",
-    }
-    return {**{key: name + SUFFIX for key, name in names.items()}, **sampling_of(config)}
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write an object as JSON for people to read."""
-    with replace_file(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
+    books = {"lr_codebook_path": f"codebook_{coarse}{SUFFIX}", "hr_codebook_path": f"codebook_{number}{SUFFIX}"}
+    return {"model_path": f"transformer_{number}{SUFFIX}", **books, **sampling_of(config)}
 
 
 if __name__ == "__main__":

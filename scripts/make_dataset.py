@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from PIL import Image, ImageColor
 
 from scripts import groups, near_duplicates
 from utils.cli import run
-from utils.files import UserError, remove_unnamed, replace_file
+from utils.files import UserError, remove_unnamed, write_file
 from utils.images import SUFFIXES, WHITE, Colour, fit_square, image_files, open_rgb
 from utils.index import checksum, is_whole, read_dataset, write_dataset
 from utils.journal import Journal
@@ -115,13 +115,14 @@ def write_images(
     folder = StepFolder(out_dir)
     journal = Journal(folder.unfinished, settings | ({"is_hashed": True} if hash_image else {}))
     convert, total = partial(_convert, read, hash_image, out_dir), min(limit or len(items), len(items))
-    with _entries(items, convert, journal, num_workers) as entries, progress(total=total, unit="image") as bar:
+    entries = _entries(items, convert, journal, num_workers)
+    with closing(entries), progress(total=total, unit="image") as bar:
         for item, (entry, error) in zip(items, entries, strict=False):
             if error:
                 skipped.append(error)
                 bar.write(f"skipped {error}", file=sys.stderr)
                 continue
-            [(name, expected)] = entry["files"].items()
+            [(name, _, expected)] = entry["places"]
             if name in records:
                 num_duplicates += 1
                 continue
@@ -130,18 +131,22 @@ def write_images(
             bar.update()
             if len(records) == limit:
                 break
-    write_report(out_dir / "skipped.txt", skipped)
+    report = out_dir / "skipped.txt"
+    if skipped:
+        write_file(report, "".join(f"{line}\n" for line in skipped))
+    else:
+        report.unlink(missing_ok=True)
     if not records:
-        journal.remove()
-        raise UserError(f"none of the {len(items)} images can be read; see {out_dir / 'skipped.txt'}")
-    review(list(records.values()), hashes)
-    found = list(records.values())
+        folder.unfinished.unlink()
+        raise UserError(f"none of the {len(items)} images can be read; see {report}")
+    written = list(records.values())
+    review(written, hashes)
     if per_shard is not None:
-        found = write_shards(found, out_dir, per_shard)
-    write_dataset(folder.dataset, found, settings)
+        written = write_shards(written, out_dir, per_shard)
+    write_dataset(folder.dataset, written, settings)
     remove_unnamed(out_dir, f"images/??/{'[0-9a-f]' * 24}.png", records if per_shard is None else ())
-    remove_unnamed(out_dir, f"shards/[0-9]*_{'[0-9a-f]' * 12}.tar", {record["image_fpath"] for record in found})
-    journal.remove()
+    remove_unnamed(out_dir, f"shards/[0-9]*_{'[0-9a-f]' * 12}.tar", {record["image_fpath"] for record in written})
+    folder.unfinished.unlink()
     return (
         f"{len(records)} images written, {num_duplicates} duplicates dropped, {len(skipped)} unreadable files skipped"
     )
@@ -149,7 +154,7 @@ def write_images(
 
 def write_shards(records: list[dict], out_dir: Path, per_shard: int) -> list[dict]:
     """Copy images to tar files, each with a JSON of its labels and its group; return the records of these copies."""
-    found = []
+    copies = []
     for number, start in enumerate(progress(range(0, len(records), per_shard), unit="shard", desc="packing")):
         part, files = records[start : start + per_shard], {}
         for record in part:
@@ -159,37 +164,24 @@ def write_shards(records: list[dict], out_dir: Path, per_shard: int) -> list[dic
             files[f"{name.removesuffix('.png')}.json"] = json.dumps(more).encode()
         path, places = write_shard(out_dir / "shards", number, files)
         shard = {"image_fpath": f"shards/{path.name}"}
-        found += [record | shard | places[record["image_fpath"]]._asdict() for record in part]
-    return found
+        copies += [record | shard | places[record["image_fpath"]]._asdict() for record in part]
+    return copies
 
 
-@contextmanager
 def _entries(
     items: Sequence[Item], convert: Callable[[Item], tuple[dict, str]], journal: Journal, num_workers: int | None
-) -> Iterator[Iterator[tuple[dict, str]]]:
+) -> Iterator[tuple[dict, str]]:
     """What `convert` returns for each item, in order; from the journal, or else kept in it."""
     keys = list(map(_key, items))
     done = {key: entry for key in keys if (entry := journal.find(key))}
     missing = [item for item, key in zip(items, keys, strict=True) if key not in done]
 
-    def each(results: Iterator[tuple[dict, str]]) -> Iterator[tuple[dict, str]]:
+    with _mapped(convert, missing, num_workers) as results:
         for key in keys:
             entry, error = (done[key], "") if key in done else next(results)
             if key not in done and not error:
                 journal.add({key: entry})
             yield entry, error
-
-    with _mapped(convert, missing, num_workers) as results:
-        yield each(results)
-
-
-def write_report(path: Path, skipped: list[str]) -> None:
-    """Write why items were skipped, if any were."""
-    if not skipped:
-        path.unlink(missing_ok=True)
-        return
-    with replace_file(path) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in skipped), encoding="utf-8")
 
 
 def _key(item: object) -> str:
@@ -199,10 +191,7 @@ def _key(item: object) -> str:
 
 
 def _convert(
-    read: Callable[[Item], Image.Image],
-    hash_image: Callable[[Image.Image], str] | None,
-    out_dir: Path,
-    item: Item,
+    read: Callable[[Item], Image.Image], hash_image: Callable[[Image.Image], str] | None, out_dir: Path, item: Item
 ) -> tuple[dict, str]:
     """Write one image; return its entry in the journal and no error, or the error alone.
 
@@ -217,9 +206,8 @@ def _convert(
     image.save(file, format="PNG")
     expected = checksum(file.getvalue())
     if not is_whole(out_dir / name, expected):  # one that is there keeps its time, by which later steps know it
-        with replace_file(out_dir / name, durable=False) as temporary:
-            temporary.write_bytes(file.getvalue())
-    return {"files": {name: expected}} | ({"hash": hash_image(image)} if hash_image else {}), ""
+        write_file(out_dir / name, file.getvalue(), durable=False)
+    return {"places": [(name, None, expected)]} | ({"hash": hash_image(image)} if hash_image else {}), ""
 
 
 def is_made(path: Path, settings: dict, overwrite: bool) -> bool:
@@ -268,18 +256,16 @@ def main(argv: list[str] | None = None) -> None:
         return record | ({"group": name} if (name := group(path)) else {})
 
     read = partial(read_square, size=options.image_size, fit=options.fit, background=options.background)
-    settings = {"folder": str(source), "image_size": options.image_size, "fit": options.fit}
-    settings["background"] = list(options.background)
-    for name in ("group_by", "shards"):
-        if (value := getattr(options, name)) is not None:
-            settings[name] = value
-    hash_image = near_duplicates.hash_image if near_duplicates.is_installed() else None
-    review = partial(groups.review, options.group_by)
+    given = {name: getattr(options, name) for name in ("image_size", "fit", "background", "group_by", "shards")}
+    settings = {"folder": str(source)} | {name: value for name, value in given.items() if value is not None}
+    more = {"review": partial(groups.review, options.group_by), "per_shard": options.shards}
+    if near_duplicates.is_installed():
+        more["hash_image"] = near_duplicates.hash_image
+    path = options.out_dir / "dataset.json"
     with lock(options.out_dir):
-        is_made(options.out_dir / "dataset.json", settings, options.overwrite)
-        more = {"hash_image": hash_image, "review": review, "per_shard": options.shards}
+        is_made(path, settings, options.overwrite)
         summary = write_images(files, read, describe, options.out_dir, options.num_workers, settings, **more)
-    print(f"{options.out_dir / 'dataset.json'}: {summary}")
+    print(f"{path}: {summary}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import utils.threads  # noqa: F401
 
 import dataclasses
-import difflib
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -13,7 +12,7 @@ from models.codebook import CodebookConfig
 from models.requests import load_generation_config
 from models.transformer import TransformerConfig
 from utils.chain import Recipe, Step
-from utils.config import load_config
+from utils.config import load_config, refuse_unknown
 from utils.dataset import ImageDataset
 from utils.files import UserError
 from utils.options import StepOptions, parse_options, words_of
@@ -35,11 +34,8 @@ def check(recipe: Recipe, steps: Sequence[Step], run: RunFolder, generation: Pat
     """
     for step in steps:
         options_of(recipe, step)
-    configs = {
-        step.name: load_config(step.inputs["config_path"], CONFIGS[step.script])
-        for step in steps
-        if step.script in CONFIGS
-    }
+    trained = [step for step in steps if step.script in CONFIGS]
+    configs = {step.name: load_config(step.inputs["config_path"], CONFIGS[step.script]) for step in trained}
     check_sizes(recipe, run, configs)
     plans = {step.name: {key: step.settings[key] for key in step.settings if key not in IDLE} for step in steps}
     for name, config in configs.items():
@@ -51,13 +47,9 @@ def check(recipe: Recipe, steps: Sequence[Step], run: RunFolder, generation: Pat
 def options_of(recipe: Recipe, step: Step) -> StepOptions:
     """The options of a step, as its script parses them; raises `UserError` naming the key of recipe.json."""
     cls, where = import_module(step.script).Options, f"{recipe.path}: {step.section!r}"
-    fields = {cls: {field.name for field in dataclasses.fields(cls)} for cls in (cls, StepOptions)}
-    known = fields[cls] - fields[StepOptions] - step.inputs.keys() - {"resume"}
-    for key in step.settings:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "docs/reference.md lists the options of each step"
-            raise UserError(f"{where}: unknown key {key!r}; {hint}")
+    own, common = ({field.name for field in dataclasses.fields(each)} for each in (cls, StepOptions))
+    known = own - common - step.inputs.keys() - {"resume"}
+    refuse_unknown(step.settings, known, where, "docs/reference.md lists the options of each step")
     return parse_options(cls, "", words_of(step.options | {"out_dir": step.folder.path}), where)
 
 
@@ -95,20 +87,18 @@ def check_generation(path: Path, steps: Sequence[Step], run: RunFolder) -> dict[
 
     Returns how the stages sample, and what they are read from.
     """
-    stages, found = (
-        [step for step in steps if step.script == "train_quantized_transformer"],
-        load_generation_config(path),
-    )
-    if len(found) > len(stages):
+    stages = [step for step in steps if step.script == "train_quantized_transformer"]
+    configs, told = load_generation_config(path), {}
+    if len(configs) > len(stages):
         raise UserError(f"{path}: stage {len(stages)} has no transformer_{len(stages)}.json in the recipe; add it")
-    for number, (stage, config) in enumerate(zip(stages, found, strict=False)):
+    for number, (stage, config) in enumerate(zip(stages, configs, strict=False)):
         for key, expected in {"model_path": stage.folder.best, **stage.inputs}.items():
             value = getattr(config, key, None)
             if value is not None and (run.path / value).parent != expected.parent and not (run.path / value).is_file():
                 expected = expected.relative_to(run.path).as_posix()
                 raise UserError(f"{path}: stage {number}: {key!r} is {value!r}, expected {expected!r}")
-    named = ((number, dataclasses.asdict(config)) for number, config in enumerate(found))
-    return {f"stage {number}: {key!r}": value for number, values in named for key, value in values.items()}
+        told |= {f"stage {number}: {key!r}": value for key, value in dataclasses.asdict(config).items()}
+    return told
 
 
 def open_images(recipe: Recipe, dataset: Path) -> ImageDataset:

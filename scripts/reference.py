@@ -12,7 +12,7 @@ from models.autoencoder import AutoencoderConfig
 from models.codebook import CodebookConfig
 from models.requests import GenerationConfig
 from models.transformer import TransformerConfig
-from utils.files import replace_file
+from utils.files import write_file
 from utils.options import default_of, flag_of
 from utils.tables import table
 
@@ -60,8 +60,7 @@ def render() -> str:
 
 def main() -> None:
     """Write the page."""
-    with replace_file(PAGE) as temporary:
-        temporary.write_text(render(), encoding="utf-8")
+    write_file(PAGE, render())
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils import cli
-from utils.files import replace_file
+from utils.files import write_file
 from utils.lock import lock
 from utils.options import option, parse_options
 from utils.run_folder import RunFolder
@@ -32,9 +32,8 @@ def main(argv: list[str] | None = None) -> None:
 
     folder = RunFolder.open(options.run_dir)
     out = options.out or folder.report
-    with lock(folder.path), replace_file(out) as temporary:
-        page = make_page(folder)
-        temporary.write_text(page, encoding="utf-8")
+    with lock(folder.path):
+        write_file(out, make_page(folder))
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, open it in a browser")
 
 

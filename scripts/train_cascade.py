@@ -18,6 +18,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -26,7 +27,7 @@ from scripts.recipe import check, open_images
 from utils import child, provenance
 from utils.chain import Recipe, Step, steps_of
 from utils.dataset import FeatureMapDataset
-from utils.files import UserError, replace_file
+from utils.files import UserError, write_file
 from utils.index import Fingerprint, checksum, verify_files
 from utils.options import option, parse_options, words_of
 from utils.run_folder import RunFolder
@@ -109,22 +110,17 @@ class Chain:
 
     def fingerprint_of_maps(self) -> Fingerprint | None:
         """That of the feature maps; None where they, or one of them, are not there."""
-        try:
+        with suppress(UserError):
             return FeatureMapDataset(self.folder.feature_maps.dataset).fingerprint
-        except UserError:
-            return None
 
     def noted(self, name: str) -> dict | None:
         """What is kept of a step that has ended."""
-        try:
+        with suppress(OSError, ValueError):
             return json.loads(self.folder.mark(name).read_text("utf-8"))
-        except (OSError, ValueError):
-            return None
 
     def note(self, name: str, key: dict) -> None:
         """Keep what a step was made of, now that it has ended."""
-        with replace_file(self.folder.mark(name)) as temporary:
-            temporary.write_text(json.dumps(provenance.plain(key)), encoding="utf-8")
+        write_file(self.folder.mark(name), json.dumps(provenance.plain(key)))
 
     def keys(self) -> Iterator[tuple[Step, dict]]:
         """The steps, each with all that its results depend on, also those of the steps before it."""
@@ -184,8 +180,7 @@ class Chain:
             print(f"{config} was edited, so it is kept; for the recipe's, remove it and run this again")
             return
         if not config.is_file() or config.read_bytes() != content:
-            with replace_file(config) as temporary:
-                temporary.write_bytes(content)
+            write_file(config, content)
         if self.noted(config.name) != (key := {"checksum": checksum(content)}):
             self.note(config.name, key)
 

@@ -96,11 +96,6 @@ def test_the_table_grows_with_training_steps_checkpoints_and_images(faces, tiny_
     assert {memory for *_, memory, _ in lines[1:]} == {"4.0 GiB"}
 
 
-def test_the_images_of_a_part_are_where_they_were(tmp_path):
-    record = dry_run.absolute({"image_fpath": "../a.png", "labels": ["x"]}, tmp_path / "data")
-    assert record == {"image_fpath": str(tmp_path.resolve() / "a.png"), "labels": ["x"]}
-
-
 def test_a_dry_run_that_fails_ends_with_the_status_of_the_step_and_leaves_nothing(faces, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(SystemExit) as stopped:

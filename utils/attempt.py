@@ -21,7 +21,7 @@ import torch
 from utils import distributed
 from utils.config import build_config, read_json
 from utils.device import peak_memory
-from utils.files import replace_file
+from utils.files import write_file
 from utils.lock import lock
 from utils.options import StepOptions, fixed_options, words_of
 from utils.provenance import check, options_key, plain
@@ -87,16 +87,14 @@ def read_attempts(folder: StepFolder) -> list[Attempt]:
     return list(build_config(Record, read_json(folder.record), str(folder.record)).attempts)
 
 
-def note(folder: StepFolder, **found: object) -> None:
+def note(folder: StepFolder, **known: object) -> None:
     """Note in `run.json` that the newest attempt has come so far, and what is known of it now."""
     if distributed.is_main() and (attempts := read_attempts(folder)):
-        _write(folder, [*attempts[:-1], dataclasses.replace(attempts[-1], end=_now(), **found)])
+        _write(folder, [*attempts[:-1], dataclasses.replace(attempts[-1], end=_now(), **known)])
 
 
 def _write(folder: StepFolder, attempts: list[Attempt]) -> None:
-    content = dataclasses.asdict(Record(tuple(attempts)))
-    with replace_file(folder.record) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_file(folder.record, json.dumps(dataclasses.asdict(Record(tuple(attempts))), indent=1) + "\n")
 
 
 class Begun:

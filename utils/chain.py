@@ -70,20 +70,14 @@ class Recipe:
             raise UserError(f"{path}: no such recipe; configs/ holds: {known}")
         content = read_json(path)
         names = [*content, *(each.stem for each in folder.glob("*.json"))]
-        levels = [int(found[1]) for each in names if (found := re.fullmatch(r"(?:codebook|transformer)_(\d+)", each))]
+        levels = [int(m[1]) for each in names if (m := re.fullmatch(r"(?:codebook|transformer)_(\d+)", each))]
         sections = (*SECTIONS, *(f"transformer_{level}" for level in range(max(levels, default=0) + 1)))
         fields = [("image_size", int), *((section, dict) for section in sections)]
-        fields += [
-            (key, kind | None, None) for key, kind in (("decoder", dict), ("num_images", int), ("description", str))
-        ]
-        found = build_config(dataclasses.make_dataclass("Recipe", fields), content, str(path))
-        settings = {section: getattr(found, section) for section in (*sections, "decoder")}
-        return cls(
-            folder,
-            {key: each for key, each in settings.items() if each is not None},
-            found.image_size,
-            found.num_images,
-        )
+        optional = {"decoder": dict, "num_images": int, "description": str}
+        fields += [(key, kind | None, None) for key, kind in optional.items()]
+        given = build_config(dataclasses.make_dataclass("Recipe", fields), content, str(path))
+        settings = {key: each for key in (*sections, "decoder") if (each := getattr(given, key)) is not None}
+        return cls(folder, settings, given.image_size, given.num_images)
 
     @property
     def path(self) -> Path:
@@ -115,8 +109,7 @@ def steps_of(run: "RunFolder", recipe: Recipe, dataset: Path) -> list[Step]:
         return {"config_path": recipe.folder / f"{name}.json"}
 
     add("autoencoder", "train_autoencoder", run.autoencoder, encoder, **images, **config("autoencoder"))
-    made = run.feature_maps
-    add("feature_maps", "generate_fmap_dataset", made, made.dataset, **images, model_path=encoder)
+    add("feature_maps", "generate_fmap_dataset", run.feature_maps, *maps.values(), **images, model_path=encoder)
     for book in run.codebooks:
         model = {"decoder_path": encoder, **config(book.name)}
         add(book.name, "train_codebook", book, book.latest, section="codebook", **maps, **model)
@@ -132,7 +125,6 @@ def steps_of(run: "RunFolder", recipe: Recipe, dataset: Path) -> list[Step]:
         given |= config(stage.name) | before
         add(stage.name, "train_quantized_transformer", stage, stage.best, stage.latest, **maps, **given)
         before = {"previous_path": stage.best}
-    made = run.generated
-    given = {"decoder_path": decoder, "config_path": run.generation}
-    add("generate", "generate_images", made, made.grid(0), made.tokens, **given)
+    last, given = run.generated, {"decoder_path": decoder, "config_path": run.generation}
+    add("generate", "generate_images", last, last.grid(0), last.tokens, **given)
     return steps

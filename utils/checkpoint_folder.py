@@ -11,7 +11,7 @@ import torch
 from utils.attempt import read_attempts
 from utils.checkpoint import link_checkpoint, load_checkpoint, measured, read_measured, save_checkpoint
 from utils.distributed import is_main, num_processes
-from utils.files import UserError, replace_file
+from utils.files import UserError, write_file
 from utils.provenance import check, check_origin, difference, options_key
 from utils.run_folder import StepFolder
 from utils.split import Bounds
@@ -218,10 +218,8 @@ class CheckpointFolder:
         Then those that are too old go: `latest.pt` and `best.pt` stay whole without them.
         """
         if is_main() and measured(self.folder.latest, fingerprint) != validation:
-            numbers = read_measured(self.folder.measured)
-            with replace_file(self.folder.measured) as temporary:
-                text = json.dumps(numbers | {fingerprint: validation}, indent=1)
-                temporary.write_text(text + "\n", encoding="utf-8")
+            numbers = read_measured(self.folder.measured) | {fingerprint: validation}
+            write_file(self.folder.measured, json.dumps(numbers, indent=1) + "\n")
         if self.task.has_best:
             self._offer(self.folder.checkpoints / f"{self.task.prefix}_{step}.pt", validation)
         if is_main() and (number := self.options.keep_checkpoint) is not None:

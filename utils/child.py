@@ -14,9 +14,7 @@ from pathlib import Path
 from utils.files import UserError
 
 GROUPS = hasattr(os, "killpg")  # else Ctrl-C reaches every process of a console by itself
-STOPS = [
-    getattr(signal, name) for name in ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)
-]
+STOPS = [each for each in signal.Signals if each.name in ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGBREAK")]
 
 
 class Attendant:
@@ -25,7 +23,6 @@ class Attendant:
     def __init__(self) -> None:
         self.child: subprocess.Popen | None = None
         self.is_starting = False
-        self.waiting: list[int] = []  # signals that came before the program was there
         self.stop = 0  # what this process ends with before the next program, because a signal came
 
     def run(self, command: list[str | Path], **options: object) -> int:
@@ -41,8 +38,8 @@ class Attendant:
             self.child = subprocess.Popen([*map(str, command)], stdin=subprocess.DEVNULL, **more, **options)
         finally:
             self.is_starting = False
-        while GROUPS and self.waiting:
-            self.child.send_signal(self.waiting.pop(0))
+        if GROUPS and self.stop:  # it came before the program was there
+            self.child.send_signal(self.stop - 128)
         status = self.child.wait()
         self.child = None
         return status if status >= 0 else 128 - status
@@ -57,21 +54,18 @@ class Attendant:
         self.stop = 128 + number
         if number == getattr(signal, "SIGHUP", None):
             signal.signal(number, signal.SIG_IGN)  # a shell and the kernel both send it where a terminal is lost
-        if self.is_starting:
-            self.waiting.append(number)
-        elif self.child is None:
+        if self.child is None and not self.is_starting:
             sys.exit(self.stop)
-        elif GROUPS:
+        if self.child is not None and GROUPS:
             self.child.send_signal(number)
 
     def pause(self, *_: object) -> None:
         """Pause the program and this process, as Ctrl-Z asks; `fg` and `bg` wake both."""
-        group = None if self.child is None else self.child.pid
-        if group is not None:
-            os.killpg(group, signal.SIGTSTP)
+        if paused := self.child:
+            os.killpg(paused.pid, signal.SIGTSTP)
         os.kill(os.getpid(), signal.SIGSTOP)
-        if group is not None and self.child is not None:
-            os.killpg(group, signal.SIGCONT)
+        if paused and self.child:
+            os.killpg(paused.pid, signal.SIGCONT)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import difflib
 import json
 import types
 import typing
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -36,11 +37,7 @@ def build_config(cls: type[Config], values: object, where: str) -> Config:
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected a JSON object, found {values!r}")
     fields = {field.name: field for field in dataclasses.fields(cls)}
-    for key in values:
-        if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(fields)}"
-            raise UserError(f"{where}: unknown key {key!r}; {hint}")
+    refuse_unknown(values, fields, where, f"known keys: {', '.join(fields)}")
     for name, field in fields.items():
         if name not in values and field.default is dataclasses.MISSING:
             raise UserError(f"{where}: missing key {name!r}; add it")
@@ -50,6 +47,14 @@ def build_config(cls: type[Config], values: object, where: str) -> Config:
         return cls(**values)
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
+
+
+def refuse_unknown(keys: Iterable[str], known: Collection[str], where: str, advice: str) -> None:
+    """Raise `UserError` for the first key that is not a known one: it names one like it, or gives the advice."""
+    for key in keys:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            raise UserError(f"{where}: unknown key {key!r}; {f'did you mean {near[0]!r}?' if near else advice}")
 
 
 def _build(value: object, hint: object, where: str) -> object:

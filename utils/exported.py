@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from utils.config import build_config, read_json
-from utils.files import UserError, replace_file
+from utils.files import UserError, write_file
 
 FORMAT, FORMAT_VERSION = "quantized-cascade", 1
 CONFIG, SUFFIX = "config.json", ".safetensors"
@@ -67,8 +67,7 @@ class ModelConfig:
 
 def write_weights(path: Path, state: State) -> None:
     """Write tensors as safetensors, completely or not at all."""
-    with replace_file(path) as temporary:
-        temporary.write_bytes(save({name: value.contiguous() for name, value in state.items()}))
+    write_file(path, save({name: value.contiguous() for name, value in state.items()}))
 
 
 def read_exported(path: Path) -> dict:

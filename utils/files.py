@@ -42,6 +42,12 @@ def replace_file(path: str | os.PathLike, *, durable: bool = True) -> Iterator[P
         temporary.unlink(missing_ok=True)
 
 
+def write_file(path: Path, content: str | bytes, *, durable: bool = True) -> None:
+    """Write a file as `replace_file` does; text as UTF-8."""
+    with replace_file(path, durable=durable) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
 def is_temporary(name: str) -> bool:
     """Whether a file of this name is one that `replace_file` had not yet renamed."""
     return re.fullmatch(r"\..+\.[0-9a-f]{16}\.tmp(\.[^.]+)?", name) is not None

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils.files import UserError, make_folder, replace_file
+from utils.files import UserError, make_folder, write_file
 from utils.index import checksum
 from utils.provenance import Key, digest
 
@@ -27,10 +27,10 @@ def read_map(path: Path, expected: str = "", row: int = -1) -> torch.Tensor:
     broken, not finite, or has changed since it was written.
     """
     try:
-        found = open_rows(str(path))[row] if row >= 0 else path.read_bytes()
-        if expected and checksum(found if row < 0 else found.tobytes()) != expected:
+        content = open_rows(str(path))[row] if row >= 0 else path.read_bytes()
+        if expected and checksum(content if row < 0 else content.tobytes()) != expected:
             raise UserError(f"{path}: has changed since it was written; {AGAIN}")
-        fmap = found if row >= 0 else np.load(io.BytesIO(found), allow_pickle=False)
+        fmap = content if row >= 0 else np.load(io.BytesIO(content), allow_pickle=False)
     except FileNotFoundError:
         raise UserError(f"{path}: no such feature map; {AGAIN}") from None
     except UserError:
@@ -59,22 +59,18 @@ class MapFiles:
     def __init__(self, folder: Path, per_folder: int) -> None:
         self.folder, self.per_folder = folder, per_folder
 
-    def make(self) -> None:
-        """Nothing is needed before a file is written."""
-
     def write(self, fmaps: np.ndarray, first: int) -> dict:
-        """Write maps, the first as number `first`; return their entry of a journal, with names and checksums."""
-        files = {}
+        """Write maps, the first as number `first`; return their entry of a journal."""
+        places = []
         for number, fmap in enumerate(fmaps, first):
             file = io.BytesIO()
             np.save(file, fmap)
             content = file.getvalue()
             digest = hashlib.blake2b(f"{number} ".encode() + content, digest_size=12).hexdigest()
             name = f"{number // self.per_folder:04d}/{digest}.npy"
-            with replace_file(self.folder / name, durable=False) as temporary:
-                temporary.write_bytes(content)
-            files[name] = checksum(content)
-        return {"files": files}
+            write_file(self.folder / name, content, durable=False)
+            places.append((name, None, checksum(content)))
+        return {"places": places}
 
 
 class PackedMaps:
@@ -104,12 +100,12 @@ class PackedMaps:
             np.lib.format.open_memmap(path, mode="w+", dtype=self.dtype, shape=shape)
 
     def write(self, fmaps: np.ndarray, first: int) -> dict:
-        """Write maps, the first as number `first`; return their entry of a journal: file, row and checksum of each."""
-        rows = []
+        """Write maps, the first as number `first`; return their entry of a journal."""
+        places = []
         for start in range(first - first % self.per_folder, first + len(fmaps), self.per_folder):
             name, begin = self.name(start // self.per_folder), max(first, start)
             part = fmaps[begin - first : start + self.per_folder - first]
             array = np.load(self.folder / name, mmap_mode="r+", allow_pickle=False)
             array[begin - start :][: len(part)] = part
-            rows += [(name, row, checksum(fmap.tobytes())) for row, fmap in enumerate(part, begin - start)]
-        return {"rows": rows}
+            places += [(name, row, checksum(fmap.tobytes())) for row, fmap in enumerate(part, begin - start)]
+        return {"places": places}

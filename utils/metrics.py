@@ -16,7 +16,7 @@ import torch
 from utils import distributed
 from utils.dataset import Batch, steps_per_epoch, to_device
 from utils.device import wait_for
-from utils.files import UserError, flush, replace_file
+from utils.files import UserError, flush, write_file
 from utils.footprint import Footprint
 from utils.images import open_rgb
 from utils.run_folder import StepFolder
@@ -182,8 +182,7 @@ def read_rows(path: Path) -> list[dict]:
 
 def write_rows(path: Path, rows: list[dict]) -> None:
     """Replace the rows of a `metrics.jsonl`."""
-    with replace_file(path) as temporary:
-        temporary.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    write_file(path, "".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 def _is_checkpoint(row: dict) -> bool:

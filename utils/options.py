@@ -70,8 +70,8 @@ def option(meaning: str, default: Any = MISSING, **more: Any) -> Any:
 def check_ranges(config: object) -> None:
     """Raise `ValueError` naming the first field of a dataclass whose value is out of its range."""
     for field in dataclasses.fields(config):
-        value, found = getattr(config, field.name), field.metadata.get("option")
-        if found is not None and (expected := found.expectation(value)):
+        value, spec = getattr(config, field.name), field.metadata.get("option")
+        if spec is not None and (expected := spec.expectation(value)):
             raise ValueError(f"{field.name!r} is {value!r}, expected {expected}")
 
 
@@ -87,9 +87,9 @@ def several(cls: type, name: str, doc: str, **more: Any) -> type:
     """
     hints, fields = typing.get_type_hints(cls), []
     for field in dataclasses.fields(cls):
-        found = dataclasses.replace(field.metadata["option"], **more)
+        spec = dataclasses.replace(field.metadata["option"], **more)
         hint = tuple[_scalar(hints[field.name]), ...] | None
-        fields.append((field.name, hint, dataclasses.field(default=None, metadata={"option": found})))
+        fields.append((field.name, hint, dataclasses.field(default=None, metadata={"option": spec})))
     return dataclasses.make_dataclass(name, fields, frozen=True, kw_only=True, namespace={"__doc__": doc})
 
 
@@ -156,9 +156,9 @@ def parse_options(cls: type[Options], doc: str, argv: list[str] | None, where: s
     parser = make_parser(cls, doc)
     if where:
         parser.error = refuse
-    found = vars(parser.parse_args(argv))
+    values = vars(parser.parse_args(argv))
     try:
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
     except UserError as error:
         if where:
             refuse(str(error))
@@ -166,34 +166,34 @@ def parse_options(cls: type[Options], doc: str, argv: list[str] | None, where: s
 
 
 def _add(place: argparse._ActionsContainer, field: dataclasses.Field, hint: object) -> None:
-    found = field.metadata["option"]
+    spec = field.metadata["option"]
     shown = default_of(field).replace("%", "%%")
-    help_ = found.meaning.replace("%", "%%") + (f" [{shown}]" if shown and field.default is not MISSING else "")
+    help_ = spec.meaning.replace("%", "%%") + (f" [{shown}]" if shown and field.default is not MISSING else "")
     if hint is bool:
         place.add_argument(flag_of(field), action="store_true", help=help_)
         return
-    settings: dict[str, Any] = {"help": help_, "type": lambda text: _parse(text, hint, found)}
-    if found.choices is not None:
-        settings |= {"choices": list(found.choices)}
-    if any(typing.get_origin(one) is tuple for one in (hint, *typing.get_args(hint))) and found.convert is None:
+    settings: dict[str, Any] = {"help": help_, "type": lambda text: _parse(text, hint, spec)}
+    if spec.choices is not None:
+        settings |= {"choices": list(spec.choices)}
+    if any(typing.get_origin(one) is tuple for one in (hint, *typing.get_args(hint))) and spec.convert is None:
         settings["nargs"] = "+"
-    if found.const is not None:
-        settings |= {"nargs": "?", "const": found.const}
-    if found.positional:
+    if spec.const is not None:
+        settings |= {"nargs": "?", "const": spec.const}
+    if spec.positional:
         optional = {} if field.default is MISSING else {"nargs": "?", "default": field.default}
         place.add_argument(field.name, metavar=flag_of(field), **settings | optional)
         return
-    names = [name for name in (found.short, flag_of(field)) if name]
+    names = [name for name in (spec.short, flag_of(field)) if name]
     place.add_argument(*names, required=field.default is MISSING, default=field.default, **settings)
 
 
-def _parse(text: str, hint: object, found: Option) -> object:
+def _parse(text: str, hint: object, spec: Option) -> object:
     kind = _scalar(hint)
     try:
-        value = found.convert(text) if found.convert else kind(text)
+        value = spec.convert(text) if spec.convert else kind(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not {KINDS.get(kind, 'valid')}") from None
-    if found.choices is None and (expected := found.expectation(value)):
+    if spec.choices is None and (expected := spec.expectation(value)):
         raise argparse.ArgumentTypeError(f"{text}: expected {expected}")
     return value
 

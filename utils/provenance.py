@@ -26,8 +26,8 @@ def options_key(options: object) -> dict:
     return plain({flag: getattr(options, name) for name, flag in fixed_options(options).items()})
 
 
-def digest(key: Key) -> str:
-    """A short hash of a key, for the name of a file."""
+def digest(key: object) -> str:
+    """A short hash of a key or of a part of one, for the name of a file or for another key."""
     return hashlib.blake2b(json.dumps(plain(key), sort_keys=True).encode(), digest_size=12).hexdigest()
 
 

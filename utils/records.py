@@ -29,8 +29,14 @@ LARGE = 2**23  # bytes of a data set whose records are kept on disk, which one p
 ROW = np.dtype([("end", "<i8"), ("position", "<f8"), ("row", "<i8"), ("first", "<i8"), ("flipped", "?")])
 PACKED = struct.Struct("<qdqq?")
 
-TEXTS = ("checksum", "image_key", "image_path")  # keys whose values are strings
-KINDS = {"labels": "list of strings", "group": "name", **dict.fromkeys(("row", "offset", "size"), "number from 0 on")}
+KINDS = {  # of the values of these keys, each with how it is known
+    **dict.fromkeys(("checksum", "image_key", "image_path"), ("string", lambda value: isinstance(value, str))),
+    **dict.fromkeys(
+        ("row", "offset", "size"), ("number from 0 on", lambda value: isinstance(value, int) and 0 <= value < 2**63)
+    ),
+    "labels": ("list of strings", lambda value: isinstance(value, list) and all(isinstance(x, str) for x in value)),
+    "group": ("name", lambda value: isinstance(value, str) and value != ""),
+}
 
 
 @dataclass(frozen=True)
@@ -100,9 +106,10 @@ def pack(path: Path, required: tuple[str, ...]) -> Records:
             info = info or record
         if of != DEFAULT:
             continue
-        if wrong := next((name for name in record if not _is_right(name, record[name])), ""):
-            kind = KINDS.get(wrong, "string")
-            raise UserError(f"{path}: {wrong!r} of record {number + 1} is no {kind}; make the data set again")
+        for name in filter(KINDS.get, record):
+            kind, is_right = KINDS[name]
+            if not is_right(record[name]):
+                raise UserError(f"{path}: {name!r} of record {number + 1} is no {kind}; make the data set again")
         if "offset" in record and (lacking := [name for name in Place._fields if name not in record]):
             raise UserError(f"{path}: record {number + 1} has no {lacking[0]!r}; make the data set again")
         if record[key] != last:
@@ -114,23 +121,11 @@ def pack(path: Path, required: tuple[str, ...]) -> Records:
     return Records(memoryview(text), np.frombuffer(table, ROW), info, digest.hexdigest(), key)
 
 
-def _is_right(name: str, value: object) -> bool:
-    """Whether a value of a record is of the kind that its name needs."""
-    match name:
-        case "row" | "offset" | "size":
-            return isinstance(value, int) and 0 <= value < 2**63
-        case "labels":
-            return isinstance(value, list) and all(isinstance(label, str) for label in value)
-        case "group":
-            return isinstance(value, str) and value != ""
-    return name not in TEXTS or isinstance(value, str)
-
-
 def source_of(path: Path, required: tuple[str, ...]) -> Key:
     """What kept records are made of: the size of the files, and their last change in ns; and how."""
     files = expand(path) if are_meant(path) else [path] if path.is_file() else []
-    found = [file.stat() for file in files]
-    size, time = sum(each.st_size for each in found), max((each.st_mtime_ns for each in found), default=0)
+    stats = [file.stat() for file in files]
+    size, time = sum(each.st_size for each in stats), max((each.st_mtime_ns for each in stats), default=0)
     names = [file.name for file in files]
     return {"size": size, "time": time, "names": names, "layout": LAYOUT, "required": list(required)}
 

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from utils.files import flush, flush_all, make_folder, replace_file
+from utils.files import flush, flush_all, make_folder, write_file
 
 NEXT, WHOLE = ".next", ".whole"  # the folder of the set to come; its file that says what the set is, once that is whole
 
@@ -21,8 +21,7 @@ def finish_set(folder: Path, names: Iterable[str], last: str, before: Iterable[s
     flush_all(folder / NEXT)
     names = sorted({*names} - {last})
     content = {"names": [*names, last], "old": sorted({*before, *names} - {last})}
-    with replace_file(folder / NEXT / WHOLE) as temporary:
-        temporary.write_text(json.dumps(content), encoding="utf-8")
+    write_file(folder / NEXT / WHOLE, json.dumps(content))
 
 
 def replace_set(folder: Path) -> None:

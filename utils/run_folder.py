@@ -10,7 +10,6 @@ from utils.chain import Recipe, Step, steps_of
 from utils.config import read_json
 from utils.exported import CONFIG, SUFFIX
 from utils.files import UserError
-from utils.replace_set import NEXT
 
 MEASURED = "measured.json"  # beside checkpoints: what was measured of each, by its fingerprint
 CONDITION = "cond"  # the level of the condition codebook; the other levels are numbers
@@ -41,6 +40,7 @@ class StepFolder:
         self.pruned = self.checkpoints / "pruned_codebook.pt"
         self.measured = self.checkpoints / MEASURED
         self.images = path / "images"
+        self.condition_atlas = self.images / "condition_atlas.png"  # a generated image for each unit, at its place
         self.tokens = path / "tokens.npz"  # of generated images; those of feature maps lie in a folder tokens/
 
     def log(self, script: str) -> Path:
@@ -54,8 +54,8 @@ class StepFolder:
 
     def numbered_checkpoints(self, prefix: str) -> dict[int, Path]:
         """The checkpoints `prefix_<step>.pt` by their steps; a person's own copies have other names."""
-        found = {path: re.fullmatch(rf"{prefix}_(\d+)\.pt", path.name) for path in self.checkpoints.glob("*.pt")}
-        return {int(match[1]): path for path, match in found.items() if match}
+        pattern = re.compile(rf"{prefix}_(\d+)\.pt")
+        return {int(m[1]): path for path in self.checkpoints.glob("*.pt") if (m := pattern.fullmatch(path.name))}
 
     def resumable_checkpoints(self, prefix: str) -> list[Path]:
         """`latest.pt`, and those that count as it where it is gone or damaged: the others, from the highest step."""
@@ -103,18 +103,9 @@ class StepFolder:
         """The grids that there are, from the conditions on."""
         return list(takewhile(Path.exists, map(self.grid, count())))
 
-    def animation(self, kind: str) -> Path:
-        """The first generated images filling in, as "webp" or "gif"."""
-        return self.images / f"filling_in.{kind}"
-
-    def walk(self, kind: str) -> Path:
-        """Generated images that turn into one another, as "webp" or "gif"."""
-        return self.images / f"walk.{kind}"
-
-    @property
-    def condition_atlas(self) -> Path:
-        """A generated image for each unit of the condition codebook, at its place on the map."""
-        return self.images / "condition_atlas.png"
+    def animation(self, kind: str, name: str = "filling_in") -> Path:
+        """The first generated images filling in, or those of a `walk` that turn into one another: "webp" or "gif"."""
+        return self.images / f"{name}.{kind}"
 
     @property
     def pictures(self) -> list[Path]:
@@ -127,19 +118,6 @@ class StepFolder:
     def tokens_of(self, start: int) -> Path:
         """The tokens of a batch of generated images whose first is number `start`."""
         return self.path / f"tokens_{start}.npz"
-
-    @property
-    def next(self) -> "StepFolder":
-        """Where a generation keeps its set until that is whole."""
-        return StepFolder(self.path / NEXT)
-
-
-class ExportedStep(StepFolder):
-    """A model of an exported folder, whose result is a file in the place of a folder."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self.latest = self.best = self.pruned = path.with_name(path.name + SUFFIX)
 
 
 class EvaluationFolder:
@@ -186,18 +164,14 @@ class RunFolder:
     @cached_property
     def num_stages(self) -> int:
         """Stages of the cascade: those that `generate.json` names or that a folder was made for, at least 1."""
-        made = [re.fullmatch(r"(?:codebook|transformer)_(\d+)", path.name) for path in self.path.glob("*_*")]
+        folders = [re.fullmatch(r"(?:codebook|transformer)_(\d+)", path.name) for path in self.path.glob("*_*")]
         planned = len(read_json(self.generation)) if self.generation.is_file() else 0
-        return max([1, planned, *(int(found[1]) + 1 for found in made if found)])
-
-    def codebook(self, level: object) -> StepFolder:
-        """The condition codebook (`CONDITION`), or the one that a stage writes with (its number)."""
-        return self.step(f"codebook_{level}")
+        return max([1, planned, *(int(folder[1]) + 1 for folder in folders if folder)])
 
     @property
     def codebooks(self) -> list[StepFolder]:
         """The condition codebook, then the one that each stage writes with."""
-        return [self.codebook(level) for level in (CONDITION, *range(self.num_stages))]
+        return [self.step(f"codebook_{level}") for level in (CONDITION, *range(self.num_stages))]
 
     @property
     def transformers(self) -> list[StepFolder]:
@@ -242,8 +216,10 @@ class ExportedFolder(RunFolder):
         self.samples = path / "samples.png"
 
     def step(self, name: str) -> StepFolder:
-        """The model that a step has made."""
-        return ExportedStep(self.path / name)
+        """The model that a step has made: a file in the place of a folder."""
+        step = super().step(name)
+        step.latest = step.best = step.pruned = self.path / (name + SUFFIX)
+        return step
 
     def check_inside(self, configs: Iterable[object]) -> None:
         """Raise `UserError` if a stage of generate.json is read from anywhere else: the folder may be a stranger's."""

@@ -18,7 +18,7 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
-from utils.files import UserError, replace_file
+from utils.files import UserError, write_file
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # of images
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -70,9 +70,9 @@ def expand(path: Path) -> list[Path]:
             raise UserError(f"{path}: holds no dataset.json and no shards; give the path of a dataset.json")
         return shards
     shards = [path]
-    while found := BRACES.search(shards[0].name):
-        first, last = map(int, found.groups())
-        numbers = [str(number).zfill(len(found[1])) for number in range(first, last + 1)]
+    while braces := BRACES.search(shards[0].name):
+        first, last = map(int, braces.groups())
+        numbers = [str(number).zfill(len(braces[1])) for number in range(first, last + 1)]
         shards = [shard.with_name(BRACES.sub(number, shard.name, count=1)) for shard in shards for number in numbers]
         if not numbers:
             raise UserError(f"{path}: no shards; give the numbers of the first and the last one")
@@ -123,10 +123,10 @@ def _key(name: str) -> str:
 
 def _described(shard: Path, name: str, content: bytes) -> dict:
     try:
-        found = json.loads(content)
+        more = json.loads(content)
     except ValueError as error:
         raise UserError(f"{shard}: its {name} is no JSON ({error}); make the shard again") from None
-    return {key: found[key] for key in ("labels", "group") if key in found} if isinstance(found, dict) else {}
+    return {key: more[key] for key in ("labels", "group") if key in more} if isinstance(more, dict) else {}
 
 
 def write_shard(folder: Path, number: int, files: dict[str, bytes]) -> tuple[Path, dict[str, Place]]:
@@ -145,6 +145,5 @@ def write_shard(folder: Path, number: int, files: dict[str, bytes]) -> tuple[Pat
     content = buffer.getvalue()
     path = folder / f"{number:06d}_{hashlib.blake2b(content, digest_size=6).hexdigest()}.tar"
     if not (path.is_file() and path.read_bytes() == content):
-        with replace_file(path, durable=False) as temporary:
-            temporary.write_bytes(content)
+        write_file(path, content, durable=False)
     return path, places
