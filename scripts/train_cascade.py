@@ -54,9 +54,10 @@ class Options:
     dry_run: bool = option("try every step briefly, then print the hours, disk and memory that the recipe needs", False)
 
     def __post_init__(self) -> None:
-        if self.dry_run and (self.out or self.launcher("")):
+        if self.dry_run and (self.out or self.overwrite or self.verify or self.launcher("")):
             raise UserError(
-                "--dry-run: tries each step in one process and a folder of its own; leave out OUT and --nproc"
+                "--dry-run: tries each step in one process and a folder of its own; leave out OUT and all flags but "
+                "--device"
             )
         if not self.dry_run and self.out is None:
             raise UserError("OUT: give the folder to write to, after RECIPE and DATASET")
