@@ -206,6 +206,18 @@ def test_a_part_that_is_lost_is_named(tmp_path):
             load_checkpoint(lost, "thing")
 
 
+def test_a_part_that_is_marked_as_a_folder_is_named(tmp_path):
+    """By one bit, which no CRC-32 covers, torch takes a tensor for a folder, and its numbers for zeros."""
+    path = save(tmp_path / "a.pt")
+    whole = path.read_bytes()
+    entries = [match.start() for match in re.finditer(b"PK\x01\x02", whole)]
+    assert len(entries) == 8
+    for entry in entries:
+        path.write_bytes(whole[: entry + 38] + bytes([whole[entry + 38] ^ 0x10]) + whole[entry + 39 :])
+        with pytest.raises(UserError, match=r"a\.pt: not a readable checkpoint \(.+ has changed\)"):
+            load_checkpoint(path, "thing")
+
+
 def test_a_missing_file_and_a_folder_are_named(tmp_path):
     for path in (tmp_path / "missing.pt", tmp_path):
         with pytest.raises(UserError, match=re.escape(f"{path}: no such checkpoint")):

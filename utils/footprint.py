@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from utils.dataset import Batch, num_items, split_batch
+from utils.dataset import Batch, num_items
 
 # PyTorch's counter knows the fused attention of a GPU; that of the CPU takes the same arguments.
 CPU_ATTENTION = {
@@ -106,12 +106,13 @@ def count_step(model: nn.Module, compute: Callable, batch: Batch, cast: torch.au
 def count_footprint(
     model: nn.Module, compute: Callable, batch: Batch, cast: torch.autocast, standing: int, gradients: int
 ) -> Footprint:
-    """What steps with batches like this one need, beside `standing` bytes; `gradients` are what an empty one needs."""
+    """What steps with batches like this one need, beside `standing` bytes; `gradients` are what an empty one needs.
+
+    Other batches are taken to need in proportion what this one needs beyond the gradients.
+    """
     size = num_items(batch)
-    half = size // 2
     memory, operations = count_step(model, compute, batch, cast)
-    less = count_step(model, compute, split_batch(batch, half)[0], cast)[0] if half else gradients
-    return Footprint(standing, size, memory, (memory - less) / (size - half), operations / size)
+    return Footprint(standing, size, memory, (memory - gradients) / size, operations / size)
 
 
 def readable(size: float) -> str:
