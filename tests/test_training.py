@@ -237,7 +237,7 @@ def test_a_loss_that_is_no_number_stops_with_one_line_and_saves_nothing(command,
 
     def broken(*arguments):
         calls.append(arguments)
-        return original(*arguments) * (math.nan if len(calls) == 3 else 1)  # the first call counts memory and operations
+        return original(*arguments) * (math.nan if len(calls) == 3 else 1)  # the first call counts memory
 
     monkeypatch.setattr(Autoencoder, "loss", broken)
     line = expect_error(capsys, MAINS["autoencoder"], command("autoencoder", "run", "--max-step", 9, "--resume"))
