@@ -25,7 +25,6 @@ from models.map_order import arrange
 from models.map_pictures import save_map
 from models.map_statistics import Statistics, decoded_psnr, table, take_census
 from utils import cli
-from utils.checkpoint_folder import CheckpointFolder
 from utils.config import load_config
 from utils.dataset import BatchLoader, FeatureMapDataset, chunks, steps_per_epoch
 from utils.device import choose_workers
@@ -33,7 +32,6 @@ from utils.distributed import Share, is_main, own, take_over
 from utils.draws import drawing
 from utils.files import UserError
 from utils.images import save_grid
-from utils.metrics import Metrics, read_rows
 from utils.options import option, parse_options
 from utils.progress import progress
 from utils.run_folder import StepFolder
@@ -153,19 +151,10 @@ class MapTask(Task):
         if step < self.learner.total_steps:  # at the end it is drawn once it is arranged and counted
             save_map(self.codebook, self.autoencoder, folder, step)
 
-    def finish(self, checkpoints: CheckpointFolder, metrics: Metrics, step: int) -> None:
-        """Arrange and count the map, unless an earlier process came as far, and report its statistics."""
-        statistics = checkpoints.saved["statistics"] if self.codebook.counts.sum() else None
-        if statistics is None:
-            statistics = self.arrange(checkpoints, metrics, step)
-        if not any(row["step"] == step and "quantization_error" in row for row in read_rows(metrics.folder.metrics)):
-            metrics.write_row({"step": step, **statistics})
-            metrics.show_pictures(step)
+    def finish(self, step: int) -> Statistics:
+        """Count the training maps, put the map in order, measure it and draw it.
 
-    def arrange(self, checkpoints: CheckpointFolder, metrics: Metrics, step: int) -> Statistics:
-        """Count the training maps, put the map in order, measure it, draw it, and keep it so in `latest.pt`.
-
-        That is saved once all is done: until then a resume finds the map as training left it, and does this again.
+        It is saved once all is done: until then a resume starts from the map as training left it, and does this again.
         """
         codebook, dataset = self.codebook, self.dataset
         parts = own(chunks(self.training, max(1, COUNTED // math.prod(dataset.shape))))
@@ -178,8 +167,7 @@ class MapTask(Task):
             statistics = census.statistics(codebook)
             statistics |= decoded_psnr(self.autoencoder, codebook, dataset, self.validation[:MAX_VALIDATION])
             log.info("statistics over %d training patches\n%s", census.counts.sum(), table(codebook=statistics))
-            save_map(codebook, self.autoencoder, checkpoints.folder, step)
-        checkpoints.save(step, is_stop=True, statistics=statistics, metrics=metrics.state())
+            save_map(codebook, self.autoencoder, StepFolder(self.options.out_dir), step)
         return statistics
 
 

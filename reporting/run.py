@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from evaluation.results import Results
 from utils.attempt import Attempt, read_attempts
+from utils.chain import folders_in
 from utils.config import load_config, read_json
 from utils.files import UserError
 from utils.metrics import read_rows
@@ -65,7 +66,7 @@ class Run:
 
 def read_run(folder: RunFolder) -> Run:
     """Read all that a run has left; raises `UserError` naming the file that is damaged."""
-    steps = {step.name: read_step(step) for step in folder.steps if step.path.is_dir()}
+    steps = {step.name: read_step(step) for step in folders_in(folder) if step.path.is_dir()}
     if not steps:
         raise UserError(f"{folder.path}: holds no step of a run; give a folder that scripts.train_cascade writes to")
     results = folder.evaluation.results

@@ -13,6 +13,7 @@ from models.map_pictures import atlas
 from reporting import figures, verdicts
 from reporting.pictures import Picture, Quality
 from reporting.run import Job, Run, Step
+from utils.chain import is_unfinished, missing_in
 from utils.checkpoint import load_checkpoint
 from utils.images import to_uint8
 from utils.progress import progress
@@ -68,8 +69,8 @@ def overview(run: Run, models: Models) -> dict:
     """The head of the page: what was trained on what, the key numbers, and the verdicts."""
     judged, job = verdicts.judge(run), run.job("autoencoder")
     fmap = next((book.fmap_shape for book in models.codebooks.values()), None)
-    unfinished = [step.folder.name for step in run.steps.values() if run.folder.is_unfinished(step.folder)]
-    missing = [name for name in run.folder.missing if name not in unfinished]
+    unfinished = [step.folder.name for step in run.steps.values() if is_unfinished(run.folder, step.folder)]
+    missing = [name for name in missing_in(run.folder) if name not in unfinished]
     return {
         "title": run.folder.path.resolve().name,
         "dataset": job and job.last.arguments.get("dataset_path"),
@@ -184,7 +185,7 @@ def jobs(run: Run) -> list[dict]:
 
 def usage(run: Run) -> dict[str, str]:
     """The commands that use the model, each after what it does; none before all of its stages are trained."""
-    if run.generation is None or any(step.name in run.folder.missing for step in run.folder.transformers):
+    if run.generation is None or any(step.name in missing_in(run.folder) for step in run.folder.transformers):
         return {}
     folder = shlex.quote(str(run.folder.path))
     exported = shlex.quote(f"exported/{run.folder.path.resolve().name}")

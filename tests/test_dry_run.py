@@ -12,7 +12,7 @@ import pytest
 from scripts import dry_run, train_cascade
 from tests.helpers.reports import change_attempt
 from tests.helpers.scripts import TINY, run_main
-from utils.chain import Recipe, Step
+from utils.chain import Recipe, Step, folders_in
 from utils.files import UserError
 from utils.progress import duration
 
@@ -71,7 +71,7 @@ def test_the_table_grows_with_training_steps_checkpoints_and_images(faces, tiny_
     def run_steps(recipe, run, *_):
         """Stands for the chain: a run whose scripts have each taken 32 seconds."""
         shutil.copytree(tiny_run, run.path)
-        for step in run.steps:
+        for step in folders_in(run):
             shutil.rmtree(step.checkpoints, ignore_errors=True)
             shutil.rmtree(step.images, ignore_errors=True)
             for number in range(2 if step.kind == "codebook" else 1):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.helpers.runs import SMALL
 from tests.test_train_cascade import recipe_of
-from utils.chain import ROOT
+from utils.chain import ROOT, folders_in, is_unfinished, missing_in
 from utils.run_folder import RunFolder
 
 # Python imports this before anything else, in each process that has its folder on the path.
@@ -73,8 +73,8 @@ def test_a_chain_runs_where_much_is_missing_and_with_spawned_processes(faces, tm
         assert [line for line in found.stderr.splitlines() if "has no locks" not in line] == []
         assert expected in found.stdout.splitlines()
     run = RunFolder(Path(tmp_path / "run"))
-    assert run.missing == {}
-    assert not any(run.is_unfinished(step) for step in run.steps)
+    assert missing_in(run) == {}
+    assert not any(is_unfinished(run, step) for step in folders_in(run))
 
 
 def test_the_module_takes_away_what_it_says(tmp_path):

@@ -10,14 +10,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from utils.config import build_config, read_json
 from utils.files import UserError
 from utils.options import words_of
-
-if TYPE_CHECKING:
-    from utils.run_folder import RunFolder, StepFolder
+from utils.run_folder import RunFolder, StepFolder
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -30,7 +27,7 @@ class Step:
 
     name: str
     script: str
-    folder: "StepFolder"
+    folder: StepFolder
     results: tuple[Path, ...]
     inputs: dict[str, object]  # options that name what it reads
     section: str  # of recipe.json
@@ -95,13 +92,13 @@ class Recipe:
         return dataclasses.replace(self, settings=self.settings | changed)
 
 
-def steps_of(run: "RunFolder", recipe: Recipe, dataset: Path) -> list[Step]:
+def steps_of(run: RunFolder, recipe: Recipe, dataset: Path) -> list[Step]:
     """The steps that make a run, in their order, of as many stages as the run has."""
     images, maps = {"dataset_path": dataset}, {"dataset_path": run.feature_maps.dataset}
     encoder = decoder = run.autoencoder.latest
     steps: list[Step] = []
 
-    def add(name: str, script: str, folder: "StepFolder", *results: Path, section: str = "", **inputs: object) -> None:
+    def add(name: str, script: str, folder: StepFolder, *results: Path, section: str = "", **inputs: object) -> None:
         section = section or name
         steps.append(Step(name, script, folder, results, inputs, section, recipe.settings.get(section, {})))
 
@@ -128,3 +125,27 @@ def steps_of(run: "RunFolder", recipe: Recipe, dataset: Path) -> list[Step]:
     last, given = run.generated, {"decoder_path": decoder, "config_path": run.generation}
     add("generate", "generate_images", last, last.grid(0), last.tokens, **given)
     return steps
+
+
+def steps_in(run: RunFolder) -> list[Step]:
+    """The steps that have made a run, or will."""
+    recipe = Recipe(run.path, {"decoder": {}} if run.decoder.path.is_dir() else {})
+    return steps_of(run, recipe, run.images)
+
+
+def folders_in(run: RunFolder) -> list[StepFolder]:
+    """The folders of all steps of a run, in their order."""
+    return [*{step.folder.name: step.folder for step in steps_in(run)}.values()]
+
+
+def missing_in(run: RunFolder) -> dict[str, Path]:
+    """The steps without a result, by the names of their folders, each with the file that is not there."""
+    results = {step.folder.name: step.results[0] for step in steps_in(run)}
+    results |= {step.name: step.codebook for step in run.codebooks}
+    return {name: path for name, path in results.items() if not path.is_file()}
+
+
+def is_unfinished(run: RunFolder, folder: StepFolder) -> bool:
+    """Whether the chain has begun a step in this folder of a run, and not ended it."""
+    marks = [run.mark(step.name) for step in steps_in(run) if step.folder.name == folder.name]
+    return folder.path.is_dir() and marks[0].parent.is_dir() and not all(map(Path.is_file, marks))

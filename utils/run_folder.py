@@ -6,7 +6,6 @@ from functools import cached_property
 from itertools import count, takewhile
 from pathlib import Path
 
-from utils.chain import Recipe, Step, steps_of
 from utils.config import read_json
 from utils.exported import CONFIG, SUFFIX
 from utils.files import UserError
@@ -178,32 +177,9 @@ class RunFolder:
         """The transformers of the stages."""
         return [self.step(f"transformer_{number}") for number in range(self.num_stages)]
 
-    @property
-    def chain(self) -> list[Step]:
-        """The steps that have made this run, or will."""
-        recipe = Recipe(self.path, {"decoder": {}} if self.decoder.path.is_dir() else {})
-        return steps_of(self, recipe, self.images)
-
-    @property
-    def steps(self) -> list[StepFolder]:
-        """The folders of all steps, in the order in which they are made."""
-        return [*{step.folder.name: step.folder for step in self.chain}.values()]
-
-    @property
-    def missing(self) -> dict[str, Path]:
-        """The steps without a result, by the names of their folders, each with the file that is not there."""
-        results = {step.folder.name: step.results[0] for step in self.chain}
-        results |= {step.name: step.codebook for step in self.codebooks}
-        return {name: path for name, path in results.items() if not path.is_file()}
-
     def mark(self, name: str) -> Path:
         """Where the chain keeps what a step was made of, once that has ended."""
         return self.path / ".done" / name
-
-    def is_unfinished(self, folder: StepFolder) -> bool:
-        """Whether the chain has begun a step in this folder, and not ended it."""
-        marks = [self.mark(step.name) for step in self.chain if step.folder.name == folder.name]
-        return folder.path.is_dir() and marks[0].parent.is_dir() and not all(map(Path.is_file, marks))
 
 
 class ExportedFolder(RunFolder):

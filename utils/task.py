@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -14,10 +14,6 @@ from utils.distributed import num_processes
 from utils.footprint import Footprint
 from utils.options import StepOptions, option
 from utils.split import Bounds, SplitOptions
-
-if TYPE_CHECKING:
-    from utils.checkpoint_folder import CheckpointFolder
-    from utils.metrics import Metrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,5 +98,5 @@ class Task:
         """Draw the pictures of a checkpoint, in the first process."""
         raise NotImplementedError
 
-    def finish(self, checkpoints: "CheckpointFolder", metrics: "Metrics", step: int) -> None:
-        """What is left to do once all steps are done."""
+    def finish(self, step: int) -> dict | None:
+        """What is left to do once all training steps are done; return statistics that `latest.pt` keeps, if any."""

@@ -26,7 +26,7 @@ from utils.cli import stop_signals
 from utils.dataset import BatchLoader, EpochSampler, chunks
 from utils.device import choose_device, choose_workers
 from utils.footprint import readable
-from utils.metrics import TIMED, Metrics
+from utils.metrics import TIMED, Metrics, read_rows
 from utils.progress import duration, progress
 from utils.task import Task, TrainingOptions
 
@@ -60,8 +60,9 @@ def run(script: str, options: TrainingOptions, build: Callable[[TrainingOptions,
             log.warning("%s", change)
         if (number := distributed.num_processes()) > 1:
             log.info("a step learns from %d × %d images", number, options.step_size // number)
-        Loop(task, checkpoints, metrics, start).run(batches)
-        task.finish(checkpoints, metrics, max(start, checkpoints.total_steps))
+        loop = Loop(task, checkpoints, metrics, start)
+        loop.run(batches)
+        loop.finish()
 
 
 class Loop:
@@ -100,6 +101,19 @@ class Loop:
                 share = sampler.share(step)
                 metrics.add(task.update(batch, step, share), share.total)
                 self.after(step + 1)
+
+    def finish(self) -> None:
+        """Keep what the task measures at its end in `latest.pt`, unless an earlier process came as far."""
+        step, metrics = max(self.start, self.total), self.metrics
+        statistics = self.checkpoints.saved["statistics"] if self.start == step else None
+        if statistics is None:
+            if (statistics := self.task.finish(step)) is None:
+                return
+            self.checkpoints.save(step, is_stop=True, statistics=statistics, metrics=metrics.state())
+        rows = read_rows(metrics.folder.metrics)
+        if not any(row["step"] == step and statistics.keys() <= row.keys() for row in rows):
+            metrics.write_row({"step": step, **statistics})
+            metrics.show_pictures(step)
 
     def after(self, done: int) -> None:
         """Do what is due after so many steps: save, measure and draw; log; stop."""
