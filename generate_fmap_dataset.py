@@ -7,7 +7,7 @@ and a dataset.json under --out-dir.
         --model-path out/faces/autoencoder/models_checkpoint/latest.pt --out-dir out/faces/feature_maps
 """
 
-import utils.threads  # noqa: F401
+import utils.runtime.threads  # noqa: F401
 
 import logging
 import os
@@ -18,25 +18,26 @@ import numpy as np
 import torch
 
 from models.autoencoder import Autoencoder
-from utils import cli
-from utils.attempt import FINISHED, attempt, read_attempts
-from utils.dataset import BatchLoader, FeatureMapDataset, ImageDataset, chunks
-from utils.device import choose_device, choose_workers
-from utils.distributed import is_main, own, wait
-from utils.files import remove_unnamed
-from utils.index import write_dataset
-from utils.journal import Journal
-from utils.map_files import MapFiles, PackedMaps
-from utils.options import StepOptions, option, parse_options
-from utils.progress import progress
-from utils.records import image_key, read_packed
-from utils.run_folder import StepFolder
+from utils.core.files import remove_unnamed
+from utils.core.options import ScriptOptions, option, parse_options
+from utils.data.batches import BatchLoader, chunks
+from utils.data.dataset import FeatureMapDataset, ImageDataset
+from utils.data.dataset_json import write_dataset
+from utils.data.feature_maps import MapFiles, PackedMaps
+from utils.data.journal import Journal
+from utils.data.records import image_key, read_packed
+from utils.runs.attempt import FINISHED, attempt, read_attempts
+from utils.runs.folders import OutputFolder
+from utils.runtime import cli
+from utils.runtime.device import choose_device, choose_workers
+from utils.runtime.distributed import is_main, own, wait
+from utils.runtime.progress import progress
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(StepOptions):
+class Options(ScriptOptions):
     """Options of generate_fmap_dataset.py."""
 
     dataset_path: Path = option("dataset.json of images")
@@ -63,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
         model = Autoencoder.load(options.model_path).to(device)
         dataset = ImageDataset(options.dataset_path, options.out_dir)
         model.check_image(dataset.shape, options.dataset_path)
-        folder, inputs = StepFolder(options.out_dir), model.origin | {"data": dataset.fingerprint}
+        folder, inputs = OutputFolder(options.out_dir), model.origin | {"data": dataset.fingerprint}
         attempted.check_repeats(inputs, dataset.verify)
         finished = finished_batches(folder, len(dataset), options)
 
@@ -87,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
         log.info("wrote %d feature maps and %s", len(dataset) * len(options.sides), folder.dataset)
 
 
-def finished_batches(folder: StepFolder, num_images: int, options: Options) -> dict[str, dict]:
+def finished_batches(folder: OutputFolder, num_images: int, options: Options) -> dict[str, dict]:
     """The entries for a journal of the data set that is there, if the last attempt has made it: of the same inputs."""
     attempts, sides = read_attempts(folder), len(options.sides)
     if options.overwrite or not attempts or attempts[-1].outcome != FINISHED or not folder.dataset.is_file():

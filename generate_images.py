@@ -9,7 +9,7 @@ the same command goes on after a crash.
     python generate_images.py --model out/faces --num-images 25 --seed 0 --out-dir out/faces/generated
 """
 
-import utils.threads  # noqa: F401
+import utils.runtime.threads  # noqa: F401
 
 import logging
 import shutil
@@ -20,22 +20,22 @@ import numpy as np
 import torch
 
 from models.autoencoder import Autoencoder
-from models.generation import Cascade
-from models.map_pictures import on_map
+from models.cascade import Cascade
 from models.requests import SAMPLING_KEYS, Request, change_sampling, load_generation_config, sampling_of, settings_text
-from utils import cli
-from utils.attempt import attempt
-from utils.device import choose_device, choose_dtype
-from utils.distributed import is_main, own, wait
-from utils.files import UserError, replace_file
-from utils.images import grid, save_animation, save_grid, save_image, save_walk
-from utils.index import checksum
-from utils.journal import Journal
-from utils.options import SpeedOptions, StepOptions, option, parse_options, several
-from utils.progress import progress
-from utils.provenance import digest
-from utils.replace_set import NEXT, finish_set, replace_set
-from utils.run_folder import CONDITION, StepFolder
+from models.som.pictures import on_map
+from utils.core.files import UserError, replace_file
+from utils.core.options import ScriptOptions, SpeedOptions, option, parse_options, several
+from utils.core.provenance import digest
+from utils.core.replace_set import NEXT, finish_set, replace_set
+from utils.data.checksums import checksum
+from utils.data.images import grid, save_animation, save_grid, save_image, save_walk
+from utils.data.journal import Journal
+from utils.runs.attempt import attempt
+from utils.runs.folders import CONDITION, OutputFolder
+from utils.runtime import cli
+from utils.runtime.device import choose_device, choose_dtype
+from utils.runtime.distributed import is_main, own, wait
+from utils.runtime.progress import progress
 from utils.sampling import SamplingConfig
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ class RequestOptions(ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(SamplingOptions, RequestOptions, SpeedOptions, StepOptions):
+class Options(SamplingOptions, RequestOptions, SpeedOptions, ScriptOptions):
     """Options of generate_images.py."""
 
     num_images: int = option("images to generate, unless an atlas or a walk says how many", 25, low=1, is_fixed=True)
@@ -157,7 +157,7 @@ def inputs_of(cascade: Cascade, request: Request) -> dict[str, str]:
 
 def generate(cascade: Cascade, request: Request, number: int, options: Options, key: dict) -> None:
     """Make a set of pictures beside the one before, from where one of this key was left, and replace that."""
-    folder, new = StepFolder(options.out_dir), StepFolder(options.out_dir / NEXT)
+    folder, new = OutputFolder(options.out_dir), OutputFolder(options.out_dir / NEXT)
     write_batches(cascade, request, number, options, key, new)
     if not is_main():
         return
@@ -178,7 +178,7 @@ def generate(cascade: Cascade, request: Request, number: int, options: Options, 
 
 
 def write_batches(
-    cascade: Cascade, request: Request, number: int, options: Options, key: dict, new: StepFolder
+    cascade: Cascade, request: Request, number: int, options: Options, key: dict, new: OutputFolder
 ) -> None:
     """Write the final images and the tokens of each batch, unless one of this key is there."""
     journal = Journal(new.unfinished, key)
@@ -227,7 +227,7 @@ def make_request(options: Options, cascade: Cascade) -> tuple[Request, int]:
 
 
 def save_images(
-    cascade: Cascade, request: Request, start: int, tokens: torch.Tensor, scores: torch.Tensor, folder: StepFolder
+    cascade: Cascade, request: Request, start: int, tokens: torch.Tensor, scores: torch.Tensor, folder: OutputFolder
 ) -> list[Path]:
     """Write the final images of a batch, from their last stage's tokens, each with what made it as its text chunks."""
     pictures, paths = cascade.decode(tokens).cpu(), []
@@ -251,7 +251,7 @@ def save_arrays(arrays: dict[str, np.ndarray], path: Path, *, durable: bool = Tr
     return path
 
 
-def show(cascade: Cascade, arrays: dict[str, np.ndarray], folder: StepFolder, options: Options) -> None:
+def show(cascade: Cascade, arrays: dict[str, np.ndarray], folder: OutputFolder, options: Options) -> None:
     """Write a grid of the condition and of each stage, and the atlas and the animation if they are asked for."""
     parts = [part.astype(np.int64) for name, part in arrays.items() if name != "scores"]
     tokens = [torch.from_numpy(part).to(cascade.device) for part in parts]

@@ -9,7 +9,7 @@ metrics.jsonl under --out-dir. The survivors keep their order, their vectors and
         --codebook-path out/faces/codebook_0/models_checkpoint/latest.pt --out-dir out/faces/codebook_0
 """
 
-import utils.threads  # noqa: F401
+import utils.runtime.threads  # noqa: F401
 
 import logging
 from dataclasses import dataclass
@@ -19,28 +19,29 @@ import torch
 
 from models.autoencoder import Autoencoder
 from models.codebook import KIND, Codebook
-from models.map_pictures import save_map
-from models.map_statistics import Statistics, decoded_psnr, table, take_census
-from utils import cli
-from utils.attempt import attempt
-from utils.checkpoint import save_checkpoint
-from utils.dataset import BatchLoader, FeatureMapDataset, chunks
-from utils.device import choose_device, choose_workers
-from utils.distributed import is_main, own
-from utils.files import UserError
-from utils.metrics import read_rows, write_rows
-from utils.options import StepOptions, option, parse_options
-from utils.progress import progress
-from utils.provenance import check_origin
-from utils.run_folder import StepFolder
-from utils.split import Bounds, SplitOptions
-from utils.training import MAX_VALIDATION
+from models.som.pictures import save_map
+from models.som.statistics import Statistics, decoded_psnr, table, take_census
+from utils.core.files import UserError
+from utils.core.options import ScriptOptions, option, parse_options
+from utils.core.provenance import check_origin
+from utils.data.batches import BatchLoader, chunks
+from utils.data.dataset import FeatureMapDataset
+from utils.data.split import Bounds, SplitOptions
+from utils.runs.attempt import attempt
+from utils.runs.checkpoint import save_checkpoint
+from utils.runs.folders import OutputFolder
+from utils.runtime import cli
+from utils.runtime.device import choose_device, choose_workers
+from utils.runtime.distributed import is_main, own
+from utils.runtime.progress import progress
+from utils.training.loop import MAX_VALIDATION
+from utils.training.metrics import read_rows, write_rows
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(SplitOptions, StepOptions):
+class Options(SplitOptions, ScriptOptions):
     """Options of prune_codebook.py."""
 
     dataset_path: Path = option("dataset.json of feature maps")
@@ -93,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
         if not is_main():
             return
         log.info("statistics\n%s", table(before=before, after=after))
-        folder = StepFolder(options.out_dir)
+        folder = OutputFolder(options.out_dir)
         if autoencoder is not None:
             save_map(pruned, autoencoder, folder, "pruned")
         rest = {"statistics": after, "statistics_before": before, "data": dataset.fingerprint}

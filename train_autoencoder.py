@@ -10,7 +10,7 @@ With --encoder-path and --hr-codebook-path, after step 4, it trains the decoder 
 maps that consist of units of the finest codebook. The encoder stays, so feature maps and tokens stay valid.
 """
 
-import utils.threads  # noqa: F401
+import utils.runtime.threads  # noqa: F401
 
 import math
 from collections.abc import Callable
@@ -22,17 +22,17 @@ import torch.nn.functional as F
 
 from models.autoencoder import KIND, Autoencoder, AutoencoderConfig, psnr
 from models.codebook import Codebook
-from utils import cli
-from utils.config import load_config
-from utils.dataset import ImageDataset
-from utils.files import UserError
-from utils.gradient import GradientLearner, GradientOptions, GradientTask
-from utils.images import save_grid
-from utils.options import option, parse_options
-from utils.provenance import check_origin
-from utils.run_folder import StepFolder
-from utils.split import Bounds
-from utils.training import mean_over, preview_indices, run
+from utils.core.config import load_config
+from utils.core.files import UserError
+from utils.core.options import option, parse_options
+from utils.core.provenance import check_origin
+from utils.data.dataset import ImageDataset
+from utils.data.images import save_grid
+from utils.data.split import Bounds
+from utils.runs.folders import OutputFolder
+from utils.runtime import cli
+from utils.training.gradient import GradientLearner, GradientOptions, GradientTask
+from utils.training.loop import mean_over, preview_indices, run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +126,7 @@ class AutoencoderTask(GradientTask):
     def preview(self, step: int) -> None:
         """Draw images and their reconstructions."""
         for name, images in (("ground_truth", self.shown), ("recon", self.reconstruct(self.shown))):
-            save_grid(images, StepFolder(self.options.out_dir).picture(name, step))
+            save_grid(images, OutputFolder(self.options.out_dir).picture(name, step))
 
 
 def reconstruction_loss(

@@ -9,7 +9,7 @@ comparison_N.png), pictures of the map (atlas_N.png, u_matrix_N.png, hit_map_N.p
         --config-path configs/gpu-128/codebook_0.json --max-epoch 5 --out-dir out/faces/codebook_0
 """
 
-import utils.threads  # noqa: F401
+import utils.runtime.threads  # noqa: F401
 
 import logging
 import math
@@ -20,23 +20,24 @@ import torch
 
 from models.autoencoder import Autoencoder
 from models.codebook import KIND, Codebook, CodebookConfig
-from models.map_learner import MapLearner, draw_sample, sample_size
-from models.map_order import arrange
-from models.map_pictures import save_map
-from models.map_statistics import Statistics, decoded_psnr, table, take_census
-from utils import cli
-from utils.config import load_config
-from utils.dataset import BatchLoader, FeatureMapDataset, chunks, steps_per_epoch
-from utils.device import choose_workers
-from utils.distributed import Share, is_main, own, take_over
-from utils.draws import drawing
-from utils.files import UserError
-from utils.images import save_grid
-from utils.options import option, parse_options
-from utils.progress import progress
-from utils.run_folder import StepFolder
-from utils.task import Task, TrainingOptions
-from utils.training import MAX_VALIDATION, mean_over, preview_indices, run
+from models.som.learner import MapLearner, draw_sample, sample_size
+from models.som.order import arrange
+from models.som.pictures import save_map
+from models.som.statistics import Statistics, decoded_psnr, table, take_census
+from utils.core.config import load_config
+from utils.core.files import UserError
+from utils.core.options import option, parse_options
+from utils.data.batches import BatchLoader, chunks, steps_per_epoch
+from utils.data.dataset import FeatureMapDataset
+from utils.data.images import save_grid
+from utils.runs.folders import OutputFolder
+from utils.runtime import cli
+from utils.runtime.device import choose_workers
+from utils.runtime.distributed import Share, is_main, own, take_over
+from utils.runtime.draws import drawing
+from utils.runtime.progress import progress
+from utils.training.loop import MAX_VALIDATION, mean_over, preview_indices, run
+from utils.training.task import Task, TrainingOptions
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +143,7 @@ class MapTask(Task):
     @torch.no_grad()
     def preview(self, step: int) -> None:
         """Decode feature maps before and after quantization, and draw the map."""
-        folder, pairs = StepFolder(self.options.out_dir), (self.shown, self.codebook.quantize(self.shown))
+        folder, pairs = OutputFolder(self.options.out_dir), (self.shown, self.codebook.quantize(self.shown))
         plain, quantized = (self.autoencoder.decode(fmap).cpu() for fmap in pairs)
         save_grid(plain, folder.picture("image_plot", step))
         save_grid(quantized, folder.picture("quant_image_plot", step))
@@ -167,7 +168,7 @@ class MapTask(Task):
             statistics = census.statistics(codebook)
             statistics |= decoded_psnr(self.autoencoder, codebook, dataset, self.validation[:MAX_VALIDATION])
             log.info("statistics over %d training patches\n%s", census.counts.sum(), table(codebook=statistics))
-            save_map(codebook, self.autoencoder, StepFolder(self.options.out_dir), step)
+            save_map(codebook, self.autoencoder, OutputFolder(self.options.out_dir), step)
         return statistics
 
 

@@ -11,7 +11,7 @@ pictures (images/ground_truth_N.png, low_res_cond_N, high_res_example_N, high_re
         --config-path configs/gpu-128/transformer_1.json --out-dir out/faces/transformer_1
 """
 
-import utils.threads  # noqa: F401
+import utils.runtime.threads  # noqa: F401
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,20 +21,21 @@ import torch
 
 from models.autoencoder import Autoencoder
 from models.bits import bits_before, given_bits, with_bits
-from models.cascade import KIND, Stage, StageConfig, check_labels
 from models.codebook import Codebook
+from models.stage import KIND, Stage, StageConfig, check_labels
 from models.tokens import load_tokens
 from models.transformer import TransformerConfig
-from utils import cli
-from utils.config import load_config
-from utils.dataset import Batch, FeatureMapDataset, TokenDataset, to_device
-from utils.files import UserError
-from utils.gradient import GradientLearner, GradientOptions, GradientTask
-from utils.images import save_grid
-from utils.options import option, parse_options
-from utils.run_folder import StepFolder
+from utils.core.config import load_config
+from utils.core.files import UserError
+from utils.core.options import option, parse_options
+from utils.data.batches import Batch, to_device
+from utils.data.dataset import FeatureMapDataset, TokenDataset
+from utils.data.images import save_grid
+from utils.runs.folders import OutputFolder
+from utils.runtime import cli
 from utils.sampling import SamplingConfig, uniform_draws
-from utils.training import MAX_VALIDATION, mean_over, preview_indices, run
+from utils.training.gradient import GradientLearner, GradientOptions, GradientTask
+from utils.training.loop import MAX_VALIDATION, mean_over, preview_indices, run
 
 WATCH_SHARE = 7  # training items for each one that a log line is validated on: with no way back it costs about 5 %
 
@@ -148,7 +149,7 @@ class StageTask(GradientTask):
             "high_res_recon": self.fine.lookup(sampled),
         }
         for name, fmaps in pictures.items():
-            picture = StepFolder(self.options.out_dir).picture(name, step)
+            picture = OutputFolder(self.options.out_dir).picture(name, step)
             save_grid(self.autoencoder.decode(fmaps).cpu(), picture)
 
 

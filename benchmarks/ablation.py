@@ -36,14 +36,15 @@ from benchmarks.stages import DemoStage, autoencoder_learner, demo_options, loss
 from evaluation.distances import kernel_distance
 from evaluation.features import EfficientNetFeatures, features_of
 from models.autoencoder import psnr
-from models.cascade import Stage
+from models.stage import Stage
 from models.transformer import Attention, GatedMLP, GridEmbedding
-from utils import cli
-from utils.dataset import ImageDataset, TokenDataset, chunks
-from utils.files import UserError
-from utils.gradient import GradientLearner
-from utils.options import option, parse_options
-from utils.run_folder import RunFolder
+from utils.core.files import UserError
+from utils.core.options import option, parse_options
+from utils.data.batches import chunks
+from utils.data.dataset import ImageDataset, TokenDataset
+from utils.runs.folders import RunFolder
+from utils.runtime import cli
+from utils.training.gradient import GradientLearner
 
 PLAIN = ({"dropout": 0.0, "condition_noise": 0.0}, {"use_muon": False})
 # What a variant changes in the config and in the arguments of `DemoStage.learner`; `alter` changes the modules.

@@ -29,15 +29,16 @@ from tqdm import tqdm
 
 from benchmarks.common import in_new_process, options, peak, print_head, print_row, timed
 from models.codebook import Codebook, CodebookConfig
-from models.map_learner import MapLearner, draw_sample, sample_size
-from models.map_order import arrange
-from models.map_statistics import take_census
 from models.patches import patchify
-from utils import cli
-from utils.dataset import EpochSampler, FeatureMapDataset, chunks, steps_per_epoch
-from utils.files import UserError
-from utils.options import option, parse_options
-from utils.split import Bounds
+from models.som.learner import MapLearner, draw_sample, sample_size
+from models.som.order import arrange
+from models.som.statistics import take_census
+from utils.core.files import UserError
+from utils.core.options import option, parse_options
+from utils.data.batches import EpochSampler, chunks, steps_per_epoch
+from utils.data.dataset import FeatureMapDataset
+from utils.data.split import Bounds
+from utils.runtime import cli
 
 # Patch size, units, steps, and feature maps to train on, chosen so that there are at most 275,000 patches.
 SIZES = ((16, 64, 250, None), (4, 512, 800, None), (2, 512, 256, 4096), (1, 512, 96, 1024))

@@ -13,9 +13,9 @@ import torch
 from torch.utils.benchmark import Timer
 from tqdm import tqdm
 
-from utils.device import keep_memory, peak_memory
-from utils.options import option
-from utils.tables import row, table
+from utils.core.options import option
+from utils.core.tables import row, table
+from utils.runtime.device import keep_memory, peak_memory
 
 CPU = torch.device("cpu")
 DEMO = Path, option("folder that scripts/demo.py wrote, such as out/demo-avatars", positional=True)

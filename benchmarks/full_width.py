@@ -20,13 +20,13 @@ from benchmarks.common import options, print_head, print_row
 from scripts.dry_run import shorten
 from scripts.train_cascade import Options as ChainOptions
 from scripts.train_cascade import run_recipe
-from utils import cli
-from utils.attempt import read_attempts
-from utils.chain import ROOT, Recipe
-from utils.config import read_json
-from utils.metrics import read_rows
-from utils.options import option, parse_options
-from utils.run_folder import RunFolder, StepFolder
+from utils.core.config import read_json
+from utils.core.options import option, parse_options
+from utils.runs.attempt import read_attempts
+from utils.runs.chain import ROOT, Recipe
+from utils.runs.folders import OutputFolder, RunFolder
+from utils.runtime import cli
+from utils.training.metrics import read_rows
 
 STEPS, ROW = 30, 10  # training steps, and those of a row of the log
 RATES = (0.25, 4.0)
@@ -50,11 +50,11 @@ def run_briefly(recipe: Recipe, dataset: Path, out: Path, batch_size: int) -> Ru
     return RunFolder(out / "run")
 
 
-def run_again(step: StepFolder, rate: float) -> StepFolder:
+def run_again(step: OutputFolder, rate: float) -> OutputFolder:
     """Train the stage of a folder once more, in a folder beside it, with a multiple of its learning rate."""
     last = read_attempts(step)[-1]
     config = read_json(Path(last.arguments["config_path"]))
-    out = StepFolder(step.path.with_name(f"{step.name}_rate_{rate:g}"))
+    out = OutputFolder(step.path.with_name(f"{step.name}_rate_{rate:g}"))
     path = out.path.with_suffix(".json")
     path.write_text(json.dumps(config | {"model_lr": config["model_lr"] * rate}), encoding="utf-8")
     arguments = last.arguments | {"config_path": str(path), "out_dir": str(out.path)}

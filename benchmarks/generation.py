@@ -17,12 +17,12 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.common import options, print_head, print_row, seconds, timed
-from models.cascade import Stage, StageConfig
 from models.decoding import CachedDecoder, make_ready
+from models.stage import Stage, StageConfig
 from models.transformer import Grid, Transformer, TransformerConfig
-from utils import cli
-from utils.config import load_config
-from utils.options import option, parse_options
+from utils.core.config import load_config
+from utils.core.options import option, parse_options
+from utils.runtime import cli
 from utils.sampling import SamplingConfig, uniform_draws
 
 CONFIG = Path(__file__).parent.parent / "configs/reference-128/transformer_2.json"

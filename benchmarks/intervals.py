@@ -21,10 +21,11 @@ from evaluation.distances import Distance, Z, frechet_distance, interval, kernel
 from evaluation.features import EfficientNetFeatures, features_of
 from evaluation.reconstruction import reconstruct
 from evaluation.run import TrainedRun
-from utils import cli
-from utils.dataset import ImageDataset, chunks
-from utils.options import parse_options
-from utils.run_folder import RunFolder
+from utils.core.options import parse_options
+from utils.data.batches import chunks
+from utils.data.dataset import ImageDataset
+from utils.runs.folders import RunFolder
+from utils.runtime import cli
 
 BATCH = 64
 DEALS = 20

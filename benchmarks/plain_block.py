@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from models.activations import ACTIVATIONS
-from models.cascade import Stage
+from models.stage import Stage
 from models.transformer import Attention, Block, GridEmbedding, TransformerConfig
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from benchmarks.common import options, print_head, print_row
 from playground.browser import WARM, soak
-from utils import cli
-from utils.options import option, parse_options
+from utils.core.options import option, parse_options
+from utils.runtime import cli
 
 Options = options(
     model=(Path, option("folder of a run, or of an exported model", positional=True)),

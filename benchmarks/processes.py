@@ -8,7 +8,7 @@ difference between their losses, in float32. The last row multiplies matrices in
 a word between them: what the machine allows.
 """
 
-from utils.threads import available_cores
+from utils.runtime.threads import available_cores
 
 import os
 import subprocess
@@ -23,11 +23,11 @@ from statistics import median
 import torch
 
 from benchmarks.common import DEMO, in_turn, options, print_head, print_row, seconds
-from utils import cli
-from utils.chain import CONFIGS, ROOT, Recipe, steps_of
-from utils.metrics import read_rows
-from utils.options import option, parse_options, words_of
-from utils.run_folder import RunFolder
+from utils.core.options import option, parse_options, words_of
+from utils.runs.chain import CONFIGS, ROOT, Recipe, steps_of
+from utils.runs.folders import RunFolder
+from utils.runtime import cli
+from utils.training.metrics import read_rows
 
 IMAGES = {"autoencoder": 16, "codebook_1": 64, "transformer_2": 16}  # of a training step
 SIZE = 1024  # rows and columns of the matrices

@@ -19,11 +19,11 @@ from evaluation.results import SETS, TRAINING, Results
 from reporting.run import read_run
 from scripts.train_cascade import Options as ChainOptions
 from scripts.train_cascade import run_recipe
-from utils import cli
-from utils.chain import ROOT, Recipe
-from utils.config import load_config
-from utils.options import option, parse_options
-from utils.run_folder import RunFolder
+from utils.core.config import load_config
+from utils.core.options import option, parse_options
+from utils.runs.chain import ROOT, Recipe
+from utils.runs.folders import RunFolder
+from utils.runtime import cli
 
 STEPS = ("max_step", "checkpoint_step", "log_step", "warmup_step")
 Options = options(

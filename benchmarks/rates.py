@@ -28,12 +28,13 @@ import torch
 
 from benchmarks.common import DEMO, WORKERS, at_once, options, print_head, print_row
 from benchmarks.stages import DemoStage, autoencoder_learner, loss_of, num_parameters
-from utils import cli
-from utils.dataset import EpochSampler, ImageDataset
-from utils.files import UserError
-from utils.options import option, parse_options
-from utils.run_folder import RunFolder
-from utils.training import MAX_VALIDATION
+from utils.core.files import UserError
+from utils.core.options import option, parse_options
+from utils.data.batches import EpochSampler
+from utils.data.dataset import ImageDataset
+from utils.runs.folders import RunFolder
+from utils.runtime import cli
+from utils.training.loop import MAX_VALIDATION
 
 HEAD_DIM = 64  # channels of a head
 # The best rate is lower for longer runs: 2.9 times that of the demo at 150 training steps, that of the demo at 2,400.

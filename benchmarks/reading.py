@@ -26,12 +26,14 @@ import generate_fmap_dataset
 from benchmarks.common import DEMO, in_turn, options, print_head, print_row, timed
 from models.autoencoder import Autoencoder
 from scripts.make_dataset import write_shards
-from utils import cli
-from utils.dataset import BatchLoader, FeatureMapDataset, ImageDataset, chunks
-from utils.index import read_dataset, write_dataset
-from utils.map_files import open_rows
-from utils.options import option, parse_options, words_of
-from utils.run_folder import RunFolder
+from utils.core.options import option, parse_options, words_of
+from utils.data.batches import BatchLoader, chunks
+from utils.data.dataset import FeatureMapDataset, ImageDataset
+from utils.data.dataset_json import write_dataset
+from utils.data.feature_maps import open_rows
+from utils.data.records import read_dataset
+from utils.runs.folders import RunFolder
+from utils.runtime import cli
 
 BATCH = 64
 Options = options(

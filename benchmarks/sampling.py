@@ -27,13 +27,13 @@ from evaluation.features import EfficientNetFeatures, features_of
 from evaluation.novelty import Nearest
 from evaluation.run import TrainedRun
 from models.autoencoder import Autoencoder
-from models.generation import Cascade
+from models.cascade import Cascade
 from models.requests import Request, change_sampling, load_generation_config
-from utils import cli
-from utils.dataset import chunks
-from utils.device import choose_dtype
-from utils.options import option, parse_options
-from utils.run_folder import RunFolder
+from utils.core.options import option, parse_options
+from utils.data.batches import chunks
+from utils.runs.folders import RunFolder
+from utils.runtime import cli
+from utils.runtime.device import choose_dtype
 
 BATCH = 64
 

@@ -23,12 +23,12 @@ import torch
 from torch.utils.data import Dataset
 
 from benchmarks.common import in_new_process, options, print_head, print_row, timed
-from utils.dataset import BatchLoader, EpochSampler
-from utils.device import kilobytes
-from utils.index import write_dataset
-from utils.options import option, parse_options
-from utils.records import Records, read_packed
-from utils.split import Bounds, split_indices
+from utils.core.options import option, parse_options
+from utils.data.batches import BatchLoader, EpochSampler
+from utils.data.dataset_json import write_dataset
+from utils.data.records import Records, read_packed
+from utils.data.split import Bounds, split_indices
+from utils.runtime.device import kilobytes
 
 REQUIRED = ("fmap_path", "image_path")
 BATCH, WORKERS = 256, 2
@@ -77,7 +77,7 @@ def load(path: Path, is_one: bool = False, processes: int = 1) -> int:
 
 def load_as_one_of_many(path: Path) -> int:
     """Load the batches of an epoch as the sixth of 64 processes does."""
-    with mock.patch.multiple("utils.distributed", num_processes=lambda: 64, rank=lambda: 5):
+    with mock.patch.multiple("utils.runtime.distributed", num_processes=lambda: 64, rank=lambda: 5):
         return load(path, processes=64)
 
 

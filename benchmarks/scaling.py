@@ -25,19 +25,19 @@ import torch
 from benchmarks.common import CPU, options, print_head, print_row
 from benchmarks.stages import num_parameters
 from models.autoencoder import Autoencoder, AutoencoderConfig
-from models.cascade import NEAR, Stage, StageConfig
 from models.codebook import CodebookConfig
+from models.stage import NEAR, Stage, StageConfig
 from models.transformer import Grid, TransformerConfig
 from scripts.recipe import options_of
 from train_autoencoder import reconstruction_loss
-from utils import cli
-from utils.chain import Recipe, Step, steps_of
-from utils.config import load_config
-from utils.dataset import Batch
-from utils.footprint import count_flops, readable
-from utils.gradient import GradientLearner
-from utils.options import option, parse_options
-from utils.run_folder import CONDITION, RunFolder
+from utils.core.config import load_config
+from utils.core.options import option, parse_options
+from utils.data.batches import Batch
+from utils.runs.chain import Recipe, Step, steps_of
+from utils.runs.folders import CONDITION, RunFolder
+from utils.runtime import cli
+from utils.runtime.footprint import count_flops, readable
+from utils.training.gradient import GradientLearner
 
 COUNTED = 4  # images whose tensors are counted, at least; more follow in proportion
 TOKENS = 4096  # that a stage is counted with: with fewer, its gradients need more than what its steps keep

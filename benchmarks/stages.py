@@ -12,16 +12,17 @@ import torch
 from benchmarks.common import CPU
 from evaluation.run import TrainedRun
 from models.autoencoder import Autoencoder, AutoencoderConfig
-from models.cascade import Stage, StageConfig
 from models.codebook import Codebook
+from models.stage import Stage, StageConfig
 from models.tokens import load_tokens
 from models.transformer import TransformerConfig
 from train_autoencoder import reconstruction_loss
-from utils.chain import Recipe
-from utils.config import load_config
-from utils.dataset import Dataset, EpochSampler, ImageDataset, TokenDataset, chunks
-from utils.gradient import GradientLearner, GradientOptions
-from utils.run_folder import RunFolder
+from utils.core.config import load_config
+from utils.data.batches import EpochSampler, chunks
+from utils.data.dataset import Dataset, ImageDataset, TokenDataset
+from utils.runs.chain import Recipe
+from utils.runs.folders import RunFolder
+from utils.training.gradient import GradientLearner, GradientOptions
 
 DEMO = Recipe.find("demo-64")
 CONFIGS, STAGES = DEMO.folder, [DEMO.settings[stage] for stage in DEMO.stages]

@@ -17,13 +17,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.common import CPU, DEMO, in_new_process, options, peak, print_head, print_row, seconds, timed
 from benchmarks.stages import DemoStage
-from models.cascade import Stage, StageConfig
+from models.stage import Stage, StageConfig
 from models.transformer import Grid, TransformerConfig
-from utils import cli
-from utils.dataset import BatchLoader, EpochSampler
-from utils.device import autocast, keep_memory
-from utils.muon import Muon
-from utils.options import parse_options
+from utils.core.options import parse_options
+from utils.data.batches import BatchLoader, EpochSampler
+from utils.runtime import cli
+from utils.runtime.device import autocast, keep_memory
+from utils.training.muon import Muon
 
 STEPS = 20  # in one measurement of the time of a step
 TIMES = 3  # measurements; their median counts

@@ -15,12 +15,12 @@ import torch.nn.functional as F
 
 import generate_images
 from evaluation.run import TrainedRun
-from models.generation import Cascade
+from models.cascade import Cascade
 from models.requests import Request, load_generation_config
-from utils import cli
-from utils.dataset import ImageDataset
-from utils.images import grid, read_image, save_grid, save_image
-from utils.run_folder import RunFolder, StepFolder
+from utils.data.dataset import ImageDataset
+from utils.data.images import grid, read_image, save_grid, save_image
+from utils.runs.folders import OutputFolder, RunFolder
+from utils.runtime import cli
 
 IMAGES = Path(__file__).parent / "images"
 SHOWN = (3, 8, 15, 21, 30)  # held-out faces
@@ -44,7 +44,7 @@ def copy_pictures(avatars: RunFolder, openmoji: RunFolder, large: RunFolder) -> 
 def generate(run: RunFolder, out: Path, *more: object) -> torch.Tensor:
     """Run generate_images.py; return the final images, (N, 3, H, W)."""
     generate_images.main([str(word) for word in ("--model", run.path, "--out-dir", out, "--overwrite", *more)])
-    return torch.stack([read_image(path) for path in StepFolder(out).final_images])
+    return torch.stack([read_image(path) for path in OutputFolder(out).final_images])
 
 
 def generate_pictures(run: RunFolder, scratch: Path) -> None:
@@ -69,11 +69,11 @@ def generate_pictures(run: RunFolder, scratch: Path) -> None:
             torch.cat([above, above.new_ones(3, GAP, above.shape[2]), below], dim=1), IMAGES / f"avatars_{name}.png"
         )
     generate(run, scratch, "--num-images", 9, "--animate")
-    shutil.copyfile(StepFolder(scratch).animation("webp"), IMAGES / "avatars_filling_in.webp")
+    shutil.copyfile(OutputFolder(scratch).animation("webp"), IMAGES / "avatars_filling_in.webp")
     generate(run, scratch, "--condition-atlas")
-    shutil.copyfile(StepFolder(scratch).condition_atlas, IMAGES / "avatars_condition_atlas.png")
+    shutil.copyfile(OutputFolder(scratch).condition_atlas, IMAGES / "avatars_condition_atlas.png")
     walked = generate(run, scratch, "--condition-walk", *WALK, "--animate")
-    shutil.copyfile(StepFolder(scratch).animation("webp", "walk"), IMAGES / "avatars_walk.webp")
+    shutil.copyfile(OutputFolder(scratch).animation("webp", "walk"), IMAGES / "avatars_walk.webp")
     save_grid(walked, IMAGES / "avatars_walk.png", columns=12)
 
 

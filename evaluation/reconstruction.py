@@ -7,7 +7,7 @@ from torchmetrics.image import StructuralSimilarityIndexMeasure
 
 from models.autoencoder import Autoencoder, psnr
 from models.codebook import Codebook
-from utils import distributed
+from utils.runtime import distributed
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from utils.tables import table
+from utils.core.tables import table
 
 # The sets of images whose distances to held-out images are measured. Each adds a loss to the one before it; the first
 # three are made from the same training images.

@@ -7,18 +7,18 @@ import numpy as np
 import torch
 
 from models.autoencoder import Autoencoder
-from models.cascade import Stage
+from models.cascade import Cascade
 from models.codebook import Codebook
-from models.generation import Cascade
 from models.requests import load_generation_config
+from models.stage import Stage
 from models.tokens import read_tokens
-from utils.config import read_json
-from utils.dataset import FeatureMapDataset, ImageDataset
-from utils.device import choose_dtype
-from utils.files import UserError
-from utils.provenance import check_origin, same
-from utils.run_folder import ExportedFolder, RunFolder
-from utils.split import Bounds
+from utils.core.config import read_json
+from utils.core.files import UserError
+from utils.core.provenance import check_origin, same
+from utils.data.dataset import FeatureMapDataset, ImageDataset
+from utils.data.split import Bounds
+from utils.runs.folders import ExportedFolder, RunFolder
+from utils.runtime.device import choose_dtype
 
 
 class TrainedRun:

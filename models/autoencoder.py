@@ -11,12 +11,13 @@ from torch import nn
 
 from models.activations import ACTIVATIONS
 from models.codebook import Codebook
-from utils.checkpoint import Origin, fingerprint, load_checkpoint, load_weights
-from utils.config import build_config
-from utils.draws import draw
-from utils.files import UserError
-from utils.options import check_ranges, option
-from utils.split import Bounds
+from utils.core.config import build_config
+from utils.core.files import UserError
+from utils.core.options import check_ranges, option
+from utils.core.provenance import Origin
+from utils.data.split import Bounds
+from utils.runs.checkpoint import fingerprint, load_checkpoint, load_weights
+from utils.runtime.draws import draw
 
 KIND = "autoencoder"
 

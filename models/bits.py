@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
-from models.cascade import KIND, StageConfig
 from models.codebook import Codebook
-from utils.checkpoint import load_checkpoint, measured
-from utils.provenance import check_origin
+from models.stage import KIND, StageConfig
+from utils.core.provenance import check_origin
+from utils.runs.checkpoint import load_checkpoint, measured
 
 log = logging.getLogger(__name__)
 

@@ -1,272 +1,309 @@
-"""A stage is a transformer between two codebooks.
+"""Generation: the stages of a cascade, checked to belong together, and what they make of requests."""
 
-Only this module knows the token layout. The fine grid is written in raster order; its length is fixed, so there is no
-end token. The decoder's inputs are the fine tokens shifted by one. The first input is the condition token in a base
-stage and a learned start token in a cascade stage; both are numbered after the fine units. If a base stage uses labels,
-they follow the condition in its coarse tokens, and the vector of one label is added to that of the condition.
-"""
-
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from numbers import Integral
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import nn
+from PIL import Image
 
+from models.autoencoder import Autoencoder
 from models.codebook import Codebook
-from models.decoding import CachedDecoder
-from models.transformer import Grid, Transformer, TransformerConfig
-from utils.beam_search import search
-from utils.checkpoint import Origin, load_checkpoint, load_weights
-from utils.config import build_config
-from utils.draws import draw
-from utils.files import UserError
-from utils.provenance import check_origin
-from utils.sampling import SamplingConfig
-from utils.split import Bounds
+from models.decoding import make_ready
+from models.requests import GenerationConfig, Place, Request, Values, change_sampling, load_generation_config, pick, way
+from models.stage import Stage
+from utils.core.files import UserError
+from utils.core.options import PRECISIONS
+from utils.core.provenance import check_origin
+from utils.data.images import Picture, to_pil, to_tensor
+from utils.runs.folders import ExportedFolder, RunFolder
+from utils.runtime.device import choose_device, choose_dtype
+from utils.runtime.distributed import own
+from utils.runtime.progress import progress
+from utils.sampling import SamplingConfig, image_generator, uniform_draws
 
-KIND = "transformer"
-NEAR = 8  # units that a coarse token may slip to under `condition_noise`
-LABEL_DROPOUT = 0.1  # share of images that train without their label, so that generation works without one
-
-
-@dataclass(frozen=True)
-class StageConfig:
-    """The config in a stage's checkpoint: its transformer, and the grids of tokens that it reads and writes."""
-
-    transformer: TransformerConfig
-    coarse: Grid
-    fine: Grid
-    is_base: bool
-    labels: tuple[str, ...] = ()  # names, if a base stage uses them
-
-    @classmethod
-    def between(
-        cls,
-        transformer: TransformerConfig,
-        coarse: Codebook,
-        fine: Codebook,
-        coarse_path: Path,
-        is_base: bool,
-        labels: tuple[str, ...] = (),
-    ) -> "StageConfig":
-        """The config of a stage between two codebooks; a base stage's `coarse` has one patch a map."""
-        grids = [Grid(*codebook.config.grid, len(codebook)) for codebook in (coarse, fine)]
-        if is_base and grids[0].length != 1:
-            raise UserError(
-                f"{coarse_path}: cuts a feature map into {grids[0].length} patches, but the base stage starts from one "
-                "token; give the condition codebook, whose patch is the whole map, or leave out --train-base-model"
-            )
-        if transformer.use_labels and not is_base:
-            raise UserError("'use_labels' is for the base stage, whose tokens pass the label on; leave the key out")
-        return cls(transformer, *grids, is_base, labels)
-
-    def example(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens of as many images, coarse and fine, as training reads them, to count what a step needs."""
-        coarse = self.coarse.length + bool(self.labels)
-        return tuple(torch.zeros(number, length, dtype=torch.long) for length in (coarse, self.fine.length))
+Pictures = list[Image.Image] | torch.Tensor
+Images = Picture | Sequence[Picture]
+Count = Callable[[int], object]  # is told how many positions were written
 
 
-class Stage(nn.Module):
-    """A transformer and the layout of its tokens."""
+class Cascade:
+    """The stages of a cascade and its decoder, checked to belong together, ready for batches of `batch_size` images."""
 
-    def __init__(self, config: StageConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.origin: Origin = {}  # what it was trained with, once loaded from a checkpoint
-        self.fingerprint: str | None = None  # of that checkpoint
-        self.bounds = Bounds()  # of the images that it has learned from, as that checkpoint has it
-        self.near: torch.Tensor | None = None  # the `near_units` of the coarse codebook, for `condition_noise`
-        conditions = config.coarse.num_units + (config.transformer.condition_dropout > 0)  # the null is the last
-        firsts, source = (conditions, None) if config.is_base else (1, config.coarse)
-        inputs = config.fine.num_units + firsts
-        self.transformer = Transformer(config.transformer, config.fine, inputs, source, conditions)
-        if config.labels:
-            self.label = nn.Embedding(len(config.labels) + 1, config.transformer.in_dim)  # the last is none
-            nn.init.normal_(self.label.weight, std=0.5)
-            # How many images have a label and a condition: (labels, conditions).
-            usage = torch.zeros(len(config.labels), config.coarse.num_units, dtype=torch.int64)
-            self.register_buffer("label_usage", usage)
-
-    @classmethod
-    def load(cls, path: Path, coarse: Codebook, fine: Codebook) -> "Stage":
-        """Read a stage from a checkpoint and check that it was trained between these codebooks."""
-        content = load_checkpoint(path, KIND)
-        origin = content["trained_from"]
-        check_origin(path, origin, {"lr_codebook": coarse.fingerprint, "hr_codebook": fine.fingerprint})
-        stage = cls(build_config(StageConfig, content["config"], str(path)))
-        load_weights(stage, content, path)
-        stage.origin, stage.fingerprint, stage.bounds = origin, content["fingerprint"], Bounds.saved(content)
-        return stage.eval()
-
-    @torch.no_grad()
-    def init_embeddings(self, coarse: Codebook, fine: Codebook) -> None:
-        """Initialise the embeddings of tokens so that they are as close to each other as their units are.
-
-        What the stage learns about one token then applies to similar ones. Also prepares `condition_noise`.
-        """
-        if self.config.transformer.condition_noise:
-            self.near = near_units(coarse)
-        embed = self.transformer.embed.token.weight
-        source = embed[len(fine) :] if self.config.is_base else self.transformer.source_embed.token.weight
-        for vectors, codebook in ((embed, fine), (source, coarse)):
-            vectors[: len(codebook)] = smooth_features(codebook.units, vectors)
-
-    def disturb(self, coarse: torch.Tensor) -> torch.Tensor:
-        """Coarse tokens (B, S) as training sees them: some replaced by a near unit, some images without any.
-
-        Noise makes a stage tolerate errors of the stage before it (Ho et al. 2021, "Cascaded diffusion models"); images
-        without a condition are needed for guidance (Ho and Salimans 2022). One of the labels of an image is drawn.
-        """
-        config, device = self.config.transformer, coarse.device
-        coarse, labels = coarse.tensor_split([self.config.coarse.length], dim=1)
-        if config.condition_noise:
-            assert self.near is not None, "noise needs the near units of the coarse codebook"
-            slips = uniform(coarse) < config.condition_noise
-            length, near = coarse.shape[1], self.near.shape[1]
-            choice = draw(lambda number: torch.randint(near, (number, length), device=device), len(coarse))
-            coarse = torch.where(slips, self.near[coarse, choice], coarse)
-        if self.config.labels:
-            num = (labels < len(self.config.labels)).sum(1, keepdim=True)  # they come first
-            labels = labels.gather(1, (uniform(num) * num).long())
-            dropped = uniform(num) < LABEL_DROPOUT
-            coarse = torch.cat((coarse, labels.masked_fill(dropped, len(self.config.labels))), dim=1)
-        if config.condition_dropout:
-            dropped = uniform(coarse[:, :1]) < config.condition_dropout
-            coarse = torch.where(dropped, self.without_condition(coarse), coarse)
-        return coarse
-
-    def without_condition(self, coarse: torch.Tensor) -> torch.Tensor:
-        """The coarse tokens of the same number of images with neither condition nor label."""
-        nothing = torch.full_like(coarse, self.config.coarse.num_units)
-        nothing[:, self.config.coarse.length :] = len(self.config.labels)
-        return nothing
-
-    def with_labels(self, coarse: torch.Tensor, names: list[str | None]) -> torch.Tensor:
-        """Condition tokens (N, 1), followed by the label of each image, or none, if the stage uses labels: (N, 2)."""
-        if not self.config.labels:
-            return coarse
-        indices = [len(self.config.labels) if name is None else self.config.labels.index(name) for name in names]
-        return torch.cat((coarse, torch.tensor(indices, device=coarse.device)[:, None]), dim=1)
-
-    def start(self, coarse: torch.Tensor) -> torch.Tensor | None:
-        """What is added to the embedding of the first input: the vector of the first label of each image, (B, dim)."""
-        return self.label(coarse[:, 1]) if self.config.labels else None
-
-    def shift(self, coarse: torch.Tensor, other: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-        """A share (B,) of the way from the vectors of conditions (B, 1 …) to those of others (B, 1), (B, dim)."""
-        embed = self.transformer.embed.token
-        return share[:, None].to(embed.weight) * (embed(self.first_input(other)) - embed(self.first_input(coarse)))
-
-    def count_labels(self, coarse: torch.Tensor) -> None:
-        """Count how often each label occurs with each condition in coarse tokens (N, 1 + labels) of training maps."""
-        self.label_usage.zero_()
-        for labels in coarse.T[1:]:
-            known = labels < len(self.config.labels)
-            self.label_usage.index_put_((labels[known], coarse[known, 0]), known.new_ones(1).long(), accumulate=True)
-
-    def first_input(self, coarse: torch.Tensor) -> torch.Tensor:
-        """Coarse tokens (B, S) → the first input of the decoder, (B,)."""
-        behind = self.config.fine.num_units
-        return coarse[:, 0] + behind if self.config.is_base else torch.full_like(coarse[:, 0], behind)
-
-    def source(self, coarse: torch.Tensor) -> torch.Tensor | None:
-        """What the encoder reads: the coarse tokens, or nothing in a base stage."""
-        return None if self.config.is_base else coarse
-
-    def inputs_and_targets(self, coarse: torch.Tensor, fine: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Coarse tokens (B, S) and fine tokens (B, T) → decoder inputs and targets, each (B, T)."""
-        return torch.cat((self.first_input(coarse)[:, None], fine[:, :-1]), dim=1), fine
-
-    def forward(self, coarse: torch.Tensor, fine: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Coarse tokens (B, S) and fine tokens (B, T) → means over all tokens.
-
-        `loss` in nats, `bits`, and `accuracy`: the share of tokens to which the model gave the highest probability.
-        """
-        if self.training:
-            coarse = self.disturb(coarse)
-        inputs, targets = self.inputs_and_targets(coarse, fine)
-        logits = self.transformer(inputs, self.source(coarse), self.start(coarse)).flatten(0, 1)
-        targets = targets.flatten()
-        loss = F.cross_entropy(logits.float(), targets)
-        accuracy = (logits.argmax(-1) == targets).float().mean()
-        return {"loss": loss, "bits": loss / math.log(2), "accuracy": accuracy}
-
-    @torch.no_grad()
-    def sample(
+    def __init__(
         self,
-        coarse: torch.Tensor,
-        config: SamplingConfig,
-        uniform: torch.Tensor,
+        configs: list[GenerationConfig],
+        folder: Path,
+        decoder: Autoencoder,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        batch_size: int = 1,
+        compiled: bool = False,
+    ) -> None:
+        self.configs, self.decoder, self.device, self.batch_size = configs, decoder, device, batch_size
+        self.stages: list[Stage] = []
+        self.codebooks: list[Codebook] = []  # the condition codebook, then the one that each stage writes
+        for number, config in enumerate(configs):
+            paths = (config.model_path, config.lr_codebook_path, config.hr_codebook_path)
+            model_path, coarse_path, fine_path = (folder / path for path in paths)
+            coarse, fine = Codebook.load(coarse_path), Codebook.load(fine_path)
+            stage = Stage.load(model_path, coarse, fine)
+            check_origin(model_path, stage.origin, decoder.origin)
+            _check_guidance(str(model_path), stage, config)
+            if stage.config.is_base != (number == 0):
+                kind = "base" if stage.config.is_base else "cascade"
+                raise UserError(f"{model_path}: is a {kind} stage; stage 0 must be a base stage and only stage 0")
+            if number == 0:
+                if coarse.counts.sum() == 0:
+                    raise UserError(f"{coarse_path}: its units were never counted; finish its training or prune it")
+                self.codebooks.append(coarse.to(device))
+            elif self.codebooks[-1].fingerprint != coarse.fingerprint:
+                raise UserError(
+                    f"{coarse_path}: is not the codebook that the stage before writes; name the same file in both"
+                )
+            self.codebooks.append(fine.to(device))
+            self.stages.append(stage.to(device))
+            rows = batch_size * config.num_beam * (2 if config.is_guided else 1)
+            make_ready(stage.transformer, dtype, rows, compiled)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
         *,
-        kept: torch.Tensor | None = None,
-        towards: tuple[torch.Tensor, torch.Tensor] | None = None,
-        progress: Callable[[], object] = lambda: None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Coarse tokens (N, S) → fine tokens (N, T) and their scores (N,); `uniform` (N, T, num_beam) are the draws.
+        device: str = "auto",
+        precision: str = "auto",
+        batch_size: int = 25,
+        compiled: bool = False,
+    ) -> "Cascade":
+        """Read the model in the folder of a run or in one that scripts.export wrote.
 
-        `kept` (N, P) are the first tokens of each image, if they are given. `towards`, for a base stage, are other
-        conditions (N, 1), and shares (N,) of the way by which the vectors of the conditions are moved to theirs.
-        `progress` is called after each position. Under guidance each image runs twice in the batch, with and without
-        its condition.
+        `device` and `precision` are those of the scripts: "auto", "cuda", … and "auto", "fp32" or "bf16"; `compiled`
+        uses torch.compile. Raises `UserError` naming the file that is missing, damaged, or of another model.
         """
-        first, images = self.first_input(coarse), len(coarse)
-        shift = None if towards is None else self.shift(coarse, *towards)
-        if config.is_guided:
-            coarse = torch.cat((coarse, self.without_condition(coarse)))
-            shift = None if shift is None else torch.cat((shift, torch.zeros_like(shift)))
-        start = self.start(coarse)
-        if shift is not None:
-            start = shift if start is None else start + shift
-        decoder = CachedDecoder(self.transformer, len(coarse) * config.num_beam, self.source(coarse))
+        folder, place = RunFolder.open(Path(path)), choose_device(device)
+        if precision not in PRECISIONS:
+            raise UserError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
+        if batch_size < 1:
+            raise UserError(f"batch_size {batch_size}: expected at least 1")
+        if not folder.generation.is_file():
+            raise UserError(
+                f"{path}: holds no {folder.generation.name}; give the folder of a finished run, or of an exported model"
+            )
+        configs, dtype = load_generation_config(folder.generation), choose_dtype(place, precision)
+        if isinstance(folder, ExportedFolder):
+            folder.check_inside(configs)
+        decoder = Autoencoder.load(folder.decoding.latest).to(place)
+        return cls(configs, folder.path, decoder, place, dtype, batch_size, compiled)
 
-        def next_logits(inputs: torch.Tensor) -> torch.Tensor:
-            if decoder.position == 0:
-                inputs = self.first_input(coarse).repeat_interleave(config.num_beam)
-                joined = None if start is None else start.repeat_interleave(config.num_beam, dim=0)
-                logits = decoder.next_logits(inputs, joined)
+    # --- What the model is ---
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels that the base stage has learned."""
+        return self.stages[0].config.labels
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return self.decoder.image_size(self.codebooks[0].fmap_shape)
+
+    @property
+    def length(self) -> int:
+        """Tokens that all stages write for an image."""
+        return sum(stage.config.fine.length for stage in self.stages)
+
+    def check(self, request: Request) -> None:
+        """Raise `UserError` naming the flag that this cascade cannot satisfy."""
+        num_units = len(self.codebooks[0])
+        for unit in request.conditions:
+            if unit not in range(num_units):
+                raise UserError(f"unit {unit}: the condition codebook has units 0 to {num_units - 1}")
+        for name in request.labels:
+            if name not in self.labels:
+                known = ", ".join(self.labels) or "none: train its base stage with 'use_labels'"
+                raise UserError(f"label {name!r}: this model does not know it; labels that it knows: {known}")
+        if request.from_stage not in range(len(self.stages)):
+            raise UserError(f"stage {request.from_stage}: the stages are 0 to {len(self.stages) - 1}")
+        rows = self.stages[0].config.fine.height
+        if request.keep_rows not in range(rows + 1):
+            raise UserError(f"{request.keep_rows} rows to keep: the base stage's grid, whose rows count, has {rows}")
+        for number, (stage, config) in enumerate(zip(self.stages, request.sampling or self.configs, strict=True)):
+            _check_guidance(f"stage {number}", stage, config)
+
+    # --- What can be asked of it ---
+
+    def sample(
+        self, number: int = 1, *, conditions: Sequence[int] = (), labels: Sequence[str] = (), **settings: Values
+    ) -> Pictures:
+        """Generate images: a list of PIL images, or with `as_tensor` a tensor (number, 3, H, W) in [−1, 1].
+
+        Image i takes entry i of `conditions`, units of the condition codebook, and of `labels`, and from the first
+        again. The settings are `seed`, 0 by default, `as_tensor`, and keys of `SamplingConfig`, such as
+        temperature=0.8, or temperature=(1, 0.6, 0.4) with a value for each stage. Raises `UserError` naming what this
+        model cannot do.
+        """
+        names = (labels,) if isinstance(labels, str) else tuple(labels)
+        return self._make(Request(conditions=tuple(conditions), labels=names), number, **settings)
+
+    def like(self, images: Images, number: int | None = None, **settings: Values) -> Pictures:
+        """Generate images with the conditions of these, by default as many; see `tokens`, and `sample` for settings."""
+        conditions = tuple(self.tokens(images)[0].flatten().tolist())
+        return self._make(Request(conditions=conditions), number, **settings)
+
+    def complete(self, images: Images, rows: int, number: int | None = None, **settings: Values) -> Pictures:
+        """Keep what the first `rows` rows of the base stage's grid cover of these images, and write the rest."""
+        return self._make(Request(init_tokens=self.tokens(images), keep_rows=rows), number, **settings)
+
+    def detail(self, images: Images, stage: int, number: int | None = None, **settings: Values) -> Pictures:
+        """Keep the tokens of these images that are coarser than those of `stage`, and write new ones from there on."""
+        return self._make(Request(init_tokens=self.tokens(images), from_stage=stage), number, **settings)
+
+    def walk(self, start: int | Picture, end: int | Picture, steps: int = 24, **settings: Values) -> Pictures:
+        """Images on the way from a unit of the condition map to another, or between the units of two images."""
+        return self._make(Request(places=self.way(start, end, steps), same_draws=True), steps, **settings)
+
+    def way(self, start: int | Picture, end: int | Picture, steps: int) -> tuple[Place, ...]:
+        """The places of a walk over the condition map; see `models.requests.way`."""
+        units = [int(unit if isinstance(unit, Integral) else self.tokens(unit)[0][0]) for unit in (start, end)]
+        self.check(Request(conditions=tuple(units)))
+        return way(self.codebooks[0].coordinates, *units, steps)
+
+    @torch.no_grad()
+    def tokens(self, images: Images) -> tuple[torch.Tensor, ...]:
+        """Images → their tokens of the condition and of every stage, each (M, T) int64.
+
+        An image is a file, a PIL image, or a tensor (3, H, W) in [−1, 1]; a tensor (M, 3, H, W) holds several. Files
+        and PIL images are scaled to the model's size, and cut to its shape around their centres.
+        """
+        fmap = self.decoder.encode(to_tensor(images, self.image_size).to(self.device))
+        return tuple(codebook.find_bmu(fmap) for codebook in self.codebooks)
+
+    @torch.no_grad()
+    def decode(self, tokens: torch.Tensor, level: int = -1) -> torch.Tensor:
+        """Tokens (N, T) of the condition (level 0), of a stage (from 1), by default the last → images (N, 3, H, W)."""
+        return self.decoder.decode(self.codebooks[level].lookup(tokens))
+
+    def decode_all(self, tokens: torch.Tensor, level: int = -1) -> torch.Tensor:
+        """As `decode`, batch by batch, onto the CPU in float32."""
+        return torch.cat([self.decode(part, level).float().cpu() for part in tokens.split(self.batch_size)])
+
+    def _make(
+        self, request: Request, number: int | None, *, seed: int = 0, as_tensor: bool = False, **sampling: Values
+    ) -> Pictures:
+        """`number` pictures of a request, by default one for each image that was given."""
+        number = len((request.init_tokens or [request.conditions])[0]) if number is None else number
+        if number < 1:
+            raise UserError(f"{number} pictures were asked for, expected at least 1")
+        request = dataclasses.replace(request, seed=seed, sampling=change_sampling(self.configs, **sampling))
+        self.check(request)
+        parts = [self.decode(tokens[-1]).float().cpu() for _, tokens, _ in self.batches(request, number, "images")]
+        images = torch.cat(parts).clamp(-1, 1)
+        return images if as_tensor else to_pil(images)
+
+    # --- How it is done ---
+
+    def conditions(self, request: Request, images: range) -> torch.Tensor:
+        """The condition token of each image, (N, 1): a given one, or drawn by its use in training or in a label."""
+        if request.places:
+            return torch.tensor([pick(request.places, image).nearest for image in images], device=self.device)[:, None]
+        if request.conditions:
+            given = [pick(request.conditions, image) for image in images]
+            return torch.tensor(given, device=self.device)[:, None]
+        if request.init_tokens:
+            return self._taken(request, 0, images)
+        return torch.stack([self._draw_condition(request, image) for image in images]).to(self.device)
+
+    def _draw_condition(self, request: Request, image: int) -> torch.Tensor:
+        label = pick(request.labels, image)
+        counts = self.codebooks[0].counts if label is None else self.stages[0].label_usage[self.labels.index(label)]
+        return torch.multinomial(counts.cpu().double(), 1, generator=image_generator(request.seed, -1, image))
+
+    def _taken(self, request: Request, level: int, images: range) -> torch.Tensor:
+        """The tokens of the images that a request starts from, (N, T)."""
+        tokens = request.init_tokens[level]
+        return tokens[[image % len(tokens) for image in images]]
+
+    def _write(
+        self, number: int, request: Request, images: range, coarse: torch.Tensor, count: Count
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a stage writes over the coarse tokens (N, S) of these images: its tokens (N, T) and scores (N,)."""
+        stage, config = self.stages[number], (request.sampling or self.configs)[number]
+        fine, base, towards = stage.config.fine, self.stages[0].config.fine, None
+        if number == 0 and request.places:
+            places = [pick(request.places, image) for image in images]
+            units = torch.tensor([(place.unit, place.following) for place in places], device=self.device)
+            shares = torch.tensor([place.share for place in places], device=self.device)
+            coarse, towards = units[:, :1], (units[:, 1:], shares)
+        coarse = stage.with_labels(coarse, [pick(request.labels, image) for image in images])
+        rows = request.keep_rows * fine.height // base.height
+        kept = self._taken(request, number + 1, images)[:, : rows * fine.width] if rows else None
+        drawn = [0] * len(images) if request.same_draws else images
+        uniform = uniform_draws(request.seed, number, drawn, fine.length, config.num_beam)
+        return stage.sample(coarse, config, uniform, kept=kept, towards=towards, progress=lambda: count(1))
+
+    def write_stages(
+        self, request: Request, images: range, count: Count = lambda num: None
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield the tokens (N, T) of the condition and of each stage for these images, each with its scores (N,).
+
+        The condition and a stage that was skipped have no score (NaN).
+        """
+        none = torch.full((len(images),), torch.nan)
+        tokens = self.conditions(request, images)
+        yield tokens, none
+        for number, stage in enumerate(self.stages):
+            if number < request.from_stage:
+                tokens, scores = self._taken(request, number + 1, images), none
+                count(stage.config.fine.length)
             else:
-                logits = decoder.next_logits(inputs.repeat(len(coarse) // images))
-            progress()
-            return logits
+                tokens, scores = self._write(number, request, images, tokens, count)
+            yield tokens, scores.cpu()
 
-        def reorder(rows: torch.Tensor) -> None:
-            decoder.reorder(torch.cat((rows, rows + len(rows))) if config.is_guided else rows)
+    def generate(
+        self, request: Request, images: range, count: Count = lambda num: None
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Tokens of the condition and of every stage for these images, each (N, T), and the stages' scores (N, stages).
 
-        return search(next_logits, reorder, first, config, uniform.to(coarse.device), kept)
+        A stage that was skipped has no score (NaN). `count` is called with the number of positions done.
+        """
+        tokens, scores = zip(*self.write_stages(request, images, count), strict=True)
+        return list(tokens), torch.stack(scores[1:], dim=1)
+
+    def batches(
+        self, request: Request, number: int, name: str
+    ) -> Iterator[tuple[int, list[torch.Tensor], torch.Tensor]]:
+        """Generate `number` images; yield of each batch the index of its first image, its tokens and its scores.
+
+        The last batch is generated in full as well, so the number of images never changes a picture. Each process makes
+        some of the batches.
+        """
+        starts = own(range(0, number, self.batch_size))
+        with progress(total=self.length * len(starts), unit="token", desc=name) as bar:
+            for start in starts:
+                tokens, scores = self.generate(request, range(start, start + self.batch_size), bar.update)
+                yield start, [part[: number - start] for part in tokens], scores[: number - start]
+
+    def filling_in(self, tokens: list[torch.Tensor], steps: int) -> Iterator[torch.Tensor]:
+        """Images (N, 3, H, W): the condition's, then at most `steps` of each stage as it writes over the one before."""
+        fmaps = [book.lookup(part) for book, part in zip(self.codebooks, tokens, strict=True)]
+        yield self.decoder.decode(fmaps[0])
+        for stage, (coarse, fine) in zip(self.stages, pairwise(fmaps), strict=True):
+            grid = stage.config.fine
+            number = torch.arange(grid.length, device=fine.device).view(grid.height, grid.width)
+            for axis, cells in enumerate(fine.shape[2:]):  # of each cell of the feature map, that of the token over it
+                number = number.repeat_interleave(cells // number.shape[axis], axis)
+            step = -(-grid.length // steps)
+            for written in range(step, grid.length + step, step):
+                yield self.decoder.decode(torch.where(number < written, fine, coarse))
 
 
-def check_labels(path: Path, config: StageConfig) -> None:
-    """Raise `UserError` if the stage in `path`, whose weights another is to start from, was given other labels."""
-    known, given = load_checkpoint(path, KIND, memory_map=True)["config"].get("labels", ()), config.labels
-    if tuple(known) != given:
-        names = [", ".join(labels) or "none" for labels in (known, given)]
+def _check_guidance(where: str, stage: Stage, config: SamplingConfig) -> None:
+    """Raise `UserError`, which begins with `where`, if a stage is to be guided that has not learned what that needs."""
+    if config.is_guided and not stage.config.transformer.condition_dropout:
         raise UserError(
-            f"{path}: was trained with the labels {names[0]}, this data set has {names[1]}; give data with the same "
-            "labels, or train without --model-path"
+            f"{where}: 'guidance_scale' is {config.guidance_scale}, but the stage was trained without "
+            "'condition_dropout'; train it with that, or leave the scale at 1"
         )
-
-
-def uniform(like: torch.Tensor) -> torch.Tensor:
-    """Random numbers in [0, 1) for items of the shape of `like` (B, …)."""
-    return draw(lambda number: torch.rand((number, *like.shape[1:]), device=like.device), len(like))
-
-
-def smooth_features(units: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Units (K, D) → vectors (K, dim) with the width and the standard deviation of `like` (N, dim).
-
-    Random Fourier features (Rahimi and Recht 2007): the product of two vectors is a Gaussian of the distance of their
-    units, as wide as the standard deviation of a component times √D.
-    """
-    scaled = (units / units.var(0, correction=0).mean().sqrt().clamp(min=1e-12)).to(like)
-    projection = torch.randn(units.shape[1], like.shape[1]).to(like) / units.shape[1] ** 0.5
-    shift = 2 * math.pi * torch.rand(like.shape[1]).to(like)
-    return (scaled @ projection + shift).cos() * (2**0.5 * like.std())
-
-
-def near_units(codebook: Codebook) -> torch.Tensor:
-    """The `NEAR` nearest units of each unit, (K, NEAR); in a tiny codebook all units."""
-    nearest = codebook.nearest(codebook.units, min(1 + NEAR, len(codebook)))[1]
-    return nearest[:, -NEAR:]  # without the unit itself

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from models.patches import patchify, unpatchify
-from utils.checkpoint import Origin, fingerprint, load_checkpoint, load_weights
-from utils.config import build_config
-from utils.files import UserError
-from utils.options import check_ranges, option
-from utils.provenance import check_origin
-from utils.split import Bounds
+from utils.core.config import build_config
+from utils.core.files import UserError
+from utils.core.options import check_ranges, option
+from utils.core.provenance import Origin, check_origin
+from utils.data.split import Bounds
+from utils.runs.checkpoint import fingerprint, load_checkpoint, load_weights
 
 KIND = "codebook"
 # Distances computed at once in a search: 4 MiB fit into a processor's cache, which makes the search three times as fast

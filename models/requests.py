@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from utils.config import build_config, read_json
-from utils.files import UserError
-from utils.options import option
+from utils.core.config import build_config, read_json
+from utils.core.files import UserError
+from utils.core.options import option
 from utils.sampling import SamplingConfig
 
 Values = float | Sequence[float | None] | None  # of a key of the sampling: one for all stages, or one for each

@@ -9,14 +9,15 @@ import numpy as np
 import torch
 
 from models.codebook import Codebook
-from utils import distributed
-from utils.checkpoint import Origin, load_checkpoint, save_checkpoint
-from utils.dataset import BatchLoader, FeatureMapDataset, TokenDataset, chunks
-from utils.device import choose_workers
-from utils.files import UserError
-from utils.lock import lock
-from utils.progress import progress
-from utils.provenance import same
+from utils.core.files import UserError
+from utils.core.lock import lock
+from utils.core.provenance import Origin, same
+from utils.data.batches import BatchLoader, chunks
+from utils.data.dataset import FeatureMapDataset, TokenDataset
+from utils.runs.checkpoint import load_checkpoint, save_checkpoint
+from utils.runtime import distributed
+from utils.runtime.device import choose_workers
+from utils.runtime.progress import progress
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from models.activations import ACTIVATIONS
-from utils.draws import draw
-from utils.options import check_ranges, option
+from utils.core.options import check_ranges, option
+from utils.runtime.draws import draw
 
 Attend = Callable[..., torch.Tensor]
 LARGEST = 2**16  # rows, columns and units of a grid, and widths: a config may come from a stranger
@@ -227,7 +227,7 @@ class Transformer(nn.Module):
     """Logits of the tokens of a grid, in raster order, given the tokens before them and a coarser grid.
 
     The decoder writes `grid`; the encoder reads `source`. Their inputs come from vocabularies of `num_inputs` and
-    `num_sources`, which may be larger than those of the grids: `models.cascade` owns that layout. Input i has the
+    `num_sources`, which may be larger than those of the grids: `models.stage` owns that layout. Input i has the
     position of cell i, which it predicts.
     """
 

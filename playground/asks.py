@@ -4,12 +4,12 @@ import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from models.generation import Cascade
+from models.cascade import Cascade
 from models.requests import SAMPLING_KEYS, Request, change_sampling, sampling_of
 from playground.uploads import Upload
-from utils.files import UserError
-from utils.options import words_of
-from utils.run_folder import StepFolder
+from utils.core.files import UserError
+from utils.core.options import words_of
+from utils.runs.folders import OutputFolder
 from utils.sampling import SamplingConfig
 
 BATCH = 25  # that the cascade is made ready for, as generate_images.py is by default
@@ -19,7 +19,7 @@ BEAMS = 16  # of a stage, and extensions of each, at most: each is a row of the 
 KEYS = ("temperature", "top_p", "num_beam", "beam_width", "keep_beam", "guidance_scale")  # that have a field
 NAMES = ("temperature", "top-p", "beams", "beam width", "beams kept", "guidance")
 FROM_PICTURE = ("like", "detail", "complete")  # kinds that need a picture
-AGAIN = StepFolder(Path("out/again"))  # what a command writes to
+AGAIN = OutputFolder(Path("out/again"))  # what a command writes to
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,8 @@ from playground.layout import DROP_HINT, STEPS, Layout, details_text, drop_value
 from playground.studio import TELL, Job, Page, Picture, Studio, write_zip
 from playground.uploads import MOST_BYTES, Upload, inside, read_upload
 from playground.work import Sheet, at_once, decode_units, save_units, total, work_for
-from utils.files import UserError
-from utils.images import to_tensor, write_png
+from utils.core.files import UserError
+from utils.data.images import to_tensor, write_png
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from playground.asks import Model
 from playground.studio import Studio
-from utils.files import UserError
+from utils.core.files import UserError
 
 API = "/gradio_api"
 EXACT = {"/", "/config", "/config/", "/theme.css", "/favicon.ico", f"{API}/startup-events"}

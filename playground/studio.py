@@ -20,8 +20,8 @@ import torch
 
 from playground.asks import Model
 from playground.uploads import Upload
-from utils.device import give_back_memory
-from utils.files import UserError
+from utils.core.files import UserError
+from utils.runtime.device import give_back_memory
 
 WAITING = 16  # requests that may wait for their turn
 PAGES = 200  # whose pictures are kept; a page that was never heard to go is forgotten once there are more

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from utils.files import UserError
-from utils.images import fit, open_rgb
+from utils.core.files import UserError
+from utils.data.images import fit, open_rgb
 
 MOST_BYTES = 20 * 10**6
 MOST_PIXELS = 32 * 10**6

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
+from models.cascade import Cascade
 from models.codebook import Codebook
-from models.generation import Cascade
-from models.map_pictures import on_map, shrink
 from models.requests import Request, settings_text
+from models.som.pictures import on_map, shrink
 from playground.asks import ATLAS_BATCH, FROM_PICTURE, Ask, Model
 from playground.studio import Job, Page, Picture
-from utils.images import grid, save_image, save_walk
+from utils.data.images import grid, save_image, save_walk
 
 MAP_SIDE = 1024  # pixels of the map's longer side, at most
 

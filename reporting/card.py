@@ -4,12 +4,12 @@ import shlex
 from pathlib import Path
 
 from evaluation.results import markdown
-from models.generation import Cascade
+from models.cascade import Cascade
 from reporting.run import Run, read_run
-from utils.exported import ModelConfig
-from utils.progress import duration
-from utils.run_folder import RunFolder
-from utils.tables import table
+from utils.core.tables import table
+from utils.runs.exported import ModelConfig
+from utils.runs.folders import RunFolder
+from utils.runtime.progress import duration
 
 TAGS = ("image-generation", "autoregressive", "self-organizing-map", "vector-quantization")
 UNKNOWN = """\
@@ -87,7 +87,7 @@ def how_to_load(name: str) -> str:
 In a clone of Quantized Cascade, the project that it was trained with:
 
 ```python
-from models.generation import Cascade
+from models.cascade import Cascade
 
 cascade = Cascade.load({name!r})
 for number, image in enumerate(cascade.sample(16, seed=0)):

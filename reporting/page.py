@@ -12,9 +12,9 @@ from evaluation.results import SAMPLES, TRAINING
 from reporting import sections
 from reporting.pictures import QUALITIES, Quality
 from reporting.run import Run, read_run
-from utils.files import UserError
-from utils.progress import duration
-from utils.run_folder import RunFolder
+from utils.core.files import UserError
+from utils.runs.folders import RunFolder
+from utils.runtime.progress import duration
 
 LIMIT = 10_000_000  # bytes
 TEMPLATES = Path(__file__).parent / "templates"

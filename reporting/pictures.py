@@ -7,8 +7,8 @@ from pathlib import Path
 
 from PIL import Image, ImageSequence
 
-from utils.files import UserError
-from utils.images import open_rgb
+from utils.core.files import UserError
+from utils.data.images import open_rgb
 
 CRISP = 640  # pixels on a side: smaller pictures are enlarged to it by repeating pixels, which a browser would blur
 SMALL = 64 * 1024  # bytes up to which a picture is stored losslessly

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 from evaluation.results import Results
-from utils.attempt import Attempt, read_attempts
-from utils.chain import folders_in
-from utils.config import load_config, read_json
-from utils.files import UserError
-from utils.metrics import read_rows
-from utils.run_folder import RunFolder, StepFolder
+from utils.core.config import load_config, read_json
+from utils.core.files import UserError
+from utils.runs.attempt import Attempt, read_attempts
+from utils.runs.chain import folders_in
+from utils.runs.folders import OutputFolder, RunFolder
+from utils.training.metrics import read_rows
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Job:
 class Step:
     """A step of the run: its folder, and what was read from it."""
 
-    folder: StepFolder
+    folder: OutputFolder
     jobs: dict[str, Job]  # by script
     rows: list[dict]  # of metrics.jsonl
 
@@ -78,7 +78,7 @@ def read_run(folder: RunFolder) -> Run:
     )
 
 
-def read_step(folder: StepFolder) -> Step:
+def read_step(folder: OutputFolder) -> Step:
     """Read the attempts at a step and its metrics."""
     jobs: dict[str, Job] = {}
     for attempt in read_attempts(folder):

@@ -9,16 +9,16 @@ from PIL import Image
 
 from models.autoencoder import KIND, Autoencoder
 from models.codebook import Codebook
-from models.map_pictures import atlas
+from models.som.pictures import atlas
 from reporting import figures, verdicts
 from reporting.pictures import Picture, Quality
 from reporting.run import Job, Run, Step
-from utils.chain import is_unfinished, missing_in
-from utils.checkpoint import load_checkpoint
-from utils.images import to_uint8
-from utils.progress import progress
-from utils.provenance import check_origin
-from utils.run_folder import StepFolder
+from utils.core.provenance import check_origin
+from utils.data.images import to_uint8
+from utils.runs.chain import is_unfinished, missing_in
+from utils.runs.checkpoint import load_checkpoint
+from utils.runs.folders import OutputFolder
+from utils.runtime.progress import progress
 
 MOST_SAMPLES = 25  # final images that are shown one by one
 TITLES = {
@@ -58,7 +58,7 @@ def load_models(run: Run) -> Models:
     return models
 
 
-def title_of(folder: StepFolder, script: str = "") -> str:
+def title_of(folder: OutputFolder, script: str = "") -> str:
     """The heading of a step, or of what a script did in it."""
     title = TITLES.get(folder.kind) or f"{folder.kind.capitalize()} {folder.level}"
     title = "Condition codebook" if folder.level == "cond" else title

@@ -17,10 +17,10 @@ if not __package__:  # started by its path, from anywhere
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from scripts.environment import PYTHON, ROOT, ensure_environment
-from utils import child
-from utils.chain import Recipe
-from utils.files import UserError
-from utils.options import option, parse_options, words_of
+from utils.core.files import UserError
+from utils.core.options import option, parse_options, words_of
+from utils.runs.chain import Recipe
+from utils.runtime import child
 
 RECIPES = {32: ("tiny-32", "quick"), 64: ("demo-64", "demo"), 128: ("laptop-128", "demo-128")}  # and folders of out/
 

@@ -19,10 +19,10 @@ from functools import partial
 from PIL import Image
 
 from scripts.make_dataset import DataOptions, is_made, write_images
-from utils import cli
-from utils.index import read_dataset
-from utils.lock import lock
-from utils.options import option, parse_options
+from utils.core.lock import lock
+from utils.core.options import option, parse_options
+from utils.data.records import read_dataset
+from utils.runtime import cli
 
 PACKAGES = {
     "avatars": ("python_avatars", "resvg_py"),

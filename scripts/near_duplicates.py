@@ -17,7 +17,7 @@ from importlib.util import find_spec
 import numpy as np
 from PIL import Image
 
-from utils.split import TRAINING
+from utils.data.split import TRAINING
 
 MOST_BITS = 6  # more than 7 would need other bands
 MOST_IN_GROUP = 50  # a chain of pairs must not join half of the data

@@ -6,16 +6,16 @@ MODEL is the folder of a run, or of an exported model. The page is served on thi
 says otherwise; its pictures lie in a temporary folder and go when the page is closed. Stop it with Ctrl-C.
 """
 
-import utils.threads  # noqa: F401
+import utils.runtime.threads  # noqa: F401
 
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.generation import Cascade
+from models.cascade import Cascade
 from playground.asks import BATCH, Model
-from utils import cli
-from utils.options import PRECISIONS, option, parse_options
+from utils.core.options import PRECISIONS, option, parse_options
+from utils.runtime import cli
 
 
 @dataclass(frozen=True, kw_only=True)

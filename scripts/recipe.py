@@ -1,6 +1,6 @@
 """A recipe, checked whole before anything runs: every file and every option is read, and they must fit together."""
 
-import utils.threads  # noqa: F401
+import utils.runtime.threads  # noqa: F401
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ from models.autoencoder import AutoencoderConfig
 from models.codebook import CodebookConfig
 from models.requests import load_generation_config
 from models.transformer import TransformerConfig
-from utils.chain import Recipe, Step
-from utils.config import load_config, refuse_unknown
-from utils.dataset import ImageDataset
-from utils.files import UserError
-from utils.options import StepOptions, parse_options, words_of
-from utils.run_folder import CONDITION, RunFolder
+from utils.core.config import load_config, refuse_unknown
+from utils.core.files import UserError
+from utils.core.options import ScriptOptions, parse_options, words_of
+from utils.data.dataset import ImageDataset
+from utils.runs.chain import Recipe, Step
+from utils.runs.folders import CONDITION, RunFolder
 
 CONFIGS = {
     "train_autoencoder": AutoencoderConfig,
@@ -44,10 +44,10 @@ def check(recipe: Recipe, steps: Sequence[Step], run: RunFolder, generation: Pat
     return plans
 
 
-def options_of(recipe: Recipe, step: Step) -> StepOptions:
+def options_of(recipe: Recipe, step: Step) -> ScriptOptions:
     """The options of a step, as its script parses them; raises `UserError` naming the key of recipe.json."""
     cls, where = import_module(step.script).Options, f"{recipe.path}: {step.section!r}"
-    own, common = ({field.name for field in dataclasses.fields(each)} for each in (cls, StepOptions))
+    own, common = ({field.name for field in dataclasses.fields(each)} for each in (cls, ScriptOptions))
     known = own - common - step.inputs.keys() - {"resume"}
     refuse_unknown(step.settings, known, where, "docs/reference.md lists the options of each step")
     return parse_options(cls, "", words_of(step.options | {"out_dir": step.folder.path}), where)

@@ -12,9 +12,9 @@ from models.autoencoder import AutoencoderConfig
 from models.codebook import CodebookConfig
 from models.requests import GenerationConfig
 from models.transformer import TransformerConfig
-from utils.files import write_file
-from utils.options import default_of, flag_of
-from utils.tables import table
+from utils.core.files import write_file
+from utils.core.options import default_of, flag_of
+from utils.core.tables import table
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference.md"
 STEPS = ("train_autoencoder", "generate_fmap_dataset", "train_codebook", "prune_codebook")

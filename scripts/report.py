@@ -9,11 +9,11 @@ run. The page is a single file smaller than 10 MB, which opens from disk without
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils import cli
-from utils.files import write_file
-from utils.lock import lock
-from utils.options import option, parse_options
-from utils.run_folder import RunFolder
+from utils.core.files import write_file
+from utils.core.lock import lock
+from utils.core.options import option, parse_options
+from utils.runs.folders import RunFolder
+from utils.runtime import cli
 
 
 @dataclass(frozen=True, kw_only=True)

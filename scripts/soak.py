@@ -13,7 +13,7 @@ its server must stay flat.
     python -m scripts.soak --only decoder
 """
 
-import utils.threads  # noqa: F401
+import utils.runtime.threads  # noqa: F401
 
 import importlib
 import itertools
@@ -33,15 +33,15 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw
 
-from utils.chain import ROOT, Recipe, steps_of
-from utils.cli import run
-from utils.files import UserError
-from utils.lock import NAME
-from utils.metrics import read_rows
-from utils.options import option, parse_options, words_of
-from utils.progress import progress
-from utils.run_folder import RunFolder
-from utils.tables import table
+from utils.core.files import UserError
+from utils.core.lock import NAME
+from utils.core.options import option, parse_options, words_of
+from utils.core.tables import table
+from utils.runs.chain import ROOT, Recipe, steps_of
+from utils.runs.folders import RunFolder
+from utils.runtime.cli import run
+from utils.runtime.progress import progress
+from utils.training.metrics import read_rows
 
 TINY = ROOT / "configs" / "tiny-32"
 PICTURES = 24  # of the data set
@@ -175,7 +175,8 @@ def count_calls(last: int | None) -> itertools.count:
 
     for name in CALLS:
         setattr(os, name, counted(getattr(os, name)))
-    for module in map(importlib.import_module, (*MODULES, "utils.images", "scripts.make_dataset", "utils.index")):
+    modules = (*MODULES, "utils.data.images", "scripts.make_dataset", "utils.data.dataset_json")
+    for module in map(importlib.import_module, modules):
         for name in MEASURED:
             if hasattr(module, name):
                 setattr(module, name, counted(getattr(module, name)))

@@ -13,7 +13,7 @@ if not __package__:  # started by its path, from anywhere
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from scripts.environment import ensure_environment
-from utils import child
+from utils.runtime import child
 
 FILES = ("requirements.txt", *(f"requirements-{name}.txt" for name in ("data", "demo", "bench", "eval", "app", "dev")))
 

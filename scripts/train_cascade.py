@@ -12,7 +12,7 @@ from pathlib import Path
 if not __package__:  # started by its path, from anywhere
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import utils.threads
+from utils.runtime.threads import inherited
 
 import json
 import os
@@ -24,13 +24,15 @@ from functools import partial
 
 from scripts import dry_run
 from scripts.recipe import check, open_images
-from utils import child, provenance
-from utils.chain import Recipe, Step, steps_of
-from utils.dataset import FeatureMapDataset
-from utils.files import UserError, write_file
-from utils.index import Fingerprint, checksum, verify_files
-from utils.options import option, parse_options, words_of
-from utils.run_folder import RunFolder
+from utils.core import provenance
+from utils.core.files import UserError, write_file
+from utils.core.options import option, parse_options, words_of
+from utils.data.checksums import Fingerprint, checksum
+from utils.data.dataset import FeatureMapDataset
+from utils.data.records import verify_files
+from utils.runs.chain import Recipe, Step, steps_of
+from utils.runs.folders import RunFolder
+from utils.runtime import child
 
 BEFORE = "result of the step before"
 REMEDY = "change it back, or add --overwrite to make it and all that follows from it anew"
@@ -189,7 +191,7 @@ class Chain:
         """Run the script of a step, in as many processes as were asked for; end with its status unless that is 0."""
         self.folder.mark(step.name).unlink(missing_ok=True)
         options, since = self.options, time.monotonic()
-        launcher, environment = options.launcher(step.name), utils.threads.inherited()
+        launcher, environment = options.launcher(step.name), inherited()
         if options.nproc is not None:  # torchrun would choose 1
             environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // options.nproc)))
         common = {"device": options.device, "overwrite": options.overwrite, "verify": options.verify}

@@ -14,8 +14,8 @@ from hypothesis import settings
 from scripts import demo_data
 from tests.helpers.runs import FRACTIONS, GRADIENT, MAINS, PRUNED, SMALL, WEIGHTS, latest
 from tests.helpers.scripts import CODEBOOKS, TINY, run_main
-from utils.chain import steps_of
-from utils.run_folder import RunFolder
+from utils.runs.chain import steps_of
+from utils.runs.folders import RunFolder
 
 torch.set_num_threads(1)  # equal tensors need an equal number of threads, and the tests may share the machine
 settings.register_profile("patient", deadline=None)

@@ -13,11 +13,11 @@ import torch
 
 import train_autoencoder
 from tests.helpers.scripts import TINY, expect_error, expect_exit, run_main
-from utils.attempt import FINISHED, read_attempts
-from utils.files import UserError
-from utils.gradient import GradientLearner
-from utils.options import parse_options
-from utils.run_folder import StepFolder
+from utils.core.files import UserError
+from utils.core.options import parse_options
+from utils.runs.attempt import FINISHED, read_attempts
+from utils.runs.folders import OutputFolder
+from utils.training.gradient import GradientLearner
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def argv(faces, tmp_path):
 
 @pytest.fixture
 def folder(tmp_path):
-    return StepFolder(tmp_path / "run")
+    return OutputFolder(tmp_path / "run")
 
 
 def test_an_attempt_holds_what_was_asked_with_what_and_how_it_ended(argv, folder):

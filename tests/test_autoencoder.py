@@ -4,8 +4,8 @@ from torch import nn
 
 from models.activations import ACTIVATIONS
 from models.autoencoder import KIND, Autoencoder, AutoencoderConfig, ResidualBlock, psnr
-from utils.checkpoint import fingerprint, save_checkpoint
-from utils.files import UserError
+from utils.core.files import UserError
+from utils.runs.checkpoint import fingerprint, save_checkpoint
 
 DEFAULTS = {
     "model_lr": 1e-3,

@@ -38,10 +38,10 @@ from models.transformer import TransformerConfig
 from scripts.recipe import check
 from tests.helpers.runs import latest
 from tests.helpers.scripts import TINY, expect_error
-from utils.chain import Recipe, steps_of
-from utils.config import load_config
-from utils.dataset import ImageDataset
-from utils.run_folder import RunFolder
+from utils.core.config import load_config
+from utils.data.dataset import ImageDataset
+from utils.runs.chain import Recipe, steps_of
+from utils.runs.folders import RunFolder
 
 
 def numbers_of(output):

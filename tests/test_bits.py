@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.bits import bits_before, code_bits, given_bits
-from models.cascade import KIND
+from models.stage import KIND
 from tests.helpers.stages import CODEBOOKS, build, codebook
-from utils.checkpoint import save_checkpoint
-from utils.files import UserError
+from utils.core.files import UserError
+from utils.runs.checkpoint import save_checkpoint
 
 
 def test_what_a_base_stage_is_given_costs_what_the_training_images_say():

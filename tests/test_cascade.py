@@ -11,19 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from models.cascade import (
-    NEAR,
-    Stage,
-    StageConfig,
-    near_units,
-)
+from models.stage import NEAR, Stage, StageConfig, near_units
 from models.transformer import Grid
 from tests.helpers.slow_generation import generate
 from tests.helpers.stages import CODEBOOKS, SEARCHES, TRANSFORMER, build, codebook, generator, tokens_for
-from utils.config import build_config
-from utils.files import UserError
-from utils.gradient import GradientLearner
+from utils.core.config import build_config
+from utils.core.files import UserError
 from utils.sampling import SamplingConfig, uniform_draws
+from utils.training.gradient import GradientLearner
 
 # --- The start ---
 

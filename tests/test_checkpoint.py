@@ -17,17 +17,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from models.autoencoder import Autoencoder
-from models.cascade import Stage
 from models.codebook import Codebook
-from utils.checkpoint import (
-    fingerprint,
-    link_checkpoint,
-    load_checkpoint,
-    load_weights,
-    measured,
-    save_checkpoint,
-)
-from utils.files import UserError
+from models.stage import Stage
+from utils.core.files import UserError
+from utils.runs.checkpoint import fingerprint, link_checkpoint, load_checkpoint, load_weights, measured, save_checkpoint
 
 
 @dataclass(frozen=True)

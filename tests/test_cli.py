@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from tests.helpers.scripts import TINY
-from utils import cli
-from utils.dataset import _ignore_stop
-from utils.training import catch_stop
+from utils.data.batches import _ignore_stop
+from utils.runtime import cli
+from utils.training.loop import catch_stop
 
 ROOT = Path(__file__).parent.parent
 

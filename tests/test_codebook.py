@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from models import codebook as codebook_module
 from models.codebook import KIND, Codebook
-from models.map_statistics import take_census
+from models.som.statistics import take_census
 from tests.helpers.codebooks import (
     LINE,
     PAIRS,
@@ -21,8 +21,8 @@ from tests.helpers.codebooks import (
     slow_patches,
     whole_maps,
 )
-from utils.checkpoint import save_checkpoint
-from utils.files import UserError
+from utils.core.files import UserError
+from utils.runs.checkpoint import save_checkpoint
 
 seeds = st.integers(0, 2**31)
 

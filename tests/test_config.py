@@ -12,10 +12,10 @@ from models.codebook import CodebookConfig
 from models.requests import GenerationConfig, load_generation_config
 from models.transformer import TransformerConfig
 from scripts.recipe import check
-from utils.chain import CONFIGS, Recipe, steps_of
-from utils.config import build_config, load_config
-from utils.files import UserError
-from utils.run_folder import RunFolder
+from utils.core.config import build_config, load_config
+from utils.core.files import UserError
+from utils.runs.chain import CONFIGS, Recipe, steps_of
+from utils.runs.folders import RunFolder
 
 
 @dataclass(frozen=True)

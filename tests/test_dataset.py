@@ -12,17 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tinydb import TinyDB
 
-from utils.dataset import (
-    BatchLoader,
-    EpochSampler,
-    FeatureMapDataset,
-    ImageDataset,
-    chunks,
-    steps_per_epoch,
-)
-from utils.files import UserError
-from utils.images import read_image, save_image
-from utils.index import checksum, read_dataset, write_dataset
+from utils.core.files import UserError
+from utils.data.batches import BatchLoader, EpochSampler, chunks, steps_per_epoch
+from utils.data.checksums import checksum
+from utils.data.dataset import FeatureMapDataset, ImageDataset
+from utils.data.dataset_json import write_dataset
+from utils.data.images import read_image, save_image
+from utils.data.records import read_dataset
 
 names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=20)
 records = st.lists(st.fixed_dictionaries({"image_fpath": names, "labels": st.lists(names, max_size=3)}), min_size=1)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from scripts.environment import PYTHON
 from tests.test_train_cascade import Chain
-from utils.chain import ROOT
+from utils.runs.chain import ROOT
 
 NAMES = [f"scripts.{name}" for name in ("demo_data", "train_cascade", "evaluate", "report")]
 STEPS = ("max_step", "checkpoint_step")

@@ -8,9 +8,9 @@ from torch.overrides import TorchFunctionMode
 
 from models.autoencoder import Autoencoder, AutoencoderConfig
 from tests.helpers.scripts import TINY
-from utils.config import load_config
-from utils.device import choose_device
-from utils.gradient import GradientLearner, GradientOptions
+from utils.core.config import load_config
+from utils.runtime.device import choose_device
+from utils.training.gradient import GradientLearner, GradientOptions
 
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:1"])

@@ -20,16 +20,16 @@ import generate_images
 import prune_codebook
 import train_autoencoder
 from models.codebook import Codebook, CodebookConfig
-from models.map_learner import MapLearner
+from models.som.learner import MapLearner
 from tests.helpers.deaths import results
 from tests.helpers.jobs import run_job
 from tests.helpers.runs import FRACTIONS, MAINS, PRUNED, WEIGHTS, latest, rows
 from tests.helpers.scripts import TINY, run_main
-from utils import distributed
-from utils.draws import drawing
-from utils.files import UserError
-from utils.gradient import GradientLearner
-from utils.index import read_dataset
+from utils.core.files import UserError
+from utils.data.records import read_dataset
+from utils.runtime import distributed
+from utils.runtime.draws import drawing
+from utils.training.gradient import GradientLearner
 
 ROOT = Path(__file__).parent.parent
 # What draws random numbers in training, of a config.
@@ -219,7 +219,7 @@ def test_torchrun_starts_what_has_died_anew(command, train, tmp_path):
     script.write_text(
         "import os, sys, train_autoencoder\n"
         "from utils import cli\n"
-        "from utils.gradient import GradientLearner\n"
+        "from utils.training.gradient import GradientLearner\n"
         "original = GradientLearner.update\n"
         "def update(self, batch, step, share):\n"
         "    if step == 3 and os.environ['RANK'] + os.environ['TORCHELASTIC_RESTART_COUNT'] == '10':\n"

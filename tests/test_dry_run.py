@@ -12,9 +12,9 @@ import pytest
 from scripts import dry_run, train_cascade
 from tests.helpers.reports import change_attempt
 from tests.helpers.scripts import TINY, run_main
-from utils.chain import Recipe, Step, folders_in
-from utils.files import UserError
-from utils.progress import duration
+from utils.core.files import UserError
+from utils.runs.chain import Recipe, Step, folders_in
+from utils.runtime.progress import duration
 
 STEPS = ["autoencoder", "feature_maps", "codebook_cond", "prune_codebook_cond", "codebook_0", "prune_codebook_0"]
 STEPS += ["transformer_0", "generate"]

@@ -26,7 +26,7 @@ ENSURE = f"""
 import sys
 sys.path.insert(0, ".")
 from scripts.environment import ensure_environment
-from utils import child
+from utils.runtime import child
 with child.attending() as attendant:
     child.main(lambda: ensure_environment(attendant, *{FILES}))
 print("ok")

@@ -18,11 +18,11 @@ from evaluation.run import TrainedRun
 from models.autoencoder import Autoencoder
 from scripts import make_dataset
 from tests.helpers.scripts import TINY, expect_error, expect_exit, run_main
-from utils.checkpoint import fingerprint
-from utils.dataset import FeatureMapDataset
-from utils.files import UserError
-from utils.index import checksum
-from utils.run_folder import RunFolder
+from utils.core.files import UserError
+from utils.data.checksums import checksum
+from utils.data.dataset import FeatureMapDataset
+from utils.runs.checkpoint import fingerprint
+from utils.runs.folders import RunFolder
 
 MAINS = {
     "train_autoencoder": train_autoencoder.main,

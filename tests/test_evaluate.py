@@ -27,12 +27,12 @@ from scripts import evaluate
 from tests.helpers.jobs import run_job
 from tests.helpers.runs import BOUNDS
 from tests.helpers.scripts import expect_error, run_main
-from utils.checkpoint import measured
-from utils.config import load_config
-from utils.dataset import ImageDataset
-from utils.files import UserError
-from utils.run_folder import EvaluationFolder, RunFolder
-from utils.split import Bounds, position
+from utils.core.config import load_config
+from utils.core.files import UserError
+from utils.data.dataset import ImageDataset
+from utils.data.split import Bounds, position
+from utils.runs.checkpoint import measured
+from utils.runs.folders import EvaluationFolder, RunFolder
 
 
 def normal(number, features, seed, scale=1.0, shift=0.0):
@@ -591,6 +591,6 @@ def test_maps_without_any_of_a_test_image_have_no_bits(tiny_run, faces, tmp_path
 
 
 def test_missing_packages_are_named(run, monkeypatch, capsys):
-    monkeypatch.setattr("utils.cli.find_spec", lambda name: None if name == "torchmetrics" else object())
+    monkeypatch.setattr("utils.runtime.cli.find_spec", lambda name: None if name == "torchmetrics" else object())
     line = expect_error(capsys, evaluate.main, (run,))
     assert "torchmetrics" in line and "pip install -r requirements-eval.txt" in line

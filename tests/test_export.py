@@ -15,14 +15,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import generate_images
-from models.generation import Cascade
+from models.cascade import Cascade
 from scripts import evaluate, export, report
 from tests.helpers.deaths import dying
 from tests.helpers.reports import EVALUATION
 from tests.helpers.scripts import expect_error, expect_exit, run_main
-from utils.exported import CONFIG
-from utils.files import UserError
-from utils.run_folder import RunFolder
+from utils.core.files import UserError
+from utils.runs.exported import CONFIG
+from utils.runs.folders import RunFolder
 
 CODEBOOKS = [f"codebook_{level}.safetensors" for level in ("cond", 0, 1, 2)]
 ROUNDED = ["autoencoder.safetensors", *(f"transformer_{number}.safetensors" for number in range(3))]

@@ -9,8 +9,9 @@ import pytest
 
 from tests.helpers.scripts import run_main
 from train_autoencoder import main
-from utils import files, metrics
-from utils.files import flush_all, is_temporary, make_folder, remove_unnamed, replace_file
+from utils.core import files
+from utils.core.files import flush_all, is_temporary, make_folder, remove_unnamed, replace_file
+from utils.training import metrics
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.transformer import attend
-from utils.footprint import count_flops
-from utils.gradient import GradientLearner
+from utils.runtime.footprint import count_flops
+from utils.training.gradient import GradientLearner
 
 
 def test_a_linear_layer_needs_three_products_of_its_size():

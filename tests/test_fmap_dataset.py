@@ -12,12 +12,13 @@ import generate_fmap_dataset
 from models.autoencoder import KIND, Autoencoder, AutoencoderConfig
 from tests.helpers.deaths import dying, results
 from tests.helpers.scripts import TINY, expect_error, expect_exit, run_main
-from utils.checkpoint import save_checkpoint
-from utils.config import load_config
-from utils.dataset import FeatureMapDataset, ImageDataset
-from utils.files import UserError
-from utils.index import verify_files, write_dataset
-from utils.map_files import MapFiles, PackedMaps
+from utils.core.config import load_config
+from utils.core.files import UserError
+from utils.data.dataset import FeatureMapDataset, ImageDataset
+from utils.data.dataset_json import write_dataset
+from utils.data.feature_maps import MapFiles, PackedMaps
+from utils.data.records import verify_files
+from utils.runs.checkpoint import save_checkpoint
 
 NUM, SIZE = 7, 3  # images, and in a batch
 

@@ -11,11 +11,11 @@ from PIL import Image
 
 import generate_images
 import train_quantized_transformer
+from models.cascade import Cascade
 from models.codebook import Codebook
-from models.generation import Cascade
 from tests.helpers.deaths import dying, results
 from tests.helpers.scripts import TINY, expect_error, expect_exit, run_main
-from utils.replace_set import replace_set
+from utils.core.replace_set import replace_set
 
 DECODER = "autoencoder/models_checkpoint/latest.pt"
 PRUNED = "models_checkpoint/pruned_codebook.pt"

@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from models.autoencoder import Autoencoder, AutoencoderConfig
-from models.cascade import KIND, Stage
+from models.cascade import Cascade
 from models.codebook import KIND as CODEBOOK_KIND
 from models.codebook import Codebook
-from models.generation import Cascade
 from models.requests import GenerationConfig, Request, change_sampling, load_generation_config, pick
+from models.stage import KIND, Stage
 from tests.helpers.stages import CODEBOOKS, build, codebook, generator, tokens_for
-from utils.checkpoint import save_checkpoint
-from utils.files import UserError
+from utils.core.files import UserError
+from utils.runs.checkpoint import save_checkpoint
 from utils.sampling import SamplingConfig, uniform_draws
 
 CPU = torch.device("cpu")

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from utils.files import UserError
-from utils.images import (
+from utils.core.files import UserError
+from utils.data.images import (
     HEAT,
     fit_square,
     heat_map,

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from utils import index
-from utils.files import UserError
-from utils.index import checksum, fingerprint, name_of, read_dataset, verify_files, write_dataset
-from utils.provenance import check
-from utils.records import pack
+from utils.core.files import UserError
+from utils.core.provenance import check
+from utils.data import checksums
+from utils.data.checksums import checksum, fingerprint
+from utils.data.dataset_json import write_dataset
+from utils.data.records import name_of, pack, read_dataset, verify_files
 
 NAMES = ["0/a.npy", "0/b.npy", "1/c.npy"]
 
@@ -120,9 +121,9 @@ def test_a_missing_file_is_named(dataset):
 
 
 def test_of_many_files_the_index_alone_counts(dataset, monkeypatch):
-    monkeypatch.setattr(index, "MOST_FILES", 3)
+    monkeypatch.setattr(checksums, "MOST_FILES", 3)
     assert print_of(dataset)["files"]
-    monkeypatch.setattr(index, "MOST_FILES", 2)
+    monkeypatch.setattr(checksums, "MOST_FILES", 2)
     before = print_of(dataset)
     assert before["files"] == ""
     (dataset.parent / NAMES[2]).unlink()

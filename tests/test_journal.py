@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from utils.index import checksum
-from utils.journal import Journal
+from utils.data.checksums import checksum
+from utils.data.journal import Journal
 
 
 @pytest.fixture

@@ -19,14 +19,14 @@ import prune_codebook
 import train_autoencoder
 import train_codebook
 import train_quantized_transformer
-import utils.lock
+import utils.core.lock
 from scripts import demo_data, evaluate, make_dataset, report
 from tests.helpers.scripts import expect_error
-from utils.files import UserError, replace_file
-from utils.lock import NAME, lock
+from utils.core.files import UserError, replace_file
+from utils.core.lock import NAME, lock
 
 ROOT = Path(__file__).parent.parent
-HOLD = "import sys; from pathlib import Path; from utils.lock import lock\nwith lock(Path(sys.argv[1])): {}"
+HOLD = "import sys; from pathlib import Path; from utils.core.lock import lock\nwith lock(Path(sys.argv[1])): {}"
 
 
 @contextmanager
@@ -115,7 +115,7 @@ def test_a_lock_that_cannot_be_had_leaves_no_folder(tmp_path, monkeypatch):
     def fail(path, *rest):
         raise PermissionError("no")
 
-    monkeypatch.setattr("utils.lock.os.open", fail)
+    monkeypatch.setattr("utils.core.lock.os.open", fail)
     with pytest.raises(PermissionError), lock(tmp_path / "a/b"):
         pass
     assert names(tmp_path) == set()
@@ -156,8 +156,8 @@ class Msvcrt:
 
 def test_windows_locks_a_byte(tmp_path, monkeypatch):
     windows = Msvcrt()
-    monkeypatch.setattr(utils.lock, "fcntl", None)
-    monkeypatch.setattr(utils.lock, "msvcrt", windows)
+    monkeypatch.setattr(utils.core.lock, "fcntl", None)
+    monkeypatch.setattr(utils.core.lock, "msvcrt", windows)
     with lock(tmp_path):
         windows.held = True
         with pytest.raises(UserError, match="another process"), lock(tmp_path):
@@ -176,8 +176,8 @@ def test_a_system_without_locks_is_used_with_a_warning(number, tmp_path, monkeyp
         def flock(self, *_):
             raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(utils.lock, "fcntl", number and Broken())
-    monkeypatch.setattr(utils.lock, "msvcrt", None)
+    monkeypatch.setattr(utils.core.lock, "fcntl", number and Broken())
+    monkeypatch.setattr(utils.core.lock, "msvcrt", None)
     with pytest.raises(OSError) if number == errno.EIO else nullcontext(), lock(tmp_path):
         assert "has no locks; let only one process write to it" in caplog.text
 
@@ -254,7 +254,7 @@ def test_many_that_wait_write_one_after_the_other(tmp_path):
     """Each reads a number and writes the next: none would be lost only if no two are inside at once."""
     (tmp_path / "number").write_text("0")
     code = (
-        "import sys; from pathlib import Path; from utils.lock import lock\n"
+        "import sys; from pathlib import Path; from utils.core.lock import lock\n"
         "for _ in range(20):\n"
         "    with lock(Path(sys.argv[1]), wait=True):\n"
         "        path = Path(sys.argv[1]) / 'number'; path.write_text(str(int(path.read_text()) + 1))\n"

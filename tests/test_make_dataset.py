@@ -15,12 +15,12 @@ from tinydb import TinyDB
 from scripts import demo_data, make_dataset, near_duplicates
 from tests.helpers.deaths import dying
 from tests.helpers.scripts import expect_error
-from utils.cli import run
-from utils.files import UserError
-from utils.images import open_rgb
-from utils.index import verify_files
-from utils.journal import Journal
-from utils.split import TRAINING, Bounds, position, sides_of
+from utils.core.files import UserError
+from utils.data.images import open_rgb
+from utils.data.journal import Journal
+from utils.data.records import verify_files
+from utils.data.split import TRAINING, Bounds, position, sides_of
+from utils.runtime.cli import run
 
 
 def noise(path, seed, size=(12, 10)):

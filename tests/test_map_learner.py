@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models import map_learner
 from models.codebook import Codebook
-from models.map_learner import (
+from models.som import learner as map_learner
+from models.som.learner import (
     BALANCE_ROUNDS,
     MapLearner,
     balance,
@@ -19,8 +19,8 @@ from models.map_learner import (
     sample_size,
     smooth,
 )
-from models.map_order import arrange
-from models.map_statistics import take_census
+from models.som.order import arrange
+from models.som.statistics import take_census
 from tests.helpers.codebooks import LINE, PAIRS, build, config, generator, slow_distances, slow_patches, whole_maps
 
 seeds = st.integers(0, 2**31)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.map_order import PairCounts, _Board, arrange
+from models.som.order import PairCounts, _Board, arrange
 from tests.helpers.codebooks import build, generator
 
 seeds = st.integers(0, 2**31)

@@ -3,12 +3,12 @@ import pytest
 import torch
 from PIL import Image
 
-from models import map_pictures
 from models.autoencoder import Autoencoder
 from models.codebook import Codebook
-from models.map_pictures import atlas, hit_map, save_map, u_matrix
+from models.som import pictures as map_pictures
+from models.som.pictures import atlas, hit_map, save_map, u_matrix
 from tests.helpers.codebooks import LINE, build
-from utils.run_folder import StepFolder
+from utils.runs.folders import OutputFolder
 
 NAN = float("nan")
 
@@ -104,7 +104,7 @@ def test_the_hit_map_by_hand():
 
 def test_pictures_are_saved_and_hits_only_once_counted(load, tmp_path):
     decoder, codebook = load("codebook_0")
-    folder, fresh = StepFolder(tmp_path), StepFolder(tmp_path / "fresh")
+    folder, fresh = OutputFolder(tmp_path), OutputFolder(tmp_path / "fresh")
     save_map(codebook, decoder, folder, "pruned")
     assert {path.name for path in folder.images.iterdir()} == {
         f"{n}_pruned.png" for n in ("atlas", "u_matrix", "hit_map")

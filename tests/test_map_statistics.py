@@ -6,14 +6,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models import map_statistics
 from models.autoencoder import Autoencoder
 from models.codebook import Codebook
-from models.map_statistics import decoded_psnr, table, take_census
+from models.som import statistics as map_statistics
+from models.som.statistics import decoded_psnr, table, take_census
 from tests.helpers.codebooks import LINE, build, generator, slow_distances, slow_patches, whole_maps
-from utils.dataset import FeatureMapDataset
-from utils.images import read_image
-from utils.split import Bounds
+from utils.data.dataset import FeatureMapDataset
+from utils.data.images import read_image
+from utils.data.split import Bounds
 
 seeds = st.integers(0, 2**31)
 

@@ -6,20 +6,20 @@ import json
 
 import pytest
 import torch
+import utils.training.loop.loop.gradient
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-import utils.gradient
 from tests.helpers import stages
 from tests.helpers.runs import MAINS
 from tests.helpers.scripts import expect_error, run_main
-from utils.device import peak_memory, usable_memory
-from utils.files import UserError
-from utils.footprint import Footprint, PeakMemory, count_flops, count_footprint, count_step, readable
-from utils.gradient import GradientLearner
-from utils.progress import duration
-from utils.training import kept
+from utils.core.files import UserError
+from utils.runtime.device import peak_memory, usable_memory
+from utils.runtime.footprint import Footprint, PeakMemory, count_flops, count_footprint, count_step, readable
+from utils.runtime.progress import duration
+from utils.training.gradient import GradientLearner
+from utils.training.loop import kept
 
 CPU = torch.device("cpu")
 ACTIONS = st.tuples(st.sampled_from(["make", "free", "view", "change", "double"]), st.integers(1, 50))
@@ -123,19 +123,19 @@ def test_a_batch_that_does_not_fit_is_refused_before_anything_changes(name, comm
         run_main(MAINS[name], *command(name, f"of {size}", *asked, "--max-step", 20, "--batch-size", size))
         needs[size] = json.loads((tmp_path / f"of {size}/run.json").read_text())["attempts"][-1]["plan"]["memory"]
     assert needs[1] < needs[6] < needs[12]
-    usable = (needs[6] + needs[12]) / 2 / utils.gradient.HEADROOM
-    monkeypatch.setattr(utils.gradient, "usable_memory", lambda device: usable)
+    usable = (needs[6] + needs[12]) / 2 / utils.training.gradient.HEADROOM
+    monkeypatch.setattr(utils.training.gradient, "usable_memory", lambda device: usable)
     line = expect_error(capsys, MAINS[name], command(name, "out", *asked))
     assert f"{name}.json: batches of 12 need " in line
     assert "in a new training --batch-size 6 --grad-accum-step 2 has the same gradients" in line
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
     run_main(MAINS[name], *command(name, "out", *asked, "--batch-size", 6, "--grad-accum-step", 2))
-    monkeypatch.setattr(utils.gradient, "usable_memory", lambda device: needs[1] / 2)
+    monkeypatch.setattr(utils.training.gradient, "usable_memory", lambda device: needs[1] / 2)
     assert "one image needs " in expect_error(capsys, MAINS[name], command(name, "other", *asked))
 
 
 def test_a_compiled_model_is_not_refused(monkeypatch):
-    monkeypatch.setattr(utils.gradient, "usable_memory", lambda device: 0)
+    monkeypatch.setattr(utils.training.gradient, "usable_memory", lambda device: 0)
     monkeypatch.setattr(torch, "compile", lambda model: model)
     values = {"batch_size": 4, "step_size": 4, "precision": "fp32", "ema_decay": 0, "config_path": "c.json"}
     for compiled in (True, False):

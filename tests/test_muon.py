@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from utils.muon import COEFFICIENTS, ROUNDS, Muon, orthogonalize, orthogonalize_wide
+from utils.training.muon import COEFFICIENTS, ROUNDS, Muon, orthogonalize, orthogonalize_wide
 
 
 def matrices(*shape, seed=0):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scripts import near_duplicates
 from scripts.demo_data import draw_openmoji
 from scripts.near_duplicates import COMPARED, KEPT, MOST_BITS, MOST_IN_GROUP, count_straddling, join, near_pairs
-from utils.split import TEST, TRAINING, VALIDATION
+from utils.data.split import TEST, TRAINING, VALIDATION
 
 
 def random_hashes(rng, number):

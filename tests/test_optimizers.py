@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from utils.gradient import GradientLearner
-from utils.optimizers import HEAD, TOKENS, VECTORS, build_optimizers, set_rate
+from utils.training.gradient import GradientLearner
+from utils.training.optimizers import HEAD, TOKENS, VECTORS, build_optimizers, set_rate
 
 
 class Model(nn.Module):

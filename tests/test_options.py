@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from scripts import reference
-from utils.options import (
+from utils.core.options import (
     check_ranges,
     default_of,
     fixed_options,

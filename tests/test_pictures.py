@@ -5,8 +5,8 @@ import shutil
 import torch
 
 from docs import pictures
-from utils.images import read_image, save_image
-from utils.run_folder import RunFolder
+from utils.data.images import read_image, save_image
+from utils.runs.folders import RunFolder
 
 BY_HAND = {"report.png", "quality.png"}  # a screenshot, and a plot of benchmarks.quality
 BY_HAND |= {"playground.png", "playground_dark.png", "playground_phone.png"}  # screenshots

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import generate_images
-from models.generation import Cascade
+from models.cascade import Cascade
 from models.requests import change_sampling
 from playground import studio as studio_module
 from playground.asks import BATCH, MOST, Ask, Model, recipe_values, sampling_from
@@ -26,8 +26,8 @@ from playground.uploads import Upload, inside, read_upload
 from playground.work import total, work_for
 from scripts import playground
 from tests.helpers.scripts import expect_error, run_main
-from utils.files import UserError
-from utils.images import open_rgb
+from utils.core.files import UserError
+from utils.data.images import open_rgb
 
 ROOT = Path(__file__).parent.parent
 
@@ -346,7 +346,7 @@ def test_a_wrong_folder_and_a_taken_port_are_one_line(capsys, tiny_run, tmp_path
 
 
 def test_without_gradio_it_says_what_to_install(capsys, tiny_run, monkeypatch):
-    monkeypatch.setattr("utils.cli.find_spec", lambda name: None)
+    monkeypatch.setattr("utils.runtime.cli.find_spec", lambda name: None)
     line = expect_error(capsys, playground.main, [tiny_run])
     assert line == "error: gradio is not installed: pip install -r requirements-app.txt"
 
@@ -385,7 +385,7 @@ def resolved(host, *more, **options):
 
 socket.socket.connect, socket.getaddrinfo = checked, resolved
 from scripts import playground
-from utils import cli
+from utils.runtime import cli
 cli.run(playground.main)
 """
 

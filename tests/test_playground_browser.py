@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 from PIL import Image
 
-from models.generation import Cascade
+from models.cascade import Cascade
 from playground.asks import BATCH, Model
 from playground.browser import CHROMIUM, chromium
 from playground.server import serve

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from tests.helpers.runs import SMALL
 from tests.test_train_cascade import recipe_of
-from utils.chain import ROOT, folders_in, is_unfinished, missing_in
-from utils.run_folder import RunFolder
+from utils.runs.chain import ROOT, folders_in, is_unfinished, missing_in
+from utils.runs.folders import RunFolder
 
 # Python imports this before anything else, in each process that has its folder on the path.
 SITE = """

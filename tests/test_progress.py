@@ -1,7 +1,7 @@
 import io
 
-from utils import progress
-from utils.progress import PlainBar
+from utils.runtime import progress
+from utils.runtime.progress import PlainBar
 
 
 def test_a_bar_without_a_terminal_prints_a_plain_line_each_half_minute(monkeypatch):

@@ -15,8 +15,8 @@ from scripts.soak import same
 from tests.helpers.codebooks import generator
 from tests.helpers.runs import BOUNDS, FRACTIONS
 from tests.helpers.scripts import expect_error, run_main
-from utils.files import UserError
-from utils.split import Bounds
+from utils.core.files import UserError
+from utils.data.split import Bounds
 
 LATEST, PRUNED = "models_checkpoint/latest.pt", "models_checkpoint/pruned_codebook.pt"
 

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 import generate_images
-from models.generation import Cascade
+from models.cascade import Cascade
 from models.requests import Request
 from tests.helpers.scripts import run_main
-from utils.files import UserError
-from utils.images import read_image, to_pil
+from utils.core.files import UserError
+from utils.data.images import read_image, to_pil
 
 PAGE = Path(__file__).parent.parent / "docs" / "python.md"
 

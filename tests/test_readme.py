@@ -15,7 +15,7 @@ from PIL import Image
 
 from models.requests import load_generation_config
 from tests.helpers.runs import FRACTIONS
-from utils.options import make_parser
+from utils.core.options import make_parser
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]

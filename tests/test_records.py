@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tinydb import TinyDB
 
-from utils import records
-from utils.files import UserError
-from utils.index import read_dataset, write_dataset
-from utils.records import image_key, kept_path, read_packed
-from utils.split import position
+from utils.core.files import UserError
+from utils.data import records
+from utils.data.dataset_json import write_dataset
+from utils.data.records import image_key, kept_path, read_dataset, read_packed
+from utils.data.split import position
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 NAME = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)

@@ -25,10 +25,10 @@ from reporting.sections import usage
 from scripts import export, report
 from tests.helpers.reports import EVALUATION, HOSTILE, change_attempt, make_run
 from tests.helpers.scripts import CODEBOOKS, TINY, expect_error, run_main
-from utils.config import build_config
-from utils.files import UserError
-from utils.options import parse_options
-from utils.run_folder import RunFolder, StepFolder
+from utils.core.config import build_config
+from utils.core.files import UserError
+from utils.core.options import parse_options
+from utils.runs.folders import OutputFolder, RunFolder
 
 
 class Page(HTMLParser):
@@ -148,7 +148,7 @@ def test_a_long_curve_is_thinned_and_keeps_its_ends(tmp_path):
     from reporting.figures import MOST, curves
 
     rows = [{"step": step, "train_loss": 1 / step} for step in range(1, 5001)]
-    data = curves(Step(StepFolder(tmp_path / "transformer_0"), {}, rows), "loss")["data"][0]
+    data = curves(Step(OutputFolder(tmp_path / "transformer_0"), {}, rows), "loss")["data"][0]
     assert 100 < len(data["x"]) <= MOST + 1
     assert (data["x"][0], data["x"][-1]) == (1, 5000)
 
@@ -209,7 +209,7 @@ def attempts_of(folder, *changes):
         "script": "train.py", "arguments": {"resume": False}, "config": None, "versions": {}, "device": "cpu",
         "threads": 1, "begin": "2026-01-01T10:00:00+00:00", "end": "2026-01-01T10:30:00+00:00", "outcome": "finished",
     }  # fmt: skip
-    step = StepFolder(folder)
+    step = OutputFolder(folder)
     step.record.write_text(json.dumps({"attempts": [attempt | change for change in changes]}))
     return step
 
@@ -363,7 +363,7 @@ def test_a_missing_package_is_named(package, run, monkeypatch, capsys):
 
 def judged(folder, rows=(), evaluation=None):
     """The verdicts of a run by their subjects: with these metrics of a transformer, or this evaluation."""
-    step = Step(StepFolder(folder / "transformer_1"), {}, list(rows))
+    step = Step(OutputFolder(folder / "transformer_1"), {}, list(rows))
     results = evaluation and build_config(Results, evaluation, "evaluation.json")
     found = verdicts.judge(Run(RunFolder(folder), {"transformer_1": step} if rows else {}, None, results))
     return {verdict.subject: verdict for verdict in found}

@@ -12,13 +12,13 @@ import torch
 import train_codebook
 import train_quantized_transformer
 from models.codebook import Codebook
-from models.map_learner import MapLearner
+from models.som.learner import MapLearner
 from scripts.soak import differences, same
 from tests.helpers.runs import GRADIENT, MAINS, PRUNED, WEIGHTS, latest, rows
 from tests.helpers.scripts import TINY, expect_error, expect_exit, run_main
-from utils.checkpoint import measured
-from utils.gradient import GradientLearner
-from utils.run_folder import PICTURES
+from utils.runs.checkpoint import measured
+from utils.runs.folders import PICTURES
+from utils.training.gradient import GradientLearner
 
 
 def measured_of(path):

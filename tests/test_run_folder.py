@@ -2,9 +2,9 @@
 
 import pytest
 
-from utils.chain import folders_in, is_unfinished, missing_in
-from utils.files import UserError
-from utils.run_folder import RunFolder, StepFolder
+from utils.core.files import UserError
+from utils.runs.chain import folders_in, is_unfinished, missing_in
+from utils.runs.folders import OutputFolder, RunFolder
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ from utils.run_folder import RunFolder, StepFolder
     ],
 )
 def test_the_name_of_a_folder_says_which_step_it_is(name, kind, level, tmp_path):
-    step = StepFolder(tmp_path / name)
+    step = OutputFolder(tmp_path / name)
     assert (step.name, step.kind, step.level) == (name, kind, level)
 
 
@@ -46,7 +46,7 @@ def test_stages_are_counted_by_what_is_planned_and_what_is_there(folders, planne
 
 
 def test_the_newest_picture_is_of_pruning_or_else_of_the_highest_step(tmp_path):
-    step = StepFolder(tmp_path)
+    step = OutputFolder(tmp_path)
     assert step.newest_picture("atlas") is None
     step.images.mkdir()
     for suffix in ("9", "20", "notes"):
@@ -64,7 +64,7 @@ def test_a_folder_that_is_not_there_is_refused(tiny_run, tmp_path):
 
 
 def test_later_steps_read_the_pruned_codebook_once_there_is_one(tmp_path):
-    step = StepFolder(tmp_path)
+    step = OutputFolder(tmp_path)
     assert step.codebook == step.pruned
     step.checkpoints.mkdir()
     step.latest.touch()

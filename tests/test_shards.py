@@ -20,13 +20,15 @@ from scripts import make_dataset
 from tests.helpers.deaths import dying
 from tests.helpers.runs import FRACTIONS, WEIGHTS
 from tests.helpers.scripts import TINY, expect_error, expect_exit, run_main
-from utils import records
-from utils.dataset import BatchLoader, FeatureMapDataset, ImageDataset
-from utils.files import UserError
-from utils.index import checksum, read_dataset, verify_files
-from utils.provenance import check
-from utils.shards import place_of, read_file
-from utils.split import Bounds
+from utils.core.files import UserError
+from utils.core.provenance import check
+from utils.data import records
+from utils.data.batches import BatchLoader
+from utils.data.checksums import checksum
+from utils.data.dataset import FeatureMapDataset, ImageDataset
+from utils.data.records import read_dataset, verify_files
+from utils.data.shards import place_of, read_file
+from utils.data.split import Bounds
 
 BOUNDS = Bounds(0.2, 0.4)
 

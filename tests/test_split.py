@@ -7,11 +7,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.runs import BOUNDS
-from utils.dataset import FeatureMapDataset, ImageDataset
-from utils.files import UserError
-from utils.index import write_dataset
-from utils.records import read_packed
-from utils.split import Bounds, SplitOptions, position, split_indices
+from utils.core.files import UserError
+from utils.data.dataset import FeatureMapDataset, ImageDataset
+from utils.data.dataset_json import write_dataset
+from utils.data.records import read_packed
+from utils.data.split import Bounds, SplitOptions, position, split_indices
 
 names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=20)
 fractions = st.floats(0, 0.9)

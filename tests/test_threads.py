@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from scripts import reference
-from utils import threads
+from utils.runtime import threads
 
 NAMES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -56,7 +56,7 @@ def test_every_step_chooses_before_torch_is_imported():
         "class Finder:\n"
         "    def find_spec(self, name, *_):\n"
         "        if name == 'torch':\n"
-        "            sys.exit(0 if 'utils.threads' in sys.modules else 'torch comes first')\n"
+        "            sys.exit(0 if 'utils.runtime.threads' in sys.modules else 'torch comes first')\n"
         "sys.meta_path.insert(0, Finder())\n"
         "__import__(sys.argv[1])\n"
     )

@@ -14,9 +14,9 @@ from models import tokens
 from models.codebook import Codebook, CodebookConfig
 from models.tokens import load_tokens, token_path
 from tests.helpers.codebooks import build
-from utils.dataset import FeatureMapDataset
-from utils.files import UserError
-from utils.index import write_dataset
+from utils.core.files import UserError
+from utils.data.dataset import FeatureMapDataset
+from utils.data.dataset_json import write_dataset
 
 CPU = torch.device("cpu")
 SQUARE = {"image_W": 4, "patch_W": 2}

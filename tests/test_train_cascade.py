@@ -22,8 +22,8 @@ from PIL import Image
 
 from scripts import dry_run, train_cascade
 from tests.helpers.scripts import TINY
-from utils import child
-from utils.chain import ROOT
+from utils.runs.chain import ROOT
+from utils.runtime import child
 
 STUB = (
     f"#!{sys.executable} -ISs"
@@ -92,7 +92,7 @@ DRIVER = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
 from scripts import train_cascade
-from utils import child
+from utils.runtime import child
 sys.executable = os.environ["STUB"]
 child.main(train_cascade.main)
 """
@@ -671,7 +671,7 @@ def test_a_signal_after_the_last_word_of_a_step_ends_the_chain(chain):
 def test_a_signal_between_two_programs_ends_a_script(tmp_path):
     script = f"""
 import os, signal
-from utils.child import attending
+from utils.runtime.child import attending
 with attending() as attendant:
     assert attendant.run(["true"]) == 0
     os.kill(os.getpid(), signal.SIGTERM)

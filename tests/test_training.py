@@ -26,24 +26,24 @@ import train_codebook
 import train_quantized_transformer
 from evaluation.likelihood import start_bits
 from models.autoencoder import Autoencoder
-from models.cascade import Stage
 from models.codebook import Codebook
-from models.map_statistics import take_census
+from models.som.statistics import take_census
+from models.stage import Stage
 from models.transformer import Grid, Transformer, TransformerConfig
 from scripts.soak import same
 from tests.helpers.runs import BOUNDS, GRADIENT, MAINS, PRUNED, WEIGHTS, latest, rows
 from tests.helpers.scripts import CODEBOOKS, TINY, expect_error, run_main
-from utils.checkpoint import measured
-from utils.config import load_config
-from utils.dataset import FeatureMapDataset, ImageDataset
-from utils.files import UserError
-from utils.gradient import GradientLearner, GradientOptions, learning_rate
-from utils.images import save_grid
-from utils.metrics import Metrics
-from utils.optimizers import TOKENS
-from utils.split import Bounds, position
-from utils.task import TrainingOptions
-from utils.training import catch_stop
+from utils.core.config import load_config
+from utils.core.files import UserError
+from utils.data.dataset import FeatureMapDataset, ImageDataset
+from utils.data.images import save_grid
+from utils.data.split import Bounds, position
+from utils.runs.checkpoint import measured
+from utils.training.gradient import GradientLearner, GradientOptions, learning_rate
+from utils.training.loop import catch_stop
+from utils.training.metrics import Metrics
+from utils.training.optimizers import TOKENS
+from utils.training.task import TrainingOptions
 
 
 def options(**changes):
@@ -81,7 +81,7 @@ def test_steps_are_planned_to_the_last_epoch_or_max_step(items, batch_size, epoc
 @pytest.mark.parametrize(("number", "wait"), [(signal.SIGINT, 0), (signal.SIGTERM, 10), (signal.SIGHUP, 10)])
 def test_a_second_signal_acts_as_usual_once_it_can_be_no_echo_of_the_first(number, wait, monkeypatch):
     seen, now = [], 0.0
-    monkeypatch.setattr("utils.training.time.monotonic", lambda: now)
+    monkeypatch.setattr("utils.training.loop.time.monotonic", lambda: now)
     signal.signal(number, lambda *_: seen.append("usual"))
     usual = signal.getsignal(number)
     with catch_stop() as stop:
@@ -295,8 +295,8 @@ def test_a_gpu_that_waits_for_data_is_told_of_once(device, wait, words, tmp_path
     paths = dict.fromkeys(("dataset_path", "config_path", "out_dir"), tmp_path)
     metrics = Metrics(TrainingOptions(**paths), 10)
     now = [0.0]
-    monkeypatch.setattr("utils.metrics.time.perf_counter", lambda: now[0])
-    monkeypatch.setattr("utils.metrics.wait_for", lambda device: None)  # there is none
+    monkeypatch.setattr("utils.training.metrics.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("utils.training.metrics.wait_for", lambda device: None)  # there is none
 
     def loader():
         for _ in range(4):

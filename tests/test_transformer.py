@@ -7,16 +7,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.cascade import Stage, StageConfig
-from models.transformer import (
-    Attention,
-    ChannelDropout,
-    Grid,
-    GridEmbedding,
-    Transformer,
-    attend,
-    causal_attention,
-)
+from models.stage import Stage, StageConfig
+from models.transformer import Attention, ChannelDropout, Grid, GridEmbedding, Transformer, attend, causal_attention
 from tests.helpers.transformers import COARSE, FINE, awake, band_mask, build, config, generator, seeds
 
 

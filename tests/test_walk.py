@@ -11,7 +11,7 @@ from PIL import Image
 
 import generate_images
 from models import generation
-from models.generation import Cascade
+from models.cascade import Cascade
 from models.requests import Place, Request, way
 from tests.helpers.scripts import expect_error, run_main
 from tests.helpers.stages import build, codebook, generator

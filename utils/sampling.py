@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from utils.options import check_ranges, option
+from utils.core.options import check_ranges, option
 
 
 @dataclass(frozen=True)

@@ -22,16 +22,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from evaluation.features import EfficientNetFeatures
 from evaluation.likelihood import stage_bits
-from models import map_learner
 from models.autoencoder import Autoencoder, AutoencoderConfig
-from models.cascade import Stage, StageConfig
 from models.codebook import Codebook, CodebookConfig
-from models.map_learner import MapLearner
+from models.som import learner as map_learner
+from models.som.learner import MapLearner
+from models.stage import Stage, StageConfig
 from tests.helpers.stages import TRANSFORMER
 from train_autoencoder import reconstruction_loss
-from utils.dataset import to_device
-from utils.gradient import GradientLearner, GradientOptions
+from utils.data.batches import to_device
 from utils.sampling import SamplingConfig
+from utils.training.gradient import GradientLearner, GradientOptions
 
 DEVICE, NAME = "walk:0", "walk"
 IMAGES = 4

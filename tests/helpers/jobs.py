@@ -9,7 +9,7 @@ import traceback
 
 import torch
 
-from utils import cli
+from utils.runtime import cli
 
 SECONDS = 60  # after which a job that has not ended is killed: it hangs
 

@@ -5,7 +5,7 @@ import shutil
 
 from PIL import Image
 
-from utils.run_folder import RunFolder
+from utils.runs.folders import RunFolder
 
 HOSTILE = "</script><script>alert(1)</script>"
 

@@ -6,9 +6,9 @@ import train_autoencoder
 import train_codebook
 import train_quantized_transformer
 from tests.helpers.scripts import TINY
-from utils.chain import Recipe
-from utils.metrics import read_rows
-from utils.split import Bounds
+from utils.data.split import Bounds
+from utils.runs.chain import Recipe
+from utils.training.metrics import read_rows
 
 MAINS = {
     "autoencoder": train_autoencoder.main,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from utils import cli
+from utils.runtime import cli
 
 TINY = Path(__file__).parent.parent.parent / "configs" / "tiny-32"
 CODEBOOKS = ("codebook_cond", "codebook_0", "codebook_1", "codebook_2")

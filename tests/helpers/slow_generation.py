@@ -7,7 +7,7 @@ The reference shares only the forward pass of training with `Stage.sample`. The 
 import torch
 
 from benchmarks.generation import next_logits
-from models.cascade import Stage
+from models.stage import Stage
 from utils.sampling import SamplingConfig
 
 

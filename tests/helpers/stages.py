@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from models.cascade import Stage, StageConfig
 from models.codebook import Codebook, CodebookConfig
+from models.stage import Stage, StageConfig
 from models.transformer import TransformerConfig
 from utils.sampling import SamplingConfig
 

@@ -1,0 +1,123 @@
+"""How well a codebook represents a data set of feature maps: counts, errors, and the PSNR of decoded images."""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from models.autoencoder import Autoencoder, psnr
+from models.codebook import Codebook
+from models.som.order import PairCounts
+from utils.data.batches import chunks
+from utils.data.dataset import FeatureMapDataset
+from utils.runtime import distributed
+
+log = logging.getLogger(__name__)
+
+BATCH = 32  # images decoded at once
+EXTREMES = 3  # units listed as the most used, and as many as the least used
+Statistics = dict[str, float | int | list[list[int]]]
+
+
+@dataclass(frozen=True)
+class Census:
+    """The patches of a data set, counted by their nearest units."""
+
+    counts: torch.Tensor  # (K,) int64, patches that each unit is nearest to
+    pairs: PairCounts  # the same by the two nearest units
+    error: float  # mean squared distance of a patch to its nearest unit
+    variance: float  # mean squared distance of a patch to the mean patch
+
+    def statistics(self, codebook: Codebook) -> Statistics:
+        """The numbers to report of `codebook`, the one that was counted; its units may have new places by now.
+
+        - `quantization_error`: mean squared error per number of the feature map;
+        - `share_of_variance`: that error as a share of the variance of the patches;
+        - `topographic_error`: share of patches whose two nearest units are not neighbours on the map (Kiviluoto 1996);
+        - `units`, `units_used`;
+        - `entropy_bits`: entropy of the units' use; `perplexity`: 2 to that power, the number of equally used units
+          that would have this entropy;
+        - `most_used`, `least_used`: pairs of a unit and its count.
+        """
+        use = self.counts[self.counts > 0].double() / self.counts.sum()
+        entropy = float(-(use * use.log2()).sum())
+        ranked = self.counts.sort(descending=True, stable=True).indices
+        return {
+            "quantization_error": self.error / codebook.config.dim,
+            "share_of_variance": self.error / max(self.variance, 1e-12),
+            "topographic_error": self.pairs.topographic_error(codebook.coordinates),
+            "units": len(codebook),
+            "units_used": len(use),
+            "entropy_bits": entropy,
+            "perplexity": 2**entropy,
+            "most_used": [[int(unit), int(self.counts[unit])] for unit in ranked[:EXTREMES]],
+            "least_used": [[int(unit), int(self.counts[unit])] for unit in ranked.flip(0)[:EXTREMES]],
+        }
+
+
+@torch.no_grad()
+def take_census(codebook: Codebook, batches: Iterable[torch.Tensor]) -> Census:
+    """Count the patches of batches of feature maps (B, C, H, W) in one pass; the codebook stays as it is.
+
+    Of several processes each has its own batches, and the first one gets the pairs of all.
+    """
+    counts, pairs = torch.zeros(len(codebook), dtype=torch.int64), PairCounts(len(codebook))
+    error = squares = 0.0
+    total = torch.zeros(codebook.config.dim, dtype=torch.float64)
+    for fmap in batches:
+        patches = codebook.patchify(fmap.to(codebook.units.device))
+        errors, indices = codebook.nearest(patches, k=2)
+        counts += indices[:, 0].bincount(minlength=len(codebook)).cpu()
+        pairs.add(indices)
+        error += errors[:, 0].sum().item()
+        squares += patches.square().sum().item()
+        total += patches.sum(0).cpu()
+    sums = torch.tensor([error, squares], dtype=torch.float64)
+    distributed.add_up(counts)
+    distributed.add_up(sums, total)
+    pairs.pool()
+    (error, squares), number = sums.tolist(), int(counts.sum())
+    return Census(counts, pairs, error / number, squares / number - (total / number).square().sum().item())
+
+
+@torch.no_grad()
+def decoded_psnr(
+    autoencoder: Autoencoder, codebook: Codebook, dataset: FeatureMapDataset, indices: np.ndarray
+) -> dict[str, float]:
+    """Peak signal-to-noise ratio, in dB, of images decoded from feature maps before and after quantization.
+
+    Compares them with the images that the feature maps `indices` were made from, without mirror images. Returns {} if
+    there are no such images. Raises `UserError` naming an image whose size has changed.
+    """
+    if len(indices) == 0:  # nothing is held out
+        return {}
+    indices = dataset.with_image(dataset.unflipped(indices))
+    if len(indices) == 0:
+        log.warning("the images of the held-out feature maps are not there: their PSNR is not measured")
+        return {}
+    errors = torch.zeros(2, dtype=torch.float64)
+    for batch in chunks(indices, BATCH):
+        fmap = dataset[batch].to(codebook.units.device)
+        images = dataset.images(batch, autoencoder.scale).to(fmap.device)
+        for kind, given in enumerate((fmap, codebook.quantize(fmap))):
+            error = (autoencoder.decode(given) - images).square().mean(dim=(1, 2, 3))
+            errors[kind] += error.sum().cpu()
+    before, after = (psnr(float(error)) for error in errors / len(indices))
+    return {"psnr_before_quantization": before, "psnr_after_quantization": after}
+
+
+def table(**columns: Statistics) -> str:
+    """Statistics as a table in plain text: a row for each key, a column for each argument."""
+    rows = [["", *(name.replace("_", " ") for name in columns)]]
+    for key in next(iter(columns.values())):
+        rows.append([key.replace("_", " "), *(_cell(column[key]) for column in columns.values())])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join("  ".join((name.ljust(widths[0]), *map(str.rjust, cells, widths[1:]))) for name, *cells in rows)
+
+
+def _cell(value: float | int | list[list[int]]) -> str:
+    if isinstance(value, list):
+        return " ".join(f"{unit}:{count}" for unit, count in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

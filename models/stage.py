@@ -1,0 +1,272 @@
+"""A stage is a transformer between two codebooks.
+
+Only this module knows the token layout. The fine grid is written in raster order; its length is fixed, so there is no
+end token. The decoder's inputs are the fine tokens shifted by one. The first input is the condition token in a base
+stage and a learned start token in a cascade stage; both are numbered after the fine units. If a base stage uses labels,
+they follow the condition in its coarse tokens, and the vector of one label is added to that of the condition.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models.codebook import Codebook
+from models.decoding import CachedDecoder
+from models.transformer import Grid, Transformer, TransformerConfig
+from utils.beam_search import search
+from utils.core.config import build_config
+from utils.core.files import UserError
+from utils.core.provenance import Origin, check_origin
+from utils.data.split import Bounds
+from utils.runs.checkpoint import load_checkpoint, load_weights
+from utils.runtime.draws import draw
+from utils.sampling import SamplingConfig
+
+KIND = "transformer"
+NEAR = 8  # units that a coarse token may slip to under `condition_noise`
+LABEL_DROPOUT = 0.1  # share of images that train without their label, so that generation works without one
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """The config in a stage's checkpoint: its transformer, and the grids of tokens that it reads and writes."""
+
+    transformer: TransformerConfig
+    coarse: Grid
+    fine: Grid
+    is_base: bool
+    labels: tuple[str, ...] = ()  # names, if a base stage uses them
+
+    @classmethod
+    def between(
+        cls,
+        transformer: TransformerConfig,
+        coarse: Codebook,
+        fine: Codebook,
+        coarse_path: Path,
+        is_base: bool,
+        labels: tuple[str, ...] = (),
+    ) -> "StageConfig":
+        """The config of a stage between two codebooks; a base stage's `coarse` has one patch a map."""
+        grids = [Grid(*codebook.config.grid, len(codebook)) for codebook in (coarse, fine)]
+        if is_base and grids[0].length != 1:
+            raise UserError(
+                f"{coarse_path}: cuts a feature map into {grids[0].length} patches, but the base stage starts from one "
+                "token; give the condition codebook, whose patch is the whole map, or leave out --train-base-model"
+            )
+        if transformer.use_labels and not is_base:
+            raise UserError("'use_labels' is for the base stage, whose tokens pass the label on; leave the key out")
+        return cls(transformer, *grids, is_base, labels)
+
+    def example(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens of as many images, coarse and fine, as training reads them, to count what a step needs."""
+        coarse = self.coarse.length + bool(self.labels)
+        return tuple(torch.zeros(number, length, dtype=torch.long) for length in (coarse, self.fine.length))
+
+
+class Stage(nn.Module):
+    """A transformer and the layout of its tokens."""
+
+    def __init__(self, config: StageConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.origin: Origin = {}  # what it was trained with, once loaded from a checkpoint
+        self.fingerprint: str | None = None  # of that checkpoint
+        self.bounds = Bounds()  # of the images that it has learned from, as that checkpoint has it
+        self.near: torch.Tensor | None = None  # the `near_units` of the coarse codebook, for `condition_noise`
+        conditions = config.coarse.num_units + (config.transformer.condition_dropout > 0)  # the null is the last
+        firsts, source = (conditions, None) if config.is_base else (1, config.coarse)
+        inputs = config.fine.num_units + firsts
+        self.transformer = Transformer(config.transformer, config.fine, inputs, source, conditions)
+        if config.labels:
+            self.label = nn.Embedding(len(config.labels) + 1, config.transformer.in_dim)  # the last is none
+            nn.init.normal_(self.label.weight, std=0.5)
+            # How many images have a label and a condition: (labels, conditions).
+            usage = torch.zeros(len(config.labels), config.coarse.num_units, dtype=torch.int64)
+            self.register_buffer("label_usage", usage)
+
+    @classmethod
+    def load(cls, path: Path, coarse: Codebook, fine: Codebook) -> "Stage":
+        """Read a stage from a checkpoint and check that it was trained between these codebooks."""
+        content = load_checkpoint(path, KIND)
+        origin = content["trained_from"]
+        check_origin(path, origin, {"lr_codebook": coarse.fingerprint, "hr_codebook": fine.fingerprint})
+        stage = cls(build_config(StageConfig, content["config"], str(path)))
+        load_weights(stage, content, path)
+        stage.origin, stage.fingerprint, stage.bounds = origin, content["fingerprint"], Bounds.saved(content)
+        return stage.eval()
+
+    @torch.no_grad()
+    def init_embeddings(self, coarse: Codebook, fine: Codebook) -> None:
+        """Initialise the embeddings of tokens so that they are as close to each other as their units are.
+
+        What the stage learns about one token then applies to similar ones. Also prepares `condition_noise`.
+        """
+        if self.config.transformer.condition_noise:
+            self.near = near_units(coarse)
+        embed = self.transformer.embed.token.weight
+        source = embed[len(fine) :] if self.config.is_base else self.transformer.source_embed.token.weight
+        for vectors, codebook in ((embed, fine), (source, coarse)):
+            vectors[: len(codebook)] = smooth_features(codebook.units, vectors)
+
+    def disturb(self, coarse: torch.Tensor) -> torch.Tensor:
+        """Coarse tokens (B, S) as training sees them: some replaced by a near unit, some images without any.
+
+        Noise makes a stage tolerate errors of the stage before it (Ho et al. 2021, "Cascaded diffusion models"); images
+        without a condition are needed for guidance (Ho and Salimans 2022). One of the labels of an image is drawn.
+        """
+        config, device = self.config.transformer, coarse.device
+        coarse, labels = coarse.tensor_split([self.config.coarse.length], dim=1)
+        if config.condition_noise:
+            assert self.near is not None, "noise needs the near units of the coarse codebook"
+            slips = uniform(coarse) < config.condition_noise
+            length, near = coarse.shape[1], self.near.shape[1]
+            choice = draw(lambda number: torch.randint(near, (number, length), device=device), len(coarse))
+            coarse = torch.where(slips, self.near[coarse, choice], coarse)
+        if self.config.labels:
+            num = (labels < len(self.config.labels)).sum(1, keepdim=True)  # they come first
+            labels = labels.gather(1, (uniform(num) * num).long())
+            dropped = uniform(num) < LABEL_DROPOUT
+            coarse = torch.cat((coarse, labels.masked_fill(dropped, len(self.config.labels))), dim=1)
+        if config.condition_dropout:
+            dropped = uniform(coarse[:, :1]) < config.condition_dropout
+            coarse = torch.where(dropped, self.without_condition(coarse), coarse)
+        return coarse
+
+    def without_condition(self, coarse: torch.Tensor) -> torch.Tensor:
+        """The coarse tokens of the same number of images with neither condition nor label."""
+        nothing = torch.full_like(coarse, self.config.coarse.num_units)
+        nothing[:, self.config.coarse.length :] = len(self.config.labels)
+        return nothing
+
+    def with_labels(self, coarse: torch.Tensor, names: list[str | None]) -> torch.Tensor:
+        """Condition tokens (N, 1), followed by the label of each image, or none, if the stage uses labels: (N, 2)."""
+        if not self.config.labels:
+            return coarse
+        indices = [len(self.config.labels) if name is None else self.config.labels.index(name) for name in names]
+        return torch.cat((coarse, torch.tensor(indices, device=coarse.device)[:, None]), dim=1)
+
+    def start(self, coarse: torch.Tensor) -> torch.Tensor | None:
+        """What is added to the embedding of the first input: the vector of the first label of each image, (B, dim)."""
+        return self.label(coarse[:, 1]) if self.config.labels else None
+
+    def shift(self, coarse: torch.Tensor, other: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+        """A share (B,) of the way from the vectors of conditions (B, 1 …) to those of others (B, 1), (B, dim)."""
+        embed = self.transformer.embed.token
+        return share[:, None].to(embed.weight) * (embed(self.first_input(other)) - embed(self.first_input(coarse)))
+
+    def count_labels(self, coarse: torch.Tensor) -> None:
+        """Count how often each label occurs with each condition in coarse tokens (N, 1 + labels) of training maps."""
+        self.label_usage.zero_()
+        for labels in coarse.T[1:]:
+            known = labels < len(self.config.labels)
+            self.label_usage.index_put_((labels[known], coarse[known, 0]), known.new_ones(1).long(), accumulate=True)
+
+    def first_input(self, coarse: torch.Tensor) -> torch.Tensor:
+        """Coarse tokens (B, S) → the first input of the decoder, (B,)."""
+        behind = self.config.fine.num_units
+        return coarse[:, 0] + behind if self.config.is_base else torch.full_like(coarse[:, 0], behind)
+
+    def source(self, coarse: torch.Tensor) -> torch.Tensor | None:
+        """What the encoder reads: the coarse tokens, or nothing in a base stage."""
+        return None if self.config.is_base else coarse
+
+    def inputs_and_targets(self, coarse: torch.Tensor, fine: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Coarse tokens (B, S) and fine tokens (B, T) → decoder inputs and targets, each (B, T)."""
+        return torch.cat((self.first_input(coarse)[:, None], fine[:, :-1]), dim=1), fine
+
+    def forward(self, coarse: torch.Tensor, fine: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Coarse tokens (B, S) and fine tokens (B, T) → means over all tokens.
+
+        `loss` in nats, `bits`, and `accuracy`: the share of tokens to which the model gave the highest probability.
+        """
+        if self.training:
+            coarse = self.disturb(coarse)
+        inputs, targets = self.inputs_and_targets(coarse, fine)
+        logits = self.transformer(inputs, self.source(coarse), self.start(coarse)).flatten(0, 1)
+        targets = targets.flatten()
+        loss = F.cross_entropy(logits.float(), targets)
+        accuracy = (logits.argmax(-1) == targets).float().mean()
+        return {"loss": loss, "bits": loss / math.log(2), "accuracy": accuracy}
+
+    @torch.no_grad()
+    def sample(
+        self,
+        coarse: torch.Tensor,
+        config: SamplingConfig,
+        uniform: torch.Tensor,
+        *,
+        kept: torch.Tensor | None = None,
+        towards: tuple[torch.Tensor, torch.Tensor] | None = None,
+        progress: Callable[[], object] = lambda: None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Coarse tokens (N, S) → fine tokens (N, T) and their scores (N,); `uniform` (N, T, num_beam) are the draws.
+
+        `kept` (N, P) are the first tokens of each image, if they are given. `towards`, for a base stage, are other
+        conditions (N, 1), and shares (N,) of the way by which the vectors of the conditions are moved to theirs.
+        `progress` is called after each position. Under guidance each image runs twice in the batch, with and without
+        its condition.
+        """
+        first, images = self.first_input(coarse), len(coarse)
+        shift = None if towards is None else self.shift(coarse, *towards)
+        if config.is_guided:
+            coarse = torch.cat((coarse, self.without_condition(coarse)))
+            shift = None if shift is None else torch.cat((shift, torch.zeros_like(shift)))
+        start = self.start(coarse)
+        if shift is not None:
+            start = shift if start is None else start + shift
+        decoder = CachedDecoder(self.transformer, len(coarse) * config.num_beam, self.source(coarse))
+
+        def next_logits(inputs: torch.Tensor) -> torch.Tensor:
+            if decoder.position == 0:
+                inputs = self.first_input(coarse).repeat_interleave(config.num_beam)
+                joined = None if start is None else start.repeat_interleave(config.num_beam, dim=0)
+                logits = decoder.next_logits(inputs, joined)
+            else:
+                logits = decoder.next_logits(inputs.repeat(len(coarse) // images))
+            progress()
+            return logits
+
+        def reorder(rows: torch.Tensor) -> None:
+            decoder.reorder(torch.cat((rows, rows + len(rows))) if config.is_guided else rows)
+
+        return search(next_logits, reorder, first, config, uniform.to(coarse.device), kept)
+
+
+def check_labels(path: Path, config: StageConfig) -> None:
+    """Raise `UserError` if the stage in `path`, whose weights another is to start from, was given other labels."""
+    known, given = load_checkpoint(path, KIND, memory_map=True)["config"].get("labels", ()), config.labels
+    if tuple(known) != given:
+        names = [", ".join(labels) or "none" for labels in (known, given)]
+        raise UserError(
+            f"{path}: was trained with the labels {names[0]}, this data set has {names[1]}; give data with the same "
+            "labels, or train without --model-path"
+        )
+
+
+def uniform(like: torch.Tensor) -> torch.Tensor:
+    """Random numbers in [0, 1) for items of the shape of `like` (B, …)."""
+    return draw(lambda number: torch.rand((number, *like.shape[1:]), device=like.device), len(like))
+
+
+def smooth_features(units: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Units (K, D) → vectors (K, dim) with the width and the standard deviation of `like` (N, dim).
+
+    Random Fourier features (Rahimi and Recht 2007): the product of two vectors is a Gaussian of the distance of their
+    units, as wide as the standard deviation of a component times √D.
+    """
+    scaled = (units / units.var(0, correction=0).mean().sqrt().clamp(min=1e-12)).to(like)
+    projection = torch.randn(units.shape[1], like.shape[1]).to(like) / units.shape[1] ** 0.5
+    shift = 2 * math.pi * torch.rand(like.shape[1]).to(like)
+    return (scaled @ projection + shift).cos() * (2**0.5 * like.std())
+
+
+def near_units(codebook: Codebook) -> torch.Tensor:
+    """The `NEAR` nearest units of each unit, (K, NEAR); in a tiny codebook all units."""
+    nearest = codebook.nearest(codebook.units, min(1 + NEAR, len(codebook)))[1]
+    return nearest[:, -NEAR:]  # without the unit itself

@@ -1,0 +1,85 @@
+"""JSON file → dataclass. Errors name the unknown, missing or ill-typed key."""
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import TypeVar
+
+from utils.core.files import UserError
+
+Config = TypeVar("Config")
+
+
+def read_json(path: Path) -> dict:
+    """Read the JSON object in `path`; raises `UserError` naming a file that is missing or broken."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (ValueError, RecursionError) as error:  # also of digits without end, and of brackets in brackets
+        raise UserError(f"{path}: not valid JSON ({error}); fix it or write it again") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def load_config(path: Path, cls: type[Config]) -> Config:
+    """Build dataclass `cls` from the JSON object in `path`."""
+    return build_config(cls, read_json(path), str(path))
+
+
+def build_config(cls: type[Config], values: object, where: str) -> Config:
+    """Build dataclass `cls` from `values`; every error is a `UserError` that starts with `where`."""
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: expected a JSON object, found {values!r}")
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    refuse_unknown(values, fields, where, f"known keys: {', '.join(fields)}")
+    for name, field in fields.items():
+        if name not in values and field.default is dataclasses.MISSING:
+            raise UserError(f"{where}: missing key {name!r}; add it")
+    hints = typing.get_type_hints(cls)
+    values = {key: _build(value, hints[key], f"{where}: {key!r}") for key, value in values.items()}
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def refuse_unknown(keys: Iterable[str], known: Collection[str], where: str, advice: str) -> None:
+    """Raise `UserError` for the first key that is not a known one: it names one like it, or gives the advice."""
+    for key in keys:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            raise UserError(f"{where}: unknown key {key!r}; {f'did you mean {near[0]!r}?' if near else advice}")
+
+
+def _build(value: object, hint: object, where: str) -> object:
+    """The value as type `hint`: lists become tuples, and JSON objects become dataclasses."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    nested = next((option for option in options if dataclasses.is_dataclass(option)), None)
+    if nested is not None and isinstance(value, dict):
+        return build_config(nested, value, where)
+    if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
+        return tuple(_build(item, typing.get_args(hint)[0], f"{where}, entry {n}") for n, item in enumerate(value))
+    if not any(_fits(value, option) for option in options):
+        raise UserError(f"{where} is {value!r}, expected {' or '.join(map(_type_name, options))}")
+    return value
+
+
+def _fits(value: object, hint: type) -> bool:
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else typing.get_origin(hint) or hint)
+
+
+def _type_name(hint: object) -> str:
+    if typing.get_origin(hint) is tuple:
+        return f"a list, each {_type_name(typing.get_args(hint)[0])}"
+    if dataclasses.is_dataclass(hint):
+        return "a JSON object"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", dict: "a JSON object"}
+    return names.get(typing.get_origin(hint) or hint, "null")

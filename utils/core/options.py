@@ -1,0 +1,225 @@
+"""Options: dataclass fields that are the flags of a script or the keys of a JSON config.
+
+A field states its meaning, default and range once. Flags, help, checks of configs and docs/reference.md follow from it.
+"""
+
+import argparse
+import dataclasses
+import inspect
+import math
+import operator
+import types
+import typing
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from utils.core.files import UserError
+
+Options = TypeVar("Options")
+
+LIMITS = {
+    "low": ("at least", operator.ge),
+    "above": ("above", operator.gt),
+    "high": ("at most", operator.le),
+    "below": ("less than", operator.lt),
+}
+PRECISIONS = ("auto", "fp32", "bf16")
+KINDS = {int: "a whole number", float: "a number"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """What is known of a field besides its name, its type and its default. The lower half is for flags alone."""
+
+    meaning: str
+    low: float | None = None  # the least value
+    above: float | None = None  # a value that is too small
+    high: float | None = None  # the largest value
+    below: float | None = None  # a value that is too large
+    choices: Iterable[str] | None = None
+    unset: str = ""  # what happens when a flag whose default is None is not given
+    shown: str | None = None  # the default as help shows it, where its own text would not do
+    is_fixed: bool = False  # results depend on it: whoever goes on with them must give the same value
+    short: str | None = None  # a second name
+    positional: bool = False
+    const: str | None = None  # the value of a flag that is given without one
+    convert: Callable[[str], Any] | None = None  # text to value, where the type alone does not say how
+    exclusive: str | None = None  # of the flags that share this word, only one may be given
+
+    def expectation(self, value: object) -> str | None:
+        """What was expected in place of `value`, None if it is within the range."""
+        if value is None:
+            return None
+        if self.choices is not None:
+            return None if value in self.choices else f"one of {', '.join(self.choices)}"
+        limits = [(*LIMITS[name], getattr(self, name)) for name in LIMITS if getattr(self, name) is not None]
+        if not limits or (math.isfinite(value) and all(holds(value, limit) for _, holds, limit in limits)):
+            return None
+        if self.above is not None and self.below is not None:
+            return f"a number between {self.above} and {self.below}"
+        return " and ".join(f"{word} {limit:g}" for word, _, limit in limits)
+
+
+def option(meaning: str, default: Any = MISSING, **more: Any) -> Any:
+    """A field of a dataclass, with the attributes of `Option`; required unless it has a default."""
+    return dataclasses.field(default=default, metadata={"option": Option(meaning=meaning, **more)})
+
+
+def check_ranges(config: object) -> None:
+    """Raise `ValueError` naming the first field of a dataclass whose value is out of its range."""
+    for field in dataclasses.fields(config):
+        value, spec = getattr(config, field.name), field.metadata.get("option")
+        if spec is not None and (expected := spec.expectation(value)):
+            raise ValueError(f"{field.name!r} is {value!r}, expected {expected}")
+
+
+def fixed_options(options: object) -> dict[str, str]:
+    """The flags of the options that results depend on, by their names."""
+    return {field.name: flag_of(field) for field in dataclasses.fields(options) if field.metadata["option"].is_fixed}
+
+
+def several(cls: type, name: str, doc: str, **more: Any) -> type:
+    """A dataclass of the same options, each a tuple of values, or None unless it is given.
+
+    `more` are attributes of `Option`.
+    """
+    hints, fields = typing.get_type_hints(cls), []
+    for field in dataclasses.fields(cls):
+        spec = dataclasses.replace(field.metadata["option"], **more)
+        hint = tuple[_scalar(hints[field.name]), ...] | None
+        fields.append((field.name, hint, dataclasses.field(default=None, metadata={"option": spec})))
+    return dataclasses.make_dataclass(name, fields, frozen=True, kw_only=True, namespace={"__doc__": doc})
+
+
+def flag_of(field: dataclasses.Field) -> str:
+    """The flag of a field, or the name of a positional argument."""
+    return field.name.upper() if field.metadata["option"].positional else f"--{field.name.replace('_', '-')}"
+
+
+def default_of(field: dataclasses.Field) -> str:
+    """The default as help and reference show it; empty where there is nothing to say."""
+    if field.default is MISSING:
+        return "required"
+    if field.default is None:
+        return field.metadata["option"].unset
+    if field.metadata["option"].shown is not None:
+        return field.metadata["option"].shown
+    return "" if field.default is False or field.default == () else str(field.default)
+
+
+def groups_of(cls: type) -> list[tuple[str, list[dataclasses.Field]]]:
+    """The fields of a dataclass by the class that first has them, under the first line of that class's docstring."""
+    fields, groups = {field.name: field for field in dataclasses.fields(cls)}, []
+    for base in reversed(cls.__mro__):
+        own = [fields.pop(name) for name in inspect.get_annotations(base) if name in fields]
+        if own:
+            groups.append((base.__doc__.splitlines()[0].rstrip("."), own))
+    return groups
+
+
+def make_parser(cls: type, doc: str) -> argparse.ArgumentParser:
+    """A parser of the flags of a dataclass, whose help begins with `doc`."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    hints = typing.get_type_hints(cls)
+    for title, fields in groups_of(cls):
+        group = parser.add_argument_group(title[:1].lower() + title[1:])
+        places: dict[str | None, argparse._ActionsContainer] = {None: group}
+        for field in fields:
+            word = field.metadata["option"].exclusive
+            if word not in places:
+                places[word] = group.add_mutually_exclusive_group()
+            _add(places[word], field, hints[field.name])
+    return parser
+
+
+def words_of(values: dict[str, object]) -> list[str]:
+    """Options by their names as the words of a command line."""
+    words = []
+    for name, value in values.items():
+        given = value if isinstance(value, list | tuple) else [] if value is True else [value]
+        if value is not None and value is not False and (given or value is True):
+            words += [f"--{name.replace('_', '-')}", *map(str, given)]
+    return words
+
+
+def parse_options(cls: type[Options], doc: str, argv: list[str] | None, where: str = "") -> Options:
+    """Options from the words of a command line, or of this process; wrong ones end it with status 2.
+
+    Of words that a file holds, `where`, wrong ones raise `UserError`.
+    """
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"{where}: {message}")
+
+    parser = make_parser(cls, doc)
+    if where:
+        parser.error = refuse
+    values = vars(parser.parse_args(argv))
+    try:
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    except UserError as error:
+        if where:
+            refuse(str(error))
+        raise
+
+
+def _add(place: argparse._ActionsContainer, field: dataclasses.Field, hint: object) -> None:
+    spec = field.metadata["option"]
+    shown = default_of(field).replace("%", "%%")
+    help_ = spec.meaning.replace("%", "%%") + (f" [{shown}]" if shown and field.default is not MISSING else "")
+    if hint is bool:
+        place.add_argument(flag_of(field), action="store_true", help=help_)
+        return
+    settings: dict[str, Any] = {"help": help_, "type": lambda text: _parse(text, hint, spec)}
+    if spec.choices is not None:
+        settings |= {"choices": list(spec.choices)}
+    if any(typing.get_origin(one) is tuple for one in (hint, *typing.get_args(hint))) and spec.convert is None:
+        settings["nargs"] = "+"
+    if spec.const is not None:
+        settings |= {"nargs": "?", "const": spec.const}
+    if spec.positional:
+        optional = {} if field.default is MISSING else {"nargs": "?", "default": field.default}
+        place.add_argument(field.name, metavar=flag_of(field), **settings | optional)
+        return
+    names = [name for name in (spec.short, flag_of(field)) if name]
+    place.add_argument(*names, required=field.default is MISSING, default=field.default, **settings)
+
+
+def _parse(text: str, hint: object, spec: Option) -> object:
+    kind = _scalar(hint)
+    try:
+        value = spec.convert(text) if spec.convert else kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {KINDS.get(kind, 'valid')}") from None
+    if spec.choices is None and (expected := spec.expectation(value)):
+        raise argparse.ArgumentTypeError(f"{text}: expected {expected}")
+    return value
+
+
+def _scalar(hint: object) -> Callable[[str], object]:
+    """The type of one value: `int` of `int | None` and of `tuple[int, ...]`."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is tuple:
+        return _scalar(typing.get_args(hint)[0])
+    return hint
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScriptOptions:
+    """Options of every step."""
+
+    out_dir: Path = option("folder to write to")
+    device: str = option("auto (cuda, mps or cpu), or a torch device", "auto")
+    overwrite: bool = option("replace what --out-dir holds of other inputs or arguments", False)
+    verify: bool = option("read all data once, where only times of files have changed, as by a copy", False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedOptions:
+    """Options of what runs a large model."""
+
+    precision: str = option(
+        "of matrix products; auto: bf16 where it is native", "auto", choices=PRECISIONS, is_fixed=True
+    )
+    compile: bool = option("use torch.compile: slow to start, worth a try on a GPU, slower generation on a CPU", False)

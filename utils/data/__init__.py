@@ -1,0 +1,1 @@
+"""Images, feature maps and tokens on disk and in batches."""

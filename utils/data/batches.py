@@ -1,0 +1,110 @@
+"""Batches: the order of an epoch, how they are loaded, cut and moved."""
+
+import signal
+from collections.abc import Collection, Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from utils.core.files import UserError
+from utils.runtime.cli import stop_signals
+from utils.runtime.distributed import Share, share_of
+
+
+class EpochSampler:
+    """Index arrays of the batches of steps `start` to `stop`. Each epoch is a new permutation of `indices`.
+
+    The last batch of an epoch may be smaller. The batch of a step is a function of (seed, step), so that a resumed run
+    sees the same batches as an uninterrupted one. Of several processes each gets its `share` of a batch; one whose
+    share is empty gets an item of another, which does not count.
+    """
+
+    def __init__(self, indices: np.ndarray, batch_size: int, seed: int, start: int, stop: int) -> None:
+        self.indices, self.batch_size, self.seed, self.start, self.stop = indices, batch_size, seed, start, stop
+        self.per_epoch = steps_per_epoch(len(indices), batch_size)
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        order = None
+        for step in range(self.start, self.stop):
+            epoch, position = divmod(step, self.per_epoch)
+            if order is None or position == 0:
+                order = np.random.default_rng([self.seed & 0xFFFFFFFF, epoch]).permutation(self.indices)
+            batch, share = order[position * self.batch_size :][: self.batch_size], self.share(step)
+            yield batch[share.first :][: share.number] if share.number else batch[:1]
+
+    def share(self, step: int) -> Share:
+        """What this process has of the batch of a step."""
+        return share_of(min(self.batch_size, len(self.indices) - step % self.per_epoch * self.batch_size))
+
+
+def steps_per_epoch(num_items: int, batch_size: int) -> int:
+    """Batches in an epoch, including a smaller last one."""
+    return -(-num_items // batch_size)
+
+
+Batch = torch.Tensor | tuple[torch.Tensor, ...]
+
+
+def num_items(batch: Batch) -> int:
+    """Items in a batch, which is a tensor or a tuple of tensors of one length."""
+    return len(batch if isinstance(batch, torch.Tensor) else batch[0])
+
+
+def split_batch(batch: Batch, size: int) -> list[Batch]:
+    """A batch cut into batches of at most `size` items."""
+    if isinstance(batch, torch.Tensor):
+        return list(batch.split(size))
+    return list(zip(*(part.split(size) for part in batch), strict=True))
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Move a batch to the device."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=device.type == "cuda")  # else the source might change first
+    return tuple(to_device(part, device) for part in batch)
+
+
+class BatchLoader(DataLoader):
+    """Loads `dataset[batch]` for each array of `batches`, in `num_workers` processes or in this one."""
+
+    def __init__(
+        self, dataset: Dataset, batches: Collection[np.ndarray], num_workers: int = 0, pin_memory: bool = False
+    ) -> None:
+        options = {"num_workers": num_workers, "pin_memory": pin_memory, "worker_init_fn": _ignore_stop}
+        super().__init__(
+            _ErrorsAsValues(dataset) if num_workers else dataset, sampler=batches, batch_size=None, **options
+        )
+
+    def __iter__(self) -> Iterator[object]:
+        for batch in super().__iter__():
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+
+
+class _ErrorsAsValues(Dataset):
+    """Returns the error of a bad file as a value: raised in a worker, it would arrive as a traceback in a message."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, indices: np.ndarray) -> object:
+        try:
+            return self.dataset[indices]
+        except (UserError, OSError) as error:
+            return error
+
+
+def _ignore_stop(_: int) -> None:
+    """A signal to stop may reach every process of a run; only the parent acts and ends the others."""
+    for number in stop_signals():
+        signal.signal(number, signal.SIG_IGN)
+
+
+def chunks(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """`indices` cut into batches, in order."""
+    return [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]

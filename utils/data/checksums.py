@@ -1,0 +1,45 @@
+"""What tells files from others: the checksum of one, the fingerprint of a data set's."""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from utils.core.files import UserError
+
+MOST_FILES = 100_000  # whose sizes and times are looked at; of more, the index alone counts
+
+Fingerprint = dict[str, str]  # `index` of the content of a dataset.json, `files` of the sizes and times of its files
+
+
+def checksum(content: bytes) -> str:
+    """What a record keeps of the content of its file."""
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
+def is_whole(path: Path, expected: str, row: int | None = None, read: Callable = Path.read_bytes) -> bool:
+    """Whether what `read` reads of a file, or a row of the array in it, is there and has this checksum."""
+    try:
+        if row is None:
+            return checksum(read(path)) == expected
+        return checksum(np.load(path, mmap_mode="r", allow_pickle=False)[row].tobytes()) == expected
+    except (OSError, ValueError, IndexError):  # missing, cut short
+        return False
+
+
+def fingerprint(path: Path, number: int, names: Iterable[str], digest: str) -> Fingerprint:
+    """A fingerprint of the data set `path`, whose `number` files have these names and whose records have this digest.
+
+    Raises `UserError` naming a missing file.
+    """
+    if number > MOST_FILES:
+        return {"index": digest, "files": ""}
+    files = hashlib.blake2b(digest_size=8)
+    for name in names:
+        try:
+            status = (path.parent / name).stat()
+        except FileNotFoundError:
+            raise UserError(f"{path.parent / name}: no such file; make the data set again") from None
+        files.update(f"{name} {status.st_size} {status.st_mtime_ns} ".encode())
+    return {"index": digest, "files": files.hexdigest()}

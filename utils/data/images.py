@@ -1,0 +1,231 @@
+"""Reads and writes images. No other module knows file formats: an image is RGB, float, in [−1, 1], (C, H, W)."""
+
+import io
+import math
+import os
+import struct
+import zlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+
+from utils.core.files import UserError, replace_file
+from utils.data.shards import SUFFIXES, Place, read_file, shown
+
+Colour = tuple[int, int, int]
+Picture = str | os.PathLike | Image.Image | torch.Tensor  # what `to_tensor` takes for an image
+
+WALKED = 8  # pictures of a walk in a second
+WHITE: Colour = (255, 255, 255)
+HEAT: tuple[Colour, ...] = ((18, 16, 56), (38, 84, 124), (62, 152, 132), (160, 206, 110), (252, 240, 176))
+# An explicit list: some of Pillow's other decoders start programs, and must not see untrusted files.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+
+
+def image_files(folder: str | os.PathLike) -> list[Path]:
+    """The images in `folder` and its sub-folders, by suffix, sorted. Hidden files and folders are skipped.
+
+    Links to folders are followed, and each real folder is entered once. Raises `OSError` if one cannot be listed.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    paths, entered = [], {os.path.realpath(folder)}
+    for root, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+        paths += [Path(root, name) for name in files if not name.startswith(".") and name.lower().endswith(SUFFIXES)]
+        new = []
+        for name in sorted(folders):
+            real = os.path.realpath(Path(root, name))
+            if not name.startswith(".") and real not in entered:
+                entered.add(real)
+                new.append(name)
+        folders[:] = new  # os.walk descends into what is left here
+    return sorted(paths)
+
+
+def open_rgb(
+    path: str | os.PathLike,
+    background: Colour = WHITE,
+    place: Place | None = None,
+    *,
+    most_pixels: float = math.inf,
+) -> Image.Image:
+    """Read an image file (BMP, GIF's first frame, JPEG, PNG, TIFF, WebP) as an upright 8-bit RGB image.
+
+    It may lie at a `place` in a shard. The EXIF orientation is applied, transparency is laid over `background`, and
+    16-bit grey is scaled to 8 bits, as are floats that run from 0 to 1, 255 or 65535. Raises `UserError` naming the
+    file and the reason, also if it has more than `most_pixels`, before they are decoded.
+    """
+    try:
+        with Image.open(io.BytesIO(read_file(Path(path), place)), formats=FORMATS) as image:
+            if (pixels := math.prod(image.size)) <= most_pixels:
+                return _flatten(ImageOps.exif_transpose(image), background)
+            reason = f"{pixels / 1e6:.1f} megapixels, at most {most_pixels / 1e6:g}: scale it down"
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        reason = "no such image file; check the path"
+    except UnidentifiedImageError:
+        reason = f"not an image in a known format ({', '.join(FORMATS)}), or damaged; convert or replace it"
+    except Image.DecompressionBombError as error:
+        reason = f"too large to read safely ({error}); scale it down"
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error) as error:
+        reason = f"cannot be decoded ({error}); it may be damaged or cut short, replace it"
+    raise UserError(f"{shown(Path(path), place)}: {reason}")
+
+
+def _flatten(image: Image.Image, background: Colour) -> Image.Image:
+    """Any mode of Pillow to RGB."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = _grey_to_8_bits(image)
+    elif image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def _grey_to_8_bits(image: Image.Image) -> Image.Image:
+    """Scale a grey image of 16 or 32 bits, since Pillow's own conversion clips whatever is above 255."""
+    values = np.asarray(image, dtype=np.float64)  # (H, W)
+    low, high = values.min(), values.max()
+    # Floats do not say what white is: the smallest usual value that covers them. Integers have 16 bits.
+    white = next((white for white in (1, 255) if image.mode == "F" and high <= white), 65535)
+    if not (low >= 0 and high <= white):  # also when they are not numbers
+        raise ValueError(f"grey values from {low:g} to {high:g}, expected within 0 to {white}")
+    return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8))
+
+
+def fit_square(image: Image.Image, size: int, fit: str = "crop", background: Colour = WHITE) -> Image.Image:
+    """Scale an RGB image to `size` × `size`: its central square (`crop`), or all of it over `background` (`pad`)."""
+    width, height = image.size
+    if fit == "crop":
+        side = min(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        return _resize(image, (size, size), (left, top, left + side, top + side))
+    scale = size / max(width, height)
+    inner = (max(1, round(width * scale)), max(1, round(height * scale)))
+    canvas = Image.new("RGB", (size, size), background)
+    canvas.paste(_resize(image, inner, (0, 0, width, height)), ((size - inner[0]) // 2, (size - inner[1]) // 2))
+    return canvas
+
+
+def _resize(image: Image.Image, size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
+    # A large image is first reduced by an integer factor to 3 times the size: Lanczos looks the same and costs less.
+    return image.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+
+
+def read_image(path: str | os.PathLike, size: tuple[int, int] | None = None) -> torch.Tensor:
+    """Read an image file as (3, H, W) float32 in [−1, 1]; with `size` (H, W) its centre, scaled to that.
+
+    Raises `UserError` as `open_rgb` does.
+    """
+    return to_floats(np.asarray(fit(open_rgb(path), size)))
+
+
+def fit(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
+    """Scale the centre of an image to `size` (H, W), if there is one and the image has another."""
+    if size is None or image.size == size[::-1]:
+        return image
+    return ImageOps.fit(image, size[::-1], Image.Resampling.LANCZOS)
+
+
+def to_tensor(pictures: Picture | Sequence[Picture], size: tuple[int, int]) -> torch.Tensor:
+    """One image or several, as files, PIL images of any mode, or tensors (3, H, W) or (M, 3, H, W) in [−1, 1].
+
+    Returns (M, 3, H, W) float32; files and PIL images are fitted to `size` (H, W). Raises `UserError` naming a file
+    that cannot be read, or the shape of a tensor of another size.
+    """
+    if isinstance(pictures, torch.Tensor):
+        if not pictures.is_floating_point() or not (pictures.abs() <= 1).all():
+            raise UserError("images: a tensor must hold floats from -1 to 1")
+        if pictures.shape[-3:] != (3, *size) or pictures.dim() not in (3, 4) or len(pictures) == 0:
+            raise UserError(
+                f"a tensor of shape {tuple(pictures.shape)} was given, expected (M, 3, {size[0]}, {size[1]})"
+            )
+        return pictures.view(-1, 3, *size).float()
+    if isinstance(pictures, Image.Image):
+        return to_floats(np.asarray(fit(_flatten(ImageOps.exif_transpose(pictures), WHITE), size)))[None]
+    if isinstance(pictures, str | os.PathLike):
+        return read_image(pictures, size)[None]
+    if not isinstance(pictures, Sequence) or not pictures:
+        raise UserError(f"images: {type(pictures).__name__}, expected one or more files, PIL images or tensors")
+    return torch.cat([to_tensor(picture, size) for picture in pictures])
+
+
+def to_pil(images: torch.Tensor) -> list[Image.Image]:
+    """Images (N, 3, H, W) in [−1, 1] as PIL images."""
+    return [Image.fromarray(pixels) for pixels in to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()]
+
+
+def to_floats(pixels: np.ndarray) -> torch.Tensor:
+    """Images (…, H, W, 3) uint8 → (…, 3, H, W) float32 in [−1, 1]; many at once in half of the time."""
+    return torch.from_numpy(np.array(pixels)).movedim(-1, -3).contiguous().float().div_(127.5).sub_(1)
+
+
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
+    """Floats in [−1, 1] of any shape to uint8: clamped, then rounded to the nearest of the 256 levels."""
+    return images.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+
+
+def save_image(
+    image: torch.Tensor, path: str | os.PathLike, text: dict[str, str] | None = None, *, durable: bool = True
+) -> None:
+    """Write `image` (3, H, W) in [−1, 1] as a PNG, with `text` as its text chunks; see `replace_file`."""
+    write_png(to_pil(image[None])[0], path, text, durable=durable)
+
+
+def save_grid(images: torch.Tensor, path: str | os.PathLike, columns: int | None = None) -> None:
+    """Write `images` (N, 3, H, W) in [−1, 1] as one PNG, row by row, nearly square unless `columns` is given."""
+    save_image(grid(images, columns), path)
+
+
+def grid(images: torch.Tensor, columns: int | None = None, padding: int = 2) -> torch.Tensor:
+    """Images (N, 3, H, W) side by side in one (3, H', W'), row by row, nearly square unless `columns` is given.
+
+    White lines of `padding` pixels are between and around them.
+    """
+    from torchvision.utils import make_grid  # doubles the start-up time, and half of the scripts draw no grid
+
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    return make_grid(images.float(), nrow=columns, padding=padding, pad_value=1.0)
+
+
+def save_animation(frames: Iterable[torch.Tensor], path: Path, seconds: float) -> None:
+    """Write `frames`, each (3, H, W) in [−1, 1], as a looping GIF or WebP, by the suffix, that takes `seconds`.
+
+    The last frame stays for one more second.
+    """
+    pictures = [to_pil(frame[None])[0] for frame in frames]
+    durations = [round(1000 * seconds / len(pictures))] * (len(pictures) - 1) + [1000]
+    with replace_file(path) as temporary:  # `quality` is WebP's; a GIF has none
+        pictures[0].save(temporary, save_all=True, append_images=pictures[1:], duration=durations, loop=0, quality=90)
+
+
+def save_walk(pictures: torch.Tensor, path: Path) -> None:
+    """Write the pictures of a walk (N, 3, H, W) as an animation there and back; see `save_animation`."""
+    frames = list(pictures)
+    frames += frames[-2:0:-1]
+    save_animation(frames, path, len(frames) / WALKED)
+
+
+def heat_map(values: torch.Tensor, side: int = 768) -> torch.Tensor:
+    """Non-negative numbers (H, W) as colours from dark blue to light yellow, NaN white: (3, h, w) in [−1, 1].
+
+    Each number becomes a square; the longer side of the picture has at most `side` pixels.
+    """
+    share = (values / values.nan_to_num(0).max().clamp(min=1e-12)).numpy()
+    marks = np.linspace(0, 1, len(HEAT))
+    levels = np.stack([np.interp(share, marks, channel) for channel in np.transpose(HEAT)])
+    pixels = torch.from_numpy(np.nan_to_num(levels, nan=255.0)).float().div(127.5).sub(1)
+    scale = max(1, side // max(values.shape))
+    return pixels.repeat_interleave(scale, dim=1).repeat_interleave(scale, dim=2)
+
+
+def write_png(image: Image.Image, path: Path, text: dict[str, str] | None = None, *, durable: bool = True) -> None:
+    """Write a Pillow image as a PNG, completely or not at all, with `text` as its text chunks; see `replace_file`."""
+    chunks = PngImagePlugin.PngInfo()
+    for key, value in (text or {}).items():
+        chunks.add_text(key, value)
+    with replace_file(path, durable=durable) as temporary:
+        image.save(temporary, format="PNG", pnginfo=chunks)

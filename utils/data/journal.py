@@ -1,0 +1,83 @@
+"""What a step has done before its index is written: a line for each part, so that a step that died goes on there."""
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+from utils.core.files import replace_file, write_file
+from utils.core.provenance import Key, digest
+from utils.data.checksums import is_whole
+from utils.runtime import distributed
+
+T = TypeVar("T")
+
+
+class Journal:
+    """What was done under one key: entries by the names of the parts, each with the `places` that it has written.
+
+    A place is a file, a row of the array in it or None, and the checksum of either. An entry is believed only if its
+    places have these checksums: nothing here is flushed to disk. Each process writes a file of its own; all read those
+    of all. What is `finished` already needs no line.
+    """
+
+    def __init__(self, path: Path, key: Key, finished: dict[str, dict] | None = None) -> None:
+        self.path, self.head = path, json.dumps({"key": digest(key)}).encode()
+        self.entries = self._read() | (finished or {})
+        distributed.wait()  # until all have read
+        if distributed.is_main():
+            self._write()
+        distributed.wait()
+        self.own = path
+        if not distributed.is_main():
+            self.own = path.with_name(f"{path.stem}_{distributed.rank()}{path.suffix}")
+            write_file(self.own, self.head + b"\n", durable=False)
+
+    def find(self, name: str) -> dict | None:
+        """The entry of a part, if there is one and its places are as they were written."""
+        entry, folder = self.entries.get(name), self.path.parent
+        if entry and all(is_whole(folder / file, expected, row) for file, row, expected in entry["places"]):
+            return entry
+        return None
+
+    def missing(self, parts: dict[str, T]) -> list[T]:
+        """Those of the parts, by their names, that are still to be done. Each process looks at the files of some."""
+        names = distributed.own([*parts])
+        missing = distributed.gather([name for name in names if not self.find(name)])
+        return [parts[name] for names in missing for name in names]
+
+    def add(self, entries: dict[str, dict]) -> None:
+        """Keep entries by the names of their parts."""
+        with self.own.open("ab") as file:
+            file.write(json.dumps(entries).encode() + b"\n")
+        self.entries |= entries
+
+    def collect(self) -> None:
+        """Wait until all processes are done; the first one then has all entries, in one file."""
+        distributed.wait()
+        if distributed.is_main() and distributed.num_processes() > 1:
+            self.entries |= self._read()
+            self._write()
+
+    @property
+    def _others(self) -> list[Path]:
+        """The files of the other processes, perhaps of an earlier job with more of them."""
+        return sorted(self.path.parent.glob(f"{self.path.stem}_[0-9]*{self.path.suffix}"))
+
+    def _read(self) -> dict[str, dict]:
+        entries: dict[str, dict] = {}
+        for path in (self.path, *self._others):
+            lines = path.read_bytes().split(b"\n") if path.is_file() else []
+            for line in lines[1:-1] if lines[:1] == [self.head] else ():  # a crash may have cut the last line short
+                with suppress(ValueError):
+                    entries |= json.loads(line)
+        return entries
+
+    def _write(self) -> None:
+        """Write all entries to one file, and remove those of the others."""
+        with replace_file(self.path, durable=False) as temporary, temporary.open("wb") as file:
+            file.write(self.head + b"\n")
+            for name, entry in self.entries.items():
+                file.write(json.dumps({name: entry}).encode() + b"\n")
+        for other in self._others:
+            other.unlink()

@@ -1,0 +1,234 @@
+"""The records of a data set of any size: the text of each, and a table of what is needed of all at once."""
+
+import hashlib
+import json
+import logging
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from utils.core.files import UserError, replace_file
+from utils.core.lock import lock
+from utils.core.provenance import Key, same
+from utils.data.checksums import is_whole
+from utils.data.dataset_json import DEFAULT, INFO, read_tables
+from utils.data.shards import Place, are_meant, expand, place_of, read_file, read_shards, shown
+from utils.data.split import position
+from utils.runtime.progress import progress
+
+log = logging.getLogger(__name__)
+
+KEYS = ("image_fpath", "fmap_path")  # of a record: where its file lies
+LAYOUT = 3  # to be raised with each change of what is kept
+LARGE = 2**23  # bytes of a data set whose records are kept on disk, which one process reads while others wait
+
+# Of each record: where its text ends, what decides its side in a split, the row of the array in its file (-1: none),
+# the first of the records up to it that have the same file, and whether it is mirrored.
+ROW = np.dtype([("end", "<i8"), ("position", "<f8"), ("row", "<i8"), ("first", "<i8"), ("flipped", "?")])
+PACKED = struct.Struct("<qdqq?")
+
+KINDS = {  # of the values of these keys, each with how it is known
+    **dict.fromkeys(("checksum", "image_key", "image_path"), ("string", lambda value: isinstance(value, str))),
+    **dict.fromkeys(
+        ("row", "offset", "size"), ("number from 0 on", lambda value: isinstance(value, int) and 0 <= value < 2**63)
+    ),
+    "labels": ("list of strings", lambda value: isinstance(value, list) and all(isinstance(x, str) for x in value)),
+    "group": ("name", lambda value: isinstance(value, str) and value != ""),
+}
+
+
+@dataclass(frozen=True)
+class Records:
+    """N records: `records[index]` reads one. Text and table may lie in a file, which processes map into memory."""
+
+    text: memoryview  # JSON, one record after another
+    table: np.ndarray  # N of `ROW`
+    info: dict  # of the data set
+    digest: str  # of all records: the first part of a fingerprint
+    key: str  # which names the file of a record
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> dict:
+        ends = self.table["end"]
+        end = ends[index]  # an IndexError ends an iteration
+        return json.loads(self.text[ends[index - 1] if index else 0 : end].tobytes().decode())
+
+    @property
+    def files(self) -> tuple[int, Iterator[str]]:
+        """How many files there are, and their names; a row of records with the same one counts once."""
+        firsts = np.flatnonzero(self.table["first"] == np.arange(len(self))).tolist()
+        return len(firsts), (self[index][self.key] for index in firsts)
+
+
+def image_key(record: dict) -> str:
+    """The name by which an image, or that of a feature map, is split."""
+    keys = ("image_key", *(("image_path", "fmap_path") if "fmap_path" in record else ("image_fpath",)))
+    return next(record[key] for key in keys if key in record)
+
+
+def read_packed(path: Path, required: tuple[str, ...], spare: Path | None = None) -> Records:
+    """The records of a `dataset.json` or of shards, each of which holds the `required` keys, its file's name first.
+
+    Those of a large one and of shards are kept beside it, in `.index/`, and mapped into memory until the file changes;
+    where its folder is read-only they are kept in `spare`. Raises `UserError` naming a record that lacks a key, or
+    with a value of another type.
+    """
+    key = source_of(path, required)
+    if key["size"] < LARGE and not are_meant(path):
+        return pack(path, required)
+    places = [kept_path(path), *([kept_path(path, spare)] if spare else [])]
+    if kept := _find_kept(places, key):
+        return kept
+    with ExitStack() as stack:
+        for place in places:
+            with suppress(OSError):  # of a folder that is read-only
+                stack.enter_context(lock(place.parent, wait=True))
+                break
+        key = source_of(path, required)  # another process may have read it meanwhile, or changed it
+        if kept := _find_kept(places, key):
+            return kept
+        records = pack(path, required)
+        _keep(places, key, records)
+        return _find_kept(places, key) or records
+
+
+def pack(path: Path, required: tuple[str, ...]) -> Records:
+    """Read a `dataset.json` or shards once."""
+    text, table, info, digest, key = bytearray(), bytearray(), {}, hashlib.blake2b(digest_size=8), required[0]
+    number, first, last = 0, 0, None
+    for of, record in read_records(path, required):
+        digest.update(canonical(of, record))
+        if of == INFO:
+            info = info or record
+        if of != DEFAULT:
+            continue
+        for name in filter(KINDS.get, record):
+            kind, is_right = KINDS[name]
+            if not is_right(record[name]):
+                raise UserError(f"{path}: {name!r} of record {number + 1} is no {kind}; make the data set again")
+        if "offset" in record and (lacking := [name for name in Place._fields if name not in record]):
+            raise UserError(f"{path}: record {number + 1} has no {lacking[0]!r}; make the data set again")
+        if record[key] != last:
+            first, last = number, record[key]
+        text += json.dumps(record).encode()
+        side = position(record.get("group") or image_key(record))
+        table += PACKED.pack(len(text), side, record.get("row", -1), first, bool(record.get("flipped")))
+        number += 1
+    return Records(memoryview(text), np.frombuffer(table, ROW), info, digest.hexdigest(), key)
+
+
+def source_of(path: Path, required: tuple[str, ...]) -> Key:
+    """What kept records are made of: the size of the files, and their last change in ns; and how."""
+    files = expand(path) if are_meant(path) else [path] if path.is_file() else []
+    stats = [file.stat() for file in files]
+    size, time = sum(each.st_size for each in stats), max((each.st_mtime_ns for each in stats), default=0)
+    names = [file.name for file in files]
+    return {"size": size, "time": time, "names": names, "layout": LAYOUT, "required": list(required)}
+
+
+def kept_path(path: Path, folder: Path | None = None) -> Path:
+    """Where the records of a data set are kept, beside it or in another folder."""
+    return (folder or (path if path.is_dir() else path.parent)) / ".index" / f"{path.stem}.records"
+
+
+def _find_kept(places: list[Path], key: Key) -> Records | None:
+    """The records that are kept of a data set, unless it has changed since."""
+    for place in filter(Path.is_file, places):
+        with suppress(OSError, ValueError, KeyError, TypeError):  # of one that is damaged
+            with place.open("rb") as file:
+                head, start = json.loads(file.readline()), file.tell()
+            if not same(head["key"], key):
+                continue
+            content = memoryview(np.memmap(place, np.uint8, "r"))[start:]
+            if zlib.crc32(content) == head["crc"]:
+                table = np.frombuffer(content, ROW, head["number"])
+                return Records(content[table.nbytes :], table, head["info"], head["digest"], key["required"][0])
+        log.warning("%s: damaged; reading the data set again", place)
+    return None
+
+
+def _keep(places: list[Path], key: Key, records: Records) -> None:
+    """Keep records in the first of these places where that is possible: a line of JSON, the table and the text."""
+    head = {"key": key, "number": len(records), "info": records.info, "digest": records.digest}
+    head["crc"] = zlib.crc32(records.text, zlib.crc32(records.table))
+    for place in places:
+        # Of a folder or a disk without space for it, or on Windows of one that another process has mapped.
+        with suppress(OSError), replace_file(place, durable=False) as temporary, temporary.open("wb") as file:
+            file.write(json.dumps(head).encode() + b"\n")
+            file.write(records.table)
+            file.write(records.text)
+            return
+
+
+def read_records(path: Path, required: tuple[str, ...]) -> Iterator[tuple[str, dict]]:
+    """Each record of a `dataset.json`, or of each image in shards, with its table, one at a time.
+
+    Raises `UserError` if the file is not one, or if a record of a file lacks a `required` key, each a string.
+    """
+    if not are_meant(path) and not path.is_file():
+        raise UserError(f"{path}: no such data set; give the path of a dataset.json")
+    tables = ((DEFAULT, record) for record in read_shards(path)) if are_meant(path) else read_tables(path)
+    number = 0
+    try:
+        for table, record in tables:
+            if table == DEFAULT:
+                number += 1
+                for key in required:
+                    if not isinstance(record.get(key), str):
+                        raise UserError(f"{path}: record {number} has no string {key!r}; make the data set again")
+            yield table, record
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a dataset.json ({error}); make it with scripts.make_dataset") from None
+    if not number:
+        raise UserError(f"{path}: holds no records; make the data set again")
+
+
+def read_dataset(path: str | os.PathLike, required: tuple[str, ...]) -> tuple[list[dict], dict]:
+    """Read all records and the info of a `dataset.json`; for many, `utils.data.records` needs less memory."""
+    tables: dict[str, list[dict]] = {DEFAULT: [], INFO: []}
+    for table, record in read_records(Path(path), required):
+        tables.setdefault(table, []).append(record)
+    return tables[DEFAULT], (tables[INFO] or [{}])[0]
+
+
+def canonical(table: str, record: dict) -> bytes:
+    """What counts of a record in the digest of a data set: not where an image lies, since either may be moved."""
+    return json.dumps([table, {**record, "image_path": None}], sort_keys=True).encode()
+
+
+def verify_files(path: Path) -> None:
+    """Read all files of a data set; raises `UserError` naming the first that is not as it was written."""
+    for record in progress(read_dataset(path, ())[0], unit="file", desc=f"verifying {path.parent.name}"):
+        file, is_map = path.parent / name_of(path, record), "fmap_path" in record
+        place = None if is_map else place_of(record)
+        if "checksum" not in record:
+            raise UserError(
+                f"{path}: holds no checksums, so --verify cannot compare; make the data set again, or start anew with "
+                "--overwrite"
+            )
+        if not is_whole(file, record["checksum"], record.get("row"), partial(read_file, place=place)):
+            raise UserError(f"{shown(file, place)}: is not the file that was written; make the data set again")
+
+
+def name_of(path: Path, record: dict) -> str:
+    """The name of a record's file, relative to the folder of the data set `path`."""
+    for key in KEYS:
+        if isinstance(record.get(key), str):
+            return record[key]
+    raise UserError(f"{path}: a record has no {' and no '.join(map(repr, KEYS))}; make the data set again")
+
+
+def find_dataset(path: Path) -> Path:
+    """The data set that a path means: of a folder the dataset.json in it, if there is one."""
+    return path / "dataset.json" if (path / "dataset.json").is_file() else path

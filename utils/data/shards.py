@@ -1,0 +1,149 @@
+"""Images in shards: tar files of the WebDataset layout, whose records say where in its shard each image lies.
+
+The files of a sample lie together and have one name up to the first dot. One is the image; `.json` may hold an object
+with `labels`, a list of strings, and `group`; `.cls` the label alone. Python's tarfile reads the headers, once; nothing
+is unpacked.
+"""
+
+import hashlib
+import io
+import json
+import os
+import re
+import tarfile
+import threading
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import groupby
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, NamedTuple
+
+from utils.core.files import UserError, write_file
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # of images
+BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+
+
+class Place(NamedTuple):
+    """Where an image lies in a shard, by the keys of its record; the first is its name there."""
+
+    image_key: str
+    offset: int
+    size: int
+
+
+def place_of(record: dict) -> Place | None:
+    """Where the image of a record lies in its file, if that is a shard."""
+    return Place(*(record[key] for key in Place._fields)) if "offset" in record else None
+
+
+def shown(path: Path, place: Place | None) -> Path:
+    """What to call an image in a message: its file, or its name in that."""
+    return path / place.image_key if place else path
+
+
+def read_file(path: Path, place: Place | None = None) -> bytes:
+    """The content of a file, or what lies at a place in it."""
+    if place is None:
+        return path.read_bytes()
+    file = _opened(path, os.getpid(), threading.get_ident())
+    file.seek(place.offset)
+    return file.read(place.size)
+
+
+@lru_cache(maxsize=256)
+def _opened(shard: Path, _process: int, _thread: int) -> BinaryIO:
+    """An open shard: processes and threads that share one would move its position."""
+    return shard.open("rb", buffering=0)
+
+
+def are_meant(path: Path) -> bool:
+    """Whether a data set is shards: one, a folder of them, or a row of them, as shards/{000..127}.tar."""
+    return path.name.endswith(".tar") or path.is_dir()
+
+
+def expand(path: Path) -> list[Path]:
+    """The shards that are meant, in order; raises `UserError` naming one that is missing."""
+    if path.is_dir():
+        shards = sorted(path.glob("*.tar"))
+        if not shards:
+            raise UserError(f"{path}: holds no dataset.json and no shards; give the path of a dataset.json")
+        return shards
+    shards = [path]
+    while braces := BRACES.search(shards[0].name):
+        first, last = map(int, braces.groups())
+        numbers = [str(number).zfill(len(braces[1])) for number in range(first, last + 1)]
+        shards = [shard.with_name(BRACES.sub(number, shard.name, count=1)) for shard in shards for number in numbers]
+        if not numbers:
+            raise UserError(f"{path}: no shards; give the numbers of the first and the last one")
+    for shard in shards:
+        if not shard.is_file():
+            raise UserError(f"{shard}: no such shard; check the path, or the numbers of {path.name}")
+    return shards
+
+
+def read_shards(path: Path) -> Iterator[dict]:
+    """A record of each sample in shards, as a dataset.json would hold it, one shard after another."""
+    for shard in expand(path):
+        try:
+            yield from _records_of(shard, path.parent)
+        except (tarfile.TarError, EOFError, UnicodeDecodeError) as error:
+            raise UserError(f"{shard}: not a whole shard ({error}); make or copy it again") from None
+
+
+def _records_of(shard: Path, folder: Path) -> Iterator[dict]:
+    with tarfile.open(shard, "r:") as tar:
+        members = (member for member in _members(tar) if member.isfile())
+        for key, files in groupby(members, key=lambda member: _key(member.name)):
+            image, more = None, {"labels": []}
+            for file in files:
+                suffix = PurePosixPath(file.name).suffix.lower()
+                if suffix in SUFFIXES:
+                    image = file
+                elif suffix == ".cls":
+                    more["labels"] = [tar.extractfile(file).read().decode().strip()]
+                elif suffix == ".json":
+                    more |= _described(shard, file.name, tar.extractfile(file).read())
+            if image is None:
+                raise UserError(f"{shard}: its sample {key} has no image; leave it out")
+            place = Place(image.name, image.offset_data, image.size)
+            yield {"image_fpath": shard.relative_to(folder).as_posix(), **place._asdict(), **more}
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    while (member := tar.next()) is not None:
+        yield member
+        tar.members.clear()  # it would keep all of them
+
+
+def _key(name: str) -> str:
+    path = PurePosixPath(name)
+    return (path.parent / path.name.partition(".")[0]).as_posix()
+
+
+def _described(shard: Path, name: str, content: bytes) -> dict:
+    try:
+        more = json.loads(content)
+    except ValueError as error:
+        raise UserError(f"{shard}: its {name} is no JSON ({error}); make the shard again") from None
+    return {key: more[key] for key in ("labels", "group") if key in more} if isinstance(more, dict) else {}
+
+
+def write_shard(folder: Path, number: int, files: dict[str, bytes]) -> tuple[Path, dict[str, Place]]:
+    """Write files by their names to a shard; return its path, and the place of each file in it.
+
+    Equal files give equal bytes. The name of a shard depends on its content too, so that an earlier data set stays
+    whole; a shard that is there already keeps its time.
+    """
+    places, buffer = {}, io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            places[name] = Place(name, buffer.tell() + tarfile.BLOCKSIZE, len(content))
+            tar.addfile(member, io.BytesIO(content))
+    content = buffer.getvalue()
+    path = folder / f"{number:06d}_{hashlib.blake2b(content, digest_size=6).hexdigest()}.tar"
+    if not (path.is_file() and path.read_bytes() == content):
+        write_file(path, content, durable=False)
+    return path, places

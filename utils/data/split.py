@@ -1,0 +1,80 @@
+"""Which images a step trains on, which it chooses by, and which are kept for what is reported: by a hash."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from utils.core.files import UserError
+from utils.core.options import option
+
+VAL_FRACTION = TEST_FRACTION = 0.05
+VALIDATION, TEST, TRAINING = range(3)  # the sides
+
+
+class Bounds(NamedTuple):
+    """Where the hash of an image, from 0 to 1, leaves the validation images, and where the test images."""
+
+    validation: float = VAL_FRACTION
+    test: float = VAL_FRACTION + TEST_FRACTION
+
+    @classmethod
+    def saved(cls, content: dict) -> "Bounds":
+        """Those in a checkpoint."""
+        return cls(*content.get("bounds", cls()))
+
+    @classmethod
+    def common(cls, bounds: Iterable["Bounds"]) -> "Bounds":
+        """The test images are those of all steps; the rest of what no step has learned from are validation images."""
+        validation, test = zip(*bounds, strict=True)
+        return cls(min(max(validation), min(test)), min(test))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitOptions:
+    """Options of the split, the same in every step."""
+
+    val_fraction: float = option(
+        "share of images that best.pt and settings are chosen by", VAL_FRACTION, low=0, below=1, is_fixed=True
+    )
+    test_fraction: float = option(
+        "share of images that nothing learns from or is chosen by", TEST_FRACTION, low=0, below=1, is_fixed=True
+    )
+
+    @property
+    def bounds(self) -> Bounds:
+        """Where the validation and the test images end."""
+        return Bounds(self.val_fraction, self.val_fraction + self.test_fraction)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Indices of the records on each side; those held out are in a fixed random order, so the first represent all."""
+
+    training: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+
+
+def position(key: str) -> float:
+    """The hash of an image, or of the group of images that it is in, as a number from 0 to 1."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") / 2**64
+
+
+def sides_of(keys: Iterable[str], bounds: Bounds) -> np.ndarray:
+    """The side (N,) of each key: `VALIDATION`, `TEST` or `TRAINING`."""
+    return np.digitize([position(key) for key in keys], bounds)
+
+
+def split_indices(positions: np.ndarray, bounds: Bounds) -> Split:
+    """Split records by the positions (N,) of their keys: records of one key are on one side."""
+    sides = np.digitize(positions, bounds)
+    training, *held_out = (np.flatnonzero(sides == side) for side in (TRAINING, VALIDATION, TEST))
+    if len(training) == 0:
+        raise UserError(
+            f"--val-fraction and --test-fraction hold out every image below {bounds.test:g}, so none is left to train "
+            "on: lower them or add images"
+        )
+    return Split(training, *(np.random.default_rng(0).permutation(part) for part in held_out))

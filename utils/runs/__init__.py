@@ -1,0 +1,1 @@
+"""What a run is: the steps of a cascade, the folders, checkpoints and attempts that they leave."""

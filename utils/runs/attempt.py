@@ -1,0 +1,182 @@
+"""What is kept of each attempt at a step: an entry of `run.json` beside its results, and a log."""
+
+from utils.runtime.threads import CHOICE
+
+import dataclasses
+import json
+import logging
+import platform
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from utils.core.config import build_config, read_json
+from utils.core.files import write_file
+from utils.core.lock import lock
+from utils.core.options import ScriptOptions, fixed_options, words_of
+from utils.core.provenance import check, options_key, plain
+from utils.runs.folders import OutputFolder
+from utils.runtime import distributed
+from utils.runtime.device import peak_memory
+
+log = logging.getLogger(__name__)
+
+PACKAGES = ("torch", "torchvision", "numpy", "pillow")
+RUNNING, FINISHED = "running", "finished"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt at a step: what was asked for, with what, when, and how it ended."""
+
+    script: str
+    arguments: dict
+    config: dict | None  # of the model, where the script has one
+    versions: dict
+    device: str
+    threads: int  # of a CPU
+    begin: str  # ISO 8601
+    end: str  # while it runs, and of one that was killed: when it last saved something
+    outcome: str  # `RUNNING`, `FINISHED`, "stopped by SIGTERM" or "failed: " and why
+    inputs: dict | None = None  # fingerprints of what was read, with `data` that of the data set
+    plan: dict | None = None  # of a training: utils/training/loop.py
+    peak_memory: int | None = None  # bytes of the device, of one that has finished
+
+    def __post_init__(self) -> None:
+        for name in ("begin", "end"):
+            try:
+                _time(getattr(self, name))
+            except ValueError:
+                raise ValueError(f"{name!r} is {getattr(self, name)!r}, expected a time in ISO 8601") from None
+
+    @property
+    def start(self) -> datetime:
+        """When it began."""
+        return _time(self.begin)
+
+    @property
+    def seconds(self) -> float:
+        """How long it took."""
+        return (_time(self.end) - self.start).total_seconds()
+
+    @property
+    def command(self) -> str:
+        """What to type to do the same again."""
+        return shlex.join(["python", self.script, *words_of(self.arguments)])
+
+
+@dataclass(frozen=True)
+class Record:
+    """The content of a `run.json`, the oldest attempt first."""
+
+    attempts: tuple[Attempt, ...] = ()
+
+
+def read_attempts(folder: OutputFolder) -> list[Attempt]:
+    """All attempts at a step, the oldest first, or none without a `run.json`; raises `UserError` naming a wrong key."""
+    if not folder.record.exists():
+        return []
+    return list(build_config(Record, read_json(folder.record), str(folder.record)).attempts)
+
+
+def note(folder: OutputFolder, **known: object) -> None:
+    """Note in `run.json` that the newest attempt has come so far, and what is known of it now."""
+    if distributed.is_main() and (attempts := read_attempts(folder)):
+        _write(folder, [*attempts[:-1], dataclasses.replace(attempts[-1], end=_now(), **known)])
+
+
+def _write(folder: OutputFolder, attempts: list[Attempt]) -> None:
+    write_file(folder.record, json.dumps(dataclasses.asdict(Record(tuple(attempts))), indent=1) + "\n")
+
+
+class CurrentAttempt:
+    """An attempt that may still be refused: until `begin` is called, the folder stays as it was."""
+
+    def __init__(self, script: str, options: ScriptOptions) -> None:
+        self.script, self.options, self.folder = Path(script).name, options, OutputFolder(options.out_dir)
+        self.arguments = plain(dataclasses.asdict(options))
+        self.since, self.device = _now(), None  # the device once it has begun
+
+    def begin(self, device: torch.device, config: object = None, inputs: dict | None = None) -> None:
+        """Log to stdout and to a file, and keep in `run.json` what is done, with fingerprints of its `inputs`.
+
+        To be called once all checks have passed. Of several processes the first does so, once all have come here.
+        """
+        self.agree(config, inputs)
+        self.device = device
+        if not distributed.is_main():
+            logging.disable()
+            return
+        versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+        setup = (config and dataclasses.asdict(config), versions, str(device), torch.get_num_threads())
+        begun = Attempt(self.script, self.arguments, *setup, self.since, self.since, RUNNING, inputs)
+        _write(self.folder, [*read_attempts(self.folder), begun])
+        handlers = [logging.StreamHandler(sys.stdout), logging.FileHandler(self.folder.log(begun.script))]
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers, force=True)
+        log.info("arguments %s", json.dumps(self.arguments))
+        log.info("%d threads: %s", begun.threads, CHOICE)
+        if distributed.num_processes() > 1:
+            log.info("%d processes", distributed.num_processes())
+
+    def agree(self, config: object = None, inputs: dict | None = None) -> None:
+        """Let all processes of the job come here before the first one writes; raises `UserError` if one cannot."""
+        distributed.agree({**self.arguments, **(dataclasses.asdict(config) if config else {}), **(inputs or {})})
+
+    def key(self, inputs: dict) -> dict:
+        """All that the results depend on."""
+        return {**options_key(self.options), **inputs}
+
+    def check_repeats(self, inputs: dict, verify: Callable[[], None] | None = None) -> None:
+        """Raise `UserError` unless what this script did here before is asked for again, or is to be replaced.
+
+        `verify` reads the files of the data set, for those whose times alone have changed, if `--verify` is given.
+        """
+        before = [attempt for attempt in read_attempts(self.folder) if attempt.script == self.script]
+        before = [attempt for attempt in before if attempt.outcome == FINISHED] or before  # whose results are there
+        if not before or self.options.overwrite:
+            return
+        last = before[-1]
+        names = fixed_options(self.options).items()
+        then = {flag: last.arguments.get(name) for name, flag in names} | (last.inputs or {})
+        remedy = "give another --out-dir, or --overwrite to replace what it holds"
+        check(self.folder.path, then, self.key(inputs), remedy, verify if self.options.verify else None)
+
+
+@contextmanager
+def attempt(script: str, options: ScriptOptions) -> Iterator[CurrentAttempt]:
+    """Attempt a step in this block, as the only process that writes to its folder, and keep how it ends."""
+    begun = CurrentAttempt(script, options)
+    with lock(begun.folder.path) if distributed.is_main() else nullcontext():
+        try:
+            yield begun
+        except BaseException as error:
+            if begun.device is not None:
+                with suppress(OSError):  # of a full disk, say: the error above counts
+                    note(begun.folder, outcome=_outcome(error))
+            raise
+        note(begun.folder, outcome=FINISHED, peak_memory=peak_memory(begun.device))
+
+
+def _outcome(error: BaseException) -> str:
+    """How an attempt ended that this error ended."""
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped by SIGINT"
+    if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > 128:
+        return f"stopped by {signal.Signals(error.code - 128).name}"
+    return f"failed: {type(error).__name__}: {error}"
+
+
+def _time(text: str) -> datetime:
+    return datetime.fromisoformat(text).astimezone()
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="milliseconds")

@@ -1,0 +1,151 @@
+"""The steps of a cascade, in the order in which they run: a script each, what it reads, leaves and is told.
+
+The chain, the dry run, the soak, the tests and the report read this list; nothing else knows it. A recipe is a folder
+of JSON files: a config for each model, and recipe.json with the options of each step. This needs no other package.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+from utils.core.config import build_config, read_json
+from utils.core.files import UserError
+from utils.core.options import words_of
+from utils.runs.folders import OutputFolder, RunFolder
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs"
+SECTIONS = ("autoencoder", "feature_maps", "codebook", "prune", "generate")  # that every recipe.json has
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: a script that reads `inputs` and leaves `results`, the first of which matters most."""
+
+    name: str
+    script: str
+    folder: OutputFolder
+    results: tuple[Path, ...]
+    inputs: dict[str, object]  # options that name what it reads
+    section: str  # of recipe.json
+    settings: dict[str, object]  # options that it holds there
+
+    @property
+    def options(self) -> dict[str, object]:
+        """Its options, but for the folder to write to."""
+        return ({"resume": True} if self.script.startswith("train_") else {}) | self.settings | self.inputs
+
+    @property
+    def command(self) -> list[str]:
+        """What comes after the word that starts Python."""
+        return [str(ROOT / f"{self.script}.py"), *words_of(self.options | {"out_dir": self.folder.path})]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe's folder, and the content of its recipe.json: `settings` are the options of each section."""
+
+    folder: Path
+    settings: dict[str, dict] = field(default_factory=dict)
+    image_size: int = 0  # pixels a side
+    num_images: int | None = None  # that the demo draws
+
+    @classmethod
+    def find(cls, name: str | Path) -> "Recipe":
+        """Read the recipe of this name in configs/, or of a path, which has a slash; raises `UserError`."""
+        folder = CONFIGS / name if Path(name).name == str(name) else Path(name)
+        path = folder / "recipe.json"
+        if not path.is_file():
+            if path.with_suffix(".sh").is_file():
+                raise UserError(f"{path.with_suffix('.sh')}: a recipe is JSON now; write its settings to {path}")
+            if str(name) == "full-128":
+                raise UserError("full-128: is called reference-128 now; for a new training use gpu-128")
+            known = " ".join(sorted(each.parent.name for each in CONFIGS.glob("*/recipe.json")))
+            raise UserError(f"{path}: no such recipe; configs/ holds: {known}")
+        content = read_json(path)
+        names = [*content, *(each.stem for each in folder.glob("*.json"))]
+        levels = [int(m[1]) for each in names if (m := re.fullmatch(r"(?:codebook|transformer)_(\d+)", each))]
+        sections = (*SECTIONS, *(f"transformer_{level}" for level in range(max(levels, default=0) + 1)))
+        fields = [("image_size", int), *((section, dict) for section in sections)]
+        optional = {"decoder": dict, "num_images": int, "description": str}
+        fields += [(key, kind | None, None) for key, kind in optional.items()]
+        given = build_config(dataclasses.make_dataclass("Recipe", fields), content, str(path))
+        settings = {key: each for key in (*sections, "decoder") if (each := getattr(given, key)) is not None}
+        return cls(folder, settings, given.image_size, given.num_images)
+
+    @property
+    def path(self) -> Path:
+        """Its recipe.json."""
+        return self.folder / "recipe.json"
+
+    @property
+    def stages(self) -> list[str]:
+        """The names of the transformers."""
+        return [section for section in self.settings if section.startswith("transformer_")]
+
+    def change(self, sections: Iterable[str], **options: object) -> "Recipe":
+        """The same recipe with other options in these sections, as far as it has them."""
+        changed = {section: self.settings[section] | options for section in sections if section in self.settings}
+        return dataclasses.replace(self, settings=self.settings | changed)
+
+
+def steps_of(run: RunFolder, recipe: Recipe, dataset: Path) -> list[Step]:
+    """The steps that make a run, in their order, of as many stages as the run has."""
+    images, maps = {"dataset_path": dataset}, {"dataset_path": run.feature_maps.dataset}
+    encoder = decoder = run.autoencoder.latest
+    steps: list[Step] = []
+
+    def add(name: str, script: str, folder: OutputFolder, *results: Path, section: str = "", **inputs: object) -> None:
+        section = section or name
+        steps.append(Step(name, script, folder, results, inputs, section, recipe.settings.get(section, {})))
+
+    def config(name: str) -> dict[str, Path]:
+        return {"config_path": recipe.folder / f"{name}.json"}
+
+    add("autoencoder", "train_autoencoder", run.autoencoder, encoder, **images, **config("autoencoder"))
+    add("feature_maps", "generate_fmap_dataset", run.feature_maps, *maps.values(), **images, model_path=encoder)
+    for book in run.codebooks:
+        model = {"decoder_path": encoder, **config(book.name)}
+        add(book.name, "train_codebook", book, book.latest, section="codebook", **maps, **model)
+        model = {"codebook_path": book.latest, "decoder_path": encoder}
+        add(f"prune_{book.name}", "prune_codebook", book, book.pruned, section="prune", **maps, **model)
+    if "decoder" in recipe.settings:
+        decoder = run.decoder.latest
+        given = {"encoder_path": encoder, "hr_codebook_path": run.codebooks[-1].pruned, **config("autoencoder")}
+        add("decoder", "train_autoencoder", run.decoder, decoder, **images, **given)
+    before: dict[str, object] = {"train_base_model": True}
+    for stage, (coarse, fine) in zip(run.transformers, pairwise(run.codebooks), strict=True):
+        given = {"decoder_path": decoder, "lr_codebook_path": coarse.pruned, "hr_codebook_path": fine.pruned}
+        given |= config(stage.name) | before
+        add(stage.name, "train_quantized_transformer", stage, stage.best, stage.latest, **maps, **given)
+        before = {"previous_path": stage.best}
+    last, given = run.generated, {"decoder_path": decoder, "config_path": run.generation}
+    add("generate", "generate_images", last, last.grid(0), last.tokens, **given)
+    return steps
+
+
+def steps_in(run: RunFolder) -> list[Step]:
+    """The steps that have made a run, or will."""
+    recipe = Recipe(run.path, {"decoder": {}} if run.decoder.path.is_dir() else {})
+    return steps_of(run, recipe, run.images)
+
+
+def folders_in(run: RunFolder) -> list[OutputFolder]:
+    """The folders of all steps of a run, in their order."""
+    return [*{step.folder.name: step.folder for step in steps_in(run)}.values()]
+
+
+def missing_in(run: RunFolder) -> dict[str, Path]:
+    """The steps without a result, by the names of their folders, each with the file that is not there."""
+    results = {step.folder.name: step.results[0] for step in steps_in(run)}
+    results |= {step.name: step.codebook for step in run.codebooks}
+    return {name: path for name, path in results.items() if not path.is_file()}
+
+
+def is_unfinished(run: RunFolder, folder: OutputFolder) -> bool:
+    """Whether the chain has begun a step in this folder of a run, and not ended it."""
+    marks = [run.mark(step.name) for step in steps_in(run) if step.folder.name == folder.name]
+    return folder.path.is_dir() and marks[0].parent.is_dir() and not all(map(Path.is_file, marks))

@@ -1,0 +1,149 @@
+"""The checkpoint format: written once, read without executing code, checked before use."""
+
+import dataclasses
+import hashlib
+import logging
+import os
+import re
+import shutil
+import zipfile
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from utils.core.config import read_json
+from utils.core.files import UserError, replace_file
+from utils.core.provenance import Origin
+from utils.runs.exported import SUFFIX, read_exported
+from utils.runs.folders import MEASURED
+
+log = logging.getLogger(__name__)
+
+FORMAT_VERSION = 3
+PARTS = {"kind", "format_version", "config", "fingerprint", "model", "trained_from"}
+RECORDS = {
+    "data.pkl",
+    "version",
+    "byteorder",
+}  # of every zip that torch writes, beside the tensors in data/0, data/1, …
+
+State = dict[str, torch.Tensor]
+
+
+def fingerprint(state: State) -> str:
+    """A short hash of a state dict, over the names, shapes and bytes of its tensors: the identity of these weights."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name in sorted(state):
+        value = state[name].detach().cpu().contiguous()
+        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def save_checkpoint(path: Path, kind: str, config: object, model: State, trained_from: Origin, **rest: object) -> str:
+    """Write a checkpoint of plain types and tensors to `path`, completely or not at all; return its fingerprint.
+
+    `config` is a dataclass, `rest` whatever else this kind of checkpoint keeps (`ema`, `optimizer`, `step`, …). The
+    fingerprint is that of the weights that later steps use: the averaged weights if there are any.
+    """
+    content = {"kind": kind, "format_version": FORMAT_VERSION, "config": dataclasses.asdict(config)}
+    content |= {"fingerprint": fingerprint(rest.get("ema") or model), "model": model, "trained_from": trained_from}
+    with replace_file(path) as temporary:
+        try:
+            torch.save(content | rest, temporary)
+        except RuntimeError as error:  # what torch makes of a disk that is full
+            raise UserError(f"{path}: cannot be written ({str(error).splitlines()[0]}); is the disk full?") from None
+    return content["fingerprint"]
+
+
+def load_checkpoint(path: Path, kind: str, *, memory_map: bool = False) -> dict:
+    """Read a checkpoint of this kind, or a part of an exported model, onto the CPU.
+
+    With `memory_map` the tensors of a checkpoint stay in the file.
+
+    Raises `UserError` naming the file and what is wrong with it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint")
+    content = read_exported(path) if path.suffix == SUFFIX else _read(path, memory_map)
+    if content["kind"] != kind:
+        raise UserError(f"{path}: holds a {content['kind']}, expected a {kind}")
+    if "weights" in content and fingerprint(content["model"]) != content["weights"]:
+        raise UserError(f"{path}: damaged, it does not hold what was exported; export the run again")
+    return content
+
+
+def _read(path: Path, memory_map: bool) -> dict:
+    try:
+        with path.open("rb") as file:
+            # torch reads anything but a zip in its old format, a pickle, even one with a zip behind it.
+            is_zip = file.read(4) == b"PK\x03\x04"
+        if is_zip:
+            _check_zip(path)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=memory_map) if is_zip else None
+    except Exception as error:  # of damaged files torch raises all kinds
+        text = str(error)  # of torch's advice to read it without `weights_only` not a word
+        reason = text.splitlines()[0] if text and "weights_only" not in text else type(error).__name__
+        raise UserError(
+            f"{path}: not a readable checkpoint ({reason}); it is damaged or cut short, use another one"
+        ) from None
+    if not isinstance(content, dict) or not content.keys() >= {"kind", "model"}:
+        raise UserError(f"{path}: not a checkpoint of this project; give a .pt file that one of its scripts wrote")
+    if (version := content.get("format_version")) != FORMAT_VERSION:
+        raise UserError(f"{path}: format version {version}, this code reads {FORMAT_VERSION}; train again")
+    if missing := PARTS - content.keys():
+        raise UserError(f"{path}: damaged, without {', '.join(sorted(missing))}; use another checkpoint")
+    return content
+
+
+def _check_zip(path: Path) -> None:
+    """Compare every part of a file with its CRC-32, which torch does not, and see that no part is lost."""
+    with zipfile.ZipFile(path) as archive:
+        if (damaged := archive.testzip()) is not None:
+            raise ValueError(f"{damaged} has changed")
+        names = {name.partition("/")[2] for name in archive.namelist()}
+        # torch takes a part for a folder, whose content is nothing, by a bit that no CRC-32 covers.
+        if folders := [part.filename for part in archive.infolist() if part.external_attr]:
+            raise ValueError(f"{folders[0]} has changed")
+    tensors = sum(re.fullmatch(r"data/\d+", name) is not None for name in names)
+    if missing := (RECORDS | {f"data/{number}" for number in range(tensors)}) - names:
+        raise ValueError(f"without {min(missing)}")
+
+
+def load_weights(model: nn.Module, checkpoint: dict, path: Path, *, averaged: bool = True) -> None:
+    """Load the weights of a checkpoint, by default the averaged ones if there are any; names and shapes must match."""
+    state = (averaged and checkpoint.get("ema")) or checkpoint["model"]
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path}: its weights do not fit this config, or an older version of this code wrote them; train again in "
+            f"an empty folder: {reason[:300]}"
+        ) from None
+
+
+def link_checkpoint(checkpoint: Path, name: str) -> None:
+    """Make `name` beside `checkpoint` the same file, by a hard link where the disk can, else by a copy."""
+    with replace_file(checkpoint.with_name(name)) as temporary:
+        try:
+            os.link(checkpoint, temporary)
+        except (AttributeError, OSError):  # no system or no disk for links
+            shutil.copyfile(checkpoint, temporary)
+
+
+def measured(checkpoint: Path, fingerprint: str) -> dict[str, float]:
+    """What the JSON beside a checkpoint says was measured of the weights with this fingerprint; nothing if unknown."""
+    numbers = read_measured(checkpoint.with_name(MEASURED)).get(fingerprint)
+    return numbers if isinstance(numbers, dict) else {}
+
+
+def read_measured(path: Path) -> dict[str, dict]:
+    """What was measured of all checkpoints in a folder; nothing where the file is missing or damaged."""
+    try:
+        return read_json(path) if path.is_file() else {}
+    except UserError as error:
+        log.warning("%s", error)
+        return {}

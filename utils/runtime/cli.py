@@ -1,0 +1,74 @@
+"""How every script begins and ends: it meets the other processes of its job; errors become one line and a status."""
+
+import signal
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+
+from utils.core.files import UserError
+from utils.runtime import distributed
+from utils.runtime.device import keep_memory
+
+
+def stop_signals() -> list[signal.Signals]:
+    """What asks this process to stop: Ctrl-C, a scheduler, and a lost terminal unless it is ignored, as by nohup."""
+    hangup = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []  # not on every system
+    return [signal.SIGINT, signal.SIGTERM, *(each for each in hangup if signal.getsignal(each) != signal.SIG_IGN)]
+
+
+def need(requirements: str, *packages: str) -> None:
+    """Raise `UserError` unless these packages are installed, which the file of `requirements` lists."""
+    for package in packages:
+        if find_spec(package) is None:
+            raise UserError(f"{package} is not installed: pip install -r {requirements}")
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call `main`; an expected error becomes one line on stderr and exit status 2, a signal 128 and its number."""
+
+    def stop(number: int, _: object) -> None:
+        sys.exit(128 + number)
+
+    for number in stop_signals():
+        if number != signal.SIGINT:  # which is a KeyboardInterrupt
+            signal.signal(number, stop)
+    keep_memory()
+    try:
+        distributed.start()
+        main()
+        distributed.end()
+    except (KeyboardInterrupt, SystemExit, UserError, OSError, RuntimeError) as error:
+        if distributed.num_processes() > 1:
+            for number in stop_signals():  # as torchrun sends to those that are left
+                signal.signal(number, signal.SIG_IGN)
+        end(error)
+
+
+def end(error: BaseException) -> None:
+    """Say what has ended this process, if that is to be said, and end it."""
+    before: BaseException | None = error
+    while before is not None and not distributed.is_lost(before):
+        before = before.__context__  # where torchrun's signal came amid the other error
+    if before is not None:
+        say(distributed.LOST)
+        distributed.leave(2)
+    if isinstance(error, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        distributed.leave(130)
+    if isinstance(error, UserError | OSError):
+        say(str(error))
+        distributed.leave(2)
+    if isinstance(error, SystemExit) and distributed.num_processes() > 1:
+        distributed.leave(error.code)
+    raise error
+
+
+def say(error: str) -> None:
+    """Print an error in one line, unless another process of the job does."""
+    try:
+        error = distributed.settle(error)
+    except RuntimeError as lost:  # the others cannot be asked any more
+        if not distributed.is_lost(lost):
+            raise
+    if error is not None:
+        print("error:", " ".join(error.split()), file=sys.stderr)

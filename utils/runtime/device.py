@@ -1,0 +1,133 @@
+"""The device: which one, its precision, how many processes load its data, and how its memory is kept."""
+
+import ctypes
+import math
+import os
+import re
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from utils.core.files import UserError
+from utils.runtime.distributed import local, num_processes
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name, with `auto` the first of cuda, mps and cpu; raises `UserError` where there is none.
+
+    Of several processes on a machine each has the GPU of its number.
+    """
+    own, several = local()[0], num_processes() > 1
+    if name == "auto":
+        has_mps = torch.backends.mps.is_available() and not several
+        name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
+    if several and name not in ("cuda", "cpu"):
+        raise UserError(f"--device {name} is for one process: give several of them --device cuda or cpu")
+    if several and name == "cuda" and own >= torch.cuda.device_count():
+        raise UserError(
+            f"--device cuda: there are {local()[1]} processes on this machine, but {torch.cuda.device_count()} GPUs; "
+            "start as many as there are GPUs"
+        )
+    try:
+        device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("it holds no numbers")
+        place = torch.device("cuda", own) if several and device.type == "cuda" else device
+        torch.empty(0, device=place)
+        if place.type == "cuda" and place.index is not None:
+            torch.cuda.set_device(place)  # what names no device is meant for this one: pinned memory, peaks of memory
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {name} cannot be used here ({reason}): try --device auto") from None
+    return device
+
+
+def choose_workers(asked: int | None, device: torch.device) -> int:
+    """Number of processes that load data: `asked`; by default none on a CPU, where they compete with the model."""
+    default = 0 if device.type == "cpu" else min(4, os.cpu_count() or 1)
+    return default if asked is None else asked
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 matrix products are native, and so faster than float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    cpuinfo = Path("/proc/cpuinfo")
+    return device.type == "cpu" and cpuinfo.exists() and "avx512_bf16" in cpuinfo.read_text()
+
+
+def choose_dtype(device: torch.device, precision: str) -> torch.dtype:
+    """The dtype of matrix products: `fp32`, `bf16`, or on `auto` bfloat16 where the hardware multiplies it natively."""
+    use = precision == "bf16" or (precision == "auto" and has_fast_bfloat16(device))
+    return torch.bfloat16 if use else torch.float32
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The autocast context of a precision."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=choose_dtype(device, precision) == torch.bfloat16)
+
+
+def usable_memory(device: torch.device) -> float:
+    """The bytes that this process may use: what it holds already, and its share of what is free; perhaps infinite."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory()
+    free = [kilobytes("/proc/meminfo", "MemAvailable")]
+    with suppress(OSError, ValueError):  # of a container or a job that may use less than the machine has
+        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        free.append(limit - used)
+    known = [size for size in free if size is not None]
+    return min(known) / local()[1] + (kilobytes("/proc/self/status", "RssAnon") or 0) if known else math.inf
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that this process has held at once: of the GPU's memory, or else of the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    if (peak := kilobytes("/proc/self/status", "VmHWM")) is not None:
+        return peak  # on Linux `resource` starts from the peak of the parent process
+    if resource is None:
+        return 0  # nobody says
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def kilobytes(path: str, name: str) -> int | None:
+    """The bytes that a file of Linux's /proc gives in kB beside a name, where there is such a line."""
+    with suppress(OSError):
+        if found := re.search(rf"^{name}:\s+(\d+) kB$", Path(path).read_text(), flags=re.MULTILINE):
+            return int(found[1]) * 1024
+    return None
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until the device has done all that it was given, before time is taken."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def keep_memory() -> None:
+    """Keep freed memory for the next tensors: glibc would return it, and the kernel would clear it each time."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(libc, "mallopt"):
+        m_trim_threshold, m_mmap_threshold = -1, -3  # of malloc.h
+        libc.mallopt(m_mmap_threshold, 2**25)  # the largest value that it accepts
+        libc.mallopt(m_trim_threshold, 2**30)
+
+
+def give_back_memory() -> None:
+    """Return freed memory to the system after all, in milliseconds.
+
+    For a process that serves requests of many shapes: what `keep_memory` keeps for one rarely fits the next, so the
+    process would grow for hours.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)

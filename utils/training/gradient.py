@@ -1,0 +1,230 @@
+"""Learning from a gradient: its options, the optimizers, their schedule, precision, averaged weights."""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from utils.core.files import UserError
+from utils.core.options import SpeedOptions, option
+from utils.data.batches import Batch, num_items, split_batch, to_device
+from utils.runs.checkpoint import load_weights
+from utils.runtime import distributed
+from utils.runtime.device import autocast, choose_dtype, usable_memory
+from utils.runtime.distributed import Share
+from utils.runtime.draws import drawing
+from utils.runtime.footprint import Footprint, count_footprint, readable
+from utils.training.optimizers import TOKENS, build_optimizers, set_rate
+from utils.training.task import Task, TrainingOptions
+
+HEADROOM = 0.9  # share of the memory that may be planned with: the allocator and the kernels need some
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientOptions(TrainingOptions, SpeedOptions):
+    """Options of the autoencoder and of the transformers."""
+
+    model_path: Path | None = option("start from the weights of this checkpoint", None)
+    load_optim: bool = option("start from the optimizer state of --model-path too", False)
+    warmup_step: int = option("training steps of linear warm-up", 100, low=0, is_fixed=True)
+    lr_schedule: str = option(
+        "halve at every --lr-step, or fall to 0 at the last step", "step", choices=("step", "cosine"), is_fixed=True
+    )
+    grad_accum_step: int = option("batches whose gradients are added up for one training step", 1, low=1)
+    grad_clip: float = option("largest norm of the gradient", 1.0, above=0, is_fixed=True)
+    ema_decay: float = option(
+        "decay of the averaged weights, which later steps use; 0: no average", 0.999, low=0, below=1, is_fixed=True
+    )
+
+    def __post_init__(self) -> None:
+        if self.resume and self.model_path is not None:
+            raise UserError(
+                f"--resume goes on with what --out-dir holds: leave out --model-path {self.model_path}, or --resume"
+            )
+        if self.load_optim and self.model_path is None:
+            raise UserError("--load-optim needs --model-path, the checkpoint that holds the optimizer state")
+
+    @property
+    def batches_per_step(self) -> int:
+        """Batches of a process that a step adds up."""
+        return self.grad_accum_step
+
+
+def learning_rate(step: int, total_steps: int, base: float, options: GradientOptions) -> float:
+    """The rate of a step: linear warm-up, then halved every `lr_step` steps, or a cosine down to 0 at the last step."""
+    warm = min(1.0, (step + 1) / (options.warmup_step + 1))
+    if options.lr_schedule == "cosine":
+        return base * warm * 0.5 * (1 + math.cos(math.pi * step / total_steps))
+    return base * warm * 0.5 ** (step // options.lr_step)
+
+
+class GradientTask(Task):
+    """The task of a training by gradients: it builds the learner of its `loss`."""
+
+    def loss(self, model: Callable, batch: Batch) -> dict[str, torch.Tensor]:
+        """What a call of the model on a batch costs: scalars, each a mean over the items, `loss` among them."""
+        raise NotImplementedError
+
+    def example(self, number: int) -> Batch:
+        """A batch of as many items as it learns from, with any content."""
+        raise NotImplementedError
+
+    def footprint(self) -> Footprint:
+        """What a step needs; raises `UserError` where that is more memory than there is."""
+        return self.learner.footprint(self.example(min(self.learner.options.batch_size, len(self.training))))
+
+
+class GradientLearner:
+    """Muon and AdamW on a loss, with clipping, accumulation, a schedule and a moving average of the weights.
+
+    `config` is that of the model: its `model_lr` is for steps of `TOKENS` tokens, of which an item has `per_item`, and
+    grows with the root of their number. Muon moves the weights `by_muon`, AdamW all others. `compute(model, batch)` is
+    the `loss` of the task. Random choices in the model come from the default generator.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        compute: Callable[[Callable, Batch], dict[str, torch.Tensor]],
+        config: Any,
+        options: GradientOptions,
+        total_steps: int,
+        device: torch.device,
+        by_muon: Sequence[nn.Parameter] = (),
+        per_item: int = 1,
+    ) -> None:
+        self.model, self.compute, self.options, self.total_steps = model, compute, options, total_steps
+        self.device = device
+        self.peak = config.model_lr * (options.step_size * per_item / TOKENS) ** 0.5
+        dtype = choose_dtype(device, options.precision)
+        self.optimizers = build_optimizers(model, by_muon, self.peak, config.weight_decay, dtype)
+        self.autocast = autocast(device, options.precision)
+        self.average = copy.deepcopy(model).requires_grad_(False) if options.ema_decay > 0 else None
+        self.num_averaged = 0
+
+    @property
+    def best_model(self) -> nn.Module:
+        """The model to look at and to measure: the averaged one if there is one, ready for evaluation."""
+        return (self.model if self.average is None else self.average).eval()
+
+    @cached_property
+    def trained(self) -> nn.Module:
+        """What a step calls: the model, which shares its gradients with the other processes, compiled if asked."""
+        model = distributed.parallel(self.model)
+        return torch.compile(model) if self.options.compile else model
+
+    def update(self, batch: Batch, step: int, share: Share | None = None) -> dict[str, torch.Tensor | float]:
+        """One step down the gradient of all that the step learns from, of which the batch is this process's `share`."""
+        rate = learning_rate(step, self.total_steps, self.peak, self.options)
+        set_rate(self.optimizers, rate)
+        self.model.train()
+        self.model.zero_grad()
+        numbers = self.backward(self.trained, batch, step, share)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.options.grad_clip)
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+        if self.average is not None:
+            self._update_average()
+        return {**numbers, "gradient_norm": norm.detach(), "learning_rate": rate}
+
+    def backward(
+        self, model: nn.Module, batch: Batch, step: int = 0, share: Share | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Add up the gradients of a batch, `--batch-size` items at a time; return what was measured, detached.
+
+        Several processes add up theirs with the last part.
+        """
+        share, size = share or Share(0, num_items(batch), num_items(batch)), self.options.batch_size
+        parts, numbers = split_batch(batch, size), {}
+        for number, part in enumerate(parts):
+            mine = Share(share.first + number * size, min(size, share.number - number * size), share.total)
+            weight = mine.number / mine.total
+            is_shared = number == len(parts) - 1 or distributed.num_processes() == 1
+            alone = nullcontext() if is_shared else model.no_sync()
+            with drawing(self.options.seed, step, mine, self.device), alone:
+                with self.autocast:
+                    losses = self.compute(model, part)
+                # The gradients of the processes are averaged.
+                (losses["loss"] * (weight * distributed.num_processes())).backward()
+            for name, value in losses.items():
+                numbers[name] = numbers.get(name, 0) + value.detach() * weight
+        distributed.add_up(*numbers.values())
+        return numbers
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        """Move the averaged weights towards the current ones; torch's `AveragedModel` would wait for the device."""
+        # Early on a long memory would hold on to the random start.
+        decay = min(self.options.ema_decay, (1 + self.num_averaged) / (10 + self.num_averaged))
+        weight = 1 - decay if self.num_averaged else 1.0
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), weight)
+        for averaged, current in zip(self.average.buffers(), self.model.buffers(), strict=True):
+            averaged.copy_(current)
+        self.num_averaged += 1
+
+    def footprint(self, batch: Batch) -> Footprint:
+        """What a training with batches like this one needs, without what Muon needs while it multiplies.
+
+        Raises `UserError` if that is more memory than there is, and says which batches would fit. A compiled model,
+        which needs less than what is counted, is not refused.
+        """
+        moments = {"optimizer": 2, "muon": 1}  # numbers that are kept for each weight
+        trained = {name: _trained(optimizer) for name, optimizer in self.optimizers.items()}
+        weights = sum(p.nbytes for p in self.model.parameters()) * (1 if self.average is None else 2)
+        standing = weights + sum(moments[name] * size for name, size in trained.items())
+        self.model.train()
+        batch = to_device(batch, self.device)
+        counted = count_footprint(self.model, self.compute, batch, self.autocast, standing, sum(trained.values()))
+        memory = HEADROOM * usable_memory(self.device)
+        if counted.of(counted.size) > memory and not self.options.compile:
+            raise UserError(_too_large(counted, self.options, memory))
+        return counted
+
+    def checkpoint(self) -> dict:
+        """Weights, averaged weights and optimizer state."""
+        states = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
+        averaged = {} if self.average is None else {"ema": self.average.state_dict()}
+        return {"model": self.model.state_dict()} | states | averaged
+
+    def restore(self, content: dict, path: Path) -> None:
+        """Take up weights, averaged weights and optimizer state."""
+        load_weights(self.model, content, path, averaged=False)
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(content[name])
+        if self.average is not None:
+            load_weights(self.average, content, path)
+            self.num_averaged = content["step"]
+
+    def begin_from(self, content: dict, path: Path) -> None:
+        """Start from the weights of a checkpoint, with `--load-optim` from its optimizer state too."""
+        load_weights(self.model, content, path, averaged=not self.options.load_optim)
+        for name, optimizer in self.optimizers.items() if self.options.load_optim else ():
+            rules = [{key: group[key] for key in ("scale", "weight_decay")} for group in optimizer.param_groups]
+            optimizer.load_state_dict(content[name])
+            for group, rule in zip(optimizer.param_groups, rules, strict=True):
+                group.update(rule)  # this config's, not those of the checkpoint
+        if self.average is not None:
+            self.average.load_state_dict(self.model.state_dict())
+
+
+def _trained(optimizer: torch.optim.Optimizer) -> int:
+    """The bytes of the weights that an optimizer moves."""
+    weights = (weight for group in optimizer.param_groups for weight in group["params"])
+    return sum(weight.nbytes for weight in weights if weight.requires_grad)
+
+
+def _too_large(footprint: Footprint, options: GradientOptions, memory: float) -> str:
+    """What to say where a batch does not fit."""
+    needs = f"{options.config_path}: batches of {footprint.size} need {readable(footprint.of(footprint.size))} of "
+    needs += f"memory, {readable(memory)} can be used"
+    if part := footprint.largest_part(memory):
+        parts = options.step_size // part
+        return f"{needs}; in a new training --batch-size {part} --grad-accum-step {parts} has the same gradients"
+    return f"{needs}, and one image needs {readable(footprint.of(1))}; make the model smaller"

@@ -1,0 +1,249 @@
+"""The one training loop, and how it stops."""
+
+import dataclasses
+import itertools
+import json
+import logging
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import Dataset
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from utils.data.batches import BatchLoader, EpochSampler, chunks
+from utils.runs.attempt import attempt, note
+from utils.runs.checkpoint import measured
+from utils.runtime import distributed
+from utils.runtime.cli import stop_signals
+from utils.runtime.device import choose_device, choose_workers
+from utils.runtime.footprint import readable
+from utils.runtime.progress import duration, progress
+from utils.training.checkpoint_folder import CheckpointFolder
+from utils.training.metrics import TIMED, Metrics, read_rows
+from utils.training.task import Task, TrainingOptions
+
+log = logging.getLogger(__name__)
+
+SAME_STOP = 3.0  # seconds within which a second SIGTERM or SIGHUP is the first one's echo
+MAX_VALIDATION = 1024  # items that a validation loss is measured on, so that it stays a small share of training
+
+
+def run(script: str, options: TrainingOptions, build: Callable[[TrainingOptions, torch.device], Task]) -> None:
+    """Train a task as its options ask, and keep the attempt in `run.json`.
+
+    Whatever does not fit is refused before the attempt begins. Then it trains to the planned step. Every
+    `--checkpoint-step` steps and at the end it saves, measures and draws. What an earlier process has left unfinished
+    of its last checkpoint is finished first. Ctrl-C, SIGTERM and SIGHUP finish the step, save, and exit with status
+    130, 143 or 129; `--resume` then goes on.
+    """
+    with attempt(script, options) as attempted:
+        device = choose_device(options.device)
+        task = build(options, device)
+        checkpoints = CheckpointFolder(options, task)
+        torch.manual_seed(options.seed)
+        task.build(checkpoints.saved)
+        start = checkpoints.start()
+        metrics = Metrics(options, len(task.training), task.unit, task.per_item, task.footprint())
+        attempted.begin(device, task.config, {**task.origin, "data": task.dataset.fingerprint})
+        batches = task.begin()
+        checkpoints.begin(start)
+        log.info("config %s", json.dumps(asdict(task.config)))
+        for change in checkpoints.changes:
+            log.warning("%s", change)
+        if (number := distributed.num_processes()) > 1:
+            log.info("a step learns from %d × %d images", number, options.step_size // number)
+        loop = Loop(task, checkpoints, metrics, start)
+        loop.run(batches)
+        loop.finish()
+
+
+class Loop:
+    """The training steps of a task from `start` on."""
+
+    def __init__(self, task: Task, checkpoints: CheckpointFolder, metrics: Metrics, start: int) -> None:
+        self.task, self.checkpoints, self.metrics, self.options = task, checkpoints, metrics, checkpoints.options
+        self.start, self.total = start, checkpoints.total_steps
+        self.plan: Plan | None = None
+        self.stop: list[signal.Signals] = []  # the signals to stop that came to this process
+        self.stops = distributed.Largest()  # the same of all processes
+
+    def run(self, batches: Dataset) -> None:
+        """Train to the planned step."""
+        options, task, metrics, saved = self.options, self.task, self.metrics, self.checkpoints.saved
+        metrics.begin(self.start, saved["metrics"])
+        device = task.learner.device
+        sampler = EpochSampler(task.training, options.step_size, options.seed, self.start, max(self.start, self.total))
+        workers = choose_workers(task.num_workers if options.num_workers is None else options.num_workers, device)
+        loader = BatchLoader(batches, sampler, workers, device.type == "cuda")
+        bar = progress(
+            loader, initial=self.start, total=self.total, unit="step", desc=options.out_dir.name, mininterval=0.5
+        )
+        with catch_stop() as self.stop, logging_redirect_tqdm(), bar:
+            if not metrics.is_complete and saved["metrics"] is not None and saved["metrics"]["row"] is not None:
+                # Process 0 has perhaps measured it before it died.
+                validation = distributed.gather(measured(self.checkpoints.path, saved["fingerprint"]))[0]
+                self.measure(self.start, saved["metrics"]["row"], saved["fingerprint"], validation)
+            elif not metrics.is_complete and self.start >= self.total and saved["statistics"] is None:
+                self.save(self.start)
+            elif self.start >= self.total:
+                log.info("already at step %d of %d: nothing to do", self.start, self.total)
+            for step, batch in enumerate(metrics.timed(bar, device), self.start):
+                if step == self.start:
+                    metrics.restart_clock()  # until now the processes that load data have started
+                share = sampler.share(step)
+                metrics.add(task.update(batch, step, share), share.total)
+                self.after(step + 1)
+
+    def finish(self) -> None:
+        """Keep what the task measures at its end in `latest.pt`, unless an earlier process came as far."""
+        step, metrics = max(self.start, self.total), self.metrics
+        statistics = self.checkpoints.saved["statistics"] if self.start == step else None
+        if statistics is None:
+            if (statistics := self.task.finish(step)) is None:
+                return
+            self.checkpoints.save(step, is_stop=True, statistics=statistics, metrics=metrics.state())
+        rows = read_rows(metrics.folder.metrics)
+        if not any(row["step"] == step and statistics.keys() <= row.keys() for row in rows):
+            metrics.write_row({"step": step, **statistics})
+            metrics.show_pictures(step)
+
+    def after(self, done: int) -> None:
+        """Do what is due after so many steps: save, measure and draw; log; stop."""
+        asked, metrics = self.stops.of_step_before(*self.stop[:1]), self.metrics
+        if done - self.start == TIMED:
+            self.make_plan(done)
+        if done % self.options.checkpoint_step == 0 or done == self.total:
+            self.save(done)
+            return
+        if done % self.options.log_step == 0:
+            metrics.write(done, metrics.close(done) | self.task.watch())
+            metrics.restart_clock()
+        if asked:
+            self.checkpoints.save(done, is_stop=True, metrics=metrics.state())
+            leave(asked, self.checkpoints)
+
+    def save(self, step: int) -> None:
+        """Save the weights, before anything that may fail or take long."""
+        row = self.metrics.close(step)
+        fingerprint = self.checkpoints.save(step, metrics=self.metrics.state(row))
+        if asked := self.stops.now(*self.stop[:1]):
+            leave(asked, self.checkpoints)
+        self.measure(step, row, fingerprint)
+
+    def measure(
+        self, step: int, row: dict[str, float], fingerprint: str | None, validation: dict[str, float] | None = None
+    ) -> None:
+        """Measure, draw, and only then write the rows: they say that nothing is missing."""
+        since, metrics, folder = time.monotonic(), self.metrics, self.checkpoints.folder
+        validation = validation or self.task.validate()
+        self.checkpoints.keep(step, fingerprint, validation)
+        note(folder)
+        if distributed.is_main():
+            self.task.preview(step)
+        if row:
+            metrics.write(step, row)
+        metrics.write(step, validation)
+        metrics.show_pictures(step)
+        if self.plan is not None and self.plan.seconds_per_checkpoint is None:
+            self.plan = dataclasses.replace(self.plan, seconds_per_checkpoint=time.monotonic() - since)
+            note(folder, plan=asdict(self.plan))
+        metrics.restart_clock()
+        if asked := self.stops.now(*self.stop[:1]):
+            leave(asked, self.checkpoints)
+
+    def make_plan(self, done: int) -> None:
+        """Say what the training will take, and keep it in `run.json`."""
+        leaves, counted = tree_leaves(self.task.learner.checkpoint()), self.metrics.footprint
+        size = sum(leaf.nbytes for leaf in leaves if isinstance(leaf, torch.Tensor))
+        memory = counted and (counted.size, counted.of(counted.size), counted.per_item)
+        self.plan = plan = Plan(self.metrics.seconds_per_step, size, *(memory or ()))
+        number = kept(self.total, self.options.checkpoint_step, self.options.keep_checkpoint)
+        left = self.total - done
+        words = [f"{left} more training steps in {duration(left * plan.seconds_per_step)}, checkpoints come on top"]
+        words += [f"disk for checkpoints {readable(number * size)}"]
+        words += [f"memory of a step {readable(plan.memory)}"] if counted else []
+        log.info("plan: %s", "; ".join(words))
+        note(self.checkpoints.folder, plan=asdict(plan))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a training will take, as the first steps have shown and as `run.json` keeps it."""
+
+    seconds_per_step: float
+    checkpoint: int  # bytes of one
+    batch: int | None = None  # images of the batch whose memory was counted, if one was
+    memory: int | None = None  # bytes that it needs
+    memory_per_image: float | None = None
+    seconds_per_checkpoint: float | None = None  # to measure and to draw, once the first was
+
+
+def kept(steps: int, checkpoint_step: int, keep: int | None) -> int:
+    """How many checkpoints there are after so many training steps, at most: those that stay, and best.pt."""
+    number = math.ceil(steps / checkpoint_step)
+    return number if keep is None else min(number, keep + 1)
+
+
+def leave(stop: int, checkpoints: CheckpointFolder) -> None:
+    """End the process for a signal, once all is saved."""
+    saved = f"saved {checkpoints.folder.latest}; go on with --resume, or end here with --resume --max-step 1"
+    log.info("stopped by %s: %s", signal.Signals(stop).name, saved)
+    sys.exit(128 + stop)
+
+
+@torch.no_grad()
+def mean_over(dataset: Dataset, indices: np.ndarray, batch_size: int, function: Callable) -> dict[str, float]:
+    """The means of `function(batch)`, a dictionary of scalars, over the first `MAX_VALIDATION` of `indices`.
+
+    Each process measures some of the batches, and all have the means of all.
+    """
+    sums: dict[str, float] = {}
+    indices = indices[:MAX_VALIDATION]
+    own = [(len(batch), function(dataset[batch])) for batch in distributed.own(chunks(indices, batch_size))]
+    own = [(number, {name: float(value) for name, value in values.items()}) for number, values in own]
+    for number, values in itertools.chain.from_iterable(distributed.gather(own)):
+        for name, value in values.items():
+            sums[name] = sums.get(name, 0.0) + value * number
+    return {name: value / len(indices) for name, value in sums.items()}
+
+
+def preview_indices(train: np.ndarray, validation: np.ndarray, number: int) -> np.ndarray:
+    """What previews show: the first validation items, or training items where there are none."""
+    if len(validation) == 0:
+        log.warning("no image is a validation image: previews show training images; raise --val-fraction or add images")
+    return (validation if len(validation) else train)[:number]
+
+
+@contextmanager
+def catch_stop() -> Iterator[list[signal.Signals]]:
+    """Yield a list that receives the signals to stop instead of the process; a second one of a kind acts as usual.
+
+    A second SIGTERM or SIGHUP of the next moment is taken for the first: a service manager signals every process of a
+    job, as the kernel does where a terminal is lost, and the shell script above this process passes its own on.
+    """
+    received: list[signal.Signals] = []
+    times: dict[int, float] = {}
+    before = {number: signal.getsignal(number) for number in stop_signals()}
+
+    def receive(number: int, _: object) -> None:
+        received.append(signal.Signals(number))
+        since = time.monotonic() - times.setdefault(number, time.monotonic())
+        if len(received) > 1 and (since > SAME_STOP or number == signal.SIGINT):
+            signal.signal(number, before[number])
+            signal.raise_signal(number)
+
+    try:
+        for number in before:
+            signal.signal(number, receive)
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

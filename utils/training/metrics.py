@@ -1,0 +1,196 @@
+"""The numbers of a training: means since the last line, written to the log, to `metrics.jsonl` and to TensorBoard."""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+
+from utils.core.files import UserError, flush, write_file
+from utils.data.batches import Batch, steps_per_epoch, to_device
+from utils.data.images import open_rgb
+from utils.runs.folders import OutputFolder
+from utils.runtime import distributed
+from utils.runtime.device import wait_for
+from utils.runtime.footprint import Footprint
+from utils.training.task import TrainingOptions
+
+log = logging.getLogger(__name__)
+
+WARM, TIMED = 5, 20  # training steps before those that a plan is made from, and with them
+MOST_WAIT = 0.05  # share of the time that a GPU waits for data from which that is said
+
+
+class Metrics:
+    """Gathers the numbers of steps and writes them, a line an interval.
+
+    `num_items` counts the items that are trained on; each holds `per_item` of what is counted a second, the `unit`.
+    """
+
+    def __init__(
+        self,
+        options: TrainingOptions,
+        num_items: int,
+        unit: str = "images",
+        per_item: int = 1,
+        footprint: Footprint | None = None,
+    ) -> None:
+        self.folder = OutputFolder(options.out_dir)
+        self.per_epoch = steps_per_epoch(num_items, options.step_size)
+        self.unit, self.per_item = unit, per_item
+        self.footprint = footprint
+        self.durations: list[float] = []  # of the first training steps
+        self.may_starve = False  # whether it is to be said that the device waits for data
+        self.board, self.make_board = None, None
+        if options.tensorboard:  # here, before anything is written
+            try:
+                self.make_board = import_module("torch.utils.tensorboard").SummaryWriter
+            except ImportError:
+                raise UserError("--tensorboard needs a package: pip install tensorboard, or leave it out") from None
+
+    def begin(self, step: int, state: dict | None = None) -> None:
+        """Start after `step`: drop what a crashed run wrote later, or all of an earlier run; open TensorBoard.
+
+        `state` is what the checkpoint of `step` keeps. Where that holds a row which was not written to its end, the
+        rows of `step` are dropped, since the row will be written again.
+        """
+        rows = read_rows(self.folder.metrics) if step else []
+        self.is_complete = any(row["step"] == step and _is_checkpoint(row) for row in rows)
+        distributed.wait()  # until all have read them
+        if distributed.is_main():
+            last = step - 1 if state is not None and state["row"] is not None and not self.is_complete else step
+            write_rows(self.folder.metrics, [row for row in rows if row["step"] <= last])
+            if self.make_board is not None:
+                self.board = self.make_board(str(self.folder.tensorboard), purge_step=last + 1)  # hides later entries
+        self.sums, self.steps, self.items = {}, 0, 0
+        self.restart_clock()
+        if state is not None:
+            self.sums, self.steps = dict(state["sums"]), state["steps"]
+
+    def state(self, row: dict[str, float] | None = None) -> dict:
+        """What a checkpoint keeps: the open means, and the row that is to be written once the checkpoint is complete.
+
+        The rows before are on disk when this returns.
+        """
+        with suppress(FileNotFoundError):  # somebody has removed it: the weights must be saved all the same
+            flush(self.folder.metrics)
+        return {"row": row, "sums": self.sums, "steps": self.steps}
+
+    @property
+    def seconds_per_step(self) -> float:
+        """What a step has taken so far: the median, since checkpoints, log lines and short batches may lie between."""
+        return median(self.durations[WARM:])
+
+    def timed(self, batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+        """The batches, on the device; how long the training waits for them becomes a number of each line.
+
+        It is said once where a GPU waits long; a CPU has no time for more processes that load data.
+        """
+        self.may_starve = device.type != "cpu"
+        batches, end = iter(batches), object()
+        while True:
+            since = time.perf_counter()
+            if (batch := next(batches, end)) is end:
+                return
+            batch = to_device(batch, device)
+            self.waited += time.perf_counter() - since
+            yield batch
+            if len(self.durations) < TIMED:
+                wait_for(device)
+                self.durations.append(time.perf_counter() - since)
+
+    def restart_clock(self) -> None:
+        """Leave out of the rate what was not training."""
+        self.clock, self.waited = time.perf_counter(), 0.0
+
+    def add(self, numbers: dict[str, torch.Tensor | float], items: int) -> None:
+        """Add the numbers of one step of all processes; tensors stay on their device, so that nothing waits for it."""
+        for name, value in numbers.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.steps += 1
+        self.items += items
+
+    def close(self, step: int) -> dict[str, float]:
+        """The means since the last call, nothing of no steps. Raises `UserError` if one is no longer finite."""
+        if self.steps == 0:
+            return {}
+        names = {name: f"train_{name}" for name in ("loss", "bits", "accuracy")}
+        means = {names.get(name, name): float(value) / self.steps for name, value in self.sums.items()}
+        for name, value in means.items():
+            if not math.isfinite(value):
+                raise UserError(
+                    f"{name} is {value} at step {step}: lower 'model_lr' and start anew with --overwrite, or in "
+                    f"another --out-dir with --model-path from the last checkpoint in {self.folder.checkpoints}"
+                )
+        seconds = max(time.perf_counter() - self.clock, 1e-9)
+        items_per_second = self.items / seconds
+        if self.items:  # none where another process has done these steps
+            means[f"{self.unit}_per_second"] = self.per_item * items_per_second
+            means["data_wait"] = max(distributed.gather(self.waited / seconds))
+            if self.may_starve and means["data_wait"] > MOST_WAIT:
+                log.warning(
+                    "%.0f %% of the time goes by in waiting for data: raise --num-workers", 100 * means["data_wait"]
+                )
+                self.may_starve = False
+        if self.items and self.footprint is not None:
+            means["tflops_per_second"] = self.footprint.flops_per_item * items_per_second / 1e12
+        self.sums, self.steps, self.items = {}, 0, 0
+        self.restart_clock()
+        return means
+
+    def write(self, step: int, numbers: dict[str, float]) -> None:
+        """Write numbers of a step, with its epoch."""
+        self.write_row({"step": step, "epoch": (step - 1) // self.per_epoch, **numbers})
+
+    def write_row(self, row: dict[str, object]) -> None:
+        """Write a line as it is."""
+        if not distributed.is_main():
+            return
+        append_row(self.folder.metrics, row)
+        if self.board is not None:
+            for name, value in row.items():
+                if name != "step" and isinstance(value, int | float):
+                    self.board.add_scalar(name, value, row["step"])
+            self.board.flush()
+        words = (f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items())
+        log.info(" ".join(words))
+
+    def show_pictures(self, step: int) -> None:
+        """Write the pictures of a step, `images/name_<step>.png`, to TensorBoard, if it is used."""
+        if self.board is not None:
+            for path in sorted(self.folder.images.glob(f"*_{step}.png")):
+                picture = np.asarray(open_rgb(path))
+                self.board.add_image(path.stem.removesuffix(f"_{step}"), picture, step, dataformats="HWC")
+            self.board.flush()
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The rows of a `metrics.jsonl`, but for lines that are damaged or cut short; none if there is no file."""
+    rows = []
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        with suppress(ValueError):
+            rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict) and isinstance(row.get("step"), int)]
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    """Replace the rows of a `metrics.jsonl`."""
+    write_file(path, "".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+def _is_checkpoint(row: dict) -> bool:
+    """Whether a row is the last that a checkpoint writes, once all of it is there."""
+    return "epoch" in row and "train_loss" not in row
+
+
+def append_row(path: Path, row: dict[str, object]) -> None:
+    """Append one JSON object, a line, to a `metrics.jsonl`."""
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")

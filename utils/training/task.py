@@ -1,0 +1,103 @@
+"""What a training is: its options, its task, and the learner that the task trains."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from utils.core.options import ScriptOptions, option
+from utils.core.provenance import Origin
+from utils.data.batches import steps_per_epoch
+from utils.data.dataset import FileDataset
+from utils.data.split import Bounds, SplitOptions
+from utils.runtime.distributed import num_processes
+from utils.runtime.footprint import Footprint
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(SplitOptions, ScriptOptions):
+    """Options of all three trainers."""
+
+    dataset_path: Path = option("dataset.json to train on")
+    config_path: Path = option("JSON config of the model", short="-c")
+    batch_size: int = option("images at once in a process; a training step may add up several batches", 8, low=1)
+    checkpoint_step: int = option("training steps between checkpoints, pictures and validation", 1000, low=1)
+    keep_checkpoint: int | None = option("newest checkpoints to keep, beside best.pt", None, unset="all", low=1)
+    log_step: int = option("training steps between log lines", 50, low=1)
+    lr_step: int = option("training steps after which the learning rate halves", 50_000, low=1, is_fixed=True)
+    max_epoch: int = option("stop after this many epochs", 1000, low=1)
+    max_step: int | None = option("training steps to stop after; schedules end there", None, unset="no limit", low=1)
+    resume: bool = option("resume the training in --out-dir exactly, or start if there is none", False)
+    seed: int = option("seed of every random choice", 0, is_fixed=True)
+    num_workers: int | None = option("processes that load data", None, unset="0 on a CPU, else up to 4", low=0)
+    tensorboard: bool = option("also write to tensorboard/ in --out-dir; needs requirements-eval.txt", False)
+
+    @property
+    def batches_per_step(self) -> int:
+        """Batches of a process that a step adds up."""
+        return 1
+
+    @property
+    def step_size(self) -> int:
+        """Items that a step of all processes learns from."""
+        return self.batch_size * self.batches_per_step * num_processes()
+
+    def planned_steps(self, num_items: int) -> int:
+        """Steps until the last epoch or `--max-step`, whichever comes first."""
+        steps = self.max_epoch * steps_per_epoch(num_items, self.step_size)
+        return steps if self.max_step is None else min(steps, self.max_step)
+
+
+class Task:
+    """What a script trains, on what, and how it is measured and drawn. `loop.run` calls it in this order.
+
+    The constructor takes options and device, reads what the task learns from, and sets the attributes below. Whatever
+    does not fit is refused with `UserError` by it, by `build` or by `footprint`, before anything is written.
+    """
+
+    kind: str  # of its checkpoints
+    prefix, has_best = "model", True  # how they are named, and whether there is a best.pt
+    unit, per_item = "images", 1  # what is counted a second, and how many an item holds
+    num_workers: int | None = None  # processes that load its data where the options do not say
+    config: object  # the dataclass that travels with the weights
+    origin: Origin  # fingerprints of the models that made the data
+    dataset: FileDataset
+    training: np.ndarray  # the items of the data set that it learns from
+    validation: np.ndarray  # those that it is measured on
+    # What learns: it has a `device`, `checkpoint()`, all that an exact resume needs, which the processes ask for
+    # together, and `restore(content, path)`, which takes that up. `update(batch, step, share)` is a step of it with its
+    # random draws: it learns from this process's `share` of the step's items, and returns numbers to log, `loss` among
+    # them, the same in all processes.
+    learner: Any
+    update: Callable
+    begun_from: tuple[Path, Bounds] | None = None  # weights that it begins from, and what they have learned from
+
+    def build(self, saved: dict) -> None:
+        """Build the learner, for the checkpoint that an earlier process has saved, if one has."""
+        raise NotImplementedError
+
+    def footprint(self) -> Footprint | None:
+        """What a training step needs; None where nobody counts it."""
+        return None
+
+    def begin(self) -> Dataset:
+        """Prepare what takes long, once nothing can be refused; return the batches: `dataset[indices]` is one."""
+        return self.dataset
+
+    def validate(self) -> dict[str, float]:
+        """What a checkpoint measures, `val_loss` among it, or nothing without validation images."""
+        raise NotImplementedError
+
+    def watch(self) -> dict[str, float]:
+        """What stands in each log line beside the training numbers, so it should be quick."""
+        return {}
+
+    def preview(self, step: int) -> None:
+        """Draw the pictures of a checkpoint, in the first process."""
+        raise NotImplementedError
+
+    def finish(self, step: int) -> dict | None:
+        """What is left to do once all training steps are done; return statistics that `latest.pt` keeps, if any."""
