@@ -83,7 +83,7 @@ class Codebook(nn.Module):
         self.register_buffer("units", torch.zeros(num_units, config.dim))
         self.register_buffer("coordinates", torch.stack((index // columns, index % columns), dim=1))
         self.register_buffer("counts", torch.zeros(num_units, dtype=torch.int64))
-        self.origin: Origin = {}  # what made its data, once loaded from a checkpoint
+        self.origin: Origin = {}  # fingerprints of the models that made its data, once loaded from a checkpoint
         self.step = 0  # of its training, as that checkpoint has it
         self.bounds = Bounds()  # of the maps that it has learned from, likewise
 
@@ -137,9 +137,9 @@ class Codebook(nn.Module):
         errors, indices = [], []
         for block in patches.split(max(1, cells // max(self.units.shape))):
             scores = torch.addmm(half_norms, block, self.units.T, alpha=-1)  # ½|u|² − p·u, least where |p − u| is
-            found = scores.topk(k, largest=False).indices if k > 1 else scores.argmin(1, keepdim=True)
-            errors.append(torch.stack([self.units[column].sub_(block).square_().sum(1) for column in found.T], dim=1))
-            indices.append(found)
+            nearest = scores.topk(k, largest=False).indices if k > 1 else scores.argmin(1, keepdim=True)
+            errors.append(torch.stack([self.units[column].sub_(block).square_().sum(1) for column in nearest.T], dim=1))
+            indices.append(nearest)
         return torch.cat(errors), torch.cat(indices)
 
     def find_bmu(self, fmap: torch.Tensor) -> torch.Tensor:

@@ -75,7 +75,7 @@ class Stage(nn.Module):
     def __init__(self, config: StageConfig) -> None:
         super().__init__()
         self.config = config
-        self.origin: Origin = {}  # what it was trained with, once loaded from a checkpoint
+        self.origin: Origin = {}  # fingerprints of the models it was trained with, once loaded from a checkpoint
         self.fingerprint: str | None = None  # of that checkpoint
         self.bounds = Bounds()  # of the images that it has learned from, as that checkpoint has it
         self.near: torch.Tensor | None = None  # the `near_units` of the coarse codebook, for `condition_noise`

@@ -109,11 +109,11 @@ def cases() -> Iterator[Case]:
         "transformer_0": training | {"test_num_sample": 2},
         "generate": {"device": "cpu", "num_images": 7, "batch_size": 3, "animate": "webp"},
     }
-    found = {"feature_maps": ("data", ""), "transformer_0": ("feature_maps", "tokens")}
+    caches = {"feature_maps": ("data", ""), "transformer_0": ("feature_maps", "tokens")}
     whole = RunFolder(Path("{whole}"), 1)
     for step in steps_of(whole, Recipe(TINY, settings), whole.images):
         out = step.folder.name
-        copied, without = (out, "pruned") if step.section == "prune" else found.get(out, ("", ""))
+        copied, without = (out, "pruned") if step.section == "prune" else caches.get(out, ("", ""))
         # What lies in the folder that is copied is read from there.
         words = [word.replace(f"{{whole}}/{copied}/", f"{{copied}}/{copied}/") for word in words_of(step.options)]
         yield Case(step.script, out, tuple(words), copied, without)
@@ -215,7 +215,7 @@ def differences(first: Path, second: Path) -> list[str]:
         {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix != ".log"} - {"run.json"}
         for folder in (first, second)
     ]
-    found = [f"{name} is only in one" for name in names[0] ^ names[1]]
+    differences = [f"{name} is only in one" for name in names[0] ^ names[1]]
     for name in sorted(names[0] & names[1]):
         paths = first / name, second / name
         if paths[0].is_dir():
@@ -226,28 +226,28 @@ def differences(first: Path, second: Path) -> list[str]:
             equal = same(*map(read_rows, paths))
         else:
             equal = paths[0].read_bytes() == paths[1].read_bytes()
-        found += [] if equal else [f"{name} differs"]
-    return found
+        differences += [] if equal else [f"{name} differs"]
+    return differences
 
 
 def kill_everywhere(case: Case, whole: Path, base: Path, options: Options) -> tuple[int, list[str]]:
     """Kill a script before each of its calls, or before a sample of them; return how many, and what differed then."""
-    folder, log, found = base / "parts", base / "log", []
+    folder, log, differences = base / "parts", base / "log", []
     number = fork(case, prepare(case, whole, folder), log)
-    found += case.differences(whole, folder)  # it repeats itself where nobody kills it
+    differences += case.differences(whole, folder)  # it repeats itself where nobody kills it
     rng = random.Random(f"{options.seed} {case.out} {case.module}")
     places = range(number) if options.sample is None else sorted(rng.sample(range(number), min(number, options.sample)))
     for place in progress(places, unit="kill", desc=f"{case.module} {case.out}"):
         arguments = prepare(case, whole, folder)
         fork(case, arguments, log, place)
         fork(case, arguments, log)
-        found += [f"killed at {place}: {line}" for line in case.differences(whole, folder)]
-    return len(places), found
+        differences += [f"killed at {place}: {line}" for line in case.differences(whole, folder)]
+    return len(places), differences
 
 
 def kill_at_random(case: Case, whole: Path, base: Path, options: Options) -> tuple[int, list[str]]:
     """Kill a script in a process of its own, with others that load its data, at random times; as `kill_everywhere`."""
-    folder, found, kills, work = base / "parts", [], 0, 0.0
+    folder, differences, kills, work = base / "parts", [], 0, 0.0
     rng = random.Random(f"{options.seed} {case.out} {case.module} at random")
     for number in progress(range(options.rounds + 1), unit="round", desc=f"{case.module} {case.out}"):
         arguments = prepare(case, whole, folder)
@@ -264,9 +264,9 @@ def kill_at_random(case: Case, whole: Path, base: Path, options: Options) -> tup
         process, begin = start(case, arguments, folder)
         status = process.wait()
         work = work or time.monotonic() - begin
-        found += [f"ended with status {status}"] if status else []
-        found += [f"killed at random: {line}" for line in case.differences(whole, folder)]
-    return kills, found
+        differences += [f"ended with status {status}"] if status else []
+        differences += [f"killed at random: {line}" for line in case.differences(whole, folder)]
+    return kills, differences
 
 
 def start(case: Case, arguments: list[str], folder: Path) -> tuple[subprocess.Popen, float]:
@@ -302,7 +302,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(1)  # so that a forked child can go on, and for equal results
     for module in MODULES:
         importlib.import_module(module)
-    base, rows, all_found = Path(tempfile.mkdtemp(prefix="soak-")), [], []
+    base, rows, all_differences = Path(tempfile.mkdtemp(prefix="soak-")), [], []
     whole = base / "whole"
     draw_pictures(whole / "pictures")
     (whole / "generate.json").write_text(json.dumps({"0": json.loads((TINY / "generate.json").read_text())["0"]}))
@@ -312,14 +312,14 @@ def main(argv: list[str] | None = None) -> None:
         if options.only not in (None, case.out):
             continue
         counts = [kill(case, whole, base, options) for kill in (kill_everywhere, kill_at_random)]
-        found = [line for _, lines in counts for line in lines]
-        rows.append((f"`{case.module}` ({case.out})", counts[0][0], counts[1][0], len(found)))
-        all_found += [f"{case.module} ({case.out}): {line}" for line in found]
+        differences = [line for _, lines in counts for line in lines]
+        rows.append((f"`{case.module}` ({case.out})", counts[0][0], counts[1][0], len(differences)))
+        all_differences += [f"{case.module} ({case.out}): {line}" for line in differences]
     if options.requests and options.only in (None, PLAYGROUND):
-        all_found += ask_for_pictures(whole, options.requests)
-    print("\n".join(all_found))
+        all_differences += ask_for_pictures(whole, options.requests)
+    print("\n".join(all_differences))
     print(table(("script", "killed at each call", "killed at random", "differences"), rows))
-    if all_found:
+    if all_differences:
         sys.exit(1)
     shutil.rmtree(base)
 

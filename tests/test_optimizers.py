@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from utils.training.gradient import GradientLearner
-from utils.training.optimizers import HEAD, TOKENS, VECTORS, build_optimizers, set_rate
+from utils.training.optimizers import HEAD, TOKENS, VECTORS, build_optimizers
 
 
 class Model(nn.Module):
@@ -27,7 +27,9 @@ def moved(width, rate, decay=0.0, share=1.0):
     model = Model(width)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     optimizers = build_optimizers(model, [model.hidden.weight], rate, decay, torch.float32)
-    set_rate(optimizers, share * rate)
+    for optimizer in optimizers.values():
+        for group in optimizer.param_groups:
+            group["lr"] = share * rate * group["scale"]
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     for optimizer in optimizers.values():

@@ -52,10 +52,10 @@ class PairCounts:
     def pool(self) -> None:
         """Give the pairs of all processes to the first one."""
         self.counted()
-        found = [distributed.gather_rows(part) for part in (self.keys, self.numbers)]
+        gathered = [distributed.gather_rows(part) for part in (self.keys, self.numbers)]
         if distributed.is_main():
             self.keys = self.numbers = torch.empty(0, dtype=torch.int64)
-            self._waiting.append(tuple(found))
+            self._waiting.append(tuple(gathered))
             self._merge()
 
     def topographic_error(self, coordinates: torch.Tensor) -> float:
@@ -84,11 +84,11 @@ class PairCounts:
         rank = np.arange(len(units)) - np.searchsorted(units, units)
         close = rank < most
         mutual = close & np.isin(partners * self.num_units + units, (units * self.num_units + partners)[close])
-        found = np.zeros((self.num_units, most), dtype=np.int64)
+        neighbours = np.zeros((self.num_units, most), dtype=np.int64)
         weights = np.zeros((self.num_units, most))
-        found[units[mutual], rank[mutual]] = partners[mutual]
+        neighbours[units[mutual], rank[mutual]] = partners[mutual]
         weights[units[mutual], rank[mutual]] = shared[mutual]
-        return found, weights
+        return neighbours, weights
 
 
 def arrange(coordinates: torch.Tensor, pairs: PairCounts, quick: bool = False) -> torch.Tensor:
@@ -115,10 +115,10 @@ def arrange(coordinates: torch.Tensor, pairs: PairCounts, quick: bool = False) -
                     bar.update()
                     if board.sweep(rng.permutation(len(coordinates))) == 0:
                         break
-            found = torch.from_numpy(board.places).to(coordinates)
-            error = pairs.topographic_error(found)
+            places = torch.from_numpy(board.places).to(coordinates)
+            error = pairs.topographic_error(places)
             if error < least:
-                best, least = found, error
+                best, least = places, error
     return best
 
 

@@ -1,4 +1,4 @@
-"""The checkpoints of one training: which one to go on from, the latest and the best, how many stay."""
+"""The checkpoints of one training: which one to resume from, the latest and the best, how many are kept."""
 
 import dataclasses
 import json
@@ -25,8 +25,8 @@ STEP_SIZE = "number of images in a step"
 class CheckpointFolder:
     """Writes the checkpoints of a training and restores it from them.
 
-    A checkpoint is written once. What is measured of it goes to a JSON beside it, by its fingerprint. Raises
-    `UserError` if the folder holds a run that would be lost, or that cannot be resumed, naming what is not as it was.
+    A checkpoint is written once. Its validation numbers go to a JSON beside it, by its fingerprint. Raises `UserError`
+    if the folder holds a run that would be lost, or that cannot be resumed, naming the setting that differs.
     """
 
     def __init__(self, options: TrainingOptions, task: Task) -> None:
@@ -35,7 +35,7 @@ class CheckpointFolder:
         self.settings = options_key(options) | _flat(dataclasses.asdict(task.config))
         self.settings |= {STEP_SIZE: options.step_size, "number of training images": len(task.training)}
         self.key = {**self.settings, **task.origin, "data": task.dataset.fingerprint}
-        # Of equal steps, how they are computed: it changes results by rounding alone.
+        # How a training step is divided: it changes results by rounding alone.
         self.division = [num_processes(), options.batches_per_step, options.batch_size]
         if len(task.training) < num_processes():
             raise UserError(
@@ -45,7 +45,7 @@ class CheckpointFolder:
         self.bounds = options.bounds  # of the images that the weights have learned from, here or before
         self.best = math.inf  # validation loss of best.pt
         self.changes: list[str] = []  # differences between the resumed run and this one that are allowed
-        self.saved, self.path = self._find()  # the checkpoint to go on from, or nothing; until it is restored whole
+        self.saved, self.path = self._find()  # the checkpoint to resume from, or nothing; whole until it is restored
 
     def _find(self) -> tuple[dict, Path]:
         options, present = self.options, self.folder.made_checkpoints(self.task.prefix)
@@ -73,7 +73,7 @@ class CheckpointFolder:
         return content, path
 
     def _check_sources(self, present: list[Path]) -> None:
-        """Raise `UserError` if a start from other weights would remove them, or a start anew would do without them."""
+        """Raise `UserError` if a fresh start would remove the weights that it starts from, or would forget them."""
         sources = ("model_path", "codebook_path")
         for source in (getattr(self.options, name, None) for name in (*sources, "encoder_path")):
             if source is not None and source.resolve() in [path.resolve() for path in present]:
@@ -101,7 +101,7 @@ class CheckpointFolder:
         raise errors[0]
 
     def _check(self, path: Path, content: dict) -> None:
-        """Raise `UserError` naming what keeps this run from going on from a checkpoint."""
+        """Raise `UserError` naming the setting that keeps this run from resuming a checkpoint."""
         if missing := {"settings", "total_steps", "step"} - content.keys():
             raise UserError(f"{path}: is no checkpoint of a training, without {', '.join(sorted(missing))}; remove it")
         before = {**content["settings"], **content["trained_from"], "data": content["data"]}
@@ -113,7 +113,7 @@ class CheckpointFolder:
         check(path, before, self.key, f"{keep}, or start anew with --overwrite", verify)
 
     def start(self) -> int:
-        """Begin where a run left off, at the weights of `--model-path`, or anew; return the first step.
+        """Load the state of the run to resume, or the weights of `--model-path`, if any; return the first step.
 
         Raises `UserError` naming the checkpoint that does not fit.
         """
@@ -131,7 +131,7 @@ class CheckpointFolder:
         return step
 
     def _begin_from(self, path: Path, bounds: Bounds) -> None:
-        """Keep in mind, and say in the log, which images the weights that this training begins from know already."""
+        """Note, also for the log, which images the weights that this training starts from have learned from."""
         self.bounds = Bounds.common((bounds, self.bounds))
         if self.bounds != self.options.bounds:
             self.changes.append(
@@ -163,15 +163,14 @@ class CheckpointFolder:
             raise UserError(f"{error}{hint if self.options.overwrite else ''}") from None
 
     def begin(self, step: int) -> None:
-        """Start after `step`; a start anew removes what an earlier run left, the latest checkpoint first.
+        """Start after `step`. A fresh start removes the files of an earlier run, the latest checkpoint first.
 
-        So a folder whose start was cut short holds no run that seems whole. A resume makes good what is lost of
-        `latest.pt` and `best.pt`.
+        So an interrupted start leaves no run that seems complete. A resume restores a lost `latest.pt` or `best.pt`.
         """
-        if step == 0 and is_main():
-            for path in [*self.folder.made_checkpoints(self.task.prefix), *self.folder.made_pictures]:
-                path.unlink()
         if step == 0:
+            for path in [*self.folder.made_checkpoints(self.task.prefix), *self.folder.made_pictures]:
+                if is_main():
+                    path.unlink()
             return
         if is_main() and self.path != self.folder.latest:
             link_checkpoint(self.path, self.folder.latest.name)
@@ -179,7 +178,7 @@ class CheckpointFolder:
             self._find_best()
 
     def _find_best(self) -> None:
-        """Read the loss of `best.pt`; if that is gone, take the best of the checkpoints that are there."""
+        """Read the loss of `best.pt`; without it, take the best of the numbered checkpoints."""
         numbered = sorted(self.folder.numbered_checkpoints(self.task.prefix).items())
         for path in (self.folder.best, *(path for _, path in numbered)):
             try:
@@ -199,7 +198,7 @@ class CheckpointFolder:
     def save(self, step: int, *, is_stop: bool = False, **rest: object) -> str | None:
         """Write the checkpoint of a step with whatever `rest` holds; return its fingerprint, in the first process.
 
-        It becomes `latest.pt`. A stop writes that alone: an uninterrupted run would have no checkpoint there.
+        It becomes `latest.pt`. A stop writes `latest.pt` alone: an uninterrupted run has no checkpoint at that step.
         """
         rest |= {"step": step, "total_steps": self.total_steps, "settings": self.settings, "parts": self.division}
         rest |= {"threads": torch.get_num_threads(), "data": self.key["data"], "bounds": tuple(self.bounds)}
@@ -213,9 +212,9 @@ class CheckpointFolder:
         return fingerprint
 
     def keep(self, step: int, fingerprint: str | None, validation: dict[str, float]) -> None:
-        """Keep what was measured of a checkpoint, which becomes `best.pt` unless an earlier one was better.
+        """Save the validation numbers of a checkpoint, which becomes `best.pt` unless an earlier one was better.
 
-        Then those that are too old go: `latest.pt` and `best.pt` stay whole without them.
+        Then checkpoints beyond `--keep-checkpoint` are removed: `latest.pt` and `best.pt` do not depend on them.
         """
         if is_main() and measured(self.folder.latest, fingerprint) != validation:
             numbers = read_measured(self.folder.measured) | {fingerprint: validation}
@@ -237,7 +236,7 @@ class CheckpointFolder:
 
 
 def validation_loss(validation: dict[str, float]) -> float:
-    """The loss among what was measured, infinite if there is none or it is no number."""
+    """The validation loss, infinite if there is none or it is not finite."""
     loss = validation.get("val_loss", math.inf)
     return loss if math.isfinite(loss) else math.inf
 

@@ -21,7 +21,7 @@ from utils.runtime.device import autocast, choose_dtype, usable_memory
 from utils.runtime.distributed import Share
 from utils.runtime.draws import drawing
 from utils.runtime.footprint import Footprint, count_footprint, readable
-from utils.training.optimizers import TOKENS, build_optimizers, set_rate
+from utils.training.optimizers import TOKENS, build_optimizers
 from utils.training.task import Task, TrainingOptions
 
 HEADROOM = 0.9  # share of the memory that may be planned with: the allocator and the kernels need some
@@ -123,12 +123,13 @@ class GradientLearner:
     def update(self, batch: Batch, step: int, share: Share | None = None) -> dict[str, torch.Tensor | float]:
         """One step down the gradient of all that the step learns from, of which the batch is this process's `share`."""
         rate = learning_rate(step, self.total_steps, self.peak, self.options)
-        set_rate(self.optimizers, rate)
         self.model.train()
         self.model.zero_grad()
         numbers = self.backward(self.trained, batch, step, share)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.options.grad_clip)
         for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["scale"]
             optimizer.step()
         if self.average is not None:
             self._update_average()
@@ -137,7 +138,7 @@ class GradientLearner:
     def backward(
         self, model: nn.Module, batch: Batch, step: int = 0, share: Share | None = None
     ) -> dict[str, torch.Tensor]:
-        """Add up the gradients of a batch, `--batch-size` items at a time; return what was measured, detached.
+        """Add up the gradients of a batch, `--batch-size` items at a time; return the losses, detached.
 
         Several processes add up theirs with the last part.
         """
@@ -170,10 +171,10 @@ class GradientLearner:
         self.num_averaged += 1
 
     def footprint(self, batch: Batch) -> Footprint:
-        """What a training with batches like this one needs, without what Muon needs while it multiplies.
+        """The memory and operations of a training with batches like this one, without those of Muon's products.
 
-        Raises `UserError` if that is more memory than there is, and says which batches would fit. A compiled model,
-        which needs less than what is counted, is not refused.
+        Raises `UserError` if that is more memory than there is, and says which batches would fit. A compiled model
+        needs less than the count, so it is not refused.
         """
         moments = {"optimizer": 2, "muon": 1}  # numbers that are kept for each weight
         trained = {name: _trained(optimizer) for name, optimizer in self.optimizers.items()}

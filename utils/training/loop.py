@@ -39,10 +39,10 @@ MAX_VALIDATION = 1024  # items that a validation loss is measured on, so that it
 def run(script: str, options: TrainingOptions, build: Callable[[TrainingOptions, torch.device], Task]) -> None:
     """Train a task as its options ask, and keep the attempt in `run.json`.
 
-    Whatever does not fit is refused before the attempt begins. Then it trains to the planned step. Every
-    `--checkpoint-step` steps and at the end it saves, measures and draws. What an earlier process has left unfinished
-    of its last checkpoint is finished first. Ctrl-C, SIGTERM and SIGHUP finish the step, save, and exit with status
-    130, 143 or 129; `--resume` then goes on.
+    Inputs and options are checked before the attempt begins. Then it trains to the planned step. Every
+    `--checkpoint-step` steps and at the end it saves, validates and draws. A resume first completes the last checkpoint
+    if an earlier process could not. Ctrl-C, SIGTERM and SIGHUP finish the step, save, and exit with status 130, 143 or
+    129; `--resume` then continues.
     """
     with attempt(script, options) as attempted:
         device = choose_device(options.device)
@@ -88,7 +88,7 @@ class Loop:
         )
         with catch_stop() as self.stop, logging_redirect_tqdm(), bar:
             if not metrics.is_complete and saved["metrics"] is not None and saved["metrics"]["row"] is not None:
-                # Process 0 has perhaps measured it before it died.
+                # Process 0 may have validated it before it died.
                 validation = distributed.gather(measured(self.checkpoints.path, saved["fingerprint"]))[0]
                 self.measure(self.start, saved["metrics"]["row"], saved["fingerprint"], validation)
             elif not metrics.is_complete and self.start >= self.total and saved["statistics"] is None:
@@ -97,13 +97,13 @@ class Loop:
                 log.info("already at step %d of %d: nothing to do", self.start, self.total)
             for step, batch in enumerate(metrics.timed(bar, device), self.start):
                 if step == self.start:
-                    metrics.restart_clock()  # until now the processes that load data have started
+                    metrics.restart_clock()  # the start of the loading processes does not count
                 share = sampler.share(step)
                 metrics.add(task.update(batch, step, share), share.total)
                 self.after(step + 1)
 
     def finish(self) -> None:
-        """Keep what the task measures at its end in `latest.pt`, unless an earlier process came as far."""
+        """Add the task's final statistics to `latest.pt`, unless an earlier process has done so."""
         step, metrics = max(self.start, self.total), self.metrics
         statistics = self.checkpoints.saved["statistics"] if self.start == step else None
         if statistics is None:
@@ -116,7 +116,7 @@ class Loop:
             metrics.show_pictures(step)
 
     def after(self, done: int) -> None:
-        """Do what is due after so many steps: save, measure and draw; log; stop."""
+        """After each step: save, validate and draw; write a log line; stop; as far as it is due."""
         asked, metrics = self.stops.of_step_before(*self.stop[:1]), self.metrics
         if done - self.start == TIMED:
             self.make_plan(done)
@@ -131,7 +131,7 @@ class Loop:
             leave(asked, self.checkpoints)
 
     def save(self, step: int) -> None:
-        """Save the weights, before anything that may fail or take long."""
+        """Save the weights first, since validation and pictures may fail or take long."""
         row = self.metrics.close(step)
         fingerprint = self.checkpoints.save(step, metrics=self.metrics.state(row))
         if asked := self.stops.now(*self.stop[:1]):
@@ -141,7 +141,7 @@ class Loop:
     def measure(
         self, step: int, row: dict[str, float], fingerprint: str | None, validation: dict[str, float] | None = None
     ) -> None:
-        """Measure, draw, and only then write the rows: they say that nothing is missing."""
+        """Validate, draw, and only then write the rows, which mark the checkpoint as complete."""
         since, metrics, folder = time.monotonic(), self.metrics, self.checkpoints.folder
         validation = validation or self.task.validate()
         self.checkpoints.keep(step, fingerprint, validation)
@@ -160,7 +160,7 @@ class Loop:
             leave(asked, self.checkpoints)
 
     def make_plan(self, done: int) -> None:
-        """Say what the training will take, and keep it in `run.json`."""
+        """Log the expected time, disk and memory, and keep them in `run.json`."""
         leaves, counted = tree_leaves(self.task.learner.checkpoint()), self.metrics.footprint
         size = sum(leaf.nbytes for leaf in leaves if isinstance(leaf, torch.Tensor))
         memory = counted and (counted.size, counted.of(counted.size), counted.per_item)
@@ -176,7 +176,7 @@ class Loop:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a training will take, as the first steps have shown and as `run.json` keeps it."""
+    """Time, disk and memory of a training, measured in its first steps and kept in `run.json`."""
 
     seconds_per_step: float
     checkpoint: int  # bytes of one
@@ -187,13 +187,13 @@ class Plan:
 
 
 def kept(steps: int, checkpoint_step: int, keep: int | None) -> int:
-    """How many checkpoints there are after so many training steps, at most: those that stay, and best.pt."""
+    """The largest number of checkpoints on disk after so many training steps: those that are kept, and best.pt."""
     number = math.ceil(steps / checkpoint_step)
     return number if keep is None else min(number, keep + 1)
 
 
 def leave(stop: int, checkpoints: CheckpointFolder) -> None:
-    """End the process for a signal, once all is saved."""
+    """End the process because of a signal, after saving."""
     saved = f"saved {checkpoints.folder.latest}; go on with --resume, or end here with --resume --max-step 1"
     log.info("stopped by %s: %s", signal.Signals(stop).name, saved)
     sys.exit(128 + stop)
@@ -216,7 +216,7 @@ def mean_over(dataset: Dataset, indices: np.ndarray, batch_size: int, function: 
 
 
 def preview_indices(train: np.ndarray, validation: np.ndarray, number: int) -> np.ndarray:
-    """What previews show: the first validation items, or training items where there are none."""
+    """Indices for previews: the first validation items, or training items where there are none."""
     if len(validation) == 0:
         log.warning("no image is a validation image: previews show training images; raise --val-fraction or add images")
     return (validation if len(validation) else train)[:number]
@@ -226,8 +226,8 @@ def preview_indices(train: np.ndarray, validation: np.ndarray, number: int) -> n
 def catch_stop() -> Iterator[list[signal.Signals]]:
     """Yield a list that receives the signals to stop instead of the process; a second one of a kind acts as usual.
 
-    A second SIGTERM or SIGHUP of the next moment is taken for the first: a service manager signals every process of a
-    job, as the kernel does where a terminal is lost, and the shell script above this process passes its own on.
+    A second SIGTERM or SIGHUP within `SAME_STOP` counts as the first: a service manager, or the kernel when a terminal
+    is lost, signals every process of a job, and the parent process passes its own signal on.
     """
     received: list[signal.Signals] = []
     times: dict[int, float] = {}

@@ -24,14 +24,14 @@ from utils.training.task import TrainingOptions
 
 log = logging.getLogger(__name__)
 
-WARM, TIMED = 5, 20  # training steps before those that a plan is made from, and with them
+WARM, TIMED = 5, 20  # the time of a step is the median of training steps 6 to 20
 MOST_WAIT = 0.05  # share of the time that a GPU waits for data from which that is said
 
 
 class Metrics:
     """Gathers the numbers of steps and writes them, a line an interval.
 
-    `num_items` counts the items that are trained on; each holds `per_item` of what is counted a second, the `unit`.
+    `num_items` is the number of training items; each holds `per_item` units of the rate, images or tokens (`unit`).
     """
 
     def __init__(
@@ -56,10 +56,10 @@ class Metrics:
                 raise UserError("--tensorboard needs a package: pip install tensorboard, or leave it out") from None
 
     def begin(self, step: int, state: dict | None = None) -> None:
-        """Start after `step`: drop what a crashed run wrote later, or all of an earlier run; open TensorBoard.
+        """Start after `step`: drop rows that a crashed run wrote later, or all of an earlier run; open TensorBoard.
 
-        `state` is what the checkpoint of `step` keeps. Where that holds a row which was not written to its end, the
-        rows of `step` are dropped, since the row will be written again.
+        `state` is what `state()` returned for the checkpoint of `step`. If the rows of that step are incomplete, they
+        are dropped, since the row in `state` is written again.
         """
         rows = read_rows(self.folder.metrics) if step else []
         self.is_complete = any(row["step"] == step and _is_checkpoint(row) for row in rows)
@@ -107,7 +107,7 @@ class Metrics:
                 self.durations.append(time.perf_counter() - since)
 
     def restart_clock(self) -> None:
-        """Leave out of the rate what was not training."""
+        """Exclude the time until now from the rate."""
         self.clock, self.waited = time.perf_counter(), 0.0
 
     def add(self, numbers: dict[str, torch.Tensor | float], items: int) -> None:

@@ -41,9 +41,9 @@ def orthogonalize_wide(x: torch.Tensor) -> torch.Tensor:
     a, b, c = COEFFICIENTS
 
     def polynomial_of(gram: torch.Tensor) -> torch.Tensor:
-        found = b * gram + c * gram @ gram
-        found.diagonal(dim1=1, dim2=2).add_(a)
-        return found
+        polynomial = b * gram + c * gram @ gram
+        polynomial.diagonal(dim1=1, dim2=2).add_(a)
+        return polynomial
 
     gram = x @ x.mT
     product = polynomial = polynomial_of(gram)
@@ -88,8 +88,8 @@ class Muon(torch.optim.Optimizer):
                 state["momentum"] = torch.zeros_like(weight)
             state["momentum"].lerp_(weight.grad, 1 - momentum)
             directions.append(weight.grad.lerp(state["momentum"], momentum).flatten(1))
-        found = orthogonalize(torch.stack(directions), self.dtype)
-        rows, columns = found.shape[1:]
+        orthogonal = orthogonalize(torch.stack(directions), self.dtype)
+        rows, columns = orthogonal.shape[1:]
         torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-        steps = [step.view_as(weight) for step, weight in zip(found, weights, strict=True)]
+        steps = [step.view_as(weight) for step, weight in zip(orthogonal, weights, strict=True)]
         torch._foreach_add_(weights, steps, alpha=-group["lr"] * max(1, rows / columns) ** 0.5)

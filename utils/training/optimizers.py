@@ -35,20 +35,13 @@ def build_optimizers(
     groups += [_group([p for p in others if p.ndim < 2], VECTORS, rate, 0.0)]
     groups += [_group([matrix], HEAD / matrix[0].numel(), rate, decay) for matrix in matrices]
     fused = next(model.parameters()).device.type in ("cpu", "cuda")
-    found: Optimizers = {"optimizer": torch.optim.AdamW(groups, rate, betas=(0.9, 0.99), fused=fused)}
+    optimizers: Optimizers = {"optimizer": torch.optim.AdamW(groups, rate, betas=(0.9, 0.99), fused=fused)}
     if muon:
-        found["muon"] = Muon([_group(list(by_muon), 1.0, rate, decay)], rate, dtype)
-    return found
+        optimizers["muon"] = Muon([_group(list(by_muon), 1.0, rate, decay)], rate, dtype)
+    return optimizers
 
 
 def _group(parameters: list[nn.Parameter], scale: float, rate: float, decay: float) -> dict:
     # Both optimizers take `lr` times `weight_decay` from a weight, and `lr` is at most `rate` times `scale`.
     decay = decay / (rate * scale) if rate > 0 else 0.0
     return {"params": parameters, "scale": scale, "lr": rate * scale, "weight_decay": decay}
-
-
-def set_rate(optimizers: Optimizers, rate: float) -> None:
-    """Let the next step move the matrices of Muon at `rate`, and everything else in its proportion."""
-    for optimizer in optimizers.values():
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group["scale"]

@@ -52,10 +52,10 @@ class TrainingOptions(SplitOptions, ScriptOptions):
 
 
 class Task:
-    """What a script trains, on what, and how it is measured and drawn. `loop.run` calls it in this order.
+    """A model, its data, loss, validation and pictures. `loop.run` calls the methods in this order.
 
-    The constructor takes options and device, reads what the task learns from, and sets the attributes below. Whatever
-    does not fit is refused with `UserError` by it, by `build` or by `footprint`, before anything is written.
+    The constructor takes options and device, opens the data, and sets the attributes below. It, `build` and `footprint`
+    raise `UserError` if inputs do not fit, before anything is written.
     """
 
     kind: str  # of its checkpoints
@@ -67,32 +67,32 @@ class Task:
     dataset: FileDataset
     training: np.ndarray  # the items of the data set that it learns from
     validation: np.ndarray  # those that it is measured on
-    # What learns: it has a `device`, `checkpoint()`, all that an exact resume needs, which the processes ask for
-    # together, and `restore(content, path)`, which takes that up. `update(batch, step, share)` is a step of it with its
-    # random draws: it learns from this process's `share` of the step's items, and returns numbers to log, `loss` among
-    # them, the same in all processes.
+    # The learner has a `device`, `checkpoint()`, which returns all that an exact resume needs and is called by all
+    # processes together, and `restore(content, path)`. `update(batch, step, share)` is a training step with its random
+    # draws: it learns from this process's `share` of the items, and returns numbers to log, `loss` among them, the same
+    # in all processes.
     learner: Any
     update: Callable
     begun_from: tuple[Path, Bounds] | None = None  # weights that it begins from, and what they have learned from
 
     def build(self, saved: dict) -> None:
-        """Build the learner, for the checkpoint that an earlier process has saved, if one has."""
+        """Build the learner; `saved` is the checkpoint to resume from, empty if there is none."""
         raise NotImplementedError
 
     def footprint(self) -> Footprint | None:
-        """What a training step needs; None where nobody counts it."""
+        """Memory and operations of a training step; None for a task that does not count them."""
         return None
 
     def begin(self) -> Dataset:
-        """Prepare what takes long, once nothing can be refused; return the batches: `dataset[indices]` is one."""
+        """Do slow preparations, after all checks; return the data set to train on: `dataset[indices]` is a batch."""
         return self.dataset
 
     def validate(self) -> dict[str, float]:
-        """What a checkpoint measures, `val_loss` among it, or nothing without validation images."""
+        """The validation numbers of a checkpoint, `val_loss` among them, or nothing without validation images."""
         raise NotImplementedError
 
     def watch(self) -> dict[str, float]:
-        """What stands in each log line beside the training numbers, so it should be quick."""
+        """Numbers to add to each log line, so it should be quick."""
         return {}
 
     def preview(self, step: int) -> None:
@@ -100,4 +100,4 @@ class Task:
         raise NotImplementedError
 
     def finish(self, step: int) -> dict | None:
-        """What is left to do once all training steps are done; return statistics that `latest.pt` keeps, if any."""
+        """Final work after the last training step; return statistics for `latest.pt`, or None."""
