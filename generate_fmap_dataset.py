@@ -1,4 +1,4 @@
-"""Step 2: encode every image into a feature map.
+r"""Step 2: encode every image into a feature map.
 
 Reads a dataset.json of images and an autoencoder; writes a .npy for each map, or with --packed for each folder of maps,
 and a dataset.json under --out-dir.

@@ -1,4 +1,4 @@
-"""Step 4: drop the units of a codebook that the training maps hardly use.
+r"""Step 4: drop the units of a codebook that the training maps hardly use.
 
 Reads a dataset.json of feature maps and a codebook; writes models_checkpoint/pruned_codebook.pt and a line of
 metrics.jsonl under --out-dir. The survivors keep their order, their vectors and their places on the map. With

@@ -1,4 +1,4 @@
-"""Step 1: train the autoencoder on a folder of images.
+r"""Step 1: train the autoencoder on a folder of images.
 
 Reads a dataset.json of images; writes checkpoints, reconstructions (images/ground_truth_N.png, recon_N.png) and
 metrics.jsonl under --out-dir.

@@ -1,4 +1,4 @@
-"""Step 3: train a codebook, a self-organizing map over the patches of feature maps.
+r"""Step 3: train a codebook, a self-organizing map over the patches of feature maps.
 
 Reads a dataset.json of feature maps and the autoencoder that made them; writes checkpoints, validation images decoded
 before and after quantization (images/image_plot_N.png, quant_image_plot_N.png, and with the originals

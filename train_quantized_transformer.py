@@ -1,4 +1,4 @@
-"""Step 5: train the transformer of one stage of the cascade.
+r"""Step 5: train the transformer of one stage of the cascade.
 
 With --train-base-model it writes the coarsest grid from a condition token; else it writes a finer grid from a
 coarser one. Reads a dataset.json of feature maps, the autoencoder and two codebooks; writes checkpoints, validation

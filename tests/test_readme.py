@@ -145,6 +145,7 @@ def test_requirements_are_ranges_that_this_environment_meets(name):
 def test_docstring_command_is_in_the_readme(step):
     doc = importlib.import_module(step).__doc__
     example = next(block for block in doc.split("\n\n") if block.startswith("    python "))
+    assert all(len(line) <= 120 for line in example.splitlines())  # so --help shows it as it is written
     words = shlex.split(example.replace("\\\n", " "))
     flags = {word for word in words if word.startswith("-")}
     candidates = [arguments for name, arguments in modules_of(commands_of("README.md")) if name == step]

@@ -211,8 +211,8 @@ class ScriptOptions:
 
     out_dir: Path = option("folder to write to")
     device: str = option("auto (cuda, mps or cpu), or a torch device", "auto")
-    overwrite: bool = option("replace what --out-dir holds of other inputs or arguments", False)
-    verify: bool = option("read all data once, where only times of files have changed, as by a copy", False)
+    overwrite: bool = option("replace results made from different inputs or options", False)
+    verify: bool = option("if only timestamps changed (e.g. after copying), compare checksums once", False)
 
 
 @dataclass(frozen=True, kw_only=True)
