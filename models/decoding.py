@@ -1,4 +1,4 @@
-"""Decoding one position at a time: a cache of keys and values, and a model prepared for it."""
+"""Decoding one position at a time: the cache of keys and values, and the preparation of a model."""
 
 from functools import partial
 
@@ -11,7 +11,7 @@ from models.transformer import Transformer, attend
 class KVCache:
     """Keys and values of all layers, one row per hypothesis.
 
-    Under a sliding window, slot 0 holds position 0 and the other slots are reused in turn. Positions are absolute, so a
+    With a sliding window, slot 0 holds position 0, and the other slots form a ring buffer. Positions are absolute, so a
     key stays valid in any slot.
     """
 
@@ -26,11 +26,11 @@ class KVCache:
         self.reordered = 0  # position of the last reordering
 
     def slot(self, position: int) -> int:
-        """Where a position is stored."""
+        """The slot of a position."""
         return 1 + (position - 1) % (self.capacity - 1) if position else 0
 
     def update(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store k and v (R, heads, 1, head_dim) of this position → the keys and values that it sees, in any order."""
+        """Store k and v (R, heads, 1, head_dim) of this position → the keys and values to attend to, in any order."""
         slot, seen = self.slot(self.position), min(self.position + 1, self.capacity)
         self.keys[layer, :, :, slot : slot + 1], self.values[layer, :, :, slot : slot + 1] = k, v
         return self.keys[layer, :, :, :seen], self.values[layer, :, :, :seen]
@@ -38,10 +38,10 @@ class KVCache:
     def reorder(self, rows: torch.Tensor) -> None:
         """Continue row i from the state of row `rows[i]`; a row that stays is not copied.
 
-        Rows with the same parent are equal up to the last reordering. If each row continues from one with its own
-        parent, as when an image keeps one beam, only the positions since then are copied.
+        Rows with the same parent are equal up to the last reordering. If each row continues from a row with the same
+        parent as its own, as when an image keeps one beam, only the positions since then are copied.
         """
-        order = rows.tolist()  # the only wait for the device
+        order = rows.tolist()  # the only synchronisation with the device
         since = self.reordered if [self.parents[row] for row in order] == self.parents else 0
         slots = sorted({self.slot(position) for position in range(since, self.position)})
         moved = [row for row, parent in enumerate(order) if row != parent]
@@ -53,7 +53,7 @@ class KVCache:
 
 
 class CachedDecoder:
-    """`next_logits` continues from a cache instead of computing the prefix again.
+    """`next_logits` continues from a cache instead of recomputing the prefix.
 
     `source` (N, S) are the coarse tokens of N images, encoded once; the rows of an image are consecutive.
     """
@@ -63,7 +63,7 @@ class CachedDecoder:
         memory = [] if source is None else model.encode(source)
         self.reads = [partial(self._read, k=k.contiguous(), v=v.contiguous()) for k, v in memory]
         self.reads = self.reads or [None] * len(model.decoder)
-        self.reorder = self.cache.reorder  # row i continues from row `rows[i]`, of the same image
+        self.reorder = self.cache.reorder  # row i continues from row `rows[i]` of the same image
 
     @torch.compiler.disable  # its shapes change at each position
     def _see(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: int) -> torch.Tensor:
@@ -78,7 +78,7 @@ class CachedDecoder:
 
     @property
     def position(self) -> int:
-        """Of the next input."""
+        """The position of the next input."""
         return self.cache.position
 
     def next_logits(self, inputs: torch.Tensor, start: torch.Tensor | None = None) -> torch.Tensor:
@@ -107,10 +107,10 @@ class PackedLinear(nn.Module):
 
 
 def make_ready(model: Transformer, dtype: torch.dtype, rows: int, compiled: bool = False) -> None:
-    """Turn a model into one that only decodes, `rows` rows at once, in `dtype` except for the logits.
+    """Prepare a model in place to only decode, `rows` rows at once, in `dtype` except for the logits.
 
-    On the CPU the decoder's weights are packed, except where this is slower (one row in float32) or not supported
-    (bfloat16 on some processors).
+    On the CPU the decoder's weights are packed, unless this is slower (one row in float32) or not supported (bfloat16
+    on some processors).
     """
     model.eval().to(dtype)
     model.norm.float()

@@ -28,8 +28,8 @@ from utils.runtime.draws import draw
 from utils.sampling import SamplingConfig
 
 KIND = "transformer"
-NEAR = 8  # units that a coarse token may slip to under `condition_noise`
-LABEL_DROPOUT = 0.1  # share of images that train without their label, so that generation works without one
+NEAR = 8  # nearest units by which `condition_noise` may replace a coarse token
+LABEL_DROPOUT = 0.1  # share of images whose label is dropped in training, so that generation works without one
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class StageConfig:
         is_base: bool,
         labels: tuple[str, ...] = (),
     ) -> "StageConfig":
-        """The config of a stage between two codebooks; a base stage's `coarse` has one patch a map."""
+        """The config of a stage between two codebooks; a base stage needs a `coarse` with one patch per feature map."""
         grids = [Grid(*codebook.config.grid, len(codebook)) for codebook in (coarse, fine)]
         if is_base and grids[0].length != 1:
             raise UserError(
@@ -64,7 +64,7 @@ class StageConfig:
         return cls(transformer, *grids, is_base, labels)
 
     def example(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens of as many images, coarse and fine, as training reads them, to count what a step needs."""
+        """Placeholder coarse and fine tokens of `number` images, shaped as in training, to measure memory and FLOPs."""
         coarse = self.coarse.length + bool(self.labels)
         return tuple(torch.zeros(number, length, dtype=torch.long) for length in (coarse, self.fine.length))
 
@@ -77,16 +77,16 @@ class Stage(nn.Module):
         self.config = config
         self.origin: Origin = {}  # fingerprints of the models it was trained with, once loaded from a checkpoint
         self.fingerprint: str | None = None  # of that checkpoint
-        self.bounds = Bounds()  # of the images that it has learned from, as that checkpoint has it
+        self.bounds = Bounds()  # which images it was trained on, according to that checkpoint
         self.near: torch.Tensor | None = None  # the `near_units` of the coarse codebook, for `condition_noise`
-        conditions = config.coarse.num_units + (config.transformer.condition_dropout > 0)  # the null is the last
+        conditions = config.coarse.num_units + (config.transformer.condition_dropout > 0)  # the last is null
         firsts, source = (conditions, None) if config.is_base else (1, config.coarse)
         inputs = config.fine.num_units + firsts
         self.transformer = Transformer(config.transformer, config.fine, inputs, source, conditions)
         if config.labels:
-            self.label = nn.Embedding(len(config.labels) + 1, config.transformer.in_dim)  # the last is none
+            self.label = nn.Embedding(len(config.labels) + 1, config.transformer.in_dim)  # the last means no label
             nn.init.normal_(self.label.weight, std=0.5)
-            # How many images have a label and a condition: (labels, conditions).
+            # Number of images for each label and condition, (labels, conditions).
             usage = torch.zeros(len(config.labels), config.coarse.num_units, dtype=torch.int64)
             self.register_buffer("label_usage", usage)
 
@@ -103,9 +103,9 @@ class Stage(nn.Module):
 
     @torch.no_grad()
     def init_embeddings(self, coarse: Codebook, fine: Codebook) -> None:
-        """Initialise the embeddings of tokens so that they are as close to each other as their units are.
+        """Initialise the token embeddings so that they are as close to each other as their units are.
 
-        What the stage learns about one token then applies to similar ones. Also prepares `condition_noise`.
+        What the stage learns about one token then carries over to similar ones. Also prepares `condition_noise`.
         """
         if self.config.transformer.condition_noise:
             self.near = near_units(coarse)
@@ -115,10 +115,10 @@ class Stage(nn.Module):
             vectors[: len(codebook)] = smooth_features(codebook.units, vectors)
 
     def disturb(self, coarse: torch.Tensor) -> torch.Tensor:
-        """Coarse tokens (B, S) as training sees them: some replaced by a near unit, some images without any.
+        """Augment coarse tokens (B, S) for training: replace some by near units, drop those of some images.
 
-        Noise makes a stage tolerate errors of the stage before it (Ho et al. 2021, "Cascaded diffusion models"); images
-        without a condition are needed for guidance (Ho and Salimans 2022). One of the labels of an image is drawn.
+        Noise makes a stage tolerate errors of the previous stage (Ho et al. 2021, "Cascaded diffusion models"); images
+        without a condition are needed for guidance (Ho and Salimans 2022). One label per image is drawn at random.
         """
         config, device = self.config.transformer, coarse.device
         coarse, labels = coarse.tensor_split([self.config.coarse.length], dim=1)
@@ -129,7 +129,7 @@ class Stage(nn.Module):
             choice = draw(lambda number: torch.randint(near, (number, length), device=device), len(coarse))
             coarse = torch.where(slips, self.near[coarse, choice], coarse)
         if self.config.labels:
-            num = (labels < len(self.config.labels)).sum(1, keepdim=True)  # they come first
+            num = (labels < len(self.config.labels)).sum(1, keepdim=True)  # known labels come first
             labels = labels.gather(1, (uniform(num) * num).long())
             dropped = uniform(num) < LABEL_DROPOUT
             coarse = torch.cat((coarse, labels.masked_fill(dropped, len(self.config.labels))), dim=1)
@@ -139,24 +139,24 @@ class Stage(nn.Module):
         return coarse
 
     def without_condition(self, coarse: torch.Tensor) -> torch.Tensor:
-        """The coarse tokens of the same number of images with neither condition nor label."""
+        """Null coarse tokens for the same number of images: neither condition nor label."""
         nothing = torch.full_like(coarse, self.config.coarse.num_units)
         nothing[:, self.config.coarse.length :] = len(self.config.labels)
         return nothing
 
     def with_labels(self, coarse: torch.Tensor, names: list[str | None]) -> torch.Tensor:
-        """Condition tokens (N, 1), followed by the label of each image, or none, if the stage uses labels: (N, 2)."""
+        """Condition tokens (N, 1) → (N, 2) with the label of each image, or no label, if the stage uses labels."""
         if not self.config.labels:
             return coarse
         indices = [len(self.config.labels) if name is None else self.config.labels.index(name) for name in names]
         return torch.cat((coarse, torch.tensor(indices, device=coarse.device)[:, None]), dim=1)
 
     def start(self, coarse: torch.Tensor) -> torch.Tensor | None:
-        """What is added to the embedding of the first input: the vector of the first label of each image, (B, dim)."""
+        """The embedding of the first label of each image (B, dim), to add to the first input; None without labels."""
         return self.label(coarse[:, 1]) if self.config.labels else None
 
     def shift(self, coarse: torch.Tensor, other: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-        """A share (B,) of the way from the vectors of conditions (B, 1 …) to those of others (B, 1), (B, dim)."""
+        """A share (B,) of the way from the embeddings of conditions (B, 1 …) to those of others (B, 1): (B, dim)."""
         embed = self.transformer.embed.token
         return share[:, None].to(embed.weight) * (embed(self.first_input(other)) - embed(self.first_input(coarse)))
 
@@ -173,7 +173,7 @@ class Stage(nn.Module):
         return coarse[:, 0] + behind if self.config.is_base else torch.full_like(coarse[:, 0], behind)
 
     def source(self, coarse: torch.Tensor) -> torch.Tensor | None:
-        """What the encoder reads: the coarse tokens, or nothing in a base stage."""
+        """The input of the encoder: the coarse tokens, or None in a base stage."""
         return None if self.config.is_base else coarse
 
     def inputs_and_targets(self, coarse: torch.Tensor, fine: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -183,7 +183,7 @@ class Stage(nn.Module):
     def forward(self, coarse: torch.Tensor, fine: torch.Tensor) -> dict[str, torch.Tensor]:
         """Coarse tokens (B, S) and fine tokens (B, T) → means over all tokens.
 
-        `loss` in nats, `bits`, and `accuracy`: the share of tokens to which the model gave the highest probability.
+        `loss` in nats, `bits`, and `accuracy`: the share of tokens that were predicted with the highest probability.
         """
         if self.training:
             coarse = self.disturb(coarse)
@@ -207,10 +207,9 @@ class Stage(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Coarse tokens (N, S) → fine tokens (N, T) and their scores (N,); `uniform` (N, T, num_beam) are the draws.
 
-        `kept` (N, P) are the first tokens of each image, if they are given. `towards`, for a base stage, are other
-        conditions (N, 1), and shares (N,) of the way by which the vectors of the conditions are moved to theirs.
-        `progress` is called after each position. Under guidance each image runs twice in the batch, with and without
-        its condition.
+        `kept` (N, P) are the first tokens of each image if they are given, as in a completion. `towards`, for a base
+        stage, interpolates the conditions: other conditions (N, 1), and the share (N,) of the way to them. `progress`
+        is called after each position. With guidance each image is in the batch twice, with and without its condition.
         """
         first, images = self.first_input(coarse), len(coarse)
         shift = None if towards is None else self.shift(coarse, *towards)
@@ -239,7 +238,7 @@ class Stage(nn.Module):
 
 
 def check_labels(path: Path, config: StageConfig) -> None:
-    """Raise `UserError` if the stage in `path`, whose weights another is to start from, was given other labels."""
+    """Raise `UserError` if the stage in `path`, from which training is to start, was trained with other labels."""
     known, given = load_checkpoint(path, KIND, memory_map=True)["config"].get("labels", ()), config.labels
     if tuple(known) != given:
         names = [", ".join(labels) or "none" for labels in (known, given)]
@@ -250,15 +249,15 @@ def check_labels(path: Path, config: StageConfig) -> None:
 
 
 def uniform(like: torch.Tensor) -> torch.Tensor:
-    """Random numbers in [0, 1) for items of the shape of `like` (B, …)."""
+    """Uniform random numbers in [0, 1) of the shape of `like` (B, …)."""
     return draw(lambda number: torch.rand((number, *like.shape[1:]), device=like.device), len(like))
 
 
 def smooth_features(units: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Units (K, D) → vectors (K, dim) with the width and the standard deviation of `like` (N, dim).
 
-    Random Fourier features (Rahimi and Recht 2007): the product of two vectors is a Gaussian of the distance of their
-    units, as wide as the standard deviation of a component times √D.
+    Random Fourier features (Rahimi and Recht 2007): the dot product of two vectors is a Gaussian of the distance of
+    their units, whose width is the standard deviation of a component times √D.
     """
     scaled = (units / units.var(0, correction=0).mean().sqrt().clamp(min=1e-12)).to(like)
     projection = torch.randn(units.shape[1], like.shape[1]).to(like) / units.shape[1] ** 0.5

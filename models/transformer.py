@@ -1,7 +1,7 @@
 """The transformer of every stage: a decoder over a grid of tokens, and in a cascade stage an encoder of a coarser grid.
 
 Sources: pre-norm and gated MLP (Shazeer 2020, "GLU variants improve transformer"), query-key normalisation (Henry et
-al. 2020). Positions are learned, a vector a row and one a column.
+al. 2020). Positions are learned: one vector per row and one per column.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from utils.core.options import check_ranges, option
 from utils.runtime.draws import draw
 
 Attend = Callable[..., torch.Tensor]
-LARGEST = 2**16  # rows, columns and units of a grid, and widths: a config may come from a stranger
+LARGEST = 2**16  # limit of rows, columns, units and widths, because a config may come from an untrusted source
 
 
 @dataclass(frozen=True)
@@ -27,19 +27,19 @@ class TransformerConfig:
     """The JSON keys of a transformer."""
 
     model_lr: float = option("peak learning rate, for steps of 2,048 tokens", low=0)
-    use_sliding_window: bool = option("whether a token sees only the tokens of a window, and the first token")
-    sliding_window: int = option("tokens of the window, itself counted", low=2)
+    use_sliding_window: bool = option("whether a token attends only to a window of tokens and to the first token")
+    sliding_window: int = option("tokens in the window, including the token itself", low=2)
     num_enc_layers: int = option("layers of the encoder; a base stage has none", low=0, high=1024)
     num_dec_layers: int = option("layers of the decoder", low=1, high=1024)
     self_attn_heads: int = option("heads of self-attention; they must divide `in_dim`", low=1)
     cross_attn_heads: int = option("heads of cross-attention; they must divide `in_dim`", low=1)
     in_dim: int = option("width", low=1, high=LARGEST)
-    hidden_dim: int = option("width inside the MLP, which is gated: one half multiplies the other", low=1, high=LARGEST)
+    hidden_dim: int = option("hidden width of the gated MLP", low=1, high=LARGEST)
     hidden_activation: str = option("activation of the MLP", choices=ACTIVATIONS)
     dropout: float = option("share of channels dropped in embeddings and blocks", 0.0, low=0, below=1)
-    weight_decay: float = option("share that a step at the peak rate takes from matrices", 3e-4, low=0, below=0.01)
-    condition_dropout: float = option("share of images without a condition; guidance needs it", 0.0, low=0, below=1)
-    condition_noise: float = option("share of coarse tokens that become one of 8 near units", 0.0, low=0, below=1)
+    weight_decay: float = option("decay of matrices per step at the peak rate", 3e-4, low=0, below=0.01)
+    condition_dropout: float = option("share of images without a condition; needed for guidance", 0.0, low=0, below=1)
+    condition_noise: float = option("share of coarse tokens replaced by one of 8 near units", 0.0, low=0, below=1)
     use_labels: bool = option("whether a base stage learns the labels of the images, for `--label`", False)
 
     def __post_init__(self) -> None:
@@ -73,8 +73,8 @@ def attend(
 ) -> torch.Tensor:
     """Attention of q (…, T, d) to k and v (…, S, d), where `mask` is true, or causal.
 
-    On the CPU plain products replace the fused kernel where they are faster: with a gradient, and for few queries, as
-    in decoding; both only while the scores are few enough to keep.
+    On the CPU, plain matrix products replace the fused kernel where they are faster: with gradients, and for few
+    queries, as in decoding; both only if there are few enough scores to keep in memory.
     """
     is_small = q.shape[:-1].numel() * k.shape[-2] <= 2**24
     is_plain = q.device.type == "cpu" and is_small and (q.requires_grad or 4 * q.shape[-2] <= k.shape[-2])
@@ -91,8 +91,8 @@ def attend(
 def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None) -> torch.Tensor:
     """Attention (B, heads, T, d) of each token to itself, the tokens before it within `window`, and position 0.
 
-    Token t sees t − window + 1 … t and 0. Memory is linear in T: blocks of `window` queries meet the `2·window` keys
-    that they can see, and position 0.
+    Token t attends to t − window + 1 … t and 0. Memory is linear in T: each block of `window` queries is multiplied
+    with the `2·window` keys in its range, and position 0.
     """
     batch, _, length, _ = q.shape
     if window is None or window >= length:
@@ -104,7 +104,7 @@ def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: 
     query = start + torch.arange(window, device=q.device)[:, None]
     key = start + torch.arange(-window, window, device=q.device)
     in_band = (key >= 0) & (key <= query) & (key > query - window)  # (num, window, 2·window)
-    mask = torch.cat((query >= window, in_band), dim=-1)[:, None]  # position 0 where the band does not hold it
+    mask = torch.cat((query >= window, in_band), dim=-1)[:, None]  # position 0 if it is outside the band
     y = attend(q, k, v, mask)
     y = y.unflatten(1, (batch, -1)).permute(1, 2, 0, 3, 4)  # (B, heads, num, window, d)
     return y.flatten(2, 3)[:, :, :length]
@@ -128,7 +128,7 @@ def norm(dim: int) -> nn.LayerNorm:
 
 
 class Attention(nn.Module):
-    """The projections of multi-head attention, with normalised queries and keys; the caller multiplies them."""
+    """The projections of multi-head attention, with normalised queries and keys; the caller computes the attention."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -170,7 +170,7 @@ class GatedMLP(nn.Module):
 
 
 class ChannelDropout(nn.Module):
-    """Dropout of a channel at all positions of an image (Gal and Ghahramani 2016): it needs few random numbers."""
+    """Dropout of a channel at all positions of an image (Gal and Ghahramani 2016), which needs few random numbers."""
 
     def __init__(self, share: float) -> None:
         super().__init__()
@@ -184,7 +184,7 @@ class ChannelDropout(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention, then cross-attention to the encoder's output if it has that, then the MLP."""
+    """Self-attention, then cross-attention to the output of the encoder, if there is one, then the MLP."""
 
     def __init__(self, config: TransformerConfig, has_cross_attention: bool = False) -> None:
         super().__init__()
@@ -208,7 +208,7 @@ class Block(nn.Module):
 
 
 class GridEmbedding(nn.Module):
-    """The sum of three learned vectors: one for the token, one for its row and one for its column."""
+    """The sum of three learned embeddings: of the token, its row and its column."""
 
     def __init__(self, grid: Grid, num_tokens: int, dim: int) -> None:
         super().__init__()
@@ -217,9 +217,9 @@ class GridEmbedding(nn.Module):
         self.row, self.column = nn.Embedding(grid.height, dim), nn.Embedding(grid.width, dim)
 
     def forward(self, tokens: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
-        """Tokens (B, T) at the cells (T,), numbered in raster order → (B, T, dim), under autocast in its dtype."""
+        """Tokens (B, T) at cells (T,), numbered in raster order → (B, T, dim), in the dtype of autocast, if enabled."""
         x = self.token(tokens) + (self.row(cells // self.width) + self.column(cells % self.width))
-        device = x.device.type  # autocast does not cast sums, and the residual stream should have its dtype
+        device = x.device.type  # autocast does not cast sums, but the residual stream should be in its dtype
         return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
@@ -227,8 +227,8 @@ class Transformer(nn.Module):
     """Logits of the tokens of a grid, in raster order, given the tokens before them and a coarser grid.
 
     The decoder writes `grid`; the encoder reads `source`. Their inputs come from vocabularies of `num_inputs` and
-    `num_sources`, which may be larger than those of the grids: `models.stage` owns that layout. Input i has the
-    position of cell i, which it predicts.
+    `num_sources`, which may be larger than those of the grids: `models.stage` defines that layout. Input i has the
+    position of cell i, the cell that it predicts.
     """
 
     def __init__(
@@ -251,7 +251,7 @@ class Transformer(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Blocks start as the identity and the head as a uniform guess: their last matrices are zero."""
+        """Blocks start as the identity and the head as a uniform distribution: their last matrices are zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
