@@ -16,17 +16,17 @@ from utils.data.split import Bounds
 from utils.runs.checkpoint import fingerprint, load_checkpoint, load_weights
 
 KIND = "codebook"
-# Distances computed at once in a search: 4 MiB fit into a processor's cache, which makes the search three times as fast
-# as blocks of 32 MiB; a GPU needs larger blocks.
+# Distances per block of a search: blocks of 4 MiB fit into a CPU's cache, which is three times as fast as blocks of 32
+# MiB; a GPU needs larger blocks.
 SEARCH_CELLS = {"cpu": 2**20, "cuda": 2**24}
-MAX_UNITS, MAX_NUMBERS = 2**14, 2**22  # K, and in all units together K·D
+MAX_UNITS, MAX_NUMBERS = 2**14, 2**22  # limits of K and of K·D
 
 
 @dataclass(frozen=True)
 class CodebookConfig:
     """The JSON keys of a codebook."""
 
-    model_lr: float = option("smallest share of the distance that a patch moves its unit", above=0, below=1)
+    model_lr: float = option("least fraction of the distance by which a patch moves its unit", above=0, below=1)
     image_H: int = option("height of the feature maps", low=1)
     image_W: int = option("width of the feature maps", low=1)
     image_C: int = option("channels of the feature maps", low=1)
@@ -34,9 +34,9 @@ class CodebookConfig:
     patch_W: int = option("width of a patch", low=1)
     num_embeddings: int = option("units of the map before pruning; all units together hold at most 2²² numbers", low=2)
     neighbourhood_step: int = option(
-        "training steps until the radius shrinks by one; at most a fifth of the run in all", low=1
+        "training steps per decrease of the radius by one; all decreases take at most a fifth of the run", low=1
     )
-    final_radius: float = option("radius at which it stops; above 0 the map is smoother and less precise", 0.0, low=0)
+    final_radius: float = option("final radius; above 0 the map is smoother and less precise", 0.0, low=0)
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -68,10 +68,10 @@ class CodebookConfig:
 
 
 class Codebook(nn.Module):
-    """K units of dimension D, each at a place of the map. Nothing in it has a gradient.
+    """K units of dimension D, each at a place on the map. Nothing in it has a gradient.
 
-    Buffers: `units` (K, D) float32; `coordinates` (K, 2) int64, row and column on the map; `counts` (K,) int64, how
-    often each unit was the best match over a data set, zero until those of a `Census` are copied in.
+    Buffers: `units` (K, D) float32; `coordinates` (K, 2) int64, row and column on the map; `counts` (K,) int64, for how
+    many patches of a data set each unit is the best match, zero until a `Census` is copied in.
     """
 
     def __init__(self, config: CodebookConfig, num_units: int | None = None) -> None:
@@ -83,9 +83,9 @@ class Codebook(nn.Module):
         self.register_buffer("units", torch.zeros(num_units, config.dim))
         self.register_buffer("coordinates", torch.stack((index // columns, index % columns), dim=1))
         self.register_buffer("counts", torch.zeros(num_units, dtype=torch.int64))
-        self.origin: Origin = {}  # fingerprints of the models that made its data, once loaded from a checkpoint
-        self.step = 0  # of its training, as that checkpoint has it
-        self.bounds = Bounds()  # of the maps that it has learned from, likewise
+        self.origin: Origin = {}  # fingerprints of the models that its data come from, once loaded from a checkpoint
+        self.step = 0  # of its training, according to that checkpoint
+        self.bounds = Bounds()  # which maps it was trained on, likewise
 
     @classmethod
     def load(cls, path: Path) -> "Codebook":
@@ -103,7 +103,7 @@ class Codebook(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """The hash that later steps record."""
+        """A hash of the codebook, which later steps record."""
         return fingerprint(self.state_dict())
 
     @property
@@ -112,9 +112,9 @@ class Codebook(nn.Module):
         return self.config.image_C, self.config.image_H, self.config.image_W
 
     def check_fits(self, path: Path, shape: tuple[int, ...], origin: Origin) -> None:
-        """Raise `UserError` naming `path`, the file of the codebook, if it is not for feature maps of this shape.
+        """Raise `UserError` naming `path`, the file of the codebook, if it does not fit feature maps.
 
-        Nor may what they were made with be other models than those that made what the codebook was trained on.
+        They have this shape, and their models (`origin`) must be those of the codebook's training data.
         """
         if shape != self.fmap_shape:
             raise UserError(
@@ -130,13 +130,13 @@ class Codebook(nn.Module):
     def nearest(self, patches: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
         """Patches (N, D) → squared distances and indices of the `k` nearest units, each (N, k), nearest first.
 
-        The search runs in blocks, so its memory beside the results does not grow with N.
+        The search runs in blocks, so apart from the results its memory does not grow with N.
         """
         half_norms = self.units.square().sum(1) / 2
         cells = SEARCH_CELLS.get(self.units.device.type, SEARCH_CELLS["cpu"])
         errors, indices = [], []
         for block in patches.split(max(1, cells // max(self.units.shape))):
-            scores = torch.addmm(half_norms, block, self.units.T, alpha=-1)  # ½|u|² − p·u, least where |p − u| is
+            scores = torch.addmm(half_norms, block, self.units.T, alpha=-1)  # ½|u|² − p·u, smallest where |p − u| is
             nearest = scores.topk(k, largest=False).indices if k > 1 else scores.argmin(1, keepdim=True)
             errors.append(torch.stack([self.units[column].sub_(block).square_().sum(1) for column in nearest.T], dim=1))
             indices.append(nearest)
@@ -151,26 +151,26 @@ class Codebook(nn.Module):
         return unpatchify(self.units[tokens], *self.fmap_shape, self.config.patch_H)
 
     def quantize(self, fmap: torch.Tensor) -> torch.Tensor:
-        """Feature maps (B, C, H, W) → the same with each patch replaced by the unit nearest to it."""
+        """Feature maps (B, C, H, W) → the same with each patch replaced by its nearest unit."""
         return self.lookup(self.find_bmu(fmap))
 
     def quantization_error(self, fmap: torch.Tensor) -> torch.Tensor:
-        """Mean squared error of a number of the feature maps (B, C, H, W) after quantization. A scalar."""
+        """Mean squared error per number of feature maps (B, C, H, W) after quantization. A scalar."""
         return self.nearest(self.patchify(fmap))[0].mean() / self.config.dim
 
     @torch.no_grad()
     def lay_out(self, patches: torch.Tensor) -> None:
-        """Make the units patches of the data, laid out along its first two principal components.
+        """Initialise the units with patches (N, D) of the data, N at least K, laid out by their principal components.
 
-        `patches` (N, D) with N at least K. Sorted by the component that the map's longer side follows, they are cut
-        into as many groups as it has columns, and each group is sorted by the other: the map starts ordered.
+        They are sorted by the first component and divided into one group per column of the map. Each group is sorted by
+        the second component. So the map is ordered from the start.
         """
         chosen = patches[: len(self)]
         columns = self.config.map_shape[1]
         _, _, axes = torch.pca_lowrank(patches, q=min(2, *patches.shape))
         scores = (chosen - patches.mean(0)) @ axes  # (K, 2), or (K, 1) where D is 1
         column = torch.empty(len(self), dtype=torch.int64, device=patches.device)
-        places = self.coordinates[:, 1].sort(stable=True).values  # columns to fill, as often as the map has them
+        places = self.coordinates[:, 1].sort(stable=True).values  # each column, once for each of its places
         column[scores[:, 0].argsort()] = places
         for index in range(columns):
             members = (column == index).nonzero().squeeze(1)

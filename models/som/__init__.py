@@ -1,1 +1,1 @@
-"""The self-organizing map behind a codebook: how it learns, is put in order, measured and drawn."""
+"""The self-organizing map behind a codebook: its learning, arrangement, statistics and pictures."""

@@ -1,4 +1,4 @@
-"""How a map learns: the radius of a step, the update from a batch, and the moves of units that are hardly used."""
+"""How a map learns: the radius at a step, the update from a batch, and the relocation of rarely used units."""
 
 import math
 from pathlib import Path
@@ -23,12 +23,12 @@ BALANCE_WEIGHT = 0.25  # weight of a patch of the balancing sample, relative to 
 def neighbourhood_radius(step: int, total_steps: int, config: CodebookConfig) -> float:
     """The radius at a step. It starts at half the map's longest side and ends at `final_radius`.
 
-    It shrinks by one every `neighbourhood_step` steps. A run too short for that shrinks it faster, so that the last
-    80 % of the steps have the final radius.
+    It shrinks by one every `neighbourhood_step` steps, or faster in a short run, so that the last 80 % of the steps
+    have the final radius.
     """
     start = max(config.map_shape) // 2
     # The first 20 % of the steps are divided into `start` equal parts; the second term counts those that have passed.
-    # Integers keep rounding errors from delaying the end into the last 80 %.
+    # Integer arithmetic prevents rounding errors from extending it into the last 80 %.
     shrunk = max(step // config.neighbourhood_step, 5 * step * start // total_steps)
     return max(config.final_radius, start - shrunk)
 
@@ -43,10 +43,10 @@ def smooth(grid: torch.Tensor, radius: float) -> torch.Tensor:
 
 
 def sample_size(config: CodebookConfig, planned: int) -> int:
-    """Number of patches in the sample that a map starts from and is balanced with.
+    """Number of patches in the sample from which a map is initialised and with which it is balanced.
 
-    64 per unit, or an eighth of the `planned` patches of the run if that is less, but at least 8 per unit. Never more
-    than 128 MiB.
+    64 per unit, or an eighth of the `planned` patches of the run if that is fewer, but at least 8 per unit. At most 128
+    MiB.
     """
     units = config.num_embeddings
     return min(max(8 * units, min(64 * units, planned // 8)), 2**25 // config.dim)
@@ -57,8 +57,8 @@ def draw_sample(
 ) -> torch.Tensor:
     """Up to `wanted` patches (N, D), in random order, of the feature maps `indices`.
 
-    About a quarter of the patches of each map that is read: a few patches of many maps are a better sample than all
-    patches of a few maps, but reading every map would take long.
+    It takes about a quarter of the patches of each map that it reads: a few patches of many maps are a better sample
+    than all patches of a few maps, but reading every map would take long.
     """
     rng = np.random.default_rng(seed & 0xFFFFFFFF)
     per_map = math.prod(codebook.config.grid)
@@ -73,20 +73,20 @@ def draw_sample(
 
 
 def count(indices: torch.Tensor, number: int) -> torch.Tensor:
-    """How often each of `number` units is in `indices` (N,), float32 (number,), without `bincount`'s wait for a GPU."""
+    """How often each of `number` units is in `indices` (N,), float32 (number,), without `bincount`'s GPU sync."""
     ones = torch.ones(len(indices), device=indices.device)
     return torch.zeros(number, device=indices.device).index_add_(0, indices, ones)
 
 
 @torch.no_grad()
 def balance(codebook: Codebook, sample: torch.Tensor) -> torch.Tensor:
-    """Move the units that matter least to where the error is largest, then arrange the units on the map again.
+    """Move the units of least utility to where the error is largest, then rearrange the units on the map.
 
     The neighbourhood pulls units into the empty space between patches and leaves too few of them where patches are
-    dense. Each round first moves every unit to the mean of its cell, the patches of `sample` (N, D) that it is nearest
-    to. Then it sorts units by utility: the error that would be added if the patches of a cell had to use their second
-    nearest unit (Fritzke 1997, "The LBG-U method for vector quantization"). The unit of least utility moves to the cell
-    of largest error, the next one to the next cell, and so on, each to a patch drawn in proportion to squared error. A
+    dense. Each round first moves every unit to the mean of its cell: the patches of `sample` (N, D) nearest to it. Then
+    it ranks units by utility: the increase of the error if the patches of the cell had to use their second nearest unit
+    (Fritzke 1997, "The LBG-U method for vector quantization"). The unit of least utility moves to the cell with the
+    largest error, the next one to the next cell, and so on, each to a patch drawn in proportion to squared error. A
     unit moves only if its utility is less than a share of that cell's error; the share falls from round to round.
     Returns the number of patches of the sample in each cell, (K,).
     """
@@ -99,8 +99,8 @@ def balance(codebook: Codebook, sample: torch.Tensor) -> torch.Tensor:
         numbers = count(nearest, len(units))[:, None]
         sums = torch.zeros_like(units).index_add_(0, nearest, sample)
         units.copy_(torch.where(numbers > 0, sums / numbers.clamp(min=1), units))
-        # At most a quarter of the units moves at once, because each move makes the measured utilities of others less
-        # true. Utilities rise and errors fall along the two orders, so the units that may move are the first ones.
+        # At most a quarter of the units move per round, because each move makes the other utilities less accurate.
+        # Utilities rise and errors fall along the two rankings, so the units that may move come first.
         least, worst = utility.argsort()[: len(units) // 4], in_cell.argsort(descending=True)[: len(units) // 4]
         share = BALANCE_SHARE * (1 - round_ / BALANCE_ROUNDS)
         may_move = utility[least] < share * in_cell[worst]
@@ -114,14 +114,14 @@ def balance(codebook: Codebook, sample: torch.Tensor) -> torch.Tensor:
 
 
 def draw_keys(errors: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """Keys (N,): of `uniform` numbers (N,) the n largest are n draws in proportion to `errors` (Efraimidis 2006)."""
+    """Keys (N,) from `uniform` numbers (N,): the n largest are n draws in proportion to `errors` (Efraimidis 2006)."""
     return uniform.log() / errors.clamp(min=1e-12)
 
 
 def draw_one_each(errors: torch.Tensor, cells: torch.Tensor, number: int) -> torch.Tensor:
     """The index of one patch for each of `number` cells, drawn in proportion to `errors` (N,).
 
-    `cells` (N,) is the cell of each patch. The index for a cell without patches is arbitrary.
+    `cells` (N,) are the cells of the patches. The index for a cell without patches is arbitrary.
     """
     order = draw_keys(errors, torch.rand_like(errors)).argsort(descending=True)
     by_cell = cells[order].sort(stable=True)
@@ -133,12 +133,12 @@ class MapLearner:
     """Trains a map, one batch per step, without gradients.
 
     For each unit, a batch gives a sum of patches and their number n, both smoothed by the neighbourhood. The unit moves
-    a share of the way to their quotient: max(1 − (1 − rate)^n, 2n / (N + 2n)). N is the sum of n since the radius last
+    a share of the way to their mean: max(1 − (1 − rate)^n, 2n / (N + 2n)). N is the sum of n since the radius last
     changed; the rate is `model_lr`, halved every `lr_step` steps. The second term makes the unit a running mean that
     gives later patches more weight, because the first ones arrived while the unit was still elsewhere.
-    When the radius reaches 0, the map is balanced with `sample` (N, D), patches of the training data, if it is given.
-    At radius 0, units that were nearest to no patch over a whole epoch are replaced by patches of that epoch, drawn in
-    proportion to squared error; a weighted reservoir holds the candidates.
+    When the radius reaches 0, the map is balanced with `sample` (N, D), patches of the training data, if there is one.
+    At radius 0, units that were nearest to no patch during a whole epoch are replaced by patches of that epoch, drawn
+    in proportion to squared error; a weighted reservoir holds the candidates.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class MapLearner:
         self.candidate_keys = units.new_full((len(units),), -math.inf)
 
     def radius(self, step: int) -> float:
-        """The radius at a step; a codebook that is trained further starts at the final radius."""
+        """The radius at a step; a codebook that is trained further has the final radius from the start."""
         config = self.codebook.config
         return config.final_radius if self.continued else neighbourhood_radius(step, self.total_steps, config)
 
@@ -169,10 +169,10 @@ class MapLearner:
     def update(self, fmap: torch.Tensor, step: int, share: Share | None = None) -> dict[str, torch.Tensor | float]:
         """Learn from feature maps (B, C, H, W); return the error before the update, the radius and the rate.
 
-        The maps are all that the step learns from, or this process's `share` of them.
+        The maps are the whole batch of the step, or this process's `share` of it.
         """
         radius = self.radius(step)
-        self.codebook.counts.zero_()  # the units change, so the counts are no longer true
+        self.codebook.counts.zero_()  # the units change, so the counts are stale
         if radius != self.last_radius:
             self.last_radius = radius
             self.gathered.zero_()
@@ -192,10 +192,10 @@ class MapLearner:
         return {"loss": error / total / self.codebook.config.dim, "radius": radius, "learning_rate": rate}
 
     def _balance(self) -> None:
-        """Balance the map in one process: equal numbers may not give equal results on all devices."""
+        """Balance the map in process 0 alone, because devices may round differently."""
         if distributed.is_main():
             gpu = [self.device] if self.device.type == "cuda" else []
-            with torch.random.fork_rng(gpu):  # the other draws of the step stay those of all processes
+            with torch.random.fork_rng(gpu):  # keeps the other draws of the step equal in all processes
                 self.gathered.copy_(BALANCE_WEIGHT * balance(self.codebook, self.sample))
         distributed.take_over(self.codebook.units, self.codebook.coordinates, self.gathered)
 
@@ -210,7 +210,7 @@ class MapLearner:
         share = torch.maximum(1 - (1 - rate) ** numbers, 2 * numbers / (self.gathered + 2 * numbers))
         self.gathered += numbers
         moved = units + share[:, None] * (sums / numbers[:, None] - units)
-        # Where the kernel is close to zero, the quotient of denormal numbers would be noise.
+        # Where the kernel is almost zero, the quotient of denormal numbers would be noise.
         units.copy_(torch.where(numbers[:, None] > 1e-30, moved, units))
 
     def _reseed(self, patches: torch.Tensor, errors: torch.Tensor, numbers: torch.Tensor, step: int) -> None:
@@ -228,23 +228,23 @@ class MapLearner:
             keys, candidates = self.candidate_keys.clone(), self.candidates.clone()
             distributed.take_over(keys, candidates)
             dead = self.wins == 0
-            place = dead.cumsum(0) - 1  # of a dead unit among them: its candidate, as far as there are any
+            place = dead.cumsum(0) - 1  # rank of each dead unit: the index of its candidate, if there are enough
             dead &= place < (keys > -math.inf).sum()
             units = self.codebook.units
             units.copy_(torch.where(dead[:, None], candidates[place.clamp(min=0)], units))
             self.gathered.masked_fill_(dead, 0)
 
     def _offer(self, new_keys: torch.Tensor, patches: torch.Tensor) -> None:
-        """Keep those of the candidates and of the patches (N, D) whose keys, `new_keys` (N,), are the largest."""
+        """Keep those of the candidates and of the patches (N, D) with `new_keys` (N,) that have the largest keys."""
         keys, kept = torch.cat((self.candidate_keys, new_keys)).topk(len(self.candidate_keys))
-        new = kept - len(keys)  # indices of patches; below 0 of those that were candidates already
+        new = kept - len(keys)  # indices of patches; negative for those that were candidates already
         before = self.candidates[kept.clamp(max=len(keys) - 1)]
         self.candidate_keys = keys
         if len(patches):
             self.candidates = torch.where(new[:, None] < 0, before, patches[new.clamp(min=0)])
 
     def _pool(self) -> None:
-        """Give the candidates of all processes to the first one."""
+        """Gather the candidates of all processes in the first one."""
         if distributed.num_processes() > 1:
             keys, candidates = (distributed.stack(part)[1:] for part in (self.candidate_keys, self.candidates))
             if distributed.is_main():
@@ -253,7 +253,7 @@ class MapLearner:
                 self.candidate_keys.fill_(-math.inf)
 
     def checkpoint(self) -> dict:
-        """The codebook, and everything else that an exact resume needs."""
+        """The codebook, and the rest of the state for an exact resume."""
         self._pool()
         state = {name: getattr(self, name) for name in ("gathered", "wins", "candidates", "candidate_keys")}
         model = self.codebook.state_dict()

@@ -1,8 +1,9 @@
-"""Arranging units on the map: units exchange places until units that are near to the same patches are neighbours.
+"""The arrangement of units on the map: units swap places until units that are near to the same patches are neighbours.
 
-The vector of a unit decides what it represents, its place only which units are its neighbours. So order costs no
-precision: the vectors stay, and the places are chosen for the least topographic error. This is a quadratic assignment
-problem. It is solved by exchanging two units at a time, with a neighbourhood that shrinks as in training.
+The vector of a unit determines what it represents; its place only determines its neighbours. So order costs no
+precision: the vectors are unchanged, and places are chosen to minimise the topographic error. This is a quadratic
+assignment problem. It is solved approximately by swapping two units at a time, with a neighbourhood that shrinks as in
+training.
 """
 
 import numpy as np
@@ -11,18 +12,18 @@ import torch
 from utils.runtime import distributed
 from utils.runtime.progress import progress
 
-# Radii of the neighbourhood, one after another; 0 means the eight places around, as in the topographic error.
+# Radii of the neighbourhood, in order; 0 means the eight adjacent places, as in the topographic error.
 RADII = (4, 2, 1, 0)
-SWEEPS, EARLY = 10, 2  # most sweeps over all units: at the last radius, and at each radius before it
-PARTNERS = 16  # for each unit, the units that it shares most patches with
-FAINT = 0.05  # weight along an axis below which a place is outside of the neighbourhood
-VISITS = 512  # a map of fewer units is arranged VISITS / K times, and the best arrangement is kept
+SWEEPS, EARLY = 10, 2  # maximal sweeps over all units: at the last radius, and at each earlier one
+PARTNERS = 16  # per unit, the units with which it shares the most patches
+FAINT = 0.05  # weight along an axis below which a place is outside the neighbourhood
+VISITS = 512  # a smaller map is arranged VISITS / K times, and the best arrangement is kept
 
 
 class PairCounts:
     """For each pair (a, b) that occurs, the number of patches whose nearest unit is a and whose second nearest is b."""
 
-    MERGE = 2**20  # most keys that wait to be merged
+    MERGE = 2**20  # maximal number of keys before a merge
 
     def __init__(self, num_units: int) -> None:
         self.num_units = num_units
@@ -50,7 +51,7 @@ class PairCounts:
         return self.keys // self.num_units, self.keys % self.num_units, self.numbers
 
     def pool(self) -> None:
-        """Give the pairs of all processes to the first one."""
+        """Gather the pairs of all processes in the first one."""
         self.counted()
         gathered = [distributed.gather_rows(part) for part in (self.keys, self.numbers)]
         if distributed.is_main():
@@ -71,8 +72,8 @@ class PairCounts:
     def strongest(self, most: int) -> tuple[np.ndarray, np.ndarray]:
         """The partners of each unit, and the number of patches shared with each: (K, most) both.
 
-        Two units are partners if each is among the `most` units that the other shares most patches with. A unit with
-        fewer partners is filled up with unit 0 and 0 patches.
+        Two units are partners if each is among the `most` units with which the other shares the most patches. Rows with
+        fewer partners are padded with unit 0 and 0 patches.
         """
         first, second, numbers = (part.numpy() for part in self.counted())
         units, partners = np.concatenate((first, second)), np.concatenate((second, first))
@@ -92,15 +93,15 @@ class PairCounts:
 
 
 def arrange(coordinates: torch.Tensor, pairs: PairCounts, quick: bool = False) -> torch.Tensor:
-    """Assign the places `coordinates` (K, 2) to the units again, so that the topographic error over `pairs` is small.
+    """Reassign the places `coordinates` (K, 2) to units so that the topographic error over `pairs` is small.
 
-    The error never grows. Equal input gives equal output. `quick` stops at a coarse order.
+    The error never increases. The result is deterministic. `quick` stops at a coarse order.
     """
     partners, weights = pairs.strongest(PARTNERS)
     best, least = coordinates, pairs.topographic_error(coordinates)
     radii = RADII[:2] if quick else RADII
     attempts = 1 if quick else max(1, VISITS // len(coordinates))
-    # A map that is nearly in order is best improved by small radii alone, so some attempts leave out the large ones.
+    # A map that is nearly in order is best improved by small radii alone, so some attempts skip the large ones.
     plan = [radii[attempt % len(radii) :] for attempt in range(attempts)]
     most = sum(EARLY if radius else SWEEPS for radii in plan for radius in radii)
     with progress(total=most, desc="arranging", unit="sweep", delay=2, leave=False) as bar:
@@ -123,38 +124,38 @@ def arrange(coordinates: torch.Tensor, pairs: PairCounts, quick: bool = False) -
 
 
 class _Board:
-    """Units on a map, and the gain of each: the patches that it shares with units nearby, weighted by the kernel."""
+    """Units on a map, and the gain of each: the patches that it shares with nearby units, weighted by the kernel."""
 
     def __init__(self, places: np.ndarray, partners: np.ndarray, weights: np.ndarray) -> None:
         self.places, self.partners, self.weights = places.copy(), partners, weights
         self.shape = tuple(places.max(0) + 1)
-        # A smaller gain is a rounding error, for which units would be exchanged back and forth.
+        # A smaller gain may be a rounding error, which would swap units back and forth.
         self.slack = 1e-9 * weights.sum() / len(places)
 
     def set_radius(self, radius: int) -> None:
-        """Set the neighbourhood: a Gaussian, or for radius 0 the eight places around a place."""
+        """Set the neighbourhood: a Gaussian, or for radius 0 the eight adjacent places."""
         distance = np.arange(max(self.shape))
         one_axis = np.exp(-(distance**2) / (2 * radius**2)) if radius else (distance <= 1).astype(float)
         one_axis[one_axis < FAINT] = 0
-        self.kernel = one_axis[np.abs(distance[:, None] - distance)]  # weight from row to row, or from column to column
+        self.kernel = one_axis[np.abs(distance[:, None] - distance)]  # weight between rows, or between columns
         rows, columns = self.places.T
         near = self.kernel[rows[:, None], rows[self.partners]] * self.kernel[columns[:, None], columns[self.partners]]
         self.gains = (self.weights * near).sum(1)
 
     def sweep(self, order: np.ndarray) -> int:
-        """Make the best exchange for each unit in turn; return the number of exchanges."""
+        """Make the best swap for each unit in turn; return the number of swaps."""
         return sum(self._exchange(unit) for unit in order)
 
     def _near(self, place: np.ndarray, units: np.ndarray | slice) -> np.ndarray:
-        """The weight of the kernel from a place (2,) to the places of units."""
+        """The kernel between a place (2,) and the places of units."""
         rows, columns = self.places[units].T
         return self.kernel[place[0]][rows] * self.kernel[place[1]][columns]
 
     def _exchange(self, unit: int) -> bool:
-        """Exchange the unit with the one that raises the sum of all gains most; return False if none raises it."""
+        """Swap the unit with the one that increases the sum of all gains most; return False if none does."""
         rows, columns = self.places.T
         number, (height, width) = len(self.places), self.shape
-        shared = np.bincount(self.partners[unit], self.weights[unit], number)  # with each other unit
+        shared = np.bincount(self.partners[unit], self.weights[unit], number)  # patches shared with each other unit
         partner_rows, partner_columns = self.places[self.partners[unit]].T
         by_row = self.kernel[:height, partner_rows] * self.weights[unit]
         gain_there = (by_row @ self.kernel[partner_columns, :width])[rows, columns]
@@ -162,7 +163,7 @@ class _Board:
         around = np.flatnonzero(near)
         shared_here = self.weights[around] * near[around, None]
         gain_here = np.bincount(self.partners[around].ravel(), shared_here.ravel(), number)
-        # Both gains are computed as if the other unit had not moved; the last term corrects that.
+        # Both gains assume that the other unit does not move; the last term corrects that.
         change = gain_there + gain_here - self.gains - self.gains[unit] - 2 * shared * (1 - near)
         change[unit] = 0
         other = int(change.argmax())

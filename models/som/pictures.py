@@ -12,7 +12,7 @@ from utils.runs.folders import OutputFolder
 ATLAS_SIDE = 4096  # largest side of the atlas, in pixels
 TILE_SIDE = 24  # smallest side of a unit in the atlas, in pixels
 BATCH = 32  # units decoded at once
-CONTEXT = 3  # least number of cells around a patch while it is decoded, so that it does not look like an image's edge
+CONTEXT = 3  # minimal number of cells around a decoded patch, so that it does not look like the edge of an image
 
 
 def save_map(codebook: Codebook, autoencoder: Autoencoder, folder: OutputFolder, suffix: object) -> None:
@@ -52,7 +52,7 @@ def _decode(units: torch.Tensor, codebook: Codebook, autoencoder: Autoencoder) -
 
 
 def shrink(images: torch.Tensor, largest: int) -> torch.Tensor:
-    """Images (N, 3, H, W), scaled down where a side has more pixels than the largest that is allowed."""
+    """Images (N, 3, H, W), scaled down if a side has more than `largest` pixels."""
     longest = max(images.shape[-2:])
     size = [max(1, side * largest // longest) for side in images.shape[-2:]]
     return F.interpolate(images, size=size, mode="area") if longest > largest else images
@@ -62,7 +62,7 @@ def u_matrix(codebook: Codebook) -> torch.Tensor:
     """Distances between neighbours, (2·rows − 1, 2·columns − 1): the unified distance matrix (Ultsch 1990).
 
     The cell between two units holds their distance, the cell between four units the mean of the two diagonals, and the
-    cell of a unit the mean of the cells around it. NaN where there is no unit.
+    cell of a unit the mean of the adjacent cells. NaN where there is no unit.
     """
     units = _on_map(codebook.units, codebook)
     matrix = torch.full((2 * units.shape[0] - 1, 2 * units.shape[1] - 1), torch.nan)

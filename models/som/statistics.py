@@ -17,28 +17,28 @@ from utils.runtime import distributed
 log = logging.getLogger(__name__)
 
 BATCH = 32  # images decoded at once
-EXTREMES = 3  # units listed as the most used, and as many as the least used
+EXTREMES = 3  # number of units listed as most used and as least used
 Statistics = dict[str, float | int | list[list[int]]]
 
 
 @dataclass(frozen=True)
 class Census:
-    """The patches of a data set, counted by their nearest units."""
+    """The patches of a data set, counted by nearest unit."""
 
-    counts: torch.Tensor  # (K,) int64, patches that each unit is nearest to
-    pairs: PairCounts  # the same by the two nearest units
+    counts: torch.Tensor  # (K,) int64, patches for which each unit is the nearest
+    pairs: PairCounts  # the same for the two nearest units
     error: float  # mean squared distance of a patch to its nearest unit
     variance: float  # mean squared distance of a patch to the mean patch
 
     def statistics(self, codebook: Codebook) -> Statistics:
-        """The numbers to report of `codebook`, the one that was counted; its units may have new places by now.
+        """The statistics of `codebook`, whose units may have moved to other places on the map since the count.
 
         - `quantization_error`: mean squared error per number of the feature map;
         - `share_of_variance`: that error as a share of the variance of the patches;
         - `topographic_error`: share of patches whose two nearest units are not neighbours on the map (Kiviluoto 1996);
         - `units`, `units_used`;
-        - `entropy_bits`: entropy of the units' use; `perplexity`: 2 to that power, the number of equally used units
-          that would have this entropy;
+        - `entropy_bits`: entropy of the use of units; `perplexity`: 2 to that power, the number of equally used units
+          with the same entropy;
         - `most_used`, `least_used`: pairs of a unit and its count.
         """
         use = self.counts[self.counts > 0].double() / self.counts.sum()
@@ -59,9 +59,9 @@ class Census:
 
 @torch.no_grad()
 def take_census(codebook: Codebook, batches: Iterable[torch.Tensor]) -> Census:
-    """Count the patches of batches of feature maps (B, C, H, W) in one pass; the codebook stays as it is.
+    """Count the patches of batches of feature maps (B, C, H, W) in one pass, without changing the codebook.
 
-    Of several processes each has its own batches, and the first one gets the pairs of all.
+    With several processes, each has its own batches, and the first one gathers the pairs of all.
     """
     counts, pairs = torch.zeros(len(codebook), dtype=torch.int64), PairCounts(len(codebook))
     error = squares = 0.0
@@ -88,14 +88,14 @@ def decoded_psnr(
 ) -> dict[str, float]:
     """Peak signal-to-noise ratio, in dB, of images decoded from feature maps before and after quantization.
 
-    Compares them with the images that the feature maps `indices` were made from, without mirror images. Returns {} if
-    there are no such images. Raises `UserError` naming an image whose size has changed.
+    Compares them with the original images of the feature maps `indices`, without mirror images. Returns {} if there are
+    no such images. Raises `UserError` naming an image whose size has changed.
     """
     if len(indices) == 0:  # nothing is held out
         return {}
     indices = dataset.with_image(dataset.unflipped(indices))
     if len(indices) == 0:
-        log.warning("the images of the held-out feature maps are not there: their PSNR is not measured")
+        log.warning("the images of the held-out feature maps are missing: their PSNR is not measured")
         return {}
     errors = torch.zeros(2, dtype=torch.float64)
     for batch in chunks(indices, BATCH):
