@@ -1,8 +1,8 @@
 r"""Step 3: train a codebook, a self-organizing map over the patches of feature maps.
 
-Reads a dataset.json of feature maps and the autoencoder that made them; writes checkpoints, validation images decoded
-before and after quantization (images/image_plot_N.png, quant_image_plot_N.png, and with the originals
-comparison_N.png), pictures of the map (atlas_N.png, u_matrix_N.png, hit_map_N.png) and metrics.jsonl under --out-dir.
+Reads a dataset.json of feature maps and the autoencoder that encoded them. Writes checkpoints, validation images
+decoded before and after quantization (images/image_plot_N.png, quant_image_plot_N.png, and with the originals
+comparison_N.png), pictures of the map (atlas_N.png, u_matrix_N.png, hit_map_N.png) and metrics.jsonl to --out-dir.
 
     python train_codebook.py --dataset-path out/faces/feature_maps/dataset.json \
         --decoder-path out/faces/autoencoder/models_checkpoint/latest.pt \
@@ -41,8 +41,8 @@ from utils.training.task import Task, TrainingOptions
 
 log = logging.getLogger(__name__)
 
-COMPARED = 10  # images in the picture of originals, reconstructions and quantization
-COUNTED = 2**18  # numbers of feature maps at once, when the map is measured
+COMPARED = 10  # images in comparison_N.png
+COUNTED = 2**18  # numbers per batch of feature maps when they are counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +50,13 @@ class Options(TrainingOptions):
     """Options of train_codebook.py."""
 
     decoder_path: Path = option("checkpoint of the autoencoder")
-    codebook_path: Path | None = option("go on from this codebook", None)
+    codebook_path: Path | None = option("codebook to train further", None)
     lr_step: int = option("training steps after which the learning rate halves", 100_000, low=1, is_fixed=True)
 
     def __post_init__(self) -> None:
         if self.resume and self.codebook_path is not None:
             raise UserError(
-                f"--resume goes on with what --out-dir holds: leave out --codebook-path {self.codebook_path}, "
+                f"--resume continues the training in --out-dir: leave out --codebook-path {self.codebook_path}, "
                 "or --resume"
             )
 
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 class MapTask(Task):
-    """A map learns the patches of feature maps; at its end it is counted and put in order."""
+    """Train a map on the patches of feature maps; at the end count the patches of each unit and arrange the units."""
 
     kind, prefix, has_best = KIND, "codebook", False
 
@@ -82,7 +82,7 @@ class MapTask(Task):
         self.training, self.validation = split.training, split.validation
 
     def build(self, saved: dict) -> None:
-        """Lay out a new map over a sample of patches, or take that of `--codebook-path`."""
+        """Initialise a new map from a sample of patches, or load that of `--codebook-path`."""
         options, number = self.options, len(self.training)
         codebook, sample = self.start(saved)
         codebook, sample = codebook.to(self.device), sample if sample is None else sample.to(self.device)
@@ -90,9 +90,9 @@ class MapTask(Task):
         self.codebook, self.learner = codebook, MapLearner(codebook, *steps, sample is None, options.lr_step, sample)
 
     def start(self, saved: dict) -> tuple[Codebook, torch.Tensor | None]:
-        """The codebook to start from, and the sample of patches that a new one is laid out over.
+        """The codebook to start from, and for a new one the sample of patches that it is initialised from.
 
-        Where a run that began with `--codebook-path` was `saved`, it is one of as many units.
+        If the `saved` run started from `--codebook-path`, the codebook has as many units as the saved one.
         """
         options, config, dataset = self.options, self.config, self.dataset
         if saved.get("continued"):
@@ -114,11 +114,11 @@ class MapTask(Task):
             )
         wanted = sample_size(config, options.planned_steps(number) * options.step_size * per_map)
         sample = draw_sample(codebook, dataset, self.training, wanted, options.seed)
-        codebook.lay_out(sample)  # on the CPU: not every device can compute principal components
+        codebook.lay_out(sample)  # on the CPU, because not every device can compute principal components
         return codebook, sample
 
     def begin(self) -> FeatureMapDataset:
-        """Choose what previews show."""
+        """Choose the feature maps for previews."""
         take_over(self.codebook.units, self.codebook.coordinates)
         shown = preview_indices(self.training, self.dataset.unflipped(self.validation), 25)
         compared = shown[:COMPARED]
@@ -128,7 +128,7 @@ class MapTask(Task):
         return self.dataset
 
     def update(self, batch: torch.Tensor, step: int, share: Share) -> dict[str, torch.Tensor | float]:
-        """Learn from a batch of feature maps."""
+        """Train on a batch of feature maps."""
         with drawing(self.options.seed, step, share, self.device):
             return self.learner.update(batch, step, share)
 
@@ -149,13 +149,13 @@ class MapTask(Task):
         save_grid(quantized, folder.picture("quant_image_plot", step))
         rows = torch.cat((*self.originals, plain[:COMPARED], quantized[:COMPARED]))
         save_grid(rows, folder.picture("comparison", step), columns=len(plain[:COMPARED]))
-        if step < self.learner.total_steps:  # at the end it is drawn once it is arranged and counted
+        if step < self.learner.total_steps:  # the final map is drawn after counting and arrangement
             save_map(self.codebook, self.autoencoder, folder, step)
 
     def finish(self, step: int) -> Statistics:
-        """Count the training maps, put the map in order, measure it and draw it.
+        """Count the patches of the training maps, arrange the units, then report statistics and draw the map.
 
-        It is saved once all is done: until then a resume starts from the map as training left it, and does this again.
+        The result is saved at the very end. Until then, a resume repeats all of this from the trained map.
         """
         codebook, dataset = self.codebook, self.dataset
         parts = own(chunks(self.training, max(1, COUNTED // math.prod(dataset.shape))))

@@ -1,8 +1,8 @@
 r"""Step 5: train the transformer of one stage of the cascade.
 
-With --train-base-model it writes the coarsest grid from a condition token; else it writes a finer grid from a
-coarser one. Reads a dataset.json of feature maps, the autoencoder and two codebooks; writes checkpoints, validation
-pictures (images/ground_truth_N.png, low_res_cond_N, high_res_example_N, high_res_recon_N) and metrics.jsonl.
+With --train-base-model it predicts the coarsest grid from a condition token; otherwise a finer grid from a coarser one.
+Reads a dataset.json of feature maps, the autoencoder and two codebooks. Writes checkpoints, validation pictures
+(images/ground_truth_N.png, low_res_cond_N, high_res_example_N, high_res_recon_N) and metrics.jsonl to --out-dir.
 
     python train_quantized_transformer.py --dataset-path out/faces/feature_maps/dataset.json \
         --decoder-path out/faces/autoencoder/models_checkpoint/latest.pt \
@@ -37,7 +37,7 @@ from utils.sampling import SamplingConfig, uniform_draws
 from utils.training.gradient import GradientLearner, GradientOptions, GradientTask
 from utils.training.loop import MAX_VALIDATION, mean_over, preview_indices, run
 
-WATCH_SHARE = 7  # training items for each one that a log line is validated on: with no way back it costs about 5 %
+WATCH_SHARE = 7  # training items per validation item at a log line; without a backward pass that costs about 5 %
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +48,10 @@ class Options(GradientOptions):
     decoder_path: Path = option("checkpoint of the autoencoder")
     lr_codebook_path: Path = option("codebook of the coarse grid")
     hr_codebook_path: Path = option("codebook of the fine grid")
-    previous_path: Path | None = option("checkpoint of the stage before, to report the bits over all stages", None)
-    test_num_sample: int = option("samples in a preview", 25, low=1)
-    temperature: float = option("temperature of the preview's samples", 1.0, above=0)
-    use_activation_checkpoint: bool = option("spend time to save memory", False)
+    previous_path: Path | None = option("checkpoint of the previous stage, to report the bits over all stages", None)
+    test_num_sample: int = option("samples per preview", 25, low=1)
+    temperature: float = option("sampling temperature of previews", 1.0, above=0)
+    use_activation_checkpoint: bool = option("recompute activations in the backward pass to save memory", False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,9 +67,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 class StageTask(GradientTask):
-    """A stage learns the fine tokens of feature maps from their coarse tokens."""
+    """Train a stage to predict the fine tokens of feature maps from their coarse tokens."""
 
-    kind, unit, num_workers = KIND, "tokens", 0  # tokens need no work
+    kind, unit, num_workers = KIND, "tokens", 0  # tokens need no preprocessing
 
     def __init__(self, options: Options, device: torch.device) -> None:
         self.options, self.device = options, device
@@ -89,7 +89,7 @@ class StageTask(GradientTask):
         self.bits_before = bits_before(self.coarse, options.previous_path)
 
     def build(self, saved: dict) -> None:
-        """Build the stage, whose tokens start as near to each other as their units."""
+        """Build the stage and initialise its token embeddings from the units."""
         stage = Stage(self.config).to(self.device)
         stage.init_embeddings(self.coarse, self.fine)
         stage.transformer.use_activation_checkpoint = self.options.use_activation_checkpoint
@@ -104,7 +104,7 @@ class StageTask(GradientTask):
         return model(*batch)
 
     def begin(self) -> TokenDataset:
-        """Compute the tokens of all feature maps, count the labels, and choose what previews show."""
+        """Compute or load the tokens of all feature maps, count labels, and choose the feature maps for previews."""
         tokens, labels = load_tokens(self.dataset, self.coarse, self.fine, self.device), self.config.labels
         if labels:
             coarse = np.concatenate((tokens.coarse, self.dataset.label_indices(labels)), axis=1)
@@ -120,7 +120,7 @@ class StageTask(GradientTask):
 
     @torch.no_grad()
     def validate(self, most: int = MAX_VALIDATION) -> dict[str, float]:
-        """Loss, bits and accuracy on validation maps, how many they are, and what an image costs in bits."""
+        """Loss, bits and accuracy on validation maps, their number, and the bits per image."""
 
         def losses(batch: Batch) -> dict[str, torch.Tensor]:
             with self.learner.autocast:
@@ -132,13 +132,13 @@ class StageTask(GradientTask):
         return with_bits(means | {"val_images": len(indices)} if means else {}, self.config, self.bits_before)
 
     def watch(self) -> dict[str, float]:
-        """The same on a few maps."""
+        """As `validate`, on a few maps."""
         size = self.options.step_size
         return self.validate(min(MAX_VALIDATION, max(size, self.options.log_step * size // WATCH_SHARE)))
 
     @torch.no_grad()
     def preview(self, step: int) -> None:
-        """Decode feature maps of coarse tokens, of the true fine tokens, and of those that the stage samples."""
+        """Draw pictures of feature maps, and of their coarse tokens, true fine tokens and sampled fine tokens."""
         stage, (coarse, fine) = self.learner.best_model, to_device(self.tokens[self.shown], self.device)
         uniform = uniform_draws(self.options.seed, 0, range(len(fine)), self.config.fine.length, num_beam=1)
         sampled, _ = stage.sample(coarse, SamplingConfig(temperature=self.options.temperature), uniform)
@@ -166,7 +166,7 @@ def load_inputs(options: Options, device: torch.device) -> tuple[FeatureMapDatas
 
 
 def start_bits(task: StageTask) -> float | None:
-    """Mean bits of what a base stage is given of validation maps, condition and label; None if unknown."""
+    """Mean bits of the condition and label that a base stage gets for validation maps; None if unknown."""
     label_counts, tokens = None, task.tokens
     if number := len(task.config.labels):
         label_counts = torch.from_numpy(np.bincount(tokens.coarse[task.training, 1], minlength=number + 1))

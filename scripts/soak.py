@@ -1,13 +1,13 @@
-"""Kill each script wherever it could be hurt, start it again, and compare what it leaves with an uninterrupted run.
+"""Kill each script at every critical point, restart it, and compare its results with those of an uninterrupted run.
 
 Each of the six steps and scripts.make_dataset runs on small pictures and is killed with SIGKILL before its first
-rename, link, removal, flush, measurement or picture, then before its second one, and so on to its end. After that each
-runs as a process of its own and is killed at random times. Tensors of checkpoints, values of metrics but for clock
-times, bytes of all other files, and the names of all files must be equal. Prints a table; ends with status 1 if
-anything differs, and then keeps the folder. docs/reliability.md holds the last table.
+rename, link, removal, flush, validation or picture, then before its second one, and so on to its end. After that, each
+runs in its own process and is killed at random times. Tensors in checkpoints, values of metrics except clock times, the
+bytes of all other files, and the names of all files must be equal. Prints a table. If anything differs, it exits with
+status 1 and keeps the folder. docs/reliability.md shows the last table.
 
-Then the page of scripts.playground is asked for pictures in a headless Chromium, many times in a row, and the memory of
-its server must stay flat.
+Then a headless Chromium requests pictures from the page of scripts.playground, many times in a row; the memory of its
+server must stay constant.
 
     python -m scripts.soak
     python -m scripts.soak --only decoder
@@ -44,31 +44,29 @@ from utils.runtime.progress import progress
 from utils.training.metrics import read_rows
 
 TINY = ROOT / "configs" / "tiny-32"
-PICTURES = 24  # of the data set
-# What is counted beside the calls of the operating system: measurements and pictures, where they are called.
+PICTURES = 24  # number in the data set
+# Functions that are counted in addition to calls of the operating system: validation and pictures, in these modules.
 MEASURED = ("mean_over", "take_census", "decoded_psnr", "arrange", "quantize", "write_png", "write_dataset")
 MODULES = ("train_codebook", "train_autoencoder", "train_quantized_transformer", "prune_codebook", "models.tokens")
 CALLS = ("replace", "link", "unlink", "fsync", "sync", "rmdir")
-PLAYGROUND, GROWTH = "playground", 0.05  # share by which the memory of its server may grow
-CLOCK = ("_per_second", "data_wait")  # how the names of numbers end that depend on the clock
+PLAYGROUND, GROWTH = "playground", 0.05  # allowed growth of the memory of its server
+CLOCK = ("_per_second", "data_wait")  # suffixes of the names of numbers that depend on the clock
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Options of scripts.soak."""
 
-    only: str | None = option(
-        "whose scripts are killed, while others only run: a folder, or playground", None, unset="all"
-    )
-    sample: int | None = option("places of each script to kill it at, drawn at random", None, unset="all", low=1)
-    rounds: int = option("rounds in which each script is killed at random times", 3, low=0)
-    seed: int = option("seed of what is drawn at random", 0)
-    requests: int = option("requests of the page of scripts.playground, 0 or more than 20", 200, low=0)
+    only: str | None = option("folder whose scripts are killed (the others only run), or playground", None, unset="all")
+    sample: int | None = option("number of random places at which to kill each script", None, unset="all", low=1)
+    rounds: int = option("rounds of kills at random times per script", 3, low=0)
+    seed: int = option("random seed", 0)
+    requests: int = option("requests to the page of scripts.playground: 0 or more than 20", 200, low=0)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A script, what it is told, and what it finds: folders of the uninterrupted run, copied without some files."""
+    """A script, its arguments, and the folder of the uninterrupted run to copy first, without some files."""
 
     module: str
     out: str
@@ -77,19 +75,19 @@ class Case:
     without: str = ""
 
     def command(self, whole: Path, folder: Path) -> list[str]:
-        """The arguments, with `{whole}` and `{copied}` as the folders to read from, and the one to write to."""
+        """The arguments, with folders to read from in place of `{whole}` and `{copied}`, and the output folder."""
         places = {"whole": whole, "copied": folder if self.copied else whole}
         return [str(word).format(**places) for word in self.arguments] + ["--out-dir", str(folder / self.out)]
 
     def differences(self, whole: Path, folder: Path) -> list[str]:
-        """What the script has left in a folder and not in the uninterrupted run, or the other way round."""
+        """Differences between the files of the script in a folder and those of the uninterrupted run."""
         return [
             line for name in {self.out, self.copied or self.out} for line in differences(whole / name, folder / name)
         ]
 
 
 def cases() -> Iterator[Case]:
-    """All steps of a chain of one stage, with small settings, after the making of their data set."""
+    """`scripts.make_dataset`, then all steps of a chain with one stage, with small settings."""
     yield Case("scripts.make_dataset", "data", ("{whole}/pictures", "--image-size", 32, "--num-workers", 0))
     training = {
         "device": "cpu",
@@ -114,7 +112,7 @@ def cases() -> Iterator[Case]:
     for step in steps_of(whole, Recipe(TINY, settings), whole.images):
         out = step.folder.name
         copied, without = (out, "pruned") if step.section == "prune" else caches.get(out, ("", ""))
-        # What lies in the folder that is copied is read from there.
+        # Files in the copied folder are read from the copy.
         words = [word.replace(f"{{whole}}/{copied}/", f"{{copied}}/{copied}/") for word in words_of(step.options)]
         yield Case(step.script, out, tuple(words), copied, without)
 
@@ -123,7 +121,7 @@ CASES = tuple(cases())
 
 
 def draw_pictures(folder: Path) -> None:
-    """Some pictures, of which two are the same and one is broken."""
+    """Write some pictures, of which two are equal and one is broken."""
     rng = random.Random(0)
     folder.mkdir(parents=True)
     for number in range(PICTURES):
@@ -136,9 +134,9 @@ def draw_pictures(folder: Path) -> None:
 
 
 def fork(case: Case, arguments: list[str], log: Path, last: int | None = None) -> int:
-    """Run a script in a forked child; with `last` it kills itself before its call of that number.
+    """Run a script in a forked child; with `last` it kills itself before the call with that number.
 
-    Returns how many calls it made, 0 if it was killed. A script that fails raises `RuntimeError`.
+    Returns the number of calls, or 0 if it was killed. Raises `RuntimeError` if the script fails.
     """
     pid = os.fork()
     if pid == 0:
@@ -162,7 +160,7 @@ def fork(case: Case, arguments: list[str], log: Path, last: int | None = None) -
 
 
 def count_calls(last: int | None) -> itertools.count:
-    """Count the calls that matter from here on, and die before number `last`."""
+    """Count the relevant calls from now on, and kill the process before number `last`."""
     counter = itertools.count()
 
     def counted(function: Callable) -> Callable:
@@ -184,10 +182,10 @@ def count_calls(last: int | None) -> itertools.count:
 
 
 def prepare(case: Case, whole: Path, folder: Path) -> list[str]:
-    """An empty folder with what the script finds there; returns the script's arguments."""
+    """Create a folder with the files that the script starts from; returns the script's arguments."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    if case.copied:  # with the times of the files
+    if case.copied:  # with the timestamps of the files
         shutil.copytree(whole / case.copied, folder / case.copied, ignore=lambda _, names: {
             name for name in names if case.without and case.without in name
         })  # fmt: skip
@@ -195,7 +193,7 @@ def prepare(case: Case, whole: Path, folder: Path) -> list[str]:
 
 
 def same(first: object, second: object) -> bool:
-    """Whether two checkpoints hold the same, to the last bit, but for clock times and the digest, which covers them."""
+    """Whether two checkpoints are bitwise equal, except for clock times and the digest, which covers them."""
     if isinstance(first, torch.Tensor):
         return isinstance(second, torch.Tensor) and first.dtype == second.dtype and torch.equal(first, second)
     if isinstance(first, dict):
@@ -210,7 +208,7 @@ def same(first: object, second: object) -> bool:
 
 
 def differences(first: Path, second: Path) -> list[str]:
-    """What two folders do not have in common, but for logs and the record of the attempts."""
+    """Differences between two folders, except in logs and in the record of attempts, run.json."""
     names = [
         {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix != ".log"} - {"run.json"}
         for folder in (first, second)
@@ -231,10 +229,10 @@ def differences(first: Path, second: Path) -> list[str]:
 
 
 def kill_everywhere(case: Case, whole: Path, base: Path, options: Options) -> tuple[int, list[str]]:
-    """Kill a script before each of its calls, or before a sample of them; return how many, and what differed then."""
+    """Kill a script before each of its calls, or a sample of them; return the number of kills and the differences."""
     folder, log, differences = base / "parts", base / "log", []
     number = fork(case, prepare(case, whole, folder), log)
-    differences += case.differences(whole, folder)  # it repeats itself where nobody kills it
+    differences += case.differences(whole, folder)  # without a kill, results are reproducible
     rng = random.Random(f"{options.seed} {case.out} {case.module}")
     places = range(number) if options.sample is None else sorted(rng.sample(range(number), min(number, options.sample)))
     for place in progress(places, unit="kill", desc=f"{case.module} {case.out}"):
@@ -246,15 +244,15 @@ def kill_everywhere(case: Case, whole: Path, base: Path, options: Options) -> tu
 
 
 def kill_at_random(case: Case, whole: Path, base: Path, options: Options) -> tuple[int, list[str]]:
-    """Kill a script in a process of its own, with others that load its data, at random times; as `kill_everywhere`."""
+    """Kill a script, with its data-loading processes, at random times; returns the same as `kill_everywhere`."""
     folder, differences, kills, work = base / "parts", [], 0, 0.0
     rng = random.Random(f"{options.seed} {case.out} {case.module} at random")
     for number in progress(range(options.rounds + 1), unit="round", desc=f"{case.module} {case.out}"):
         arguments = prepare(case, whole, folder)
         if "--resume" in arguments or case.module == "scripts.make_dataset":
             arguments += ["--num-workers", "2"]
-        # The first round is left alone, to learn how long the work takes; in the others a process is killed and killed
-        # again before the third one may end.
+        # The first round runs without kills, to measure the duration; in the others two processes are killed before the
+        # third may finish.
         for _ in range(2 if number else 0):
             process, begin = start(case, arguments, folder)
             time.sleep(max(0.0, begin + rng.random() * work - time.monotonic()))
@@ -270,10 +268,10 @@ def kill_at_random(case: Case, whole: Path, base: Path, options: Options) -> tup
 
 
 def start(case: Case, arguments: list[str], folder: Path) -> tuple[subprocess.Popen, float]:
-    """Start a script as a process of its own; returns it once it holds its folder, and when that was."""
+    """Start a script in its own process; returns it once it has locked its folder, and the time of that."""
     module = ["-m", case.module] if "." in case.module else [str(ROOT / f"{case.module}.py")]
     lock = folder / case.out / NAME
-    lock.unlink(missing_ok=True)  # that of a process that was killed
+    lock.unlink(missing_ok=True)  # left by a killed process
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
     process = subprocess.Popen([sys.executable, *module, *arguments], cwd=ROOT, **quiet)
     while process.poll() is None and not lock.exists():
@@ -282,8 +280,8 @@ def start(case: Case, arguments: list[str], folder: Path) -> tuple[subprocess.Po
 
 
 def ask_for_pictures(run: Path, number: int) -> list[str]:
-    """Ask the page of a run for pictures many times in a row; return a line if that takes more and more memory."""
-    from playground.browser import soak  # needs the packages of the page and of its tests
+    """Request pictures from the page of a run many times in a row; return a line if the memory of its server grows."""
+    from playground.browser import soak  # needs the packages of the playground and of its tests
 
     _, memory = soak(run, number)
     line = "memory of the playground: "
@@ -294,12 +292,12 @@ def ask_for_pictures(run: Path, number: int) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run all cases, print the table, and end with status 1 if anything differed."""
+    """Run all cases, print the table, and exit with status 1 if anything differs."""
     options = parse_options(Options, __doc__, argv)
     folders = dict.fromkeys(case.out for case in CASES)
     if options.only not in {None, PLAYGROUND, *folders}:
         raise UserError(f"--only {options.only}: no such folder; give one of {', '.join((*folders, PLAYGROUND))}")
-    torch.set_num_threads(1)  # so that a forked child can go on, and for equal results
+    torch.set_num_threads(1)  # needed after a fork, and for equal results
     for module in MODULES:
         importlib.import_module(module)
     base, rows, all_differences = Path(tempfile.mkdtemp(prefix="soak-")), [], []

@@ -18,19 +18,19 @@ def search(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Write T tokens for each of N images.
 
-    `next_logits` takes the next input of each row (N·num_beam,) and returns logits (N·num_beam, K), under guidance
-    (2·N·num_beam, K), those without a condition last; `reorder` lets row i go on from what row `rows[i]` has seen.
-    `first` (N,) is each image's first input, `uniform` (N, T, num_beam) the draws, `kept` (N, P) its first tokens where
-    they are given. Returns tokens (N, T) and their score (N,): the sum of log-probabilities, those of kept tokens
-    included, at temperature 1, before guidance, top-k and top-p.
+    `next_logits` takes the next input of each row (N·num_beam,) and returns logits (N·num_beam, K), with guidance
+    (2·N·num_beam, K), unconditional ones last; `reorder` lets row i continue from the state of row `rows[i]`. `first`
+    (N,) is each image's first input, `uniform` (N, T, num_beam) the draws, `kept` (N, P) its first tokens if they are
+    given. Returns tokens (N, T) and their score (N,): the sum of log-probabilities, including those of kept tokens, at
+    temperature 1, before guidance, top-k and top-p.
     """
     images, length, beams = uniform.shape
     inputs = first.repeat_interleave(beams)
     tokens = first.new_zeros(images * beams, length)
     score = torch.zeros(images, beams, device=first.device)
     own_rows = torch.arange(images, device=first.device)[:, None] * beams
-    copies = torch.arange(beams, device=first.device) * config.keep_beam // beams  # the survivor that each goes on from
-    is_compared = beams > 1 and not config.is_classic  # in blocks; a classic search compares all the time
+    copies = torch.arange(beams, device=first.device) * config.keep_beam // beams  # the survivor that each continues
+    is_compared = beams > 1 and not config.is_classic  # in blocks; a classic search compares at every token
     num_kept = 0 if kept is None else kept.shape[1]
     for position in range(length):
         is_last, is_kept, parent = position == length - 1, position < num_kept, None
@@ -58,10 +58,10 @@ def search(
 def _best_continuations(
     score: torch.Tensor, log_probability: torch.Tensor, is_start: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The `num_beam` best of all one-token continuations: parents (N, beams), tokens (N·beams,), scores (N, beams)."""
+    """The `num_beam` best one-token continuations: parents (N, beams), tokens (N·beams,), scores (N, beams)."""
     images, beams = score.shape
     total = score[:, :, None] + log_probability.view(images, beams, -1)  # (N, beams, K)
-    if is_start:  # all beams are the same hypothesis still
+    if is_start:  # all beams are still the same hypothesis
         total[:, 1:] = -torch.inf
     best, num_units = total.flatten(1).topk(beams), total.shape[-1]
     return best.indices // num_units, (best.indices % num_units).flatten(), best.values

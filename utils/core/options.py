@@ -1,6 +1,7 @@
 """Options: dataclass fields that are the flags of a script or the keys of a JSON config.
 
-A field states its meaning, default and range once. Flags, help, checks of configs and docs/reference.md follow from it.
+A field states its meaning, default and range once. Flags, help, the checks of configs and docs/reference.md are derived
+from it.
 """
 
 import argparse
@@ -31,25 +32,25 @@ KINDS = {int: "a whole number", float: "a number"}
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """What is known of a field besides its name, its type and its default. The lower half is for flags alone."""
+    """The attributes of a field besides its name, type and default. Those from `short` on are for flags only."""
 
     meaning: str
-    low: float | None = None  # the least value
-    above: float | None = None  # a value that is too small
-    high: float | None = None  # the largest value
-    below: float | None = None  # a value that is too large
+    low: float | None = None  # the smallest allowed value
+    above: float | None = None  # the value must be above this
+    high: float | None = None  # the largest allowed value
+    below: float | None = None  # the value must be below this
     choices: Iterable[str] | None = None
-    unset: str = ""  # what happens when a flag whose default is None is not given
-    shown: str | None = None  # the default as help shows it, where its own text would not do
-    is_fixed: bool = False  # results depend on it: whoever goes on with them must give the same value
-    short: str | None = None  # a second name
+    unset: str = ""  # what happens without the flag, if its default is None
+    shown: str | None = None  # the default as shown in help, if it differs from the value
+    is_fixed: bool = False  # results depend on it, so a resume must give the same value
+    short: str | None = None  # a short name, such as -c
     positional: bool = False
-    const: str | None = None  # the value of a flag that is given without one
-    convert: Callable[[str], Any] | None = None  # text to value, where the type alone does not say how
-    exclusive: str | None = None  # of the flags that share this word, only one may be given
+    const: str | None = None  # the value of the flag if it is given without one
+    convert: Callable[[str], Any] | None = None  # text to value, if calling the type is not enough
+    exclusive: str | None = None  # only one of the flags that share this word may be given
 
     def expectation(self, value: object) -> str | None:
-        """What was expected in place of `value`, None if it is within the range."""
+        """The expected range in words if `value` is outside it, otherwise None."""
         if value is None:
             return None
         if self.choices is not None:
@@ -76,14 +77,14 @@ def check_ranges(config: object) -> None:
 
 
 def fixed_options(options: object) -> dict[str, str]:
-    """The flags of the options that results depend on, by their names."""
+    """The flags of the options that results depend on, by field name."""
     return {field.name: flag_of(field) for field in dataclasses.fields(options) if field.metadata["option"].is_fixed}
 
 
 def several(cls: type, name: str, doc: str, **more: Any) -> type:
-    """A dataclass of the same options, each a tuple of values, or None unless it is given.
+    """A dataclass with the same options, each a tuple of values or None if it is not given.
 
-    `more` are attributes of `Option`.
+    `more` overrides attributes of `Option`.
     """
     hints, fields = typing.get_type_hints(cls), []
     for field in dataclasses.fields(cls):
@@ -99,7 +100,7 @@ def flag_of(field: dataclasses.Field) -> str:
 
 
 def default_of(field: dataclasses.Field) -> str:
-    """The default as help and reference show it; empty where there is nothing to say."""
+    """The default as shown in help and reference; empty if there is nothing to show."""
     if field.default is MISSING:
         return "required"
     if field.default is None:
@@ -110,7 +111,7 @@ def default_of(field: dataclasses.Field) -> str:
 
 
 def groups_of(cls: type) -> list[tuple[str, list[dataclasses.Field]]]:
-    """The fields of a dataclass by the class that first has them, under the first line of that class's docstring."""
+    """The fields of a dataclass, grouped by the class that defines them, under the first line of its docstring."""
     fields, groups = {field.name: field for field in dataclasses.fields(cls)}, []
     for base in reversed(cls.__mro__):
         own = [fields.pop(name) for name in inspect.get_annotations(base) if name in fields]
@@ -120,7 +121,7 @@ def groups_of(cls: type) -> list[tuple[str, list[dataclasses.Field]]]:
 
 
 def make_parser(cls: type, doc: str) -> argparse.ArgumentParser:
-    """A parser of the flags of a dataclass, whose help begins with `doc`."""
+    """A parser for the flags of a dataclass; its help begins with `doc`."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     hints = typing.get_type_hints(cls)
     for title, fields in groups_of(cls):
@@ -135,7 +136,7 @@ def make_parser(cls: type, doc: str) -> argparse.ArgumentParser:
 
 
 def words_of(values: dict[str, object]) -> list[str]:
-    """Options by their names as the words of a command line."""
+    """Options, by name, as the words of a command line."""
     words = []
     for name, value in values.items():
         given = value if isinstance(value, list | tuple) else [] if value is True else [value]
@@ -145,9 +146,9 @@ def words_of(values: dict[str, object]) -> list[str]:
 
 
 def parse_options(cls: type[Options], doc: str, argv: list[str] | None, where: str = "") -> Options:
-    """Options from the words of a command line, or of this process; wrong ones end it with status 2.
+    """Parse options from `argv`, by default that of this process; invalid ones exit with status 2.
 
-    Of words that a file holds, `where`, wrong ones raise `UserError`.
+    If they come from a file, named by `where`, invalid ones raise `UserError` instead.
     """
 
     def refuse(message: str) -> NoReturn:
@@ -217,9 +218,9 @@ class ScriptOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedOptions:
-    """Options of what runs a large model."""
+    """Options of scripts that run a large model."""
 
     precision: str = option(
-        "of matrix products; auto: bf16 where it is native", "auto", choices=PRECISIONS, is_fixed=True
+        "precision of matrix products; auto: bf16 where it is native", "auto", choices=PRECISIONS, is_fixed=True
     )
-    compile: bool = option("use torch.compile: slow to start, worth a try on a GPU, slower generation on a CPU", False)
+    compile: bool = option("use torch.compile: slow start, may be faster on a GPU, slower generation on a CPU", False)
