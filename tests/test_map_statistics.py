@@ -127,7 +127,7 @@ def test_without_images_the_psnr_is_left_out_with_a_word(measured, monkeypatch, 
     assert caplog.text == ""
     with caplog.at_level("WARNING"):
         assert decoded_psnr(autoencoder, codebook, dataset, np.arange(4)) == {}
-    assert "images of the held-out feature maps are not there" in caplog.text
+    assert "images of the held-out feature maps are missing" in caplog.text
 
 
 def test_a_table_has_a_line_a_key_and_a_column_a_codebook():
