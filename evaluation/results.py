@@ -114,13 +114,21 @@ class Results:
 def markdown(results: Results) -> str:
     """All results that there are, as tables."""
     fidelity = [[row.name, f"{row.psnr:.2f}", f"{row.ssim:.3f}"] for row in results.reconstruction]
+    bits = [*results.bits]
+    bits += [Bits("all", sum(row.tokens for row in bits), sum(row.bits for row in bits))] if bits else []
+    costs = [[row.name, row.tokens, f"{row.bits:.1f}"] for row in bits]
+    distances = []
+    for row in results.distances:
+        kernel = f"{row.kernel:.4f} ({row.kernel_low:.4f} to {row.kernel_high:.4f})"
+        frechet = f"{row.frechet:.1f} ({row.frechet_low:.1f} to {row.frechet_high:.1f})"
+        distances.append([row.name, kernel, frechet, f"{row.precision:.3f}", f"{row.recall:.3f}", f"{row.edges:.2f}"])
     parts = [
         f"{results.num_images} images in each set, of {results.num_held_out} test images; "
         f"{results.num_training} training images; seed {results.seed}. Features: {results.extractor}.",
         results.decoding,
         _table(["PSNR (dB)", "SSIM"], fidelity),
-        _bits(results.bits),
-        _distances(results.distances),
+        _table(["tokens per image", "bits per image"], costs),
+        _table(["kernel distance", "Fréchet distance", "precision", "recall", "edges"], distances),
         _novelty(results.novelty) if results.novelty else "",
         "\n".join(["Not evaluated:", "", *(f"- {line}" for line in results.missing)]) if results.missing else "",
     ]
@@ -130,21 +138,6 @@ def markdown(results: Results) -> str:
 def _table(columns: list[str], rows: list[list[object]]) -> str:
     """A table whose first column, the names, has no heading; nothing without rows."""
     return table(["", *columns], rows) if rows else ""
-
-
-def _bits(parts: tuple[Bits, ...]) -> str:
-    whole = [Bits("all", sum(part.tokens for part in parts), sum(part.bits for part in parts))] if parts else []
-    rows = [[part.name, part.tokens, f"{part.bits:.1f}"] for part in (*parts, *whole)]
-    return _table(["tokens per image", "bits per image"], rows)
-
-
-def _distances(sets: tuple[Distance, ...]) -> str:
-    rows = []
-    for row in sets:
-        kernel = f"{row.kernel:.4f} ({row.kernel_low:.4f} to {row.kernel_high:.4f})"
-        frechet = f"{row.frechet:.1f} ({row.frechet_low:.1f} to {row.frechet_high:.1f})"
-        rows.append([row.name, kernel, frechet, f"{row.precision:.3f}", f"{row.recall:.3f}", f"{row.edges:.2f}"])
-    return _table(["kernel distance", "Fréchet distance", "precision", "recall", "edges"], rows)
 
 
 def _novelty(novelty: Novelty) -> str:

@@ -6,10 +6,10 @@ from urllib.parse import quote
 
 import gradio as gr
 
-from playground.asks import KEYS, MOST, NAMES, Model, recipe_values
-from playground.studio import Page, Picture
+from playground.jobs import Sheet
+from playground.page_request import FIELDS, MAX_NUMBER, Model, recipe_values
 from playground.uploads import MOST_BYTES
-from playground.work import Sheet
+from playground.worker import Picture, Session
 
 HERE = Path(__file__).parent
 STEPS = (2, 60)  # of a walk
@@ -106,7 +106,7 @@ class Layout:
     def add_settings(self) -> None:
         """What every request has."""
         with gr.Column(elem_classes="card third"):
-            self.number = gr.Slider(1, MOST, 9, step=1, label="Pictures", elem_id="number", buttons=[])
+            self.number = gr.Slider(1, MAX_NUMBER, 9, step=1, label="Pictures", elem_id="number", buttons=[])
             with gr.Row():
                 self.seed = gr.Number(0, label="Seed", precision=0, elem_id="seed", min_width=90)
                 self.dice = gr.Button("New seed", size="sm", elem_id="dice", min_width=90)
@@ -123,18 +123,17 @@ class Layout:
         with gr.Accordion("Sampling of each stage", open=False, elem_id="sampling", elem_classes="card"):
             if not all(guided):
                 which = ", ".join(str(number) for number, can_guide in enumerate(guided) if not can_guide)
-                reason = f"No guidance in stage {which}: trained without <code>condition_dropout</code>."
-                gr.HTML(f"<p>{reason}</p>")
+                gr.HTML(f"<p>No guidance in stage {which}: trained without <code>condition_dropout</code>.</p>")
             for number, (stage, config) in enumerate(zip(self.cascade.stages, self.cascade.configs, strict=True)):
-                grid, values, can_guide = stage.config.fine, recipe_values(config), guided[number]
+                grid, values = stage.config.fine, recipe_values(config)
                 gr.HTML(f"<h3>Stage {number}: {grid.height}×{grid.width} tokens</h3>")
                 with gr.Row(elem_classes="numbers"):
-                    for key, name, value in zip(KEYS, NAMES, values, strict=True):
+                    for (key, name), value in zip(FIELDS.items(), values, strict=True):
                         whole = {"precision": 0} if "beam" in key else {"step": 0.05}
                         self.sampling.append(
                             gr.Number(
                                 value, label=name, min_width=80, **whole,
-                                visible=key != "guidance_scale" or can_guide, elem_id=f"{key}-{number}",
+                                visible=key != "guidance_scale" or guided[number], elem_id=f"{key}-{number}",
                             )
                         )  # fmt: skip
             self.recipe = gr.Button("Back to the recipe's settings", size="sm", elem_id="recipe")
@@ -177,7 +176,7 @@ class Layout:
             self.walk = gr.Button("Walk", variant="primary", elem_id="walk-go")
 
     def add_results(self) -> None:
-        """What was made."""
+        """The pictures, of the running request and of all."""
         with gr.Row(elem_id="results", equal_height=False):
             with gr.Column(elem_id="shelf", scale=5, min_width=300):
                 with gr.Column(elem_classes="card second"):
@@ -199,26 +198,26 @@ class Layout:
 
     # --- Values of components ---
 
-    def map_value(self, page: Page | None) -> dict:
+    def map_value(self, session: Session | None) -> dict:
         """The picture of the map, and the chosen unit."""
-        path = page.map_path if page and page.map_path else self.first_map
-        return {"src": url(path), "chosen": page.unit if page else None}
+        path = session.map_path if session and session.map_path else self.first_map
+        return {"src": url(path), "chosen": session.unit if session else None}
 
     def chosen_text(self, unit: int | None) -> str:
         """The chosen unit, in words."""
         return f"<p>Chosen: <strong>{'any unit, by its use' if unit is None else f'unit {unit}'}</strong></p>"
 
-    def live_value(self, sheet: Sheet | None = None, keys: tuple[str, ...] = ()) -> dict:
+    def live_value(self, sheet: Sheet | None = None, keys: list[str] | None = None) -> dict:
         """The pictures of the request that runs, which can be chosen once they have keys."""
         value = {"number": 0, "columns": 1, "src": "", "name": ""}
         if sheet is not None:
             value = {"number": sheet.number, "columns": sheet.columns, "src": url(sheet.path), "name": sheet.name}
-        return value | {"keys": list(keys), "ratio": self.ratio, "hint": LIVE_HINT}
+        return value | {"keys": keys or [], "ratio": self.ratio, "hint": LIVE_HINT}
 
-    def gallery_value(self, page: Page | None, chosen: Picture | None = None) -> dict:
-        """All pictures of a page."""
+    def gallery_value(self, session: Session | None, chosen: Picture | None = None) -> dict:
+        """All pictures of a session."""
         items = [
             {"key": picture.key, "src": url(picture.path), "alt": picture.title, "ratio": self.ratio}
-            for picture in (page.pictures if page else ())
+            for picture in (session.pictures if session else ())
         ]
         return {"items": items, "chosen": chosen.key if chosen else None, "hint": "Nothing yet."}

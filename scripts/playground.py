@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.generation import Cascade
-from playground.asks import BATCH, Model
+from playground.page_request import BATCH, Model
 from utils import cli
 from utils.options import PRECISIONS, option, parse_options
 

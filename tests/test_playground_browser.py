@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 from models.generation import Cascade
-from playground.asks import BATCH, Model
 from playground.browser import CHROMIUM, chromium
+from playground.page_request import BATCH, Model
 from playground.server import serve
-from playground.studio import Job, Stopped
+from playground.worker import Cancelled, Job
 from tests.helpers.browser import pages
-from tests.test_playground import free_port
+from tests.helpers.jobs import free_port
 
 if CHROMIUM is None:
     pytest.skip("the playground is not used: there is no chromium; install it", allow_module_level=True)
@@ -40,8 +40,8 @@ class Brake:
         COUNT(job, number)
         with self.changed:
             while job.total > 1 and job.done >= self.at:
-                if job.is_stopped:
-                    raise Stopped
+                if job.cancelled.is_set():
+                    raise Cancelled
                 self.changed.wait(0.01)
 
 
@@ -55,11 +55,11 @@ def brake():
 
 @pytest.fixture(scope="module")
 def server(tiny_run, brake):
-    """The address of a running server, and its studio."""
+    """The address of a running server, and its worker."""
     cascade = Cascade.load(tiny_run, device="cpu", batch_size=BATCH)
-    with serve(Model(cascade=cascade, path=tiny_run), "127.0.0.1", free_port()) as (address, public, studio):
+    with serve(Model(cascade=cascade, path=tiny_run), "127.0.0.1", free_port()) as (address, public, worker):
         assert public is None
-        yield address, studio
+        yield address, worker
 
 
 @pytest.fixture(scope="module")
@@ -100,13 +100,13 @@ def kept(page):
 
 def test_a_click_on_a_unit_makes_pictures_stage_by_stage(open_page, server, brake):
     page, cascade = open_page(), server[1].model.cascade
-    first, second, _ = (stage.config.fine.length for stage in cascade.stages)
+    first, second, _ = (9 * stage.config.fine.length for stage in cascade.stages)
     seen = []
     brake.move(1)
     page.click("#map .tile >> nth=2")
     for name, after in (
-        ("their conditions", first + 1),
-        ("after stage 0", first + second + 1),
+        ("their conditions", first + 9),
+        ("after stage 0", first + second + 9),
         ("after stage 1", float("inf")),
     ):
         wait_for_name(page, name)
@@ -230,17 +230,17 @@ def test_two_pages_have_their_own_pictures_and_one_that_goes_makes_way(open_page
     folders = {source.rsplit("/", 1)[0] for page in (one, two) for source in kept(page)}
     assert len(folders) == 2
     # The first one is held in the middle; the second one waits until the first one is closed.
-    studio = server[1]
-    brake.move(3)
+    worker = server[1]
+    brake.move(6)
     one.click("#go")
     one.wait_for_selector("#status progress")
-    held = studio._running
+    held = worker._running
     two.click("#go")
     says(two, "#status", "Waiting: 1 request before this one.")
     one.context.close()
     two.wait_for_selector("#status progress")
-    assert (held.is_stopped, held.done) == (True, 3)
-    assert studio._running is not held
+    assert (held.cancelled.is_set(), held.done) == (True, 6)
+    assert worker._running is not held
     brake.move(float("inf"))
     two.wait_for_function("document.querySelectorAll('#gallery img').length === 4")
 
