@@ -14,7 +14,7 @@ from evaluation.distances import frechet_distance, interval, kernel_distance, pr
 from evaluation.edges import BINS, edge_distance, edge_histogram
 from evaluation.features import features_of
 from evaluation.likelihood import stage_bits, start_bits
-from evaluation.novelty import Nearest, in_pairs, summarize
+from evaluation.novelty import Nearest, summarize
 from evaluation.reconstruction import quality, reconstruct
 from evaluation.run import TrainedRun
 from models.codebook import Codebook
@@ -222,4 +222,5 @@ class Evaluator:
         originals = self.dataset[self.training[near.index[shown].numpy()]]
         originals = torch.where(near.mirrored[shown][:, None, None, None], originals.flip(-1), originals)
         copies = cascade.decode(tokens[shown.to(tokens.device)], -1).clamp(-1, 1).cpu()
-        save_grid(in_pairs(copies, originals, columns), self.folder.pairs, columns)
+        rows = zip(originals.split(columns), copies.split(columns), strict=True)
+        save_grid(torch.cat([part for row in rows for part in row]), self.folder.pairs, columns)

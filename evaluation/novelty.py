@@ -49,9 +49,3 @@ def summarize(samples: Nearest, held_out: Nearest, paths: list[str], pairs: str)
     matches = tuple(Match(row, paths[int(samples.index[row])], float(samples.distance[row])) for row in order)
     near, others = samples.nearness(threshold), held_out.nearness(threshold)
     return Novelty(threshold, near, *share_interval(round(near.share * number), number), others, pairs, matches)
-
-
-def in_pairs(copies: torch.Tensor, originals: torch.Tensor, columns: int) -> torch.Tensor:
-    """Samples (N, 3, H, W), each below its training image, `columns` pairs in a row: images row by row for a grid."""
-    rows = zip(originals.split(columns), copies.split(columns), strict=True)
-    return torch.cat([part for row in rows for part in row])

@@ -86,17 +86,12 @@ class TrainedRun:
         return Bounds.common(model.bounds for model in models)
 
     def images(self, path: Path | None) -> ImageDataset:
-        """The images that the run was trained on, at `path` or where the demo puts them, checked to be of its size."""
+        """The images that the run was trained on, at `path` or where the demo puts them."""
         path = path or self.folder.images
         if not path.is_file():
             raise UserError(f"{path}: no such data set; name that of the run's images with --dataset-path")
         dataset = ImageDataset(path)
         self.autoencoder.check_image(dataset.shape, path)
-        for name, codebook in self.codebooks.items():
-            size = self.autoencoder.image_size(codebook.fmap_shape)
-            if dataset.shape[1:] != size:
-                own, other = (f"{height}×{width}" for height, width in (size, dataset.shape[1:]))
-                raise UserError(f"{path}: holds images of {other}, but {name} is for {own}; give the run's own images")
         data = self.autoencoder.data
         if data is not None and not same({"data": data}, {"data": dataset.fingerprint}):
             raise UserError(

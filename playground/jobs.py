@@ -32,6 +32,7 @@ def job_of(asked: PageRequest, model: Model, session: Session) -> Job:
     """The job of a request, which adds its pictures to the session; raises `UserError` if the model cannot do it."""
     cascade, request = model.cascade, asked.cascade_request(model.cascade)
     make = {"atlas": make_atlas, "walk": make_walk}.get(asked.kind, make_samples)
+    number = {"atlas": len(cascade.codebooks[0]), "walk": asked.steps}.get(asked.kind, asked.number)
 
     def work(job: Job) -> list[Picture]:
         session.forget_shown()
@@ -39,7 +40,7 @@ def job_of(asked: PageRequest, model: Model, session: Session) -> Job:
         session.add(pictures)
         return pictures
 
-    return Job(work, cascade.length * asked.num_pictures(cascade))
+    return Job(work, cascade.length * number)
 
 
 def make_samples(job: Job, asked: PageRequest, request: Request, model: Model, session: Session) -> list[Picture]:
@@ -50,7 +51,7 @@ def make_samples(job: Job, asked: PageRequest, request: Request, model: Model, s
         images = model.cascade.decode(tokens, level).float().cpu()
         scores.append(stage_scores)
         units = units or tokens[:, 0].tolist()  # those of the condition come first
-        job.show(save_sheet(images, session, level))
+        job.messages.put(("shown", save_sheet(images, session, level)))
     for index, (image, own) in enumerate(zip(images, torch.stack(scores[1:], dim=1).tolist(), strict=True)):
         path = session.new_path(f"seed{asked.seed}_{asked.result(index).name}")
         save_image(image, path, settings_text(request, index, own), durable=False)  # as generate_images.py does
@@ -74,7 +75,7 @@ def make_atlas(job: Job, asked: PageRequest, request: Request, model: Model, ses
             session.map_path = session.new_path("map.png")
             save_units(tiles, codebook, session.map_path)
             session.shown.append(session.map_path)
-            job.show(session.map_path)
+            job.messages.put(("shown", session.map_path))
     path = session.new_path(f"seed{asked.seed}_{asked.result().name}")
     save_image(on_map(tiles, codebook), path, durable=False)
     title, note = f"Condition atlas, seed {asked.seed}", f"the atlas is {asked.result()}"
@@ -86,7 +87,7 @@ def make_walk(job: Job, asked: PageRequest, request: Request, model: Model, sess
     """Write the pictures of a walk stage by stage; show them side by side, and keep an animation there and back."""
     for level, tokens, _ in write_levels(job, model.cascade, request, range(asked.steps), asked.steps):
         images = model.cascade.decode(tokens, level).cpu()
-        job.show(save_sheet(images.float(), session, level))
+        job.messages.put(("shown", save_sheet(images.float(), session, level)))
     path = session.new_path(f"seed{asked.seed}_{asked.result().name}")
     save_walk(images, path)
     title, note = f"Walk from unit {asked.ends[0]} to unit {asked.ends[1]}", f"the walk is {asked.result()}"

@@ -65,34 +65,26 @@ class Layout:
     def __init__(self, model: Model, first_map: Path) -> None:
         self.model, self.cascade = model, model.cascade
         height, width = self.cascade.image_size
-        self.ratio = f"{width} / {height}"
-        self.first_map = first_map
-        gr.HTML(self.intro(), elem_id="intro")
-        with gr.Row(elem_id="columns"):
-            with gr.Column(scale=4, min_width=320):
-                self.add_map()
-                self.add_settings()
-                self.add_sampling()
-                self.add_picture()
-                self.add_walk()
-            with gr.Column(scale=7, min_width=320):
-                self.add_results()
-
-    # --- Layout ---
-
-    def intro(self) -> str:
-        """What model this is."""
-        height, width = self.cascade.image_size
+        self.ratio, self.first_map = f"{width} / {height}", first_map
         grids = [f"{stage.config.fine.height}×{stage.config.fine.width}" for stage in self.cascade.stages]
-        return (
-            f"<h1>{escape(self.model.name)}</h1><p>This model makes pictures of {width}×{height} pixels from coarse to "
+        gr.HTML(
+            f"<h1>{escape(model.name)}</h1><p>This model makes pictures of {width}×{height} pixels from coarse to "
             f"fine: a condition, one of {len(self.cascade.codebooks[0])} units of a map, then tokens in {len(grids)} "
             f"stages ({', '.join(grids)}). Everything runs on the machine that serves this page; "
-            "nothing is sent anywhere else.</p>"
+            "nothing is sent anywhere else.</p>",
+            elem_id="intro",
         )
+        with gr.Row(elem_id="columns"):
+            with gr.Column(scale=4, min_width=320):
+                self._add_map()
+                self._add_settings()
+                self._add_sampling()
+                self._add_picture()
+                self._add_walk()
+            with gr.Column(scale=7, min_width=320):
+                self._add_results()
 
-    def add_map(self) -> None:
-        """The condition map, and what goes with it."""
+    def _add_map(self) -> None:
         places = self.cascade.codebooks[0].coordinates.tolist()
         shape = [max(place[axis] for place in places) + 1 for axis in (0, 1)]
         with gr.Column(elem_classes="card first"):
@@ -103,8 +95,7 @@ class Layout:
                 self.any_unit = gr.Button("Any unit", size="sm", elem_id="any-unit", scale=2, min_width=90)
                 self.atlas = gr.Button("Draw one sample per unit", size="sm", elem_id="atlas", scale=3, min_width=170)
 
-    def add_settings(self) -> None:
-        """What every request has."""
+    def _add_settings(self) -> None:
         with gr.Column(elem_classes="card third"):
             self.number = gr.Slider(1, MAX_NUMBER, 9, step=1, label="Pictures", elem_id="number", buttons=[])
             with gr.Row():
@@ -116,8 +107,7 @@ class Layout:
                 self.go = gr.Button("Generate", variant="primary", elem_id="go")
                 self.stop = gr.Button("Stop", elem_id="stop")
 
-    def add_sampling(self) -> None:
-        """How each stage samples."""
+    def _add_sampling(self) -> None:
         self.sampling: list[gr.Number] = []
         guided = [bool(stage.config.transformer.condition_dropout) for stage in self.cascade.stages]
         with gr.Accordion("Sampling of each stage", open=False, elem_id="sampling", elem_classes="card"):
@@ -138,8 +128,7 @@ class Layout:
                         )  # fmt: skip
             self.recipe = gr.Button("Back to the recipe's settings", size="sm", elem_id="recipe")
 
-    def add_picture(self) -> None:
-        """A picture to start from."""
+    def _add_picture(self) -> None:
         rows = self.cascade.stages[0].config.fine.height
         with gr.Accordion("Start from a picture", open=False, elem_id="picture", elem_classes="card"):
             self.drop = scripted("drop", drop_value(), most=MOST_BYTES)
@@ -162,8 +151,7 @@ class Layout:
                     "Complete it below this row", size="sm", elem_id="complete", scale=2, visible=rows > 1
                 )
 
-    def add_walk(self) -> None:
-        """A walk over the map."""
+    def _add_walk(self) -> None:
         last = len(self.cascade.codebooks[0]) - 1
         with gr.Accordion("Walk over the map", open=False, elem_id="walk", elem_classes="card"):
             with gr.Row():
@@ -175,8 +163,7 @@ class Layout:
             self.steps = gr.Slider(*STEPS, 24, step=1, label="Steps", elem_id="steps", buttons=[])
             self.walk = gr.Button("Walk", variant="primary", elem_id="walk-go")
 
-    def add_results(self) -> None:
-        """The pictures, of the running request and of all."""
+    def _add_results(self) -> None:
         with gr.Row(elem_id="results", equal_height=False):
             with gr.Column(elem_id="shelf", scale=5, min_width=300):
                 with gr.Column(elem_classes="card second"):
@@ -195,8 +182,6 @@ class Layout:
                     label="The command that makes it again", lines=2, max_lines=12, interactive=False,
                     buttons=["copy"], elem_id="command", visible=False,
                 )  # fmt: skip
-
-    # --- Values of components ---
 
     def map_value(self, session: Session | None) -> dict:
         """The picture of the map, and the chosen unit."""

@@ -14,7 +14,7 @@ from playground.jobs import Sheet, decode_units, job_of, save_units
 from playground.layout import DROP_HINT, STEPS, Layout, details_text, drop_value, source, status_text, url
 from playground.page_request import PageRequest, recipe_values, sampling_from
 from playground.uploads import MOST_BYTES, Upload, check_size, inside, read_upload
-from playground.worker import REPORT_SECONDS, Job, Message, Picture, Session, Worker, write_zip
+from playground.worker import REPORT_SECONDS, Job, Picture, Session, Worker, write_zip
 from utils.files import UserError
 from utils.images import to_tensor, write_png
 
@@ -40,10 +40,9 @@ class PlaygroundPage(Layout):
             delete_cache=UPLOADS_KEPT,
         ) as self.blocks:
             super().__init__(worker.model, first_map)
-            self.connect()
+            self._connect()
 
-    def connect(self) -> None:
-        """Say what happens when something is used."""
+    def _connect(self) -> None:
         settings = [self.number, self.seed, self.label, *self.sampling]
         shown = [self.status, self.live, self.map, self.chosen, self.details, self.command, self.gallery]
         quiet = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
@@ -52,10 +51,10 @@ class PlaygroundPage(Layout):
             event(handler, inputs, outputs, trigger_mode="multiple", **quiet)
 
         on(self.map.choose, self.choose_unit, settings, [*shown, self.start])
-        on(self.any_unit.click, self.choose_any, None, [self.map, self.chosen])
+        on(self.any_unit.click, self._choose_any, None, [self.map, self.chosen])
         on(self.go.click, self.generator("sample"), settings, shown)
         on(self.atlas.click, self.generator("atlas"), settings, shown)
-        on(self.stop.click, self.cancel, None, [])
+        on(self.stop.click, self._cancel, None, [])
         on(self.dice.click, lambda: random.randrange(SEEDS), None, [self.seed])
         recipe = [value for config in self.cascade.configs for value in recipe_values(config)]
         on(self.recipe.click, lambda: recipe, None, self.sampling)
@@ -68,11 +67,9 @@ class PlaygroundPage(Layout):
         walk = self.start, self.end, self.steps
         on(self.walk.click, self.generator("walk", "start", "end", "steps"), [*walk, *settings], shown)
         for shelf in (self.live, self.gallery):
-            on(shelf.choose, self.choose_picture, None, [self.gallery, self.details, self.command])
-        on(self.zip.click, self.save_all, None, [self.save])
-        self.blocks.unload(self.close_session)
-
-    # --- Sessions ---
+            on(shelf.choose, self._choose_picture, None, [self.gallery, self.details, self.command])
+        on(self.zip.click, self._save_all, None, [self.save])
+        self.blocks.unload(self._close_session)
 
     def session_of(self, request: gr.Request) -> Session:
         """The session of the page that an event is from.
@@ -86,15 +83,11 @@ class PlaygroundPage(Layout):
                 kept.pop(copy, None)
         return self.worker.session(name)
 
-    def close_session(self, request: gr.Request) -> None:
-        """A page was closed or loaded again."""
+    def _close_session(self, request: gr.Request) -> None:
         self.worker.close_session(request.session_hash)
 
-    def cancel(self, request: gr.Request) -> None:
-        """Cancel what the page has asked for."""
+    def _cancel(self, request: gr.Request) -> None:
         self.worker.cancel(self.session_of(request))
-
-    # --- Requests ---
 
     def choose_unit(self, request: gr.Request, event: gr.EventData, *settings: object) -> Iterator[Updates]:
         """A unit of the map was clicked: generate with it."""
@@ -106,8 +99,7 @@ class PlaygroundPage(Layout):
         yield {self.map: self.map_value(session), **chosen}
         yield from self.generate(session, "sample", settings)
 
-    def choose_any(self, request: gr.Request) -> Updates:
-        """Back to conditions drawn by their use."""
+    def _choose_any(self, request: gr.Request) -> Updates:
         session = self.session_of(request)
         session.unit = None
         return {self.map: self.map_value(session), self.chosen: self.chosen_text(None)}
@@ -133,18 +125,18 @@ class PlaygroundPage(Layout):
         try:
             while True:
                 try:
-                    message = job.messages.get(timeout=REPORT_SECONDS)
+                    kind, content = job.messages.get(timeout=REPORT_SECONDS)
                 except Empty:
-                    yield {self.status: self.progress(job)}
+                    yield {self.status: self._progress(job)}
                     continue
-                if message.kind != "shown":
-                    yield self.ending(session, job, sheet, message)
+                if kind != "shown":
+                    yield self.ending(session, job, sheet, kind, content)
                     return
-                if isinstance(message.content, Sheet):
-                    sheet = message.content
-                    yield {self.live: self.live_value(sheet), self.status: self.progress(job)}
+                if isinstance(content, Sheet):
+                    sheet = content
+                    yield {self.live: self.live_value(sheet), self.status: self._progress(job)}
                 else:
-                    yield {self.map: self.map_value(session), self.status: self.progress(job)}
+                    yield {self.map: self.map_value(session), self.status: self._progress(job)}
         finally:
             job.cancelled.set()
 
@@ -162,8 +154,7 @@ class PlaygroundPage(Layout):
             upload=session.upload, sampling=sampling_from(sampling, self.cascade.configs), **own,
         )  # fmt: skip
 
-    def progress(self, job: Job) -> str:
-        """How far a job is."""
+    def _progress(self, job: Job) -> str:
         if job.start is None:
             before = self.worker.jobs_before(job)
             return status_text(f"Waiting: {before} {'request' if before == 1 else 'requests'} before this one.")
@@ -173,17 +164,16 @@ class PlaygroundPage(Layout):
             numbers += f", {(job.total - job.done) / rate:.0f} s left"
         return status_text(f"{job.activity[:1].upper()}{job.activity[1:]}.", numbers, job.done / job.total)
 
-    def ending(self, session: Session, job: Job, sheet: Sheet | None, message: Message) -> Updates:
+    def ending(self, session: Session, job: Job, sheet: Sheet | None, kind: str, content: object) -> Updates:
         """What changes when a job has ended."""
-        if message.kind == "failed":
-            return self.refusal(message.content)
-        if message.kind == "cancelled":
+        if kind == "failed":
+            return self.refusal(content)
+        if kind == "cancelled":
             return {self.status: status_text("Stopped.")} if session.job is job else gr.skip()
-        pictures = message.content
-        words = f"Done: {pictures[0].title if len(pictures) == 1 else f'{len(pictures)} pictures'}."
-        updates = {self.status: status_text(words)} | self.choice(session, pictures[0])
+        words = f"Done: {content[0].title if len(content) == 1 else f'{len(content)} pictures'}."
+        updates = {self.status: status_text(words)} | self.choice(session, content[0])
         if sheet is not None:
-            keys = [picture.key for picture in pictures]
+            keys = [picture.key for picture in content]
             updates[self.live] = self.live_value(sheet, keys if len(keys) == sheet.number else keys[:1] * sheet.number)
         return updates
 
@@ -194,15 +184,12 @@ class PlaygroundPage(Layout):
         gr.Warning(escape(str(error)))
         return {self.status: status_text(str(error), is_error=True)}
 
-    # --- Pictures ---
-
     def chosen_unit(self, request: gr.Request, before: int) -> int:
         """The unit that is chosen, or what was there."""
         unit = self.session_of(request).unit
         return before if unit is None else unit
 
-    def choose_picture(self, request: gr.Request, event: gr.EventData) -> Updates:
-        """A picture was chosen."""
+    def _choose_picture(self, request: gr.Request, event: gr.EventData) -> Updates:
         session = self.session_of(request)
         for picture in session.pictures:
             if picture.key == event.key:
@@ -235,20 +222,17 @@ class PlaygroundPage(Layout):
             return {self.drop: drop_value(say=f"{error} – {DROP_HINT}")}
         tensor = to_tensor(image, self.cascade.image_size)
         session.upload = Upload(name, self.worker.run_soon(lambda job: self.cascade.tokens(tensor)))
-        shown = session.new_path("given.png")
+        shown = session.new_path("given.png", is_only=True)
         write_png(image, shown, durable=False)
-        session.keep_latest("upload", shown)
         return {self.drop: drop_value(url(shown), name, note or name)}
 
-    def save_all(self, request: gr.Request) -> Updates:
-        """All pictures of a page in one file."""
+    def _save_all(self, request: gr.Request) -> Updates:
         session = self.session_of(request)
         if not session.pictures:
             gr.Warning("there are no pictures yet")
             return gr.skip()
-        path = session.new_path("pictures.zip")
+        path = session.new_path("pictures.zip", is_only=True)
         self.worker.run_soon(lambda job: write_zip(session.pictures, path))  # by the thread that also drops pictures
-        session.keep_latest("archive", path)
         return {self.save: {"src": url(path), "name": path.name}}
 
 

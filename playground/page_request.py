@@ -55,10 +55,6 @@ class PageRequest:
         """Pictures made at once. One row in float32 would use another kernel, and so make other pictures."""
         return {"atlas": ATLAS_BATCH, "walk": self.steps}.get(self.kind, max(self.number, 2))
 
-    def num_pictures(self, cascade: Cascade) -> int:
-        """Pictures that are generated."""
-        return {"atlas": len(cascade.codebooks[0]), "walk": self.steps}.get(self.kind, self.number)
-
     def cascade_request(self, cascade: Cascade) -> Request:
         """The request of the cascade; raises `UserError` if it cannot do it."""
         tokens = self.upload.tokens if self.upload else ()
@@ -109,7 +105,8 @@ class Model:
 
     def command(self, asked: PageRequest) -> str:
         """The command that generates the pictures of a request again, for a shell."""
-        name, batch = asked.upload.as_argument if asked.upload else "", {"batch_size": asked.batch_size}
+        name, batch = asked.upload.name if asked.upload else "", {"batch_size": asked.batch_size}
+        name = f"./{name}" if name.startswith("-") else name  # which would be a flag
         pictures = {"num_images": asked.number, **batch}
         options = {
             "sample": {**pictures, "condition_index": asked.unit},

@@ -20,11 +20,6 @@ class Upload:
     name: str  # of the file that was given
     tokens: tuple[torch.Tensor, ...] = field(repr=False)  # of the condition and of each stage, each (1, T)
 
-    @property
-    def as_argument(self) -> str:
-        """The name as a command takes it: one that begins with a dash would be a flag."""
-        return f"./{self.name}" if self.name.startswith("-") else self.name
-
 
 def check_size(name: str, num_bytes: int) -> None:
     """Raise `UserError` if a file of this name is too large to be read."""

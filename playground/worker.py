@@ -33,16 +33,12 @@ class Cancelled(Exception):
     """A job was cancelled by its page, or its page has been closed."""
 
 
-@dataclass(frozen=True)
-class Message:
-    """What a job reports: pictures of a level, as a sheet or as the file of a map, or that it has ended."""
-
-    kind: str  # shown, done, cancelled or failed
-    content: object = None
-
-
 class Job:
-    """A request of a page: its work, its progress in tokens of all its pictures, and what it reports."""
+    """A request of a page: its work, its progress in tokens of all its pictures, and what it reports.
+
+    A message is "shown" with pictures of a level, as a sheet or as the file of a map, or how the job has ended: "done"
+    with the result of its work, "cancelled" with None, or "failed" with the error.
+    """
 
     def __init__(self, work: Callable[["Job"], object], total: int = 1) -> None:
         self.work, self.total, self.done = work, total, 0
@@ -50,7 +46,7 @@ class Job:
         self.between: Callable[[], None] = lambda: None  # is called between two tokens
         self.start: float | None = None  # when its turn came
         self.activity = ""  # in words
-        self.messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self.messages: queue.SimpleQueue[tuple[str, object]] = queue.SimpleQueue()
 
     def count(self, number: int) -> None:
         """Count tokens as written; raises `Cancelled` if the job is to end."""
@@ -59,20 +55,16 @@ class Job:
         self.done += number
         self.between()
 
-    def show(self, content: object) -> None:
-        """Send pictures to the page."""
-        self.messages.put(Message("shown", content))
-
     def run(self) -> None:
         """Do the work, and report how it ended."""
         self.start = time.monotonic()
         try:
             self.count(0)
-            self.messages.put(Message("done", self.work(self)))
+            self.messages.put(("done", self.work(self)))
         except Cancelled:
-            self.messages.put(Message("cancelled"))
+            self.messages.put(("cancelled", None))
         except Exception as error:  # the page shows it, and the thread goes on with the next job
-            self.messages.put(Message("failed", error))
+            self.messages.put(("failed", error))
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,11 +90,12 @@ class Session:
     map_path: Path | None = None  # of the atlas that it has drawn
     shown: list[Path] = field(default_factory=list)  # files of the request that runs or ran last
     numbers: Iterator[int] = field(default_factory=itertools.count)  # of its files
-    latest: dict[str, Path] = field(default_factory=dict)  # files of which only the latest is kept, by purpose
     job: Job | None = None
 
-    def new_path(self, name: str) -> Path:
-        """A new file, whose name ends so; downloads from the page have this name."""
+    def new_path(self, name: str, *, is_only: bool = False) -> Path:
+        """A new file, whose name ends so, as downloads from the page; `is_only` removes the ones before it."""
+        for path in self.folder.glob(f"*_{name}") if is_only else ():
+            path.unlink()
         return self.folder / f"{next(self.numbers):05d}_{name}"
 
     def add(self, pictures: list[Picture]) -> None:
@@ -111,12 +104,6 @@ class Session:
         self.pictures = everything[:MAX_PICTURES]
         for picture in everything[MAX_PICTURES:]:
             picture.path.unlink(missing_ok=True)
-
-    def keep_latest(self, purpose: str, path: Path) -> None:
-        """Keep a file in place of the one before it."""
-        if purpose in self.latest:
-            self.latest[purpose].unlink(missing_ok=True)
-        self.latest[purpose] = path
 
     def forget_shown(self) -> None:
         """Remove the files that showed the last request, except for the map that is still shown."""
@@ -186,10 +173,10 @@ class Worker:
         """Do something short at the next token, before all queued jobs; return its result or raise its error."""
         job = Job(work)
         self._put(job, self._short_jobs)
-        message = job.messages.get()
-        if message.kind == "failed":
-            raise message.content
-        return message.content
+        kind, content = job.messages.get()
+        if kind == "failed":
+            raise content
+        return content
 
     def cancel(self, session: Session) -> None:
         """Cancel the job of a session, if it has one."""
@@ -209,7 +196,7 @@ class Worker:
         """End all jobs, and wait a moment for that."""
         with self._changed:
             self._is_closed = True
-            for job in (*self._jobs, *([self._running] if self._running else [])):
+            for job in filter(None, (*self._jobs, self._running)):
                 job.cancelled.set()
             self._changed.notify_all()
         self._thread.join(timeout=2)

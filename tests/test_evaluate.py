@@ -256,11 +256,6 @@ def test_the_interval_of_a_share_is_wilsons():
     assert novelty.share_interval(10, 10) == pytest.approx((0.72247, 1), abs=2e-5)
 
 
-def test_pairs_stand_one_above_the_other():
-    copies, originals = torch.arange(5).view(5, 1, 1, 1), torch.arange(10, 15).view(5, 1, 1, 1)
-    assert novelty.in_pairs(copies, originals, 3).flatten().tolist() == [10, 11, 12, 0, 1, 2, 13, 14, 3, 4]
-
-
 def test_quality_of_the_same_images_and_of_even_ones():
     images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     same = quality([(images, images)])
@@ -395,6 +390,10 @@ def test_novelty_names_the_nearest_training_image_of_every_sample(evaluated, fac
     picture = Image.open(out / measured["pairs"])
     columns = min(content["num_images"], 10)
     assert picture.size == (columns * 34 + 2, content["num_images"] // columns * 2 * 34 + 2)
+    for column, row in enumerate(measured["nearest"][:columns]):  # the training image above
+        shown = picture.crop((column * 34 + 2, 2, column * 34 + 34, 34))
+        pair = Image.open(faces.parent / row["image_path"])
+        assert shown.tobytes() in (pair.tobytes(), pair.transpose(Image.Transpose.FLIP_LEFT_RIGHT).tobytes())
 
 
 def test_a_cascade_that_writes_training_images_by_heart_is_found_out(tiny_run, faces, tmp_path, monkeypatch):
@@ -508,7 +507,7 @@ def test_bad_inputs_are_named_in_one_line(run, tmp_path, monkeypatch, capsys, wr
     assert "absent.json: no such data set" in complaint(run, "--dataset-path", tmp_path / "absent.json")
     Image.new("RGB", (64, 64)).save(tmp_path / "large.png")
     large = write_json(tmp_path / "dataset.json", {"_default": {"1": {"image_fpath": "large.png"}}})
-    assert "images of 64×64, but codebook_cond is for 32×32" in complaint(run, "--dataset-path", large)
+    assert f"{large}: is not the data set that the run was trained on" in complaint(run, "--dataset-path", large)
     with monkeypatch.context() as patch:
         patch.setattr(TrainedRun, "bounds", Bounds(BOUNDS.validation, BOUNDS.validation))
         line = complaint(run)

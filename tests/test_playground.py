@@ -69,9 +69,9 @@ def run(model, session, asked):
     job = job_of(asked, model, session)
     job.run()
     *shown, last = [job.messages.get() for _ in range(job.messages.qsize())]
-    if last.kind == "failed":
-        raise last.content
-    return last.content, [message.content for message in shown], job
+    if last[0] == "failed":
+        raise last[1]
+    return last[1], [content for _, content in shown], job
 
 
 # --- The command that makes it again ---
@@ -231,7 +231,7 @@ class Gate(Job):
     def end(self):
         """How the job ends, once it is let go."""
         self.go.set()
-        return self.messages.get(timeout=5).kind
+        return self.messages.get(timeout=5)[0]
 
 
 @pytest.fixture
@@ -264,19 +264,19 @@ def test_a_page_that_goes_cancels_its_request_and_takes_its_files(worker, submit
     folder = worker.session("a").folder
     folder.mkdir(parents=True)
     worker.close_session("a")
-    assert first.messages.get(timeout=5).kind == "cancelled"
+    assert first.messages.get(timeout=5)[0] == "cancelled"
     assert second.started.wait(5)  # the next page has its turn
     assert not folder.exists()
     assert len(worker._sessions) == 1
     worker.close_session("b")
-    assert second.messages.get(timeout=5).kind == "cancelled"
+    assert second.messages.get(timeout=5)[0] == "cancelled"
 
 
 def test_a_waiting_request_makes_room_for_a_newer_one_and_too_many_are_refused(worker, submit, monkeypatch):
     monkeypatch.setattr(worker_module, "MAX_WAITING", 1)
     first, waiting = submit("a"), submit("b")
     newer = submit("b")
-    assert waiting.messages.get(timeout=5).kind == "cancelled"
+    assert waiting.messages.get(timeout=5)[0] == "cancelled"
     with pytest.raises(UserError, match="1 requests are waiting already"):
         submit("c")
     assert [first.end(), newer.end()] == ["done", "done"]
@@ -287,7 +287,7 @@ def test_generation_stops_at_the_next_token(model, session):
     job.between = lambda: job.cancelled.set() if job.done >= 15 else None  # five tokens of each of three pictures
     job.run()
     assert job.done == 15
-    kinds = [job.messages.get().kind for _ in range(job.messages.qsize())]
+    kinds = [job.messages.get()[0] for _ in range(job.messages.qsize())]
     assert (kinds[0], kinds[-1]) == ("shown", "cancelled")  # first the conditions
 
 
