@@ -147,38 +147,16 @@ def inputs_of(cascade: Cascade, request: Request) -> dict[str, str]:
 
 
 def generate(cascade: Cascade, request: Request, number: int, options: Options, key: dict) -> None:
-    """Make a set of pictures beside the one before, from where one of this key was left, and replace that."""
-    folder, new = StepFolder(options.out_dir), StepFolder(options.out_dir / NEXT)
-    write_batches(cascade, request, number, options, key, new)
-    if not is_main():
-        return
-    parts = []
-    for start in range(0, number, options.batch_size):
-        with np.load(new.tokens_of(start)) as archive:
-            parts.append(dict(archive))
-    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    show(cascade, arrays, new, options)
-    save_arrays(arrays, new.tokens)
-    names = [[path.relative_to(each.path).as_posix() for path in each.pictures] for each in (new, folder)]
-    finish_set(folder.path, names[0], new.tokens.name, names[1])
-    new.unfinished.unlink()
-    replace_set(folder.path)
-    for stage, scores in enumerate(arrays["scores"].T.tolist()):
-        log.info("scores of stage %d: %s", stage, " ".join(f"{score:.1f}" for score in scores[:GRID]))
-    log.info("wrote %d images, a grid for each stage and tokens.npz to %s", number, options.out_dir)
+    """Generate a set of pictures beside the one before, from where one of this key was left, and replace that.
 
-
-def write_batches(
-    cascade: Cascade, request: Request, number: int, options: Options, key: dict, new: StepFolder
-) -> None:
-    """Write the final images and the tokens of each batch, unless one of this key is there.
-
-    Each image has its settings and scores as its text chunks.
+    Each picture has its settings and scores as its text chunks.
     """
+    folder, new = StepFolder(options.out_dir), StepFolder(options.out_dir / NEXT)
     journal = Journal(new.unfinished, key)
     if not journal.entries and is_main():
         shutil.rmtree(new.images, ignore_errors=True)  # those of another key, perhaps more
-    mine = own(journal.missing({str(start): start for start in range(0, number, options.batch_size)}))
+    starts = range(0, number, options.batch_size)
+    mine = own(journal.missing({str(start): start for start in starts}))
     names = ["condition", *(f"stage_{stage}" for stage in range(len(cascade.stages)))]
     with progress(total=cascade.length * len(mine), unit="token", desc=options.out_dir.name) as bar:
         for start in mine:
@@ -195,6 +173,22 @@ def write_batches(
             places = [(path.relative_to(new.path).as_posix(), None, checksum(path.read_bytes())) for path in files]
             journal.add({str(start): {"places": places}})
     journal.collect()
+    if not is_main():
+        return
+    parts = []
+    for start in starts:
+        with np.load(new.tokens_of(start)) as archive:
+            parts.append(dict(archive))
+    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    show(cascade, arrays, new, options)
+    save_arrays(arrays, new.tokens)
+    now, before = ([path.relative_to(each.path).as_posix() for path in each.pictures] for each in (new, folder))
+    finish_set(folder.path, now, new.tokens.name, before)
+    new.unfinished.unlink()
+    replace_set(folder.path)
+    for stage, scores in enumerate(arrays["scores"].T.tolist()):
+        log.info("scores of stage %d: %s", stage, " ".join(f"{score:.1f}" for score in scores[:GRID]))
+    log.info("wrote %d images, a grid for each stage and tokens.npz to %s", number, options.out_dir)
 
 
 def make_request(options: Options, cascade: Cascade) -> tuple[Request, int]:

@@ -35,7 +35,6 @@ def job_of(asked: PageRequest, model: Model, session: Session) -> Job:
     number = {"atlas": len(cascade.codebooks[0]), "walk": asked.steps}.get(asked.kind, asked.number)
 
     def work(job: Job) -> list[Picture]:
-        session.forget_shown()
         pictures = make(job, asked, request, model, session)
         session.add(pictures)
         return pictures
@@ -72,10 +71,8 @@ def make_atlas(job: Job, asked: PageRequest, request: Request, model: Model, ses
         part = tiles[start : start + ATLAS_BATCH]
         for level, tokens, _ in write_levels(job, cascade, request, images, len(part)):
             part[:] = cascade.decode(tokens, level).float().cpu()
-            session.map_path = session.new_path("map.png")
-            save_units(tiles, codebook, session.map_path)
-            session.shown.append(session.map_path)
-            job.messages.put(("shown", session.map_path))
+            save_units(tiles, codebook, session.map)
+            job.messages.put(("shown", session.map))
     path = session.new_path(f"seed{asked.seed}_{asked.result().name}")
     save_image(on_map(tiles, codebook), path, durable=False)
     title, note = f"Condition atlas, seed {asked.seed}", f"the atlas is {asked.result()}"
@@ -110,10 +107,9 @@ def write_levels(
 
 def save_sheet(images: torch.Tensor, session: Session, level: int) -> Sheet:
     """Save images (N, 3, H, W) side by side, nearly square, in at most six columns."""
-    columns, path = min(6, math.ceil(math.sqrt(len(images)))), session.new_path("sheet.png")
-    save_image(grid(images, columns, padding=0), path, durable=False)
-    session.shown.append(path)
-    return Sheet(path, len(images), columns, f"after stage {level - 1}" if level else "their conditions")
+    columns = min(6, math.ceil(math.sqrt(len(images))))
+    save_image(grid(images, columns, padding=0), session.sheet, durable=False)
+    return Sheet(session.sheet, len(images), columns, f"after stage {level - 1}" if level else "their conditions")
 
 
 def settings_of(asked: PageRequest, picture: str, condition: str = "") -> dict[str, str]:

@@ -1,5 +1,6 @@
 """The layout of the page: its components, and the values that they show."""
 
+import time
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
@@ -22,9 +23,9 @@ def source(name: str) -> str:
     return (HERE / name).read_text(encoding="utf-8")
 
 
-def url(path: Path) -> str:
-    """The address of a file of a page."""
-    return f"gradio_api/file={quote(str(path))}"
+def url(path: Path, *, may_change: bool = False) -> str:
+    """The address of a file of a page; a new one each time if the file may have changed."""
+    return f"gradio_api/file={quote(str(path))}" + (f"?{time.time_ns()}" if may_change else "")
 
 
 def drop_value(src: str = "", name: str = "", say: str = DROP_HINT) -> dict:
@@ -68,9 +69,10 @@ class Layout:
         self.ratio, self.first_map = f"{width} / {height}", first_map
         grids = [f"{stage.config.fine.height}×{stage.config.fine.width}" for stage in self.cascade.stages]
         gr.HTML(
-            f"<h1>{escape(model.name)}</h1><p>This model makes pictures of {width}×{height} pixels from coarse to "
-            f"fine: a condition, one of {len(self.cascade.codebooks[0])} units of a map, then tokens in {len(grids)} "
-            f"stages ({', '.join(grids)}). Everything runs on the machine that serves this page; "
+            f"<h1>{escape(model.path.resolve().name)}</h1>"
+            f"<p>This model makes pictures of {width}×{height} pixels from coarse to fine: a condition, one of "
+            f"{len(self.cascade.codebooks[0])} units of a map, then tokens in {len(grids)} stages "
+            f"({', '.join(grids)}). Everything runs on the machine that serves this page; "
             "nothing is sent anywhere else.</p>",
             elem_id="intro",
         )
@@ -185,8 +187,9 @@ class Layout:
 
     def map_value(self, session: Session | None) -> dict:
         """The picture of the map, and the chosen unit."""
-        path = session.map_path if session and session.map_path else self.first_map
-        return {"src": url(path), "chosen": session.unit if session else None}
+        has_own = session is not None and session.map.exists()
+        src = url(session.map, may_change=True) if has_own else url(self.first_map)
+        return {"src": src, "chosen": session.unit if session else None}
 
     def chosen_text(self, unit: int | None) -> str:
         """The chosen unit, in words."""
@@ -196,7 +199,8 @@ class Layout:
         """The pictures of the request that runs, which can be chosen once they have keys."""
         value = {"number": 0, "columns": 1, "src": "", "name": ""}
         if sheet is not None:
-            value = {"number": sheet.number, "columns": sheet.columns, "src": url(sheet.path), "name": sheet.name}
+            value = {"number": sheet.number, "columns": sheet.columns, "name": sheet.name}
+            value["src"] = url(sheet.path, may_change=True)
         return value | {"keys": keys or [], "ratio": self.ratio, "hint": LIVE_HINT}
 
     def gallery_value(self, session: Session | None, chosen: Picture | None = None) -> dict:

@@ -34,7 +34,7 @@ class PlaygroundPage(Layout):
         first_map, cascade = worker.folder / "map.png", worker.model.cascade
         save_units(decode_units(cascade), cascade.codebooks[0], first_map)
         with gr.Blocks(
-            title=f"Playground: {worker.model.name}",
+            title=f"Playground: {worker.model.path.resolve().name}",
             analytics_enabled=False,
             fill_width=True,
             delete_cache=UPLOADS_KEPT,
@@ -222,18 +222,18 @@ class PlaygroundPage(Layout):
             return {self.drop: drop_value(say=f"{error} – {DROP_HINT}")}
         tensor = to_tensor(image, self.cascade.image_size)
         session.upload = Upload(name, self.worker.run_soon(lambda job: self.cascade.tokens(tensor)))
-        shown = session.new_path("given.png", is_only=True)
+        shown = session.folder / "given.png"
         write_png(image, shown, durable=False)
-        return {self.drop: drop_value(url(shown), name, note or name)}
+        return {self.drop: drop_value(url(shown, may_change=True), name, note or name)}
 
     def _save_all(self, request: gr.Request) -> Updates:
         session = self.session_of(request)
         if not session.pictures:
             gr.Warning("there are no pictures yet")
             return gr.skip()
-        path = session.new_path("pictures.zip", is_only=True)
+        path = session.folder / "pictures.zip"
         self.worker.run_soon(lambda job: write_zip(session.pictures, path))  # by the thread that also drops pictures
-        return {self.save: {"src": url(path), "name": path.name}}
+        return {self.save: {"src": url(path, may_change=True), "name": path.name}}
 
 
 def launch(page: PlaygroundPage, host: str, port: int, share: bool, middleware: list) -> tuple[str, str | None]:

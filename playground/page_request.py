@@ -98,11 +98,6 @@ class Model:
     device: str = "auto"
     precision: str = "auto"
 
-    @property
-    def name(self) -> str:
-        """What the model is called: its folder."""
-        return self.path.resolve().name
-
     def command(self, asked: PageRequest) -> str:
         """The command that generates the pictures of a request again, for a shell."""
         name, batch = asked.upload.name if asked.upload else "", {"batch_size": asked.batch_size}

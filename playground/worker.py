@@ -87,15 +87,15 @@ class Session:
     pictures: tuple[Picture, ...] = ()  # replaced as a whole, since other threads read it
     unit: int | None = None
     upload: Upload | None = None
-    map_path: Path | None = None  # of the atlas that it has drawn
-    shown: list[Path] = field(default_factory=list)  # files of the request that runs or ran last
-    numbers: Iterator[int] = field(default_factory=itertools.count)  # of its files
+    numbers: Iterator[int] = field(default_factory=itertools.count)  # of its pictures
     job: Job | None = None
 
-    def new_path(self, name: str, *, is_only: bool = False) -> Path:
-        """A new file, whose name ends so, as downloads from the page; `is_only` removes the ones before it."""
-        for path in self.folder.glob(f"*_{name}") if is_only else ():
-            path.unlink()
+    def __post_init__(self) -> None:
+        self.sheet = self.folder / "sheet.png"  # the pictures of the running or the last request, side by side
+        self.map = self.folder / "map.png"  # once the atlas has been drawn
+
+    def new_path(self, name: str) -> Path:
+        """A new file, whose name ends so; downloads from the page have this name."""
         return self.folder / f"{next(self.numbers):05d}_{name}"
 
     def add(self, pictures: list[Picture]) -> None:
@@ -104,13 +104,6 @@ class Session:
         self.pictures = everything[:MAX_PICTURES]
         for picture in everything[MAX_PICTURES:]:
             picture.path.unlink(missing_ok=True)
-
-    def forget_shown(self) -> None:
-        """Remove the files that showed the last request, except for the map that is still shown."""
-        for path in self.shown:
-            if path != self.map_path:
-                path.unlink(missing_ok=True)
-        self.shown = [path for path in self.shown if path == self.map_path]
 
 
 def write_zip(pictures: tuple[Picture, ...], path: Path) -> None:

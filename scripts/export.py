@@ -13,7 +13,6 @@ import dataclasses
 import json
 import platform
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +21,7 @@ import torch
 
 from models import autoencoder, cascade, codebook
 from models.generation import Cascade
-from models.requests import GenerationConfig, sampling_of
+from models.requests import sampling_of
 from reporting.card import make_card
 from scripts.demo_data import LICENCES
 from utils import cli
@@ -109,19 +108,14 @@ def weights_before(out: Path, overwrite: bool) -> list[str]:
     return [name for name in config.get("parts", {}) if Path(name).name == name and name.endswith(SUFFIX)]
 
 
-def sources(run: RunFolder, configs: list[GenerationConfig]) -> Iterator[tuple[str, str, Path]]:
-    """The checkpoints that generate the pictures of a run, each with the name that it is exported by and its kind."""
-    yield "autoencoder", autoencoder.KIND, run.decoding.latest
-    yield f"codebook_{CONDITION}", codebook.KIND, run.path / configs[0].lr_codebook_path
-    for number, config in enumerate(configs):
-        yield f"codebook_{number}", codebook.KIND, run.path / config.hr_codebook_path
-        yield f"transformer_{number}", cascade.KIND, run.path / config.model_path
-
-
 def write_model(new: ExportedFolder, run: RunFolder, model: Cascade, dtype: str) -> ModelConfig:
     """Write the weights, config.json, which is returned, and generate.json."""
-    parts = {}
-    for name, kind, path in sources(run, model.configs):
+    parts, sources = {}, [("autoencoder", autoencoder.KIND, run.decoding.latest)]
+    sources.append((f"codebook_{CONDITION}", codebook.KIND, run.path / model.configs[0].lr_codebook_path))
+    for number, stage in enumerate(model.configs):
+        sources.append((f"codebook_{number}", codebook.KIND, run.path / stage.hr_codebook_path))
+        sources.append((f"transformer_{number}", cascade.KIND, run.path / stage.model_path))
+    for name, kind, path in sources:
         content = load_checkpoint(path, kind)
         state = content.get("ema") or content["model"]
         if kind != codebook.KIND:

@@ -19,6 +19,7 @@ from scripts import evaluate, export, report
 from tests.helpers.deaths import dying
 from tests.helpers.reports import EVALUATION
 from tests.helpers.scripts import expect_error, expect_exit, run_main
+from tests.test_evaluate import FewFeatures
 from utils.exported import CONFIG, DTYPES
 from utils.files import UserError
 from utils.run_folder import ExportedFolder, RunFolder
@@ -103,9 +104,10 @@ def test_an_exported_model_is_the_smallest_whole(dtype, exported, tiny_run):
     assert all(step.best.is_file() for step in folder.transformers)
 
 
-def test_it_is_evaluated_but_is_no_run(exported, faces, tmp_path, capsys):
+def test_it_is_evaluated_but_is_no_run(exported, faces, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("evaluation.features.choose_extractor", lambda name: FewFeatures())
     out = shutil.copytree(exported(), tmp_path / "faces")
-    flags = ("--dataset-path", faces, "--num-images", 4, "--num-training", 8, "--extractor", "efficientnet")
+    flags = ("--dataset-path", faces, "--num-images", 4, "--num-training", 8)
     run_main(evaluate.main, out, "--device", "cpu", *flags)
     results = json.loads((out / "evaluation/evaluation.json").read_text())
     assert [row["name"] for row in results["distances"]][-1] == "samples"

@@ -47,10 +47,10 @@ class Brake:
 
 @pytest.fixture(scope="module")
 def brake():
-    found = Brake()
+    brake = Brake()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Job, "count", lambda job, number: found.count(job, number))
-        yield found
+        patch.setattr(Job, "count", lambda job, number: brake.count(job, number))
+        yield brake
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +64,8 @@ def server(tiny_run, brake):
 
 @pytest.fixture(scope="module")
 def browser():
-    with chromium() as found:
-        yield found
+    with chromium() as browser:
+        yield browser
 
 
 @pytest.fixture
@@ -86,12 +86,14 @@ def wait_for_pictures(page, number, chosen):
     )
 
 
-def wait_for_name(page, name):
-    page.wait_for_selector(f"#live [aria-label='Pictures, {name}']")
+def says(page, selector, text):
+    page.wait_for_function(
+        "([selector, text]) => document.querySelector(selector).innerText.includes(text)", arg=[selector, text]
+    )
 
 
-def background(page):
-    return page.eval_on_selector("#live .tile", "tile => getComputedStyle(tile).backgroundImage")
+def background(page, selector="#live .tile", name="backgroundImage"):
+    return page.eval_on_selector(selector, f"element => getComputedStyle(element).{name}")
 
 
 def kept(page):
@@ -109,7 +111,7 @@ def test_a_click_on_a_unit_makes_pictures_stage_by_stage(open_page, server, brak
         ("after stage 0", first + second + 9),
         ("after stage 1", float("inf")),
     ):
-        wait_for_name(page, name)
+        page.wait_for_selector(f"#live [aria-label='Pictures, {name}']")
         seen.append(background(page))
         if name == "after stage 0":
             page.wait_for_function("document.querySelector('#status progress')?.value > 0")
@@ -137,16 +139,16 @@ def test_a_click_on_a_unit_makes_pictures_stage_by_stage(open_page, server, brak
     page.click("#any-unit")
     page.wait_for_selector("#map:not(:has([aria-pressed='true']))")
     page.click("#gallery .kept >> nth=9")
-    page.wait_for_function("document.querySelector('#details').innerText.includes('number 8, of 0 to 8')")
+    says(page, "#details", "number 8, of 0 to 8")
     assert page.get_attribute("#gallery .kept >> nth=9", "aria-pressed") == "true"
     brake.move(1)
     page.click("#atlas")
     page.wait_for_selector("#status progress")
     page.click("#stop")
-    page.wait_for_function("document.querySelector('#status').innerText === 'Stopped.'")
+    says(page, "#status", "Stopped.")
     brake.move(float("inf"))
     page.click("#atlas")
-    page.wait_for_function("document.querySelector('#details').innerText.includes('Asked for\\none sample')")
+    says(page, "#details", "Asked for\none sample")
     assert "files/map.png" not in page.eval_on_selector("#map .map", "map => map.style.getPropertyValue('--sheet')")
 
 
@@ -162,12 +164,6 @@ def drop(page, name, content):
                     new DragEvent(type, { dataTransfer, bubbles: true, cancelable: true }));
         }""",
         [name, base64.b64encode(content).decode()],
-    )
-
-
-def says(page, selector, text):
-    page.wait_for_function(
-        "([selector, text]) => document.querySelector(selector).innerText.includes(text)", arg=[selector, text]
     )
 
 
@@ -243,14 +239,17 @@ def test_two_pages_have_their_own_pictures_and_one_that_goes_makes_way(open_page
     assert worker._running is not held
     brake.move(float("inf"))
     two.wait_for_function("document.querySelectorAll('#gallery img').length === 4")
+    worker.session(next(iter(worker._sessions))).pictures = ()
+    two.click("#gallery .kept >> nth=0")
+    says(two, "body", "this picture is not kept any more")
 
 
-@pytest.mark.parametrize("colour", ["light", "dark"])
-def test_a_phone_scrolls_one_way_only(open_page, colour):
+def test_a_phone_scrolls_one_way_only(open_page):
+    """Also in the dark."""
     size = {"width": 390, "height": 844}
-    page = open_page(viewport=size, has_touch=True, is_mobile=True, color_scheme=colour)
-    dark = page.evaluate("getComputedStyle(document.body).backgroundColor") < "rgb(2"
-    assert dark == (colour == "dark")
+    light = background(open_page(), "body", "backgroundColor")
+    page = open_page(viewport=size, has_touch=True, is_mobile=True, color_scheme="dark")
+    assert background(page, "body", "backgroundColor") < "rgb(2" <= light
     for name in ("sampling", "picture", "walk"):
         page.tap(f"#{name} .label-wrap")
     page.fill("#number input[type=number]", "6")
