@@ -10,7 +10,7 @@ import torch
 from models.codebook import Codebook
 from models.generation import Cascade
 from models.map_pictures import on_map, shrink
-from models.requests import Request, settings_text
+from models.requests import settings_text
 from playground.page_request import ATLAS_BATCH, FROM_PICTURE, Model, PageRequest
 from playground.worker import Job, Picture, Session
 from utils.images import grid, save_image, save_walk
@@ -28,97 +28,98 @@ class Sheet:
     name: str  # of what they show, to be read aloud
 
 
-def job_of(asked: PageRequest, model: Model, session: Session) -> Job:
-    """The job of a request, which adds its pictures to the session; raises `UserError` if the model cannot do it."""
-    cascade, request = model.cascade, asked.cascade_request(model.cascade)
-    make = {"atlas": make_atlas, "walk": make_walk}.get(asked.kind, make_samples)
-    number = {"atlas": len(cascade.codebooks[0]), "walk": asked.steps}.get(asked.kind, asked.number)
+class PictureJob(Job):
+    """The job of a request: it generates the pictures and adds them to the session."""
 
-    def work(job: Job) -> list[Picture]:
-        pictures = make(job, asked, request, model, session)
-        session.add(pictures)
+    def __init__(self, request: PageRequest, model: Model, session: Session) -> None:
+        """Raises `UserError` if the model cannot do what is requested."""
+        self.request, self.model, self.session, self.cascade = request, model, session, model.cascade
+        self.cascade_request = request.cascade_request(self.cascade)
+        special = {"atlas": len(self.cascade.codebooks[0]), "walk": request.steps}
+        super().__init__(PictureJob.generate, self.cascade.length * special.get(request.kind, request.number))
+
+    def generate(self) -> list[Picture]:
+        """Write the pictures stage by stage, show them on the way, and keep them as files."""
+        pictures = {"atlas": self._atlas, "walk": self._walk}.get(self.request.kind, self._samples)()
+        self.session.add(pictures)
         return pictures
 
-    return Job(work, cascade.length * number)
+    def _samples(self) -> list[Picture]:
+        request, scores, units, pictures = self.request, [], [], []
+        for level, tokens, stage_scores in self._levels(range(request.batch_size), request.number):
+            images = self.cascade.decode(tokens, level).float().cpu()
+            scores.append(stage_scores)
+            units = units or tokens[:, 0].tolist()  # those of the condition come first
+            self._show(images, level)
+        for index, (image, own) in enumerate(zip(images, torch.stack(scores[1:], dim=1).tolist(), strict=True)):
+            picture = self._picture(
+                f"Picture {index}, {request.sentence()}, seed {request.seed}",
+                f"number {index}, of 0 to {request.number - 1}",
+                f"picture number {index} is",
+                index,
+                f"unit {units[index]}",
+            )
+            picture.settings["Scores"] = ", ".join("–" if math.isnan(score) else f"{score:.1f}" for score in own)
+            # As generate_images.py does.
+            save_image(image, picture.path, settings_text(self.cascade_request, index, own), durable=False)
+            pictures.append(picture)
+        return pictures
+
+    def _atlas(self) -> list[Picture]:
+        codebook, tiles = self.cascade.codebooks[0], decode_units(self.cascade)
+        for start in range(0, len(codebook), ATLAS_BATCH):
+            part = tiles[start : start + ATLAS_BATCH]
+            # In full, as generate_images.py does.
+            for level, tokens, _ in self._levels(range(start, start + ATLAS_BATCH), len(part)):
+                part[:] = self.cascade.decode(tokens, level).float().cpu()
+                save_units(tiles, codebook, self.session.map)
+                self.messages.put(("shown", self.session.map))
+        title = f"Condition atlas, seed {self.request.seed}"
+        picture = self._picture(title, "all units, from the same draws", "the atlas is")
+        save_image(on_map(tiles, codebook), picture.path, durable=False)
+        return [picture]
+
+    def _walk(self) -> list[Picture]:
+        for level, tokens, _ in self._levels(range(self.request.steps), self.request.steps):
+            images = self.cascade.decode(tokens, level).cpu()
+            self._show(images.float(), level)
+        title = f"Walk from unit {self.request.ends[0]} to unit {self.request.ends[1]}"
+        picture = self._picture(title, "all steps, from the same draws", "the walk is")
+        save_walk(images, picture.path)
+        return [picture]
+
+    def _levels(self, images: range, number: int) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        """Yield each level, with tokens (N, T) and scores (N,) of the first `number` images; report what is written."""
+        stages = self.cascade.write_stages(self.cascade_request, images, lambda tokens: self.count(tokens * number))
+        for level, (tokens, scores) in enumerate(stages):
+            self.activity = "saving"  # once the last level is there; else what is written then
+            if level < len(self.cascade.stages):
+                fine = self.cascade.stages[level].config.fine
+                self.activity = f"writing stage {level}: {fine.height}×{fine.width} tokens"
+            yield level, tokens[:number], scores[:number]
+
+    def _show(self, images: torch.Tensor, level: int) -> None:
+        """Show images (N, 3, H, W) side by side, nearly square, in at most six columns."""
+        columns = min(6, math.ceil(math.sqrt(len(images))))
+        save_image(grid(images, columns, padding=0), self.session.sheet, durable=False)
+        name = f"after stage {level - 1}" if level else "their conditions"
+        self.messages.put(("shown", Sheet(self.session.sheet, len(images), columns, name)))
+
+    def _picture(self, title: str, part: str, note: str, index: int = 0, condition: str = "") -> Picture:
+        """A picture that is still to be saved; `part` says which of the request it is, `note` which of the command."""
+        result = self.request.result(index)
+        path = self.session.new_path(f"seed{self.request.seed}_{result.name}")
+        settings = settings_of(self.request, part, condition)
+        return Picture(path.stem, path, title, settings, self.model.command(self.request), f"{note} {result}")
 
 
-def make_samples(job: Job, asked: PageRequest, request: Request, model: Model, session: Session) -> list[Picture]:
-    """Write samples stage by stage; show a sheet of each level, and keep the last ones as files."""
-    levels = write_levels(job, model.cascade, request, range(asked.batch_size), asked.number)
-    scores, units, files = [], [], []
-    for level, tokens, stage_scores in levels:
-        images = model.cascade.decode(tokens, level).float().cpu()
-        scores.append(stage_scores)
-        units = units or tokens[:, 0].tolist()  # those of the condition come first
-        job.messages.put(("shown", save_sheet(images, session, level)))
-    for index, (image, own) in enumerate(zip(images, torch.stack(scores[1:], dim=1).tolist(), strict=True)):
-        path = session.new_path(f"seed{asked.seed}_{asked.result(index).name}")
-        save_image(image, path, settings_text(request, index, own), durable=False)  # as generate_images.py does
-        title, which = f"Picture {index}, {asked.sentence()}", f"number {index}, of 0 to {asked.number - 1}"
-        settings = settings_of(asked, which, f"unit {units[index]}")
-        settings["Scores"] = ", ".join("–" if math.isnan(score) else f"{score:.1f}" for score in own)
-        note = f"picture number {index} is {asked.result(index)}"
-        files.append(Picture(path.stem, path, f"{title}, seed {asked.seed}", settings, model.command(asked), note))
-    return files
-
-
-def make_atlas(job: Job, asked: PageRequest, request: Request, model: Model, session: Session) -> list[Picture]:
-    """Write a sample for each unit; show the map after each stage, and keep it as a file."""
-    cascade, codebook = model.cascade, model.cascade.codebooks[0]
-    tiles = decode_units(cascade)
-    for start in range(0, len(codebook), ATLAS_BATCH):
-        images = range(start, start + ATLAS_BATCH)  # in full, as generate_images.py does
-        part = tiles[start : start + ATLAS_BATCH]
-        for level, tokens, _ in write_levels(job, cascade, request, images, len(part)):
-            part[:] = cascade.decode(tokens, level).float().cpu()
-            save_units(tiles, codebook, session.map)
-            job.messages.put(("shown", session.map))
-    path = session.new_path(f"seed{asked.seed}_{asked.result().name}")
-    save_image(on_map(tiles, codebook), path, durable=False)
-    title, note = f"Condition atlas, seed {asked.seed}", f"the atlas is {asked.result()}"
-    settings = settings_of(asked, "all units, from the same draws")
-    return [Picture(path.stem, path, title, settings, model.command(asked), note)]
-
-
-def make_walk(job: Job, asked: PageRequest, request: Request, model: Model, session: Session) -> list[Picture]:
-    """Write the pictures of a walk stage by stage; show them side by side, and keep an animation there and back."""
-    for level, tokens, _ in write_levels(job, model.cascade, request, range(asked.steps), asked.steps):
-        images = model.cascade.decode(tokens, level).cpu()
-        job.messages.put(("shown", save_sheet(images.float(), session, level)))
-    path = session.new_path(f"seed{asked.seed}_{asked.result().name}")
-    save_walk(images, path)
-    title, note = f"Walk from unit {asked.ends[0]} to unit {asked.ends[1]}", f"the walk is {asked.result()}"
-    settings = settings_of(asked, "all steps, from the same draws")
-    return [Picture(path.stem, path, title, settings, model.command(asked), note)]
-
-
-def write_levels(
-    job: Job, cascade: Cascade, request: Request, images: range, number: int
-) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    """Yield each level, with tokens (N, T) and scores (N,) of the first `number` images; report what is written."""
-    stages = cascade.write_stages(request, images, lambda tokens: job.count(tokens * number))
-    for level, (tokens, scores) in enumerate(stages):
-        job.activity = "saving"  # once the last level is there; else what is written then
-        if level < len(cascade.stages):
-            grid = cascade.stages[level].config.fine
-            job.activity = f"writing stage {level}: {grid.height}×{grid.width} tokens"
-        yield level, tokens[:number], scores[:number]
-
-
-def save_sheet(images: torch.Tensor, session: Session, level: int) -> Sheet:
-    """Save images (N, 3, H, W) side by side, nearly square, in at most six columns."""
-    columns = min(6, math.ceil(math.sqrt(len(images))))
-    save_image(grid(images, columns, padding=0), session.sheet, durable=False)
-    return Sheet(session.sheet, len(images), columns, f"after stage {level - 1}" if level else "their conditions")
-
-
-def settings_of(asked: PageRequest, picture: str, condition: str = "") -> dict[str, str]:
-    """The settings of a picture, under short names; `picture` says which one it is."""
-    settings = {"Asked for": asked.sentence(), "Condition": condition, "Seed": str(asked.seed), "Picture": picture}
-    settings["Label"] = asked.label or ""
-    if asked.kind in FROM_PICTURE:
-        settings["Given"] = f"{asked.upload.name}, which the command looks for in the current folder"
-    for number, config in enumerate(asked.sampling):
+def settings_of(request: PageRequest, part: str, condition: str) -> dict[str, str]:
+    """The settings of a picture, under short names; `part` says which of the request it is."""
+    settings = {"Asked for": request.sentence()} | ({"Condition": condition} if condition else {})
+    settings |= {"Seed": str(request.seed), "Picture": part} | ({"Label": request.label} if request.label else {})
+    if request.kind in FROM_PICTURE:
+        settings["Given"] = f"{request.upload.name}, which the command looks for in the current folder"
+    for number, config in enumerate(request.sampling):
         words = [f"temperature {config.temperature:g}"]
         words += [f"top-p {config.top_p:g}"] if config.top_p is not None else []
         words += [f"top-k {config.top_k}"] if config.top_k is not None else []
@@ -126,7 +127,7 @@ def settings_of(asked: PageRequest, picture: str, condition: str = "") -> dict[s
             words.append(f"{config.num_beam} beams × {config.beam_width}, {config.keep_beam} kept")
         words += [f"guidance {config.guidance_scale:g}"] if config.is_guided else []
         settings[f"Stage {number}"] = ", ".join(words)
-    return {name: value for name, value in settings.items() if value}
+    return settings
 
 
 def decode_units(cascade: Cascade) -> torch.Tensor:

@@ -10,7 +10,7 @@ from queue import Empty
 
 import gradio as gr
 
-from playground.jobs import Sheet, decode_units, job_of, save_units
+from playground.jobs import PictureJob, Sheet, decode_units, save_units
 from playground.layout import DROP_HINT, STEPS, Layout, details_text, drop_value, source, status_text, url
 from playground.page_request import PageRequest, recipe_values, sampling_from
 from playground.uploads import MOST_BYTES, Upload, check_size, inside, read_upload
@@ -116,8 +116,8 @@ class PlaygroundPage(Layout):
     def generate(self, session: Session, kind: str, settings: tuple, **own: object) -> Iterator[Updates]:
         """Queue a request of a page and yield what changes, until it ends; cancel it if the page goes before that."""
         try:
-            asked = self.page_request(session, kind, settings, **own)
-            job = self.worker.submit(session, job_of(asked, self.model, session))
+            request = self.page_request(session, kind, settings, **own)
+            job = self.worker.submit(session, PictureJob(request, self.model, session))
         except UserError as error:
             yield self.refusal(error)
             return

@@ -72,7 +72,7 @@ class PageRequest:
         return request
 
     def sentence(self) -> str:
-        """What was asked for, in words."""
+        """What was request for, in words."""
         name = self.upload.name if self.upload else ""
         return {
             "sample": "any unit" if self.unit is None else f"unit {self.unit}",
@@ -98,31 +98,35 @@ class Model:
     device: str = "auto"
     precision: str = "auto"
 
-    def command(self, asked: PageRequest) -> str:
+    def command(self, request: PageRequest) -> str:
         """The command that generates the pictures of a request again, for a shell."""
-        name, batch = asked.upload.name if asked.upload else "", {"batch_size": asked.batch_size}
+        name, batch = request.upload.name if request.upload else "", {"batch_size": request.batch_size}
         name = f"./{name}" if name.startswith("-") else name  # which would be a flag
-        pictures = {"num_images": asked.number, **batch}
+        pictures = {"num_images": request.number, **batch}
         options = {
-            "sample": {**pictures, "condition_index": asked.unit},
+            "sample": {**pictures, "condition_index": request.unit},
             "like": {**pictures, "condition_image": name},
-            "detail": {**pictures, "init_image": name, "from_stage": asked.from_stage},
-            "complete": {**pictures, "init_image": name, "keep_rows": asked.keep_rows},
+            "detail": {**pictures, "init_image": name, "from_stage": request.from_stage},
+            "complete": {**pictures, "init_image": name, "keep_rows": request.keep_rows},
             "atlas": {"condition_atlas": True, **batch},
-            "walk": {"condition_walk": asked.ends, "steps": asked.steps, "animate": True, **batch},
-        }[asked.kind]
-        options |= {"seed": asked.seed, "label": asked.label or None, **self._changed_sampling(asked)}
+            "walk": {"condition_walk": request.ends, "steps": request.steps, "animate": True, **batch},
+        }[request.kind]
+        options |= {
+            "seed": request.seed,
+            "label": request.label or None,
+            **self._changed_sampling(request),
+        }
         machine = {"device": self.device, "precision": self.precision}
         options |= {key: value for key, value in machine.items() if value != "auto"}
         words = words_of({"model": self.path, **options, "out_dir": AGAIN.path})
         return shlex.join(["python", "generate_images.py", *words])
 
-    def _changed_sampling(self, asked: PageRequest) -> dict[str, list]:
+    def _changed_sampling(self, request: PageRequest) -> dict[str, list]:
         """The keys of the sampling that differ from the recipe's, each with a value for every stage, or for all."""
         # A flag cannot say "all": 1 is all of the probability, and no codebook has so many units.
         every, changed = {"top_p": 1.0, "top_k": 2**31 - 1}, {}
         for key in SAMPLING_KEYS:
-            values = [getattr(config, key) for config in asked.sampling]
+            values = [getattr(config, key) for config in request.sampling]
             if values != [getattr(config, key) for config in self.cascade.configs]:
                 values = [every[key] if value is None else value for value in values]
                 changed[key] = values[:1] if len(set(values)) == 1 else values

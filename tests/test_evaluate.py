@@ -160,21 +160,21 @@ def test_the_nearest_are_those_of_a_full_search(block, monkeypatch):
 
 
 def test_memory_does_not_grow_with_the_sets(monkeypatch):
-    asked, cdist = [], torch.cdist
+    shapes, cdist = [], torch.cdist
 
     def watched(a, b):
-        asked.append((len(a), len(b)))
+        shapes.append((len(a), len(b)))
         return cdist(a, b)
 
     monkeypatch.setattr(distances, "BLOCK", 16)
     monkeypatch.setattr(torch, "cdist", watched)
-    monkeypatch.setattr(torch.Tensor, "double", lambda part: asked.append(part.shape) or part.to(torch.float64))
+    monkeypatch.setattr(torch.Tensor, "double", lambda part: shapes.append(part.shape) or part.to(torch.float64))
     x, y = normal(100, 3, 0).float(), normal(90, 3, 1).float()
     distances.nearest(x, y)
-    assert max(max(shape) for shape in asked) == 16
-    asked.clear()
+    assert max(max(shape) for shape in shapes) == 16
+    shapes.clear()
     precision_and_recall(x, y)
-    assert max(max(shape) for shape in asked) == 16
+    assert max(max(shape) for shape in shapes) == 16
 
 
 def test_copies_among_many_features_are_at_no_distance():

@@ -15,12 +15,13 @@ from safetensors.torch import load_file, save_file
 
 import generate_images
 from models.generation import Cascade
+from reporting.card import make_card
 from scripts import evaluate, export, report
 from tests.helpers.deaths import dying
 from tests.helpers.reports import EVALUATION
 from tests.helpers.scripts import expect_error, expect_exit, run_main
 from tests.test_evaluate import FewFeatures
-from utils.exported import CONFIG, DTYPES
+from utils.exported import CONFIG, DTYPES, ModelConfig
 from utils.files import UserError
 from utils.run_folder import ExportedFolder, RunFolder
 
@@ -148,9 +149,9 @@ def test_a_card_says_nothing_of_other_stages_or_sampling(run, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["it's two $(words)", 'say "so"', "two\nlines ü"])
-def test_a_name_is_quoted_in_the_card(name, tiny_run, tmp_path):
-    run_main(export.main, tiny_run, tmp_path / name, "--device", "cpu")
-    card = (tmp_path / name / "README.md").read_text()
+def test_a_name_is_quoted_in_the_card(name, tiny_run, exported):
+    config = ModelConfig.load(exported() / CONFIG)
+    card = make_card(RunFolder(Path(tiny_run)), Cascade.load(exported(), device="cpu"), config, name, None)
     assert ast.literal_eval(re.search(r"Cascade\.load\((.*)\)", card)[1]) == name
     block = re.search(r"```bash\n(.*?)```", card, re.DOTALL)[1]
     assert shlex.split(block)[3] == name
@@ -184,8 +185,7 @@ def test_a_model_is_replaced_only_on_demand_and_as_a_whole(tiny_run, copied, mon
     assert json.loads((copied / CONFIG).read_text())["dtype"] == "bfloat16"
 
 
-@pytest.mark.parametrize("at", [0, 3, 11])
-@pytest.mark.parametrize("name", ["copied", "new"])
+@pytest.mark.parametrize(("name", "at"), [("copied", 0), ("copied", 3), ("copied", 11), ("new", 3)])
 def test_a_model_whose_move_was_interrupted_is_put_in_place_by_the_next_start(
     name, at, tiny_run, copied, monkeypatch, capsys
 ):

@@ -20,7 +20,7 @@ import generate_images
 from models.generation import Cascade
 from models.requests import change_sampling
 from playground import worker as worker_module
-from playground.jobs import job_of
+from playground.jobs import PictureJob
 from playground.page_request import BATCH, MAX_NUMBER, Model, PageRequest, recipe_values, sampling_from
 from playground.uploads import Upload, inside, read_upload
 from playground.worker import MAX_PICTURES, Job, Picture, Session, Worker
@@ -67,9 +67,9 @@ def request_of(model, **more):
     return PageRequest(**plain | more)
 
 
-def run(model, session, asked):
+def run(model, session, page_request):
     """The pictures of a request, what it shows on the way, and its job."""
-    job = job_of(asked, model, session)
+    job = PictureJob(page_request, model, session)
     job.run()
     *shown, last = [job.messages.get() for _ in range(job.messages.qsize())]
     if last[0] == "failed":
@@ -122,7 +122,7 @@ def test_a_command_says_only_what_the_recipe_does_not(model):
 
 
 def test_pictures_appear_stage_by_stage(model, session):
-    job, sheets = job_of(request_of(model), model, session), {}
+    job, sheets = PictureJob(request_of(model), model, session), {}
     keep = lambda message: sheets.update({getattr(message[1], "name", "done"): session.sheet.read_bytes()})  # noqa: E731
     job.messages = SimpleNamespace(put=keep)
     job.run()
@@ -148,7 +148,7 @@ def test_pictures_appear_stage_by_stage(model, session):
 )
 def test_what_a_model_cannot_do_is_said(more, message, model, session):
     with pytest.raises(UserError, match=message):
-        job_of(request_of(model, **more), model, session)
+        PictureJob(request_of(model, **more), model, session)
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_a_waiting_request_makes_room_for_a_newer_one_and_too_many_are_refused(w
 
 
 def test_generation_stops_at_the_next_token(model, session):
-    job = job_of(request_of(model), model, session)
+    job = PictureJob(request_of(model), model, session)
     job.between = lambda: job.cancelled.set() if job.done >= 15 else None  # five tokens of each of three pictures
     job.run()
     assert job.done == 15
