@@ -26,6 +26,11 @@ class Nearest:
         distance, look = distances.min(0)
         return cls(distance, indices.gather(0, look[None])[0], look == 1)
 
+    @property
+    def threshold(self) -> float:
+        """The distance below which 1 % of these images lie."""
+        return float(self.distance.quantile(PERCENTILE))
+
     def nearness(self, threshold: float) -> Nearness:
         """The median distance, and the share of images that are nearer than a distance."""
         return Nearness(float(self.distance.median()), int((self.distance < threshold).sum()) / len(self.distance))
@@ -44,7 +49,7 @@ def share_interval(count: int, number: int) -> tuple[float, float]:
 
 def summarize(samples: Nearest, held_out: Nearest, paths: list[str], pairs: str) -> Novelty:
     """The novelty of samples; `paths` are those of the training images, `pairs` is the name of the picture."""
-    threshold, number = float(held_out.distance.quantile(PERCENTILE)), len(samples.distance)
+    threshold, number = held_out.threshold, len(samples.distance)
     order = samples.distance.argsort(stable=True).tolist()
     matches = tuple(Match(row, paths[int(samples.index[row])], float(samples.distance[row])) for row in order)
     near, others = samples.nearness(threshold), held_out.nearness(threshold)

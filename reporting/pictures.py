@@ -39,8 +39,8 @@ class Quality:
         elif crisp and longest < min(CRISP, self.side):
             factor = -(-min(CRISP, self.side) // longest)
             image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-        content = webp(image, lossless=True, quality=20, method=1)  # quick
-        if len(content) > self.small:
+        content = webp(image, lossless=True, quality=20, method=1) if self.small else b""  # quick
+        if not 0 < len(content) <= self.small:
             content = webp(image, quality=self.quality)
         return Picture(data_uri(content, "webp"), *image.size)
 

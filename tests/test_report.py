@@ -256,7 +256,8 @@ def test_pictures_shrink_until_the_page_fits(run, monkeypatch):
     text = make_page(RunFolder(run))
     smaller = make_page(RunFolder(run), len(text.encode()))
     assert len(smaller) < len(text)
-    assert len(Page(smaller).all("img")) == len(Page(text).all("img"))
+    assert smaller.count("<img ") == text.count("<img ") > 20
+    monkeypatch.setattr(page_module, "QUALITIES", QUALITIES[-1:])
     with pytest.raises(UserError, match="more than 1 MB"):
         make_page(RunFolder(run), 1_000_000)
 
