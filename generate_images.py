@@ -52,22 +52,12 @@ SamplingOptions = several(
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """The model: a folder, or a decoder and a config."""
+class RequestOptions:
+    """What to generate with which model; of several values, image i takes number i, and from the first again."""
 
     model: Path | None = option("folder of a run, or of an exported model", None)
     decoder_path: Path | None = option("checkpoint of the autoencoder", None)
     config_path: Path | None = option("JSON config of the generation", None, short="-c")
-
-    def __post_init__(self) -> None:
-        if (self.decoder_path is None, self.config_path is None) != (self.model is not None,) * 2:
-            raise UserError("give --model, or --decoder-path and --config-path")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RequestOptions(ModelOptions):
-    """What to generate; of several values, image i takes number i, and from the first again."""
-
     condition_index: tuple[int, ...] = option(
         "units of the condition codebook", (), low=0, exclusive="condition", is_fixed=True
     )
@@ -92,7 +82,8 @@ class RequestOptions(ModelOptions):
     )
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        if (self.decoder_path is None, self.config_path is None) != (self.model is not None,) * 2:
+            raise UserError("give --model, or --decoder-path and --config-path")
         if bool(self.init_image) != bool(self.keep_rows or self.from_stage):
             raise UserError(
                 "--init-image goes with --keep-rows or --from-stage: give what to keep of the images, and them"
@@ -156,20 +147,43 @@ def inputs_of(cascade: Cascade, request: Request) -> dict[str, str]:
 
 
 def generate(cascade: Cascade, request: Request, number: int, options: Options, key: dict) -> None:
-    """Make a set of pictures beside the one before, from where one of this key was left, and replace that."""
+    """Generate a set of pictures beside the one before, from where one of this key was left, and replace that.
+
+    Each picture has its settings and scores as its text chunks.
+    """
     folder, new = OutputFolder(options.out_dir), OutputFolder(options.out_dir / NEXT)
-    write_batches(cascade, request, number, options, key, new)
+    journal = Journal(new.unfinished, key)
+    if not journal.entries and is_main():
+        shutil.rmtree(new.images, ignore_errors=True)  # those of another key, perhaps more
+    starts = range(0, number, options.batch_size)
+    mine = own(journal.missing({str(start): start for start in starts}))
+    names = ["condition", *(f"stage_{stage}" for stage in range(len(cascade.stages)))]
+    with progress(total=cascade.length * len(mine), unit="token", desc=options.out_dir.name) as bar:
+        for start in mine:
+            # The last batch is generated in full as well, so the number of images never changes a picture.
+            tokens, scores = cascade.generate(request, range(start, start + options.batch_size), bar.update)
+            tokens, scores = [part[: number - start] for part in tokens], scores[: number - start]
+            files = [new.tokens_of(start)]
+            arrays = {name: part.cpu().numpy().astype(np.uint16) for name, part in zip(names, tokens, strict=True)}
+            save_arrays(arrays | {"scores": scores.numpy()}, files[0], durable=False)
+            images = zip(cascade.decode(tokens[-1]).cpu(), scores.tolist(), strict=True)
+            for index, (image, image_scores) in enumerate(images, start):
+                files.append(new.final_image(index))
+                save_image(image, files[-1], settings_text(request, index, image_scores), durable=False)
+            places = [(path.relative_to(new.path).as_posix(), None, checksum(path.read_bytes())) for path in files]
+            journal.add({str(start): {"places": places}})
+    journal.collect()
     if not is_main():
         return
     parts = []
-    for start in range(0, number, options.batch_size):
+    for start in starts:
         with np.load(new.tokens_of(start)) as archive:
             parts.append(dict(archive))
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     show(cascade, arrays, new, options)
     save_arrays(arrays, new.tokens)
-    names = [[path.relative_to(each.path).as_posix() for path in each.pictures] for each in (new, folder)]
-    finish_set(folder.path, names[0], new.tokens.name, names[1])
+    now, before = ([path.relative_to(each.path).as_posix() for path in each.pictures] for each in (new, folder))
+    finish_set(folder.path, now, new.tokens.name, before)
     new.unfinished.unlink()
     replace_set(folder.path)
     for stage, scores in enumerate(arrays["scores"].T.tolist()):
@@ -177,46 +191,24 @@ def generate(cascade: Cascade, request: Request, number: int, options: Options, 
     log.info("wrote %d images, a grid for each stage and tokens.npz to %s", number, options.out_dir)
 
 
-def write_batches(
-    cascade: Cascade, request: Request, number: int, options: Options, key: dict, new: OutputFolder
-) -> None:
-    """Write the final images and the tokens of each batch, unless one of this key is there."""
-    journal = Journal(new.unfinished, key)
-    if not journal.entries and is_main():
-        shutil.rmtree(new.images, ignore_errors=True)  # those of another key, perhaps more
-    mine = own(journal.missing({str(start): start for start in range(0, number, options.batch_size)}))
-    with progress(total=cascade.length * len(mine), unit="token", desc=options.out_dir.name) as bar:
-        for start in mine:
-            # The last batch is generated in full as well, so the number of images never changes a picture.
-            tokens, scores = cascade.generate(request, range(start, start + options.batch_size), bar.update)
-            tokens, scores = [part[: number - start] for part in tokens], scores[: number - start]
-            files = save_images(cascade, request, start, tokens[-1], scores, new)
-            files.append(save_arrays(arrays_of(tokens, scores), new.tokens_of(start), durable=False))
-            places = [(path.relative_to(new.path).as_posix(), None, checksum(path.read_bytes())) for path in files]
-            journal.add({str(start): {"places": places}})
-    journal.collect()
-
-
 def make_request(options: Options, cascade: Cascade) -> tuple[Request, int]:
     """What the options ask of the cascade, and of how many images."""
     changes = {key: getattr(options, key) for key in SAMPLING_KEYS if getattr(options, key) is not None}
-    conditions, places, init_tokens = options.condition_index, (), ()
-    number, book = options.num_images, cascade.codebooks[0]
+    conditions, places, number = options.condition_index, (), options.num_images
     if options.condition_image:
         conditions = tuple(cascade.tokens(options.condition_image)[0].flatten().tolist())
     elif options.condition_walk:
         number = options.steps
         places = cascade.way(*(int(end) if end.isdecimal() else end for end in options.condition_walk), number)
     elif options.condition_atlas:
-        conditions, number = tuple(range(len(book))), len(book)
-    if options.init_image:
-        init_tokens = cascade.tokens(options.init_image)
+        number = len(cascade.codebooks[0])
+        conditions = tuple(range(number))
     request = Request(
         seed=options.seed,
         conditions=conditions,
         places=places,
         labels=options.label,
-        init_tokens=init_tokens,
+        init_tokens=cascade.tokens(options.init_image) if options.init_image else (),
         from_stage=options.from_stage,
         keep_rows=options.keep_rows,
         sampling=change_sampling(cascade.configs, **changes),
@@ -226,29 +218,10 @@ def make_request(options: Options, cascade: Cascade) -> tuple[Request, int]:
     return request, number
 
 
-def save_images(
-    cascade: Cascade, request: Request, start: int, tokens: torch.Tensor, scores: torch.Tensor, folder: OutputFolder
-) -> list[Path]:
-    """Write the final images of a batch, from their last stage's tokens, each with what made it as its text chunks."""
-    pictures, paths = cascade.decode(tokens).cpu(), []
-    for index, (image, image_scores) in enumerate(zip(pictures, scores.tolist(), strict=True), start):
-        paths.append(folder.final_image(index))
-        save_image(image, paths[-1], settings_text(request, index, image_scores), durable=False)
-    return paths
-
-
-def arrays_of(tokens: list[torch.Tensor], scores: torch.Tensor) -> dict[str, np.ndarray]:
-    """The content of tokens.npz: the tokens of all stages, each (N, T), and their scores (N, stages)."""
-    names = ["condition", *(f"stage_{number}" for number in range(len(tokens) - 1))]
-    arrays = {name: part.cpu().numpy().astype(np.uint16) for name, part in zip(names, tokens, strict=True)}
-    return arrays | {"scores": scores.numpy()}
-
-
-def save_arrays(arrays: dict[str, np.ndarray], path: Path, *, durable: bool = True) -> Path:
-    """Write a NumPy archive; see `replace_file`."""
+def save_arrays(arrays: dict[str, np.ndarray], path: Path, *, durable: bool = True) -> None:
+    """Write tokens (N, T) of all stages and scores (N, stages) as a NumPy archive; see `replace_file`."""
     with replace_file(path, durable=durable) as temporary:
         np.savez_compressed(temporary, **arrays)
-    return path
 
 
 def show(cascade: Cascade, arrays: dict[str, np.ndarray], folder: OutputFolder, options: Options) -> None:

@@ -50,11 +50,11 @@ def kernel_influences(features: torch.Tensor, others: torch.Tensor) -> tuple[tor
     Constants are left out, since only the variance matters.
     """
     first, second = features.double(), others.double()
-    between, found = poly_kernel(first, second), []
+    between, influences = poly_kernel(first, second), []
     for part, across in ((first, between), (second, between.T)):
         within = poly_kernel(part, part).fill_diagonal_(0)
-        found.append(2 * (within.sum(1) / (len(part) - 1) - across.mean(1)))
-    return found[0], found[1]
+        influences.append(2 * (within.sum(1) / (len(part) - 1) - across.mean(1)))
+    return tuple(influences)
 
 
 def frechet_influences(features: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,11 +66,11 @@ def frechet_influences(features: torch.Tensor, others: torch.Tensor) -> tuple[to
     means, roots = zip(*(mean_and_root(part) for part in (features, others)), strict=True)
     (basis, small), (other_basis, other_small) = (torch.linalg.qr(root) for root in roots)
     left, shared, right = torch.linalg.svd(small @ other_small.T, full_matrices=False)
-    gap, found = means[0] - means[1], []
+    gap, influences = means[0] - means[1], []
     for root, vectors, way in ((roots[0], basis @ left, gap), (roots[1], other_basis @ right.T, -gap)):
         along = 2 * (len(root) - 1) ** 0.5 * root @ way
-        found.append(along + len(root) * (root.square().sum(1) - vectors.square() @ shared))
-    return found[0], found[1]
+        influences.append(along + len(root) * (root.square().sum(1) - vectors.square() @ shared))
+    return tuple(influences)
 
 
 INFLUENCES = {kernel_distance: kernel_influences, frechet_distance: frechet_influences}
@@ -121,31 +121,26 @@ def precision_and_recall(features: torch.Tensor, real: torch.Tensor) -> tuple[fl
 
 def covered(points: torch.Tensor, manifold: torch.Tensor) -> float:
     """The share of `points` (N, D) that lie in the manifold of other features (M, D)."""
-    radii = torch.cat([radii_of(row) for row in in_blocks(manifold, manifold)])
-    inside = 0
+    few, parts, inside = 1 + NEIGHBOURS, [], 0  # the nearest is the image itself
+    for row in in_blocks(manifold, manifold):
+        least = [block.topk(min(few, block.shape[1]), largest=False).values for block in row]
+        parts.append(torch.cat(least, 1).topk(few, largest=False).values[:, -1])
+    radii = torch.cat(parts)
     for row in in_blocks(points, manifold):
         balls = zip(row, radii.split(BLOCK), strict=True)
         inside += int(torch.stack([(block <= reach).any(1) for block, reach in balls]).any(0).sum())
     return inside / len(points)
 
 
-def radii_of(row: Iterator[torch.Tensor]) -> torch.Tensor:
-    """The distance (N,) of images to the third nearest other one, from blocks (N, ·) of their distances to all."""
-    few = 1 + NEIGHBOURS  # the nearest is the image itself
-    least = [block.topk(min(few, block.shape[1]), largest=False).values for block in row]
-    return torch.cat(least, 1).topk(few, largest=False).values[:, -1]
-
-
 def nearest(features: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Distance and index (N,) of the nearest of others (M, D) to each of the features (N, D); of equals the first."""
-    found = []
+    pairs = []
     for row in in_blocks(features, others):
         least = [block.min(1) for block in row]
         distance, number = torch.stack([part.values for part in least]).min(0)  # of its block
         place = torch.stack([part.indices for part in least]).gather(0, number[None])[0]
-        found.append((distance, number * BLOCK + place))
-    distances, indices = zip(*found, strict=True)
-    return torch.cat(distances), torch.cat(indices)
+        pairs.append((distance, number * BLOCK + place))
+    return tuple(map(torch.cat, zip(*pairs, strict=True)))
 
 
 def in_blocks(points: torch.Tensor, others: torch.Tensor) -> Iterator[Iterator[torch.Tensor]]:
@@ -154,10 +149,5 @@ def in_blocks(points: torch.Tensor, others: torch.Tensor) -> Iterator[Iterator[t
     Features stay float32 and become double only within a block. The distance of a copy is then 0 up to 1e-6, and
     what is held in double grows with neither set.
     """
-    for block in points.split(BLOCK):
-        yield in_row(block.double(), others)
-
-
-def in_row(block: torch.Tensor, others: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The distances (B, ≤ BLOCK) of a block of features (B, D) to each block of others (M, D)."""
-    return (torch.cdist(block, part.double()) for part in others.split(BLOCK))
+    for block in map(torch.Tensor.double, points.split(BLOCK)):
+        yield (torch.cdist(block, part.double()) for part in others.split(BLOCK))

@@ -14,7 +14,7 @@ from evaluation.distances import frechet_distance, interval, kernel_distance, pr
 from evaluation.edges import BINS, edge_distance, edge_histogram
 from evaluation.features import features_of
 from evaluation.likelihood import stage_bits, start_bits
-from evaluation.novelty import Nearest, in_pairs, summarize
+from evaluation.novelty import Nearest, summarize
 from evaluation.reconstruction import quality, reconstruct
 from evaluation.run import TrainedRun
 from models.cascade import Cascade
@@ -70,11 +70,7 @@ class Evaluator:
         """Measure everything that the run allows; `start` is when the work began, by `time.perf_counter`."""
         run = self.run
         reconstruction, bits = self.reconstruction(), self.bits()
-        distances, novelty = [], None
-        if self.number < FEWEST:
-            run.missing.append(f"distances: {self.number} images in a set are too few, {FEWEST} are needed; add images")
-        else:
-            distances, novelty = self.compare(self.cascade)
+        distances, novelty = self.compare(self.cascade)
         return results.Results(
             extractor=self.extractor.description,
             num_images=self.number,
@@ -122,12 +118,16 @@ class Evaluator:
         samples cannot be, so those are of training images, the same ones that are the floor.
         """
         number, training = self.number, self.training[: self.number]
+        if number < FEWEST:
+            self.run.missing.append(f"distances: {number} images in a set are too few, {FEWEST} are needed; add images")
+            return [], None
         real = self.features(self.batches(self.held_out[:number]), number, HELD_OUT)
         sets = {results.TRAINING: self.features(self.batches(training), number, results.TRAINING)}
         sets[results.RECONSTRUCTIONS] = self.features_after(training, None, results.RECONSTRUCTIONS)
         novelty = None
         if cascade is not None:
-            tokens, known = self.draw(cascade), self.quantized_training(cascade)
+            tokens = self.draw(cascade)
+            known = self.features_after(self.training, cascade.codebooks[-1], results.QUANTIZED)
             sets[results.QUANTIZED] = known[:number]
             sets[results.SAMPLES] = self.features(self.decoded(cascade, tokens), number, results.SAMPLES)
             novelty = self.novelty(cascade, tokens, sets[results.SAMPLES], known)
@@ -136,8 +136,13 @@ class Evaluator:
             sets[results.QUANTIZED] = self.features_after(training, finest, results.QUANTIZED)
         if not distributed.is_main():
             return [], None
-        bar = progress(sets.items(), unit="set", desc="distances")
-        return [self.distance(name, features, real) for name, features in bar], novelty
+        rows = []
+        for name, features in progress(sets.items(), unit="set", desc="distances"):
+            kernel = interval(kernel_distance, features, real, self.seed)
+            frechet = interval(frechet_distance, features, real, self.seed)
+            edges = edge_distance(self.edges[name], self.edges[HELD_OUT])
+            rows.append(results.Distance(name, *kernel, *frechet, *precision_and_recall(features, real), edges))
+        return rows, novelty
 
     def batches(self, indices: np.ndarray) -> BatchLoader:
         """Images of the data set, in the batches of this process."""
@@ -176,12 +181,6 @@ class Evaluator:
         """Features (N, D) of reconstructions, quantized if there is a codebook."""
         return self.features((pictures for _, pictures in self.reconstructed(indices, book)), len(indices), name)
 
-    def distance(self, name: str, features: torch.Tensor, real: torch.Tensor) -> results.Distance:
-        """The distances between a set of images and the real ones."""
-        kernel, frechet = (interval(way, features, real, self.seed) for way in (kernel_distance, frechet_distance))
-        edges = edge_distance(self.edges[name], self.edges[HELD_OUT])
-        return results.Distance(name, *kernel, *frechet, *precision_and_recall(features, real), edges)
-
     def draw(self, cascade: Cascade) -> torch.Tensor:
         """The finest tokens (N, T) of as many samples as a set has images."""
         batches = cascade.batches(Request(self.seed), self.number, results.SAMPLES)
@@ -204,28 +203,18 @@ class Evaluator:
         would write exactly that, while the image itself has a large distance even to its own quantized reconstruction.
         """
         held_out, book, name = self.held_out[: self.number], cascade.codebooks[-1], "quantized test images"
-        others = self.features_after(held_out, book, name)
-        mirrored = [None, None]
+        looks = {results.SAMPLES: [samples], name: [self.features_after(held_out, book, name)]}
         if self.run.maps is not None and self.run.maps.flipped.any():
             quantized = (pictures for _, pictures in self.reconstructed(held_out, book))
-            mirrored = [
-                self.features((part.flip(-1) for part in batches), self.number, f"mirrored {name}")
-                for name, batches in ((results.SAMPLES, self.decoded(cascade, tokens)), (name, quantized))
-            ]
+            for key, batches in ((results.SAMPLES, self.decoded(cascade, tokens)), (name, quantized)):
+                flipped = (part.flip(-1) for part in batches)
+                looks[key].append(self.features(flipped, self.number, f"mirrored {key}"))
         if not distributed.is_main():
             return None
-        near = Nearest.among(training, samples, mirrored[0])
+        near, others = (Nearest.among(training, *features) for features in looks.values())
         self.draw_pairs(cascade, tokens, near)
         paths = [self.dataset.image_key(index) for index in self.training]
-        return summarize(near, Nearest.among(training, others, mirrored[1]), paths, self.folder.pairs.name)
-
-    def quantized_training(self, cascade: Cascade) -> torch.Tensor:
-        """Features (N, D) of the quantized training images, decoded from tokens that training has kept if it has."""
-        book = cascade.codebooks[-1]
-        tokens = self.run.kept_tokens(self.dataset, self.training, book)
-        if tokens is None:
-            return self.features_after(self.training, book, results.QUANTIZED)
-        return self.features(self.decoded(cascade, tokens), len(tokens), results.QUANTIZED)
+        return summarize(near, others, paths, self.folder.pairs.name)
 
     def draw_pairs(self, cascade: Cascade, tokens: torch.Tensor, near: Nearest) -> None:
         """Write the picture of the samples that are nearest to a training image, each below that image."""
@@ -234,4 +223,5 @@ class Evaluator:
         originals = self.dataset[self.training[near.index[shown].numpy()]]
         originals = torch.where(near.mirrored[shown][:, None, None, None], originals.flip(-1), originals)
         copies = cascade.decode(tokens[shown.to(tokens.device)], -1).clamp(-1, 1).cpu()
-        save_grid(in_pairs(copies, originals, columns), self.folder.pairs, columns)
+        rows = zip(originals.split(columns), copies.split(columns), strict=True)
+        save_grid(torch.cat([part for row in rows for part in row]), self.folder.pairs, columns)

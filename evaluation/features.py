@@ -93,18 +93,17 @@ def inception_path() -> Path:
 
 def choose_extractor(name: str) -> nn.Module:
     """The network of a name; `auto` is Inception if its weights are on this machine. Downloads nothing."""
-    if name == "efficientnet-lite2":
-        return EfficientNetFeatures(2)
-    has_package = find_spec("torch_fidelity") is not None
-    if name == "inception" and not has_package:
-        raise UserError("--extractor inception needs torch-fidelity: pip install torch-fidelity, or use efficientnet")
-    if name == "inception" and not inception_path().is_file():
-        raise UserError(
-            f"{inception_path()}: the weights that --extractor inception needs are missing; put torch-fidelity's file "
-            "there, or use --extractor efficientnet"
-        )
-    use_inception = name == "inception" or (name == "auto" and has_package and inception_path().is_file())
-    return InceptionFeatures() if use_inception else EfficientNetFeatures()
+    if name in ("inception", "auto"):
+        has_package, path = find_spec("torch_fidelity") is not None, inception_path()
+        if has_package and path.is_file():
+            return InceptionFeatures()
+        if name == "inception" and not has_package:
+            raise UserError(
+                "--extractor inception needs torch-fidelity: pip install torch-fidelity, or use efficientnet"
+            )
+        if name == "inception":
+            raise UserError(f"{path}: no such file; put the weights of torch-fidelity there, or use efficientnet")
+    return EfficientNetFeatures(2 if name == "efficientnet-lite2" else 0)
 
 
 def features_of(extractor: nn.Module, batches: Iterable[torch.Tensor], number: int, name: str) -> torch.Tensor:

@@ -21,28 +21,23 @@ class Nearest:
     @classmethod
     def among(cls, training: torch.Tensor, features: torch.Tensor, mirrored: torch.Tensor | None = None) -> "Nearest":
         """The nearest of the training features (M, D) to these (N, D), or to those of their mirror images."""
-        looks = [features] if mirrored is None else [features, mirrored]
-        pairs = [nearest(look, training) for look in looks]
+        pairs = [nearest(look, training) for look in (features, mirrored) if look is not None]
         distances, indices = (torch.stack(parts) for parts in zip(*pairs, strict=True))  # (looks, N)
         distance, look = distances.min(0)
         return cls(distance, indices.gather(0, look[None])[0], look == 1)
-
-    def nearness(self, threshold: float) -> Nearness:
-        """The median distance, and the share of images that are nearer than a distance."""
-        return Nearness(float(self.distance.median()), self.count_below(threshold) / len(self.distance))
-
-    def count_below(self, threshold: float) -> int:
-        """How many images are nearer than a distance."""
-        return int((self.distance < threshold).sum())
 
     @property
     def threshold(self) -> float:
         """The distance below which 1 % of these images lie."""
         return float(self.distance.quantile(PERCENTILE))
 
+    def nearness(self, threshold: float) -> Nearness:
+        """The median distance, and the share of images that are nearer than a distance."""
+        return Nearness(float(self.distance.median()), int((self.distance < threshold).sum()) / len(self.distance))
+
 
 def share_interval(count: int, number: int) -> tuple[float, float]:
-    """The 95 % interval of a share, of which `count` out of `number` were found (Wilson 1927).
+    """The 95 % interval of a share that was estimated as `count` out of `number` (Wilson 1927).
 
     It lies within 0 and 1 and holds the true share in about 95 % of all cases even where the count is small or 0.
     """
@@ -54,16 +49,8 @@ def share_interval(count: int, number: int) -> tuple[float, float]:
 
 def summarize(samples: Nearest, held_out: Nearest, paths: list[str], pairs: str) -> Novelty:
     """The novelty of samples; `paths` are those of the training images, `pairs` is the name of the picture."""
-    threshold = held_out.threshold
+    threshold, number = held_out.threshold, len(samples.distance)
     order = samples.distance.argsort(stable=True).tolist()
     matches = tuple(Match(row, paths[int(samples.index[row])], float(samples.distance[row])) for row in order)
-    interval = share_interval(samples.count_below(threshold), len(samples.distance))
-    return Novelty(
-        threshold, samples.nearness(threshold), *interval, held_out.nearness(threshold), pairs=pairs, nearest=matches
-    )
-
-
-def in_pairs(copies: torch.Tensor, originals: torch.Tensor, columns: int) -> torch.Tensor:
-    """Samples (N, 3, H, W), each below its training image, `columns` pairs in a row: images row by row for a grid."""
-    rows = zip(originals.split(columns), copies.split(columns), strict=True)
-    return torch.cat([part for row in rows for part in row])
+    near, others = samples.nearness(threshold), held_out.nearness(threshold)
+    return Novelty(threshold, near, *share_interval(round(near.share * number), number), others, pairs, matches)

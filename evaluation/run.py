@@ -3,7 +3,6 @@
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from models.autoencoder import Autoencoder
@@ -11,7 +10,6 @@ from models.cascade import Cascade
 from models.codebook import Codebook
 from models.requests import load_generation_config
 from models.stage import Stage
-from models.tokens import read_tokens
 from utils.core.config import read_json
 from utils.core.files import UserError
 from utils.core.provenance import check_origin, same
@@ -88,36 +86,19 @@ class TrainedRun:
         return Bounds.common(model.bounds for model in models)
 
     def images(self, path: Path | None) -> ImageDataset:
-        """The images that the run was trained on, at `path` or where the demo puts them, checked to be of its size."""
+        """The images that the run was trained on, at `path` or where the demo puts them."""
         path = path or self.folder.images
         if not path.is_file():
             raise UserError(f"{path}: no such data set; name that of the run's images with --dataset-path")
         dataset = ImageDataset(path)
         self.autoencoder.check_image(dataset.shape, path)
-        for name, codebook in self.codebooks.items():
-            size = self.autoencoder.image_size(codebook.fmap_shape)
-            if dataset.shape[1:] != size:
-                shapes = [f"{height}×{width}" for height, width in (dataset.shape[1:], size)]
-                raise UserError(
-                    f"{path}: holds images of {shapes[0]}, but {name} is for {shapes[1]}; give the run's own images"
-                )
-        if (data := self.autoencoder.data) is not None and not same({"data": data}, {"data": dataset.fingerprint}):
+        data = self.autoencoder.data
+        if data is not None and not same({"data": data}, {"data": dataset.fingerprint}):
             raise UserError(
                 f"{path}: is not the data set that the run was trained on, or was made anew since, so its split may be "
                 "another; give the former one, or train the run again"
             )
         return dataset
-
-    def kept_tokens(self, dataset: ImageDataset, indices: np.ndarray, codebook: Codebook) -> torch.Tensor | None:
-        """The tokens (N, T) of images that training has kept beside their feature maps, or None where it has not."""
-        try:
-            if self.maps is None or (tokens := read_tokens(self.maps, codebook)) is None:
-                return None
-        except UserError:  # a feature map is gone, so the tokens may be of others
-            return None
-        rows = {self.maps.image_key(row): row for row in np.flatnonzero(~self.maps.flipped)}
-        places = [rows.get(dataset.image_key(index)) for index in indices]
-        return None if None in places else torch.from_numpy(tokens[places].astype(np.int64)).to(self.device)
 
     def cascade(self, batch_size: int) -> Cascade | None:
         """The cascade of generate.json; None, with the reason in `missing`, where a file is missing.
@@ -129,12 +110,11 @@ class TrainedRun:
             self.missing.append(f"samples: {path} is missing; copy that of the recipe")
             return None
         configs = load_generation_config(path)
-        for config in configs:
-            for name in (config.lr_codebook_path, config.hr_codebook_path, config.model_path):
-                if not (folder / name).is_file():
-                    self.missing.append(f"samples: {folder / name} is missing; train it")
-                    return None
-        dtype = choose_dtype(self.device, "auto")
-        cascade = Cascade(configs, folder, self.decoder, self.device, dtype, batch_size)
+        names = [(config.lr_codebook_path, config.hr_codebook_path, config.model_path) for config in configs]
+        for file in (folder / name for stage in names for name in stage):
+            if not file.is_file():
+                self.missing.append(f"samples: {file} is missing; train it")
+                return None
+        cascade = Cascade(configs, folder, self.decoder, self.device, choose_dtype(self.device, "auto"), batch_size)
         self.generating = [*cascade.codebooks, *cascade.stages]
         return cascade

@@ -1,15 +1,16 @@
 """The layout of the page: its components, and the values that they show."""
 
+import time
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
 import gradio as gr
 
-from playground.asks import KEYS, MOST, NAMES, Model, recipe_values
-from playground.studio import Page, Picture
+from playground.jobs import Sheet
+from playground.page_request import FIELDS, MAX_NUMBER, Model, recipe_values
 from playground.uploads import MOST_BYTES
-from playground.work import Sheet
+from playground.worker import Picture, Session
 
 HERE = Path(__file__).parent
 STEPS = (2, 60)  # of a walk
@@ -22,9 +23,9 @@ def source(name: str) -> str:
     return (HERE / name).read_text(encoding="utf-8")
 
 
-def url(path: Path) -> str:
-    """The address of a file of a page."""
-    return f"gradio_api/file={quote(str(path))}"
+def url(path: Path, *, may_change: bool = False) -> str:
+    """The address of a file of a page; a new one each time if the file may have changed."""
+    return f"gradio_api/file={quote(str(path))}" + (f"?{time.time_ns()}" if may_change else "")
 
 
 def drop_value(src: str = "", name: str = "", say: str = DROP_HINT) -> dict:
@@ -65,34 +66,27 @@ class Layout:
     def __init__(self, model: Model, first_map: Path) -> None:
         self.model, self.cascade = model, model.cascade
         height, width = self.cascade.image_size
-        self.ratio = f"{width} / {height}"
-        self.first_map = first_map
-        gr.HTML(self.intro(), elem_id="intro")
+        self.ratio, self.first_map = f"{width} / {height}", first_map
+        grids = [f"{stage.config.fine.height}×{stage.config.fine.width}" for stage in self.cascade.stages]
+        gr.HTML(
+            f"<h1>{escape(model.path.resolve().name)}</h1>"
+            f"<p>This model makes pictures of {width}×{height} pixels from coarse to fine: a condition, one of "
+            f"{len(self.cascade.codebooks[0])} units of a map, then tokens in {len(grids)} stages "
+            f"({', '.join(grids)}). Everything runs on the machine that serves this page; "
+            "nothing is sent anywhere else.</p>",
+            elem_id="intro",
+        )
         with gr.Row(elem_id="columns"):
             with gr.Column(scale=4, min_width=320):
-                self.add_map()
-                self.add_settings()
-                self.add_sampling()
-                self.add_picture()
-                self.add_walk()
+                self._add_map()
+                self._add_settings()
+                self._add_sampling()
+                self._add_picture()
+                self._add_walk()
             with gr.Column(scale=7, min_width=320):
-                self.add_results()
+                self._add_results()
 
-    # --- Layout ---
-
-    def intro(self) -> str:
-        """What model this is."""
-        height, width = self.cascade.image_size
-        grids = [f"{stage.config.fine.height}×{stage.config.fine.width}" for stage in self.cascade.stages]
-        return (
-            f"<h1>{escape(self.model.name)}</h1><p>This model makes pictures of {width}×{height} pixels from coarse to "
-            f"fine: a condition, one of {len(self.cascade.codebooks[0])} units of a map, then tokens in {len(grids)} "
-            f"stages ({', '.join(grids)}). Everything runs on the machine that serves this page; "
-            "nothing is sent anywhere else.</p>"
-        )
-
-    def add_map(self) -> None:
-        """The condition map, and what goes with it."""
+    def _add_map(self) -> None:
         places = self.cascade.codebooks[0].coordinates.tolist()
         shape = [max(place[axis] for place in places) + 1 for axis in (0, 1)]
         with gr.Column(elem_classes="card first"):
@@ -103,10 +97,9 @@ class Layout:
                 self.any_unit = gr.Button("Any unit", size="sm", elem_id="any-unit", scale=2, min_width=90)
                 self.atlas = gr.Button("Draw one sample per unit", size="sm", elem_id="atlas", scale=3, min_width=170)
 
-    def add_settings(self) -> None:
-        """What every request has."""
+    def _add_settings(self) -> None:
         with gr.Column(elem_classes="card third"):
-            self.number = gr.Slider(1, MOST, 9, step=1, label="Pictures", elem_id="number", buttons=[])
+            self.number = gr.Slider(1, MAX_NUMBER, 9, step=1, label="Pictures", elem_id="number", buttons=[])
             with gr.Row():
                 self.seed = gr.Number(0, label="Seed", precision=0, elem_id="seed", min_width=90)
                 self.dice = gr.Button("New seed", size="sm", elem_id="dice", min_width=90)
@@ -116,31 +109,28 @@ class Layout:
                 self.go = gr.Button("Generate", variant="primary", elem_id="go")
                 self.stop = gr.Button("Stop", elem_id="stop")
 
-    def add_sampling(self) -> None:
-        """How each stage samples."""
+    def _add_sampling(self) -> None:
         self.sampling: list[gr.Number] = []
         guided = [bool(stage.config.transformer.condition_dropout) for stage in self.cascade.stages]
         with gr.Accordion("Sampling of each stage", open=False, elem_id="sampling", elem_classes="card"):
             if not all(guided):
                 which = ", ".join(str(number) for number, can_guide in enumerate(guided) if not can_guide)
-                reason = f"No guidance in stage {which}: trained without <code>condition_dropout</code>."
-                gr.HTML(f"<p>{reason}</p>")
+                gr.HTML(f"<p>No guidance in stage {which}: trained without <code>condition_dropout</code>.</p>")
             for number, (stage, config) in enumerate(zip(self.cascade.stages, self.cascade.configs, strict=True)):
-                grid, values, can_guide = stage.config.fine, recipe_values(config), guided[number]
+                grid, values = stage.config.fine, recipe_values(config)
                 gr.HTML(f"<h3>Stage {number}: {grid.height}×{grid.width} tokens</h3>")
                 with gr.Row(elem_classes="numbers"):
-                    for key, name, value in zip(KEYS, NAMES, values, strict=True):
+                    for (key, name), value in zip(FIELDS.items(), values, strict=True):
                         whole = {"precision": 0} if "beam" in key else {"step": 0.05}
                         self.sampling.append(
                             gr.Number(
                                 value, label=name, min_width=80, **whole,
-                                visible=key != "guidance_scale" or can_guide, elem_id=f"{key}-{number}",
+                                visible=key != "guidance_scale" or guided[number], elem_id=f"{key}-{number}",
                             )
                         )  # fmt: skip
             self.recipe = gr.Button("Back to the recipe's settings", size="sm", elem_id="recipe")
 
-    def add_picture(self) -> None:
-        """A picture to start from."""
+    def _add_picture(self) -> None:
         rows = self.cascade.stages[0].config.fine.height
         with gr.Accordion("Start from a picture", open=False, elem_id="picture", elem_classes="card"):
             self.drop = scripted("drop", drop_value(), most=MOST_BYTES)
@@ -163,8 +153,7 @@ class Layout:
                     "Complete it below this row", size="sm", elem_id="complete", scale=2, visible=rows > 1
                 )
 
-    def add_walk(self) -> None:
-        """A walk over the map."""
+    def _add_walk(self) -> None:
         last = len(self.cascade.codebooks[0]) - 1
         with gr.Accordion("Walk over the map", open=False, elem_id="walk", elem_classes="card"):
             with gr.Row():
@@ -176,8 +165,7 @@ class Layout:
             self.steps = gr.Slider(*STEPS, 24, step=1, label="Steps", elem_id="steps", buttons=[])
             self.walk = gr.Button("Walk", variant="primary", elem_id="walk-go")
 
-    def add_results(self) -> None:
-        """What was made."""
+    def _add_results(self) -> None:
         with gr.Row(elem_id="results", equal_height=False):
             with gr.Column(elem_id="shelf", scale=5, min_width=300):
                 with gr.Column(elem_classes="card second"):
@@ -197,28 +185,28 @@ class Layout:
                     buttons=["copy"], elem_id="command", visible=False,
                 )  # fmt: skip
 
-    # --- Values of components ---
-
-    def map_value(self, page: Page | None) -> dict:
+    def map_value(self, session: Session | None) -> dict:
         """The picture of the map, and the chosen unit."""
-        path = page.map_path if page and page.map_path else self.first_map
-        return {"src": url(path), "chosen": page.unit if page else None}
+        has_own = session is not None and session.map.exists()
+        src = url(session.map, may_change=True) if has_own else url(self.first_map)
+        return {"src": src, "chosen": session.unit if session else None}
 
     def chosen_text(self, unit: int | None) -> str:
         """The chosen unit, in words."""
         return f"<p>Chosen: <strong>{'any unit, by its use' if unit is None else f'unit {unit}'}</strong></p>"
 
-    def live_value(self, sheet: Sheet | None = None, keys: tuple[str, ...] = ()) -> dict:
+    def live_value(self, sheet: Sheet | None = None, keys: list[str] | None = None) -> dict:
         """The pictures of the request that runs, which can be chosen once they have keys."""
         value = {"number": 0, "columns": 1, "src": "", "name": ""}
         if sheet is not None:
-            value = {"number": sheet.number, "columns": sheet.columns, "src": url(sheet.path), "name": sheet.name}
-        return value | {"keys": list(keys), "ratio": self.ratio, "hint": LIVE_HINT}
+            value = {"number": sheet.number, "columns": sheet.columns, "name": sheet.name}
+            value["src"] = url(sheet.path, may_change=True)
+        return value | {"keys": keys or [], "ratio": self.ratio, "hint": LIVE_HINT}
 
-    def gallery_value(self, page: Page | None, chosen: Picture | None = None) -> dict:
-        """All pictures of a page."""
+    def gallery_value(self, session: Session | None, chosen: Picture | None = None) -> dict:
+        """All pictures of a session."""
         items = [
             {"key": picture.key, "src": url(picture.path), "alt": picture.title, "ratio": self.ratio}
-            for picture in (page.pictures if page else ())
+            for picture in (session.pictures if session else ())
         ]
         return {"items": items, "chosen": chosen.key if chosen else None, "hint": "Nothing yet."}

@@ -58,9 +58,9 @@ group.addEventListener('keydown', (event) => {
   };
   if (unit < 0 || !(event.key in moves)) return;
   event.preventDefault();
-  const found = moves[event.key]();
-  stop(found);
-  tiles[found].focus();
+  const target = moves[event.key]();
+  stop(target);
+  tiles[target].focus();
 });
 
 // A picture is loaded before it is put in place of another, so that nothing flickers.

@@ -2,6 +2,7 @@
 
 import logging
 import random
+import time
 from collections.abc import Callable, Iterator
 from html import escape
 from pathlib import Path
@@ -9,40 +10,39 @@ from queue import Empty
 
 import gradio as gr
 
-from playground.asks import Ask, recipe_values, sampling_from
+from playground.jobs import PictureJob, Sheet, decode_units, save_units
 from playground.layout import DROP_HINT, STEPS, Layout, details_text, drop_value, source, status_text, url
-from playground.studio import TELL, Job, Page, Picture, Studio, write_zip
-from playground.uploads import MOST_BYTES, Upload, inside, read_upload
-from playground.work import Sheet, at_once, decode_units, save_units, total, work_for
+from playground.page_request import PageRequest, recipe_values, sampling_from
+from playground.uploads import MOST_BYTES, Upload, check_size, inside, read_upload
+from playground.worker import REPORT_SECONDS, Job, Picture, Session, Worker, write_zip
 from utils.core.files import UserError
 from utils.data.images import to_tensor, write_png
 
 log = logging.getLogger(__name__)
 
 SEEDS = 2**32
-QUEUE = 64  # events of all pages that may wait; the studio has a limit of its own
+QUEUE = 64  # events of all pages that may wait; the worker has a limit of its own
 UPLOADS_KEPT = (600, 3600)  # seconds between two looks at files that were given and never used, and how old they get
 Updates = dict[gr.blocks.Block, object]
 
 
 class PlaygroundPage(Layout):
-    """The page and its events. One object serves all pages; what is theirs the studio keeps."""
+    """The page and its events. One object serves all open pages; what is theirs is in the sessions of the worker."""
 
-    def __init__(self, studio: Studio, uploads: Path) -> None:
-        self.studio, self.uploads = studio, uploads
-        first_map, cascade = studio.folder / "map.png", studio.model.cascade
+    def __init__(self, worker: Worker, uploads: Path) -> None:
+        self.worker, self.uploads = worker, uploads
+        first_map, cascade = worker.folder / "map.png", worker.model.cascade
         save_units(decode_units(cascade), cascade.codebooks[0], first_map)
         with gr.Blocks(
-            title=f"Playground: {studio.model.name}",
+            title=f"Playground: {worker.model.path.resolve().name}",
             analytics_enabled=False,
             fill_width=True,
             delete_cache=UPLOADS_KEPT,
         ) as self.blocks:
-            super().__init__(studio.model, first_map)
-            self.connect()
+            super().__init__(worker.model, first_map)
+            self._connect()
 
-    def connect(self) -> None:
-        """Say what happens when something is used."""
+    def _connect(self) -> None:
         settings = [self.number, self.seed, self.label, *self.sampling]
         shown = [self.status, self.live, self.map, self.chosen, self.details, self.command, self.gallery]
         quiet = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
@@ -51,90 +51,97 @@ class PlaygroundPage(Layout):
             event(handler, inputs, outputs, trigger_mode="multiple", **quiet)
 
         on(self.map.choose, self.choose_unit, settings, [*shown, self.start])
-        on(self.any_unit.click, self.choose_any, None, [self.map, self.chosen])
-        on(self.go.click, self.maker("sample"), settings, shown)
-        on(self.atlas.click, self.maker("atlas"), settings, shown)
-        on(self.stop.click, self.stop_page, None, [])
+        on(self.any_unit.click, self._choose_any, None, [self.map, self.chosen])
+        on(self.go.click, self.generator("sample"), settings, shown)
+        on(self.atlas.click, self.generator("atlas"), settings, shown)
+        on(self.stop.click, self._cancel, None, [])
         on(self.dice.click, lambda: random.randrange(SEEDS), None, [self.seed])
-        on(self.recipe.click, self.reset_sampling, None, self.sampling)
+        recipe = [value for config in self.cascade.configs for value in recipe_values(config)]
+        on(self.recipe.click, lambda: recipe, None, self.sampling)
         on(self.drop.given, self.take_picture, None, [self.drop])
-        on(self.like.click, self.maker("like"), settings, shown)
-        on(self.detail.click, self.maker("detail", "from_stage"), [self.from_stage, *settings], shown)
-        on(self.complete.click, self.maker("complete", "keep_rows"), [self.keep_rows, *settings], shown)
+        on(self.like.click, self.generator("like"), settings, shown)
+        on(self.detail.click, self.generator("detail", "from_stage"), [self.from_stage, *settings], shown)
+        on(self.complete.click, self.generator("complete", "keep_rows"), [self.keep_rows, *settings], shown)
         on(self.take_start.click, self.chosen_unit, [self.start], [self.start])
         on(self.take_end.click, self.chosen_unit, [self.end], [self.end])
         walk = self.start, self.end, self.steps
-        on(self.walk.click, self.maker("walk", "start", "end", "steps"), [*walk, *settings], shown)
+        on(self.walk.click, self.generator("walk", "start", "end", "steps"), [*walk, *settings], shown)
         for shelf in (self.live, self.gallery):
-            on(shelf.choose, self.choose_picture, None, [self.gallery, self.details, self.command])
-        on(self.zip.click, self.save_all, None, [self.save])
-        self.blocks.unload(self.leave)
+            on(shelf.choose, self._choose_picture, None, [self.gallery, self.details, self.command])
+        on(self.zip.click, self._save_all, None, [self.save])
+        self.blocks.unload(self._close_session)
 
-    def page_of(self, request: gr.Request) -> Page:
-        """The page that asks."""
-        self.forget_copies(request.session_hash)
-        return self.studio.page(request.session_hash)
+    def session_of(self, request: gr.Request) -> Session:
+        """The session of the page that an event is from.
 
-    def leave(self, request: gr.Request) -> None:
-        """A page was closed or loaded again."""
-        self.studio.leave(request.session_hash)
+        Gradio copies components at each update, and keeps the copies for a session where they are HTML: drop those.
+        """
+        name, known = request.session_hash, self.blocks.default_config.blocks.keys()
+        state = self.blocks.app.state_holder.session_data.get(name)
+        for kept in (state.blocks_config.blocks, state.config_values) if state else ():
+            for copy in kept.keys() - known:
+                kept.pop(copy, None)
+        return self.worker.session(name)
 
-    def stop_page(self, request: gr.Request) -> None:
-        """Stop what the page has asked for."""
-        self.studio.stop(self.page_of(request))
+    def _close_session(self, request: gr.Request) -> None:
+        self.worker.close_session(request.session_hash)
+
+    def _cancel(self, request: gr.Request) -> None:
+        self.worker.cancel(self.session_of(request))
 
     def choose_unit(self, request: gr.Request, event: gr.EventData, *settings: object) -> Iterator[Updates]:
         """A unit of the map was clicked: generate with it."""
-        page, unit = self.page_of(request), event.unit
+        session, unit = self.session_of(request), event.unit
         if isinstance(unit, int) and 0 <= unit < len(self.cascade.codebooks[0]):
-            page.unit = unit
+            session.unit = unit
         # A walk begins at the chosen unit, unless its field is changed after that.
-        yield {self.map: self.map_value(page), self.chosen: self.chosen_text(page.unit), self.start: page.unit}
-        yield from self.make(page, "sample", settings)
+        chosen = {self.chosen: self.chosen_text(session.unit), self.start: session.unit}
+        yield {self.map: self.map_value(session), **chosen}
+        yield from self.generate(session, "sample", settings)
 
-    def choose_any(self, request: gr.Request) -> Updates:
-        """Back to conditions drawn by their use."""
-        page = self.page_of(request)
-        page.unit = None
-        return {self.map: self.map_value(page), self.chosen: self.chosen_text(None)}
+    def _choose_any(self, request: gr.Request) -> Updates:
+        session = self.session_of(request)
+        session.unit = None
+        return {self.map: self.map_value(session), self.chosen: self.chosen_text(None)}
 
-    def maker(self, kind: str, *names: str) -> Callable:
-        """A handler that makes what is asked for; the fields of these names come before the settings."""
+    def generator(self, kind: str, *names: str) -> Callable:
+        """A handler that generates pictures; the fields of these names come before the settings."""
 
         def handler(request: gr.Request, *values: object) -> Iterator[Updates]:
             own = {name: value if value is None else int(value) for name, value in zip(names, values, strict=False)}
-            yield from self.make(self.page_of(request), kind, values[len(names) :], **own)
+            yield from self.generate(self.session_of(request), kind, values[len(names) :], **own)
 
         return handler
 
-    def choice(self, page: Page, picture: Picture) -> Updates:
-        """What changes when a picture is chosen."""
-        return {
-            self.gallery: self.gallery_value(page, picture),
-            self.details: details_text(picture),
-            self.command: gr.Textbox(value=picture.command, visible=True),
-        }
-
-    def make(self, page: Page, kind: str, settings: tuple, **own: object) -> Iterator[Updates]:
-        """Queue a request of a page, and pass on what comes of it."""
+    def generate(self, session: Session, kind: str, settings: tuple, **own: object) -> Iterator[Updates]:
+        """Queue a request of a page and yield what changes, until it ends; cancel it if the page goes before that."""
         try:
-            ask = self.ask(page, kind, settings, **own)
-            work, tokens = work_for(ask, self.model, page), total(ask, self.cascade)
-            job = self.studio.ask(page, work, tokens, at_once(ask, self.cascade))
+            request = self.page_request(session, kind, settings, **own)
+            job = self.worker.submit(session, PictureJob(request, self.model, session))
         except UserError as error:
             yield self.refusal(error)
             return
-        yield from self.follow(page, job)
+        sheet = None
+        try:
+            while True:
+                try:
+                    kind, content = job.messages.get(timeout=REPORT_SECONDS)
+                except Empty:
+                    yield {self.status: self._progress(job)}
+                    continue
+                if kind != "shown":
+                    yield self.ending(session, job, sheet, kind, content)
+                    return
+                if isinstance(content, Sheet):
+                    sheet = content
+                    yield {self.live: self.live_value(sheet), self.status: self._progress(job)}
+                else:
+                    yield {self.map: self.map_value(session), self.status: self._progress(job)}
+        finally:
+            job.cancelled.set()
 
-    def forget_copies(self, name: str) -> None:
-        """Drop the copies of components that Gradio makes at each update, and keeps for a page where they are HTML."""
-        session, known = self.blocks.app.state_holder.session_data.get(name), self.blocks.default_config.blocks.keys()
-        for kept in (session.blocks_config.blocks, session.config_values) if session else ():
-            for copy in kept.keys() - known:
-                kept.pop(copy, None)
-
-    def ask(self, page: Page, kind: str, settings: tuple, **own: object) -> Ask:
-        """What a page asks for; raises `UserError` if its fields do not go together."""
+    def page_request(self, session: Session, kind: str, settings: tuple, **own: object) -> PageRequest:
+        """The request of a page; raises `UserError` if its fields do not go together."""
         number, seed, label, *sampling = settings
         if seed is None or not 0 <= seed < SEEDS:
             raise UserError(f"the seed is {seed}, expected a whole number from 0 to {SEEDS - 1}")
@@ -142,56 +149,33 @@ class PlaygroundPage(Layout):
             if None in (ends := (own.pop("start"), own.pop("end"))):
                 raise UserError("a walk leads from a unit to a unit: give both")
             own = {"ends": ends, "steps": min(max(own["steps"], STEPS[0]), STEPS[1])}
-        return Ask(
-            kind=kind, seed=int(seed), number=int(number), label=label or None, unit=page.unit, upload=page.upload,
-            sampling=sampling_from(sampling, self.cascade.configs), **own,
+        return PageRequest(
+            kind=kind, seed=int(seed), number=int(number), label=label or None, unit=session.unit,
+            upload=session.upload, sampling=sampling_from(sampling, self.cascade.configs), **own,
         )  # fmt: skip
 
-    def follow(self, page: Page, job: Job) -> Iterator[Updates]:
-        """Pass on what a job has to say, until it ends. It is stopped where nobody listens any more."""
-        sheet = None
-        try:
-            while True:
-                try:
-                    news = job.news.get(timeout=TELL)
-                except Empty:
-                    yield {self.status: self.progress(job)}
-                    continue
-                if news.kind == "shown" and isinstance(news.content, Sheet):
-                    sheet = news.content
-                    yield {self.live: self.live_value(sheet), self.status: self.progress(job)}
-                elif news.kind == "shown":
-                    yield {self.map: self.map_value(page), self.status: self.progress(job)}
-                else:
-                    yield self.ending(page, job, sheet, news.kind, news.content)
-                    return
-        finally:
-            job.stop()
+    def _progress(self, job: Job) -> str:
+        if job.start is None:
+            before = self.worker.jobs_before(job)
+            return status_text(f"Waiting: {before} {'request' if before == 1 else 'requests'} before this one.")
+        rate = job.done / max(time.monotonic() - job.start, 1e-3)
+        numbers = f"{job.done:,} of {job.total:,} tokens, {rate:,.0f} a second"
+        if job.done:
+            numbers += f", {(job.total - job.done) / rate:.0f} s left"
+        return status_text(f"{job.activity[:1].upper()}{job.activity[1:]}.", numbers, job.done / job.total)
 
-    def ending(self, page: Page, job: Job, sheet: Sheet | None, kind: str, content: object) -> Updates:
+    def ending(self, session: Session, job: Job, sheet: Sheet | None, kind: str, content: object) -> Updates:
         """What changes when a job has ended."""
         if kind == "failed":
             return self.refusal(content)
-        if kind == "stopped":
-            return {self.status: status_text("Stopped.")} if page.job is job else gr.skip()
+        if kind == "cancelled":
+            return {self.status: status_text("Stopped.")} if session.job is job else gr.skip()
         words = f"Done: {content[0].title if len(content) == 1 else f'{len(content)} pictures'}."
-        updates = {self.status: status_text(words)} | self.choice(page, content[0])
+        updates = {self.status: status_text(words)} | self.choice(session, content[0])
         if sheet is not None:
-            keys = tuple(picture.key for picture in content)
+            keys = [picture.key for picture in content]
             updates[self.live] = self.live_value(sheet, keys if len(keys) == sheet.number else keys[:1] * sheet.number)
         return updates
-
-    def progress(self, job: Job) -> str:
-        """How far a job is."""
-        if job.begun is None:
-            before = self.studio.before(job)
-            return status_text(f"Waiting: {before} {'request' if before == 1 else 'requests'} before this one.")
-        share = job.done / job.total
-        left = (job.total - job.done) / job.rate if job.done else None
-        words = f"{job.activity[:1].upper()}{job.activity[1:]}."
-        done, all_, rate = (round(number * job.at_once) for number in (job.done, job.total, job.rate))
-        numbers = f"{done:,} of {all_:,} tokens, {rate:,} a second"
-        return status_text(words, numbers + ("" if left is None else f", {left:.0f} s left"), share)
 
     def refusal(self, error: BaseException) -> Updates:
         """Say on the page why something is not done."""
@@ -202,59 +186,54 @@ class PlaygroundPage(Layout):
 
     def chosen_unit(self, request: gr.Request, before: int) -> int:
         """The unit that is chosen, or what was there."""
-        unit = self.page_of(request).unit
+        unit = self.session_of(request).unit
         return before if unit is None else unit
 
-    def reset_sampling(self) -> list[float]:
-        """The recipe's settings of all stages."""
-        return [value for config in self.cascade.configs for value in recipe_values(config)]
+    def _choose_picture(self, request: gr.Request, event: gr.EventData) -> Updates:
+        session = self.session_of(request)
+        for picture in session.pictures:
+            if picture.key == event.key:
+                return self.choice(session, picture)
+        gr.Warning("this picture is not kept any more")
+        return gr.skip()
 
-    def choose_picture(self, request: gr.Request, event: gr.EventData) -> Updates:
-        """A picture was chosen."""
-        page = self.page_of(request)
-        try:
-            return self.choice(page, page.find(event.key))
-        except UserError as error:
-            gr.Warning(str(error))
-            return gr.skip()
+    def choice(self, session: Session, picture: Picture) -> Updates:
+        """What changes when a picture is chosen."""
+        return {
+            self.gallery: self.gallery_value(session, picture),
+            self.details: details_text(picture),
+            self.command: gr.Textbox(value=picture.command, visible=True),
+        }
 
     def take_picture(self, request: gr.Request, event: gr.EventData) -> Updates:
-        """A picture was given: read it, and show it as the model gets it."""
-        page, name = self.page_of(request), Path(str(event.name)).name
+        """A picture was given: read it, compute its tokens, and show it as the model gets it."""
+        session, name = self.session_of(request), Path(str(event.name)).name
+        session.upload = None
         try:
-            return {self.drop: self.read_picture(page, name, str(event.path), int(event.bytes))}
+            if not event.path:
+                check_size(name, int(event.bytes))
+            file = inside(str(event.path), self.uploads)
+            try:
+                image, note = read_upload(file, name, self.cascade.image_size)
+            finally:
+                file.unlink(missing_ok=True)
         except UserError as error:
             gr.Warning(escape(str(error)))
             return {self.drop: drop_value(say=f"{error} – {DROP_HINT}")}
-
-    def read_picture(self, page: Page, name: str, path: str, size: int) -> dict:
-        """Read a given picture, and find its tokens."""
-        page.upload = None
-        if not path:
-            limit = MOST_BYTES // 10**6
-            raise UserError(f"{name}: {size / 1e6:.1f} MB, at most {limit}: scale it down")
-        file = inside(path, self.uploads)
-        try:
-            image, note = read_upload(file, name, self.cascade.image_size)
-        finally:
-            file.unlink(missing_ok=True)
-        tokens = self.studio.do(lambda job: self.cascade.tokens(to_tensor(image, self.cascade.image_size)))
-        page.upload = Upload(name, tokens)
-        shown = page.new_path("given.png")
+        tensor = to_tensor(image, self.cascade.image_size)
+        session.upload = Upload(name, self.worker.run_soon(lambda job: self.cascade.tokens(tensor)))
+        shown = session.folder / "given.png"
         write_png(image, shown, durable=False)
-        page.keep_one("upload", shown)
-        return drop_value(url(shown), name, note or name)
+        return {self.drop: drop_value(url(shown, may_change=True), name, note or name)}
 
-    def save_all(self, request: gr.Request) -> Updates:
-        """All pictures of a page in one file."""
-        page = self.page_of(request)
-        if not page.pictures:
+    def _save_all(self, request: gr.Request) -> Updates:
+        session = self.session_of(request)
+        if not session.pictures:
             gr.Warning("there are no pictures yet")
             return gr.skip()
-        path = page.new_path("pictures.zip")
-        self.studio.do(lambda job: write_zip(page.pictures, path))  # by the thread that also drops pictures
-        page.keep_one("archive", path)
-        return {self.save: {"src": url(path), "name": path.name}}
+        path = session.folder / "pictures.zip"
+        self.worker.run_soon(lambda job: write_zip(session.pictures, path))  # by the thread that also drops pictures
+        return {self.save: {"src": url(path, may_change=True), "name": path.name}}
 
 
 def launch(page: PlaygroundPage, host: str, port: int, share: bool, middleware: list) -> tuple[str, str | None]:
@@ -269,7 +248,7 @@ def launch(page: PlaygroundPage, host: str, port: int, share: bool, middleware: 
         quiet=True,
         prevent_thread_lock=True,
         footer_links=[],
-        allowed_paths=[str(page.studio.folder)],
+        allowed_paths=[str(page.worker.folder)],
         max_file_size=MOST_BYTES,
         theme=gr.themes.Base(primary_hue="teal", neutral_hue="stone", **fonts),
         head=f"<style>{source('page.css')}</style>",  # Gradio rewrites what it is given as `css`

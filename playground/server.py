@@ -11,8 +11,8 @@ from urllib.parse import unquote, urlsplit
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from playground.asks import Model
-from playground.studio import Studio
+from playground.page_request import Model
+from playground.worker import Worker
 from utils.core.files import UserError
 
 API = "/gradio_api"
@@ -63,18 +63,15 @@ class Guard:
 def check_port(host: str, port: int) -> None:
     """Raise `UserError` if nothing can listen there."""
     try:
-        place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(place[0]) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(place[4])
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"cannot listen at {host}, port {port} ({reason}): give another --port or --host") from None
 
 
 @contextmanager
-def serve(model: Model, host: str, port: int, *, share: bool = False) -> Iterator[tuple[str, str | None, Studio]]:
-    """Serve the page of a model; yield its address, the public one if it is shared, and the studio.
+def serve(model: Model, host: str, port: int, *, share: bool = False) -> Iterator[tuple[str, str | None, Worker]]:
+    """Serve the page of a model; yield its address, the public one if it is shared, and the worker.
 
     All files lie in a temporary folder, which is removed at the end.
     """
@@ -85,15 +82,15 @@ def serve(model: Model, host: str, port: int, *, share: bool = False) -> Iterato
         os.environ["GRADIO_TEMP_DIR"] = str(uploads)
         from playground.page import PlaygroundPage, launch  # imports Gradio
 
-        studio = Studio(model, files)
-        page = PlaygroundPage(studio, uploads)
+        worker = Worker(model, files)
+        page = PlaygroundPage(worker, uploads)
         try:
             hosts = LOCAL if host in LOCAL and not share else ()
             guard = [Middleware(Guard, folder=files, hosts=hosts)]
             address, public = launch(page, host, port, share, guard)
             if share and public is None:
                 raise UserError("there is no public link: check the network, or leave out --share")
-            yield address, public, studio
+            yield address, public, worker
         finally:
-            studio.close()
+            worker.close()
             page.blocks.close(verbose=False)

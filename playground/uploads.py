@@ -20,10 +20,11 @@ class Upload:
     name: str  # of the file that was given
     tokens: tuple[torch.Tensor, ...] = field(repr=False)  # of the condition and of each stage, each (1, T)
 
-    @property
-    def as_argument(self) -> str:
-        """The name as a command takes it: one that begins with a dash would be a flag."""
-        return f"./{self.name}" if self.name.startswith("-") else self.name
+
+def check_size(name: str, num_bytes: int) -> None:
+    """Raise `UserError` if a file of this name is too large to be read."""
+    if num_bytes > MOST_BYTES:
+        raise UserError(f"{name}: {num_bytes / 1e6:.1f} MB, at most {MOST_BYTES // 10**6}: scale it down")
 
 
 def read_upload(path: Path, name: str, size: tuple[int, int]) -> tuple[Image.Image, str]:
@@ -31,8 +32,7 @@ def read_upload(path: Path, name: str, size: tuple[int, int]) -> tuple[Image.Ima
 
     Raises `UserError` naming the file if it has too many bytes or pixels, or is not an image.
     """
-    if (num_bytes := path.stat().st_size) > MOST_BYTES:
-        raise UserError(f"{name}: {num_bytes / 1e6:.1f} MB, at most {MOST_BYTES // 10**6}: scale it down")
+    check_size(name, path.stat().st_size)
     try:
         image = open_rgb(path, most_pixels=MOST_PIXELS)
     except UserError as error:

@@ -30,7 +30,7 @@ def curves(step: Step, loss: str) -> dict | None:
         xaxis={"title": {"text": "step"}, "rangemode": "tozero"},
         yaxis={"title": {"text": loss}, "type": "log", "tickvals": ticks(figure), "tickformat": "~g"},
     )
-    return plain(figure)
+    return json.loads(figure.to_json())
 
 
 def ticks(figure: go.Figure) -> list[float]:
@@ -45,24 +45,19 @@ def line(name: str, rows: list[dict], prefix: str, colour: int, **style: object)
     if not rows:
         return None
     rows = [*rows[: -1 : -(-len(rows) // MOST)], rows[-1]]
+    remarks = {f"{prefix}psnr": "{:.1f} dB", f"{prefix}accuracy": "{:.1%} of tokens correct"}
+    remarks |= {"val_images": "on {:,} images"} if prefix == "val_" else {}
     mode = "lines" if len(rows) > 1 else "markers"  # a line of one point would be invisible
     style = {"mode": mode, "line": {key: style.pop(key) for key in ("width", "dash") if key in style}} | style
     return go.Scatter(
         name=name,
         x=[row["step"] for row in rows],
         y=[row[f"{prefix}loss"] for row in rows],
-        text=[remarks(row, prefix) for row in rows],
+        text=["".join(f", {text.format(row[key])}" for key, text in remarks.items() if key in row) for row in rows],
         hovertemplate="%{y:.4g}%{text}",
         meta=colour,
         **style,
     )
-
-
-def remarks(row: dict, prefix: str) -> str:
-    """The other metrics of a row, as they follow its loss."""
-    parts = [(row.get(f"{prefix}psnr"), "{:.1f} dB"), (row.get(f"{prefix}accuracy"), "{:.1%} of tokens correct")]
-    parts.append((row.get("val_images") if prefix == "val_" else None, "on {:,} images"))
-    return "".join(f", {text.format(value)}" for value, text in parts if value is not None)
 
 
 def atlas(codebook: Codebook, uri: str, size: tuple[int, int]) -> dict:
@@ -84,9 +79,4 @@ def atlas(codebook: Codebook, uri: str, size: tuple[int, int]) -> dict:
     figure.update_xaxes(visible=False, range=[-0.5, columns - 0.5], constrain="domain")
     ratio = (size[1] // rows) / (size[0] // columns)
     figure.update_yaxes(visible=False, range=[rows - 0.5, -0.5], scaleanchor="x", scaleratio=ratio, constrain="domain")
-    return plain(figure)
-
-
-def plain(figure: go.Figure) -> dict:
-    """A figure as plain lists and dictionaries."""
     return json.loads(figure.to_json())

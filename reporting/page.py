@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 
 import jinja2
@@ -48,7 +49,10 @@ def render(run: Run, models: sections.Models, quality: Quality) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    json_text = partial(json.dumps, indent=4, ensure_ascii=False)  # for people to read
     environment.filters |= {"duration": duration, "json_text": json_text}
+    # A browser runs these scripts alone, and none that a file name might smuggle in.
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     return environment.get_template("report.html.j2").render(
         head=sections.overview(run, models),
         generation=sections.generation(run, models, quality),
@@ -65,15 +69,5 @@ def render(run: Run, models: sections.Models, quality: Quality) -> str:
         plots=plots,
         style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
         scripts=scripts,
-        hashes=" ".join(f"'sha256-{digest(script)}'" for script in scripts),
+        hashes=" ".join(f"'sha256-{hash_}'" for hash_ in hashes),
     )
-
-
-def json_text(value: dict) -> str:
-    """JSON for people to read, with one key on each line."""
-    return json.dumps(value, indent=4, ensure_ascii=False)
-
-
-def digest(script: str) -> str:
-    """The hash by which a browser recognises a script, so that it runs none that a file name might smuggle in."""
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -11,7 +11,6 @@ from utils.core.files import UserError
 from utils.data.images import open_rgb
 
 CRISP = 640  # pixels on a side: smaller pictures are enlarged to it by repeating pixels, which a browser would blur
-SMALL = 64 * 1024  # bytes up to which a picture is stored losslessly
 
 
 @dataclass(frozen=True)
@@ -40,37 +39,32 @@ class Quality:
         elif crisp and longest < min(CRISP, self.side):
             factor = -(-min(CRISP, self.side) // longest)
             image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-        return Picture(data_uri(self.encode(image), "webp"), *image.size)
-
-    def encode(self, image: Image.Image) -> bytes:
-        """The bytes of a WebP file, lossless if that is small."""
-        exact = webp(image, lossless=True, quality=20, method=1)  # quick
-        return exact if len(exact) <= self.small else webp(image, quality=self.quality)
+        content = webp(image, lossless=True, quality=20, method=1) if self.small else b""  # quick
+        if not 0 < len(content) <= self.small:
+            content = webp(image, quality=self.quality)
+        return Picture(data_uri(content, "webp"), *image.size)
 
     def animation(self, path: Path) -> tuple[Picture, Picture]:
         """An animated WebP or GIF, made smaller if necessary, and its last frame, which is shown while it is paused."""
         try:
             with Image.open(path, formats=["GIF", "WEBP"]) as image:
-                parts = [
-                    (part.convert("RGB"), part.info.get("duration") or 100) for part in ImageSequence.Iterator(image)
-                ]
+                frames, durations = [], []  # milliseconds that each is shown for
+                for frame in ImageSequence.Iterator(image):
+                    frames.append(frame.convert("RGB"))
+                    durations.append(frame.info.get("duration") or 100)
         except (OSError, ValueError, SyntaxError, EOFError) as error:
             raise UserError(f"{path}: not a readable animation ({error}); generate with --animate again") from None
-        frames, durations = map(list, zip(*parts, strict=True))  # milliseconds that each is shown for
         still = self.picture(frames[-1].copy(), crisp=False)
         if self == QUALITIES[0]:
-            moving = Picture(data_uri(path.read_bytes(), path.suffix[1:]), *frames[0].size)
-            return moving, still
+            return Picture(data_uri(path.read_bytes(), path.suffix[1:]), *frames[0].size), still
         for frame in frames:
             frame.thumbnail((self.side // 2, self.side // 2), Image.Resampling.LANCZOS)
         options = {"append_images": frames[1:], "duration": durations, "loop": 0, "quality": self.quality}
         return Picture(data_uri(webp(frames[0], save_all=True, **options), "webp"), *frames[0].size), still
 
 
-# From the best to the smallest.
-QUALITIES = tuple(
-    Quality(*values) for values in ((1400, 90, SMALL), (1000, 80, SMALL // 2), (700, 65, 0), (480, 45, 0), (320, 25, 0))
-)
+LEVELS = (1400, 90, 64 * 1024), (1000, 80, 32 * 1024), (700, 65, 0), (480, 45, 0), (320, 25, 0)
+QUALITIES = tuple(Quality(*level) for level in LEVELS)  # from the best to the smallest
 
 
 def webp(image: Image.Image, **options: object) -> bytes:

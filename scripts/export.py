@@ -13,7 +13,6 @@ import dataclasses
 import json
 import platform
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +21,7 @@ import torch
 
 from models import autoencoder, cascade, codebook
 from models.cascade import Cascade
-from models.requests import GenerationConfig, sampling_of
+from models.requests import sampling_of
 from reporting.card import make_card
 from scripts.demo_data import LICENCES
 from utils.core.config import read_json
@@ -67,20 +66,21 @@ def main(argv: list[str] | None = None) -> None:
     with lock(out):
         new = ExportedFolder(out / NEXT)
         replace_set(out)  # of a process that died while it did so
-        check_target(out, options.overwrite)
+        before = weights_before(out, options.overwrite)
         shutil.rmtree(new.path, ignore_errors=True)
         new.path.mkdir()
         try:
-            write_model(new, run, model, options.dtype)
+            config = write_model(new, run, model, options.dtype)
             exported = Cascade.load(new.path, device=options.device)
             save_grid(exported.sample(SAMPLES, as_tensor=True), new.samples)
-            config, licence = ModelConfig.load(new.config), LICENCES.get(source_of(run))
+            info = read_dataset(run.images, ())[1] if run.images.is_file() else {}
+            licence = LICENCES.get(info.get("source"))  # of one of the demo's data sets
             card = make_card(run, exported, config, out.resolve().name, licence)
             new.card.write_text(card, encoding="utf-8")
         except BaseException:
             shutil.rmtree(new.path, ignore_errors=True)
             raise
-        finish_set(out, [path.name for path in new.path.iterdir()], CONFIG, weights_in(out))
+        finish_set(out, [path.name for path in new.path.iterdir()], CONFIG, before)
         replace_set(out)
     size = sum(path.stat().st_size for path in out.iterdir() if path.is_file())
     print(f"{out}: {size / 1e6:.1f} MB; look at {out / new.samples.name}")
@@ -90,47 +90,38 @@ def main(argv: list[str] | None = None) -> None:
         )
 
 
-def check_target(out: Path, overwrite: bool) -> None:
-    """Raise `UserError` if the folder holds anything but a model that is to be replaced; hidden files may stay."""
+def weights_before(out: Path, overwrite: bool) -> list[str]:
+    """The files of weights of the model that is to be replaced, if the folder holds one.
+
+    Raises `UserError` if it holds anything else, or a model that is to stay; hidden files may stay.
+    """
     names = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
-    if names and CONFIG not in names:
+    if not names:
+        return []
+    if CONFIG not in names:
         raise UserError(f"{out}: holds other files ({names[0]}, …); give a new folder")
-    if names and read_json(out / CONFIG).get("format") != FORMAT:
+    config = read_json(out / CONFIG)
+    if config.get("format") != FORMAT:
         raise UserError(f"{out / CONFIG}: is not of a model that scripts.export wrote; give a new folder")
-    if names and not overwrite:
+    if not overwrite:
         raise UserError(f"{out}: holds a model; give another folder, or --overwrite to replace it")
+    return [name for name in config.get("parts", {}) if Path(name).name == name and name.endswith(SUFFIX)]
 
 
-def weights_in(out: Path) -> list[str]:
-    """The files of weights of the model that a folder holds, if it holds one."""
-    parts = read_json(out / CONFIG).get("parts", {}) if (out / CONFIG).is_file() else {}
-    return [name for name in parts if Path(name).name == name and name.endswith(SUFFIX)]
-
-
-def source_of(run: RunFolder) -> str | None:
-    """Which of the demo's data sets a run was trained on, if it was one."""
-    return read_dataset(run.images, ())[1].get("source") if run.images.is_file() else None
-
-
-def sources(run: RunFolder, configs: list[GenerationConfig]) -> Iterator[tuple[str, str, Path]]:
-    """The checkpoints that generate the pictures of a run, each with the name that it is exported by and its kind."""
-    yield "autoencoder", autoencoder.KIND, run.decoding.latest
-    yield f"codebook_{CONDITION}", codebook.KIND, run.path / configs[0].lr_codebook_path
-    for number, config in enumerate(configs):
-        yield f"codebook_{number}", codebook.KIND, run.path / config.hr_codebook_path
-        yield f"transformer_{number}", cascade.KIND, run.path / config.model_path
-
-
-def write_model(new: ExportedFolder, run: RunFolder, model: Cascade, dtype: str) -> None:
-    """Write the weights, config.json and generate.json."""
-    parts = {}
-    for name, kind, path in sources(run, model.configs):
+def write_model(new: ExportedFolder, run: RunFolder, model: Cascade, dtype: str) -> ModelConfig:
+    """Write the weights, config.json, which is returned, and generate.json."""
+    parts, sources = {}, [("autoencoder", autoencoder.KIND, run.decoding.latest)]
+    sources.append((f"codebook_{CONDITION}", codebook.KIND, run.path / model.configs[0].lr_codebook_path))
+    for number, stage in enumerate(model.configs):
+        sources.append((f"codebook_{number}", codebook.KIND, run.path / stage.hr_codebook_path))
+        sources.append((f"transformer_{number}", cascade.KIND, run.path / stage.model_path))
+    for name, kind, path in sources:
         content = load_checkpoint(path, kind)
         state = content.get("ema") or content["model"]
         if kind != codebook.KIND:
             state = rounded(state, DTYPES[dtype], path)
         write_weights(new.path / (name + SUFFIX), state)
-        parts[name + SUFFIX] = Part(
+        part = Part(
             kind,
             sum(value.numel() for value in state.values() if value.is_floating_point()),
             content["config"],
@@ -141,11 +132,20 @@ def write_model(new: ExportedFolder, run: RunFolder, model: Cascade, dtype: str)
             content.get("data"),
             model.decoder.encoder_fingerprint if kind == autoencoder.KIND else None,
         )
+        parts[name + SUFFIX] = dataclasses.asdict(part)
     versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
     config = ModelConfig(FORMAT, FORMAT_VERSION, dtype, model.image_size, versions, parts)
-    stages = {str(number): entry(number, config) for number, config in enumerate(model.configs)}
+    stages = {}
+    for number, stage in enumerate(model.configs):
+        stages[str(number)] = {
+            "model_path": f"transformer_{number}{SUFFIX}",
+            "lr_codebook_path": f"codebook_{number - 1 if number else CONDITION}{SUFFIX}",
+            "hr_codebook_path": f"codebook_{number}{SUFFIX}",
+            **sampling_of(stage),
+        }
     for path, content in {new.config: dataclasses.asdict(config), new.generation: stages}.items():
         write_file(path, json.dumps(content, indent=4) + "\n")
+    return config
 
 
 def rounded(state: dict[str, torch.Tensor], dtype: torch.dtype, path: Path) -> dict[str, torch.Tensor]:
@@ -155,13 +155,6 @@ def rounded(state: dict[str, torch.Tensor], dtype: torch.dtype, path: Path) -> d
         if not value.isfinite().all():
             raise UserError(f"{path}: {name} holds weights that are no numbers as {dtype}; give another --dtype")
     return state
-
-
-def entry(number: int, config: GenerationConfig) -> dict:
-    """How a stage is generated, with the files of the exported model."""
-    coarse = number - 1 if number else CONDITION
-    books = {"lr_codebook_path": f"codebook_{coarse}{SUFFIX}", "hr_codebook_path": f"codebook_{number}{SUFFIX}"}
-    return {"model_path": f"transformer_{number}{SUFFIX}", **books, **sampling_of(config)}
 
 
 if __name__ == "__main__":

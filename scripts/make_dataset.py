@@ -14,10 +14,10 @@ import io
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -85,9 +85,9 @@ class Options(DataOptions):
     )
 
 
-def read_square(path: Path, size: int, fit: str, background: Colour) -> Image.Image:
-    """The image file as `size` × `size` RGB."""
-    return fit_square(open_rgb(path, background), size, fit, background)
+def read_square(options: Options, path: Path) -> Image.Image:
+    """The image file as the options want it."""
+    return fit_square(open_rgb(path, options.background), options.image_size, options.fit, options.background)
 
 
 def write_images(
@@ -117,13 +117,18 @@ def write_images(
     folder = OutputFolder(out_dir)
     journal = Journal(folder.unfinished, settings | ({"is_hashed": True} if hash_image else {}))
     convert, total = partial(_convert, read, hash_image, out_dir), min(limit or len(items), len(items))
-    entries = _entries(items, convert, journal, num_workers)
-    with closing(entries), progress(total=total, unit="image") as bar:
-        for item, (entry, error) in zip(items, entries, strict=False):
+    keys = list(map(_key, items))
+    done = {key: entry for key in keys if (entry := journal.find(key))}
+    missing = [item for item, key in zip(items, keys, strict=True) if key not in done]
+    with _mapped(convert, missing, num_workers) as results, progress(total=total, unit="image") as bar:
+        for item, key in zip(items, keys, strict=True):
+            entry, error = (done[key], "") if key in done else next(results)
             if error:
                 skipped.append(error)
                 bar.write(f"skipped {error}", file=sys.stderr)
                 continue
+            if key not in done:
+                journal.add({key: entry})
             [(name, _, expected)] = entry["places"]
             if name in records:
                 num_duplicates += 1
@@ -134,10 +139,9 @@ def write_images(
             if len(records) == limit:
                 break
     report = out_dir / "skipped.txt"
+    report.unlink(missing_ok=True)
     if skipped:
         write_file(report, "".join(f"{line}\n" for line in skipped))
-    else:
-        report.unlink(missing_ok=True)
     if not records:
         folder.unfinished.unlink()
         raise UserError(f"none of the {len(items)} images can be read; see {report}")
@@ -149,9 +153,8 @@ def write_images(
     remove_unnamed(out_dir, f"images/??/{'[0-9a-f]' * 24}.png", records if per_shard is None else ())
     remove_unnamed(out_dir, f"shards/[0-9]*_{'[0-9a-f]' * 12}.tar", {record["image_fpath"] for record in written})
     folder.unfinished.unlink()
-    return (
-        f"{len(records)} images written, {num_duplicates} duplicates dropped, {len(skipped)} unreadable files skipped"
-    )
+    counts = f"{len(records)} images written, {num_duplicates} duplicates dropped"
+    return f"{counts}, {len(skipped)} unreadable files skipped"
 
 
 def write_shards(records: list[dict], out_dir: Path, per_shard: int) -> list[dict]:
@@ -168,22 +171,6 @@ def write_shards(records: list[dict], out_dir: Path, per_shard: int) -> list[dic
         shard = {"image_fpath": f"shards/{path.name}"}
         copies += [record | shard | places[record["image_fpath"]]._asdict() for record in part]
     return copies
-
-
-def _entries(
-    items: Sequence[Item], convert: Callable[[Item], tuple[dict, str]], journal: Journal, num_workers: int | None
-) -> Iterator[tuple[dict, str]]:
-    """What `convert` returns for each item, in order; from the journal, or else kept in it."""
-    keys = list(map(_key, items))
-    done = {key: entry for key in keys if (entry := journal.find(key))}
-    missing = [item for item, key in zip(items, keys, strict=True) if key not in done]
-
-    with _mapped(convert, missing, num_workers) as results:
-        for key in keys:
-            entry, error = (done[key], "") if key in done else next(results)
-            if key not in done and not error:
-                journal.add({key: entry})
-            yield entry, error
 
 
 def _key(item: object) -> str:
@@ -222,7 +209,7 @@ def is_made(path: Path, settings: dict, overwrite: bool) -> bool:
 
 
 @contextmanager
-def _mapped(function: Callable, items: Sequence[Item], num_workers: int | None) -> Iterator[Iterable]:
+def _mapped(function: Callable, items: Sequence[Item], num_workers: int | None) -> Iterator[Iterator]:
     """`map`, in order, in processes. At the end it finishes what has begun and drops the rest."""
     if num_workers == 0:
         yield map(function, items)
@@ -257,16 +244,22 @@ def main(argv: list[str] | None = None) -> None:
         record = {"labels": list(path.relative_to(options.folder).parts[:-1])}
         return record | ({"group": name} if (name := group(path)) else {})
 
-    read = partial(read_square, size=options.image_size, fit=options.fit, background=options.background)
     given = {name: getattr(options, name) for name in ("image_size", "fit", "background", "group_by", "shards")}
     settings = {"folder": str(source)} | {name: value for name, value in given.items() if value is not None}
-    more = {"review": partial(groups.review, options.group_by), "per_shard": options.shards}
-    if near_duplicates.is_installed():
-        more["hash_image"] = near_duplicates.hash_image
     path = options.out_dir / "dataset.json"
     with lock(options.out_dir):
         is_made(path, settings, options.overwrite)
-        summary = write_images(files, read, describe, options.out_dir, options.num_workers, settings, **more)
+        summary = write_images(
+            files,
+            partial(read_square, options),
+            describe,
+            options.out_dir,
+            options.num_workers,
+            settings,
+            hash_image=near_duplicates.hash_image if near_duplicates.is_installed() else None,
+            review=partial(groups.review, options.group_by),
+            per_shard=options.shards,
+        )
     print(f"{path}: {summary}")
 
 

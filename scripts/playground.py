@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.cascade import Cascade
-from playground.asks import BATCH, Model
+from playground.page_request import BATCH, Model
 from utils.core.options import PRECISIONS, option, parse_options
 from utils.runtime import cli
 

@@ -1,66 +1,57 @@
 """TensorBoard's files hold what metrics.jsonl and the folder of pictures hold."""
 
-import json
+import io
 import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-import train_autoencoder
-import train_codebook
-from tests.helpers.runs import FRACTIONS
-from tests.helpers.scripts import TINY, expect_error, run_main
+from tests.helpers.runs import MAINS, rows
+from tests.helpers.scripts import expect_error, run_main
 
 pytest.importorskip("tensorboard", reason="TensorBoard is not installed")
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
-def argv(script, run, faces, out, *more):
-    name = {train_autoencoder: "autoencoder", train_codebook: "codebook_1"}[script]
-    given = ["--device", "cpu", "--batch-size", 16, *FRACTIONS, "--log-step", 1, "--out-dir", out]
-    given += ["--config-path", TINY / f"{name}.json", "--tensorboard"]
-    if script is train_autoencoder:
-        return [*given, "--dataset-path", faces, *more]
-    decoder = run / "autoencoder/models_checkpoint/latest.pt"
-    return [*given, "--dataset-path", run / "feature_maps/dataset.json", "--decoder-path", decoder, *more]
+@pytest.fixture
+def board(command, tmp_path):
+    """A function: train with --tensorboard; returns what TensorBoard then reads."""
+
+    def call(name, *flags):
+        run_main(MAINS[name], *command(name, "out", "--tensorboard", *flags))
+        return EventAccumulator(str(tmp_path / "out/tensorboard"), size_guidance={"images": 0, "scalars": 0}).Reload()
+
+    return call
 
 
-@pytest.mark.parametrize("script", [train_autoencoder, train_codebook])
-def test_numbers_and_pictures_are_on_the_board(script, tiny_run, faces, tmp_path):
-    run_main(script.main, *argv(script, tiny_run, faces, tmp_path, "--max-step", 4, "--checkpoint-step", 2))
-    board = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"images": 0, "scalars": 0}).Reload()
+@pytest.mark.parametrize("name", ["autoencoder", "codebook_1"])
+def test_numbers_and_pictures_are_on_the_board(name, board, tmp_path):
+    events, out = board(name, "--max-step", 4, "--checkpoint-step", 2), tmp_path / "out"
     expected = {}
-    for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        for name in {name for name, value in row.items() if not isinstance(value, list)} - {"step"}:
-            expected.setdefault(name, []).append((row["step"], pytest.approx(row[name], rel=1e-6)))
+    for row in rows(out):
+        for key in {key for key, value in row.items() if not isinstance(value, list)} - {"step"}:
+            expected.setdefault(key, []).append((row["step"], pytest.approx(row[key], rel=1e-6)))
     assert {"train_loss", "val_loss"} < expected.keys()
-    told = {tag: [(event.step, event.value) for event in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
-    assert told == expected
-    pictures = {path.stem.rpartition("_")[::2] for path in (tmp_path / "images").glob("*.png")}
-    shown = {(tag, str(event.step)) for tag in board.Tags()["images"] for event in board.Images(tag)}
-    assert shown == pictures and len({step for _, step in shown}) == 2
-    tag = board.Tags()["images"][0]
-    event = board.Images(tag)[-1]
-    (tmp_path / "shown.png").write_bytes(event.encoded_image_string)
-    saved = Image.open(tmp_path / f"images/{tag}_{event.step}.png")
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "shown.png")), np.asarray(saved))
+    tags = events.Tags()
+    assert {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags["scalars"]} == expected
+    shown = {(tag, event.step): event.encoded_image_string for tag in tags["images"] for event in events.Images(tag)}
+    assert {f"{tag}_{step}.png" for tag, step in shown} == {path.name for path in (out / "images").glob("*.png")}
+    assert len({step for _, step in shown}) == 2
+    for (tag, step), content in shown.items():
+        saved = Image.open(out / f"images/{tag}_{step}.png")
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(content))), np.asarray(saved))
 
 
-def test_a_new_run_hides_what_an_earlier_one_wrote(tiny_run, faces, tmp_path):
+def test_a_new_run_hides_what_an_earlier_one_wrote(board):
     for steps in (6, 3):
-        run_main(
-            train_autoencoder.main,
-            *argv(train_autoencoder, tiny_run, faces, tmp_path, "--max-step", steps, "--overwrite"),
-        )
-    run_main(train_autoencoder.main, *argv(train_autoencoder, tiny_run, faces, tmp_path, "--max-step", 4, "--resume"))
-    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [event.step for event in board.Scalars("train_loss")] == [1, 2, 3, 4]
+        board("autoencoder", "--max-step", steps, "--overwrite")
+    events = board("autoencoder", "--max-step", 4, "--resume")
+    assert [event.step for event in events.Scalars("train_loss")] == [1, 2, 3, 4]
 
 
-def test_without_the_package_one_line_says_what_to_do(tiny_run, faces, tmp_path, monkeypatch, capsys):
+def test_without_the_package_one_line_says_what_to_do(command, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    error = expect_error(capsys, train_autoencoder.main, argv(train_autoencoder, tiny_run, faces, tmp_path))
+    error = expect_error(capsys, MAINS["autoencoder"], command("autoencoder", "out", "--tensorboard"))
     assert "--tensorboard" in error and "pip install tensorboard" in error
-    assert [path.name for path in tmp_path.iterdir()] == [".lock"]  # not even metrics.jsonl or run.json
+    assert not (tmp_path / "out").exists()

@@ -2,43 +2,49 @@
 
 import ast
 import json
+import pickle
 import re
 import shlex
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import generate_images
 from models.cascade import Cascade
+from reporting.card import make_card
 from scripts import evaluate, export, report
 from tests.helpers.deaths import dying
 from tests.helpers.reports import EVALUATION
 from tests.helpers.scripts import expect_error, expect_exit, run_main
+from tests.test_evaluate import FewFeatures
 from utils.core.files import UserError
-from utils.runs.exported import CONFIG
-from utils.runs.folders import RunFolder
+from utils.runs.exported import CONFIG, DTYPES, ModelConfig
+from utils.runs.folders import ExportedFolder, RunFolder
 
 CODEBOOKS = [f"codebook_{level}.safetensors" for level in ("cond", 0, 1, 2)]
 ROUNDED = ["autoencoder.safetensors", *(f"transformer_{number}.safetensors" for number in range(3))]
 NAMES = {*CODEBOOKS, *ROUNDED, CONFIG, "generate.json", "README.md", "samples.png", ".lock"}
 
 
+@pytest.fixture(autouse=True)
+def few_samples(monkeypatch):
+    monkeypatch.setattr(export, "SAMPLES", 4)
+
+
 @pytest.fixture(scope="module")
 def exported(tiny_run, tmp_path_factory):
     """A function: the folder with the model in a dtype; to be read only."""
-    made = {}
+    folders = {}
 
     def make(dtype="float32"):
-        if dtype not in made:
-            made[dtype] = tmp_path_factory.mktemp("exported") / "faces"
-            run_main(export.main, tiny_run, made[dtype], "--dtype", dtype, "--device", "cpu")
-        return made[dtype]
+        if dtype not in folders:
+            folders[dtype] = tmp_path_factory.mktemp("exported") / "faces"
+            run_main(export.main, tiny_run, folders[dtype], "--dtype", dtype, "--device", "cpu")
+        return folders[dtype]
 
     return make
 
@@ -60,30 +66,18 @@ def run(tiny_run, faces, tmp_path):
     return run
 
 
-def pictures(model, out, *flags):
-    run_main(
-        generate_images.main, "--model", model, "--device", "cpu", "--num-images", 3, "--batch-size", 3,
-        "--out-dir", out, *flags,
-    )  # fmt: skip
-    return {path.name: path.read_bytes() for path in (out / "images").iterdir()}
-
-
 def test_float32_gives_the_pictures_of_the_run_byte_for_byte(exported, tiny_run, tmp_path):
-    by_files = (
-        "--device", "cpu", "--num-images", 3, "--batch-size", 3, "--out-dir", tmp_path / "files",
-        "--decoder-path", tiny_run / "autoencoder/models_checkpoint/latest.pt",
-        "--config-path", tiny_run / "generate.json",
-    )  # fmt: skip
-    run_main(generate_images.main, *by_files)
-    expected = {path.name: path.read_bytes() for path in (tmp_path / "files/images").iterdir()}
-    assert pictures(exported(), tmp_path / "exported") == expected
-    assert pictures(tiny_run, tmp_path / "run") == expected
-    parts = (
-        "--device", "cpu", "--num-images", 3, "--batch-size", 3, "--out-dir", tmp_path / "parts",
-        "--decoder-path", exported() / "autoencoder.safetensors", "--config-path", exported() / "generate.json",
-    )  # fmt: skip
-    run_main(generate_images.main, *parts)
-    assert {path.name: path.read_bytes() for path in (tmp_path / "parts/images").iterdir()} == expected
+    """Also where the files are named one by one."""
+    files = ("--decoder-path", "autoencoder/models_checkpoint/latest.pt"), ("--decoder-path", "autoencoder.safetensors")
+    pictures = []
+    for folder, (flag, decoder) in zip((tiny_run, exported()), files, strict=True):
+        for model in (["--model", folder], [flag, folder / decoder, "--config-path", folder / "generate.json"]):
+            out = tmp_path / str(len(pictures))
+            settings = ("--device", "cpu", "--num-images", 3, "--batch-size", 3, "--out-dir", out)
+            run_main(generate_images.main, *model, *settings)
+            pictures.append({path.name: path.read_bytes() for path in (out / "images").iterdir()})
+    assert len(pictures[0]) == 7
+    assert all(each == pictures[0] for each in pictures)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -91,35 +85,31 @@ def test_an_exported_model_is_the_smallest_whole(dtype, exported, tiny_run):
     out = exported(dtype)
     assert {path.name for path in out.iterdir()} == NAMES
     assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {(out / CONFIG).stat().st_mode & 0o777}
-    original, found = (Cascade.load(path, device="cpu", precision="fp32") for path in (tiny_run, out))
-    for before, after in zip(original.codebooks, found.codebooks, strict=True):
+    original, model = (Cascade.load(path, device="cpu", precision="fp32") for path in (tiny_run, out))
+    for before, after in zip(original.codebooks, model.codebooks, strict=True):
         assert before.fingerprint == after.fingerprint  # units, places and counts
         assert after.units.dtype == torch.float32
-    assert [stage.fingerprint for stage in found.stages] == [stage.fingerprint for stage in original.stages]
-    assert found.decoder.origin == original.decoder.origin
+    assert [stage.fingerprint for stage in model.stages] == [stage.fingerprint for stage in original.stages]
+    assert model.decoder.origin == original.decoder.origin
     for name in ROUNDED:
-        with safe_open(out / name, "pt") as file:
-            kinds = {str(file.get_tensor(key).dtype) for key in file.keys()}  # noqa: SIM118
-        assert kinds == {f"torch.{dtype}"}
-    assert Image.open(out / "samples.png").size[0] > 5 * 32
+        for key, value in load_file(out / name).items():
+            assert value.dtype == DTYPES[dtype]
+            assert torch.equal(value, load_file(exported() / name)[key].to(value.dtype))
+    assert Image.open(out / "samples.png").size == (2 * 34 + 2, 2 * 34 + 2)
     config = json.loads((out / CONFIG).read_text())
     assert set(config["parts"]) == {*CODEBOOKS, *ROUNDED}
     assert config["image_size"] == [32, 32]
+    folder = RunFolder.open(out)  # told from a run by its config
+    assert (type(folder), type(RunFolder.open(Path(tiny_run))), folder.num_stages) == (ExportedFolder, RunFolder, 3)
+    assert [step.codebook.name for step in folder.codebooks] == CODEBOOKS
+    assert all(step.best.is_file() for step in folder.transformers)
 
 
-def test_rounded_weights_are_near_those_of_the_run(exported):
-    for name in ROUNDED:
-        exact, rounded = (load_file(exported(dtype) / name) for dtype in ("float32", "bfloat16"))
-        for key, value in exact.items():
-            assert torch.equal(rounded[key], value.to(torch.bfloat16))
-
-
-def test_it_is_evaluated_but_is_no_run(exported, faces, tmp_path, capsys):
+def test_it_is_evaluated_but_is_no_run(exported, faces, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("evaluation.features.choose_extractor", lambda name: FewFeatures())
     out = shutil.copytree(exported(), tmp_path / "faces")
-    run_main(
-        evaluate.main, out, "--device", "cpu", "--dataset-path", faces, "--num-images", 4, "--num-training", 8,
-        "--extractor", "efficientnet",
-    )  # fmt: skip
+    flags = ("--dataset-path", faces, "--num-images", 4, "--num-training", 8)
+    run_main(evaluate.main, out, "--device", "cpu", *flags)
     results = json.loads((out / "evaluation/evaluation.json").read_text())
     assert [row["name"] for row in results["distances"]][-1] == "samples"
     assert any("an exported model has no feature maps" in line for line in results["missing"])
@@ -159,9 +149,9 @@ def test_a_card_says_nothing_of_other_stages_or_sampling(run, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["it's two $(words)", 'say "so"', "two\nlines ü"])
-def test_a_name_is_quoted_in_the_card(name, tiny_run, tmp_path):
-    run_main(export.main, tiny_run, tmp_path / name, "--device", "cpu")
-    card = (tmp_path / name / "README.md").read_text()
+def test_a_name_is_quoted_in_the_card(name, tiny_run, exported):
+    config = ModelConfig.load(exported() / CONFIG)
+    card = make_card(RunFolder(Path(tiny_run)), Cascade.load(exported(), device="cpu"), config, name, None)
     assert ast.literal_eval(re.search(r"Cascade\.load\((.*)\)", card)[1]) == name
     block = re.search(r"```bash\n(.*?)```", card, re.DOTALL)[1]
     assert shlex.split(block)[3] == name
@@ -195,8 +185,7 @@ def test_a_model_is_replaced_only_on_demand_and_as_a_whole(tiny_run, copied, mon
     assert json.loads((copied / CONFIG).read_text())["dtype"] == "bfloat16"
 
 
-@pytest.mark.parametrize("at", [0, 3, 11])
-@pytest.mark.parametrize("name", ["copied", "new"])
+@pytest.mark.parametrize(("name", "at"), [("copied", 0), ("copied", 3), ("copied", 11), ("new", 3)])
 def test_a_model_whose_move_was_interrupted_is_put_in_place_by_the_next_start(
     name, at, tiny_run, copied, monkeypatch, capsys
 ):
@@ -262,106 +251,100 @@ def edit_part(folder, name, **changes):
 
 
 STAGE = "transformer_1.safetensors"
-DAMAGE = {
-    "another version": (
-        lambda folder: change(folder / CONFIG, lambda content: content.update(format_version=2)),
-        f"{CONFIG}: format version 2, this code reads 1",
-    ),
-    "another format": (
-        lambda folder: change(folder / CONFIG, lambda content: content.pop("format")),
-        f"{CONFIG}: is not of a model that scripts.export wrote",
-    ),
-    "not JSON": (lambda folder: (folder / CONFIG).write_text("{"), f"{CONFIG}: not valid JSON"),
-    "parts that are none": (
-        lambda folder: change(folder / CONFIG, lambda content: content.update(parts=[1])),
-        f"{CONFIG}: 'parts' is [1], expected a JSON object",
-    ),
-    "a part that is none": (
-        lambda folder: change(folder / CONFIG, lambda content: content["parts"].update({STAGE: 3})),
+
+
+def config(edit):
+    """A damage to config.json, by a function of its content and of what it says of a stage."""
+    return lambda folder: change(folder / CONFIG, lambda content: edit(content, content["parts"][STAGE]))
+
+
+def content(data, name=STAGE):
+    """A damage to a whole file: other bytes, or a function of them; without, none."""
+
+    def damage(folder):
+        before = (folder / name).read_bytes()
+        (folder / name).unlink()
+        if data is not None:
+            (folder / name).write_bytes(data(before) if callable(data) else data)
+
+    return damage
+
+
+def weights(edit, *, is_sealed=False):
+    """A damage to a file of weights; `is_sealed` also changes the fingerprint, so that only a shape is wrong."""
+
+    def damage(folder):
+        state = load_file(folder / STAGE)
+        edit(state)
+        save_file(state, folder / STAGE)
+        if is_sealed:
+            config(lambda _, part: part.update(weights=export.fingerprint(state)))(folder)
+
+    return damage
+
+
+BIAS = "transformer.head.bias"
+PICKLE = pickle.dumps({"kind": "transformer"})
+EIGHT_BITS = torch.zeros(2).to(torch.float8_e4m3fn)
+DAMAGE = [
+    (config(lambda whole, _: whole.update(format_version=2)), f"{CONFIG}: format version 2, this code reads 1"),
+    (config(lambda whole, _: whole.pop("format")), f"{CONFIG}: is not of a model that scripts.export wrote"),
+    (config(lambda whole, _: whole.update(parts=[1])), f"{CONFIG}: 'parts' is [1], expected a JSON object"),
+    (
+        config(lambda whole, _: whole["parts"].update({STAGE: 3})),
         f"{CONFIG}: {STAGE}: expected a JSON object, found 3",
     ),
-    "a missing part": (
-        lambda folder: change(folder / CONFIG, lambda content: content["parts"].pop(STAGE)),
-        f"{CONFIG}: has no part '{STAGE}'",
+    (config(lambda whole, _: whole["parts"].pop(STAGE)), f"{CONFIG}: has no part '{STAGE}'"),
+    (config(lambda _, part: part.update(wight=1)), f"{STAGE}: unknown key 'wight'"),
+    (
+        config(lambda whole, _: whole["parts"][CODEBOOKS[2]].update(config={"image_H": "x"})),
+        f"{CODEBOOKS[2]}: missing key 'model_lr'",
     ),
-    "an unknown key": (lambda folder: edit_part(folder, STAGE, wight=1), f"{STAGE}: unknown key 'wight'"),
-    "a wrong config": (
-        lambda folder: edit_part(folder, "codebook_1.safetensors", config={"image_H": "x"}),
-        "codebook_1.safetensors: missing key 'model_lr'",
-    ),
-    "another kind": (
-        lambda folder: edit_part(folder, STAGE, kind="codebook"),
-        "holds a codebook, expected a transformer",
-    ),
-    "a missing file": (lambda folder: (folder / STAGE).unlink(), f"{STAGE}: no such checkpoint"),
-    "cut short": (
-        lambda folder: (folder / STAGE).write_bytes((folder / STAGE).read_bytes()[:-100]),
-        f"{STAGE}: not readable",
-    ),
-    "empty": (lambda folder: (folder / STAGE).write_bytes(b""), f"{STAGE}: not readable"),
-    "a pickle": (
-        lambda folder: torch.save({"kind": "transformer"}, folder / STAGE),
-        f"{STAGE}: not readable",
-    ),
-    "another dtype": (
-        lambda folder: damage_weights(
-            folder / STAGE,
-            lambda state: state.update({"transformer.head.bias": torch.zeros(2).to(torch.float8_e4m3fn)}),
-        ),
-        f"{STAGE}: transformer.head.bias is of torch.float8_e4m3fn, expected one of float32",
-    ),
-    "a grid without cells": (
-        lambda folder: change(
-            folder / CONFIG, lambda content: content["parts"][STAGE]["config"]["fine"].update(width=-1)
-        ),
+    (config(lambda _, part: part.update(kind="codebook")), "holds a codebook, expected a transformer"),
+    (
+        config(lambda _, part: part["config"]["fine"].update(width=-1)),
         f"{STAGE}: 'fine': 'width' is -1, expected 1 to 65536",
     ),
-    "layers without end": (
-        lambda folder: change(
-            folder / CONFIG,
-            lambda content: content["parts"][STAGE]["config"]["transformer"].update(num_dec_layers=10**30),
-        ),
+    (
+        config(lambda _, part: part["config"]["transformer"].update(num_dec_layers=10**30)),
         "'num_dec_layers' is 1000000000000000000000000000000, expected at least 1 and at most 1024",
     ),
-    "brackets in brackets": (lambda folder: (folder / CONFIG).write_text("[" * 10**5), f"{CONFIG}: not valid JSON"),
-    "a file of another folder": (
-        lambda folder: change(
-            folder / "generate.json", lambda content: content["1"].update(model_path=f"../x/{STAGE}")
-        ),
-        f"generate.json: '../x/{STAGE}' is no file of this model",
-    ),
-    "a changed weight": (
-        lambda folder: damage_weights(folder / STAGE, lambda state: state["transformer.head.bias"].add_(1)),
-        f"{STAGE}: damaged, it does not hold what was exported",
-    ),
-    "no numbers": (
-        lambda folder: damage_weights(folder / STAGE, lambda state: state["transformer.head.bias"].fill_(torch.nan)),
-        f"{STAGE}: holds weights that are no numbers, in transformer.head.bias",
-    ),
-    "another shape": (
-        lambda folder: reshape(folder, "transformer.head.bias", lambda value: value[:-1]),
-        f"{STAGE}: its weights do not fit this config",
-    ),
-    "a weight too many": (
-        lambda folder: reshape(folder, "more", lambda value: torch.zeros(2)),
-        f"{STAGE}: its weights do not fit this config",
-    ),
-    "another codebook": (
-        lambda folder: edit_part(folder, STAGE, trained_from={"lr_codebook": "0" * 16}),
+    (
+        config(lambda _, part: part.update(trained_from={"lr_codebook": "0" * 16})),
         f"{STAGE}: was made with another lr_codebook",
     ),
-}
+    (
+        lambda folder: change(folder / "generate.json", lambda stages: stages["1"].update(model_path=f"../x/{STAGE}")),
+        f"generate.json: '../x/{STAGE}' is no file of this model",
+    ),
+    (content(b"{", CONFIG), f"{CONFIG}: not valid JSON"),
+    (content(b"[" * 10**5, CONFIG), f"{CONFIG}: not valid JSON"),
+    (content(None), f"{STAGE}: no such checkpoint"),
+    (content(b""), f"{STAGE}: not readable"),
+    (content(lambda before: before[:-100]), f"{STAGE}: not readable"),
+    (content(PICKLE), f"{STAGE}: not readable"),
+    (
+        weights(lambda state: state.update({BIAS: EIGHT_BITS})),
+        f"{STAGE}: {BIAS} is of torch.float8_e4m3fn, expected one of float32",
+    ),
+    (weights(lambda state: state[BIAS].add_(1)), f"{STAGE}: damaged, it does not hold what was exported"),
+    (
+        weights(lambda state: state[BIAS].fill_(torch.nan)),
+        f"{STAGE}: holds weights that are no numbers, in {BIAS}",
+    ),
+    (
+        weights(lambda state: state.update({BIAS: state[BIAS][:-1].clone()}), is_sealed=True),
+        f"{STAGE}: its weights do not fit this config",
+    ),
+    (
+        weights(lambda state: state.update(more=torch.zeros(2)), is_sealed=True),
+        f"{STAGE}: its weights do not fit this config",
+    ),
+]
 
 
-def reshape(folder, key, edit):
-    """Another tensor, with a fingerprint that matches it: so only its shape is wrong."""
-    damage_weights(folder / STAGE, lambda state: state.update({key: edit(state.get(key)).clone()}))
-    edit_part(folder, STAGE, weights=export.fingerprint(load_file(folder / STAGE)))
-
-
-@pytest.mark.parametrize("name", DAMAGE)
-def test_a_damaged_model_gets_one_line(name, copied, tmp_path, capsys):
-    damage, expected = DAMAGE[name]
+@pytest.mark.parametrize(("damage", "expected"), DAMAGE, ids=range(len(DAMAGE)))
+def test_a_damaged_model_gets_one_line(damage, expected, copied, tmp_path, capsys):
     damage(copied)
     line = expect_error(
         capsys, generate_images.main, ["--model", copied, "--device", "cpu", "--out-dir", tmp_path / "out"]
@@ -371,27 +354,19 @@ def test_a_damaged_model_gets_one_line(name, copied, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+ONE = "give --model, or --decoder-path and --config-path"
+
+
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        ([], "give --model, or --decoder-path and --config-path"),
-        (["--model", "a", "--decoder-path", "b", "--config-path", "c"], "give --model, or --decoder-path"),
-        (["--model", "a", "--decoder-path", "b"], "give --model, or --decoder-path"),
-        (["--decoder-path", "b"], "give --model, or --decoder-path"),
+        ([], ONE),
+        (["--model", "a", "--decoder-path", "b", "--config-path", "c"], ONE),
+        (["--model", "a", "--decoder-path", "b"], ONE),
+        (["--decoder-path", "b"], ONE),
+        (["--model", "."], ": holds no generate.json; give the folder of a finished run, or of an exported model"),
     ],
 )
-def test_one_model_is_named(flags, expected, tmp_path, capsys):
+def test_one_model_is_named(flags, expected, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     assert expected in expect_error(capsys, generate_images.main, [*flags, "--out-dir", tmp_path / "out"])
-
-
-def test_a_folder_that_is_neither_is_named(tmp_path, capsys):
-    line = expect_error(capsys, generate_images.main, ["--model", tmp_path, "--out-dir", tmp_path / "out"])
-    assert f"{tmp_path}: holds no generate.json; give the folder of a finished run, or of an exported model" in line
-
-
-def test_the_folder_of_a_run_or_of_a_model_is_told_by_its_config(tiny_run, exported):
-    assert type(RunFolder.open(Path(tiny_run))) is RunFolder
-    found = RunFolder.open(exported())
-    assert [step.codebook.name for step in found.codebooks] == CODEBOOKS
-    assert found.num_stages == 3
-    assert np.all([step.best.is_file() for step in found.transformers])

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -43,10 +45,6 @@ def generate(arguments, tmp_path):
     return call
 
 
-def pixels(folder, index):
-    return np.asarray(Image.open(folder / "images" / f"image_{index:05d}.png"))
-
-
 def tokens(folder):
     with np.load(folder / "tokens.npz") as archive:
         return dict(archive)
@@ -57,43 +55,47 @@ def test_a_run_leaves_pictures_tokens_and_what_made_them(generate, tiny_run):
     names = {path.name for path in (out / "images").iterdir()}
     finals = {f"image_{index:05d}.png" for index in range(3)}
     assert names == finals | {f"recon_model_{name}.png" for name in ("Cond", "0", "1", "2")}
-    found = tokens(out)
+    arrays = tokens(out)
     shapes = {"condition": (3, 1), "stage_0": (3, 4), "stage_1": (3, 16), "stage_2": (3, 64), "scores": (3, 3)}
-    assert {name: part.shape for name, part in found.items()} == shapes
+    assert {name: part.shape for name, part in arrays.items()} == shapes
     text = {key: json.loads(value) for key, value in Image.open(out / "images/image_00001.png").text.items()}
     assert (text["seed"], text["image"], text["label"], text["keep_rows"], text["from_stage"]) == (5, 1, None, 0, 0)
-    assert text["scores"] == pytest.approx(found["scores"][1].tolist(), abs=1e-3)
+    assert text["scores"] == pytest.approx(arrays["scores"][1].tolist(), abs=1e-3)
     config = json.loads((tiny_run / "generate.json").read_text())
     for number, stage in enumerate(text["stages"]):
         assert {
             key: config[str(number)][key] for key in ("num_beam", "beam_width", "temperature")
         }.items() <= stage.items()
     log = (out / "generate.log").read_text()
-    assert f"scores of stage 2: {' '.join(f'{score:.1f}' for score in found['scores'][:, 2])}" in log
+    assert f"scores of stage 2: {' '.join(f'{score:.1f}' for score in arrays['scores'][:, 2])}" in log
 
 
 def test_the_number_of_images_never_changes_a_picture_and_older_ones_go(generate):
-    generate("--num-images", 5, "--batch-size", 3, name="many")
-    many = [pixels(generate("--num-images", 5, "--batch-size", 3, name="many"), index) for index in range(5)]
-    out = generate("--num-images", 2, "--batch-size", 3, "--overwrite", name="many")
-    assert {path.name for path in (out / "images").glob("image_*")} == {"image_00000.png", "image_00001.png"}
-    assert all(np.array_equal(pixels(out, index), many[index]) for index in range(2))
+    out = generate("--num-images", 5, "--batch-size", 3)
+    before = results(out)
+    assert results(generate("--num-images", 5, "--batch-size", 3)) == before
+    generate("--num-images", 2, "--batch-size", 3, "--overwrite")
+    after = results(out)
+    assert {name for name in after if name.startswith("images/image_")} == {
+        f"images/image_0000{index}.png" for index in range(2)
+    }
+    assert all(after[name] == before[name] for name in after if name.startswith("images/image_"))
 
 
-def test_flags_override_the_search_of_every_stage(generate):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_flags_override_the_search_of_every_stage(generate, precision):
     flags = ("--num-beam", 3, "--beam-width", 2, "--keep-beam", 2, "--temperature", 0.5, "--top-k", 5, "--top-p", 0.9)
-    out = generate("--num-images", 1, "--batch-size", 1, *flags)
-    stages = json.loads(Image.open(out / "images/image_00000.png").text["stages"])
+    picture = Image.open(generate("--num-images", 1, "--precision", precision, *flags) / "images/image_00000.png")
     expected = {"num_beam": 3, "beam_width": 2, "keep_beam": 2, "temperature": 0.5, "top_k": 5, "top_p": 0.9}
-    assert stages == [expected | {"guidance_scale": 1.0}] * 3
+    assert json.loads(picture.text["stages"]) == [expected | {"guidance_scale": 1.0}] * 3
+    assert picture.size == (32, 32)
 
 
 @pytest.mark.parametrize("kind", ["webp", "gif"])
-def test_an_animation_ends_with_the_pictures(generate, kind):
-    flags = ("--animate",) if kind == "webp" else ("--animate", "gif")
-    out = generate("--num-images", 4, "--batch-size", 4, *flags)
+def test_an_animation_ends_with_the_pictures(generate, quick, kind):
+    out = generate("--num-images", 4, "--batch-size", 4, "--animate", *([kind] if kind == "gif" else []))
     animation = Image.open(out / "images" / f"filling_in.{kind}")
-    assert 1 < animation.n_frames <= 1 + 4 + 16 + 64  # like neighbours are one
+    assert 1 < animation.n_frames <= 1 + 3 * generate_images.STEPS  # like neighbours are one
     assert animation.info["loop"] == 0
     animation.seek(animation.n_frames - 1)
     last = np.asarray(animation.convert("RGB")).astype(float)
@@ -132,12 +134,6 @@ def test_images_are_completed_and_drawn_anew_in_detail(generate, faces, tmp_path
     assert np.isfinite(kept["scores"]).all()
 
 
-def test_both_precisions_write_pictures(generate):
-    flags = ("--num-images", 1, "--batch-size", 1)
-    for name in ("fp32", "bf16"):
-        assert pixels(generate(*flags, "--precision", name, name=name), 0).shape == (32, 32, 3)
-
-
 def test_a_base_stage_learns_labels_and_is_asked_for_one(generate, tiny_run, tmp_path, capsys):
     """Labels by the condition: so the usage that conditions are drawn from can be told."""
     maps = shutil.copytree(tiny_run / "feature_maps", tmp_path / "feature_maps") / "dataset.json"
@@ -172,130 +168,115 @@ def test_a_base_stage_learns_labels_and_is_asked_for_one(generate, tiny_run, tmp
 
 
 @pytest.fixture
-def starts(monkeypatch):
-    """The first image of each batch that is generated."""
-    found, original = [], Cascade.generate
-
-    def call(self, request, images, *rest):
-        found.append(images.start)
-        return original(self, request, images, *rest)
-
-    monkeypatch.setattr(Cascade, "generate", call)
-    return found
-
-
-def after(step, original):
-    """`original`, with a call of `step` first."""
-
-    def call(*args, **kwargs):
-        step()
-        return original(*args, **kwargs)
-
-    return call
-
-
-def completes(function, *args):
-    try:
-        function(*args)
-    except KeyboardInterrupt:
-        return False
-    return True
-
-
-@pytest.fixture
 def quick(monkeypatch):
-    """Short animations."""
+    """Tokens of dice in place of samples, models that are loaded once, short animations; yields the starts of batches.
+
+    With these, too, a picture depends on the seed and on its number alone.
+    """
+    starts, models, load = [], {}, generate_images.load_cascade
+
+    def generate(self, request, images, count):
+        starts.append(images.start)
+        dice = [torch.Generator().manual_seed(1000 * request.seed + image) for image in images]
+        lengths = [1, *(stage.config.fine.length for stage in self.stages)]
+        tokens = [
+            torch.stack([torch.randint(len(book), (length,), generator=die) for die in dice])
+            for book, length in zip(self.codebooks, lengths, strict=True)
+        ]
+        return tokens, torch.stack([torch.rand(len(self.stages), generator=die) for die in dice])
+
+    def load_once(options, device):
+        if options.config_path not in models:
+            models[options.config_path] = load(options, device)
+        return models[options.config_path]
+
+    monkeypatch.setattr(Cascade, "generate", generate)
+    monkeypatch.setattr(generate_images, "load_cascade", load_once)
     monkeypatch.setattr(generate_images, "STEPS", 2)
+    return starts
 
 
 SET = ("--num-images", 5, "--batch-size", 2, "--animate", "gif")
 
 
-@pytest.mark.usefixtures("quick")
-def test_a_run_that_dies_at_any_batch_goes_on_to_the_same_bytes(generate, arguments, starts, monkeypatch):
+@pytest.fixture
+def die(arguments, monkeypatch):
+    """A function: generate the set with more flags, and die at a call of a function of the script."""
+
+    def call(function, at, *flags, **changes):
+        with monkeypatch.context() as patch:
+            patch.setattr(generate_images, function, dying(getattr(generate_images, function), at))
+            assert expect_exit(generate_images.main, arguments(*SET, *flags, **changes)) == 130
+
+    return call
+
+
+def test_a_run_that_dies_at_any_batch_goes_on_to_the_same_bytes(generate, die, quick):
     """Beside an older and larger set with another seed, which stays whole, and a picture of the user's."""
     whole = results(generate(*SET, name="whole"))
     old = generate("--num-images", 6, "--batch-size", 6, "--seed", 1)
     for name in ("mine.png", "image_1.png"):
         (old / "images" / name).write_bytes(b"mine")
     before = results(old)
-    for name, at, made in (
-        ("save_images", 0, []), ("save_arrays", 1, [0]), ("show", 0, [0, 2, 4]), ("save_arrays", 3, [0, 2, 4]),
+    for name, at, done in (
+        ("save_image", 1, []), ("save_arrays", 1, [0]), ("show", 0, [0, 2, 4]), ("save_arrays", 3, [0, 2, 4]),
     ):  # fmt: skip
-        out = old.with_name(f"{name}_{at}")
-        shutil.copytree(old, out)
-        with monkeypatch.context() as patch:
-            patch.setattr(generate_images, name, dying(getattr(generate_images, name), at))
-            assert expect_exit(generate_images.main, arguments(*SET, "--overwrite", name=out.name)) == 130
+        out = shutil.copytree(old, old.with_name(f"{name}_{at}"))
+        die(name, at, "--overwrite", name=out.name)
         assert {key: value for key, value in results(out).items() if not key.startswith(".next/")} == before
-        starts.clear()
+        quick.clear()
         generate(*SET, "--overwrite", name=out.name)  # the finished set that is there is another
-        assert starts == [start for start in (0, 2, 4) if start not in made]
+        assert quick == [start for start in (0, 2, 4) if start not in done]
         assert results(out) == whole | {"images/mine.png": b"mine", "images/image_1.png": b"mine"}
 
 
-@pytest.mark.usefixtures("quick")
-def test_a_damaged_batch_is_generated_again_and_another_request_takes_nothing(
-    generate, arguments, starts, monkeypatch, tmp_path
-):
-    def die(*flags):
-        with monkeypatch.context() as patch:
-            patch.setattr(generate_images, "show", dying(None, 0))
-            assert expect_exit(generate_images.main, arguments(*SET, *flags)) == 130
-        starts.clear()
-
+def test_a_damaged_batch_is_generated_again_and_another_request_takes_nothing(generate, die, quick, tmp_path):
     whole = results(generate(*SET, name="whole"))
-    die()
+    die("show", 0)
     (tmp_path / "generated/.next/images/image_00002.png").write_bytes(b"")
     (tmp_path / "generated/.next/tokens_4.npz").unlink()
+    quick.clear()
     assert results(generate(*SET)) == whole
-    assert starts == [2, 4]
-    die("--seed", 1, "--num-images", 9, "--overwrite")
+    assert quick == [2, 4]
+    die("show", 0, "--seed", 1, "--num-images", 9, "--overwrite")
+    quick.clear()
     assert results(generate(*SET, "--overwrite")) == whole
-    assert starts == [0, 2, 4]
+    assert quick == [0, 2, 4]
 
 
-@pytest.mark.usefixtures("quick")
-def test_a_set_replaces_another_wherever_that_dies(generate, arguments, monkeypatch, tmp_path):
-    """No picture of one set is ever beside one of the other, nor beside its tokens."""
+def after(step, original):
+    return lambda *args, **more: step() or original(*args, **more)
+
+
+def test_a_set_replaces_another_wherever_that_dies(generate, die, quick, arguments, monkeypatch, tmp_path, capsys):
+    """No picture of one set is ever beside one of the other, nor beside its tokens. The next command begins with it."""
     new = results(generate(*SET, name="whole"))
-    old = results(generate("--num-images", 7, "--batch-size", 7, "--seed", 1))
-    with monkeypatch.context() as patch:
-        patch.setattr(generate_images, "replace_set", dying(replace_set, 1))
-        assert expect_exit(generate_images.main, arguments(*SET, "--overwrite")) == 130
-    assert (tmp_path / "generated/.next/tokens.npz").is_file()
-    at, out = 0, tmp_path / "copy"
-    while at is not None:
-        shutil.copytree(tmp_path / "generated", out)
+    out = generate("--num-images", 7, "--batch-size", 7, "--seed", 1)
+    old = results(out)
+    die("replace_set", 1, "--overwrite")
+    before = results(out)
+    assert (out / ".next/tokens.npz").is_file()
+    assert "--seed (1, now 3)" in expect_error(capsys, generate_images.main, arguments("--num-images", 7, "--seed", 3))
+    assert results(out) == before
+    for at in count():
+        copy = shutil.copytree(out, tmp_path / str(at))
         with monkeypatch.context() as patch:
             step = dying(lambda: None, at)
             for owner, name in ((Path, "unlink"), (Path, "replace"), (shutil, "rmtree")):
                 patch.setattr(owner, name, after(step, getattr(owner, name)))
-            at = None if completes(replace_set, out) else at + 1
-        seen = {name: content for name, content in results(out).items() if not name.startswith(".next/")}
+            with suppress(KeyboardInterrupt):
+                replace_set(copy)
+                break
+        seen = {name: content for name, content in results(copy).items() if not name.startswith(".next/")}
         assert seen.items() <= new.items() or seen.items() <= old.items()
         assert "tokens.npz" not in seen or seen in (new, old)
-        replace_set(out)
-        assert results(out) == new
-        shutil.rmtree(out)
-
-
-@pytest.mark.usefixtures("quick")
-def test_a_set_that_was_complete_is_put_in_place_first_but_not_by_a_refused_command(
-    generate, arguments, starts, monkeypatch, capsys
-):
-    new = results(generate(*SET, name="whole"))
-    out = generate("--num-images", 2, "--batch-size", 2, "--seed", 1)
-    with monkeypatch.context() as patch:
-        patch.setattr(generate_images, "replace_set", dying(replace_set, 1))
-        assert expect_exit(generate_images.main, arguments(*SET, "--overwrite")) == 130
-    before = results(out)
-    assert "--seed (1, now 3)" in expect_error(capsys, generate_images.main, arguments("--num-images", 2, "--seed", 3))
-    assert results(out) == before
+        replace_set(copy)
+        assert results(copy) == new
+    assert at > len(new)
     with monkeypatch.context() as patch:
         patch.setattr(generate_images, "generate", lambda *_: None)
         generate("--num-images", 2, "--seed", 3, "--overwrite")
-    assert results(out) == new
+    assert results(copy) == results(out) == new
 
 
 @pytest.mark.parametrize(
@@ -311,33 +292,23 @@ def test_a_set_that_was_complete_is_put_in_place_first_but_not_by_a_refused_comm
         ("config", "sampling"),
     ],
 )
-def test_another_request_is_refused_and_the_same_repeated(flags, named, generate, arguments, faces, tmp_path, capsys):
-    config = json.loads((TINY / "generate.json").read_text())
+def test_another_request_is_refused(flags, named, generate, arguments, quick, faces, tiny_run, write_json, capsys):
     out = generate("--num-images", 2, "--batch-size", 2)
+    (out / "next").mkdir()  # a folder of a person's own, not .next
+    (out / "next/mine.txt").write_text("mine")
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     changes = {}
     if flags == "config":
-        run = Path(arguments()[3]).parents[2]
+        config, flags = json.loads((TINY / "generate.json").read_text()), ()
         for stage in config.values():
-            stage |= {key: str(run / value) for key, value in stage.items() if key.endswith("_path")}
+            stage |= {key: str(tiny_run / value) for key, value in stage.items() if key.endswith("_path")}
         config["1"]["temperature"] = 0.5
-        changes = {"config": tmp_path / "changed.json"}
-        changes["config"].write_text(json.dumps(config))
-        flags = ()
+        changes = {"config": write_json(out.with_name("changed.json"), config)}
     flags = [next(faces.parent.rglob("*.png")) if flag == "image" else flag for flag in flags]
     line = expect_error(
         capsys, generate_images.main, arguments("--num-images", 2, "--batch-size", 2, *flags, **changes)
     )
     assert f"another {named}" in line
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
-    expected = results(out)
-    assert results(generate("--num-images", 2, "--batch-size", 2)) == expected
-
-
-def test_a_folder_of_a_persons_own_stays(generate, arguments, capsys):
-    out = generate("--num-images", 1)
-    (out / "next").mkdir()
-    (out / "next/mine.txt").write_text("mine")
-    expect_error(capsys, generate_images.main, arguments("--num-images", 2))
-    generate("--num-images", 2, "--overwrite")
+    generate("--num-images", 2, "--batch-size", 2, *flags, "--overwrite", **changes)
     assert (out / "next/mine.txt").read_text() == "mine"

@@ -4,6 +4,7 @@ import shutil
 
 import torch
 
+import generate_images
 from docs import pictures
 from utils.data.images import read_image, save_image
 from utils.runs.folders import RunFolder
@@ -21,9 +22,9 @@ def test_every_picture_is_made_anew_from_a_run(tiny_run, faces, tmp_path, monkey
     save_image(torch.zeros(3, 8, 8), run / "evaluation/pairs.png")
     images.mkdir()
     kept = {path.name for path in pictures.IMAGES.iterdir()}
-    monkeypatch.setattr(pictures, "IMAGES", images)
-    monkeypatch.setattr(pictures, "SHOWN", (0, 1))
-    monkeypatch.setattr(pictures, "WALK", (0, 1))
+    for name, value in {"IMAGES": images, "SHOWN": (0, 1), "WALK": (0, 1)}.items():
+        monkeypatch.setattr(pictures, name, value)
+    monkeypatch.setattr(generate_images, "STEPS", 2)
     pictures.copy_pictures(*[RunFolder(run)] * 3)
     pictures.generate_pictures(RunFolder(run), tmp_path / "scratch")
     assert {path.name for path in images.iterdir()} == kept - BY_HAND - BY_LABEL

@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 from models.cascade import Cascade
-from playground.asks import BATCH, Model
 from playground.browser import CHROMIUM, chromium
+from playground.page_request import BATCH, Model
 from playground.server import serve
-from playground.studio import Job, Stopped
+from playground.worker import Cancelled, Job
 from tests.helpers.browser import pages
-from tests.test_playground import free_port
+from tests.helpers.jobs import free_port
 
 if CHROMIUM is None:
     pytest.skip("the playground is not used: there is no chromium; install it", allow_module_level=True)
@@ -40,32 +40,32 @@ class Brake:
         COUNT(job, number)
         with self.changed:
             while job.total > 1 and job.done >= self.at:
-                if job.is_stopped:
-                    raise Stopped
+                if job.cancelled.is_set():
+                    raise Cancelled
                 self.changed.wait(0.01)
 
 
 @pytest.fixture(scope="module")
 def brake():
-    found = Brake()
+    brake = Brake()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Job, "count", lambda job, number: found.count(job, number))
-        yield found
+        patch.setattr(Job, "count", lambda job, number: brake.count(job, number))
+        yield brake
 
 
 @pytest.fixture(scope="module")
 def server(tiny_run, brake):
-    """The address of a running server, and its studio."""
+    """The address of a running server, and its worker."""
     cascade = Cascade.load(tiny_run, device="cpu", batch_size=BATCH)
-    with serve(Model(cascade=cascade, path=tiny_run), "127.0.0.1", free_port()) as (address, public, studio):
+    with serve(Model(cascade=cascade, path=tiny_run), "127.0.0.1", free_port()) as (address, public, worker):
         assert public is None
-        yield address, studio
+        yield address, worker
 
 
 @pytest.fixture(scope="module")
 def browser():
-    with chromium() as found:
-        yield found
+    with chromium() as browser:
+        yield browser
 
 
 @pytest.fixture
@@ -86,12 +86,14 @@ def wait_for_pictures(page, number, chosen):
     )
 
 
-def wait_for_name(page, name):
-    page.wait_for_selector(f"#live [aria-label='Pictures, {name}']")
+def says(page, selector, text):
+    page.wait_for_function(
+        "([selector, text]) => document.querySelector(selector).innerText.includes(text)", arg=[selector, text]
+    )
 
 
-def background(page):
-    return page.eval_on_selector("#live .tile", "tile => getComputedStyle(tile).backgroundImage")
+def background(page, selector="#live .tile", name="backgroundImage"):
+    return page.eval_on_selector(selector, f"element => getComputedStyle(element).{name}")
 
 
 def kept(page):
@@ -100,16 +102,16 @@ def kept(page):
 
 def test_a_click_on_a_unit_makes_pictures_stage_by_stage(open_page, server, brake):
     page, cascade = open_page(), server[1].model.cascade
-    first, second, _ = (stage.config.fine.length for stage in cascade.stages)
+    first, second, _ = (9 * stage.config.fine.length for stage in cascade.stages)
     seen = []
     brake.move(1)
     page.click("#map .tile >> nth=2")
     for name, after in (
-        ("their conditions", first + 1),
-        ("after stage 0", first + second + 1),
+        ("their conditions", first + 9),
+        ("after stage 0", first + second + 9),
         ("after stage 1", float("inf")),
     ):
-        wait_for_name(page, name)
+        page.wait_for_selector(f"#live [aria-label='Pictures, {name}']")
         seen.append(background(page))
         if name == "after stage 0":
             page.wait_for_function("document.querySelector('#status progress')?.value > 0")
@@ -137,16 +139,16 @@ def test_a_click_on_a_unit_makes_pictures_stage_by_stage(open_page, server, brak
     page.click("#any-unit")
     page.wait_for_selector("#map:not(:has([aria-pressed='true']))")
     page.click("#gallery .kept >> nth=9")
-    page.wait_for_function("document.querySelector('#details').innerText.includes('number 8, of 0 to 8')")
+    says(page, "#details", "number 8, of 0 to 8")
     assert page.get_attribute("#gallery .kept >> nth=9", "aria-pressed") == "true"
     brake.move(1)
     page.click("#atlas")
     page.wait_for_selector("#status progress")
     page.click("#stop")
-    page.wait_for_function("document.querySelector('#status').innerText === 'Stopped.'")
+    says(page, "#status", "Stopped.")
     brake.move(float("inf"))
     page.click("#atlas")
-    page.wait_for_function("document.querySelector('#details').innerText.includes('Asked for\\none sample')")
+    says(page, "#details", "Asked for\none sample")
     assert "files/map.png" not in page.eval_on_selector("#map .map", "map => map.style.getPropertyValue('--sheet')")
 
 
@@ -162,12 +164,6 @@ def drop(page, name, content):
                     new DragEvent(type, { dataTransfer, bubbles: true, cancelable: true }));
         }""",
         [name, base64.b64encode(content).decode()],
-    )
-
-
-def says(page, selector, text):
-    page.wait_for_function(
-        "([selector, text]) => document.querySelector(selector).innerText.includes(text)", arg=[selector, text]
     )
 
 
@@ -230,27 +226,30 @@ def test_two_pages_have_their_own_pictures_and_one_that_goes_makes_way(open_page
     folders = {source.rsplit("/", 1)[0] for page in (one, two) for source in kept(page)}
     assert len(folders) == 2
     # The first one is held in the middle; the second one waits until the first one is closed.
-    studio = server[1]
-    brake.move(3)
+    worker = server[1]
+    brake.move(6)
     one.click("#go")
     one.wait_for_selector("#status progress")
-    held = studio._running
+    held = worker._running
     two.click("#go")
     says(two, "#status", "Waiting: 1 request before this one.")
     one.context.close()
     two.wait_for_selector("#status progress")
-    assert (held.is_stopped, held.done) == (True, 3)
-    assert studio._running is not held
+    assert (held.cancelled.is_set(), held.done) == (True, 6)
+    assert worker._running is not held
     brake.move(float("inf"))
     two.wait_for_function("document.querySelectorAll('#gallery img').length === 4")
+    worker.session(next(iter(worker._sessions))).pictures = ()
+    two.click("#gallery .kept >> nth=0")
+    says(two, "body", "this picture is not kept any more")
 
 
-@pytest.mark.parametrize("colour", ["light", "dark"])
-def test_a_phone_scrolls_one_way_only(open_page, colour):
+def test_a_phone_scrolls_one_way_only(open_page):
+    """Also in the dark."""
     size = {"width": 390, "height": 844}
-    page = open_page(viewport=size, has_touch=True, is_mobile=True, color_scheme=colour)
-    dark = page.evaluate("getComputedStyle(document.body).backgroundColor") < "rgb(2"
-    assert dark == (colour == "dark")
+    light = background(open_page(), "body", "backgroundColor")
+    page = open_page(viewport=size, has_touch=True, is_mobile=True, color_scheme="dark")
+    assert background(page, "body", "backgroundColor") < "rgb(2" <= light
     for name in ("sampling", "picture", "walk"):
         page.tap(f"#{name} .label-wrap")
     page.fill("#number input[type=number]", "6")

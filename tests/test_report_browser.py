@@ -27,8 +27,8 @@ def url(tiny_run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    with chromium() as found:
-        yield found
+    with chromium() as browser:
+        yield browser
 
 
 @pytest.fixture
@@ -53,36 +53,6 @@ def shown_level(page):
     )
 
 
-def test_the_slider_moves_by_keyboard(open_page):
-    page = open_page()
-    seen = [*shown_level(page)]
-    page.focus("#level")
-    texts = []
-    for _ in range(3):
-        page.keyboard.press("ArrowRight")
-        seen += shown_level(page)
-        texts.append(page.inner_text("#level-text"))
-    assert len(set(seen)) == len(seen) == 4
-    assert [text.split(":")[0] for text in texts] == ["Stage 0", "Stage 1", "Final image"]
-    assert page.get_attribute("#level", "aria-valuetext") == "Final image"
-    page.keyboard.press("Home")
-    assert shown_level(page) == seen[:1]
-
-
-def test_the_theme_follows_the_system_and_the_button(open_page):
-    page = open_page(color_scheme="dark")
-    colours = "[getComputedStyle(document.body).backgroundColor, document.querySelector('.ytick text').style.fill]"
-    dark = page.evaluate(colours)
-    page.click("#theme")
-    until(page, f"{colours}[1] !== {dark[1]!r}")
-    light = page.evaluate(colours)
-    assert light[0] == "rgb(255, 255, 255)" != dark[0]
-    page.emulate_media(color_scheme="light")
-    page.click("#theme")
-    until(page, f"{colours}[1] === {dark[1]!r}")
-    assert page.evaluate(colours) == dark
-
-
 def hover(page, selector, x, y):
     """Point at a place of a plot, given as shares of its width and height; return the text that appears."""
     page.locator(selector).scroll_into_view_if_needed()
@@ -101,8 +71,25 @@ def first_unit(page, atlas):
     return text.replace("<br>", "")
 
 
-def test_curves_and_units_tell_their_numbers(open_page):
+def test_the_page_is_used_with_mouse_and_keyboard(open_page):
     page = open_page()
+    page.keyboard.press("Tab")  # the first stop skips to the content, and is seen
+    assert page.evaluate("document.activeElement.className") == "skip"
+    assert page.evaluate("document.activeElement.getBoundingClientRect().left") >= 0
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    # The slider.
+    levels, texts = [*shown_level(page)], []
+    page.focus("#level")
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+        levels += shown_level(page)
+        texts.append(page.inner_text("#level-text"))
+    assert len(set(levels)) == len(levels) == 4
+    assert [text.split(":")[0] for text in texts] == ["Stage 0", "Stage 1", "Final image"]
+    assert page.get_attribute("#level", "aria-valuetext") == "Final image"
+    page.keyboard.press("Home")
+    assert shown_level(page) == levels[:1]
+    # Numbers of curves and units.
     assert "training" in hover(page, "#curve-autoencoder", 0.5, 0.5)
     assert hover(page, "#atlas-codebook_0", 0.02, 0.02) == first_unit(page, "atlas-codebook_0")
     page.fill("#unit-codebook_0", "3")
@@ -110,10 +97,7 @@ def test_curves_and_units_tell_their_numbers(open_page):
     assert page.inner_text("#unit-codebook_0 + output").startswith("used ")
     page.fill("#unit-codebook_0", "99999")
     assert page.inner_text("#unit-codebook_0 + output").startswith("0 to ")
-
-
-def test_a_curve_zooms_by_dragging_and_by_keyboard(open_page):
-    page = open_page()
+    # Zoom.
     span = "(([low, high]) => high - low)(document.getElementById('curve-transformer_0').layout.xaxis.range)"
     whole = page.evaluate(span)
     page.locator("#curve-transformer_0").scroll_into_view_if_needed()
@@ -123,14 +107,10 @@ def test_a_curve_zooms_by_dragging_and_by_keyboard(open_page):
     page.mouse.move(box["x"] + 0.6 * box["width"], box["y"] + 22, steps=4)
     page.mouse.up()
     until(page, f"{span} < {whole} / 2")
-    reset = page.locator("#curve-transformer_0 .modebar-btn").last
-    reset.focus()
+    page.locator("#curve-transformer_0 .modebar-btn").last.focus()
     page.keyboard.press("Enter")
     until(page, f"Math.abs({span} - {whole}) < 1e-6 * {whole}")
-
-
-def test_everything_opens(open_page):
-    page = open_page()
+    # Everything opens.
     closed = page.locator("details")
     for index in range(closed.count()):
         closed.nth(index).locator("summary").first.press("Enter")
@@ -138,8 +118,7 @@ def test_everything_opens(open_page):
     page.wait_for_selector("#curve-codebook_2 .main-svg")
     assert "python train_autoencoder.py --" in page.inner_text("#commands + p ~ details")
     page.click("#pause")
-    assert page.is_visible("#still")
-    assert page.is_hidden("#moving")
+    assert page.is_visible("#still") and page.is_hidden("#moving")
     page.locator("section:has(#transformers) .enlarge").first.press("Enter")
     assert page.is_visible("#enlarged img")
     page.keyboard.press("Escape")
@@ -148,16 +127,23 @@ def test_everything_opens(open_page):
     assert page.locator("#times").bounding_box()["y"] < 400
 
 
-def test_less_motion_stands_still(open_page):
-    page = open_page(reduced_motion="reduce")
+def test_the_page_follows_what_the_system_prefers(open_page):
+    page = open_page(color_scheme="dark", reduced_motion="reduce")
     assert page.is_visible("#still")
     assert page.inner_text("#pause") == "Play"
+    colours = "[getComputedStyle(document.body).backgroundColor, document.querySelector('.ytick text').style.fill]"
+    dark = page.evaluate(colours)
+    page.click("#theme")
+    until(page, f"{colours}[1] !== {dark[1]!r}")
+    assert page.evaluate(colours)[0] == "rgb(255, 255, 255)" != dark[0]
+    page.emulate_media(color_scheme="light")
+    page.click("#theme")
+    until(page, f"{colours}[1] === {dark[1]!r}")
+    assert page.evaluate(colours) == dark
 
 
-@pytest.mark.parametrize("colour", ["light", "dark"])
-def test_a_phone_scrolls_one_way_only(open_page, colour):
-    size = {"width": 390, "height": 844}
-    page = open_page(viewport=size, has_touch=True, is_mobile=True, color_scheme=colour)
+def test_a_phone_scrolls_one_way_only(open_page):
+    page = open_page(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True, color_scheme="dark")
     for details in page.locator("details").all():
         details.evaluate("details => { details.open = true; }")
     page.wait_for_selector("#curve-codebook_2 .main-svg")
@@ -167,11 +153,3 @@ def test_a_phone_scrolls_one_way_only(open_page, colour):
     unit.tap(position={"x": 10, "y": 10})
     page.wait_for_selector("#atlas-codebook_1 .hoverlayer text")
     assert page.text_content("#atlas-codebook_1 .hoverlayer") == first_unit(page, "atlas-codebook_1")
-
-
-def test_the_first_stop_of_the_keyboard_skips_to_the_content_and_is_seen(open_page):
-    page = open_page()
-    page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.className") == "skip"
-    assert page.evaluate("document.activeElement.getBoundingClientRect().left") >= 0
-    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"

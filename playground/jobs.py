@@ -1,0 +1,141 @@
+"""What the jobs of a page do: samples, an atlas, a walk; pictures go to the page as they are generated."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from models.cascade import Cascade
+from models.codebook import Codebook
+from models.requests import settings_text
+from models.som.pictures import on_map, shrink
+from playground.page_request import ATLAS_BATCH, FROM_PICTURE, Model, PageRequest
+from playground.worker import Job, Picture, Session
+from utils.data.images import grid, save_image, save_walk
+
+MAP_SIDE = 1024  # pixels of the map's longer side, at most
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Pictures side by side in one file, row by row, `number` of them."""
+
+    path: Path
+    number: int
+    columns: int
+    name: str  # of what they show, to be read aloud
+
+
+class PictureJob(Job):
+    """The job of a request: it generates the pictures and adds them to the session."""
+
+    def __init__(self, request: PageRequest, model: Model, session: Session) -> None:
+        """Raises `UserError` if the model cannot do what is requested."""
+        self.request, self.model, self.session, self.cascade = request, model, session, model.cascade
+        self.cascade_request = request.cascade_request(self.cascade)
+        special = {"atlas": len(self.cascade.codebooks[0]), "walk": request.steps}
+        super().__init__(PictureJob.generate, self.cascade.length * special.get(request.kind, request.number))
+
+    def generate(self) -> list[Picture]:
+        """Write the pictures stage by stage, show them on the way, and keep them as files."""
+        pictures = {"atlas": self._atlas, "walk": self._walk}.get(self.request.kind, self._samples)()
+        self.session.add(pictures)
+        return pictures
+
+    def _samples(self) -> list[Picture]:
+        request, scores, units, pictures = self.request, [], [], []
+        for level, tokens, stage_scores in self._levels(range(request.batch_size), request.number):
+            images = self.cascade.decode(tokens, level).float().cpu()
+            scores.append(stage_scores)
+            units = units or tokens[:, 0].tolist()  # those of the condition come first
+            self._show(images, level)
+        for index, (image, own) in enumerate(zip(images, torch.stack(scores[1:], dim=1).tolist(), strict=True)):
+            picture = self._picture(
+                f"Picture {index}, {request.sentence()}, seed {request.seed}",
+                f"number {index}, of 0 to {request.number - 1}",
+                f"picture number {index} is",
+                index,
+                f"unit {units[index]}",
+            )
+            picture.settings["Scores"] = ", ".join("–" if math.isnan(score) else f"{score:.1f}" for score in own)
+            # As generate_images.py does.
+            save_image(image, picture.path, settings_text(self.cascade_request, index, own), durable=False)
+            pictures.append(picture)
+        return pictures
+
+    def _atlas(self) -> list[Picture]:
+        codebook, tiles = self.cascade.codebooks[0], decode_units(self.cascade)
+        for start in range(0, len(codebook), ATLAS_BATCH):
+            part = tiles[start : start + ATLAS_BATCH]
+            # In full, as generate_images.py does.
+            for level, tokens, _ in self._levels(range(start, start + ATLAS_BATCH), len(part)):
+                part[:] = self.cascade.decode(tokens, level).float().cpu()
+                save_units(tiles, codebook, self.session.map)
+                self.messages.put(("shown", self.session.map))
+        title = f"Condition atlas, seed {self.request.seed}"
+        picture = self._picture(title, "all units, from the same draws", "the atlas is")
+        save_image(on_map(tiles, codebook), picture.path, durable=False)
+        return [picture]
+
+    def _walk(self) -> list[Picture]:
+        for level, tokens, _ in self._levels(range(self.request.steps), self.request.steps):
+            images = self.cascade.decode(tokens, level).cpu()
+            self._show(images.float(), level)
+        title = f"Walk from unit {self.request.ends[0]} to unit {self.request.ends[1]}"
+        picture = self._picture(title, "all steps, from the same draws", "the walk is")
+        save_walk(images, picture.path)
+        return [picture]
+
+    def _levels(self, images: range, number: int) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        """Yield each level, with tokens (N, T) and scores (N,) of the first `number` images; report what is written."""
+        stages = self.cascade.write_stages(self.cascade_request, images, lambda tokens: self.count(tokens * number))
+        for level, (tokens, scores) in enumerate(stages):
+            self.activity = "saving"  # once the last level is there; else what is written then
+            if level < len(self.cascade.stages):
+                fine = self.cascade.stages[level].config.fine
+                self.activity = f"writing stage {level}: {fine.height}×{fine.width} tokens"
+            yield level, tokens[:number], scores[:number]
+
+    def _show(self, images: torch.Tensor, level: int) -> None:
+        """Show images (N, 3, H, W) side by side, nearly square, in at most six columns."""
+        columns = min(6, math.ceil(math.sqrt(len(images))))
+        save_image(grid(images, columns, padding=0), self.session.sheet, durable=False)
+        name = f"after stage {level - 1}" if level else "their conditions"
+        self.messages.put(("shown", Sheet(self.session.sheet, len(images), columns, name)))
+
+    def _picture(self, title: str, part: str, note: str, index: int = 0, condition: str = "") -> Picture:
+        """A picture that is still to be saved; `part` says which of the request it is, `note` which of the command."""
+        result = self.request.result(index)
+        path = self.session.new_path(f"seed{self.request.seed}_{result.name}")
+        settings = settings_of(self.request, part, condition)
+        return Picture(path.stem, path, title, settings, self.model.command(self.request), f"{note} {result}")
+
+
+def settings_of(request: PageRequest, part: str, condition: str) -> dict[str, str]:
+    """The settings of a picture, under short names; `part` says which of the request it is."""
+    settings = {"Asked for": request.sentence()} | ({"Condition": condition} if condition else {})
+    settings |= {"Seed": str(request.seed), "Picture": part} | ({"Label": request.label} if request.label else {})
+    if request.kind in FROM_PICTURE:
+        settings["Given"] = f"{request.upload.name}, which the command looks for in the current folder"
+    for number, config in enumerate(request.sampling):
+        words = [f"temperature {config.temperature:g}"]
+        words += [f"top-p {config.top_p:g}"] if config.top_p is not None else []
+        words += [f"top-k {config.top_k}"] if config.top_k is not None else []
+        if (config.num_beam, config.beam_width, config.keep_beam) != (1, 1, 1):
+            words.append(f"{config.num_beam} beams × {config.beam_width}, {config.keep_beam} kept")
+        words += [f"guidance {config.guidance_scale:g}"] if config.is_guided else []
+        settings[f"Stage {number}"] = ", ".join(words)
+    return settings
+
+
+def decode_units(cascade: Cascade) -> torch.Tensor:
+    """Every unit of the condition codebook decoded, (K, 3, H, W)."""
+    return cascade.decode_all(torch.arange(len(cascade.codebooks[0]), device=cascade.device)[:, None], 0)
+
+
+def save_units(tiles: torch.Tensor, codebook: Codebook, path: Path) -> None:
+    """Save a picture of each unit (K, 3, H, W) at its place, small enough to be looked at quickly."""
+    tiles = shrink(tiles, MAP_SIDE // (int(codebook.coordinates.max()) + 1))
+    save_image(on_map(tiles, codebook), path, durable=False)

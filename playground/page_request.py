@@ -1,0 +1,155 @@
+"""A request of a page, as a request of the cascade and as the command that generates the same pictures again."""
+
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from models.cascade import Cascade
+from models.requests import SAMPLING_KEYS, Request, change_sampling, sampling_of
+from playground.uploads import Upload
+from utils.core.files import UserError
+from utils.core.options import words_of
+from utils.runs.folders import OutputFolder
+from utils.sampling import SamplingConfig
+
+BATCH = 25  # that the cascade is made ready for, as generate_images.py is by default
+ATLAS_BATCH = 64  # units of an atlas that are drawn at once
+MAX_NUMBER = 36  # pictures of one request
+MAX_BEAMS = 16  # of a stage, and extensions of each: each is a row of the batch
+FIELDS = {  # of a stage's sampling on the page: keys and names
+    "temperature": "temperature",
+    "top_p": "top-p",
+    "num_beam": "beams",
+    "beam_width": "beam width",
+    "keep_beam": "beams kept",
+    "guidance_scale": "guidance",
+}
+FROM_PICTURE = ("like", "detail", "complete")  # kinds that need a picture
+AGAIN = OutputFolder(Path("out/again"))  # what a command writes to
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageRequest:
+    """One request of a page; `kind` says which of the fields count."""
+
+    kind: str  # sample, like, detail, complete, atlas or walk
+    seed: int
+    sampling: tuple[SamplingConfig, ...]  # of each stage
+    number: int = 1
+    unit: int | None = None  # of the condition codebook; None: drawn by its use
+    label: str | None = None
+    upload: Upload | None = field(default=None, repr=False)
+    from_stage: int = 1
+    keep_rows: int = 1
+    ends: tuple[int, int] = (0, 0)
+    steps: int = 24
+
+    def __post_init__(self) -> None:
+        if self.kind in FROM_PICTURE and self.upload is None:
+            raise UserError("there is no picture yet: drop one in first")
+        if not 1 <= self.number <= MAX_NUMBER and self.kind != "atlas":
+            raise UserError(f"{self.number} pictures: expected 1 to {MAX_NUMBER}")
+
+    @property
+    def batch_size(self) -> int:
+        """Pictures made at once. One row in float32 would use another kernel, and so make other pictures."""
+        return {"atlas": ATLAS_BATCH, "walk": self.steps}.get(self.kind, max(self.number, 2))
+
+    def cascade_request(self, cascade: Cascade) -> Request:
+        """The request of the cascade; raises `UserError` if it cannot do it."""
+        tokens = self.upload.tokens if self.upload else ()
+        own = {
+            "sample": {} if self.unit is None else {"conditions": (self.unit,)},
+            "like": {"conditions": tuple(map(int, tokens[:1]))},
+            "detail": {"init_tokens": tokens, "from_stage": self.from_stage},
+            "complete": {"init_tokens": tokens, "keep_rows": self.keep_rows},
+            "atlas": {"conditions": tuple(range(len(cascade.codebooks[0]))), "same_draws": True},
+            "walk": {"places": cascade.way(*self.ends, self.steps), "same_draws": True},
+        }[self.kind]
+        labels = (self.label,) if self.label else ()
+        request = Request(seed=self.seed, labels=labels, sampling=self.sampling, **own)
+        cascade.check(request)
+        return request
+
+    def sentence(self) -> str:
+        """What was request for, in words."""
+        name = self.upload.name if self.upload else ""
+        return {
+            "sample": "any unit" if self.unit is None else f"unit {self.unit}",
+            "like": f"more like {name}",
+            "detail": f"{name}, new detail from stage {self.from_stage}",
+            "complete": f"{name}, completed below row {self.keep_rows}",
+            "atlas": "one sample for each unit",
+            "walk": f"a walk from unit {self.ends[0]} to {self.ends[1]} in {self.steps} steps",
+        }[self.kind]
+
+    def result(self, index: int = 0) -> Path:
+        """Where the command writes picture number `index`, the atlas or the walk."""
+        special = {"atlas": AGAIN.condition_atlas, "walk": AGAIN.animation("webp", "walk")}
+        return special.get(self.kind) or AGAIN.final_image(index)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A loaded model, and the flags that name it."""
+
+    cascade: Cascade
+    path: Path
+    device: str = "auto"
+    precision: str = "auto"
+
+    def command(self, request: PageRequest) -> str:
+        """The command that generates the pictures of a request again, for a shell."""
+        name, batch = request.upload.name if request.upload else "", {"batch_size": request.batch_size}
+        name = f"./{name}" if name.startswith("-") else name  # which would be a flag
+        pictures = {"num_images": request.number, **batch}
+        options = {
+            "sample": {**pictures, "condition_index": request.unit},
+            "like": {**pictures, "condition_image": name},
+            "detail": {**pictures, "init_image": name, "from_stage": request.from_stage},
+            "complete": {**pictures, "init_image": name, "keep_rows": request.keep_rows},
+            "atlas": {"condition_atlas": True, **batch},
+            "walk": {"condition_walk": request.ends, "steps": request.steps, "animate": True, **batch},
+        }[request.kind]
+        options |= {
+            "seed": request.seed,
+            "label": request.label or None,
+            **self._changed_sampling(request),
+        }
+        machine = {"device": self.device, "precision": self.precision}
+        options |= {key: value for key, value in machine.items() if value != "auto"}
+        words = words_of({"model": self.path, **options, "out_dir": AGAIN.path})
+        return shlex.join(["python", "generate_images.py", *words])
+
+    def _changed_sampling(self, request: PageRequest) -> dict[str, list]:
+        """The keys of the sampling that differ from the recipe's, each with a value for every stage, or for all."""
+        # A flag cannot say "all": 1 is all of the probability, and no codebook has so many units.
+        every, changed = {"top_p": 1.0, "top_k": 2**31 - 1}, {}
+        for key in SAMPLING_KEYS:
+            values = [getattr(config, key) for config in request.sampling]
+            if values != [getattr(config, key) for config in self.cascade.configs]:
+                values = [every[key] if value is None else value for value in values]
+                changed[key] = values[:1] if len(set(values)) == 1 else values
+        return changed
+
+
+def recipe_values(config: SamplingConfig) -> list[float]:
+    """What the fields of a stage show of a config."""
+    values = sampling_of(config)
+    return [1.0 if key == "top_p" and values[key] is None else values[key] for key in FIELDS]
+
+
+def sampling_from(values: list, configs: list[SamplingConfig]) -> tuple[SamplingConfig, ...]:
+    """The sampling of each stage, from the fields of the page; raises `UserError` naming the one that is wrong."""
+    starts = range(0, len(values), len(FIELDS))
+    stages = [dict(zip(FIELDS, values[start : start + len(FIELDS)], strict=True)) for start in starts]
+    for number, (stage, config) in enumerate(zip(stages, configs, strict=True)):
+        for key, value in stage.items():
+            if value is None:
+                raise UserError(f"stage {number}: {FIELDS[key]} is empty, expected a number")
+            if key in ("num_beam", "beam_width") and value > MAX_BEAMS:
+                raise UserError(f"stage {number}: {FIELDS[key]} is {value}, at most {MAX_BEAMS} on this page")
+            stage[key] = value if "beam" in key else float(value)
+        if stage["top_p"] == 1 and config.top_p is None:  # all, as the recipe says it
+            stage["top_p"] = None
+    return change_sampling(configs, **{key: [stage[key] for stage in stages] for key in FIELDS})
