@@ -56,6 +56,17 @@ def test_the_newest_picture_is_of_pruning_or_else_of_the_highest_step(tmp_path):
     assert step.newest_picture("atlas", pruned=False) == step.picture("atlas", 20)
 
 
+def test_checkpoints_are_resumed_from_the_highest_step_and_a_persons_copies_are_not(tmp_path):
+    step = StepFolder(tmp_path)
+    step.checkpoints.mkdir()
+    ours = ["latest.pt", "model_10.pt", "model_9.pt"]
+    for name in (*ours, "model_11.pt.bak", "model_.pt", "my_model_12.pt", "codebook_13.pt", "best.pt"):
+        (step.checkpoints / name).touch()
+    assert [path.name for path in step.resumable_checkpoints("model")] == ours
+    step.latest.unlink()
+    assert [path.name for path in step.resumable_checkpoints("model")] == ours[1:]
+
+
 def test_a_folder_that_is_not_there_is_refused(tiny_run, tmp_path):
     assert RunFolder.open(tiny_run).path == tiny_run
     with pytest.raises(UserError, match="nowhere: no such folder"):
