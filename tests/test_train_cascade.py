@@ -20,11 +20,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from scripts import dry_run, train_cascade
+from scripts import train_cascade
 from tests.helpers import stub
 from tests.helpers.scripts import TINY
 from utils import child
 from utils.chain import ROOT
+from utils.run_folder import RunFolder
 
 STUB = f"#!{sys.executable} -ISs\n{Path(stub.__file__).read_text()}"
 
@@ -261,8 +262,7 @@ def test_labels_are_for_the_base_stage_and_a_stage_of_the_generation_needs_a_ste
     assert "/generate.json: stage 2 has no transformer_2.json in the recipe" in chain.refused()
 
 
-def test_images_of_another_size_than_the_recipe_s_are_refused(make, tmp_path, write_json):
-    chain = make()
+def test_images_of_another_size_and_names_of_nothing_are_refused(chain, tmp_path):
     for path in chain.dataset.parent.rglob("*.png"):
         Image.new("RGB", (16, 16)).save(path)
     line = chain.refused()
@@ -270,20 +270,11 @@ def test_images_of_another_size_than_the_recipe_s_are_refused(make, tmp_path, wr
     assert f"'image_size' in {chain.recipe}/recipe.json is 32; make the images with --image-size 32" in line
     chain.arguments[1] = str(tmp_path / "none.json")
     assert "none.json: no such data set" in chain.refused()
-    assert not chain.out.exists()
-
-
-def test_a_name_that_is_no_recipe_is_refused(chain):
     chain.arguments[0] = "no-such"
     assert "no-such/recipe.json: no such recipe; configs/ holds: demo-64 gpu-128" in chain.refused()
     chain.arguments[0] = "full-128"
     assert "full-128: is called reference-128 now; for a new training use gpu-128" in chain.refused()
-
-
-def test_help_is_shown(chain):
-    status, output, *_ = chain.run("--help")
-    assert status == 0
-    assert {"--overwrite", "--verify"} <= set(output.split())
+    assert not chain.out.exists()
 
 
 @pytest.mark.parametrize("name", ["train_cascade", "demo", "test"])
@@ -313,55 +304,35 @@ def test_a_python_that_is_too_old_is_passed_over(tmp_path):
     assert ended.stderr.startswith("error: no Python 3.11 or newer was found; install one")
 
 
-def test_a_dry_run_is_left_to_its_script(chain, monkeypatch):
-    asked = []
-    monkeypatch.setattr(dry_run, "estimate", lambda recipe, *rest: asked.append((recipe.folder, *rest)))
-    chain.arguments.pop()
-    assert chain.run("--dry-run", "--device", "cpu")[0] == 0
-    assert asked == [(chain.recipe, chain.dataset, "cpu")]
-    assert not chain.out.exists()
-
-
-def test_flags_reach_every_step_and_change_no_key(chain):
-    flags = ["--overwrite", "--verify"]
-    status, _, errors, commands = chain.run(*flags)
-    assert status == 0, errors
-    assert all(command.split()[-2:] == flags for command in commands)
-    assert chain.ended()[1] == []
-
-
 SEVERAL = "--nproc-per-node 4 --nnodes 3 --rdzv-backend c10d --rdzv-endpoint first:29400 --rdzv-id"
 
 
 @pytest.mark.parametrize(
     ("flags", "launcher"),
     [
+        ([], []),
         (["--nproc", "2"], ["--nproc-per-node", "2", "--standalone"]),
         (["--nproc", "4", "--nnodes", "3", "--rdzv-endpoint", "first:29400"], SEVERAL.split()),
     ],
 )
-def test_every_step_runs_in_several_processes_and_nothing_runs_again_with_another_number(flags, launcher, chain):
-    status, _, errors, commands = chain.run(*flags, "--device", "cpu")
+def test_every_step_has_the_flags_and_nothing_runs_again_with_another_number_of_processes(flags, launcher, chain):
+    common = ["--device", "cpu", "--overwrite", "--verify"]
+    status, _, errors, commands = chain.run(*flags, *common)
     assert status == 0, errors
-    threads = max(1, os.cpu_count() // int(flags[1]))
-    for command in commands:
-        words = command.split()
+    for words in map(str.split, commands):
         assert words[: len(launcher)] == launcher
-        assert words[words.index("threads:") - 1] == str(threads)
-        assert words[-2:] == ["--device", "cpu"]
-    assert [command.split("threads: ")[1].split()[0] for command in commands][-1] == "generate_images.py"
+        if launcher:
+            assert words[words.index("threads:") - 1] == str(max(1, os.cpu_count() // int(flags[1])))
+        assert words[-4:] == common
+    assert "generate_images.py" in commands[-1]
     assert chain.ended()[1] == []
 
 
-@pytest.mark.parametrize(
-    ("flags", "named"),
-    [
-        (["--dry-run"], "error: --dry-run: tries each step in one process and a folder of its own; leave out OUT and"),
-        (["--nnodes", "2"], "error: --nnodes 2: add --rdzv-endpoint HOST:PORT, an address of one of the machines"),
-    ],
-)
-def test_flags_that_exclude_or_need_others_are_refused(flags, named, chain):
-    assert chain.refused(*flags).startswith(named)
+def test_flags_that_exclude_or_need_others_are_refused(chain):
+    line = "error: --dry-run: tries each step in one process and a folder of its own; leave out OUT and all flags"
+    assert chain.refused("--dry-run").startswith(line)
+    line = "error: --nnodes 2: add --rdzv-endpoint HOST:PORT, an address of one of the machines"
+    assert chain.refused("--nnodes", "2").startswith(line)
 
 
 LAST = ["generate_images.py"]
@@ -369,25 +340,15 @@ BOOKS = ["train_codebook.py", "prune_codebook.py"] * 2
 AFTER_MAPS = [*BOOKS, "train_autoencoder.py", "train_quantized_transformer.py", *LAST]
 
 
-RESULTS = [
-    ("autoencoder/models_checkpoint/latest.pt", "autoencoder", "train_autoencoder.py"),
-    ("feature_maps/dataset.json", "feature_maps", "generate_fmap_dataset.py"),
-    ("codebook_cond/models_checkpoint/latest.pt", "codebook_cond", "train_codebook.py"),
-    ("codebook_0/models_checkpoint/pruned_codebook.pt", "prune_codebook_0", "prune_codebook.py"),
-    ("transformer_0/models_checkpoint/best.pt", "transformer_0", "train_quantized_transformer.py"),
-    ("transformer_0/models_checkpoint/latest.pt", "transformer_0", "train_quantized_transformer.py"),
-    ("generated/tokens.npz", "generate", "generate_images.py"),
-    ("generated/images/recon_model_Cond.png", "generate", "generate_images.py"),
-]
-
-
 def test_a_step_whose_result_is_gone_runs_again(chain):
     chain.ended()
-    for result, step, script in RESULTS:
-        (chain.out / result).unlink()
+    results = [(step, result) for step in RunFolder(chain.out).chain for result in step.results]
+    assert len(results) == 11
+    for step, result in results:
+        result.unlink()
         output, scripts = chain.ended()
-        assert scripts == [script]
-        assert f"{chain.out / result} is gone: {step} runs again" in output.splitlines()
+        assert scripts == [f"{step.script}.py"]
+        assert f"{result} is gone: {step.name} runs again" in output.splitlines()
     next((chain.out / "feature_maps").rglob("*.npy")).unlink()
     output, scripts = chain.ended()
     assert scripts == ["generate_fmap_dataset.py"]  # the same maps, so what follows from them stays
@@ -404,48 +365,39 @@ def test_a_step_that_leaves_no_result_is_an_error_and_not_done(chain):
     assert chain.ended()[1] == ["train_quantized_transformer.py", *LAST]
 
 
-def change_a_label(dataset):
-    content = json.loads(dataset.read_text())
-    content["_default"]["1"]["labels"] = ["other"]
-    dataset.write_text(json.dumps(content))
-
-
 REMEDY = "change it back, or add --overwrite to make it and all that follows from it anew"
 
 
-@pytest.mark.parametrize("part", ["feature maps", "images", "an image"])
-def test_other_data_make_all_that_follows_from_them_anew_if_they_may(part, chain):
+def test_other_data_make_all_that_follows_from_them_anew_if_they_may(chain):
     chain.ended()
-    first, expected = "autoencoder", ["train_autoencoder.py", "generate_fmap_dataset.py"]
-    if part == "feature maps":
-        change_a_label(chain.out / "feature_maps/dataset.json")
-        first, expected = "codebook_cond", AFTER_MAPS
-    elif part == "images":
-        change_a_label(chain.dataset)
-        expected += AFTER_MAPS
-    else:
-        image = next(chain.dataset.parent.rglob("*.png"))
-        image.write_bytes(image.read_bytes() + b" ")
-        # The stub's feature maps are the same as before, so only what reads the images is made anew.
-        expected += ["train_autoencoder.py"]
-    line = chain.refused()
-    assert line.startswith(f"error: {chain.out}/{first}: was made with another data set (") or "add --verify" in line
-    assert line.endswith(REMEDY) is (part != "an image")
-    assert chain.ended("--overwrite")[1] == expected
-    assert chain.ended()[1] == []
+    for dataset, first, scripts in (
+        (chain.out / "feature_maps/dataset.json", "codebook_cond", AFTER_MAPS),
+        (chain.dataset, "autoencoder", ["train_autoencoder.py", "generate_fmap_dataset.py", *AFTER_MAPS]),
+    ):
+        content = json.loads(dataset.read_text())
+        content["_default"]["1"]["labels"] = ["other"]
+        dataset.write_text(json.dumps(content))
+        line = chain.refused()
+        assert line.startswith(f"error: {chain.out}/{first}: was made with another data set (")
+        assert line.endswith(REMEDY)
+        assert chain.ended("--overwrite")[1] == scripts
+        assert chain.ended()[1] == []
 
 
-def test_data_with_other_times_are_the_same_once_they_have_been_verified(chain):
+def test_data_of_other_times_are_the_same_once_they_are_verified_and_other_files_are_others(chain):
     chain.ended()
     image = next(chain.dataset.parent.rglob("*.png"))
     os.utime(image, (1, 1))
-    assert "the files of its data set have other times or sizes than when" in (line := chain.refused())
-    assert "add --verify" in line
+    line = chain.refused()
+    assert "the files of its data set have other times or sizes than when" in line and "add --verify" in line
     assert chain.ended("--verify")[1] == []
     assert chain.ended()[1] == []
-    content = image.read_bytes()
-    image.write_bytes(content + b" ")
+    image.write_bytes(image.read_bytes() + b" ")
+    assert "add --verify" in chain.refused()
     assert f"{image}: is not the file that was written" in chain.refused("--verify")
+    # The stub's feature maps are the same as before, so only what reads the images is made anew.
+    assert chain.ended("--overwrite")[1] == ["train_autoencoder.py", "generate_fmap_dataset.py", "train_autoencoder.py"]
+    assert chain.ended()[1] == []
 
 
 @pytest.mark.parametrize(
