@@ -42,15 +42,6 @@ def test_what_nohup_has_ignored_stays_ignored():
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
-def test_a_training_takes_any_number_of_hangups_for_one(hangups):
-    with catch_stop() as stop:
-        os.kill(os.getpid(), signal.SIGHUP)
-        os.kill(os.getpid(), signal.SIGHUP)
-    assert (stop[0], hangups) == (signal.SIGHUP, [])
-    os.kill(os.getpid(), signal.SIGHUP)
-    assert hangups == [signal.SIGHUP]
-
-
 def test_a_loading_process_leaves_every_stop_to_its_parent(hangups):
     _ignore_stop(0)
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):

@@ -50,9 +50,10 @@ multiprocessing.set_start_method("spawn")
 """
 
 
-# Runs the chain, its first step as a program of its own and the others in this process, which has torch already.
+# Runs the chain, its first step as a program of its own and the others in this process, which has torch already; before
+# that it sees that the module takes away what it says.
 DRIVER = """
-import sys
+import os, signal, sys
 from importlib import import_module
 from pathlib import Path
 from scripts import train_cascade
@@ -70,6 +71,12 @@ def play(attendant, command, **options):
 
 
 child.Attendant.run = play
+assert not hasattr(os, "fork") and not hasattr(signal, "SIGHUP")
+assert not Path("/proc/self/status").exists()
+try:
+    os.open(".", os.O_RDONLY)
+except PermissionError:
+    print("no folder is opened")
 if __name__ == "__main__":
     child.main(train_cascade.main)
 """
@@ -92,23 +99,7 @@ def test_a_chain_runs_where_much_is_missing_and_with_spawned_processes(faces, tm
         ended = subprocess.run([*map(str, command)], env=environment, cwd=tmp_path, capture_output=True, text=True)
         assert ended.returncode == 0, ended.stdout + ended.stderr
         assert [line for line in ended.stderr.splitlines() if "has no locks" not in line] == []
-        assert expected in ended.stdout.splitlines()
+        assert {expected, "no folder is opened"} <= set(ended.stdout.splitlines())
     run = RunFolder(Path(tmp_path / "run"))
     assert run.missing == {}
     assert not any(run.is_unfinished(step) for step in run.steps)
-
-
-def test_the_module_takes_away_what_it_says(tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(SITE.replace("import torch", "#"))
-    script = """
-import os, pathlib, signal
-assert not hasattr(os, "fork") and not hasattr(signal, "SIGHUP")
-assert not pathlib.Path("/proc/self/status").exists()
-try:
-    os.open(".", os.O_RDONLY)
-except PermissionError:
-    print("ok")
-"""
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    ended = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
-    assert (ended.stdout, ended.stderr) == ("ok\n", "")
