@@ -1,8 +1,10 @@
 """Every file that is wrong gets its one line and exit status 2, and what is there already stays as it is."""
 
+import dataclasses
 import json
 import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -92,34 +94,33 @@ def refused(run, capsys):
     return call
 
 
-# Which kind of file each flag takes, and a file of this run that is of another kind.
-STAGE, BOOK = f"transformer_1/{WEIGHTS}", f"codebook_1/{WEIGHTS}"
-PATHS = {
-    "autoencoder": {"dataset_path": MAPS, "config_path": "generate.json", "model_path": BOOK},
-    "feature_maps": {"dataset_path": MAPS, "model_path": STAGE},
-    "codebook_1": {
-        "dataset_path": "data/dataset.json", "config_path": "generate.json", "decoder_path": BOOK,
-        "codebook_path": DECODER,
-    },
-    "prune": {"dataset_path": "data/dataset.json", "codebook_path": DECODER, "decoder_path": BOOK},
-    "decoder": {"encoder_path": BOOK, "hr_codebook_path": DECODER},
-    "transformer_1": {
-        "dataset_path": "data/dataset.json", "config_path": "generate.json", "decoder_path": BOOK,
-        "lr_codebook_path": STAGE, "hr_codebook_path": DECODER, "model_path": BOOK, "previous_path": BOOK,
-    },
-    "generated": {
-        "decoder_path": STAGE, "config_path": "data/dataset.json", "condition_image": "data/dataset.json",
-    },
-}  # fmt: skip
-EACH_PATH = [(step, flag) for step, flags in PATHS.items() for flag in flags]
+STAGE, BOOK, IMAGES = f"transformer_1/{WEIGHTS}", f"codebook_1/{WEIGHTS}", "data/dataset.json"
+# What a step does not take: a decoder's flags, the weights of another start, an exported model.
+APART = {"autoencoder": {"encoder_path", "hr_codebook_path"}, "decoder": {"model_path"}, "generated": {"model"}}
 
 
-@pytest.mark.parametrize(("step", "flag"), EACH_PATH)
+def paths_of(step):
+    """The flags of a step that name a file which it reads."""
+    options = sys.modules[MAINS[step].__module__].Options
+    names = {field.name for field in dataclasses.fields(options) if "Path" in str(field.type)}
+    return sorted(names - {"out_dir"} - APART.get(step, set()))
+
+
+def other_kind(step, flag):
+    """A file of the run that is of another kind than a flag takes."""
+    if flag == "dataset_path":
+        return MAPS if step in ("autoencoder", "feature_maps", "decoder") else IMAGES
+    if flag == "config_path":
+        return IMAGES if step == "generated" else "generate.json"
+    return IMAGES if "image" in flag else STAGE if "codebook" in flag else BOOK
+
+
+@pytest.mark.parametrize(("step", "flag"), [(step, flag) for step in MAINS for flag in paths_of(step)])
 def test_a_file_that_is_missing_a_folder_garbage_or_of_another_kind_is_named(step, flag, refused, run, tmp_path):
-    garbage, is_image = tmp_path / "garbage.bin", flag == "condition_image"
+    garbage, more = tmp_path / "garbage.bin", {"from_stage": 1} if flag == "init_image" else {}
     garbage.write_bytes(b"PK\x03\x04" + bytes(40) if flag.endswith("path") else b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR")
-    for path in (tmp_path / "missing", tmp_path, garbage, run / PATHS[step][flag]):
-        assert str(path) in refused(step, **{flag: path}, **({"num_images": 2} if is_image else {}))
+    for path in (tmp_path / "missing", tmp_path, garbage, run / other_kind(step, flag)):
+        assert str(path) in refused(step, **{flag: path}, **more)
 
 
 @pytest.mark.parametrize("step", MAINS)

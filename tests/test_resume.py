@@ -165,7 +165,9 @@ def test_a_start_where_a_run_or_a_part_of_one_is_is_refused_and_touches_nothing(
 
 
 @pytest.mark.parametrize("name", TWO)
-def test_overwrite_leaves_what_a_run_in_an_empty_folder_leaves_and_a_persons_own_files(name, train, whole, tmp_path):
+def test_overwrite_leaves_what_a_run_in_an_empty_folder_leaves_and_a_persons_own_files(
+    name, train, whole, tmp_path, monkeypatch
+):
     out, prefix = tmp_path / "run", prefix_of(name)
     train(name, "run", "--max-step", 5, "--checkpoint-step", 1, "--seed", 1)
     weights = (torch.load(folder / f"models_checkpoint/{prefix}_4.pt")["model"] for folder in (out, whole(name)))
@@ -174,7 +176,12 @@ def test_overwrite_leaves_what_a_run_in_an_empty_folder_leaves_and_a_persons_own
     own = {*(f"models_checkpoint/{file}" for file in own), "images/holiday_2024.png", "notes.txt"}
     for file in own:
         (out / file).write_text("mine")
-    train(name, "run", *PLAN, "--overwrite")
+    removed, original = [], type(out).unlink
+    with monkeypatch.context() as patched:
+        patched.setattr(type(out), "unlink", lambda path, **more: removed.append(path.name) or original(path, **more))
+        train(name, "run", *PLAN, "--overwrite")
+    # The latest first, so that a start that is killed then leaves no run that seems whole.
+    assert next(file for file in removed if file.endswith(".pt") and not file.startswith(".")) == "latest.pt"
     assert set(differences(whole(name), out)) == {f"{file} is only in one" for file in own}
     assert {(out / file).read_text() for file in own} == {"mine"}
 
@@ -202,22 +209,6 @@ def test_overwrite_resumes_what_fits_also_data_of_other_times_and_replaces_what_
     assert (after["step"], after["settings"]["--seed"]) == (2, 1)
     assert checkpoints(folder) == {"model_2.pt", "latest.pt", "best.pt", "measured.json"}
     assert "starting anew, as --overwrite says" in (folder / "train.log").read_text()
-
-
-def test_a_start_removes_the_latest_checkpoint_first(begun, train, monkeypatch):
-    """So that a start that is killed then leaves no run that seems whole."""
-    folder, removed = begun("autoencoder"), []
-    original = type(folder).unlink
-
-    def unlink(path, **options):
-        removed.append(path.name)
-        original(path, **options)
-
-    monkeypatch.setattr(type(folder), "unlink", unlink)
-    train("autoencoder", "run", "--max-step", 1, "--overwrite")
-    ours = [name for name in removed if name.endswith(".pt") and not name.startswith(".")]
-    assert ours[:2] == ["latest.pt", "best.pt"]
-    assert sorted(ours[2:]) == ["model_2.pt", "model_4.pt"]
 
 
 @pytest.mark.parametrize("name", ["transformer_1", "codebook_1"])
@@ -263,14 +254,6 @@ def test_lost_checkpoints_cost_no_more_than_the_steps_since_one_that_is_left(
     log = (tmp_path / "run/train.log").read_text()
     assert f"going on from {prefix}_{4 if number == 1 else 2}.pt" in log
     assert ("best.pt: not a readable checkpoint" in log) is (name == "autoencoder" and number > 1 and not is_gone)
-
-
-def test_where_all_checkpoints_are_damaged_the_latest_is_named(begun, command, capsys):
-    folder = begun("autoencoder") / "models_checkpoint"
-    for path in folder.glob("*.pt"):
-        path.write_bytes(path.read_bytes()[:1000])
-    line = expect_error(capsys, MAINS["autoencoder"], command("autoencoder", "run", "--resume"))
-    assert f"{folder / 'latest.pt'}: not a readable checkpoint" in line
 
 
 @pytest.mark.parametrize("name", TWO)
@@ -407,7 +390,13 @@ def test_rows_that_somebody_removes_do_not_keep_weights_from_being_saved(train, 
     assert train("autoencoder", "run", "--max-step", 2)["step"] == 2
 
 
-def test_a_checkpoint_without_a_training_is_named(begun, command, tiny_run, capsys):
-    shutil.copy(tiny_run / "codebook_1" / PRUNED, begun("codebook_1") / WEIGHTS)
-    line = expect_error(capsys, MAINS["codebook_1"], command("codebook_1", "run", *PLAN, "--resume"))
+def test_checkpoints_that_cannot_be_gone_on_from_are_named(begun, command, tiny_run, capsys):
+    folder = begun("codebook_1") / "models_checkpoint"
+    again = command("codebook_1", "run", *PLAN, "--resume")
+    shutil.copy(tiny_run / "codebook_1" / PRUNED, folder / "latest.pt")
+    line = expect_error(capsys, MAINS["codebook_1"], again)
     assert "is no checkpoint of a training, without settings" in line
+    for path in folder.glob("*.pt"):
+        path.write_bytes(path.read_bytes()[:1000])
+    line = expect_error(capsys, MAINS["codebook_1"], again)
+    assert f"{folder / 'latest.pt'}: not a readable checkpoint" in line
