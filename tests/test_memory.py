@@ -103,11 +103,6 @@ def test_the_largest_part_that_fits_divides_the_batch():
     assert {memory: footprint.largest_part(memory) for memory in fits} == fits
 
 
-@pytest.mark.parametrize(("size", "text"), [(15 * 2**20, "15.0 MiB"), (1.55 * 2**30, "1.6 GiB"), (0, "0.0 MiB")])
-def test_bytes_are_written_to_be_read(size, text):
-    assert readable(size) == text
-
-
 def test_a_process_has_used_what_it_holds_and_may_use_more():
     before = peak_memory(CPU)
     held = torch.ones(2**24)  # 64 MiB
@@ -180,13 +175,10 @@ def test_a_training_says_what_it_will_take_after_twenty_steps(name, train, tmp_p
     assert f"disk for checkpoints {readable(2 * plan['checkpoint'])}" in line  # the newest, and best.pt
 
 
-@pytest.mark.parametrize(
-    ("steps", "every", "keep", "number"), [(22, 2, None, 11), (23, 2, None, 12), (22, 2, 3, 4), (4, 2, 3, 2)]
-)
-def test_checkpoints_that_stay_are_counted(steps, every, keep, number):
-    assert kept(steps, every, keep) == number
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00:00"), (61, "0:01:01"), (93784.6, "26:03:05")])
-def test_a_duration_is_written_to_be_read(seconds, text):
-    assert duration(seconds) == text
+def test_checkpoints_that_stay_are_counted_and_bytes_and_durations_written_to_be_read():
+    plans = {(22, 2, None): 11, (23, 2, None): 12, (22, 2, 3): 4, (4, 2, 3): 2}
+    assert {plan: kept(*plan) for plan in plans} == plans
+    texts = {15 * 2**20: "15.0 MiB", 1.55 * 2**30: "1.6 GiB", 0: "0.0 MiB"}
+    assert {size: readable(size) for size in texts} == texts
+    texts = {0.4: "0:00:00", 61: "0:01:01", 93784.6: "26:03:05"}
+    assert {seconds: duration(seconds) for seconds in texts} == texts

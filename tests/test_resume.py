@@ -295,8 +295,8 @@ def test_weights_to_begin_from_are_not_removed(name, command, tiny_run, for_deco
     folder = shutil.copytree(tiny_run / stage, tmp_path / "run")
     start = {"decoder": ("--resume", *for_decoder)}.get(name, (SOURCES.get(name),))
     before = results(folder)
-    flags = (*start, "--encoder-path") if name == "decoder" else start
-    line = expect_error(capsys, MAINS[stage], command(stage, "run", "--overwrite", *flags, folder / WEIGHTS))
+    flags = (*PLAN, "--overwrite", *start, *(("--encoder-path",) if name == "decoder" else ()), folder / WEIGHTS)
+    line = expect_error(capsys, MAINS[stage], command(stage, "run", *flags))
     assert f"{folder / WEIGHTS}: --overwrite would remove it" in line
     assert results(folder) == before
 

@@ -6,19 +6,15 @@ from utils.files import UserError
 from utils.run_folder import RunFolder, StepFolder
 
 
-@pytest.mark.parametrize(
-    ("name", "kind", "level"),
-    [
-        ("codebook_cond", "codebook", "cond"),
-        ("codebook_12", "codebook", "12"),
-        ("transformer_0", "transformer", "0"),
-        ("feature_maps", "feature_maps", ""),
-        ("autoencoder", "autoencoder", ""),
-    ],
-)
-def test_the_name_of_a_folder_says_which_step_it_is(name, kind, level, tmp_path):
-    step = StepFolder(tmp_path / name)
-    assert (step.name, step.kind, step.level) == (name, kind, level)
+def test_the_name_of_a_folder_says_which_step_it_is(tmp_path):
+    names = {
+        "codebook_cond": ("codebook", "cond"),
+        "codebook_12": ("codebook", "12"),
+        "autoencoder": ("autoencoder", ""),
+    }
+    names |= {"transformer_0": ("transformer", "0"), "feature_maps": ("feature_maps", "")}
+    steps = [StepFolder(tmp_path / name) for name in names]
+    assert {step.name: (step.kind, step.level) for step in steps} == names
 
 
 def test_a_whole_run_misses_nothing(tiny_run):

@@ -122,7 +122,7 @@ def test_a_decoder_refuses_images_of_another_size(command, faces, for_decoder, t
     folder = shutil.copytree(faces.parent, tmp_path / "smaller")
     for path in folder.rglob("*.png"):
         Image.open(path).resize((16, 16)).save(path)
-    more = (*for_decoder, "--dataset-path", folder / "dataset.json", "--verify")
+    more = (*for_decoder, "--dataset-path", folder / "dataset.json", "--verify", "--max-step", 1)
     line = expect_error(capsys, MAINS["autoencoder"], command("autoencoder", "run", *more))
     assert str(for_decoder[-1]) in line and "(4, 4, 4)" in line
 
@@ -349,12 +349,12 @@ def test_with_nothing_held_out_the_best_is_the_newest_and_previews_show_training
     assert re.search(r"no image is a validation image.*--val-fraction", log)
 
 
-@pytest.mark.parametrize("name", ["autoencoder", "codebook_1"])
+@pytest.mark.parametrize("name", MAINS)
 def test_what_cannot_be_measured_is_saved_all_the_same(name, command, tmp_path, monkeypatch, capsys):
     def fail(*_):
         raise UserError("map.npy: not a feature map")
 
-    for script in (train_autoencoder, train_codebook):
+    for script in (train_autoencoder, train_codebook, train_quantized_transformer):
         monkeypatch.setattr(script, "mean_over", fail)
     line = expect_error(capsys, MAINS[name], command(name, "run", "--max-step", 2, "--log-step", 9))
     assert line == "error: map.npy: not a feature map"
@@ -502,6 +502,6 @@ def test_an_image_that_is_lost_in_training_is_named(command, faces, tmp_path, ca
     lost = [record["image_fpath"] for record in records if position(record["image_fpath"]) >= BOUNDS.test][1:]
     for name in lost:
         (path.parent / name).write_bytes(b"garbage")
-    more = ("--dataset-path", path, "--num-workers", 1)
+    more = ("--dataset-path", path, "--num-workers", 1, "--max-epoch", 1)
     line = expect_error(capsys, MAINS["autoencoder"], command("autoencoder", "run", *more))
     assert line.startswith(tuple(f"error: {path.parent / name}: not an image" for name in lost))
