@@ -5,6 +5,7 @@ import logging
 import shutil
 import signal
 from contextlib import contextmanager
+from functools import cache
 from importlib import import_module
 
 import pytest
@@ -12,14 +13,19 @@ import torch
 from hypothesis import settings
 
 from scripts import demo_data
-from tests.helpers.runs import FRACTIONS, GRADIENT, MAINS, PRUNED, SMALL, WEIGHTS, latest
+from tests.helpers.runs import COUNT, FRACTIONS, GRADIENT, MAINS, PLAN, PRUNED, SMALL, WEIGHTS, latest
 from tests.helpers.scripts import CODEBOOKS, TINY, run_main
 from utils.runs.chain import steps_of
 from utils.runs.folders import RunFolder
+from utils.training.gradient import GradientTask
 
 torch.set_num_threads(1)  # equal tensors need an equal number of threads, and the tests may share the machine
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "counts_memory: its trainings count the memory of a step, which takes 0.3 s")
 
 
 @contextmanager
@@ -41,8 +47,11 @@ def undisturbed():
 
 
 @pytest.fixture(autouse=True)
-def handlers_of_pytest():
-    with undisturbed():
+def apart(request):
+    """Each test leaves the handlers as they were. Its trainings count no memory unless it is marked so."""
+    with undisturbed(), pytest.MonkeyPatch.context() as patched:
+        if request.node.get_closest_marker("counts_memory") is None:
+            patched.setattr(GradientTask, "footprint", lambda task: None)
         yield
 
 
@@ -77,13 +86,13 @@ def tiny_run(faces, tmp_path_factory):
     return run.path
 
 
-@pytest.fixture
-def command(tiny_run, faces, tmp_path):
-    """A function: the arguments that train a stage into a folder of `tmp_path`. The last of a repeated flag counts."""
+@pytest.fixture(scope="session")
+def arguments(tiny_run, faces):
+    """A function: the arguments that train a stage into a folder. The last of a repeated flag counts."""
 
     def build(name, out, *more):
         argv = ["--device", "cpu", "--batch-size", 12, *FRACTIONS, "--log-step", 1]
-        argv += ["--config-path", TINY / f"{name}.json", "--out-dir", tmp_path / out]
+        argv += ["--config-path", TINY / f"{name}.json", "--out-dir", out]
         if name == "autoencoder":
             argv += ["--dataset-path", faces]
         else:
@@ -101,6 +110,33 @@ def command(tiny_run, faces, tmp_path):
     return build
 
 
+@pytest.fixture(scope="session")
+def whole(arguments, tmp_path_factory):
+    """A function: the folder of a stage that was trained by `PLAN`, once. To be read only: `begun` copies it."""
+
+    @cache
+    def train_once(name):
+        out = tmp_path_factory.mktemp("whole") / name
+        with undisturbed(), pytest.MonkeyPatch.context() as patched:
+            patched.setattr(GradientTask, "footprint", COUNT)
+            run_main(MAINS[name], *arguments(name, out, *PLAN))
+        return out
+
+    return train_once
+
+
+@pytest.fixture
+def begun(whole, tmp_path):
+    """A function: a copy of what training a stage by `PLAN` has left, as the folder `run` of `tmp_path`."""
+    return lambda name: shutil.copytree(whole(name), tmp_path / "run")
+
+
+@pytest.fixture
+def command(arguments, tmp_path):
+    """A function: the arguments that train a stage into a folder of `tmp_path`."""
+    return lambda name, out, *more: arguments(name, tmp_path / out, *more)
+
+
 @pytest.fixture
 def train(command, tmp_path):
     """A function: train a stage and return the content of its latest checkpoint."""
@@ -110,3 +146,10 @@ def train(command, tmp_path):
         return latest(tmp_path / out)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def for_decoder(tiny_run):
+    """The flags that train the decoder of the tiny run alone, on maps quantized by its finest codebook."""
+    codebook = tiny_run / CODEBOOKS[-1] / PRUNED
+    return ("--encoder-path", tiny_run / "autoencoder" / WEIGHTS, "--hr-codebook-path", codebook)

@@ -1,19 +1,25 @@
 """The table of a dry run: what is run for it, and how it follows from few training steps."""
 
+import contextlib
+import io
 import json
 import re
 import shutil
 import tempfile
 from dataclasses import replace
 from datetime import datetime, timedelta
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 
 from scripts import dry_run, train_cascade
 from tests.helpers.reports import change_attempt
 from tests.helpers.scripts import TINY, run_main
+from tests.test_train_cascade import recipe_of
 from utils.core.files import UserError
 from utils.runs.chain import Recipe, Step, folders_in
+from utils.runtime.child import Attendant
 from utils.runtime.progress import duration
 
 STEPS = ["autoencoder", "feature_maps", "codebook_cond", "prune_codebook_cond", "codebook_0", "prune_codebook_0"]
@@ -88,11 +94,11 @@ def test_the_table_grows_with_training_steps_checkpoints_and_images(faces, tiny_
     dry_run.estimate(RECIPE, faces, None)
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     lines = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
-    found = {name: (steps, time, disk, half) for name, steps, time, disk, _, half in lines[1:-1]}
-    assert found.keys() >= ROWS.keys()
+    shown = {name: (steps, time, disk, half) for name, steps, time, disk, _, half in lines[1:-1]}
+    assert shown.keys() >= ROWS.keys()
     for name, (steps, seconds, disk, half) in ROWS.items():
-        assert found[name][:2] + found[name][3:] == (steps, duration(seconds), half)
-        assert found[name][2].endswith(disk)
+        assert shown[name][:2] + shown[name][3:] == (steps, duration(seconds), half)
+        assert shown[name][2].endswith(disk)
     assert {memory for *_, memory, _ in lines[1:]} == {"4.0 GiB"}
 
 
@@ -130,15 +136,21 @@ def test_images_of_another_size_are_refused_before_anything_runs(faces, monkeypa
         dry_run.estimate(replace(RECIPE, image_size=64), faces, None)
 
 
-def test_a_recipe_of_one_stage_is_tried_as_a_whole(faces, tmp_path, capfd):
-    folder = shutil.copytree(TINY, tmp_path / "mine")
-    for name in ("codebook_1", "codebook_2", "transformer_1", "transformer_2"):
-        (folder / f"{name}.json").unlink()
-    (folder / "generate.json").write_text(json.dumps({"0": json.loads((TINY / "generate.json").read_text())["0"]}))
+def play(attendant, command, **_):
+    """Run a script in this process, which has torch already."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        run_main(import_module(Path(command[1]).stem).main, *command[2:])
+    return 0
+
+
+@pytest.mark.counts_memory
+def test_a_recipe_of_one_stage_is_tried_as_a_whole(faces, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Attendant, "run", play)
+    folder = recipe_of(1, tmp_path / "mine")
     sections = {name: options for name, options in RECIPE.settings.items() if name not in RECIPE.stages[1:]}
     (folder / "recipe.json").write_text(json.dumps({"image_size": 32, **sections}))
-    run_main(train_cascade.main, "--dry-run", folder, faces, "--device", "cpu")
-    output = capfd.readouterr().out.splitlines()
+    run_main(train_cascade.main, "--dry-run", f"{folder}/", faces, "--device", "cpu")
+    output = capsys.readouterr().out.splitlines()
     assert [line for line in output if line.startswith("== ")] == [f"== {name}" for name in STEPS]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in output if line.startswith("| ")][1:]
     folders = [name.removeprefix("prune_") for name in STEPS[:-1]]

@@ -6,19 +6,20 @@ import json
 
 import pytest
 import torch
-import utils.training.loop.loop.loop.loop.gradient
+import utils.training.loop.loop.loop.loop.loop.gradient
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 from tests.helpers import stages
-from tests.helpers.runs import MAINS
+from tests.helpers.deaths import results
+from tests.helpers.runs import COUNT, MAINS, PLAN
 from tests.helpers.scripts import expect_error, run_main
 from utils.core.files import UserError
 from utils.runtime.device import peak_memory, usable_memory
 from utils.runtime.footprint import Footprint, PeakMemory, count_flops, count_footprint, count_step, readable
 from utils.runtime.progress import duration
-from utils.training.gradient import GradientLearner
+from utils.training.gradient import GradientLearner, GradientTask
 from utils.training.loop import kept
 
 CPU = torch.device("cpu")
@@ -102,11 +103,6 @@ def test_the_largest_part_that_fits_divides_the_batch():
     assert {memory: footprint.largest_part(memory) for memory in fits} == fits
 
 
-@pytest.mark.parametrize(("size", "text"), [(15 * 2**20, "15.0 MiB"), (1.55 * 2**30, "1.6 GiB"), (0, "0.0 MiB")])
-def test_bytes_are_written_to_be_read(size, text):
-    assert readable(size) == text
-
-
 def test_a_process_has_used_what_it_holds_and_may_use_more():
     before = peak_memory(CPU)
     held = torch.ones(2**24)  # 64 MiB
@@ -114,24 +110,35 @@ def test_a_process_has_used_what_it_holds_and_may_use_more():
     assert usable_memory(CPU) > held.nbytes
 
 
-@pytest.mark.parametrize("name", ["autoencoder", "transformer_0", "transformer_1"])
-def test_a_batch_that_does_not_fit_is_refused_before_anything_changes(name, command, monkeypatch, capsys, tmp_path):
-    run_main(MAINS[name], *command(name, "out", "--max-step", 3))
-    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    asked, needs = ["--max-step", 3, "--overwrite"], {}
-    for size in (1, 6, 12):
-        run_main(MAINS[name], *command(name, f"of {size}", *asked, "--max-step", 20, "--batch-size", size))
-        needs[size] = json.loads((tmp_path / f"of {size}/run.json").read_text())["attempts"][-1]["plan"]["memory"]
-    assert needs[1] < needs[6] < needs[12]
+@pytest.mark.counts_memory
+@pytest.mark.parametrize("name", ["autoencoder", "transformer_1"])
+def test_a_batch_that_does_not_fit_is_refused_before_anything_changes(name, begun, command, monkeypatch, capsys):
+    folder, main, needs = begun(name), MAINS[name], {}
+    before = results(folder)
+
+    def refused(size):
+        asked = command(name, "run", *PLAN, "--overwrite", "--batch-size", size)
+        line = expect_error(capsys, main, asked)
+        assert results(folder) == before
+        return line
+
+    def count(task):
+        needs[task.options.batch_size] = COUNT(task).of(task.options.batch_size)
+        raise UserError("enough")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(GradientTask, "footprint", count)
+        for size in (6, 12):
+            refused(size)
+    assert needs[6] < needs[12]
     usable = (needs[6] + needs[12]) / 2 / utils.training.gradient.HEADROOM
     monkeypatch.setattr(utils.training.gradient, "usable_memory", lambda device: usable)
-    line = expect_error(capsys, MAINS[name], command(name, "out", *asked))
+    line = refused(12)
     assert f"{name}.json: batches of 12 need " in line
     assert "in a new training --batch-size 6 --grad-accum-step 2 has the same gradients" in line
-    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
-    run_main(MAINS[name], *command(name, "out", *asked, "--batch-size", 6, "--grad-accum-step", 2))
-    monkeypatch.setattr(utils.training.gradient, "usable_memory", lambda device: needs[1] / 2)
-    assert "one image needs " in expect_error(capsys, MAINS[name], command(name, "other", *asked))
+    run_main(main, *command(name, "other", "--max-step", 1, "--batch-size", 6, "--grad-accum-step", 2))
+    monkeypatch.setattr(utils.training.gradient, "usable_memory", lambda device: 1)
+    assert "one image needs " in refused(12)
 
 
 def test_a_compiled_model_is_not_refused(monkeypatch):
@@ -150,9 +157,10 @@ def test_a_compiled_model_is_not_refused(monkeypatch):
                 learner.footprint(torch.zeros(4, 5))
 
 
-@pytest.mark.parametrize("name", ["autoencoder", "codebook_1", "transformer_1"])
+@pytest.mark.counts_memory
+@pytest.mark.parametrize("name", ["autoencoder", "codebook_1"])
 def test_a_training_says_what_it_will_take_after_twenty_steps(name, train, tmp_path):
-    train(name, "out", "--max-step", 22, "--checkpoint-step", 2, "--keep-checkpoint", 3)
+    train(name, "out", "--max-step", 22, "--checkpoint-step", 11, "--keep-checkpoint", 1)
     attempt = json.loads((tmp_path / "out/run.json").read_text())["attempts"][-1]
     plan, folder = attempt["plan"], tmp_path / "out/models_checkpoint"
     saved = (folder / "latest.pt").stat().st_size
@@ -164,16 +172,13 @@ def test_a_training_says_what_it_will_take_after_twenty_steps(name, train, tmp_p
     assert plan["batch"] == (None if name == "codebook_1" else 12)
     line = next(line for line in (tmp_path / "out/train.log").read_text().splitlines() if " plan: " in line)
     assert " plan: 2 more training steps in 0:0" in line
-    assert f"disk for checkpoints {readable(4 * plan['checkpoint'])}" in line  # three, and best.pt
+    assert f"disk for checkpoints {readable(2 * plan['checkpoint'])}" in line  # the newest, and best.pt
 
 
-@pytest.mark.parametrize(
-    ("steps", "every", "keep", "number"), [(22, 2, None, 11), (23, 2, None, 12), (22, 2, 3, 4), (4, 2, 3, 2)]
-)
-def test_checkpoints_that_stay_are_counted(steps, every, keep, number):
-    assert kept(steps, every, keep) == number
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00:00"), (61, "0:01:01"), (93784.6, "26:03:05")])
-def test_a_duration_is_written_to_be_read(seconds, text):
-    assert duration(seconds) == text
+def test_checkpoints_that_stay_are_counted_and_bytes_and_durations_written_to_be_read():
+    plans = {(22, 2, None): 11, (23, 2, None): 12, (22, 2, 3): 4, (4, 2, 3): 2}
+    assert {plan: kept(*plan) for plan in plans} == plans
+    texts = {15 * 2**20: "15.0 MiB", 1.55 * 2**30: "1.6 GiB", 0: "0.0 MiB"}
+    assert {size: readable(size) for size in texts} == texts
+    texts = {0.4: "0:00:00", 61: "0:01:01", 93784.6: "26:03:05"}
+    assert {seconds: duration(seconds) for seconds in texts} == texts

@@ -1,6 +1,10 @@
 """One definition makes the flags, their help, the checks of a config and the reference."""
 
+import dataclasses
+import re
+import typing
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -10,6 +14,7 @@ from utils.core.options import (
     check_ranges,
     default_of,
     fixed_options,
+    flag_of,
     groups_of,
     make_parser,
     option,
@@ -44,8 +49,8 @@ def parse(*argv):
 
 def test_words_become_typed_values_and_what_is_left_out_its_default():
     assert parse() == Everything(path=Path("x"), folder=Path("y"))
-    found = parse("--number", "7", "--share", "0.25", "--is-quick", "--many", "1", "2")
-    assert (found.number, found.share, found.is_quick, found.many) == (7, 0.25, True, (1, 2))
+    given = parse("--number", "7", "--share", "0.25", "--is-quick", "--many", "1", "2")
+    assert (given.number, given.share, given.is_quick, given.many) == (7, 0.25, True, (1, 2))
     assert parse("--word").word == "b"
     assert parse("--word", "a").word == "a"
 
@@ -67,6 +72,38 @@ def test_a_wrong_word_is_named_with_its_flag(argv, expected, capsys):
         parse(*argv)
     assert stopped.value.code == 2
     assert expected in capsys.readouterr().err
+
+
+def wrong_values(field, hint):
+    """Words that a flag must refuse, by its type, its range and its choices."""
+    spec, kind = field.metadata["option"], next((kind for kind in ("int", "float") if kind in str(hint)), "")
+    if spec.choices is not None:
+        return ["no-such-choice"]
+    if spec.convert is not None or not kind:
+        return []
+    limits = [limit + step for limit, step in ((spec.low, -1), (spec.high, 1)) if limit is not None]
+    limits += [limit for limit in (spec.above, spec.below) if limit is not None]
+    wrong = {"int": ["1.5"], "float": ["nan", "inf"] if limits else []}[kind]
+    return ["x", *wrong, *(f"{limit:g}" for limit in limits)]
+
+
+@pytest.mark.parametrize("script", [*reference.SCRIPTS, "scripts.soak"])
+def test_every_flag_refuses_what_is_out_of_its_range_by_its_name(script, tmp_path, monkeypatch, capsys):
+    """Before the script does anything."""
+    monkeypatch.chdir(tmp_path)
+    module, numbers = import_module(script), []
+    hints = typing.get_type_hints(module.Options)
+    for field in dataclasses.fields(module.Options):
+        wrong, flag = wrong_values(field, hints[field.name]), flag_of(field)
+        is_positional, numbers = field.metadata["option"].positional, [*numbers, len(wrong)]
+        for value in wrong:
+            with pytest.raises(SystemExit) as stopped:
+                module.main([value] if is_positional else [f"{flag}={value}"])
+            line = capsys.readouterr().err.splitlines()[-1]
+            named = re.search(rf"error: argument ([-\w]+/)?{flag}: .*{re.escape(value)}", line)
+            assert (stopped.value.code, bool(named)) == (2, True), f"{flag} {value}: {line}"
+    assert sum(numbers) >= {"train_autoencoder": 45, "generate_images": 25}.get(script, 0)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_help_has_every_flag_its_meaning_and_its_default():

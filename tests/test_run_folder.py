@@ -7,19 +7,15 @@ from utils.runs.chain import folders_in, is_unfinished, missing_in
 from utils.runs.folders import OutputFolder, RunFolder
 
 
-@pytest.mark.parametrize(
-    ("name", "kind", "level"),
-    [
-        ("codebook_cond", "codebook", "cond"),
-        ("codebook_12", "codebook", "12"),
-        ("transformer_0", "transformer", "0"),
-        ("feature_maps", "feature_maps", ""),
-        ("autoencoder", "autoencoder", ""),
-    ],
-)
-def test_the_name_of_a_folder_says_which_step_it_is(name, kind, level, tmp_path):
-    step = OutputFolder(tmp_path / name)
-    assert (step.name, step.kind, step.level) == (name, kind, level)
+def test_the_name_of_a_folder_says_which_step_it_is(tmp_path):
+    names = {
+        "codebook_cond": ("codebook", "cond"),
+        "codebook_12": ("codebook", "12"),
+        "autoencoder": ("autoencoder", ""),
+    }
+    names |= {"transformer_0": ("transformer", "0"), "feature_maps": ("feature_maps", "")}
+    steps = [OutputFolder(tmp_path / name) for name in names]
+    assert {step.name: (step.kind, step.level) for step in steps} == names
 
 
 def test_a_whole_run_misses_nothing(tiny_run):
@@ -55,6 +51,17 @@ def test_the_newest_picture_is_of_pruning_or_else_of_the_highest_step(tmp_path):
     step.picture("atlas", "pruned").touch()
     assert step.newest_picture("atlas") == step.picture("atlas", "pruned")
     assert step.newest_picture("atlas", pruned=False) == step.picture("atlas", 20)
+
+
+def test_checkpoints_are_resumed_from_the_highest_step_and_a_persons_copies_are_not(tmp_path):
+    step = OutputFolder(tmp_path)
+    step.checkpoints.mkdir()
+    ours = ["latest.pt", "model_10.pt", "model_9.pt"]
+    for name in (*ours, "model_11.pt.bak", "model_.pt", "my_model_12.pt", "codebook_13.pt", "best.pt"):
+        (step.checkpoints / name).touch()
+    assert [path.name for path in step.resumable_checkpoints("model")] == ours
+    step.latest.unlink()
+    assert [path.name for path in step.resumable_checkpoints("model")] == ours[1:]
 
 
 def test_a_folder_that_is_not_there_is_refused(tiny_run, tmp_path):

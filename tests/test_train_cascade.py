@@ -1,6 +1,6 @@
 """The chain of steps: stages of a recipe, what is skipped and what runs again, and how a signal ends it.
 
-A stub stands for the Python of the steps: it notes each command, and leaves the results of that step.
+A stub stands for the Python of the steps (`tests/helpers/stub.py`).
 """
 
 import contextlib
@@ -20,72 +20,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from scripts import dry_run, train_cascade
+from scripts import train_cascade
+from tests.helpers import stub
 from tests.helpers.scripts import TINY
-from utils.runs.chain import ROOT
+from utils.runs.chain import ROOT, steps_in
+from utils.runs.folders import RunFolder
 from utils.runtime import child
 
-STUB = (
-    f"#!{sys.executable} -ISs"
-    + r"""
-import os, shutil, signal, sys, time
-from pathlib import Path
-
-words = sys.argv[1:]
-launcher = []
-if words[:2] == ["-m", "torch.distributed.run"]:
-    first = next(number for number, word in enumerate(words) if word.endswith(".py"))
-    launcher, words = [*words[2:first], os.environ["OMP_NUM_THREADS"], "threads:"], words[first:]
-if words[0] == "-c":
-    sys.exit()
-
-is_module = words[0] == "-m"
-script = words[1] if is_module else Path(words[0]).name
-if script == "pip":
-    sys.exit()
-if "--out-dir" in words:
-    out = Path(words[words.index("--out-dir") + 1])
-else:
-    out = Path(words[4] if script == "scripts.train_cascade" else words[2])
-name = script if is_module else f"prune_{out.name}" if script == "prune_codebook.py" else out.name
-with open(os.environ["CALLS"], "a") as file:
-    print(*launcher, script, *words[1 + is_module :], file=file)
-
-results = {
-    "generate_fmap_dataset.py": [],
-    "prune_codebook.py": ["models_checkpoint/pruned_codebook.pt"],
-    "train_quantized_transformer.py": ["models_checkpoint/best.pt", "models_checkpoint/latest.pt"],
-    "generate_images.py": ["tokens.npz", "images/recon_model_Cond.png"],
-    "scripts.demo_data": ["dataset.json"],
-    "scripts.train_cascade": [".done/generate"],
-    "scripts.evaluate": ["evaluation/evaluation.json"],
-    "scripts.report": ["report.html"],
-}.get(script, ["models_checkpoint/latest.pt"])
-for result in results if name != os.environ.get("FORGETFUL") else []:
-    (out / result).parent.mkdir(parents=True, exist_ok=True)
-    (out / result).write_text("")
-if script == "generate_fmap_dataset.py":
-    shutil.copytree(os.environ["MAPS"], out, dirs_exist_ok=True, copy_function=shutil.copy)  # with new times
-
-if name == os.environ.get("SLOW"):
-    received = []
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, lambda number, _: received.append(number))
-    print("terminal:", sys.stderr.isatty(), file=sys.stderr)
-    Path(os.environ["STARTED"]).write_text(f"{os.getpid()}\n")
-    until = time.monotonic() + 60  # where a test fails, this process ends too
-    is_ending = False
-    while time.monotonic() < until:
-        time.sleep(0.01)
-        if not is_ending and (received or Path(os.environ["STARTED"] + ".end").exists()):
-            is_ending, until = True, time.monotonic() + 0.3  # time for a second signal
-    Path(os.environ["STARTED"]).write_text(" ".join(map(str, received)))
-    status = 7 if received else 0
-    sys.exit(min(status, 1) if launcher else status)
-"""
-)
-
+STUB = f"#!{sys.executable} -ISs\n{Path(stub.__file__).read_text()}"
 
 # Starts the chain as `python -m scripts.train_cascade` does, with the stub as the Python of its steps.
 DRIVER = f"""
@@ -95,6 +37,15 @@ from scripts import train_cascade
 from utils.runtime import child
 sys.executable = os.environ["STUB"]
 child.main(train_cascade.main)
+"""
+# Starts two steps, one after the other, as the chain does.
+TWO_STEPS = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+from utils.runtime import child
+with child.attending() as attendant:
+    for name in ("codebook_cond", "codebook_0"):
+        attendant.check([os.environ["STUB"], "train_codebook.py", "--out-dir", name])
 """
 
 
@@ -117,11 +68,15 @@ class Chain:
             self.command = [sys.executable, "-c", DRIVER, *self.arguments]
 
     def run(self, *arguments, **environment):
-        """Run the chain to its end in this process; return status, output, errors and the commands of the stub."""
+        """Run the chain and the stub in this process; return status, output, errors and the commands of the stub."""
+
+        def play(attendant, command, env, **_):
+            return stub.main([str(word) for word in command[1:]], env)
+
         self.calls.unlink(missing_ok=True)
         output, errors = io.StringIO(), io.StringIO()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "executable", str(self.stub))
+            patch.setattr(child.Attendant, "run", play)
             patch.delenv("OMP_NUM_THREADS", raising=False)
             for key, value in (self.environment | environment).items():
                 patch.setenv(key, value)
@@ -197,12 +152,10 @@ def recipe_of(number, folder):
             shutil.copy(TINY / f"{kind}_{min(level, 2)}.json", folder / f"{kind}_{level}.json")
         content[f"transformer_{level}"] = {"max_step": 7 + level}
     books = [f"codebook_{level}/models_checkpoint/pruned_codebook.pt" for level in ("cond", *range(number))]
-    stages = {str(level): stages[str(min(level, 2))] for level in range(number)}
+    stages = {str(level): dict(stages[str(min(level, 2))]) for level in range(number)}
     for level in range(number):
         names = {"lr_codebook_path": books[level], "hr_codebook_path": books[level + 1]}
-        stages[str(level)] = (
-            stages[str(level)] | names | {"model_path": f"transformer_{level}/models_checkpoint/best.pt"}
-        )
+        stages[str(level)] |= names | {"model_path": f"transformer_{level}/models_checkpoint/best.pt"}
     (folder / "recipe.json").write_text(json.dumps(content))
     (folder / "generate.json").write_text(json.dumps(stages))
     return folder
@@ -233,7 +186,7 @@ def flag(command, name):
     return words[words.index(name) + 1]
 
 
-@pytest.mark.parametrize("number", [1, 2, 4])
+@pytest.mark.parametrize("number", [1, 4])
 def test_a_recipe_of_any_number_of_stages_is_chained(number, make, tmp_path):
     chain = make(number)
     status, _, errors, commands = chain.run()
@@ -253,76 +206,63 @@ def test_a_recipe_of_any_number_of_stages_is_chained(number, make, tmp_path):
     assert len(json.loads((out / "generate.json").read_text())) == number
 
 
-def broken(chain):
-    (chain.recipe / "transformer_0.json").write_text('{"model_lr": 0.1 "in_dim": 32}')
-
-
-def without_a_file(chain):
-    (chain.recipe / "transformer_0.json").unlink()
-
-
-def with_an_old_recipe(chain):
-    (chain.recipe / "recipe.json").rename(chain.recipe / "recipe.sh")
-
-
-MISTAKES = [
-    (broken, "/transformer_0.json: not valid JSON"),
-    (without_a_file, "/transformer_0.json: no such file"),
-    (with_an_old_recipe, "/recipe.sh: a recipe is JSON now; write its settings to "),
-    (lambda chain: chain.edit("recipe", transformer_0=None), "/recipe.json: missing key 'transformer_0'; add it"),
-    (lambda chain: chain.edit("recipe", transformer_1={}), "/codebook_1.json: no such file"),
-    (lambda chain: chain.edit("recipe", image_size=None), "/recipe.json: missing key 'image_size'"),
-    (lambda chain: chain.edit("recipe", pruning={}), "/recipe.json: unknown key 'pruning'; did you mean 'prune'?"),
+BOOK = "codebook_0/models_checkpoint/latest.pt"
+MISTAKES = [  # a file, its changes, and the line
+    ("recipe", {"transformer_0": None}, "recipe.json: missing key 'transformer_0'; add it"),
+    ("recipe", {"transformer_1": {}}, "codebook_1.json: no such file"),
+    ("recipe", {"image_size": None}, "recipe.json: missing key 'image_size'"),
+    ("recipe", {"pruning": {}}, "recipe.json: unknown key 'pruning'; did you mean 'prune'?"),
+    ("recipe", {"prune__prune_treshold": 1}, "recipe.json: 'prune': unknown key 'prune_treshold'; did you mean"),
+    ("recipe", {"prune__out_dir": "x"}, "recipe.json: 'prune': unknown key 'out_dir'"),
     (
-        lambda chain: chain.edit("recipe", prune__prune_treshold=1),
-        "/recipe.json: 'prune': unknown key 'prune_treshold'; did you mean 'prune_threshold'?",
+        "recipe",
+        {"codebook__max_epoch": "x"},
+        "recipe.json: 'codebook': argument --max-epoch: 'x' is not a whole number",
     ),
-    (lambda chain: chain.edit("recipe", prune__out_dir="x"), "/recipe.json: 'prune': unknown key 'out_dir'"),
-    (
-        lambda chain: chain.edit("recipe", codebook__max_epoch="x"),
-        "/recipe.json: 'codebook': argument --max-epoch: 'x' is not a whole number",
-    ),
-    (lambda chain: chain.edit("recipe", prune__keep=3), "/recipe.json: 'prune': argument --keep: not allowed with"),
-    (lambda chain: chain.edit("recipe", decoder__model_path="x"), "/recipe.json: 'decoder': --resume goes on with"),
-    (lambda chain: chain.edit("recipe", image_size=31), "/recipe.json: 'image_size' is 31, expected a multiple of 4"),
-    (lambda chain: chain.edit("recipe", image_size=64), "/codebook_cond.json: 'image_H' is 8, expected 16"),
-    (lambda chain: chain.edit("autoencoder", latent_channel=3), "/codebook_cond.json: 'image_C' is 4, expected 3"),
-    (lambda chain: chain.edit("codebook_0", image_W=16), "/codebook_0.json: 'image_W' is 16, expected 8"),
-    (lambda chain: chain.edit("codebook_cond", patch_W=4), "/codebook_cond.json: 'patch_H' and 'patch_W' are 8 and 4"),
-    (lambda chain: chain.edit("transformer_0", in_dm=8), "/transformer_0.json: unknown key 'in_dm'"),
-    (lambda chain: chain.edit("generate", **{"0__top": 1}), "/generate.json: stage 0: unknown key 'top'"),
-    (lambda chain: chain.edit("generate", **{"1": {}}), "/generate.json: stage 1: missing key 'model_path'"),
-    (
-        lambda chain: chain.edit("generate", **{"0__lr_codebook_path": "codebook_0/models_checkpoint/latest.pt"}),
-        "/generate.json: stage 0: 'lr_codebook_path' is 'codebook_0/models_checkpoint/latest.pt', expected 'codebook_c",
-    ),
+    ("recipe", {"prune__keep": 3}, "recipe.json: 'prune': argument --keep: not allowed with"),
+    ("recipe", {"decoder__model_path": "x"}, "recipe.json: 'decoder': --resume goes on with"),
+    ("recipe", {"image_size": 31}, "recipe.json: 'image_size' is 31, expected a multiple of 4"),
+    ("recipe", {"image_size": 64}, "codebook_cond.json: 'image_H' is 8, expected 16"),
+    ("autoencoder", {"latent_channel": 3}, "codebook_cond.json: 'image_C' is 4, expected 3"),
+    ("codebook_0", {"image_W": 16}, "codebook_0.json: 'image_W' is 16, expected 8"),
+    ("codebook_cond", {"patch_W": 4}, "codebook_cond.json: 'patch_H' and 'patch_W' are 8 and 4"),
+    ("transformer_0", {"in_dm": 8}, "transformer_0.json: unknown key 'in_dm'"),
+    ("generate", {"0__top": 1}, "generate.json: stage 0: unknown key 'top'"),
+    ("generate", {"1": {}}, "generate.json: stage 1: missing key 'model_path'"),
+    ("generate", {"0__lr_codebook_path": BOOK}, f"generate.json: stage 0: 'lr_codebook_path' is '{BOOK}', expected"),
 ]
 
 
-@pytest.mark.parametrize(("mistake", "said"), MISTAKES)
-def test_a_mistake_in_a_recipe_is_named_in_one_line_before_anything_is_written(mistake, said, chain):
-    mistake(chain)
-    assert chain.refused().startswith(f"error: {chain.recipe}{said}")
+@pytest.mark.parametrize(("name", "changes", "named"), MISTAKES)
+def test_a_mistake_in_a_recipe_is_named_in_one_line_before_anything_is_written(name, changes, named, chain):
+    chain.edit(name, **changes)
+    assert chain.refused().startswith(f"error: {chain.recipe}/{named}")
     assert not chain.out.exists()
 
 
-def test_the_labels_of_a_later_stage_and_a_stage_of_the_generation_without_a_step_are_refused(make):
+def test_a_broken_file_a_missing_one_and_an_old_recipe_are_named(chain):
+    path = chain.recipe / "transformer_0.json"
+    path.write_text('{"model_lr": 0.1 "in_dim": 32}')
+    assert chain.refused().startswith(f"error: {path}: not valid JSON")
+    path.unlink()
+    assert chain.refused().startswith(f"error: {path}: no such file")
+    (chain.recipe / "recipe.json").rename(chain.recipe / "recipe.sh")
+    assert f"{chain.recipe}/recipe.sh: a recipe is JSON now; write its settings to " in chain.refused()
+
+
+def test_labels_are_for_the_base_stage_and_a_stage_of_the_generation_needs_a_step(make):
     chain = make(2)
     chain.edit("transformer_1", use_labels=True)
     assert chain.refused().startswith(f"error: {chain.recipe}/transformer_1.json: 'use_labels' is for the base stage")
     chain.edit("transformer_1", use_labels=False)
+    chain.edit("transformer_0", use_labels=True)
+    chain.ended()
     stages = json.loads((chain.recipe / "generate.json").read_text())
     chain.edit("generate", **{"2": stages["1"]})
     assert "/generate.json: stage 2 has no transformer_2.json in the recipe" in chain.refused()
 
 
-def test_a_base_stage_that_is_given_labels_also_learns_from_images_without_any(chain):
-    chain.edit("transformer_0", use_labels=True)
-    chain.ended()
-
-
-def test_images_of_another_size_than_the_recipe_s_are_refused(make, tmp_path, write_json):
-    chain = make()
+def test_images_of_another_size_and_names_of_nothing_are_refused(chain, tmp_path):
     for path in chain.dataset.parent.rglob("*.png"):
         Image.new("RGB", (16, 16)).save(path)
     line = chain.refused()
@@ -330,25 +270,11 @@ def test_images_of_another_size_than_the_recipe_s_are_refused(make, tmp_path, wr
     assert f"'image_size' in {chain.recipe}/recipe.json is 32; make the images with --image-size 32" in line
     chain.arguments[1] = str(tmp_path / "none.json")
     assert "none.json: no such data set" in chain.refused()
+    chain.arguments[0] = "no-such"
+    assert "no-such/recipe.json: no such recipe; configs/ holds: demo-64 gpu-128" in chain.refused()
+    chain.arguments[0] = "full-128"
+    assert "full-128: is called reference-128 now; for a new training use gpu-128" in chain.refused()
     assert not chain.out.exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("no-such", "no-such/recipe.json: no such recipe; configs/ holds: demo-64 gpu-128"),
-        ("full-128", "full-128: is called reference-128 now; for a new training use gpu-128"),
-    ],
-)
-def test_a_name_that_is_no_recipe_is_refused(name, said, chain):
-    chain.arguments[0] = name
-    assert said in chain.refused()
-
-
-def test_help_is_shown(chain):
-    found = subprocess.run([*chain.command[:3], "--help"], env=chain.environment, capture_output=True, text=True)
-    assert found.returncode == 0
-    assert {"--overwrite", "--verify"} <= set(found.stdout.split())
 
 
 @pytest.mark.parametrize("name", ["train_cascade", "demo", "test"])
@@ -356,12 +282,12 @@ def test_the_shell_scripts_run_the_python_scripts_of_their_names_with_the_python
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\nif [ "$1" != -c ]; then echo "$@"; fi\n')
     python.chmod(0o755)
-    found = subprocess.run(
+    ended = subprocess.run(
         ["bash", ROOT / f"scripts/{name}.sh", "a b", "--c"],
         env=os.environ | {"PYTHON": str(python)}, cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
-    assert (found.returncode, found.stderr) == (0, "")
-    assert found.stdout == f"{ROOT}/scripts/{name}.py a b --c\n"
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout == f"{ROOT}/scripts/{name}.py a b --c\n"
 
 
 def test_a_python_that_is_too_old_is_passed_over(tmp_path):
@@ -373,74 +299,40 @@ def test_a_python_that_is_too_old_is_passed_over(tmp_path):
     for tool in ("dirname", "basename"):
         (tmp_path / tool).symlink_to(shutil.which(tool))
     command = [shutil.which("bash"), tmp_path / "scripts/demo.sh"]
-    found = subprocess.run(command, env={"PATH": str(tmp_path)}, capture_output=True, text=True)
-    assert (found.returncode, found.stdout) == (2, "")
-    assert found.stderr.startswith("error: no Python 3.11 or newer was found; install one")
+    ended = subprocess.run(command, env={"PATH": str(tmp_path)}, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("error: no Python 3.11 or newer was found; install one")
 
 
-def test_a_dry_run_is_left_to_its_script(chain, monkeypatch):
-    asked = []
-    monkeypatch.setattr(dry_run, "estimate", lambda recipe, *rest: asked.append((recipe.folder, *rest)))
-    chain.arguments.pop()
-    assert chain.run("--dry-run", "--device", "cpu")[0] == 0
-    assert asked == [(chain.recipe, chain.dataset, "cpu")]
-    assert not chain.out.exists()
-
-
-def test_flags_reach_every_step_and_change_no_key(chain):
-    flags = ["--overwrite", "--verify"]
-    status, _, errors, commands = chain.run(*flags)
-    assert status == 0, errors
-    assert all(command.split()[-2:] == flags for command in commands)
-    assert chain.ended()[1] == []
+SEVERAL = "--nproc-per-node 4 --nnodes 3 --rdzv-backend c10d --rdzv-endpoint first:29400 --rdzv-id"
 
 
 @pytest.mark.parametrize(
     ("flags", "launcher"),
     [
+        ([], []),
         (["--nproc", "2"], ["--nproc-per-node", "2", "--standalone"]),
-        (
-            ["--nproc", "4", "--nnodes", "3", "--rdzv-endpoint", "first:29400"],
-            [
-                "--nproc-per-node",
-                "4",
-                "--nnodes",
-                "3",
-                "--rdzv-backend",
-                "c10d",
-                "--rdzv-endpoint",
-                "first:29400",
-                "--rdzv-id",
-            ],
-        ),
+        (["--nproc", "4", "--nnodes", "3", "--rdzv-endpoint", "first:29400"], SEVERAL.split()),
     ],
 )
-def test_every_step_runs_in_several_processes_and_nothing_runs_again_with_another_number(flags, launcher, chain):
-    status, _, errors, commands = chain.run(*flags, "--device", "cpu")
+def test_every_step_has_the_flags_and_nothing_runs_again_with_another_number_of_processes(flags, launcher, chain):
+    common = ["--device", "cpu", "--overwrite", "--verify"]
+    status, _, errors, commands = chain.run(*flags, *common)
     assert status == 0, errors
-    threads = max(1, os.cpu_count() // int(flags[1]))
-    for command in commands:
-        words = command.split()
+    for words in map(str.split, commands):
         assert words[: len(launcher)] == launcher
-        assert words[words.index("threads:") - 1] == str(threads)
-        assert words[-2:] == ["--device", "cpu"]
-    assert [command.split("threads: ")[1].split()[0] for command in commands][-1] == "generate_images.py"
+        if launcher:
+            assert words[words.index("threads:") - 1] == str(max(1, os.cpu_count() // int(flags[1])))
+        assert words[-4:] == common
+    assert "generate_images.py" in commands[-1]
     assert chain.ended()[1] == []
 
 
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        (["--nproc", "none"], "argument --nproc: 'none' is not a whole number"),
-        (["--nproc", "0"], "argument --nproc: 0: expected at least 1"),
-        (["--dry-run"], "error: --dry-run: tries each step in one process and a folder of its own; leave out OUT and"),
-        (["--nnodes", "2"], "error: --nnodes 2: add --rdzv-endpoint HOST:PORT, an address of one of the machines"),
-    ],
-)
-def test_processes_that_cannot_be_are_refused(flags, said, chain):
-    status, _, errors, commands = chain.run(*flags)
-    assert (status, commands) == (2, [])
-    assert said in errors.splitlines()[-1]
+def test_flags_that_exclude_or_need_others_are_refused(chain):
+    line = "error: --dry-run: tries each step in one process and a folder of its own; leave out OUT and all flags"
+    assert chain.refused("--dry-run").startswith(line)
+    line = "error: --nnodes 2: add --rdzv-endpoint HOST:PORT, an address of one of the machines"
+    assert chain.refused("--nnodes", "2").startswith(line)
 
 
 LAST = ["generate_images.py"]
@@ -448,26 +340,21 @@ BOOKS = ["train_codebook.py", "prune_codebook.py"] * 2
 AFTER_MAPS = [*BOOKS, "train_autoencoder.py", "train_quantized_transformer.py", *LAST]
 
 
-@pytest.mark.parametrize(
-    ("result", "step", "script"),
-    [
-        ("autoencoder/models_checkpoint/latest.pt", "autoencoder", "train_autoencoder.py"),
-        ("feature_maps/dataset.json", "feature_maps", "generate_fmap_dataset.py"),
-        ("codebook_cond/models_checkpoint/latest.pt", "codebook_cond", "train_codebook.py"),
-        ("codebook_0/models_checkpoint/pruned_codebook.pt", "prune_codebook_0", "prune_codebook.py"),
-        ("transformer_0/models_checkpoint/best.pt", "transformer_0", "train_quantized_transformer.py"),
-        ("transformer_0/models_checkpoint/latest.pt", "transformer_0", "train_quantized_transformer.py"),
-        ("generated/tokens.npz", "generate", "generate_images.py"),
-        ("generated/images/recon_model_Cond.png", "generate", "generate_images.py"),
-    ],
-)
-def test_a_step_whose_result_is_gone_runs_again(result, step, script, chain):
+def test_a_step_whose_result_is_gone_runs_again(chain):
     chain.ended()
-    assert chain.ended()[1] == []
-    (chain.out / result).unlink()
+    results = [(step, result) for step in steps_in(RunFolder(chain.out)) for result in step.results]
+    assert len(results) == 11
+    for step, result in results:
+        result.unlink()
+        output, scripts = chain.ended()
+        assert scripts == [f"{step.script}.py"]
+        assert f"{result} is gone: {step.name} runs again" in output.splitlines()
+    next((chain.out / "feature_maps").rglob("*.npy")).unlink()
     output, scripts = chain.ended()
-    assert scripts == [script]
-    assert f"{chain.out / result} is gone: {step} runs again" in output.splitlines()
+    assert scripts == ["generate_fmap_dataset.py"]  # the same maps, so what follows from them stays
+    line = f"{chain.out}/feature_maps/dataset.json or a file of it is gone: feature_maps runs again"
+    assert line in output.splitlines()
+    assert chain.ended()[1] == []
     assert not list((chain.out / ".done").glob("*.new"))
 
 
@@ -478,73 +365,39 @@ def test_a_step_that_leaves_no_result_is_an_error_and_not_done(chain):
     assert chain.ended()[1] == ["train_quantized_transformer.py", *LAST]
 
 
-def test_feature_maps_of_which_one_is_gone_are_made_again(chain):
-    chain.ended()
-    next((chain.out / "feature_maps").rglob("*.npy")).unlink()
-    output, scripts = chain.ended()
-    assert scripts == ["generate_fmap_dataset.py"]  # the same maps, so what was made of them stays
-    line = f"{chain.out}/feature_maps/dataset.json or a file of it is gone: feature_maps runs again"
-    assert line in output.splitlines()
-    assert chain.ended()[1] == []
-
-
-def change_a_label(dataset):
-    content = json.loads(dataset.read_text())
-    content["_default"]["1"]["labels"] = ["other"]
-    dataset.write_text(json.dumps(content))
-
-
 REMEDY = "change it back, or add --overwrite to make it and all that follows from it anew"
 
 
-def test_other_feature_maps_make_all_that_is_made_of_them_anew_if_they_may(chain):
+def test_other_data_make_all_that_follows_from_them_anew_if_they_may(chain):
     chain.ended()
-    change_a_label(chain.out / "feature_maps/dataset.json")
-    line = chain.refused()
-    assert line.startswith(f"error: {chain.out}/codebook_cond: was made with another data set (")
-    assert line.endswith(REMEDY)
-    assert chain.ended("--overwrite")[1] == AFTER_MAPS
-    assert chain.ended()[1] == []
+    for dataset, first, scripts in (
+        (chain.out / "feature_maps/dataset.json", "codebook_cond", AFTER_MAPS),
+        (chain.dataset, "autoencoder", ["train_autoencoder.py", "generate_fmap_dataset.py", *AFTER_MAPS]),
+    ):
+        content = json.loads(dataset.read_text())
+        content["_default"]["1"]["labels"] = ["other"]
+        dataset.write_text(json.dumps(content))
+        line = chain.refused()
+        assert line.startswith(f"error: {chain.out}/{first}: was made with another data set (")
+        assert line.endswith(REMEDY)
+        assert chain.ended("--overwrite")[1] == scripts
+        assert chain.ended()[1] == []
 
 
-def test_other_images_make_all_anew_if_they_may(chain):
-    chain.ended()
-    change_a_label(chain.dataset)
-    assert f"{chain.out}/autoencoder: was made with another data set (" in chain.refused()
-    assert chain.ended("--overwrite")[1] == ["train_autoencoder.py", "generate_fmap_dataset.py", *AFTER_MAPS]
-    assert chain.ended()[1] == []
-
-
-def test_an_image_that_was_replaced_under_its_name_makes_all_anew_if_it_may(chain):
-    chain.ended()
-    image = next(chain.dataset.parent.rglob("*.png"))
-    image.write_bytes(image.read_bytes() + b" ")
-    assert "add --verify" in chain.refused()
-    # The stub's feature maps are the same as before, so only what reads the images is made anew.
-    assert chain.ended("--overwrite")[1] == ["train_autoencoder.py", "generate_fmap_dataset.py", "train_autoencoder.py"]
-    assert chain.ended()[1] == []
-
-
-def test_any_option_of_a_finished_step_that_changes_is_refused(chain):
-    """Also one that results do not depend on by their weights: it may decide which checkpoint is the best."""
-    chain.ended()
-    chain.edit("recipe", transformer_0__checkpoint_step=7)
-    assert f"{chain.out}/transformer_0: was made with another checkpoint_step (" in (line := chain.refused())
-    assert line.endswith(REMEDY)
-    assert chain.ended("--overwrite")[1] == ["train_quantized_transformer.py", "generate_images.py"]
-
-
-def test_data_with_other_times_are_the_same_once_they_have_been_verified(chain):
+def test_data_of_other_times_are_the_same_once_they_are_verified_and_other_files_are_others(chain):
     chain.ended()
     image = next(chain.dataset.parent.rglob("*.png"))
     os.utime(image, (1, 1))
-    assert "the files of its data set have other times or sizes than when" in (line := chain.refused())
-    assert "add --verify" in line
+    line = chain.refused()
+    assert "the files of its data set have other times or sizes than when" in line and "add --verify" in line
     assert chain.ended("--verify")[1] == []
     assert chain.ended()[1] == []
-    content = image.read_bytes()
-    image.write_bytes(content + b" ")
+    image.write_bytes(image.read_bytes() + b" ")
+    assert "add --verify" in chain.refused()
     assert f"{image}: is not the file that was written" in chain.refused("--verify")
+    # The stub's feature maps are the same as before, so only what reads the images is made anew.
+    assert chain.ended("--overwrite")[1] == ["train_autoencoder.py", "generate_fmap_dataset.py", "train_autoencoder.py"]
+    assert chain.ended()[1] == []
 
 
 @pytest.mark.parametrize(
@@ -554,6 +407,8 @@ def test_data_with_other_times_are_the_same_once_they_have_been_verified(chain):
         (("recipe", {"prune__prune_threshold": 3}), "codebook_cond", "prune_threshold (2, now 3)", 6),
         (("recipe", {"transformer_0__batch_size": 3}), "transformer_0", "batch_size (not given, now 3)", 2),
         (("transformer_0", {"dropout": 0.5}), "transformer_0", "'dropout' (0.0, now 0.5)", 2),
+        # It may decide which checkpoint is the best.
+        (("recipe", {"transformer_0__checkpoint_step": 7}), "transformer_0", "checkpoint_step (not given, now 7)", 2),
         (("generate", {"0__temperature": 0.5}), "generated", "stage 0: 'temperature' (1.0, now 0.5)", 1),
         (("recipe", {"generate__seed": 3}), "generated", "seed (0, now 3)", 1),
     ],
@@ -568,14 +423,10 @@ def test_an_edited_recipe_is_refused_before_any_step_without_overwrite(edit, fol
     assert chain.ended()[1] == []
 
 
-def test_what_results_do_not_depend_on_may_be_edited(chain):
+def test_what_results_do_not_depend_on_may_be_edited_and_what_is_gone_is_made_as_the_recipe_now_says(chain):
     chain.ended()
     chain.edit("recipe", autoencoder__log_step=7, transformer_0__num_workers=1)
     assert chain.ended()[1] == []
-
-
-def test_a_step_whose_folder_is_removed_is_made_as_the_recipe_now_says(chain):
-    chain.ended()
     chain.edit("recipe", generate__seed=3)
     shutil.rmtree(chain.out / "generated")
     assert chain.ended()[1] == LAST
@@ -618,43 +469,57 @@ def test_a_config_of_which_nothing_is_remembered_is_kept_where_it_differs(differ
     assert (copy.read_text() == kept) == differs
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-@pytest.mark.parametrize("send", [os.kill, os.killpg])
-def test_a_signal_reaches_the_step_once_and_the_chain_ends_with_it(number, send, chain):
-    process = chain.start("codebook_cond")
-    send(process.pid, number)
-    _, errors = process.communicate(timeout=20)
-    assert (process.returncode, chain.received) == (7, [number])
-    assert errors.splitlines() == ["terminal: False"]
-    assert chain.commands[-1].startswith("train_codebook.py")
-    assert {path.name for path in (chain.out / ".done").iterdir()} == {"generate.json", "autoencoder", "feature_maps"}
+def test_the_chain_ends_with_the_status_of_a_step(chain):
+    status, _, _, commands = chain.run(FAILING="feature_maps")
+    assert (status, len(commands)) == (7, 2)
+    assert {path.name for path in (chain.out / ".done").iterdir()} == {"generate.json", "autoencoder"}
 
 
 def test_a_signal_to_several_processes_ends_the_chain_with_its_number(chain):
     """torchrun ends with 1, whatever the signal."""
     process = chain.start("codebook_cond", "--nproc", "2")
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=20)
     assert (process.returncode, chain.received) == (143, [signal.SIGTERM])
+    assert errors.splitlines() == ["terminal: False"]
+    assert {path.name for path in (chain.out / ".done").iterdir()} == {"generate.json", "autoencoder", "feature_maps"}
 
 
-def test_a_second_signal_is_passed_on_too_but_not_a_second_hangup(chain):
-    process = chain.start("autoencoder")
+@pytest.fixture
+def pair(tmp_path, monkeypatch):
+    """Two steps that are run one after the other, of which the first is the slow one."""
+    monkeypatch.chdir(tmp_path)
+    pair = Chain(tmp_path)
+    pair.command = [sys.executable, "-c", TWO_STEPS]
+    return pair
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("send", [os.kill, os.killpg])
+def test_a_signal_to_a_process_or_to_its_group_reaches_the_step_once(number, send, pair):
+    process = pair.start("codebook_cond")
+    send(process.pid, number)
+    process.communicate(timeout=20)
+    assert (process.returncode, pair.received, len(pair.commands)) == (7, [number], 1)
+
+
+def test_a_second_signal_is_passed_on_too_but_not_a_second_hangup(pair):
+    process = pair.start("codebook_cond")
     for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGINT, signal.SIGINT):
         process.send_signal(number)
         time.sleep(0.05)
     process.communicate(timeout=20)
-    assert chain.received == [signal.SIGHUP, signal.SIGINT, signal.SIGINT]
+    assert pair.received == [signal.SIGHUP, signal.SIGINT, signal.SIGINT]
 
 
-def test_under_nohup_a_hangup_is_ignored(chain):
-    process = chain.start("codebook_cond", before=["nohup"], stdin=subprocess.DEVNULL)
+def test_under_nohup_a_hangup_is_ignored(pair):
+    process = pair.start("codebook_cond", before=["nohup"], stdin=subprocess.DEVNULL)
     os.killpg(process.pid, signal.SIGHUP)
-    os.kill(chain.child, signal.SIGHUP)
-    Path(f"{chain.started}.end").touch()
+    os.kill(pair.child, signal.SIGHUP)
+    Path(f"{pair.started}.end").touch()
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 0, errors
-    assert chain.received == []
+    assert (pair.received, len(pair.commands)) == ([], 2)
 
 
 def test_a_signal_after_the_last_word_of_a_step_ends_the_chain(chain):
@@ -677,8 +542,8 @@ with attending() as attendant:
     os.kill(os.getpid(), signal.SIGTERM)
     attendant.run(["touch", "{tmp_path}/more"])
 """
-    found = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
-    assert (found.returncode, found.stderr) == (143, "")
+    ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (143, "")
     assert not (tmp_path / "more").exists()
 
 
@@ -694,15 +559,15 @@ def test_a_signal_that_comes_as_a_program_starts_is_passed_on_once_it_is_there(m
         assert attendant.run(["sleep", "60"]) == attendant.stop == 143
 
 
-def terminal_of(chain, slow):
-    """Start the chain on a terminal that it controls; return the process and our end of the terminal."""
+def terminal_of(pair, slow):
+    """Start the pair on a terminal that it controls; return the process and our end of the terminal."""
     ours, theirs = pty.openpty()
     opened, modes = os.ttyname(theirs), termios.tcgetattr(theirs)
     modes[3] |= termios.TOSTOP  # the strictest one: what is not in the foreground must not write
     termios.tcsetattr(theirs, termios.TCSANOW, modes)
     # The leader of a session gets the first terminal that it opens.
     command = ["bash", "-c", f'exec "$@" < {opened} > {opened} 2>&1', "bash"]
-    process = chain.start(slow, before=command, stdin=None, stdout=None, stderr=None)
+    process = pair.start(slow, before=command, stdin=None, stdout=None, stderr=None)
     os.close(theirs)
     return process, ours
 
@@ -719,22 +584,22 @@ def everything(terminal):
     return text.decode()
 
 
-def test_ctrl_c_on_a_terminal_reaches_the_step_once(chain):
-    process, terminal = terminal_of(chain, "codebook_cond")
+def test_ctrl_c_on_a_terminal_reaches_the_step_once(pair):
+    process, terminal = terminal_of(pair, "codebook_cond")
     os.write(terminal, b"\x03")
     text = everything(terminal)
     assert process.wait(timeout=20) == 7, text
-    assert chain.received == [signal.SIGINT]
+    assert pair.received == [signal.SIGINT]
     assert "terminal: True" in text  # so progress bars are drawn
     lines = [line for line in text.replace("^C", "").splitlines() if line]
     assert [line for line in lines if not line.startswith(("== ", "terminal: ")) and " took " not in line] == []
 
 
-def test_a_terminal_that_is_lost_ends_the_step(chain):
-    process, terminal = terminal_of(chain, "codebook_cond")
+def test_a_terminal_that_is_lost_ends_the_step(pair):
+    process, terminal = terminal_of(pair, "codebook_cond")
     os.close(terminal)
     assert process.wait(timeout=20) == 7
-    assert chain.received == [signal.SIGHUP]
+    assert pair.received == [signal.SIGHUP]
 
 
 def state_of(pid):
@@ -742,15 +607,15 @@ def state_of(pid):
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads the state of a process from /proc")
-def test_ctrl_z_pauses_the_step_too(chain):
-    process, terminal = terminal_of(chain, "codebook_cond")
+def test_ctrl_z_pauses_the_step_too(pair):
+    process, terminal = terminal_of(pair, "codebook_cond")
     os.write(terminal, b"\x1a")
-    while {state_of(process.pid), state_of(chain.child)} != {"T"}:
+    while {state_of(process.pid), state_of(pair.child)} != {"T"}:
         time.sleep(0.01)
     process.send_signal(signal.SIGCONT)
-    while state_of(chain.child) == "T":
+    while state_of(pair.child) == "T":
         time.sleep(0.01)
     os.write(terminal, b"\x03")
     text = everything(terminal)
     assert process.wait(timeout=20) == 7, text
-    assert chain.received == [signal.SIGINT]
+    assert pair.received == [signal.SIGINT]

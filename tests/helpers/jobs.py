@@ -27,11 +27,11 @@ def run_job(work, folder, number=2, kill=None):
         kill(pids)
     statuses, end = [], time.monotonic() + SECONDS
     for pid in pids:
-        while not (found := os.waitpid(pid, os.WNOHANG))[0]:
+        while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
             if time.monotonic() > end:
                 os.kill(pid, signal.SIGKILL)
             time.sleep(0.01)
-        statuses.append(os.waitstatus_to_exitcode(found[1]))
+        statuses.append(os.waitstatus_to_exitcode(ended[1]))
     return [(status, (folder / f"{rank}.err").read_text()) for rank, status in enumerate(statuses)]
 
 

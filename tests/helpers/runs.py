@@ -8,6 +8,7 @@ import train_quantized_transformer
 from tests.helpers.scripts import TINY
 from utils.data.split import Bounds
 from utils.runs.chain import Recipe
+from utils.training.gradient import GradientTask
 from utils.training.metrics import read_rows
 
 MAINS = {
@@ -21,6 +22,8 @@ FRACTIONS = ("--val-fraction", 0.1, "--test-fraction", 0.1)  # of 40 faces 7 and
 BOUNDS = Bounds(0.1, 0.2)
 WEIGHTS = "models_checkpoint/latest.pt"
 PRUNED = "models_checkpoint/pruned_codebook.pt"
+PLAN = ("--max-step", 4, "--checkpoint-step", 2)
+COUNT = GradientTask.footprint  # which tests do without, unless they are marked `counts_memory`
 
 
 SPLIT = {"val_fraction": 0.1, "test_fraction": 0.1}
