@@ -56,15 +56,6 @@ def timed(function: Callable, *arguments: object) -> tuple[object, float]:
     return function(*arguments), time.perf_counter() - start
 
 
-def in_turn(rounds: int, ways: dict[object, Callable[[], object]]) -> dict[object, list]:
-    """What each way has returned in rounds in which they take turns: a machine that slows down slows all of them."""
-    results: dict[object, list] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, way in ways.items():
-            results[name].append(way())
-    return results
-
-
 def in_new_process(function: Callable, *arguments: object) -> object:
     """The result of a function that a new process calls, whose peak memory is that of this call."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:  # its process may have children

@@ -1,4 +1,4 @@
-"""The transformers of the demo: speed of the loader, a training step and its matrix products, optimizers, memory.
+"""The transformers of the demo: speed of a training step and its matrix products, optimizers, memory.
 
     python -m benchmarks.transformer out/demo-avatars
 
@@ -6,29 +6,27 @@ Reads a folder that scripts/demo.py has written. Prints tables in Markdown. Memo
 what the process held before the step; each size runs in a new process.
 """
 
-import statistics
-import time
+from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.common import CPU, DEMO, in_new_process, options, peak, print_head, print_row, seconds, timed
-from benchmarks.stages import DemoStage
+from benchmarks.stages import demo_task
 from models.cascade import Stage, StageConfig
 from models.transformer import Grid, TransformerConfig
 from utils import cli
-from utils.dataset import BatchLoader, EpochSampler
 from utils.device import autocast, keep_memory
 from utils.muon import Muon
 from utils.options import parse_options
 
 STEPS = 20  # in one measurement of the time of a step
 TIMES = 3  # measurements; their median counts
-BATCHES = (8, 64)  # batch sizes of the loader
-SEQUENCES = 200_000
 LENGTHS = ((32, 32), (32, 64), (64, 64), (64, 128))  # grids of 1,024 to 8,192 tokens
 WINDOW = 256
 Options = options(folder=DEMO)
@@ -55,43 +53,32 @@ class BareProducts(TorchDispatchMode):
         return call()
 
 
-def data_path(stage: DemoStage) -> None:
-    """Print how many sequences a second the trainer's loader reads."""
-    print(f"\nSequences of {stage.tokens.fine.shape[1]} tokens read per second, with their coarse tokens.\n")
-    print_head("batch size", "sequences per second")
-    for batch_size in BATCHES:
-        loader = BatchLoader(stage.tokens, EpochSampler(stage.training, batch_size, 0, 0, SEQUENCES // batch_size))
-        served, taken = timed(sum, (len(fine) for _, fine in loader))
-        print_row(batch_size, f"{served / taken:,.0f}")
-
-
 def utilization(folder: Path) -> None:
     """Print the time of a training step, and of its matrix products alone, forward and backward."""
     print("\nA training step, and its matrix products alone. Causal attention multiplies the whole square.\n")
     print_head("stage", "precision", "step, ms", "products, ms", "share")
-    for number in range(3):
-        stage = DemoStage.read(folder, number)
-        batch = stage.tokens[np.arange(stage.batch_size)]
-        for precision in ("bf16", "fp32"):
-            torch.manual_seed(0)
-            learner = stage.learner(stage.build(), precision=precision)
-            steps, bare = [], []
-            for index in range(TIMES):
-                learner.update(batch, index)
-                start = time.perf_counter()
-                for step in range(STEPS):
-                    learner.update(batch, step)
-                steps.append((time.perf_counter() - start) / STEPS)
-                with BareProducts() as products:
-                    learner.backward(learner.model, batch)
-                bare.append(products.seconds)
-            whole, part = statistics.median(steps), statistics.median(bare)
-            print_row(number, precision, f"{whole * 1e3:.0f}", f"{part * 1e3:.0f}", f"{part / whole:.2f}")
+    for number, precision in product(range(3), ("bf16", "fp32")):
+        task, tokens = demo_task(folder, f"transformer_{number}", precision=precision)
+        batch, learner = tokens[np.arange(task.options.batch_size)], task.learner
+
+        def train(steps: int, update: Callable = task.update, batch: tuple = batch) -> None:
+            for step in range(steps):
+                update(batch, step)
+
+        steps, bare = [], []
+        for _ in range(TIMES):
+            train(1)
+            steps.append(timed(train, STEPS)[1] / STEPS)
+            with BareProducts() as products:
+                learner.backward(learner.model, batch)
+            bare.append(products.seconds)
+        whole, part = median(steps), median(bare)
+        print_row(number, precision, f"{whole * 1e3:.0f}", f"{part * 1e3:.0f}", f"{part / whole:.2f}")
 
 
 def optimizers(folder: Path) -> None:
     """Print the time of a step of each optimizer on the weights of the finest stage's blocks."""
-    weights = DemoStage.read(folder, 2).build().transformer.block_weights
+    weights = demo_task(folder, "transformer_2")[0].learner.model.transformer.block_weights
     for weight in weights:
         weight.grad = torch.randn_like(weight)
     kinds = {"AdamW": torch.optim.AdamW(weights, fused=True)}
@@ -107,9 +94,9 @@ def memory() -> None:
     """Print the memory of a training step by the number of tokens, each measured in its own process."""
     print(f"\nMemory of a training step on one sequence, a window of {WINDOW}, 3 + 4 layers of width 256.\n")
     print_head("tokens", "MiB", "with activation checkpoints")
-    for height, width in LENGTHS:
-        held = [in_new_process(memory_of_step, height, width, checkpointed) for checkpointed in (False, True)]
-        print_row(f"{height * width:,}", *(f"{size:.0f}" for size in held))
+    for size in LENGTHS:
+        held = [in_new_process(memory_of_step, *size, checkpointed) for checkpointed in (False, True)]
+        print_row(f"{np.prod(size):,}", *(f"{part:.0f}" for part in held))
 
 
 def memory_of_step(height: int, width: int, use_activation_checkpoint: bool) -> float:
@@ -133,7 +120,6 @@ def memory_of_step(height: int, width: int, use_activation_checkpoint: bool) -> 
 def main(argv: list[str] | None = None) -> None:
     """Print all tables."""
     folder = parse_options(Options, __doc__, argv).folder
-    data_path(DemoStage.read(folder, 2))
     utilization(folder)
     optimizers(folder)
     memory()

@@ -1,6 +1,6 @@
 """The benchmarks run, at a small size; what they measure is in the documents."""
 
-import json
+import dataclasses
 import math
 import re
 import shutil
@@ -12,15 +12,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-import train_quantized_transformer
 from benchmarks import (
     ablation,
     codebook,
     common,
-    full_width,
     generation,
     intervals,
-    processes,
     quality,
     rates,
     reading,
@@ -33,15 +30,37 @@ from benchmarks import (
 from benchmarks.ablation import Row
 from evaluation.features import EfficientNetFeatures
 from evaluation.results import SETS, Distance, Reconstruction, Results
-from models.requests import load_generation_config
+from models.requests import change_sampling, load_generation_config
 from models.transformer import TransformerConfig
-from scripts.recipe import check
-from tests.helpers.runs import latest
+from tests.helpers.runs import SMALL
 from tests.helpers.scripts import TINY, expect_error
-from utils.chain import Recipe, steps_of
-from utils.config import load_config
-from utils.dataset import ImageDataset
+from utils.chain import Recipe
+from utils.config import load_config, read_json
 from utils.run_folder import RunFolder
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch):
+    """What runs in other processes, one after another in this one; and the recipe of the tiny run as the demo's."""
+
+    class Pool:
+        __enter__ = __exit__ = lambda self, *_: self
+
+        def imap_unordered(self, function, jobs):
+            return map(function, jobs)
+
+    monkeypatch.setattr(common, "get_context", lambda _: type("Context", (), {"Pool": lambda *_, **__: Pool()}))
+    for module in (codebook, scale, transformer):
+        monkeypatch.setattr(module, "in_new_process", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(stages, "DEMO", SMALL)
+
+
+@pytest.fixture
+def run_with_images(tiny_run, faces, tmp_path):
+    """The tiny run and its images, as scripts/demo.py puts them."""
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    shutil.copytree(faces.parent, run / "data")
+    return run
 
 
 def numbers_of(output):
@@ -87,15 +106,12 @@ def test_the_benchmark_of_limits(monkeypatch, capfd):
 
 
 def test_the_benchmark_of_transformers(tiny_run, monkeypatch, capfd):
-    for name, value in {"STEPS": 1, "TIMES": 1, "SEQUENCES": 64, "LENGTHS": ((32, 64),)}.items():
+    for name, value in {"STEPS": 1, "TIMES": 1, "LENGTHS": ((32, 64),)}.items():
         monkeypatch.setattr(transformer, name, value)
     monkeypatch.setattr(transformer, "seconds", lambda call, _: timeit(call, number=1))
-    monkeypatch.setattr(stages, "CONFIGS", TINY)
     transformer.main([str(tiny_run)])
     rows = numbers_of(capfd.readouterr().out)
-    served, shares, steps, memory = rows[1:3], rows[4:10], rows[11:15], rows[16:]
-    assert [row[0] for row in served] == ["8", "64"]
-    assert all(float(row[1].replace(",", "")) > 0 for row in served)
+    shares, steps, memory = rows[1:7], rows[8:12], rows[13:]
     assert [row[:2] for row in shares] == [[str(n), precision] for n in range(3) for precision in ("bf16", "fp32")]
     assert all(float(row[4]) > 0 for row in shares)
     assert [row[0] for row in steps] == ["AdamW", "Muon in bfloat16", "Muon in float32", "torch.optim.Muon"]
@@ -120,16 +136,9 @@ def test_bare_products_are_timed_once_each_in_the_precision_that_they_run_in():
 
 
 def test_the_benchmark_of_generation(monkeypatch, capsys):
-    sizes = {
-        "COARSE": (2, 2),
-        "FINE": (8, 16),
-        "UNITS": 9,
-        "PREFIXES": (1, 64, 128),
-        "IMAGES": 2,
-        "WARM": 40,
-        "SIDE": 64,
-    }
-    for name, value in {**sizes, "STEPS": 8, "LENGTHS": ((8, 16), (16, 16))}.items():
+    sizes = {"COARSE": (2, 2), "FINE": (8, 16), "UNITS": 9, "IMAGES": 2, "PREFIXES": (1, 64, 128)}
+    monkeypatch.setattr(generation, "seconds", lambda call: timeit(call, number=2) / 2)
+    for name, value in {**sizes, "WARM": 40, "SIDE": 64, "STEPS": 8, "LENGTHS": ((4, 4), (4, 8))}.items():
         monkeypatch.setattr(generation, name, value)
     many = generation.SamplingConfig(num_beam=4, beam_width=2)
     monkeypatch.setattr(generation, "ROWS", {1: (1, generation.SamplingConfig()), 8: (2, many)})
@@ -144,7 +153,7 @@ def test_the_benchmark_of_generation(monkeypatch, capsys):
         shares = [float(cell.removesuffix("%")) for cell in row[6:]]
         assert sum(shares) == pytest.approx(100, abs=4)
         assert float(row[4]) > 0
-    assert [row[0] for row in tables[-2:]] == ["128", "256"]
+    assert [row[0] for row in tables[-2:]] == ["16", "32"]
 
 
 def test_the_floor_counts_bytes_and_operations():
@@ -168,11 +177,10 @@ def test_features_tell_images_apart_and_do_not_depend_on_the_batch():
     assert torch.cdist(found, found).add(torch.eye(66) * 99).min() > 0.1
 
 
-@pytest.mark.parametrize("guided", [False, True])
-def test_the_benchmark_of_sampling(guided, faces, tiny_run, monkeypatch, capsys):
+def test_the_benchmark_of_sampling(faces, tiny_run, monkeypatch, capsys):
     tried = {"settings of the config": {}, "temperatures": ({"temperature": 1.0}, {"temperature": 0.5}, {})}
-    monkeypatch.setattr(sampling, "GUIDED" if guided else "SETTINGS", tried)
-    sampling.main([str(tiny_run), "--dataset-path", str(faces), *(["--guided"] if guided else [])])
+    monkeypatch.setattr(sampling, "SETTINGS", tried | {"another": {}})
+    sampling.main([str(tiny_run), "--dataset-path", str(faces), "--only", *tried])
     rows = numbers_of(capsys.readouterr().out)[1:]
     names = ["validation images", "training images", "their reconstructions"]
     names += [f"from the tokens of stage {number}" for number in (2, 1, 0)] + ["from the condition"]
@@ -184,11 +192,18 @@ def test_the_benchmark_of_sampling(guided, faces, tiny_run, monkeypatch, capsys)
     assert all(all(row) for row in rows[9:])
 
 
+def test_every_setting_of_sampling_is_one(tiny_run):
+    configs = load_generation_config(RunFolder(tiny_run).generation)
+    for setting in (sampling.SETTINGS | sampling.GUIDED).values():
+        each = setting if isinstance(setting, tuple) else (setting,) * 3
+        assert [len(change_sampling([one], **new)) for one, new in zip(configs, each, strict=True)] == [1, 1, 1]
+
+
 def test_the_search_keeps_the_temperatures_with_the_smallest_distance(tiny_run, capsys):
     """Of a distance that is least at 0.85 of the first, 0.7 of the second and the third as it is."""
-    run = RunFolder(tiny_run)
+    run, tried = RunFolder(tiny_run), []
     given = [config.temperature for config in load_generation_config(run.generation)]
-    best, tried = [given[0] * 0.85, given[1] * 0.7, given[2]], []
+    best = [given[0] * 0.85, given[1] * 0.7, given[2]]
 
     def measure(name, setting):
         tried.append(name)
@@ -215,137 +230,117 @@ def test_no_two_dealt_sets_share_an_image():
     assert len(set(indices)) == len(indices) == 48
 
 
-def test_the_benchmarks_train_as_the_recipe_of_the_demo():
-    assert all(settings | stages.RECIPE == settings for settings in stages.STAGES)
-    configs = [json.loads((stages.CONFIGS / f"{name}.json").read_text()) for name in ("transformer_2", "autoencoder")]
-    assert [*rates.DEPTHS.values()] == [configs[0]["num_dec_layers"], configs[1]["num_dec_res_blocks"]]
+def test_a_task_of_the_demo_has_its_recipe_and_the_changes(tiny_run):
+    usual, _ = stages.demo_task(tiny_run, "transformer_1")
+    task, tokens = stages.demo_task(tiny_run, "transformer_1", {"in_dim": 64}, 0.5, batch_size=4)
+    assert not task.options.resume and task.options.max_step == SMALL.settings["transformer_1"]["max_step"]
+    config = load_config(TINY / "transformer_1.json", TransformerConfig)
+    changed = dataclasses.replace(config, in_dim=64, model_lr=config.model_lr / 2)
+    assert (usual.config.transformer, task.config.transformer) == (config, changed)
+    assert task.learner.model.transformer.embed.token.weight.shape[1] == 64
+    assert task.learner.peak == pytest.approx(usual.learner.peak / 2 * (4 / 16) ** 0.5)
+    assert tokens[task.validation][1].equal(task.fine.find_bmu(task.dataset[task.validation]))
 
 
-@pytest.fixture
-def in_this_process(monkeypatch):
-    """The runs of the ablation and of the rates, one after another, on the tiny configs."""
-
-    class Pool:
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        def imap_unordered(self, function, jobs):
-            return map(function, jobs)
-
-    monkeypatch.setattr(common, "get_context", lambda _: type("Context", (), {"Pool": lambda *_, **__: Pool()}))
-    monkeypatch.setattr(stages, "CONFIGS", TINY)
+def test_drawn_tokens_are_the_same_whatever_the_variant(tiny_run):
+    tasks = [ablation.build(Row(name), tiny_run, "transformer_1")[0] for name in ("full", "ungated MLP")]
+    one, other = map(ablation.draw_coarse, tasks)
+    assert one.equal(other) and one.shape == tasks[0].tokens[tasks[0].validation][0].shape
 
 
-def test_drawn_tokens_are_the_same_whatever_the_variant(tiny_run, in_this_process, monkeypatch):
-    drawn, original = [], ablation.draw_coarse
-    monkeypatch.setattr(ablation, "draw_coarse", lambda *given: drawn.append(original(*given)) or drawn[-1])
-    for name in ("full", "ungated MLP"):
-        ablation.run_stage(Row(name), 0, folder=tiny_run, number=1, seconds=0.01)
-    assert drawn[0].equal(drawn[1])
+def test_the_ablation_measures_true_and_drawn_tokens_of_validation_images_or_test_images(tiny_run, monkeypatch):
+    measured, validate = [], ablation.StageTask.validate
+
+    def watch(task):
+        measured.append(task.tokens[task.validation])
+        return validate(task)
+
+    monkeypatch.setattr(ablation.StageTask, "validate", watch)
+    named = {"folder": tiny_run, "name": "transformer_1", "seconds": 0.01}
+    results = [ablation.run(Row("full"), 0, **named, test=test) for test in (False, True)]
+    assert all(len(result) == 4 and result[0] >= 1 and min(result[2:]) > 0 for result in results)
+    task, tokens = stages.demo_task(tiny_run, "transformer_1")
+    split = task.dataset.split(task.options.bounds)
+    for indices, (true, drawn) in zip((split.validation, split.test), (measured[:2], measured[2:]), strict=True):
+        coarse, fine = tokens[indices]
+        assert true[0].equal(coarse) and not drawn[0].equal(coarse)
+        assert true[1].equal(fine) and drawn[1].equal(fine)
+    assert not set(split.validation) & set(split.test)
 
 
-def test_the_ablation_measures_validation_images_or_test_images(tiny_run, in_this_process, monkeypatch):
-    measured, demo = [], stages.DemoStage.read(tiny_run, 1)
-    monkeypatch.setattr(ablation, "loss_of", lambda _, data, indices: measured.append(data[indices][1]) or 1.0)
-    for test in (False, True):
-        ablation.run_stage(Row("full"), 0, folder=tiny_run, number=1, seconds=0.01, test=test)
-    expected = [demo.validation] * 2 + [demo.test] * 2  # from true coarse tokens, and from drawn ones
-    assert [len(fine) for fine in measured] == [len(images) for images in expected]
-    assert all(fine.equal(demo.tokens[images][1]) for fine, images in zip(measured, expected, strict=True))
-    assert not set(demo.validation) & set(demo.test)
+def test_the_base_stage_has_no_drawn_tokens(tiny_run):
+    task, _ = ablation.build(Row("full"), tiny_run, "transformer_0")
+    true, drawn = ablation.losses(task)
+    assert true == drawn > 0
 
 
-@pytest.mark.parametrize(("number", "names"), [(0, ["full", "fp32", "plain block"]), (1, list(ablation.STAGES))])
-def test_the_ablation(number, names, tiny_run, in_this_process, monkeypatch, capsys):
-    options = ["--stage", str(number), "--seconds", "0.1", "--seeds", "2", "--only", *names]
-    ablation.main([str(tiny_run), *options])
-    rows = numbers_of(capsys.readouterr().out)[1:]
-    assert [row[0] for row in rows] == names
-    for name, steps, _, loss, spread, drawn, _, share in rows:
-        assert int(steps) >= 1, name
-        assert 0 < float(loss) < 10
-        assert float(spread) >= 0
-        assert float(share) > 0.1
-        assert number == 1 or drawn == loss
+def test_every_variant_of_a_stage_is_trained(tiny_run):
+    for name in ablation.STAGES:
+        task, data = ablation.build(Row(name), tiny_run, "transformer_1")
+        assert 0 < float(task.update(data[task.training[:2]], 0)["loss"]) < 20, name
 
 
-def test_what_the_ablation_takes_out_is_out(tiny_run, in_this_process):
-    demo = stages.DemoStage.read(tiny_run, 1)
-
-    def build(name):
-        return ablation.build(Row(name), demo).model
-
-    def classes(name):
-        return {type(module).__name__ for module in build(name).modules()}
-
-    assert "GatedMLP" in classes("full") and "GatedMLP" not in classes("ungated MLP")
-    assert isinstance(build("no query-key norm").transformer.decoder[0].cross_attention.key_norm, nn.Identity)
-    near, far = (build(name).transformer.embed.token.weight for name in ("full", "random vectors of tokens"))
-    pairs = demo.fine.nearest(demo.fine.units, 2)[1]
+def test_what_the_ablation_takes_out_is_out(tiny_run):
+    names = ("full", "ungated MLP", "no query-key norm", "random vectors of tokens")
+    tasks = {name: ablation.build(Row(name), tiny_run, "transformer_1")[0] for name in names}
+    full, ungated, bare, random = (task.learner.model for task in tasks.values())
+    classes = [{type(module).__name__ for module in model.modules()} for model in (full, ungated)]
+    assert "GatedMLP" in classes[0] and "GatedMLP" not in classes[1]
+    assert isinstance(bare.transformer.decoder[0].cross_attention.key_norm, nn.Identity)
+    near, far = (model.transformer.embed.token.weight for model in (full, random))
+    fine = tasks["full"].fine
+    pairs = fine.nearest(fine.units, 2)[1]
     distances = [(vectors[pairs[:, 0]] - vectors[pairs[:, 1]]).norm(dim=1).mean() for vectors in (near, far)]
     assert distances[0] < 0.7 * distances[1]
-    assert sum(p.numel() for p in build("ungated MLP").parameters()) == pytest.approx(
-        sum(p.numel() for p in build("full").parameters()), rel=0.05
-    )
+    assert stages.num_parameters(ungated) == pytest.approx(stages.num_parameters(full), rel=0.05)
 
 
 @pytest.mark.parametrize(
     ("name", "optimizers", "share"),
     [
-        ("full", {"AdamW", "Muon"}, 1),
         ("full, rate 0.5", {"AdamW", "Muon"}, 0.5),
         ("AdamW alone, rate 2", {"AdamW"}, 2),
         ("plain block", {"AdamW"}, 1),
-        ("plain block, linear projections, rate 0.25", {"AdamW"}, 0.25),
     ],
 )
-def test_what_moves_the_weights_in_the_ablation(name, optimizers, share, tiny_run, in_this_process):
+def test_what_moves_the_weights_in_the_ablation(name, optimizers, share, tiny_run):
     row = Row.read(name)
     assert str(row) == name
-    learner = ablation.build(row, stages.DemoStage.read(tiny_run, 1))
-    assert {type(optimizer).__name__ for optimizer in learner.optimizers.values()} == optimizers
-    groups = [group for optimizer in learner.optimizers.values() for group in optimizer.param_groups]
-    assert sum(len(group["params"]) for group in groups) == len(list(learner.model.parameters()))
-    usual = ablation.build(Row("full"), stages.DemoStage.read(tiny_run, 1))
-    assert learner.peak == pytest.approx(share * usual.peak)
+    usual, changed = (ablation.build(each, tiny_run, "transformer_1")[0].learner for each in (Row("full"), row))
+    assert {type(optimizer).__name__ for optimizer in changed.optimizers.values()} == optimizers
+    groups = [group for optimizer in changed.optimizers.values() for group in optimizer.param_groups]
+    moved = {parameter for group in groups for parameter in group["params"]}
+    assert moved == set(changed.model.parameters())
+    assert changed.average.state_dict().keys() == changed.model.state_dict().keys()
+    assert changed.peak == pytest.approx(share * usual.peak)
 
 
-def test_the_ablation_trains_each_variant_at_each_rate(tiny_run, in_this_process, monkeypatch, capsys):
-    options = ["--seconds", "0.05", "--seeds", "1", "--rates", "0.5", "1", "--only", "full", "4 heads, rate 2"]
+def test_the_ablation_trains_each_variant_at_each_rate(tiny_run, capsys):
+    options = ["--seconds", "0.05", "--seeds", "2", "--rates", "0.5", "1", "--only", "full", "AdamW alone, rate 2"]
     ablation.main([str(tiny_run), *options])
     output = capsys.readouterr().out
     rows = numbers_of(output)[1:]
-    assert [row[0] for row in rows] == ["full, rate 0.5", "full", "4 heads", "4 heads, rate 2"]
+    assert [row[0] for row in rows] == ["full, rate 0.5", "full", "AdamW alone", "AdamW alone, rate 2"]
+    assert all(int(row[1]) >= 1 and 0 < float(row[3]) < 20 and float(row[4]) >= 0 for row in rows)
     assert min(float(row[-1]) for row in rows[:2]) == 1
-    assert re.findall(r"^Best rate of (.*): [\d.]+, at an end of", output, flags=re.M) == ["full", "4 heads"]
+    assert re.findall(r"^Best rate of (.*): [\d.]+, at an end of", output, flags=re.M) == ["full", "AdamW alone"]
 
 
-@pytest.fixture
-def run_with_images(tiny_run, faces, tmp_path):
-    """The tiny run and its images, as scripts/demo.py puts them."""
-    run = shutil.copytree(tiny_run, tmp_path / "run")
-    shutil.copytree(faces.parent, run / "data")
-    return run
-
-
-@pytest.mark.parametrize(
-    ("model", "widths", "depths", "sizes"), [("stage", "16 32", "1", "4 8"), ("autoencoder", "16", "1 2", "8")]
-)
-def test_the_benchmark_of_rates_trains_each_size_at_each_rate(
-    model, widths, depths, sizes, run_with_images, in_this_process, monkeypatch, capsys
-):
-    widths, depths, sizes = widths.split(), depths.split(), sizes.split()
-    options = ["--widths", *widths, "--depths", *depths, "--batch-sizes", *sizes, "--rates", "0.01", "1", "100"]
-    rates.main([str(run_with_images), model, *options, "--steps", "30", "--seeds", "2"])
+@pytest.mark.parametrize(("model", "size"), [("stage", {"in_dim": 16}), ("autoencoder", {"max_channel": 16})])
+def test_the_benchmark_of_rates_trains_each_size_at_each_rate(model, size, run_with_images, capsys):
+    assert rates.size_of(model, 16, 1).items() >= size.items()
+    options = ["--widths", "16", "--depths", "1", "--batch-sizes", "4", "8", "--rates", "0.01", "1"]
+    rates.main([str(run_with_images), model, *options, "--steps", "15", "--seeds", "2"])
     rows = numbers_of(capsys.readouterr().out)[1:]
-    assert [tuple(row[:4]) for row in rows] == [*product(widths, depths, sizes, ["30"])]
+    assert [tuple(row[:4]) for row in rows] == [*product(["16"], ["1"], ["4", "8"], ["15"])]
     for row in rows:
-        losses = [float(cell) for cell in row[4:7]]
-        assert losses[1] < losses[0]  # at a hundredth of the rate hardly anything is learned
-        assert len(row[8].split(", ")) == 2
+        assert float(row[5]) < float(row[4])  # at a hundredth of the rate hardly anything is learned
+        assert len(row[7].split(", ")) == 2
+
+
+def test_the_depths_of_the_rates_are_those_of_the_demo():
+    configs = [read_json(Recipe.find("demo-64").folder / f"{name}.json") for name in ("transformer_2", "autoencoder")]
+    assert [*rates.DEPTHS.values()] == [configs[0]["num_dec_layers"], configs[1]["num_dec_res_blocks"]]
 
 
 @pytest.mark.parametrize("name", ["demo-64", "tiny-32"])
@@ -384,29 +379,26 @@ def test_the_benchmark_of_quality_shows_each_share(tmp_path, monkeypatch, capsys
     assert Image.open(tmp_path / "out/quality.png").size == (700, 400)
 
 
-def test_the_benchmark_of_autoencoders(run_with_images, in_this_process, monkeypatch, capsys):
+def test_the_benchmark_of_autoencoders(run_with_images, monkeypatch, capsys):
     monkeypatch.setattr(ablation, "COMPARED", 8)
-    names = ["full", "AdamW alone", "edge weight 0", "moving average"]
-    ablation.main([str(run_with_images), "--autoencoder", "--seconds", "0.3", "--seeds", "2", "--only", *names])
+    names = ["full", "AdamW alone"]
+    ablation.main([str(run_with_images), "--autoencoder", "--seconds", "0.3", "--seeds", "1", "--only", *names])
     rows = numbers_of(capsys.readouterr().out)[1:]
     assert [row[0] for row in rows] == names
     assert all(float(row[1]) >= 1 and 3 < float(row[5]) < 40 and float(row[9]) > 0 for row in rows)
     assert rows[0][-1] == "1.000"
 
 
-def test_a_variant_of_the_autoencoder_changes_what_its_name_says(run_with_images, in_this_process):
-    dataset = ImageDataset(run_with_images / "data/dataset.json")
-
-    def build(name):
-        return stages.autoencoder_learner(run_with_images, dataset, *ablation.AUTOENCODERS[name])
-
-    full = build("full")
-    assert set(full.optimizers) == {"optimizer", "muon"} and full.average is None
-    assert set(build("AdamW alone").optimizers) == {"optimizer"}
-    assert build("moving average").average is not None
-    assert build("batch size 16").peak == pytest.approx(2**0.5 * full.peak)
-    for name in ("edge weight 0", "squared error", "48 and 96 wide", "latent noise 0.1", "3 blocks a resolution"):
-        assert build(name).model.config != full.model.config
+def test_a_variant_of_the_autoencoder_changes_what_its_name_says(run_with_images):
+    full, *others = (
+        ablation.build(Row(name), run_with_images, "autoencoder")[0].learner
+        for name in ("full", "AdamW alone", "moving average", "batch size 4", "edge weight 0", "3 blocks a resolution")
+    )
+    assert set(full.optimizers) == {"optimizer", "muon"}
+    assert set(others[0].optimizers) == {"optimizer"}
+    assert others[1].options.ema_decay == 0.99
+    assert others[2].peak == pytest.approx(0.5 * full.peak)
+    assert all(other.model.config != full.model.config for other in others[3:])
 
 
 def test_the_best_rate_is_where_a_parabola_is_least():
@@ -416,15 +408,15 @@ def test_the_best_rate_is_where_a_parabola_is_least():
 
 
 def test_the_best_rate_of_each_variant_is_named(capsys):
-    losses = {"full": (0.6, 0.5, 0.7), "AdamW alone": (0.9, 0.8, 0.7), "fp32": (0.6, math.nan, math.nan)}
-    results = {Row("4 heads"): [(9, 9, 0.1, 0.1)]}
-    for name, found in losses.items():
-        results |= {Row(name, 2**number): [(9, 9, loss, 0.0)] for number, loss in enumerate(found)}
+    losses = {"full": (0.6, 0.5, 0.7), "AdamW alone": (0.9, 0.8, 0.7), "no dropout": (0.6, math.nan, math.nan)}
+    results = {Row("2 + 3 layers"): [(9, 9, 0.1, 0.1)]}
+    for name, rows in losses.items():
+        results |= {Row(name, 2**number): [(9, 9, loss, 0.0)] for number, loss in enumerate(rows)}
     ablation.print_best_rates(results)
     assert [line for line in capsys.readouterr().out.splitlines() if line] == [
         "Best rate of full: 2",
         "Best rate of AdamW alone: 4, at an end of the grid: add rates beyond it",
-        "Best rate of fp32: 1, at an end of the grid: add rates beyond it",
+        "Best rate of no dropout: 1, at an end of the grid: add rates beyond it",
     ]
 
 
@@ -440,76 +432,32 @@ def test_the_ablation_refuses_to_choose_on_test_images_and_unknown_variants(opti
     assert message in expect_error(capsys, ablation.main, ["nowhere", *options])
 
 
-@pytest.fixture(params=["plain block", "plain block, linear projections"])
-def plain_learner(request, tiny_run, in_this_process):
-    torch.manual_seed(0)
-    return ablation.build(Row(request.param), stages.DemoStage.read(tiny_run, 1))
-
-
 @torch.no_grad()
-def test_the_plain_block_sees_the_tokens_before_and_none_after(plain_learner, tiny_run):
-    stage, demo = plain_learner.model.eval(), stages.DemoStage.read(tiny_run, 1)
-    coarse, fine = demo.tokens[demo.training[:2]]
+def test_the_plain_block_sees_the_tokens_before_and_none_after(tiny_run):
+    task, tokens = ablation.build(Row("plain block"), tiny_run, "transformer_1")
+    stage, (coarse, fine) = task.learner.model.eval(), tokens[task.training[:2]]
     place, changed = 7, fine.clone()
-    changed[:, place] = (fine[:, place] + 1) % len(demo.fine)
-    one, other = (stage.transformer(stage.inputs_and_targets(coarse, tokens)[0], coarse) for tokens in (fine, changed))
+    changed[:, place] = (fine[:, place] + 1) % len(task.fine)
+    one, other = (stage.transformer(stage.inputs_and_targets(coarse, each)[0], coarse) for each in (fine, changed))
     assert torch.allclose(one[:, : place + 1], other[:, : place + 1], atol=1e-5)
     assert not torch.allclose(one[:, place + 1], other[:, place + 1], atol=1e-3)
     assert not torch.allclose(one[:, place + 2], other[:, place + 2], atol=1e-3)
 
 
-def test_the_plain_block_learns(plain_learner, tiny_run):
-    demo = stages.DemoStage.read(tiny_run, 1)
-    batch = demo.tokens[demo.training[:16]]
-    losses = [float(plain_learner.update(batch, step)["loss"]) for step in range(30)]
-    assert losses[-1] < 0.8 * losses[0]
-
-
-def test_the_plain_block_is_plain(plain_learner, tiny_run):
-    model = plain_learner.model.transformer
+def test_the_plain_block_is_plain_and_learns(tiny_run):
+    task, tokens = ablation.build(Row("plain block"), tiny_run, "transformer_1")
+    model = task.learner.model.transformer
     names = {type(module).__name__ for module in model.modules()}
     assert "Sinusoids" in names and not names & {"GatedMLP", "GridEmbedding"}
     attention = model.decoder[0].cross_attention
     assert isinstance(attention.query_norm, nn.Identity) and isinstance(attention.key_norm, nn.Identity)
     assert attention.out.weight.any() and model.head.weight.any()
     assert model.embed.token.weight.std().item() == pytest.approx(1, abs=0.1)
+    losses = [float(task.update(tokens[task.training[:16]], step)["loss"]) for step in range(30)]
+    assert losses[-1] < 0.8 * losses[0]
 
 
-@pytest.mark.parametrize("law", [(0.5, 20.0, 8.0, 0.35, 0.4), (0.0, 3.0, 50.0, 0.1, 0.8)])
-def test_a_law_of_compute_is_found_again(law):
-    sizes = product((1e5, 4e5, 2e6), (100, 300, 1000))
-    runs = [rates.Run(steps, size, 0.0, rates.predict(law, size, steps)) for size, steps in sizes]
-    found = rates.fit(runs)
-    assert found == pytest.approx(law, abs=1e-6)
-    assert rates.predict(found, 1e7, 1e5) == pytest.approx(rates.predict(law, 1e7, 1e5))
-
-
-def test_losses_over_compute(tiny_run, in_this_process, monkeypatch, capsys):
-    options = ["stage", "--law", "--seeds", "1", "--widths", "64", "128", "--steps", "2", "4"]
-    options += ["--batch-sizes", "4", "--predict", "128", "100"]
-    rates.main([str(tiny_run), *options])
-    output = capsys.readouterr().out
-    rows = numbers_of(output)[1:]
-    assert sorted(row[:2] for row in rows) == [["128", "2"], ["128", "4"], ["64", "2"], ["64", "4"]]
-    operations = {(row[0], row[1]): float(row[3]) for row in rows}
-    assert operations["128", "4"] > operations["64", "4"] > 0
-    assert re.search(r"^128 wide, [\d.]+ M parameters, 100 training steps: [\d.]+$", output, flags=re.M)
-    most = operations["64", "4"] * 1.1
-    rates.main([str(tiny_run), *options, "--most", str(most)])
-    kept = {(row[0], row[1]) for row in numbers_of(capsys.readouterr().out)[1:]}
-    assert kept == {size for size, number in operations.items() if number <= most}
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [(["--predict", "128"], "give pairs of numbers"), (["--depths", "2", "4"], "give one depth and one batch size")],
-)
-def test_a_law_is_refused_what_it_cannot_fit(words, message, capsys):
-    assert message in expect_error(capsys, rates.main, ["nowhere", "stage", "--law", *words])
-
-
-def test_a_data_set_is_written_read_and_loaded(monkeypatch, capsys):
-    monkeypatch.setattr(scale, "in_new_process", lambda function, *arguments: function(*arguments))
+def test_a_data_set_is_written_read_and_loaded(capsys):
     scale.main(["--records", "6000"])
     rows = numbers_of(capsys.readouterr().out)[1:]
     assert [row[0] for row in rows] == list(scale.WORK)
@@ -517,98 +465,34 @@ def test_a_data_set_is_written_read_and_loaded(monkeypatch, capsys):
 
 
 def test_the_batches_of_an_epoch_or_one_in_its_middle_are_loaded(tmp_path):
-    scale.write(tmp_path / "dataset.json", 600)
-    assert (scale.load(tmp_path / "dataset.json", False), scale.load(tmp_path / "dataset.json", True)) == (3, 1)
+    scale.write(path := tmp_path / "dataset.json", 600)
+    loads = [{}, {"is_one": True}, {"processes": 2}]
+    assert [scale.load(path, **given) for given in loads] == [3, 1, 2]
 
 
 def test_the_trainings_of_a_recipe_are_counted(monkeypatch, capsys):
-    found = {row.name: row for row in scaling.trainings(Recipe.find("demo-64"))}
-    assert [*found] == ["autoencoder", "decoder", "transformer_0", "transformer_1", "transformer_2"]
-    stage, settings = found["transformer_2"], Recipe.find("demo-64").settings["transformer_2"]
+    rows = {row.name: row for row in scaling.trainings(Recipe.find("demo-64"))}
+    assert [*rows] == ["autoencoder", "decoder", "transformer_0", "transformer_1", "transformer_2"]
+    stage, settings = rows["transformer_2"], Recipe.find("demo-64").settings["transformer_2"]
     assert (stage.steps, stage.step_size) == (settings["max_step"], settings["batch_size"])
     # Six operations for each weight of a block and each token, besides the head's and those of attention.
     fine, coarse = (256 * layers for layers in (4, 3 / 4))
-    blocks = stage.step_size * 6 * 128**2 * (fine * (4 + 4 + 6) + coarse * (4 + 6))
+    blocks = stage.steps * stage.step_size * 6 * 128**2 * (fine * (4 + 4 + 6) + coarse * (4 + 6))
     assert blocks < stage.flops < 2 * blocks
-    assert found["decoder"].flops < found["autoencoder"].flops
+    assert rows["decoder"].flops / rows["decoder"].steps < rows["autoencoder"].flops / rows["autoencoder"].steps
     assert 100 * 2**20 < stage.memory < 400 * 2**20
+    monkeypatch.setattr(scaling, "trainings", lambda _: rows.values())
     scaling.main(["demo-64", "--share", "0.5"])
-    rows = numbers_of(capsys.readouterr().out)
-    assert len(rows) == 1 + 5 + 1
-    total = sum(row.flops * row.steps for row in found.values())
-    assert float(rows[-1][6].removesuffix(" h")) == pytest.approx(total / (0.5 * 165e12) / 3600, abs=0.051)
+    cells = numbers_of(capsys.readouterr().out)
+    assert [row[0] for row in cells[1:]] == [f"demo-64, {name}" for name in (*rows, "all")]
+    total = sum(row.flops for row in rows.values())
+    assert float(cells[-1][6].removesuffix(" h")) == pytest.approx(total / (0.5 * 165e12) / 3600, abs=0.051)
 
 
-def test_a_recipe_at_its_full_width_and_its_finest_stage_at_other_rates(tiny_run, tmp_path, monkeypatch, capsys):
-    asked = []
-
-    def run_briefly(recipe, dataset, out, batch_size):
-        asked.append((recipe.folder, dataset, batch_size))
-        return RunFolder(shutil.copytree(tiny_run, out / "run"))
-
-    def call(command, check):
-        train_quantized_transformer.main(command[2:])
-
-    monkeypatch.setattr(full_width, "run_briefly", run_briefly)
-    monkeypatch.setattr(full_width.subprocess, "run", call)
-    words = ["tiny-32", str(tmp_path / "dataset.json"), "--out-dir", str(tmp_path / "out"), "--batch-size", "3"]
-    full_width.main([*words])
-    assert asked == [(TINY, tmp_path / "dataset.json", 3)]
-    rows = numbers_of(capsys.readouterr().out)[1:]
-    names = ["autoencoder", "transformer_0", "transformer_1", "transformer_2"]
-    assert [row[0] for row in rows] == [*names, "transformer_2, 0.25 times the rate", "transformer_2, 4 times the rate"]
-    assert all(0 < float(loss) < 10 for row in rows for loss in row[1:])
-    own = json.loads((TINY / "transformer_2.json").read_text())["model_lr"]
-    folders = [tmp_path / f"out/run/transformer_2_rate_{rate}" for rate in ("0.25", "4")]
-    given = [latest(folder)["config"]["transformer"]["model_lr"] for folder in folders]
-    assert given == [own / 4, own * 4]
-
-
-def test_the_steps_of_a_recipe_at_its_full_width_are_few_and_small(tmp_path, monkeypatch):
-    called = []
-    monkeypatch.setattr(full_width, "run_recipe", lambda *words: called.append(words))
-    kept = tmp_path / "out/kept.txt"
-    kept.parent.mkdir()
-    kept.touch()
-    run = full_width.run_briefly(Recipe.find("tiny-32"), tmp_path / "d.json", tmp_path / "out", 3)
-    ((recipe, options),) = called
-    assert (options.dataset, options.out) == (tmp_path / "d.json", run.path)
-    few = {"max_step": 30, "log_step": 10, "checkpoint_step": 30, "batch_size": 3, "grad_accum_step": 1}
-    for section in ("autoencoder", "decoder", *recipe.stages):
-        assert recipe.settings[section].items() >= few.items()
-    assert {recipe.settings[stage]["test_num_sample"] for stage in recipe.stages} == {2}
-    assert recipe.settings["generate"]["num_images"] == 2
-    steps = steps_of(RunFolder(run.path, 3), recipe, options.dataset)
-    check(recipe, steps, RunFolder(run.path, 3), recipe.folder / "generate.json")
-    assert kept.exists()
-
-
-def test_the_benchmark_of_reading(run_with_images, monkeypatch, capsys):
+def test_the_benchmark_of_reading(run_with_images, capsys):
     reading.main([str(run_with_images), "--images", "20", "--rounds", "1"])
     rows = numbers_of(capsys.readouterr().out)[1:]
     ways = ["feature maps, a file each", "feature maps, packed"]
     ways = [*(way for way in ways for _ in range(2)), "packed maps, of a data set", "images in shards, in random order"]
     assert [row[0] for row in rows] == ways
     assert all(float(cell) > 0 for row in rows for cell in row[2:4])
-
-
-def test_what_a_recipe_takes_on_a_cluster_is_counted(monkeypatch, capsys):
-    scaling.main(["tiny-32", "--cluster", "--images", "1e9"])
-    rows = {row[0]: row[1:] for row in numbers_of(capsys.readouterr().out)[1:]}
-    hours = {name: [float(cell) for cell in row[:6]] for name, row in rows.items()}
-    assert all(hours["transformer_2"][number] > hours["transformer_2"][number + 1] for number in (0, 1, 3, 4))
-    parts = [row[0] for name, row in hours.items() if not name.startswith("all")]
-    assert hours["all, hours"][0] == pytest.approx(sum(parts), abs=0.05)
-    assert {"autoencoder", "feature maps", "codebooks", "decoder", "tokens", "all, GPU-hours"} <= rows.keys()
-
-
-def test_two_processes_are_compared_with_one(tiny_run, monkeypatch, capsys):
-    words = processes.trainings(RunFolder(tiny_run))["codebook_1"]
-    words[words.index("--config-path") + 1] = TINY / "codebook_1.json"
-    monkeypatch.setattr(processes, "trainings", lambda _: {"codebook_1": words})
-    monkeypatch.setattr(processes, "products", lambda number: float(number))
-    processes.main([str(tiny_run), "--rounds", "1"])
-    training, bare = numbers_of(capsys.readouterr().out)[1:]
-    assert (training[0], bare[1:4]) == ("codebook_1", ["1.0", "2.0", "2.00"])
-    assert float(training[3]) > 0
-    assert float(training[4].split()[0]) < 0.1
