@@ -34,7 +34,6 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from benchmarks.common import CPU, DEMO, WORKERS, at_once, options, print_head, print_row
-from benchmarks.plain_block import make_plain, ungated
 from benchmarks.stages import demo_task, num_parameters
 from evaluation.distances import kernel_distance
 from evaluation.features import EfficientNetFeatures, features_of
@@ -127,10 +126,7 @@ def build(row: Row, folder: Path, name: str, seed: int = 0) -> tuple[GradientTas
     use_muon = changes.pop("use_muon")
     task, data = demo_task(folder, name, config, row.rate, **changes)
     learner, model = task.learner, task.learner.model
-    if row.variant == "plain block":
-        make_plain(model)
-    for module in model.modules():
-        alter(module, row.variant)
+    alter(model, row.variant)
     kernels = model.kernels if name == "autoencoder" else model.transformer.block_weights
     decay, dtype = getattr(task.config, "transformer", task.config).weight_decay, choose_dtype(CPU, "auto")
     learner.optimizers = build_optimizers(model, kernels if use_muon else (), learner.peak, decay, dtype)
@@ -139,15 +135,48 @@ def build(row: Row, folder: Path, name: str, seed: int = 0) -> tuple[GradientTas
     return task, data
 
 
-def alter(module: nn.Module, name: str) -> None:
-    """Change a module of a stage where the variant does."""
-    if name == "random vectors of tokens" and isinstance(module, GridEmbedding):
-        nn.init.normal_(module.token.weight, std=0.5)
-    elif name == "no query-key norm" and isinstance(module, Attention):
-        module.query_norm = module.key_norm = nn.Identity()
-    elif name == "ungated MLP" and isinstance(getattr(module, "mlp", None), GatedMLP):
-        module.mlp = ungated(module.mlp, 1.5)  # as many parameters as with a gate
-        nn.init.zeros_(module.mlp[-1].weight)
+def alter(model: nn.Module, name: str) -> None:
+    """Change the modules of a new stage where the variant does.
+
+    The plain block is what one writes first, the baseline: it has one-dimensional sinusoids, an MLP without a gate, no
+    query-key norm and PyTorch's own initial weights.
+    """
+    is_plain = name == "plain block"
+    for module in list(model.modules()):
+        if isinstance(module, Attention) and (is_plain or name == "no query-key norm"):
+            module.query_norm = module.key_norm = nn.Identity()
+        elif isinstance(getattr(module, "mlp", None), GatedMLP) and (is_plain or name == "ungated MLP"):
+            dim, hidden = module.mlp.down.weight.shape
+            hidden = hidden if is_plain else hidden * 3 // 2  # as many parameters as with a gate
+            module.mlp = nn.Sequential(nn.Linear(dim, hidden), module.mlp.activation, nn.Linear(hidden, dim))
+            nn.init.zeros_(module.mlp[-1].weight)
+        elif isinstance(module, GridEmbedding) and name == "random vectors of tokens":
+            nn.init.normal_(module.token.weight, std=0.5)
+    if is_plain:
+        for field, embed in list(model.transformer.named_children()):
+            if isinstance(embed, GridEmbedding):
+                setattr(model.transformer, field, Sinusoids(embed))
+        for module in model.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                module.reset_parameters()
+
+
+class Sinusoids(nn.Module):
+    """The sum of a learned vector for the token and one-dimensional sinusoids (Vaswani et al. 2017) for its cell."""
+
+    def __init__(self, embed: GridEmbedding) -> None:
+        super().__init__()
+        self.token = embed.token
+        half = self.token.embedding_dim // 2
+        cells = torch.arange(embed.row.num_embeddings * embed.column.num_embeddings)
+        angles = cells[:, None] * 1e4 ** (-torch.arange(half) / half)
+        self.register_buffer("table", torch.cat((angles.sin(), angles.cos()), dim=1))
+
+    def forward(self, tokens: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+        """Tokens (B, T) at the cells (T,) → (B, T, dim), under autocast in its dtype."""
+        x = self.token(tokens) + self.table[cells]
+        device = x.device.type  # as in `GridEmbedding`: autocast does not cast sums
+        return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 def run(row: Row, seed: int, *, folder: Path, name: str, seconds: float, test: bool = False) -> tuple[float, ...]:
@@ -207,32 +236,25 @@ def qualities(task: AutoencoderTask) -> tuple[float, ...]:
     return float(error), psnr(float(error)), kernel_distance(*features), share
 
 
-def mean_loss(results: Results, row: Row) -> float:
-    """Of all seeds, infinite where a training has diverged."""
-    loss = np.mean(results[row], axis=0)[2]
-    return math.inf if np.isnan(loss) else loss
+def print_results(results: Results, *measured: str) -> None:
+    """Print means over seeds and half of their range; losses are divided by that of the full model at its best rate.
 
-
-def print_table(results: Results, *measured: str) -> None:
-    """Print means over seeds and half of their range; losses are divided by that of the full model at its best rate."""
-    full = min((mean_loss(results, row) for row in results if row.variant == "full"), default=math.nan)
+    Below the table is at which rate each variant was best, where it had several.
+    """
+    means = {row: np.nan_to_num(np.mean(numbers, axis=0), nan=math.inf) for row, numbers in results.items()}
+    full = min((mean[2] for row, mean in means.items() if row.variant == "full"), default=math.nan)
     print_head("", "steps", "parameters", *(head for name in measured for head in (name, "±")), "of the full model")
-    for row, numbers in results.items():
-        steps, parameters, *means = np.mean(numbers, axis=0)
-        _, _, *spreads = np.ptp(numbers, axis=0) / 2
-        cells = [f"{mean:.4g} | {spread:.2g}" for mean, spread in zip(means, spreads, strict=True)]
-        share = "" if math.isnan(full) else f"{means[0] / full:.3f}"
+    for row, (steps, parameters, *values) in means.items():
+        spreads = np.ptp(results[row], axis=0)[2:] / 2
+        cells = (f"{value:.4g} | {spread:.2g}" for value, spread in zip(values, spreads, strict=True))
+        share = "" if math.isnan(full) else f"{values[0] / full:.3f}"
         print_row(row, f"{steps:.0f}", f"{parameters / 1e6:.2f} M", *cells, share)
-
-
-def print_best_rates(results: Results) -> None:
-    """Print at which rate each variant was best, where it had several."""
-    for variant in dict.fromkeys(row.variant for row in results):
-        rows = sorted(row for row in results if row.variant == variant)
-        if len(rows) > 1:
-            best = min(rows, key=partial(mean_loss, results))
-            advice = ", at an end of the grid: add rates beyond it" if best in (rows[0], rows[-1]) else ""
-            print(f"\nBest rate of {variant}: {best.rate:g}{advice}")
+    for variant in dict.fromkeys(row.variant for row in means):
+        losses = {row.rate: mean[2] for row, mean in means.items() if row.variant == variant}
+        if len(losses) > 1:
+            best = min(losses, key=losses.get)
+            advice = ", at an end of the grid: add rates beyond it" if best in (min(losses), max(losses)) else ""
+            print(f"\nBest rate of {variant}: {best:g}{advice}")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -251,8 +273,7 @@ def main(argv: list[str] | None = None) -> None:
     results: Results = {row: [] for row in rows}
     for (row, _), numbers in at_once(train, jobs, args.workers, f"steps, parameters, {', '.join(measured)}"):
         results[row].append(numbers)
-    print_table(results, *measured)
-    print_best_rates(results)
+    print_results(results, *measured)
 
 
 if __name__ == "__main__":

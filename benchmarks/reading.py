@@ -29,6 +29,7 @@ from models.autoencoder import Autoencoder
 from scripts.make_dataset import write_shards
 from utils import cli
 from utils.dataset import BatchLoader, FeatureMapDataset, ImageDataset, chunks
+from utils.images import to_floats
 from utils.index import read_dataset, write_dataset
 from utils.map_files import open_rows
 from utils.options import option, parse_options, words_of
@@ -92,16 +93,14 @@ def shards(folder: Path, number: int, rounds: int) -> None:
     """Images of shards in random order."""
     images = ImageDataset(folder / "shards.json")
     order = chunks(np.random.default_rng(0).permutation(number), BATCH)
-    paths = sorted((folder / "shards").glob("*.tar"))
 
     def plain() -> None:
-        for path in paths:
+        for path in sorted((folder / "shards").glob("*.tar")):
             with tarfile.open(path, "r:") as tar:
                 for member in tar:
                     if member.name.endswith(".png"):
-                        image = np.array(Image.open(io.BytesIO(tar.extractfile(member).read())).convert("RGB"))
-                        pixels = torch.from_numpy(image).permute(2, 0, 1)
-                        pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
+                        image = Image.open(io.BytesIO(tar.extractfile(member).read())).convert("RGB")
+                        to_floats(np.asarray(image))
 
     ours = partial(each, BatchLoader(images, order))
     compare("images in shards, in random order", number, rounds, ours, **{"tarfile, in order": plain})

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -45,9 +45,7 @@ def records(number: int) -> Iterator[dict]:
             "checksum": f"{index:016x}",
             "image_path": f"../../data/images/{index:08d}.png",
             "image_key": f"images/{index:08d}.png",
-            "labels": [],
-            "flipped": False,
-        }
+        } | {"labels": [], "flipped": False}
 
 
 class Names(Dataset):
@@ -96,35 +94,28 @@ def private(process: int | str) -> int:
     return kilobytes(f"/proc/{process}/status", "RssAnon")
 
 
-@contextmanager
-def watched(of_workers: bool) -> Iterator[list[int]]:
-    """The private memory of this process, or of the workers that it has started, every few milliseconds."""
-    seen, is_over = [] if of_workers else [private(os.getpid())], threading.Event()
-
-    def look() -> None:
-        while not is_over.wait(0.02):
-            with suppress(OSError, TypeError):  # of a worker that has just ended
-                # Not asked of `multiprocessing`, which would wait for workers that have ended.
-                paths = Path("/proc/self/task").glob("*/children")
-                workers = [worker for path in paths for worker in path.read_text().split()]
-                if not of_workers:
-                    seen.append(private(os.getpid()))
-                elif len(workers) == WORKERS:
-                    seen.append(sum(map(private, workers)))
-
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    yield seen
-    is_over.set()
-    thread.join()
+def look(seen: list[int], of_workers: bool, is_over: threading.Event) -> None:
+    """Note the private memory of this process, or of the workers that it has started, every few milliseconds."""
+    while not is_over.wait(0.02):
+        with suppress(OSError, TypeError):  # of a worker that has just ended
+            # Not asked of `multiprocessing`, which would wait for workers that have ended.
+            paths = Path("/proc/self/task").glob("*/children")
+            workers = [worker for path in paths for worker in path.read_text().split()]
+            if not of_workers or len(workers) == WORKERS:
+                seen.append(sum(map(private, workers)) if of_workers else private(os.getpid()))
 
 
 def measure(name: str, path: Path, number: int) -> tuple:
     """A row of the table; memory in MiB beyond the first look."""
     multiprocessing.set_start_method("fork", force=True)  # of workers, as by default on Linux
-    with watched(of_workers="epoch" in name) as seen:
-        kept, seconds = timed(WORK[name], path, number)
-        time.sleep(0.1)  # for a look while it is alive
+    of_workers, is_over = "epoch" in name, threading.Event()
+    seen = [] if of_workers else [private(os.getpid())]
+    thread = threading.Thread(target=look, args=(seen, of_workers, is_over), daemon=True)
+    thread.start()
+    kept, seconds = timed(WORK[name], path, number)
+    time.sleep(0.1)  # for a look while it is alive
+    is_over.set()
+    thread.join()
     del kept
     gained = [f"{(size - seen[0]) / 2**20:.0f}" for size in (max(seen), seen[-1])] if seen else ["", ""]
     return name, f"{seconds:.2f}", *gained

@@ -45,9 +45,9 @@ class Training(NamedTuple):
     """One training of a recipe, counted."""
 
     name: str
-    parameters: int
-    steps: int
-    step_size: int
+    parameters: str
+    steps: int | str
+    step_size: int | str
     flops: float  # of all steps
     memory: int  # bytes of a step
 
@@ -66,7 +66,7 @@ def trainings(recipe: Recipe) -> Iterator[Training]:
         else:
             continue
         options, footprint = learner.options, learner.footprint(example)
-        steps, size, parameters = options.max_step, options.step_size, num_parameters(learner.model)
+        steps, size, parameters = options.max_step, options.step_size, f"{num_parameters(learner.model) / 1e6:.1f} M"
         flops, memory = footprint.flops_per_item * size * steps, footprint.of(options.batch_size)
         yield Training(step.name, parameters, steps, size, flops, memory)
 
@@ -92,23 +92,16 @@ def stage(recipe: Recipe, step: Step, coarse: Grid, fine: Grid) -> tuple[Gradien
     return learner, config.example(max(COUNTED, TOKENS // fine.length))
 
 
-def print_row_of(name: str, sizes: tuple, flops: float, memory: float, share: float) -> None:
-    """Print a row with its operations, its memory, and how long they take on each GPU."""
-    hours = (f"{flops / (share * peak) / 3600:.1f} h" for peak in GPUS.values())
-    print_row(name, *sizes, f"{flops / 1e15:.1f}", readable(memory), *hours)
-
-
 def main(argv: list[str] | None = None) -> None:
     """Print a table of all trainings of the recipes."""
     args = parse_options(Options, __doc__, argv)
     print_head("", "parameters", "training steps", "images a step", "PFLOP", "memory", *GPUS)
     for name in args.recipes:
         rows = list(trainings(Recipe.find(name)))
-        for row in rows:
-            sizes = f"{row.parameters / 1e6:.1f} M", row.steps, row.step_size
-            print_row_of(f"{name}, {row.name}", sizes, row.flops, row.memory, args.share)
-        total, memory = sum(row.flops for row in rows), max(row.memory for row in rows)
-        print_row_of(f"{name}, all", ("", "", ""), total, memory, args.share)
+        rows.append(Training("all", "", "", "", sum(row.flops for row in rows), max(row.memory for row in rows)))
+        for part, *sizes, flops, memory in rows:
+            hours = (f"{flops / (args.share * peak) / 3600:.1f} h" for peak in GPUS.values())
+            print_row(f"{name}, {part}", *sizes, f"{flops / 1e15:.1f}", readable(memory), *hours)
 
 
 if __name__ == "__main__":
