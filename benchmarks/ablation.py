@@ -87,10 +87,7 @@ Options = options(
     stage=(int, option("stage to train", 1, low=0, high=2)),
     autoencoder=(bool, option("train the autoencoder instead", False)),
     only=(tuple[str, ...], option(f'all if none is given; "VARIANT, rate 0.5" for half the rate; {NAMES}', ())),
-    rates=(
-        tuple[float, ...],
-        option("train each variant at each of these multiples of its learning rate", (1.0,), above=0),
-    ),
+    rates=(tuple[float, ...], option("multiples of its learning rate that each variant has", (1.0,), above=0)),
     test=(bool, option("measure test images, at one rate for each variant", False)),
     seeds=(int, option("runs of each variant and rate", 3, low=1)),
     seconds=(float, option("training time of a run", 100.0, above=0)),

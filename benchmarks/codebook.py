@@ -25,7 +25,7 @@ from minisom import MiniSom
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from tqdm import tqdm
 
-from benchmarks.common import in_new_process, options, peak, print_head, print_row, timed
+from benchmarks.common import CPU, in_new_process, options, print_head, print_row, timed
 from models.codebook import Codebook, CodebookConfig
 from models.map_learner import MapLearner, draw_sample, sample_size
 from models.map_order import arrange
@@ -33,6 +33,7 @@ from models.map_statistics import take_census
 from models.patches import patchify
 from utils import cli
 from utils.dataset import EpochSampler, FeatureMapDataset, chunks, steps_per_epoch
+from utils.device import peak_memory
 from utils.files import UserError
 from utils.options import option, parse_options
 from utils.split import Bounds
@@ -201,10 +202,11 @@ def benchmark(path: Path) -> None:
 
 def limit(side: int, patch: int, units: int, number: int, batch: int) -> tuple:
     torch.manual_seed(0)
-    maps, before = torch.randn(number, 4, side, side), peak()
+    maps, before = torch.randn(number, 4, side, side), peak_memory(CPU)
     config = CodebookConfig(1e-4, side, side, 4, patch, patch, units, 200)
     _, seconds = timed(train_map, Data(config, maps, maps), STEPS, batch, 0)
-    return config.dim, units, batch, f"{maps.nbytes / 2**20:.0f}", f"{peak() - before:.0f}", f"{seconds:.1f}"
+    sizes = (f"{size / 2**20:.0f}" for size in (maps.nbytes, peak_memory(CPU) - before))
+    return config.dim, units, batch, *sizes, f"{seconds:.1f}"
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch.utils.benchmark import Timer
 from tqdm import tqdm
 
-from utils.device import keep_memory, peak_memory
+from utils.device import keep_memory
 from utils.options import option
 from utils.tables import row, table
 
@@ -60,11 +60,6 @@ def in_new_process(function: Callable, *arguments: object) -> object:
     """The result of a function that a new process calls, whose peak memory is that of this call."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:  # its process may have children
         return pool.submit(function, *arguments).result()
-
-
-def peak() -> float:
-    """Peak memory of this process, in MiB."""
-    return peak_memory(CPU) / 2**20
 
 
 def at_once(work: Callable, jobs: Sequence[tuple], workers: int, title: str) -> Iterator[tuple[tuple, object]]:

@@ -85,8 +85,7 @@ def compare_with_reference(config: TransformerConfig) -> None:
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             beam = [seconds(partial(next_logits, stage, coarse, tokens)) for tokens in prefixes]
         slow = BEAMS.num_beam * torch.trapezoid(torch.tensor(beam), torch.tensor(PREFIXES)).item()
-        fast = seconds_to_sample(stage, IMAGES, BEAMS, dtype)
-        each = ", ".join(f"{part * 1e3:.0f}" for part in beam)
+        fast, each = seconds_to_sample(stage, IMAGES, BEAMS, dtype), ", ".join(f"{part * 1e3:.0f}" for part in beam)
         print_row(name, each, f"{slow:,.0f} s", f"{fast:.1f} s", f"{slow / fast:,.0f}")
 
 

@@ -77,13 +77,13 @@ def main(argv: list[str] | None = None) -> None:
     sizes = list(product(widths, depths, args.batch_sizes, args.steps))  # the slowest first
     jobs = [(*size, *job) for size in sizes for job in product(args.rates, range(args.seeds))]
     losses = dict(at_once(partial(run, model=args.model, folder=args.folder), jobs, args.workers, "loss"))
-    heads = (f"rate {rate:g}" for rate in args.rates)
-    print_head("width", "depth", "batch size", "steps", *heads, "best rate", "of each seed")
+    rates = (f"rate {rate:g}" for rate in args.rates)
+    print_head("width", "depth", "batch size", "steps", *rates, "best rate", "of each seed")
     for size in sorted(sizes):
         rows = [{rate: losses[*size, rate, seed] for rate in args.rates} for seed in range(args.seeds)]
         means = {rate: float(np.mean([row[rate] for row in rows])) for rate in args.rates}
-        best = f"{best_rate(means):.2f}", ", ".join(f"{best_rate(row):.2f}" for row in rows)
-        print_row(*size, *(f"{loss:.4f}" for loss in means.values()), *best)
+        best, *each = (f"{best_rate(row):.2f}" for row in (means, *rows))
+        print_row(*size, *(f"{loss:.4f}" for loss in means.values()), best, ", ".join(each))
 
 
 if __name__ == "__main__":

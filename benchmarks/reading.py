@@ -45,10 +45,7 @@ Options = options(
 
 
 def compare(task: str, number: int, rounds: int, ours: Callable[[], object], **others: Callable[[], object]) -> None:
-    """Print a row for each way beside ours to do `number` items: medians of items a second.
-
-    Ways take turns: a machine that slows down slows all of them.
-    """
+    """Print a row for each way beside ours to do `number` items: items a second, medians of rounds that take turns."""
     ways = {"ours": ours, **others}
     turns = [[timed(way)[1] for way in ways.values()] for _ in range(rounds)]
     mine, *rates = (number / median(times) for times in zip(*turns, strict=True))

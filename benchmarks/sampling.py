@@ -151,8 +151,7 @@ def main(argv: list[str] | None = None) -> None:
     def measure(name: str, setting: dict | tuple) -> float:
         images, seconds = timed(sample, run, setting, decoder, number)
         features = extractor(images)
-        near = nearness(Nearest.among(training, features))
-        print_row(name, *quality(features), *near, f"{seconds:.0f}")
+        print_row(name, *quality(features), *nearness(Nearest.among(training, features)), f"{seconds:.0f}")
         return kernel_distance(features, validation)
 
     if args.search:

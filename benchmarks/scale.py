@@ -33,7 +33,6 @@ from utils.records import Records, read_packed
 from utils.split import Bounds, split_indices
 
 BATCH, WORKERS = 256, 2
-RANK = 5  # of the one of many processes
 Options = options(records=(int, option("records of the data set", 10**6, low=1)))
 
 
@@ -74,7 +73,7 @@ def load(path: Path, _: int = 0, is_one: bool = False, processes: int = 1) -> in
     training = split_indices(packed.table["position"], Bounds()).training
     last = -(-len(training) // batch)
     start, stop = (last // 2, last // 2 + 1) if is_one else (0, last)
-    own = {"num_processes": lambda: processes, "rank": lambda: min(RANK, processes - 1)}
+    own = {"num_processes": lambda: processes, "rank": lambda: min(5, processes - 1)}
     with mock.patch.multiple("utils.distributed", **own):
         return sum(1 for _ in BatchLoader(Names(packed), EpochSampler(training, batch, 0, start, stop), WORKERS))
 
@@ -99,8 +98,7 @@ def look(seen: list[int], of_workers: bool, is_over: threading.Event) -> None:
     while not is_over.wait(0.02):
         with suppress(OSError, TypeError):  # of a worker that has just ended
             # Not asked of `multiprocessing`, which would wait for workers that have ended.
-            paths = Path("/proc/self/task").glob("*/children")
-            workers = [worker for path in paths for worker in path.read_text().split()]
+            workers = [one for path in Path("/proc/self/task").glob("*/children") for one in path.read_text().split()]
             if not of_workers or len(workers) == WORKERS:
                 seen.append(sum(map(private, workers)) if of_workers else private(os.getpid()))
 

@@ -16,7 +16,6 @@ from utils.gradient import GradientTask
 from utils.run_folder import RunFolder
 
 DEMO = Recipe.find("demo-64")
-TASKS = {"train_autoencoder": AutoencoderTask, "train_quantized_transformer": StageTask}
 
 
 def demo_task(
@@ -29,7 +28,7 @@ def demo_task(
     run = RunFolder(folder)
     step = next(step for step in steps_of(run, DEMO, run.images) if step.name == name)
     given = replace(options_of(DEMO, step), resume=False, **options)
-    task = TASKS[step.script](given, CPU)
+    task = (AutoencoderTask if step.script == "train_autoencoder" else StageTask)(given, CPU)
     usual = getattr(task.config, "transformer", task.config)
     changed = replace(usual, model_lr=usual.model_lr * rate, **config or {})
     task.config = changed if usual is task.config else replace(task.config, transformer=changed)

@@ -1,12 +1,10 @@
-"""The transformers of the demo: speed of a training step and its matrix products, optimizers, memory.
+"""The transformers of the demo: speed of a training step, of its matrix products, and of optimizers.
 
     python -m benchmarks.transformer out/demo-avatars
 
-Reads a folder that scripts/demo.py has written. Prints tables in Markdown. Memory is the peak of a training step beyond
-what the process held before the step; each size runs in a new process.
+Reads a folder that scripts/demo.py has written. Prints tables in Markdown.
 """
 
-from collections.abc import Callable
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -16,19 +14,16 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.common import CPU, DEMO, in_new_process, options, peak, print_head, print_row, seconds, timed
+from benchmarks.common import DEMO, options, print_head, print_row, seconds, timed
 from benchmarks.stages import demo_task
-from models.cascade import Stage, StageConfig
-from models.transformer import Grid, TransformerConfig
 from utils import cli
-from utils.device import autocast, keep_memory
+from utils.dataset import Batch
+from utils.gradient import GradientTask
 from utils.muon import Muon
 from utils.options import parse_options
 
 STEPS = 20  # in one measurement of the time of a step
 TIMES = 3  # measurements; their median counts
-LENGTHS = ((32, 32), (32, 64), (64, 64), (64, 128))  # grids of 1,024 to 8,192 tokens
-WINDOW = 256
 Options = options(folder=DEMO)
 aten = torch.ops.aten
 
@@ -59,21 +54,20 @@ def utilization(folder: Path) -> None:
     print_head("stage", "precision", "step, ms", "products, ms", "share")
     for number, precision in product(range(3), ("bf16", "fp32")):
         task, tokens = demo_task(folder, f"transformer_{number}", precision=precision)
-        batch, learner = tokens[np.arange(task.options.batch_size)], task.learner
+        step, part = time_step(task, tokens[np.arange(task.options.batch_size)])
+        print_row(number, precision, f"{step * 1e3:.0f}", f"{part * 1e3:.0f}", f"{part / step:.2f}")
 
-        def train(steps: int, update: Callable = task.update, batch: tuple = batch) -> None:
-            for step in range(steps):
-                update(batch, step)
 
-        steps, bare = [], []
-        for _ in range(TIMES):
-            train(1)
-            steps.append(timed(train, STEPS)[1] / STEPS)
-            with BareProducts() as products:
-                learner.backward(learner.model, batch)
-            bare.append(products.seconds)
-        whole, part = median(steps), median(bare)
-        print_row(number, precision, f"{whole * 1e3:.0f}", f"{part * 1e3:.0f}", f"{part / whole:.2f}")
+def time_step(task: GradientTask, batch: Batch) -> tuple[float, float]:
+    """The seconds of a training step, and of its matrix products alone."""
+    steps, bare, learner = [], [], task.learner
+    for _ in range(TIMES):
+        task.update(batch, 0)
+        steps.append(timed(lambda: [task.update(batch, step) for step in range(STEPS)])[1] / STEPS)
+        with BareProducts() as products:
+            learner.backward(learner.model, batch)
+        bare.append(products.seconds)
+    return median(steps), median(bare)
 
 
 def optimizers(folder: Path) -> None:
@@ -90,39 +84,11 @@ def optimizers(folder: Path) -> None:
         print_row(name, f"{seconds(optimizer.step, 1) * 1e3:.1f}")
 
 
-def memory() -> None:
-    """Print the memory of a training step by the number of tokens, each measured in its own process."""
-    print(f"\nMemory of a training step on one sequence, a window of {WINDOW}, 3 + 4 layers of width 256.\n")
-    print_head("tokens", "MiB", "with activation checkpoints")
-    for size in LENGTHS:
-        held = [in_new_process(memory_of_step, *size, checkpointed) for checkpointed in (False, True)]
-        print_row(f"{np.prod(size):,}", *(f"{part:.0f}" for part in held))
-
-
-def memory_of_step(height: int, width: int, use_activation_checkpoint: bool) -> float:
-    """Peak memory, in MiB, of a step on a grid of this size, beyond the model and its gradients."""
-    keep_memory()
-    config = TransformerConfig(1e-3, True, WINDOW, 3, 4, 4, 4, 256, 512, "silu")
-    stage = Stage(StageConfig(config, Grid(8, 8, 512), Grid(height, width, 512), is_base=False))
-    stage.transformer.use_activation_checkpoint = use_activation_checkpoint
-
-    def step(length: int) -> None:
-        fine = torch.randint(512, (1, length))
-        with autocast(CPU, "auto"):
-            stage(torch.zeros(1, 64, dtype=torch.int64), fine)["loss"].backward()
-
-    step(8)  # allocates the gradients and everything else that only a first step allocates
-    before = peak()
-    step(height * width)
-    return peak() - before
-
-
 def main(argv: list[str] | None = None) -> None:
     """Print all tables."""
     folder = parse_options(Options, __doc__, argv).folder
     utilization(folder)
     optimizers(folder)
-    memory()
 
 
 if __name__ == "__main__":
