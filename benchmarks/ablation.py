@@ -21,7 +21,9 @@ from true coarse tokens, or the lowest squared error. `--test` measures variants
 images instead.
 """
 
+import copy
 import math
+import time
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -29,32 +31,32 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
-from benchmarks.common import DEMO, WORKERS, at_once, options, print_head, print_row
-from benchmarks.plain_block import make_plain
-from benchmarks.stages import DemoStage, autoencoder_learner, demo_options, loss_of, num_parameters, train_for
+from benchmarks.common import CPU, DEMO, WORKERS, at_once, options, print_head, print_row
+from benchmarks.stages import demo_task, num_parameters
 from evaluation.distances import kernel_distance
 from evaluation.features import EfficientNetFeatures, features_of
 from models.autoencoder import psnr
 from models.stage import Stage
 from models.transformer import Attention, GatedMLP, GridEmbedding
+from train_autoencoder import AutoencoderTask
+from train_quantized_transformer import StageTask
 from utils.core.files import UserError
 from utils.core.options import option, parse_options
-from utils.data.batches import chunks
-from utils.data.dataset import ImageDataset, TokenDataset
-from utils.runs.folders import RunFolder
+from utils.data.batches import EpochSampler, chunks
+from utils.data.dataset import TokenDataset
 from utils.runtime import cli
-from utils.training.gradient import GradientLearner
+from utils.runtime.device import choose_dtype
+from utils.training.gradient import GradientTask
+from utils.training.optimizers import build_optimizers
 
-PLAIN = ({"dropout": 0.0, "condition_noise": 0.0}, {"use_muon": False})
-# What a variant changes in the config and in the arguments of `DemoStage.learner`; `alter` changes the modules.
+# What a variant changes in the config and in the options; `alter` changes the modules.
 STAGES = {
     "full": ({}, {}),
     "random vectors of tokens": ({}, {}),
     "AdamW alone": ({}, {"use_muon": False}),
-    "192 wide": ({"in_dim": 192, "hidden_dim": 384, "self_attn_heads": 3, "cross_attn_heads": 3}, {}),
     "256 wide": ({"in_dim": 256, "hidden_dim": 512, "self_attn_heads": 4, "cross_attn_heads": 4}, {}),
-    "4 heads": ({"self_attn_heads": 4, "cross_attn_heads": 4}, {}),
     "2 + 3 layers": ({"num_enc_layers": 2, "num_dec_layers": 3}, {}),
     "no query-key norm": ({}, {}),
     "ungated MLP": ({}, {}),
@@ -63,9 +65,7 @@ STAGES = {
     "moving average": ({}, {"ema_decay": 0.999}),
     "no dropout": ({"dropout": 0.0}, {}),
     "dropout 0.1": ({"dropout": 0.1}, {}),
-    "fp32": ({}, {"precision": "fp32"}),
-    "plain block": PLAIN,
-    "plain block, linear projections": PLAIN,
+    "plain block": ({"dropout": 0.0, "condition_noise": 0.0}, {"use_muon": False}),
 }
 AUTOENCODERS = {
     "full": ({}, {}),
@@ -88,10 +88,7 @@ Options = options(
     stage=(int, option("stage to train", 1, low=0, high=2)),
     autoencoder=(bool, option("train the autoencoder instead", False)),
     only=(tuple[str, ...], option(f'all if none is given; "VARIANT, rate 0.5" for half the rate; {NAMES}', ())),
-    rates=(
-        tuple[float, ...],
-        option("train each variant at each of these multiples of its learning rate", (1.0,), above=0),
-    ),
+    rates=(tuple[float, ...], option("multiples of its learning rate that each variant has", (1.0,), above=0)),
     test=(bool, option("measure test images, at one rate for each variant", False)),
     seeds=(int, option("runs of each variant and rate", 3, low=1)),
     seconds=(float, option("training time of a run", 100.0, above=0)),
@@ -120,114 +117,142 @@ class Row(NamedTuple):
 Results = dict[Row, list[tuple[float, ...]]]  # for each seed its training steps, parameters and what was measured
 
 
-def build(row: Row, demo: DemoStage) -> GradientLearner:
-    """A new stage of a variant, ready to be trained."""
-    config, training = STAGES[row.variant]
-    stage = demo.build(**config)
-    if row.variant.startswith("plain block"):
-        make_plain(stage, has_linear_projections=row.variant.endswith("linear projections"))
-    for module in stage.modules():
-        alter(module, row.variant)
-    return demo.learner(stage, **training, rate=row.rate)
+def build(row: Row, folder: Path, name: str, seed: int = 0) -> tuple[GradientTask, Dataset]:
+    """The task of a row, ready to be trained, and what it learns from."""
+    config, given = (AUTOENCODERS if name == "autoencoder" else STAGES)[row.variant]
+    changes = {"use_muon": True, "seed": seed} | given
+    use_muon = changes.pop("use_muon")
+    task, data = demo_task(folder, name, config, row.rate, **changes)
+    learner, model = task.learner, task.learner.model
+    alter(model, row.variant)
+    kernels = model.kernels if name == "autoencoder" else model.transformer.block_weights
+    decay, dtype = getattr(task.config, "transformer", task.config).weight_decay, choose_dtype(CPU, "auto")
+    learner.optimizers = build_optimizers(model, kernels if use_muon else (), learner.peak, decay, dtype)
+    if learner.average is not None:
+        learner.average = copy.deepcopy(model).requires_grad_(False)
+    return task, data
 
 
-def alter(module: nn.Module, name: str) -> None:
-    """Change a module of a stage where the variant does."""
-    if name == "random vectors of tokens" and isinstance(module, GridEmbedding):
-        nn.init.normal_(module.token.weight, std=0.5)
-    elif name == "no query-key norm" and isinstance(module, Attention):
-        module.query_norm = module.key_norm = nn.Identity()
-    elif name == "ungated MLP" and isinstance(getattr(module, "mlp", None), GatedMLP):
-        dim, hidden = module.mlp.down.weight.shape
-        hidden = hidden * 3 // 2  # as many parameters as with a gate
-        module.mlp = nn.Sequential(nn.Linear(dim, hidden), module.mlp.activation, nn.Linear(hidden, dim))
-        nn.init.zeros_(module.mlp[-1].weight)
+def alter(model: nn.Module, name: str) -> None:
+    """Change the modules of a new stage where the variant does.
+
+    The plain block is what one writes first, the baseline: it has one-dimensional sinusoids, an MLP without a gate, no
+    query-key norm and PyTorch's own initial weights.
+    """
+    is_plain = name == "plain block"
+    for module in list(model.modules()):
+        if isinstance(module, Attention) and (is_plain or name == "no query-key norm"):
+            module.query_norm = module.key_norm = nn.Identity()
+        elif isinstance(getattr(module, "mlp", None), GatedMLP) and (is_plain or name == "ungated MLP"):
+            dim, hidden = module.mlp.down.weight.shape
+            hidden = hidden if is_plain else hidden * 3 // 2  # as many parameters as with a gate
+            module.mlp = nn.Sequential(nn.Linear(dim, hidden), module.mlp.activation, nn.Linear(hidden, dim))
+            nn.init.zeros_(module.mlp[-1].weight)
+        elif isinstance(module, GridEmbedding) and name == "random vectors of tokens":
+            nn.init.normal_(module.token.weight, std=0.5)
+    if is_plain:
+        for field, embed in list(model.transformer.named_children()):
+            if isinstance(embed, GridEmbedding):
+                setattr(model.transformer, field, Sinusoids(embed))
+        for module in model.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                module.reset_parameters()
 
 
-def run_stage(
-    row: Row, seed: int, *, folder: Path, number: int, seconds: float, test: bool = False
-) -> tuple[float, ...]:
-    """Train a row with a seed; return its training steps, parameters and both losses."""
-    demo = DemoStage.read(folder, number)
-    images = demo.test if test else demo.validation
-    coarse, fine = demo.tokens[images]
-    coarse = coarse if number == 0 else draw_coarse(DemoStage.read(folder, number - 1), images)
-    drawn = TokenDataset(coarse.numpy(), fine.numpy())
-    torch.manual_seed(seed)
-    learner = build(row, demo)
-    step = train_for(seconds, learner, demo.tokens, demo.training, seed)
-    losses = loss_of(learner, demo.tokens, images), loss_of(learner, drawn, np.arange(len(drawn)))
-    return step, num_parameters(learner), *losses
+class Sinusoids(nn.Module):
+    """The sum of a learned vector for the token and one-dimensional sinusoids (Vaswani et al. 2017) for its cell."""
+
+    def __init__(self, embed: GridEmbedding) -> None:
+        super().__init__()
+        self.token = embed.token
+        half = self.token.embedding_dim // 2
+        cells = torch.arange(embed.row.num_embeddings * embed.column.num_embeddings)
+        angles = cells[:, None] * 1e4 ** (-torch.arange(half) / half)
+        self.register_buffer("table", torch.cat((angles.sin(), angles.cos()), dim=1))
+
+    def forward(self, tokens: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+        """Tokens (B, T) at the cells (T,) → (B, T, dim), under autocast in its dtype."""
+        x = self.token(tokens) + self.table[cells]
+        device = x.device.type  # as in `GridEmbedding`: autocast does not cast sums
+        return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
-def run_autoencoder(row: Row, seed: int, *, folder: Path, seconds: float, test: bool = False) -> tuple[float, ...]:
-    """Train a row of the autoencoder with a seed; return its training steps, parameters and qualities."""
-    dataset = ImageDataset(RunFolder(folder).images)
-    split = dataset.split(demo_options(folder).bounds)
-    torch.manual_seed(seed)
-    learner = autoencoder_learner(folder, dataset, *AUTOENCODERS[row.variant], row.rate)
-    step = train_for(seconds, learner, dataset, split.training, seed)
-    held_out = split.test if test else split.validation
-    return step, num_parameters(learner), *qualities(learner, dataset, split.training, held_out)
+def run(row: Row, seed: int, *, folder: Path, name: str, seconds: float, test: bool = False) -> tuple[float, ...]:
+    """Train a row with a seed; return its training steps, parameters and what is measured."""
+    task, data = build(row, folder, name, seed)
+    step = train_for(seconds, task, data)
+    if test:
+        task.validation = task.dataset.split(task.options.bounds).test
+    return step, num_parameters(task.learner.model), *(qualities if name == "autoencoder" else losses)(task)
+
+
+def train_for(seconds: float, task: GradientTask, data: Dataset) -> int:
+    """Train for a fixed time, in which the learning rate falls to 0; return the training steps."""
+    batches = iter(EpochSampler(task.training, task.options.batch_size, task.options.seed, 0, 10**9))
+    start, step = time.perf_counter(), 0
+    while (share := (time.perf_counter() - start) / seconds) < 1:
+        task.learner.total_steps = max(step + 1, round(step / max(share, 1e-9)))  # the schedule follows the time
+        task.update(data[next(batches)], step)
+        step += 1
+    return step
+
+
+def losses(task: StageTask) -> tuple[float, float]:
+    """Nats per token from the true coarse tokens, and from drawn ones."""
+    true = task.validate()["val_loss"]
+    if task.options.train_base_model:
+        return true, true
+    coarse, (_, fine) = draw_coarse(task), task.tokens[task.validation]
+    task.tokens, task.validation = TokenDataset(coarse.numpy(), fine.numpy()), np.arange(len(fine))
+    return true, task.validate()["val_loss"]
 
 
 @torch.no_grad()
-def qualities(
-    learner: GradientLearner, dataset: ImageDataset, training: np.ndarray, held_out: np.ndarray
-) -> tuple[float, ...]:
-    """Squared error, PSNR, kernel distance and sharpness."""
-
-    def reconstruct(part: np.ndarray) -> torch.Tensor:
-        with learner.autocast:
-            images = dataset[part].to(memory_format=torch.channels_last)
-            return learner.best_model(images).float().clamp(-1, 1)
-
-    images, outputs = dataset[held_out], torch.cat([reconstruct(part) for part in chunks(held_out, 64)])
-    error, sharpness = (outputs - images).square().mean(), outputs.diff(dim=-1).square().mean()
-    number, extractor = min(COMPARED, len(training) // 2), EfficientNetFeatures()
-    halves = (training[:number], reconstruct, "made"), (training[number : 2 * number], dataset.__getitem__, "real")
-    features = [features_of(extractor, map(read, chunks(part, 64)), number, name) for part, read, name in halves]
-    shares = kernel_distance(*features), float(sharpness / images.diff(dim=-1).square().mean())
-    return float(error), psnr(float(error)), *shares
-
-
-@torch.no_grad()
-def draw_coarse(before: DemoStage, images: np.ndarray) -> torch.Tensor:
-    """Tokens of images drawn by the stage before, each after the true tokens before it."""
-    stage = Stage.load(before.run.transformers[before.number].best, before.coarse, before.fine)
-    given, written = before.tokens[images]
+def draw_coarse(task: StageTask) -> torch.Tensor:
+    """Coarse tokens of its validation images drawn by the stage before, each after the true tokens before it."""
+    path = task.options.previous_path
+    before, tokens = demo_task(path.parents[2], path.parts[-3])
+    stage = Stage.load(path, before.coarse, before.fine)
+    given, written = tokens[task.validation]
     inputs, _ = stage.inputs_and_targets(given, written)
     probabilities = stage.transformer(inputs, stage.source(given)).softmax(-1).flatten(0, 1)
     return probabilities.multinomial(1, generator=torch.Generator().manual_seed(0)).view(written.shape)
 
 
-def mean_loss(results: Results, row: Row) -> float:
-    """Of all seeds, infinite where a training has diverged."""
-    loss = np.mean(results[row], axis=0)[2]
-    return math.inf if np.isnan(loss) else loss
+def qualities(task: AutoencoderTask) -> tuple[float, ...]:
+    """Squared error, PSNR, kernel distance and sharpness."""
+
+    def reconstruct(part: np.ndarray) -> torch.Tensor:
+        return task.reconstruct(task.dataset[part]).clamp(-1, 1)
+
+    images, outputs = task.dataset[task.validation], torch.cat([*map(reconstruct, chunks(task.validation, 64))])
+    error, sharpness = (outputs - images).square().mean(), outputs.diff(dim=-1).square().mean()
+    number, extractor = min(COMPARED, len(task.training) // 2), EfficientNetFeatures()
+    parts = (reconstruct, task.training[:number]), (task.dataset.__getitem__, task.training[number : 2 * number])
+    features = [features_of(extractor, map(read, chunks(part, 64)), number, "images") for read, part in parts]
+    share = float(sharpness / images.diff(dim=-1).square().mean())
+    return float(error), psnr(float(error)), kernel_distance(*features), share
 
 
-def print_table(results: Results, *measured: str) -> None:
-    """Print means over seeds and half of their range; losses are divided by that of the full model at its best rate."""
-    full = min((mean_loss(results, row) for row in results if row.variant == "full"), default=math.nan)
+def print_results(results: Results, *measured: str) -> None:
+    """Print means over seeds and half of their range; losses are divided by that of the full model at its best rate.
+
+    Below the table is at which rate each variant was best, where it had several.
+    """
+    means = {row: np.nan_to_num(np.mean(numbers, axis=0), nan=math.inf) for row, numbers in results.items()}
+    full = min((mean[2] for row, mean in means.items() if row.variant == "full"), default=math.nan)
     print_head("", "steps", "parameters", *(head for name in measured for head in (name, "±")), "of the full model")
-    for row, numbers in results.items():
-        steps, parameters, *means = np.mean(numbers, axis=0)
-        _, _, *spreads = np.ptp(numbers, axis=0) / 2
-        cells = [f"{mean:.4g} | {spread:.2g}" for mean, spread in zip(means, spreads, strict=True)]
-        share = "" if math.isnan(full) else f"{means[0] / full:.3f}"
+    for row, (steps, parameters, *values) in means.items():
+        spreads = np.ptp(results[row], axis=0)[2:] / 2
+        cells = (f"{value:.4g} | {spread:.2g}" for value, spread in zip(values, spreads, strict=True))
+        share = "" if math.isnan(full) else f"{values[0] / full:.3f}"
         print_row(row, f"{steps:.0f}", f"{parameters / 1e6:.2f} M", *cells, share)
-
-
-def print_best_rates(results: Results) -> None:
-    """Print at which rate each variant was best, where it had several."""
-    for variant in dict.fromkeys(row.variant for row in results):
-        rows = sorted(row for row in results if row.variant == variant)
-        if len(rows) > 1:
-            best = min(rows, key=partial(mean_loss, results))
-            is_end = best in (rows[0], rows[-1])
-            advice = ", at an end of the grid: add rates beyond it" if is_end else ""
-            print(f"\nBest rate of {variant}: {best.rate:g}{advice}")
+    for variant in dict.fromkeys(row.variant for row in means):
+        losses = {row.rate: mean[2] for row, mean in means.items() if row.variant == variant}
+        if len(losses) > 1:
+            best = min(losses, key=losses.get)
+            advice = ", at an end of the grid: add rates beyond it" if best in (min(losses), max(losses)) else ""
+            print(f"\nBest rate of {variant}: {best:g}{advice}")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -238,17 +263,15 @@ def main(argv: list[str] | None = None) -> None:
     rows = [Row(row.variant, row.rate * factor) for row in given for factor in args.rates]
     if args.test and len({row.variant for row in rows}) < len(rows):
         raise UserError("--test takes one rate for each variant: choose it without --test")
-    run, measured = partial(run_stage, number=args.stage), ("loss", "drawn")
-    if args.autoencoder:
-        run, measured = run_autoencoder, ("squared error", "PSNR (dB)", "kernel distance", "sharpness")
-    train = partial(run, folder=args.folder, seconds=args.seconds, test=args.test)
+    name = "autoencoder" if args.autoencoder else f"transformer_{args.stage}"
+    measured = ("squared error", "PSNR (dB)", "kernel distance", "sharpness") if args.autoencoder else ("loss", "drawn")
+    train = partial(run, folder=args.folder, name=name, seconds=args.seconds, test=args.test)
     # Rows take turns, so that a machine that slows down slows all of them.
     jobs = [(row, seed) for seed in range(args.seeds) for row in rows]
     results: Results = {row: [] for row in rows}
     for (row, _), numbers in at_once(train, jobs, args.workers, f"steps, parameters, {', '.join(measured)}"):
         results[row].append(numbers)
-    print_table(results, *measured)
-    print_best_rates(results)
+    print_results(results, *measured)
 
 
 if __name__ == "__main__":

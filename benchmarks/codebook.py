@@ -15,7 +15,6 @@ own process: ten steps on random feature maps, and everything that follows them.
 
 import math
 import os
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -24,10 +23,9 @@ import numpy as np
 import torch
 from minisom import MiniSom
 from sklearn.cluster import KMeans, MiniBatchKMeans
-from sklearn.exceptions import ConvergenceWarning
 from tqdm import tqdm
 
-from benchmarks.common import in_new_process, options, peak, print_head, print_row, timed
+from benchmarks.common import CPU, in_new_process, options, print_head, print_row, timed
 from models.codebook import Codebook, CodebookConfig
 from models.patches import patchify
 from models.som.learner import MapLearner, draw_sample, sample_size
@@ -39,6 +37,7 @@ from utils.data.batches import EpochSampler, chunks, steps_per_epoch
 from utils.data.dataset import FeatureMapDataset
 from utils.data.split import Bounds
 from utils.runtime import cli
+from utils.runtime.device import peak_memory
 
 # Patch size, units, steps, and feature maps to train on, chosen so that there are at most 275,000 patches.
 SIZES = ((16, 64, 250, None), (4, 512, 800, None), (2, 512, 256, 4096), (1, 512, 96, 1024))
@@ -82,6 +81,7 @@ class Data:
 
     @property
     def patches(self) -> np.ndarray:
+        """The patches to train on (N·T, D)."""
         return patchify(self.training, self.config.patch_H, self.config.patch_W).flatten(0, 1).numpy()
 
     def row(self, name: str, *runs: tuple[Codebook, float]) -> Row:
@@ -92,6 +92,10 @@ class Data:
             statistics = take_census(codebook, self.test.split(256)).statistics(codebook)
             numbers.append((seconds, statistics["quantization_error"], statistics["topographic_error"], used))
         return Row(name, *np.mean(numbers, axis=0))
+
+    def row_of_maps(self, name: str, total_steps: int, batch_size: int = BATCH) -> Row:
+        """The means over maps of this project."""
+        return self.row(name, *(timed(train_map, self, total_steps, batch_size, seed) for seed in SEEDS))
 
 
 def train_map(data: Data, total_steps: int, batch_size: int, seed: int) -> Codebook:
@@ -114,17 +118,10 @@ def order(codebook: Codebook, data: Data) -> None:
     codebook.coordinates.copy_(arrange(codebook.coordinates, pairs))
 
 
-def map_row(name: str, data: Data, total_steps: int, batch_size: int = BATCH) -> Row:
-    return data.row(name, *(timed(train_map, data, total_steps, batch_size, seed) for seed in SEEDS))
-
-
 def kmeans(data: Data, cls: type, seed: int = 0) -> tuple[Codebook, float]:
     """The codebook that scikit-learn's `cls` finds, placed by its principal components, and the seconds of its fit."""
-    patches = data.patches
     model = cls(data.config.num_embeddings, n_init=1, random_state=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", ConvergenceWarning)
-        _, seconds = timed(model.fit, patches)
+    _, seconds = timed(model.fit, data.patches)
     if model.n_iter_ == model.max_iter:
         raise SystemExit(f"{cls.__name__} has not converged in {model.max_iter} iterations")
     torch.manual_seed(0)
@@ -135,13 +132,12 @@ def kmeans(data: Data, cls: type, seed: int = 0) -> tuple[Codebook, float]:
 
 def minisom(data: Data) -> tuple[Codebook, float]:
     """Batch training as in Kohonen 2013: each pass moves units all the way, and the neighbourhood shrinks to one."""
-    number = data.config.num_embeddings
+    number, patches = data.config.num_embeddings, data.patches
     rows = max(rows for rows in range(1, math.isqrt(number) + 1) if number % rows == 0)
-    patches = data.patches
     shape = (rows, number // rows)
-    settings = {"learning_rate": 1.0, "decay_function": lambda rate, *_: rate}
+    settings = {"learning_rate": 1.0, "decay_function": lambda rate, *_: rate, "random_seed": 0}
     settings |= {"sigma": max(shape) / 2, "sigma_decay_function": "linear_decay_to_one"}
-    som = MiniSom(*shape, data.config.dim, **settings, random_seed=0)
+    som = MiniSom(*shape, data.config.dim, **settings)
     _, start = timed(som.pca_weights_init, patches)
     _, seconds = timed(som.train_batch_offline, patches, MINISOM_PASSES)
     codebook = Codebook(data.config)
@@ -153,27 +149,25 @@ def minisom(data: Data) -> tuple[Codebook, float]:
 def compare(data: Data, steps: int) -> list[Row]:
     """All methods; this map also with as many steps as fit into the time of MiniBatchKMeans."""
     codebook, seconds = kmeans(data, KMeans)
-    converged = data.row("k-means, converged", (codebook, seconds))
+    rows = [data.row("k-means, converged", (codebook, seconds))]
     _, more = timed(order, codebook, data)
-    arranged = data.row("k-means, arranged", (codebook, seconds + more))
+    rows.append(data.row("k-means, arranged", (codebook, seconds + more)))
     mini = data.row("MiniBatchKMeans", *(kmeans(data, MiniBatchKMeans, seed) for seed in SEEDS))
-    ours = map_row(f"this map, {steps} steps", data, steps)
-    least = max(2, steps // 20)
+    ours, least = data.row_of_maps(f"this map, {steps} steps", steps), max(2, steps // 20)
     _, short = timed(train_map, data, least, BATCH, 0)
     per_step = max(1e-6, (ours.seconds - short) / (steps - least))  # time grows linearly with steps
     fitting = int(np.clip(least + (mini.seconds - short) / per_step, 2, steps))
-    shorter = map_row(f"this map, {fitting} steps", data, fitting)
-    other = data.row(f"minisom, {MINISOM_PASSES} passes", minisom(data))
-    return [converged, arranged, mini, ours, shorter, other]
+    shorter = data.row_of_maps(f"this map, {fitting} steps", fitting)
+    return [*rows, mini, ours, shorter, data.row(f"minisom, {MINISOM_PASSES} passes", minisom(data))]
 
 
 def print_table(title: str, rows: list[Row]) -> None:
     """Print rows, with errors divided by that of the first."""
     print(f"{title}\n")
     print_head("", "seconds", "error", "topographic error", "units used")
-    for name, seconds, error, topographic_error, used in rows:
-        ratio = error / rows[0].error
-        print_row(name, f"{seconds:.2f}", f"{ratio:.3f}", f"{topographic_error:.2f}", f"{used:.1%}")
+    for row in rows:
+        cells = f"{row.seconds:.2f}", f"{row.error / rows[0].error:.3f}", f"{row.topographic_error:.2f}"
+        print_row(row.name, *cells, f"{row.used:.1%}")
     print(flush=True)
 
 
@@ -196,25 +190,24 @@ def benchmark(path: Path) -> None:
         data = cut(patch, number, most)
         title = f"{path}: patch {patch}, {number} units, {len(data.patches):,} patches of {data.config.dim} numbers"
         print_table(title, compare(data, steps))
-
     data, steps = cut(*OTHERS[0]), 3 * steps_per_epoch(len(maps), BATCH)
     smooth = {f"{radius:g}": replace(data, config=replace(data.config, final_radius=radius)) for radius in RADII}
-    rows = [map_row(radius, data, steps) for radius, data in smooth.items()]
+    rows = [data.row_of_maps(radius, steps) for radius, data in smooth.items()]
     print_table(f"patch {OTHERS[0][0]}, by final radius; errors divided by that at radius 0", rows)
-
     for patch, number in OTHERS:
         data = cut(patch, number)
-        ours = map_row("this map", data, steps_per_epoch(len(maps), 8), 8)
+        ours = data.row_of_maps("this map", steps_per_epoch(len(maps), 8), 8)
         rows = [data.row("k-means, converged", kmeans(data, KMeans)), ours]
         print_table(f"patch {patch}, one epoch in batches of 8 feature maps", rows)
 
 
 def limit(side: int, patch: int, units: int, number: int, batch: int) -> tuple:
     torch.manual_seed(0)
-    maps, before = torch.randn(number, 4, side, side), peak()
+    maps, before = torch.randn(number, 4, side, side), peak_memory(CPU)
     config = CodebookConfig(1e-4, side, side, 4, patch, patch, units, 200)
     _, seconds = timed(train_map, Data(config, maps, maps), STEPS, batch, 0)
-    return config.dim, units, batch, f"{maps.nbytes / 2**20:.0f}", f"{peak() - before:.0f}", f"{seconds:.1f}"
+    sizes = (f"{size / 2**20:.0f}" for size in (maps.nbytes, peak_memory(CPU) - before))
+    return config.dim, units, batch, *sizes, f"{seconds:.1f}"
 
 
 def main(argv: list[str] | None = None) -> None:

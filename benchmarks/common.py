@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from utils.core.options import option
 from utils.core.tables import row, table
-from utils.runtime.device import keep_memory, peak_memory
+from utils.runtime.device import keep_memory
 
 CPU = torch.device("cpu")
 DEMO = Path, option("folder that scripts/demo.py wrote, such as out/demo-avatars", positional=True)
@@ -56,24 +56,10 @@ def timed(function: Callable, *arguments: object) -> tuple[object, float]:
     return function(*arguments), time.perf_counter() - start
 
 
-def in_turn(rounds: int, ways: dict[object, Callable[[], object]]) -> dict[object, list]:
-    """What each way has returned in rounds in which they take turns: a machine that slows down slows all of them."""
-    results: dict[object, list] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, way in ways.items():
-            results[name].append(way())
-    return results
-
-
 def in_new_process(function: Callable, *arguments: object) -> object:
     """The result of a function that a new process calls, whose peak memory is that of this call."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:  # its process may have children
         return pool.submit(function, *arguments).result()
-
-
-def peak() -> float:
-    """Peak memory of this process, in MiB."""
-    return peak_memory(CPU) / 2**20
 
 
 def at_once(work: Callable, jobs: Sequence[tuple], workers: int, title: str) -> Iterator[tuple[tuple, object]]:

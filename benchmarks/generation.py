@@ -6,12 +6,11 @@ Measures the third stage of `reference-128` with random weights: 5 + 7 layers of
 under a window of 256, from 256 coarse tokens. Prints tables in Markdown.
 """
 
-import statistics
-import time
 from collections import Counter
 from functools import partial
 from itertools import product
 from pathlib import Path
+from statistics import median
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -21,7 +20,7 @@ from models.decoding import CachedDecoder, make_ready
 from models.stage import Stage, StageConfig
 from models.transformer import Grid, Transformer, TransformerConfig
 from utils.core.config import load_config
-from utils.core.options import option, parse_options
+from utils.core.options import parse_options
 from utils.runtime import cli
 from utils.sampling import SamplingConfig, uniform_draws
 
@@ -35,6 +34,7 @@ BEAMS = SamplingConfig(num_beam=4, beam_width=8)
 ROWS = {1: (1, SamplingConfig()), 20: (5, BEAMS), 160: (5, SamplingConfig(num_beam=32, beam_width=8))}
 WARM, STEPS = 300, 64  # tokens decoded before the measurement, more than the window; tokens that are timed
 LENGTHS = ((32, 32), (32, 64), (64, 64))
+Options = options()
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 OPERATORS = {
     "linear layers": ("mkldnn::_linear_pointwise", "aten::addmm", "aten::mm"),
@@ -85,8 +85,7 @@ def compare_with_reference(config: TransformerConfig) -> None:
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             beam = [seconds(partial(next_logits, stage, coarse, tokens)) for tokens in prefixes]
         slow = BEAMS.num_beam * torch.trapezoid(torch.tensor(beam), torch.tensor(PREFIXES)).item()
-        fast = seconds_to_sample(stage, IMAGES, BEAMS, dtype)
-        each = ", ".join(f"{part * 1e3:.0f}" for part in beam)
+        fast, each = seconds_to_sample(stage, IMAGES, BEAMS, dtype), ", ".join(f"{part * 1e3:.0f}" for part in beam)
         print_row(name, each, f"{slow:,.0f} s", f"{fast:.1f} s", f"{slow / fast:,.0f}")
 
 
@@ -126,16 +125,14 @@ def time_tokens(decoder: CachedDecoder, rows: int, images: int, sampling: Sampli
     inputs = torch.randint(UNITS, (rows,))
     parents = torch.arange(images).repeat_interleave(sampling.num_beam) * sampling.num_beam
 
-    def tokens(number: int) -> float:
-        start = time.perf_counter()
+    def tokens(number: int) -> None:
         for _ in range(number):
             decoder.next_logits(inputs)
             if sampling.num_beam > 1 and decoder.position % sampling.beam_width == 0:
                 decoder.reorder(parents)
-        return (time.perf_counter() - start) / number
 
     tokens(WARM)
-    taken = statistics.median(tokens(STEPS) for _ in range(3))
+    taken = median(timed(tokens, STEPS)[1] for _ in range(3)) / STEPS
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         tokens(16)
     spent = Counter({event.key: event.self_cpu_time_total for event in profiler.key_averages()})
@@ -153,20 +150,14 @@ def by_length(config: TransformerConfig) -> None:
         print_row(f"{length:,}", f"{taken:.1f}", f"{taken / length * 1e3:.2f}")
 
 
-PARTS = {"slow": compare_with_reference, "floor": compare_with_machine, "length": by_length}
-Options = options(
-    only=(tuple[str, ...], option("tables to print", tuple(PARTS), choices=PARTS, shown="all")),
-    config_path=(Path, option("JSON config of the transformer", CONFIG, shown="reference-128/transformer_2.json")),
-)
-
-
 @torch.no_grad()
 def main(argv: list[str] | None = None) -> None:
     """Print all tables."""
-    args = parse_options(Options, __doc__, argv)
-    config = load_config(args.config_path, TransformerConfig)
-    for name in args.only:
-        PARTS[name](config)
+    parse_options(Options, __doc__, argv)
+    config = load_config(CONFIG, TransformerConfig)
+    compare_with_reference(config)
+    compare_with_machine(config)
+    by_length(config)
 
 
 if __name__ == "__main__":

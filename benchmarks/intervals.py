@@ -34,11 +34,10 @@ Options = options(folder=RUN, dataset_path=IMAGES)
 
 def read_features(run: TrainedRun, dataset: ImageDataset) -> tuple[torch.Tensor, torch.Tensor]:
     """Features (N, D) of all images, and of what is decoded from their finest tokens."""
-    extractor, number = EfficientNetFeatures(), len(dataset)
+    extractor, number, parts = EfficientNetFeatures(), len(dataset), chunks(np.arange(len(dataset)), BATCH)
     *_, book = run.codebooks.values()
-    parts = chunks(np.arange(number), BATCH)
-    real = features_of(extractor, (dataset[part] for part in parts), number, "images")
     quantized = (reconstruct(dataset[part], run.decoder, book) for part in parts)
+    real = features_of(extractor, (dataset[part] for part in parts), number, "images")
     return real, features_of(extractor, quantized, number, "quantized images")
 
 

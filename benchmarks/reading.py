@@ -13,6 +13,7 @@ which the ways take turns, and the share of the plain way that is left:
 import io
 import tarfile
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ import torch
 from PIL import Image
 
 import generate_fmap_dataset
-from benchmarks.common import DEMO, in_turn, options, print_head, print_row, timed
+from benchmarks.common import DEMO, options, print_head, print_row, timed
 from models.autoencoder import Autoencoder
 from scripts.make_dataset import write_shards
 from utils.core.options import option, parse_options, words_of
@@ -31,11 +32,13 @@ from utils.data.batches import BatchLoader, chunks
 from utils.data.dataset import FeatureMapDataset, ImageDataset
 from utils.data.dataset_json import write_dataset
 from utils.data.feature_maps import open_rows
+from utils.data.images import to_floats
 from utils.data.records import read_dataset
 from utils.runs.folders import RunFolder
 from utils.runtime import cli
 
 BATCH = 64
+each = deque(maxlen=0).extend  # goes through an iterable, and keeps nothing
 Options = options(
     run=DEMO,
     images=(int, option("images that are read, at most", 4000, low=1)),
@@ -44,9 +47,10 @@ Options = options(
 
 
 def compare(task: str, number: int, rounds: int, ours: Callable[[], object], **others: Callable[[], object]) -> None:
-    """Print a row for each way beside ours to do `number` items: medians of items a second."""
-    times = in_turn(rounds, {name: partial(timed, way) for name, way in {"ours": ours, **others}.items()})
-    mine, *rates = (number / median(seconds for _, seconds in each) for each in times.values())
+    """Print a row for each way beside ours to do `number` items: items a second, medians of rounds that take turns."""
+    ways = {"ours": ours, **others}
+    turns = [[timed(way)[1] for way in ways.values()] for _ in range(rounds)]
+    mine, *rates = (number / median(times) for times in zip(*turns, strict=True))
     for name, rate in zip(others, rates, strict=True):
         print_row(task, name, f"{mine:.0f}", f"{rate:.0f}", f"{100 * mine / rate:.0f} %")
 
@@ -63,8 +67,7 @@ def feature_maps(run: RunFolder, folder: Path, number: int, rounds: int, packed:
 
     @torch.no_grad()
     def encode(batches: Iterable[torch.Tensor]) -> None:
-        for batch in batches:
-            model.encode(batch)
+        each(map(model.encode, batches))
 
     others = {"the encoder alone": lambda: encode(images[: len(part)] for part in order)}
     others["and reading"] = lambda: encode(BatchLoader(dataset, order))
@@ -75,41 +78,30 @@ def packed_maps(folder: Path, number: int, rounds: int) -> None:
     """Random batches of packed maps."""
     maps = FeatureMapDataset(folder / "maps_True_0/dataset.json")
     order = chunks(np.random.default_rng(0).permutation(number), BATCH)
-    for batch in order:  # the first epoch compares all checksums
-        maps[batch]
-    files = [open_rows(str(maps.path(index))) for index in range(number)]
-    rows = maps.rows.tolist()
+    files, rows = [open_rows(str(maps.path(index))) for index in range(number)], maps.rows.tolist()
 
-    def plain() -> None:
-        for batch in order:
-            torch.from_numpy(np.stack([files[index][rows[index]] for index in batch.tolist()]))
+    def plain(batch: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.stack([files[index][rows[index]] for index in batch.tolist()]))
 
-    def ours() -> None:
-        for batch in order:
-            maps[batch]
-
-    compare("packed maps, of a data set", number, rounds, ours, **{"memory-mapped arrays": plain})
+    ours, arrays = (lambda way=way: each(map(way, order)) for way in (maps.__getitem__, plain))
+    ours()  # the first epoch compares all checksums
+    compare("packed maps, of a data set", number, rounds, ours, **{"memory-mapped arrays": arrays})
 
 
 def shards(folder: Path, number: int, rounds: int) -> None:
     """Images of shards in random order."""
     images = ImageDataset(folder / "shards.json")
     order = chunks(np.random.default_rng(0).permutation(number), BATCH)
-    paths = sorted((folder / "shards").glob("*.tar"))
-
-    def ours() -> None:
-        for _ in BatchLoader(images, order):
-            pass
 
     def plain() -> None:
-        for path in paths:
+        for path in sorted((folder / "shards").glob("*.tar")):
             with tarfile.open(path, "r:") as tar:
                 for member in tar:
                     if member.name.endswith(".png"):
-                        image = np.array(Image.open(io.BytesIO(tar.extractfile(member).read())).convert("RGB"))
-                        pixels = torch.from_numpy(image).permute(2, 0, 1)
-                        pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
+                        image = Image.open(io.BytesIO(tar.extractfile(member).read())).convert("RGB")
+                        to_floats(np.asarray(image))
 
+    ours = partial(each, BatchLoader(images, order))
     compare("images in shards, in random order", number, rounds, ours, **{"tarfile, in order": plain})
 
 

@@ -132,28 +132,26 @@ def main(argv: list[str] | None = None) -> None:
     )
     real, number = Nearest.among(training, validation), len(validation)
 
-    def show(name: str, features: torch.Tensor | None = None, near: Nearest | None = None, seconds: str = "") -> None:
-        """Print what is given: a set is not compared with the images that it is made from."""
-        cells = ["", "", "", ""]
-        if features is not None:
-            cells[0] = f"{kernel_distance(features, validation):.3f}"
-            cells[1] = f"{deviation(kernel_distance, features, validation, 0):.3f}"
-        if near is not None:
-            cells[2:] = f"{near.nearness(real.threshold).share:.1%}", f"{near.distance.mean():.1f}"
-        print_row(name, *cells, seconds)
+    def quality(features: torch.Tensor) -> list[str]:
+        error = deviation(kernel_distance, features, validation, 0)
+        return [f"{kernel_distance(features, validation):.3f}", f"{error:.3f}"]
+
+    def nearness(near: Nearest) -> list[str]:
+        return [f"{near.nearness(real.threshold).share:.1%}", f"{near.distance.mean():.1f}"]
 
     print(f"{number} images in each set.\n")
     print_head("", "kernel distance", "±", "nearly copies", "distance to the nearest training image", "seconds")
-    show("validation images", near=real)
+    # A set is not compared with the images that it is made from.
+    print_row("validation images", "", "", *nearness(real), "")
     order = np.random.default_rng(0).permutation(len(training))[:number]
-    show("training images", training[order])
+    print_row("training images", *quality(training[order]), "", "", "")
     for name, images in limits(trained, dataset[split.training[order]]):
-        show(name, extractor(images))
+        print_row(name, *quality(extractor(images)), "", "", "")
 
     def measure(name: str, setting: dict | tuple) -> float:
         images, seconds = timed(sample, run, setting, decoder, number)
         features = extractor(images)
-        show(name, features, Nearest.among(training, features), f"{seconds:.0f}")
+        print_row(name, *quality(features), *nearness(Nearest.among(training, features)), f"{seconds:.0f}")
         return kernel_distance(features, validation)
 
     if args.search:

@@ -13,8 +13,9 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -28,9 +29,9 @@ from utils.data.batches import BatchLoader, EpochSampler
 from utils.data.dataset_json import write_dataset
 from utils.data.records import Records, read_packed
 from utils.data.split import Bounds, split_indices
+from utils.runtime import cli
 from utils.runtime.device import kilobytes
 
-REQUIRED = ("fmap_path", "image_path")
 BATCH, WORKERS = 256, 2
 Options = options(records=(int, option("records of the data set", 10**6, low=1)))
 
@@ -43,9 +44,7 @@ def records(number: int) -> Iterator[dict]:
             "checksum": f"{index:016x}",
             "image_path": f"../../data/images/{index:08d}.png",
             "image_key": f"images/{index:08d}.png",
-            "labels": [],
-            "flipped": False,
-        }
+        } | {"labels": [], "flipped": False}
 
 
 class Names(Dataset):
@@ -59,26 +58,34 @@ class Names(Dataset):
 
 
 def write(path: Path, number: int) -> None:
+    """Write the data set."""
     write_dataset(path, records(number), {})
 
 
-def read(path: Path) -> Records:
-    return read_packed(path, REQUIRED)
+def read(path: Path, _: int = 0) -> Records:
+    """Read the data set, or what is kept of it since it was read before."""
+    return read_packed(path, ("fmap_path", "image_path"))
 
 
-def load(path: Path, is_one: bool = False, processes: int = 1) -> int:
-    """Load the batches of an epoch, or one in its middle, as each of so many processes does; return how many."""
+def load(path: Path, _: int = 0, is_one: bool = False, processes: int = 1) -> int:
+    """Load the batches of an epoch, or one in its middle, as one of so many processes does; return how many."""
     packed, batch = read(path), processes * BATCH
     training = split_indices(packed.table["position"], Bounds()).training
     last = -(-len(training) // batch)
     start, stop = (last // 2, last // 2 + 1) if is_one else (0, last)
-    return sum(1 for _ in BatchLoader(Names(packed), EpochSampler(training, batch, 0, start, stop), WORKERS))
+    own = {"num_processes": lambda: processes, "rank": lambda: min(5, processes - 1)}
+    with mock.patch.multiple("utils.runtime.distributed", **own):
+        return sum(1 for _ in BatchLoader(Names(packed), EpochSampler(training, batch, 0, start, stop), WORKERS))
 
 
-def load_as_one_of_many(path: Path) -> int:
-    """Load the batches of an epoch as the sixth of 64 processes does."""
-    with mock.patch.multiple("utils.runtime.distributed", num_processes=lambda: 64, rank=lambda: 5):
-        return load(path, processes=64)
+WORK: dict[str, Callable[[Path, int], object]] = {
+    "write": write,
+    "read": read,
+    "open": read,
+    "an epoch": load,
+    "a batch in the middle of an epoch": partial(load, is_one=True),
+    "an epoch of one of 64 processes": partial(load, processes=64),
+}
 
 
 def private(process: int | str) -> int:
@@ -86,46 +93,29 @@ def private(process: int | str) -> int:
     return kilobytes(f"/proc/{process}/status", "RssAnon")
 
 
-class Watch(threading.Thread):
-    """Looks every few milliseconds at the private memory of this process, or of the workers that it has started."""
-
-    def __init__(self, of_workers: bool) -> None:
-        super().__init__(daemon=True)
-        self.of_workers, self.is_over, self.seen = of_workers, False, [] if of_workers else [private(os.getpid())]
-
-    def run(self) -> None:
-        """Look until it is over."""
-        while not self.is_over:
-            time.sleep(0.02)
-            with suppress(OSError, TypeError):  # of a worker that has just ended
-                # Not asked of `multiprocessing`, which would wait for workers that have ended.
-                paths = Path("/proc/self/task").glob("*/children")
-                workers = [worker for path in paths for worker in path.read_text().split()]
-                if not self.of_workers:
-                    self.seen.append(private(os.getpid()))
-                elif len(workers) == WORKERS:
-                    self.seen.append(sum(map(private, workers)))
-
-    def gained(self) -> tuple[float, float]:
-        """MiB since the first look: the most, and at the last one."""
-        return tuple((size - self.seen[0]) / 2**20 for size in (max(self.seen), self.seen[-1]))
+def look(seen: list[int], of_workers: bool, is_over: threading.Event) -> None:
+    """Note the private memory of this process, or of the workers that it has started, every few milliseconds."""
+    while not is_over.wait(0.02):
+        with suppress(OSError, TypeError):  # of a worker that has just ended
+            # Not asked of `multiprocessing`, which would wait for workers that have ended.
+            workers = [one for path in Path("/proc/self/task").glob("*/children") for one in path.read_text().split()]
+            if not of_workers or len(workers) == WORKERS:
+                seen.append(sum(map(private, workers)) if of_workers else private(os.getpid()))
 
 
-WORK = {"write": write, "read": read, "open": read, "an epoch": load, "a batch in the middle of an epoch": load}
-WORK["an epoch of one of 64 processes"] = load_as_one_of_many
-
-
-def measure(name: str, *arguments: object) -> tuple:
-    """A row of the table."""
+def measure(name: str, path: Path, number: int) -> tuple:
+    """A row of the table; memory in MiB beyond the first look."""
     multiprocessing.set_start_method("fork", force=True)  # of workers, as by default on Linux
-    watch = Watch(WORK[name] in (load, load_as_one_of_many))
-    watch.start()
-    kept, seconds = timed(WORK[name], *arguments)
+    of_workers, is_over = "epoch" in name, threading.Event()
+    seen = [] if of_workers else [private(os.getpid())]
+    thread = threading.Thread(target=look, args=(seen, of_workers, is_over), daemon=True)
+    thread.start()
+    kept, seconds = timed(WORK[name], path, number)
     time.sleep(0.1)  # for a look while it is alive
-    watch.is_over = True
-    watch.join()
+    is_over.set()
+    thread.join()
     del kept
-    gained = (f"{size:.0f}" for size in watch.gained()) if watch.seen else ("", "")
+    gained = [f"{(size - seen[0]) / 2**20:.0f}" for size in (max(seen), seen[-1])] if seen else ["", ""]
     return name, f"{seconds:.2f}", *gained
 
 
@@ -135,11 +125,9 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{number} records\n")
     print_head("", "seconds", "most memory, MiB", "memory at the end, MiB")
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "dataset.json")
-        more = {"write": (number,), "an epoch": (False,), "a batch in the middle of an epoch": (True,)}
         for name in WORK:
-            print_row(*in_new_process(measure, name, path, *more.get(name, ())))
+            print_row(*in_new_process(measure, name, Path(folder, "dataset.json"), number))
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

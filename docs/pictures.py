@@ -49,8 +49,7 @@ def generate(run: RunFolder, out: Path, *more: object) -> torch.Tensor:
 
 def generate_pictures(run: RunFolder, scratch: Path) -> None:
     """Draw what generation and all models make of held-out faces."""
-    dataset = ImageDataset(run.images)
-    trained = TrainedRun(run, torch.device("cpu"))
+    trained, dataset = TrainedRun(run, torch.device("cpu")), ImageDataset(run.images)
     test = dataset.split(trained.bounds).test
     draw_steps(trained, dataset[test[:10]])
     images = dataset[test[list(SHOWN)]]
@@ -65,9 +64,8 @@ def generate_pictures(run: RunFolder, scratch: Path) -> None:
     for name, arguments in asked.items():
         generated = generate(run, scratch, "--num-images", 20, "--seed", 1, *arguments)
         above, below = grid(images, len(images)), grid(generated, len(images))
-        save_image(
-            torch.cat([above, above.new_ones(3, GAP, above.shape[2]), below], dim=1), IMAGES / f"avatars_{name}.png"
-        )
+        gap = above.new_ones(3, GAP, above.shape[2])
+        save_image(torch.cat([above, gap, below], dim=1), IMAGES / f"avatars_{name}.png")
     generate(run, scratch, "--num-images", 9, "--animate")
     shutil.copyfile(OutputFolder(scratch).animation("webp"), IMAGES / "avatars_filling_in.webp")
     generate(run, scratch, "--condition-atlas")

@@ -58,15 +58,14 @@ def review(how: str | None, records: list[dict], hashes: list[str]) -> None:
     """
     order = sorted(range(len(records)), key=lambda index: records[index]["image_fpath"])
     records = [records[index] for index in order]
-    pairs = np.empty((0, 2), np.int64)
-    if hashes:
-        pairs = near_duplicates.near_pairs(np.array([int(hashes[index], 16) for index in order], dtype=np.uint64))
+    pairs = near_duplicates.near_pairs(np.array([int(hashes[index], 16) for index in order if hashes], dtype=np.uint64))
     if how == NEAR:
         _group_near(records, pairs)
+    sides = sides_of((record.get("group", record["image_fpath"]) for record in records), Bounds())
     if how is not None:
-        _print_groups(records)
+        _print_groups(records, sides)
     if hashes:
-        _warn_of_straddling(how, records, pairs)
+        _warn_of_straddling(how, sides, pairs)
     else:
         print("near-duplicates were not looked for; run pip install -r requirements-data.txt to do so", file=sys.stderr)
 
@@ -82,23 +81,21 @@ def _group_near(records: list[dict], pairs: np.ndarray) -> None:
     print(f"{len(pairs)} pairs of near-duplicates; {num_refused} not joined, for a group holds at most {most} images")
 
 
-def _print_groups(records: list[dict]) -> None:
+def _print_groups(records: list[dict], sides: np.ndarray) -> None:
     """Print how large the groups are and what the default split holds out; warn if that is nothing."""
-    sizes, sides = Counter(record["group"] for record in records if "group" in record), _sides(records)
-    held_out = {"validation": sides == VALIDATION, "test": sides == TEST}
-    shares = " and ".join(f"{side.mean():.1%} of all images as {name}" for name, side in held_out.items())
+    sizes = Counter(record["group"] for record in records if "group" in record)
+    shares = {name: (sides == side).mean() for name, side in (("validation", VALIDATION), ("test", TEST))}
     print(
         f"{len(sizes)} groups of {sizes.total()} images, the largest of {max(sizes.values(), default=0)}; the split by "
-        f"default holds out {shares}"
+        f"default holds out {' and '.join(f'{share:.1%} of all images as {name}' for name, share in shares.items())}"
     )
-    empty = [name for name, side in held_out.items() if not side.any()]
+    empty = [name for name, share in shares.items() if share == 0]
     if empty and len(records) >= FEW_IMAGES:
         print(f"warning: no image is held out as {' or '.join(empty)}; give smaller groups", file=sys.stderr)
 
 
-def _warn_of_straddling(how: str | None, records: list[dict], pairs: np.ndarray) -> None:
+def _warn_of_straddling(how: str | None, sides: np.ndarray, pairs: np.ndarray) -> None:
     """Warn if images that the default split holds out have near-duplicates on another side."""
-    sides = _sides(records)
     count, total = near_duplicates.count_straddling(pairs, sides), np.count_nonzero(sides != TRAINING)
     if count:
         advice = "" if how == NEAR else "; give --group-by near, or groups of your own"
@@ -107,8 +104,3 @@ def _warn_of_straddling(how: str | None, records: list[dict], pairs: np.ndarray)
             f"another side of the split{advice}",
             file=sys.stderr,
         )
-
-
-def _sides(records: list[dict]) -> np.ndarray:
-    """The side (N,) of each record in the default split."""
-    return sides_of((record.get("group", record["image_fpath"]) for record in records), Bounds())

@@ -75,15 +75,20 @@ def _is_kept(images: np.ndarray) -> np.ndarray:
 
 
 def _pairs_of_band(hashes: np.ndarray, band: int) -> Iterator[np.ndarray]:
-    """The pairs that a band finds, as numbers i · N + j."""
+    """The pairs of near hashes that a band shows, as numbers i · N + j."""
     keys = np.roll(hashes[:, None].view(np.uint16), band, axis=1).view(np.uint64)[:, 0]  # the band comes first
     order = np.argsort(keys, kind="stable")
     keys = keys[order]
     for flipped in (0, *(1 << bit for bit in range(16))):
         low, high = _ranges(keys, flipped)
         for start in range(0, len(keys), CHUNK):
-            first, second = _near(keys, low[start : start + CHUNK], high[start : start + CHUNK], start)
-            first, second = order[first], order[second]
+            part = slice(start, start + CHUNK)
+            counts = high[part] - low[part]  # of the keys in the range of each
+            first = np.repeat(np.arange(start, start + len(counts)), counts)
+            second = np.arange(len(first)) + (low[part] - np.cumsum(counts) + counts)[first - start]
+            near = np.bitwise_count(keys[first] ^ keys[second]) <= MOST_BITS
+            kept = _is_kept(first[near])
+            first, second = order[first[near][kept]], order[second[near][kept]]
             yield np.minimum(first, second) * len(keys) + np.maximum(first, second)
 
 
@@ -99,17 +104,6 @@ def _ranges(keys: np.ndarray, flipped: int) -> tuple[np.ndarray, np.ndarray]:
         low = np.clip(nearest - COMPARED // 2, low, np.maximum(low, high - COMPARED))
         high = np.where(wanted > values, high, low)  # and here too
     return low, np.minimum(high, low + COMPARED)
-
-
-def _near(keys: np.ndarray, low: np.ndarray, high: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of the keys from `start` on, and those in the range of each, the pairs that are near, as positions in `keys`."""
-    counts = high - low
-    first = np.repeat(np.arange(len(counts)), counts)
-    second = np.arange(len(first)) + (low - np.cumsum(counts) + counts)[first]
-    near = np.bitwise_count(keys[start + first] ^ keys[second]) <= MOST_BITS
-    first, second = first[near], second[near]
-    kept = _is_kept(first)
-    return start + first[kept], second[kept]
 
 
 def join(pairs: np.ndarray, number: int) -> tuple[np.ndarray, int]:
@@ -128,13 +122,11 @@ def join(pairs: np.ndarray, number: int) -> tuple[np.ndarray, int]:
     for start in range(0, len(pairs), CHUNK):
         for pair in pairs[start : start + CHUNK].tolist():
             one, other = sorted(map(find, pair))
-            if one == other:
-                continue
-            if size[one] + size[other] > MOST_IN_GROUP:
-                num_refused += 1
-                continue
-            first[other] = one
-            size[one] += size[other]
+            is_full = size[one] + size[other] > MOST_IN_GROUP
+            num_refused += one != other and is_full
+            if one != other and not is_full:
+                first[other] = one
+                size[one] += size[other]
     return np.array([find(image) for image in range(number)], dtype=np.int64), num_refused
 
 
