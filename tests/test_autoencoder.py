@@ -140,31 +140,6 @@ def test_noise_on_the_feature_map_is_for_training_only():
     assert noise.mean() == pytest.approx(0, abs=0.03)
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "expected"),
-    [
-        ("model_lr", -1e-3, "at least 0"),
-        ("image_channel", 0, "at least 1"),
-        ("image_channel", 1, "expected 3"),
-        ("min_channel", 0, "at least 1"),
-        ("max_channel", 3, "at least 4"),
-        ("num_layers", 0, "at least 1"),
-        ("latent_channel", 0, "at least 1"),
-        ("num_enc_res_blocks", -1, "at least 0"),
-        ("num_dec_res_blocks", -1, "at least 0"),
-        ("latent_noise", -0.1, "at least 0"),
-        ("weight_decay", float("nan"), "at least 0"),
-        ("hidden_activation_type", "swish", "expected one of silu, relu"),
-        ("encoder_activation_type", "", "expected one of silu, relu"),
-        ("decoder_activation_type", "Tanh", "expected one of silu, relu"),
-        ("loss", "l3", "expected one of mse, l1"),
-    ],
-)
-def test_a_config_out_of_its_limits_is_refused_by_key_and_value(key, value, expected):
-    with pytest.raises(ValueError, match=f"'{key}' is {value!r}.*{expected}"):
-        AutoencoderConfig(**DEFAULTS | {key: value})
-
-
 def test_an_image_that_cannot_be_halved_is_named(tmp_path):
     model = build(num_layers=3)
     model.check_image((3, 16, 24), tmp_path)

@@ -11,12 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from models.cascade import (
-    NEAR,
-    Stage,
-    StageConfig,
-    near_units,
-)
+from models.cascade import NEAR, Stage, StageConfig, near_units
 from models.transformer import Grid
 from tests.helpers.slow_generation import generate
 from tests.helpers.stages import CODEBOOKS, SEARCHES, TRANSFORMER, build, codebook, generator, tokens_for

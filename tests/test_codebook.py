@@ -1,4 +1,3 @@
-import math
 from unittest.mock import patch
 
 import pytest
@@ -54,34 +53,6 @@ def test_sizes_that_follow_from_a_config():
     assert (settings_.dim, settings_.grid) == (12, (2, 2))
     assert Codebook(settings_).fmap_shape == (2, 4, 6)
     assert len(Codebook(settings_)) == 7
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "expected"),
-    [
-        ("model_lr", 0, "between 0 and 1"),
-        ("model_lr", 1, "between 0 and 1"),
-        ("image_H", 0, "at least 1"),
-        ("image_W", 0, "at least 1"),
-        ("image_C", 0, "at least 1"),
-        ("patch_H", 0, "at least 1"),
-        ("patch_W", 0, "at least 1"),
-        ("neighbourhood_step", 0, "at least 1"),
-        ("num_embeddings", 1, "at least 2"),
-        ("num_embeddings", 2**22 // 12 + 1, "at most 16384 for patches of 12 numbers"),
-        ("final_radius", -0.5, "at least 0"),
-        ("final_radius", math.nan, "at least 0"),
-    ],
-)
-def test_a_config_out_of_its_limits_is_refused_by_key_and_value(key, value, expected):
-    with pytest.raises(ValueError, match=f"'{key}' is {value}.*{expected}"):
-        config(**{key: value})
-
-
-@pytest.mark.parametrize(("axis", "size", "unfit"), [("H", 4, 3), ("W", 6, 4)])
-def test_a_patch_that_does_not_divide_the_map_is_refused(axis, size, unfit):
-    with pytest.raises(ValueError, match=f"'image_{axis}' {size} is not divisible by 'patch_{axis}' {unfit}"):
-        config(**{f"patch_{axis}": unfit})
 
 
 # --- Search ---

@@ -255,10 +255,7 @@ def test_an_error_of_one_process_is_one_line_of_the_first(rank, job, command, tm
 
 def test_other_arguments_are_one_line_of_the_first(job, command, tmp_path):
     said = job(train_autoencoder.main, of_one(command, ["--seed", 3]), statuses=[2, 2])
-    assert said == [
-        "error: processes 0 and 1 have other seed (0, 3): start all of them with one command\n",
-        "",
-    ]
+    assert said == ["error: processes 0 and 1 have other seed (0, 3): start all of them with one command\n", ""]
     assert not (tmp_path / "run").exists()
 
 

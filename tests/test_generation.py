@@ -21,9 +21,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def decoder():
     torch.manual_seed(0)
-    made = Autoencoder(
-        AutoencoderConfig(1e-3, 3, 4, 4, 1, 2, "silu", False, "tanh", False, "tanh"),
-    )
+    made = Autoencoder(AutoencoderConfig(1e-3, 3, 4, 4, 1, 2, "silu", False, "tanh", False, "tanh"))
     made.encoder_fingerprint = "encoder0"
     return made
 
@@ -116,10 +114,7 @@ def test_a_condition_codebook_without_counts_is_refused(folder, decoder):
 @pytest.mark.parametrize(
     ("entries", "expected"),
     [
-        (
-            [stage_entry(0, lr_codebook_path="other_0")],
-            r"stage_0\.pt: was made with another lr_codebook",
-        ),
+        ([stage_entry(0, lr_codebook_path="other_0")], r"stage_0\.pt: was made with another lr_codebook"),
         ([stage_entry(0, hr_codebook_path="other_1")], r"stage_0\.pt: was made with another hr_codebook"),
         (
             [stage_entry(0), stage_entry(1, hr_codebook_path="other_2")],

@@ -62,14 +62,18 @@ def test_the_files_are_on_disk_before_the_index_and_that_before_its_name(tmp_pat
     assert read_dataset(path, ("fmap_path",)) == (records_of(NAMES), {})
 
 
-def test_without_a_sync_there_is_no_index(tmp_path, monkeypatch):
-    def fail():
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_temporary(dataset, monkeypatch):
+    def fail(*_):
         raise OSError("disk full")
 
+    before = {path: path.read_bytes() for path in dataset.parent.rglob("*") if path.is_file()}
+    for records, error in (([{"fmap_path": object()}], TypeError), (map(fail, NAMES), OSError)):
+        with pytest.raises(error):
+            write_dataset(dataset, records)
     monkeypatch.setattr(os, "sync", fail)
     with pytest.raises(OSError, match="disk full"):
-        write_dataset(tmp_path / "dataset.json", records_of(NAMES))
-    assert list(tmp_path.iterdir()) == []
+        write_dataset(dataset, records_of(NAMES))
+    assert {path: path.read_bytes() for path in dataset.parent.rglob("*") if path.is_file()} == before
 
 
 def rewritten(dataset):

@@ -293,8 +293,7 @@ def test_what_a_map_was_balanced_with_counts_for_a_quarter():
 
 
 @pytest.mark.parametrize(
-    ("units", "planned", "expected"),
-    [(512, 10**6, 64 * 512), (512, 100_000, 12_500), (512, 1000, 8 * 512)],
+    ("units", "planned", "expected"), [(512, 10**6, 64 * 512), (512, 100_000, 12_500), (512, 1000, 8 * 512)]
 )
 def test_a_sample_is_a_few_patches_a_unit(units, planned, expected):
     assert sample_size(config(num_embeddings=units), planned) == expected
