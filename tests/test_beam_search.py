@@ -109,32 +109,8 @@ def slow_beam_search(toy, first, width, length):
 # --- Sampling ---
 
 
-def chi_square(counts, probabilities):
-    total = sum(counts)
-    return sum((count - total * p) ** 2 / (total * p) for count, p in zip(counts, probabilities, strict=True))
-
-
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_one_beam_samples_from_the_probabilities_of_the_model(temperature):
-    """4,000 pairs of tokens; 8 degrees of freedom stay under 26.1 in 999 of 1,000 cases."""
-    toy, number = Toy(seed=1), 4000
-    uniform = uniform_draws(0, 0, range(number), 2, 1)
-    config = SamplingConfig(temperature=temperature)
-    tokens, _ = toy.search(torch.full((number,), 10), config, uniform)
-    pairs = list(itertools.product(range(SYMBOLS), repeat=2))
-    found = [tuple(row) for row in tokens.tolist()]
-    expected = []
-    for first, second in pairs:
-        begin = (toy.logits((10,)) / temperature).softmax(-1)[first]
-        expected.append(float(begin * (toy.logits((10, first)) / temperature).softmax(-1)[second]))
-    assert chi_square([found.count(pair) for pair in pairs], expected) < 26.1
-    if temperature != 1:
-        plain = [math.exp(toy.log_probability(10, pair)) for pair in pairs]
-        assert chi_square([found.count(pair) for pair in pairs], plain) > 100
-
-
 @given(seed=seeds, temperature=st.sampled_from([0.7, 1.0, 1.8]), top_k=st.none() | st.integers(1, 4))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_one_beam_is_a_walk_up_the_distribution_function(seed, temperature, top_k):
     toy = Toy(seed)
     config = SamplingConfig(temperature=temperature, top_k=top_k, top_p=0.83)
@@ -159,22 +135,6 @@ def test_the_tokens_kept_are_exactly_the_most_likely_ones(quarters, top_k, top_p
     assert filtered[0].isfinite().nonzero().flatten().tolist() == sorted(kept)
     assert torch.equal(filtered[1], filtered[0].flip(0))
     assert filtered[0][kept].tolist() == [logits[token] for token in kept]
-
-
-def test_filters_by_hand():
-    logits = torch.tensor([[0.1, 0.4, 0.2, 0.3]]).log()
-    kept = {
-        (None, None): [0, 1, 2, 3],
-        (2, None): [1, 3],
-        (9, 1.0): [0, 1, 2, 3],
-        (None, 0.35): [1],
-        (None, 0.5): [1, 3],
-        (None, 0.75): [1, 2, 3],
-        (2, 0.5): [1],  # four sevenths of the two that are left
-        (2, 0.6): [1, 3],
-    }
-    for (top_k, top_p), expected in kept.items():
-        assert filter_logits(logits, top_k, top_p)[0].isfinite().nonzero().flatten().tolist() == expected
 
 
 @pytest.mark.parametrize("end", [0.0, 1 - 2**-24, 1.0])  # the last two: the largest draw, and one rounded up
@@ -219,7 +179,7 @@ def test_how_many_images_are_asked_for_never_changes_one(config):
 
 
 @given(seeds)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6)
 def test_a_wide_classic_beam_is_exhaustive_search(seed):
     toy, wide = Toy(seed), SYMBOLS ** (LENGTH - 1)
     config = SamplingConfig(num_beam=wide, keep_beam=wide)
@@ -231,7 +191,7 @@ def test_a_wide_classic_beam_is_exhaustive_search(seed):
 
 
 @given(seed=seeds, width=st.integers(2, 12))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20)
 def test_a_narrow_classic_beam_equals_a_slow_one(seed, width):
     toy = Toy(seed)
     config = SamplingConfig(num_beam=width, keep_beam=width)
@@ -252,7 +212,7 @@ def test_a_narrow_classic_beam_equals_a_slow_one(seed, width):
     top_k=st.none() | st.integers(2, 5),
     top_p=st.none() | st.sampled_from([0.37, 0.83]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40)
 def test_block_search_equals_one_hypothesis_at_a_time(seed, num_beam, beam_width, keep_beam, temperature, top_k, top_p):
     config = SamplingConfig(num_beam, beam_width, min(keep_beam, num_beam), temperature, top_k, top_p)
     assume(not config.is_classic)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from models.cascade import Stage, StageConfig
 from models.transformer import Attention, ChannelDropout, Grid, GridEmbedding, Transformer, attend, causal_attention
-from tests.helpers.transformers import COARSE, FINE, awake, band_mask, build, config, generator, seeds
+from tests.helpers.transformers import COARSE, FINE, awake, build, config, generator, seeds
 
 
 def sees(query, key, window):
@@ -30,41 +30,18 @@ def slow_attention(q, k, v, window):
 
 
 @given(seed=seeds, length=st.integers(1, 23), window=st.none() | st.integers(1, 25), heads=st.integers(1, 3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40)
 def test_windowed_attention_equals_masked_attention_and_so_do_its_gradients(seed, length, window, heads):
-    def inputs():
-        return [torch.randn(2, heads, length, 4, generator=g, dtype=torch.float64).requires_grad_() for _ in range(3)]
-
     g = generator(seed)
-    blocks = inputs()
-    g = generator(seed)
-    slow = inputs()
+    blocks = [torch.randn(2, heads, length, 4, generator=g, dtype=torch.float64).requires_grad_() for _ in range(3)]
+    slow = [part.detach().clone().requires_grad_() for part in blocks]
     y, expected = causal_attention(*blocks, window), slow_attention(*slow, window)
     assert y.shape == expected.shape
     assert torch.allclose(y, expected, atol=1e-10)
     weights = torch.randn(y.shape, generator=g, dtype=torch.float64)
-    for mine, theirs in zip(
-        torch.autograd.grad((y * weights).sum(), blocks),
-        torch.autograd.grad((expected * weights).sum(), slow),
-        strict=True,
-    ):
+    gradients = [torch.autograd.grad((a * weights).sum(), b) for a, b in ((y, blocks), (expected, slow))]
+    for mine, theirs in zip(*gradients, strict=True):
         assert torch.allclose(mine, theirs, atol=1e-10)
-
-
-@pytest.mark.parametrize("window", [1, 2, 3, 7])
-def test_the_band_is_exactly_as_wide_as_stated_and_position_0(window):
-    length = 11
-    q, k, v = (torch.randn(1, 1, length, 4, generator=generator(i), requires_grad=True) for i in range(3))
-    y = causal_attention(q, k, v, window)
-    for t in range(length):
-        seen = torch.autograd.grad(y[0, 0, t].sum(), v, retain_graph=True)[0][0, 0].abs().sum(-1) > 0
-        assert seen.tolist() == [s == 0 or t - window < s <= t for s in range(length)]
-
-
-@given(length=st.integers(1, 12), window=st.integers(1, 14))
-def test_the_full_mask_by_hand(length, window):
-    mask = band_mask(length, window)
-    assert mask.tolist() == [[sees(t, s, window) for s in range(length)] for t in range(length)]
 
 
 @pytest.mark.parametrize("window", [2, 3])
@@ -216,14 +193,12 @@ def test_dropout_takes_channels_of_an_image_and_keeps_the_mean():
     assert y.mean().item() == pytest.approx(1, abs=0.02)
 
 
-@pytest.mark.parametrize("is_base", [True, False])
-def test_a_tiny_batch_overfits(is_base):
+def test_a_tiny_batch_overfits():
+    """Of a base stage; tests/test_cascade.py lets a cascade stage write what it has learned."""
     torch.manual_seed(0)
-    coarse_grid = Grid(1, 1, 5) if is_base else COARSE
-    sizes = {"in_dim": 32, "hidden_dim": 64}
-    stage = Stage(StageConfig(config(window=4, **sizes), coarse_grid, FINE, is_base))
+    stage = Stage(StageConfig(config(window=4, in_dim=32, hidden_dim=64), Grid(1, 1, 5), FINE, True))
     fine = torch.randint(9, (4, 12), generator=generator(1))
-    coarse = torch.arange(4)[:, None].expand(4, coarse_grid.length)
+    coarse = torch.arange(4)[:, None]
     optimizer = torch.optim.AdamW(stage.parameters(), lr=5e-3)
     for _ in range(80):
         loss = stage(coarse, fine)["loss"]

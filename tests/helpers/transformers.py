@@ -23,13 +23,6 @@ WINDOWS = [None, 2, 3, 5, 12, 40]
 seeds = st.integers(0, 2**31)
 
 
-def band_mask(length, window):
-    """The full (T, T) mask of the sliding window: token t sees t − window + 1 … t, and position 0."""
-    query = torch.arange(length)[:, None]
-    key = torch.arange(length)[None, :]
-    return (key <= query) & ((key > query - window) | (key == 0))
-
-
 def generator(seed):
     return torch.Generator().manual_seed(seed)
 
