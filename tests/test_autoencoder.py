@@ -31,8 +31,7 @@ def images(batch, height, width, seed=1):
     return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-@pytest.mark.parametrize("num_layers", [1, 2, 3])
-@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (2, 3), (5, 2)])
+@pytest.mark.parametrize(("num_layers", "rows", "columns"), [(1, 1, 1), (2, 2, 3), (3, 5, 2)])
 def test_each_layer_halves_and_the_decoder_mirrors(num_layers, rows, columns):
     model, factor = build(num_layers=num_layers), 2**num_layers
     x = images(2, rows * factor, columns * factor)
@@ -42,13 +41,10 @@ def test_each_layer_halves_and_the_decoder_mirrors(num_layers, rows, columns):
     assert torch.equal(model(x), model.decode(fmap))
 
 
-def test_channels_double_up_to_the_maximum():
-    assert build(min_channel=4, max_channel=14, num_layers=4).config.channels() == [4, 8, 14, 14]
-
-
-@pytest.mark.parametrize("number", [0, 1, 2])
-def test_residual_blocks_stand_at_each_resolution(number):
-    model = build(num_layers=3, num_enc_res_blocks=number, num_dec_res_blocks=2)
+@pytest.mark.parametrize("number", [0, 1])
+def test_channels_double_up_to_the_maximum_and_residual_blocks_stand_at_each_resolution(number):
+    model = build(min_channel=4, max_channel=6, num_layers=3, num_enc_res_blocks=number, num_dec_res_blocks=2)
+    assert model.config.channels() == [4, 6, 6]
     counts = [sum(isinstance(m, ResidualBlock) for m in part.modules()) for part in (model.encoder, model.decoder)]
     assert counts == [3 * number, 3 * 2]
 
@@ -151,22 +147,13 @@ def test_an_image_that_cannot_be_halved_is_named(tmp_path):
 @torch.no_grad()
 def test_a_saved_autoencoder_comes_back_the_same(tmp_path):
     model, x = build(num_layers=2, latent_noise=0.5), images(2, 8, 12)
-    save_checkpoint(tmp_path / "a.pt", KIND, model.config, model.state_dict(), {})
+    plain = build(seed=1, num_layers=2).state_dict()
+    save_checkpoint(tmp_path / "a.pt", KIND, model.config, plain, {}, ema=model.state_dict())  # which is preferred
     loaded = Autoencoder.load(tmp_path / "a.pt")
     assert loaded.config == model.config
     assert not loaded.training
     assert torch.equal(loaded(x), model.eval()(x))
     assert loaded.fingerprint == fingerprint(model.state_dict())
-
-
-@torch.no_grad()
-def test_averaged_weights_are_preferred(tmp_path):
-    model, averaged, x = build(seed=0), build(seed=1), images(2, 8, 8)
-    save_checkpoint(tmp_path / "a.pt", KIND, model.config, model.state_dict(), {}, ema=averaged.state_dict())
-    loaded = Autoencoder.load(tmp_path / "a.pt")
-    assert torch.equal(loaded(x), averaged.eval()(x))
-    assert not torch.equal(loaded(x), model.eval()(x))
-    assert loaded.fingerprint == fingerprint(averaged.state_dict())
 
 
 def test_a_checkpoint_that_is_no_autoencoder_is_named(tmp_path):
