@@ -9,7 +9,7 @@ from models.cascade import KIND, Stage
 from models.codebook import KIND as CODEBOOK_KIND
 from models.codebook import Codebook
 from models.generation import Cascade
-from models.requests import GenerationConfig, Request, change_sampling, load_generation_config, pick
+from models.requests import GenerationConfig, Request, change_sampling, load_generation_config
 from tests.helpers.stages import CODEBOOKS, build, codebook, generator, tokens_for
 from utils.checkpoint import save_checkpoint
 from utils.files import UserError
@@ -163,15 +163,8 @@ def test_a_wrong_generation_config_is_named(content, expected, tmp_path):
 
 def test_a_generation_config_holds_the_search_of_each_stage(tmp_path):
     path = tmp_path / "generation.json"
-    search = {
-        "num_beam": 4,
-        "beam_width": 3,
-        "keep_beam": 2,
-        "temperature": 1.5,
-        "top_k": 9,
-        "top_p": 0.8,
-        "guidance_scale": 2.0,
-    }
+    search = {"num_beam": 4, "beam_width": 3, "keep_beam": 2, "temperature": 1.5, "top_k": 9, "top_p": 0.8}
+    search |= {"guidance_scale": 2.0}
     # The order of the file does not matter.
     path.write_text(json.dumps({"1": stage_entry(1, **search), "0": stage_entry(0)}))
     first, second = load_generation_config(path)
@@ -208,11 +201,6 @@ def cascade(folder, decoder):
 
 def pictures(number, seed=0):
     return torch.rand(number, 3, 8, 8, generator=generator(seed)) * 2 - 1
-
-
-def test_an_entry_of_a_list_is_picked_in_turn():
-    assert [pick((7, 8, 9), image) for image in range(5)] == [7, 8, 9, 7, 8]
-    assert pick((), 3) is None
 
 
 def test_given_conditions_are_taken_in_turn(cascade):

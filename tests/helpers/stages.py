@@ -8,7 +8,6 @@ import torch
 from models.cascade import Stage, StageConfig
 from models.codebook import Codebook, CodebookConfig
 from models.transformer import TransformerConfig
-from utils.sampling import SamplingConfig
 
 TRANSFORMER = TransformerConfig(
     model_lr=1e-3,
@@ -22,12 +21,6 @@ TRANSFORMER = TransformerConfig(
     hidden_dim=12,
     hidden_activation="silu",
 )
-SEARCHES = [
-    SamplingConfig(),
-    SamplingConfig(temperature=1.7, top_k=4, top_p=0.9),
-    SamplingConfig(num_beam=4, beam_width=3, keep_beam=2, temperature=1.5),
-    SamplingConfig(num_beam=3, keep_beam=3),
-]
 
 
 def generator(seed):
