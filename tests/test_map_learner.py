@@ -113,6 +113,7 @@ class SlowMap:
 def check_steps(codebook, radii, **more):
     """Every step of the update equals the slow one, to 1e-4 in the units and 1e-5 relative in the rest."""
     learner, slow = MapLearner(codebook, steps_per_epoch=10**6, total_steps=10**6, **more), SlowMap(codebook)
+    codebook.counts.fill_(3)
     for step, radius in enumerate(radii):
         fmap = torch.randn(3, *codebook.fmap_shape, generator=generator(step))
         numbers = learner.update(fmap, step)
@@ -122,6 +123,7 @@ def check_steps(codebook, radii, **more):
         assert torch.allclose(codebook.units.double(), slow.units, atol=1e-4)
         assert learner.gathered.tolist() == pytest.approx(slow.gathered, rel=1e-5)
     assert slow.rates == {"floor", "mean"}
+    assert codebook.counts.tolist() == [0] * len(codebook)  # those of units that moved are forgotten
 
 
 def random_codebook(number, **changes):
@@ -137,22 +139,6 @@ def random_codebook(number, **changes):
 def test_the_update_equals_a_loop_over_patches_and_units(number, every, radii, keep):
     codebook = random_codebook(number, neighbourhood_step=every)
     check_steps(codebook if keep is None else codebook.prune(keep), radii, continued=radii[0] == 0)
-
-
-def test_counts_of_units_that_moved_are_forgotten():
-    codebook = build()
-    codebook.counts.fill_(3)
-    MapLearner(codebook, steps_per_epoch=2, total_steps=9).update(whole_maps(2, codebook), 0)
-    assert codebook.counts.tolist() == [0] * 7
-
-
-def test_at_radius_0_only_winners_move_to_a_mean_in_which_later_patches_weigh_more():
-    codebook = build([[0.0], [10.0], [50.0]], **LINE, image_W=4, model_lr=1e-4)
-    learner = MapLearner(codebook, steps_per_epoch=100, total_steps=100, continued=True)
-    learner.update(torch.tensor([[[[1.0, 2.0, 9.0, 3.0]]]]), 0)
-    assert codebook.units.flatten().tolist() == pytest.approx([2, 9, 50])
-    learner.update(torch.tensor([[[[4.0, 12.0, 12.0, 12.0]]]]), 1)
-    assert codebook.units.flatten().tolist() == pytest.approx([(3 * 2 + 2 * 4) / 5, (9 + 6 * 12) / 7, 50])
 
 
 def test_a_trained_map_is_near_the_best_there_is_and_in_order():
@@ -189,8 +175,10 @@ def test_balance_lowers_the_error_of_units_that_are_badly_spread(seed):
     patches = (centres[torch.arange(600) % 12] + torch.randn(600, 3, generator=generator(seed + 1))).float()
     crowded = patches[patches[:, 0].argsort()[:30]]
     codebook = build(crowded, **{**LINE, "image_C": 3}, image_W=1)
-    before = slow_error(codebook.units, patches)
+    before, places = slow_error(codebook.units, patches), codebook.coordinates.tolist()
     balance(codebook, patches)
+    assert codebook.coordinates.tolist() != places  # those of the map are given anew
+    assert sorted(codebook.coordinates.tolist()) == places
     units = patches[:1].double()
     while len(units) < 30:
         nearest = slow_distances(patches, units).min(1).values
@@ -210,16 +198,6 @@ def test_balance_takes_units_from_where_one_is_enough():
     assert (units < 1).sum() >= 6
     assert units[-1] == pytest.approx(100.05, abs=0.01)  # a mean of 400 in float32
     assert units[:6].tolist() == pytest.approx(units[:6].clamp(0, 1).tolist())
-
-
-def test_balance_gives_the_places_of_the_map_anew():
-    torch.manual_seed(0)
-    patches = torch.rand(500, 2, generator=generator(0))
-    codebook = build(patches[:23], **PAIRS, image_W=1)
-    places = codebook.coordinates.tolist()
-    balance(codebook, patches)
-    assert codebook.coordinates.tolist() != places
-    assert sorted(codebook.coordinates.tolist()) == places
 
 
 def test_one_patch_is_drawn_from_each_cell_in_proportion_to_error():
@@ -305,8 +283,8 @@ def test_a_sample_is_drawn_from_patches_of_many_maps(maps, wanted, expected):
 # --- Dead units ---
 
 
-def learn_line(learner, values, step):
-    torch.manual_seed(step)
+def learn_line(learner, values, step, seed=None):
+    torch.manual_seed(step if seed is None else seed)
     learner.update(torch.tensor(values).view(1, 1, 1, -1), step)
 
 
@@ -364,8 +342,7 @@ def test_seeds_are_drawn_in_proportion_to_squared_error():
     for trial in range(500):
         codebook = build([[0.0], [1000.0]], **LINE, image_W=3)
         learner = MapLearner(codebook, steps_per_epoch=1, total_steps=2, continued=True)
-        torch.manual_seed(trial)
-        learner.update(torch.tensor([[[[0.0, 1.0, -2.0]]]]), 0)
+        learn_line(learner, [0.0, 1.0, -2.0], 0, trial)
         drawn.append(codebook.units[1].item())
     assert set(drawn) == {1.0, -2.0}
     assert drawn.count(-2.0) / 500 == pytest.approx(0.8, abs=0.06)  # three standard deviations
