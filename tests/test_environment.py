@@ -124,12 +124,6 @@ def test_a_failed_installation_leaves_no_mark(project):
     assert project.marks == INSTALLED
 
 
-def test_one_without_pip_that_has_all_is_used(project):
-    project.make_without_pip(torch="2.5.1+cu124", numpy="1.26.0", resvg_py="0.9")
-    assert project.ensure() == (0, ["ok"], [])
-    assert (project.venv / "mine").exists()
-
-
 @pytest.mark.parametrize(
     ("versions", "lacking"),
     [
@@ -146,8 +140,11 @@ def test_one_without_pip_that_lacks_something_is_left_alone(versions, lacking, p
     assert (project.venv / "mine").exists()
 
 
-def test_uv_installs_where_there_is_no_pip(project):
-    project.make_without_pip(torch="2.5", numpy="2.0")
+def test_one_without_pip_that_has_all_is_used_and_uv_installs_what_it_lacks(project):
+    project.make_without_pip(torch="2.5.1+cu124", numpy="1.26.0", resvg_py="0.9")
+    assert project.ensure() == (0, ["ok"], [])
+    assert (project.venv / "mine").exists()
+    (project.folder / FILES[1]).write_text("more>=1   # of something\n")
     project.command("tools/uv", UV)
     status, output, errors = project.ensure()
     assert (status, errors) == (0, [])
