@@ -109,20 +109,6 @@ def slow_beam_search(toy, first, width, length):
 # --- Sampling ---
 
 
-@given(seed=seeds, temperature=st.sampled_from([0.7, 1.0, 1.8]), top_k=st.none() | st.integers(1, 4))
-@settings(max_examples=30)
-def test_one_beam_is_a_walk_up_the_distribution_function(seed, temperature, top_k):
-    toy = Toy(seed)
-    config = SamplingConfig(temperature=temperature, top_k=top_k, top_p=0.83)
-    uniform = torch.rand(2, LENGTH, 1, generator=generator(seed))
-    tokens, score = toy.search(FIRST, config, uniform)
-    assert toy.reordered == []
-    for image, first in enumerate(FIRST.tolist()):
-        expected, log_probability = slow_search(toy, first, config, uniform[image])
-        assert tuple(tokens[image].tolist()) == expected
-        assert score[image].item() == pytest.approx(log_probability, abs=1e-4)
-
-
 different = st.lists(st.integers(-40, 40), min_size=1, max_size=12, unique=True)
 
 
@@ -164,17 +150,6 @@ def test_every_seed_stage_and_image_has_draws_of_its_own():
     assert len({tuple(pair) for pair in numbers}) == len(numbers)
 
 
-@pytest.mark.parametrize("config", [SamplingConfig(), SamplingConfig(num_beam=4, beam_width=2, keep_beam=2)])
-def test_how_many_images_are_asked_for_never_changes_one(config):
-    toy, first = Toy(seed=2), torch.tensor([10, 11, 12, 10, 13])
-    results = [
-        toy.search(first[:number], config, uniform_draws(0, 0, range(number), LENGTH, config.num_beam))
-        for number in (3, 5)
-    ]
-    for few, many in zip(*results, strict=True):
-        assert torch.equal(few, many[:3])
-
-
 # --- Beam search ---
 
 
@@ -205,7 +180,7 @@ def test_a_narrow_classic_beam_equals_a_slow_one(seed, width):
 
 @given(
     seed=seeds,
-    num_beam=st.integers(2, 6),
+    num_beam=st.integers(1, 6),
     beam_width=st.integers(1, 7),
     keep_beam=st.integers(1, 6),
     temperature=st.sampled_from([0.6, 1.0, 2.5]),

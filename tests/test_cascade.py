@@ -205,9 +205,7 @@ def test_training_draws_one_of_an_image_s_labels_or_none():
     shares = torch.bincount(found[::2, 1], minlength=4) / 3000
     assert shares.tolist() == pytest.approx([0.45, 0, 0.45, 0.1], abs=0.03)
     assert found[1::2, 1].unique().tolist() == [3]
-
-
-def test_without_a_condition_there_is_no_label_either():
+    # Without a condition there is no label either.
     stage = build(0, labels=("a", "b"), use_labels=True, condition_dropout=0.5).train()
     coarse = torch.tensor([[4, 1]]).repeat(1000, 1)
     found = stage.disturb(coarse)

@@ -88,12 +88,6 @@ def test_lookup_puts_each_patch_in_its_cell_by_hand():
     assert fmap.tolist() == [[[[0, 1, 10, 11], [20, 21, 0, 1]]]]
 
 
-def test_quantization_error_by_hand():
-    codebook = build([[0.0], [10.0]], **LINE, image_W=4)
-    error = codebook.quantization_error(torch.tensor([[[[1.0, 8.0, 0.0, 13.0]]]]))
-    assert error == pytest.approx((1 + 4 + 0 + 9) / 4)
-
-
 # --- The start ---
 
 

@@ -236,20 +236,6 @@ def test_earlier_stages_are_taken_over_and_have_no_score(cascade):
     assert scores[:, 1].isfinite().all()
 
 
-@pytest.mark.parametrize(
-    ("request_", "expected"),
-    [
-        (Request(conditions=(1, 5)), "unit 5: the condition codebook has units 0 to 4"),
-        (Request(labels=("cats",)), "label 'cats': this model does not know it; labels that it knows: none: train"),
-        (Request(from_stage=2), "stage 2: the stages are 0 to 1"),
-        (Request(keep_rows=3), "3 rows to keep: the base stage's grid, whose rows count, has 2"),
-    ],
-)
-def test_what_a_cascade_cannot_follow_is_named(request_, expected, cascade):
-    with pytest.raises(UserError, match=expected):
-        cascade.check(request_)
-
-
 def test_a_label_is_asked_for_and_its_conditions_drawn_as_it_has_them(folder, decoder):
     stage = build(0, labels=("cats", "dogs"), use_labels=True)
     stage.count_labels(torch.tensor([[0, 0], [0, 0], [3, 0], [1, 1], [4, 2], [4, 2]]))

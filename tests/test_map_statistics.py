@@ -70,16 +70,6 @@ def test_topographic_error_by_hand():
     assert measure(square, torch.tensor([[[[0.2, 0.9]]]]))["topographic_error"] == 0
 
 
-def test_perplexity_is_the_number_of_units_in_even_use():
-    codebook = build(torch.arange(7.0)[:, None], **LINE, image_W=7)
-    assert measure(codebook, torch.arange(7.0).view(1, 1, 1, 7))["perplexity"] == pytest.approx(7)
-    census = take_census(codebook, [torch.full((3, 1, 1, 7), 2.0)])
-    alone = census.statistics(codebook)
-    assert alone["perplexity"] == pytest.approx(1)
-    assert alone["units_used"] == 1
-    assert census.counts.tolist() == [0, 0, 21, 0, 0, 0, 0]
-
-
 # --- Images ---
 
 
