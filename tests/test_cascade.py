@@ -172,7 +172,7 @@ def test_only_training_disturbs(number):
     guidance_scale=st.sampled_from([1.0, 0.0, 2.5]),
     num_kept=st.integers(0, 4),
 )
-@settings(max_examples=50)
+@settings(max_examples=30)
 def test_samples_equal_those_of_the_slow_reference(
     number, seed, num_beam, beam_width, keep_beam, top_k, top_p, guidance_scale, num_kept
 ):

@@ -85,8 +85,10 @@ def project(tmp_path):
 INSTALLED = sorted(f"installed-{file}" for file in FILES)
 
 
-def test_an_environment_is_made_once_where_there_is_none(project):
+def test_an_environment_is_made_once_where_there_is_none_or_its_installation_failed(project):
     project.command("python", PYTHON)
+    status, output, _ = project.ensure(STATUS="3")
+    assert (status, project.marks, "ok" in output) == (3, [], False)
     status, output, errors = project.ensure()
     assert (status, errors) == (0, [])
     assert [line for line in output if line.startswith("pip: ")] == [f"pip: {file}" for file in FILES]
@@ -113,15 +115,6 @@ def test_an_old_python_is_refused_in_one_line(name, tmp_path):
     script = f"import runpy, sys; sys.version_info = (3, 10); runpy.run_path({str(ROOT / f'scripts/{name}.py')!r})"
     ended = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (2, "error: this needs Python 3.11 or newer; start it with one\n")
-
-
-def test_a_failed_installation_leaves_no_mark(project):
-    project.command("python", PYTHON)
-    status, output, _ = project.ensure(STATUS="3")
-    assert (status, project.marks) == (3, [])
-    assert "ok" not in output
-    assert project.ensure()[0] == 0
-    assert project.marks == INSTALLED
 
 
 @pytest.mark.parametrize(

@@ -231,9 +231,8 @@ def test_a_heat_map_by_hand():
     picture = to_uint8(heat_map(torch.tensor([[0.0, 2.0, 4.0], [1.0, 0.5, float("nan")]]), side=7))
     assert picture.shape == (3, 4, 6)
     colours = picture[:, ::2, ::2].permute(1, 2, 0)
-    assert [tuple(colours[cell].tolist()) for cell in ((0, 0), (0, 1), (0, 2), (1, 0))] == [
-        HEAT[k] for k in (0, 2, 4, 1)
-    ]
+    cells = ((0, 0), (0, 1), (0, 2), (1, 0))
+    assert [tuple(colours[cell].tolist()) for cell in cells] == [HEAT[k] for k in (0, 2, 4, 1)]
     assert colours[1, 2].tolist() == [255, 255, 255]
     between = [(a + b) / 2 for a, b in zip(HEAT[0], HEAT[1], strict=True)]
     assert colours[1, 1].tolist() == pytest.approx(between, abs=1)

@@ -55,7 +55,6 @@ def test_the_radius_starts_at_half_the_map_and_leaves_the_last_steps_to_quantiza
 def test_a_continued_codebook_is_at_its_final_radius(final):
     codebook = build(num_embeddings=42, neighbourhood_step=10, final_radius=final)
     assert {MapLearner(codebook, 10, 1000, continued=True).radius(step) for step in range(100)} == {final}
-    assert MapLearner(codebook, 10, 1000).radius(0) == 3
 
 
 @given(seed=seeds, rows=st.integers(1, 5), columns=st.integers(1, 6), radius=st.integers(1, 3))

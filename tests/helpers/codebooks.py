@@ -47,5 +47,3 @@ def slow_patches(fmap, settings):
 def slow_distances(patches, units):
     """Squared distances (N, K) in float64."""
     return (patches[:, None].double() - units[None].double()).square().sum(2)
-
-
