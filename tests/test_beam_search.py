@@ -106,9 +106,6 @@ def slow_beam_search(toy, first, width, length):
     return beams[0]
 
 
-# --- Sampling ---
-
-
 different = st.lists(st.integers(-40, 40), min_size=1, max_size=12, unique=True)
 
 
@@ -148,9 +145,6 @@ def test_every_seed_stage_and_image_has_draws_of_its_own():
     keys = itertools.product([0, 1, 2, 3, 1000, 2**32 - 1], [-1, 0, 1, 2], range(60))
     numbers = [torch.rand(2, generator=image_generator(*key), dtype=torch.float64).tolist() for key in keys]
     assert len({tuple(pair) for pair in numbers}) == len(numbers)
-
-
-# --- Beam search ---
 
 
 @given(seeds)

@@ -16,9 +16,6 @@ from utils.files import UserError
 seeds = st.integers(0, 2**31)
 
 
-# --- Geometry and configuration ---
-
-
 @given(st.integers(2, 2**14))
 def test_every_unit_has_a_place_of_its_own_and_no_row_is_empty(number):
     rows, columns = config(num_embeddings=number).map_shape
@@ -31,9 +28,6 @@ def test_sizes_that_follow_from_a_config_and_places_in_raster_order():
     assert [config(num_embeddings=number).map_shape for number in (2, 7, 512)] == [(1, 2), (2, 4), (22, 24)]
     assert (codebook.config.dim, codebook.config.grid, codebook.fmap_shape) == (12, (2, 2), (2, 4, 6))
     assert codebook.coordinates.tolist() == [[0, 0], [0, 1], [0, 2], [0, 3], [1, 0], [1, 1], [1, 2]]
-
-
-# --- Search ---
 
 
 @given(seed=seeds, number=st.integers(1, 5), units=st.integers(2, 12), cells=st.integers(1, 60))
@@ -88,9 +82,6 @@ def test_lookup_puts_each_patch_in_its_cell_by_hand():
     assert fmap.tolist() == [[[[0, 1, 10, 11], [20, 21, 0, 1]]]]
 
 
-# --- The start ---
-
-
 @given(seed=seeds, units=st.integers(2, 40), dim=st.integers(1, 4), more=st.integers(0, 60))
 def test_the_start_is_made_of_patches_each_used_once(seed, units, dim, more):
     torch.manual_seed(seed)
@@ -114,9 +105,6 @@ def test_the_start_is_ordered(number):
     assert distances[apart == 1].mean() < 0.35 * distances[apart > 1].mean()
     columns = codebook.coordinates[:, 1].double()
     assert abs(torch.corrcoef(torch.stack((columns, codebook.units[:, 1].double())))[0, 1]) > 0.95
-
-
-# --- Pruning, saving ---
 
 
 @given(seed=seeds, units=st.integers(2, 30), share=st.floats(0.1, 0.9))

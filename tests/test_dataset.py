@@ -73,6 +73,10 @@ def test_images_come_as_batches_by_relative_and_absolute_paths(tmp_path, monkeyp
         assert torch.equal(batch[0], read_image(tmp_path / "data/images/2.png"))
         assert torch.equal(batch[1], read_image(tmp_path / "data/images/0.png"))
         assert [dataset.label(index) for index in range(3)] == [["0"], ["1"], ["2"]]
+    batches = [np.array([2, 1]), np.array([0])]
+    for workers in (0, 1):
+        for batch, expected in zip(BatchLoader(dataset, batches, workers), batches, strict=True):
+            assert torch.equal(batch, dataset[expected])
 
 
 def test_a_data_set_can_be_moved(tmp_path):
@@ -282,13 +286,3 @@ def test_a_header_with_one_wrong_byte_is_refused_or_harmless(position, value, tm
         assert FeatureMapDataset(path)[np.arange(1)].dtype == torch.float32
     except UserError as refused:
         assert str(refused).startswith(f"{folder / '0.npy'}: ")
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_loader_gives_the_batches_in_order(workers, tmp_path):
-    dataset = ImageDataset(image_folder(tmp_path))
-    batches = [np.array([2, 1]), np.array([0])]
-    loaded = list(BatchLoader(dataset, batches, workers))
-    assert len(loaded) == 2
-    for batch, expected in zip(loaded, batches, strict=True):
-        assert torch.equal(batch, dataset[expected])

@@ -10,9 +10,6 @@ from tests.helpers.transformers import COARSE, WINDOWS, build, generator, seeds
 LONG = Grid(9, 7, 9)
 
 
-# --- The cache ---
-
-
 def check(model, inputs, source=None, atol=1e-10):
     """Logits with a cache equal those of the whole inputs; returns the decoder."""
     decoder = CachedDecoder(model, len(inputs), source)
@@ -93,9 +90,6 @@ def test_only_rows_that_move_are_written(monkeypatch):
     assert written and all(index[0].tolist() == [[2]] for index in written)
     assert cache.keys[0, :, 0, :5, 0].tolist() == [[0] * 5, [1] * 5, [1] * 5, [3] * 5]
     assert cache.keys[0, 2, 0, 5:].unique().tolist() == [2]  # what is not filled stays, too
-
-
-# --- The model made ready ---
 
 
 @torch.no_grad()

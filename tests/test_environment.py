@@ -57,9 +57,8 @@ class Project:
     def ensure(self, **environment):
         """Call ensure_environment as the scripts do; return status and the lines of output and errors."""
         environment = {"PATH": str(self.tools), "PYTHON": str(self.folder / "python")} | environment
-        found = subprocess.run(
-            [sys.executable, "-ISs", "-c", ENSURE], cwd=self.folder, env=environment, capture_output=True, text=True
-        )
+        command, more = [sys.executable, "-ISs", "-c", ENSURE], {"capture_output": True, "text": True}
+        found = subprocess.run(command, cwd=self.folder, env=environment, **more)
         return found.returncode, found.stdout.splitlines(), found.stderr.splitlines()
 
     @property

@@ -37,6 +37,8 @@ seeds = st.integers(0, 2**31)
 def test_the_radius_shrinks_by_one_every_neighbourhood_step_and_faster_in_a_short_run(total, final, expected):
     settings_ = config(num_embeddings=42, neighbourhood_step=10, final_radius=final)  # 6 × 7
     assert [neighbourhood_radius(step, total, settings_) for step in range(len(expected))] == expected
+    continued = MapLearner(Codebook(settings_), 10, 1000, continued=True)
+    assert {continued.radius(step) for step in range(100)} == {final}
 
 
 @given(number=st.integers(2, 3000), total=st.integers(1, 500), every=st.integers(1, 300))
@@ -49,12 +51,6 @@ def test_the_radius_starts_at_half_the_map_and_leaves_the_last_steps_to_quantiza
     assert all(radius == 0 for step, radius in enumerate(radii) if 5 * step >= total)
     if every * start * 5 <= total:
         assert radii == [max(0, start - step // every) for step in range(total)]
-
-
-@pytest.mark.parametrize("final", [0, 0.7])
-def test_a_continued_codebook_is_at_its_final_radius(final):
-    codebook = build(num_embeddings=42, neighbourhood_step=10, final_radius=final)
-    assert {MapLearner(codebook, 10, 1000, continued=True).radius(step) for step in range(100)} == {final}
 
 
 @given(seed=seeds, rows=st.integers(1, 5), columns=st.integers(1, 6), radius=st.integers(1, 3))
@@ -345,9 +341,7 @@ def test_seeds_are_drawn_in_proportion_to_squared_error():
         drawn.append(codebook.units[1].item())
     assert set(drawn) == {1.0, -2.0}
     assert drawn.count(-2.0) / 500 == pytest.approx(0.8, abs=0.06)  # three standard deviations
-
-
-def test_patches_that_fit_exactly_do_not_break_the_draw():
+    # Nor do patches that fit exactly break the draw.
     codebook = build([[1.0], [2.0], [1000.0]], **LINE, image_W=2)
     learner = MapLearner(codebook, steps_per_epoch=1, total_steps=5, continued=True)
     for step in range(2):

@@ -40,9 +40,6 @@ def slow_torn(indices, coordinates):
     return sum(apart) / len(apart)
 
 
-# --- Counting ---
-
-
 @given(seed=seeds, units=st.integers(2, 12), batches=st.lists(st.integers(1, 40), min_size=1, max_size=6))
 def test_pairs_are_counted_whatever_the_batches(seed, units, batches):
     indices = random_pairs(sum(batches), units, seed)
@@ -76,9 +73,6 @@ def test_the_strongest_partners_name_each_other(seed, units, most):
         told = {int(p): w for p, w in zip(partners[unit], weights[unit], strict=True) if w}
         assert told == {other: shared[unit, other] for other in ranked[unit] if unit in ranked[other]}
         assert (weights[unit] > 0).sum() == len(told)
-
-
-# --- Arranging ---
 
 
 @given(seed=seeds, units=st.integers(2, 40), quick=st.booleans(), pruned=st.booleans())

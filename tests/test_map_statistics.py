@@ -70,9 +70,6 @@ def test_topographic_error_by_hand():
     assert measure(square, torch.tensor([[[[0.2, 0.9]]]]))["topographic_error"] == 0
 
 
-# --- Images ---
-
-
 @pytest.fixture
 def measured(tiny_run):
     """A data set of feature maps, its autoencoder, and a codebook over them."""

@@ -85,12 +85,9 @@ def test_maps_are_read_once_for_both_codebooks_and_never_again(dataset, fmaps, q
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     with monkeypatch.context() as patch:
         patch.setattr(tokens, "lock", lambda *_, **__: pytest.fail("a data set may be read-only"))
-        check(load_tokens(dataset, COARSE, FINE, CPU), fmaps)
+        found = load_tokens(dataset, COARSE, FINE, CPU)
+        check(found, fmaps)
     assert len(quantized) == 1
-
-
-def test_tokens_stay_in_the_file_that_is_named_by_data_and_codebook(dataset):
-    found = load_tokens(dataset, COARSE, FINE, CPU)
     paths = [token_path(dataset, codebook) for codebook in (COARSE, FINE)]
     assert sorted(paths) == sorted((dataset.folder / "tokens").glob("*.pt"))
     assert COARSE.fingerprint in paths[0].name

@@ -46,9 +46,8 @@ def test_a_way_leads_over_neighbours_and_what_is_left_of_them(start, end, steps,
     assert len(places) == steps
     assert (places[0].unit, places[0].share) == (first, 0)
     assert places[-1].nearest == last
-    done = [(place.unit, place.following) for place in places]
     assert all(0 <= place.share < 1 for place in places)
-    assert all(a[0] == b[0] or b[0] != first for a, b in pairwise(done))
+    assert all(a.unit == b.unit or b.unit != first for a, b in pairwise(places))
     if keep.all():
         for place in places:
             apart = (book.coordinates[place.unit] - book.coordinates[place.following]).abs().max()
