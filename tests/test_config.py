@@ -163,6 +163,14 @@ PUBLIC = [
 ]
 
 
+MAY_BE_0 = {"num_enc_layers", "num_enc_res_blocks", "num_dec_res_blocks"}  # of the whole numbers
+EDGES = {  # of the other ranges
+    CodebookConfig: {"model_lr": [0.0, 1.0], "num_embeddings": [1]},
+    TransformerConfig: {"sliding_window": [1], "dropout": [1.0], "condition_dropout": [1.0], "condition_noise": [1.0]},
+    GenerationConfig: {"temperature": [0.0], "top_p": [0.0, 1.1]},
+}
+
+
 def refused(path, cls, values):
     path.write_text(json.dumps(values))
     with pytest.raises(UserError) as error:
@@ -182,6 +190,7 @@ def test_a_value_outside_the_range_of_its_option_is_refused_by_file_key_and_valu
         limits = {name: getattr(spec, name) for name in steps if getattr(spec, name) is not None}
         wrong = [kind(limit + steps[name] * (1 if kind is int else 1e-9)) for name, limit in limits.items()]
         wrong += [math.nan, math.inf, -1.0] if kind is float else [-1] if kind is int else []
+        wrong += [0] * (kind is int and key not in MAY_BE_0) + EDGES.get(cls, {}).get(key, [])
         wrong = ["swish", "", "SILU"] if spec.choices else wrong
         assert wrong or kind is bool or key.endswith("_path")
         for value in wrong:
