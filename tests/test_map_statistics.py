@@ -10,7 +10,7 @@ from models import map_statistics
 from models.autoencoder import Autoencoder
 from models.codebook import Codebook
 from models.map_statistics import decoded_psnr, table, take_census
-from tests.helpers.codebooks import LINE, build, generator, slow_distances, slow_patches
+from tests.helpers.codebooks import build, generator, slow_distances, slow_patches
 from utils.dataset import FeatureMapDataset
 from utils.images import read_image
 from utils.split import Bounds
@@ -59,15 +59,6 @@ def test_statistics_equal_a_slow_count_whatever_the_batch_size(seed, units, batc
     assert found == pytest.approx(expected, rel=1e-4)
     assert census.counts.tolist() == counts
     assert codebook.quantization_error(fmap).item() == pytest.approx(expected["quantization_error"], rel=1e-4)
-
-
-def test_topographic_error_by_hand():
-    """A row of three units at 0, 10 and 1: the ends of the row are near in space, and no neighbours on the map."""
-    codebook = build([[0.0], [10.0], [1.0]], **LINE, image_W=3)
-    assert codebook.coordinates.tolist() == [[0, 0], [0, 1], [0, 2]]
-    assert measure(codebook, torch.tensor([[[[0.2, 9.0, 0.9]]]]))["topographic_error"] == pytest.approx(2 / 3)
-    square = build([[0.0], [10.0], [20.0], [1.0]], **LINE, image_W=2)  # 0 and 1 meet at a corner
-    assert measure(square, torch.tensor([[[[0.2, 0.9]]]]))["topographic_error"] == 0
 
 
 @pytest.fixture
