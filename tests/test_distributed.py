@@ -164,22 +164,16 @@ def test_tokens_and_pruned_codebooks_are_those_of_one_process(job, command, tiny
     assert found[1]["statistics"]["topographic_error"] == found[0]["statistics"]["topographic_error"]
 
 
-def interrupted(step, action):
-    """What a process does instead of its update of a step: something, and then the update."""
+def in_one(monkeypatch, rank, step, action):
+    """Let one process do something before its update of a step."""
     original = GradientLearner.update
 
     def update(self, batch, at, share):
-        if at == step:
+        if at == step and distributed.rank() == rank:
             action()
         return original(self, batch, at, share)
 
-    return update
-
-
-def in_one(monkeypatch, rank, step, action):
-    """Let one process do something at a step."""
-    act = lambda: action() if distributed.rank() == rank else None  # noqa: E731
-    monkeypatch.setattr(GradientLearner, "update", interrupted(step, act))
+    monkeypatch.setattr(GradientLearner, "update", update)
 
 
 @pytest.mark.parametrize("rank", [0, 1])

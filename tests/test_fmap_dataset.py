@@ -243,14 +243,19 @@ def test_an_old_set_stays_whole_until_the_new_one_replaces_it(make, arguments, s
     make("--overwrite")  # the set that is there is of the old images, and the journal of the new ones
     assert read == []
     assert results(folder) == whole
+    make("--overwrite", model=1)
+    assert read == list(range(NUM))
+    assert not set(results(folder)) & set(whole) - {"dataset.json"}
+
+
+def test_nothing_of_an_interrupted_run_with_another_autoencoder_is_kept(make, arguments, read, monkeypatch):
     with monkeypatch.context() as patch:
         dying_at(2, patch)
-        expect_exit(generate_fmap_dataset.main, arguments("--overwrite", model=1))
+        expect_exit(generate_fmap_dataset.main, arguments(model=1))
+    whole = results(make(out="whole"))
     read.clear()
-    assert results(make("--overwrite")) == whole  # nothing of an interrupted run with another autoencoder is kept
-    make("--overwrite", model=1)
-    assert read[-NUM:] == list(range(NUM))
-    assert not set(results(folder)) & set(whole) - {"dataset.json"}
+    assert results(make("--overwrite")) == whole
+    assert read == list(range(NUM))
 
 
 def test_an_unreadable_image_stops_a_run_and_leaves_no_index(make, arguments, source, capsys, tmp_path):

@@ -196,6 +196,8 @@ def pictures(number, seed=0):
 
 
 def test_given_conditions_are_taken_in_turn(cascade):
+    with pytest.raises(UserError, match="unit 5: the condition codebook has units 0 to 4"):
+        cascade.check(Request(conditions=(1, 5)))
     tokens, _ = cascade.generate(Request(conditions=(4, 0)), range(1, 6))
     assert tokens[0].flatten().tolist() == [0, 4, 0, 4, 0]
     drawn, _ = cascade.generate(Request(), range(200))
