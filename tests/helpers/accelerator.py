@@ -198,7 +198,8 @@ WALKS = {
     "train a map to the end of an epoch": lambda: train_map(44),
     **{f"sample {name} from stage {number}": lambda number=number, settings=settings: sample(number, **settings)
        for number, rules in enumerate((
-           {"plainly": {}, "from the top": TOP, "guided": GUIDED, "in blocks": BLOCKS, "by classic beam search": CLASSIC},
+           {"plainly": {}, "from the top": TOP, "guided": GUIDED, "in blocks": BLOCKS,
+            "by classic beam search": CLASSIC},
            {"plainly": {}, "in guided blocks from the top": TOP | GUIDED | BLOCKS}))
        for name, settings in rules.items()},
     "decode": decode,
