@@ -151,11 +151,11 @@ def train_map(step: int) -> None:
 
 
 def sample(number: int, **settings: float) -> None:
-    """Write tokens after some that are kept: a row of two, or the last six of 16."""
+    """Write tokens after some that are kept: a row of two, or two rows of four."""
     found, config = stage(number).eval(), SamplingConfig(**settings)
     coarse = torch.zeros(IMAGES, found.config.coarse.length + (number == 0), dtype=torch.int64, device=DEVICE)
     draws = torch.zeros(IMAGES, found.config.fine.length, config.num_beam)
-    kept = torch.zeros(IMAGES, (2, 10)[number], dtype=torch.int64, device=DEVICE)
+    kept = torch.zeros(IMAGES, (2, 8)[number], dtype=torch.int64, device=DEVICE)
     found.sample(coarse, config, draws, kept=kept)
 
 
