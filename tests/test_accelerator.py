@@ -9,7 +9,7 @@ from torch.utils import backend_registration
 
 from tests.helpers.accelerator import CHECKS, WALKS
 
-TOKENS = {0: 2, 1: 14}  # that a walk of a stage writes after those that are kept
+TOKENS = {0: 2, 1: 8}  # that a walk of a stage writes after those that are kept
 
 
 @pytest.fixture(scope="module")

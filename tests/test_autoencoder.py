@@ -8,18 +8,10 @@ from utils.core.files import UserError
 from utils.runs.checkpoint import fingerprint, save_checkpoint
 
 DEFAULTS = {
-    "model_lr": 1e-3,
-    "image_channel": 3,
-    "min_channel": 4,
-    "max_channel": 6,
-    "num_layers": 1,
-    "latent_channel": 2,
-    "hidden_activation_type": "silu",
-    "use_final_enc_activation": False,
-    "encoder_activation_type": "tanh",
-    "use_final_dec_activation": False,
-    "decoder_activation_type": "tanh",
-}
+    "model_lr": 1e-3, "image_channel": 3, "min_channel": 4, "max_channel": 6, "num_layers": 1, "latent_channel": 2,
+    "hidden_activation_type": "silu", "use_final_enc_activation": False, "encoder_activation_type": "tanh",
+    "use_final_dec_activation": False, "decoder_activation_type": "tanh",
+}  # fmt: skip
 
 
 def build(seed=0, **changes):
@@ -31,8 +23,7 @@ def images(batch, height, width, seed=1):
     return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-@pytest.mark.parametrize("num_layers", [1, 2, 3])
-@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (2, 3), (5, 2)])
+@pytest.mark.parametrize(("num_layers", "rows", "columns"), [(1, 1, 1), (2, 2, 3), (3, 5, 2)])
 def test_each_layer_halves_and_the_decoder_mirrors(num_layers, rows, columns):
     model, factor = build(num_layers=num_layers), 2**num_layers
     x = images(2, rows * factor, columns * factor)
@@ -42,13 +33,10 @@ def test_each_layer_halves_and_the_decoder_mirrors(num_layers, rows, columns):
     assert torch.equal(model(x), model.decode(fmap))
 
 
-def test_channels_double_up_to_the_maximum():
-    assert build(min_channel=4, max_channel=14, num_layers=4).config.channels() == [4, 8, 14, 14]
-
-
-@pytest.mark.parametrize("number", [0, 1, 2])
-def test_residual_blocks_stand_at_each_resolution(number):
-    model = build(num_layers=3, num_enc_res_blocks=number, num_dec_res_blocks=2)
+@pytest.mark.parametrize("number", [0, 1])
+def test_channels_double_up_to_the_maximum_and_residual_blocks_stand_at_each_resolution(number):
+    model = build(min_channel=4, max_channel=6, num_layers=3, num_enc_res_blocks=number, num_dec_res_blocks=2)
+    assert model.config.channels() == [4, 6, 6]
     counts = [sum(isinstance(m, ResidualBlock) for m in part.modules()) for part in (model.encoder, model.decoder)]
     assert counts == [3 * number, 3 * 2]
 
@@ -105,20 +93,6 @@ def test_the_end_activation_is_the_one_named_and_only_if_asked_for(end, name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("name", "low", "high"), [("tanh", -1, 1), ("sigmoid", 0, 1), ("relu", 0, float("inf"))])
-def test_the_ends_stay_in_the_range_of_their_activation(name, low, high):
-    ends = {"use_final_enc_activation": True, "use_final_dec_activation": True}
-    model = build(encoder_activation_type=name, decoder_activation_type=name, **ends)
-    for parameter in model.parameters():
-        parameter.mul_(3)
-    fmap = model.encode(10 * images(2, 8, 6))
-    for values in (fmap, model.decode(10 * fmap)):
-        assert low <= values.min()
-        assert values.max() <= high
-        assert values.std() > 0.1
-
-
-@torch.no_grad()
 def test_the_hidden_activation_is_the_one_named():
     silu, elu = build(hidden_activation_type="silu"), build(hidden_activation_type="elu")
     kinds = {type(module) for module in elu.modules()}
@@ -140,31 +114,6 @@ def test_noise_on_the_feature_map_is_for_training_only():
     assert noise.mean() == pytest.approx(0, abs=0.03)
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "expected"),
-    [
-        ("model_lr", -1e-3, "at least 0"),
-        ("image_channel", 0, "at least 1"),
-        ("image_channel", 1, "expected 3"),
-        ("min_channel", 0, "at least 1"),
-        ("max_channel", 3, "at least 4"),
-        ("num_layers", 0, "at least 1"),
-        ("latent_channel", 0, "at least 1"),
-        ("num_enc_res_blocks", -1, "at least 0"),
-        ("num_dec_res_blocks", -1, "at least 0"),
-        ("latent_noise", -0.1, "at least 0"),
-        ("weight_decay", float("nan"), "at least 0"),
-        ("hidden_activation_type", "swish", "expected one of silu, relu"),
-        ("encoder_activation_type", "", "expected one of silu, relu"),
-        ("decoder_activation_type", "Tanh", "expected one of silu, relu"),
-        ("loss", "l3", "expected one of mse, l1"),
-    ],
-)
-def test_a_config_out_of_its_limits_is_refused_by_key_and_value(key, value, expected):
-    with pytest.raises(ValueError, match=f"'{key}' is {value!r}.*{expected}"):
-        AutoencoderConfig(**DEFAULTS | {key: value})
-
-
 def test_an_image_that_cannot_be_halved_is_named(tmp_path):
     model = build(num_layers=3)
     model.check_image((3, 16, 24), tmp_path)
@@ -176,22 +125,13 @@ def test_an_image_that_cannot_be_halved_is_named(tmp_path):
 @torch.no_grad()
 def test_a_saved_autoencoder_comes_back_the_same(tmp_path):
     model, x = build(num_layers=2, latent_noise=0.5), images(2, 8, 12)
-    save_checkpoint(tmp_path / "a.pt", KIND, model.config, model.state_dict(), {})
+    plain = build(seed=1, num_layers=2).state_dict()
+    save_checkpoint(tmp_path / "a.pt", KIND, model.config, plain, {}, ema=model.state_dict())  # which is preferred
     loaded = Autoencoder.load(tmp_path / "a.pt")
     assert loaded.config == model.config
     assert not loaded.training
     assert torch.equal(loaded(x), model.eval()(x))
     assert loaded.fingerprint == fingerprint(model.state_dict())
-
-
-@torch.no_grad()
-def test_averaged_weights_are_preferred(tmp_path):
-    model, averaged, x = build(seed=0), build(seed=1), images(2, 8, 8)
-    save_checkpoint(tmp_path / "a.pt", KIND, model.config, model.state_dict(), {}, ema=averaged.state_dict())
-    loaded = Autoencoder.load(tmp_path / "a.pt")
-    assert torch.equal(loaded(x), averaged.eval()(x))
-    assert not torch.equal(loaded(x), model.eval()(x))
-    assert loaded.fingerprint == fingerprint(averaged.state_dict())
 
 
 def test_a_checkpoint_that_is_no_autoencoder_is_named(tmp_path):
@@ -204,7 +144,7 @@ def test_a_checkpoint_that_is_no_autoencoder_is_named(tmp_path):
         Autoencoder.load(tmp_path / "other.pt")
 
 
-def test_it_learns():
+def test_it_learns_and_the_psnr_is_that_of_the_error():
     model, x = build(min_channel=16, max_channel=16, latent_channel=8), images(1, 8, 8)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     losses = []
@@ -215,9 +155,5 @@ def test_it_learns():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.2 * losses[0]
-
-
-def test_psnr_by_hand():
-    assert psnr(4) == pytest.approx(0)
-    assert psnr(0.04) == pytest.approx(20)
+    assert [psnr(4), psnr(0.04)] == pytest.approx([0, 20])
     assert psnr(0) < float("inf")

@@ -106,47 +106,6 @@ def slow_beam_search(toy, first, width, length):
     return beams[0]
 
 
-# --- Sampling ---
-
-
-def chi_square(counts, probabilities):
-    total = sum(counts)
-    return sum((count - total * p) ** 2 / (total * p) for count, p in zip(counts, probabilities, strict=True))
-
-
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_one_beam_samples_from_the_probabilities_of_the_model(temperature):
-    """4,000 pairs of tokens; 8 degrees of freedom stay under 26.1 in 999 of 1,000 cases."""
-    toy, number = Toy(seed=1), 4000
-    uniform = uniform_draws(0, 0, range(number), 2, 1)
-    config = SamplingConfig(temperature=temperature)
-    tokens, _ = toy.search(torch.full((number,), 10), config, uniform)
-    pairs = list(itertools.product(range(SYMBOLS), repeat=2))
-    found = [tuple(row) for row in tokens.tolist()]
-    expected = []
-    for first, second in pairs:
-        begin = (toy.logits((10,)) / temperature).softmax(-1)[first]
-        expected.append(float(begin * (toy.logits((10, first)) / temperature).softmax(-1)[second]))
-    assert chi_square([found.count(pair) for pair in pairs], expected) < 26.1
-    if temperature != 1:
-        plain = [math.exp(toy.log_probability(10, pair)) for pair in pairs]
-        assert chi_square([found.count(pair) for pair in pairs], plain) > 100
-
-
-@given(seed=seeds, temperature=st.sampled_from([0.7, 1.0, 1.8]), top_k=st.none() | st.integers(1, 4))
-@settings(max_examples=30, deadline=None)
-def test_one_beam_is_a_walk_up_the_distribution_function(seed, temperature, top_k):
-    toy = Toy(seed)
-    config = SamplingConfig(temperature=temperature, top_k=top_k, top_p=0.83)
-    uniform = torch.rand(2, LENGTH, 1, generator=generator(seed))
-    tokens, score = toy.search(FIRST, config, uniform)
-    assert toy.reordered == []
-    for image, first in enumerate(FIRST.tolist()):
-        expected, log_probability = slow_search(toy, first, config, uniform[image])
-        assert tuple(tokens[image].tolist()) == expected
-        assert score[image].item() == pytest.approx(log_probability, abs=1e-4)
-
-
 different = st.lists(st.integers(-40, 40), min_size=1, max_size=12, unique=True)
 
 
@@ -159,22 +118,6 @@ def test_the_tokens_kept_are_exactly_the_most_likely_ones(quarters, top_k, top_p
     assert filtered[0].isfinite().nonzero().flatten().tolist() == sorted(kept)
     assert torch.equal(filtered[1], filtered[0].flip(0))
     assert filtered[0][kept].tolist() == [logits[token] for token in kept]
-
-
-def test_filters_by_hand():
-    logits = torch.tensor([[0.1, 0.4, 0.2, 0.3]]).log()
-    kept = {
-        (None, None): [0, 1, 2, 3],
-        (2, None): [1, 3],
-        (9, 1.0): [0, 1, 2, 3],
-        (None, 0.35): [1],
-        (None, 0.5): [1, 3],
-        (None, 0.75): [1, 2, 3],
-        (2, 0.5): [1],  # four sevenths of the two that are left
-        (2, 0.6): [1, 3],
-    }
-    for (top_k, top_p), expected in kept.items():
-        assert filter_logits(logits, top_k, top_p)[0].isfinite().nonzero().flatten().tolist() == expected
 
 
 @pytest.mark.parametrize("end", [0.0, 1 - 2**-24, 1.0])  # the last two: the largest draw, and one rounded up
@@ -204,22 +147,8 @@ def test_every_seed_stage_and_image_has_draws_of_its_own():
     assert len({tuple(pair) for pair in numbers}) == len(numbers)
 
 
-@pytest.mark.parametrize("config", [SamplingConfig(), SamplingConfig(num_beam=4, beam_width=2, keep_beam=2)])
-def test_how_many_images_are_asked_for_never_changes_one(config):
-    toy, first = Toy(seed=2), torch.tensor([10, 11, 12, 10, 13])
-    results = [
-        toy.search(first[:number], config, uniform_draws(0, 0, range(number), LENGTH, config.num_beam))
-        for number in (3, 5)
-    ]
-    for few, many in zip(*results, strict=True):
-        assert torch.equal(few, many[:3])
-
-
-# --- Beam search ---
-
-
 @given(seeds)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6)
 def test_a_wide_classic_beam_is_exhaustive_search(seed):
     toy, wide = Toy(seed), SYMBOLS ** (LENGTH - 1)
     config = SamplingConfig(num_beam=wide, keep_beam=wide)
@@ -231,7 +160,7 @@ def test_a_wide_classic_beam_is_exhaustive_search(seed):
 
 
 @given(seed=seeds, width=st.integers(2, 12))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20)
 def test_a_narrow_classic_beam_equals_a_slow_one(seed, width):
     toy = Toy(seed)
     config = SamplingConfig(num_beam=width, keep_beam=width)
@@ -245,14 +174,14 @@ def test_a_narrow_classic_beam_equals_a_slow_one(seed, width):
 
 @given(
     seed=seeds,
-    num_beam=st.integers(2, 6),
+    num_beam=st.integers(1, 6),
     beam_width=st.integers(1, 7),
     keep_beam=st.integers(1, 6),
     temperature=st.sampled_from([0.6, 1.0, 2.5]),
     top_k=st.none() | st.integers(2, 5),
     top_p=st.none() | st.sampled_from([0.37, 0.83]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40)
 def test_block_search_equals_one_hypothesis_at_a_time(seed, num_beam, beam_width, keep_beam, temperature, top_k, top_p):
     config = SamplingConfig(num_beam, beam_width, min(keep_beam, num_beam), temperature, top_k, top_p)
     assume(not config.is_classic)
@@ -282,23 +211,3 @@ def test_rows_go_on_from_rows_of_their_own_image(config, times):
     own = torch.arange(2).repeat_interleave(config.num_beam)
     for rows in toy.reordered:
         assert torch.equal(rows // config.num_beam, own)
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"num_beam": 0}, "'num_beam' is 0"),
-        ({"beam_width": 0}, "'beam_width' is 0"),
-        ({"keep_beam": 0}, "'keep_beam' is 0"),
-        ({"num_beam": 2, "keep_beam": 3}, "'keep_beam' is 3, expected at most 'num_beam' 2"),
-        ({"temperature": 0.0}, "'temperature' is 0.0"),
-        ({"temperature": float("nan")}, "'temperature' is nan"),
-        ({"temperature": float("inf")}, "'temperature' is inf"),
-        ({"top_k": 0}, "'top_k' is 0"),
-        ({"top_p": 0.0}, "'top_p' is 0.0"),
-        ({"top_p": 1.5}, "'top_p' is 1.5"),
-    ],
-)
-def test_a_config_out_of_its_limits_is_refused_by_key_and_value(changes, expected):
-    with pytest.raises(ValueError, match=expected):
-        SamplingConfig(**changes)

@@ -1,7 +1,6 @@
 import argparse
 import copy
 import dataclasses
-import json
 import math
 from pathlib import Path
 
@@ -14,10 +13,9 @@ from torch import nn
 from models.stage import NEAR, Stage, StageConfig, near_units
 from models.transformer import Grid
 from tests.helpers.slow_generation import generate
-from tests.helpers.stages import CODEBOOKS, SEARCHES, TRANSFORMER, build, codebook, generator, tokens_for
-from utils.core.config import build_config
+from tests.helpers.stages import CODEBOOKS, TRANSFORMER, build, codebook, generator, tokens_for
 from utils.core.files import UserError
-from utils.sampling import SamplingConfig, uniform_draws
+from utils.sampling import SamplingConfig
 from utils.training.gradient import GradientLearner
 
 # --- The start ---
@@ -63,29 +61,17 @@ def test_muon_moves_the_layers_of_the_blocks_and_adamw_all_else(number):
 # --- Layout ---
 
 
-def test_base_inputs_are_the_condition_behind_the_fine_units_then_the_tokens_shifted():
+def test_inputs_are_the_condition_behind_the_fine_units_or_the_start_vector_then_the_tokens_shifted():
     inputs, targets = build(0).inputs_and_targets(torch.tensor([[4], [0]]), torch.tensor([[3, 1, 4, 1], [5, 0, 2, 0]]))
     assert inputs.tolist() == [[6 + 4, 3, 1, 4], [6 + 0, 5, 0, 2]]
     assert targets.tolist() == [[3, 1, 4, 1], [5, 0, 2, 0]]
     assert build(0).source(torch.tensor([[4]])) is None
-
-
-def test_cascade_inputs_start_with_the_start_vector_and_the_encoder_reads_the_coarse_tokens():
+    # Those of a cascade stage are the start vector and the tokens; its encoder reads the coarse tokens.
     coarse, fine = torch.tensor([[2, 0, 5, 1]]), torch.arange(16)[None] % 7
     inputs, targets = build(1).inputs_and_targets(coarse, fine)
     assert inputs.tolist() == [[7, 0, 1, 2, 3, 4, 5, 6, 0, 1, 2, 3, 4, 5, 6, 0]]
     assert torch.equal(targets, fine)
     assert torch.equal(build(1).source(coarse), coarse)
-
-
-@pytest.mark.parametrize("number", [0, 1])
-def test_first_inputs_never_collide_with_fine_units(number):
-    stage = build(number)
-    firsts = stage.first_input(torch.arange(5 if number == 0 else 6)[:, None].expand(-1, stage.config.coarse.length))
-    vocabulary = stage.transformer.embed.token.num_embeddings
-    assert firsts.min() == stage.config.fine.num_units
-    assert firsts.max() == vocabulary - 1
-    assert len(firsts.unique()) == vocabulary - stage.config.fine.num_units == (5 if number == 0 else 1)
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -129,6 +115,8 @@ def test_noise_moves_a_share_of_the_tokens_to_one_of_the_nearest_units():
     for unit in range(40):
         slips = found[:, unit][found[:, unit] != unit]
         assert set(slips.tolist()) == set(distances[unit].argsort()[:NEAR].tolist())
+    few = disturbed(1, condition_noise=0.9)  # where all are near
+    assert set(few.disturb(torch.zeros(500, 4, dtype=torch.int64)).unique().tolist()) == set(range(6))
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.5])
@@ -136,11 +124,6 @@ def test_the_start_notes_the_near_units_where_noise_wants_them(noise):
     stage = build(1, condition_noise=noise)
     stage.init_embeddings(*CODEBOOKS[1:3])
     assert torch.equal(stage.near, near_units(CODEBOOKS[1])) if noise else stage.near is None
-
-
-def test_with_few_units_noise_draws_from_all():
-    stage = disturbed(1, condition_noise=0.9)
-    assert set(stage.disturb(torch.zeros(500, 4, dtype=torch.int64)).unique().tolist()) == set(range(6))
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -174,36 +157,6 @@ def test_only_training_disturbs(number):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("config", SEARCHES)
-@pytest.mark.parametrize("number", [0, 1])
-def test_the_score_of_a_sample_equals_a_teacher_forced_pass(number, config):
-    stage = build(number)
-    coarse, fine = tokens_for(number, 4)
-    uniform = uniform_draws(0, number, range(4), fine.shape[1], config.num_beam)
-    calls = []
-    tokens, score = stage.sample(coarse, config, uniform, progress=lambda: calls.append(1))
-    assert tokens.shape == fine.shape
-    assert len(calls) == fine.shape[1]
-    logits = stage.transformer(stage.inputs_and_targets(coarse, tokens)[0], stage.source(coarse))
-    expected = logits.log_softmax(-1).gather(2, tokens[..., None]).sum((1, 2))
-    assert torch.allclose(score, expected, atol=1e-4)
-    assert config.is_classic or len(tokens.unique(dim=0)) > 1
-
-
-@pytest.mark.parametrize("config", SEARCHES)
-@pytest.mark.parametrize("number", [0, 1])
-def test_the_number_of_images_never_changes_one(number, config):
-    stage = build(number)
-    coarse, fine = tokens_for(number, 5)
-    few, many = (
-        stage.sample(coarse[:n], config, uniform_draws(7, number, range(n), fine.shape[1], config.num_beam))
-        for n in (3, 5)
-    )
-    assert torch.equal(few[0], many[0][:3])
-    assert torch.allclose(few[1], many[1][:3], atol=1e-4)
-
-
-@torch.no_grad()
 @given(
     number=st.sampled_from([0, 1]),
     seed=st.integers(0, 2**31),
@@ -215,7 +168,7 @@ def test_the_number_of_images_never_changes_one(number, config):
     guidance_scale=st.sampled_from([1.0, 0.0, 2.5]),
     num_kept=st.integers(0, 4),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30)
 def test_samples_equal_those_of_the_slow_reference(
     number, seed, num_beam, beam_width, keep_beam, top_k, top_p, guidance_scale, num_kept
 ):
@@ -235,29 +188,6 @@ def test_samples_equal_those_of_the_slow_reference(
     assert kept is None or torch.equal(tokens[:, :num_kept], kept)
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("number", [0, 1])
-def test_guidance_draws_from_logits_past_those_with_a_condition(number):
-    """6,000 first tokens; 6 degrees of freedom stay under 22.5 in 999 of 1,000 cases."""
-    stage, scale = build(number, condition_dropout=0.1), 1.7
-    coarse = tokens_for(number, 1)[0]
-    inputs, sources = zip(
-        *((stage.first_input(part)[:, None], stage.source(part)) for part in (coarse, stage.without_condition(coarse))),
-        strict=True,
-    )
-    conditional, free = (stage.transformer(first, source)[0, 0] for first, source in zip(inputs, sources, strict=True))
-    expected = (free + scale * (conditional - free)).softmax(-1)
-    many = coarse.expand(6000, -1)
-    uniform = uniform_draws(0, 0, range(6000), stage.config.fine.length, 1)
-    tokens, score = stage.sample(many, SamplingConfig(guidance_scale=scale), uniform)
-    found = torch.bincount(tokens[:, 0], minlength=len(expected))
-    assert ((found - 6000 * expected) ** 2 / (6000 * expected)).sum() < 22.5
-    assert ((found - 6000 * conditional.softmax(-1)) ** 2 / (6000 * conditional.softmax(-1))).sum() > 100
-    logits = stage.transformer(stage.inputs_and_targets(many, tokens)[0], stage.source(many))
-    forced = logits.log_softmax(-1).gather(2, tokens[..., None]).sum((1, 2))
-    assert torch.allclose(score, forced, atol=1e-3)  # scores are those before guidance
-
-
 # --- Labels ---
 
 
@@ -271,9 +201,7 @@ def test_training_draws_one_of_an_image_s_labels_or_none():
     shares = torch.bincount(found[::2, 1], minlength=4) / 3000
     assert shares.tolist() == pytest.approx([0.45, 0, 0.45, 0.1], abs=0.03)
     assert found[1::2, 1].unique().tolist() == [3]
-
-
-def test_without_a_condition_there_is_no_label_either():
+    # Without a condition there is no label either.
     stage = build(0, labels=("a", "b"), use_labels=True, condition_dropout=0.5).train()
     coarse = torch.tensor([[4, 1]]).repeat(1000, 1)
     found = stage.disturb(coarse)
@@ -335,16 +263,6 @@ def test_a_stage_that_has_learned_writes_what_it_learned():
 # --- Configs ---
 
 
-@pytest.mark.parametrize("number", [0, 1])
-def test_a_stage_config_travels_through_plain_types(number):
-    config = build(number).config
-    saved = json.loads(json.dumps(dataclasses.asdict(config)))
-    assert build_config(StageConfig, saved, "here") == config
-    saved["transformer"]["in_dimm"] = 3
-    with pytest.raises(UserError, match=r"here: .transformer.: unknown key .in_dimm.; did you mean 'in_dim'"):
-        build_config(StageConfig, saved, "here")
-
-
 def test_a_stage_config_follows_pruned_codebooks():
     pruned = CODEBOOKS[2].prune(torch.arange(7) % 2 == 0)
     config = StageConfig.between(TRANSFORMER, CODEBOOKS[1], pruned, Path("c.pt"), is_base=False)
@@ -352,7 +270,5 @@ def test_a_stage_config_follows_pruned_codebooks():
 
 
 def test_a_base_stage_needs_one_token_a_map():
-    with pytest.raises(
-        UserError, match=r"c\.pt: cuts a feature map into 4 patches, but the base stage starts from one"
-    ):
+    with pytest.raises(UserError, match=r"c\.pt: cuts a feature map into 4 patches, but the base stage starts from"):
         StageConfig.between(TRANSFORMER, CODEBOOKS[1], CODEBOOKS[2], Path("c.pt"), is_base=True)

@@ -57,9 +57,8 @@ class Project:
     def ensure(self, **environment):
         """Call ensure_environment as the scripts do; return status and the lines of output and errors."""
         environment = {"PATH": str(self.tools), "PYTHON": str(self.folder / "python")} | environment
-        found = subprocess.run(
-            [sys.executable, "-ISs", "-c", ENSURE], cwd=self.folder, env=environment, capture_output=True, text=True
-        )
+        command, more = [sys.executable, "-ISs", "-c", ENSURE], {"capture_output": True, "text": True}
+        found = subprocess.run(command, cwd=self.folder, env=environment, **more)
         return found.returncode, found.stdout.splitlines(), found.stderr.splitlines()
 
     @property
@@ -85,8 +84,10 @@ def project(tmp_path):
 INSTALLED = sorted(f"installed-{file}" for file in FILES)
 
 
-def test_an_environment_is_made_once_where_there_is_none(project):
+def test_an_environment_is_made_once_where_there_is_none_or_its_installation_failed(project):
     project.command("python", PYTHON)
+    status, output, _ = project.ensure(STATUS="3")
+    assert (status, project.marks, "ok" in output) == (3, [], False)
     status, output, errors = project.ensure()
     assert (status, errors) == (0, [])
     assert [line for line in output if line.startswith("pip: ")] == [f"pip: {file}" for file in FILES]
@@ -115,21 +116,6 @@ def test_an_old_python_is_refused_in_one_line(name, tmp_path):
     assert (ended.returncode, ended.stderr) == (2, "error: this needs Python 3.11 or newer; start it with one\n")
 
 
-def test_a_failed_installation_leaves_no_mark(project):
-    project.command("python", PYTHON)
-    status, output, _ = project.ensure(STATUS="3")
-    assert (status, project.marks) == (3, [])
-    assert "ok" not in output
-    assert project.ensure()[0] == 0
-    assert project.marks == INSTALLED
-
-
-def test_one_without_pip_that_has_all_is_used(project):
-    project.make_without_pip(torch="2.5.1+cu124", numpy="1.26.0", resvg_py="0.9")
-    assert project.ensure() == (0, ["ok"], [])
-    assert (project.venv / "mine").exists()
-
-
 @pytest.mark.parametrize(
     ("versions", "lacking"),
     [
@@ -146,8 +132,11 @@ def test_one_without_pip_that_lacks_something_is_left_alone(versions, lacking, p
     assert (project.venv / "mine").exists()
 
 
-def test_uv_installs_where_there_is_no_pip(project):
-    project.make_without_pip(torch="2.5", numpy="2.0")
+def test_one_without_pip_that_has_all_is_used_and_uv_installs_what_it_lacks(project):
+    project.make_without_pip(torch="2.5.1+cu124", numpy="1.26.0", resvg_py="0.9")
+    assert project.ensure() == (0, ["ok"], [])
+    assert (project.venv / "mine").exists()
+    (project.folder / FILES[1]).write_text("more>=1   # of something\n")
     project.command("tools/uv", UV)
     status, output, errors = project.ensure()
     assert (status, errors) == (0, [])

@@ -10,23 +10,21 @@ from utils.runtime.footprint import count_flops
 from utils.training.gradient import GradientLearner
 
 
-def test_a_linear_layer_needs_three_products_of_its_size():
-    layer = nn.Linear(5, 7)
-    x = torch.randn(3, 11, 5, requires_grad=True)
-    one = 2 * 33 * 5 * 7
-    assert count_flops(lambda: layer(x)) == one
-    assert count_flops(lambda: layer(x).sum().backward()) == 3 * one
-    with torch.autocast("cpu", torch.bfloat16):
-        assert count_flops(lambda: layer(x).sum().backward()) == 3 * one
-
-
-def test_a_convolution_needs_three_products_of_its_size():
-    layer = nn.Conv2d(4, 6, 3, padding=1)
-    x = torch.randn(2, 4, 8, 8, requires_grad=True)
-    one = 2 * (2 * 8 * 8) * (4 * 3 * 3) * 6
+@pytest.mark.parametrize(
+    ("layer", "shape", "one"),
+    [
+        (nn.Linear(5, 7), (3, 11, 5), 2 * 33 * 5 * 7),
+        (nn.Conv2d(4, 6, 3, padding=1), (2, 4, 8, 8), 2 * (2 * 8 * 8) * (4 * 3 * 3) * 6),
+    ],
+)
+def test_a_layer_needs_three_products_of_its_size(layer, shape, one):
+    x = torch.randn(shape, requires_grad=True)
     assert count_flops(lambda: layer(x)) == one
     assert count_flops(lambda: layer(x).sum().backward()) == 3 * one
     assert count_flops(lambda: layer(x.detach()).sum().backward()) == 2 * one  # as of a first layer
+    with torch.autocast("cpu", torch.bfloat16):
+        assert count_flops(lambda: layer(x).sum().backward()) == 3 * one
+    assert count_flops(lambda: torch.ones(3).exp() + 1) == 0  # elementwise work does not count
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
@@ -44,10 +42,6 @@ def test_a_mask_and_half_precision_do_not_change_the_count_of_fused_attention():
     mask = torch.ones(8, 8, dtype=torch.bool).tril()
     step = lambda: F.scaled_dot_product_attention(q, k, v, attn_mask=mask).sum().backward()  # noqa: E731
     assert count_flops(step) == 7 * 2 * 2 * 3 * 8 * 8 * 4
-
-
-def test_elementwise_work_does_not_count():
-    assert count_flops(lambda: torch.ones(3).exp() + 1) == 0
 
 
 @pytest.mark.parametrize("batch_size", [3, 8])

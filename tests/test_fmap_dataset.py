@@ -55,14 +55,22 @@ def source(tmp_path):
     return folder
 
 
-@pytest.fixture(params=[(), ("--packed",)], ids=["a file a map", "packed"])
-def arguments(source, tmp_path, request):
+both = pytest.mark.parametrize("layout", [(), ("--packed",)], ids=["a file a map", "packed"], indirect=True)
+
+
+@pytest.fixture
+def layout(request):
+    return getattr(request, "param", ())
+
+
+@pytest.fixture
+def arguments(source, tmp_path, layout):
     """A function: the arguments with changes, `out` beside `source` so that relative paths are equal."""
 
     def make(*flags, out="out", model=0):
         common = ("--dataset-path", source / "dataset.json", "--model-path", source / f"{model}.pt")
         sizes = ("--batch-size", SIZE, "--num-files-folder", 4, "--flip", "--device", "cpu")
-        return *common, *sizes, "--out-dir", tmp_path / out, *request.param, *flags
+        return *common, *sizes, "--out-dir", tmp_path / out, *layout, *flags
 
     return make
 
@@ -86,9 +94,7 @@ def read(monkeypatch):
     return found
 
 
-def test_rows_of_arrays_hold_the_maps_of_the_files(make, arguments):
-    if "--packed" in arguments():
-        return  # the same again
+def test_rows_of_arrays_hold_the_maps_of_the_files(make):
     files, rows = (FeatureMapDataset(make(*flags, out=out) / "dataset.json") for flags, out in (
         ((), "files"), (("--packed",), "rows")))  # fmt: skip
     everything = np.arange(2 * NUM)
@@ -115,6 +121,7 @@ def test_a_row_that_has_changed_is_named(make):
         verify_files(dataset)
 
 
+@both
 def test_half_precision_rounds_the_maps_and_needs_half_the_disk(make, arguments, capsys):
     single, half = (FeatureMapDataset(make(*flags, out=out) / "dataset.json") for flags, out in (
         ((), "single"), (("--dtype", "float16"), "half")))  # fmt: skip
@@ -127,17 +134,19 @@ def test_half_precision_rounds_the_maps_and_needs_half_the_disk(make, arguments,
     assert "was made with another --dtype (float16, now float32)" in error
 
 
-def test_a_data_set_holds_checksums_and_both_sides(make, arguments):
+@both
+def test_a_data_set_holds_checksums_and_both_sides(make, layout):
     folder = make()
     verify_files(folder / "dataset.json")
     dataset = FeatureMapDataset(folder / "dataset.json")
     assert len(dataset) == 2 * NUM
     assert dataset.flipped.tolist()[: 2 * SIZE] == [False] * SIZE + [True] * SIZE
-    number = 4 if "--packed" in arguments() else 2 * NUM  # 14 maps in folders of 4
+    number = 4 if layout else 2 * NUM  # 14 maps in folders of 4
     assert len({path for path in results(folder) if path.endswith(".npy")}) == number
     assert set(results(folder)) == {"dataset.json", *dataset.records.files[1]}
 
 
+@both
 @pytest.mark.parametrize("at", range(5))
 def test_a_run_that_dies_at_any_batch_goes_on_to_the_same_bytes(at, make, arguments, read, monkeypatch):
     """The last two deaths are after all maps, before and after the index."""
@@ -154,6 +163,7 @@ def test_a_run_that_dies_at_any_batch_goes_on_to_the_same_bytes(at, make, argume
     assert read == list(range(NUM))[at * SIZE :]
 
 
+@both
 def test_a_batch_with_a_map_that_is_damaged_is_made_again(make, arguments, read, monkeypatch, tmp_path):
     whole = results(make(out="whole"))
     with monkeypatch.context() as patch:
@@ -169,10 +179,14 @@ def test_a_batch_with_a_map_that_is_damaged_is_made_again(make, arguments, read,
     assert read[-1] == NUM - 1
 
 
-def test_a_repeat_only_verifies_and_mends(make, read):
+@both
+def test_a_repeat_only_verifies_and_mends_and_loses_nothing_if_it_dies(make, arguments, read, monkeypatch):
     folder = make()
     before, times = results(folder), {path: path.stat().st_mtime_ns for path in folder.rglob("*.npy")}
     read.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(generate_fmap_dataset, "write_dataset", dying(None, 0))
+        expect_exit(generate_fmap_dataset.main, arguments())
     make()
     assert read == []
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.npy")} == times
@@ -181,16 +195,6 @@ def test_a_repeat_only_verifies_and_mends(make, read):
     make()
     assert read == [NUM - 1]
     assert results(folder) == before
-
-
-def test_a_verification_that_dies_loses_nothing(make, arguments, read, monkeypatch):
-    before = results(make())
-    with monkeypatch.context() as patch:
-        patch.setattr(generate_fmap_dataset, "write_dataset", dying(None, 0))
-        expect_exit(generate_fmap_dataset.main, arguments())
-    read.clear()
-    assert results(make()) == before
-    assert read == []
 
 
 @pytest.mark.parametrize(
@@ -261,9 +265,8 @@ def test_an_unreadable_image_stops_a_run_and_leaves_no_index(make, arguments, so
     with pytest.raises(UserError, match="no such data set"):
         FeatureMapDataset(tmp_path / "out/dataset.json")
     draw(source / "6.png", 6)
-    assert "6.png" not in expect_error(
-        capsys, generate_fmap_dataset.main, arguments()
-    )  # other images than it began with
+    # These are other images than it began with.
+    assert "6.png" not in expect_error(capsys, generate_fmap_dataset.main, arguments())
     assert results(make("--overwrite")) == results(make(out="whole"))
 
 
@@ -281,10 +284,5 @@ def test_packed_maps_in_many_folders_keep_few_files_open(tmp_path):
     dataset, descriptors = FeatureMapDataset(folder / "dataset.json"), Path("/proc/self/fd")
     for _ in range(2):  # the second time nothing is compared any more
         assert torch.equal(dataset[np.arange(300)], torch.from_numpy(values))
-        opened = [path.readlink() for path in links(descriptors)] if descriptors.exists() else []
-        assert sum(path.is_relative_to(folder) for path in opened) <= 256
-
-
-def links(folder):
-    """The links in a folder of /proc; one of those that are listed is of the listing itself."""
-    return [path for path in folder.iterdir() if path.is_symlink()]
+        links = [path for path in descriptors.iterdir() if path.is_symlink()] if descriptors.exists() else []
+        assert sum(path.readlink().is_relative_to(folder) for path in links) <= 256

@@ -8,7 +8,7 @@ from models.autoencoder import Autoencoder, AutoencoderConfig
 from models.cascade import Cascade
 from models.codebook import KIND as CODEBOOK_KIND
 from models.codebook import Codebook
-from models.requests import GenerationConfig, Request, change_sampling, load_generation_config, pick
+from models.requests import GenerationConfig, Request, change_sampling, load_generation_config
 from models.stage import KIND, Stage
 from tests.helpers.stages import CODEBOOKS, build, codebook, generator, tokens_for
 from utils.core.files import UserError
@@ -21,9 +21,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def decoder():
     torch.manual_seed(0)
-    made = Autoencoder(
-        AutoencoderConfig(1e-3, 3, 4, 4, 1, 2, "silu", False, "tanh", False, "tanh"),
-    )
+    made = Autoencoder(AutoencoderConfig(1e-3, 3, 4, 4, 1, 2, "silu", False, "tanh", False, "tanh"))
     made.encoder_fingerprint = "encoder0"
     return made
 
@@ -47,6 +45,10 @@ def folder(tmp_path):
     for number in (0, 1):
         save_stage(build(number), tmp_path / f"stage_{number}.pt", *marks[number : number + 2])
         save_stage(build(number), tmp_path / f"alien_{number}.pt", *marks[number : number + 2], encoder="encoder1")
+    uncounted = codebook(4, 5)
+    uncounted.counts.zero_()
+    mark = save_codebook(uncounted, tmp_path / "uncounted.pt")
+    save_stage(build(0), tmp_path / "uncounted_stage.pt", mark, CODEBOOKS[1].fingerprint)
     return tmp_path
 
 
@@ -77,9 +79,8 @@ def test_a_cascade_generates_the_tokens_of_every_stage(folder, decoder):
     assert sum(calls) == cascade.length
     assert [part.shape for part in tokens] == [(5, 1), (5, 4), (5, 16)]
     assert torch.equal(tokens[0], cascade.conditions(request, range(5)))
-    for stage, search, number, coarse, fine in zip(
-        cascade.stages, cascade.configs, (0, 1), tokens, tokens[1:], strict=False
-    ):
+    stages = zip(cascade.stages, cascade.configs, (0, 1), tokens, tokens[1:], strict=False)
+    for stage, search, number, coarse, fine in stages:
         uniform = uniform_draws(3, number, range(5), fine.shape[1], search.num_beam)
         found, score = stage.sample(coarse, search, uniform)
         assert torch.equal(found, fine)
@@ -104,40 +105,26 @@ def test_conditions_follow_the_counts_and_not_the_number_asked_for(folder, decod
     assert not torch.equal(cascade.conditions(Request(seed=1), range(50)), drawn[:50])
 
 
-def test_a_condition_codebook_without_counts_is_refused(folder, decoder):
-    uncounted = codebook(4, 5)
-    uncounted.counts.zero_()
-    mark = save_codebook(uncounted, folder / "uncounted.pt")
-    save_stage(build(0), folder / "uncounted_stage.pt", mark, CODEBOOKS[1].fingerprint)
-    with pytest.raises(UserError, match=r"uncounted\.pt: its units were never counted"):
-        load(folder, decoder, stage_entry(0, model_path="uncounted_stage", lr_codebook_path="uncounted"))
+MISFITS = [
+    ([stage_entry(0, lr_codebook_path="other_0")], r"stage_0\.pt: was made with another lr_codebook"),
+    ([stage_entry(0, hr_codebook_path="other_1")], r"stage_0\.pt: was made with another hr_codebook"),
+    ([stage_entry(0), stage_entry(1, hr_codebook_path="other_2")], r"stage_1\.pt: was made with another hr_codebook"),
+    ([stage_entry(0, model_path="alien_0")], r"alien_0\.pt: was made with another encoder"),
+    ([stage_entry(0), stage_entry(1, model_path="alien_1")], r"alien_1\.pt: was made with another encoder"),
+    ([stage_entry(1)], r"stage_1\.pt: is a cascade stage"),
+    ([stage_entry(0), stage_entry(0)], r"stage_0\.pt: is a base stage"),
+    ([stage_entry(0), stage_entry(1), stage_entry(1)], r"codebook_1\.pt: is not the codebook that the stage before"),
+    ([stage_entry(0, model_path="none")], r"none\.pt: no such checkpoint"),
+    ([stage_entry(0, model_path="codebook_0")], r"codebook_0\.pt: holds a codebook, expected a transformer"),
+    ([stage_entry(0, hr_codebook_path="stage_0")], r"stage_0\.pt: holds a transformer, expected a codebook"),
+    ([stage_entry(0, model_path="uncounted_stage", lr_codebook_path="uncounted")],
+     r"uncounted\.pt: its units were never counted"),
+    ([stage_entry(0), stage_entry(1, guidance_scale=1.5)],  # it has not learned without a condition
+     r"stage_1\.pt: 'guidance_scale' is 1\.5, but the stage was trained without"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("entries", "expected"),
-    [
-        (
-            [stage_entry(0, lr_codebook_path="other_0")],
-            r"stage_0\.pt: was made with another lr_codebook",
-        ),
-        ([stage_entry(0, hr_codebook_path="other_1")], r"stage_0\.pt: was made with another hr_codebook"),
-        (
-            [stage_entry(0), stage_entry(1, hr_codebook_path="other_2")],
-            r"stage_1\.pt: was made with another hr_codebook",
-        ),
-        ([stage_entry(0, model_path="alien_0")], r"alien_0\.pt: was made with another encoder"),
-        ([stage_entry(0), stage_entry(1, model_path="alien_1")], r"alien_1\.pt: was made with another encoder"),
-        ([stage_entry(1)], r"stage_1\.pt: is a cascade stage"),
-        ([stage_entry(0), stage_entry(0)], r"stage_0\.pt: is a base stage"),
-        (
-            [stage_entry(0), stage_entry(1), stage_entry(1)],
-            r"codebook_1\.pt: is not the codebook that the stage before",
-        ),
-        ([stage_entry(0, model_path="none")], r"none\.pt: no such checkpoint"),
-        ([stage_entry(0, model_path="codebook_0")], r"codebook_0\.pt: holds a codebook, expected a transformer"),
-        ([stage_entry(0, hr_codebook_path="stage_0")], r"stage_0\.pt: holds a transformer, expected a codebook"),
-    ],
-)
+@pytest.mark.parametrize(("entries", "expected"), MISFITS)
 def test_files_that_do_not_belong_together_are_named(entries, expected, folder, decoder):
     with pytest.raises(UserError, match=expected):
         load(folder, decoder, *entries)
@@ -168,15 +155,8 @@ def test_a_wrong_generation_config_is_named(content, expected, tmp_path):
 
 def test_a_generation_config_holds_the_search_of_each_stage(tmp_path):
     path = tmp_path / "generation.json"
-    search = {
-        "num_beam": 4,
-        "beam_width": 3,
-        "keep_beam": 2,
-        "temperature": 1.5,
-        "top_k": 9,
-        "top_p": 0.8,
-        "guidance_scale": 2.0,
-    }
+    search = {"num_beam": 4, "beam_width": 3, "keep_beam": 2, "temperature": 1.5, "top_k": 9, "top_p": 0.8}
+    search |= {"guidance_scale": 2.0}
     # The order of the file does not matter.
     path.write_text(json.dumps({"1": stage_entry(1, **search), "0": stage_entry(0)}))
     first, second = load_generation_config(path)
@@ -215,12 +195,9 @@ def pictures(number, seed=0):
     return torch.rand(number, 3, 8, 8, generator=generator(seed)) * 2 - 1
 
 
-def test_an_entry_of_a_list_is_picked_in_turn():
-    assert [pick((7, 8, 9), image) for image in range(5)] == [7, 8, 9, 7, 8]
-    assert pick((), 3) is None
-
-
 def test_given_conditions_are_taken_in_turn(cascade):
+    with pytest.raises(UserError, match="unit 5: the condition codebook has units 0 to 4"):
+        cascade.check(Request(conditions=(1, 5)))
     tokens, _ = cascade.generate(Request(conditions=(4, 0)), range(1, 6))
     assert tokens[0].flatten().tolist() == [0, 4, 0, 4, 0]
     drawn, _ = cascade.generate(Request(), range(200))
@@ -229,17 +206,12 @@ def test_given_conditions_are_taken_in_turn(cascade):
         assert torch.equal(given[2][0], drawn[2][image])  # the same draws, whether the condition was drawn or given
 
 
-def test_an_image_is_tokenized_by_every_codebook(cascade, decoder):
-    images = pictures(3)
-    tokens = cascade.tokens(images)
-    assert cascade.image_size == (8, 8)
-    for found, book in zip(tokens, CODEBOOKS, strict=True):
-        assert torch.equal(found, book.find_bmu(decoder.encode(images)))
-
-
 @pytest.mark.parametrize("rows", [1, 2])
-def test_kept_rows_are_kept_in_every_stage_and_the_rest_is_written(cascade, rows):
+def test_kept_rows_are_kept_in_every_stage_and_the_rest_is_written(cascade, decoder, rows):
     start = cascade.tokens(pictures(2))
+    assert cascade.image_size == (8, 8)
+    for part, book in zip(start, CODEBOOKS, strict=True):
+        assert torch.equal(part, book.find_bmu(decoder.encode(pictures(2))))
     tokens, scores = cascade.generate(Request(init_tokens=start, keep_rows=rows), range(6))
     turn = [0, 1, 0, 1, 0, 1]
     assert torch.equal(tokens[0], start[0][turn])
@@ -259,25 +231,6 @@ def test_earlier_stages_are_taken_over_and_have_no_score(cascade):
     assert not torch.equal(tokens[2], start[2][[0, 1, 0, 1]])
     assert scores[:, 0].isnan().all()
     assert scores[:, 1].isfinite().all()
-
-
-@pytest.mark.parametrize(
-    ("request_", "expected"),
-    [
-        (Request(conditions=(1, 5)), "unit 5: the condition codebook has units 0 to 4"),
-        (Request(labels=("cats",)), "label 'cats': this model does not know it; labels that it knows: none: train"),
-        (Request(from_stage=2), "stage 2: the stages are 0 to 1"),
-        (Request(keep_rows=3), "3 rows to keep: the base stage's grid, whose rows count, has 2"),
-    ],
-)
-def test_what_a_cascade_cannot_follow_is_named(request_, expected, cascade):
-    with pytest.raises(UserError, match=expected):
-        cascade.check(request_)
-
-
-def test_guidance_needs_a_stage_that_has_learned_without_a_condition(folder, decoder):
-    with pytest.raises(UserError, match=r"stage_1\.pt: 'guidance_scale' is 1\.5, but the stage was trained without"):
-        load(folder, decoder, stage_entry(0), stage_entry(1, guidance_scale=1.5))
 
 
 def test_a_label_is_asked_for_and_its_conditions_drawn_as_it_has_them(folder, decoder):

@@ -21,34 +21,23 @@ def entry(path, name, content=b"content"):
 
 def test_entries_are_found_again_under_the_same_key(path):
     journal = Journal(path, {"seed": 1})
-    assert journal.find("0") is None
-    journal.add({"0": entry(path, "a"), "1": entry(path, "b") | {"more": [1.5]}})
+    journal.add({"0": entry(path, "b"), "1": entry(path, "b") | {"more": [1.5]}})
     journal.add({"2": {"places": []}})
+    journal.add({"0": entry(path, "a")})  # which is the one that counts
     for found in (journal, Journal(path, {"seed": 1}), Journal(path, {"seed": 1})):
         assert found.find("0") == {"places": [["a", None, checksum(b"content")]]}
         assert found.find("1")["more"] == [1.5]
         assert found.find("2") == {"places": []}
         assert found.find("3") is None
-
-
-def test_another_key_forgets_all(path):
-    Journal(path, {"seed": 1}).add({"0": entry(path, "a")})
-    journal = Journal(path, {"seed": 2})
-    assert journal.find("0") is None
-    assert journal.entries == {}
+    assert Journal(path, {"seed": 2}).entries == {}  # another key forgets all
     assert Journal(path, {"seed": 1}).entries == {}
 
 
-@pytest.mark.parametrize("change", ["removed", "cut", "changed"])
-def test_a_file_that_is_not_as_it_was_is_not_believed(change, path):
-    journal = Journal(path, 0)
-    journal.add({"0": {"places": entry(path, "a")["places"] + entry(path, "b")["places"]}})
+@pytest.mark.parametrize("content", [None, b"conten", b"c0ntent"])
+def test_a_file_that_is_not_as_it_was_is_not_believed(content, path):
+    Journal(path, 0).add({"0": {"places": entry(path, "a")["places"] + entry(path, "b")["places"]}})
     file = path.parent / "b"
-    {
-        "removed": file.unlink,
-        "cut": lambda: file.write_bytes(b"conten"),
-        "changed": lambda: file.write_bytes(b"c0ntent"),
-    }[change]()
+    file.unlink() if content is None else file.write_bytes(content)
     assert Journal(path, 0).find("0") is None
     file.write_bytes(b"content")
     assert Journal(path, 0).find("0") is not None
@@ -65,18 +54,5 @@ def test_every_cut_of_the_file_leaves_whole_entries_only(path):
         assert found.entries == {str(n): journal.entries[str(n)] for n in range(content[:length].count(b"\n") - 1)}
         found.add({"after": {"places": []}})  # on a line of its own
         assert Journal(path, {"key": "ä"}).entries == found.entries
-
-
-def test_a_damaged_line_is_passed_over(path):
-    journal = Journal(path, 0)
-    journal.add({"0": entry(path, "a")})
-    path.write_bytes(path.read_bytes() + b"\0\0\0\n" + json.dumps({"1": entry(path, "b")}).encode() + b"\n")
-    assert set(Journal(path, 0).entries) == {"0", "1"}
-
-
-def test_a_later_entry_counts(path):
-    journal = Journal(path, 0)
-    journal.add({"0": entry(path, "a")})
-    journal.add({"0": entry(path, "b")})
-    journal = Journal(path, 0)
-    assert [file for file, *_ in journal.find("0")["places"]] == ["b"]
+    path.write_bytes(content + b"\0\0\0\n" + json.dumps({"3": entry(path, "a")}).encode() + b"\n")
+    assert set(Journal(path, {"key": "ä"}).entries) == {"0", "1", "2", "3"}  # a damaged line is passed over

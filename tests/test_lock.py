@@ -25,6 +25,7 @@ from tests.helpers.scripts import expect_error
 from utils.core.files import UserError, replace_file
 from utils.core.lock import NAME, lock
 
+FORK = multiprocessing.get_context("fork")
 ROOT = Path(__file__).parent.parent
 HOLD = "import sys; from pathlib import Path; from utils.core.lock import lock\nwith lock(Path(sys.argv[1])): {}"
 
@@ -47,68 +48,54 @@ def names(folder):
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
 
 
-X = "no-such-file"
+def needing(*flags):
+    """Flags of files that do not exist."""
+    return [word for flag in flags for word in (flag, "no-such-file")]
+
+
+OUT = ["--out-dir", "out"]
+CODEBOOKS = ("--lr-codebook-path", "--hr-codebook-path")
 WRITERS = {
-    "train_autoencoder": (train_autoencoder, ["--dataset-path", X, "--config-path", X]),
-    "generate_fmap_dataset": (generate_fmap_dataset, ["--dataset-path", X, "--model-path", X]),
-    "train_codebook": (train_codebook, ["--dataset-path", X, "--decoder-path", X, "--config-path", X]),
-    "prune_codebook": (prune_codebook, ["--dataset-path", X, "--codebook-path", X, "--keep", 4]),
-    "train_quantized_transformer": (
-        train_quantized_transformer,
-        [
-            "--dataset-path",
-            X,
-            "--decoder-path",
-            X,
-            "--lr-codebook-path",
-            X,
-            "--hr-codebook-path",
-            X,
-            "--config-path",
-            X,
-        ],
-    ),
-    "generate_images": (generate_images, ["--decoder-path", X, "--config-path", X]),
-    "make_dataset": (make_dataset, ["photos"]),
-    "demo_data": (demo_data, ["avatars"]),
-    "evaluate": (evaluate, ["run"]),
+    train_autoencoder: [*needing("--dataset-path", "--config-path"), *OUT],
+    generate_fmap_dataset: [*needing("--dataset-path", "--model-path"), *OUT],
+    train_codebook: [*needing("--dataset-path", "--decoder-path", "--config-path"), *OUT],
+    prune_codebook: [*needing("--dataset-path", "--codebook-path"), "--keep", 4, *OUT],
+    train_quantized_transformer: [*needing("--dataset-path", "--decoder-path", "--config-path", *CODEBOOKS), *OUT],
+    generate_images: [*needing("--decoder-path", "--config-path"), *OUT],
+    make_dataset: ["photos", *OUT],
+    demo_data: ["avatars", *OUT],
+    evaluate: ["run", *OUT],
+    report: ["out"],
 }
 
 
-@pytest.mark.parametrize("name", WRITERS)
-def test_a_second_writer_is_refused(name, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("module", WRITERS, ids=lambda module: module.__name__)
+def test_a_second_writer_is_refused(module, tmp_path, monkeypatch, capsys):
     """Before it reads anything: none of the files that are named here exists."""
-    if name == "evaluate":
+    if module is evaluate:
         for package in evaluate.PACKAGES:
             pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
     for path in ("photos", "run"):
         (tmp_path / path).mkdir()
     (tmp_path / "photos/a.png").touch()
-    module, flags = WRITERS[name]
-    with holder(tmp_path / "out"):
+    with lock(tmp_path / "out"):
         before = names(tmp_path)
-        line = expect_error(capsys, module.main, [*flags, "--out-dir", "out"])
+        line = expect_error(capsys, module.main, WRITERS[module])
         assert line == "error: out: another process is writing to it; wait until that has ended, or give another folder"
         assert names(tmp_path) == before
     assert not (tmp_path / "out").exists()
 
 
-def test_a_report_has_the_run_for_itself(tmp_path, capsys):
-    (tmp_path / "run").mkdir()
-    with holder(tmp_path / "run"):
-        assert "another process is writing to it" in expect_error(capsys, report.main, [tmp_path / "run"])
-        assert names(tmp_path) == {"run", "run/.lock"}
-
-
-def test_a_refused_run_leaves_no_folder(tmp_path, capsys):
-    flags = WRITERS["train_autoencoder"][1]
-    out = tmp_path / "a/b/c"
-    expect_error(capsys, train_autoencoder.main, [*flags, "--out-dir", out])
-    assert names(tmp_path) == set()
-    (tmp_path / "a").mkdir()
-    expect_error(capsys, train_autoencoder.main, [*flags, "--out-dir", out])
-    assert names(tmp_path) == {"a"}
+def test_a_refused_run_leaves_nothing_but_a_lock_file_where_a_folder_was(tmp_path, capsys):
+    mine = {"a", "out", "out/mine"}
+    for out, left in (("a/b/c", set()), ("a/b/c", mine), ("out", {*mine, f"out/{NAME}"})):
+        expect_error(capsys, train_autoencoder.main, [*WRITERS[train_autoencoder], "--out-dir", tmp_path / out])
+        assert names(tmp_path) == left
+        for folder in ("a", "out"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / "out/mine").write_text("mine")
+    assert ((tmp_path / "out/mine").read_text(), (tmp_path / "out" / NAME).read_bytes()) == ("mine", b"")
 
 
 def test_a_lock_that_cannot_be_had_leaves_no_folder(tmp_path, monkeypatch):
@@ -119,14 +106,6 @@ def test_a_lock_that_cannot_be_had_leaves_no_folder(tmp_path, monkeypatch):
     with pytest.raises(PermissionError), lock(tmp_path / "a/b"):
         pass
     assert names(tmp_path) == set()
-
-
-def test_a_refused_run_leaves_nothing_but_its_lock_file(tmp_path, capsys):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/mine").write_text("mine")
-    expect_error(capsys, train_autoencoder.main, [*WRITERS["train_autoencoder"][1], "--out-dir", tmp_path / "out"])
-    assert names(tmp_path / "out") == {"mine", NAME}
-    assert ((tmp_path / "out/mine").read_text(), (tmp_path / "out" / NAME).read_bytes()) == ("mine", b"")
 
 
 def test_the_file_stays_and_the_lock_is_free(tmp_path):
@@ -209,12 +188,11 @@ def test_a_child_that_outlives_its_parent_keeps_no_lock(tmp_path):
 
 def test_a_child_does_not_free_the_lock_of_its_parent(tmp_path):
     with lock(tmp_path):
-        child = multiprocessing.get_context("fork").Process(target=int)
+        child = FORK.Process(target=int)
         child.start()
         child.join()
-        command = [sys.executable, "-c", HOLD.format("pass"), tmp_path]
-        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert "another process is writing" in found.stderr
+        with pytest.raises(UserError, match="another process"), lock(tmp_path):
+            pass
 
 
 def test_the_lock_of_a_killed_process_is_free_and_what_it_left_half_written_goes(tmp_path):
@@ -232,8 +210,8 @@ def test_the_lock_of_a_killed_process_is_free_and_what_it_left_half_written_goes
         assert [path for path in others if not path.exists()] == []
 
 
-def test_what_another_process_writes_in_a_folder_inside_stays(tmp_path):
-    with holder(tmp_path / "out/inner"), replace_file(tmp_path / "out/inner/deep/file.png") as temporary:
+def test_what_another_writes_in_a_folder_inside_stays(tmp_path):
+    with lock(tmp_path / "out/inner"), replace_file(tmp_path / "out/inner/deep/file.png") as temporary:
         temporary.touch()
         with lock(tmp_path / "out"):
             assert temporary.exists()
@@ -241,25 +219,30 @@ def test_what_another_process_writes_in_a_folder_inside_stays(tmp_path):
 
 def test_a_process_can_wait_for_another(tmp_path):
     with holder(tmp_path / "out") as process:
-        threading.Timer(1, process.stdin.close).start()
+        threading.Timer(0.3, process.stdin.close).start()
         begin = time.monotonic()
         with lock(tmp_path / "out", wait=True):
-            assert time.monotonic() - begin > 0.5
+            assert time.monotonic() - begin > 0.2
             assert process.poll() is not None or process.wait(timeout=10) == 0
-            command = [sys.executable, "-c", HOLD.format("pass"), tmp_path / "out"]
-            assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 1
+            with pytest.raises(UserError, match="another process"), lock(tmp_path / "out"):
+                pass
 
 
 def test_many_that_wait_write_one_after_the_other(tmp_path):
     """Each reads a number and writes the next: none would be lost only if no two are inside at once."""
-    (tmp_path / "number").write_text("0")
-    code = (
-        "import sys; from pathlib import Path; from utils.core.lock import lock\n"
-        "for _ in range(20):\n"
-        "    with lock(Path(sys.argv[1]), wait=True):\n"
-        "        path = Path(sys.argv[1]) / 'number'; path.write_text(str(int(path.read_text()) + 1))\n"
-    )
-    processes = [subprocess.Popen([sys.executable, "-c", code, tmp_path], cwd=ROOT) for _ in range(3)]
-    assert [process.wait(timeout=60) for process in processes] == [0, 0, 0]
-    assert (tmp_path / "number").read_text() == "60"
+
+    def count():
+        for _ in range(20):
+            with lock(tmp_path, wait=True):
+                path.write_text(str(int(path.read_text()) + 1))
+
+    path = tmp_path / "number"
+    path.write_text("0")
+    processes = [FORK.Process(target=count) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert path.read_text() == "60"
     assert names(tmp_path) == {"number", NAME}

@@ -22,9 +22,8 @@ def count(indices, num_units):
 def random_pairs(number, num_units, seed):
     """Pairs of different units, (number, 2)."""
     first = torch.randint(num_units, (number,), generator=generator(seed))
-    return torch.stack(
-        (first, (first + torch.randint(1, num_units, (number,), generator=generator(seed + 1))) % num_units), 1
-    )
+    apart = torch.randint(1, num_units, (number,), generator=generator(seed + 1))
+    return torch.stack((first, (first + apart) % num_units), dim=1)
 
 
 def grid_pairs(rows, columns, each=10):
@@ -39,9 +38,6 @@ def slow_torn(indices, coordinates):
     places = coordinates.tolist()
     apart = [max(abs(places[a][0] - places[b][0]), abs(places[a][1] - places[b][1])) > 1 for a, b in indices.tolist()]
     return sum(apart) / len(apart)
-
-
-# --- Counting ---
 
 
 @given(seed=seeds, units=st.integers(2, 12), batches=st.lists(st.integers(1, 40), min_size=1, max_size=6))
@@ -79,11 +75,8 @@ def test_the_strongest_partners_name_each_other(seed, units, most):
         assert (weights[unit] > 0).sum() == len(told)
 
 
-# --- Arranging ---
-
-
 @given(seed=seeds, units=st.integers(2, 40), quick=st.booleans(), pruned=st.booleans())
-@settings(max_examples=40)
+@settings(max_examples=25)
 def test_the_same_places_are_given_anew_and_the_error_is_never_larger(seed, units, quick, pruned):
     codebook = build(num_embeddings=units)
     if pruned:  # places are empty
@@ -101,7 +94,7 @@ def test_the_same_places_are_given_anew_and_the_error_is_never_larger(seed, unit
 
 
 @pytest.mark.parametrize(("moved", "most"), [(16, 0.01), (64, 0.35)])
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_a_scrambled_grid_is_put_in_order(seed, moved, most):
     """All but entirely where a quarter of the units were exchanged; from chaos, to an order with a few folds."""
     places = build(num_embeddings=64).coordinates
@@ -110,13 +103,9 @@ def test_a_scrambled_grid_is_put_in_order(seed, moved, most):
     scrambled[chosen] = places[chosen.roll(1)]
     pairs = count(grid_pairs(8, 8), 64)
     assert pairs.topographic_error(places) == 0
+    assert torch.equal(arrange(places, pairs), places)
     assert pairs.topographic_error(scrambled) > moved / 90
     assert pairs.topographic_error(arrange(scrambled, pairs)) < most
-
-
-def test_what_is_in_order_stays():
-    places = build(num_embeddings=64).coordinates
-    assert torch.equal(arrange(places, count(grid_pairs(8, 8), 64)), places)
 
 
 def dense_objective(board):
@@ -129,9 +118,9 @@ def dense_objective(board):
 
 
 @pytest.mark.parametrize("most", [2, 16])
-@pytest.mark.parametrize("radius", [4, 2, 1, 0])
+@pytest.mark.parametrize("radius", [4, 1, 0])
 @given(seed=seeds, units=st.integers(2, 16), row=st.booleans())
-@settings(max_examples=12)
+@settings(max_examples=6)
 def test_each_exchange_is_the_best_there_is_and_the_books_are_kept(radius, most, seed, units, row):
     """Also where partners are left out, and places, on a map of one long row."""
     places = build(num_embeddings=units).coordinates.numpy()

@@ -10,7 +10,7 @@ from models.autoencoder import Autoencoder
 from models.codebook import Codebook
 from models.som import statistics as map_statistics
 from models.som.statistics import decoded_psnr, table, take_census
-from tests.helpers.codebooks import LINE, build, generator, slow_distances, slow_patches, whole_maps
+from tests.helpers.codebooks import build, generator, slow_distances, slow_patches
 from utils.data.dataset import FeatureMapDataset
 from utils.data.images import read_image
 from utils.data.split import Bounds
@@ -49,7 +49,9 @@ def test_statistics_equal_a_slow_count_whatever_the_batch_size(seed, units, batc
     codebook = build(torch.randn(units, 12, generator=generator(seed)))
     fmap = 1 + torch.randn(7, 2, 4, 6, generator=generator(seed + 1))
     counts, expected = slow_statistics(codebook, fmap)
+    before = {name: value.clone() for name, value in codebook.state_dict().items()}
     census = take_census(codebook, fmap.split(batch))
+    assert all(value.equal(before[name]) for name, value in codebook.state_dict().items())
     found = census.statistics(codebook)
     ranked = sorted(range(units), key=lambda unit: -counts[unit])
     assert found.pop("most_used") == [[unit, counts[unit]] for unit in ranked[:3]]
@@ -57,41 +59,6 @@ def test_statistics_equal_a_slow_count_whatever_the_batch_size(seed, units, batc
     assert found == pytest.approx(expected, rel=1e-4)
     assert census.counts.tolist() == counts
     assert codebook.quantization_error(fmap).item() == pytest.approx(expected["quantization_error"], rel=1e-4)
-
-
-def test_a_census_leaves_the_codebook_as_it_is():
-    codebook = build(seed=3)
-    before = {name: value.clone() for name, value in codebook.state_dict().items()}
-    assert take_census(codebook, [whole_maps(4, codebook)]).counts.sum() == 16
-    assert all(value.equal(before[name]) for name, value in codebook.state_dict().items())
-
-
-def test_topographic_error_by_hand():
-    """A row of three units at 0, 10 and 1: the ends of the row are near in space, and no neighbours on the map."""
-    codebook = build([[0.0], [10.0], [1.0]], **LINE, image_W=3)
-    assert codebook.coordinates.tolist() == [[0, 0], [0, 1], [0, 2]]
-    assert measure(codebook, torch.tensor([[[[0.2, 9.0, 0.9]]]]))["topographic_error"] == pytest.approx(2 / 3)
-    square = build([[0.0], [10.0], [20.0], [1.0]], **LINE, image_W=2)  # 0 and 1 meet at a corner
-    assert measure(square, torch.tensor([[[[0.2, 0.9]]]]))["topographic_error"] == 0
-
-
-def test_perplexity_is_the_number_of_units_in_even_use():
-    codebook = build(torch.arange(7.0)[:, None], **LINE, image_W=7)
-    assert measure(codebook, torch.arange(7.0).view(1, 1, 1, 7))["perplexity"] == pytest.approx(7)
-    census = take_census(codebook, [torch.full((3, 1, 1, 7), 2.0)])
-    alone = census.statistics(codebook)
-    assert alone["perplexity"] == pytest.approx(1)
-    assert alone["units_used"] == 1
-    assert census.counts.tolist() == [0, 0, 21, 0, 0, 0, 0]
-
-
-def test_units_on_the_mean_leave_all_of_the_variance():
-    fmap = torch.randn(5, 1, 1, 8, generator=generator(0))
-    codebook = build([[float(fmap.mean())], [100.0]], **LINE, image_W=8)
-    assert measure(codebook, fmap)["share_of_variance"] == pytest.approx(1)
-
-
-# --- Images ---
 
 
 @pytest.fixture

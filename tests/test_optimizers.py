@@ -48,32 +48,23 @@ def test_each_kind_of_weight_has_its_rate(width, share):
     assert 0.6 < spectral / (share * 0.02 * math.sqrt(2)) < 1.3
 
 
-def test_a_step_changes_logits_alike_at_all_widths():
-    """The steps of the inputs of a head add up: without its scale, those of a wide one would be larger."""
-    changes = [moved(width, 0.02)[0]["head.weight"].sum(1) for width in (8, 64, 256)]
-    assert torch.allclose(changes[0], changes[1], rtol=1e-3) and torch.allclose(changes[0], changes[2], rtol=1e-3)
-
-
-@pytest.mark.parametrize("rate", [0.001, 0.1])
+@pytest.mark.parametrize("rate", [0.0, 0.001, 0.1])
 @pytest.mark.parametrize("share", [1.0, 0.5])
 def test_weight_decay_follows_the_schedule_and_not_the_peak_rate(rate, share):
     with_decay, before = moved(16, rate, 0.01, share)
     without, _ = moved(16, rate, 0.0, share)
+    if not rate:
+        assert all(step.abs().max() == 0 for step in with_decay.values())
+        return
     for name, value in before.items():
         expected = torch.zeros(()) if name == "head.bias" else share * 0.01 * value
         assert torch.allclose(with_decay[name] - without[name], expected, atol=1e-6), name
 
 
-def test_no_rate_moves_nothing():
-    steps, _ = moved(16, 0.0, 0.01)
-    assert all(step.abs().max() == 0 for step in steps.values())
-
-
 @pytest.mark.parametrize(("batch_size", "per_item"), [(8, 256), (2, 256), (32, 4)])
 def test_the_rate_grows_with_the_root_of_the_tokens_of_a_step(batch_size, per_item):
-    options = argparse.Namespace(
-        batch_size=batch_size, step_size=batch_size, precision="fp32", compile=False, ema_decay=0
-    )
+    more = {"precision": "fp32", "compile": False, "ema_decay": 0}
+    options = argparse.Namespace(batch_size=batch_size, step_size=batch_size, **more)
     config = argparse.Namespace(model_lr=0.1, weight_decay=0.0)
     learner = GradientLearner(Model(8), None, config, options, 10, torch.device("cpu"), per_item=per_item)
     assert learner.peak == pytest.approx(0.1 * math.sqrt(batch_size * per_item / TOKENS))

@@ -66,15 +66,10 @@ def test_keep_leaves_so_many_and_the_decoder_tells_what_is_lost(tiny_run, tmp_pa
     assert found == {"atlas_pruned.png", "u_matrix_pruned.png", "hit_map_pruned.png"}
 
 
-@pytest.fixture
-def command(tiny_run, tmp_path):
-    """The arguments that prune a codebook into `out`."""
-    data = ["--dataset-path", tiny_run / "feature_maps/dataset.json", "--device", "cpu", *FRACTIONS]
-    return [*data, "--codebook-path", tiny_run / "codebook_1" / LATEST, "--out-dir", tmp_path / "out"]
-
-
-def test_the_same_pruning_is_repeated_and_leaves_one_row(command, tmp_path):
-    """Beside the rows of the training, whose step it has."""
+def test_the_same_pruning_is_repeated_and_another_only_replaces_it_if_it_is_told_to(tiny_run, tmp_path, capsys):
+    """It leaves one row beside those of the training, whose step it has."""
+    command = ["--dataset-path", tiny_run / "feature_maps/dataset.json", "--device", "cpu", *FRACTIONS]
+    command += ["--codebook-path", tiny_run / "codebook_1" / LATEST, "--out-dir", tmp_path / "out"]
     (tmp_path / "out").mkdir()
     (tmp_path / "out/metrics.jsonl").write_text('{"step": 1, "epoch": 0, "loss": 2.0}\n{"step": 3, "ep')
     found = []
@@ -84,10 +79,6 @@ def test_the_same_pruning_is_repeated_and_leaves_one_row(command, tmp_path):
         found.append((rows, torch.load(tmp_path / "out" / PRUNED, weights_only=True)))
     assert same(*found)
     assert [("loss" in row, "pruned_units" in row) for row in found[0][0]] == [(True, False), (False, True)]
-
-
-def test_another_pruning_is_refused_and_replaces_if_it_is_told_to(command, tiny_run, tmp_path, capsys):
-    run_main(prune_codebook.main, *command, "--keep", 5)
     before = (tmp_path / "out" / PRUNED).read_bytes()
     line = expect_error(capsys, prune_codebook.main, [*command, "--keep", 6])
     assert f"{tmp_path / 'out'}: was made with another --keep (5, now 6)" in line

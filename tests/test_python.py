@@ -46,10 +46,8 @@ def test_samples_are_those_of_the_script(cascade, tiny_run, tmp_path):
     assert tensor.shape == (6, 3, 32, 32)
     assert tensor.abs().max() <= 1
     assert all(np.array_equal(*pair) for pair in zip(pixels(to_pil(tensor)), pixels(made), strict=True))
-    assert all(
-        np.array_equal(*pair)
-        for pair in zip(pixels(made[:3]), pixels(cascade.sample(3, seed=2, temperature=(0.5, 0.6, 0.7))), strict=True)
-    )
+    fewer = cascade.sample(3, seed=2, temperature=(0.5, 0.6, 0.7))
+    assert all(np.array_equal(*pair) for pair in zip(pixels(made[:3]), pixels(fewer), strict=True))
 
 
 def test_images_may_be_files_pil_images_or_tensors(cascade, files):
@@ -59,14 +57,8 @@ def test_images_may_be_files_pil_images_or_tensors(cascade, files):
     large = [Image.open(path).resize((64, 64), Image.Resampling.NEAREST) for path in files]
     for given in (files, tuple(map(str, files)), [Image.open(path) for path in files], list(tensors)):
         assert all(torch.equal(*pair) for pair in zip(cascade.tokens(given), expected, strict=True))
-    for given in (
-        files[0],
-        str(files[0]),
-        Image.open(files[0]),
-        Image.open(files[0]).convert("P"),
-        tensors[0],
-        tensors[:1],
-    ):
+    image = Image.open(files[0])
+    for given in (files[0], str(files[0]), image, image.convert("P"), tensors[0], tensors[:1]):
         assert cascade.tokens(given)[3].shape == (1, 64)
     assert cascade.tokens(large)[0].shape == (2, 1)
     assert np.array_equal(cascade.decode(expected[3]).detach().numpy(), cascade.decode(expected[3], 3).numpy())
@@ -92,13 +84,10 @@ def test_pictures_like_others_completed_and_with_new_detail(cascade, files):
     ("call", "expected"),
     [
         (lambda model, image: model.sample(1, conditions=[99]), "unit 99: the condition codebook has units 0 to"),
-        (lambda model, image: model.sample(1, labels=["cats"]), "label 'cats': this model does not know it"),
+        (lambda model, image: model.sample(1, labels=["cats"]), "label 'cats': .* labels that it knows: none: train"),
         (lambda model, image: model.sample(1, temperature=0), "stage 0: 'temperature' is 0, expected above 0"),
         (lambda model, image: model.sample(1, temprature=1), "unknown key 'temprature'; did you mean 'temperature'"),
-        (
-            lambda model, image: model.complete(image, 9),
-            "9 rows to keep: the base stage's grid, whose rows count, has 2",
-        ),
+        (lambda model, image: model.complete(image, 9), "9 rows to keep: the base stage's grid.* has 2"),
         (lambda model, image: model.detail(image, 7), "stage 7: the stages are 0 to 2"),
         (lambda model, image: model.tokens("none.png"), "none.png: no such image file"),
         (lambda model, image: model.sample(0), "0 pictures were asked for, expected at least 1"),

@@ -45,11 +45,9 @@ def dataset(fmaps, tmp_path):
 
 @pytest.fixture
 def quantized(monkeypatch):
-    """What was quantized: a list of the codebooks of each pass over the maps."""
+    """The codebooks of each pass over the maps."""
     passes, original = [], tokens.quantize
-    monkeypatch.setattr(
-        tokens, "quantize", lambda maps, books, device: passes.append(books) or original(maps, books, device)
-    )
+    monkeypatch.setattr(tokens, "quantize", lambda maps, books, at: passes.append(books) or original(maps, books, at))
     return passes
 
 
@@ -77,7 +75,7 @@ def test_the_last_unit_of_the_largest_codebook_is_stored(tmp_path):
     assert found[np.array([0])][1].tolist() == [[2**14 - 1, 2**14 - 1]]
 
 
-def test_maps_are_read_once_for_both_codebooks_and_never_again(dataset, fmaps, quantized):
+def test_maps_are_read_once_for_both_codebooks_and_never_again(dataset, fmaps, quantized, monkeypatch):
     load_tokens(dataset, COARSE, FINE, CPU)
     assert quantized == [[COARSE, FINE]]
     for number in range(70):
@@ -85,12 +83,11 @@ def test_maps_are_read_once_for_both_codebooks_and_never_again(dataset, fmaps, q
         before = path.stat()
         path.write_bytes(bytes(before.st_size))  # no map any more, and nobody looks
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    check(load_tokens(dataset, COARSE, FINE, CPU), fmaps)
+    with monkeypatch.context() as patch:
+        patch.setattr(tokens, "lock", lambda *_, **__: pytest.fail("a data set may be read-only"))
+        found = load_tokens(dataset, COARSE, FINE, CPU)
+        check(found, fmaps)
     assert len(quantized) == 1
-
-
-def test_tokens_stay_in_the_file_that_is_named_by_data_and_codebook(dataset):
-    found = load_tokens(dataset, COARSE, FINE, CPU)
     paths = [token_path(dataset, codebook) for codebook in (COARSE, FINE)]
     assert sorted(paths) == sorted((dataset.folder / "tokens").glob("*.pt"))
     assert COARSE.fingerprint in paths[0].name
@@ -100,19 +97,13 @@ def test_tokens_stay_in_the_file_that_is_named_by_data_and_codebook(dataset):
         assert all(str(path) in mapped for path in paths)
 
 
-def test_tokens_that_are_there_are_read_without_a_lock(dataset, fmaps, monkeypatch):
-    load_tokens(dataset, COARSE, FINE, CPU)
-    monkeypatch.setattr(tokens, "lock", lambda *_, **__: pytest.fail("a data set may be read-only"))
-    check(load_tokens(dataset, COARSE, FINE, CPU), fmaps)
-
-
 def test_of_two_processes_one_makes_the_tokens_and_the_other_waits_for_them(dataset, fmaps, tmp_path, monkeypatch):
     original, passes = tokens.quantize, tmp_path / "passes"
 
     def slow(*arguments):
         with passes.open("a") as file:
             file.write("one\n")
-        time.sleep(1)  # the other process comes by then
+        time.sleep(0.5)  # the other process comes by then
         return original(*arguments)
 
     monkeypatch.setattr(tokens, "quantize", slow)
@@ -127,13 +118,6 @@ def test_of_two_processes_one_makes_the_tokens_and_the_other_waits_for_them(data
     check(load_tokens(dataset, COARSE, FINE, CPU), fmaps)
     assert passes.read_text() == "one\n"
     assert len(list((dataset.folder / "tokens").glob("*.pt"))) == 2
-
-
-def test_another_codebook_is_quantized_alone(dataset, fmaps, quantized):
-    load_tokens(dataset, COARSE, FINE, CPU)
-    other = build(**SQUARE, num_embeddings=7, seed=5)
-    check(load_tokens(dataset, FINE, other, CPU), fmaps, FINE, other)
-    assert quantized == [[COARSE, FINE], [other]]
 
 
 def test_other_maps_are_quantized_anew(dataset, fmaps, quantized):

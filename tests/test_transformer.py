@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from models.stage import Stage, StageConfig
 from models.transformer import Attention, ChannelDropout, Grid, GridEmbedding, Transformer, attend, causal_attention
-from tests.helpers.transformers import COARSE, FINE, awake, band_mask, build, config, generator, seeds
+from tests.helpers.transformers import COARSE, FINE, awake, build, config, generator, seeds
 
 
 def sees(query, key, window):
@@ -30,41 +30,18 @@ def slow_attention(q, k, v, window):
 
 
 @given(seed=seeds, length=st.integers(1, 23), window=st.none() | st.integers(1, 25), heads=st.integers(1, 3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40)
 def test_windowed_attention_equals_masked_attention_and_so_do_its_gradients(seed, length, window, heads):
-    def inputs():
-        return [torch.randn(2, heads, length, 4, generator=g, dtype=torch.float64).requires_grad_() for _ in range(3)]
-
     g = generator(seed)
-    blocks = inputs()
-    g = generator(seed)
-    slow = inputs()
+    blocks = [torch.randn(2, heads, length, 4, generator=g, dtype=torch.float64).requires_grad_() for _ in range(3)]
+    slow = [part.detach().clone().requires_grad_() for part in blocks]
     y, expected = causal_attention(*blocks, window), slow_attention(*slow, window)
     assert y.shape == expected.shape
     assert torch.allclose(y, expected, atol=1e-10)
     weights = torch.randn(y.shape, generator=g, dtype=torch.float64)
-    for mine, theirs in zip(
-        torch.autograd.grad((y * weights).sum(), blocks),
-        torch.autograd.grad((expected * weights).sum(), slow),
-        strict=True,
-    ):
+    gradients = [torch.autograd.grad((a * weights).sum(), b) for a, b in ((y, blocks), (expected, slow))]
+    for mine, theirs in zip(*gradients, strict=True):
         assert torch.allclose(mine, theirs, atol=1e-10)
-
-
-@pytest.mark.parametrize("window", [1, 2, 3, 7])
-def test_the_band_is_exactly_as_wide_as_stated_and_position_0(window):
-    length = 11
-    q, k, v = (torch.randn(1, 1, length, 4, generator=generator(i), requires_grad=True) for i in range(3))
-    y = causal_attention(q, k, v, window)
-    for t in range(length):
-        seen = torch.autograd.grad(y[0, 0, t].sum(), v, retain_graph=True)[0][0, 0].abs().sum(-1) > 0
-        assert seen.tolist() == [s == 0 or t - window < s <= t for s in range(length)]
-
-
-@given(length=st.integers(1, 12), window=st.integers(1, 14))
-def test_the_full_mask_by_hand(length, window):
-    mask = band_mask(length, window)
-    assert mask.tolist() == [[sees(t, s, window) for s in range(length)] for t in range(length)]
 
 
 @pytest.mark.parametrize("window", [2, 3])
@@ -120,31 +97,25 @@ def test_no_position_sees_its_own_or_a_later_token(is_base, window):
         if window is None:
             assert used[fine[0, :t]].all()
         assert used[stage.first_input(coarse)].all()
-
-
-def test_every_position_sees_every_coarse_token():
-    model = build(coarse=COARSE)
-    logits = model(torch.arange(12)[None], torch.arange(4)[None])
-    for t in range(12):
-        gradient = torch.autograd.grad(logits[0, t].sum(), model.source_embed.token.weight, retain_graph=True)[0]
-        assert (gradient.abs().sum(1) > 0).tolist() == [True] * 4 + [False]
+        if not is_base:  # every position sees every coarse token
+            source = stage.transformer.source_embed.token.weight
+            gradient = torch.autograd.grad(logits[0, t].sum(), source, retain_graph=True)[0]
+            assert (gradient.abs().sum(1) > 0).tolist() == [True] * 4 + [False]
 
 
 # --- The start ---
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("coarse", [None, COARSE])
-def test_an_untrained_model_guesses_evenly(coarse):
+def test_an_untrained_model_guesses_evenly_and_its_blocks_are_the_identity(coarse):
     model = Transformer(config(), FINE, 20, coarse)
     inputs = torch.randint(20, (2, 12), generator=generator(1))
     logits = model(inputs, None if coarse is None else torch.zeros(2, 4, dtype=torch.int64))
     loss = F.cross_entropy(logits.flatten(0, 1), torch.randint(9, (24,), generator=generator(2)))
     assert loss.item() == pytest.approx(math.log(9), abs=1e-6)
-
-
-@torch.no_grad()
-def test_an_untrained_block_is_the_identity():
-    model = Transformer(config(), FINE, 20, COARSE)
+    if coarse is None:
+        return
     x = torch.randn(2, 12, 16, generator=generator(1))
     memory = model.encode(torch.zeros(2, 4, dtype=torch.int64))
     for block, (k, v) in zip(model.decoder, memory, strict=True):
@@ -199,15 +170,11 @@ def test_activation_checkpointing_runs_blocks_twice_and_gives_the_same_gradients
 
 
 @torch.no_grad()
-def test_dropout_is_for_training_only():
-    model = build(dropout=0.5)
-    inputs = torch.arange(12)[None]
+def test_dropout_is_for_training_only_takes_channels_of_an_image_and_keeps_the_mean():
+    model, inputs = build(dropout=0.5), torch.arange(12)[None]
     assert torch.equal(model(inputs), model(inputs))
     model.train()
     assert not torch.allclose(model(inputs), model(inputs))
-
-
-def test_dropout_takes_channels_of_an_image_and_keeps_the_mean():
     dropout, x = ChannelDropout(0.25).train(), torch.ones(2000, 3, 8)
     torch.manual_seed(0)
     y = dropout(x)
@@ -216,14 +183,12 @@ def test_dropout_takes_channels_of_an_image_and_keeps_the_mean():
     assert y.mean().item() == pytest.approx(1, abs=0.02)
 
 
-@pytest.mark.parametrize("is_base", [True, False])
-def test_a_tiny_batch_overfits(is_base):
+def test_a_tiny_batch_overfits():
+    """Of a base stage; tests/test_cascade.py lets a cascade stage write what it has learned."""
     torch.manual_seed(0)
-    coarse_grid = Grid(1, 1, 5) if is_base else COARSE
-    sizes = {"in_dim": 32, "hidden_dim": 64}
-    stage = Stage(StageConfig(config(window=4, **sizes), coarse_grid, FINE, is_base))
+    stage = Stage(StageConfig(config(window=4, in_dim=32, hidden_dim=64), Grid(1, 1, 5), FINE, True))
     fine = torch.randint(9, (4, 12), generator=generator(1))
-    coarse = torch.arange(4)[:, None].expand(4, coarse_grid.length)
+    coarse = torch.arange(4)[:, None]
     optimizer = torch.optim.AdamW(stage.parameters(), lr=5e-3)
     for _ in range(80):
         loss = stage(coarse, fine)["loss"]
@@ -242,34 +207,3 @@ def test_autocast_to_bfloat16_stays_near_float32():
         halved = model(inputs, source)
     assert halved.dtype == torch.bfloat16
     assert (halved.float() - expected).abs().max() < 0.1 * expected.std() + 0.1
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "expected"),
-    [
-        ("model_lr", -1, "at least 0"),
-        ("num_enc_layers", -1, "at least 0"),
-        ("num_dec_layers", 0, "at least 1"),
-        ("self_attn_heads", 0, "at least 1"),
-        ("cross_attn_heads", 0, "at least 1"),
-        ("in_dim", 0, "at least 1"),
-        ("hidden_dim", 0, "at least 1"),
-        ("sliding_window", 1, "at least 2"),
-        ("dropout", -0.1, "at least 0"),
-        ("dropout", 1, "less than 1"),
-        ("condition_dropout", 1, "less than 1"),
-        ("condition_noise", -0.5, "at least 0"),
-        ("condition_noise", 1, "less than 1"),
-        ("weight_decay", float("inf"), "at least 0"),
-        ("hidden_activation", "swish", "expected one of silu"),
-    ],
-)
-def test_a_config_out_of_its_limits_is_refused_by_key_and_value(key, value, expected):
-    with pytest.raises(ValueError, match=f"'{key}' is {value!r}.*{expected}"):
-        config(**{key: value})
-
-
-@pytest.mark.parametrize("key", ["self_attn_heads", "cross_attn_heads"])
-def test_heads_that_do_not_divide_the_width_are_refused(key):
-    with pytest.raises(ValueError, match=f"'in_dim' is 16, expected a multiple of '{key}' 5"):
-        config(**{key: 5})

@@ -46,9 +46,8 @@ def test_a_way_leads_over_neighbours_and_what_is_left_of_them(start, end, steps,
     assert len(places) == steps
     assert (places[0].unit, places[0].share) == (first, 0)
     assert places[-1].nearest == last
-    done = [(place.unit, place.following) for place in places]
     assert all(0 <= place.share < 1 for place in places)
-    assert all(a[0] == b[0] or b[0] != first for a, b in pairwise(done))
+    assert all(a.unit == b.unit or b.unit != first for a, b in pairwise(places))
     if keep.all():
         for place in places:
             apart = (book.coordinates[place.unit] - book.coordinates[place.following]).abs().max()
@@ -115,12 +114,16 @@ def pixels(path):
 
 
 def test_a_walk_is_written_and_animated(tiny_run, faces, tmp_path):
-    out = generate(tiny_run, tmp_path / "walk", "--condition-walk", 0, 1, "--steps", 4, "--animate", "gif")
+    more = ("--temperature", 0.9, 0.5, 0.1, "--top-k", 7)
+    out = generate(tiny_run, tmp_path / "walk", "--condition-walk", 0, 1, "--steps", 4, "--animate", "gif", *more)
     names = {path.name for path in (out / "images").iterdir()}
     assert names == {*(f"image_{index:05d}.png" for index in range(4)), "walk.gif"} | {
         f"recon_model_{name}.png" for name in ("Cond", "0", "1", "2")
     }
-    alone = generate(tiny_run, tmp_path / "one", "--condition-index", 0, "--num-images", 1)
+    alone = generate(tiny_run, tmp_path / "one", "--condition-index", 0, "--num-images", 1, *more)
+    text = Image.open(out / "images/image_00000.png").text["stages"]  # each stage has its own value, or that of all
+    assert [text.count(f'"temperature": {value}') for value in (0.9, 0.5, 0.1)] == [1, 1, 1]
+    assert text.count('"top_k": 7') == 3
     assert np.array_equal(pixels(out / "images/image_00000.png"), pixels(alone / "images/image_00000.png"))
     with np.load(out / "tokens.npz") as archive:
         assert archive["condition"].flatten().tolist()[::3] == [0, 1]
@@ -163,10 +166,3 @@ def test_what_cannot_be_walked_is_named(flags, expected, tiny_run, tmp_path, cap
     arguments = ["--model", tiny_run, "--device", "cpu", "--out-dir", tmp_path / "out", *flags]
     assert expected in expect_error(capsys, generate_images.main, arguments)
     assert not (tmp_path / "out").exists()
-
-
-def test_each_stage_takes_its_own_value(tiny_run, tmp_path):
-    out = generate(tiny_run, tmp_path / "out", "--num-images", 1, "--temperature", 0.9, 0.5, 0.1, "--top-k", 7)
-    text = Image.open(out / "images/image_00000.png").text["stages"]
-    assert [(text.count(f'"temperature": {value}')) for value in (0.9, 0.5, 0.1)] == [1, 1, 1]
-    assert text.count('"top_k": 7') == 3

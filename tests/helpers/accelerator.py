@@ -58,10 +58,10 @@ class Waits(TorchDispatchMode):
     number = 0
 
     def __torch_dispatch__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
-        made = func(*args, **(kwargs or {}))
-        if func is torch.ops.aten._to_copy.default and args[0].device.type == NAME and made.device.type == "cpu":
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and args[0].device.type == NAME and result.device.type == "cpu":
             self.number += 1
-        return made
+        return result
 
 
 @contextmanager
@@ -151,11 +151,11 @@ def train_map(step: int) -> None:
 
 
 def sample(number: int, **settings: float) -> None:
-    """Write tokens after a first row that is kept."""
+    """Write tokens after some that are kept: a row of two, or two rows of four."""
     found, config = stage(number).eval(), SamplingConfig(**settings)
     coarse = torch.zeros(IMAGES, found.config.coarse.length + (number == 0), dtype=torch.int64, device=DEVICE)
     draws = torch.zeros(IMAGES, found.config.fine.length, config.num_beam)
-    kept = torch.zeros(IMAGES, 2, dtype=torch.int64, device=DEVICE)
+    kept = torch.zeros(IMAGES, (2, 8)[number], dtype=torch.int64, device=DEVICE)
     found.sample(coarse, config, draws, kept=kept)
 
 
@@ -180,6 +180,9 @@ def bits() -> None:
     stage_bits(stage(1).eval(), codebook(2, 6), codebook(1, 6), maps, torch.arange(IMAGES), IMAGES)
 
 
+TOP, GUIDED = {"top_k": 3, "top_p": 0.9}, {"guidance_scale": 2.0}
+BLOCKS = {"num_beam": 4, "beam_width": 2, "keep_beam": 2}
+CLASSIC = {"num_beam": 4, "beam_width": 1, "keep_beam": 4}
 WALKS = {
     "train the base stage": lambda: train_stage(0),
     "train a cascade stage": lambda: train_stage(1),
@@ -194,11 +197,11 @@ WALKS = {
     "train a map at radius 0": lambda: train_map(20),
     "train a map to the end of an epoch": lambda: train_map(44),
     **{f"sample {name} from stage {number}": lambda number=number, settings=settings: sample(number, **settings)
-       for number in (0, 1)
-       for name, settings in {
-           "plainly": {}, "from the top": {"top_k": 3, "top_p": 0.9}, "guided": {"guidance_scale": 2.0},
-           "in blocks": {"num_beam": 4, "beam_width": 2, "keep_beam": 2},
-           "by classic beam search": {"num_beam": 4, "beam_width": 1, "keep_beam": 4}}.items()},
+       for number, rules in enumerate((
+           {"plainly": {}, "from the top": TOP, "guided": GUIDED, "in blocks": BLOCKS,
+            "by classic beam search": CLASSIC},
+           {"plainly": {}, "in guided blocks from the top": TOP | GUIDED | BLOCKS}))
+       for name, settings in rules.items()},
     "decode": decode,
     "features": features,
     "bits": bits,

@@ -4,16 +4,8 @@ import torch
 
 from models.codebook import Codebook, CodebookConfig
 
-DEFAULTS = {
-    "model_lr": 0.05,
-    "image_H": 4,
-    "image_W": 6,
-    "image_C": 2,
-    "patch_H": 2,
-    "patch_W": 3,
-    "num_embeddings": 7,
-    "neighbourhood_step": 5,
-}
+DEFAULTS = {"model_lr": 0.05, "image_H": 4, "image_W": 6, "image_C": 2, "patch_H": 2, "patch_W": 3}
+DEFAULTS |= {"num_embeddings": 7, "neighbourhood_step": 5}
 # Feature maps of 1 × columns numbers, each number a patch, or each pair of channels.
 LINE = {"image_H": 1, "image_C": 1, "patch_H": 1, "patch_W": 1}
 PAIRS = {**LINE, "image_C": 2}
@@ -55,10 +47,3 @@ def slow_patches(fmap, settings):
 def slow_distances(patches, units):
     """Squared distances (N, K) in float64."""
     return (patches[:, None].double() - units[None].double()).square().sum(2)
-
-
-def distinct_units(number, dim, seed):
-    """Whole numbers, no two units alike."""
-    units = torch.randint(-8, 9, (number, dim), generator=generator(seed))
-    units[:, 0] = torch.randperm(number, generator=generator(seed))
-    return units

@@ -8,26 +8,11 @@ import torch
 from models.codebook import Codebook, CodebookConfig
 from models.stage import Stage, StageConfig
 from models.transformer import TransformerConfig
-from utils.sampling import SamplingConfig
 
 TRANSFORMER = TransformerConfig(
-    model_lr=1e-3,
-    use_sliding_window=True,
-    sliding_window=3,
-    num_enc_layers=1,
-    num_dec_layers=2,
-    self_attn_heads=2,
-    cross_attn_heads=2,
-    in_dim=16,
-    hidden_dim=12,
-    hidden_activation="silu",
-)
-SEARCHES = [
-    SamplingConfig(),
-    SamplingConfig(temperature=1.7, top_k=4, top_p=0.9),
-    SamplingConfig(num_beam=4, beam_width=3, keep_beam=2, temperature=1.5),
-    SamplingConfig(num_beam=3, keep_beam=3),
-]
+    model_lr=1e-3, use_sliding_window=True, sliding_window=3, num_enc_layers=1, num_dec_layers=2,
+    self_attn_heads=2, cross_attn_heads=2, in_dim=16, hidden_dim=12, hidden_activation="silu",
+)  # fmt: skip
 
 
 def generator(seed):

@@ -6,28 +6,13 @@ from hypothesis import strategies as st
 from models.transformer import Grid, Transformer, TransformerConfig
 
 DEFAULTS = {
-    "model_lr": 1e-3,
-    "use_sliding_window": False,
-    "sliding_window": 4,
-    "num_enc_layers": 1,
-    "num_dec_layers": 2,
-    "self_attn_heads": 2,
-    "cross_attn_heads": 2,
-    "in_dim": 16,
-    "hidden_dim": 12,
-    "hidden_activation": "silu",
-}
+    "model_lr": 1e-3, "use_sliding_window": False, "sliding_window": 4, "num_enc_layers": 1, "num_dec_layers": 2,
+    "self_attn_heads": 2, "cross_attn_heads": 2, "in_dim": 16, "hidden_dim": 12, "hidden_activation": "silu",
+}  # fmt: skip
 FINE, COARSE = Grid(3, 4, 9), Grid(2, 2, 5)
 WINDOWS = [None, 2, 3, 5, 12, 40]
 
 seeds = st.integers(0, 2**31)
-
-
-def band_mask(length, window):
-    """The full (T, T) mask of the sliding window: token t sees t − window + 1 … t, and position 0."""
-    query = torch.arange(length)[:, None]
-    key = torch.arange(length)[None, :]
-    return (key <= query) & ((key > query - window) | (key == 0))
 
 
 def generator(seed):
