@@ -1,274 +1,273 @@
-import argparse
-import copy
 import dataclasses
-import math
-from pathlib import Path
+import json
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import nn
 
-from models.stage import NEAR, Stage, StageConfig, near_units
-from models.transformer import Grid
-from tests.helpers.slow_generation import generate
-from tests.helpers.stages import CODEBOOKS, TRANSFORMER, build, codebook, generator, tokens_for
+from models.autoencoder import Autoencoder, AutoencoderConfig
+from models.cascade import Cascade
+from models.codebook import KIND as CODEBOOK_KIND
+from models.codebook import Codebook
+from models.requests import GenerationConfig, Request, change_sampling, load_generation_config
+from models.stage import KIND, Stage
+from tests.helpers.stages import CODEBOOKS, build, codebook, generator, tokens_for
 from utils.core.files import UserError
-from utils.sampling import SamplingConfig
-from utils.training.gradient import GradientLearner
+from utils.runs.checkpoint import save_checkpoint
+from utils.sampling import SamplingConfig, uniform_draws
 
-# --- The start ---
+CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("number", [0, 1])
-def test_tokens_start_as_near_to_each_other_as_their_units_are(number):
-    stage = build(number, in_dim=1024, condition_dropout=0.5)
-    coarse, fine = (copy.deepcopy(book) for book in CODEBOOKS[number : number + 2])
-    for book in (coarse, fine):
-        book.units.mul_(7).add_(3)
-    embed = stage.transformer.embed.token.weight
-    source = stage.transformer.source_embed.token.weight if number else embed[len(fine) :]
-    others = [embed[-1].clone(), source[-1].clone()]  # the start vector and the null, or the null
-    deviation = embed.std()  # of an entry of random vectors
+@pytest.fixture
+def decoder():
     torch.manual_seed(0)
-    stage.init_embeddings(coarse, fine)
-    assert torch.equal(embed[-1], others[0]) and torch.equal(source[-1], others[1])
-    for vectors, book in ((embed[: len(fine)], fine), (source[: len(coarse)], coarse)):
-        scaled = book.units - book.units.mean(0)
-        scaled = scaled / scaled.square().mean().sqrt()
-        distances = torch.cdist(scaled, scaled).square() / scaled.shape[1]
-        products = vectors @ vectors.T / 1024 / deviation**2
-        assert torch.allclose(products, torch.exp(-distances / 2), atol=0.13)
+    made = Autoencoder(AutoencoderConfig(1e-3, 3, 4, 4, 1, 2, "silu", False, "tanh", False, "tanh"))
+    made.encoder_fingerprint = "encoder0"
+    return made
 
 
-@pytest.mark.parametrize("number", [0, 1])
-def test_muon_moves_the_layers_of_the_blocks_and_adamw_all_else(number):
-    stage = build(number)
-    names = {id(parameter): name for name, parameter in stage.named_parameters()}
-    args = argparse.Namespace(step_size=4, precision="fp32", compile=False, ema_decay=0)
-    config, weights = stage.config.transformer, stage.transformer.block_weights
-    optimizers = GradientLearner(stage, None, config, args, 10, torch.device("cpu"), weights).optimizers
-    moved = {
-        key: [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
-        for key, optimizer in optimizers.items()
-    }
-    inside = [name for name in names.values() if ".encoder." in name or ".decoder." in name]
-    assert sorted(moved["muon"]) == sorted(name for name in inside if "norm" not in name)
-    assert sorted(moved["muon"] + moved["optimizer"]) == sorted(names.values())
+def save_codebook(made, path):
+    save_checkpoint(path, CODEBOOK_KIND, made.config, made.state_dict(), trained_from={"encoder": "encoder0"})
+    return made.fingerprint
 
 
-# --- Layout ---
+def save_stage(stage, path, coarse, fine, encoder="encoder0"):
+    trained_from = {"lr_codebook": coarse, "hr_codebook": fine, "encoder": encoder}
+    save_checkpoint(path, KIND, stage.config, stage.state_dict(), trained_from=trained_from)
 
 
-def test_inputs_are_the_condition_behind_the_fine_units_or_the_start_vector_then_the_tokens_shifted():
-    inputs, targets = build(0).inputs_and_targets(torch.tensor([[4], [0]]), torch.tensor([[3, 1, 4, 1], [5, 0, 2, 0]]))
-    assert inputs.tolist() == [[6 + 4, 3, 1, 4], [6 + 0, 5, 0, 2]]
-    assert targets.tolist() == [[3, 1, 4, 1], [5, 0, 2, 0]]
-    assert build(0).source(torch.tensor([[4]])) is None
-    # Those of a cascade stage are the start vector and the tokens; its encoder reads the coarse tokens.
-    coarse, fine = torch.tensor([[2, 0, 5, 1]]), torch.arange(16)[None] % 7
-    inputs, targets = build(1).inputs_and_targets(coarse, fine)
-    assert inputs.tolist() == [[7, 0, 1, 2, 3, 4, 5, 6, 0, 1, 2, 3, 4, 5, 6, 0]]
-    assert torch.equal(targets, fine)
-    assert torch.equal(build(1).source(coarse), coarse)
+@pytest.fixture
+def folder(tmp_path):
+    """A whole cascade on disk, and other codebooks of the same shapes."""
+    marks = [save_codebook(made, tmp_path / f"codebook_{i}.pt") for i, made in enumerate(CODEBOOKS)]
+    for i, (patch, units) in enumerate([(4, 5), (2, 6), (1, 7)]):
+        save_codebook(codebook(patch, units, seed=50), tmp_path / f"other_{i}.pt")
+    for number in (0, 1):
+        save_stage(build(number), tmp_path / f"stage_{number}.pt", *marks[number : number + 2])
+        save_stage(build(number), tmp_path / f"alien_{number}.pt", *marks[number : number + 2], encoder="encoder1")
+    uncounted = codebook(4, 5)
+    uncounted.counts.zero_()
+    mark = save_codebook(uncounted, tmp_path / "uncounted.pt")
+    save_stage(build(0), tmp_path / "uncounted_stage.pt", mark, CODEBOOKS[1].fingerprint)
+    return tmp_path
 
 
-@pytest.mark.parametrize("number", [0, 1])
-def test_the_loss_is_the_mean_surprise_at_each_token_and_the_accuracy_the_share_guessed(number):
-    stage = build(number)
-    coarse, fine = tokens_for(number, 3)
-    logits = stage.transformer(stage.inputs_and_targets(coarse, fine)[0], stage.source(coarse)).tolist()
-    surprises, hits = [], []
-    for image, row in enumerate(fine.tolist()):
-        for position, token in enumerate(row):
-            scores = logits[image][position]
-            surprises.append(math.log(sum(map(math.exp, scores))) - scores[token])
-            hits.append(scores[token] == max(scores))
-    found = stage(coarse, fine)
-    assert found["loss"].item() == pytest.approx(sum(surprises) / len(surprises), rel=1e-5)
-    assert found["bits"].item() == pytest.approx(sum(surprises) / len(surprises) / math.log(2), rel=1e-5)
-    assert found["accuracy"].item() == pytest.approx(sum(hits) / len(hits))
-    assert max(surprises) - min(surprises) > 1
+def stage_entry(number, **changes):
+    names = {"model_path": f"stage_{number}", "lr_codebook_path": f"codebook_{number}"}
+    names = {**names, "hr_codebook_path": f"codebook_{number + 1}", **changes}
+    return {key: f"{value}.pt" if key.endswith("path") else value for key, value in names.items()}
 
 
-# --- What training does to the coarse tokens ---
+def load(folder, decoder, *entries):
+    path = folder / "generation.json"
+    path.write_text(json.dumps({str(i): entry for i, entry in enumerate(entries)}))
+    return Cascade(load_generation_config(path), folder, decoder, CPU)
 
 
-def disturbed(number, **changes):
-    """A stage in training whose coarse tokens are disturbed."""
-    config = dataclasses.replace(TRANSFORMER, **changes)
-    stage = Stage(StageConfig.between(config, *CODEBOOKS[number : number + 2], Path("c.pt"), number == 0))
-    stage.near = near_units(CODEBOOKS[number])
-    return stage.train()
+def test_a_saved_stage_comes_back_the_same(folder):
+    stage, (coarse, fine) = build(1), tokens_for(1, 2)
+    loaded = Stage.load(folder / "stage_1.pt", *(Codebook.load(folder / f"codebook_{i}.pt") for i in (1, 2)))
+    assert (loaded.config, loaded.origin["encoder"], loaded.training) == (stage.config, "encoder0", False)
+    assert torch.equal(loaded(coarse, fine)["loss"], stage(coarse, fine)["loss"])
 
 
-def test_noise_moves_a_share_of_the_tokens_to_one_of_the_nearest_units():
-    stage = disturbed(1, condition_noise=0.3)
-    large = codebook(2, 40)
-    stage.near = near_units(large)
-    coarse = torch.arange(40).repeat(500, 1)
-    torch.manual_seed(0)
-    found = stage.disturb(coarse.view(-1, 4)).view(500, 40)
-    assert (found != coarse).float().mean().item() == pytest.approx(0.3, abs=0.02)
-    distances = torch.cdist(large.units, large.units).fill_diagonal_(math.inf)
-    for unit in range(40):
-        slips = found[:, unit][found[:, unit] != unit]
-        assert set(slips.tolist()) == set(distances[unit].argsort()[:NEAR].tolist())
-    few = disturbed(1, condition_noise=0.9)  # where all are near
-    assert set(few.disturb(torch.zeros(500, 4, dtype=torch.int64)).unique().tolist()) == set(range(6))
+def test_a_cascade_generates_the_tokens_of_every_stage(folder, decoder):
+    cascade = load(folder, decoder, stage_entry(0), stage_entry(1, num_beam=2, beam_width=3))
+    assert cascade.length == 4 + 16
+    calls, request = [], Request(seed=3)
+    tokens, scores = cascade.generate(request, range(5), calls.append)
+    assert sum(calls) == cascade.length
+    assert [part.shape for part in tokens] == [(5, 1), (5, 4), (5, 16)]
+    assert torch.equal(tokens[0], cascade.conditions(request, range(5)))
+    stages = zip(cascade.stages, cascade.configs, (0, 1), tokens, tokens[1:], strict=False)
+    for stage, search, number, coarse, fine in stages:
+        uniform = uniform_draws(3, number, range(5), fine.shape[1], search.num_beam)
+        found, score = stage.sample(coarse, search, uniform)
+        assert torch.equal(found, fine)
+        assert torch.equal(score, scores[:, number])
+    for few, many in zip(cascade.generate(request, range(1, 3))[0], tokens, strict=True):
+        assert torch.equal(few, many[1:3])
+    assert not torch.equal(cascade.generate(Request(seed=4), range(5))[0][2], tokens[2])
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.5])
-def test_the_start_notes_the_near_units_where_noise_wants_them(noise):
-    stage = build(1, condition_noise=noise)
-    stage.init_embeddings(*CODEBOOKS[1:3])
-    assert torch.equal(stage.near, near_units(CODEBOOKS[1])) if noise else stage.near is None
+def test_conditions_follow_the_counts_and_not_the_number_asked_for(folder, decoder):
+    cascade = load(folder, decoder, stage_entry(0))
+    counts = torch.tensor([0, 6, 1, 0, 3])
+    cascade.codebooks[0].counts.copy_(counts)
+    drawn = cascade.conditions(Request(), range(3000))
+    assert drawn.shape == (3000, 1)
+    found = torch.bincount(drawn.flatten(), minlength=5).double()
+    assert found[counts == 0].sum() == 0
+    expected = 3000 * counts[counts > 0] / 10
+    assert ((found[counts > 0] - expected) ** 2 / expected).sum() < 13.8  # 999 of 1,000 cases, 2 degrees of freedom
+    assert torch.equal(cascade.conditions(Request(), range(7)), drawn[:7])
+    assert torch.equal(cascade.conditions(Request(), range(5, 9)), drawn[5:9])
+    assert not torch.equal(cascade.conditions(Request(seed=1), range(50)), drawn[:50])
 
 
-@pytest.mark.parametrize("number", [0, 1])
-def test_dropout_gives_whole_images_the_null_which_is_an_input_of_its_own(number):
-    stage = disturbed(number, condition_dropout=0.25)
-    coarse = tokens_for(number, 2000)[0]
-    torch.manual_seed(0)
-    found = stage.disturb(coarse)
-    null = stage.config.coarse.num_units
-    is_null = (found == null).any(1)
-    assert is_null.float().mean().item() == pytest.approx(0.25, abs=0.03)
-    assert (found[is_null] == null).all()
-    assert torch.equal(found[~is_null], coarse[~is_null])
-    embedding = stage.transformer.embed if number == 0 else stage.transformer.source_embed
-    assert embedding.token.num_embeddings == (6 + 5 if number == 0 else 6) + 1
-    assert stage.first_input(found).max() < stage.transformer.embed.token.num_embeddings
+MISFITS = [
+    ([stage_entry(0, lr_codebook_path="other_0")], r"stage_0\.pt: was made with another lr_codebook"),
+    ([stage_entry(0, hr_codebook_path="other_1")], r"stage_0\.pt: was made with another hr_codebook"),
+    ([stage_entry(0), stage_entry(1, hr_codebook_path="other_2")], r"stage_1\.pt: was made with another hr_codebook"),
+    ([stage_entry(0, model_path="alien_0")], r"alien_0\.pt: was made with another encoder"),
+    ([stage_entry(0), stage_entry(1, model_path="alien_1")], r"alien_1\.pt: was made with another encoder"),
+    ([stage_entry(1)], r"stage_1\.pt: is a cascade stage"),
+    ([stage_entry(0), stage_entry(0)], r"stage_0\.pt: is a base stage"),
+    ([stage_entry(0), stage_entry(1), stage_entry(1)], r"codebook_1\.pt: is not the codebook that the stage before"),
+    ([stage_entry(0, model_path="none")], r"none\.pt: no such checkpoint"),
+    ([stage_entry(0, model_path="codebook_0")], r"codebook_0\.pt: holds a codebook, expected a transformer"),
+    ([stage_entry(0, hr_codebook_path="stage_0")], r"stage_0\.pt: holds a transformer, expected a codebook"),
+    ([stage_entry(0, model_path="uncounted_stage", lr_codebook_path="uncounted")],
+     r"uncounted\.pt: its units were never counted"),
+    ([stage_entry(0), stage_entry(1, guidance_scale=1.5)],  # it has not learned without a condition
+     r"stage_1\.pt: 'guidance_scale' is 1\.5, but the stage was trained without"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("number", [0, 1])
-def test_only_training_disturbs(number):
-    stage = disturbed(number, condition_noise=0.5, condition_dropout=0.5)
-    for parameter in stage.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    coarse, fine = tokens_for(number, 50)
-    assert len({stage(coarse, fine)["loss"].item() for _ in range(3)}) == 3
-    stage.eval()
-    assert len({stage(coarse, fine)["loss"].item() for _ in range(3)}) == 1
+@pytest.mark.parametrize(("entries", "expected"), MISFITS)
+def test_files_that_do_not_belong_together_are_named(entries, expected, folder, decoder):
+    with pytest.raises(UserError, match=expected):
+        load(folder, decoder, *entries)
 
 
-# --- Sampling ---
-
-
-@torch.no_grad()
-@given(
-    number=st.sampled_from([0, 1]),
-    seed=st.integers(0, 2**31),
-    num_beam=st.integers(1, 5),
-    beam_width=st.integers(1, 6),
-    keep_beam=st.integers(1, 5),
-    top_k=st.none() | st.integers(2, 6),
-    top_p=st.none() | st.sampled_from([0.37, 0.83]),
-    guidance_scale=st.sampled_from([1.0, 0.0, 2.5]),
-    num_kept=st.integers(0, 4),
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({}, "holds no stage"),
+        ({"0": stage_entry(0), "2": stage_entry(1)}, 'unknown key \'2\'; expected stages "0" to "1"'),
+        ({"base": stage_entry(0)}, "unknown key 'base'"),
+        ({"0": {**stage_entry(0), "beam": 3}}, "stage 0: unknown key 'beam'"),
+        ({"0": stage_entry(0), "1": {"model_path": "m.pt"}}, "stage 1: missing key 'lr_codebook_path'"),
+        ({"0": stage_entry(0, temperature=0)}, "stage 0: 'temperature' is 0"),
+        ({"0": stage_entry(0, keep_beam=2)}, "stage 0: 'keep_beam' is 2, expected at most 'num_beam' 1"),
+        ({"0": stage_entry(0, num_beam="4")}, "stage 0: 'num_beam' is '4', expected a whole number"),
+        ({"0": 3}, "stage 0: expected a JSON object"),
+    ],
 )
-@settings(max_examples=30)
-def test_samples_equal_those_of_the_slow_reference(
-    number, seed, num_beam, beam_width, keep_beam, top_k, top_p, guidance_scale, num_kept
-):
-    """In float32, from the same draws: the whole prefix computed anew for each token of each beam."""
-    keep_beam = min(keep_beam, num_beam)
-    is_classic = num_beam > 1 and beam_width == 1 and keep_beam == num_beam
-    guidance_scale = 1.0 if is_classic else guidance_scale
-    config = SamplingConfig(num_beam, beam_width, keep_beam, 1.3, top_k, top_p, guidance_scale)
-    stage = build(number, condition_dropout=0.1)
-    coarse, fine = tokens_for(number, 2, seed)
-    uniform = torch.rand(2, fine.shape[1], num_beam, generator=generator(seed))
-    kept = fine[:, :num_kept] if num_kept else None
-    tokens, score = stage.sample(coarse, config, uniform, kept=kept)
-    expected, expected_score = generate(stage, coarse, config, uniform, kept)
-    assert torch.equal(tokens, expected)
-    assert torch.allclose(score, expected_score, atol=1e-3)
-    assert kept is None or torch.equal(tokens[:, :num_kept], kept)
+def test_a_wrong_generation_config_is_named(content, expected, tmp_path):
+    path = tmp_path / "generation.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError) as raised:
+        load_generation_config(path)
+    assert str(raised.value).startswith(str(path))
+    assert expected in str(raised.value)
 
 
-# --- Labels ---
+def test_a_generation_config_holds_the_search_of_each_stage(tmp_path):
+    path = tmp_path / "generation.json"
+    search = {"num_beam": 4, "beam_width": 3, "keep_beam": 2, "temperature": 1.5, "top_k": 9, "top_p": 0.8}
+    search |= {"guidance_scale": 2.0}
+    # The order of the file does not matter.
+    path.write_text(json.dumps({"1": stage_entry(1, **search), "0": stage_entry(0)}))
+    first, second = load_generation_config(path)
+    assert first == GenerationConfig(**stage_entry(0))
+    assert {key: getattr(first, key) for key in search} == dataclasses.asdict(SamplingConfig())
+    assert second.model_path == "stage_1.pt"
+    assert {key: getattr(second, key) for key in search} == search
 
 
-def test_training_draws_one_of_an_image_s_labels_or_none():
-    stage = build(0, labels=("a", "b", "c"), use_labels=True).train()
-    coarse = torch.tensor([[4, 2, 0, 3], [1, 3, 3, 3]]).repeat(3000, 1)  # labels c and a, and none
-    torch.manual_seed(0)
-    found = stage.disturb(coarse)
-    assert found.shape == (6000, 2)
-    assert torch.equal(found[:, 0], coarse[:, 0])
-    shares = torch.bincount(found[::2, 1], minlength=4) / 3000
-    assert shares.tolist() == pytest.approx([0.45, 0, 0.45, 0.1], abs=0.03)
-    assert found[1::2, 1].unique().tolist() == [3]
-    # Without a condition there is no label either.
-    stage = build(0, labels=("a", "b"), use_labels=True, condition_dropout=0.5).train()
-    coarse = torch.tensor([[4, 1]]).repeat(1000, 1)
-    found = stage.disturb(coarse)
-    dropped = found[:, 0] == 5
-    assert dropped.float().mean().item() == pytest.approx(0.5, abs=0.06)
-    assert (found[dropped, 1] == 2).all()
-    assert stage.without_condition(coarse)[0].tolist() == [5, 2]
+def test_changes_reach_every_stage_or_each_its_own_and_are_checked(tmp_path):
+    path = tmp_path / "generation.json"
+    path.write_text(json.dumps({"0": stage_entry(0, temperature=0.5), "1": stage_entry(1, num_beam=2, keep_beam=2)}))
+    configs = load_generation_config(path)
+    first, second = change_sampling(configs, temperature=2.0, num_beam=3, top_p=(0.5, None))
+    assert (first.temperature, second.temperature) == (2.0, 2.0)
+    assert (first.num_beam, second.num_beam, second.keep_beam) == (3, 3, 2)
+    assert (first.top_p, second.top_p) == (0.5, None)
+    assert change_sampling(configs)[1] == SamplingConfig(num_beam=2, keep_beam=2)
+    with pytest.raises(UserError, match=r"stage 1: 'keep_beam' is 2, expected at most 'num_beam' 1"):
+        change_sampling(configs, num_beam=1)
+    with pytest.raises(UserError, match=r"'top_k' has 3 values; give one for all stages, or one for each of the 2"):
+        change_sampling(configs, top_k=(1, 2, 3))
+    with pytest.raises(UserError, match=r"stage 0: unknown key 'temprature'; did you mean 'temperature'\?"):
+        change_sampling(configs, temprature=1.0)
 
 
-@torch.no_grad()
-def test_the_vector_of_a_label_joins_the_condition():
-    stage = build(0, labels=("a", "b"), use_labels=True)
-    coarse, fine = tokens_for(0, 3)
-    losses = {stage(stage.with_labels(coarse, [name] * 3), fine)["loss"].item() for name in ("a", "b", None)}
-    assert len(losses) == 3
-    stage.label.weight[:] = 0
-    silent = {stage(stage.with_labels(coarse, [name] * 3), fine)["loss"].item() for name in ("a", "b", None)}
-    plain = build(0)
-    plain.transformer.load_state_dict(stage.transformer.state_dict())
-    assert silent == {plain(coarse, fine)["loss"].item()}
-    assert torch.equal(plain.with_labels(coarse, [None] * 3), coarse)
+# --- What a person asks for ---
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("config", [SamplingConfig(), SamplingConfig(num_beam=4, beam_width=2, guidance_scale=2.0)])
-def test_labelled_samples_equal_those_of_the_slow_reference(config):
-    stage = build(0, labels=("a", "b"), use_labels=True, condition_dropout=0.1)
-    coarse = stage.with_labels(tokens_for(0, 3)[0], ["b", None, "a"])
-    uniform = torch.rand(3, 4, config.num_beam, generator=generator(0))
-    tokens, score = stage.sample(coarse, config, uniform)
-    expected, expected_score = generate(stage, coarse, config, uniform)
-    assert torch.equal(tokens, expected)
-    assert torch.allclose(score, expected_score, atol=1e-4)
+@pytest.fixture
+def cascade(folder, decoder):
+    return load(folder, decoder, stage_entry(0), stage_entry(1, num_beam=2, beam_width=3))
 
 
-def test_labels_are_for_the_base_stage():
-    with pytest.raises(UserError, match="'use_labels' is for the base stage"):
-        build(1, labels=("a",), use_labels=True)
+def pictures(number, seed=0):
+    return torch.rand(number, 3, 8, 8, generator=generator(seed)) * 2 - 1
 
 
-# --- What a stage learns ---
+def test_given_conditions_are_taken_in_turn(cascade):
+    with pytest.raises(UserError, match="unit 5: the condition codebook has units 0 to 4"):
+        cascade.check(Request(conditions=(1, 5)))
+    tokens, _ = cascade.generate(Request(conditions=(4, 0)), range(1, 6))
+    assert tokens[0].flatten().tolist() == [0, 4, 0, 4, 0]
+    drawn, _ = cascade.generate(Request(), range(200))
+    for image in (drawn[0][:, 0] == 4).nonzero().flatten().tolist()[:3]:
+        given, _ = cascade.generate(Request(conditions=(4,)), range(image, image + 1))
+        assert torch.equal(given[2][0], drawn[2][image])  # the same draws, whether the condition was drawn or given
 
 
-@torch.no_grad()
-def test_a_stage_that_has_learned_writes_what_it_learned():
-    stage, (coarse, fine) = build(1), tokens_for(1, 3)
-    with torch.enable_grad():
-        optimizer = torch.optim.AdamW(stage.parameters(), lr=1e-2)
-        for _ in range(100):
-            optimizer.zero_grad()
-            stage(coarse, fine)["loss"].backward()
-            optimizer.step()
-    config = SamplingConfig(num_beam=2, keep_beam=2)
-    tokens, score = stage.sample(coarse, config, torch.zeros(3, 16, 2))
-    assert torch.equal(tokens, fine)
-    assert (score > -1).all()
+@pytest.mark.parametrize("rows", [1, 2])
+def test_kept_rows_are_kept_in_every_stage_and_the_rest_is_written(cascade, decoder, rows):
+    start = cascade.tokens(pictures(2))
+    assert cascade.image_size == (8, 8)
+    for part, book in zip(start, CODEBOOKS, strict=True):
+        assert torch.equal(part, book.find_bmu(decoder.encode(pictures(2))))
+    tokens, scores = cascade.generate(Request(init_tokens=start, keep_rows=rows), range(6))
+    turn = [0, 1, 0, 1, 0, 1]
+    assert torch.equal(tokens[0], start[0][turn])
+    for part, origin, width in ((tokens[1], start[1], 2), (tokens[2], start[2], 8)):  # 8: two rows of 4 a coarse row
+        assert torch.equal(part[:, : rows * width], origin[turn][:, : rows * width])
+    assert scores.isfinite().all()
+    if rows == 1:
+        assert len(tokens[2][::2, 8:].unique(dim=0)) == 3
 
 
-# --- Configs ---
+def test_earlier_stages_are_taken_over_and_have_no_score(cascade):
+    start, calls = cascade.tokens(pictures(2)), []
+    tokens, scores = cascade.generate(Request(init_tokens=start, from_stage=1), range(4), calls.append)
+    assert sum(calls) == cascade.length
+    for part, origin in zip(tokens[:2], start[:2], strict=True):
+        assert torch.equal(part, origin[[0, 1, 0, 1]])
+    assert not torch.equal(tokens[2], start[2][[0, 1, 0, 1]])
+    assert scores[:, 0].isnan().all()
+    assert scores[:, 1].isfinite().all()
 
 
-def test_a_stage_config_follows_pruned_codebooks():
-    pruned = CODEBOOKS[2].prune(torch.arange(7) % 2 == 0)
-    config = StageConfig.between(TRANSFORMER, CODEBOOKS[1], pruned, Path("c.pt"), is_base=False)
-    assert (config.coarse, config.fine) == (Grid(2, 2, 6), Grid(4, 4, 4))
+def test_a_label_is_asked_for_and_its_conditions_drawn_as_it_has_them(folder, decoder):
+    stage = build(0, labels=("cats", "dogs"), use_labels=True)
+    stage.count_labels(torch.tensor([[0, 0], [0, 0], [3, 0], [1, 1], [4, 2], [4, 2]]))
+    assert stage.label_usage.tolist() == [[2, 0, 0, 1, 0], [0, 1, 0, 0, 0]]
+    save_stage(stage, folder / "labelled.pt", CODEBOOKS[0].fingerprint, CODEBOOKS[1].fingerprint)
+    cascade = load(folder, decoder, stage_entry(0, model_path="labelled"))
+    assert cascade.labels == ("cats", "dogs")
+    tokens, _ = cascade.generate(Request(labels=("cats", "dogs")), range(2000))
+    counts = torch.bincount(tokens[0][::2, 0], minlength=5)
+    assert counts[[1, 2, 4]].sum() == 0
+    assert counts[0].item() == pytest.approx(2000 / 3, abs=65)
+    assert tokens[0][1::2].unique().tolist() == [1]
+    asked, unasked = (
+        cascade.generate(Request(conditions=(2,), labels=labels), range(50))[0][1] for labels in (("dogs",), ())
+    )
+    assert not torch.equal(asked, unasked)
+    with pytest.raises(UserError, match="label 'birds': this model does not know it; labels that it knows: cats, dogs"):
+        cascade.check(Request(labels=("birds",)))
 
 
-def test_a_base_stage_needs_one_token_a_map():
-    with pytest.raises(UserError, match=r"c\.pt: cuts a feature map into 4 patches, but the base stage starts from"):
-        StageConfig.between(TRANSFORMER, CODEBOOKS[1], CODEBOOKS[2], Path("c.pt"), is_base=True)
+# --- The picture as it fills in ---
+
+
+def test_a_picture_fills_in_token_by_token(cascade):
+    tokens, _ = cascade.generate(Request(), range(3))
+    frames = list(cascade.filling_in(tokens, steps=16))
+    assert len(frames) == 1 + 4 + 16
+    for level, frame in ((0, frames[0]), (1, frames[4]), (2, frames[20])):
+        assert torch.allclose(frame, cascade.decode(tokens[level], level), atol=1e-6)
+    fmaps = [book.lookup(part) for book, part in zip(cascade.codebooks, tokens, strict=True)]
+    for written in range(1, 17):  # of the last stage, whose cells are single
+        mixed = fmaps[1].clone().flatten(2)
+        mixed[:, :, :written] = fmaps[2].flatten(2)[:, :, :written]
+        expected = cascade.decoder.decode(mixed.view(fmaps[1].shape))
+        assert torch.allclose(frames[4 + written], expected, atol=1e-6)
+    few = list(cascade.filling_in(tokens, steps=3))
+    assert len(few) == 1 + 2 + 3
+    assert torch.equal(few[-1], frames[-1])

@@ -184,7 +184,7 @@ def test_dropout_is_for_training_only_takes_channels_of_an_image_and_keeps_the_m
 
 
 def test_a_tiny_batch_overfits():
-    """Of a base stage; tests/test_cascade.py lets a cascade stage write what it has learned."""
+    """Of a base stage; tests/test_stage.py lets a cascade stage write what it has learned."""
     torch.manual_seed(0)
     stage = Stage(StageConfig(config(window=4, in_dim=32, hidden_dim=64), Grid(1, 1, 5), FINE, True))
     fine = torch.randint(9, (4, 12), generator=generator(1))

@@ -1,0 +1,274 @@
+import argparse
+import copy
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from models.stage import NEAR, Stage, StageConfig, near_units
+from models.transformer import Grid
+from tests.helpers.slow_generation import generate
+from tests.helpers.stages import CODEBOOKS, TRANSFORMER, build, codebook, generator, tokens_for
+from utils.core.files import UserError
+from utils.sampling import SamplingConfig
+from utils.training.gradient import GradientLearner
+
+# --- The start ---
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_tokens_start_as_near_to_each_other_as_their_units_are(number):
+    stage = build(number, in_dim=1024, condition_dropout=0.5)
+    coarse, fine = (copy.deepcopy(book) for book in CODEBOOKS[number : number + 2])
+    for book in (coarse, fine):
+        book.units.mul_(7).add_(3)
+    embed = stage.transformer.embed.token.weight
+    source = stage.transformer.source_embed.token.weight if number else embed[len(fine) :]
+    others = [embed[-1].clone(), source[-1].clone()]  # the start vector and the null, or the null
+    deviation = embed.std()  # of an entry of random vectors
+    torch.manual_seed(0)
+    stage.init_embeddings(coarse, fine)
+    assert torch.equal(embed[-1], others[0]) and torch.equal(source[-1], others[1])
+    for vectors, book in ((embed[: len(fine)], fine), (source[: len(coarse)], coarse)):
+        scaled = book.units - book.units.mean(0)
+        scaled = scaled / scaled.square().mean().sqrt()
+        distances = torch.cdist(scaled, scaled).square() / scaled.shape[1]
+        products = vectors @ vectors.T / 1024 / deviation**2
+        assert torch.allclose(products, torch.exp(-distances / 2), atol=0.13)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_muon_moves_the_layers_of_the_blocks_and_adamw_all_else(number):
+    stage = build(number)
+    names = {id(parameter): name for name, parameter in stage.named_parameters()}
+    args = argparse.Namespace(step_size=4, precision="fp32", compile=False, ema_decay=0)
+    config, weights = stage.config.transformer, stage.transformer.block_weights
+    optimizers = GradientLearner(stage, None, config, args, 10, torch.device("cpu"), weights).optimizers
+    moved = {
+        key: [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+        for key, optimizer in optimizers.items()
+    }
+    inside = [name for name in names.values() if ".encoder." in name or ".decoder." in name]
+    assert sorted(moved["muon"]) == sorted(name for name in inside if "norm" not in name)
+    assert sorted(moved["muon"] + moved["optimizer"]) == sorted(names.values())
+
+
+# --- Layout ---
+
+
+def test_inputs_are_the_condition_behind_the_fine_units_or_the_start_vector_then_the_tokens_shifted():
+    inputs, targets = build(0).inputs_and_targets(torch.tensor([[4], [0]]), torch.tensor([[3, 1, 4, 1], [5, 0, 2, 0]]))
+    assert inputs.tolist() == [[6 + 4, 3, 1, 4], [6 + 0, 5, 0, 2]]
+    assert targets.tolist() == [[3, 1, 4, 1], [5, 0, 2, 0]]
+    assert build(0).source(torch.tensor([[4]])) is None
+    # Those of a cascade stage are the start vector and the tokens; its encoder reads the coarse tokens.
+    coarse, fine = torch.tensor([[2, 0, 5, 1]]), torch.arange(16)[None] % 7
+    inputs, targets = build(1).inputs_and_targets(coarse, fine)
+    assert inputs.tolist() == [[7, 0, 1, 2, 3, 4, 5, 6, 0, 1, 2, 3, 4, 5, 6, 0]]
+    assert torch.equal(targets, fine)
+    assert torch.equal(build(1).source(coarse), coarse)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_loss_is_the_mean_surprise_at_each_token_and_the_accuracy_the_share_guessed(number):
+    stage = build(number)
+    coarse, fine = tokens_for(number, 3)
+    logits = stage.transformer(stage.inputs_and_targets(coarse, fine)[0], stage.source(coarse)).tolist()
+    surprises, hits = [], []
+    for image, row in enumerate(fine.tolist()):
+        for position, token in enumerate(row):
+            scores = logits[image][position]
+            surprises.append(math.log(sum(map(math.exp, scores))) - scores[token])
+            hits.append(scores[token] == max(scores))
+    found = stage(coarse, fine)
+    assert found["loss"].item() == pytest.approx(sum(surprises) / len(surprises), rel=1e-5)
+    assert found["bits"].item() == pytest.approx(sum(surprises) / len(surprises) / math.log(2), rel=1e-5)
+    assert found["accuracy"].item() == pytest.approx(sum(hits) / len(hits))
+    assert max(surprises) - min(surprises) > 1
+
+
+# --- What training does to the coarse tokens ---
+
+
+def disturbed(number, **changes):
+    """A stage in training whose coarse tokens are disturbed."""
+    config = dataclasses.replace(TRANSFORMER, **changes)
+    stage = Stage(StageConfig.between(config, *CODEBOOKS[number : number + 2], Path("c.pt"), number == 0))
+    stage.near = near_units(CODEBOOKS[number])
+    return stage.train()
+
+
+def test_noise_moves_a_share_of_the_tokens_to_one_of_the_nearest_units():
+    stage = disturbed(1, condition_noise=0.3)
+    large = codebook(2, 40)
+    stage.near = near_units(large)
+    coarse = torch.arange(40).repeat(500, 1)
+    torch.manual_seed(0)
+    found = stage.disturb(coarse.view(-1, 4)).view(500, 40)
+    assert (found != coarse).float().mean().item() == pytest.approx(0.3, abs=0.02)
+    distances = torch.cdist(large.units, large.units).fill_diagonal_(math.inf)
+    for unit in range(40):
+        slips = found[:, unit][found[:, unit] != unit]
+        assert set(slips.tolist()) == set(distances[unit].argsort()[:NEAR].tolist())
+    few = disturbed(1, condition_noise=0.9)  # where all are near
+    assert set(few.disturb(torch.zeros(500, 4, dtype=torch.int64)).unique().tolist()) == set(range(6))
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_the_start_notes_the_near_units_where_noise_wants_them(noise):
+    stage = build(1, condition_noise=noise)
+    stage.init_embeddings(*CODEBOOKS[1:3])
+    assert torch.equal(stage.near, near_units(CODEBOOKS[1])) if noise else stage.near is None
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_dropout_gives_whole_images_the_null_which_is_an_input_of_its_own(number):
+    stage = disturbed(number, condition_dropout=0.25)
+    coarse = tokens_for(number, 2000)[0]
+    torch.manual_seed(0)
+    found = stage.disturb(coarse)
+    null = stage.config.coarse.num_units
+    is_null = (found == null).any(1)
+    assert is_null.float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert (found[is_null] == null).all()
+    assert torch.equal(found[~is_null], coarse[~is_null])
+    embedding = stage.transformer.embed if number == 0 else stage.transformer.source_embed
+    assert embedding.token.num_embeddings == (6 + 5 if number == 0 else 6) + 1
+    assert stage.first_input(found).max() < stage.transformer.embed.token.num_embeddings
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_only_training_disturbs(number):
+    stage = disturbed(number, condition_noise=0.5, condition_dropout=0.5)
+    for parameter in stage.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    coarse, fine = tokens_for(number, 50)
+    assert len({stage(coarse, fine)["loss"].item() for _ in range(3)}) == 3
+    stage.eval()
+    assert len({stage(coarse, fine)["loss"].item() for _ in range(3)}) == 1
+
+
+# --- Sampling ---
+
+
+@torch.no_grad()
+@given(
+    number=st.sampled_from([0, 1]),
+    seed=st.integers(0, 2**31),
+    num_beam=st.integers(1, 5),
+    beam_width=st.integers(1, 6),
+    keep_beam=st.integers(1, 5),
+    top_k=st.none() | st.integers(2, 6),
+    top_p=st.none() | st.sampled_from([0.37, 0.83]),
+    guidance_scale=st.sampled_from([1.0, 0.0, 2.5]),
+    num_kept=st.integers(0, 4),
+)
+@settings(max_examples=30)
+def test_samples_equal_those_of_the_slow_reference(
+    number, seed, num_beam, beam_width, keep_beam, top_k, top_p, guidance_scale, num_kept
+):
+    """In float32, from the same draws: the whole prefix computed anew for each token of each beam."""
+    keep_beam = min(keep_beam, num_beam)
+    is_classic = num_beam > 1 and beam_width == 1 and keep_beam == num_beam
+    guidance_scale = 1.0 if is_classic else guidance_scale
+    config = SamplingConfig(num_beam, beam_width, keep_beam, 1.3, top_k, top_p, guidance_scale)
+    stage = build(number, condition_dropout=0.1)
+    coarse, fine = tokens_for(number, 2, seed)
+    uniform = torch.rand(2, fine.shape[1], num_beam, generator=generator(seed))
+    kept = fine[:, :num_kept] if num_kept else None
+    tokens, score = stage.sample(coarse, config, uniform, kept=kept)
+    expected, expected_score = generate(stage, coarse, config, uniform, kept)
+    assert torch.equal(tokens, expected)
+    assert torch.allclose(score, expected_score, atol=1e-3)
+    assert kept is None or torch.equal(tokens[:, :num_kept], kept)
+
+
+# --- Labels ---
+
+
+def test_training_draws_one_of_an_image_s_labels_or_none():
+    stage = build(0, labels=("a", "b", "c"), use_labels=True).train()
+    coarse = torch.tensor([[4, 2, 0, 3], [1, 3, 3, 3]]).repeat(3000, 1)  # labels c and a, and none
+    torch.manual_seed(0)
+    found = stage.disturb(coarse)
+    assert found.shape == (6000, 2)
+    assert torch.equal(found[:, 0], coarse[:, 0])
+    shares = torch.bincount(found[::2, 1], minlength=4) / 3000
+    assert shares.tolist() == pytest.approx([0.45, 0, 0.45, 0.1], abs=0.03)
+    assert found[1::2, 1].unique().tolist() == [3]
+    # Without a condition there is no label either.
+    stage = build(0, labels=("a", "b"), use_labels=True, condition_dropout=0.5).train()
+    coarse = torch.tensor([[4, 1]]).repeat(1000, 1)
+    found = stage.disturb(coarse)
+    dropped = found[:, 0] == 5
+    assert dropped.float().mean().item() == pytest.approx(0.5, abs=0.06)
+    assert (found[dropped, 1] == 2).all()
+    assert stage.without_condition(coarse)[0].tolist() == [5, 2]
+
+
+@torch.no_grad()
+def test_the_vector_of_a_label_joins_the_condition():
+    stage = build(0, labels=("a", "b"), use_labels=True)
+    coarse, fine = tokens_for(0, 3)
+    losses = {stage(stage.with_labels(coarse, [name] * 3), fine)["loss"].item() for name in ("a", "b", None)}
+    assert len(losses) == 3
+    stage.label.weight[:] = 0
+    silent = {stage(stage.with_labels(coarse, [name] * 3), fine)["loss"].item() for name in ("a", "b", None)}
+    plain = build(0)
+    plain.transformer.load_state_dict(stage.transformer.state_dict())
+    assert silent == {plain(coarse, fine)["loss"].item()}
+    assert torch.equal(plain.with_labels(coarse, [None] * 3), coarse)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("config", [SamplingConfig(), SamplingConfig(num_beam=4, beam_width=2, guidance_scale=2.0)])
+def test_labelled_samples_equal_those_of_the_slow_reference(config):
+    stage = build(0, labels=("a", "b"), use_labels=True, condition_dropout=0.1)
+    coarse = stage.with_labels(tokens_for(0, 3)[0], ["b", None, "a"])
+    uniform = torch.rand(3, 4, config.num_beam, generator=generator(0))
+    tokens, score = stage.sample(coarse, config, uniform)
+    expected, expected_score = generate(stage, coarse, config, uniform)
+    assert torch.equal(tokens, expected)
+    assert torch.allclose(score, expected_score, atol=1e-4)
+
+
+def test_labels_are_for_the_base_stage():
+    with pytest.raises(UserError, match="'use_labels' is for the base stage"):
+        build(1, labels=("a",), use_labels=True)
+
+
+# --- What a stage learns ---
+
+
+@torch.no_grad()
+def test_a_stage_that_has_learned_writes_what_it_learned():
+    stage, (coarse, fine) = build(1), tokens_for(1, 3)
+    with torch.enable_grad():
+        optimizer = torch.optim.AdamW(stage.parameters(), lr=1e-2)
+        for _ in range(100):
+            optimizer.zero_grad()
+            stage(coarse, fine)["loss"].backward()
+            optimizer.step()
+    config = SamplingConfig(num_beam=2, keep_beam=2)
+    tokens, score = stage.sample(coarse, config, torch.zeros(3, 16, 2))
+    assert torch.equal(tokens, fine)
+    assert (score > -1).all()
+
+
+# --- Configs ---
+
+
+def test_a_stage_config_follows_pruned_codebooks():
+    pruned = CODEBOOKS[2].prune(torch.arange(7) % 2 == 0)
+    config = StageConfig.between(TRANSFORMER, CODEBOOKS[1], pruned, Path("c.pt"), is_base=False)
+    assert (config.coarse, config.fine) == (Grid(2, 2, 6), Grid(4, 4, 4))
+
+
+def test_a_base_stage_needs_one_token_a_map():
+    with pytest.raises(UserError, match=r"c\.pt: cuts a feature map into 4 patches, but the base stage starts from"):
+        StageConfig.between(TRANSFORMER, CODEBOOKS[1], CODEBOOKS[2], Path("c.pt"), is_base=True)
