@@ -19,9 +19,10 @@ from pathlib import Path
 
 import torch
 
-from models import autoencoder, cascade, codebook
+from models import autoencoder, codebook
 from models.cascade import Cascade
 from models.requests import sampling_of
+from models.stage import KIND
 from reporting.card import make_card
 from scripts.demo_data import LICENCES
 from utils.core.config import read_json
@@ -114,7 +115,7 @@ def write_model(new: ExportedFolder, run: RunFolder, model: Cascade, dtype: str)
     sources.append((f"codebook_{CONDITION}", codebook.KIND, run.path / model.configs[0].lr_codebook_path))
     for number, stage in enumerate(model.configs):
         sources.append((f"codebook_{number}", codebook.KIND, run.path / stage.hr_codebook_path))
-        sources.append((f"transformer_{number}", cascade.KIND, run.path / stage.model_path))
+        sources.append((f"transformer_{number}", KIND, run.path / stage.model_path))
     for name, kind, path in sources:
         content = load_checkpoint(path, kind)
         state = content.get("ema") or content["model"]

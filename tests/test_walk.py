@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import generate_images
-from models import generation
 from models.cascade import Cascade
 from models.requests import Place, Request, way
 from tests.helpers.scripts import expect_error, run_main
@@ -22,7 +21,7 @@ from utils.sampling import SamplingConfig
 def cascade(tiny_run):
     """The tiny cascade with random weights: after 10 training steps, its own hardly depend on what they read."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generation, "make_ready", lambda *_: None)  # packed weights cannot be changed
+        patch.setattr("models.cascade.make_ready", lambda *_: None)  # packed weights cannot be changed
         made = Cascade.load(tiny_run, device="cpu", precision="fp32", batch_size=7)
     generator = torch.Generator().manual_seed(0)
     for parameter in (one for stage in made.stages for one in stage.parameters() if one.ndim > 1):
