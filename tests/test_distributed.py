@@ -207,7 +207,7 @@ def test_torchrun_starts_what_has_died_anew(command, tmp_path):
     script = tmp_path / "dying.py"
     script.write_text(
         "import os, sys, train_autoencoder\n"
-        "from utils import cli\n"
+        "from utils.runtime import cli\n"
         "from utils.training.gradient import GradientLearner\n"
         "original = GradientLearner.update\n"
         "def update(self, batch, step, share):\n"

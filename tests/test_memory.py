@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-import utils.training.loop.loop.loop.loop.loop.loop.loop.gradient
+import utils.training.gradient
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
