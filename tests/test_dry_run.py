@@ -155,6 +155,6 @@ def test_a_recipe_of_one_stage_is_tried_as_a_whole(faces, tmp_path, monkeypatch,
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in output if line.startswith("| ")][1:]
     folders = [name.removeprefix("prune_") for name in STEPS[:-1]]
     assert [row[0].split(",")[0] for row in rows] == [*folders, "generated", "all"]
-    assert all(re.fullmatch(r"0:\d\d:\d\d", row[2]) and row[4].endswith(" MiB") for row in rows)
+    assert all(re.fullmatch(r"0:\d\d:\d\d", row[2]) and row[4].endswith(("MiB", "GiB")) for row in rows)
     assert rows[0][1] == "100" and rows[-2][1] == "" and rows[-3][1] == "90"
     assert rows[-1][2] > max(row[2] for row in rows[:-1])
