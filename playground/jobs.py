@@ -72,8 +72,10 @@ class PictureJob(Job):
             # In full, as generate_images.py does.
             for level, tokens, _ in self._levels(range(start, start + ATLAS_BATCH), len(part)):
                 part[:] = self.cascade.decode(tokens, level).float().cpu()
-                save_units(tiles, codebook, self.session.map)
-                self.messages.put(("shown", self.session.map))
+                path = self.session.next_shown("map")
+                save_units(tiles, codebook, path)
+                self.session.map = path
+                self.messages.put(("shown", path))
         title = f"Condition atlas, seed {self.request.seed}"
         picture = self._picture(title, "all units, from the same draws", "the atlas is")
         save_image(on_map(tiles, codebook), picture.path, durable=False)
@@ -101,9 +103,11 @@ class PictureJob(Job):
     def _show(self, images: torch.Tensor, level: int) -> None:
         """Show images (N, 3, H, W) side by side, nearly square, in at most six columns."""
         columns = min(6, math.ceil(math.sqrt(len(images))))
-        save_image(grid(images, columns, padding=0), self.session.sheet, durable=False)
+        path = self.session.next_shown("sheet")
+        save_image(grid(images, columns, padding=0), path, durable=False)
+        self.session.sheet = path
         name = f"after stage {level - 1}" if level else "their conditions"
-        self.messages.put(("shown", Sheet(self.session.sheet, len(images), columns, name)))
+        self.messages.put(("shown", Sheet(path, len(images), columns, name)))
 
     def _picture(self, title: str, part: str, note: str, index: int = 0, condition: str = "") -> Picture:
         """A picture that is still to be saved; `part` says which of the request it is, `note` which of the command."""

@@ -187,8 +187,8 @@ class Layout:
 
     def map_value(self, session: Session | None) -> dict:
         """The picture of the map, and the chosen unit."""
-        has_own = session is not None and session.map.exists()
-        src = url(session.map, may_change=True) if has_own else url(self.first_map)
+        own = session and session.map
+        src = url(own, may_change=True) if own else url(self.first_map)
         return {"src": src, "chosen": session.unit if session else None}
 
     def chosen_text(self, unit: int | None) -> str:

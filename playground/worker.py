@@ -88,11 +88,14 @@ class Session:
     unit: int | None = None
     upload: Upload | None = None
     numbers: Iterator[int] = field(default_factory=itertools.count)  # of its pictures
+    shown: Iterator[int] = field(default_factory=itertools.count)  # of the files that show a request while it runs
     job: Job | None = None
+    sheet: Path | None = None  # the pictures of the running or the last request, side by side
+    map: Path | None = None  # once the atlas has been drawn
 
-    def __post_init__(self) -> None:
-        self.sheet = self.folder / "sheet.png"  # the pictures of the running or the last request, side by side
-        self.map = self.folder / "map.png"  # once the atlas has been drawn
+    def next_shown(self, name: str) -> Path:
+        """The file to show next: eight in turn, since the one before may be read while this one is written."""
+        return self.folder / f"{name}_{next(self.shown) % 8}.png"
 
     def new_path(self, name: str) -> Path:
         """A new file, whose name ends so; downloads from the page have this name."""
