@@ -6,11 +6,11 @@ import json
 
 import pytest
 import torch
-import utils.training.gradient
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+import utils.training.gradient
 from tests.helpers import stages
 from tests.helpers.deaths import results
 from tests.helpers.runs import COUNT, MAINS, PLAN
