@@ -188,7 +188,7 @@ def test_a_signal_to_any_process_stops_all_after_the_same_step(rank, job, comman
     with monkeypatch.context() as patch:
         in_one(patch, rank, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
         job(train_autoencoder.main, command("autoencoder", "run", *plan, "--batch-size", 6), statuses=[143, 143])
-    assert latest(tmp_path / "run")["step"] == 4  # a step late
+    assert latest(tmp_path / "run")["step"] == 3
     assert (tmp_path / "job/0.out").read_text().count("stopped by SIGTERM") == 1
     train("autoencoder", "run", *plan, "--resume")
     whole, found = train("autoencoder", "whole", *plan), latest(tmp_path / "run")
@@ -218,7 +218,7 @@ def test_torchrun_starts_what_has_died_anew(command, train, tmp_path):
     script = tmp_path / "dying.py"
     script.write_text(
         "import os, sys, train_autoencoder\n"
-        "from utils import cli\n"
+        "from utils.runtime import cli\n"
         "from utils.training.gradient import GradientLearner\n"
         "original = GradientLearner.update\n"
         "def update(self, batch, step, share):\n"
