@@ -1,6 +1,6 @@
-"""Runs other programs, one after the other: passes signals on to them, once, and pauses and ends with them.
+"""Runs other programs, one after the other: passes each signal on to them once, and pauses and ends with them.
 
-Without it a signal would end this process alone, and its next start would work beside the program that lives on.
+Without it a signal would end this process alone, and its next start would run beside the program that lives on.
 """
 
 import os
@@ -23,7 +23,7 @@ class Attendant:
     def __init__(self) -> None:
         self.child: subprocess.Popen | None = None
         self.is_starting = False
-        self.stop = 0  # what this process ends with before the next program, because a signal came
+        self.stop = 0  # the status to end with, once a signal has come
 
     def run(self, command: list[str | Path], **options: object) -> int:
         """Run a program to its end; return its status, or 128 and the number of the signal that ended it."""
@@ -38,7 +38,7 @@ class Attendant:
             self.child = subprocess.Popen([*map(str, command)], stdin=subprocess.DEVNULL, **more, **options)
         finally:
             self.is_starting = False
-        if GROUPS and self.stop:  # it came before the program was there
+        if GROUPS and self.stop:  # the signal came before the program was there
             self.child.send_signal(self.stop - 128)
         status = self.child.wait()
         self.child = None
@@ -70,7 +70,7 @@ class Attendant:
 
 @contextmanager
 def attending() -> Iterator[Attendant]:
-    """An attendant, which gets the signals in this block, but for those that are ignored already, as under nohup."""
+    """An attendant that receives the signals in this block, but for those that are ignored already, as under nohup."""
     attendant = Attendant()
     handlers = dict.fromkeys(STOPS, attendant.receive)
     if GROUPS:

@@ -55,18 +55,16 @@ def choose_workers(asked: int | None, device: torch.device) -> int:
     return default if asked is None else asked
 
 
-def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 matrix products are native, and so faster than float32."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    cpuinfo = Path("/proc/cpuinfo")
-    return device.type == "cpu" and cpuinfo.exists() and "avx512_bf16" in cpuinfo.read_text()
-
-
 def choose_dtype(device: torch.device, precision: str) -> torch.dtype:
     """The dtype of matrix products: `fp32`, `bf16`, or on `auto` bfloat16 where the hardware multiplies it natively."""
-    use = precision == "bf16" or (precision == "auto" and has_fast_bfloat16(device))
-    return torch.bfloat16 if use else torch.float32
+    if precision == "auto":
+        cpuinfo = Path("/proc/cpuinfo")
+        if device.type == "cuda":
+            is_native = torch.cuda.get_device_capability(device) >= (8, 0)
+        else:
+            is_native = device.type == "cpu" and cpuinfo.exists() and "avx512_bf16" in cpuinfo.read_text()
+        precision = "bf16" if is_native else "fp32"
+    return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -80,12 +78,12 @@ def usable_memory(device: torch.device) -> float:
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     if device.type == "mps":
         return torch.mps.recommended_max_memory()
-    free = [kilobytes("/proc/meminfo", "MemAvailable")]
+    available = kilobytes("/proc/meminfo", "MemAvailable")
+    free = math.inf if available is None else available
     with suppress(OSError, ValueError):  # of a container or a job that may use less than the machine has
         limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
-        free.append(limit - used)
-    known = [size for size in free if size is not None]
-    return min(known) / local()[1] + (kilobytes("/proc/self/status", "RssAnon") or 0) if known else math.inf
+        free = min(free, limit - used)
+    return free / local()[1] + (kilobytes("/proc/self/status", "RssAnon") or 0)
 
 
 def peak_memory(device: torch.device) -> int:
@@ -95,15 +93,15 @@ def peak_memory(device: torch.device) -> int:
     if (peak := kilobytes("/proc/self/status", "VmHWM")) is not None:
         return peak  # on Linux `resource` starts from the peak of the parent process
     if resource is None:
-        return 0  # nobody says
+        return 0  # unknown
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def kilobytes(path: str, name: str) -> int | None:
     """The bytes that a file of Linux's /proc gives in kB beside a name, where there is such a line."""
     with suppress(OSError):
-        if found := re.search(rf"^{name}:\s+(\d+) kB$", Path(path).read_text(), flags=re.MULTILINE):
-            return int(found[1]) * 1024
+        if line := re.search(rf"^{name}:\s+(\d+) kB$", Path(path).read_text(), flags=re.MULTILINE):
+            return int(line[1]) * 1024
     return None
 
 
@@ -123,10 +121,9 @@ def keep_memory() -> None:
 
 
 def give_back_memory() -> None:
-    """Return freed memory to the system after all, in milliseconds.
+    """Return freed memory to the system after all, which takes milliseconds.
 
-    For a process that serves requests of many shapes: what `keep_memory` keeps for one rarely fits the next, so the
-    process would grow for hours.
+    For a process that serves requests of many shapes: what `keep_memory` keeps for one rarely fits the next.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(libc, "malloc_trim"):
