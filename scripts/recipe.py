@@ -28,18 +28,18 @@ Plans = dict[str, dict[str, object]]  # by the names of steps: what their result
 
 
 def check(recipe: Recipe, steps: Sequence[Step], run: RunFolder, generation: Path) -> Plans:
-    """Raise `UserError` naming the file and the key of the first mistake; return what the steps are told.
+    """Raise `UserError` naming the file and the key of the first mistake; return the plan of each step.
 
     `generation` is the config of the generation: the recipe's, or one that a person has edited.
     """
+    plans, configs = {}, {}
     for step in steps:
         options_of(recipe, step)
-    trained = [step for step in steps if step.script in CONFIGS]
-    configs = {step.name: load_config(step.inputs["config_path"], CONFIGS[step.script]) for step in trained}
+        plans[step.name] = {key: value for key, value in step.settings.items() if key not in IDLE}
+        if step.script in CONFIGS:
+            configs[step.name] = load_config(step.inputs["config_path"], CONFIGS[step.script])
+            plans[step.name] |= {repr(key): value for key, value in dataclasses.asdict(configs[step.name]).items()}
     check_sizes(recipe, run, configs)
-    plans = {step.name: {key: step.settings[key] for key in step.settings if key not in IDLE} for step in steps}
-    for name, config in configs.items():
-        plans[name] |= {repr(key): value for key, value in dataclasses.asdict(config).items()}
     plans["generate"] |= check_generation(generation, steps, run)
     return plans
 
@@ -63,11 +63,11 @@ def check_sizes(recipe: Recipe, run: RunFolder, configs: dict[str, object]) -> N
             f"autoencoder.json halves it {autoencoder.num_layers} times ('num_layers')"
         )
     shape = {"image_C": autoencoder.latent_channel, "image_H": side, "image_W": side}
-    why = f"as autoencoder.json makes feature maps of images of {recipe.image_size} pixels"
     for book in run.codebooks:
         path, config = recipe.folder / f"{book.name}.json", configs[book.name]
         for key, expected in shape.items():
             if (value := getattr(config, key)) != expected:
+                why = f"as autoencoder.json makes feature maps of images of {recipe.image_size} pixels"
                 raise UserError(f"{path}: {key!r} is {value}, expected {expected}, {why}")
         if book.level == CONDITION and config.grid != (1, 1):
             raise UserError(
@@ -83,12 +83,12 @@ def check_sizes(recipe: Recipe, run: RunFolder, configs: dict[str, object]) -> N
 
 
 def check_generation(path: Path, steps: Sequence[Step], run: RunFolder) -> dict[str, object]:
-    """Raise `UserError` unless each stage of a generation is read from its own step's folder, or from what is there.
+    """The plan of a generation: how its stages sample, and the files that they are read from.
 
-    Returns how the stages sample, and what they are read from.
+    Raises `UserError` unless these are in the folder of the stage's own step, or exist.
     """
     stages = [step for step in steps if step.script == "train_quantized_transformer"]
-    configs, told = load_generation_config(path), {}
+    configs, plan = load_generation_config(path), {}
     if len(configs) > len(stages):
         raise UserError(f"{path}: stage {len(stages)} has no transformer_{len(stages)}.json in the recipe; add it")
     for number, (stage, config) in enumerate(zip(stages, configs, strict=False)):
@@ -97,8 +97,8 @@ def check_generation(path: Path, steps: Sequence[Step], run: RunFolder) -> dict[
             if value is not None and (run.path / value).parent != expected.parent and not (run.path / value).is_file():
                 expected = expected.relative_to(run.path).as_posix()
                 raise UserError(f"{path}: stage {number}: {key!r} is {value!r}, expected {expected!r}")
-        told |= {f"stage {number}: {key!r}": value for key, value in dataclasses.asdict(config).items()}
-    return told
+        plan |= {f"stage {number}: {key!r}": value for key, value in dataclasses.asdict(config).items()}
+    return plan
 
 
 def open_images(recipe: Recipe, dataset: Path) -> ImageDataset:

@@ -59,10 +59,6 @@ class Recipe:
         folder = CONFIGS / name if Path(name).name == str(name) else Path(name)
         path = folder / "recipe.json"
         if not path.is_file():
-            if path.with_suffix(".sh").is_file():
-                raise UserError(f"{path.with_suffix('.sh')}: a recipe is JSON now; write its settings to {path}")
-            if str(name) == "full-128":
-                raise UserError("full-128: is called reference-128 now; for a new training use gpu-128")
             known = " ".join(sorted(each.parent.name for each in CONFIGS.glob("*/recipe.json")))
             raise UserError(f"{path}: no such recipe; configs/ holds: {known}")
         content = read_json(path)
@@ -128,7 +124,7 @@ def steps_of(run: RunFolder, recipe: Recipe, dataset: Path) -> list[Step]:
 
 
 def steps_in(run: RunFolder) -> list[Step]:
-    """The steps that have made a run, or will."""
+    """The steps that have made a run, or will make it."""
     recipe = Recipe(run.path, {"decoder": {}} if run.decoder.path.is_dir() else {})
     return steps_of(run, recipe, run.images)
 
