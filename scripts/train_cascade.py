@@ -94,7 +94,7 @@ def run_recipe(recipe: Recipe, options: Options) -> None:
 
 
 class Chain:
-    """The steps of a recipe, and which are done. Raises `UserError` at the first mistake, before anything is written."""
+    """The steps of a recipe, and which are done. Raises `UserError` at the first mistake, before it writes anything."""
 
     def __init__(self, recipe: Recipe, options: Options) -> None:
         self.recipe, self.options, self.folder = recipe, options, RunFolder(options.out, len(recipe.stages))
