@@ -35,21 +35,17 @@ def replace_set(folder: Path) -> None:
     content = json.loads((new / WHOLE).read_text(encoding="utf-8"))
     *names, last = content["names"]
     folders = {(folder / name).parent for name in (*content["names"], *content["old"])}
-
-    def move(name: str) -> None:
-        if (new / name).is_file():  # else it is there already
-            (new / name).replace(folder / name)
-
     for name in (last, *content["old"]):
         if name not in content["names"] or (new / name).is_file():
             (folder / name).unlink(missing_ok=True)
     for path in folders:
         make_folder(path)
         flush(path)
-    for name in names:
-        move(name)
-    for path in folders:
-        flush(path)
-    move(last)
+    for name in (*names, last):
+        if name == last:
+            for path in folders:
+                flush(path)
+        if (new / name).is_file():  # else a process that died has moved it
+            (new / name).replace(folder / name)
     flush(folder)
     shutil.rmtree(new, ignore_errors=True)

@@ -30,7 +30,7 @@ def write_dataset(path: str | os.PathLike, records: Iterable[dict], info: dict |
 
 
 def read_tables(path: Path) -> Iterator[tuple[str, dict]]:
-    """The records with their tables. Ours are read by line; what follows, and a file of other origin, at once.
+    """Each record with the name of its table. Our records are read by line; the rest, and other files, at once.
 
     Raises `ValueError` or `RecursionError` if it is no dataset.json.
     """

@@ -37,22 +37,17 @@ def image_files(folder: str | os.PathLike) -> list[Path]:
     paths, entered = [], {os.path.realpath(folder)}
     for root, folders, files in os.walk(folder, onerror=fail, followlinks=True):
         paths += [Path(root, name) for name in files if not name.startswith(".") and name.lower().endswith(SUFFIXES)]
-        new = []
-        for name in sorted(folders):
+        subfolders, folders[:] = sorted(folders), []  # os.walk descends into what is in `folders` after this loop
+        for name in subfolders:
             real = os.path.realpath(Path(root, name))
             if not name.startswith(".") and real not in entered:
                 entered.add(real)
-                new.append(name)
-        folders[:] = new  # os.walk descends into what is left here
+                folders.append(name)
     return sorted(paths)
 
 
 def open_rgb(
-    path: str | os.PathLike,
-    background: Colour = WHITE,
-    place: Place | None = None,
-    *,
-    most_pixels: float = math.inf,
+    path: str | os.PathLike, background: Colour = WHITE, place: Place | None = None, *, most_pixels: float = math.inf
 ) -> Image.Image:
     """Read an image file (BMP, GIF's first frame, JPEG, PNG, TIFF, WebP) as an upright 8-bit RGB image.
 
@@ -116,10 +111,7 @@ def _resize(image: Image.Image, size: tuple[int, int], box: tuple[int, int, int,
 
 
 def read_image(path: str | os.PathLike, size: tuple[int, int] | None = None) -> torch.Tensor:
-    """Read an image file as (3, H, W) float32 in [−1, 1]; with `size` (H, W) its centre, scaled to that.
-
-    Raises `UserError` as `open_rgb` does.
-    """
+    """Read an image file as `open_rgb` does: (3, H, W) float32 in [−1, 1]; with `size` (H, W) its centre, scaled."""
     return to_floats(np.asarray(fit(open_rgb(path), size)))
 
 
@@ -140,9 +132,8 @@ def to_tensor(pictures: Picture | Sequence[Picture], size: tuple[int, int]) -> t
         if not pictures.is_floating_point() or not (pictures.abs() <= 1).all():
             raise UserError("images: a tensor must hold floats from -1 to 1")
         if pictures.shape[-3:] != (3, *size) or pictures.dim() not in (3, 4) or len(pictures) == 0:
-            raise UserError(
-                f"a tensor of shape {tuple(pictures.shape)} was given, expected (M, 3, {size[0]}, {size[1]})"
-            )
+            expected = f"(M, 3, {size[0]}, {size[1]})"
+            raise UserError(f"a tensor of shape {tuple(pictures.shape)} was given, expected {expected}")
         return pictures.view(-1, 3, *size).float()
     if isinstance(pictures, Image.Image):
         return to_floats(np.asarray(fit(_flatten(ImageOps.exif_transpose(pictures), WHITE), size)))[None]
@@ -159,7 +150,7 @@ def to_pil(images: torch.Tensor) -> list[Image.Image]:
 
 
 def to_floats(pixels: np.ndarray) -> torch.Tensor:
-    """Images (…, H, W, 3) uint8 → (…, 3, H, W) float32 in [−1, 1]; many at once in half of the time."""
+    """Images (…, H, W, 3) uint8 → (…, 3, H, W) float32 in [−1, 1]; a batch at once takes half of the time."""
     return torch.from_numpy(np.array(pixels)).movedim(-1, -3).contiguous().float().div_(127.5).sub_(1)
 
 
@@ -181,10 +172,7 @@ def save_grid(images: torch.Tensor, path: str | os.PathLike, columns: int | None
 
 
 def grid(images: torch.Tensor, columns: int | None = None, padding: int = 2) -> torch.Tensor:
-    """Images (N, 3, H, W) side by side in one (3, H', W'), row by row, nearly square unless `columns` is given.
-
-    White lines of `padding` pixels are between and around them.
-    """
+    """Images (N, 3, H, W) in one (3, H', W'), row by row, nearly square unless `columns` is given, with white lines."""
     from torchvision.utils import make_grid  # doubles the start-up time, and half of the scripts draw no grid
 
     columns = columns or math.ceil(math.sqrt(len(images)))
@@ -192,10 +180,7 @@ def grid(images: torch.Tensor, columns: int | None = None, padding: int = 2) -> 
 
 
 def save_animation(frames: Iterable[torch.Tensor], path: Path, seconds: float) -> None:
-    """Write `frames`, each (3, H, W) in [−1, 1], as a looping GIF or WebP, by the suffix, that takes `seconds`.
-
-    The last frame stays for one more second.
-    """
+    """Write `frames`, each (3, H, W) in [−1, 1], as a looping GIF or WebP of `seconds` plus one for the last frame."""
     pictures = [to_pil(frame[None])[0] for frame in frames]
     durations = [round(1000 * seconds / len(pictures))] * (len(pictures) - 1) + [1000]
     with replace_file(path) as temporary:  # `quality` is WebP's; a GIF has none

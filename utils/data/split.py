@@ -1,4 +1,4 @@
-"""Which images a step trains on, which it chooses by, and which are kept for what is reported: by a hash."""
+"""Which images a step trains on, which are for validation and which are test images: by a hash."""
 
 import hashlib
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ VALIDATION, TEST, TRAINING = range(3)  # the sides
 
 
 class Bounds(NamedTuple):
-    """Where the hash of an image, from 0 to 1, leaves the validation images, and where the test images."""
+    """Where the validation images and the test images end among the hashes of images, which run from 0 to 1."""
 
     validation: float = VAL_FRACTION
     test: float = VAL_FRACTION + TEST_FRACTION
