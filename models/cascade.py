@@ -140,8 +140,8 @@ class Cascade:
     ) -> Pictures:
         """Generate images: a list of PIL images, or with `as_tensor` a tensor (number, 3, H, W) in [−1, 1].
 
-        Image i takes entry i of `conditions`, units of the condition codebook, and of `labels`, and from the first
-        again. The settings are `seed`, 0 by default, `as_tensor`, and keys of `SamplingConfig`, such as
+        Image i takes entry i of `conditions`, units of the condition codebook, and of `labels`, both repeated as often
+        as needed. The settings are `seed`, 0 by default, `as_tensor`, and keys of `SamplingConfig`, such as
         temperature=0.8, or temperature=(1, 0.6, 0.4) with a value for each stage. Raises `UserError` naming what this
         model cannot do.
         """
@@ -207,29 +207,26 @@ class Cascade:
 
     def conditions(self, request: Request, images: range) -> torch.Tensor:
         """The condition token of each image, (N, 1): a given one, or drawn by its use in training or in a label."""
-        if request.places:
-            return torch.tensor([pick(request.places, image).nearest for image in images], device=self.device)[:, None]
-        if request.conditions:
-            given = [pick(request.conditions, image) for image in images]
-            return torch.tensor(given, device=self.device)[:, None]
-        if request.init_tokens:
-            return self._taken(request, 0, images)
-        return torch.stack([self._draw_condition(request, image) for image in images]).to(self.device)
-
-    def _draw_condition(self, request: Request, image: int) -> torch.Tensor:
-        label = pick(request.labels, image)
-        counts = self.codebooks[0].counts if label is None else self.stages[0].label_usage[self.labels.index(label)]
-        return torch.multinomial(counts.cpu().double(), 1, generator=image_generator(request.seed, -1, image))
-
-    def _taken(self, request: Request, level: int, images: range) -> torch.Tensor:
-        """The tokens of the images that a request starts from, (N, T)."""
-        tokens = request.init_tokens[level]
-        return tokens[[image % len(tokens) for image in images]]
+        if request.init_tokens and not (request.places or request.conditions):
+            return _given(request, 0, images)
+        units = []
+        for image in images:
+            if request.places:
+                units.append(pick(request.places, image).nearest)
+            elif request.conditions:
+                units.append(pick(request.conditions, image))
+            else:
+                label, usage = pick(request.labels, image), self.codebooks[0].counts
+                if label is not None:
+                    usage = self.stages[0].label_usage[self.labels.index(label)]
+                generator = image_generator(request.seed, -1, image)
+                units.append(int(torch.multinomial(usage.cpu().double(), 1, generator=generator)))
+        return torch.tensor(units, device=self.device)[:, None]
 
     def _write(
         self, number: int, request: Request, images: range, coarse: torch.Tensor, count: Count
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What a stage writes over the coarse tokens (N, S) of these images: its tokens (N, T) and scores (N,)."""
+        """The tokens (N, T) that a stage writes over the coarse tokens (N, S) of these images, and scores (N,)."""
         stage, config = self.stages[number], (request.sampling or self.configs)[number]
         fine, base, towards = stage.config.fine, self.stages[0].config.fine, None
         if number == 0 and request.places:
@@ -239,7 +236,7 @@ class Cascade:
             coarse, towards = units[:, :1], (units[:, 1:], shares)
         coarse = stage.with_labels(coarse, [pick(request.labels, image) for image in images])
         rows = request.keep_rows * fine.height // base.height
-        kept = self._taken(request, number + 1, images)[:, : rows * fine.width] if rows else None
+        kept = _given(request, number + 1, images)[:, : rows * fine.width] if rows else None
         drawn = [0] * len(images) if request.same_draws else images
         uniform = uniform_draws(request.seed, number, drawn, fine.length, config.num_beam)
         return stage.sample(coarse, config, uniform, kept=kept, towards=towards, progress=lambda: count(1))
@@ -249,14 +246,14 @@ class Cascade:
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield the tokens (N, T) of the condition and of each stage for these images, each with its scores (N,).
 
-        The condition and a stage that was skipped have no score (NaN).
+        The condition and a stage that is skipped have no score (NaN). `count` is called with the number of new tokens.
         """
         none = torch.full((len(images),), torch.nan)
         tokens = self.conditions(request, images)
         yield tokens, none
         for number, stage in enumerate(self.stages):
             if number < request.from_stage:
-                tokens, scores = self._taken(request, number + 1, images), none
+                tokens, scores = _given(request, number + 1, images), none
                 count(stage.config.fine.length)
             else:
                 tokens, scores = self._write(number, request, images, tokens, count)
@@ -265,10 +262,7 @@ class Cascade:
     def generate(
         self, request: Request, images: range, count: Count = lambda num: None
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Tokens of the condition and of every stage for these images, each (N, T), and the stages' scores (N, stages).
-
-        A stage that was skipped has no score (NaN). `count` is called with the number of positions done.
-        """
+        """`write_stages` at once: tokens of the condition and of every stage, each (N, T), and scores (N, stages)."""
         tokens, scores = zip(*self.write_stages(request, images, count), strict=True)
         return list(tokens), torch.stack(scores[1:], dim=1)
 
@@ -300,8 +294,14 @@ class Cascade:
                 yield self.decoder.decode(torch.where(number < written, fine, coarse))
 
 
+def _given(request: Request, level: int, images: range) -> torch.Tensor:
+    """The tokens (N, T) of the images that a request starts from, at a level of the cascade."""
+    tokens = request.init_tokens[level]
+    return tokens[[image % len(tokens) for image in images]]
+
+
 def _check_guidance(where: str, stage: Stage, config: SamplingConfig) -> None:
-    """Raise `UserError`, which begins with `where`, if a stage is to be guided that has not learned what that needs."""
+    """Raise `UserError`, which begins with `where`, if a stage that was trained without dropout is to be guided."""
     if config.is_guided and not stage.config.transformer.condition_dropout:
         raise UserError(
             f"{where}: 'guidance_scale' is {config.guidance_scale}, but the stage was trained without "

@@ -68,24 +68,23 @@ class CodebookConfig:
 
 
 class Codebook(nn.Module):
-    """K units of dimension D, each at a place of the map. Nothing in it has a gradient.
+    """K units of dimension D, each at a place of the map, as buffers without gradients.
 
-    Buffers: `units` (K, D) float32; `coordinates` (K, 2) int64, row and column on the map; `counts` (K,) int64, how
-    often each unit was the best match over a data set, zero until those of a `Census` are copied in.
+    `units` (K, D) float32; `coordinates` (K, 2) int64, row and column on the map; `counts` (K,) int64, how often each
+    unit was the best match over a data set, zero until those of a `Census` are copied in.
     """
 
     def __init__(self, config: CodebookConfig, num_units: int | None = None) -> None:
         super().__init__()
         self.config = config
-        num_units = num_units or config.num_embeddings
-        index = torch.arange(num_units)
-        columns = config.map_shape[1]
-        self.register_buffer("units", torch.zeros(num_units, config.dim))
+        index, columns = torch.arange(num_units or config.num_embeddings), config.map_shape[1]
+        self.register_buffer("units", torch.zeros(len(index), config.dim))
         self.register_buffer("coordinates", torch.stack((index // columns, index % columns), dim=1))
-        self.register_buffer("counts", torch.zeros(num_units, dtype=torch.int64))
-        self.origin: Origin = {}  # what made its data, once loaded from a checkpoint
-        self.step = 0  # of its training, as that checkpoint has it
-        self.bounds = Bounds()  # of the maps that it has learned from, likewise
+        self.register_buffer("counts", torch.zeros_like(index))
+        # Of the checkpoint that it was loaded from:
+        self.origin: Origin = {}  # the models that made its data
+        self.step = 0  # of its training
+        self.bounds = Bounds()  # of the maps that it has learned from
 
     @classmethod
     def load(cls, path: Path) -> "Codebook":
@@ -112,10 +111,7 @@ class Codebook(nn.Module):
         return self.config.image_C, self.config.image_H, self.config.image_W
 
     def check_fits(self, path: Path, shape: tuple[int, ...], origin: Origin) -> None:
-        """Raise `UserError` naming `path`, the file of the codebook, if it is not for feature maps of this shape.
-
-        Nor may what they were made with be other models than those that made what the codebook was trained on.
-        """
+        """Raise `UserError` naming the file of the codebook if it is for feature maps of another shape or origin."""
         if shape != self.fmap_shape:
             raise UserError(
                 f"{path}: is for feature maps of {self.fmap_shape} (C, H, W), the data set holds {shape}; "
@@ -137,9 +133,9 @@ class Codebook(nn.Module):
         errors, indices = [], []
         for block in patches.split(max(1, cells // max(self.units.shape))):
             scores = torch.addmm(half_norms, block, self.units.T, alpha=-1)  # ½|u|² − p·u, least where |p − u| is
-            found = scores.topk(k, largest=False).indices if k > 1 else scores.argmin(1, keepdim=True)
-            errors.append(torch.stack([self.units[column].sub_(block).square_().sum(1) for column in found.T], dim=1))
-            indices.append(found)
+            nearest = scores.topk(k, largest=False).indices if k > 1 else scores.argmin(1, keepdim=True)
+            errors.append(torch.stack([self.units[column].sub_(block).square_().sum(1) for column in nearest.T], dim=1))
+            indices.append(nearest)
         return torch.cat(errors), torch.cat(indices)
 
     def find_bmu(self, fmap: torch.Tensor) -> torch.Tensor:
@@ -160,23 +156,19 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def lay_out(self, patches: torch.Tensor) -> None:
-        """Make the units patches of the data, laid out along its first two principal components.
+        """Copy patches of the data to the units, laid out along its first two principal components.
 
         `patches` (N, D) with N at least K. Sorted by the component that the map's longer side follows, they are cut
         into as many groups as it has columns, and each group is sorted by the other: the map starts ordered.
         """
         chosen = patches[: len(self)]
-        columns = self.config.map_shape[1]
         _, _, axes = torch.pca_lowrank(patches, q=min(2, *patches.shape))
         scores = (chosen - patches.mean(0)) @ axes  # (K, 2), or (K, 1) where D is 1
-        column = torch.empty(len(self), dtype=torch.int64, device=patches.device)
-        places = self.coordinates[:, 1].sort(stable=True).values  # columns to fill, as often as the map has them
-        column[scores[:, 0].argsort()] = places
-        for index in range(columns):
-            members = (column == index).nonzero().squeeze(1)
-            order = members[scores[members, -1].argsort()]
+        order = scores[:, 0].argsort()
+        for index in range(self.config.map_shape[1]):
             slots = (self.coordinates[:, 1] == index).nonzero().squeeze(1)
-            self.units[slots] = chosen[order]
+            members, order = order[: len(slots)].sort().values, order[len(slots) :]
+            self.units[slots] = chosen[members[scores[members, -1].argsort()]]
 
     @torch.no_grad()
     def prune(self, keep: torch.Tensor) -> "Codebook":

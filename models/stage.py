@@ -64,7 +64,7 @@ class StageConfig:
         return cls(transformer, *grids, is_base, labels)
 
     def example(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens of as many images, coarse and fine, as training reads them, to count what a step needs."""
+        """Coarse and fine tokens of so many images, as training reads them, to count what a step needs."""
         coarse = self.coarse.length + bool(self.labels)
         return tuple(torch.zeros(number, length, dtype=torch.long) for length in (coarse, self.fine.length))
 
@@ -75,9 +75,10 @@ class Stage(nn.Module):
     def __init__(self, config: StageConfig) -> None:
         super().__init__()
         self.config = config
-        self.origin: Origin = {}  # what it was trained with, once loaded from a checkpoint
-        self.fingerprint: str | None = None  # of that checkpoint
-        self.bounds = Bounds()  # of the images that it has learned from, as that checkpoint has it
+        # Of the checkpoint that it was loaded from:
+        self.origin: Origin = {}  # the models that it was trained with
+        self.fingerprint: str | None = None
+        self.bounds = Bounds()  # of the images that it has learned from
         self.near: torch.Tensor | None = None  # the `near_units` of the coarse codebook, for `condition_noise`
         conditions = config.coarse.num_units + (config.transformer.condition_dropout > 0)  # the null is the last
         firsts, source = (conditions, None) if config.is_base else (1, config.coarse)
@@ -103,9 +104,9 @@ class Stage(nn.Module):
 
     @torch.no_grad()
     def init_embeddings(self, coarse: Codebook, fine: Codebook) -> None:
-        """Initialise the embeddings of tokens so that they are as close to each other as their units are.
+        """Initialise token embeddings to be as close to each other as their units are, and prepare `condition_noise`.
 
-        What the stage learns about one token then applies to similar ones. Also prepares `condition_noise`.
+        What the stage learns about one token then applies to similar ones.
         """
         if self.config.transformer.condition_noise:
             self.near = near_units(coarse)
@@ -115,15 +116,14 @@ class Stage(nn.Module):
             vectors[: len(codebook)] = smooth_features(codebook.units, vectors)
 
     def disturb(self, coarse: torch.Tensor) -> torch.Tensor:
-        """Coarse tokens (B, S) as training sees them: some replaced by a near unit, some images without any.
+        """Coarse tokens (B, S) with noise: some replaced by a near unit, some images without any, and one label drawn.
 
         Noise makes a stage tolerate errors of the stage before it (Ho et al. 2021, "Cascaded diffusion models"); images
-        without a condition are needed for guidance (Ho and Salimans 2022). One of the labels of an image is drawn.
+        without a condition are needed for guidance (Ho and Salimans 2022).
         """
         config, device = self.config.transformer, coarse.device
         coarse, labels = coarse.tensor_split([self.config.coarse.length], dim=1)
         if config.condition_noise:
-            assert self.near is not None, "noise needs the near units of the coarse codebook"
             slips = uniform(coarse) < config.condition_noise
             length, near = coarse.shape[1], self.near.shape[1]
             choice = draw(lambda number: torch.randint(near, (number, length), device=device), len(coarse))
@@ -145,7 +145,7 @@ class Stage(nn.Module):
         return nothing
 
     def with_labels(self, coarse: torch.Tensor, names: list[str | None]) -> torch.Tensor:
-        """Condition tokens (N, 1), followed by the label of each image, or none, if the stage uses labels: (N, 2)."""
+        """Condition tokens (N, 1), followed by the label of each image or the null label if the stage uses labels."""
         if not self.config.labels:
             return coarse
         indices = [len(self.config.labels) if name is None else self.config.labels.index(name) for name in names]

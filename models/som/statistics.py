@@ -31,14 +31,13 @@ class Census:
     variance: float  # mean squared distance of a patch to the mean patch
 
     def statistics(self, codebook: Codebook) -> Statistics:
-        """The numbers to report of `codebook`, the one that was counted; its units may have new places by now.
+        """The numbers to report of the codebook that was counted; its units may have new places by now.
 
         - `quantization_error`: mean squared error per number of the feature map;
         - `share_of_variance`: that error as a share of the variance of the patches;
         - `topographic_error`: share of patches whose two nearest units are not neighbours on the map (Kiviluoto 1996);
         - `units`, `units_used`;
-        - `entropy_bits`: entropy of the units' use; `perplexity`: 2 to that power, the number of equally used units
-          that would have this entropy;
+        - `entropy_bits`: entropy of the units' use; `perplexity`: the number of equally used units with this entropy;
         - `most_used`, `least_used`: pairs of a unit and its count.
         """
         use = self.counts[self.counts > 0].double() / self.counts.sum()
@@ -59,9 +58,9 @@ class Census:
 
 @torch.no_grad()
 def take_census(codebook: Codebook, batches: Iterable[torch.Tensor]) -> Census:
-    """Count the patches of batches of feature maps (B, C, H, W) in one pass; the codebook stays as it is.
+    """Count the patches of batches of feature maps (B, C, H, W), those of all processes, in one pass.
 
-    Of several processes each has its own batches, and the first one gets the pairs of all.
+    The codebook stays as it is. Process 0 alone gets the pairs.
     """
     counts, pairs = torch.zeros(len(codebook), dtype=torch.int64), PairCounts(len(codebook))
     error = squares = 0.0
@@ -88,8 +87,8 @@ def decoded_psnr(
 ) -> dict[str, float]:
     """Peak signal-to-noise ratio, in dB, of images decoded from feature maps before and after quantization.
 
-    Compares them with the images that the feature maps `indices` were made from, without mirror images. Returns {} if
-    there are no such images. Raises `UserError` naming an image whose size has changed.
+    Compares with the images of the feature maps `indices`, but for mirrored ones. Returns {} if there are none. Raises
+    `UserError` naming an image whose size has changed.
     """
     if len(indices) == 0:  # nothing is held out
         return {}
