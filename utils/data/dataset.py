@@ -110,7 +110,7 @@ class FeatureMapDataset(FileDataset):
 
     def __getitem__(self, indices: np.ndarray) -> torch.Tensor:
         maps = np.empty((len(indices), *self.shape), dtype=np.float32)
-        for place, index in enumerate(indices.tolist()):
+        for place, index in enumerate(map(int, indices)):
             if self.is_checked[index]:
                 first = int(self.records.table["first"][index])
                 if first not in self.paths:
