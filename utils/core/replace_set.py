@@ -1,7 +1,4 @@
-"""A set of files that belong together, made in `.next/` and then put in the place of the one before, as a whole.
-
-A process that dies in here leaves what the next one needs to go on.
-"""
+"""Replaces a set of files that belong together, as a whole, by one in `.next/`; a process that dies amid it resumes."""
 
 import json
 import shutil
@@ -14,9 +11,9 @@ NEXT, WHOLE = ".next", ".whole"  # the folder of the set to come; its file that 
 
 
 def finish_set(folder: Path, names: Iterable[str], last: str, before: Iterable[str]) -> None:
-    """Say that the set in `folder`/.next is whole: files of these `names`, and the one without which there is no set.
+    """Mark the set in `folder`/.next as whole: files of these `names` and the `last`, without which there is no set.
 
-    They are on disk before it says so. `before` names the files of the set that it is to replace.
+    They are on disk before the mark. `before` names the files of the set that it is to replace.
     """
     flush_all(folder / NEXT)
     names = sorted({*names} - {last})
@@ -25,10 +22,7 @@ def finish_set(folder: Path, names: Iterable[str], last: str, before: Iterable[s
 
 
 def replace_set(folder: Path) -> None:
-    """Put the set in `folder`/.next, if it is whole, in the place of the one before; its last file comes last.
-
-    No file of one is ever beside a file of the other, but for those that stay the same.
-    """
+    """Replace the set in `folder` by that in `folder`/.next, if it is whole; the two are never mixed."""
     new = folder / NEXT
     if not (new / WHOLE).is_file():
         return

@@ -147,19 +147,18 @@ class FeatureMapDataset(FileDataset):
 
         Raises `UserError` naming an image that is missing, unreadable or no longer of that size.
         """
-        return torch.stack([self._image(index, scale) for index in indices])
-
-    def _image(self, index: int, scale: int) -> torch.Tensor:
-        record = self.records[index]
-        place, path = place_of(record), self.folder / record["image_path"]
-        image = to_floats(np.asarray(open_rgb(path, place=place)))
-        height, width = self.shape[1] * scale, self.shape[2] * scale
-        if image.shape[1:] != (height, width):
-            raise UserError(
-                f"{shown(path, place)}: is {image.shape[1]}×{image.shape[2]}, its feature map was made from "
-                f"{height}×{width}; make the maps again with generate_fmap_dataset.py"
-            )
-        return image.flip(-1) if self.flipped[index] else image
+        images, (height, width) = [], (side * scale for side in self.shape[1:])
+        for index in indices:
+            record = self.records[index]
+            place, path = place_of(record), self.folder / record["image_path"]
+            image = to_floats(np.asarray(open_rgb(path, place=place)))
+            if image.shape[1:] != (height, width):
+                raise UserError(
+                    f"{shown(path, place)}: is {image.shape[1]}×{image.shape[2]}, its feature map was made from "
+                    f"{height}×{width}; make the maps again with generate_fmap_dataset.py"
+                )
+            images.append(image.flip(-1) if self.flipped[index] else image)
+        return torch.stack(images)
 
     def unflipped(self, indices: np.ndarray) -> np.ndarray:
         """Those of `indices` that are not mirrored."""

@@ -195,10 +195,7 @@ def save_walk(pictures: torch.Tensor, path: Path) -> None:
 
 
 def heat_map(values: torch.Tensor, side: int = 768) -> torch.Tensor:
-    """Non-negative numbers (H, W) as colours from dark blue to light yellow, NaN white: (3, h, w) in [−1, 1].
-
-    Each number becomes a square; the longer side of the picture has at most `side` pixels.
-    """
+    """Non-negative numbers (H, W) as squares from dark blue to light yellow, NaN white: (3, h, w), at most `side`."""
     share = (values / values.nan_to_num(0).max().clamp(min=1e-12)).numpy()
     marks = np.linspace(0, 1, len(HEAT))
     levels = np.stack([np.interp(share, marks, channel) for channel in np.transpose(HEAT)])

@@ -1,7 +1,4 @@
-"""Runs other programs, one after the other: passes each signal on to them once, and pauses and ends with them.
-
-Without it a signal would end this process alone, and its next start would run beside the program that lives on.
-"""
+"""Runs other programs, one after the other: passes each signal on to them once, and pauses and ends with them."""
 
 import os
 import signal
@@ -18,7 +15,7 @@ STOPS = [each for each in signal.Signals if each.name in ("SIGHUP", "SIGINT", "S
 
 
 class Attendant:
-    """What runs programs and receives the signals meanwhile."""
+    """Runs programs and receives the signals meanwhile, so that no program outlives this process."""
 
     def __init__(self) -> None:
         self.child: subprocess.Popen | None = None

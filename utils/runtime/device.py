@@ -115,16 +115,12 @@ def keep_memory() -> None:
     """Keep freed memory for the next tensors: glibc would return it, and the kernel would clear it each time."""
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(libc, "mallopt"):
-        m_trim_threshold, m_mmap_threshold = -1, -3  # of malloc.h
-        libc.mallopt(m_mmap_threshold, 2**25)  # the largest value that it accepts
-        libc.mallopt(m_trim_threshold, 2**30)
+        libc.mallopt(-3, 2**25)  # M_MMAP_THRESHOLD of malloc.h, the largest value that it accepts
+        libc.mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
 
 
 def give_back_memory() -> None:
-    """Return freed memory to the system after all, which takes milliseconds.
-
-    For a process that serves requests of many shapes: what `keep_memory` keeps for one rarely fits the next.
-    """
+    """Return freed memory to the system after all, which takes milliseconds: what is kept rarely fits other shapes."""
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)

@@ -154,11 +154,7 @@ def gather(value: T) -> list[T]:
 
 def stack(tensor: torch.Tensor) -> torch.Tensor:
     """The tensors (…) of all processes, of one shape, as one (P, …)."""
-    if num_processes() == 1:
-        return tensor[None]
-    tensors = [torch.empty_like(tensor) for _ in range(num_processes())]
-    dist.all_gather(tensors, tensor.contiguous())
-    return torch.stack(tensors)
+    return torch.stack(gather(tensor.cpu())).to(tensor.device)
 
 
 def gather_rows(rows: torch.Tensor) -> torch.Tensor | None:
@@ -192,10 +188,9 @@ def parallel(model: nn.Module) -> nn.Module:
 
 
 def agree(key: dict[str, object]) -> None:
-    """Wait until all processes have passed their checks, before the first one writes or computes with the others.
+    """Wait, once, until all processes have passed their checks, before one writes or computes with the others.
 
-    Raises `UserError` in process 0 if another one has failed, or was given another `key`; the others end. Once they
-    have agreed, they do not again.
+    Raises `UserError` in process 0 if another one has failed, or was given another `key`; the others end.
     """
     error = _exchange(None, key | {"code": _code()}) if num_processes() > 1 and not _has_agreed else None
     if error is not None:

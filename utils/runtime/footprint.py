@@ -21,10 +21,7 @@ CPU_ATTENTION = {
 
 
 class PeakMemory(TorchDispatchMode):
-    """Counts the bytes of the tensors that operators return in this block: those alive `now`, and the most, `peak`.
-
-    What the operators need inside, and what the allocator cannot use, come on top.
-    """
+    """Counts the bytes of the tensors that operators return in this block: those alive `now`, and the most, `peak`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,15 +36,15 @@ class PeakMemory(TorchDispatchMode):
         return result
 
     def _count(self, tensors: object, *, is_new: bool) -> None:
+        def forget(key: int) -> None:
+            self.now -= self.sizes.pop(key)
+
         for tensor in tree_leaves(tensors):
             if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage())._cdata not in self.sizes:
                 self.sizes[storage._cdata] = storage.nbytes() if is_new else 0
                 self.now += self.sizes[storage._cdata]
                 self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self._forget, storage._cdata).atexit = False
-
-    def _forget(self, key: int) -> None:
-        self.now -= self.sizes.pop(key)
+                weakref.finalize(storage, forget, storage._cdata).atexit = False
 
 
 @dataclass(frozen=True)
@@ -103,10 +100,7 @@ def count_step(model: nn.Module, compute: Callable, batch: object, cast: torch.a
 def count_footprint(
     model: nn.Module, compute: Callable, batch: object, cast: torch.autocast, standing: int, gradients: int
 ) -> Footprint:
-    """What steps with batches like this one need on top of `standing` bytes.
-
-    What a batch needs beyond its `gradients`, in bytes, is taken to be proportional to its size.
-    """
+    """What steps with such batches need on top of `standing` bytes: those of `gradients`, and a part for each item."""
     size = len(tree_leaves(batch)[0])
     memory, operations = count_step(model, compute, batch, cast)
     return Footprint(standing, size, memory, (memory - gradients) / size, operations / size)
