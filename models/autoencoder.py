@@ -155,14 +155,11 @@ class Autoencoder(nn.Module):
         return self.decoder(fmap)
 
     def forward(self, images: torch.Tensor, codebook: Codebook | None = None) -> torch.Tensor:
-        """Reconstruct (B, 3, H, W), with a codebook from quantized feature maps and without a gradient for the encoder.
-
-        In training without one, noise on the feature map makes the decoder tolerate quantization.
-        """
+        """Reconstruct (B, 3, H, W), with a codebook from quantized feature maps, without gradients for the encoder."""
         if codebook is not None:
             return self.decode(self.quantized(images, codebook))
         fmap = self.encode(images)
-        if self.training and self.config.latent_noise > 0:
+        if self.training and self.config.latent_noise > 0:  # so the decoder tolerates quantization
             fmap = fmap + self.config.latent_noise * draw(partial(_noise, fmap), len(fmap))
         return self.decode(fmap)
 

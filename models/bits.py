@@ -14,11 +14,8 @@ log = logging.getLogger(__name__)
 
 
 def code_bits(counts: torch.Tensor, symbols: torch.Tensor) -> float:
-    """Mean bits of symbols (N,) below K, by their shares in `counts` (K,) of the training maps.
-
-    Half of one is added to each count (Krichevsky and Trofimov 1981), so that a symbol that no training map has costs
-    finitely many bits.
-    """
+    """Mean bits of symbols (N,) below K, by their shares in `counts` (K,) of the training maps."""
+    # Krichevsky and Trofimov 1981: a symbol that no training map has costs finitely many bits.
     smoothed = counts.double() + 0.5
     return float((smoothed.sum() / smoothed).log2()[symbols].mean())
 
@@ -48,8 +45,7 @@ def with_bits(numbers: dict[str, float], config: StageConfig, bits_before: float
 def bits_before(coarse: Codebook, previous: Path | None) -> float | None:
     """Bits of an image in all stages before the one that reads `coarse`, None if unknown.
 
-    They were measured with the checkpoint `previous` of the stage before. Raises `UserError` if that stage writes
-    another codebook.
+    They were measured with the checkpoint `previous`. Raises `UserError` if its stage writes another codebook.
     """
     if previous is None:
         return None

@@ -67,6 +67,9 @@ class Cascade:
             self.stages.append(stage.to(device))
             rows = batch_size * config.num_beam * (2 if config.is_guided else 1)
             make_ready(stage.transformer, dtype, rows, compiled)
+        self.labels = self.stages[0].config.labels  # that the base stage has learned
+        self.image_size = decoder.image_size(self.codebooks[0].fmap_shape)  # height and width
+        self.length = sum(stage.config.fine.length for stage in self.stages)  # tokens of an image in all stages
 
     @classmethod
     def load(
@@ -97,23 +100,6 @@ class Cascade:
             folder.check_inside(configs)
         decoder = Autoencoder.load(folder.decoding.latest).to(place)
         return cls(configs, folder.path, decoder, place, dtype, batch_size, compiled)
-
-    # --- What the model is ---
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The labels that the base stage has learned."""
-        return self.stages[0].config.labels
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width of the images."""
-        return self.decoder.image_size(self.codebooks[0].fmap_shape)
-
-    @property
-    def length(self) -> int:
-        """Tokens that all stages write for an image."""
-        return sum(stage.config.fine.length for stage in self.stages)
 
     def check(self, request: Request) -> None:
         """Raise `UserError` naming the flag that this cascade cannot satisfy."""
@@ -269,14 +255,10 @@ class Cascade:
     def batches(
         self, request: Request, number: int, name: str
     ) -> Iterator[tuple[int, list[torch.Tensor], torch.Tensor]]:
-        """Generate `number` images; yield of each batch the index of its first image, its tokens and its scores.
-
-        The last batch is generated in full as well, so the number of images never changes a picture. Each process makes
-        some of the batches.
-        """
+        """Generate this process's share of `number` images: yield the first index, tokens and scores of each batch."""
         starts = own(range(0, number, self.batch_size))
         with progress(total=self.length * len(starts), unit="token", desc=name) as bar:
-            for start in starts:
+            for start in starts:  # the last batch in full as well, so the number of images never changes a picture
                 tokens, scores = self.generate(request, range(start, start + self.batch_size), bar.update)
                 yield start, [part[: number - start] for part in tokens], scores[: number - start]
 

@@ -77,6 +77,7 @@ class Codebook(nn.Module):
     def __init__(self, config: CodebookConfig, num_units: int | None = None) -> None:
         super().__init__()
         self.config = config
+        self.fmap_shape = (config.image_C, config.image_H, config.image_W)
         index, columns = torch.arange(num_units or config.num_embeddings), config.map_shape[1]
         self.register_buffer("units", torch.zeros(len(index), config.dim))
         self.register_buffer("coordinates", torch.stack((index // columns, index % columns), dim=1))
@@ -104,11 +105,6 @@ class Codebook(nn.Module):
     def fingerprint(self) -> str:
         """The hash that later steps record."""
         return fingerprint(self.state_dict())
-
-    @property
-    def fmap_shape(self) -> tuple[int, int, int]:
-        """The shape (C, H, W) of its feature maps."""
-        return self.config.image_C, self.config.image_H, self.config.image_W
 
     def check_fits(self, path: Path, shape: tuple[int, ...], origin: Origin) -> None:
         """Raise `UserError` naming the file of the codebook if it is for feature maps of another shape or origin."""

@@ -104,10 +104,7 @@ class Stage(nn.Module):
 
     @torch.no_grad()
     def init_embeddings(self, coarse: Codebook, fine: Codebook) -> None:
-        """Initialise token embeddings to be as close to each other as their units are, and prepare `condition_noise`.
-
-        What the stage learns about one token then applies to similar ones.
-        """
+        """Initialise token embeddings so that they are as close to each other as their units; prepare the noise."""
         if self.config.transformer.condition_noise:
             self.near = near_units(coarse)
         embed = self.transformer.embed.token.weight

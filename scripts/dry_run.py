@@ -73,10 +73,7 @@ def estimate(recipe: Recipe, dataset: Path, device: str | None) -> None:
 
 
 def shorten(recipe: Recipe, **options: object) -> Recipe:
-    """A recipe with few training steps, one checkpoint for each training, and all units kept.
-
-    `options` are those of all trainings by gradients, instead of the usual ones.
-    """
+    """A recipe with few training steps, or these `options` of trainings by gradients, and all units kept."""
     short = recipe.change(("autoencoder", "decoder", *recipe.stages), **options or SHORT).change(("codebook",), **SHORT)
     return short if "keep" in short.settings["prune"] else short.change(("prune",), prune_threshold=0)
 

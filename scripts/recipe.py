@@ -28,10 +28,7 @@ Plans = dict[str, dict[str, object]]  # by the names of steps: what their result
 
 
 def check(recipe: Recipe, steps: Sequence[Step], run: RunFolder, generation: Path) -> Plans:
-    """Raise `UserError` naming the file and the key of the first mistake; return the plan of each step.
-
-    `generation` is the config of the generation: the recipe's, or one that a person has edited.
-    """
+    """The plan of each step; raises `UserError` naming the file, perhaps the config `generation`, and the wrong key."""
     plans, configs = {}, {}
     for step in steps:
         options_of(recipe, step)
@@ -83,10 +80,7 @@ def check_sizes(recipe: Recipe, run: RunFolder, configs: dict[str, object]) -> N
 
 
 def check_generation(path: Path, steps: Sequence[Step], run: RunFolder) -> dict[str, object]:
-    """The plan of a generation: how its stages sample, and the files that they are read from.
-
-    Raises `UserError` unless these are in the folder of the stage's own step, or exist.
-    """
+    """The plan of a generation; raises `UserError` unless its files are in the folders of the steps, or exist."""
     stages = [step for step in steps if step.script == "train_quantized_transformer"]
     configs, plan = load_generation_config(path), {}
     if len(configs) > len(stages):

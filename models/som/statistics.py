@@ -58,10 +58,7 @@ class Census:
 
 @torch.no_grad()
 def take_census(codebook: Codebook, batches: Iterable[torch.Tensor]) -> Census:
-    """Count the patches of batches of feature maps (B, C, H, W), those of all processes, in one pass.
-
-    The codebook stays as it is. Process 0 alone gets the pairs.
-    """
+    """Count the patches of feature maps (B, C, H, W) of all processes in one pass; process 0 alone gets the pairs."""
     counts, pairs = torch.zeros(len(codebook), dtype=torch.int64), PairCounts(len(codebook))
     error = squares = 0.0
     total = torch.zeros(codebook.config.dim, dtype=torch.float64)

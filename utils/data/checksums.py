@@ -29,10 +29,7 @@ def is_whole(path: Path, expected: str, row: int | None = None, read: Callable =
 
 
 def fingerprint(path: Path, number: int, names: Iterable[str], digest: str) -> Fingerprint:
-    """A fingerprint of the data set `path`, whose `number` files have these names and whose records have this digest.
-
-    Raises `UserError` naming a missing file.
-    """
+    """The fingerprint of the data set `path`, whose `number` files have these names; `UserError` if one is missing."""
     if number > MOST_FILES:
         return {"index": digest, "files": ""}
     files = hashlib.blake2b(digest_size=8)

@@ -14,10 +14,7 @@ RECORD = re.compile(r'"\d+": (\{.*\}),?\n')
 
 
 def write_dataset(path: str | os.PathLike, records: Iterable[dict], info: dict | None = None) -> None:
-    """Write `records`, one a line, as the default table of the TinyDB file `path`, atomically; `info` to table `info`.
-
-    The files that the records name are on disk before it is.
-    """
+    """Write a TinyDB file of `records`, one a line, and a table `info`, atomically, once their files are on disk."""
     path, separator = Path(path), ""
     flush_all(path.parent)
     with replace_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
@@ -30,10 +27,7 @@ def write_dataset(path: str | os.PathLike, records: Iterable[dict], info: dict |
 
 
 def read_tables(path: Path) -> Iterator[tuple[str, dict]]:
-    """Each record with the name of its table. Our records are read by line; the rest, and other files, at once.
-
-    Raises `ValueError` or `RecursionError` if it is no dataset.json.
-    """
+    """Each record with its table's name, ours by line; raises `ValueError` or `RecursionError` for other files."""
     with path.open(encoding="utf-8") as file:
         line = file.readline()
         head = HEAD if line == HEAD else ""

@@ -52,10 +52,7 @@ def open_rows(path: str) -> np.ndarray:
 
 
 class MapFiles:
-    """Maps of a data set, a file each, `per_folder` of them in a folder, named by their content.
-
-    So an earlier data set stays whole until it is replaced.
-    """
+    """Maps of a data set, a file each, named by their content: an earlier data set stays whole until it is replaced."""
 
     def __init__(self, folder: Path, per_folder: int) -> None:
         self.folder, self.per_folder = folder, per_folder
@@ -75,10 +72,7 @@ class MapFiles:
 
 
 class PackedMaps:
-    """`total` maps of one shape and dtype, as the rows of one array for each folder, named by the `key` of the content.
-
-    So an earlier data set stays whole until it is replaced.
-    """
+    """`total` maps as the rows of an array for each folder, named by the `key` of the content, as `MapFiles` are."""
 
     def __init__(self, folder: Path, per_folder: int, total: int, shape: tuple[int, ...], dtype: str, key: Key) -> None:
         self.folder, self.per_folder, self.total, self.shape, self.dtype = folder, per_folder, total, shape, dtype

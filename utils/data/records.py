@@ -168,10 +168,7 @@ def _keep(places: list[Path], key: Key, records: Records) -> None:
 
 
 def read_records(path: Path, required: tuple[str, ...]) -> Iterator[tuple[str, dict]]:
-    """Each record of a `dataset.json`, or of each image in shards, with the name of its table, one at a time.
-
-    Raises `UserError` if the file is no data set, or naming a record of a file without a string at a `required` key.
-    """
+    """Each record of a `dataset.json` or of shards with its table's name; `UserError` if one lacks a `required` key."""
     if are_meant(path):
         tables = ((DEFAULT, record) for record in read_shards(path))
     elif path.is_file():

@@ -131,10 +131,9 @@ def _described(shard: Path, name: str, content: bytes) -> dict:
 
 
 def write_shard(folder: Path, number: int, files: dict[str, bytes]) -> tuple[Path, dict[str, Place]]:
-    """Write files by their names to a shard; return its path, and the place of each file in it.
+    """Write files by their names to a shard, named by its content; return its path, and the place of each file in it.
 
-    Equal files give equal bytes, and another name goes with other content, so that an earlier data set stays whole. A
-    shard that exists keeps its timestamp.
+    So an earlier data set stays whole. A shard that exists keeps its timestamp.
     """
     places, buffer = {}, io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:

@@ -106,10 +106,7 @@ class CurrentAttempt:
         self.since, self.device = _now(), None  # the device once it has begun
 
     def begin(self, device: torch.device, config: object = None, inputs: dict | None = None) -> None:
-        """Begin to log to stdout and to a file, and add the attempt, with fingerprints of its `inputs`, to `run.json`.
-
-        To be called once all checks have passed. Process 0 does so, once all processes have come here.
-        """
+        """Add the attempt to `run.json` and begin to log, in process 0, once all processes have passed their checks."""
         self.agree(config, inputs)
         self.device = device
         if not distributed.is_main():
@@ -135,10 +132,7 @@ class CurrentAttempt:
         return {**options_key(self.options), **inputs}
 
     def check_repeats(self, inputs: dict, verify: Callable[[], None] | None = None) -> None:
-        """Raise `UserError` unless the script repeats what it did here before, or is to replace that.
-
-        With `--verify`, `verify` reads the files of the data set if only their timestamps have changed.
-        """
+        """Raise `UserError` unless the script repeats what it did here, or replaces it; `verify` is as in `check`."""
         before = [attempt for attempt in read_attempts(self.folder) if attempt.script == self.script]
         before = [attempt for attempt in before if attempt.outcome == FINISHED] or before  # these have left results
         if not before or self.options.overwrite:
