@@ -2,8 +2,8 @@
 
 Reads a dataset.json of feature maps and a codebook; writes models_checkpoint/pruned_codebook.pt and a line of
 metrics.jsonl under --out-dir. The survivors keep their order, their vectors and their places on the map. With
---decoder-path, the table of before and after also reports the PSNR of held-out images, and what is left is drawn
-(images/atlas_pruned.png, ...).
+--decoder-path, the table of before and after also reports the PSNR of held-out images, and the remaining units are
+drawn (images/atlas_pruned.png, ...).
 
     python prune_codebook.py --dataset-path out/faces/feature_maps/dataset.json \
         --codebook-path out/faces/codebook_0/models_checkpoint/latest.pt --out-dir out/faces/codebook_0

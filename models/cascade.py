@@ -1,4 +1,4 @@
-"""Generation: the stages of a cascade, checked to belong together, and what they make of requests."""
+"""The cascade: its stages, checked to belong together, and the images that they generate for requests."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +26,7 @@ from utils.sampling import SamplingConfig, image_generator, uniform_draws
 
 Pictures = list[Image.Image] | torch.Tensor
 Images = Picture | Sequence[Picture]
-Count = Callable[[int], object]  # is told how many positions were written
+Count = Callable[[int], object]  # called with the number of new tokens
 
 
 class Cascade:
@@ -119,7 +119,7 @@ class Cascade:
         for number, (stage, config) in enumerate(zip(self.stages, request.sampling or self.configs, strict=True)):
             _check_guidance(f"stage {number}", stage, config)
 
-    # --- What can be asked of it ---
+    # --- The requests of the Python interface ---
 
     def sample(
         self, number: int = 1, *, conditions: Sequence[int] = (), labels: Sequence[str] = (), **settings: Values
@@ -140,7 +140,7 @@ class Cascade:
         return self._make(Request(conditions=conditions), number, **settings)
 
     def complete(self, images: Images, rows: int, number: int | None = None, **settings: Values) -> Pictures:
-        """Keep what the first `rows` rows of the base stage's grid cover of these images, and write the rest."""
+        """Keep the part of these images under the first `rows` rows of the base stage's grid, and write the rest."""
         return self._make(Request(init_tokens=self.tokens(images), keep_rows=rows), number, **settings)
 
     def detail(self, images: Images, stage: int, number: int | None = None, **settings: Values) -> Pictures:

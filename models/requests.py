@@ -1,4 +1,4 @@
-"""What can be asked of a cascade, and the config of its stages."""
+"""The requests to a cascade, and the config of its stages."""
 
 import dataclasses
 import json

@@ -149,7 +149,7 @@ class Stage(nn.Module):
         return torch.cat((coarse, torch.tensor(indices, device=coarse.device)[:, None]), dim=1)
 
     def start(self, coarse: torch.Tensor) -> torch.Tensor | None:
-        """What is added to the embedding of the first input: the vector of the first label of each image, (B, dim)."""
+        """The vector of the first label of each image, (B, dim), which is added to the embedding of the first input."""
         return self.label(coarse[:, 1]) if self.config.labels else None
 
     def shift(self, coarse: torch.Tensor, other: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
@@ -170,7 +170,7 @@ class Stage(nn.Module):
         return coarse[:, 0] + behind if self.config.is_base else torch.full_like(coarse[:, 0], behind)
 
     def source(self, coarse: torch.Tensor) -> torch.Tensor | None:
-        """What the encoder reads: the coarse tokens, or nothing in a base stage."""
+        """The input of the encoder: the coarse tokens, or None in a base stage."""
         return None if self.config.is_base else coarse
 
     def inputs_and_targets(self, coarse: torch.Tensor, fine: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -34,8 +34,8 @@ class Options:
     source: str = option("cartoon faces, or emoji", "avatars", choices=("avatars", "openmoji"))
     device: str = option("auto (cuda, mps or cpu), or a torch device", "auto")
     out_dir: Path | None = option("where the data and all that is learned go", None, unset="out/demo-SOURCE")
-    overwrite: bool = option("replace what an earlier recipe, data set or command left there", False)
-    verify: bool = option("read all data once, where files were moved or copied so that their times changed", False)
+    overwrite: bool = option("replace results made from different inputs or options", False)
+    verify: bool = option("if only timestamps changed (e.g. after copying), compare checksums once", False)
 
     def __post_init__(self) -> None:
         if self.quick and self.size is not None:
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def is_older(path: Path, *sources: Path) -> bool:
-    """Whether a file is missing, or older than what it was made from."""
+    """Whether a file is missing, or older than its sources."""
     return not path.is_file() or any(source.stat().st_mtime > path.stat().st_mtime for source in sources)
 
 

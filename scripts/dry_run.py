@@ -1,11 +1,11 @@
-"""What a recipe will take on this machine: all of its steps, each training for a few training steps, and a table.
+"""The hours, disk and memory of a recipe on this machine: a short run of all its steps, and a table.
 
     python -m scripts.train_cascade --dry-run demo-64 data/photos/dataset.json
 
 The steps run with up to 1,000 images of the data set, taken evenly, in a temporary folder (of TMPDIR, if that is set).
 Times and disk are then scaled to the recipe's training steps and checkpoints and to the number of images. Not counted
 is that checkpoints are measured on more images, and log lines on some, which adds a few percent. Memory is the most
-that a process has held, or its GPU; what half a batch saves is counted by the tensors of a training step.
+that a process has held, or its GPU; the saving of half a batch is counted by the tensors of a training step.
 """
 
 from utils.runtime.threads import inherited
@@ -38,7 +38,7 @@ SHORT = dict.fromkeys(("max_epoch", "max_step", "checkpoint_step", "log_step"), 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A row of the table: what one script does in one step."""
+    """A row of the table: one script in one step."""
 
     name: str
     steps: int | None  # of a training
@@ -105,7 +105,7 @@ class Scaling:
     recipe: Recipe
 
     def estimates(self, run: RunFolder) -> list[Estimate]:
-        """What each script takes in each step."""
+        """The estimates of all steps."""
         pairs = []
         for step in steps_of(run, self.recipe, Path("unread")):
             newest = {attempt.script: attempt for attempt in read_attempts(step.folder)}
@@ -115,7 +115,7 @@ class Scaling:
         return [self.estimate(step, attempt, passes) for step, attempt in pairs]
 
     def estimate(self, step: Step, attempt: Attempt, passes: dict[str, float]) -> Estimate:
-        """What a script takes in a step; `passes` are the seconds of a pass by each codebook."""
+        """The estimate of a step; `passes` are the seconds of a pass by each codebook."""
         folder, name = step.folder, f"{step.folder.name}, {attempt.script}"
         files = (path for path in folder.path.rglob("*") if path.is_file() and path.parent != folder.checkpoints)
         size = sum(path.stat().st_size for path in files)  # bytes

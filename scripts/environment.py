@@ -17,7 +17,7 @@ from utils.runtime.child import Attendant
 ROOT = Path(__file__).parent.parent
 VENV = Path(".venv")  # of ROOT, where all of this happens
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-# There until .venv is whole: so one whose making was interrupted is known as ours, and made anew.
+# Exists until .venv is whole: so an interrupted one is known as ours, and replaced.
 INCOMPLETE = VENV / "incomplete"
 
 

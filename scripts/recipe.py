@@ -24,7 +24,7 @@ CONFIGS = {
     "train_quantized_transformer": TransformerConfig,
 }
 IDLE = ("log_step", "num_workers", "keep_checkpoint", "tensorboard")  # options that may change after a step has ended
-Plans = dict[str, dict[str, object]]  # by the names of steps: what their results depend on, by the names of options
+Plans = dict[str, dict[str, object]]  # by the names of steps: all options that their results depend on
 
 
 def check(recipe: Recipe, steps: Sequence[Step], run: RunFolder, generation: Path) -> Plans:

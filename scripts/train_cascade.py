@@ -46,8 +46,8 @@ class Options:
     dataset: Path = option("dataset.json of images, or shards", positional=True)
     out: Path | None = option("folder to write to; none with --dry-run", None, positional=True)
     device: str | None = option("auto (cuda, mps or cpu), or a torch device", None, unset="auto")
-    overwrite: bool = option("replace what an earlier recipe, data set or command left there", False)
-    verify: bool = option("read all data once, where files were moved or copied so that their times changed", False)
+    overwrite: bool = option("replace results made from different inputs or options", False)
+    verify: bool = option("if only timestamps changed (e.g. after copying), compare checksums once", False)
     nproc: int | None = option(
         "processes on this machine, by torchrun, one for each GPU; batch sizes are those of one", None, unset="1", low=1
     )
@@ -67,7 +67,7 @@ class Options:
             raise UserError(f"--nnodes {self.nnodes}: add --rdzv-endpoint HOST:PORT, an address of one of the machines")
 
     def launcher(self, name: str) -> list[str]:
-        """What runs a step's script in several processes; nothing for one."""
+        """The arguments of Python that run a script in several processes; none for one."""
         if self.nproc is None and self.rdzv_endpoint is None:
             return []
         words = ["-m", "torch.distributed.run", "--nproc-per-node", str(self.nproc or 1)]

@@ -37,7 +37,7 @@ def same(before: Key, now: Key) -> bool:
 
 
 def difference(before: Key, now: Key) -> str | None:
-    """The first name whose value is another, if there is one; what a key does not name is None."""
+    """The first name with another value, if there is one; the value of a missing name is None."""
     before, now = plain(before), plain(now)
     return next((name for name in before | now if _value(before, name) != _value(now, name)), None)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from utils.core.files import flush, flush_all, make_folder, write_file
 
-NEXT, WHOLE = ".next", ".whole"  # the folder of the set to come; its file that says what the set is, once that is whole
+NEXT, WHOLE = ".next", ".whole"  # the folder of the next set, and its file with the names of a whole one
 
 
 def finish_set(folder: Path, names: Iterable[str], last: str, before: Iterable[str]) -> None:

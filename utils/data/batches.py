@@ -62,7 +62,7 @@ def split_batch(batch: Batch, size: int) -> list[Batch]:
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """Move a batch to the device."""
-    is_cuda = device.type == "cuda"  # elsewhere the source of a copy that nobody waits for might change first
+    is_cuda = device.type == "cuda"  # elsewhere the source of an asynchronous copy might change first
     return tree_map(lambda part: part.to(device, non_blocking=is_cuda), batch)
 
 

@@ -38,7 +38,7 @@ class FileDataset(Dataset):
         self.shape = tuple(self.read_file(0).shape)
 
     def __reduce__(self) -> tuple:
-        """Another process opens it again: what it costs to start one should not grow with the records."""
+        """Another process opens it again: the cost of a start should not grow with the records."""
         return type(self), (self.index, self.spare)
 
     def __len__(self) -> int:
@@ -46,7 +46,7 @@ class FileDataset(Dataset):
 
     @cached_property
     def fingerprint(self) -> Fingerprint:
-        """What tells this data set from another, and from itself after a change."""
+        """The identity of this data set; it changes with its content."""
         return fingerprint(self.index, *self.records.files, self.records.digest)
 
     def verify(self) -> None:
@@ -97,7 +97,7 @@ class ImageDataset(FileDataset):
 
 
 class FeatureMapDataset(FileDataset):
-    """Feature maps, float32; `origin` is the known part of the key of the autoencoder that made them."""
+    """Feature maps, float32; `origin` identifies the autoencoder that made them."""
 
     required = ("fmap_path", "image_path")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from utils.core.files import flush_all, replace_file
 
-DEFAULT, INFO = "_default", "info"  # tables: the records, and what made them
+DEFAULT, INFO = "_default", "info"  # tables: the records, and their origin
 HEAD = f'{{"{DEFAULT}": {{\n'  # first line of a file of ours; then a line for each record
 RECORD = re.compile(r'"\d+": (\{.*\}),?\n')
 

@@ -16,7 +16,7 @@ from utils.core.files import UserError, replace_file
 from utils.data.shards import SUFFIXES, Place, read_file, shown
 
 Colour = tuple[int, int, int]
-Picture = str | os.PathLike | Image.Image | torch.Tensor  # what `to_tensor` takes for an image
+Picture = str | os.PathLike | Image.Image | torch.Tensor  # an image for `to_tensor`
 
 WALKED = 8  # pictures of a walk in a second
 WHITE: Colour = (255, 255, 255)
@@ -84,7 +84,7 @@ def _grey_to_8_bits(image: Image.Image) -> Image.Image:
     """Scale a grey image of 16 or 32 bits, since Pillow's own conversion clips whatever is above 255."""
     values = np.asarray(image, dtype=np.float64)  # (H, W)
     low, high = values.min(), values.max()
-    # Floats do not say what white is: the smallest usual value that covers them. Integers have 16 bits.
+    # White is 65535, or for floats the smallest usual value that covers them.
     white = next((white for white in (1, 255) if image.mode == "F" and high <= white), 65535)
     if not (low >= 0 and high <= white):  # also when they are not numbers
         raise ValueError(f"grey values from {low:g} to {high:g}, expected within 0 to {white}")

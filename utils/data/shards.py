@@ -43,7 +43,7 @@ def shown(path: Path, place: Place | None) -> Path:
 
 
 def read_file(path: Path, place: Place | None = None) -> bytes:
-    """The content of a file, or what lies at a place in it."""
+    """The content of a file, or of a place in it."""
     if place is None:
         return path.read_bytes()
     file = _opened(path, os.getpid(), threading.get_ident())

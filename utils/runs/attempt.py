@@ -46,7 +46,7 @@ class Attempt:
     begin: str  # ISO 8601
     end: str  # while it runs, and of one that was killed: when it last saved something
     outcome: str  # `RUNNING`, `FINISHED`, "stopped by SIGTERM" or "failed: " and why
-    inputs: dict | None = None  # fingerprints of what was read, with `data` that of the data set
+    inputs: dict | None = None  # fingerprints of the inputs, `data` that of the data set
     plan: dict | None = None  # of a training: utils/training/loop.py
     peak_memory: int | None = None  # bytes of the device, of one that has finished
 
@@ -69,7 +69,7 @@ class Attempt:
 
     @property
     def command(self) -> str:
-        """What to type to do the same again."""
+        """The command that repeats it."""
         return shlex.join(["python", self.script, *words_of(self.arguments)])
 
 

@@ -1,4 +1,4 @@
-"""The steps of a cascade, in the order in which they run: a script each, what it reads, leaves and is told.
+"""The steps of a cascade, in the order in which they run: the script, inputs, results and options of each.
 
 The chain, the dry run, the soak, the tests and the report read this list; nothing else knows it. A recipe is a folder
 of JSON files: a config for each model, and recipe.json with the options of each step. This needs no other package.
@@ -40,7 +40,7 @@ class Step:
 
     @property
     def command(self) -> list[str]:
-        """What comes after the word that starts Python."""
+        """Its command line after the name of the Python interpreter."""
         return [str(ROOT / f"{self.script}.py"), *words_of(self.options | {"out_dir": self.folder.path})]
 
 

@@ -71,7 +71,7 @@ class OutputFolder:
         return [path for path in self.images.glob("*.png") if pattern.fullmatch(path.name)]
 
     def picture(self, name: str, suffix: object) -> Path:
-        """The picture `name` of a step of the training, or of what pruning has left (`pruned`)."""
+        """The picture `name` of a training step, or of the `pruned` codebook."""
         return self.images / f"{name}_{suffix}.png"
 
     def newest_picture(self, name: str, *, pruned: bool = True) -> Path | None:

@@ -11,7 +11,7 @@ from utils.runtime.device import keep_memory
 
 
 def stop_signals() -> list[signal.Signals]:
-    """What asks this process to stop: Ctrl-C, a scheduler, and a lost terminal unless it is ignored, as by nohup."""
+    """The signals to stop: of Ctrl-C, a scheduler, and a lost terminal unless it is ignored, as by nohup."""
     hangup = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []  # not on every system
     return [signal.SIGINT, signal.SIGTERM, *(each for each in hangup if signal.getsignal(each) != signal.SIG_IGN)]
 

@@ -42,7 +42,7 @@ def choose_device(name: str) -> torch.device:
         place = torch.device("cuda", own) if several and device.type == "cuda" else device
         torch.empty(0, device=place)
         if place.type == "cuda" and place.index is not None:
-            torch.cuda.set_device(place)  # what names no device is meant for this one: pinned memory, peaks of memory
+            torch.cuda.set_device(place)  # for pinned memory and peaks of memory, which name no device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {name} cannot be used here ({reason}): try --device auto") from None
@@ -73,7 +73,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def usable_memory(device: torch.device) -> float:
-    """The bytes that this process may use: what it holds already, and its share of what is free; perhaps infinite."""
+    """The bytes that this process may use: those that it holds, and its share of the free ones; inf if unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     if device.type == "mps":
@@ -106,7 +106,7 @@ def kilobytes(path: str, name: str) -> int | None:
 
 
 def wait_for(device: torch.device) -> None:
-    """Wait until the device has done all that it was given, before time is taken."""
+    """Wait until the device has finished its work, before time is taken."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 

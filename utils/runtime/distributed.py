@@ -136,7 +136,7 @@ def add_up(*tensors: torch.Tensor) -> None:
 
 
 def largest(number: int) -> int:
-    """The largest of the numbers of all processes. The hosts exchange it, so nobody waits for a device."""
+    """The largest of the numbers of all processes. The hosts exchange it, without waiting for a device."""
     if num_processes() == 1:
         return number
     shared = torch.tensor(number)

@@ -25,7 +25,7 @@ def busy_seconds() -> float:
 
 
 def busy_cores() -> float:
-    """Cores that other processes keep busy right now; 0 where nobody can say."""
+    """Cores that other processes keep busy right now; 0 where that is unknown."""
     if not STAT.exists():
         return 0.0
     before, start = busy_seconds(), time.perf_counter()
