@@ -127,14 +127,8 @@ def fmap_record(
     image, path = dataset.records[index], dataset.path(index).absolute()
     if path.drive == out_dir.absolute().drive:  # Windows has no way from one to another
         path = Path(os.path.relpath(path, out_dir))
-    record = {
-        "fmap_path": name,
-        "checksum": expected,
-        "image_path": path.as_posix(),
-        "image_key": image_key(image),
-        "labels": image.get("labels", []),
-        "flipped": flipped,
-    }
+    record = {"fmap_path": name, "checksum": expected, "image_path": path.as_posix(), "image_key": image_key(image)}
+    record |= {"labels": image.get("labels", []), "flipped": flipped}
     record |= {name: image[name] for name in ("offset", "size", "group") if name in image}
     return record | ({} if row is None else {"row": row})
 

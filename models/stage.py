@@ -178,10 +178,7 @@ class Stage(nn.Module):
         return torch.cat((self.first_input(coarse)[:, None], fine[:, :-1]), dim=1), fine
 
     def forward(self, coarse: torch.Tensor, fine: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Coarse tokens (B, S) and fine tokens (B, T) → means over all tokens.
-
-        `loss` in nats, `bits`, and `accuracy`: the share of tokens to which the model gave the highest probability.
-        """
+        """Coarse tokens (B, S) and fine ones (B, T) → means over all tokens: `loss` in nats, `bits`, and `accuracy`."""
         if self.training:
             coarse = self.disturb(coarse)
         inputs, targets = self.inputs_and_targets(coarse, fine)
@@ -254,8 +251,7 @@ def uniform(like: torch.Tensor) -> torch.Tensor:
 def smooth_features(units: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Units (K, D) → vectors (K, dim) with the width and the standard deviation of `like` (N, dim).
 
-    Random Fourier features (Rahimi and Recht 2007): the product of two vectors is a Gaussian of the distance of their
-    units, as wide as the standard deviation of a component times √D.
+    Random Fourier features (Rahimi and Recht 2007): the product of two vectors is a Gaussian of their units' distance.
     """
     scaled = (units / units.var(0, correction=0).mean().sqrt().clamp(min=1e-12)).to(like)
     projection = torch.randn(units.shape[1], like.shape[1]).to(like) / units.shape[1] ** 0.5

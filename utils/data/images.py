@@ -110,23 +110,16 @@ def _resize(image: Image.Image, size: tuple[int, int], box: tuple[int, int, int,
     return image.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
 
 
-def read_image(path: str | os.PathLike, size: tuple[int, int] | None = None) -> torch.Tensor:
-    """Read an image file as `open_rgb` does: (3, H, W) float32 in [−1, 1]; with `size` (H, W) its centre, scaled."""
-    return to_floats(np.asarray(fit(open_rgb(path), size)))
-
-
-def fit(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
-    """Scale the centre of an image to `size` (H, W), if there is one and the image has another."""
-    if size is None or image.size == size[::-1]:
-        return image
-    return ImageOps.fit(image, size[::-1], Image.Resampling.LANCZOS)
+def read_image(path: str | os.PathLike) -> torch.Tensor:
+    """Read an image file as `open_rgb` does: (3, H, W) float32 in [−1, 1]."""
+    return to_floats(np.asarray(open_rgb(path)))
 
 
 def to_tensor(pictures: Picture | Sequence[Picture], size: tuple[int, int]) -> torch.Tensor:
     """One image or several, as files, PIL images of any mode, or tensors (3, H, W) or (M, 3, H, W) in [−1, 1].
 
-    Returns (M, 3, H, W) float32; files and PIL images are fitted to `size` (H, W). Raises `UserError` naming a file
-    that cannot be read, or the shape of a tensor of another size.
+    Returns (M, 3, H, W) float32; of files and PIL images the centre, scaled to `size` (H, W). Raises `UserError` naming
+    a file that cannot be read, or the shape of a tensor of another size.
     """
     if isinstance(pictures, torch.Tensor):
         if not pictures.is_floating_point() or not (pictures.abs() <= 1).all():
@@ -135,10 +128,12 @@ def to_tensor(pictures: Picture | Sequence[Picture], size: tuple[int, int]) -> t
             expected = f"(M, 3, {size[0]}, {size[1]})"
             raise UserError(f"a tensor of shape {tuple(pictures.shape)} was given, expected {expected}")
         return pictures.view(-1, 3, *size).float()
-    if isinstance(pictures, Image.Image):
-        return to_floats(np.asarray(fit(_flatten(ImageOps.exif_transpose(pictures), WHITE), size)))[None]
-    if isinstance(pictures, str | os.PathLike):
-        return read_image(pictures, size)[None]
+    if isinstance(pictures, Image.Image | str | os.PathLike):
+        is_file = not isinstance(pictures, Image.Image)
+        image = open_rgb(pictures) if is_file else _flatten(ImageOps.exif_transpose(pictures), WHITE)
+        if image.size != size[::-1]:
+            image = ImageOps.fit(image, size[::-1], Image.Resampling.LANCZOS)
+        return to_floats(np.asarray(image))[None]
     if not isinstance(pictures, Sequence) or not pictures:
         raise UserError(f"images: {type(pictures).__name__}, expected one or more files, PIL images or tensors")
     return torch.cat([to_tensor(picture, size) for picture in pictures])

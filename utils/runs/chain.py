@@ -1,7 +1,7 @@
 """The steps of a cascade, in the order in which they run: the script, inputs, results and options of each.
 
-The chain, the dry run, the soak, the tests and the report read this list; nothing else knows it. A recipe is a folder
-of JSON files: a config for each model, and recipe.json with the options of each step. This needs no other package.
+Chain, dry run, soak, tests and report read this list; nothing else knows it. A recipe is a folder of JSON files: a
+config for each model, and recipe.json with the options of each step. This needs Python's standard library alone.
 """
 
 import dataclasses

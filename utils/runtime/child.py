@@ -29,8 +29,8 @@ class Attendant:
         sys.stdout.flush()
         self.is_starting = True
         try:
-            # A group of its own, so that Ctrl-C reaches it once, through `receive`: a trainer saves at the first signal
-            # and ends at once at the second. From there it must not read the terminal.
+            # In a group of its own it gets Ctrl-C once, through `receive`: a trainer saves at the first signal and ends
+            # at once at the second. Such a group must not read the terminal.
             more = {"process_group": 0} if GROUPS else {}
             self.child = subprocess.Popen([*map(str, command)], stdin=subprocess.DEVNULL, **more, **options)
         finally:

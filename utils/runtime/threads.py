@@ -1,7 +1,7 @@
 """How OpenMP's threads wait and how many there are, chosen before torch is imported, which reads it once.
 
-A thread that has done its share waits for the others by spinning, up to 30 ms. Where another process wants the core,
-that is time lost for both. docs/times.md shows what each choice costs alone and in company.
+A thread that has done its share waits for the others by spinning, up to 30 ms, which costs other processes their time.
+docs/times.md shows the times of each choice, alone and beside other work.
 """
 
 import os
