@@ -185,10 +185,9 @@ class Autoencoder(nn.Module):
     def check_image(self, shape: tuple[int, int, int], where: Path) -> None:
         """Raise `UserError` if images (3, H, W) cannot be halved `num_layers` times."""
         if shape[1] % self.scale or shape[2] % self.scale:
-            raise UserError(
-                f"{where}: images of {shape[1]}×{shape[2]} cannot be halved {self.config.num_layers} times; "
-                f"give sizes divisible by {self.scale}, or fewer 'num_layers'"
-            )
+            advice = f"give sizes divisible by {self.scale}, or fewer 'num_layers'"
+            times = self.config.num_layers
+            raise UserError(f"{where}: images of {shape[1]}×{shape[2]} cannot be halved {times} times; {advice}")
 
 
 def _noise(like: torch.Tensor, number: int) -> torch.Tensor:

@@ -234,12 +234,12 @@ class Cascade:
 
         The condition and a stage that is skipped have no score (NaN). `count` is called with the number of new tokens.
         """
-        none = torch.full((len(images),), torch.nan)
+        no_scores = torch.full((len(images),), torch.nan)
         tokens = self.conditions(request, images)
-        yield tokens, none
+        yield tokens, no_scores
         for number, stage in enumerate(self.stages):
             if number < request.from_stage:
-                tokens, scores = _given(request, number + 1, images), none
+                tokens, scores = _given(request, number + 1, images), no_scores
                 count(stage.config.fine.length)
             else:
                 tokens, scores = self._write(number, request, images, tokens, count)

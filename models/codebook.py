@@ -16,8 +16,8 @@ from utils.data.split import Bounds
 from utils.runs.checkpoint import fingerprint, load_checkpoint, load_weights
 
 KIND = "codebook"
-# Distances computed at once in a search: 4 MiB fit into a processor's cache, which makes the search three times as fast
-# as blocks of 32 MiB; a GPU needs larger blocks.
+# Distances computed at once in a search, so that memory does not grow with the patches: 4 MiB fit into a processor's
+# cache, which makes the search three times as fast as blocks of 32 MiB; a GPU needs larger blocks.
 SEARCH_CELLS = {"cpu": 2**20, "cuda": 2**24}
 MAX_UNITS, MAX_NUMBERS = 2**14, 2**22  # K, and in all units together K·D
 
@@ -109,10 +109,8 @@ class Codebook(nn.Module):
     def check_fits(self, path: Path, shape: tuple[int, ...], origin: Origin) -> None:
         """Raise `UserError` naming the file of the codebook if it is for feature maps of another shape or origin."""
         if shape != self.fmap_shape:
-            raise UserError(
-                f"{path}: is for feature maps of {self.fmap_shape} (C, H, W), the data set holds {shape}; "
-                "correct 'image_C', 'image_H' and 'image_W' in its config"
-            )
+            shapes = f"is for feature maps of {self.fmap_shape} (C, H, W), the data set holds {shape}"
+            raise UserError(f"{path}: {shapes}; correct 'image_C', 'image_H' and 'image_W' in its config")
         check_origin(path, self.origin, origin)
 
     def patchify(self, fmap: torch.Tensor) -> torch.Tensor:
@@ -120,10 +118,7 @@ class Codebook(nn.Module):
         return patchify(fmap, self.config.patch_H, self.config.patch_W).flatten(0, 1)
 
     def nearest(self, patches: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-        """Patches (N, D) → squared distances and indices of the `k` nearest units, each (N, k), nearest first.
-
-        The search runs in blocks, so its memory beside the results does not grow with N.
-        """
+        """Patches (N, D) → squared distances and indices of the `k` nearest units, each (N, k), nearest first."""
         half_norms = self.units.square().sum(1) / 2
         cells = SEARCH_CELLS.get(self.units.device.type, SEARCH_CELLS["cpu"])
         errors, indices = [], []

@@ -44,10 +44,7 @@ def sampling_of(config: SamplingConfig) -> dict[str, float | None]:
 
 
 def change_sampling(configs: Sequence[SamplingConfig], **changes: Values) -> tuple[SamplingConfig, ...]:
-    """The sampling of each stage with other values of some keys: one for all stages, or a sequence of one for each.
-
-    Raises `UserError` naming the key, or the stage whose values do not go together.
-    """
+    """The sampling of each stage with other values of some keys, one for all stages or one for each, or `UserError`."""
     stages = [sampling_of(config) for config in configs]
     for key, value in changes.items():
         values = list(value) if isinstance(value, Sequence) else [value]

@@ -237,10 +237,8 @@ def check_labels(path: Path, config: StageConfig) -> None:
     known, given = load_checkpoint(path, KIND, memory_map=True)["config"].get("labels", ()), config.labels
     if tuple(known) != given:
         names = [", ".join(labels) or "none" for labels in (known, given)]
-        raise UserError(
-            f"{path}: was trained with the labels {names[0]}, this data set has {names[1]}; give data with the same "
-            "labels, or train without --model-path"
-        )
+        advice = "give data with the same labels, or train without --model-path"
+        raise UserError(f"{path}: was trained with the labels {names[0]}, this data set has {names[1]}; {advice}")
 
 
 def uniform(like: torch.Tensor) -> torch.Tensor:

@@ -28,9 +28,8 @@ BATCH = 64  # feature maps quantized at once
 def load_tokens(dataset: FeatureMapDataset, coarse: Codebook, fine: Codebook, device: torch.device) -> TokenDataset:
     """The tokens of all feature maps of a data set, by two codebooks.
 
-    Each codebook has a file in `tokens/`, next to `dataset.json`. Its tokens are uint16, since K is at most 2**14. Its
-    name and its content hold the fingerprints of the codebook and of the data. If a file is missing or does not match,
-    the feature maps are quantized; they are read once for both codebooks.
+    Each codebook has a file of uint16 in `tokens/`, whose name and content hold the fingerprints of the codebook and of
+    the data. If one is missing or does not match, the feature maps are read, once for both, and quantized.
     """
     codebooks = (coarse, fine)
     if _missing(dataset, codebooks):  # else no lock, so that the data set may be read-only

@@ -73,10 +73,8 @@ def check_sizes(recipe: Recipe, run: RunFolder, configs: dict[str, object]) -> N
             )
     for stage in run.transformers[1:]:
         if configs[stage.name].use_labels:
-            raise UserError(
-                f"{recipe.folder / stage.name}.json: 'use_labels' is for the base stage, whose tokens pass the label "
-                "on; leave the key out"
-            )
+            advice = "is for the base stage, whose tokens pass the label on; leave the key out"
+            raise UserError(f"{recipe.folder / stage.name}.json: 'use_labels' {advice}")
 
 
 def check_generation(path: Path, steps: Sequence[Step], run: RunFolder) -> dict[str, object]:

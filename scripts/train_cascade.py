@@ -57,10 +57,8 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.dry_run and (self.out or self.overwrite or self.verify or self.launcher("")):
-            raise UserError(
-                "--dry-run: tries each step in one process and a folder of its own; leave out OUT and all flags but "
-                "--device"
-            )
+            advice = "leave out OUT and all flags but --device"
+            raise UserError(f"--dry-run: tries each step in one process and a folder of its own; {advice}")
         if not self.dry_run and self.out is None:
             raise UserError("OUT: give the folder to write to, after RECIPE and DATASET")
         if self.nnodes > 1 and not self.rdzv_endpoint:

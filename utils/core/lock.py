@@ -66,9 +66,8 @@ def _acquire(folder: Path, wait: bool) -> BinaryIO:
                     stack.pop_all()
                     return file
             elif not wait:
-                raise UserError(
-                    f"{folder}: another process is writing to it; wait until that has ended, or give another folder"
-                )
+                advice = "wait until that has ended, or give another folder"
+                raise UserError(f"{folder}: another process is writing to it; {advice}")
             elif not has_waited:
                 log.info("waiting for another process that writes to %s", folder)
                 has_waited = True

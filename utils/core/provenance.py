@@ -50,16 +50,14 @@ def check(where: object, before: Key, now: Key, remedy: str = "", verify: Callab
     if (name := difference(before, now)) is not None:
         values = [_value(key, name) for key in (before, now)]
         then, value = ("not given" if each is None else each for each in values)
+        name = "data set" if name == "data" else name
         remedy = remedy or "give what it was made with, or --overwrite to make it anew"
-        raise UserError(
-            f"{where}: was made with another {'data set' if name == 'data' else name} ({then}, now {value}); {remedy}"
-        )
+        raise UserError(f"{where}: was made with another {name} ({then}, now {value}); {remedy}")
     if plain(before.get("data")) != plain(now.get("data")):
         if verify is None:
-            raise UserError(
-                f"{where}: the files of its data set have other times or sizes than when it was written; add --verify "
-                "to read them once and go on if they are the same, or start anew with --overwrite"
-            )
+            change = "the files of its data set have other times or sizes than when it was written"
+            remedy = "add --verify to read them once and go on if they are the same, or start anew with --overwrite"
+            raise UserError(f"{where}: {change}; {remedy}")
         verify()
 
 

@@ -89,10 +89,8 @@ class ImageDataset(FileDataset):
         pixels = np.asarray(open_rgb(path, place=place))
         if self.shape is not None and pixels.shape[:2] != self.shape[1:]:
             size, first = ("{}×{}".format(*shape) for shape in (pixels.shape, self.shape[1:]))
-            raise UserError(
-                f"{shown(path, place)}: is {size}, the first image is {first}; make all one size with "
-                "scripts.make_dataset"
-            )
+            advice = "make all one size with scripts.make_dataset"
+            raise UserError(f"{shown(path, place)}: is {size}, the first image is {first}; {advice}")
         return pixels
 
 

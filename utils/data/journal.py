@@ -16,9 +16,8 @@ T = TypeVar("T")
 class Journal:
     """The parts that were done under one key: entries by their names, each with the `places` that it has written.
 
-    A place is a file, a row of the array in it or None, and the checksum of either. An entry counts only if its places
-    have these checksums: nothing here is flushed to disk. Each process writes a file of its own, and reads all. Parts
-    that are `finished` already need no line.
+    A place is a file, a row of the array in it or None, and the checksum of either, without which an entry does not
+    count: nothing here is flushed to disk. Each process writes a file of its own, and reads all.
     """
 
     def __init__(self, path: Path, key: Key, finished: dict[str, dict] | None = None) -> None:

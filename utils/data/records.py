@@ -77,9 +77,8 @@ def image_key(record: dict) -> str:
 def read_packed(path: Path, required: tuple[str, ...], spare: Path | None = None) -> Records:
     """The records of a `dataset.json` or of shards, each with strings at the `required` keys, its file's name first.
 
-    Those of a large one and of shards are kept beside it, in `.index/`, and mapped into memory until the file changes;
-    where its folder is read-only they are kept in `spare`. Raises `UserError` naming a record that lacks a key, or
-    with a value of another type.
+    Those of large files and of shards are kept in `.index/` beside them, or in `spare` if that is read-only, and mapped
+    into memory until a file changes. Raises `UserError` naming a record without a key, or with a value of a wrong type.
     """
     key = source_of(path, required)
     if key["size"] < LARGE and not are_meant(path):
@@ -207,9 +206,7 @@ def verify_files(path: Path) -> None:
         place = None if is_map else place_of(record)
         file = path.parent / record["fmap_path" if is_map else "image_fpath"]
         if "checksum" not in record:
-            raise UserError(
-                f"{path}: holds no checksums, so --verify cannot compare; make the data set again, or start anew with "
-                "--overwrite"
-            )
+            advice = "make the data set again, or start anew with --overwrite"
+            raise UserError(f"{path}: holds no checksums, so --verify cannot compare; {advice}")
         if not is_whole(file, record["checksum"], record.get("row"), partial(read_file, place=place)):
             raise UserError(f"{shown(file, place)}: is not the file that was written; make the data set again")

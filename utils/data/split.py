@@ -73,8 +73,6 @@ def split_indices(positions: np.ndarray, bounds: Bounds) -> Split:
     sides = np.digitize(positions, bounds)
     training, *held_out = (np.flatnonzero(sides == side) for side in (TRAINING, VALIDATION, TEST))
     if len(training) == 0:
-        raise UserError(
-            f"--val-fraction and --test-fraction hold out every image below {bounds.test:g}, so none is left to train "
-            "on: lower them or add images"
-        )
+        every = f"every image below {bounds.test:g}, so none is left to train on"
+        raise UserError(f"--val-fraction and --test-fraction hold out {every}: lower them or add images")
     return Split(training, *(np.random.default_rng(0).permutation(part) for part in held_out))

@@ -78,9 +78,8 @@ def _read(path: Path, memory_map: bool) -> dict:
     except Exception as error:  # damaged files make torch raise errors of all kinds
         text = str(error)  # not if it is torch's advice to read the file without `weights_only`
         reason = text.splitlines()[0] if text and "weights_only" not in text else type(error).__name__
-        raise UserError(
-            f"{path}: not a readable checkpoint ({reason}); it is damaged or cut short, use another one"
-        ) from None
+        reason = f"not a readable checkpoint ({reason})"
+        raise UserError(f"{path}: {reason}; it is damaged or cut short, use another one") from None
     if not isinstance(content, dict) or not content.keys() >= {"kind", "model"}:
         raise UserError(f"{path}: not a checkpoint of this project; give a .pt file that one of its scripts wrote")
     if (version := content.get("format_version")) != FORMAT_VERSION:
@@ -106,11 +105,9 @@ def load_weights(model: nn.Module, checkpoint: dict, path: Path, *, averaged: bo
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"{path}: its weights do not fit this config, or an older version of this code wrote them; train again in "
-            f"an empty folder: {reason[:300]}"
-        ) from None
+        reason = " ".join(str(error).split())[:300]
+        misfit = "its weights do not fit this config, or an older version of this code wrote them"
+        raise UserError(f"{path}: {misfit}; train again in an empty folder: {reason}") from None
 
 
 def link_checkpoint(checkpoint: Path, name: str) -> None:

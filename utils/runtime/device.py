@@ -31,10 +31,8 @@ def choose_device(name: str) -> torch.device:
     if several and name not in ("cuda", "cpu"):
         raise UserError(f"--device {name} is for one process: give several of them --device cuda or cpu")
     if several and name == "cuda" and own >= torch.cuda.device_count():
-        raise UserError(
-            f"--device cuda: there are {local()[1]} processes on this machine, but {torch.cuda.device_count()} GPUs; "
-            "start as many as there are GPUs"
-        )
+        numbers = f"{local()[1]} processes on this machine, but {torch.cuda.device_count()} GPUs"
+        raise UserError(f"--device cuda: there are {numbers}; start as many as there are GPUs")
     try:
         device = torch.device(name)
         if device.type == "meta":

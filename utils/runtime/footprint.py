@@ -68,11 +68,9 @@ class Footprint:
 
 
 def count_flops(step: Callable[[], object]) -> int:
-    """Run `step()` and count the floating-point operations of its matrix products and convolutions.
+    """Run `step()` and count the floating-point operations of its matrix products and convolutions, two for each term.
 
-    A multiplication and an addition are two operations; elementwise work does not count. Attention counts two products
-    forward and four backward, or five where a fused kernel computes the scores again, whole in spite of a causal mask.
-    What is recomputed for an activation checkpoint counts again.
+    Attention counts without regard to a causal mask, and what a fused kernel or a checkpoint recomputes counts again.
     """
     with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
         step()
