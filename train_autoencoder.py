@@ -82,10 +82,9 @@ class AutoencoderTask(GradientTask):
         if self.source is not None:
             model.encoder.requires_grad_(False)
             if shape != self.codebook.fmap_shape:
-                raise UserError(
-                    f"{options.hr_codebook_path}: is for feature maps of {self.codebook.fmap_shape} (C, H, W), those "
-                    f"of these images are {shape}; give the images that its run was trained on"
-                )
+                shapes = f"{self.codebook.fmap_shape} (C, H, W), those of these images are {shape}"
+                advice = "give the images that its run was trained on"
+                raise UserError(f"{options.hr_codebook_path}: is for feature maps of {shapes}; {advice}")
         self.model = model.to(self.device, memory_format=torch.channels_last)
         steps, cells = options.planned_steps(len(self.training)), math.prod(shape[1:])
         more = (options, steps, self.device, model.kernels, cells)

@@ -60,9 +60,8 @@ class Cascade:
                     raise UserError(f"{coarse_path}: its units were never counted; finish its training or prune it")
                 self.codebooks.append(coarse.to(device))
             elif self.codebooks[-1].fingerprint != coarse.fingerprint:
-                raise UserError(
-                    f"{coarse_path}: is not the codebook that the stage before writes; name the same file in both"
-                )
+                problem = "is not the codebook that the stage before writes"
+                raise UserError(f"{coarse_path}: {problem}; name the same file in both")
             self.codebooks.append(fine.to(device))
             self.stages.append(stage.to(device))
             rows = batch_size * config.num_beam * (2 if config.is_guided else 1)
@@ -92,9 +91,8 @@ class Cascade:
         if batch_size < 1:
             raise UserError(f"batch_size {batch_size}: expected at least 1")
         if not folder.generation.is_file():
-            raise UserError(
-                f"{path}: holds no {folder.generation.name}; give the folder of a finished run, or of an exported model"
-            )
+            advice = "give the folder of a finished run, or of an exported model"
+            raise UserError(f"{path}: holds no {folder.generation.name}; {advice}")
         configs, dtype = load_generation_config(folder.generation), choose_dtype(place, precision)
         if isinstance(folder, ExportedFolder):
             folder.check_inside(configs)
@@ -126,10 +124,9 @@ class Cascade:
     ) -> Pictures:
         """Generate images: a list of PIL images, or with `as_tensor` a tensor (number, 3, H, W) in [−1, 1].
 
-        Image i takes entry i of `conditions`, units of the condition codebook, and of `labels`, both repeated as often
-        as needed. The settings are `seed`, 0 by default, `as_tensor`, and keys of `SamplingConfig`, such as
-        temperature=0.8, or temperature=(1, 0.6, 0.4) with a value for each stage. Raises `UserError` naming what this
-        model cannot do.
+        Image i takes entry i of `conditions`, units of the condition codebook, and of `labels`, modulo their lengths.
+        The settings are `seed`, 0 by default, `as_tensor`, and keys of `SamplingConfig`, such as temperature=0.8, or
+        temperature=(1, 0.6, 0.4) with a value for each stage. Raises `UserError` naming what this model cannot do.
         """
         names = (labels,) if isinstance(labels, str) else tuple(labels)
         return self._make(Request(conditions=tuple(conditions), labels=names), number, **settings)
@@ -159,11 +156,7 @@ class Cascade:
 
     @torch.no_grad()
     def tokens(self, images: Images) -> tuple[torch.Tensor, ...]:
-        """Images → their tokens of the condition and of every stage, each (M, T) int64.
-
-        An image is a file, a PIL image, or a tensor (3, H, W) in [−1, 1]; a tensor (M, 3, H, W) holds several. Files
-        and PIL images are scaled to the model's size, and cut to its shape around their centres.
-        """
+        """Images, as `to_tensor` takes them → their tokens of the condition and of every stage, each (M, T) int64."""
         fmap = self.decoder.encode(to_tensor(images, self.image_size).to(self.device))
         return tuple(codebook.find_bmu(fmap) for codebook in self.codebooks)
 
@@ -285,7 +278,5 @@ def _given(request: Request, level: int, images: range) -> torch.Tensor:
 def _check_guidance(where: str, stage: Stage, config: SamplingConfig) -> None:
     """Raise `UserError`, which begins with `where`, if a stage that was trained without dropout is to be guided."""
     if config.is_guided and not stage.config.transformer.condition_dropout:
-        raise UserError(
-            f"{where}: 'guidance_scale' is {config.guidance_scale}, but the stage was trained without "
-            "'condition_dropout'; train it with that, or leave the scale at 1"
-        )
+        problem = f"'guidance_scale' is {config.guidance_scale}, but the stage was trained without 'condition_dropout'"
+        raise UserError(f"{where}: {problem}; train it with that, or leave the scale at 1")

@@ -1,9 +1,9 @@
-"""A stage is a transformer between two codebooks.
+"""A stage: a transformer between two codebooks, and the layout of its tokens, which only this module knows.
 
-Only this module knows the token layout. The fine grid is written in raster order; its length is fixed, so there is no
-end token. The decoder's inputs are the fine tokens shifted by one. The first input is the condition token in a base
-stage and a learned start token in a cascade stage; both are numbered after the fine units. If a base stage uses labels,
-they follow the condition in its coarse tokens, and the vector of one label is added to that of the condition.
+The fine grid is written in raster order; its length is fixed, so there is no end token. The decoder's inputs are the
+fine tokens shifted by one. The first input is the condition token in a base stage and a learned start token in a
+cascade stage; both are numbered after the fine units. If a base stage uses labels, they follow the condition in its
+coarse tokens, and the vector of one label is added to that of the condition.
 """
 
 import math
@@ -55,10 +55,9 @@ class StageConfig:
         """The config of a stage between two codebooks; a base stage's `coarse` has one patch a map."""
         grids = [Grid(*codebook.config.grid, len(codebook)) for codebook in (coarse, fine)]
         if is_base and grids[0].length != 1:
-            raise UserError(
-                f"{coarse_path}: cuts a feature map into {grids[0].length} patches, but the base stage starts from one "
-                "token; give the condition codebook, whose patch is the whole map, or leave out --train-base-model"
-            )
+            patches = f"cuts a feature map into {grids[0].length} patches, but the base stage starts from one token"
+            advice = "give the condition codebook, whose patch is the whole map, or leave out --train-base-model"
+            raise UserError(f"{coarse_path}: {patches}; {advice}")
         if transformer.use_labels and not is_base:
             raise UserError("'use_labels' is for the base stage, whose tokens pass the label on; leave the key out")
         return cls(transformer, *grids, is_base, labels)
@@ -201,10 +200,9 @@ class Stage(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Coarse tokens (N, S) → fine tokens (N, T) and their scores (N,); `uniform` (N, T, num_beam) are the draws.
 
-        `kept` (N, P) are the first tokens of each image, if they are given. `towards`, for a base stage, are other
-        conditions (N, 1), and shares (N,) of the way by which the vectors of the conditions are moved to theirs.
-        `progress` is called after each position. Under guidance each image runs twice in the batch, with and without
-        its condition.
+        `kept` (N, P) are the given first tokens of each image. `towards`, for a base stage, are other conditions (N, 1)
+        and shares (N,) of the way to their vectors. `progress` is called after each position. Under guidance each image
+        runs twice in the batch, with and without its condition.
         """
         first, images = self.first_input(coarse), len(coarse)
         shift = None if towards is None else self.shift(coarse, *towards)

@@ -55,10 +55,9 @@ def check_sizes(recipe: Recipe, run: RunFolder, configs: dict[str, object]) -> N
     autoencoder = configs["autoencoder"]
     side, rest = divmod(recipe.image_size, 2**autoencoder.num_layers)
     if rest or side < 1:
-        raise UserError(
-            f"{recipe.path}: 'image_size' is {recipe.image_size}, expected a multiple of {2**autoencoder.num_layers}: "
-            f"autoencoder.json halves it {autoencoder.num_layers} times ('num_layers')"
-        )
+        expected = f"expected a multiple of {2**autoencoder.num_layers}"
+        why = f"autoencoder.json halves it {autoencoder.num_layers} times ('num_layers')"
+        raise UserError(f"{recipe.path}: 'image_size' is {recipe.image_size}, {expected}: {why}")
     shape = {"image_C": autoencoder.latent_channel, "image_H": side, "image_W": side}
     for book in run.codebooks:
         path, config = recipe.folder / f"{book.name}.json", configs[book.name]
@@ -67,10 +66,8 @@ def check_sizes(recipe: Recipe, run: RunFolder, configs: dict[str, object]) -> N
                 why = f"as autoencoder.json makes feature maps of images of {recipe.image_size} pixels"
                 raise UserError(f"{path}: {key!r} is {value}, expected {expected}, {why}")
         if book.level == CONDITION and config.grid != (1, 1):
-            raise UserError(
-                f"{path}: 'patch_H' and 'patch_W' are {config.patch_H} and {config.patch_W}, expected {side}: a patch "
-                "of the condition codebook is a whole feature map"
-            )
+            sizes = f"'patch_H' and 'patch_W' are {config.patch_H} and {config.patch_W}, expected {side}"
+            raise UserError(f"{path}: {sizes}: a patch of the condition codebook is a whole feature map")
     for stage in run.transformers[1:]:
         if configs[stage.name].use_labels:
             advice = "is for the base stage, whose tokens pass the label on; leave the key out"
@@ -97,8 +94,7 @@ def open_images(recipe: Recipe, dataset: Path) -> ImageDataset:
     """The data set of a recipe; raises `UserError` unless its images have the right size."""
     images, size = ImageDataset(dataset), recipe.image_size
     if images.shape[1:] != (size, size):
-        raise UserError(
-            f"{dataset}: holds images of {images.shape[2]}×{images.shape[1]} ({images.path(0)}), but "
-            f"'image_size' in {recipe.path} is {size}; make the images with --image-size {size}, or give another recipe"
-        )
+        sizes = f"{images.shape[2]}×{images.shape[1]} ({images.path(0)}), but 'image_size' in {recipe.path} is {size}"
+        advice = f"make the images with --image-size {size}, or give another recipe"
+        raise UserError(f"{dataset}: holds images of {sizes}; {advice}")
     return images

@@ -195,9 +195,8 @@ class Chain:
             sys.exit(attendant.stop or status if launcher else status)  # torchrun ends with 1, whatever the signal
         print(f"{step.name} took {time.monotonic() - since:.0f} s")
         if missing := [path for path in step.results if not path.is_file()]:
-            raise UserError(
-                f"{step.name} has ended without {missing[0]}; remove the folder of this step and run this again"
-            )
+            advice = "remove the folder of this step and run this again"
+            raise UserError(f"{step.name} has ended without {missing[0]}; {advice}")
 
 
 if __name__ == "__main__":

@@ -60,22 +60,20 @@ class Census:
 def take_census(codebook: Codebook, batches: Iterable[torch.Tensor]) -> Census:
     """Count the patches of feature maps (B, C, H, W) of all processes in one pass; process 0 alone gets the pairs."""
     counts, pairs = torch.zeros(len(codebook), dtype=torch.int64), PairCounts(len(codebook))
-    error = squares = 0.0
+    sums = torch.zeros(2, dtype=torch.float64)  # of errors, and of squares
     total = torch.zeros(codebook.config.dim, dtype=torch.float64)
     for fmap in batches:
         patches = codebook.patchify(fmap.to(codebook.units.device))
         errors, indices = codebook.nearest(patches, k=2)
         counts += indices[:, 0].bincount(minlength=len(codebook)).cpu()
         pairs.add(indices)
-        error += errors[:, 0].sum().item()
-        squares += patches.square().sum().item()
+        sums += torch.stack((errors[:, 0].sum(), patches.square().sum())).cpu()
         total += patches.sum(0).cpu()
-    sums = torch.tensor([error, squares], dtype=torch.float64)
     distributed.add_up(counts)
     distributed.add_up(sums, total)
     pairs.pool()
-    (error, squares), number = sums.tolist(), int(counts.sum())
-    return Census(counts, pairs, error / number, squares / number - (total / number).square().sum().item())
+    error, squares = (sums / counts.sum()).tolist()
+    return Census(counts, pairs, error, squares - (total / counts.sum()).square().sum().item())
 
 
 @torch.no_grad()

@@ -19,8 +19,7 @@ class EpochSampler:
     """The indices of this process's share in the batch of each step, from `start` to `stop`.
 
     Each epoch is a new permutation of `indices`; its last batch may be smaller. A batch is a function of (seed, step),
-    so a resumed run sees the same ones as an uninterrupted run. In place of an empty share there is one item, which
-    does not count.
+    so a resumed run sees the same ones. In place of an empty share there is one item, which does not count.
     """
 
     def __init__(self, indices: np.ndarray, batch_size: int, seed: int, start: int, stop: int) -> None:

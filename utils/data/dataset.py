@@ -21,8 +21,7 @@ from utils.data.split import Bounds, Split, split_indices
 class FileDataset(Dataset):
     """The files of a `dataset.json`, each a tensor of the same shape (C, H, W). `dataset[indices]` is a batch.
 
-    A subclass reads a file in `read_file`, and a batch in `__getitem__`. Both raise `UserError` naming a file that is
-    missing, unreadable or of another shape than the first.
+    Raises `UserError` naming a file that is missing, unreadable or of another shape than the first.
     """
 
     shape: tuple[int, ...] | None = None  # of the first file

@@ -106,7 +106,7 @@ def fit_square(image: Image.Image, size: int, fit: str = "crop", background: Col
 
 
 def _resize(image: Image.Image, size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
-    # A large image is first reduced by an integer factor to 3 times the size: Lanczos looks the same and costs less.
+    """Scale the box of an image, first by an integer factor to 3 times the size: it looks the same and costs less."""
     return image.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
 
 

@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from utils.core.files import replace_file, write_file
+from utils.core.files import write_file
 from utils.core.provenance import Key, digest
 from utils.data.checksums import is_whole
 from utils.runtime import distributed
@@ -73,9 +73,7 @@ class Journal:
 
     def _write(self) -> None:
         """Write all entries to one file, and remove those of the others."""
-        with replace_file(self.path, durable=False) as temporary, temporary.open("wb") as file:
-            file.write(self.head + b"\n")
-            for name, entry in self.entries.items():
-                file.write(json.dumps({name: entry}).encode() + b"\n")
+        lines = [self.head, *(json.dumps({name: entry}).encode() for name, entry in self.entries.items()), b""]
+        write_file(self.path, b"\n".join(lines), durable=False)
         for other in self._others():
             other.unlink()

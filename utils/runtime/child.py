@@ -70,8 +70,7 @@ def attending() -> Iterator[Attendant]:
     """An attendant that receives the signals in this block, but for those that are ignored already, as under nohup."""
     attendant = Attendant()
     handlers = dict.fromkeys(STOPS, attendant.receive)
-    if GROUPS:
-        # Under `stty tostop` a program that is not in the foreground would be paused as it prints.
+    if GROUPS:  # under `stty tostop` a program that is not in the foreground would be paused as it prints
         handlers |= {signal.SIGTSTP: attendant.pause, signal.SIGTTOU: signal.SIG_IGN}
     handlers = {number: each for number, each in handlers.items() if signal.getsignal(number) != signal.SIG_IGN}
     before = {number: signal.signal(number, each) for number, each in handlers.items()}
