@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from models.autoencoder import Autoencoder
 from models.codebook import Codebook
@@ -24,9 +25,10 @@ from utils.runtime.distributed import own
 from utils.runtime.progress import progress
 from utils.sampling import SamplingConfig, image_generator, uniform_draws
 
-Pictures = list[Image.Image] | torch.Tensor
+Pictures = list[Image.Image] | Tensor
 Images = Picture | Sequence[Picture]
 Count = Callable[[int], object]  # called with the number of new tokens
+Written = tuple[Tensor, Tensor]  # tokens (N, T) of a level of the cascade, and their scores (N,)
 
 
 class Cascade:
@@ -155,17 +157,17 @@ class Cascade:
         return way(self.codebooks[0].coordinates, *units, steps)
 
     @torch.no_grad()
-    def tokens(self, images: Images) -> tuple[torch.Tensor, ...]:
+    def tokens(self, images: Images) -> tuple[Tensor, ...]:
         """Images, as `to_tensor` takes them → their tokens of the condition and of every stage, each (M, T) int64."""
         fmap = self.decoder.encode(to_tensor(images, self.image_size).to(self.device))
         return tuple(codebook.find_bmu(fmap) for codebook in self.codebooks)
 
     @torch.no_grad()
-    def decode(self, tokens: torch.Tensor, level: int = -1) -> torch.Tensor:
+    def decode(self, tokens: Tensor, level: int = -1) -> Tensor:
         """Tokens (N, T) of the condition (level 0), of a stage (from 1), by default the last → images (N, 3, H, W)."""
         return self.decoder.decode(self.codebooks[level].lookup(tokens))
 
-    def decode_all(self, tokens: torch.Tensor, level: int = -1) -> torch.Tensor:
+    def decode_all(self, tokens: Tensor, level: int = -1) -> Tensor:
         """As `decode`, batch by batch, onto the CPU in float32."""
         return torch.cat([self.decode(part, level).float().cpu() for part in tokens.split(self.batch_size)])
 
@@ -184,7 +186,7 @@ class Cascade:
 
     # --- How it is done ---
 
-    def conditions(self, request: Request, images: range) -> torch.Tensor:
+    def conditions(self, request: Request, images: range) -> Tensor:
         """The condition token of each image, (N, 1): a given one, or drawn by its use in training or in a label."""
         if request.init_tokens and not (request.places or request.conditions):
             return _given(request, 0, images)
@@ -202,9 +204,7 @@ class Cascade:
                 units.append(int(torch.multinomial(usage.cpu().double(), 1, generator=generator)))
         return torch.tensor(units, device=self.device)[:, None]
 
-    def _write(
-        self, number: int, request: Request, images: range, coarse: torch.Tensor, count: Count
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _write(self, number: int, request: Request, images: range, coarse: Tensor, count: Count) -> Written:
         """The tokens (N, T) that a stage writes over the coarse tokens (N, S) of these images, and scores (N,)."""
         stage, config = self.stages[number], (request.sampling or self.configs)[number]
         fine, base, towards = stage.config.fine, self.stages[0].config.fine, None
@@ -220,9 +220,7 @@ class Cascade:
         uniform = uniform_draws(request.seed, number, drawn, fine.length, config.num_beam)
         return stage.sample(coarse, config, uniform, kept=kept, towards=towards, progress=lambda: count(1))
 
-    def write_stages(
-        self, request: Request, images: range, count: Count = lambda num: None
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def write_stages(self, request: Request, images: range, count: Count = lambda num: None) -> Iterator[Written]:
         """Yield the tokens (N, T) of the condition and of each stage for these images, each with its scores (N,).
 
         The condition and a stage that is skipped have no score (NaN). `count` is called with the number of new tokens.
@@ -238,16 +236,12 @@ class Cascade:
                 tokens, scores = self._write(number, request, images, tokens, count)
             yield tokens, scores.cpu()
 
-    def generate(
-        self, request: Request, images: range, count: Count = lambda num: None
-    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+    def generate(self, request: Request, images: range, count: Count = lambda num: None) -> tuple[list[Tensor], Tensor]:
         """`write_stages` at once: tokens of the condition and of every stage, each (N, T), and scores (N, stages)."""
         tokens, scores = zip(*self.write_stages(request, images, count), strict=True)
         return list(tokens), torch.stack(scores[1:], dim=1)
 
-    def batches(
-        self, request: Request, number: int, name: str
-    ) -> Iterator[tuple[int, list[torch.Tensor], torch.Tensor]]:
+    def batches(self, request: Request, number: int, name: str) -> Iterator[tuple[int, list[Tensor], Tensor]]:
         """Generate this process's share of `number` images: yield the first index, tokens and scores of each batch."""
         starts = own(range(0, number, self.batch_size))
         with progress(total=self.length * len(starts), unit="token", desc=name) as bar:
@@ -255,7 +249,7 @@ class Cascade:
                 tokens, scores = self.generate(request, range(start, start + self.batch_size), bar.update)
                 yield start, [part[: number - start] for part in tokens], scores[: number - start]
 
-    def filling_in(self, tokens: list[torch.Tensor], steps: int) -> Iterator[torch.Tensor]:
+    def filling_in(self, tokens: list[Tensor], steps: int) -> Iterator[Tensor]:
         """Images (N, 3, H, W): the condition's, then at most `steps` of each stage as it writes over the one before."""
         fmaps = [book.lookup(part) for book, part in zip(self.codebooks, tokens, strict=True)]
         yield self.decoder.decode(fmaps[0])
@@ -269,7 +263,7 @@ class Cascade:
                 yield self.decoder.decode(torch.where(number < written, fine, coarse))
 
 
-def _given(request: Request, level: int, images: range) -> torch.Tensor:
+def _given(request: Request, level: int, images: range) -> Tensor:
     """The tokens (N, T) of the images that a request starts from, at a level of the cascade."""
     tokens = request.init_tokens[level]
     return tokens[[image % len(tokens) for image in images]]
