@@ -42,9 +42,8 @@ def choose() -> str:
     if not os.environ.keys() & {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}:
         cores, busy = available_cores(), busy_cores()
         if round(busy) >= 1 and cores > 1:
-            os.environ["OMP_NUM_THREADS"] = str(max(1, cores - round(busy)))
-            why = f"since other work keeps {busy:.1f} cores busy"
-            chosen.append(f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}, {why}")
+            os.environ["OMP_NUM_THREADS"] = number = str(max(1, cores - round(busy)))
+            chosen.append(f"OMP_NUM_THREADS={number}, since other work keeps {busy:.1f} cores busy")
     return ", ".join(chosen) or "as the environment says"
 
 
