@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def finished_batches(folder: OutputFolder, num_images: int, options: Options) -> dict[str, dict]:
-    """The entries for a journal of the data set that is there, if the last attempt has made it: of the same inputs."""
+    """The entries for a journal of an existing data set, if the last attempt has finished it, from the same inputs."""
     attempts, sides = read_attempts(folder), len(options.sides)
     if options.overwrite or not attempts or attempts[-1].outcome != FINISHED or not folder.dataset.is_file():
         return {}
@@ -103,7 +103,7 @@ def finished_batches(folder: OutputFolder, num_images: int, options: Options) ->
 def write_maps(
     model: Autoencoder, dataset: ImageDataset, batches: list[np.ndarray], journal: Journal, key: dict, options: Options
 ) -> None:
-    """Make the feature maps of these batches of images, and note in the journal where they are."""
+    """Make the feature maps of these batches of images, and add their places to the journal."""
     total, shape = len(dataset) * len(options.sides), model.fmap_shape(dataset.shape)
     where, mine = (options.out_dir, options.num_files_folder), own(batches)
     maps = PackedMaps(*where, total, shape, options.dtype, key) if options.packed else MapFiles(*where)
@@ -123,21 +123,12 @@ def write_maps(
 def fmap_record(
     dataset: ImageDataset, index: int, flipped: bool, name: str, row: int | None, expected: str, out_dir: Path
 ) -> dict:
-    """The record of a feature map, which is a file or a row of the array in it.
-
-    What decides the split is `image_key`, the image's path as its data set writes it, or the image's `group`.
-    """
+    """The record of a feature map, which is a file or a row of the array in it; its `image_key` is split by hash."""
     image, path = dataset.records[index], dataset.path(index).absolute()
     if path.drive == out_dir.absolute().drive:  # Windows has no way from one to another
         path = Path(os.path.relpath(path, out_dir))
-    record = {
-        "fmap_path": name,
-        "checksum": expected,
-        "image_path": path.as_posix(),
-        "image_key": image_key(image),
-        "labels": image.get("labels", []),
-        "flipped": flipped,
-    }
+    record = {"fmap_path": name, "checksum": expected, "image_path": path.as_posix(), "image_key": image_key(image)}
+    record |= {"labels": image.get("labels", []), "flipped": flipped}
     record |= {name: image[name] for name in ("offset", "size", "group") if name in image}
     return record | ({} if row is None else {"row": row})
 

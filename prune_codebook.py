@@ -2,8 +2,8 @@ r"""Step 4: drop the units of a codebook that the training maps hardly use.
 
 Reads a dataset.json of feature maps and a codebook; writes models_checkpoint/pruned_codebook.pt and a line of
 metrics.jsonl under --out-dir. The survivors keep their order, their vectors and their places on the map. With
---decoder-path, the table of before and after also reports the PSNR of held-out images, and what is left is drawn
-(images/atlas_pruned.png, ...).
+--decoder-path, the table of before and after also reports the PSNR of held-out images, and the remaining units are
+drawn (images/atlas_pruned.png, ...).
 
     python prune_codebook.py --dataset-path out/faces/feature_maps/dataset.json \
         --codebook-path out/faces/codebook_0/models_checkpoint/latest.pt --out-dir out/faces/codebook_0
@@ -100,30 +100,25 @@ def main(argv: list[str] | None = None) -> None:
         rest = {"statistics": after, "statistics_before": before, "data": dataset.fingerprint}
         rest |= {"trained_from": codebook.origin, "bounds": tuple(Bounds.common((codebook.bounds, options.bounds)))}
         save_checkpoint(folder.pruned, KIND, pruned.config, pruned.state_dict(), **rest)
-        row = {"step": codebook.step}
-        others = [row for row in read_rows(folder.metrics) if "pruned_units" not in row]  # but for an earlier pruning
-        write_rows(folder.metrics, [*others, row | {f"pruned_{key}": value for key, value in after.items()}])
+        rows = [row for row in read_rows(folder.metrics) if "pruned_units" not in row]  # but for an earlier pruning
+        rows.append({"step": codebook.step} | {f"pruned_{key}": value for key, value in after.items()})
+        write_rows(folder.metrics, rows)
         log.info("kept %d of %d units: wrote %s", len(pruned), len(codebook), folder.pruned)
 
 
 def choose(options: Options, counts: torch.Tensor) -> torch.Tensor:
-    """Which units (K,) bool stay, by their counts."""
+    """The units that stay, (K,) bool, by their counts."""
+    ranked = counts.sort(descending=True, stable=True)
     if options.keep is not None:
         if not 2 <= options.keep <= len(counts):
-            raise UserError(
-                f"--keep {options.keep} is not possible: {options.codebook_path} has {len(counts)} units; "
-                "give 2 to that many"
-            )
-        keep = torch.zeros_like(counts, dtype=torch.bool)
-        keep[counts.sort(descending=True, stable=True).indices[: options.keep]] = True
-        return keep
+            units = f"{options.codebook_path} has {len(counts)} units"
+            raise UserError(f"--keep {options.keep} is not possible: {units}; give 2 to that many")
+        return torch.isin(torch.arange(len(counts), device=counts.device), ranked.indices[: options.keep])
     keep = counts >= options.prune_threshold
     if keep.sum() < 2:
-        most = int(counts.sort(descending=True).values[1])
-        raise UserError(
-            f"--prune-threshold {options.prune_threshold} would leave {int(keep.sum())} of {len(counts)} units of "
-            f"{options.codebook_path}: give at most {most}"
-        )
+        left = f"{int(keep.sum())} of {len(counts)} units of {options.codebook_path}"
+        most = int(ranked.values[1])
+        raise UserError(f"--prune-threshold {options.prune_threshold} would leave {left}: give at most {most}")
     return keep
 
 

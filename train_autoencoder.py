@@ -75,22 +75,20 @@ class AutoencoderTask(GradientTask):
             self.begun_from = options.encoder_path, Bounds.common((self.source.bounds, self.codebook.bounds))
 
     def build(self, saved: dict) -> None:
-        """Build the autoencoder, or fix the encoder of the one that is there, once the images fit."""
-        options, shape = self.options, self.dataset.shape
-        model = self.source or Autoencoder(self.config)
-        model.check_image(shape, options.dataset_path)
+        """Build the autoencoder, or freeze the encoder of the given one, once the images fit."""
+        options, model = self.options, self.source or Autoencoder(self.config)
+        model.check_image(self.dataset.shape, options.dataset_path)
+        shape = model.fmap_shape(self.dataset.shape)
         if self.source is not None:
             model.encoder.requires_grad_(False)
-            if (fmaps := model.fmap_shape(shape)) != self.codebook.fmap_shape:
-                raise UserError(
-                    f"{options.hr_codebook_path}: is for feature maps of {self.codebook.fmap_shape} (C, H, W), those "
-                    f"of these images are {fmaps}; give the images that its run was trained on"
-                )
+            if shape != self.codebook.fmap_shape:
+                shapes = f"{self.codebook.fmap_shape} (C, H, W), those of these images are {shape}"
+                advice = "give the images that its run was trained on"
+                raise UserError(f"{options.hr_codebook_path}: is for feature maps of {shapes}; {advice}")
         self.model = model.to(self.device, memory_format=torch.channels_last)
-        steps, cells = options.planned_steps(len(self.training)), math.prod(model.fmap_shape(shape)[1:])
-        self.learner = GradientLearner(
-            self.model, self.loss, self.config, options, steps, self.device, model.kernels, cells
-        )
+        steps, cells = options.planned_steps(len(self.training)), math.prod(shape[1:])
+        more = (options, steps, self.device, model.kernels, cells)
+        self.learner = GradientLearner(self.model, self.loss, self.config, *more)
         self.update = self.learner.update
 
     def loss(self, model: Callable, batch: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -98,7 +96,7 @@ class AutoencoderTask(GradientTask):
         return reconstruction_loss(model, batch, self.model.loss, self.codebook)
 
     def example(self, number: int) -> torch.Tensor:
-        """As many images."""
+        """So many images."""
         return torch.zeros(number, *self.dataset.shape)
 
     def begin(self) -> ImageDataset:

@@ -47,9 +47,8 @@ class AutoencoderConfig:
     def __post_init__(self) -> None:
         check_ranges(self)
         if self.max_channel < self.min_channel:
-            raise ValueError(
-                f"'max_channel' is {self.max_channel}, expected at least {self.min_channel} ('min_channel')"
-            )
+            expected = f"at least {self.min_channel} ('min_channel')"
+            raise ValueError(f"'max_channel' is {self.max_channel}, expected {expected}")
         if self.image_channel != 3:
             raise ValueError(f"'image_channel' is {self.image_channel}, expected 3: images are read as RGB")
 
@@ -63,10 +62,8 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int, activation: type[nn.Module]) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            activation(), nn.Conv2d(channels, channels, 3, padding=1),
-            activation(), nn.Conv2d(channels, channels, 3, padding=1),
-        )  # fmt: skip
+        first, second = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
+        self.layers = nn.Sequential(activation(), first, activation(), second)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, channels, H, W) → the same shape."""
@@ -78,11 +75,10 @@ class Encoder(nn.Sequential):
 
     def __init__(self, config: AutoencoderConfig) -> None:
         activation = ACTIVATIONS[config.hidden_activation_type]
-        layers, width = [], config.image_channel
-        for wider in config.channels():
-            layers += [nn.PixelUnshuffle(2), nn.Conv2d(width * 4, wider, 3, padding=1)]
-            layers += [*(ResidualBlock(wider, activation) for _ in range(config.num_enc_res_blocks)), activation()]
-            width = wider
+        layers: list[nn.Module] = []
+        for narrower, width in pairwise([config.image_channel, *config.channels()]):
+            layers += [nn.PixelUnshuffle(2), nn.Conv2d(narrower * 4, width, 3, padding=1)]
+            layers += [*(ResidualBlock(width, activation) for _ in range(config.num_enc_res_blocks)), activation()]
         layers += [nn.Conv2d(width, config.latent_channel, 3, padding=1)]
         if config.use_final_enc_activation:
             layers.append(ACTIVATIONS[config.encoder_activation_type]())
@@ -113,17 +109,16 @@ class Autoencoder(nn.Module):
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         self.config, self.encoder, self.decoder = config, Encoder(config), Decoder(config)
-        self.fingerprint: str | None = None  # of the checkpoint it was loaded from
-        self.encoder_fingerprint: str | None = None  # of its encoder alone
-        self.bounds = Bounds()  # of the images that it has learned from, as that checkpoint has it
-        self.data: dict[str, str] | None = None  # the fingerprint of the data set that they are of
+        self.scale = 2**config.num_layers  # pixels per side of a cell of the feature map
+        # Of the checkpoint that it was loaded from:
+        self.fingerprint: str | None = None
+        self.encoder_fingerprint: str | None = None
+        self.bounds = Bounds()  # of the images that it has learned from
+        self.data: dict[str, str] | None = None  # the fingerprint of their data set
 
     @classmethod
     def load(cls, path: Path, config: AutoencoderConfig | None = None) -> "Autoencoder":
-        """Read an autoencoder from a checkpoint, with its config or another that its weights fit.
-
-        Raises `UserError` naming the file.
-        """
+        """Read an autoencoder from a checkpoint, with its config or another that its weights fit, or `UserError`."""
         content = load_checkpoint(path, KIND)
         model = cls(config or build_config(AutoencoderConfig, content["config"], str(path)))
         load_weights(model, content, path)
@@ -135,7 +130,7 @@ class Autoencoder(nn.Module):
 
     @property
     def origin(self) -> Origin:
-        """What is kept with all that depends on its feature maps, and compared: a decoder may be trained further."""
+        """The key of all that depends on its feature maps: the encoder alone, as a decoder may be trained further."""
         return {"encoder": self.encoder_fingerprint}
 
     @property
@@ -146,11 +141,6 @@ class Autoencoder(nn.Module):
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) in [−1, 1] → feature maps (B, C, h, w). H and W must be multiples of 2^num_layers."""
         return self.encoder(images)
-
-    @property
-    def scale(self) -> int:
-        """Pixels per side of one cell of the feature map."""
-        return 2**self.config.num_layers
 
     def fmap_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
         """The shape (C, h, w) of the feature maps of images (3, H, W)."""
@@ -165,14 +155,11 @@ class Autoencoder(nn.Module):
         return self.decoder(fmap)
 
     def forward(self, images: torch.Tensor, codebook: Codebook | None = None) -> torch.Tensor:
-        """Reconstruct (B, 3, H, W), with a codebook from quantized feature maps and without a gradient for the encoder.
-
-        In training without one, noise on the feature map makes the decoder tolerate quantization.
-        """
+        """Reconstruct (B, 3, H, W), with a codebook from quantized feature maps, without gradients for the encoder."""
         if codebook is not None:
             return self.decode(self.quantized(images, codebook))
         fmap = self.encode(images)
-        if self.training and self.config.latent_noise > 0:
+        if self.training and self.config.latent_noise > 0:  # so the decoder tolerates quantization
             fmap = fmap + self.config.latent_noise * draw(partial(_noise, fmap), len(fmap))
         return self.decode(fmap)
 
@@ -198,13 +185,13 @@ class Autoencoder(nn.Module):
     def check_image(self, shape: tuple[int, int, int], where: Path) -> None:
         """Raise `UserError` if images (3, H, W) cannot be halved `num_layers` times."""
         if shape[1] % self.scale or shape[2] % self.scale:
-            raise UserError(
-                f"{where}: images of {shape[1]}×{shape[2]} cannot be halved {self.config.num_layers} times; "
-                f"give sizes divisible by {self.scale}, or fewer 'num_layers'"
-            )
+            advice = f"give sizes divisible by {self.scale}, or fewer 'num_layers'"
+            times = self.config.num_layers
+            raise UserError(f"{where}: images of {shape[1]}×{shape[2]} cannot be halved {times} times; {advice}")
 
 
 def _noise(like: torch.Tensor, number: int) -> torch.Tensor:
+    """Noise for so many feature maps, in the layout of convolutions."""
     shape, layout = (number, *like.shape[1:]), torch.channels_last
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout).normal_()
 

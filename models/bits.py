@@ -1,4 +1,4 @@
-"""What an image costs in bits: its condition and label, which a base stage is given, and its tokens in each stage."""
+"""The bits of an image: of its condition and label, which a base stage is given, and of its tokens in each stage."""
 
 import logging
 from pathlib import Path
@@ -14,20 +14,17 @@ log = logging.getLogger(__name__)
 
 
 def code_bits(counts: torch.Tensor, symbols: torch.Tensor) -> float:
-    """Mean bits of symbols (N,) below K, if each costs what its share in `counts` (K,) of the training maps says.
-
-    Half of one is added to each count (Krichevsky and Trofimov 1981): a symbol that no training map has costs much,
-    but not infinitely much.
-    """
+    """Mean bits of symbols (N,) below K, by their shares in `counts` (K,) of the training maps."""
+    # Krichevsky and Trofimov 1981: a symbol that no training map has costs finitely many bits.
     smoothed = counts.double() + 0.5
     return float((smoothed.sum() / smoothed).log2()[symbols].mean())
 
 
 def given_bits(coarse: Codebook, given: torch.Tensor, label_counts: torch.Tensor | None) -> dict[str, float]:
-    """Bits of what a base stage is given of held-out images: `condition`, and `label` if it uses labels.
+    """Bits of the `condition` of held-out images, and of their `label` if the base stage uses labels.
 
-    `given` (N, 1 + L) are the condition of each image, a unit of `coarse`, and its labels; `label_counts` says how many
-    training maps have each label first, and how many have none. Empty if nothing was counted, or nothing is held out.
+    `given` (N, 1 + L) are the condition of each image, a unit of `coarse`, and its labels; `label_counts` is the number
+    of training maps with each label first, and of those with none. Empty without counts, or if nothing is held out.
     """
     if coarse.counts.sum() == 0 or len(given) == 0:
         return {}
@@ -46,10 +43,9 @@ def with_bits(numbers: dict[str, float], config: StageConfig, bits_before: float
 
 
 def bits_before(coarse: Codebook, previous: Path | None) -> float | None:
-    """Bits that an image costs before a cascade stage that reads `coarse`, None if unknown.
+    """Bits of an image in all stages before the one that reads `coarse`, None if unknown.
 
-    They are among what was measured of the stage before, beside its checkpoint `previous`. Raises `UserError` if that
-    stage writes another codebook.
+    They were measured with the checkpoint `previous`. Raises `UserError` if its stage writes another codebook.
     """
     if previous is None:
         return None

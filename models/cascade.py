@@ -1,4 +1,4 @@
-"""Generation: the stages of a cascade, checked to belong together, and what they make of requests."""
+"""The cascade: its stages, checked to belong together, and the images that they generate for requests."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from models.autoencoder import Autoencoder
 from models.codebook import Codebook
@@ -24,9 +25,10 @@ from utils.runtime.distributed import own
 from utils.runtime.progress import progress
 from utils.sampling import SamplingConfig, image_generator, uniform_draws
 
-Pictures = list[Image.Image] | torch.Tensor
+Pictures = list[Image.Image] | Tensor
 Images = Picture | Sequence[Picture]
-Count = Callable[[int], object]  # is told how many positions were written
+Count = Callable[[int], object]  # called with the number of new tokens
+Written = tuple[Tensor, Tensor]  # tokens (N, T) of a level of the cascade, and their scores (N,)
 
 
 class Cascade:
@@ -60,13 +62,15 @@ class Cascade:
                     raise UserError(f"{coarse_path}: its units were never counted; finish its training or prune it")
                 self.codebooks.append(coarse.to(device))
             elif self.codebooks[-1].fingerprint != coarse.fingerprint:
-                raise UserError(
-                    f"{coarse_path}: is not the codebook that the stage before writes; name the same file in both"
-                )
+                problem = "is not the codebook that the stage before writes"
+                raise UserError(f"{coarse_path}: {problem}; name the same file in both")
             self.codebooks.append(fine.to(device))
             self.stages.append(stage.to(device))
             rows = batch_size * config.num_beam * (2 if config.is_guided else 1)
             make_ready(stage.transformer, dtype, rows, compiled)
+        self.labels = self.stages[0].config.labels  # that the base stage has learned
+        self.image_size = decoder.image_size(self.codebooks[0].fmap_shape)  # height and width
+        self.length = sum(stage.config.fine.length for stage in self.stages)  # tokens of an image in all stages
 
     @classmethod
     def load(
@@ -89,31 +93,13 @@ class Cascade:
         if batch_size < 1:
             raise UserError(f"batch_size {batch_size}: expected at least 1")
         if not folder.generation.is_file():
-            raise UserError(
-                f"{path}: holds no {folder.generation.name}; give the folder of a finished run, or of an exported model"
-            )
+            advice = "give the folder of a finished run, or of an exported model"
+            raise UserError(f"{path}: holds no {folder.generation.name}; {advice}")
         configs, dtype = load_generation_config(folder.generation), choose_dtype(place, precision)
         if isinstance(folder, ExportedFolder):
             folder.check_inside(configs)
         decoder = Autoencoder.load(folder.decoding.latest).to(place)
         return cls(configs, folder.path, decoder, place, dtype, batch_size, compiled)
-
-    # --- What the model is ---
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The labels that the base stage has learned."""
-        return self.stages[0].config.labels
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width of the images."""
-        return self.decoder.image_size(self.codebooks[0].fmap_shape)
-
-    @property
-    def length(self) -> int:
-        """Tokens that all stages write for an image."""
-        return sum(stage.config.fine.length for stage in self.stages)
 
     def check(self, request: Request) -> None:
         """Raise `UserError` naming the flag that this cascade cannot satisfy."""
@@ -133,17 +119,16 @@ class Cascade:
         for number, (stage, config) in enumerate(zip(self.stages, request.sampling or self.configs, strict=True)):
             _check_guidance(f"stage {number}", stage, config)
 
-    # --- What can be asked of it ---
+    # --- The requests of the Python interface ---
 
     def sample(
         self, number: int = 1, *, conditions: Sequence[int] = (), labels: Sequence[str] = (), **settings: Values
     ) -> Pictures:
         """Generate images: a list of PIL images, or with `as_tensor` a tensor (number, 3, H, W) in [−1, 1].
 
-        Image i takes entry i of `conditions`, units of the condition codebook, and of `labels`, and from the first
-        again. The settings are `seed`, 0 by default, `as_tensor`, and keys of `SamplingConfig`, such as
-        temperature=0.8, or temperature=(1, 0.6, 0.4) with a value for each stage. Raises `UserError` naming what this
-        model cannot do.
+        Image i takes entry i of `conditions`, units of the condition codebook, and of `labels`, modulo their lengths.
+        The settings are `seed`, 0 by default, `as_tensor`, and keys of `SamplingConfig`, such as temperature=0.8, or
+        temperature=(1, 0.6, 0.4) with a value for each stage. Raises `UserError` naming what this model cannot do.
         """
         names = (labels,) if isinstance(labels, str) else tuple(labels)
         return self._make(Request(conditions=tuple(conditions), labels=names), number, **settings)
@@ -154,7 +139,7 @@ class Cascade:
         return self._make(Request(conditions=conditions), number, **settings)
 
     def complete(self, images: Images, rows: int, number: int | None = None, **settings: Values) -> Pictures:
-        """Keep what the first `rows` rows of the base stage's grid cover of these images, and write the rest."""
+        """Keep the part of these images under the first `rows` rows of the base stage's grid, and write the rest."""
         return self._make(Request(init_tokens=self.tokens(images), keep_rows=rows), number, **settings)
 
     def detail(self, images: Images, stage: int, number: int | None = None, **settings: Values) -> Pictures:
@@ -172,21 +157,17 @@ class Cascade:
         return way(self.codebooks[0].coordinates, *units, steps)
 
     @torch.no_grad()
-    def tokens(self, images: Images) -> tuple[torch.Tensor, ...]:
-        """Images → their tokens of the condition and of every stage, each (M, T) int64.
-
-        An image is a file, a PIL image, or a tensor (3, H, W) in [−1, 1]; a tensor (M, 3, H, W) holds several. Files
-        and PIL images are scaled to the model's size, and cut to its shape around their centres.
-        """
+    def tokens(self, images: Images) -> tuple[Tensor, ...]:
+        """Images, as `to_tensor` takes them → their tokens of the condition and of every stage, each (M, T) int64."""
         fmap = self.decoder.encode(to_tensor(images, self.image_size).to(self.device))
         return tuple(codebook.find_bmu(fmap) for codebook in self.codebooks)
 
     @torch.no_grad()
-    def decode(self, tokens: torch.Tensor, level: int = -1) -> torch.Tensor:
+    def decode(self, tokens: Tensor, level: int = -1) -> Tensor:
         """Tokens (N, T) of the condition (level 0), of a stage (from 1), by default the last → images (N, 3, H, W)."""
         return self.decoder.decode(self.codebooks[level].lookup(tokens))
 
-    def decode_all(self, tokens: torch.Tensor, level: int = -1) -> torch.Tensor:
+    def decode_all(self, tokens: Tensor, level: int = -1) -> Tensor:
         """As `decode`, batch by batch, onto the CPU in float32."""
         return torch.cat([self.decode(part, level).float().cpu() for part in tokens.split(self.batch_size)])
 
@@ -205,31 +186,26 @@ class Cascade:
 
     # --- How it is done ---
 
-    def conditions(self, request: Request, images: range) -> torch.Tensor:
+    def conditions(self, request: Request, images: range) -> Tensor:
         """The condition token of each image, (N, 1): a given one, or drawn by its use in training or in a label."""
-        if request.places:
-            return torch.tensor([pick(request.places, image).nearest for image in images], device=self.device)[:, None]
-        if request.conditions:
-            given = [pick(request.conditions, image) for image in images]
-            return torch.tensor(given, device=self.device)[:, None]
-        if request.init_tokens:
-            return self._taken(request, 0, images)
-        return torch.stack([self._draw_condition(request, image) for image in images]).to(self.device)
+        if request.init_tokens and not (request.places or request.conditions):
+            return _given(request, 0, images)
+        units = []
+        for image in images:
+            if request.places:
+                units.append(pick(request.places, image).nearest)
+            elif request.conditions:
+                units.append(pick(request.conditions, image))
+            else:
+                label, usage = pick(request.labels, image), self.codebooks[0].counts
+                if label is not None:
+                    usage = self.stages[0].label_usage[self.labels.index(label)]
+                generator = image_generator(request.seed, -1, image)
+                units.append(int(torch.multinomial(usage.cpu().double(), 1, generator=generator)))
+        return torch.tensor(units, device=self.device)[:, None]
 
-    def _draw_condition(self, request: Request, image: int) -> torch.Tensor:
-        label = pick(request.labels, image)
-        counts = self.codebooks[0].counts if label is None else self.stages[0].label_usage[self.labels.index(label)]
-        return torch.multinomial(counts.cpu().double(), 1, generator=image_generator(request.seed, -1, image))
-
-    def _taken(self, request: Request, level: int, images: range) -> torch.Tensor:
-        """The tokens of the images that a request starts from, (N, T)."""
-        tokens = request.init_tokens[level]
-        return tokens[[image % len(tokens) for image in images]]
-
-    def _write(
-        self, number: int, request: Request, images: range, coarse: torch.Tensor, count: Count
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What a stage writes over the coarse tokens (N, S) of these images: its tokens (N, T) and scores (N,)."""
+    def _write(self, number: int, request: Request, images: range, coarse: Tensor, count: Count) -> Written:
+        """The tokens (N, T) that a stage writes over the coarse tokens (N, S) of these images, and scores (N,)."""
         stage, config = self.stages[number], (request.sampling or self.configs)[number]
         fine, base, towards = stage.config.fine, self.stages[0].config.fine, None
         if number == 0 and request.places:
@@ -239,54 +215,41 @@ class Cascade:
             coarse, towards = units[:, :1], (units[:, 1:], shares)
         coarse = stage.with_labels(coarse, [pick(request.labels, image) for image in images])
         rows = request.keep_rows * fine.height // base.height
-        kept = self._taken(request, number + 1, images)[:, : rows * fine.width] if rows else None
+        kept = _given(request, number + 1, images)[:, : rows * fine.width] if rows else None
         drawn = [0] * len(images) if request.same_draws else images
         uniform = uniform_draws(request.seed, number, drawn, fine.length, config.num_beam)
         return stage.sample(coarse, config, uniform, kept=kept, towards=towards, progress=lambda: count(1))
 
-    def write_stages(
-        self, request: Request, images: range, count: Count = lambda num: None
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def write_stages(self, request: Request, images: range, count: Count = lambda num: None) -> Iterator[Written]:
         """Yield the tokens (N, T) of the condition and of each stage for these images, each with its scores (N,).
 
-        The condition and a stage that was skipped have no score (NaN).
+        The condition and a stage that is skipped have no score (NaN). `count` is called with the number of new tokens.
         """
-        none = torch.full((len(images),), torch.nan)
+        no_scores = torch.full((len(images),), torch.nan)
         tokens = self.conditions(request, images)
-        yield tokens, none
+        yield tokens, no_scores
         for number, stage in enumerate(self.stages):
             if number < request.from_stage:
-                tokens, scores = self._taken(request, number + 1, images), none
+                tokens, scores = _given(request, number + 1, images), no_scores
                 count(stage.config.fine.length)
             else:
                 tokens, scores = self._write(number, request, images, tokens, count)
             yield tokens, scores.cpu()
 
-    def generate(
-        self, request: Request, images: range, count: Count = lambda num: None
-    ) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Tokens of the condition and of every stage for these images, each (N, T), and the stages' scores (N, stages).
-
-        A stage that was skipped has no score (NaN). `count` is called with the number of positions done.
-        """
+    def generate(self, request: Request, images: range, count: Count = lambda num: None) -> tuple[list[Tensor], Tensor]:
+        """`write_stages` at once: tokens of the condition and of every stage, each (N, T), and scores (N, stages)."""
         tokens, scores = zip(*self.write_stages(request, images, count), strict=True)
         return list(tokens), torch.stack(scores[1:], dim=1)
 
-    def batches(
-        self, request: Request, number: int, name: str
-    ) -> Iterator[tuple[int, list[torch.Tensor], torch.Tensor]]:
-        """Generate `number` images; yield of each batch the index of its first image, its tokens and its scores.
-
-        The last batch is generated in full as well, so the number of images never changes a picture. Each process makes
-        some of the batches.
-        """
+    def batches(self, request: Request, number: int, name: str) -> Iterator[tuple[int, list[Tensor], Tensor]]:
+        """Generate this process's share of `number` images: yield the first index, tokens and scores of each batch."""
         starts = own(range(0, number, self.batch_size))
         with progress(total=self.length * len(starts), unit="token", desc=name) as bar:
-            for start in starts:
+            for start in starts:  # the last batch in full as well, so the number of images never changes a picture
                 tokens, scores = self.generate(request, range(start, start + self.batch_size), bar.update)
                 yield start, [part[: number - start] for part in tokens], scores[: number - start]
 
-    def filling_in(self, tokens: list[torch.Tensor], steps: int) -> Iterator[torch.Tensor]:
+    def filling_in(self, tokens: list[Tensor], steps: int) -> Iterator[Tensor]:
         """Images (N, 3, H, W): the condition's, then at most `steps` of each stage as it writes over the one before."""
         fmaps = [book.lookup(part) for book, part in zip(self.codebooks, tokens, strict=True)]
         yield self.decoder.decode(fmaps[0])
@@ -300,10 +263,14 @@ class Cascade:
                 yield self.decoder.decode(torch.where(number < written, fine, coarse))
 
 
+def _given(request: Request, level: int, images: range) -> Tensor:
+    """The tokens (N, T) of the images that a request starts from, at a level of the cascade."""
+    tokens = request.init_tokens[level]
+    return tokens[[image % len(tokens) for image in images]]
+
+
 def _check_guidance(where: str, stage: Stage, config: SamplingConfig) -> None:
-    """Raise `UserError`, which begins with `where`, if a stage is to be guided that has not learned what that needs."""
+    """Raise `UserError`, which begins with `where`, if a stage that was trained without dropout is to be guided."""
     if config.is_guided and not stage.config.transformer.condition_dropout:
-        raise UserError(
-            f"{where}: 'guidance_scale' is {config.guidance_scale}, but the stage was trained without "
-            "'condition_dropout'; train it with that, or leave the scale at 1"
-        )
+        problem = f"'guidance_scale' is {config.guidance_scale}, but the stage was trained without 'condition_dropout'"
+        raise UserError(f"{where}: {problem}; train it with that, or leave the scale at 1")

@@ -16,8 +16,8 @@ from utils.data.split import Bounds
 from utils.runs.checkpoint import fingerprint, load_checkpoint, load_weights
 
 KIND = "codebook"
-# Distances per block of a search: blocks of 4 MiB fit into a CPU's cache, which is three times as fast as blocks of 32
-# MiB; a GPU needs larger blocks.
+# Distances computed at once in a search, so that memory does not grow with the patches: 4 MiB fit into a processor's
+# cache, which makes the search three times as fast as blocks of 32 MiB; a GPU needs larger blocks.
 SEARCH_CELLS = {"cpu": 2**20, "cuda": 2**24}
 MAX_UNITS, MAX_NUMBERS = 2**14, 2**22  # limits of K and of K·D
 
@@ -68,24 +68,24 @@ class CodebookConfig:
 
 
 class Codebook(nn.Module):
-    """K units of dimension D, each at a place on the map. Nothing in it has a gradient.
+    """K units of dimension D, each at a place of the map, as buffers without gradients.
 
-    Buffers: `units` (K, D) float32; `coordinates` (K, 2) int64, row and column on the map; `counts` (K,) int64, for how
-    many patches of a data set each unit is the best match, zero until a `Census` is copied in.
+    `units` (K, D) float32; `coordinates` (K, 2) int64, row and column on the map; `counts` (K,) int64, how often each
+    unit was the best match over a data set, zero until those of a `Census` are copied in.
     """
 
     def __init__(self, config: CodebookConfig, num_units: int | None = None) -> None:
         super().__init__()
         self.config = config
-        num_units = num_units or config.num_embeddings
-        index = torch.arange(num_units)
-        columns = config.map_shape[1]
-        self.register_buffer("units", torch.zeros(num_units, config.dim))
+        self.fmap_shape = (config.image_C, config.image_H, config.image_W)
+        index, columns = torch.arange(num_units or config.num_embeddings), config.map_shape[1]
+        self.register_buffer("units", torch.zeros(len(index), config.dim))
         self.register_buffer("coordinates", torch.stack((index // columns, index % columns), dim=1))
-        self.register_buffer("counts", torch.zeros(num_units, dtype=torch.int64))
-        self.origin: Origin = {}  # fingerprints of the models that its data come from, once loaded from a checkpoint
-        self.step = 0  # of its training, according to that checkpoint
-        self.bounds = Bounds()  # which maps it was trained on, likewise
+        self.register_buffer("counts", torch.zeros_like(index))
+        # Of the checkpoint that it was loaded from:
+        self.origin: Origin = {}  # the models that made its data
+        self.step = 0  # of its training
+        self.bounds = Bounds()  # of the maps that it has learned from
 
     @classmethod
     def load(cls, path: Path) -> "Codebook":
@@ -106,21 +106,11 @@ class Codebook(nn.Module):
         """A hash of the codebook, which later steps record."""
         return fingerprint(self.state_dict())
 
-    @property
-    def fmap_shape(self) -> tuple[int, int, int]:
-        """The shape (C, H, W) of its feature maps."""
-        return self.config.image_C, self.config.image_H, self.config.image_W
-
     def check_fits(self, path: Path, shape: tuple[int, ...], origin: Origin) -> None:
-        """Raise `UserError` naming `path`, the file of the codebook, if it does not fit feature maps.
-
-        They have this shape, and their models (`origin`) must be those of the codebook's training data.
-        """
+        """Raise `UserError` naming the file of the codebook if it is for feature maps of another shape or origin."""
         if shape != self.fmap_shape:
-            raise UserError(
-                f"{path}: is for feature maps of {self.fmap_shape} (C, H, W), the data set holds {shape}; "
-                "correct 'image_C', 'image_H' and 'image_W' in its config"
-            )
+            shapes = f"is for feature maps of {self.fmap_shape} (C, H, W), the data set holds {shape}"
+            raise UserError(f"{path}: {shapes}; correct 'image_C', 'image_H' and 'image_W' in its config")
         check_origin(path, self.origin, origin)
 
     def patchify(self, fmap: torch.Tensor) -> torch.Tensor:
@@ -128,15 +118,12 @@ class Codebook(nn.Module):
         return patchify(fmap, self.config.patch_H, self.config.patch_W).flatten(0, 1)
 
     def nearest(self, patches: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-        """Patches (N, D) → squared distances and indices of the `k` nearest units, each (N, k), nearest first.
-
-        The search runs in blocks, so apart from the results its memory does not grow with N.
-        """
+        """Patches (N, D) → squared distances and indices of the `k` nearest units, each (N, k), nearest first."""
         half_norms = self.units.square().sum(1) / 2
         cells = SEARCH_CELLS.get(self.units.device.type, SEARCH_CELLS["cpu"])
         errors, indices = [], []
         for block in patches.split(max(1, cells // max(self.units.shape))):
-            scores = torch.addmm(half_norms, block, self.units.T, alpha=-1)  # ½|u|² − p·u, smallest where |p − u| is
+            scores = torch.addmm(half_norms, block, self.units.T, alpha=-1)  # ½|u|² − p·u, least where |p − u| is
             nearest = scores.topk(k, largest=False).indices if k > 1 else scores.argmin(1, keepdim=True)
             errors.append(torch.stack([self.units[column].sub_(block).square_().sum(1) for column in nearest.T], dim=1))
             indices.append(nearest)
@@ -160,23 +147,19 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def lay_out(self, patches: torch.Tensor) -> None:
-        """Initialise the units with patches (N, D) of the data, N at least K, laid out by their principal components.
+        """Copy patches of the data to the units, laid out along its first two principal components.
 
         They are sorted by the first component and divided into one group per column of the map. Each group is sorted by
         the second component. So the map is ordered from the start.
         """
         chosen = patches[: len(self)]
-        columns = self.config.map_shape[1]
         _, _, axes = torch.pca_lowrank(patches, q=min(2, *patches.shape))
         scores = (chosen - patches.mean(0)) @ axes  # (K, 2), or (K, 1) where D is 1
-        column = torch.empty(len(self), dtype=torch.int64, device=patches.device)
-        places = self.coordinates[:, 1].sort(stable=True).values  # each column, once for each of its places
-        column[scores[:, 0].argsort()] = places
-        for index in range(columns):
-            members = (column == index).nonzero().squeeze(1)
-            order = members[scores[members, -1].argsort()]
+        order = scores[:, 0].argsort()
+        for index in range(self.config.map_shape[1]):
             slots = (self.coordinates[:, 1] == index).nonzero().squeeze(1)
-            self.units[slots] = chosen[order]
+            members, order = order[: len(slots)].sort().values, order[len(slots) :]
+            self.units[slots] = chosen[members[scores[members, -1].argsort()]]
 
     @torch.no_grad()
     def prune(self, keep: torch.Tensor) -> "Codebook":

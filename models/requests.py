@@ -1,4 +1,4 @@
-"""What can be asked of a cascade, and the config of its stages."""
+"""The requests to a cascade, and the config of its stages."""
 
 import dataclasses
 import json
@@ -33,9 +33,8 @@ def load_generation_config(path: Path) -> list[GenerationConfig]:
     if not content:
         raise UserError(f'{path}: holds no stage; expected keys "0", "1", …')
     keys = [str(number) for number in range(len(content))]
-    for key in content:
-        if key not in keys:
-            raise UserError(f'{path}: unknown key {key!r}; expected stages "0" to "{keys[-1]}"')
+    if unknown := [key for key in content if key not in keys]:
+        raise UserError(f'{path}: unknown key {unknown[0]!r}; expected stages "0" to "{keys[-1]}"')
     return [build_config(GenerationConfig, content[key], f"{path}: stage {key}") for key in keys]
 
 
@@ -45,18 +44,14 @@ def sampling_of(config: SamplingConfig) -> dict[str, float | None]:
 
 
 def change_sampling(configs: Sequence[SamplingConfig], **changes: Values) -> tuple[SamplingConfig, ...]:
-    """The sampling of each stage with other values of some keys: one for all stages, or a sequence of one for each.
-
-    Raises `UserError` naming the key, or the stage whose values do not go together.
-    """
+    """The sampling of each stage with other values of some keys, one for all stages or one for each, or `UserError`."""
     stages = [sampling_of(config) for config in configs]
     for key, value in changes.items():
         values = list(value) if isinstance(value, Sequence) else [value]
         values *= len(configs) if len(values) == 1 else 1
         if len(values) != len(configs):
-            raise UserError(
-                f"{key!r} has {len(values)} values; give one for all stages, or one for each of the {len(configs)}"
-            )
+            expected = f"one for all stages, or one for each of the {len(configs)}"
+            raise UserError(f"{key!r} has {len(values)} values; give {expected}")
         for stage, one in zip(stages, values, strict=True):
             stage[key] = one
     return tuple(build_config(SamplingConfig, values, f"stage {number}") for number, values in enumerate(stages))
@@ -79,16 +74,15 @@ class Place:
 def way(coordinates: torch.Tensor, start: int, end: int, steps: int) -> tuple[Place, ...]:
     """`steps` places at equal distances from one unit to another, in a line over the map of these coordinates (K, 2).
 
-    Where a unit of the line was pruned, the way leads over the one nearest to it. The pictures of a walk are those of
-    `Request(places=way(…), same_draws=True)`: the base stage starts from a vector between those of two units, and the
-    same draws give the same tokens wherever the model's probabilities hardly change.
+    Where a unit of the line was pruned, the nearest one takes its place. `Request(places=way(…), same_draws=True)` asks
+    for the pictures of a walk: the base stage starts from a vector between those of two units, and the same draws give
+    the same tokens wherever the model's probabilities hardly change.
     """
     coordinates = coordinates.cpu().double()
     first, last = coordinates[start], coordinates[end]
     number = int((last - first).abs().max()) + 1  # as many units as the line has rows or columns
     line = torch.lerp(first, last, torch.linspace(0, 1, number, dtype=torch.float64)[:, None])
-    nearest = torch.cdist(line, coordinates).argmin(1).tolist()
-    units = [unit for index, unit in enumerate(nearest) if index == 0 or unit != nearest[index - 1]]
+    units = torch.cdist(line, coordinates).argmin(1).unique_consecutive().tolist()
     places = []
     for step in range(steps):
         done = step * (len(units) - 1) / max(1, steps - 1)
@@ -99,7 +93,7 @@ def way(coordinates: torch.Tensor, start: int, end: int, steps: int) -> tuple[Pl
 
 @dataclass(frozen=True)
 class Request:
-    """What to generate. Image i takes entry i of a list, and from the first again after the last."""
+    """The images to generate. Image i takes entry i of each list, modulo its length."""
 
     seed: int = 0
     conditions: tuple[int, ...] = ()  # units of the condition codebook; if empty, drawn in proportion to their use
@@ -113,7 +107,7 @@ class Request:
 
 
 def settings_text(request: Request, index: int, scores: Sequence[float]) -> dict[str, str]:
-    """What made image number `index` of a request, with the scores of its stages, as JSON under the keys of a PNG."""
+    """The settings of image number `index` of a request and the scores of its stages, as JSON by the keys of a PNG."""
     settings = {
         "seed": request.seed,
         "image": index,

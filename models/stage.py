@@ -1,9 +1,9 @@
-"""A stage is a transformer between two codebooks.
+"""A stage: a transformer between two codebooks, and the layout of its tokens, which only this module knows.
 
-Only this module knows the token layout. The fine grid is written in raster order; its length is fixed, so there is no
-end token. The decoder's inputs are the fine tokens shifted by one. The first input is the condition token in a base
-stage and a learned start token in a cascade stage; both are numbered after the fine units. If a base stage uses labels,
-they follow the condition in its coarse tokens, and the vector of one label is added to that of the condition.
+The fine grid is written in raster order; its length is fixed, so there is no end token. The decoder's inputs are the
+fine tokens shifted by one. The first input is the condition token in a base stage and a learned start token in a
+cascade stage; both are numbered after the fine units. If a base stage uses labels, they follow the condition in its
+coarse tokens, and the vector of one label is added to that of the condition.
 """
 
 import math
@@ -55,16 +55,15 @@ class StageConfig:
         """The config of a stage between two codebooks; a base stage needs a `coarse` with one patch per feature map."""
         grids = [Grid(*codebook.config.grid, len(codebook)) for codebook in (coarse, fine)]
         if is_base and grids[0].length != 1:
-            raise UserError(
-                f"{coarse_path}: cuts a feature map into {grids[0].length} patches, but the base stage starts from one "
-                "token; give the condition codebook, whose patch is the whole map, or leave out --train-base-model"
-            )
+            patches = f"cuts a feature map into {grids[0].length} patches, but the base stage starts from one token"
+            advice = "give the condition codebook, whose patch is the whole map, or leave out --train-base-model"
+            raise UserError(f"{coarse_path}: {patches}; {advice}")
         if transformer.use_labels and not is_base:
             raise UserError("'use_labels' is for the base stage, whose tokens pass the label on; leave the key out")
         return cls(transformer, *grids, is_base, labels)
 
     def example(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Placeholder coarse and fine tokens of `number` images, shaped as in training, to measure memory and FLOPs."""
+        """Coarse and fine tokens of so many images, as training reads them, to count what a step needs."""
         coarse = self.coarse.length + bool(self.labels)
         return tuple(torch.zeros(number, length, dtype=torch.long) for length in (coarse, self.fine.length))
 
@@ -75,9 +74,10 @@ class Stage(nn.Module):
     def __init__(self, config: StageConfig) -> None:
         super().__init__()
         self.config = config
-        self.origin: Origin = {}  # fingerprints of the models it was trained with, once loaded from a checkpoint
-        self.fingerprint: str | None = None  # of that checkpoint
-        self.bounds = Bounds()  # which images it was trained on, according to that checkpoint
+        # Of the checkpoint that it was loaded from:
+        self.origin: Origin = {}  # the models that it was trained with
+        self.fingerprint: str | None = None
+        self.bounds = Bounds()  # of the images that it has learned from
         self.near: torch.Tensor | None = None  # the `near_units` of the coarse codebook, for `condition_noise`
         conditions = config.coarse.num_units + (config.transformer.condition_dropout > 0)  # the last is null
         firsts, source = (conditions, None) if config.is_base else (1, config.coarse)
@@ -103,10 +103,7 @@ class Stage(nn.Module):
 
     @torch.no_grad()
     def init_embeddings(self, coarse: Codebook, fine: Codebook) -> None:
-        """Initialise the token embeddings so that they are as close to each other as their units are.
-
-        What the stage learns about one token then carries over to similar ones. Also prepares `condition_noise`.
-        """
+        """Initialise token embeddings so that they are as close to each other as their units; prepare the noise."""
         if self.config.transformer.condition_noise:
             self.near = near_units(coarse)
         embed = self.transformer.embed.token.weight
@@ -115,15 +112,14 @@ class Stage(nn.Module):
             vectors[: len(codebook)] = smooth_features(codebook.units, vectors)
 
     def disturb(self, coarse: torch.Tensor) -> torch.Tensor:
-        """Augment coarse tokens (B, S) for training: replace some by near units, drop those of some images.
+        """Coarse tokens (B, S) with noise: some replaced by a near unit, some images without any, and one label drawn.
 
-        Noise makes a stage tolerate errors of the previous stage (Ho et al. 2021, "Cascaded diffusion models"); images
-        without a condition are needed for guidance (Ho and Salimans 2022). One label per image is drawn at random.
+        Noise makes a stage tolerate errors of the stage before it (Ho et al. 2021, "Cascaded diffusion models"); images
+        without a condition are needed for guidance (Ho and Salimans 2022).
         """
         config, device = self.config.transformer, coarse.device
         coarse, labels = coarse.tensor_split([self.config.coarse.length], dim=1)
         if config.condition_noise:
-            assert self.near is not None, "noise needs the near units of the coarse codebook"
             slips = uniform(coarse) < config.condition_noise
             length, near = coarse.shape[1], self.near.shape[1]
             choice = draw(lambda number: torch.randint(near, (number, length), device=device), len(coarse))
@@ -145,14 +141,14 @@ class Stage(nn.Module):
         return nothing
 
     def with_labels(self, coarse: torch.Tensor, names: list[str | None]) -> torch.Tensor:
-        """Condition tokens (N, 1) → (N, 2) with the label of each image, or no label, if the stage uses labels."""
+        """Condition tokens (N, 1), followed by the label of each image or the null label if the stage uses labels."""
         if not self.config.labels:
             return coarse
         indices = [len(self.config.labels) if name is None else self.config.labels.index(name) for name in names]
         return torch.cat((coarse, torch.tensor(indices, device=coarse.device)[:, None]), dim=1)
 
     def start(self, coarse: torch.Tensor) -> torch.Tensor | None:
-        """The embedding of the first label of each image (B, dim), to add to the first input; None without labels."""
+        """The vector of the first label of each image, (B, dim), which is added to the embedding of the first input."""
         return self.label(coarse[:, 1]) if self.config.labels else None
 
     def shift(self, coarse: torch.Tensor, other: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
@@ -181,10 +177,7 @@ class Stage(nn.Module):
         return torch.cat((self.first_input(coarse)[:, None], fine[:, :-1]), dim=1), fine
 
     def forward(self, coarse: torch.Tensor, fine: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Coarse tokens (B, S) and fine tokens (B, T) → means over all tokens.
-
-        `loss` in nats, `bits`, and `accuracy`: the share of tokens that were predicted with the highest probability.
-        """
+        """Coarse tokens (B, S) and fine ones (B, T) → means over all tokens: `loss` in nats, `bits`, and `accuracy`."""
         if self.training:
             coarse = self.disturb(coarse)
         inputs, targets = self.inputs_and_targets(coarse, fine)
@@ -207,9 +200,9 @@ class Stage(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Coarse tokens (N, S) → fine tokens (N, T) and their scores (N,); `uniform` (N, T, num_beam) are the draws.
 
-        `kept` (N, P) are the first tokens of each image if they are given, as in a completion. `towards`, for a base
-        stage, interpolates the conditions: other conditions (N, 1), and the share (N,) of the way to them. `progress`
-        is called after each position. With guidance each image is in the batch twice, with and without its condition.
+        `kept` (N, P) are the given first tokens of each image. `towards`, for a base stage, are other conditions (N, 1)
+        and shares (N,) of the way to their vectors. `progress` is called after each position. Under guidance each image
+        runs twice in the batch, with and without its condition.
         """
         first, images = self.first_input(coarse), len(coarse)
         shift = None if towards is None else self.shift(coarse, *towards)
@@ -242,10 +235,8 @@ def check_labels(path: Path, config: StageConfig) -> None:
     known, given = load_checkpoint(path, KIND, memory_map=True)["config"].get("labels", ()), config.labels
     if tuple(known) != given:
         names = [", ".join(labels) or "none" for labels in (known, given)]
-        raise UserError(
-            f"{path}: was trained with the labels {names[0]}, this data set has {names[1]}; give data with the same "
-            "labels, or train without --model-path"
-        )
+        advice = "give data with the same labels, or train without --model-path"
+        raise UserError(f"{path}: was trained with the labels {names[0]}, this data set has {names[1]}; {advice}")
 
 
 def uniform(like: torch.Tensor) -> torch.Tensor:
@@ -256,8 +247,7 @@ def uniform(like: torch.Tensor) -> torch.Tensor:
 def smooth_features(units: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Units (K, D) → vectors (K, dim) with the width and the standard deviation of `like` (N, dim).
 
-    Random Fourier features (Rahimi and Recht 2007): the dot product of two vectors is a Gaussian of the distance of
-    their units, whose width is the standard deviation of a component times √D.
+    Random Fourier features (Rahimi and Recht 2007): the product of two vectors is a Gaussian of their units' distance.
     """
     scaled = (units / units.var(0, correction=0).mean().sqrt().clamp(min=1e-12)).to(like)
     projection = torch.randn(units.shape[1], like.shape[1]).to(like) / units.shape[1] ** 0.5

@@ -28,14 +28,13 @@ BATCH = 64  # feature maps quantized at once
 def load_tokens(dataset: FeatureMapDataset, coarse: Codebook, fine: Codebook, device: torch.device) -> TokenDataset:
     """The tokens of all feature maps of a data set, by two codebooks.
 
-    Each codebook has a file in `tokens/`, next to `dataset.json`. Its tokens are uint16, since K is at most 2**14. Its
-    name and its content hold the fingerprints of the codebook and of the data. If a file is missing or does not match,
-    the feature maps are quantized; they are read once for both codebooks.
+    Each codebook has a file of uint16 in `tokens/`, whose name and content hold the fingerprints of the codebook and of
+    the data. If one is missing or does not match, the feature maps are read, once for both, and quantized.
     """
     codebooks = (coarse, fine)
     if _missing(dataset, codebooks):  # else no lock, so that the data set may be read-only
         with lock(dataset.folder / "tokens", wait=True) if distributed.is_main() else nullcontext():
-            missing = _missing(dataset, codebooks)  # another job may have made them meanwhile
+            missing = _missing(dataset, codebooks)  # another job may have written them meanwhile
             for codebook, tokens in zip(missing, quantize(dataset, missing, device) if missing else (), strict=True):
                 if distributed.is_main():
                     path = token_path(dataset, codebook)
@@ -46,14 +45,14 @@ def load_tokens(dataset: FeatureMapDataset, coarse: Codebook, fine: Codebook, de
 
 
 def _missing(dataset: FeatureMapDataset, codebooks: Sequence[Codebook]) -> list[Codebook]:
-    """Those of the codebooks whose tokens are not there, as the first process finds."""
-    are_there = [read_tokens(dataset, codebook) is not None for codebook in codebooks] if distributed.is_main() else []
-    are_there = distributed.gather(are_there)[0]
-    return [codebook for codebook, is_there in zip(codebooks, are_there, strict=True) if not is_there]
+    """The codebooks without kept tokens, as process 0 sees them."""
+    is_main = distributed.is_main()
+    missing = [number for number, each in enumerate(codebooks) if is_main and read_tokens(dataset, each) is None]
+    return [codebooks[number] for number in distributed.gather(missing)[0]]
 
 
 def origin_of(dataset: FeatureMapDataset, codebook: Codebook) -> Origin:
-    """What tokens are made from."""
+    """The key of tokens."""
     return {"data": "".join(dataset.fingerprint.values()), "codebook": codebook.fingerprint}
 
 
@@ -64,10 +63,7 @@ def token_path(dataset: FeatureMapDataset, codebook: Codebook) -> Path:
 
 @torch.no_grad()
 def quantize(dataset: FeatureMapDataset, codebooks: list[Codebook], device: torch.device) -> list[torch.Tensor]:
-    """The tokens of all feature maps, (N, T) uint16 for each codebook; each feature map is read once.
-
-    Each process quantizes some of them, and the first one has the tokens of all.
-    """
+    """The tokens of all feature maps, (N, T) uint16 for each codebook, in process 0; each process quantizes a share."""
     batches = distributed.own(chunks(np.arange(len(dataset)), BATCH))
     shapes = [(sum(map(len, batches)), *codebook.config.grid) for codebook in codebooks]
     tokens = [np.empty((number, height * width), dtype=np.uint16) for number, height, width in shapes]

@@ -1,6 +1,6 @@
 """From nothing to pictures: make the environment, draw a data set, train every model, generate, evaluate, report.
 
-A second run goes on where the first one stopped, or ends at once. Until the environment is there, this needs Python's
+A second start resumes where the first one stopped, or ends at once. Until the environment is there, this needs Python's
 standard library alone.
 
     python scripts/demo.py
@@ -51,11 +51,10 @@ def main() -> None:
     out = Path("out", f"{folder}-{options.source}") if options.out_dir is None else options.out_dir.absolute()
     recipe, data = Recipe.find(name), out / "data"
     with child.attending() as attendant:
-        files = ("requirements.txt", "requirements-demo.txt", "requirements-eval.txt")
-        python = ensure_environment(attendant, *files)
+        python = ensure_environment(attendant, "requirements.txt", "requirements-demo.txt", "requirements-eval.txt")
 
-        def run(script: str, *words: object, **more: object) -> None:
-            attendant.check([python, "-m", f"scripts.{script}", *map(str, words), *words_of(more)], cwd=ROOT)
+        def run(script: str, *words: object, **flags: object) -> None:
+            attendant.check([python, "-m", f"scripts.{script}", *words, *words_of(flags)], cwd=ROOT)
 
         size = {"image_size": recipe.image_size, "num_images": recipe.num_images, "overwrite": options.overwrite}
         run("demo_data", options.source, out_dir=data, **size)
@@ -72,7 +71,7 @@ def main() -> None:
 
 
 def is_older(path: Path, *sources: Path) -> bool:
-    """Whether a file is missing, or older than what it was made from."""
+    """Whether a file is missing, or older than its sources."""
     return not path.is_file() or any(source.stat().st_mtime > path.stat().st_mtime for source in sources)
 
 

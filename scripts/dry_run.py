@@ -1,11 +1,11 @@
-"""What a recipe will take on this machine: all of its steps, each training for a few training steps, and a table.
+"""The hours, disk and memory of a recipe on this machine: a short run of all its steps, and a table.
 
     python -m scripts.train_cascade --dry-run demo-64 data/photos/dataset.json
 
 The steps run with up to 1,000 images of the data set, taken evenly, in a temporary folder (of TMPDIR, if that is set).
-From there, times and disk grow with the recipe's training steps and checkpoints and with the number of images. Not
-counted is that checkpoints are measured on more images, and log lines on some, which adds a few percent. Memory is the
-most that a process has held, or its GPU; what half a batch saves is counted by the tensors of a training step.
+Times and disk are then scaled to the recipe's training steps and checkpoints and to the number of images. Not counted
+is that checkpoints are measured on more images, and log lines on some, which adds a few percent. Memory is the most
+that a process has held, or its GPU; the saving of half a batch is counted by the tensors of a training step.
 """
 
 from utils.runtime.threads import inherited
@@ -38,7 +38,7 @@ SHORT = dict.fromkeys(("max_epoch", "max_step", "checkpoint_step", "log_step"), 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A row of the table: what one script does in one step."""
+    """A row of the table: one script in one step."""
 
     name: str
     steps: int | None  # of a training
@@ -60,17 +60,20 @@ def estimate(recipe: Recipe, dataset: Path, device: str | None) -> None:
             record["image_fpath"] = str((images.folder / record["image_fpath"]).resolve())
         write_dataset(Path(scratch, "dataset.json"), used)
         run_steps(recipe, run, Path(scratch, "dataset.json"), device, attendant)
-        rows = Whole(len(records), len(records) / len(used), seconds_to_start(), recipe).estimates(run)
+        rows = Scaling(len(records), len(records) / len(used), seconds_to_start(), recipe).estimates(run)
     measured = f"by {TIMED} training steps each with {len(used)} of them"
     print(f"{recipe.folder.name} with {len(records)} images, {measured}:\n")
-    print_table(rows)
+    seconds, disk = sum(row.seconds for row in rows), sum(row.disk for row in rows)
+    whole = Estimate("all", None, seconds, disk, max(row.memory for row in rows), None)
+    cells = []
+    for row in (*rows, whole):
+        half = "" if row.half is None else readable(row.half)
+        cells.append([row.name, row.steps or "", duration(row.seconds), readable(row.disk), readable(row.memory), half])
+    print(table(("step", "training steps", "h:min:s", "disk", "peak memory", "about, with half the batch"), cells))
 
 
 def shorten(recipe: Recipe, **options: object) -> Recipe:
-    """A recipe with few training steps, one checkpoint for each training, and all units kept.
-
-    `options` are those of all trainings by gradients, instead of the usual ones.
-    """
+    """A recipe with few training steps, or these `options` of trainings by gradients, and all units kept."""
     short = recipe.change(("autoencoder", "decoder", *recipe.stages), **options or SHORT).change(("codebook",), **SHORT)
     return short if "keep" in short.settings["prune"] else short.change(("prune",), prune_threshold=0)
 
@@ -81,11 +84,8 @@ def run_steps(recipe: Recipe, run: RunFolder, dataset: Path, device: str | None,
     shutil.copy(recipe.folder / "generate.json", run.generation)
     for step in steps_of(run, shorten(recipe), dataset):
         print(f"== {step.name}")
-        command, environment = (
-            [sys.executable, *step.command, *words_of({"device": device})],
-            inherited(),
-        )
-        attendant.check(command, env=environment, stdout=subprocess.DEVNULL)
+        command = [sys.executable, *step.command, *words_of({"device": device})]
+        attendant.check(command, env=inherited(), stdout=subprocess.DEVNULL)
 
 
 def seconds_to_start() -> float:
@@ -96,8 +96,8 @@ def seconds_to_start() -> float:
 
 
 @dataclass(frozen=True)
-class Whole:
-    """From what was measured to all images and all training steps."""
+class Scaling:
+    """From the measured steps to all images and all training steps."""
 
     images: int
     growth: float  # images for each one that was used
@@ -105,20 +105,20 @@ class Whole:
     recipe: Recipe
 
     def estimates(self, run: RunFolder) -> list[Estimate]:
-        """What each script takes in each step."""
+        """The estimates of all steps."""
         pairs = []
         for step in steps_of(run, self.recipe, Path("unread")):
-            scripts = {attempt.script: attempt for attempt in read_attempts(step.folder)}
-            pairs.append((step, scripts[f"{step.script}.py"]))
+            newest = {attempt.script: attempt for attempt in read_attempts(step.folder)}
+            pairs.append((step, newest[f"{step.script}.py"]))
         # A pass over all feature maps by each codebook, which its training and the stages make once more.
         passes = {step.folder.level: attempt.seconds for step, attempt in pairs if step.section == "prune"}
         return [self.estimate(step, attempt, passes) for step, attempt in pairs]
 
     def estimate(self, step: Step, attempt: Attempt, passes: dict[str, float]) -> Estimate:
-        """What a script takes."""
+        """The estimate of a step; `passes` are the seconds of a pass by each codebook."""
         folder, name = step.folder, f"{step.folder.name}, {attempt.script}"
         files = (path for path in folder.path.rglob("*") if path.is_file() and path.parent != folder.checkpoints)
-        size = sum(path.stat().st_size for path in files)
+        size = sum(path.stat().st_size for path in files)  # bytes
         if attempt.plan is None:
             growth = 1.0 if step.section == "generate" else self.growth
             disk = 0.0 if step.section == "prune" else growth * size  # a pruned codebook is small
@@ -135,15 +135,3 @@ class Whole:
         disk = kept(steps, options.checkpoint_step, options.keep_checkpoint) * plan.checkpoint + checkpoints * size
         half = plan.batch and attempt.peak_memory - plan.batch / 2 * plan.memory_per_image
         return Estimate(name, steps, self.start + max(0.0, once) + more + seconds, disk, attempt.peak_memory, half)
-
-
-def print_table(rows: list[Estimate]) -> None:
-    """Print the rows in Markdown, and their sum."""
-    seconds, disk = sum(row.seconds for row in rows), sum(row.disk for row in rows)
-    whole = Estimate("all", None, seconds, disk, max(row.memory for row in rows), None)
-    heads = ("step", "training steps", "h:min:s", "disk", "peak memory", "about, with half the batch")
-    cells = []
-    for row in (*rows, whole):
-        half = "" if row.half is None else readable(row.half)
-        cells.append([row.name, row.steps or "", duration(row.seconds), readable(row.disk), readable(row.memory), half])
-    print(table(heads, cells))

@@ -24,22 +24,19 @@ CONFIGS = {
     "train_quantized_transformer": TransformerConfig,
 }
 IDLE = ("log_step", "num_workers", "keep_checkpoint", "tensorboard")  # options that may change after a step has ended
-Plans = dict[str, dict[str, object]]  # by the names of steps: what their results depend on, by the names of options
+Plans = dict[str, dict[str, object]]  # by the names of steps: all options that their results depend on
 
 
 def check(recipe: Recipe, steps: Sequence[Step], run: RunFolder, generation: Path) -> Plans:
-    """Raise `UserError` naming the file and the key of the first mistake; return what the steps are told.
-
-    `generation` is the config of the generation: the recipe's, or one that a person has edited.
-    """
+    """The plan of each step; raises `UserError` naming the file, perhaps the config `generation`, and the wrong key."""
+    plans, configs = {}, {}
     for step in steps:
         options_of(recipe, step)
-    trained = [step for step in steps if step.script in CONFIGS]
-    configs = {step.name: load_config(step.inputs["config_path"], CONFIGS[step.script]) for step in trained}
+        plans[step.name] = {key: value for key, value in step.settings.items() if key not in IDLE}
+        if step.script in CONFIGS:
+            configs[step.name] = load_config(step.inputs["config_path"], CONFIGS[step.script])
+            plans[step.name] |= {repr(key): value for key, value in dataclasses.asdict(configs[step.name]).items()}
     check_sizes(recipe, run, configs)
-    plans = {step.name: {key: step.settings[key] for key in step.settings if key not in IDLE} for step in steps}
-    for name, config in configs.items():
-        plans[name] |= {repr(key): value for key, value in dataclasses.asdict(config).items()}
     plans["generate"] |= check_generation(generation, steps, run)
     return plans
 
@@ -58,37 +55,29 @@ def check_sizes(recipe: Recipe, run: RunFolder, configs: dict[str, object]) -> N
     autoencoder = configs["autoencoder"]
     side, rest = divmod(recipe.image_size, 2**autoencoder.num_layers)
     if rest or side < 1:
-        raise UserError(
-            f"{recipe.path}: 'image_size' is {recipe.image_size}, expected a multiple of {2**autoencoder.num_layers}: "
-            f"autoencoder.json halves it {autoencoder.num_layers} times ('num_layers')"
-        )
+        expected = f"expected a multiple of {2**autoencoder.num_layers}"
+        why = f"autoencoder.json halves it {autoencoder.num_layers} times ('num_layers')"
+        raise UserError(f"{recipe.path}: 'image_size' is {recipe.image_size}, {expected}: {why}")
     shape = {"image_C": autoencoder.latent_channel, "image_H": side, "image_W": side}
-    why = f"as autoencoder.json makes feature maps of images of {recipe.image_size} pixels"
     for book in run.codebooks:
         path, config = recipe.folder / f"{book.name}.json", configs[book.name]
         for key, expected in shape.items():
             if (value := getattr(config, key)) != expected:
+                why = f"as autoencoder.json makes feature maps of images of {recipe.image_size} pixels"
                 raise UserError(f"{path}: {key!r} is {value}, expected {expected}, {why}")
         if book.level == CONDITION and config.grid != (1, 1):
-            raise UserError(
-                f"{path}: 'patch_H' and 'patch_W' are {config.patch_H} and {config.patch_W}, expected {side}: a patch "
-                "of the condition codebook is a whole feature map"
-            )
+            sizes = f"'patch_H' and 'patch_W' are {config.patch_H} and {config.patch_W}, expected {side}"
+            raise UserError(f"{path}: {sizes}: a patch of the condition codebook is a whole feature map")
     for stage in run.transformers[1:]:
         if configs[stage.name].use_labels:
-            raise UserError(
-                f"{recipe.folder / stage.name}.json: 'use_labels' is for the base stage, whose tokens pass the label "
-                "on; leave the key out"
-            )
+            advice = "is for the base stage, whose tokens pass the label on; leave the key out"
+            raise UserError(f"{recipe.folder / stage.name}.json: 'use_labels' {advice}")
 
 
 def check_generation(path: Path, steps: Sequence[Step], run: RunFolder) -> dict[str, object]:
-    """Raise `UserError` unless each stage of a generation is read from its own step's folder, or from what is there.
-
-    Returns how the stages sample, and what they are read from.
-    """
+    """The plan of a generation; raises `UserError` unless its files are in the folders of the steps, or exist."""
     stages = [step for step in steps if step.script == "train_quantized_transformer"]
-    configs, told = load_generation_config(path), {}
+    configs, plan = load_generation_config(path), {}
     if len(configs) > len(stages):
         raise UserError(f"{path}: stage {len(stages)} has no transformer_{len(stages)}.json in the recipe; add it")
     for number, (stage, config) in enumerate(zip(stages, configs, strict=False)):
@@ -97,16 +86,15 @@ def check_generation(path: Path, steps: Sequence[Step], run: RunFolder) -> dict[
             if value is not None and (run.path / value).parent != expected.parent and not (run.path / value).is_file():
                 expected = expected.relative_to(run.path).as_posix()
                 raise UserError(f"{path}: stage {number}: {key!r} is {value!r}, expected {expected!r}")
-        told |= {f"stage {number}: {key!r}": value for key, value in dataclasses.asdict(config).items()}
-    return told
+        plan |= {f"stage {number}: {key!r}": value for key, value in dataclasses.asdict(config).items()}
+    return plan
 
 
 def open_images(recipe: Recipe, dataset: Path) -> ImageDataset:
     """The data set of a recipe; raises `UserError` unless its images have the right size."""
     images, size = ImageDataset(dataset), recipe.image_size
     if images.shape[1:] != (size, size):
-        raise UserError(
-            f"{dataset}: holds images of {images.shape[2]}×{images.shape[1]} ({images.path(0)}), but "
-            f"'image_size' in {recipe.path} is {size}; make the images with --image-size {size}, or give another recipe"
-        )
+        sizes = f"{images.shape[2]}×{images.shape[1]} ({images.path(0)}), but 'image_size' in {recipe.path} is {size}"
+        advice = f"make the images with --image-size {size}, or give another recipe"
+        raise UserError(f"{dataset}: holds images of {sizes}; {advice}")
     return images

@@ -57,17 +57,15 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.dry_run and (self.out or self.overwrite or self.verify or self.launcher("")):
-            raise UserError(
-                "--dry-run: tries each step in one process and a folder of its own; leave out OUT and all flags but "
-                "--device"
-            )
+            advice = "leave out OUT and all flags but --device"
+            raise UserError(f"--dry-run: tries each step in one process and a folder of its own; {advice}")
         if not self.dry_run and self.out is None:
             raise UserError("OUT: give the folder to write to, after RECIPE and DATASET")
         if self.nnodes > 1 and not self.rdzv_endpoint:
             raise UserError(f"--nnodes {self.nnodes}: add --rdzv-endpoint HOST:PORT, an address of one of the machines")
 
     def launcher(self, name: str) -> list[str]:
-        """What runs a step's script in several processes; nothing for one."""
+        """The arguments of Python that run a script in several processes; none for one."""
         if self.nproc is None and self.rdzv_endpoint is None:
             return []
         words = ["-m", "torch.distributed.run", "--nproc-per-node", str(self.nproc or 1)]
@@ -94,7 +92,7 @@ def run_recipe(recipe: Recipe, options: Options) -> None:
 
 
 class Chain:
-    """The steps of a recipe, and what is done of them. Raises `UserError` at the first mistake, before it writes."""
+    """The steps of a recipe, and which are done. Raises `UserError` at the first mistake, before it writes anything."""
 
     def __init__(self, recipe: Recipe, options: Options) -> None:
         self.recipe, self.options, self.folder = recipe, options, RunFolder(options.out, len(recipe.stages))
@@ -104,40 +102,40 @@ class Chain:
         content = config.read_bytes() if config.is_file() else given.read_bytes()
         self.is_edited = content != given.read_bytes() and self.noted(config.name) != {"checksum": checksum(content)}
         self.plans = check(recipe, self.steps, self.folder, config if self.is_edited else given)
-        images = open_images(recipe, options.dataset)
-        self.index, self.images = images.index, images.fingerprint
+        self.images = open_images(recipe, options.dataset)
         self.maps = self.fingerprint_of_maps()
-        self.verified: set[Path] = set()  # data sets whose files are as they were, whatever their times
+        self.verified: set[Path] = set()  # data sets whose files have not changed, whatever their timestamps
         for step, key in self.keys():
             self.reason(step, key)
 
     def fingerprint_of_maps(self) -> Fingerprint | None:
-        """That of the feature maps; None where they, or one of them, are not there."""
+        """That of the feature maps; None where the data set or one of its files is missing."""
         with suppress(UserError):
             return FeatureMapDataset(self.folder.feature_maps.dataset).fingerprint
 
     def noted(self, name: str) -> dict | None:
-        """What is kept of a step that has ended."""
+        """The key of a step that has ended."""
         with suppress(OSError, ValueError):
             return json.loads(self.folder.mark(name).read_text("utf-8"))
 
     def note(self, name: str, key: dict) -> None:
-        """Keep what a step was made of, now that it has ended."""
-        write_file(self.folder.mark(name), json.dumps(provenance.plain(key)))
+        """Keep the key of a step that has ended."""
+        if self.noted(name) != key:
+            write_file(self.folder.mark(name), json.dumps(provenance.plain(key)))
 
     def keys(self) -> Iterator[tuple[Step, dict]]:
-        """The steps, each with all that its results depend on, also those of the steps before it."""
+        """The steps, each with its key: all that its results depend on, also those of the steps before it."""
         before = ""
         for step in self.steps:
             key = {**self.plans[step.name], BEFORE: before}
             if (path := step.inputs.get("dataset_path")) is not None:
-                data = self.images if path == self.options.dataset else self.maps
+                data = self.images.fingerprint if path == self.options.dataset else self.maps
                 key["data"] = data or (self.noted(step.name) or {}).get("data")  # maps that are still to be made
             yield step, key
             before = provenance.digest({**key, "data": (key.get("data") or {}).get("index")})
 
     def reason(self, step: Step, key: dict) -> str | None:
-        """Why a step is to run, None if it is done; raises `UserError` if it has ended with other inputs."""
+        """Why a step must run, None if it is done; raises `UserError` if it has ended with other inputs."""
         before, data = self.noted(step.name), step.inputs.get("dataset_path")
         if before is None or not step.folder.path.is_dir():
             return ""
@@ -157,7 +155,7 @@ class Chain:
     def verify(self, data: Path) -> None:
         """Read all files of a data set, once."""
         if data not in self.verified:
-            verify_files(self.index if data == self.options.dataset else data)
+            verify_files(self.images.index if data == self.options.dataset else data)
             self.verified.add(data)
 
     def run(self, attendant: child.Attendant) -> None:
@@ -172,20 +170,18 @@ class Chain:
                 if step.name == "feature_maps":
                     self.maps = self.fingerprint_of_maps()
                     self.verified.add(step.results[0])
-            if key != self.noted(step.name):
-                self.note(step.name, key)
+            self.note(step.name, key)
         print(f"pictures: {self.folder.generated.images} (what each step learned: {self.folder.path / '*' / 'images'})")
 
     def copy_generation(self) -> None:
-        """Take over the recipe's config of the generation, unless a person has edited it."""
+        """Copy the recipe's config of the generation, unless a person has edited it."""
         config, content = self.folder.generation, (self.recipe.folder / "generate.json").read_bytes()
         if self.is_edited:
             print(f"{config} was edited, so it is kept; for the recipe's, remove it and run this again")
             return
         if not config.is_file() or config.read_bytes() != content:
             write_file(config, content)
-        if self.noted(config.name) != (key := {"checksum": checksum(content)}):
-            self.note(config.name, key)
+        self.note(config.name, {"checksum": checksum(content)})
 
     def run_step(self, step: Step, attendant: child.Attendant) -> None:
         """Run the script of a step, in as many processes as were asked for; end with its status unless that is 0."""
@@ -198,11 +194,9 @@ class Chain:
         if status := attendant.run([sys.executable, *launcher, *step.command, *words_of(common)], env=environment):
             sys.exit(attendant.stop or status if launcher else status)  # torchrun ends with 1, whatever the signal
         print(f"{step.name} took {time.monotonic() - since:.0f} s")
-        for result in step.results:
-            if not result.is_file():
-                raise UserError(
-                    f"{step.name} has ended without {result}; remove the folder of this step and run this again"
-                )
+        if missing := [path for path in step.results if not path.is_file()]:
+            advice = "remove the folder of this step and run this again"
+            raise UserError(f"{step.name} has ended without {missing[0]}; {advice}")
 
 
 if __name__ == "__main__":

@@ -89,9 +89,11 @@ def make(arguments, tmp_path):
 @pytest.fixture
 def read(monkeypatch):
     """The indices of the images that are read in batches."""
-    found, original = [], ImageDataset._read
-    monkeypatch.setattr(ImageDataset, "_read", lambda self, index: found.append(int(index)) or original(self, index))
-    return found
+    indices, original = [], ImageDataset.__getitem__
+    monkeypatch.setattr(
+        ImageDataset, "__getitem__", lambda self, batch: indices.extend(batch.tolist()) or original(self, batch)
+    )
+    return indices
 
 
 def test_rows_of_arrays_hold_the_maps_of_the_files(make):

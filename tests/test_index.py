@@ -13,7 +13,7 @@ from utils.core.provenance import check
 from utils.data import checksums
 from utils.data.checksums import checksum, fingerprint
 from utils.data.dataset_json import write_dataset
-from utils.data.records import name_of, pack, read_dataset, verify_files
+from utils.data.records import pack, read_dataset, verify_files
 
 NAMES = ["0/a.npy", "0/b.npy", "1/c.npy"]
 
@@ -144,6 +144,3 @@ def test_a_record_names_its_file_and_its_checksum_or_is_refused(dataset):
     write_dataset(dataset, [{"fmap_path": name} for name in NAMES])
     with pytest.raises(UserError, match="holds no checksums, so --verify cannot compare"):
         verify_files(dataset)
-    assert name_of(dataset, {"image_fpath": "a"}) == name_of(dataset, {"fmap_path": "a"}) == "a"
-    with pytest.raises(UserError, match="a record has no 'image_fpath' and no 'fmap_path'"):
-        name_of(dataset, {"fmap_path": 3})

@@ -272,8 +272,6 @@ def test_images_of_another_size_and_names_of_nothing_are_refused(chain, tmp_path
     assert "none.json: no such data set" in chain.refused()
     chain.arguments[0] = "no-such"
     assert "no-such/recipe.json: no such recipe; configs/ holds: demo-64 gpu-128" in chain.refused()
-    chain.arguments[0] = "full-128"
-    assert "full-128: is called reference-128 now; for a new training use gpu-128" in chain.refused()
     assert not chain.out.exists()
 
 

@@ -40,11 +40,10 @@ def _decode(units: torch.Tensor, codebook: Codebook, autoencoder: Autoencoder) -
     """Units (B, D) → images (B, 3, h, w). A patch is decoded with copies of itself around it, then cut out."""
     config = codebook.config
     patches = unpatchify(units[:, None], config.image_C, config.patch_H, config.patch_W, config.patch_H)
-    height, width = patches.shape[-2:]
     # A patch that is the whole feature map needs no context.
-    around = 0 if config.grid == (1, 1) else -(-CONTEXT // min(height, width))
+    around = 0 if config.grid == (1, 1) else -(-CONTEXT // min(patches.shape[-2:]))
     images = autoencoder.decode(patches.repeat(1, 1, 2 * around + 1, 2 * around + 1)).float().cpu()
-    height, width = height * autoencoder.scale, width * autoencoder.scale
+    height, width = (side * autoencoder.scale for side in patches.shape[-2:])
     images = images[..., around * height :, around * width :][..., :height, :width].clamp(-1, 1)
     largest = ATLAS_SIDE // max(config.map_shape)
     factor = min(-(-TILE_SIDE // min(height, width)), largest // max(height, width))
@@ -61,8 +60,8 @@ def shrink(images: torch.Tensor, largest: int) -> torch.Tensor:
 def u_matrix(codebook: Codebook) -> torch.Tensor:
     """Distances between neighbours, (2·rows − 1, 2·columns − 1): the unified distance matrix (Ultsch 1990).
 
-    The cell between two units holds their distance, the cell between four units the mean of the two diagonals, and the
-    cell of a unit the mean of the adjacent cells. NaN where there is no unit.
+    A cell between two units holds their distance, one between four the mean of the diagonals, and that of a unit the
+    mean of the cells around it. NaN where there is no unit.
     """
     units = _on_map(codebook.units, codebook)
     matrix = torch.full((2 * units.shape[0] - 1, 2 * units.shape[1] - 1), torch.nan)

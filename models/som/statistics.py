@@ -31,14 +31,13 @@ class Census:
     variance: float  # mean squared distance of a patch to the mean patch
 
     def statistics(self, codebook: Codebook) -> Statistics:
-        """The statistics of `codebook`, whose units may have moved to other places on the map since the count.
+        """The numbers to report of the codebook that was counted; its units may have new places by now.
 
         - `quantization_error`: mean squared error per number of the feature map;
         - `share_of_variance`: that error as a share of the variance of the patches;
         - `topographic_error`: share of patches whose two nearest units are not neighbours on the map (Kiviluoto 1996);
         - `units`, `units_used`;
-        - `entropy_bits`: entropy of the use of units; `perplexity`: 2 to that power, the number of equally used units
-          with the same entropy;
+        - `entropy_bits`: entropy of the units' use; `perplexity`: the number of equally used units with this entropy;
         - `most_used`, `least_used`: pairs of a unit and its count.
         """
         use = self.counts[self.counts > 0].double() / self.counts.sum()
@@ -59,27 +58,22 @@ class Census:
 
 @torch.no_grad()
 def take_census(codebook: Codebook, batches: Iterable[torch.Tensor]) -> Census:
-    """Count the patches of batches of feature maps (B, C, H, W) in one pass, without changing the codebook.
-
-    With several processes, each has its own batches, and the first one gathers the pairs of all.
-    """
+    """Count the patches of feature maps (B, C, H, W) of all processes in one pass; process 0 alone gets the pairs."""
     counts, pairs = torch.zeros(len(codebook), dtype=torch.int64), PairCounts(len(codebook))
-    error = squares = 0.0
+    sums = torch.zeros(2, dtype=torch.float64)  # of errors, and of squares
     total = torch.zeros(codebook.config.dim, dtype=torch.float64)
     for fmap in batches:
         patches = codebook.patchify(fmap.to(codebook.units.device))
         errors, indices = codebook.nearest(patches, k=2)
         counts += indices[:, 0].bincount(minlength=len(codebook)).cpu()
         pairs.add(indices)
-        error += errors[:, 0].sum().item()
-        squares += patches.square().sum().item()
+        sums += torch.stack((errors[:, 0].sum(), patches.square().sum())).cpu()
         total += patches.sum(0).cpu()
-    sums = torch.tensor([error, squares], dtype=torch.float64)
     distributed.add_up(counts)
     distributed.add_up(sums, total)
     pairs.pool()
-    (error, squares), number = sums.tolist(), int(counts.sum())
-    return Census(counts, pairs, error / number, squares / number - (total / number).square().sum().item())
+    error, squares = (sums / counts.sum()).tolist()
+    return Census(counts, pairs, error, squares - (total / counts.sum()).square().sum().item())
 
 
 @torch.no_grad()
@@ -88,8 +82,8 @@ def decoded_psnr(
 ) -> dict[str, float]:
     """Peak signal-to-noise ratio, in dB, of images decoded from feature maps before and after quantization.
 
-    Compares them with the original images of the feature maps `indices`, without mirror images. Returns {} if there are
-    no such images. Raises `UserError` naming an image whose size has changed.
+    Compares with the images of the feature maps `indices`, but for mirrored ones. Returns {} if there are none. Raises
+    `UserError` naming an image whose size has changed.
     """
     if len(indices) == 0:  # nothing is held out
         return {}

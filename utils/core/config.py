@@ -36,10 +36,10 @@ def build_config(cls: type[Config], values: object, where: str) -> Config:
     """Build dataclass `cls` from `values`; every error is a `UserError` that starts with `where`."""
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected a JSON object, found {values!r}")
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    refuse_unknown(values, fields, where, f"known keys: {', '.join(fields)}")
-    for name, field in fields.items():
-        if name not in values and field.default is dataclasses.MISSING:
+    defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+    refuse_unknown(values, defaults, where, f"known keys: {', '.join(defaults)}")
+    for name, default in defaults.items():
+        if name not in values and default is dataclasses.MISSING:
             raise UserError(f"{where}: missing key {name!r}; add it")
     hints = typing.get_type_hints(cls)
     values = {key: _build(value, hints[key], f"{where}: {key!r}") for key, value in values.items()}
@@ -50,7 +50,7 @@ def build_config(cls: type[Config], values: object, where: str) -> Config:
 
 
 def refuse_unknown(keys: Iterable[str], known: Collection[str], where: str, advice: str) -> None:
-    """Raise `UserError` for the first key that is not a known one: it names one like it, or gives the advice."""
+    """Raise `UserError` for the first unknown key: it names a similar known one, or gives the advice."""
     for key in keys:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)

@@ -31,10 +31,10 @@ _held: set[BinaryIO] = set()
 def lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Be the only process that writes to a folder; its lock file stays there.
 
-    The folder is made if it is missing and goes again if it stays empty. Removes the temporary files of processes that
-    died while they wrote here. Raises `UserError` if another process holds the folder, unless this one is to `wait`.
+    The folder is created if it is missing and removed again if it stays empty. Removes the temporary files of processes
+    that died while they wrote here. Raises `UserError` if another process holds the folder, unless this one may `wait`.
     """
-    made = make_folder(folder)
+    created = make_folder(folder)
     try:
         with _acquire(folder, wait) as file:
             _held.add(file)
@@ -43,22 +43,22 @@ def lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
                 yield
             finally:
                 _held.discard(file)
-                if made and [path.name for path in folder.iterdir()] == [NAME]:
+                if created and [path.name for path in folder.iterdir()] == [NAME]:
                     with suppress(*IN_USE):  # it stays on Windows
                         (folder / NAME).unlink()
     finally:
         with suppress(OSError):  # one that holds something stays
-            for path in made:
+            for path in created:
                 path.rmdir()
 
 
 def _acquire(folder: Path, wait: bool) -> BinaryIO:
-    """The lock file, once this process has its lock, and unless it went with an empty folder meanwhile."""
+    """The lock file, once this process holds its lock and the file was not removed with an empty folder meanwhile."""
     has_waited = False
     while True:
         make_folder(folder)
         with suppress(FileNotFoundError), ExitStack() as stack:
-            # Reading is enough for a lock, also of a file that another person has made.
+            # Reading is enough for a lock, also of a file that another person has created.
             file = stack.enter_context(os.fdopen(os.open(folder / NAME, os.O_RDONLY | os.O_CREAT, 0o666), "rb"))
             if _take(file, folder):
                 # Windows removes no file that is open.
@@ -66,9 +66,8 @@ def _acquire(folder: Path, wait: bool) -> BinaryIO:
                     stack.pop_all()
                     return file
             elif not wait:
-                raise UserError(
-                    f"{folder}: another process is writing to it; wait until that has ended, or give another folder"
-                )
+                advice = "wait until that has ended, or give another folder"
+                raise UserError(f"{folder}: another process is writing to it; {advice}")
             elif not has_waited:
                 log.info("waiting for another process that writes to %s", folder)
                 has_waited = True
@@ -76,7 +75,7 @@ def _acquire(folder: Path, wait: bool) -> BinaryIO:
 
 
 def _take(file: BinaryIO, folder: Path) -> bool:
-    """Whether the lock can be had; always where there are none."""
+    """Whether this process now holds the lock; always true where there are no locks."""
     try:
         if fcntl:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

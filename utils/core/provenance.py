@@ -1,7 +1,7 @@
-"""What a result is made of, and the one question whether it would be made of the same again.
+"""The keys of results, and the one question whether a result would be made from the same inputs and options again.
 
 A key holds all that a result depends on, by name: the fingerprints of what was read, and the options that matter. It is
-kept beside the result. `data` is the fingerprint of a data set, whose `files` are times and sizes: those alone may
+kept beside the result. `data` is the fingerprint of a data set, whose `files` are timestamps and sizes: those alone may
 differ where files were copied.
 """
 
@@ -14,7 +14,6 @@ from utils.core.options import fixed_options
 
 Key = Mapping[str, object]
 Origin = dict[str, str | None]  # the part of a key that goes from step to step: fingerprints of models
-ONE_RUN = "give the files of one run, or train the later step again"
 
 
 def plain(values: object) -> object:
@@ -33,40 +32,40 @@ def digest(key: object) -> str:
 
 
 def same(before: Key, now: Key) -> bool:
-    """Whether two keys are equal, but for the times and sizes of files."""
+    """Whether two keys are equal, but for timestamps and sizes of files."""
     return difference(before, now) is None
 
 
 def difference(before: Key, now: Key) -> str | None:
-    """The first name whose value is another, if there is one; what a key does not name is None."""
+    """The first name with another value, if there is one; the value of a missing name is None."""
     before, now = plain(before), plain(now)
     return next((name for name in before | now if _value(before, name) != _value(now, name)), None)
 
 
 def check(where: object, before: Key, now: Key, remedy: str = "", verify: Callable[[], None] | None = None) -> None:
-    """Raise `UserError` unless `where` was made of the same: it names the first that differs, and the `remedy`.
+    """Raise `UserError` unless the key of `where` is the same now: it names the first difference, and the `remedy`.
 
-    Where only times or sizes of files differ, `verify` is called, which reads them and raises if they have changed.
+    If only timestamps or sizes of files differ, `verify` is called, which reads them and raises if they have changed.
     """
     if (name := difference(before, now)) is not None:
-        then, value = (_value(before, name), _value(now, name))
-        then, value = ("not given" if each is None else each for each in (then, value))
-        remedy = remedy or "give what it was made with, or --overwrite to make it anew"
+        values = [_value(key, name) for key in (before, now)]
+        then, value = ("not given" if each is None else each for each in values)
         name = "data set" if name == "data" else name
+        remedy = remedy or "give what it was made with, or --overwrite to make it anew"
         raise UserError(f"{where}: was made with another {name} ({then}, now {value}); {remedy}")
     if plain(before.get("data")) != plain(now.get("data")):
         if verify is None:
-            raise UserError(
-                f"{where}: the files of its data set have other times or sizes than when it was written; add --verify "
-                "to read them once and go on if they are the same, or start anew with --overwrite"
-            )
+            change = "the files of its data set have other times or sizes than when it was written"
+            remedy = "add --verify to read them once and go on if they are the same, or start anew with --overwrite"
+            raise UserError(f"{where}: {change}; {remedy}")
         verify()
 
 
 def check_origin(where: object, before: Key, now: Key) -> None:
     """Raise `UserError` if `where` was made with another model than one that `now` names too."""
-    known = before.keys() & now.keys()
-    check(where, *({name: key[name] for name in key if name in known} for key in (before, now)), ONE_RUN)
+    shared = before.keys() & now.keys()
+    remedy = "give the files of one run, or train the later step again"
+    check(where, *({name: key[name] for name in key if name in shared} for key in (before, now)), remedy)
 
 
 def _value(key: Key, name: str) -> object:

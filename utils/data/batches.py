@@ -1,23 +1,25 @@
-"""Batches: the order of an epoch, how they are loaded, cut and moved."""
+"""Batches: the order of an epoch, and how batches are loaded, cut and moved."""
 
 import signal
 from collections.abc import Collection, Iterator
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, Dataset
 
 from utils.core.files import UserError
 from utils.runtime.cli import stop_signals
 from utils.runtime.distributed import Share, share_of
 
+Batch = torch.Tensor | tuple[torch.Tensor, ...]
+
 
 class EpochSampler:
-    """Index arrays of the batches of steps `start` to `stop`. Each epoch is a new permutation of `indices`.
+    """The indices of this process's share in the batch of each step, from `start` to `stop`.
 
-    The last batch of an epoch may be smaller. The batch of a step is a function of (seed, step), so that a resumed run
-    sees the same batches as an uninterrupted one. Of several processes each gets its `share` of a batch; one whose
-    share is empty gets an item of another, which does not count.
+    Each epoch is a new permutation of `indices`; its last batch may be smaller. A batch is a function of (seed, step),
+    so a resumed run sees the same ones. In place of an empty share there is one item, which does not count.
     """
 
     def __init__(self, indices: np.ndarray, batch_size: int, seed: int, start: int, stop: int) -> None:
@@ -33,11 +35,11 @@ class EpochSampler:
             epoch, position = divmod(step, self.per_epoch)
             if order is None or position == 0:
                 order = np.random.default_rng([self.seed & 0xFFFFFFFF, epoch]).permutation(self.indices)
-            batch, share = order[position * self.batch_size :][: self.batch_size], self.share(step)
-            yield batch[share.first :][: share.number] if share.number else batch[:1]
+            share, first = self.share(step), position * self.batch_size
+            yield order[first + share.first :][: share.number] if share.number else order[first:][:1]
 
     def share(self, step: int) -> Share:
-        """What this process has of the batch of a step."""
+        """The share of this process in the batch of a step."""
         return share_of(min(self.batch_size, len(self.indices) - step % self.per_epoch * self.batch_size))
 
 
@@ -46,26 +48,26 @@ def steps_per_epoch(num_items: int, batch_size: int) -> int:
     return -(-num_items // batch_size)
 
 
-Batch = torch.Tensor | tuple[torch.Tensor, ...]
-
-
 def num_items(batch: Batch) -> int:
     """Items in a batch, which is a tensor or a tuple of tensors of one length."""
-    return len(batch if isinstance(batch, torch.Tensor) else batch[0])
+    return len(tree_leaves(batch)[0])
 
 
 def split_batch(batch: Batch, size: int) -> list[Batch]:
     """A batch cut into batches of at most `size` items."""
-    if isinstance(batch, torch.Tensor):
-        return list(batch.split(size))
-    return list(zip(*(part.split(size) for part in batch), strict=True))
+    starts = range(0, num_items(batch), size)
+    return [tree_map(lambda part, start=start: part[start : start + size], batch) for start in starts]
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """Move a batch to the device."""
-    if isinstance(batch, torch.Tensor):
-        return batch.to(device, non_blocking=device.type == "cuda")  # else the source might change first
-    return tuple(to_device(part, device) for part in batch)
+    is_cuda = device.type == "cuda"  # elsewhere the source of an asynchronous copy might change first
+    return tree_map(lambda part: part.to(device, non_blocking=is_cuda), batch)
+
+
+def chunks(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """`indices` cut into batches, in order."""
+    return [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
 
 
 class BatchLoader(DataLoader):
@@ -75,9 +77,8 @@ class BatchLoader(DataLoader):
         self, dataset: Dataset, batches: Collection[np.ndarray], num_workers: int = 0, pin_memory: bool = False
     ) -> None:
         options = {"num_workers": num_workers, "pin_memory": pin_memory, "worker_init_fn": _ignore_stop}
-        super().__init__(
-            _ErrorsAsValues(dataset) if num_workers else dataset, sampler=batches, batch_size=None, **options
-        )
+        dataset = _ErrorsAsValues(dataset) if num_workers else dataset
+        super().__init__(dataset, sampler=batches, batch_size=None, **options)
 
     def __iter__(self) -> Iterator[object]:
         for batch in super().__iter__():
@@ -103,8 +104,3 @@ def _ignore_stop(_: int) -> None:
     """A signal to stop may reach every process of a run; only the parent acts and ends the others."""
     for number in stop_signals():
         signal.signal(number, signal.SIG_IGN)
-
-
-def chunks(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """`indices` cut into batches, in order."""
-    return [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]

@@ -1,4 +1,4 @@
-"""What tells files from others: the checksum of one, the fingerprint of a data set's."""
+"""The checksum of a file, and the fingerprint of the files of a data set."""
 
 import hashlib
 from collections.abc import Callable, Iterable
@@ -8,18 +8,18 @@ import numpy as np
 
 from utils.core.files import UserError
 
-MOST_FILES = 100_000  # whose sizes and times are looked at; of more, the index alone counts
+MOST_FILES = 100_000  # whose sizes and timestamps count; of more, the index alone does
 
-Fingerprint = dict[str, str]  # `index` of the content of a dataset.json, `files` of the sizes and times of its files
+Fingerprint = dict[str, str]  # `index` of the content of a dataset.json, `files` of sizes and timestamps of its files
 
 
 def checksum(content: bytes) -> str:
-    """What a record keeps of the content of its file."""
+    """The checksum of the content of a file, as its record keeps it."""
     return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
 def is_whole(path: Path, expected: str, row: int | None = None, read: Callable = Path.read_bytes) -> bool:
-    """Whether what `read` reads of a file, or a row of the array in it, is there and has this checksum."""
+    """Whether the content that `read` gives of a file, or a row of the array in it, exists and has this checksum."""
     try:
         if row is None:
             return checksum(read(path)) == expected
@@ -29,10 +29,7 @@ def is_whole(path: Path, expected: str, row: int | None = None, read: Callable =
 
 
 def fingerprint(path: Path, number: int, names: Iterable[str], digest: str) -> Fingerprint:
-    """A fingerprint of the data set `path`, whose `number` files have these names and whose records have this digest.
-
-    Raises `UserError` naming a missing file.
-    """
+    """The fingerprint of the data set `path`, whose `number` files have these names; `UserError` if one is missing."""
     if number > MOST_FILES:
         return {"index": digest, "files": ""}
     files = hashlib.blake2b(digest_size=8)

@@ -13,7 +13,7 @@ from utils.core.provenance import Origin, check_origin
 from utils.data.checksums import Fingerprint, fingerprint
 from utils.data.feature_maps import open_rows, read_map
 from utils.data.images import open_rgb, to_floats
-from utils.data.records import find_dataset, image_key, read_packed, verify_files
+from utils.data.records import image_key, read_packed, verify_files
 from utils.data.shards import place_of, shown
 from utils.data.split import Bounds, Split, split_indices
 
@@ -21,21 +21,23 @@ from utils.data.split import Bounds, Split, split_indices
 class FileDataset(Dataset):
     """The files of a `dataset.json`, each a tensor of the same shape (C, H, W). `dataset[indices]` is a batch.
 
-    Raises `UserError` naming the file when one is missing, unreadable or of another shape than the first. A subclass
-    reads a file in `read_file`, and in `__getitem__` a batch of them.
+    Raises `UserError` naming a file that is missing, unreadable or of another shape than the first.
     """
+
+    shape: tuple[int, ...] | None = None  # of the first file
 
     required: tuple[str, ...]  # keys of a record, that of its file first
 
     def __init__(self, path: str | os.PathLike, spare: Path | None = None) -> None:
-        """`spare` is where the records of a large data set are kept whose own folder is read-only."""
-        self.index, self.spare = find_dataset(Path(path)), spare
-        self.folder = self.index.parent
+        """`path` is a dataset.json or its folder, or shards; `spare` keeps the records if its folder is read-only."""
+        inside = Path(path) / "dataset.json"
+        self.index = inside if inside.is_file() else Path(path)
+        self.folder, self.spare = self.index.parent, spare
         self.records = read_packed(self.index, self.required, spare)
         self.shape = tuple(self.read_file(0).shape)
 
     def __reduce__(self) -> tuple:
-        """Another process opens it again: what a start of processes copies should not grow with the records."""
+        """Another process opens it again: the cost of a start should not grow with the records."""
         return type(self), (self.index, self.spare)
 
     def __len__(self) -> int:
@@ -43,7 +45,7 @@ class FileDataset(Dataset):
 
     @cached_property
     def fingerprint(self) -> Fingerprint:
-        """What tells this data set from another, and from itself after a change."""
+        """The identity of this data set; it changes with its content."""
         return fingerprint(self.index, *self.records.files, self.records.digest)
 
     def verify(self) -> None:
@@ -51,7 +53,7 @@ class FileDataset(Dataset):
         verify_files(self.index)
 
     def path(self, index: int) -> Path:
-        """Where file `index` lies; relative paths are relative to the JSON file."""
+        """The path of file `index`; relative ones are relative to the JSON file."""
         return self.folder / self.records[index][self.records.key]
 
     def label(self, index: int) -> list[str]:
@@ -73,30 +75,26 @@ class ImageDataset(FileDataset):
     required = ("image_fpath",)
 
     def __getitem__(self, indices: np.ndarray) -> torch.Tensor:
-        return to_floats(np.stack([self._read(index) for index in indices]))
+        return to_floats(np.stack([self._pixels(index) for index in indices]))
 
     def read_file(self, index: int) -> torch.Tensor:
         """Image `index`, from its file or its place in a shard."""
         return to_floats(self._pixels(index))
 
     def _pixels(self, index: int) -> np.ndarray:
+        """The pixels (H, W, 3) of an image."""
         record = self.records[index]
-        return np.asarray(open_rgb(self.folder / record["image_fpath"], place=place_of(record)))
-
-    def _read(self, index: int) -> np.ndarray:
-        """Its pixels (H, W, 3)."""
-        pixels = self._pixels(index)
-        if pixels.shape[:2] != self.shape[1:]:
+        path, place = self.folder / record["image_fpath"], place_of(record)
+        pixels = np.asarray(open_rgb(path, place=place))
+        if self.shape is not None and pixels.shape[:2] != self.shape[1:]:
             size, first = ("{}×{}".format(*shape) for shape in (pixels.shape, self.shape[1:]))
-            raise UserError(
-                f"{shown(self.path(index), place_of(self.records[index]))}: is {size}, the first image is {first}; "
-                "make all one size with scripts.make_dataset"
-            )
+            advice = "make all one size with scripts.make_dataset"
+            raise UserError(f"{shown(path, place)}: is {size}, the first image is {first}; {advice}")
         return pixels
 
 
 class FeatureMapDataset(FileDataset):
-    """Feature maps, float32; `origin` is what is known of the autoencoder that made them."""
+    """Feature maps, float32; `origin` identifies the autoencoder that made them."""
 
     required = ("fmap_path", "image_path")
 
@@ -105,25 +103,23 @@ class FeatureMapDataset(FileDataset):
         self.origin: Origin = self.records.info
         self.flipped, self.rows = self.records.table["flipped"], self.records.table["row"]
         self.paths: dict[int, str] = {}  # of arrays, by the first record of their rows
-        self.is_checked = np.zeros(len(self), dtype=bool)  # rows of arrays that this process has compared already
+        self.is_checked = np.zeros(len(self), dtype=bool)  # rows whose checksums this process has compared already
 
     def __getitem__(self, indices: np.ndarray) -> torch.Tensor:
-        rows, firsts = self.rows[indices].tolist(), self.records.table["first"][indices].tolist()
-        if min(rows, default=-1) < 0:
-            return torch.stack([self._read(index) for index in indices])
-        found = np.empty((len(rows), *self.shape), dtype=np.float32)
-        for place, (index, row, first) in enumerate(zip(indices.tolist(), rows, firsts, strict=True)):
+        maps = np.empty((len(indices), *self.shape), dtype=np.float32)
+        for place, index in enumerate(map(int, indices)):
             if self.is_checked[index]:
+                first = int(self.records.table["first"][index])
                 if first not in self.paths:
                     self.paths[first] = str(self.path(first))
-                found[place] = open_rows(self.paths[first])[row]
+                maps[place] = open_rows(self.paths[first])[self.rows[index]]
             else:
-                found[place] = self._read(index)
-                self.is_checked[index] = True
-        return torch.from_numpy(found)
+                maps[place] = self.read_file(index)
+                self.is_checked[index] = self.rows[index] >= 0
+        return torch.from_numpy(maps)
 
     def check_origin(self, given: Origin) -> None:
-        """Raise `UserError` if another autoencoder made the maps; if not, all that is known of this one is of them."""
+        """Raise `UserError` if another autoencoder made the maps; else remember all that is known of this one."""
         check_origin(self.index, self.origin, given)
         self.origin = given
 
@@ -135,50 +131,43 @@ class FeatureMapDataset(FileDataset):
         """The labels of each map as indices of `names` (N, L), padded by their number; other labels are left out."""
         number = {name: index for index, name in enumerate(names)}
         known = [[number[name] for name in self.label(index) if name in number] for index in range(len(self))]
-        indices = np.full((len(self), max(map(len, known))), len(names), dtype=np.int64)
-        for row, own in zip(indices, known, strict=True):
-            row[: len(own)] = own
-        return indices
+        longest = max(map(len, known))
+        return np.array([own + [len(names)] * (longest - len(own)) for own in known], dtype=np.int64)
 
     def with_image(self, indices: np.ndarray) -> np.ndarray:
         """Those of `indices` whose image still exists; feature maps may have been moved without their images."""
-        return np.array([index for index in indices if self._image_path(index).is_file()], dtype=np.int64)
+        paths = ((index, self.folder / self.records[index]["image_path"]) for index in indices)
+        return np.array([index for index, path in paths if path.is_file()], dtype=np.int64)
 
     def images(self, indices: np.ndarray, scale: int) -> torch.Tensor:
         """The images of feature maps, mirrored where the map is, `scale` pixels to a cell: (B, 3, H, W).
 
         Raises `UserError` naming an image that is missing, unreadable or no longer of that size.
         """
-        return torch.stack([self._image(index, scale) for index in indices])
-
-    def _image(self, index: int, scale: int) -> torch.Tensor:
-        place, path = place_of(self.records[index]), self._image_path(index)
-        image = to_floats(np.asarray(open_rgb(path, place=place)))
-        height, width = self.shape[1] * scale, self.shape[2] * scale
-        if image.shape[1:] != (height, width):
-            raise UserError(
-                f"{shown(path, place)}: is {image.shape[1]}×{image.shape[2]}, its feature map was made from "
-                f"{height}×{width}; make the maps again with generate_fmap_dataset.py"
-            )
-        return image.flip(-1) if self.flipped[index] else image
-
-    def _image_path(self, index: int) -> Path:
-        return self.folder / self.records[index]["image_path"]
+        images, (height, width) = [], (side * scale for side in self.shape[1:])
+        for index in indices:
+            record = self.records[index]
+            place, path = place_of(record), self.folder / record["image_path"]
+            image = to_floats(np.asarray(open_rgb(path, place=place)))
+            if image.shape[1:] != (height, width):
+                raise UserError(
+                    f"{shown(path, place)}: is {image.shape[1]}×{image.shape[2]}, its feature map was made from "
+                    f"{height}×{width}; make the maps again with generate_fmap_dataset.py"
+                )
+            images.append(image.flip(-1) if self.flipped[index] else image)
+        return torch.stack(images)
 
     def unflipped(self, indices: np.ndarray) -> np.ndarray:
         """Those of `indices` that are not mirrored."""
         return indices[~self.flipped[indices]]
 
-    def read_file(self, index: int, *, verify: bool = False) -> torch.Tensor:
-        """Map `index`, from its file or from its row of the array there; `verify` compares its checksum."""
+    def read_file(self, index: int) -> torch.Tensor:
+        """Map `index`, from its file or from its row of the array there, compared with its checksum."""
         record = self.records[index]
-        expected = record.get("checksum", "") if verify else ""
-        return read_map(self.folder / record["fmap_path"], expected, record.get("row", -1))
-
-    def _read(self, index: int) -> torch.Tensor:
-        fmap = self.read_file(index, verify=True)
-        if (shape := tuple(fmap.shape)) != self.shape:
-            raise UserError(f"{self.path(index)}: has shape {shape}, the first map {self.shape}; make the maps again")
+        path = self.folder / record["fmap_path"]
+        fmap = read_map(path, record.get("checksum", "") if self.shape else "", record.get("row", -1))
+        if self.shape not in (None, tuple(fmap.shape)):
+            raise UserError(f"{path}: has shape {tuple(fmap.shape)}, the first map {self.shape}; make the maps again")
         return fmap
 
 

@@ -8,16 +8,13 @@ from pathlib import Path
 
 from utils.core.files import flush_all, replace_file
 
-DEFAULT, INFO = "_default", "info"  # tables: the records, and what made them
+DEFAULT, INFO = "_default", "info"  # tables: the records, and their origin
 HEAD = f'{{"{DEFAULT}": {{\n'  # first line of a file of ours; then a line for each record
 RECORD = re.compile(r'"\d+": (\{.*\}),?\n')
 
 
 def write_dataset(path: str | os.PathLike, records: Iterable[dict], info: dict | None = None) -> None:
-    """Write `records`, one a line, as the default table of the TinyDB file `path`, atomically; `info` to table `info`.
-
-    The files that the records name are on disk before it is.
-    """
+    """Write a TinyDB file of `records`, one a line, and a table `info`, atomically, once their files are on disk."""
     path, separator = Path(path), ""
     flush_all(path.parent)
     with replace_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
@@ -30,10 +27,7 @@ def write_dataset(path: str | os.PathLike, records: Iterable[dict], info: dict |
 
 
 def read_tables(path: Path) -> Iterator[tuple[str, dict]]:
-    """The records with their tables. Ours are read by line; what follows, and a file of other origin, at once.
-
-    Raises `ValueError` or `RecursionError` if it is no dataset.json.
-    """
+    """Each record with its table's name, ours by line; raises `ValueError` or `RecursionError` for other files."""
     with path.open(encoding="utf-8") as file:
         line = file.readline()
         head = HEAD if line == HEAD else ""

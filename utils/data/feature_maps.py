@@ -27,16 +27,17 @@ def read_map(path: Path, expected: str = "", row: int = -1) -> torch.Tensor:
     broken, not finite, or has changed since it was written.
     """
     try:
-        content = open_rows(str(path))[row] if row >= 0 else path.read_bytes()
-        if expected and checksum(content if row < 0 else content.tobytes()) != expected:
-            raise UserError(f"{path}: has changed since it was written; {AGAIN}")
-        fmap = content if row >= 0 else np.load(io.BytesIO(content), allow_pickle=False)
+        fmap = open_rows(str(path))[row] if row >= 0 else None
+        content = path.read_bytes() if fmap is None else fmap.tobytes()
+        is_right = not expected or checksum(content) == expected
+        if fmap is None and is_right:
+            fmap = np.load(io.BytesIO(content), allow_pickle=False)
     except FileNotFoundError:
         raise UserError(f"{path}: no such feature map; {AGAIN}") from None
-    except UserError:
-        raise
     except NO_ARRAY as error:
         raise UserError(f"{path}: not a feature map ({error}); {AGAIN}") from None
+    if not is_right:
+        raise UserError(f"{path}: has changed since it was written; {AGAIN}")
     if not isinstance(fmap, np.ndarray) or fmap.ndim != 3 or not np.issubdtype(fmap.dtype, np.floating):
         raise UserError(f"{path}: not a (C, H, W) array of floats; {AGAIN}")
     if not np.isfinite(fmap).all():
@@ -51,10 +52,7 @@ def open_rows(path: str) -> np.ndarray:
 
 
 class MapFiles:
-    """Maps of a data set, a file each, `per_folder` of them in a folder.
-
-    A name depends on the content, so that an earlier data set stays whole until it is replaced.
-    """
+    """Maps of a data set, a file each, named by their content: an earlier data set stays whole until it is replaced."""
 
     def __init__(self, folder: Path, per_folder: int) -> None:
         self.folder, self.per_folder = folder, per_folder
@@ -74,24 +72,20 @@ class MapFiles:
 
 
 class PackedMaps:
-    """`total` maps of one shape and dtype, as the rows of one array in each folder of `per_folder` maps.
-
-    A name depends on the `key` of all that the content depends on, so that an earlier data set stays whole.
-    """
+    """`total` maps as the rows of an array for each folder, named by the `key` of the content, as `MapFiles` are."""
 
     def __init__(self, folder: Path, per_folder: int, total: int, shape: tuple[int, ...], dtype: str, key: Key) -> None:
         self.folder, self.per_folder, self.total, self.shape, self.dtype = folder, per_folder, total, shape, dtype
         self.digest = digest(key)
 
-    def name(self, number: int) -> str:
-        """The file of array `number`."""
-        return f"{number:04d}/{self.digest}.npy"
+    def name(self, first: int) -> str:
+        """The file of the array whose first row is map number `first`."""
+        return f"{first // self.per_folder:04d}/{self.digest}.npy"
 
     def make(self) -> None:
         """Make the arrays that are missing, or not of this shape, before any row is written."""
-        for number in range(-(-self.total // self.per_folder)):
-            path = self.folder / self.name(number)
-            shape = (min(self.per_folder, self.total - number * self.per_folder), *self.shape)
+        for first in range(0, self.total, self.per_folder):
+            path, shape = self.folder / self.name(first), (min(self.per_folder, self.total - first), *self.shape)
             with suppress(OSError, ValueError):
                 array = np.load(path, mmap_mode="r", allow_pickle=False)
                 if array.shape == shape and array.dtype == self.dtype:
@@ -103,7 +97,7 @@ class PackedMaps:
         """Write maps, the first as number `first`; return their entry of a journal."""
         places = []
         for start in range(first - first % self.per_folder, first + len(fmaps), self.per_folder):
-            name, begin = self.name(start // self.per_folder), max(first, start)
+            name, begin = self.name(start), max(first, start)
             part = fmaps[begin - first : start + self.per_folder - first]
             array = np.load(self.folder / name, mmap_mode="r+", allow_pickle=False)
             array[begin - start :][: len(part)] = part

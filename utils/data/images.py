@@ -16,7 +16,7 @@ from utils.core.files import UserError, replace_file
 from utils.data.shards import SUFFIXES, Place, read_file, shown
 
 Colour = tuple[int, int, int]
-Picture = str | os.PathLike | Image.Image | torch.Tensor  # what `to_tensor` takes for an image
+Picture = str | os.PathLike | Image.Image | torch.Tensor  # an image for `to_tensor`
 
 WALKED = 8  # pictures of a walk in a second
 WHITE: Colour = (255, 255, 255)
@@ -37,22 +37,17 @@ def image_files(folder: str | os.PathLike) -> list[Path]:
     paths, entered = [], {os.path.realpath(folder)}
     for root, folders, files in os.walk(folder, onerror=fail, followlinks=True):
         paths += [Path(root, name) for name in files if not name.startswith(".") and name.lower().endswith(SUFFIXES)]
-        new = []
-        for name in sorted(folders):
+        subfolders, folders[:] = sorted(folders), []  # os.walk descends into what is in `folders` after this loop
+        for name in subfolders:
             real = os.path.realpath(Path(root, name))
             if not name.startswith(".") and real not in entered:
                 entered.add(real)
-                new.append(name)
-        folders[:] = new  # os.walk descends into what is left here
+                folders.append(name)
     return sorted(paths)
 
 
 def open_rgb(
-    path: str | os.PathLike,
-    background: Colour = WHITE,
-    place: Place | None = None,
-    *,
-    most_pixels: float = math.inf,
+    path: str | os.PathLike, background: Colour = WHITE, place: Place | None = None, *, most_pixels: float = math.inf
 ) -> Image.Image:
     """Read an image file (BMP, GIF's first frame, JPEG, PNG, TIFF, WebP) as an upright 8-bit RGB image.
 
@@ -89,7 +84,7 @@ def _grey_to_8_bits(image: Image.Image) -> Image.Image:
     """Scale a grey image of 16 or 32 bits, since Pillow's own conversion clips whatever is above 255."""
     values = np.asarray(image, dtype=np.float64)  # (H, W)
     low, high = values.min(), values.max()
-    # Floats do not say what white is: the smallest usual value that covers them. Integers have 16 bits.
+    # White is 65535, or for floats the smallest usual value that covers them.
     white = next((white for white in (1, 255) if image.mode == "F" and high <= white), 65535)
     if not (low >= 0 and high <= white):  # also when they are not numbers
         raise ValueError(f"grey values from {low:g} to {high:g}, expected within 0 to {white}")
@@ -111,43 +106,34 @@ def fit_square(image: Image.Image, size: int, fit: str = "crop", background: Col
 
 
 def _resize(image: Image.Image, size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
-    # A large image is first reduced by an integer factor to 3 times the size: Lanczos looks the same and costs less.
+    """Scale the box of an image, first by an integer factor to 3 times the size: it looks the same and costs less."""
     return image.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
 
 
-def read_image(path: str | os.PathLike, size: tuple[int, int] | None = None) -> torch.Tensor:
-    """Read an image file as (3, H, W) float32 in [−1, 1]; with `size` (H, W) its centre, scaled to that.
-
-    Raises `UserError` as `open_rgb` does.
-    """
-    return to_floats(np.asarray(fit(open_rgb(path), size)))
-
-
-def fit(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
-    """Scale the centre of an image to `size` (H, W), if there is one and the image has another."""
-    if size is None or image.size == size[::-1]:
-        return image
-    return ImageOps.fit(image, size[::-1], Image.Resampling.LANCZOS)
+def read_image(path: str | os.PathLike) -> torch.Tensor:
+    """Read an image file as `open_rgb` does: (3, H, W) float32 in [−1, 1]."""
+    return to_floats(np.asarray(open_rgb(path)))
 
 
 def to_tensor(pictures: Picture | Sequence[Picture], size: tuple[int, int]) -> torch.Tensor:
     """One image or several, as files, PIL images of any mode, or tensors (3, H, W) or (M, 3, H, W) in [−1, 1].
 
-    Returns (M, 3, H, W) float32; files and PIL images are fitted to `size` (H, W). Raises `UserError` naming a file
-    that cannot be read, or the shape of a tensor of another size.
+    Returns (M, 3, H, W) float32; of files and PIL images the centre, scaled to `size` (H, W). Raises `UserError` naming
+    a file that cannot be read, or the shape of a tensor of another size.
     """
     if isinstance(pictures, torch.Tensor):
         if not pictures.is_floating_point() or not (pictures.abs() <= 1).all():
             raise UserError("images: a tensor must hold floats from -1 to 1")
         if pictures.shape[-3:] != (3, *size) or pictures.dim() not in (3, 4) or len(pictures) == 0:
-            raise UserError(
-                f"a tensor of shape {tuple(pictures.shape)} was given, expected (M, 3, {size[0]}, {size[1]})"
-            )
+            expected = f"(M, 3, {size[0]}, {size[1]})"
+            raise UserError(f"a tensor of shape {tuple(pictures.shape)} was given, expected {expected}")
         return pictures.view(-1, 3, *size).float()
-    if isinstance(pictures, Image.Image):
-        return to_floats(np.asarray(fit(_flatten(ImageOps.exif_transpose(pictures), WHITE), size)))[None]
-    if isinstance(pictures, str | os.PathLike):
-        return read_image(pictures, size)[None]
+    if isinstance(pictures, Image.Image | str | os.PathLike):
+        is_file = not isinstance(pictures, Image.Image)
+        image = open_rgb(pictures) if is_file else _flatten(ImageOps.exif_transpose(pictures), WHITE)
+        if image.size != size[::-1]:
+            image = ImageOps.fit(image, size[::-1], Image.Resampling.LANCZOS)
+        return to_floats(np.asarray(image))[None]
     if not isinstance(pictures, Sequence) or not pictures:
         raise UserError(f"images: {type(pictures).__name__}, expected one or more files, PIL images or tensors")
     return torch.cat([to_tensor(picture, size) for picture in pictures])
@@ -159,7 +145,7 @@ def to_pil(images: torch.Tensor) -> list[Image.Image]:
 
 
 def to_floats(pixels: np.ndarray) -> torch.Tensor:
-    """Images (…, H, W, 3) uint8 → (…, 3, H, W) float32 in [−1, 1]; many at once in half of the time."""
+    """Images (…, H, W, 3) uint8 → (…, 3, H, W) float32 in [−1, 1]; a batch at once takes half of the time."""
     return torch.from_numpy(np.array(pixels)).movedim(-1, -3).contiguous().float().div_(127.5).sub_(1)
 
 
@@ -181,10 +167,7 @@ def save_grid(images: torch.Tensor, path: str | os.PathLike, columns: int | None
 
 
 def grid(images: torch.Tensor, columns: int | None = None, padding: int = 2) -> torch.Tensor:
-    """Images (N, 3, H, W) side by side in one (3, H', W'), row by row, nearly square unless `columns` is given.
-
-    White lines of `padding` pixels are between and around them.
-    """
+    """Images (N, 3, H, W) in one (3, H', W'), row by row, nearly square unless `columns` is given, with white lines."""
     from torchvision.utils import make_grid  # doubles the start-up time, and half of the scripts draw no grid
 
     columns = columns or math.ceil(math.sqrt(len(images)))
@@ -192,10 +175,7 @@ def grid(images: torch.Tensor, columns: int | None = None, padding: int = 2) -> 
 
 
 def save_animation(frames: Iterable[torch.Tensor], path: Path, seconds: float) -> None:
-    """Write `frames`, each (3, H, W) in [−1, 1], as a looping GIF or WebP, by the suffix, that takes `seconds`.
-
-    The last frame stays for one more second.
-    """
+    """Write `frames`, each (3, H, W) in [−1, 1], as a looping GIF or WebP of `seconds` plus one for the last frame."""
     pictures = [to_pil(frame[None])[0] for frame in frames]
     durations = [round(1000 * seconds / len(pictures))] * (len(pictures) - 1) + [1000]
     with replace_file(path) as temporary:  # `quality` is WebP's; a GIF has none
@@ -210,10 +190,7 @@ def save_walk(pictures: torch.Tensor, path: Path) -> None:
 
 
 def heat_map(values: torch.Tensor, side: int = 768) -> torch.Tensor:
-    """Non-negative numbers (H, W) as colours from dark blue to light yellow, NaN white: (3, h, w) in [−1, 1].
-
-    Each number becomes a square; the longer side of the picture has at most `side` pixels.
-    """
+    """Non-negative numbers (H, W) as squares from dark blue to light yellow, NaN white: (3, h, w), at most `side`."""
     share = (values / values.nan_to_num(0).max().clamp(min=1e-12)).numpy()
     marks = np.linspace(0, 1, len(HEAT))
     levels = np.stack([np.interp(share, marks, channel) for channel in np.transpose(HEAT)])

@@ -1,11 +1,11 @@
-"""What a step has done before its index is written: a line for each part, so that a step that died goes on there."""
+"""The parts that a step has finished before its index is written, so that a step that died resumes after them."""
 
 import json
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from utils.core.files import replace_file, write_file
+from utils.core.files import write_file
 from utils.core.provenance import Key, digest
 from utils.data.checksums import is_whole
 from utils.runtime import distributed
@@ -14,21 +14,20 @@ T = TypeVar("T")
 
 
 class Journal:
-    """What was done under one key: entries by the names of the parts, each with the `places` that it has written.
+    """The parts that were done under one key: entries by their names, each with the `places` that it has written.
 
-    A place is a file, a row of the array in it or None, and the checksum of either. An entry is believed only if its
-    places have these checksums: nothing here is flushed to disk. Each process writes a file of its own; all read those
-    of all. What is `finished` already needs no line.
+    A place is a file, a row of the array in it or None, and the checksum of either, without which an entry does not
+    count: nothing here is flushed to disk. Each process writes a file of its own, and reads all.
     """
 
     def __init__(self, path: Path, key: Key, finished: dict[str, dict] | None = None) -> None:
-        self.path, self.head = path, json.dumps({"key": digest(key)}).encode()
+        self.path = self.own = path
+        self.head = json.dumps({"key": digest(key)}).encode()
         self.entries = self._read() | (finished or {})
         distributed.wait()  # until all have read
         if distributed.is_main():
             self._write()
         distributed.wait()
-        self.own = path
         if not distributed.is_main():
             self.own = path.with_name(f"{path.stem}_{distributed.rank()}{path.suffix}")
             write_file(self.own, self.head + b"\n", durable=False)
@@ -41,7 +40,7 @@ class Journal:
         return None
 
     def missing(self, parts: dict[str, T]) -> list[T]:
-        """Those of the parts, by their names, that are still to be done. Each process looks at the files of some."""
+        """The parts, by their names, that are still to be done. Each process checks the files of its share."""
         names = distributed.own([*parts])
         missing = distributed.gather([name for name in names if not self.find(name)])
         return [parts[name] for names in missing for name in names]
@@ -59,14 +58,13 @@ class Journal:
             self.entries |= self._read()
             self._write()
 
-    @property
     def _others(self) -> list[Path]:
         """The files of the other processes, perhaps of an earlier job with more of them."""
         return sorted(self.path.parent.glob(f"{self.path.stem}_[0-9]*{self.path.suffix}"))
 
     def _read(self) -> dict[str, dict]:
         entries: dict[str, dict] = {}
-        for path in (self.path, *self._others):
+        for path in (self.path, *self._others()):
             lines = path.read_bytes().split(b"\n") if path.is_file() else []
             for line in lines[1:-1] if lines[:1] == [self.head] else ():  # a crash may have cut the last line short
                 with suppress(ValueError):
@@ -75,9 +73,7 @@ class Journal:
 
     def _write(self) -> None:
         """Write all entries to one file, and remove those of the others."""
-        with replace_file(self.path, durable=False) as temporary, temporary.open("wb") as file:
-            file.write(self.head + b"\n")
-            for name, entry in self.entries.items():
-                file.write(json.dumps({name: entry}).encode() + b"\n")
-        for other in self._others:
+        lines = [self.head, *(json.dumps({name: entry}).encode() for name, entry in self.entries.items()), b""]
+        write_file(self.path, b"\n".join(lines), durable=False)
+        for other in self._others():
             other.unlink()

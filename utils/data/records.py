@@ -1,4 +1,4 @@
-"""The records of a data set of any size: the text of each, and a table of what is needed of all at once."""
+"""The records of a data set of any size: the text of each, and a table of the numbers that are needed of all."""
 
 import hashlib
 import json
@@ -25,12 +25,11 @@ from utils.runtime.progress import progress
 
 log = logging.getLogger(__name__)
 
-KEYS = ("image_fpath", "fmap_path")  # of a record: where its file lies
 LAYOUT = 3  # to be raised with each change of what is kept
 LARGE = 2**23  # bytes of a data set whose records are kept on disk, which one process reads while others wait
 
-# Of each record: where its text ends, what decides its side in a split, the row of the array in its file (-1: none),
-# the first of the records up to it that have the same file, and whether it is mirrored.
+# Of each record: where its text ends, its position in a split, the row of the array in its file (-1: none), the first
+# record of the run of records with the same file, and whether it is mirrored.
 ROW = np.dtype([("end", "<i8"), ("position", "<f8"), ("row", "<i8"), ("first", "<i8"), ("flipped", "?")])
 PACKED = struct.Struct("<qdqq?")
 
@@ -52,7 +51,7 @@ class Records:
     table: np.ndarray  # N of `ROW`
     info: dict  # of the data set
     digest: str  # of all records: the first part of a fingerprint
-    key: str  # which names the file of a record
+    key: str  # of a record: the one that names its file
 
     def __len__(self) -> int:
         return len(self.table)
@@ -60,11 +59,11 @@ class Records:
     def __getitem__(self, index: int) -> dict:
         ends = self.table["end"]
         end = ends[index]  # an IndexError ends an iteration
-        return json.loads(self.text[ends[index - 1] if index else 0 : end].tobytes().decode())
+        return json.loads(bytes(self.text[ends[index - 1] if index else 0 : end]))
 
     @property
     def files(self) -> tuple[int, Iterator[str]]:
-        """How many files there are, and their names; a row of records with the same one counts once."""
+        """How many files there are, and their names; a run of records with the same one counts once."""
         firsts = np.flatnonzero(self.table["first"] == np.arange(len(self))).tolist()
         return len(firsts), (self[index][self.key] for index in firsts)
 
@@ -76,11 +75,10 @@ def image_key(record: dict) -> str:
 
 
 def read_packed(path: Path, required: tuple[str, ...], spare: Path | None = None) -> Records:
-    """The records of a `dataset.json` or of shards, each of which holds the `required` keys, its file's name first.
+    """The records of a `dataset.json` or of shards, each with strings at the `required` keys, its file's name first.
 
-    Those of a large one and of shards are kept beside it, in `.index/`, and mapped into memory until the file changes;
-    where its folder is read-only they are kept in `spare`. Raises `UserError` naming a record that lacks a key, or
-    with a value of another type.
+    Those of large files and of shards are kept in `.index/` beside them, or in `spare` if that is read-only, and mapped
+    into memory until a file changes. Raises `UserError` naming a record without a key, or with a value of a wrong type.
     """
     key = source_of(path, required)
     if key["size"] < LARGE and not are_meant(path):
@@ -103,13 +101,14 @@ def read_packed(path: Path, required: tuple[str, ...], spare: Path | None = None
 
 def pack(path: Path, required: tuple[str, ...]) -> Records:
     """Read a `dataset.json` or shards once."""
-    text, table, info, digest, key = bytearray(), bytearray(), {}, hashlib.blake2b(digest_size=8), required[0]
+    text, packed, info, digest, key = bytearray(), bytearray(), {}, hashlib.blake2b(digest_size=8), required[0]
     number, first, last = 0, 0, None
-    for of, record in read_records(path, required):
-        digest.update(canonical(of, record))
-        if of == INFO:
+    for table, record in read_records(path, required):
+        # Without the path to the image of a feature map, which changes where one of them is moved.
+        digest.update(json.dumps([table, {**record, "image_path": None}], sort_keys=True).encode())
+        if table == INFO:
             info = info or record
-        if of != DEFAULT:
+        if table != DEFAULT:
             continue
         for name in filter(KINDS.get, record):
             kind, is_right = KINDS[name]
@@ -121,13 +120,13 @@ def pack(path: Path, required: tuple[str, ...]) -> Records:
             first, last = number, record[key]
         text += json.dumps(record).encode()
         side = position(record.get("group") or image_key(record))
-        table += PACKED.pack(len(text), side, record.get("row", -1), first, bool(record.get("flipped")))
+        packed += PACKED.pack(len(text), side, record.get("row", -1), first, bool(record.get("flipped")))
         number += 1
-    return Records(memoryview(text), np.frombuffer(table, ROW), info, digest.hexdigest(), key)
+    return Records(memoryview(text), np.frombuffer(packed, ROW), info, digest.hexdigest(), key)
 
 
 def source_of(path: Path, required: tuple[str, ...]) -> Key:
-    """What kept records are made of: the size of the files, and their last change in ns; and how."""
+    """The key of kept records: names, size and newest timestamp of the files, and how they were read."""
     files = expand(path) if are_meant(path) else [path] if path.is_file() else []
     stats = [file.stat() for file in files]
     size, time = sum(each.st_size for each in stats), max((each.st_mtime_ns for each in stats), default=0)
@@ -136,12 +135,12 @@ def source_of(path: Path, required: tuple[str, ...]) -> Key:
 
 
 def kept_path(path: Path, folder: Path | None = None) -> Path:
-    """Where the records of a data set are kept, beside it or in another folder."""
+    """The file that keeps the records of a data set, beside it or in another folder."""
     return (folder or (path if path.is_dir() else path.parent)) / ".index" / f"{path.stem}.records"
 
 
 def _find_kept(places: list[Path], key: Key) -> Records | None:
-    """The records that are kept of a data set, unless it has changed since."""
+    """The first kept records of a data set that has not changed since."""
     for place in filter(Path.is_file, places):
         with suppress(OSError, ValueError, KeyError, TypeError):  # of one that is damaged
             with place.open("rb") as file:
@@ -157,26 +156,24 @@ def _find_kept(places: list[Path], key: Key) -> Records | None:
 
 
 def _keep(places: list[Path], key: Key, records: Records) -> None:
-    """Keep records in the first of these places where that is possible: a line of JSON, the table and the text."""
+    """Keep records in the first of these places that takes them: a line of JSON, the table and the text."""
     head = {"key": key, "number": len(records), "info": records.info, "digest": records.digest}
     head["crc"] = zlib.crc32(records.text, zlib.crc32(records.table))
     for place in places:
-        # Of a folder or a disk without space for it, or on Windows of one that another process has mapped.
+        # Of a read-only folder, a full disk, or on Windows a file that another process has mapped.
         with suppress(OSError), replace_file(place, durable=False) as temporary, temporary.open("wb") as file:
-            file.write(json.dumps(head).encode() + b"\n")
-            file.write(records.table)
-            file.write(records.text)
+            file.writelines((json.dumps(head).encode() + b"\n", records.table, records.text))
             return
 
 
 def read_records(path: Path, required: tuple[str, ...]) -> Iterator[tuple[str, dict]]:
-    """Each record of a `dataset.json`, or of each image in shards, with its table, one at a time.
-
-    Raises `UserError` if the file is not one, or if a record of a file lacks a `required` key, each a string.
-    """
-    if not are_meant(path) and not path.is_file():
+    """Each record of a `dataset.json` or of shards with its table's name; `UserError` if one lacks a `required` key."""
+    if are_meant(path):
+        tables = ((DEFAULT, record) for record in read_shards(path))
+    elif path.is_file():
+        tables = read_tables(path)
+    else:
         raise UserError(f"{path}: no such data set; give the path of a dataset.json")
-    tables = ((DEFAULT, record) for record in read_shards(path)) if are_meant(path) else read_tables(path)
     number = 0
     try:
         for table, record in tables:
@@ -195,40 +192,21 @@ def read_records(path: Path, required: tuple[str, ...]) -> Iterator[tuple[str, d
 
 
 def read_dataset(path: str | os.PathLike, required: tuple[str, ...]) -> tuple[list[dict], dict]:
-    """Read all records and the info of a `dataset.json`; for many, `utils.data.records` needs less memory."""
+    """Read all records and the info of a `dataset.json`; for many, `read_packed` needs less memory."""
     tables: dict[str, list[dict]] = {DEFAULT: [], INFO: []}
     for table, record in read_records(Path(path), required):
         tables.setdefault(table, []).append(record)
     return tables[DEFAULT], (tables[INFO] or [{}])[0]
 
 
-def canonical(table: str, record: dict) -> bytes:
-    """What counts of a record in the digest of a data set: not where an image lies, since either may be moved."""
-    return json.dumps([table, {**record, "image_path": None}], sort_keys=True).encode()
-
-
 def verify_files(path: Path) -> None:
     """Read all files of a data set; raises `UserError` naming the first that is not as it was written."""
     for record in progress(read_dataset(path, ())[0], unit="file", desc=f"verifying {path.parent.name}"):
-        file, is_map = path.parent / name_of(path, record), "fmap_path" in record
+        is_map = "fmap_path" in record
         place = None if is_map else place_of(record)
+        file = path.parent / record["fmap_path" if is_map else "image_fpath"]
         if "checksum" not in record:
-            raise UserError(
-                f"{path}: holds no checksums, so --verify cannot compare; make the data set again, or start anew with "
-                "--overwrite"
-            )
+            advice = "make the data set again, or start anew with --overwrite"
+            raise UserError(f"{path}: holds no checksums, so --verify cannot compare; {advice}")
         if not is_whole(file, record["checksum"], record.get("row"), partial(read_file, place=place)):
             raise UserError(f"{shown(file, place)}: is not the file that was written; make the data set again")
-
-
-def name_of(path: Path, record: dict) -> str:
-    """The name of a record's file, relative to the folder of the data set `path`."""
-    for key in KEYS:
-        if isinstance(record.get(key), str):
-            return record[key]
-    raise UserError(f"{path}: a record has no {' and no '.join(map(repr, KEYS))}; make the data set again")
-
-
-def find_dataset(path: Path) -> Path:
-    """The data set that a path means: of a folder the dataset.json in it, if there is one."""
-    return path / "dataset.json" if (path / "dataset.json").is_file() else path

@@ -38,12 +38,12 @@ def place_of(record: dict) -> Place | None:
 
 
 def shown(path: Path, place: Place | None) -> Path:
-    """What to call an image in a message: its file, or its name in that."""
+    """The name of an image for a message: its file, or its name inside that."""
     return path / place.image_key if place else path
 
 
 def read_file(path: Path, place: Place | None = None) -> bytes:
-    """The content of a file, or what lies at a place in it."""
+    """The content of a file, or of a place in it."""
     if place is None:
         return path.read_bytes()
     file = _opened(path, os.getpid(), threading.get_ident())
@@ -58,17 +58,16 @@ def _opened(shard: Path, _process: int, _thread: int) -> BinaryIO:
 
 
 def are_meant(path: Path) -> bool:
-    """Whether a data set is shards: one, a folder of them, or a row of them, as shards/{000..127}.tar."""
+    """Whether a data set is shards: one, a folder of them, or several, as shards/{000..127}.tar."""
     return path.name.endswith(".tar") or path.is_dir()
 
 
 def expand(path: Path) -> list[Path]:
     """The shards that are meant, in order; raises `UserError` naming one that is missing."""
     if path.is_dir():
-        shards = sorted(path.glob("*.tar"))
-        if not shards:
-            raise UserError(f"{path}: holds no dataset.json and no shards; give the path of a dataset.json")
-        return shards
+        if shards := sorted(path.glob("*.tar")):
+            return shards
+        raise UserError(f"{path}: holds no dataset.json and no shards; give the path of a dataset.json")
     shards = [path]
     while braces := BRACES.search(shards[0].name):
         first, last = map(int, braces.groups())
@@ -93,8 +92,7 @@ def read_shards(path: Path) -> Iterator[dict]:
 
 def _records_of(shard: Path, folder: Path) -> Iterator[dict]:
     with tarfile.open(shard, "r:") as tar:
-        members = (member for member in _members(tar) if member.isfile())
-        for key, files in groupby(members, key=lambda member: _key(member.name)):
+        for key, files in groupby(_members(tar), key=lambda member: _key(member.name)):
             image, more = None, {"labels": []}
             for file in files:
                 suffix = PurePosixPath(file.name).suffix.lower()
@@ -111,12 +109,15 @@ def _records_of(shard: Path, folder: Path) -> Iterator[dict]:
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The files in a shard, one at a time."""
     while (member := tar.next()) is not None:
-        yield member
+        if member.isfile():
+            yield member
         tar.members.clear()  # it would keep all of them
 
 
 def _key(name: str) -> str:
+    """The name of the sample that a file is of: its path up to the first dot of its name."""
     path = PurePosixPath(name)
     return (path.parent / path.name.partition(".")[0]).as_posix()
 
@@ -130,10 +131,9 @@ def _described(shard: Path, name: str, content: bytes) -> dict:
 
 
 def write_shard(folder: Path, number: int, files: dict[str, bytes]) -> tuple[Path, dict[str, Place]]:
-    """Write files by their names to a shard; return its path, and the place of each file in it.
+    """Write files by their names to a shard, named by its content; return its path, and the place of each file in it.
 
-    Equal files give equal bytes. The name of a shard depends on its content too, so that an earlier data set stays
-    whole; a shard that is there already keeps its time.
+    So an earlier data set stays whole. A shard that exists keeps its timestamp.
     """
     places, buffer = {}, io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:

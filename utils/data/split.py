@@ -1,4 +1,4 @@
-"""Which images a step trains on, which it chooses by, and which are kept for what is reported: by a hash."""
+"""Which images a step trains on, which are for validation and which are test images: by a hash."""
 
 import hashlib
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ VALIDATION, TEST, TRAINING = range(3)  # the sides
 
 
 class Bounds(NamedTuple):
-    """Where the hash of an image, from 0 to 1, leaves the validation images, and where the test images."""
+    """Where the validation images and the test images end among the hashes of images, which run from 0 to 1."""
 
     validation: float = VAL_FRACTION
     test: float = VAL_FRACTION + TEST_FRACTION
@@ -73,8 +73,6 @@ def split_indices(positions: np.ndarray, bounds: Bounds) -> Split:
     sides = np.digitize(positions, bounds)
     training, *held_out = (np.flatnonzero(sides == side) for side in (TRAINING, VALIDATION, TEST))
     if len(training) == 0:
-        raise UserError(
-            f"--val-fraction and --test-fraction hold out every image below {bounds.test:g}, so none is left to train "
-            "on: lower them or add images"
-        )
+        every = f"every image below {bounds.test:g}, so none is left to train on"
+        raise UserError(f"--val-fraction and --test-fraction hold out {every}: lower them or add images")
     return Split(training, *(np.random.default_rng(0).permutation(part) for part in held_out))

@@ -1,1 +1,1 @@
-"""What a run is: the steps of a cascade, the folders, checkpoints and attempts that they leave."""
+"""A run: the steps of a cascade, and the folders, checkpoints and attempts that they leave."""

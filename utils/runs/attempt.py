@@ -1,4 +1,4 @@
-"""What is kept of each attempt at a step: an entry of `run.json` beside its results, and a log."""
+"""The attempts at a step: an entry of `run.json` for each, beside the results, and a log."""
 
 from utils.runtime.threads import CHOICE
 
@@ -35,7 +35,7 @@ RUNNING, FINISHED = "running", "finished"
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt at a step: what was asked for, with what, when, and how it ended."""
+    """One attempt at a step: its arguments, its setting, when it began, and how it ended."""
 
     script: str
     arguments: dict
@@ -46,30 +46,30 @@ class Attempt:
     begin: str  # ISO 8601
     end: str  # while it runs, and of one that was killed: when it last saved something
     outcome: str  # `RUNNING`, `FINISHED`, "stopped by SIGTERM" or "failed: " and why
-    inputs: dict | None = None  # fingerprints of what was read, with `data` that of the data set
+    inputs: dict | None = None  # fingerprints of the inputs, `data` that of the data set
     plan: dict | None = None  # of a training: utils/training/loop.py
     peak_memory: int | None = None  # bytes of the device, of one that has finished
 
     def __post_init__(self) -> None:
         for name in ("begin", "end"):
             try:
-                _time(getattr(self, name))
+                datetime.fromisoformat(getattr(self, name))
             except ValueError:
                 raise ValueError(f"{name!r} is {getattr(self, name)!r}, expected a time in ISO 8601") from None
 
     @property
     def start(self) -> datetime:
         """When it began."""
-        return _time(self.begin)
+        return datetime.fromisoformat(self.begin).astimezone()
 
     @property
     def seconds(self) -> float:
         """How long it took."""
-        return (_time(self.end) - self.start).total_seconds()
+        return (datetime.fromisoformat(self.end).astimezone() - self.start).total_seconds()
 
     @property
     def command(self) -> str:
-        """What to type to do the same again."""
+        """The command that repeats it."""
         return shlex.join(["python", self.script, *words_of(self.arguments)])
 
 
@@ -88,7 +88,7 @@ def read_attempts(folder: OutputFolder) -> list[Attempt]:
 
 
 def note(folder: OutputFolder, **known: object) -> None:
-    """Note in `run.json` that the newest attempt has come so far, and what is known of it now."""
+    """Note in `run.json` that the newest attempt has come so far, and other fields that are known now."""
     if distributed.is_main() and (attempts := read_attempts(folder)):
         _write(folder, [*attempts[:-1], dataclasses.replace(attempts[-1], end=_now(), **known)])
 
@@ -106,10 +106,7 @@ class CurrentAttempt:
         self.since, self.device = _now(), None  # the device once it has begun
 
     def begin(self, device: torch.device, config: object = None, inputs: dict | None = None) -> None:
-        """Log to stdout and to a file, and keep in `run.json` what is done, with fingerprints of its `inputs`.
-
-        To be called once all checks have passed. Of several processes the first does so, once all have come here.
-        """
+        """Add the attempt to `run.json` and begin to log, in process 0, once all processes have passed their checks."""
         self.agree(config, inputs)
         self.device = device
         if not distributed.is_main():
@@ -117,17 +114,17 @@ class CurrentAttempt:
             return
         versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
         setup = (config and dataclasses.asdict(config), versions, str(device), torch.get_num_threads())
-        begun = Attempt(self.script, self.arguments, *setup, self.since, self.since, RUNNING, inputs)
-        _write(self.folder, [*read_attempts(self.folder), begun])
-        handlers = [logging.StreamHandler(sys.stdout), logging.FileHandler(self.folder.log(begun.script))]
+        entry = Attempt(self.script, self.arguments, *setup, self.since, self.since, RUNNING, inputs)
+        _write(self.folder, [*read_attempts(self.folder), entry])
+        handlers = [logging.StreamHandler(sys.stdout), logging.FileHandler(self.folder.log(self.script))]
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers, force=True)
         log.info("arguments %s", json.dumps(self.arguments))
-        log.info("%d threads: %s", begun.threads, CHOICE)
+        log.info("%d threads: %s", entry.threads, CHOICE)
         if distributed.num_processes() > 1:
             log.info("%d processes", distributed.num_processes())
 
     def agree(self, config: object = None, inputs: dict | None = None) -> None:
-        """Let all processes of the job come here before the first one writes; raises `UserError` if one cannot."""
+        """Wait until all processes of the job come here, before the first one writes; `UserError` if one cannot."""
         distributed.agree({**self.arguments, **(dataclasses.asdict(config) if config else {}), **(inputs or {})})
 
     def key(self, inputs: dict) -> dict:
@@ -135,12 +132,9 @@ class CurrentAttempt:
         return {**options_key(self.options), **inputs}
 
     def check_repeats(self, inputs: dict, verify: Callable[[], None] | None = None) -> None:
-        """Raise `UserError` unless what this script did here before is asked for again, or is to be replaced.
-
-        `verify` reads the files of the data set, for those whose times alone have changed, if `--verify` is given.
-        """
+        """Raise `UserError` unless the script repeats what it did here, or replaces it; `verify` is as in `check`."""
         before = [attempt for attempt in read_attempts(self.folder) if attempt.script == self.script]
-        before = [attempt for attempt in before if attempt.outcome == FINISHED] or before  # whose results are there
+        before = [attempt for attempt in before if attempt.outcome == FINISHED] or before  # these have left results
         if not before or self.options.overwrite:
             return
         last = before[-1]
@@ -153,29 +147,25 @@ class CurrentAttempt:
 @contextmanager
 def attempt(script: str, options: ScriptOptions) -> Iterator[CurrentAttempt]:
     """Attempt a step in this block, as the only process that writes to its folder, and keep how it ends."""
-    begun = CurrentAttempt(script, options)
-    with lock(begun.folder.path) if distributed.is_main() else nullcontext():
+    current = CurrentAttempt(script, options)
+    with lock(current.folder.path) if distributed.is_main() else nullcontext():
         try:
-            yield begun
+            yield current
         except BaseException as error:
-            if begun.device is not None:
+            if current.device is not None:
                 with suppress(OSError):  # of a full disk, say: the error above counts
-                    note(begun.folder, outcome=_outcome(error))
+                    note(current.folder, outcome=_outcome(error))
             raise
-        note(begun.folder, outcome=FINISHED, peak_memory=peak_memory(begun.device))
+        note(current.folder, outcome=FINISHED, peak_memory=peak_memory(current.device))
 
 
 def _outcome(error: BaseException) -> str:
-    """How an attempt ended that this error ended."""
+    """The outcome of an attempt that this error ended."""
     if isinstance(error, KeyboardInterrupt):
         return "stopped by SIGINT"
     if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > 128:
         return f"stopped by {signal.Signals(error.code - 128).name}"
     return f"failed: {type(error).__name__}: {error}"
-
-
-def _time(text: str) -> datetime:
-    return datetime.fromisoformat(text).astimezone()
 
 
 def _now() -> str:

@@ -1,7 +1,7 @@
-"""The steps of a cascade, in the order in which they run: a script each, what it reads, leaves and is told.
+"""The steps of a cascade, in the order in which they run: the script, inputs, results and options of each.
 
-The chain, the dry run, the soak, the tests and the report read this list; nothing else knows it. A recipe is a folder
-of JSON files: a config for each model, and recipe.json with the options of each step. This needs no other package.
+Chain, dry run, soak, tests and report read this list; nothing else knows it. A recipe is a folder of JSON files: a
+config for each model, and recipe.json with the options of each step. This needs Python's standard library alone.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ class Step:
 
     @property
     def command(self) -> list[str]:
-        """What comes after the word that starts Python."""
+        """Its command line after the name of the Python interpreter."""
         return [str(ROOT / f"{self.script}.py"), *words_of(self.options | {"out_dir": self.folder.path})]
 
 
@@ -61,8 +61,6 @@ class Recipe:
         if not path.is_file():
             if path.with_suffix(".sh").is_file():
                 raise UserError(f"{path.with_suffix('.sh')}: a recipe is JSON now; write its settings to {path}")
-            if str(name) == "full-128":
-                raise UserError("full-128: is called reference-128 now; for a new training use gpu-128")
             known = " ".join(sorted(each.parent.name for each in CONFIGS.glob("*/recipe.json")))
             raise UserError(f"{path}: no such recipe; configs/ holds: {known}")
         content = read_json(path)
@@ -128,7 +126,7 @@ def steps_of(run: RunFolder, recipe: Recipe, dataset: Path) -> list[Step]:
 
 
 def steps_in(run: RunFolder) -> list[Step]:
-    """The steps that have made a run, or will."""
+    """The steps that have made a run, or will make it."""
     recipe = Recipe(run.path, {"decoder": {}} if run.decoder.path.is_dir() else {})
     return steps_of(run, recipe, run.images)
 

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import logging
 import os
-import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -22,11 +21,6 @@ log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 3
 PARTS = {"kind", "format_version", "config", "fingerprint", "model", "trained_from"}
-RECORDS = {
-    "data.pkl",
-    "version",
-    "byteorder",
-}  # of every zip that torch writes, beside the tensors in data/0, data/1, …
 
 State = dict[str, torch.Tensor]
 
@@ -52,7 +46,7 @@ def save_checkpoint(path: Path, kind: str, config: object, model: State, trained
     with replace_file(path) as temporary:
         try:
             torch.save(content | rest, temporary)
-        except RuntimeError as error:  # what torch makes of a disk that is full
+        except RuntimeError as error:  # torch's word for a full disk
             raise UserError(f"{path}: cannot be written ({str(error).splitlines()[0]}); is the disk full?") from None
     return content["fingerprint"]
 
@@ -60,11 +54,8 @@ def save_checkpoint(path: Path, kind: str, config: object, model: State, trained
 def load_checkpoint(path: Path, kind: str, *, memory_map: bool = False) -> dict:
     """Read a checkpoint of this kind, or a part of an exported model, onto the CPU.
 
-    With `memory_map` the tensors of a checkpoint stay in the file.
-
-    Raises `UserError` naming the file and what is wrong with it.
+    With `memory_map` its tensors stay in the file. Raises `UserError` naming the file and what is wrong with it.
     """
-    path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
     content = read_exported(path) if path.suffix == SUFFIX else _read(path, memory_map)
@@ -77,18 +68,18 @@ def load_checkpoint(path: Path, kind: str, *, memory_map: bool = False) -> dict:
 
 def _read(path: Path, memory_map: bool) -> dict:
     try:
+        content = None
         with path.open("rb") as file:
             # torch reads anything but a zip in its old format, a pickle, even one with a zip behind it.
             is_zip = file.read(4) == b"PK\x03\x04"
         if is_zip:
             _check_zip(path)
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=memory_map) if is_zip else None
-    except Exception as error:  # of damaged files torch raises all kinds
-        text = str(error)  # of torch's advice to read it without `weights_only` not a word
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=memory_map)
+    except Exception as error:  # damaged files make torch raise errors of all kinds
+        text = str(error)  # not if it is torch's advice to read the file without `weights_only`
         reason = text.splitlines()[0] if text and "weights_only" not in text else type(error).__name__
-        raise UserError(
-            f"{path}: not a readable checkpoint ({reason}); it is damaged or cut short, use another one"
-        ) from None
+        reason = f"not a readable checkpoint ({reason})"
+        raise UserError(f"{path}: {reason}; it is damaged or cut short, use another one") from None
     if not isinstance(content, dict) or not content.keys() >= {"kind", "model"}:
         raise UserError(f"{path}: not a checkpoint of this project; give a .pt file that one of its scripts wrote")
     if (version := content.get("format_version")) != FORMAT_VERSION:
@@ -99,17 +90,13 @@ def _read(path: Path, memory_map: bool) -> dict:
 
 
 def _check_zip(path: Path) -> None:
-    """Compare every part of a file with its CRC-32, which torch does not, and see that no part is lost."""
+    """Compare every part of a file with its CRC-32, which torch does not."""
     with zipfile.ZipFile(path) as archive:
-        if (damaged := archive.testzip()) is not None:
-            raise ValueError(f"{damaged} has changed")
-        names = {name.partition("/")[2] for name in archive.namelist()}
-        # torch takes a part for a folder, whose content is nothing, by a bit that no CRC-32 covers.
-        if folders := [part.filename for part in archive.infolist() if part.external_attr]:
-            raise ValueError(f"{folders[0]} has changed")
-    tensors = sum(re.fullmatch(r"data/\d+", name) is not None for name in names)
-    if missing := (RECORDS | {f"data/{number}" for number in range(tensors)}) - names:
-        raise ValueError(f"without {min(missing)}")
+        damaged = archive.testzip()
+        # By a bit that no CRC-32 covers, torch takes a part for a folder, which is empty.
+        folders = [part.filename for part in archive.infolist() if part.external_attr]
+    if damaged is not None or folders:
+        raise ValueError(f"{damaged or folders[0]} has changed")
 
 
 def load_weights(model: nn.Module, checkpoint: dict, path: Path, *, averaged: bool = True) -> None:
@@ -118,11 +105,9 @@ def load_weights(model: nn.Module, checkpoint: dict, path: Path, *, averaged: bo
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"{path}: its weights do not fit this config, or an older version of this code wrote them; train again in "
-            f"an empty folder: {reason[:300]}"
-        ) from None
+        reason = " ".join(str(error).split())[:300]
+        misfit = "its weights do not fit this config, or an older version of this code wrote them"
+        raise UserError(f"{path}: {misfit}; train again in an empty folder: {reason}") from None
 
 
 def link_checkpoint(checkpoint: Path, name: str) -> None:
@@ -135,13 +120,12 @@ def link_checkpoint(checkpoint: Path, name: str) -> None:
 
 
 def measured(checkpoint: Path, fingerprint: str) -> dict[str, float]:
-    """What the JSON beside a checkpoint says was measured of the weights with this fingerprint; nothing if unknown."""
-    numbers = read_measured(checkpoint.with_name(MEASURED)).get(fingerprint)
-    return numbers if isinstance(numbers, dict) else {}
+    """The numbers in the JSON beside a checkpoint that were measured of the weights with this fingerprint, if any."""
+    return read_measured(checkpoint.with_name(MEASURED)).get(fingerprint, {})
 
 
 def read_measured(path: Path) -> dict[str, dict]:
-    """What was measured of all checkpoints in a folder; nothing where the file is missing or damaged."""
+    """The measured numbers of all checkpoints in a folder by their fingerprints; none if the file is damaged."""
     try:
         return read_json(path) if path.is_file() else {}
     except UserError as error:

@@ -1,7 +1,6 @@
-"""An exported model: weights as safetensors, and config.json with all else that a checkpoint of theirs holds.
+"""An exported model: weights as safetensors, and config.json with the rest of their checkpoints; neither runs code.
 
-A file of weights names nothing that could be run, and config.json is plain JSON. `utils.runs.checkpoint` reads
-both together as one checkpoint.
+`utils.runs.checkpoint` reads both together as one checkpoint.
 """
 
 import dataclasses
@@ -24,16 +23,16 @@ State = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Part:
-    """What config.json says of a file of weights."""
+    """A file of weights in config.json."""
 
     kind: str
     parameters: int  # numbers that were learned
     config: dict
-    fingerprint: str  # of the checkpoint that it is from, which the parts name in `trained_from`
+    fingerprint: str  # of its checkpoint, which the other parts name in `trained_from`
     weights: str  # fingerprint of the weights as they are in the file
     trained_from: dict
     bounds: tuple[float, ...]  # of the images that it has learned from
-    data: dict | None = None  # fingerprint of the data set that they are of
+    data: dict | None = None  # fingerprint of their data set
     encoder_fingerprint: str | None = None  # of an autoencoder: that of the original weights of its encoder
 
     def __post_init__(self) -> None:
@@ -54,14 +53,13 @@ class ModelConfig:
 
     @classmethod
     def load(cls, path: Path) -> "ModelConfig":
-        """Read a config.json; raises `UserError` where it is of something else, or of another version."""
+        """Read a config.json; raises `UserError` if it is of something else, or of another version."""
         content = read_json(path)
         if content.get("format") != FORMAT:
             raise UserError(f"{path}: is not of a model that scripts.export wrote; give the folder of one, or of a run")
         if (version := content.get("format_version")) != FORMAT_VERSION:
-            raise UserError(
-                f"{path}: format version {version}, this code reads {FORMAT_VERSION}; export the run again with it"
-            )
+            known = f"this code reads {FORMAT_VERSION}"
+            raise UserError(f"{path}: format version {version}, {known}; export the run again with it")
         return build_config(cls, content, str(path))
 
 
@@ -71,10 +69,7 @@ def write_weights(path: Path, state: State) -> None:
 
 
 def read_exported(path: Path) -> dict:
-    """A file of weights → the content of a checkpoint, as far as it was exported; `weights` is their fingerprint.
-
-    Raises `UserError` naming the file and what is wrong with it.
-    """
+    """A file of weights → the exported content of its checkpoint; `UserError` names a file and what is wrong."""
     where = path.parent / CONFIG
     parts = ModelConfig.load(where).parts
     if path.name not in parts:
@@ -83,9 +78,8 @@ def read_exported(path: Path) -> dict:
     try:
         state = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path}: not readable ({error}); it may be damaged or cut short, export the run again"
-        ) from None
+        reason = f"not readable ({error}); it may be damaged or cut short"
+        raise UserError(f"{path}: {reason}, export the run again") from None
     for name, value in state.items():
         if value.dtype not in (*DTYPES.values(), torch.int64):
             raise UserError(f"{path}: {name} is of {value.dtype}, expected one of {', '.join(DTYPES)} or int64")

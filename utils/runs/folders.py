@@ -1,4 +1,4 @@
-"""The names of all that a run leaves on disk: the folder of each step, and the files inside it."""
+"""The names of all files of a run: the folder of each step, and the files inside it."""
 
 import re
 from collections.abc import Iterable
@@ -10,18 +10,16 @@ from utils.core.config import read_json
 from utils.core.files import UserError
 from utils.runs.exported import CONFIG, SUFFIX
 
-MEASURED = "measured.json"  # beside checkpoints: what was measured of each, by its fingerprint
+MEASURED = "measured.json"  # beside checkpoints: the measured numbers of each, by its fingerprint
 CONDITION = "cond"  # the level of the condition codebook; the other levels are numbers
-# What trainings draw, a file a checkpoint: `picture` adds its step.
-PICTURES = (
-    *("ground_truth", "recon"),
-    *("image_plot", "quant_image_plot", "comparison", "atlas", "u_matrix", "hit_map"),
-    *("low_res_cond", "high_res_example", "high_res_recon"),
-)
+# The pictures of a checkpoint, by trainer; `picture` adds its step.
+PICTURES = ("ground_truth", "recon")
+PICTURES += ("image_plot", "quant_image_plot", "comparison", "atlas", "u_matrix", "hit_map")
+PICTURES += ("low_res_cond", "high_res_example", "high_res_recon")
 
 
 class OutputFolder:
-    """What one step writes to, its `--out-dir`."""
+    """The `--out-dir` of a step."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.name = path, path.name
@@ -31,7 +29,7 @@ class OutputFolder:
         self.record = path / "run.json"  # the attempts at the step: utils/runs/attempt.py
         self.metrics = path / "metrics.jsonl"  # one JSON object a line
         self.dataset = path / "dataset.json"  # the index of images or of feature maps
-        self.unfinished = path / "unfinished.jsonl"  # what is done before the index is written: utils/data/journal.py
+        self.unfinished = path / "unfinished.jsonl"  # parts that are done before the index: utils/data/journal.py
         self.tensorboard = path / "tensorboard"
         self.checkpoints = path / "models_checkpoint"
         self.latest = self.checkpoints / "latest.pt"
@@ -57,12 +55,12 @@ class OutputFolder:
         return {int(m[1]): path for path in self.checkpoints.glob("*.pt") if (m := pattern.fullmatch(path.name))}
 
     def resumable_checkpoints(self, prefix: str) -> list[Path]:
-        """`latest.pt`, and those that count as it where it is gone or damaged: the others, from the highest step."""
+        """`latest.pt`, and in its place, if it is missing or damaged, the others from the highest step on."""
         numbered = [path for _, path in sorted(self.numbered_checkpoints(prefix).items(), reverse=True)]
         return [path for path in (self.latest, *numbered) if path.is_file()]
 
     def made_checkpoints(self, prefix: str) -> list[Path]:
-        """All that a training and the pruning after it have written, `latest.pt` first."""
+        """The checkpoints of a training and the pruning after it, and their measured numbers, `latest.pt` first."""
         paths = self.latest, self.best, self.pruned, *self.numbered_checkpoints(prefix).values(), self.measured
         return [path for path in paths if path.exists()]
 
@@ -73,16 +71,16 @@ class OutputFolder:
         return [path for path in self.images.glob("*.png") if pattern.fullmatch(path.name)]
 
     def picture(self, name: str, suffix: object) -> Path:
-        """The picture `name` of a step of the training, or of what pruning has left (`pruned`)."""
+        """The picture `name` of a training step, or of the `pruned` codebook."""
         return self.images / f"{name}_{suffix}.png"
 
     def newest_picture(self, name: str, *, pruned: bool = True) -> Path | None:
-        """The picture `name` of what pruning has left, unless `pruned` is False, else that of the highest step."""
+        """The picture `name` of the pruned codebook, unless `pruned` is False, else that of the highest step."""
         if pruned and (path := self.picture(name, "pruned")).is_file():
             return path
-        suffixes = {path.stem.removeprefix(f"{name}_"): path for path in self.images.glob(f"{name}_*.png")}
-        steps = {int(suffix): path for suffix, path in suffixes.items() if suffix.isdecimal()}
-        return steps[max(steps)] if steps else None
+        suffixes = (path.stem.removeprefix(f"{name}_") for path in self.images.glob(f"{name}_*.png"))
+        steps = [int(suffix) for suffix in suffixes if suffix.isdecimal()]
+        return self.picture(name, max(steps)) if steps else None
 
     def final_image(self, index: int) -> Path:
         """A generated image."""
@@ -103,7 +101,7 @@ class OutputFolder:
         return list(takewhile(Path.exists, map(self.grid, count())))
 
     def animation(self, kind: str, name: str = "filling_in") -> Path:
-        """The first generated images filling in, or those of a `walk` that turn into one another: "webp" or "gif"."""
+        """The animation, "webp" or "gif", of the first generated images filling in, or of those of a `walk`."""
         return self.images / f"{name}.{kind}"
 
     @property
@@ -120,7 +118,7 @@ class OutputFolder:
 
 
 class EvaluationFolder:
-    """What `scripts.evaluate` writes to."""
+    """The folder of `scripts.evaluate`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -130,13 +128,13 @@ class EvaluationFolder:
 
 
 class RunFolder:
-    """What `scripts.train_cascade` writes to, as far as it has come."""
+    """The folder of `scripts.train_cascade`, as far as it has come."""
 
     def __init__(self, path: Path, num_stages: int | None = None) -> None:
         self.path = path
         if num_stages is not None:  # planned; else as many as there are
             self.num_stages = num_stages
-        self.images = path / "data" / "dataset.json"  # where scripts/demo.py has put them
+        self.images = path / "data" / "dataset.json"  # of scripts/demo.py
         self.generation = path / "generate.json"  # the config of the generation
         self.evaluation = EvaluationFolder(path / "evaluation")
         self.report = path / "report.html"
@@ -178,12 +176,12 @@ class RunFolder:
         return [self.step(f"transformer_{number}") for number in range(self.num_stages)]
 
     def mark(self, name: str) -> Path:
-        """Where the chain keeps what a step was made of, once that has ended."""
+        """The file that keeps the key of a step that has ended."""
         return self.path / ".done" / name
 
 
 class ExportedFolder(RunFolder):
-    """What `scripts.export` writes: the models of a run, each in a file, without data sets, logs and pictures."""
+    """The folder of `scripts.export`: the models of a run, each in a file, without data sets, logs and pictures."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -192,7 +190,7 @@ class ExportedFolder(RunFolder):
         self.samples = path / "samples.png"
 
     def step(self, name: str) -> OutputFolder:
-        """The model that a step has made: a file in the place of a folder."""
+        """The model of a step: a file in the place of its checkpoints."""
         step = super().step(name)
         step.latest = step.best = step.pruned = self.path / (name + SUFFIX)
         return step

@@ -1,7 +1,4 @@
-"""Runs other programs, one after the other: passes signals on to them, once, and pauses and ends with them.
-
-Without it a signal would end this process alone, and its next start would work beside the program that lives on.
-"""
+"""Runs other programs, one after the other: passes each signal on to them once, and pauses and ends with them."""
 
 import os
 import signal
@@ -18,12 +15,12 @@ STOPS = [each for each in signal.Signals if each.name in ("SIGHUP", "SIGINT", "S
 
 
 class Attendant:
-    """What runs programs and receives the signals meanwhile."""
+    """Runs programs and receives the signals meanwhile, so that no program outlives this process."""
 
     def __init__(self) -> None:
         self.child: subprocess.Popen | None = None
         self.is_starting = False
-        self.stop = 0  # what this process ends with before the next program, because a signal came
+        self.stop = 0  # the status to end with, once a signal has come
 
     def run(self, command: list[str | Path], **options: object) -> int:
         """Run a program to its end; return its status, or 128 and the number of the signal that ended it."""
@@ -32,13 +29,13 @@ class Attendant:
         sys.stdout.flush()
         self.is_starting = True
         try:
-            # A group of its own, so that Ctrl-C reaches it once, through `receive`: a trainer saves at the first signal
-            # and ends at once at the second. From there it must not read the terminal.
+            # In a group of its own it gets Ctrl-C once, through `receive`: a trainer saves at the first signal and ends
+            # at once at the second. Such a group must not read the terminal.
             more = {"process_group": 0} if GROUPS else {}
             self.child = subprocess.Popen([*map(str, command)], stdin=subprocess.DEVNULL, **more, **options)
         finally:
             self.is_starting = False
-        if GROUPS and self.stop:  # it came before the program was there
+        if GROUPS and self.stop:  # the signal came before the program was there
             self.child.send_signal(self.stop - 128)
         status = self.child.wait()
         self.child = None
@@ -70,11 +67,10 @@ class Attendant:
 
 @contextmanager
 def attending() -> Iterator[Attendant]:
-    """An attendant, which gets the signals in this block, but for those that are ignored already, as under nohup."""
+    """An attendant that receives the signals in this block, but for those that are ignored already, as under nohup."""
     attendant = Attendant()
     handlers = dict.fromkeys(STOPS, attendant.receive)
-    if GROUPS:
-        # Under `stty tostop` a program that is not in the foreground would be paused as it prints.
+    if GROUPS:  # under `stty tostop` a program that is not in the foreground would be paused as it prints
         handlers |= {signal.SIGTSTP: attendant.pause, signal.SIGTTOU: signal.SIG_IGN}
     handlers = {number: each for number, each in handlers.items() if signal.getsignal(number) != signal.SIG_IGN}
     before = {number: signal.signal(number, each) for number, each in handlers.items()}

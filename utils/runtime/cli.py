@@ -11,7 +11,7 @@ from utils.runtime.device import keep_memory
 
 
 def stop_signals() -> list[signal.Signals]:
-    """What asks this process to stop: Ctrl-C, a scheduler, and a lost terminal unless it is ignored, as by nohup."""
+    """The signals to stop: of Ctrl-C, a scheduler, and a lost terminal unless it is ignored, as by nohup."""
     hangup = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []  # not on every system
     return [signal.SIGINT, signal.SIGTERM, *(each for each in hangup if signal.getsignal(each) != signal.SIG_IGN)]
 
@@ -25,31 +25,29 @@ def need(requirements: str, *packages: str) -> None:
 
 def run(main: Callable[[], None]) -> None:
     """Call `main`; an expected error becomes one line on stderr and exit status 2, a signal 128 and its number."""
-
-    def stop(number: int, _: object) -> None:
-        sys.exit(128 + number)
-
     for number in stop_signals():
         if number != signal.SIGINT:  # which is a KeyboardInterrupt
-            signal.signal(number, stop)
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
     keep_memory()
     try:
         distributed.start()
         main()
-        distributed.end()
+        if distributed.num_processes() > 1:
+            distributed.wait()
+            distributed.leave(0)
     except (KeyboardInterrupt, SystemExit, UserError, OSError, RuntimeError) as error:
         if distributed.num_processes() > 1:
-            for number in stop_signals():  # as torchrun sends to those that are left
+            for number in stop_signals():  # torchrun sends them to the processes that are left
                 signal.signal(number, signal.SIG_IGN)
         end(error)
 
 
 def end(error: BaseException) -> None:
-    """Say what has ended this process, if that is to be said, and end it."""
-    before: BaseException | None = error
-    while before is not None and not distributed.is_lost(before):
-        before = before.__context__  # where torchrun's signal came amid the other error
-    if before is not None:
+    """Print what has ended this process, unless another one does, and end it."""
+    cause: BaseException | None = error
+    while cause is not None and not distributed.is_lost(cause):
+        cause = cause.__context__  # torchrun's signal may interrupt the handling of a lost process
+    if cause is not None:
         say(distributed.LOST)
         distributed.leave(2)
     if isinstance(error, KeyboardInterrupt):

@@ -31,10 +31,8 @@ def choose_device(name: str) -> torch.device:
     if several and name not in ("cuda", "cpu"):
         raise UserError(f"--device {name} is for one process: give several of them --device cuda or cpu")
     if several and name == "cuda" and own >= torch.cuda.device_count():
-        raise UserError(
-            f"--device cuda: there are {local()[1]} processes on this machine, but {torch.cuda.device_count()} GPUs; "
-            "start as many as there are GPUs"
-        )
+        numbers = f"{local()[1]} processes on this machine, but {torch.cuda.device_count()} GPUs"
+        raise UserError(f"--device cuda: there are {numbers}; start as many as there are GPUs")
     try:
         device = torch.device(name)
         if device.type == "meta":
@@ -42,7 +40,7 @@ def choose_device(name: str) -> torch.device:
         place = torch.device("cuda", own) if several and device.type == "cuda" else device
         torch.empty(0, device=place)
         if place.type == "cuda" and place.index is not None:
-            torch.cuda.set_device(place)  # what names no device is meant for this one: pinned memory, peaks of memory
+            torch.cuda.set_device(place)  # for pinned memory and peaks of memory, which name no device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {name} cannot be used here ({reason}): try --device auto") from None
@@ -55,18 +53,16 @@ def choose_workers(asked: int | None, device: torch.device) -> int:
     return default if asked is None else asked
 
 
-def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 matrix products are native, and so faster than float32."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    cpuinfo = Path("/proc/cpuinfo")
-    return device.type == "cpu" and cpuinfo.exists() and "avx512_bf16" in cpuinfo.read_text()
-
-
 def choose_dtype(device: torch.device, precision: str) -> torch.dtype:
     """The dtype of matrix products: `fp32`, `bf16`, or on `auto` bfloat16 where the hardware multiplies it natively."""
-    use = precision == "bf16" or (precision == "auto" and has_fast_bfloat16(device))
-    return torch.bfloat16 if use else torch.float32
+    if precision == "auto":
+        cpuinfo = Path("/proc/cpuinfo")
+        if device.type == "cuda":
+            is_native = torch.cuda.get_device_capability(device) >= (8, 0)
+        else:
+            is_native = device.type == "cpu" and cpuinfo.exists() and "avx512_bf16" in cpuinfo.read_text()
+        precision = "bf16" if is_native else "fp32"
+    return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -75,17 +71,17 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def usable_memory(device: torch.device) -> float:
-    """The bytes that this process may use: what it holds already, and its share of what is free; perhaps infinite."""
+    """The bytes that this process may use: those that it holds, and its share of the free ones; inf if unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     if device.type == "mps":
         return torch.mps.recommended_max_memory()
-    free = [kilobytes("/proc/meminfo", "MemAvailable")]
+    available = kilobytes("/proc/meminfo", "MemAvailable")
+    free = math.inf if available is None else available
     with suppress(OSError, ValueError):  # of a container or a job that may use less than the machine has
         limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
-        free.append(limit - used)
-    known = [size for size in free if size is not None]
-    return min(known) / local()[1] + (kilobytes("/proc/self/status", "RssAnon") or 0) if known else math.inf
+        free = min(free, limit - used)
+    return free / local()[1] + (kilobytes("/proc/self/status", "RssAnon") or 0)
 
 
 def peak_memory(device: torch.device) -> int:
@@ -95,20 +91,20 @@ def peak_memory(device: torch.device) -> int:
     if (peak := kilobytes("/proc/self/status", "VmHWM")) is not None:
         return peak  # on Linux `resource` starts from the peak of the parent process
     if resource is None:
-        return 0  # nobody says
+        return 0  # unknown
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def kilobytes(path: str, name: str) -> int | None:
     """The bytes that a file of Linux's /proc gives in kB beside a name, where there is such a line."""
     with suppress(OSError):
-        if found := re.search(rf"^{name}:\s+(\d+) kB$", Path(path).read_text(), flags=re.MULTILINE):
-            return int(found[1]) * 1024
+        if line := re.search(rf"^{name}:\s+(\d+) kB$", Path(path).read_text(), flags=re.MULTILINE):
+            return int(line[1]) * 1024
     return None
 
 
 def wait_for(device: torch.device) -> None:
-    """Wait until the device has done all that it was given, before time is taken."""
+    """Wait until the device has finished its work, before time is taken."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
@@ -117,17 +113,12 @@ def keep_memory() -> None:
     """Keep freed memory for the next tensors: glibc would return it, and the kernel would clear it each time."""
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(libc, "mallopt"):
-        m_trim_threshold, m_mmap_threshold = -1, -3  # of malloc.h
-        libc.mallopt(m_mmap_threshold, 2**25)  # the largest value that it accepts
-        libc.mallopt(m_trim_threshold, 2**30)
+        libc.mallopt(-3, 2**25)  # M_MMAP_THRESHOLD of malloc.h, the largest value that it accepts
+        libc.mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
 
 
 def give_back_memory() -> None:
-    """Return freed memory to the system after all, in milliseconds.
-
-    For a process that serves requests of many shapes: what `keep_memory` keeps for one rarely fits the next, so the
-    process would grow for hours.
-    """
+    """Return freed memory to the system after all, which takes milliseconds: what is kept rarely fits other shapes."""
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)

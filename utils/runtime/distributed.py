@@ -1,4 +1,4 @@
-"""The processes of one job, as torchrun starts them: which one this is, and what they tell each other.
+"""The processes of one job, as torchrun starts them: the rank of this one, and what they exchange.
 
 Without torchrun there is one process, and nothing here does anything. Nothing else asks the environment about this.
 """
@@ -35,7 +35,7 @@ _has_agreed = False
 
 @dataclass(frozen=True)
 class Share:
-    """Items of the batch of a whole step: `number` of its `total`, from number `first` on."""
+    """The items of this process among the `total` of all: `number` of them, from index `first` on."""
 
     first: int
     number: int
@@ -58,39 +58,33 @@ def start() -> None:
 
 
 def _meet(store: dist.Store, own: int, number: int) -> dist.Store:
-    """A store for this start alone: torchrun starts what has died anew with the same store, and all that is in it.
+    """A part of the store for this start alone: torchrun restarts a job with the same store and its stale content.
 
-    Process 0 names it to each one that says hello; hello from before is answered too, and nobody hears that.
+    Each process announces itself under a random name, and process 0 replies with the name of the part. Stale
+    announcements from a previous start also get a reply, which is never read.
     """
-    name, end, others = secrets.token_hex(8), time.monotonic() + HANDSHAKE.total_seconds(), range(1, number)
+    name, end = secrets.token_hex(8), time.monotonic() + HANDSHAKE.total_seconds()
     store.set(f"hello/{own}", name)
     if own > 0:
         store.wait([f"welcome/{name}"], HANDSHAKE)
-        found = dist.PrefixStore(store.get(f"welcome/{name}").decode(), store)
-        found.set(f"here/{own}", "")
-        found.wait(["here/0"], HANDSHAKE)
-        return found
-    found = dist.PrefixStore(name, store)
-    while missing := [other for other in others if not found.check([f"here/{other}"])]:
+        part = dist.PrefixStore(store.get(f"welcome/{name}").decode(), store)
+        part.set(f"here/{own}", "")
+        part.wait(["here/0"], HANDSHAKE)
+        return part
+    part = dist.PrefixStore(name, store)
+    while missing := [other for other in range(1, number) if not part.check([f"here/{other}"])]:
         if time.monotonic() > end:
             raise UserError(f"{MISSING}: those of the numbers {', '.join(map(str, missing))} have not")
         for other in missing:
             if store.check([f"hello/{other}"]):
                 store.set(f"welcome/{store.get(f'hello/{other}').decode()}", name)
         time.sleep(0.01)
-    found.set("here/0", "")
-    return found
-
-
-def end() -> None:
-    """End this process together with the others."""
-    if num_processes() > 1:
-        wait()
-        leave(0)
+    part.set("here/0", "")
+    return part
 
 
 def leave(status: int) -> None:
-    """End this process; of several at once, since what PyTorch does at an end may wait for others, or abort."""
+    """End this process; one of several exits at once, since PyTorch's own end may wait for the others, or abort."""
     if num_processes() > 1:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -105,7 +99,7 @@ def rank() -> int:
 
 def is_main() -> bool:
     """Whether this is the process that locks, logs, draws and saves."""
-    return not dist.is_initialized() or dist.get_rank() == 0
+    return rank() == 0
 
 
 def num_processes() -> int:
@@ -114,35 +108,44 @@ def num_processes() -> int:
 
 
 def local() -> tuple[int, int]:
-    """The number of this process among those of this machine, and how many those are."""
+    """The rank of this process among those of this machine, and how many those are."""
     if not dist.is_initialized():
         return 0, 1
     return int(os.environ.get("LOCAL_RANK", rank())), int(os.environ.get("LOCAL_WORLD_SIZE", num_processes()))
 
 
 def share_of(total: int) -> Share:
-    """What this process does of a number of items: neighbours, and as many as the others, but for one."""
-    first, last = (total * number // num_processes() for number in (rank(), rank() + 1))
-    return Share(first, last - first, total)
+    """The share of this process in so many items: a range as long as the others', give or take one item."""
+    first = total * rank() // num_processes()
+    return Share(first, total * (rank() + 1) // num_processes() - first, total)
 
 
 def own(items: Sequence[T]) -> Sequence[T]:
-    """Those of the items that this process does."""
+    """The share of this process in the items."""
     share = share_of(len(items))
     return items[share.first :][: share.number]
 
 
 def add_up(*tensors: torch.Tensor) -> None:
-    """Make each tensor the sum of those of all processes, in one exchange. They must have one dtype."""
+    """Replace each tensor by its sum over all processes, in one exchange. They must have one dtype."""
     if num_processes() > 1:
         whole = torch.cat([tensor.flatten() for tensor in tensors])
         dist.all_reduce(whole)
-        for tensor, found in zip(tensors, whole.split([tensor.numel() for tensor in tensors]), strict=True):
-            tensor.copy_(found.view_as(tensor))
+        for tensor, part in zip(tensors, whole.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+
+def largest(number: int) -> int:
+    """The largest of the numbers of all processes. The hosts exchange it, without waiting for a device."""
+    if num_processes() == 1:
+        return number
+    shared = torch.tensor(number)
+    dist.all_reduce(shared, dist.ReduceOp.MAX)
+    return int(shared)
 
 
 def gather(value: T) -> list[T]:
-    """The values of all processes, in their order. Small ones: they travel as pickles."""
+    """The values of all processes by rank. Small ones: they travel as pickles."""
     values = [value] * num_processes()
     if num_processes() > 1:
         dist.all_gather_object(values, value)
@@ -151,28 +154,24 @@ def gather(value: T) -> list[T]:
 
 def stack(tensor: torch.Tensor) -> torch.Tensor:
     """The tensors (…) of all processes, of one shape, as one (P, …)."""
-    if num_processes() == 1:
-        return tensor[None]
-    found = [torch.empty_like(tensor) for _ in range(num_processes())]
-    dist.all_gather(found, tensor.contiguous())
-    return torch.stack(found)
+    return torch.stack(gather(tensor.cpu())).to(tensor.device)
 
 
 def gather_rows(rows: torch.Tensor) -> torch.Tensor | None:
-    """In process 0 the rows (n, …) of all processes, one after another, (N, …) on the CPU; in the others nothing."""
+    """The rows (n, …) of all processes by rank, (N, …) on the CPU, in process 0; None in the others."""
     if num_processes() == 1:
         return rows.cpu()
     numbers = gather(len(rows))
-    sent = rows.new_zeros((max(numbers), *rows.shape[1:]), device="cpu")
-    sent[: len(rows)] = rows
-    found = [torch.empty_like(sent) for _ in numbers] if is_main() else None
-    bytes_of = [part.view(torch.uint8) for part in found] if is_main() else None  # not every dtype can travel
-    dist.gather(sent.view(torch.uint8), bytes_of)
-    return torch.cat([part[:number] for part, number in zip(found, numbers, strict=True)]) if is_main() else None
+    padded = rows.new_zeros((max(numbers), *rows.shape[1:]), device="cpu")
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in numbers] if is_main() else []
+    # As bytes, since not every dtype can be sent.
+    dist.gather(padded.view(torch.uint8), [part.view(torch.uint8) for part in parts] or None)
+    return torch.cat([part[:number] for part, number in zip(parts, numbers, strict=True)]) if parts else None
 
 
 def take_over(*tensors: torch.Tensor) -> None:
-    """Make each tensor that of process 0."""
+    """Replace each tensor by that of process 0."""
     if num_processes() > 1:
         for tensor in tensors:
             dist.broadcast(tensor, 0)
@@ -184,48 +183,14 @@ def wait() -> None:
 
 
 def parallel(model: nn.Module) -> nn.Module:
-    """The model, with its gradients averaged over all processes; their weights become those of process 0."""
-    if num_processes() == 1:
-        return model
-    return DistributedDataParallel(model, gradient_as_bucket_view=True)
-
-
-class Largest:
-    """The largest of the numbers that the processes tell each other at each step, known one step late.
-
-    So nobody waits for it. It travels beside the device's work, between the hosts.
-    """
-
-    def __init__(self) -> None:
-        self.sent: tuple[dist.Work, torch.Tensor] | None = None
-
-    def of_step_before(self, number: int = 0) -> int:
-        """Tell the others a number; return the largest of the step before, or of a single process this one."""
-        if num_processes() == 1:
-            return number
-        before, told = self._received(), torch.tensor([number])
-        self.sent = dist.all_reduce(told, dist.ReduceOp.MAX, async_op=True), told
-        return before
-
-    def now(self, number: int = 0) -> int:
-        """The largest of all numbers, also those of the step before."""
-        if num_processes() == 1:
-            return number
-        return max(self._received(), *gather(number))
-
-    def _received(self) -> int:
-        if self.sent is None:
-            return 0
-        (work, told), self.sent = self.sent, None
-        work.wait()
-        return int(told)
+    """The model with its gradients averaged over all processes; their weights become those of process 0."""
+    return model if num_processes() == 1 else DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
 def agree(key: dict[str, object]) -> None:
-    """Wait until all processes have made their checks, before the first of them writes or computes with the others.
+    """Wait, once, until all processes have passed their checks, before one writes or computes with the others.
 
-    Raises `UserError` in process 0 if another one has found an error, or was given another `key`; the others end. Once
-    they have agreed, they do not again.
+    Raises `UserError` in process 0 if another one has failed, or was given another `key`; the others end.
     """
     error = _exchange(None, key | {"code": _code()}) if num_processes() > 1 and not _has_agreed else None
     if error is not None:
@@ -233,30 +198,29 @@ def agree(key: dict[str, object]) -> None:
 
 
 def settle(error: str) -> str | None:
-    """What this process is to say, if anything, now that it has found an error: one process speaks for all."""
+    """The error that this process, which has failed, is to print, if any: one process prints for all."""
     if num_processes() == 1:
         return error
     if not _has_agreed:
-        found = _exchange(error, None)
-        return found if is_main() else None
+        first = _exchange(error, None)
+        return first if is_main() else None
     return error if _store.add("failed", 1) == 1 else None
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether an error says that another process does not answer any more."""
+    """Whether an error says that another process no longer answers."""
     is_of_exchange = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
     return num_processes() > 1 and is_of_exchange
 
 
 def _exchange(error: str | None, key: dict | None) -> str | None:
-    """The first error among the processes, or what is not the same in all of them."""
+    """The first error among the processes, else the first difference between their keys."""
     global _has_agreed
-    found = gather((error, key))
+    errors, keys = zip(*gather((error, key)), strict=True)
     _has_agreed = True
-    for error, _ in found:
-        if error is not None:
-            return error
-    for number, (_, other) in enumerate(found):
+    if (first := next((each for each in errors if each is not None), None)) is not None:
+        return first
+    for number, other in enumerate(keys):
         if (name := difference(key, other)) is not None:
             values = f"{key.get(name)}, {other.get(name)}"
             return f"processes {rank()} and {number} have other {name} ({values}): start all of them with one command"
@@ -266,8 +230,8 @@ def _exchange(error: str | None, key: dict | None) -> str | None:
 def _code() -> str:
     """A fingerprint of the project's modules that are loaded, and of PyTorch's version."""
     paths = {Path(module.__file__) for module in [*sys.modules.values()] if getattr(module, "__file__", None)}
-    ours = sorted(path for path in paths if path.is_relative_to(ROOT) and "site-packages" not in path.parts)
     digest = hashlib.blake2b(torch.__version__.encode(), digest_size=8)
-    for path in ours:
-        digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    for path in sorted(paths):
+        if path.is_relative_to(ROOT) and "site-packages" not in path.parts:
+            digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""What a training step needs, counted on tensors that hold no numbers: bytes of memory, and operations of products."""
+"""What a training step needs, counted on fake tensors: bytes of memory, and floating-point operations."""
 
 import weakref
 from collections.abc import Callable
@@ -21,10 +21,7 @@ CPU_ATTENTION = {
 
 
 class PeakMemory(TorchDispatchMode):
-    """Counts the bytes of all tensors that are made in this block: those alive `now`, and the most at once, `peak`.
-
-    It sees what PyTorch's operators return. What they need inside, and what the allocator cannot use, come on top.
-    """
+    """Counts the bytes of the tensors that operators return in this block: those alive `now`, and the most, `peak`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,33 +29,32 @@ class PeakMemory(TorchDispatchMode):
         self.sizes: dict[int, int] = {}  # of the storages that are alive, 0 of those from before the block
 
     def __torch_dispatch__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
-        """Run an operator, and count what it makes."""
-        self._see((args, kwargs), is_new=False)
+        """Run an operator, and count its results."""
+        self._count((args, kwargs), is_new=False)
         result = func(*args, **(kwargs or {}))
-        self._see(result, is_new=True)
+        self._count(result, is_new=True)
         return result
 
-    def _see(self, tensors: object, *, is_new: bool) -> None:
-        storages = (tensor.untyped_storage() for tensor in tree_leaves(tensors) if isinstance(tensor, Tensor))
-        for storage in storages:
-            if storage._cdata not in self.sizes:
+    def _count(self, tensors: object, *, is_new: bool) -> None:
+        def forget(key: int) -> None:
+            self.now -= self.sizes.pop(key)
+
+        for tensor in tree_leaves(tensors):
+            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage())._cdata not in self.sizes:
                 self.sizes[storage._cdata] = storage.nbytes() if is_new else 0
                 self.now += self.sizes[storage._cdata]
                 self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self._forget, storage._cdata).atexit = False
-
-    def _forget(self, key: int) -> None:
-        self.now -= self.sizes.pop(key)
+                weakref.finalize(storage, forget, storage._cdata).atexit = False
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a training needs: bytes that stay between its steps, and those of a step beside them."""
+    """What a training needs: bytes that stay between its steps, and those of a step on top."""
 
     standing: int
     size: int  # items of the batch that was counted
     batch: int  # bytes that it needs
-    per_item: float  # bytes that one item more needs
+    per_item: float  # bytes that one more item needs
     flops_per_item: float  # floating-point operations of a step
 
     def of(self, size: int) -> int:
@@ -72,11 +68,9 @@ class Footprint:
 
 
 def count_flops(step: Callable[[], object]) -> int:
-    """Run `step()` and count the floating-point operations of its matrix products and convolutions.
+    """Run `step()` and count the floating-point operations of its matrix products and convolutions, two for each term.
 
-    A multiplication and an addition are two operations. Elementwise work does not count. Attention counts two products
-    forward and four backward, or five backward where a fused kernel computes the scores again; what is computed again
-    for an activation checkpoint counts again, too. A causal mask does not matter: the whole square of scores counts.
+    Attention counts without regard to a causal mask, and what a fused kernel or a checkpoint recomputes counts again.
     """
     with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
         step()
@@ -104,10 +98,7 @@ def count_step(model: nn.Module, compute: Callable, batch: object, cast: torch.a
 def count_footprint(
     model: nn.Module, compute: Callable, batch: object, cast: torch.autocast, standing: int, gradients: int
 ) -> Footprint:
-    """What steps with batches like this one need, beside `standing` bytes; `gradients` are what an empty one needs.
-
-    Other batches are taken to need in proportion what this one needs beyond the gradients.
-    """
+    """What steps with such batches need on top of `standing` bytes: those of `gradients`, and a part for each item."""
     size = len(tree_leaves(batch)[0])
     memory, operations = count_step(model, compute, batch, cast)
     return Footprint(standing, size, memory, (memory - gradients) / size, operations / size)

@@ -1,7 +1,7 @@
 """How OpenMP's threads wait and how many there are, chosen before torch is imported, which reads it once.
 
-A thread that has done its share waits for the others by spinning, up to 30 ms. Where another process wants the core,
-that is time lost for both. docs/times.md shows what each choice costs alone and in company.
+A thread that has done its share waits for the others by spinning, up to 30 ms, which costs other processes their time.
+docs/times.md shows the times of each choice, alone and beside other work.
 """
 
 import os
@@ -25,7 +25,7 @@ def busy_seconds() -> float:
 
 
 def busy_cores() -> float:
-    """Cores that other processes keep busy right now; 0 where nobody can say."""
+    """Cores that other processes keep busy right now; 0 where that is unknown."""
     if not STAT.exists():
         return 0.0
     before, start = busy_seconds(), time.perf_counter()
@@ -42,9 +42,8 @@ def choose() -> str:
     if not os.environ.keys() & {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}:
         cores, busy = available_cores(), busy_cores()
         if round(busy) >= 1 and cores > 1:
-            os.environ["OMP_NUM_THREADS"] = str(max(1, cores - round(busy)))
-            why = f"since other work keeps {busy:.1f} cores busy"
-            chosen.append(f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}, {why}")
+            os.environ["OMP_NUM_THREADS"] = number = str(max(1, cores - round(busy)))
+            chosen.append(f"OMP_NUM_THREADS={number}, since other work keeps {busy:.1f} cores busy")
     return ", ".join(chosen) or "as the environment says"
 
 

@@ -73,7 +73,6 @@ class Loop:
         self.start, self.total = start, checkpoints.total_steps
         self.plan: Plan | None = None
         self.stop: list[signal.Signals] = []  # the signals to stop that came to this process
-        self.stops = distributed.Largest()  # the same of all processes
 
     def run(self, batches: Dataset) -> None:
         """Train to the planned step."""
@@ -117,7 +116,7 @@ class Loop:
 
     def after(self, done: int) -> None:
         """After each step: save, validate and draw; write a log line; stop; as far as it is due."""
-        asked, metrics = self.stops.of_step_before(*self.stop[:1]), self.metrics
+        asked, metrics = self.asked_to_stop(), self.metrics
         if done - self.start == TIMED:
             self.make_plan(done)
         if done % self.options.checkpoint_step == 0 or done == self.total:
@@ -134,7 +133,7 @@ class Loop:
         """Save the weights first, since validation and pictures may fail or take long."""
         row = self.metrics.close(step)
         fingerprint = self.checkpoints.save(step, metrics=self.metrics.state(row))
-        if asked := self.stops.now(*self.stop[:1]):
+        if asked := self.asked_to_stop():
             leave(asked, self.checkpoints)
         self.measure(step, row, fingerprint)
 
@@ -156,8 +155,12 @@ class Loop:
             self.plan = dataclasses.replace(self.plan, seconds_per_checkpoint=time.monotonic() - since)
             note(folder, plan=asdict(self.plan))
         metrics.restart_clock()
-        if asked := self.stops.now(*self.stop[:1]):
+        if asked := self.asked_to_stop():
             leave(asked, self.checkpoints)
+
+    def asked_to_stop(self) -> int:
+        """The signal that asks any process of the job to stop, or 0."""
+        return distributed.largest(self.stop[0] if self.stop else 0)
 
     def make_plan(self, done: int) -> None:
         """Log the expected time, disk and memory, and keep them in `run.json`."""
