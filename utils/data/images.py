@@ -115,6 +115,11 @@ def read_image(path: str | os.PathLike) -> torch.Tensor:
     return to_floats(np.asarray(open_rgb(path)))
 
 
+def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The centre of an image, scaled to `size` (H, W) if it has another."""
+    return image if image.size == size[::-1] else ImageOps.fit(image, size[::-1], Image.Resampling.LANCZOS)
+
+
 def to_tensor(pictures: Picture | Sequence[Picture], size: tuple[int, int]) -> torch.Tensor:
     """One image or several, as files, PIL images of any mode, or tensors (3, H, W) or (M, 3, H, W) in [−1, 1].
 
@@ -131,9 +136,7 @@ def to_tensor(pictures: Picture | Sequence[Picture], size: tuple[int, int]) -> t
     if isinstance(pictures, Image.Image | str | os.PathLike):
         is_file = not isinstance(pictures, Image.Image)
         image = open_rgb(pictures) if is_file else _flatten(ImageOps.exif_transpose(pictures), WHITE)
-        if image.size != size[::-1]:
-            image = ImageOps.fit(image, size[::-1], Image.Resampling.LANCZOS)
-        return to_floats(np.asarray(image))[None]
+        return to_floats(np.asarray(fit(image, size)))[None]
     if not isinstance(pictures, Sequence) or not pictures:
         raise UserError(f"images: {type(pictures).__name__}, expected one or more files, PIL images or tensors")
     return torch.cat([to_tensor(picture, size) for picture in pictures])
