@@ -121,7 +121,8 @@ def link_checkpoint(checkpoint: Path, name: str) -> None:
 
 def measured(checkpoint: Path, fingerprint: str) -> dict[str, float]:
     """The numbers in the JSON beside a checkpoint that were measured of the weights with this fingerprint, if any."""
-    return read_measured(checkpoint.with_name(MEASURED)).get(fingerprint, {})
+    numbers = read_measured(checkpoint.with_name(MEASURED)).get(fingerprint)
+    return numbers if isinstance(numbers, dict) else {}
 
 
 def read_measured(path: Path) -> dict[str, dict]:
