@@ -65,12 +65,10 @@ class CachedDecoder:
         self.reads = self.reads or [None] * len(model.decoder)
         self.reorder = self.cache.reorder  # row i continues from row `rows[i]` of the same image
 
-    @torch.compiler.disable  # its shapes change at each position
     def _see(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: int) -> torch.Tensor:
         """Self-attention (R, heads, 1, d) of each row to its cached positions and the new one."""
         return attend(q, *self.cache.update(layer, k, v))
 
-    @torch.compiler.disable
     def _read(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Cross-attention (R, heads, 1, d): the rows of an image are the queries of one product."""
         q = q.squeeze(2).unflatten(0, (len(k), -1)).transpose(1, 2)  # (N, heads, rows of an image, d)
@@ -116,6 +114,11 @@ def make_ready(model: Transformer, dtype: torch.dtype, rows: int, compiled: bool
     model.norm.float()
     model.head.float()
     if compiled:
+        for name in (
+            "_see",
+            "_read",
+        ):  # their shapes change; as a decorator this takes a second at each start
+            setattr(CachedDecoder, name, torch.compiler.disable(getattr(CachedDecoder, name)))
         for block in model.decoder:
             block.compile()
         return

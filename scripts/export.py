@@ -34,8 +34,8 @@ from utils.data.images import save_grid
 from utils.data.records import read_dataset
 from utils.data.split import Bounds
 from utils.runs.checkpoint import fingerprint, load_checkpoint
-from utils.runs.exported import CONFIG, DTYPES, FORMAT, FORMAT_VERSION, SUFFIX, ModelConfig, Part, write_weights
-from utils.runs.folders import CONDITION, ExportedFolder, RunFolder
+from utils.runs.exported import DTYPES, FORMAT, FORMAT_VERSION, ModelConfig, Part, write_weights
+from utils.runs.folders import CONDITION, CONFIG, SUFFIX, ExportedFolder, RunFolder
 from utils.runtime import cli
 
 PACKAGES = ("torch", "safetensors")

@@ -111,6 +111,11 @@ def test_an_old_python_is_refused_in_one_line(name, tmp_path):
     assert (ended.returncode, ended.stderr) == (2, "error: this needs Python 3.11 or newer; start it with one\n")
 
 
+def test_the_commands_that_make_the_environment_need_no_package():
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import scripts.demo, scripts.test"
+    subprocess.run([sys.executable, "-I", "-S", "-c", code], check=True)
+
+
 def test_a_failed_installation_leaves_no_mark(project):
     project.command("python", PYTHON)
     status, output, _ = project.ensure(STATUS="3")

@@ -22,8 +22,8 @@ from tests.helpers.reports import EVALUATION
 from tests.helpers.scripts import expect_error, expect_exit, run_main
 from tests.test_evaluate import FewFeatures
 from utils.core.files import UserError
-from utils.runs.exported import CONFIG, DTYPES, ModelConfig
-from utils.runs.folders import ExportedFolder, RunFolder
+from utils.runs.exported import DTYPES, ModelConfig
+from utils.runs.folders import CONFIG, ExportedFolder, RunFolder
 
 CODEBOOKS = [f"codebook_{level}.safetensors" for level in ("cond", 0, 1, 2)]
 ROUNDED = ["autoencoder.safetensors", *(f"transformer_{number}.safetensors" for number in range(3))]

@@ -14,8 +14,8 @@ from torch import nn
 from utils.core.config import read_json
 from utils.core.files import UserError, replace_file
 from utils.core.provenance import Origin
-from utils.runs.exported import SUFFIX, read_exported
-from utils.runs.folders import MEASURED
+from utils.runs.exported import read_exported
+from utils.runs.folders import MEASURED, SUFFIX
 
 log = logging.getLogger(__name__)
 

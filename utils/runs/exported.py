@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save
 
 from utils.core.config import build_config, read_json
 from utils.core.files import UserError, write_file
+from utils.runs.folders import CONFIG
 
 FORMAT, FORMAT_VERSION = "quantized-cascade", 1
-CONFIG, SUFFIX = "config.json", ".safetensors"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 State = dict[str, torch.Tensor]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from utils.core.config import read_json
 from utils.core.files import UserError
-from utils.runs.exported import CONFIG, SUFFIX
 
+CONFIG, SUFFIX = "config.json", ".safetensors"  # of an exported model
 MEASURED = "measured.json"  # beside checkpoints: the measured numbers of each, by its fingerprint
 CONDITION = "cond"  # the level of the condition codebook; the other levels are numbers
 # The pictures of a checkpoint, by trainer; `picture` adds its step.
