@@ -28,8 +28,8 @@ from models.transformer import TransformerConfig
 from utils.core.config import load_config
 from utils.core.files import UserError
 from utils.core.options import option, parse_options
-from utils.data.batches import Batch, to_device
-from utils.data.dataset import FeatureMapDataset, TokenDataset
+from utils.data.batches import Batch, TokenDataset, to_device
+from utils.data.dataset import FeatureMapDataset
 from utils.data.images import save_grid
 from utils.runs.folders import OutputFolder
 from utils.runtime import cli

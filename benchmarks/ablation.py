@@ -44,8 +44,7 @@ from train_autoencoder import AutoencoderTask
 from train_quantized_transformer import StageTask
 from utils.core.files import UserError
 from utils.core.options import option, parse_options
-from utils.data.batches import EpochSampler, chunks
-from utils.data.dataset import TokenDataset
+from utils.data.batches import EpochSampler, TokenDataset, chunks
 from utils.runtime import cli
 from utils.runtime.device import choose_dtype
 from utils.training.gradient import GradientTask

@@ -12,8 +12,8 @@ from models.codebook import Codebook
 from utils.core.files import UserError
 from utils.core.lock import lock
 from utils.core.provenance import Origin, same
-from utils.data.batches import BatchLoader, chunks
-from utils.data.dataset import FeatureMapDataset, TokenDataset
+from utils.data.batches import BatchLoader, TokenDataset, chunks
+from utils.data.dataset import FeatureMapDataset
 from utils.runs.checkpoint import load_checkpoint, save_checkpoint
 from utils.runtime import distributed
 from utils.runtime.device import choose_workers

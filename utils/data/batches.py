@@ -15,6 +15,19 @@ from utils.runtime.distributed import Share, share_of
 Batch = torch.Tensor | tuple[torch.Tensor, ...]
 
 
+class TokenDataset(Dataset):
+    """The tokens of every feature map in two codebooks. `dataset[indices]` is a pair (B, S), (B, T), int64."""
+
+    def __init__(self, coarse: np.ndarray, fine: np.ndarray) -> None:
+        self.coarse, self.fine = coarse, fine
+
+    def __len__(self) -> int:
+        return len(self.fine)
+
+    def __getitem__(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        return tuple(torch.from_numpy(tokens[indices].astype(np.int64)) for tokens in (self.coarse, self.fine))
+
+
 class EpochSampler:
     """The indices of this process's share in the batch of each step, from `start` to `stop`.
 
@@ -55,7 +68,7 @@ def num_items(batch: Batch) -> int:
 
 def split_batch(batch: Batch, size: int) -> list[Batch]:
     """A batch cut into batches of at most `size` items."""
-    starts = range(0, num_items(batch), size)
+    starts = range(0, len(tree_leaves(batch)[0]), size)
     return [tree_map(lambda part, start=start: part[start : start + size], batch) for start in starts]
 
 

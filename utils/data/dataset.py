@@ -169,16 +169,3 @@ class FeatureMapDataset(FileDataset):
         if self.shape not in (None, tuple(fmap.shape)):
             raise UserError(f"{path}: has shape {tuple(fmap.shape)}, the first map {self.shape}; make the maps again")
         return fmap
-
-
-class TokenDataset(Dataset):
-    """The tokens of every feature map in two codebooks. `dataset[indices]` is a pair (B, S), (B, T), int64."""
-
-    def __init__(self, coarse: np.ndarray, fine: np.ndarray) -> None:
-        self.coarse, self.fine = coarse, fine
-
-    def __len__(self) -> int:
-        return len(self.fine)
-
-    def __getitem__(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        return tuple(torch.from_numpy(tokens[indices].astype(np.int64)) for tokens in (self.coarse, self.fine))
