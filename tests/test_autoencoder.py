@@ -51,8 +51,8 @@ def test_a_residual_block_adds_to_its_input():
 @pytest.mark.parametrize("loss", ["mse", "l1"])
 @pytest.mark.parametrize("weight", [0.0, 0.5, 2.0])
 def test_the_loss_is_that_of_pixels_and_of_differences_between_neighbours(loss, weight):
-    made, given = images(2, 4, 6), images(2, 4, 6, seed=2)
-    error, pixels, rows, columns = (made - given).double(), [], [], []
+    built, given = images(2, 4, 6), images(2, 4, 6, seed=2)
+    error, pixels, rows, columns = (built - given).double(), [], [], []
     measure = (lambda x: x**2) if loss == "mse" else abs
     for i in range(4):
         for j in range(6):
@@ -62,8 +62,8 @@ def test_the_loss_is_that_of_pixels_and_of_differences_between_neighbours(loss, 
             if j < 5:
                 columns.append(measure(error[:, :, i, j + 1] - error[:, :, i, j]))
     means = [torch.stack(part).mean() for part in (pixels, rows, columns)]
-    found = build(loss=loss, edge_weight=weight).loss(made, given)
-    assert found.item() == pytest.approx((means[0] + weight * (means[1] + means[2])).item(), rel=1e-5)
+    result = build(loss=loss, edge_weight=weight).loss(built, given)
+    assert result.item() == pytest.approx((means[0] + weight * (means[1] + means[2])).item(), rel=1e-5)
 
 
 @torch.no_grad()

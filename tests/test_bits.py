@@ -14,17 +14,17 @@ from utils.runs.checkpoint import save_checkpoint
 
 
 def test_what_a_base_stage_is_given_costs_what_the_training_images_say():
-    made = codebook(4, 4)
-    made.counts.copy_(torch.tensor([0, 2, 1, 1]))
+    built = codebook(4, 4)
+    built.counts.copy_(torch.tensor([0, 2, 1, 1]))
     symbols = torch.tensor([[1, 2], [0, 0]])  # the second condition and the first label are those of no training image
     shares = {"condition": (2.5 / 6, 0.5 / 6), "label": (1.5 / 5.5, 0.5 / 5.5)}
     expected = {name: -sum(math.log2(share) for share in pair) / 2 for name, pair in shares.items()}
-    found = given_bits(made, symbols, torch.tensor([0, 3, 1]))
-    assert found == pytest.approx(expected)
-    assert given_bits(made, symbols[:, :1], None) == {"condition": found["condition"]}
-    assert given_bits(made, symbols[:0], None) == {}
-    made.counts.zero_()
-    assert given_bits(made, symbols, None) == {}
+    result = given_bits(built, symbols, torch.tensor([0, 3, 1]))
+    assert result == pytest.approx(expected)
+    assert given_bits(built, symbols[:, :1], None) == {"condition": result["condition"]}
+    assert given_bits(built, symbols[:0], None) == {}
+    built.counts.zero_()
+    assert given_bits(built, symbols, None) == {}
 
 
 @given(st.lists(st.integers(0, 50), min_size=2, max_size=6).filter(any))

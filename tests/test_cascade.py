@@ -21,14 +21,14 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def decoder():
     torch.manual_seed(0)
-    made = Autoencoder(AutoencoderConfig(1e-3, 3, 4, 4, 1, 2, "silu", False, "tanh", False, "tanh"))
-    made.encoder_fingerprint = "encoder0"
-    return made
+    built = Autoencoder(AutoencoderConfig(1e-3, 3, 4, 4, 1, 2, "silu", False, "tanh", False, "tanh"))
+    built.encoder_fingerprint = "encoder0"
+    return built
 
 
-def save_codebook(made, path):
-    save_checkpoint(path, CODEBOOK_KIND, made.config, made.state_dict(), trained_from={"encoder": "encoder0"})
-    return made.fingerprint
+def save_codebook(built, path):
+    save_checkpoint(path, CODEBOOK_KIND, built.config, built.state_dict(), trained_from={"encoder": "encoder0"})
+    return built.fingerprint
 
 
 def save_stage(stage, path, coarse, fine, encoder="encoder0"):
@@ -39,7 +39,7 @@ def save_stage(stage, path, coarse, fine, encoder="encoder0"):
 @pytest.fixture
 def folder(tmp_path):
     """A whole cascade on disk, and other codebooks of the same shapes."""
-    marks = [save_codebook(made, tmp_path / f"codebook_{i}.pt") for i, made in enumerate(CODEBOOKS)]
+    marks = [save_codebook(built, tmp_path / f"codebook_{i}.pt") for i, built in enumerate(CODEBOOKS)]
     for i, (patch, units) in enumerate([(4, 5), (2, 6), (1, 7)]):
         save_codebook(codebook(patch, units, seed=50), tmp_path / f"other_{i}.pt")
     for number in (0, 1):
@@ -82,8 +82,8 @@ def test_a_cascade_generates_the_tokens_of_every_stage(folder, decoder):
     stages = zip(cascade.stages, cascade.configs, (0, 1), tokens, tokens[1:], strict=False)
     for stage, search, number, coarse, fine in stages:
         uniform = uniform_draws(3, number, range(5), fine.shape[1], search.num_beam)
-        found, score = stage.sample(coarse, search, uniform)
-        assert torch.equal(found, fine)
+        result, score = stage.sample(coarse, search, uniform)
+        assert torch.equal(result, fine)
         assert torch.equal(score, scores[:, number])
     for few, many in zip(cascade.generate(request, range(1, 3))[0], tokens, strict=True):
         assert torch.equal(few, many[1:3])
@@ -96,10 +96,10 @@ def test_conditions_follow_the_counts_and_not_the_number_asked_for(folder, decod
     cascade.codebooks[0].counts.copy_(counts)
     drawn = cascade.conditions(Request(), range(3000))
     assert drawn.shape == (3000, 1)
-    found = torch.bincount(drawn.flatten(), minlength=5).double()
-    assert found[counts == 0].sum() == 0
+    result = torch.bincount(drawn.flatten(), minlength=5).double()
+    assert result[counts == 0].sum() == 0
     expected = 3000 * counts[counts > 0] / 10
-    assert ((found[counts > 0] - expected) ** 2 / expected).sum() < 13.8  # 999 of 1,000 cases, 2 degrees of freedom
+    assert ((result[counts > 0] - expected) ** 2 / expected).sum() < 13.8  # 999 of 1,000 cases, 2 degrees of freedom
     assert torch.equal(cascade.conditions(Request(), range(7)), drawn[:7])
     assert torch.equal(cascade.conditions(Request(), range(5, 9)), drawn[5:9])
     assert not torch.equal(cascade.conditions(Request(seed=1), range(50)), drawn[:50])

@@ -51,10 +51,10 @@ class Largest(TorchDispatchMode):
     numbers = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        made = function(*args, **kwargs or {})
-        if isinstance(made, torch.Tensor):
-            self.numbers = max(self.numbers, made.numel())
-        return made
+        built = function(*args, **kwargs or {})
+        if isinstance(built, torch.Tensor):
+            self.numbers = max(self.numbers, built.numel())
+        return built
 
 
 @pytest.mark.parametrize(("units", "dim"), [(50, 2), (3, 50)])

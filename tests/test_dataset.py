@@ -115,11 +115,11 @@ def test_a_bad_image_is_named(number, damage, tmp_path):
 def test_images_of_feature_maps_are_theirs_and_mirrored_with_them(tiny_run, faces):
     images, maps = ImageDataset(faces), FeatureMapDataset(tiny_run / "feature_maps" / "dataset.json")
     where = {images.image_key(index): index for index in range(len(images))}
-    found = maps.images(np.arange(len(maps)), 4)
+    result = maps.images(np.arange(len(maps)), 4)
     assert maps.flipped.any() and not maps.flipped.all()
     for index in range(len(maps)):
         image = images[[where[maps.image_key(index)]]][0]
-        assert torch.equal(found[index], image.flip(2) if maps.flipped[index] else image)
+        assert torch.equal(result[index], image.flip(2) if maps.flipped[index] else image)
     with pytest.raises(UserError, match=r"\.png: is 32×32, its feature map was made from 64×64; make the maps again"):
         maps.images(np.arange(2), 8)
     assert maps.with_image(np.array([5, 2, 9])).tolist() == [5, 2, 9]

@@ -100,10 +100,10 @@ def test_a_ready_model_decodes_the_same_logits(coarse, rows):
     inputs, source = tokens(rows, 12), None if coarse is None else torch.tensor([[0, 1, 2, 3]]).expand(rows, 4)
     expected = model(inputs, source)
     for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 0.2 * expected.std().item())):
-        made = build(window=3, coarse=coarse, in_dim=32, hidden_dim=48).float()
-        make_ready(made, dtype, rows)
-        assert made.embed.token.weight.dtype == dtype
-        decoder = CachedDecoder(made, rows, source)
+        built = build(window=3, coarse=coarse, in_dim=32, hidden_dim=48).float()
+        make_ready(built, dtype, rows)
+        assert built.embed.token.weight.dtype == dtype
+        decoder = CachedDecoder(built, rows, source)
         cached = torch.stack([decoder.next_logits(inputs[:, t]) for t in range(12)], dim=1)
         assert cached.dtype == torch.float32
         assert torch.allclose(cached, expected, atol=tolerance)

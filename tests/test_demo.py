@@ -127,8 +127,8 @@ class Demo(Chain):
         """Run the demo to its end; return status, output, errors and the commands of the stub."""
         self.calls.unlink(missing_ok=True)
         words = [*self.command, *map(str, arguments)]
-        found = subprocess.run(words, env=self.environment, capture_output=True, text=True)
-        return found.returncode, found.stdout, found.stderr, self.commands
+        result = subprocess.run(words, env=self.environment, capture_output=True, text=True)
+        return result.returncode, result.stdout, result.stderr, self.commands
 
 
 @pytest.fixture

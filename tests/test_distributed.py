@@ -49,9 +49,9 @@ def job(tmp_path):
 
     def call(main, arguments, number=2, statuses=None, **more):
         given = arguments if callable(arguments) else lambda _: arguments
-        found = run_job(lambda rank: run_main(main, *given(rank)), tmp_path / "job", number, **more)
-        assert [status for status, _ in found] == (statuses or [0] * number), found
-        return [text for _, text in found]
+        result = run_job(lambda rank: run_main(main, *given(rank)), tmp_path / "job", number, **more)
+        assert [status for status, _ in result] == (statuses or [0] * number), result
+        return [text for _, text in result]
 
     return call
 
@@ -73,9 +73,9 @@ def test_gradients_and_losses_are_those_of_one_process(name, number, plan, job, 
     job(MAINS[name], command(name, "several", *start, *plan), number)
     several = latest(tmp_path / "several")
     for key, count in {"train_loss": 5, "gradient_norm": 5, "val_loss": 1}.items():
-        found = [[row[key] for row in rows(tmp_path / out, key)] for out in ("one", "several")]
-        assert len(found[0]) >= count
-        assert found[1] == pytest.approx(found[0], rel=1e-3)
+        result = [[row[key] for row in rows(tmp_path / out, key)] for out in ("one", "several")]
+        assert len(result[0]) >= count
+        assert result[1] == pytest.approx(result[0], rel=1e-3)
     for kind in ("model", "ema"):
         for key, value in one[kind].items():
             assert torch.allclose(several[kind][key].float(), value.float(), atol=1e-3), (kind, key)
@@ -148,20 +148,20 @@ def test_tokens_and_pruned_codebooks_are_those_of_one_process(job, command, tiny
     shutil.copytree(tiny_run / "feature_maps", tmp_path / "maps", ignore=shutil.ignore_patterns("tokens"))
     maps = ("--dataset-path", tmp_path / "maps/dataset.json")
     job(MAINS["transformer_1"], command("transformer_1", "stage", *maps, "--max-step", 1))
-    made = sorted((tmp_path / "maps/tokens").glob("*.pt"))
-    assert len(made) == 2
-    for path in made:
+    built = sorted((tmp_path / "maps/tokens").glob("*.pt"))
+    assert len(built) == 2
+    for path in built:
         before = torch.load(tiny_run / "feature_maps/tokens" / path.name, weights_only=True)
         assert torch.equal(torch.load(path, weights_only=True)["model"]["tokens"], before["model"]["tokens"])
     arguments = (*FRACTIONS, *maps, "--codebook-path", tiny_run / "codebook_1" / WEIGHTS, "--prune-threshold", 40)
     arguments += ("--decoder-path", tiny_run / "autoencoder" / WEIGHTS, "--device", "cpu", "--out-dir")
     run_main(prune_codebook.main, *arguments, tmp_path / "one")
     job(prune_codebook.main, (*arguments, tmp_path / "several"))
-    found = [torch.load(tmp_path / out / PRUNED, weights_only=True) for out in ("one", "several")]
-    assert 2 <= len(found[0]["model"]["units"]) < 16
-    for name, value in found[0]["model"].items():
-        assert torch.equal(found[1]["model"][name], value)
-    assert found[1]["statistics"]["topographic_error"] == found[0]["statistics"]["topographic_error"]
+    result = [torch.load(tmp_path / out / PRUNED, weights_only=True) for out in ("one", "several")]
+    assert 2 <= len(result[0]["model"]["units"]) < 16
+    for name, value in result[0]["model"].items():
+        assert torch.equal(result[1]["model"][name], value)
+    assert result[1]["statistics"]["topographic_error"] == result[0]["statistics"]["topographic_error"]
 
 
 def in_one(monkeypatch, rank, step, action):
@@ -196,10 +196,10 @@ def test_a_process_that_dies_ends_the_job_which_goes_on_from_its_checkpoint(job,
     train("transformer_1", "run", *plan, "--max-step", 4)
     assert "2 processes × 1 batches × 6 images a step, now 1 × 1 × 12" in (tmp_path / "run/train.log").read_text()
     job(MAINS["transformer_1"], command("transformer_1", "run", *plan, "--batch-size", 6))
-    whole, found = train("transformer_1", "whole", *plan), latest(tmp_path / "run")
-    assert found["step"] == 7
+    whole, result = train("transformer_1", "whole", *plan), latest(tmp_path / "run")
+    assert result["step"] == 7
     for name, value in whole["model"].items():
-        assert torch.allclose(found["model"][name], value, atol=1e-3)
+        assert torch.allclose(result["model"][name], value, atol=1e-3)
 
 
 def test_torchrun_starts_what_has_died_anew(command, tmp_path):
@@ -221,9 +221,9 @@ def test_torchrun_starts_what_has_died_anew(command, tmp_path):
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     words += ["--max-restarts", "1", script, *command("autoencoder", "run", *plan, "--batch-size", 6)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    found = subprocess.run([*map(str, words)], env=environment, capture_output=True, text=True)
-    assert found.returncode == 0, found.stderr
-    assert [line for line in found.stderr.splitlines() if line.startswith("error")] == [f"error: {distributed.LOST}"]
+    result = subprocess.run([*map(str, words)], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert [line for line in result.stderr.splitlines() if line.startswith("error")] == [f"error: {distributed.LOST}"]
     assert latest(tmp_path / "run")["step"] == 6
 
 
@@ -273,10 +273,10 @@ def test_processes_that_start_anew_do_not_meet_those_of_before(monkeypatch):
     store = dist.HashStore()
     for _ in range(3):
         with ThreadPoolExecutor() as pool:
-            found = list(pool.map(lambda own: distributed._meet(store, own, 4), range(4)))
-        assert not found[0].check(["place of 0"])
-        found[0].set("place of 0", "")
-        assert all(each.check(["place of 0"]) for each in found)
+            result = list(pool.map(lambda own: distributed._meet(store, own, 4), range(4)))
+        assert not result[0].check(["place of 0"])
+        result[0].set("place of 0", "")
+        assert all(each.check(["place of 0"]) for each in result)
     monkeypatch.setattr(distributed, "HANDSHAKE", timedelta(seconds=0.2))
     with pytest.raises(UserError, match="those of the numbers 1, 2, 3 have not"):
         distributed._meet(store, 0, 4)

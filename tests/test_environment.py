@@ -58,8 +58,8 @@ class Project:
         """Call ensure_environment as the scripts do; return status and the lines of output and errors."""
         environment = {"PATH": str(self.tools), "PYTHON": str(self.folder / "python")} | environment
         command, more = [sys.executable, "-ISs", "-c", ENSURE], {"capture_output": True, "text": True}
-        found = subprocess.run(command, cwd=self.folder, env=environment, **more)
-        return found.returncode, found.stdout.splitlines(), found.stderr.splitlines()
+        result = subprocess.run(command, cwd=self.folder, env=environment, **more)
+        return result.returncode, result.stdout.splitlines(), result.stderr.splitlines()
 
     @property
     def marks(self):

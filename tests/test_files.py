@@ -38,8 +38,8 @@ def calls(monkeypatch):
 def test_a_file_is_on_disk_before_its_name_and_the_name_before_all_else(calls, tmp_path):
     with replace_file(tmp_path / "new" / "a.txt") as temporary:
         temporary.write_text("a")
-    made = [("flush", "folder")]  # the new folder, in the one above
-    assert calls == [*made, ("flush", "temporary"), ("rename", "a.txt"), ("flush", "folder")]
+    built = [("flush", "folder")]  # the new folder, in the one above
+    assert calls == [*built, ("flush", "temporary"), ("rename", "a.txt"), ("flush", "folder")]
     calls.clear()
     with replace_file(tmp_path / "b.txt", durable=False) as temporary:
         temporary.write_text("b")

@@ -24,11 +24,11 @@ def test_entries_are_found_again_under_the_same_key(path):
     journal.add({"0": entry(path, "b"), "1": entry(path, "b") | {"more": [1.5]}})
     journal.add({"2": {"places": []}})
     journal.add({"0": entry(path, "a")})  # which is the one that counts
-    for found in (journal, Journal(path, {"seed": 1}), Journal(path, {"seed": 1})):
-        assert found.find("0") == {"places": [["a", None, checksum(b"content")]]}
-        assert found.find("1")["more"] == [1.5]
-        assert found.find("2") == {"places": []}
-        assert found.find("3") is None
+    for result in (journal, Journal(path, {"seed": 1}), Journal(path, {"seed": 1})):
+        assert result.find("0") == {"places": [["a", None, checksum(b"content")]]}
+        assert result.find("1")["more"] == [1.5]
+        assert result.find("2") == {"places": []}
+        assert result.find("3") is None
     assert Journal(path, {"seed": 2}).entries == {}  # another key forgets all
     assert Journal(path, {"seed": 1}).entries == {}
 
@@ -50,9 +50,9 @@ def test_every_cut_of_the_file_leaves_whole_entries_only(path):
     content = path.read_bytes()
     for length in range(len(content) + 1):
         path.write_bytes(content[:length])
-        found = Journal(path, {"key": "ä"})
-        assert found.entries == {str(n): journal.entries[str(n)] for n in range(content[:length].count(b"\n") - 1)}
-        found.add({"after": {"places": []}})  # on a line of its own
-        assert Journal(path, {"key": "ä"}).entries == found.entries
+        result = Journal(path, {"key": "ä"})
+        assert result.entries == {str(n): journal.entries[str(n)] for n in range(content[:length].count(b"\n") - 1)}
+        result.add({"after": {"places": []}})  # on a line of its own
+        assert Journal(path, {"key": "ä"}).entries == result.entries
     path.write_bytes(content + b"\0\0\0\n" + json.dumps({"3": entry(path, "a")}).encode() + b"\n")
     assert set(Journal(path, {"key": "ä"}).entries) == {"0", "1", "2", "3"}  # a damaged line is passed over

@@ -256,10 +256,10 @@ def test_a_sample_is_drawn_from_patches_of_many_maps(maps, wanted, expected):
     sample = draw_sample(codebook, fmaps, indices, wanted, seed=3)
     assert sample.shape == (expected, 12)
     known = {tuple(patch): number for number, patch in enumerate(codebook.patchify(fmaps).tolist())}
-    found = [known[tuple(patch)] for patch in sample.tolist()]
-    assert len({*found}) == expected
-    assert found != sorted(found)
-    assert len({number // 4 for number in found}) >= min(maps, 0.5 * wanted)
+    result = [known[tuple(patch)] for patch in sample.tolist()]
+    assert len({*result}) == expected
+    assert result != sorted(result)
+    assert len({number // 4 for number in result}) >= min(maps, 0.5 * wanted)
     assert torch.equal(draw_sample(codebook, fmaps, indices, wanted, seed=3), sample)
     assert not torch.equal(draw_sample(codebook, fmaps, indices, wanted, seed=4), sample)
 

@@ -85,12 +85,12 @@ def test_the_same_places_are_given_anew_and_the_error_is_never_larger(seed, unit
         codebook = codebook.prune(keep)
     places = codebook.coordinates.clone()
     pairs = count(random_pairs(100, len(codebook), seed), len(codebook))
-    found = arrange(places, pairs, quick)
+    result = arrange(places, pairs, quick)
     assert torch.equal(codebook.coordinates, places)
-    assert found.dtype == torch.int64
-    assert sorted(found.tolist()) == sorted(places.tolist())
-    assert pairs.topographic_error(found) <= pairs.topographic_error(places)
-    assert torch.equal(arrange(places, pairs, quick), found)
+    assert result.dtype == torch.int64
+    assert sorted(result.tolist()) == sorted(places.tolist())
+    assert pairs.topographic_error(result) <= pairs.topographic_error(places)
+    assert torch.equal(arrange(places, pairs, quick), result)
 
 
 @pytest.mark.parametrize(("moved", "most"), [(16, 0.01), (64, 0.35)])
@@ -131,11 +131,11 @@ def test_each_exchange_is_the_best_there_is_and_the_books_are_kept(radius, most,
     for unit in np.random.default_rng(seed).permutation(np.repeat(np.arange(units), 2)):
         before = dense_objective(board).sum()
         best = max(swapped(board, unit, other) for other in range(units))
-        made = board.sweep([unit])
+        built = board.sweep([unit])
         after = dense_objective(board)
         assert np.allclose(board.gains, after)
         assert after.sum() == pytest.approx(best)
-        assert made == (after.sum() > before + 1e-6)
+        assert built == (after.sum() > before + 1e-6)
 
 
 def swapped(board, unit, other):

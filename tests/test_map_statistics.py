@@ -52,11 +52,11 @@ def test_statistics_equal_a_slow_count_whatever_the_batch_size(seed, units, batc
     before = {name: value.clone() for name, value in codebook.state_dict().items()}
     census = take_census(codebook, fmap.split(batch))
     assert all(value.equal(before[name]) for name, value in codebook.state_dict().items())
-    found = census.statistics(codebook)
+    result = census.statistics(codebook)
     ranked = sorted(range(units), key=lambda unit: -counts[unit])
-    assert found.pop("most_used") == [[unit, counts[unit]] for unit in ranked[:3]]
-    assert found.pop("least_used") == [[unit, counts[unit]] for unit in ranked[::-1][:3]]
-    assert found == pytest.approx(expected, rel=1e-4)
+    assert result.pop("most_used") == [[unit, counts[unit]] for unit in ranked[:3]]
+    assert result.pop("least_used") == [[unit, counts[unit]] for unit in ranked[::-1][:3]]
+    assert result == pytest.approx(expected, rel=1e-4)
     assert census.counts.tolist() == counts
     assert codebook.quantization_error(fmap).item() == pytest.approx(expected["quantization_error"], rel=1e-4)
 

@@ -62,8 +62,8 @@ def test_keep_leaves_so_many_and_the_decoder_tells_what_is_lost(tiny_run, tmp_pa
     log = (tmp_path / "prune.log").read_text().split("\n")
     assert next(line.split() for line in log if line.startswith("units  ")) == ["units", "16", "5"]
     assert any(line.startswith("psnr after quantization") for line in log)
-    found = {path.name for path in (tmp_path / "images").iterdir()}
-    assert found == {"atlas_pruned.png", "u_matrix_pruned.png", "hit_map_pruned.png"}
+    result = {path.name for path in (tmp_path / "images").iterdir()}
+    assert result == {"atlas_pruned.png", "u_matrix_pruned.png", "hit_map_pruned.png"}
 
 
 def test_the_same_pruning_is_repeated_and_another_only_replaces_it_if_it_is_told_to(tiny_run, tmp_path, capsys):
@@ -72,13 +72,13 @@ def test_the_same_pruning_is_repeated_and_another_only_replaces_it_if_it_is_told
     command += ["--codebook-path", tiny_run / "codebook_1" / LATEST, "--out-dir", tmp_path / "out"]
     (tmp_path / "out").mkdir()
     (tmp_path / "out/metrics.jsonl").write_text('{"step": 1, "epoch": 0, "loss": 2.0}\n{"step": 3, "ep')
-    found = []
+    result = []
     for _ in range(2):
         run_main(prune_codebook.main, *command, "--keep", 5)
         rows = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
-        found.append((rows, torch.load(tmp_path / "out" / PRUNED, weights_only=True)))
-    assert same(*found)
-    assert [("loss" in row, "pruned_units" in row) for row in found[0][0]] == [(True, False), (False, True)]
+        result.append((rows, torch.load(tmp_path / "out" / PRUNED, weights_only=True)))
+    assert same(*result)
+    assert [("loss" in row, "pruned_units" in row) for row in result[0][0]] == [(True, False), (False, True)]
     before = (tmp_path / "out" / PRUNED).read_bytes()
     line = expect_error(capsys, prune_codebook.main, [*command, "--keep", 6])
     assert f"{tmp_path / 'out'}: was made with another --keep (5, now 6)" in line

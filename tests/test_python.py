@@ -38,16 +38,16 @@ def test_samples_are_those_of_the_script(cascade, tiny_run, tmp_path):
         generate_images.main, "--model", tiny_run, "--device", "cpu", "--precision", "fp32", "--seed", 2,
         "--num-images", 6, "--batch-size", 4, "--temperature", 0.5, 0.6, 0.7, "--out-dir", tmp_path,
     )  # fmt: skip
-    made = cascade.sample(6, seed=2, temperature=(0.5, 0.6, 0.7))
-    assert [type(image) for image in made] == [Image.Image] * 6
-    for image, path in zip(pixels(made), sorted((tmp_path / "images").glob("image_*")), strict=True):
+    built = cascade.sample(6, seed=2, temperature=(0.5, 0.6, 0.7))
+    assert [type(image) for image in built] == [Image.Image] * 6
+    for image, path in zip(pixels(built), sorted((tmp_path / "images").glob("image_*")), strict=True):
         assert np.array_equal(image, np.asarray(Image.open(path)))
     tensor = cascade.sample(6, seed=2, temperature=(0.5, 0.6, 0.7), as_tensor=True)
     assert tensor.shape == (6, 3, 32, 32)
     assert tensor.abs().max() <= 1
-    assert all(np.array_equal(*pair) for pair in zip(pixels(to_pil(tensor)), pixels(made), strict=True))
+    assert all(np.array_equal(*pair) for pair in zip(pixels(to_pil(tensor)), pixels(built), strict=True))
     fewer = cascade.sample(3, seed=2, temperature=(0.5, 0.6, 0.7))
-    assert all(np.array_equal(*pair) for pair in zip(pixels(made[:3]), pixels(fewer), strict=True))
+    assert all(np.array_equal(*pair) for pair in zip(pixels(built[:3]), pixels(fewer), strict=True))
 
 
 def test_images_may_be_files_pil_images_or_tensors(cascade, files):
@@ -72,11 +72,11 @@ def test_pictures_like_others_completed_and_with_new_detail(cascade, files):
     assert len(cascade.like(files)) == 2
     completed = cascade.complete(files, 1, seed=1, as_tensor=True)
     assert completed.shape == (2, 3, 32, 32)
-    made, _ = cascade.generate(Request(1, init_tokens=tokens, keep_rows=1), range(4))
-    assert torch.equal(completed, cascade.decode(made[-1]).clamp(-1, 1)[:2])
-    made, _ = cascade.generate(Request(1, init_tokens=tokens, from_stage=2), range(4))
+    built, _ = cascade.generate(Request(1, init_tokens=tokens, keep_rows=1), range(4))
+    assert torch.equal(completed, cascade.decode(built[-1]).clamp(-1, 1)[:2])
+    built, _ = cascade.generate(Request(1, init_tokens=tokens, from_stage=2), range(4))
     detail = cascade.detail(files, 2, 3, seed=1, as_tensor=True)
-    assert torch.equal(detail, cascade.decode(made[-1]).clamp(-1, 1)[:3])
+    assert torch.equal(detail, cascade.decode(built[-1]).clamp(-1, 1)[:3])
     assert cascade.detail(files[0], 1)[0].size == (32, 32)
 
 

@@ -45,22 +45,22 @@ def commands_of(page):
     functions = "\n".join(f'{name}() {{ record {name} "$@"; }}' for name in RECORDED)
     record = f"record() {{ printf '%s{UNIT}' \"$@\"; printf '{RECORD}'; }}\nPATH=\n"
     script = "\n".join((record, functions, *blocks_of(page, "bash")))
-    found = subprocess.run(["bash", "-euc", script], capture_output=True, text=True)
-    assert found.returncode == 0, found.stderr
-    return [line.removesuffix(UNIT).split(UNIT) for line in found.stdout.split(RECORD)[:-1]]
+    result = subprocess.run(["bash", "-euc", script], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return [line.removesuffix(UNIT).split(UNIT) for line in result.stdout.split(RECORD)[:-1]]
 
 
 def modules_of(commands):
     """(module, arguments) of the commands that start Python on the project's code."""
-    found = []
+    result = []
     for words in commands:
         if words[:2] == ["torchrun", "--nproc-per-node"]:
             words = ["python", *words[3:]]
         if words[:2] == ["python", "-m"]:
-            found.append((words[2], words[3:]))
+            result.append((words[2], words[3:]))
         elif words[0] == "python":
-            found.append((words[1].removesuffix(".py"), words[2:]))
-    return found
+            result.append((words[1].removesuffix(".py"), words[2:]))
+    return result
 
 
 def test_bash_reads_the_blocks_of_a_page(tmp_path, monkeypatch):

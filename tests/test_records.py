@@ -34,23 +34,23 @@ def names(path):
     return [record["image_fpath"] for record in read_packed(path, ("image_fpath",))]
 
 
-def check(found, expected, info):
+def check(result, expected, info):
     """That records hold what these say."""
-    assert [*found] == expected
-    assert found[np.int64(len(expected) - 1)] == expected[-1]
+    assert [*result] == expected
+    assert result[np.int64(len(expected) - 1)] == expected[-1]
     keys = [record.get("image_key", record["image_path"]) for record in expected]
-    assert [image_key(record) for record in found] == keys
-    assert found.table["flipped"].tolist() == [record.get("flipped", False) for record in expected]
-    assert found.table["row"].tolist() == [record.get("row", -1) for record in expected]
+    assert [image_key(record) for record in result] == keys
+    assert result.table["flipped"].tolist() == [record.get("flipped", False) for record in expected]
+    assert result.table["row"].tolist() == [record.get("row", -1) for record in expected]
     groups = [record.get("group", key) for record, key in zip(expected, keys, strict=True)]
-    assert found.table["position"].tolist() == [position(group) for group in groups]
+    assert result.table["position"].tolist() == [position(group) for group in groups]
     files = [record["fmap_path"] for record in expected]
-    assert [files[first] for first in found.table["first"]] == files
-    number, names = found.files
+    assert [files[first] for first in result.table["first"]] == files
+    number, names = result.files
     names = [*names]
     assert number == len(names)
     assert names == [name for number, name in enumerate(files) if not number or files[number - 1] != name]
-    assert found.info == info
+    assert result.info == info
 
 
 @settings(max_examples=40)
@@ -228,10 +228,10 @@ def test_a_record_needs_few_bytes_while_it_is_read_and_afterwards(dataset, keep_
     number = 5_000
     write_dataset(dataset, ({"image_fpath": f"images/{i:06d}.png", "labels": []} for i in range(number)))
     tracemalloc.start()
-    found = read_packed(dataset, ("image_fpath",))
+    result = read_packed(dataset, ("image_fpath",))
     held, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(found) == number
+    assert len(result) == number
     assert held < 2**16  # it is mapped
     assert peak < 200 * number
 

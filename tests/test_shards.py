@@ -100,13 +100,13 @@ def test_shards_are_read_with_an_index_and_without(both, tmp_path):
 def test_the_webdataset_package_reads_our_shards_and_we_read_its(both, tmp_path):
     files = ImageDataset(both[0])
     shards = sorted(map(str, (both[1].parent / "shards").glob("*.tar")))
-    found = list(webdataset.WebDataset(shards, shardshuffle=False).decode("pil"))
-    assert [sample["__key__"] + ".png" for sample in found] == [files.image_key(i) for i in range(11)]
-    assert [sample["json"]["labels"] for sample in found] == [files.label(i) for i in range(11)]
-    for sample, image in zip(found, files[np.arange(11)], strict=True):
+    result = list(webdataset.WebDataset(shards, shardshuffle=False).decode("pil"))
+    assert [sample["__key__"] + ".png" for sample in result] == [files.image_key(i) for i in range(11)]
+    assert [sample["json"]["labels"] for sample in result] == [files.label(i) for i in range(11)]
+    for sample, image in zip(result, files[np.arange(11)], strict=True):
         assert torch.equal(torch.from_numpy(np.array(sample["png"])).permute(2, 0, 1).float() / 127.5 - 1, image)
     with webdataset.ShardWriter(str(tmp_path / "%03d.tar"), maxcount=5, verbose=0) as writer:
-        for number, sample in enumerate(found):
+        for number, sample in enumerate(result):
             writer.write({"__key__": f"a/{number:04d}", "png": sample["png"], "cls": number, "txt": "a caption"})
     theirs = ImageDataset(tmp_path / "{000..002}.tar")
     assert torch.equal(theirs[np.arange(11)], files[np.arange(11)])

@@ -36,17 +36,17 @@ def test_the_side_of_an_image_is_a_function_of_its_key_alone(keys, validation, t
             sides(keys, bounds)
         return
     for order in (keys, keys[::-1]):
-        found = sides(order, bounds)
-        assert {name: set(part) for name, part in found.items()} == expected
-        assert sum(map(len, found.values())) == len(keys)
+        result = sides(order, bounds)
+        assert {name: set(part) for name, part in result.items()} == expected
+        assert sum(map(len, result.values())) == len(keys)
 
 
 def test_the_split_does_not_change_between_versions():
     """Checkpoints of another day hold out the same images."""
     keys = [f"images/{number}.png" for number in range(200)]
-    found = {name: sorted(map(keys.index, part)) for name, part in sides(keys, Bounds()).items()}
-    assert found["validation"] == [29, 68, 70, 89, 95, 105, 108, 124, 155, 168, 177]
-    assert found["test"] == [number for number in range(200) if 0.05 <= position(keys[number]) < 0.1]
+    result = {name: sorted(map(keys.index, part)) for name, part in sides(keys, Bounds()).items()}
+    assert result["validation"] == [29, 68, 70, 89, 95, 105, 108, 124, 155, 168, 177]
+    assert result["test"] == [number for number in range(200) if 0.05 <= position(keys[number]) < 0.1]
     assert sides(["a", "b"], Bounds(0.0, 0.0)) == {"training": ["a", "b"], "validation": [], "test": []}
 
 
@@ -54,9 +54,9 @@ def test_the_split_does_not_change_between_versions():
 @given(st.text("abcdefgh/.", max_size=10), st.floats(0.02, 0.5), st.floats(0.02, 0.4))
 def test_the_shares_are_near_the_fractions(prefix, validation, test):
     keys = [f"{prefix}{number}.png" for number in range(2000)]
-    found = sides(keys, SplitOptions(val_fraction=validation, test_fraction=test).bounds)
+    result = sides(keys, SplitOptions(val_fraction=validation, test_fraction=test).bounds)
     for name, fraction in (("validation", validation), ("test", test)):
-        assert abs(len(found[name]) / len(keys) - fraction) < 6 * (fraction * (1 - fraction) / len(keys)) ** 0.5
+        assert abs(len(result[name]) / len(keys) - fraction) < 6 * (fraction * (1 - fraction) / len(keys)) ** 0.5
 
 
 @given(st.lists(st.tuples(fractions, fractions), min_size=1, max_size=4), st.lists(names, min_size=20, unique=True))
@@ -92,8 +92,8 @@ def sides_of_records(records, bounds):
         path = Path(folder, "dataset.json")
         write_dataset(path, records)
         split = split_indices(read_packed(path, ("image_fpath",)).table["position"], bounds)
-    found = {int(index): name for name in SIDES for index in getattr(split, name)}
-    return [found[index] for index in range(len(records))]
+    result = {int(index): name for name in SIDES for index in getattr(split, name)}
+    return [result[index] for index in range(len(records))]
 
 
 @pytest.mark.parametrize("group", [7, "", None])
@@ -110,5 +110,5 @@ def test_images_and_feature_maps_are_split_alike_and_flips_stay(bounds, tiny_run
     of_images, of_maps = images.split(Bounds(*bounds)), maps.split(Bounds(*bounds))
     for name in SIDES:
         for flipped in (False, True):
-            found = [maps.image_key(index) for index in getattr(of_maps, name) if maps.flipped[index] == flipped]
-            assert sorted(found) == sorted(images.image_key(index) for index in getattr(of_images, name))
+            result = [maps.image_key(index) for index in getattr(of_maps, name) if maps.flipped[index] == flipped]
+            assert sorted(result) == sorted(images.image_key(index) for index in getattr(of_images, name))

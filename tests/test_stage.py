@@ -85,10 +85,10 @@ def test_the_loss_is_the_mean_surprise_at_each_token_and_the_accuracy_the_share_
             scores = logits[image][position]
             surprises.append(math.log(sum(map(math.exp, scores))) - scores[token])
             hits.append(scores[token] == max(scores))
-    found = stage(coarse, fine)
-    assert found["loss"].item() == pytest.approx(sum(surprises) / len(surprises), rel=1e-5)
-    assert found["bits"].item() == pytest.approx(sum(surprises) / len(surprises) / math.log(2), rel=1e-5)
-    assert found["accuracy"].item() == pytest.approx(sum(hits) / len(hits))
+    result = stage(coarse, fine)
+    assert result["loss"].item() == pytest.approx(sum(surprises) / len(surprises), rel=1e-5)
+    assert result["bits"].item() == pytest.approx(sum(surprises) / len(surprises) / math.log(2), rel=1e-5)
+    assert result["accuracy"].item() == pytest.approx(sum(hits) / len(hits))
     assert max(surprises) - min(surprises) > 1
 
 
@@ -109,11 +109,11 @@ def test_noise_moves_a_share_of_the_tokens_to_one_of_the_nearest_units():
     stage.near = near_units(large)
     coarse = torch.arange(40).repeat(500, 1)
     torch.manual_seed(0)
-    found = stage.disturb(coarse.view(-1, 4)).view(500, 40)
-    assert (found != coarse).float().mean().item() == pytest.approx(0.3, abs=0.02)
+    result = stage.disturb(coarse.view(-1, 4)).view(500, 40)
+    assert (result != coarse).float().mean().item() == pytest.approx(0.3, abs=0.02)
     distances = torch.cdist(large.units, large.units).fill_diagonal_(math.inf)
     for unit in range(40):
-        slips = found[:, unit][found[:, unit] != unit]
+        slips = result[:, unit][result[:, unit] != unit]
         assert set(slips.tolist()) == set(distances[unit].argsort()[:NEAR].tolist())
     few = disturbed(1, condition_noise=0.9)  # where all are near
     assert set(few.disturb(torch.zeros(500, 4, dtype=torch.int64)).unique().tolist()) == set(range(6))
@@ -131,15 +131,15 @@ def test_dropout_gives_whole_images_the_null_which_is_an_input_of_its_own(number
     stage = disturbed(number, condition_dropout=0.25)
     coarse = tokens_for(number, 2000)[0]
     torch.manual_seed(0)
-    found = stage.disturb(coarse)
+    result = stage.disturb(coarse)
     null = stage.config.coarse.num_units
-    is_null = (found == null).any(1)
+    is_null = (result == null).any(1)
     assert is_null.float().mean().item() == pytest.approx(0.25, abs=0.03)
-    assert (found[is_null] == null).all()
-    assert torch.equal(found[~is_null], coarse[~is_null])
+    assert (result[is_null] == null).all()
+    assert torch.equal(result[~is_null], coarse[~is_null])
     embedding = stage.transformer.embed if number == 0 else stage.transformer.source_embed
     assert embedding.token.num_embeddings == (6 + 5 if number == 0 else 6) + 1
-    assert stage.first_input(found).max() < stage.transformer.embed.token.num_embeddings
+    assert stage.first_input(result).max() < stage.transformer.embed.token.num_embeddings
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -195,19 +195,19 @@ def test_training_draws_one_of_an_image_s_labels_or_none():
     stage = build(0, labels=("a", "b", "c"), use_labels=True).train()
     coarse = torch.tensor([[4, 2, 0, 3], [1, 3, 3, 3]]).repeat(3000, 1)  # labels c and a, and none
     torch.manual_seed(0)
-    found = stage.disturb(coarse)
-    assert found.shape == (6000, 2)
-    assert torch.equal(found[:, 0], coarse[:, 0])
-    shares = torch.bincount(found[::2, 1], minlength=4) / 3000
+    result = stage.disturb(coarse)
+    assert result.shape == (6000, 2)
+    assert torch.equal(result[:, 0], coarse[:, 0])
+    shares = torch.bincount(result[::2, 1], minlength=4) / 3000
     assert shares.tolist() == pytest.approx([0.45, 0, 0.45, 0.1], abs=0.03)
-    assert found[1::2, 1].unique().tolist() == [3]
+    assert result[1::2, 1].unique().tolist() == [3]
     # Without a condition there is no label either.
     stage = build(0, labels=("a", "b"), use_labels=True, condition_dropout=0.5).train()
     coarse = torch.tensor([[4, 1]]).repeat(1000, 1)
-    found = stage.disturb(coarse)
-    dropped = found[:, 0] == 5
+    result = stage.disturb(coarse)
+    dropped = result[:, 0] == 5
     assert dropped.float().mean().item() == pytest.approx(0.5, abs=0.06)
-    assert (found[dropped, 1] == 2).all()
+    assert (result[dropped, 1] == 2).all()
     assert stage.without_condition(coarse)[0].tolist() == [5, 2]
 
 

@@ -24,8 +24,8 @@ def chosen(monkeypatch):
         monkeypatch.setattr(threads, "available_cores", lambda: cores)
         monkeypatch.setattr(threads, "busy_cores", lambda: busy)
         text = threads.choose()
-        found = {name: os.environ[name] for name in NAMES if name in os.environ}
-        return {name: value for name, value in found.items() if name not in environment}, text
+        result = {name: os.environ[name] for name in NAMES if name in os.environ}
+        return {name: value for name, value in result.items() if name not in environment}, text
 
     return choose
 
@@ -44,8 +44,8 @@ def chosen(monkeypatch):
     ],
 )
 def test_the_environment_is_completed_and_never_overruled(environment, cores, busy, expected, chosen):
-    found, text = chosen(environment, cores, busy)
-    assert found == expected
+    result, text = chosen(environment, cores, busy)
+    assert result == expected
     assert all(f"{name}={value}" in text for name, value in expected.items())
     assert expected or text == "as the environment says"
 

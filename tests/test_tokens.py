@@ -51,18 +51,18 @@ def quantized(monkeypatch):
     return passes
 
 
-def check(found, fmaps, coarse=COARSE, fine=FINE):
+def check(result, fmaps, coarse=COARSE, fine=FINE):
     everything = np.arange(len(fmaps))
-    assert len(found) == len(fmaps)
-    assert torch.equal(found[everything][0], coarse.find_bmu(fmaps))
-    assert torch.equal(found[everything][1], fine.find_bmu(fmaps))
+    assert len(result) == len(fmaps)
+    assert torch.equal(result[everything][0], coarse.find_bmu(fmaps))
+    assert torch.equal(result[everything][1], fine.find_bmu(fmaps))
 
 
 def test_tokens_are_the_best_units_of_each_map(dataset, fmaps):
-    found = load_tokens(dataset, COARSE, FINE, CPU)
-    check(found, fmaps)
-    assert (found.coarse.dtype, found.fine.dtype) == (np.uint16, np.uint16)
-    coarse, fine = found[np.array([69, 3])]
+    result = load_tokens(dataset, COARSE, FINE, CPU)
+    check(result, fmaps)
+    assert (result.coarse.dtype, result.fine.dtype) == (np.uint16, np.uint16)
+    coarse, fine = result[np.array([69, 3])]
     assert (coarse.dtype, fine.dtype) == (torch.int64, torch.int64)
     assert torch.equal(fine, FINE.find_bmu(fmaps[[69, 3]]))
 
@@ -71,8 +71,8 @@ def test_the_last_unit_of_the_largest_codebook_is_stored(tmp_path):
     large = Codebook(CodebookConfig(0.1, 1, 2, 1, 1, 1, 2**14, 10))
     large.units[-1] = 100
     small = Codebook(CodebookConfig(0.1, 1, 2, 1, 1, 2, 2, 10))
-    found = load_tokens(write_maps(tmp_path, torch.tensor([[[[99.0, 98.0]]]])), small, large, CPU)
-    assert found[np.array([0])][1].tolist() == [[2**14 - 1, 2**14 - 1]]
+    result = load_tokens(write_maps(tmp_path, torch.tensor([[[[99.0, 98.0]]]])), small, large, CPU)
+    assert result[np.array([0])][1].tolist() == [[2**14 - 1, 2**14 - 1]]
 
 
 def test_maps_are_read_once_for_both_codebooks_and_never_again(dataset, fmaps, quantized, monkeypatch):
@@ -85,13 +85,13 @@ def test_maps_are_read_once_for_both_codebooks_and_never_again(dataset, fmaps, q
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     with monkeypatch.context() as patch:
         patch.setattr(tokens, "lock", lambda *_, **__: pytest.fail("a data set may be read-only"))
-        found = load_tokens(dataset, COARSE, FINE, CPU)
-        check(found, fmaps)
+        result = load_tokens(dataset, COARSE, FINE, CPU)
+        check(result, fmaps)
     assert len(quantized) == 1
     paths = [token_path(dataset, codebook) for codebook in (COARSE, FINE)]
     assert sorted(paths) == sorted((dataset.folder / "tokens").glob("*.pt"))
     assert COARSE.fingerprint in paths[0].name
-    assert paths[1].stat().st_size < 4096 + found.fine.nbytes
+    assert paths[1].stat().st_size < 4096 + result.fine.nbytes
     if (maps := Path("/proc/self/maps")).exists():
         mapped = maps.read_text()
         assert all(str(path) in mapped for path in paths)

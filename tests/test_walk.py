@@ -22,11 +22,11 @@ def cascade(tiny_run):
     """The tiny cascade with random weights: after 10 training steps, its own hardly depend on what they read."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("models.cascade.make_ready", lambda *_: None)  # packed weights cannot be changed
-        made = Cascade.load(tiny_run, device="cpu", precision="fp32", batch_size=7)
+        built = Cascade.load(tiny_run, device="cpu", precision="fp32", batch_size=7)
     generator = torch.Generator().manual_seed(0)
-    for parameter in (one for stage in made.stages for one in stage.parameters() if one.ndim > 1):
+    for parameter in (one for stage in built.stages for one in stage.parameters() if one.ndim > 1):
         parameter.data.normal_(std=2 * parameter.shape[-1] ** -0.5, generator=generator)
-    return made
+    return built
 
 
 def on_grid(units, columns=3):
@@ -63,16 +63,16 @@ def test_a_way_is_walked_at_an_even_pace():
 def test_a_walk_leads_from_the_picture_of_a_unit_to_that_of_another(cascade):
     """All of the same draws, and as far as its places are alike, one picture."""
     last = len(cascade.codebooks[0]) - 1
-    made = cascade.walk(0, last, 7, seed=0, as_tensor=True)
-    assert made.shape == (7, 3, 32, 32)
-    for unit, image in ((0, made[0]), (last, made[-1])):
+    built = cascade.walk(0, last, 7, seed=0, as_tensor=True)
+    assert built.shape == (7, 3, 32, 32)
+    for unit, image in ((0, built[0]), (last, built[-1])):
         request = Request(0, conditions=(unit,), same_draws=True)
         tokens, _ = cascade.generate(request, range(7))
         assert torch.allclose(cascade.decode(tokens[-1]).clamp(-1, 1)[5], image, atol=1e-6)
         assert torch.allclose(cascade.sample(1, seed=0, conditions=[unit], as_tensor=True)[0], image, atol=1e-6)
-    assert len(made.flatten(1).unique(dim=0)) > 2
+    assert len(built.flatten(1).unique(dim=0)) > 2
     still = cascade.walk(last, last, 3, seed=0, as_tensor=True)
-    assert torch.allclose(still, made[-1:].expand(3, -1, -1, -1), atol=1e-6)
+    assert torch.allclose(still, built[-1:].expand(3, -1, -1, -1), atol=1e-6)
 
 
 def test_between_two_units_the_base_stage_starts_from_a_vector_between_theirs(cascade):
@@ -98,8 +98,8 @@ def test_a_guided_walk_leaves_the_half_without_a_condition_alone(guidance_scale)
     coarse, other = torch.tensor([[1], [3]]), torch.tensor([[4], [0]])
     uniform, config = torch.rand(2, 4, 1, generator=generator(0)), SamplingConfig(guidance_scale=guidance_scale)
     for share, expected in ((0.0, coarse), (1.0, other)):
-        found = base.sample(coarse, config, uniform, towards=(other, torch.full((2,), share)))
-        for one, two in zip(found, base.sample(expected, config, uniform), strict=True):
+        result = base.sample(coarse, config, uniform, towards=(other, torch.full((2,), share)))
+        for one, two in zip(result, base.sample(expected, config, uniform), strict=True):
             assert torch.allclose(one, two)
 
 

@@ -94,9 +94,9 @@ def stage(number: int, **changes: object) -> Stage:
     coarse, fine = (codebook(patch, 6) for patch in ((4, 2), (2, 1))[number])
     labels = () if number else ("cat", "dog")
     config = replace(NOISY, use_labels=not number, condition_noise=0.1 * number, **changes)
-    found = build(Stage, StageConfig.between(config, coarse, fine, Path("c.pt"), not number, labels))
-    found.init_embeddings(coarse, fine)
-    return found
+    outcome = build(Stage, StageConfig.between(config, coarse, fine, Path("c.pt"), not number, labels))
+    outcome.init_embeddings(coarse, fine)
+    return outcome
 
 
 def codebook(patch: int, units: int) -> Codebook:
@@ -143,20 +143,20 @@ def count_autoencoder(*, quantized: bool) -> None:
 def train_map(step: int) -> None:
     """Of 60 steps, 15 an epoch, the radius is 0 from the 12th."""
     book, maps = codebook(1, 9), torch.zeros(IMAGES, 4, 4, 4, device=DEVICE)
-    found = MapLearner(book, 15, 60, sample=torch.zeros(80, 4, device=DEVICE))
-    found.last_radius = found.radius(step - 1) if step else found.last_radius
+    outcome = MapLearner(book, 15, 60, sample=torch.zeros(80, 4, device=DEVICE))
+    outcome.last_radius = outcome.radius(step - 1) if step else outcome.last_radius
     arrange = mock.Mock(side_effect=lambda coordinates, *_, **__: coordinates)
     with mock.patch.multiple(map_learner, arrange=arrange, PairCounts=mock.Mock()):  # which are the host's work
-        found.update(maps, step)
+        outcome.update(maps, step)
 
 
 def sample(number: int, **settings: float) -> None:
     """Write tokens after some that are kept: a row of two, or two rows of four."""
-    found, config = stage(number).eval(), SamplingConfig(**settings)
-    coarse = torch.zeros(IMAGES, found.config.coarse.length + (number == 0), dtype=torch.int64, device=DEVICE)
-    draws = torch.zeros(IMAGES, found.config.fine.length, config.num_beam)
+    outcome, config = stage(number).eval(), SamplingConfig(**settings)
+    coarse = torch.zeros(IMAGES, outcome.config.coarse.length + (number == 0), dtype=torch.int64, device=DEVICE)
+    draws = torch.zeros(IMAGES, outcome.config.fine.length, config.num_beam)
     kept = torch.zeros(IMAGES, (2, 8)[number], dtype=torch.int64, device=DEVICE)
-    found.sample(coarse, config, draws, kept=kept)
+    outcome.sample(coarse, config, draws, kept=kept)
 
 
 def decode() -> None:
@@ -228,15 +228,15 @@ CHECKS = {
 def main() -> None:
     """Walk all ways, and print a line in JSON: of each its number of waits, or its error."""
     backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=Backend())
-    found = {}
+    outcome = {}
     for name, walk in (WALKS | {name: check[0] for name, check in CHECKS.items()}).items():
         with on_device() as waits:
             try:
                 walk()
-                found[name] = waits.number
+                outcome[name] = waits.number
             except Exception as error:
-                found[name] = f"{type(error).__name__}: {error}".splitlines()[0]
-    print(json.dumps(found))
+                outcome[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+    print(json.dumps(outcome))
 
 
 if __name__ == "__main__":

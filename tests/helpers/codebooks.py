@@ -23,11 +23,11 @@ def build(units=None, seed=0, **changes):
     """A codebook with these units, or with random ones of whole numbers, so that distances are exact in float32."""
     if units is not None:
         changes["num_embeddings"] = len(units)
-    made = Codebook(config(**changes))
+    built = Codebook(config(**changes))
     if units is None:
-        units = torch.randint(-8, 9, made.units.shape, generator=generator(seed))
-    made.units.copy_(torch.as_tensor(units))
-    return made
+        units = torch.randint(-8, 9, built.units.shape, generator=generator(seed))
+    built.units.copy_(torch.as_tensor(units))
+    return built
 
 
 def whole_maps(number, codebook, seed=1):

@@ -28,11 +28,11 @@ def generate(
     stage: Stage, coarse: torch.Tensor, config: SamplingConfig, uniform: torch.Tensor, kept: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Like `Stage.sample`: coarse tokens (N, S), draws (N, T, num_beam) → fine tokens (N, T) and scores (N,)."""
-    found = [
+    result = [
         generate_one(stage, coarse[i : i + 1], config, uniform[i], None if kept is None else kept[i].tolist())
         for i in range(len(coarse))
     ]
-    return torch.tensor([tokens for tokens, _ in found]), torch.tensor([score for _, score in found])
+    return torch.tensor([tokens for tokens, _ in result]), torch.tensor([score for _, score in result])
 
 
 def generate_one(

@@ -21,10 +21,10 @@ def generator(seed):
 
 def codebook(patch, units, seed=0):
     """A codebook of feature maps (2, 4, 4), with counts 1, 2, 3, …"""
-    made = Codebook(CodebookConfig(0.1, 4, 4, 2, patch, patch, units, 10))
-    made.units.normal_(generator=generator(seed + units))
-    made.counts.copy_(torch.arange(1, units + 1))
-    return made
+    built = Codebook(CodebookConfig(0.1, 4, 4, 2, patch, patch, units, 10))
+    built.units.normal_(generator=generator(seed + units))
+    built.counts.copy_(torch.arange(1, units + 1))
+    return built
 
 
 CODEBOOKS = [codebook(4, 5), codebook(2, 6), codebook(1, 7)]

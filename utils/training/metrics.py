@@ -75,23 +75,23 @@ class Metrics:
             self.sums, self.steps = dict(state["sums"]), state["steps"]
 
     def state(self, row: dict[str, float] | None = None) -> dict:
-        """What a checkpoint keeps: the open means, and the row that is to be written once the checkpoint is complete.
+        """The state for a checkpoint: sums since the last row, and the row to write once the checkpoint is complete.
 
-        The rows before are on disk when this returns.
+        Earlier rows are on disk when this returns.
         """
-        with suppress(FileNotFoundError):  # somebody has removed it: the weights must be saved all the same
+        with suppress(FileNotFoundError):  # a person has removed it, but the weights must be saved
             flush(self.folder.metrics)
         return {"row": row, "sums": self.sums, "steps": self.steps}
 
     @property
     def seconds_per_step(self) -> float:
-        """What a step has taken so far: the median, since checkpoints, log lines and short batches may lie between."""
+        """The median time of the first training steps, some of which include log lines or smaller batches."""
         return median(self.durations[WARM:])
 
     def timed(self, batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-        """The batches, on the device; how long the training waits for them becomes a number of each line.
+        """The batches, on the device; the time spent waiting for them becomes `data_wait` of each row.
 
-        It is said once where a GPU waits long; a CPU has no time for more processes that load data.
+        A warning is logged once if a GPU waits long; on a CPU more loading processes would not help.
         """
         self.may_starve = device.type != "cpu"
         batches, end = iter(batches), object()
@@ -135,9 +135,8 @@ class Metrics:
             means[f"{self.unit}_per_second"] = self.per_item * items_per_second
             means["data_wait"] = max(distributed.gather(self.waited / seconds))
             if self.may_starve and means["data_wait"] > MOST_WAIT:
-                log.warning(
-                    "%.0f %% of the time goes by in waiting for data: raise --num-workers", 100 * means["data_wait"]
-                )
+                share = 100 * means["data_wait"]
+                log.warning("waiting for data takes %.0f %% of training time: raise --num-workers", share)
                 self.may_starve = False
         if self.items and self.footprint is not None:
             means["tflops_per_second"] = self.footprint.flops_per_item * items_per_second / 1e12
