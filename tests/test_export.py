@@ -290,10 +290,7 @@ DAMAGE = [
     (config(lambda whole, _: whole.update(format_version=2)), f"{CONFIG}: format version 2, this code reads 1"),
     (config(lambda whole, _: whole.pop("format")), f"{CONFIG}: is not of a model that scripts.export wrote"),
     (config(lambda whole, _: whole.update(parts=[1])), f"{CONFIG}: 'parts' is [1], expected a JSON object"),
-    (
-        config(lambda whole, _: whole["parts"].update({STAGE: 3})),
-        f"{CONFIG}: {STAGE}: expected a JSON object, found 3",
-    ),
+    (config(lambda whole, _: whole["parts"].update({STAGE: 3})), f"{CONFIG}: {STAGE}: expected a JSON object, found 3"),
     (config(lambda whole, _: whole["parts"].pop(STAGE)), f"{CONFIG}: has no part '{STAGE}'"),
     (config(lambda _, part: part.update(wight=1)), f"{STAGE}: unknown key 'wight'"),
     (
@@ -328,10 +325,7 @@ DAMAGE = [
         f"{STAGE}: {BIAS} is of torch.float8_e4m3fn, expected one of float32",
     ),
     (weights(lambda state: state[BIAS].add_(1)), f"{STAGE}: damaged, it does not hold what was exported"),
-    (
-        weights(lambda state: state[BIAS].fill_(torch.nan)),
-        f"{STAGE}: holds weights that are no numbers, in {BIAS}",
-    ),
+    (weights(lambda state: state[BIAS].fill_(torch.nan)), f"{STAGE}: holds weights that are no numbers, in {BIAS}"),
     (
         weights(lambda state: state.update({BIAS: state[BIAS][:-1].clone()}), is_sealed=True),
         f"{STAGE}: its weights do not fit this config",
