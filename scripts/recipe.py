@@ -23,7 +23,7 @@ CONFIGS = {
     "train_codebook": CodebookConfig,
     "train_quantized_transformer": TransformerConfig,
 }
-IDLE = ("log_step", "num_workers", "keep_checkpoint", "tensorboard")  # options that may change after a step has ended
+IDLE = ("log_step", "num_workers", "keep_checkpoint", "save_minutes", "tensorboard")  # may change later
 Plans = dict[str, dict[str, object]]  # by the names of steps: all options that their results depend on
 
 

@@ -26,14 +26,16 @@ from models.autoencoder import Autoencoder
 from models.codebook import Codebook
 from models.som.statistics import take_census
 from models.stage import Stage
-from scripts.soak import same
+from scripts.soak import differences, same
 from tests.helpers.runs import BOUNDS, MAINS, PLAN, PRUNED, WEIGHTS, latest, rows
 from tests.helpers.scripts import CODEBOOKS, TINY, expect_error, run_main
 from utils.core.files import UserError
+from utils.data.batches import EpochSampler
 from utils.data.dataset import FeatureMapDataset, ImageDataset
 from utils.data.images import save_grid
 from utils.data.split import Bounds, position
 from utils.runs.checkpoint import measured
+from utils.training.checkpoint_folder import CheckpointFolder
 from utils.training.gradient import GradientLearner, GradientOptions, learning_rate
 from utils.training.loop import catch_stop
 from utils.training.metrics import Metrics
@@ -494,6 +496,44 @@ def test_a_codebook_trains_where_the_images_are_gone(train, tiny_run, tmp_path):
     assert "psnr_after_quantization" not in content["statistics"]
     assert "their PSNR is not measured" in (tmp_path / "run/train.log").read_text()
     assert Image.open(tmp_path / "run/images/comparison_1.png").height == 2 * 34 + 2
+
+
+def test_a_data_error_saves_first_and_a_resume_continues(command, train, faces, tmp_path, monkeypatch, capsys):
+    path = shutil.copytree(faces.parent, tmp_path / "data") / "dataset.json"
+    more = ("--dataset-path", path, "--max-step", 5)
+    expected = train("autoencoder", "expected", *more)
+    images = ImageDataset(path)
+    batches = [*EpochSampler(images.split(BOUNDS).training, 12, 0, 0, 3)]
+    name = images.records[int(batches[2][0])]["image_fpath"]  # of the third batch
+    original = GradientLearner.update
+
+    def update(self, batch, step, share):
+        if step == 1:
+            (path.parent / name).write_bytes(b"garbage")
+        return original(self, batch, step, share)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(GradientLearner, "update", update)
+        line = expect_error(capsys, MAINS["autoencoder"], command("autoencoder", "run", *more))
+    assert f"{path.parent / name}: not an image" in line
+    assert latest(tmp_path / "run")["step"] == 2
+    shutil.copy2(faces.parent / name, path.parent / name)
+    assert same(train("autoencoder", "run", *more, "--resume"), expected)
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "codebook_1"])
+def test_saves_between_checkpoints_change_no_result(name, whole, train, tmp_path, monkeypatch):
+    saves = []
+    original = CheckpointFolder.save
+
+    def save(self, step, **options):
+        saves.append((step, options.get("is_stop", False)))
+        return original(self, step, **options)
+
+    monkeypatch.setattr(CheckpointFolder, "save", save)
+    train(name, "run", *PLAN, "--save-minutes", 1e-9)
+    assert saves[:4] == [(1, True), (2, False), (3, True), (4, False)]
+    assert differences(tmp_path / "run", whole(name)) == []
 
 
 def test_an_image_that_is_lost_in_training_is_named(command, faces, tmp_path, capsys):

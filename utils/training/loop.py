@@ -8,7 +8,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
@@ -18,7 +18,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from utils.data.batches import BatchLoader, EpochSampler, chunks
+from utils.core.files import UserError
+from utils.data.batches import Batch, BatchLoader, EpochSampler, chunks
 from utils.runs.attempt import attempt, note
 from utils.runs.checkpoint import measured
 from utils.runtime import distributed
@@ -71,6 +72,8 @@ class Loop:
     def __init__(self, task: Task, checkpoints: CheckpointFolder, metrics: Metrics, start: int) -> None:
         self.task, self.checkpoints, self.metrics, self.options = task, checkpoints, metrics, checkpoints.options
         self.start, self.total = start, checkpoints.total_steps
+        self.done = self.saved_step = start  # the training steps that are done, and those that latest.pt has
+        self.saved_at = time.monotonic()
         self.plan: Plan | None = None
         self.stop: list[signal.Signals] = []  # the signals to stop that came to this process
 
@@ -94,12 +97,26 @@ class Loop:
                 self.save(self.start)
             elif self.start >= self.total:
                 log.info("already at step %d of %d: nothing to do", self.start, self.total)
-            for step, batch in enumerate(metrics.timed(bar, device), self.start):
+            for step, batch in enumerate(self.batches(bar, device), self.start):
                 if step == self.start:
                     metrics.restart_clock()  # the start of the loading processes does not count
                 share = sampler.share(step)
                 metrics.add(task.update(batch, step, share), share.total)
                 self.after(step + 1)
+
+    def batches(self, loader: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+        """The batches, on the device. A data error of a single process saves first, as a stop does."""
+        try:
+            yield from self.metrics.timed(loader, device)
+        except (UserError, OSError):
+            if self.done > self.saved_step and distributed.num_processes() == 1:
+                self.save_latest(self.done)
+            raise
+
+    def save_latest(self, step: int) -> None:
+        """Save `latest.pt` alone, so that the results stay those of a run without this."""
+        self.checkpoints.save(step, is_stop=True, metrics=self.metrics.state())
+        self.saved_step, self.saved_at = step, time.monotonic()
 
     def finish(self) -> None:
         """Add the task's final statistics to `latest.pt`, unless an earlier process has done so."""
@@ -116,7 +133,9 @@ class Loop:
 
     def after(self, done: int) -> None:
         """After each step: save, validate and draw; write a log line; stop; as far as it is due."""
-        asked, metrics = self.asked_to_stop(), self.metrics
+        self.done = done
+        metrics, is_due = self.metrics, time.monotonic() - self.saved_at > 60 * self.options.save_minutes
+        asked, is_due = self.requests(is_due)
         if done - self.start == TIMED:
             self.make_plan(done)
         if done % self.options.checkpoint_step == 0 or done == self.total:
@@ -125,15 +144,18 @@ class Loop:
         if done % self.options.log_step == 0:
             metrics.write(done, metrics.close(done) | self.task.watch())
             metrics.restart_clock()
+        if asked or is_due:
+            self.save_latest(done)
+            note(self.checkpoints.folder)
         if asked:
-            self.checkpoints.save(done, is_stop=True, metrics=metrics.state())
             leave(asked, self.checkpoints)
 
     def save(self, step: int) -> None:
         """Save the weights first, since validation and pictures may fail or take long."""
         row = self.metrics.close(step)
         fingerprint = self.checkpoints.save(step, metrics=self.metrics.state(row))
-        if asked := self.asked_to_stop():
+        self.saved_step, self.saved_at = step, time.monotonic()
+        if asked := self.requests()[0]:
             leave(asked, self.checkpoints)
         self.measure(step, row, fingerprint)
 
@@ -155,12 +177,12 @@ class Loop:
             self.plan = dataclasses.replace(self.plan, seconds_per_checkpoint=time.monotonic() - since)
             note(folder, plan=asdict(self.plan))
         metrics.restart_clock()
-        if asked := self.asked_to_stop():
+        if asked := self.requests()[0]:
             leave(asked, self.checkpoints)
 
-    def asked_to_stop(self) -> int:
-        """The signal that asks any process of the job to stop, or 0."""
-        return distributed.largest(self.stop[0] if self.stop else 0)
+    def requests(self, is_due: bool = False) -> tuple[int, int]:
+        """The signal that asks any process of the job to stop, or 0, and whether a save of any of them is due."""
+        return divmod(distributed.largest(2 * (self.stop[0] if self.stop else 0) + is_due), 2)
 
     def make_plan(self, done: int) -> None:
         """Log the expected time, disk and memory, and keep them in `run.json`."""
