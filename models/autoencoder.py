@@ -16,7 +16,7 @@ from utils.core.files import UserError
 from utils.core.options import check_ranges, option
 from utils.core.provenance import Origin
 from utils.data.split import Bounds
-from utils.runs.checkpoint import fingerprint, load_checkpoint, load_weights
+from utils.runs.checkpoint import build_model, fingerprint, load_checkpoint
 from utils.runtime.draws import draw
 
 KIND = "autoencoder"
@@ -28,7 +28,9 @@ class AutoencoderConfig:
 
     model_lr: float = option("peak learning rate, for steps of 2,048 cells of feature maps", low=0)
     image_channel: int = option("channels of an image: 3, since images are read as RGB", low=1)
-    min_channel: int = option("width after the first halving; it doubles at each further one, up to max_channel", low=1)
+    min_channel: int = option(
+        "width after the first halving; it doubles at each further one, up to max_channel", low=1, high=2**16
+    )
     max_channel: int = option("largest width", high=2**16)
     num_layers: int = option("halvings of height and width", low=1, high=16)
     latent_channel: int = option("channels of the feature map", low=1, high=2**12)
@@ -120,8 +122,8 @@ class Autoencoder(nn.Module):
     def load(cls, path: Path, config: AutoencoderConfig | None = None) -> "Autoencoder":
         """Read an autoencoder from a checkpoint, with its config or another that its weights fit, or `UserError`."""
         content = load_checkpoint(path, KIND)
-        model = cls(config or build_config(AutoencoderConfig, content["config"], str(path)))
-        load_weights(model, content, path)
+        config = config or build_config(AutoencoderConfig, content["config"], str(path))
+        model = build_model(lambda: cls(config), content, path)
         model.fingerprint = content["fingerprint"]
         # That of an exported model is of the weights before they were rounded.
         model.encoder_fingerprint = content.get("encoder_fingerprint") or fingerprint(model.encoder.state_dict())

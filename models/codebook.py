@@ -13,7 +13,7 @@ from utils.core.files import UserError
 from utils.core.options import check_ranges, option
 from utils.core.provenance import Origin, check_origin
 from utils.data.split import Bounds
-from utils.runs.checkpoint import fingerprint, load_checkpoint, load_weights
+from utils.runs.checkpoint import build_model, fingerprint, load_checkpoint
 
 KIND = "codebook"
 # Distances computed at once in a search, so that memory does not grow with the patches: 4 MiB fit into a processor's
@@ -91,9 +91,12 @@ class Codebook(nn.Module):
     def load(cls, path: Path) -> "Codebook":
         """Read a codebook from a checkpoint; raises `UserError` naming the file."""
         content = load_checkpoint(path, KIND)
-        num_units = len(content["model"].get("units", ()))
-        codebook = cls(build_config(CodebookConfig, content["config"], str(path)), num_units)
-        load_weights(codebook, content, path)
+        config, units = build_config(CodebookConfig, content["config"], str(path)), content["model"].get("units")
+        num_units = 0 if units is None or units.ndim == 0 else len(units)
+        codebook = build_model(lambda: cls(config, num_units), content, path)
+        places, limits = codebook.coordinates, torch.tensor(config.map_shape)
+        if (places < 0).any() or (places >= limits).any() or (codebook.counts < 0).any():
+            raise UserError(f"{path}: damaged, it has units outside of its map or counts below 0; use another codebook")
         codebook.origin, codebook.step = content["trained_from"], content.get("step", 0)
         codebook.bounds = Bounds.saved(content)
         return codebook
@@ -113,17 +116,25 @@ class Codebook(nn.Module):
             raise UserError(f"{path}: {shapes}; correct 'image_C', 'image_H' and 'image_W' in its config")
         check_origin(path, self.origin, origin)
 
+    @property
+    def centre(self) -> torch.Tensor:
+        """The unit (1, D) nearest to the mean: differences from it keep the precision that a large mean costs."""
+        nearest = (self.units - self.units.mean(0)).square().sum(1).argmin(0, keepdim=True)
+        return self.units.index_select(0, nearest)  # indexing would wait for the device
+
     def patchify(self, fmap: torch.Tensor) -> torch.Tensor:
         """Feature maps (B, C, H, W) → all their patches, (B·T, D)."""
         return patchify(fmap, self.config.patch_H, self.config.patch_W).flatten(0, 1)
 
     def nearest(self, patches: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
         """Patches (N, D) → squared distances and indices of the `k` nearest units, each (N, k), nearest first."""
-        half_norms = self.units.square().sum(1) / 2
+        centre = self.centre
+        units = self.units - centre
+        half_norms = units.square().sum(1) / 2
         cells = SEARCH_CELLS.get(self.units.device.type, SEARCH_CELLS["cpu"])
         errors, indices = [], []
         for block in patches.split(max(1, cells // max(self.units.shape))):
-            scores = torch.addmm(half_norms, block, self.units.T, alpha=-1)  # ½|u|² − p·u, least where |p − u| is
+            scores = torch.addmm(half_norms, block - centre, units.T, alpha=-1)  # ½|u|² − p·u, least where |p − u| is
             nearest = scores.topk(k, largest=False).indices if k > 1 else scores.argmin(1, keepdim=True)
             errors.append(torch.stack([self.units[column].sub_(block).square_().sum(1) for column in nearest.T], dim=1))
             indices.append(nearest)

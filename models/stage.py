@@ -23,7 +23,7 @@ from utils.core.config import build_config
 from utils.core.files import UserError
 from utils.core.provenance import Origin, check_origin
 from utils.data.split import Bounds
-from utils.runs.checkpoint import load_checkpoint, load_weights
+from utils.runs.checkpoint import build_model, load_checkpoint
 from utils.runtime.draws import draw
 from utils.sampling import SamplingConfig
 
@@ -96,8 +96,8 @@ class Stage(nn.Module):
         content = load_checkpoint(path, KIND)
         origin = content["trained_from"]
         check_origin(path, origin, {"lr_codebook": coarse.fingerprint, "hr_codebook": fine.fingerprint})
-        stage = cls(build_config(StageConfig, content["config"], str(path)))
-        load_weights(stage, content, path)
+        config = build_config(StageConfig, content["config"], str(path))
+        stage = build_model(lambda: cls(config), content, path)
         stage.origin, stage.fingerprint, stage.bounds = origin, content["fingerprint"], Bounds.saved(content)
         return stage.eval()
 

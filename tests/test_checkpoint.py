@@ -22,7 +22,15 @@ from models.codebook import Codebook
 from models.stage import Stage
 from tests.helpers.runs import PRUNED, WEIGHTS
 from utils.core.files import UserError
-from utils.runs.checkpoint import fingerprint, link_checkpoint, load_checkpoint, load_weights, measured, save_checkpoint
+from utils.runs.checkpoint import (
+    build_model,
+    fingerprint,
+    link_checkpoint,
+    load_checkpoint,
+    load_weights,
+    measured,
+    save_checkpoint,
+)
 
 
 @dataclass(frozen=True)
@@ -353,3 +361,16 @@ def test_latest_of_every_stage_is_its_newest(tiny_run):
             assert newest["model"]["units"].equal(last["model"]["units"])
         else:
             assert (folder / "latest.pt").read_bytes() == numbered.read_bytes()
+
+
+def test_a_config_that_asks_for_more_than_the_file_holds_needs_no_memory(tmp_path):
+    devices = []
+
+    def build():
+        devices.append(torch.get_default_device().type)
+        return nn.Linear(2048, 2048)
+
+    small = {"model": nn.Linear(3, 4).state_dict()}
+    with pytest.raises(UserError, match=r"x.pt: its weights do not fit .*weight is \(4, 3\), not \(2048, 2048\)"):
+        build_model(build, small, tmp_path / "x.pt")
+    assert devices == ["meta"]

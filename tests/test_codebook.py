@@ -30,6 +30,18 @@ def test_sizes_that_follow_from_a_config_and_places_in_raster_order():
     assert codebook.coordinates.tolist() == [[0, 0], [0, 1], [0, 2], [0, 3], [1, 0], [1, 1], [1, 2]]
 
 
+@pytest.mark.parametrize("mean", [200.0, 2000.0, -2000.0])
+def test_a_large_mean_costs_no_precision(mean):
+    codebook = build(mean + torch.randn(64, 12, generator=generator(0)))
+    fmap = mean + torch.randn(50, *codebook.fmap_shape, generator=generator(1))
+    patches = slow_patches(fmap, codebook.config)
+    distances = slow_distances(patches, codebook.units)
+    chosen = distances.gather(1, codebook.find_bmu(fmap).view(-1, 1)).squeeze(1)
+    assert torch.allclose(chosen, distances.min(1).values, rtol=1e-5)
+    variance = float(patches.var(0, correction=0).sum())
+    assert take_census(codebook, [fmap]).variance == pytest.approx(variance, rel=1e-4)
+
+
 @given(seed=seeds, number=st.integers(1, 5), units=st.integers(2, 12), cells=st.integers(1, 60))
 def test_search_in_blocks_equals_brute_force(seed, number, units, cells):
     codebook = build(num_embeddings=units, seed=seed)
@@ -157,3 +169,20 @@ def test_a_codebook_for_other_feature_maps_is_refused_by_name(tmp_path):
     codebook.origin = {"encoder": "def"}
     with pytest.raises(UserError, match=r"c\.pt: was made with another encoder"):
         codebook.check_fits(path, (2, 4, 6), {"encoder": "abc"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("coordinates", torch.full((7, 2), 40_000)),
+        ("coordinates", torch.full((7, 2), -3)),
+        ("counts", torch.full((7,), -1)),
+        ("units", torch.tensor(1.0)),
+    ],
+)
+def test_a_damaged_codebook_is_named(name, value, tmp_path):
+    codebook = build()
+    state = codebook.state_dict() | {name: value}
+    save_checkpoint(tmp_path / "book.pt", KIND, codebook.config, state, trained_from={})
+    with pytest.raises(UserError, match=r"book.pt: "):
+        Codebook.load(tmp_path / "book.pt")

@@ -67,6 +67,7 @@ def take_census(codebook: Codebook, batches: Iterable[torch.Tensor]) -> Census:
         errors, indices = codebook.nearest(patches, k=2)
         counts += indices[:, 0].bincount(minlength=len(codebook)).cpu()
         pairs.add(indices)
+        patches = patches - codebook.centre  # a large mean would cost precision
         sums += torch.stack((errors[:, 0].sum(), patches.square().sum())).cpu()
         total += patches.sum(0).cpu()
     distributed.add_up(counts)

@@ -6,7 +6,9 @@ import logging
 import os
 import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -22,7 +24,12 @@ log = logging.getLogger(__name__)
 FORMAT_VERSION = 3
 PARTS = {"kind", "format_version", "config", "fingerprint", "model", "trained_from"}
 
+MISFIT = (
+    "its weights do not fit this config, or an older version of this code wrote them; train again in an empty folder"
+)
+
 State = dict[str, torch.Tensor]
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def fingerprint(state: State) -> str:
@@ -99,6 +106,25 @@ def _check_zip(path: Path) -> None:
         raise ValueError(f"{damaged or folders[0]} has changed")
 
 
+def build_model(build: Callable[[], Model], checkpoint: dict, path: Path) -> Model:
+    """Build a model with the weights of a checkpoint.
+
+    Raises `UserError` if they do not fit, before it needs memory: a config may come from a stranger.
+    """
+    with torch.device("meta"):
+        expected = {name: value.shape for name, value in build().state_dict().items()}
+    shapes = {name: value.shape for name, value in (checkpoint.get("ema") or checkpoint["model"]).items()}
+    if wrong := [name for name in expected | shapes if expected.get(name) != shapes.get(name)]:
+        raise UserError(f"{path}: {MISFIT}: {wrong[0]} is {_size(shapes, wrong[0])}, not {_size(expected, wrong[0])}")
+    model = build()
+    load_weights(model, checkpoint, path)
+    return model
+
+
+def _size(shapes: dict[str, torch.Size], name: str) -> str:
+    return str(tuple(shapes[name])) if name in shapes else "missing"
+
+
 def load_weights(model: nn.Module, checkpoint: dict, path: Path, *, averaged: bool = True) -> None:
     """Load the weights of a checkpoint, by default the averaged ones if there are any; names and shapes must match."""
     state = (averaged and checkpoint.get("ema")) or checkpoint["model"]
@@ -106,8 +132,7 @@ def load_weights(model: nn.Module, checkpoint: dict, path: Path, *, averaged: bo
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
-        misfit = "its weights do not fit this config, or an older version of this code wrote them"
-        raise UserError(f"{path}: {misfit}; train again in an empty folder: {reason}") from None
+        raise UserError(f"{path}: {MISFIT}: {reason}") from None
 
 
 def link_checkpoint(checkpoint: Path, name: str) -> None:
