@@ -371,3 +371,16 @@ def test_a_map_restored_halfway_equals_an_uninterrupted_one(sample, tmp_path):
             assert torch.equal(getattr(second, name), getattr(straight, name)), name
     # An epoch of 16 patches at radius 0 leaves units of this map without a win, so the draws are part of this.
     assert (straight.wins == 0).any() or sample is not None
+
+
+@pytest.mark.parametrize("seed", [1, 3])
+def test_as_many_units_as_tight_clusters_find_all_of_them(seed):
+    """A cluster would be lost if both of its two units moved in one round."""
+    centres = 5 * torch.randn(64, 12, generator=generator(seed))
+    clusters = torch.randint(64, (6400,), generator=generator(seed + 1))
+    patches = centres[clusters] + 0.05 * torch.randn(6400, 12, generator=generator(seed + 2))
+    codebook = build(num_embeddings=64)
+    codebook.lay_out(patches)
+    torch.manual_seed(seed)
+    balance(codebook, patches)
+    assert torch.cdist(centres, codebook.units).min(1).values.max() < 0.1

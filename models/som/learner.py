@@ -104,6 +104,11 @@ def balance(codebook: Codebook, sample: torch.Tensor) -> torch.Tensor:
         least, worst = utility.argsort()[: len(units) // 4], in_cell.argsort(descending=True)[: len(units) // 4]
         share = BALANCE_SHARE * (1 - round_ / BALANCE_ROUNDS)
         may_move = utility[least] < share * in_cell[worst]
+        # Of two units in one cluster only one may move: their utilities are low because of each other.
+        rank = least.new_full((len(units),), len(units))
+        rank[least] = torch.arange(len(least), device=least.device)
+        own, other = codebook.nearest(units[least], k=2)[1].T
+        may_move &= rank[torch.where(own == least, other, own)] > rank[least]
         seeds = draw_one_each(error, nearest, len(units))
         units[least] = torch.where(may_move[:, None], sample[seeds[worst]], units[least])
     _, indices = codebook.nearest(sample, k=2)
