@@ -98,7 +98,9 @@ class RequestOptions:
 class Options(SamplingOptions, RequestOptions, SpeedOptions, ScriptOptions):
     """Options of generate_images.py."""
 
-    num_images: int = option("images to generate, unless an atlas or a walk says how many", 25, low=1, is_fixed=True)
+    num_images: int = option(
+        "images to generate, unless an atlas or a walk says how many", 25, low=1, high=10**6, is_fixed=True
+    )
     batch_size: int = option("images generated at once", 25, low=1)
     seed: int = option("one seed, the same pictures, however many are asked for", 0, is_fixed=True)
     animate: str | None = option(
@@ -199,7 +201,8 @@ def make_request(options: Options, cascade: Cascade) -> tuple[Request, int]:
         conditions = tuple(cascade.tokens(options.condition_image)[0].flatten().tolist())
     elif options.condition_walk:
         number = options.steps
-        places = cascade.way(*(int(end) if end.isdecimal() else end for end in options.condition_walk), number)
+        ends = (int(end) if end.isdecimal() and len(end) < 10 else end for end in options.condition_walk)
+        places = cascade.way(*ends, number)
     elif options.condition_atlas:
         number = len(cascade.codebooks[0])
         conditions = tuple(range(number))

@@ -50,7 +50,7 @@ class Options(GradientOptions):
     hr_codebook_path: Path = option("codebook of the fine grid")
     previous_path: Path | None = option("checkpoint of the previous stage, to report the bits over all stages", None)
     test_num_sample: int = option("samples per preview", 25, low=1)
-    temperature: float = option("sampling temperature of previews", 1.0, above=0)
+    temperature: float = option("sampling temperature of previews", 1.0, low=1e-4)
     use_activation_checkpoint: bool = option("recompute activations in the backward pass to save memory", False)
 
     def __post_init__(self) -> None:

@@ -242,3 +242,9 @@ def test_a_recipe_is_complete_and_its_parts_fit(name, tmp_path):
     for number, stage in enumerate(stages):
         assert stage.model_path == f"transformer_{number}/models_checkpoint/best.pt"
         assert (stage.lr_codebook_path, stage.hr_codebook_path) == (pruned[number], pruned[number + 1])
+
+
+def test_a_number_that_is_no_float_is_refused():
+    values = json.loads((CONFIGS / "tiny-32/autoencoder.json").read_text()) | {"min_channel": 10**400}
+    with pytest.raises(UserError, match="'min_channel' is 1000"):
+        build_config(AutoencoderConfig, values, "x.json")

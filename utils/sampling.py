@@ -17,10 +17,10 @@ class SamplingConfig:
     `num_beam` is classic beam search: the top continuations of all survivors, without sampling.
     """
 
-    num_beam: int = option("hypotheses per image; 1 is plain sampling", 1, low=1)
-    beam_width: int = option("tokens by which hypotheses are extended between comparisons", 1, low=1)
+    num_beam: int = option("hypotheses per image; 1 is plain sampling", 1, low=1, high=1024)
+    beam_width: int = option("tokens by which hypotheses are extended between comparisons", 1, low=1, high=1024)
     keep_beam: int = option("surviving hypotheses; all of them with `beam_width` 1 is classic beam search", 1, low=1)
-    temperature: float = option("sampling temperature: below 1 safer, above 1 more varied", 1.0, above=0)
+    temperature: float = option("sampling temperature: below 1 safer, above 1 more varied", 1.0, low=1e-4)
     top_k: int | None = option("sample from this many most likely tokens", None, unset="all", low=1)
     top_p: float | None = option(
         "sample from the most likely tokens with this total probability", None, unset="all", above=0, high=1

@@ -56,7 +56,7 @@ class Option:
         if self.choices is not None:
             return None if value in self.choices else f"one of {', '.join(self.choices)}"
         limits = [(*LIMITS[name], getattr(self, name)) for name in LIMITS if getattr(self, name) is not None]
-        if not limits or (math.isfinite(value) and all(holds(value, limit) for _, holds, limit in limits)):
+        if all(holds(value, limit) for _, holds, limit in limits) and value not in (math.inf, -math.inf):
             return None
         if self.above is not None and self.below is not None:
             return f"a number between {self.above} and {self.below}"
