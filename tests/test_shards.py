@@ -192,6 +192,38 @@ def test_a_damaged_shard_is_named(copied, tmp_path, capsys):
         assert str(shard) in expect_error(capsys, train_autoencoder.main, train(shard, tmp_path))
 
 
+def test_no_cut_and_no_damaged_header_goes_unnoticed(copied, tmp_path):
+    """tarfile ends without an error at a header that it cannot read."""
+    shard, content = tmp_path / "0.tar", sorted((copied.parent / "shards").glob("*.tar"))[0].read_bytes()
+    shard.write_bytes(content)
+    number, headers = len(read_dataset(shard, ())[0]), []
+    with tarfile.open(shard) as tar:
+        headers = [member.offset for member in tar.getmembers()]
+        end = tar.offset
+    for header in headers:
+        for at in (header, header + 100, header + 150, header + 257):  # name, mode, checksum, magic
+            shard.write_bytes(content[:at] + bytes([content[at] ^ 0x15]) + content[at + 1 :])
+            with pytest.raises(UserError, match=f"{shard}: not a whole shard"):
+                read_dataset(shard, ())
+    for cut in [*headers, end, *np.random.default_rng(0).integers(0, end, 100).tolist()]:
+        shard.write_bytes(content[:cut])
+        with pytest.raises(UserError, match=f"{shard}: "):
+            read_dataset(shard, ())
+    shard.write_bytes(content[:end] + bytes(512))  # a shorter end is whole
+    assert len(read_dataset(shard, ())[0]) == number
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+def test_a_link_in_a_shard_is_named(kind, tmp_path):
+    link = tarfile.TarInfo("b.png")
+    link.type, link.linkname = kind, "a.png"
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("a.png"))
+        tar.addfile(link)
+    with pytest.raises(UserError, match=r"0\.tar: not a whole shard \(b\.png is no file of its own, as a link\)"):
+        read_dataset(tmp_path / "0.tar", ())
+
+
 @pytest.mark.parametrize(
     ("files", "said"),
     [
@@ -220,6 +252,28 @@ def test_the_index_of_another_shard_is_noticed(copied, tmp_path):
     with pytest.raises(UserError, match="other times or sizes"):
         check(tmp_path, {"data": before}, {"data": after})
     check(tmp_path, {"data": before}, {"data": after}, verify=partial(verify_files, copied))
+
+
+def test_shards_that_change_places_are_read_again(copied, tmp_path):
+    """Of one size and with the timestamps of the others, as copies that a tool has made."""
+    paths = []
+    for number in (0, 1):
+        picture = io.BytesIO()
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(picture, "BMP")
+        paths.append(tmp_path / "shards" / f"{number}.tar")
+        paths[-1].parent.mkdir(exist_ok=True)
+        with tarfile.open(paths[-1], "w") as tar:
+            for name, content in (("x.bmp", picture.getvalue()), ("x.cls", f"label{number}".encode())):
+                member = tarfile.TarInfo(name)
+                member.size, member.mtime = len(content), number
+                tar.addfile(member, io.BytesIO(content))
+        os.utime(paths[-1], ns=(10**18, 10**18))
+    assert [ImageDataset(tmp_path / "shards").label(index) for index in (0, 1)] == [["label0"], ["label1"]]
+    contents = [path.read_bytes() for path in paths]
+    for path, content in zip(paths, reversed(contents), strict=True):
+        path.write_bytes(content)
+        os.utime(path, ns=(10**18, 10**18))
+    assert [ImageDataset(tmp_path / "shards").label(index) for index in (0, 1)] == [["label1"], ["label0"]]
 
 
 def test_an_index_is_kept_beside_the_shards_or_where_it_may_be(copied, tmp_path, monkeypatch):

@@ -11,13 +11,14 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tarfile import BLOCKSIZE
 
 import numpy as np
 
 from utils.core.files import UserError, replace_file
 from utils.core.lock import lock
-from utils.core.provenance import Key, same
-from utils.data.checksums import is_whole
+from utils.core.provenance import Key, digest, same
+from utils.data.checksums import checksum, is_whole
 from utils.data.dataset_json import DEFAULT, INFO, read_tables
 from utils.data.shards import Place, are_meant, expand, place_of, read_file, read_shards, shown
 from utils.data.split import position
@@ -25,7 +26,7 @@ from utils.runtime.progress import progress
 
 log = logging.getLogger(__name__)
 
-LAYOUT = 3  # to be raised with each change of what is kept
+LAYOUT = 4  # to be raised with each change of what is kept
 LARGE = 2**23  # bytes of a data set whose records are kept on disk, which one process reads while others wait
 
 # Of each record: where its text ends, its position in a split, the row of the array in its file (-1: none), the first
@@ -33,13 +34,23 @@ LARGE = 2**23  # bytes of a data set whose records are kept on disk, which one p
 ROW = np.dtype([("end", "<i8"), ("position", "<f8"), ("row", "<i8"), ("first", "<i8"), ("flipped", "?")])
 PACKED = struct.Struct("<qdqq?")
 
+
+def is_text(value: object) -> bool:
+    """Whether a value is a string that can be a path: without NUL, and valid as UTF-8."""
+    if not isinstance(value, str) or "\0" in value:
+        return False
+    with suppress(UnicodeEncodeError):
+        return value.isascii() or bool(value.encode())
+    return False
+
+
 KINDS = {  # of the values of these keys, each with how it is known
-    **dict.fromkeys(("checksum", "image_key", "image_path"), ("string", lambda value: isinstance(value, str))),
+    **dict.fromkeys(("checksum", "image_key", "image_path", "image_fpath", "fmap_path"), ("text in UTF-8", is_text)),
     **dict.fromkeys(
         ("row", "offset", "size"), ("number from 0 on", lambda value: isinstance(value, int) and 0 <= value < 2**63)
     ),
     "labels": ("list of strings", lambda value: isinstance(value, list) and all(isinstance(x, str) for x in value)),
-    "group": ("name", lambda value: isinstance(value, str) and value != ""),
+    "group": ("name", lambda value: is_text(value) and value != ""),
 }
 
 
@@ -126,12 +137,14 @@ def pack(path: Path, required: tuple[str, ...]) -> Records:
 
 
 def source_of(path: Path, required: tuple[str, ...]) -> Key:
-    """The key of kept records: names, size and newest timestamp of the files, and how they were read."""
-    files = expand(path) if are_meant(path) else [path] if path.is_file() else []
-    stats = [file.stat() for file in files]
-    size, time = sum(each.st_size for each in stats), max((each.st_mtime_ns for each in stats), default=0)
-    names = [file.name for file in files]
-    return {"size": size, "time": time, "names": names, "layout": LAYOUT, "required": list(required)}
+    """The key of kept records: name, size, timestamp and first header of each file, and how they were read."""
+    files, size, each = expand(path) if are_meant(path) else [path] if path.is_file() else [], 0, []
+    for file in files:
+        status = file.stat()
+        size += status.st_size
+        with file.open("rb") as opened:
+            each.append([file.name, status.st_size, status.st_mtime_ns, checksum(opened.read(BLOCKSIZE))])
+    return {"size": size, "files": digest(each), "layout": LAYOUT, "required": list(required)}
 
 
 def kept_path(path: Path, folder: Path | None = None) -> Path:

@@ -39,7 +39,7 @@ def place_of(record: dict) -> Place | None:
 
 def shown(path: Path, place: Place | None) -> Path:
     """The name of an image for a message: its file, or its name inside that."""
-    return path / place.image_key if place else path
+    return path / place.image_key.lstrip("/") if place else path
 
 
 def read_file(path: Path, place: Place | None = None) -> bytes:
@@ -109,11 +109,17 @@ def _records_of(shard: Path, folder: Path) -> Iterator[dict]:
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The files in a shard, one at a time."""
+    """The files in a shard, one at a time; raises `TarError` where tarfile would end without a word."""
     while (member := tar.next()) is not None:
         if member.isfile():
             yield member
+        elif not member.isdir():
+            raise tarfile.TarError(f"{member.name} is no file of its own, as a link")
         tar.members.clear()  # it would keep all of them
+    tar.fileobj.seek(tar.offset)  # of the end, or of a header that is no header
+    end = tar.fileobj.read(2**20)
+    if not end or end.strip(b"\0"):
+        raise tarfile.TarError(f"damaged or cut at byte {tar.offset}")
 
 
 def _key(name: str) -> str:
@@ -125,7 +131,7 @@ def _key(name: str) -> str:
 def _described(shard: Path, name: str, content: bytes) -> dict:
     try:
         more = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{shard}: its {name} is no JSON ({error}); make the shard again") from None
     return {key: more[key] for key in ("labels", "group") if key in more} if isinstance(more, dict) else {}
 
