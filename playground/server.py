@@ -1,5 +1,6 @@
 """The server of the page: what Gradio is told, which paths are answered, where files lie, and how it ends."""
 
+import logging
 import os
 import socket
 import tempfile
@@ -35,11 +36,12 @@ QUIET = {
 class Guard:
     """ASGI middleware: 404 for every other path. Gradio would fetch addresses, and answer calls of other programs.
 
-    With `hosts`, also for every other name of this machine: a foreign page could have its own name lead here.
+    With `hosts`, also for every other name of this machine, since a foreign page could have its own name lead here.
+    With `same_origin`, also for requests that the page of another server sends.
     """
 
-    def __init__(self, app: ASGIApp, folder: Path, hosts: Collection[str] = ()) -> None:
-        self.app, self.folder, self.hosts = app, folder.resolve(), hosts
+    def __init__(self, app: ASGIApp, folder: Path, hosts: Collection[str] = (), same_origin: bool = True) -> None:
+        self.app, self.folder, self.hosts, self.same_origin = app, folder.resolve(), hosts, same_origin
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or pass it on."""
@@ -50,14 +52,22 @@ class Guard:
         await send({"type": "http.response.body", "body": b"not found"})
 
     def knows(self, headers: dict[bytes, bytes]) -> bool:
-        """Whether a request calls this machine by a name that it has."""
-        return not self.hosts or urlsplit(f"//{headers.get(b'host', b'').decode('latin-1')}").hostname in self.hosts
+        """Whether a request calls this machine by a name that it has, and comes from its own page or from none."""
+        host, origin = (headers.get(name, b"").decode("latin-1") for name in (b"host", b"origin"))
+        try:
+            name, source = urlsplit(f"//{host}").hostname, urlsplit(origin).netloc
+        except ValueError:  # of a name that is none
+            return False
+        return (not self.hosts or name in self.hosts) and (not self.same_origin or not origin or source == host)
 
     def allows(self, path: str) -> bool:
         """Whether the page needs this path, a decoded one."""
+        if "\0" in (whole := unquote(path)) or ".." in whole:
+            return False
         if path.startswith(FILE):
-            return Path(unquote(path.removeprefix(FILE))).resolve().is_relative_to(self.folder)
-        return path in EXACT or (path.startswith(BEGINNINGS) and ".." not in path)
+            file = Path(whole.removeprefix(FILE))  # of an address, no path that is below the folder as it stands
+            return file.is_relative_to(self.folder) and file.resolve().is_relative_to(self.folder)
+        return path in EXACT or path.startswith(BEGINNINGS)
 
 
 def check_port(host: str, port: int) -> None:
@@ -86,11 +96,14 @@ def serve(model: Model, host: str, port: int, *, share: bool = False) -> Iterato
         page = PlaygroundPage(worker, uploads)
         try:
             hosts = LOCAL if host in LOCAL and not share else ()
-            guard = [Middleware(Guard, folder=files, hosts=hosts)]
+            guard = [Middleware(Guard, folder=files, hosts=hosts, same_origin=not share)]
             address, public = launch(page, host, port, share, guard)
             if share and public is None:
                 raise UserError("there is no public link: check the network, or leave out --share")
             yield address, public, worker
         finally:
             worker.close()
+            if (server := getattr(page.blocks, "server", None)) is not None:
+                server.config.timeout_graceful_shutdown = 1  # uvicorn's: it would wait for the streams of open pages
+                logging.getLogger("uvicorn.error").disabled = True  # it would print a traceback for each
             page.blocks.close(verbose=False)

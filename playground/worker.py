@@ -192,8 +192,11 @@ class Worker:
         """End all jobs, and wait a moment for that."""
         with self._changed:
             self._is_closed = True
-            for job in filter(None, (*self._jobs, self._running)):
+            for job in filter(None, (*self._jobs, *self._short_jobs, self._running)):
                 job.cancelled.set()
+            while self._jobs:
+                self._jobs.popleft().run()  # reports that it was cancelled, to a page that waits for it
+            self._run_short_jobs()
             self._changed.notify_all()
         self._thread.join(timeout=2)
 

@@ -1,5 +1,6 @@
 """The model card of an exported model: the README.md that the Hugging Face Hub reads and shows."""
 
+import re
 import shlex
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def make_card(run: RunFolder, model: Cascade, config: ModelConfig, name: str, da
     head = [f"license: {licence}", "library_name: quantized-cascade", "pipeline_tag: unconditional-image-generation"]
     parts = [
         "\n".join(["---", *head, "tags:", *(f"- {tag}" for tag in TAGS), "---"]),  # what the Hub reads, as YAML
-        f"# {' '.join(name.split())}",
+        f"# {escaped(name)}",
         "![samples](samples.png)",
         describe(model, config),
         f"## The training images\n\n{origin}",
@@ -44,6 +45,11 @@ def make_card(run: RunFolder, model: Cascade, config: ModelConfig, name: str, da
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def escaped(text: str) -> str:
+    """A name that a person gave, for Markdown: one line without markup."""
+    return re.sub(r"([\\`*{}\[\]<>#|&!])", r"\\\1", " ".join(text.split()))
+
+
 def describe(model: Cascade, config: ModelConfig) -> str:
     """What the model is, in numbers."""
     height, width = model.image_size
@@ -52,7 +58,7 @@ def describe(model: Cascade, config: ModelConfig) -> str:
     for number, (stage, book) in enumerate(zip(model.stages, model.codebooks[1:], strict=True)):
         grid = stage.config.fine
         rows.append([f"stage {number}", sizes[f"transformer_{number}"], f"{grid.height}×{grid.width}", len(book)])
-    labels = f" It knows the labels {', '.join(model.labels)}." if model.labels else ""
+    labels = f" It knows the labels {', '.join(map(escaped, model.labels))}." if model.labels else ""
     return (
         f"An autoregressive generator of images of {height}×{width} pixels. A self-organizing map gives one token for "
         f"the whole image; {len(model.stages)} transformers write tokens from coarse to fine, and the decoder of an "

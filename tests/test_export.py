@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import generate_images
 from models.cascade import Cascade
-from reporting.card import make_card
+from reporting.card import escaped, make_card
 from scripts import evaluate, export, report
 from tests.helpers.deaths import dying
 from tests.helpers.reports import EVALUATION
@@ -364,3 +364,7 @@ ONE = "give --model, or --decoder-path and --config-path"
 def test_one_model_is_named(flags, expected, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert expected in expect_error(capsys, generate_images.main, [*flags, "--out-dir", tmp_path / "out"])
+
+
+def test_names_in_the_card_hold_no_markup():
+    assert escaped("cats\n| <script>*[x](y)") == r"cats \| \<script\>\*\[x\](y)"

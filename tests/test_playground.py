@@ -274,6 +274,12 @@ def test_a_waiting_request_makes_room_for_a_newer_one_and_too_many_are_refused(w
     assert [first.end(), newer.end()] == ["done", "done"]
 
 
+def test_an_end_of_the_server_answers_every_page_that_waits(worker, submit):
+    jobs = [submit(name) for name in "abcdefgh"]
+    worker.close()
+    assert [job.messages.get(timeout=5)[0] for job in jobs] == ["cancelled"] * 8
+
+
 def test_generation_stops_at_the_next_token(model, session):
     job = PictureJob(request_of(model), model, session)
     job.between = lambda: job.cancelled.set() if job.done >= 15 else None  # five tokens of each of three pictures
@@ -372,7 +378,10 @@ def test_the_server_gives_no_file_away_and_ends_at_once(tiny_run, tmp_path):
     files = next(tmp_path.glob("playground-*"))
     status, map_png = get(f"/gradio_api/file={files}/files/map.png")
     assert (status, map_png[:4]) == (200, b"\x89PNG")
-    assert [get("/", Host=name)[0] for name in ("localhost", f"127.0.0.1:{port}", "evil.example")] == [200, 200, 404]
+    names = ("localhost", f"127.0.0.1:{port}", "evil.example", "[", "")
+    assert [get("/", Host=name)[0] for name in names] == [200, 200, 404, 404, 404]
+    origins = (f"http://127.0.0.1:{port}", "http://evil.example", "null", "http://[")
+    assert [get("/", Origin=origin)[0] for origin in origins] == [200, 404, 404, 404]
     config = json.loads(get("/config")[1])
     assert (config["analytics_enabled"], config["footer_links"]) == (False, [])
     secret = files / "uploads" / "of another page"
@@ -382,6 +391,9 @@ def test_the_server_gives_no_file_away_and_ends_at_once(tiny_run, tmp_path):
         "/gradio_api/file=/etc/passwd", f"/gradio_api/file={tiny_run}/generate.json", "/gradio_api/file=README.md",
         f"/gradio_api/file={files}/files/../../../etc/passwd", f"/gradio_api/file={files}/files/%2e%2e/%2e%2e/x",
         f"/gradio_api/file={secret}".replace(" ", "%20"), "/gradio_api/file=http://127.0.0.1:1/", "/file=/etc/passwd",
+        f"/gradio_api/file=http://evil.example/../..{files}/files/map.png",
+        f"/gradio_api/file=x/../..{files}/files/map.png", f"/gradio_api/file={files}/files/map.png%00",
+        "/assets/%00", "/assets/%252e%252e/x",
         "/gradio_api/file/etc/passwd", "/gradio_api/proxy=http://127.0.0.1:1/", "/gradio_api/info", "/monitoring",
         "/docs", "/openapi.json", "/gradio_api/openapi.json", "/gradio_api/runs", "/static/../../../etc/passwd",
     ):  # fmt: skip
