@@ -38,6 +38,7 @@ from utils.data.records import read_dataset
 from utils.data.shards import write_shard
 from utils.runs.folders import OutputFolder
 from utils.runtime.cli import run
+from utils.runtime.parent import watch_parent
 from utils.runtime.progress import progress
 
 Item = TypeVar("Item")
@@ -141,7 +142,7 @@ def write_images(
     report = out_dir / "skipped.txt"
     report.unlink(missing_ok=True)
     if skipped:
-        write_file(report, "".join(f"{line}\n" for line in skipped))
+        write_file(report, "".join(f"{line}\n" for line in skipped).encode(errors="backslashreplace"))
     if not records:
         folder.unfinished.unlink()
         raise UserError(f"none of the {len(items)} images can be read; see {report}")
@@ -177,6 +178,12 @@ def _key(item: object) -> str:
     """The name of an item in the journal; that of a file changes when the file does."""
     status = item.stat() if isinstance(item, Path) and item.exists() else None
     return f"{item} {status.st_size} {status.st_mtime_ns}" if status else str(item)
+
+
+def _begin_worker() -> None:
+    """A process that reads images leaves Ctrl-C to its parent, and ends with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    watch_parent(getattr(signal, "SIGKILL", signal.SIGTERM))
 
 
 def _convert(
@@ -215,7 +222,7 @@ def _mapped(function: Callable, items: Sequence[Item], num_workers: int | None) 
         yield map(function, items)
         return
     # Ctrl-C reaches every process of the terminal; only the parent acts on it, so no file is left half written.
-    executor = ProcessPoolExecutor(num_workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
+    executor = ProcessPoolExecutor(num_workers, initializer=_begin_worker)
     try:
         # Small chunks, because after Ctrl-C the current one and the next one still run to their end.
         yield executor.map(function, items, chunksize=4)

@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from tests.helpers.runs import latest
 from utils.data.batches import _ignore_stop
@@ -84,3 +85,51 @@ def test_a_signal_to_all_processes_of_a_training_saves_once_also_while_others_lo
     assert latest(run)["step"] >= 1
     outcome = json.loads((run / "run.json").read_text())["attempts"][-1]["outcome"]
     assert outcome == f"stopped by {'SIGINT' if is_nohup else 'SIGHUP'}"
+
+
+def test_ctrl_c_amid_the_imports_leaves_no_traceback():
+    code = "import utils.runtime.threads; raise KeyboardInterrupt"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (-signal.SIGINT, "interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (MemoryError(), "error: out of memory: lower --batch-size"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "error: out of memory: lower --batch"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"), "out of memory"),
+        (RuntimeError("DataLoader worker (pid 3) is killed by signal: Killed."), "lower --num-workers"),
+        (RuntimeError("unable to write to file </torch_3_4>: No space left on device (28)"), "--num-workers 0"),
+    ],
+)
+def test_an_error_of_the_machine_is_one_line_with_advice_and_status_1(error, advice, capsys):
+    def fail():
+        raise error
+
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(fail)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 1
+    assert advice in line
+    assert "what was saved is intact" in line
+
+
+def test_another_error_is_raised():
+    def fail():
+        raise RuntimeError("a mistake of ours")
+
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        cli.run(fail)
+
+
+def test_a_process_ends_when_its_parent_was_killed():
+    child = "import signal, time; from utils.runtime.parent import watch_parent as w; w(signal.SIGTERM, 0.05); "
+    child += "print('begun', flush=True); time.sleep(30)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    process = subprocess.Popen([sys.executable, "-c", parent], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "begun\n"
+    process.kill()
+    since = time.monotonic()
+    assert process.stdout.read() == ""  # ends once neither holds it any more
+    assert time.monotonic() - since < 15

@@ -288,3 +288,16 @@ def test_packed_maps_in_many_folders_keep_few_files_open(tmp_path):
         assert torch.equal(dataset[np.arange(300)], torch.from_numpy(values))
         links = [path for path in descriptors.iterdir() if path.is_symlink()] if descriptors.exists() else []
         assert sum(path.readlink().is_relative_to(folder) for path in links) <= 256
+
+
+def test_arrays_that_do_not_fit_on_the_disk_are_refused_before_any_row_is_written(tmp_path):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    maps = PackedMaps(tmp_path, 10, 10, (4, 64, 64), "float32", {"key": 1})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(UserError, match=f"{tmp_path}/0000/.*npy: cannot be written .File too large"):
+            maps.make()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.rglob("*.npy"))

@@ -508,3 +508,10 @@ def test_all_tones_of_an_emoji_are_one_group_and_on_one_side(tmp_path, monkeypat
     assert Counter(record["group"] for record in records(tmp_path)) == dict(zip(bases, (6, 6, 1, 12), strict=True))
     assert len({(record["group"], side_of(record)) for record in records(tmp_path)}) == 4
     assert "duplicates" not in capsys.readouterr().err
+
+
+def test_a_broken_file_whose_name_is_no_utf_8_is_skipped(photos, tmp_path):
+    (photos / os.fsdecode(b"\xff.png")).write_bytes(b"garbage")
+    make(photos, tmp_path / "out")
+    assert len(records(tmp_path / "out")) > 1
+    assert r"\udcff.png: not an image" in (tmp_path / "out/skipped.txt").read_text()

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import tokenize
 import zipfile
 from contextlib import suppress
@@ -91,7 +92,14 @@ class PackedMaps:
                 if array.shape == shape and array.dtype == self.dtype:
                     continue
             make_folder(path.parent)
-            np.lib.format.open_memmap(path, mode="w+", dtype=self.dtype, shape=shape)
+            try:
+                np.lib.format.open_memmap(path, mode="w+", dtype=self.dtype, shape=shape)
+                if hasattr(os, "posix_fallocate"):  # to write to a sparse file on a full disk would kill this process
+                    with path.open("r+b") as file:
+                        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            except OSError as error:
+                path.unlink(missing_ok=True)
+                raise UserError(f"{path}: cannot be written ({error.strerror}); make room and run this again") from None
 
     def write(self, fmaps: np.ndarray, first: int) -> dict:
         """Write maps, the first as number `first`; return their entry of a journal."""

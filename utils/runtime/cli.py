@@ -5,9 +5,18 @@ import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 
+import torch
+
 from utils.core.files import UserError
 from utils.runtime import distributed
 from utils.runtime.device import keep_memory
+from utils.runtime.parent import watch_parent
+
+FAULTS = {  # words in the messages of PyTorch, and advice
+    "allocate memory": "out of memory: lower --batch-size, or --num-workers",
+    "DataLoader worker": "a process that loads data was killed, perhaps for lack of memory: lower --num-workers",
+    "/torch_": "too little shared memory for loaded data: give --num-workers 0, or mount a larger /dev/shm",
+}
 
 
 def stop_signals() -> list[signal.Signals]:
@@ -31,11 +40,13 @@ def run(main: Callable[[], None]) -> None:
     keep_memory()
     try:
         distributed.start()
+        if distributed.num_processes() > 1:
+            watch_parent(signal.SIGTERM)  # torchrun, without which nobody would end this process
         main()
         if distributed.num_processes() > 1:
             distributed.wait()
             distributed.leave(0)
-    except (KeyboardInterrupt, SystemExit, UserError, OSError, RuntimeError) as error:
+    except (KeyboardInterrupt, SystemExit, UserError, OSError, RuntimeError, MemoryError) as error:
         if distributed.num_processes() > 1:
             for number in stop_signals():  # torchrun sends them to the processes that are left
                 signal.signal(number, signal.SIG_IGN)
@@ -58,7 +69,21 @@ def end(error: BaseException) -> None:
         distributed.leave(2)
     if isinstance(error, SystemExit) and distributed.num_processes() > 1:
         distributed.leave(error.code)
+    if (fault := fault_of(error)) is not None:
+        say(fault)
+        distributed.leave(1)
     raise error
+
+
+def fault_of(error: BaseException) -> str | None:
+    """The line for an error of the machine, with the setting to lower; None for any other error."""
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    for words, advice in FAULTS.items():
+        if words in str(error):
+            return f"{advice}; what was saved is intact ({reason})"
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return f"{FAULTS['allocate memory']}; what was saved is intact ({reason})"
+    return None
 
 
 def say(error: str) -> None:

@@ -174,7 +174,7 @@ def read_rows(path: Path) -> list[dict]:
     """The rows of a `metrics.jsonl`, but for lines that are damaged or cut short; none if there is no file."""
     rows = []
     for line in path.read_bytes().splitlines() if path.exists() else ():
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             rows.append(json.loads(line))
     return [row for row in rows if isinstance(row, dict) and isinstance(row.get("step"), int)]
 
