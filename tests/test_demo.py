@@ -17,8 +17,8 @@ from utils.runs.chain import ROOT
 
 NAMES = [f"scripts.{name}" for name in ("demo_data", "train_cascade", "evaluate", "report")]
 STEPS = ["autoencoder", "feature_maps"]
-STEPS += [f"{kind}codebook_{name}" for name in ("cond", "0", "1") for kind in ("", "prune_")]
-STEPS += ["decoder", "transformer_0", "transformer_1", "generate"]
+STEPS += [f"{kind}codebook_{name}" for name in ("cond", "0") for kind in ("", "prune_")]
+STEPS += ["decoder", "transformer_0", "generate"]
 
 
 def start(*arguments, root=ROOT):
@@ -41,7 +41,7 @@ def headings(output):
 
 @pytest.fixture
 def shorter(tmp_path):
-    """The project with a recipe of two stages, a tenth of the images and few steps."""
+    """The project with a recipe of one stage, a tenth of the images and few steps."""
     root = tmp_path / "project"
     root.mkdir()
     for path in ROOT.iterdir():  # copies, since a script looks for the project around its own file
@@ -51,9 +51,9 @@ def shorter(tmp_path):
             shutil.copytree(path, root / path.name)
     if (ROOT / ".venv").exists():
         (root / ".venv").symlink_to(ROOT / ".venv")
-    path = recipe_of(2, root / "configs/tiny-32") / "recipe.json"
+    path = recipe_of(1, root / "configs/tiny-32") / "recipe.json"
     recipe = json.loads(path.read_text()) | {"num_images": 100}
-    for name, number in {"autoencoder": 150, "decoder": 20, "transformer_0": 20, "transformer_1": 20}.items():
+    for name, number in {"autoencoder": 150, "decoder": 20, "transformer_0": 20}.items():
         recipe[name] |= {"max_step": number, "checkpoint_step": 50}
     path.write_text(json.dumps(recipe))
     return root
@@ -87,7 +87,7 @@ def test_quick_demo_is_interrupted_then_ends(shorter, tmp_path):
     assert len(images) == 25
     assert {Image.open(path).size for path in images} == {(32, 32)}
     assert len({path.read_bytes() for path in images}) > 20
-    rows = [json.loads(line) for line in (out / "transformer_1/metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (out / "transformer_0/metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["image_bits"] > rows[-1]["stage_bits"]  # those of all stages
 
 
