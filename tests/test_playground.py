@@ -154,7 +154,7 @@ def test_what_a_model_cannot_do_is_said(more, message, model, session):
 @pytest.mark.parametrize(
     ("index", "value", "message"),
     [
-        (0, 0, "stage 0: 'temperature' is 0.0, expected above 0"),
+        (0, 0, "stage 0: 'temperature' is 0.0, expected at least 0.0001"),
         (0, None, "stage 0: temperature is empty, expected a number"),
         (7, 1.5, "stage 1: 'top_p' is 1.5, expected above 0"),
         (8, 99, "stage 1: beams is 99, at most 16 on this page"),

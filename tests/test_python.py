@@ -85,7 +85,7 @@ def test_pictures_like_others_completed_and_with_new_detail(cascade, files):
     [
         (lambda model, image: model.sample(1, conditions=[99]), "unit 99: the condition codebook has units 0 to"),
         (lambda model, image: model.sample(1, labels=["cats"]), "label 'cats': .* labels that it knows: none: train"),
-        (lambda model, image: model.sample(1, temperature=0), "stage 0: 'temperature' is 0, expected above 0"),
+        (lambda model, image: model.sample(1, temperature=0), "stage 0: 'temperature' is 0, expected at least 0.0001"),
         (lambda model, image: model.sample(1, temprature=1), "unknown key 'temprature'; did you mean 'temperature'"),
         (lambda model, image: model.complete(image, 9), "9 rows to keep: the base stage's grid.* has 2"),
         (lambda model, image: model.detail(image, 7), "stage 7: the stages are 0 to 2"),

@@ -17,8 +17,8 @@ from utils.data.dataset_json import write_dataset
 from utils.data.records import image_key, kept_path, read_dataset, read_packed
 from utils.data.split import position
 
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
-NAME = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
+NAME = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=20)
 OPTIONAL = {"image_key": TEXT, "group": NAME, "labels": st.lists(TEXT, max_size=3), "checksum": TEXT}
 OPTIONAL |= {"flipped": st.booleans(), "row": st.integers(0, 2**40), "another": st.integers()}
 RECORD = st.fixed_dictionaries({"fmap_path": TEXT, "image_path": TEXT}, optional=OPTIONAL)
@@ -194,8 +194,9 @@ def test_a_place_in_a_shard_needs_all_of_its_keys(dataset):
     ("key", "kind", "values"),
     [
         ("labels", "list of strings", ["cat", [1], None, {"a": 1}]),
-        ("group", "name", ["", 1, None]),
-        ("image_key", "string", [1, None]),
+        ("group", "name", ["", 1, None, "\0", "\ud800"]),
+        ("image_key", "text in UTF-8", [1, None, "\0", "\ud800"]),
+        ("image_fpath", "text in UTF-8", ["\0", "a\ud800"]),
         *((key, "number from 0 on", [-1, "1", 1.5, None, 2**63]) for key in ("row", "offset", "size")),
     ],
 )
