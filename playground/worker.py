@@ -194,14 +194,13 @@ class Worker:
             self._is_closed = True
             for job in filter(None, (*self._jobs, *self._short_jobs, self._running)):
                 job.cancelled.set()
-            while self._jobs:
-                self._jobs.popleft().run()  # reports that it was cancelled, to a page that waits for it
-            self._run_short_jobs()
             self._changed.notify_all()
         self._thread.join(timeout=2)
 
     def _put(self, job: Job, jobs: deque[Job]) -> None:
         with self._changed:
+            if self._is_closed:
+                job.cancelled.set()
             jobs.append(job)
             self._changed.notify_all()
 
@@ -216,8 +215,8 @@ class Worker:
             with self._changed:
                 self._running = None
                 self._changed.wait_for(lambda: self._short_jobs or self._jobs or self._is_closed)
-                if self._is_closed:
-                    return
+                if self._is_closed and not self._jobs and not self._short_jobs:
+                    return  # all that waited have reported that they were cancelled
                 self._running = self._jobs.popleft() if self._jobs and not self._short_jobs else None
             self._run_short_jobs()
             if self._running is not None:
