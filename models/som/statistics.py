@@ -62,12 +62,13 @@ def take_census(codebook: Codebook, batches: Iterable[torch.Tensor]) -> Census:
     counts, pairs = torch.zeros(len(codebook), dtype=torch.int64), PairCounts(len(codebook))
     sums = torch.zeros(2, dtype=torch.float64)  # of errors, and of squares
     total = torch.zeros(codebook.config.dim, dtype=torch.float64)
+    centre = codebook.centre  # a large mean would cost precision
     for fmap in batches:
         patches = codebook.patchify(fmap.to(codebook.units.device))
         errors, indices = codebook.nearest(patches, k=2)
         counts += indices[:, 0].bincount(minlength=len(codebook)).cpu()
         pairs.add(indices)
-        patches = patches - codebook.centre  # a large mean would cost precision
+        patches = patches - centre
         sums += torch.stack((errors[:, 0].sum(), patches.square().sum())).cpu()
         total += patches.sum(0).cpu()
     distributed.add_up(counts)

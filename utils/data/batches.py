@@ -68,7 +68,7 @@ def num_items(batch: Batch) -> int:
 
 def split_batch(batch: Batch, size: int) -> list[Batch]:
     """A batch cut into batches of at most `size` items."""
-    starts = range(0, len(tree_leaves(batch)[0]), size)
+    starts = range(0, num_items(batch), size)
     return [tree_map(lambda part, start=start: part[start : start + size], batch) for start in starts]
 
 

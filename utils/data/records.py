@@ -39,9 +39,11 @@ def is_text(value: object) -> bool:
     """Whether a value is a string that can be a path: without NUL, and valid as UTF-8."""
     if not isinstance(value, str) or "\0" in value:
         return False
-    with suppress(UnicodeEncodeError):
-        return value.isascii() or bool(value.encode())
-    return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 KINDS = {  # of the values of these keys, each with how it is known
