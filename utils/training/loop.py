@@ -110,13 +110,14 @@ class Loop:
             yield from self.metrics.timed(loader, device)
         except (UserError, OSError):
             if self.done > self.saved_step and distributed.num_processes() == 1:
-                self.save_latest(self.done)
+                self.save_state(self.done, is_stop=True)
             raise
 
-    def save_latest(self, step: int) -> None:
-        """Save `latest.pt` alone, so that the results stay those of a run without this."""
-        self.checkpoints.save(step, is_stop=True, metrics=self.metrics.state())
+    def save_state(self, step: int, row: dict[str, float] | None = None, **options: object) -> str | None:
+        """Save a checkpoint, with `is_stop` as `latest.pt` alone, which changes no results; return its fingerprint."""
+        fingerprint = self.checkpoints.save(step, metrics=self.metrics.state(row), **options)
         self.saved_step, self.saved_at = step, time.monotonic()
+        return fingerprint
 
     def finish(self) -> None:
         """Add the task's final statistics to `latest.pt`, unless an earlier process has done so."""
@@ -125,7 +126,7 @@ class Loop:
         if statistics is None:
             if (statistics := self.task.finish(step)) is None:
                 return
-            self.checkpoints.save(step, is_stop=True, statistics=statistics, metrics=metrics.state())
+            self.save_state(step, is_stop=True, statistics=statistics)
         rows = read_rows(metrics.folder.metrics)
         if not any(row["step"] == step and statistics.keys() <= row.keys() for row in rows):
             metrics.write_row({"step": step, **statistics})
@@ -145,7 +146,7 @@ class Loop:
             metrics.write(done, metrics.close(done) | self.task.watch())
             metrics.restart_clock()
         if asked or is_due:
-            self.save_latest(done)
+            self.save_state(done, is_stop=True)
             note(self.checkpoints.folder)
         if asked:
             leave(asked, self.checkpoints)
@@ -153,8 +154,7 @@ class Loop:
     def save(self, step: int) -> None:
         """Save the weights first, since validation and pictures may fail or take long."""
         row = self.metrics.close(step)
-        fingerprint = self.checkpoints.save(step, metrics=self.metrics.state(row))
-        self.saved_step, self.saved_at = step, time.monotonic()
+        fingerprint = self.save_state(step, row)
         if asked := self.requests()[0]:
             leave(asked, self.checkpoints)
         self.measure(step, row, fingerprint)
