@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from models.autoencoder import Autoencoder
-from utils.core.files import remove_unnamed
+from utils.core.files import UserError, remove_unnamed
 from utils.core.options import ScriptOptions, option, parse_options
 from utils.data.batches import BatchLoader, chunks
 from utils.data.dataset import FeatureMapDataset, ImageDataset
@@ -44,7 +44,9 @@ class Options(ScriptOptions):
     model_path: Path = option("checkpoint of the autoencoder")
     batch_size: int = option("images encoded at once", 8, low=1, is_fixed=True)  # the order of the maps follows it
     num_files_folder: int = option("maps in a folder", 1000, low=1, is_fixed=True)
-    flip: bool = option("also write each image mirrored, marked flipped", False, is_fixed=True)
+    flip: bool = option(
+        "also write each image mirrored, marked flipped; for an autoencoder trained with --flip", False, is_fixed=True
+    )
     packed: bool = option("write one array for each folder instead of a file for each map", False, is_fixed=True)
     dtype: str = option(
         "numbers of a map; float16 needs half the disk", "float32", choices=("float32", "float16"), is_fixed=True
@@ -62,6 +64,9 @@ def main(argv: list[str] | None = None) -> None:
     with attempt(__file__, options) as attempted:
         device = choose_device(options.device)
         model = Autoencoder.load(options.model_path).to(device)
+        if options.flip and not model.flip:
+            advice = "train it with --flip, or leave --flip out here"
+            raise UserError(f"--flip: {options.model_path} has not learned from mirror images; {advice}")
         dataset = ImageDataset(options.dataset_path, options.out_dir)
         model.check_image(dataset.shape, options.dataset_path)
         folder, inputs = OutputFolder(options.out_dir), model.origin | {"data": dataset.fingerprint}

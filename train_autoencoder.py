@@ -29,8 +29,10 @@ from utils.core.provenance import check_origin
 from utils.data.dataset import ImageDataset
 from utils.data.images import save_grid
 from utils.data.split import Bounds
+from utils.runs.checkpoint import load_checkpoint
 from utils.runs.folders import OutputFolder
 from utils.runtime import cli
+from utils.runtime.draws import draw
 from utils.training.gradient import GradientLearner, GradientOptions, GradientTask
 from utils.training.loop import mean_over, preview_indices, run
 
@@ -41,6 +43,11 @@ class Options(GradientOptions):
 
     encoder_path: Path | None = option("train the decoder of this autoencoder alone, on quantized feature maps", None)
     hr_codebook_path: Path | None = option("codebook that quantizes them", None)
+    flip: bool = option(
+        "learn from mirror images too: a random half of each step's images; as the weights it starts from have",
+        False,
+        is_fixed=True,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,6 +84,9 @@ class AutoencoderTask(GradientTask):
     def build(self, saved: dict) -> None:
         """Build the autoencoder, or freeze the encoder of the given one, once the images fit."""
         options, model = self.options, self.source or Autoencoder(self.config)
+        start = options.model_path or options.encoder_path
+        learned = saved or (load_checkpoint(start, KIND) if start else {})
+        self.traits = {"flip": options.flip or learned.get("flip", False)}
         model.check_image(self.dataset.shape, options.dataset_path)
         shape = model.fmap_shape(self.dataset.shape)
         if self.source is not None:
@@ -92,7 +102,10 @@ class AutoencoderTask(GradientTask):
         self.update = self.learner.update
 
     def loss(self, model: Callable, batch: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The error of the reconstructions of images (B, 3, H, W)."""
+        """The error of the reconstructions of images (B, 3, H, W), perhaps of a half of them mirrored."""
+        if self.traits["flip"]:
+            is_mirrored = draw(lambda number: torch.randperm(number, device=batch.device) % 2 == 0, len(batch))
+            batch = torch.where(is_mirrored[:, None, None, None], batch.flip(-1), batch)
         return reconstruction_loss(model, batch, self.model.loss, self.codebook)
 
     def example(self, number: int) -> torch.Tensor:

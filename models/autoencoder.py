@@ -117,6 +117,7 @@ class Autoencoder(nn.Module):
         self.encoder_fingerprint: str | None = None
         self.bounds = Bounds()  # of the images that it has learned from
         self.data: dict[str, str] | None = None  # the fingerprint of their data set
+        self.flip = False  # whether it has learned from their mirror images too
 
     @classmethod
     def load(cls, path: Path, config: AutoencoderConfig | None = None) -> "Autoencoder":
@@ -128,6 +129,7 @@ class Autoencoder(nn.Module):
         # That of an exported model is of the weights before they were rounded.
         model.encoder_fingerprint = content.get("encoder_fingerprint") or fingerprint(model.encoder.state_dict())
         model.bounds, model.data = Bounds.saved(content), content.get("data")
+        model.flip = content.get("flip", False)
         return model.eval()
 
     @property

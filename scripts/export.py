@@ -132,6 +132,7 @@ def write_model(new: ExportedFolder, run: RunFolder, model: Cascade, dtype: str)
             tuple(Bounds.saved(content)),
             content.get("data"),
             model.decoder.encoder_fingerprint if kind == autoencoder.KIND else None,
+            content.get("flip", False),
         )
         parts[name + SUFFIX] = dataclasses.asdict(part)
     versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}

@@ -99,7 +99,7 @@ def cases() -> Iterator[Case]:
     }
     keep = {"keep_checkpoint": 2}
     settings = {
-        "autoencoder": training | keep,
+        "autoencoder": training | keep | {"flip": True},
         "feature_maps": {"device": "cpu", "flip": True, "num_files_folder": 9, "batch_size": 5},
         "codebook": training | keep | {"max_step": 7, "checkpoint_step": 3},
         "prune": {"device": "cpu", "prune_threshold": 1},

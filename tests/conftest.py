@@ -94,7 +94,7 @@ def arguments(tiny_run, faces):
         argv = ["--device", "cpu", "--batch-size", 12, *FRACTIONS, "--log-step", 1]
         argv += ["--config-path", TINY / f"{name}.json", "--out-dir", out]
         if name == "autoencoder":
-            argv += ["--dataset-path", faces]
+            argv += ["--dataset-path", faces, "--flip"]
         else:
             argv += ["--dataset-path", tiny_run / "feature_maps/dataset.json"]
             argv += ["--decoder-path", tiny_run / "autoencoder" / WEIGHTS]

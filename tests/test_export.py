@@ -91,6 +91,7 @@ def test_an_exported_model_is_the_smallest_whole(dtype, exported, tiny_run):
         assert after.units.dtype == torch.float32
     assert [stage.fingerprint for stage in model.stages] == [stage.fingerprint for stage in original.stages]
     assert model.decoder.origin == original.decoder.origin
+    assert model.decoder.flip and original.decoder.flip
     for name in ROUNDED:
         for key, value in load_file(out / name).items():
             assert value.dtype == DTYPES[dtype]

@@ -23,11 +23,11 @@ from utils.runs.checkpoint import save_checkpoint
 NUM, SIZE = 7, 3  # images, and in a batch
 
 
-def save_model(path, seed):
+def save_model(path, seed, **more):
     torch.manual_seed(seed)
     config = load_config(TINY / "autoencoder.json", AutoencoderConfig)
     path.parent.mkdir(exist_ok=True)
-    save_checkpoint(path, KIND, config, Autoencoder(config).state_dict(), {})
+    save_checkpoint(path, KIND, config, Autoencoder(config).state_dict(), {}, **{"flip": True} | more)
     return path
 
 
@@ -197,6 +197,17 @@ def test_a_repeat_only_verifies_and_mends_and_loses_nothing_if_it_dies(make, arg
     make()
     assert read == [NUM - 1]
     assert results(folder) == before
+
+
+def test_mirror_images_are_refused_for_an_autoencoder_that_has_not_learned_from_them(arguments, source, capsys):
+    save_model(source / "0.pt", 0, flip=False)
+    argv = arguments()
+    line = expect_error(capsys, generate_fmap_dataset.main, argv)
+    assert line == (
+        f"error: --flip: {source / '0.pt'} has not learned from mirror images; train it with --flip, or leave --flip "
+        "out here"
+    )
+    run_main(generate_fmap_dataset.main, *(word for word in argv if word != "--flip"))
 
 
 @pytest.mark.parametrize(

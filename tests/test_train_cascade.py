@@ -220,6 +220,7 @@ MISTAKES = [  # a file, its changes, and the line
         "recipe.json: 'codebook': argument --max-epoch: 'x' is not a whole number",
     ),
     ("recipe", {"prune__keep": 3}, "recipe.json: 'prune': argument --keep: not allowed with"),
+    ("recipe", {"feature_maps__flip": True}, "recipe.json: 'flip' in 'feature_maps': is a setting of the whole recipe"),
     ("recipe", {"decoder__model_path": "x"}, "recipe.json: 'decoder': --resume goes on with"),
     ("recipe", {"image_size": 31}, "recipe.json: 'image_size' is 31, expected a multiple of 4"),
     ("recipe", {"image_size": 64}, "codebook_cond.json: 'image_H' is 8, expected 16"),

@@ -30,11 +30,14 @@ from scripts.soak import differences, same
 from tests.helpers.runs import BOUNDS, MAINS, PLAN, PRUNED, WEIGHTS, latest, rows
 from tests.helpers.scripts import CODEBOOKS, TINY, expect_error, run_main
 from utils.core.files import UserError
+from utils.core.options import parse_options
 from utils.data.batches import EpochSampler
 from utils.data.dataset import FeatureMapDataset, ImageDataset
 from utils.data.images import save_grid
 from utils.data.split import Bounds, position
 from utils.runs.checkpoint import measured
+from utils.runtime.distributed import Share
+from utils.runtime.draws import drawing
 from utils.training.checkpoint_folder import CheckpointFolder
 from utils.training.gradient import GradientLearner, GradientOptions, learning_rate
 from utils.training.loop import catch_stop
@@ -118,6 +121,46 @@ def test_a_decoder_learns_from_quantized_maps_and_its_encoder_stays(train, tiny_
         errors = [(model.decode(fmap) - images).abs().mean() for model in (before, after)]
         assert torch.equal(after(images, codebook), after.decode(fmap))
     assert errors[1] < 0.95 * errors[0]
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_random_half_of_the_images_of_a_step_is_mirrored_however_they_are_divided(flip, command):
+    words = [word for word in command("autoencoder", "run") if flip or word != "--flip"]
+    task = train_autoencoder.AutoencoderTask(
+        parse_options(train_autoencoder.Options, "", list(map(str, words))), torch.device("cpu")
+    )
+    task.build({})
+    images = task.dataset[np.arange(8)]
+
+    def seen(step, *shares):
+        """The images that a model is given in a step."""
+        batches = []
+        for first, number in shares:
+            with drawing(0, step, Share(first, number, 8), task.device):
+                task.loss(lambda batch, _: batches.append(batch) or batch, images[first : first + number])
+        return torch.cat(batches)
+
+    if not flip:
+        assert torch.equal(seen(1, (0, 8)), images)
+        return
+    mirrored = [(seen(step, (0, 8)) == images.flip(-1)).flatten(1).all(1) for step in range(20)]
+    assert {int(each.sum()) for each in mirrored} == {4}
+    assert len({tuple(each.tolist()) for each in mirrored}) > 10
+    assert torch.equal(seen(3, (0, 8)), torch.where(mirrored[3][:, None, None, None], images.flip(-1), images))
+    assert torch.equal(seen(3, (0, 3), (3, 5)), seen(3, (0, 8)))
+
+
+def test_what_begins_from_weights_that_have_seen_mirror_images_goes_on_with_them(
+    command, tiny_run, for_decoder, tmp_path
+):
+    start = {"new": (), "warm": ("--model-path", tiny_run / "autoencoder" / WEIGHTS), "decoder": for_decoder}
+    for out, more in start.items():
+        words = [word for word in command("autoencoder", out, "--max-step", 1, *more) if word != "--flip"]
+        run_main(MAINS["autoencoder"], *words)
+        assert latest(tmp_path / out)["flip"] == (out != "new")
+    words = [word for word in command("autoencoder", "warm", "--max-step", 2, "--resume") if word != "--flip"]
+    run_main(MAINS["autoencoder"], *words)
+    assert latest(tmp_path / "warm")["step"] == 2 and Autoencoder.load(tmp_path / "warm" / WEIGHTS).flip
 
 
 def test_a_decoder_refuses_images_of_another_size(command, faces, for_decoder, tmp_path, capsys):

@@ -31,7 +31,7 @@ TRAINING = SPLIT | {"batch_size": 16}
 SMALL = Recipe(
     TINY,
     {
-        "autoencoder": TRAINING | {"max_step": 40, "warmup_step": 5},
+        "autoencoder": TRAINING | {"max_step": 40, "warmup_step": 5, "flip": True},
         "feature_maps": {"batch_size": 16, "flip": True, "num_files_folder": 30},
         "codebook": TRAINING | {"max_epoch": 2},
         "prune": TRAINING | {"prune_threshold": 1},

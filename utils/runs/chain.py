@@ -18,6 +18,7 @@ from utils.runs.folders import OutputFolder, RunFolder
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
+FLIPS = ("autoencoder", "feature_maps")  # the sections of the steps that mirror images; the decoder follows the first
 SECTIONS = ("autoencoder", "feature_maps", "codebook", "prune", "generate")  # that every recipe.json has
 
 
@@ -68,10 +69,14 @@ class Recipe:
         levels = [int(m[1]) for each in names if (m := re.fullmatch(r"(?:codebook|transformer)_(\d+)", each))]
         sections = (*SECTIONS, *(f"transformer_{level}" for level in range(max(levels, default=0) + 1)))
         fields = [("image_size", int), *((section, dict) for section in sections)]
-        optional = {"decoder": dict, "num_images": int, "description": str}
+        optional = {"decoder": dict, "num_images": int, "flip": bool, "description": str}
         fields += [(key, kind | None, None) for key, kind in optional.items()]
         given = build_config(dataclasses.make_dataclass("Recipe", fields), content, str(path))
         settings = {key: each for key in (*sections, "decoder") if (each := getattr(given, key)) is not None}
+        for section in FLIPS:
+            if "flip" in settings[section]:
+                raise UserError(f"{path}: 'flip' in {section!r}: is a setting of the whole recipe; move it up a level")
+            settings[section] |= {"flip": True} if given.flip else {}
         return cls(folder, settings, given.image_size, given.num_images)
 
     @property

@@ -34,6 +34,7 @@ class Part:
     bounds: tuple[float, ...]  # of the images that it has learned from
     data: dict | None = None  # fingerprint of their data set
     encoder_fingerprint: str | None = None  # of an autoencoder: that of the original weights of its encoder
+    flip: bool = False  # of an autoencoder: whether it has learned from mirror images too
 
     def __post_init__(self) -> None:
         if len(self.bounds) != 2:

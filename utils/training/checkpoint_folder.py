@@ -202,7 +202,7 @@ class CheckpointFolder:
         """
         rest |= {"step": step, "total_steps": self.total_steps, "settings": self.settings, "parts": self.division}
         rest |= {"threads": torch.get_num_threads(), "data": self.key["data"], "bounds": tuple(self.bounds)}
-        rest |= self.task.learner.checkpoint()
+        rest |= self.task.traits | self.task.learner.checkpoint()
         if not is_main():
             return None
         path = self.folder.latest if is_stop else self.folder.checkpoints / f"{self.task.prefix}_{step}.pt"

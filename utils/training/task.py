@@ -1,6 +1,6 @@
 """What a training is: its options, its task, and the learner that the task trains."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,7 @@ class Task:
     num_workers: int | None = None  # processes that load its data where the options do not say
     config: object  # the dataclass that travels with the weights
     origin: Origin  # fingerprints of the models that made the data
+    traits: Mapping[str, object] = {}  # what its checkpoints also keep, as later steps must know it
     dataset: FileDataset
     training: np.ndarray  # the items of the data set that it learns from
     validation: np.ndarray  # those that it is measured on
