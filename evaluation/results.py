@@ -77,7 +77,7 @@ class Level:
     @property
     def is_above_floor(self) -> bool:
         """Whether samples are clearly farther from test images than training images are."""
-        margins = self.kernel - self.kernel_low, self.floor - self.floor_low
+        margins = self.kernel - self.kernel_low, self.floor_high - self.floor
         return self.kernel - self.floor > math.hypot(*margins)
 
 
