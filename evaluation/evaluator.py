@@ -1,6 +1,7 @@
 """The whole evaluation of a run: what is measured, on which images, and in which order."""
 
 import itertools
+import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,13 +14,14 @@ from evaluation import results
 from evaluation.distances import frechet_distance, interval, kernel_distance, precision_and_recall
 from evaluation.edges import BINS, edge_distance, edge_histogram
 from evaluation.features import features_of
+from evaluation.levels import DRAWN, Sets, level, plain_request
 from evaluation.likelihood import stage_bits, start_bits
 from evaluation.novelty import Nearest, summarize
 from evaluation.reconstruction import quality, reconstruct
 from evaluation.run import TrainedRun
 from models.cascade import Cascade
 from models.codebook import Codebook
-from models.requests import Request
+from models.requests import Request, change_sampling
 from utils.core.files import UserError
 from utils.data.batches import BatchLoader, chunks
 from utils.data.dataset import ImageDataset
@@ -31,6 +33,7 @@ from utils.runtime.progress import progress
 from utils.training.loop import MAX_VALIDATION
 
 HELD_OUT = "held-out images"  # the set that all others are compared with
+QUANTIZED = "quantized test images"
 FEWEST = 4  # images in a set: each needs a third neighbour, and half of them a variance
 COLUMNS, PAIRS = 10, 20  # of the picture of pairs, at most
 
@@ -70,7 +73,7 @@ class Evaluator:
         """Measure everything that the run allows; `start` is when the work began, by `time.perf_counter`."""
         run = self.run
         reconstruction, bits = self.reconstruction(), self.bits()
-        distances, novelty = self.compare(self.cascade)
+        distances, novelty, levels = self.compare(bits)
         return results.Results(
             extractor=self.extractor.description,
             num_images=self.number,
@@ -85,6 +88,7 @@ class Evaluator:
             missing=tuple(run.missing),
             seconds=time.perf_counter() - start,
             decoder=run.folder.decoding.name,
+            levels=tuple(levels),
         )
 
     def reconstruction(self) -> list[results.Reconstruction]:
@@ -111,38 +115,74 @@ class Evaluator:
             rows.append(results.Bits(f"stage {number}", stage.config.fine.length, bits))
         return rows
 
-    def compare(self, cascade: Cascade | None) -> tuple[list[results.Distance], results.Novelty | None]:
-        """The distances of each set to the held-out images, and the novelty of the samples if there is a cascade.
+    def compare(
+        self, bits: list[results.Bits]
+    ) -> tuple[list[results.Distance], results.Novelty | None, list[results.Level]]:
+        """The distances of each set to the held-out images, the novelty of samples, and each stage at its own level.
 
-        No set is made from the held-out images: reconstructions of an image are near to that image itself, which
-        samples cannot be, so those are of training images, the same ones that are the floor.
+        The last two need a cascade. No set is made from the held-out images: reconstructions of an image are near to
+        that image itself, which samples cannot be, so those are of training images, the same ones that are the floor.
         """
-        number, training = self.number, self.training[: self.number]
+        cascade, number, training = self.cascade, self.number, self.training[: self.number]
         if number < FEWEST:
             self.run.missing.append(f"distances: {number} images in a set are too few, {FEWEST} are needed; add images")
-            return [], None
+            return [], None, []
         real = self.features(self.batches(self.held_out[:number]), number, HELD_OUT)
         sets = {results.TRAINING: self.features(self.batches(training), number, results.TRAINING)}
         sets[results.RECONSTRUCTIONS] = self.features_after(training, None, results.RECONSTRUCTIONS)
-        novelty = None
-        if cascade is not None:
-            tokens = self.draw(cascade)
-            known = self.features_after(self.training, cascade.codebooks[-1], results.QUANTIZED)
-            sets[results.QUANTIZED] = known[:number]
-            sets[results.SAMPLES] = self.features(self.decoded(cascade, tokens), number, results.SAMPLES)
-            novelty = self.novelty(cascade, tokens, sets[results.SAMPLES], known)
+        drawn = self.draw(Request(self.seed), number, results.SAMPLES) if cascade is not None else None
+        novelty, known = None, {}
+        if cascade is not None and len(cascade.stages) == len(self.run.settings):
+            tokens, book = drawn[0][-1], cascade.codebooks[-1]
+            every = self.features_after(self.training, book, results.QUANTIZED)
+            sets[results.QUANTIZED] = every[:number]
+            sets[results.SAMPLES] = self.features(self.decoded(tokens), number, results.SAMPLES)
+            quantized = self.features_after(self.held_out[:number], book, QUANTIZED)
+            novelty = self.novelty(cascade, tokens, sets[results.SAMPLES], every, quantized)
+            known[len(cascade.stages) - 1] = sets[results.SAMPLES], sets[results.QUANTIZED], quantized
         elif self.run.codebooks:
-            finest = list(self.run.codebooks.values())[-1]
-            sets[results.QUANTIZED] = self.features_after(training, finest, results.QUANTIZED)
+            book = list(self.run.codebooks.values())[-1]
+            sets[results.QUANTIZED] = self.features_after(training, book, results.QUANTIZED)
+        levels = self.levels(*drawn, known, bits) if drawn is not None else []
         if not distributed.is_main():
-            return [], None
+            return [], None, []
         rows = []
         for name, features in progress(sets.items(), unit="set", desc="distances"):
             kernel = interval(kernel_distance, features, real, self.seed)
             frechet = interval(frechet_distance, features, real, self.seed)
             edges = edge_distance(self.edges[name], self.edges[HELD_OUT])
             rows.append(results.Distance(name, *kernel, *frechet, *precision_and_recall(features, real), edges))
-        return rows, novelty
+        return rows, novelty, levels
+
+    def levels(
+        self, tokens: list[torch.Tensor], scores: torch.Tensor, known: dict[int, Sets], bits: list[results.Bits]
+    ) -> list[results.Level]:
+        """Each stage of the cascade at its own level: its tokens (N, T) of samples, beside true ones.
+
+        `scores` are those of the samples, `known` the features of levels that are there already, and `bits` those of
+        test images.
+        """
+        run, cascade, rows, test = self.run, self.cascade, [], {row.name: row.bits for row in bits}
+        plain = plain_request(run, cascade, self.seed)
+        if plain.labels or plain.sampling != change_sampling(cascade.configs):
+            _, scores = self.draw(plain, min(self.number, DRAWN), "samples at temperature 1")
+        own = -scores / math.log(2)  # a score is the logarithm of a sample's probability
+        for number, stage in enumerate(cascade.stages):
+            name = f"stage {number}"
+            sets = known.get(number) or self.sets_at(number, tokens[number + 1])
+            if number in run.stages and run.stages[number][0].fingerprint != stage.fingerprint:
+                test.pop(name, None)  # another checkpoint's, since generate.json does not name the best one
+            if distributed.is_main():
+                rows.append(level(name, sets, own[:, number], test.get(name), self.seed))
+        return rows
+
+    def sets_at(self, number: int, tokens: torch.Tensor) -> Sets:
+        """Features at the level of a stage: of its tokens (N, T) of samples, of training and of test images."""
+        book, name = self.cascade.codebooks[number + 1], f"at stage {number}"
+        samples = self.features(self.decoded(tokens, number + 1), self.number, f"{results.SAMPLES} {name}")
+        parts = {results.TRAINING: self.training, HELD_OUT: self.held_out}
+        true = [self.features_after(part[: self.number], book, f"{key} {name}") for key, part in parts.items()]
+        return samples, *true
 
     def batches(self, indices: np.ndarray) -> BatchLoader:
         """Images of the data set, in the batches of this process."""
@@ -181,32 +221,40 @@ class Evaluator:
         """Features (N, D) of reconstructions, quantized if there is a codebook."""
         return self.features((pictures for _, pictures in self.reconstructed(indices, book)), len(indices), name)
 
-    def draw(self, cascade: Cascade) -> torch.Tensor:
-        """The finest tokens (N, T) of as many samples as a set has images."""
-        batches = cascade.batches(Request(self.seed), self.number, results.SAMPLES)
-        parts = distributed.gather([tokens[-1].cpu() for _, tokens, _ in batches])
-        return torch.cat(list(itertools.chain.from_iterable(parts))).to(cascade.device)
+    def draw(self, request: Request, number: int, name: str) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Samples: the tokens (N, T) of the condition and of each stage, and the scores (N, stages) of the stages."""
+        batches = [
+            ([part.cpu() for part in tokens], scores)
+            for _, tokens, scores in self.cascade.batches(request, number, name)
+        ]
+        tokens, scores = zip(*itertools.chain.from_iterable(distributed.gather(batches)), strict=True)
+        return [torch.cat(parts).to(self.cascade.device) for parts in zip(*tokens, strict=True)], torch.cat(scores)
 
-    def decoded(self, cascade: Cascade, tokens: torch.Tensor) -> Iterator[torch.Tensor]:
-        """The images of the finest tokens, in the batches of this process."""
+    def decoded(self, tokens: torch.Tensor, level: int = -1) -> Iterator[torch.Tensor]:
+        """The images of tokens of a level, by default the finest, in the batches of this process."""
         for part in distributed.own(tokens.split(self.batch_size)):
-            yield cascade.decode(part, -1).clamp(-1, 1)
+            yield self.cascade.decode(part, level).clamp(-1, 1)
 
     def novelty(
-        self, cascade: Cascade, tokens: torch.Tensor, samples: torch.Tensor, training: torch.Tensor
+        self,
+        cascade: Cascade,
+        tokens: torch.Tensor,
+        samples: torch.Tensor,
+        training: torch.Tensor,
+        held_out: torch.Tensor,
     ) -> results.Novelty | None:
         """How near samples come to training images, and to their mirror images if the run was trained on those too.
 
-        `samples` and `training` are features, the latter of quantized images.
+        `samples`, `training` and `held_out` are features, the latter two of quantized images.
 
         Training and held-out images are quantized with the finest codebook first. A cascade that has memorized an image
         would write exactly that, while the image itself has a large distance even to its own quantized reconstruction.
         """
-        held_out, book, name = self.held_out[: self.number], cascade.codebooks[-1], "quantized test images"
-        looks = {results.SAMPLES: [samples], name: [self.features_after(held_out, book, name)]}
+        looks = {results.SAMPLES: [samples], QUANTIZED: [held_out]}
         if self.run.maps is not None and self.run.maps.flipped.any():
-            quantized = (pictures for _, pictures in self.reconstructed(held_out, book))
-            for key, batches in ((results.SAMPLES, self.decoded(cascade, tokens)), (name, quantized)):
+            pairs = self.reconstructed(self.held_out[: self.number], cascade.codebooks[-1])
+            quantized = (pictures for _, pictures in pairs)
+            for key, batches in ((results.SAMPLES, self.decoded(tokens)), (QUANTIZED, quantized)):
                 flipped = (part.flip(-1) for part in batches)
                 looks[key].append(self.features(flipped, self.number, f"mirrored {key}"))
         if not distributed.is_main():

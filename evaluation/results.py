@@ -1,17 +1,19 @@
 """The results of an evaluation: what evaluation.json holds and the report reads, and their tables in Markdown."""
 
+import math
 from dataclasses import dataclass
 
 from utils.core.tables import table
 
-# The sets of images whose distances to held-out images are measured. Each adds a loss to the one before it; the first
-# three are made from the same training images.
+# The sets of images whose distances to held-out images are measured; the first three are made from the same training
+# images. Their distances do not add up, so a difference of two does not say what a part loses: see `Level`.
 SETS = TRAINING, RECONSTRUCTIONS, QUANTIZED, SAMPLES = (
     "training images",  # the floor: other real images
     "reconstructions",
     "quantized reconstructions",
     "samples",
 )
+LEVEL_COLUMNS = ["samples", "precision", "recall", "floor", "precision", "recall", "bits of samples", "of test images"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,37 @@ class Distance:
     precision: float
     recall: float
     edges: float  # between their gradient magnitudes, in grey levels
+
+
+@dataclass(frozen=True)
+class Level:
+    """What a stage writes, decoded by its codebook, beside true tokens of its level that are decoded alike.
+
+    Distances, with their 95 % intervals, are to the decoded true tokens of test images. Bits are those of an image.
+    """
+
+    name: str  # "stage 0", "stage 1", …
+    kernel: float  # of samples
+    kernel_low: float
+    kernel_high: float
+    precision: float
+    recall: float
+    floor: float  # of the true tokens of training images
+    floor_low: float
+    floor_high: float
+    floor_precision: float
+    floor_recall: float
+    num_drawn: int  # samples at temperature 1 whose bits were measured
+    bits: float  # of those, under the stage itself
+    bits_low: float
+    bits_high: float
+    test_bits: float | None  # of test images, if they were measured
+
+    @property
+    def is_above_floor(self) -> bool:
+        """Whether samples are clearly farther from test images than training images are."""
+        margins = self.kernel - self.kernel_low, self.floor_high - self.floor
+        return self.kernel - self.floor > math.hypot(*margins)
 
 
 @dataclass(frozen=True)
@@ -95,6 +128,7 @@ class Results:
     missing: tuple[str, ...]
     seconds: float
     decoder: str  # "autoencoder" or "decoder": the step whose decoder quantized images and samples are decoded with
+    levels: tuple[Level, ...] = ()  # of the stages, from coarse to fine
 
     @property
     def decoding(self) -> str:
@@ -104,6 +138,18 @@ class Results:
         return (
             "Reconstructions are those of the autoencoder. Quantized images and samples are decoded with the decoder "
             "that was trained further, on quantized feature maps."
+        )
+
+    @property
+    def by_level(self) -> str:
+        """What the table by levels compares; nothing without one."""
+        if not self.levels:
+            return ""
+        return (
+            "By levels: all sets of a row are tokens of the grid that this stage writes, decoded alike. Distance, "
+            f"precision and recall are to the true tokens of {self.num_images} test images: of as many samples and, as "
+            "the floor, of the true tokens of as many training images. Bits are those of an image under the stage: of "
+            f"{self.levels[0].num_drawn} samples at temperature 1, and of test images."
         )
 
     def distance(self, name: str) -> Distance | None:
@@ -117,11 +163,16 @@ def markdown(results: Results) -> str:
     bits = [*results.bits]
     bits += [Bits("all", sum(row.tokens for row in bits), sum(row.bits for row in bits))] if bits else []
     costs = [[row.name, row.tokens, f"{row.bits:.1f}"] for row in bits]
-    distances = []
+    share = "{:.3f}".format
+    distances, levels = [], []
     for row in results.distances:
-        kernel = f"{row.kernel:.4f} ({row.kernel_low:.4f} to {row.kernel_high:.4f})"
-        frechet = f"{row.frechet:.1f} ({row.frechet_low:.1f} to {row.frechet_high:.1f})"
-        distances.append([row.name, kernel, frechet, f"{row.precision:.3f}", f"{row.recall:.3f}", f"{row.edges:.2f}"])
+        spans = _span(row, "kernel", 4), _span(row, "frechet", 1)
+        distances.append([row.name, *spans, share(row.precision), share(row.recall), f"{row.edges:.2f}"])
+    for row in results.levels:
+        samples = _span(row, "kernel", 4), share(row.precision), share(row.recall)
+        floor = _span(row, "floor", 4), share(row.floor_precision), share(row.floor_recall)
+        test = "" if row.test_bits is None else f"{row.test_bits:.1f}"
+        levels.append([row.name, *samples, *floor, _span(row, "bits", 1), test])
     novelty = ""
     if (near := results.novelty) is not None:
         interval = f" ({near.share_low:.1%} to {near.share_high:.1%})"
@@ -135,10 +186,18 @@ def markdown(results: Results) -> str:
         _table(["PSNR (dB)", "SSIM"], fidelity),
         _table(["tokens per image", "bits per image"], costs),
         _table(["kernel distance", "Fréchet distance", "precision", "recall", "edges"], distances),
+        results.by_level,
+        _table(LEVEL_COLUMNS, levels),
         novelty,
         "\n".join(["Not evaluated:", "", *(f"- {line}" for line in results.missing)]) if results.missing else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _span(row: object, name: str, digits: int) -> str:
+    """A number of a row and its interval."""
+    value, low, high = (f"{getattr(row, f'{name}{end}'):.{digits}f}" for end in ("", "_low", "_high"))
+    return f"{value} ({low} to {high})"
 
 
 def _table(columns: list[str], rows: list[list[object]]) -> str:

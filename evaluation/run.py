@@ -101,20 +101,24 @@ class TrainedRun:
         return dataset
 
     def cascade(self, batch_size: int) -> Cascade | None:
-        """The cascade of generate.json; None, with the reason in `missing`, where a file is missing.
+        """The cascade of generate.json: its stages before the first one that lacks a file, None if there are none.
 
-        What it names may be of another folder, so its bounds count too.
+        The reason is in `missing`. What it names may be of another folder, so its bounds count too.
         """
         path, folder = self.folder.generation, self.folder.path
         if not path.is_file():
-            self.missing.append(f"samples: {path} is missing; copy that of the recipe")
+            self.missing.append(f"samples: {path} is missing, and so are all levels; copy that of the recipe")
             return None
         configs = load_generation_config(path)
-        names = [(config.lr_codebook_path, config.hr_codebook_path, config.model_path) for config in configs]
-        for file in (folder / name for stage in names for name in stage):
-            if not file.is_file():
-                self.missing.append(f"samples: {file} is missing; train it")
-                return None
+        for number, config in enumerate(configs):
+            names = (config.lr_codebook_path, config.hr_codebook_path, config.model_path)
+            if absent := [folder / name for name in names if not (folder / name).is_file()]:
+                levels = f"the levels of stage {number} and finer ones"
+                self.missing.append(f"samples: {absent[0]} is missing, and so are {levels}; train it")
+                configs = configs[:number]
+                break
+        if not configs:
+            return None
         cascade = Cascade(configs, folder, self.decoder, self.device, choose_dtype(self.device, "auto"), batch_size)
         self.generating = [*cascade.codebooks, *cascade.stages]
         return cascade

@@ -98,7 +98,7 @@ class Request:
     seed: int = 0
     conditions: tuple[int, ...] = ()  # units of the condition codebook; if empty, drawn in proportion to their use
     places: tuple[Place, ...] = ()  # or places between those units
-    labels: tuple[str, ...] = ()
+    labels: tuple[str | None, ...] = ()  # None is no label
     init_tokens: tuple[torch.Tensor, ...] = ()  # tokens of M images, of the condition and of each stage, each (M, T)
     from_stage: int = 0  # the first stage that writes; the tokens before it are those of `init_tokens`
     keep_rows: int = 0  # rows of the base stage's grid, and in finer grids those that they cover, kept of `init_tokens`

@@ -1,9 +1,8 @@
 """What the numbers of a run mean, in words, by simple rules with the thresholds below."""
 
 from dataclasses import dataclass
-from itertools import pairwise
 
-from evaluation.results import SETS, Novelty, Results
+from evaluation.results import SETS, Level, Novelty, Results
 from reporting.run import Run, Step
 
 GRADES = GOOD, FAIR, POOR = "good", "fair", "poor"
@@ -17,11 +16,9 @@ RECALL = (-0.6, -0.3)  # minus that of the samples, as a share of that of quanti
 PRECISION = (-0.6, -0.3)  # minus that of the samples, as a share of that of training images
 FEW_COPIES = 0.02  # a share of near copies that is no concern, whatever the multiple
 FALL = 0.98  # training loss in the last eighth of a run, as a multiple of that in the eighth before: still falling
-LOSSES = {
-    "autoencoder": "Most is lost in the autoencoder: train it longer, or give it more latent channels.",
-    "codebooks": "Most is lost in the codebooks: give the finest one more units, or smaller patches.",
-    "transformers": "Most is lost in the transformers: train them longer.",
-}
+COVERAGE = PRECISION  # minus the precision or recall of a stage at its level, as a share of that of training images
+CONFIDENCE = (-0.9, -0.75)  # minus the bits of a stage's own samples, as a share of those of test images
+LEARN_LESS = "use more images or more dropout, or stop training earlier"
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,8 @@ def judge(run: Run) -> list[Verdict]:
     """All verdicts that the numbers of a run allow."""
     verdicts = [*fidelity(decoded_psnr(run), quantized_psnr(run)), *map(learning, run.of_kind("transformer"))]
     if run.evaluation is not None:
-        verdicts += [*comparison(run.evaluation), novelty(run.evaluation.novelty)]
+        results = run.evaluation
+        verdicts += [*comparison(results), writing(results), confidence(results), novelty(results.novelty)]
     return [verdict for verdict in verdicts if verdict is not None]
 
 
@@ -133,7 +131,7 @@ def is_falling(points: list[tuple[int, float]]) -> bool:
 
 def comparison(results: Results) -> list[Verdict]:
     """How close samples come to real images, how many look real, and how much of the variety they cover."""
-    floor, _, quantized, samples = rows = [results.distance(name) for name in SETS]
+    floor, _, quantized, samples = (results.distance(name) for name in SETS)
     reference = quantized or floor
     if samples is None or reference is None:
         return []
@@ -142,21 +140,14 @@ def comparison(results: Results) -> list[Verdict]:
         f"The kernel distance between samples and test images is {samples.kernel:.3f}; that of {reference.name} "
         f"is {reference.kernel:.3f}, the best that samples can reach. The samples are "
     )
-    advice = "Train the transformers longer, or try a lower temperature."
+    advice = what_to_improve(results)
     meanings = ("close to that", "some way from that", "far from that")
     verdicts = [verdict("Samples", samples.kernel / least, DISTANCE, text, advice, *meanings)]
-    if None not in rows and floor.precision > 0:
+    if floor is not None and floor.precision > 0:
         text = (
             f"{samples.precision:.0%} of the samples look like real images (precision); of training images, "
             f"{floor.precision:.0%} do."
         )
-        added = [max(0.0, after.kernel - before.kernel) for before, after in pairwise(rows)]
-        most, advice = added.index(max(added)), ""
-        if added[most]:
-            shares = ", ".join(
-                f"{part / sum(added):.0%} from the {name}" for part, name in zip(added, LOSSES, strict=True)
-            )
-            text, advice = f"{text} Their distance comes {shares}.", list(LOSSES.values())[most]
         verdicts.append(verdict("Realism", -samples.precision / floor.precision, PRECISION, text, advice))
     if reference.recall > 0:
         text = (
@@ -166,6 +157,55 @@ def comparison(results: Results) -> list[Verdict]:
         advice = "Train the transformers longer, or try a higher temperature."
         verdicts.append(verdict("Variety", -samples.recall / reference.recall, RECALL, text, advice))
     return verdicts
+
+
+def what_to_improve(results: Results) -> str:
+    """The first stage that loses something at its own level, or else what decodes the tokens."""
+    if not results.levels:
+        return "Evaluate the run again: the table by levels shows which stage to improve."
+    first = next((row for row in results.levels if row.is_above_floor), None)
+    if first is None:
+        return "No stage loses anything at its own level: train the autoencoder or its decoder longer."
+    how = "train it longer, or try another temperature"
+    return f"Improve {first.name} first: {LEARN_LESS if is_overconfident(first) else how}."
+
+
+def writing(results: Results) -> Verdict | None:
+    """Which stage is the first whose samples are clearly above the floor of its level."""
+    if not results.levels:
+        return None
+    rows = ", ".join(f"{row.name} {row.kernel:.3f} (floor {row.floor:.3f})" for row in results.levels)
+    text = f"Distances of samples from test images at the level of each stage, all decoded alike: {rows}. "
+    first = next((row for row in results.levels if row.is_above_floor), None)
+    if first is None:
+        return Verdict("Stages", GOOD, f"{text}{results.num_images} images show no stage that loses anything.")
+    pairs = ((first.precision, first.floor_precision), (first.recall, first.floor_recall))
+    least = min((share / floor for share, floor in pairs if floor > 0), default=1.0)
+    text += f"{first.name.capitalize()} is the first that is clearly above its floor."
+    grade = POOR if -least > COVERAGE[1] else FAIR
+    return Verdict("Stages", grade, text, what_to_improve(results))
+
+
+def is_overconfident(row: Level) -> bool:
+    """Whether what a stage writes is much likelier to it than test images are."""
+    return row.test_bits is not None and row.bits_high < row.test_bits and row.bits < -CONFIDENCE[0] * row.test_bits
+
+
+def confidence(results: Results) -> Verdict | None:
+    """Whether a stage is surer of its own samples than it should be."""
+    rows = [row for row in results.levels if row.test_bits]
+    if not rows:
+        return None
+    row = min([*filter(is_overconfident, rows)] or rows, key=lambda row: row.bits / row.test_bits)
+    text = (
+        f"Samples of {row.name} at temperature 1 cost {row.bits:.1f} bits ({row.bits_low:.1f} to {row.bits_high:.1f}), "
+        f"test images {row.test_bits:.1f}: "
+    )
+    if not is_overconfident(row):
+        return Verdict("Confidence", GOOD, f"{text}no stage is much surer of what it writes than it should be.")
+    advice = f"{LEARN_LESS[0].upper()}{LEARN_LESS[1:]}."
+    meanings = ("", "it is overconfident", "it is far too confident")
+    return verdict("Confidence", -row.bits / row.test_bits, CONFIDENCE, text, advice, *meanings)
 
 
 def novelty(measured: Novelty | None) -> Verdict | None:

@@ -7,6 +7,8 @@ numbers as tables, and pairs.png: the samples that are nearest to a training ima
 - the bits that a test image costs: its condition, its label if it has one, and its tokens in each stage
 - kernel and Fréchet distance to test images, with 95 % intervals, and precision and recall: of as many training images,
   the floor, of their reconstructions before and after quantization, which limit samples, and of samples
+- by levels: the samples' tokens of each stage among true tokens of test images, all decoded alike, beside those of
+  training images, the floor; and how sure each stage is: the bits of its own samples beside those of test images
 - novelty: how many samples are nearer to a training image than 99 % of the test images are
 
 Needs `pip install -r requirements-eval.txt`.

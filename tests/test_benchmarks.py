@@ -21,9 +21,10 @@ from evaluation.features import EfficientNetFeatures
 from evaluation.results import SETS, Distance, Reconstruction, Results
 from models.requests import change_sampling, load_generation_config
 from models.transformer import TransformerConfig
-from tests.helpers.runs import SMALL
+from tests.helpers.runs import BOUNDS, SMALL
 from tests.helpers.scripts import TINY, expect_error, run_main
 from utils.core.config import load_config, read_json
+from utils.data.dataset import ImageDataset
 from utils.runs.chain import Recipe
 from utils.runs.folders import RunFolder
 
@@ -144,8 +145,18 @@ def test_features_tell_images_apart_and_do_not_depend_on_the_batch():
 
 
 def test_the_benchmark_of_sampling(faces, tiny_run, rows_of):
-    tried = {"settings of the config": {}, "temperatures": ({"temperature": 1.0}, {"temperature": 0.5}, {})}
-    rows = rows_of("sampling", tiny_run, "--dataset-path", faces, "--only", *tried, SETTINGS=tried | {"another": {}})
+    tried, given, draw = (
+        {"settings of the config": {}, "temperatures": ({}, {"temperature": 0.5}, {})},
+        [],
+        sampling.sample,
+    )
+
+    def sample(*arguments):
+        given.append(arguments[4] if len(arguments) == 5 else None)
+        return draw(*arguments)
+
+    settings = {"SETTINGS": tried | {"another": {}}, "sample": sample}
+    rows = rows_of("sampling", tiny_run, "--dataset-path", faces, "--only", *tried, **settings)
     names = ["validation images", "training images", "their reconstructions"]
     names += [*(f"from the tokens of stage {number}" for number in (2, 1, 0)), "from the condition"]
     names += [f"written from stage {number} on, after the true tokens of stage {number - 1}" for number in (2, 1)]
@@ -154,6 +165,20 @@ def test_the_benchmark_of_sampling(faces, tiny_run, rows_of):
     assert rows[0][1:3] == ["", ""] and all(row[3:5] == ["", ""] for row in rows[1:9]), "of what a set is made from"
     assert float(rows[1][1]) < min(float(row[1]) for row in rows[2:])
     assert all(all(row) for row in rows[9:])
+    # Stages may know the tokens of training images by heart, so they write after those of validation images.
+    dataset = ImageDataset(faces)
+    cascade = sampling.Cascade.load(tiny_run, device="cpu", precision="fp32")
+    expected = cascade.tokens(dataset[dataset.split(BOUNDS).validation])
+    assert [request and request.from_stage for request in given] == [2, 1, None, None]
+    assert all(map(torch.equal, given[0].init_tokens, expected))
+
+
+def test_an_image_is_not_compared_with_the_one_that_it_was_made_from():
+    x, y = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    kernel = lambda a, b: float(a @ b / 4 + 1) ** 3  # noqa: E731
+    pairs = [(i, j) for i in range(6) for j in range(6) if i != j]
+    each = [kernel(x[i], x[j]) + kernel(y[i], y[j]) - 2 * kernel(x[i], y[j]) for i, j in pairs]
+    assert sampling.distance_to_others(x, y) == pytest.approx(sum(each) / len(each))
 
 
 def test_every_setting_of_sampling_is_one(tiny_run):

@@ -345,9 +345,10 @@ def test_novelty_names_the_nearest_training_image_of_every_sample(evaluated, fac
 
 
 def test_a_cascade_that_writes_training_images_by_heart_is_found_out(tiny_run, faces, tmp_path, monkeypatch):
-    def by_heart(self, cascade):
+    def by_heart(self, *_):
         images = self.dataset[self.training[: self.number]]
-        return cascade.tokens(torch.cat((images[:-1], images[-1:].flip(-1))))[-1]
+        tokens = self.cascade.tokens(torch.cat((images[:-1], images[-1:].flip(-1))))
+        return tokens, torch.zeros(len(images), len(tokens) - 1)
 
     monkeypatch.setattr(Evaluator, "draw", by_heart)
     content = run_on(tiny_run, faces, tmp_path)
@@ -361,10 +362,14 @@ def test_the_file_has_its_public_keys_and_the_table_its_numbers(evaluated):
     out, content = evaluated
     assert list(content) == [
         "extractor", "num_images", "num_held_out", "num_training", "seed", "settings", "reconstruction", "bits",
-        "distances", "novelty", "missing", "seconds", "decoder",
+        "distances", "novelty", "missing", "seconds", "decoder", "levels",
     ]  # fmt: skip
     kinds = [f"{kind}{end}" for kind in ("kernel", "frechet") for end in ("", "_low", "_high")]
     assert list(content["distances"][0]) == ["name", *kinds, "precision", "recall", "edges"]
+    assert list(content["levels"][0]) == [
+        "name", "kernel", "kernel_low", "kernel_high", "precision", "recall", "floor", "floor_low", "floor_high",
+        "floor_precision", "floor_recall", "num_drawn", "bits", "bits_low", "bits_high", "test_bits",
+    ]  # fmt: skip
     novelty_keys = ["threshold", "samples", "share_low", "share_high", "held_out", "pairs", "nearest"]
     assert list(content["novelty"]) == novelty_keys
     assert list(content["novelty"]["samples"]) == ["median_distance", "share"]
@@ -376,7 +381,10 @@ def test_the_file_has_its_public_keys_and_the_table_its_numbers(evaluated):
     assert content["extractor"] in table
     rows = [f"{row['name']} | {row['psnr']:.2f} | {row['ssim']:.3f} |" for row in content["reconstruction"]]
     rows += [f"{row['name']} | {row['tokens']} | {row['bits']:.1f} |" for row in content["bits"]]
-    rows += [f"{row['name']} | {row['kernel']:.4f} ({row['kernel_low']:.4f} to " for row in content["distances"]]
+    both = content["distances"] + content["levels"]
+    rows += [f"{row['name']} | {row['kernel']:.4f} ({row['kernel_low']:.4f} to " for row in both]
+    bits = "{bits:.1f} ({bits_low:.1f} to {bits_high:.1f}) | {test_bits:.1f} |"
+    rows += [bits.format(**row) for row in content["levels"]]
     assert [row for row in rows if f"| {row}" not in table] == []
     assert f"nearer than {content['novelty']['threshold']:.2f}" in table
 
@@ -409,6 +417,8 @@ def test_a_run_is_evaluated_as_far_as_it_has_come(tiny_run, faces, tmp_path):
     assert content["distances"][-1]["name"] == "quantized reconstructions"
     starts = [line.split(":")[0] for line in content["missing"]]
     assert starts == ["codebook_2", "stage 1", "stage 2", "samples"]
+    assert [row["name"] for row in content["levels"]] == ["stage 0"]
+    assert "and so are the levels of stage 1 and finer ones" in content["missing"][-1]
     assert all(f"- {line}" in (tmp_path / "out/table.md").read_text() for line in content["missing"])
 
 

@@ -114,6 +114,7 @@ def test_it_is_evaluated_but_is_no_run(exported, faces, tmp_path, monkeypatch, c
     results = json.loads((out / "evaluation/evaluation.json").read_text())
     assert [row["name"] for row in results["distances"]][-1] == "samples"
     assert any("an exported model has no feature maps" in line for line in results["missing"])
+    assert [(row["name"], row["test_bits"]) for row in results["levels"]] == [(f"stage {n}", None) for n in range(3)]
     assert "holds no step of a run" in expect_error(capsys, report.main, [out])
     line = expect_error(capsys, export.main, [out, tmp_path / "again"])
     assert f"{out}: is an exported model; export the run that it is from" in line

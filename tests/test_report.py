@@ -90,7 +90,18 @@ def test_every_step_has_its_place_and_every_link_its_target(page):
     identities = [attributes["id"] for _, attributes in page.tags if attributes.get("id")]
     assert len(identities) == len(set(identities))
     steps = {"autoencoder", "feature_maps", *CODEBOOKS, "transformer_0", "transformer_1", "transformer_2"}
-    sections = {"summary", "samples", "cascade", "animation", "evaluation", "novelty", "times", "commands", "use"}
+    sections = {
+        "summary",
+        "samples",
+        "cascade",
+        "animation",
+        "evaluation",
+        "levels",
+        "novelty",
+        "times",
+        "commands",
+        "use",
+    }
     assert steps | sections <= set(identities)
     assert {link["href"][1:] for link in page.all("a")} <= set(identities)
     assert "Still missing" not in page.text
@@ -158,7 +169,7 @@ def test_the_atlas_shows_how_often_each_unit_is_used(run, page):
 
 def test_numbers_come_from_the_evaluation_or_else_from_the_metrics(run, page, copy):
     """The other run has lost its animation and its best stage, and its metrics have lines that are damaged."""
-    for shown in ("21.7", "18.9", "0.8765", "0.0123 0.0111 to 0.0135", "37.5 %", "17.2", "87.65"):
+    for shown in ("21.7", "18.9", "0.8765", "0.0123 0.0111 to 0.0135", "37.5 %", "17.2", "87.65", "14.7 13.5 to 15.9"):
         assert shown in re.sub(r"\s+", " ", page.text), shown
     folder = RunFolder(copy)
     shutil.rmtree(copy / "evaluation")
@@ -347,31 +358,47 @@ def test_an_evaluation_is_judged_against_its_floor(tmp_path):
     by_subject = judged(tmp_path, evaluation=EVALUATION)
     assert {subject: verdict.grade for subject, verdict in by_subject.items()} == {
         "Autoencoder": "poor", "Codebooks": "good", "Samples": "poor", "Realism": "good", "Variety": "good",
-        "Novelty": "poor",
+        "Stages": "poor", "Confidence": "fair", "Novelty": "poor",
     }  # fmt: skip
     assert "many training images are memorized" in by_subject["Novelty"].text
     lines = verdicts.what_next(list(by_subject.values()))
-    assert [line.split(":")[0] for line in lines] == ["Autoencoder", "Samples", "Novelty"]
+    assert [line.split(":")[0] for line in lines] == ["Autoencoder", "Samples, Stages", "Novelty"]
+
+
+def level(name, kernel, bits=20.0, recall=0.8):
+    """A level whose floor is 0.00 ± 0.01, with precision and recall 0.8."""
+    spans = {"kernel": kernel, "kernel_low": kernel - 0.02, "kernel_high": kernel + 0.02, "floor": 0.0}
+    spans |= {"floor_low": -0.01, "floor_high": 0.01, "bits": bits, "bits_low": bits - 1, "bits_high": bits + 1}
+    shares = {"precision": 0.7, "recall": recall, "floor_precision": 0.8, "floor_recall": 0.8}
+    return {"name": name, "num_drawn": 8, "test_bits": 20.0} | spans | shares
 
 
 @pytest.mark.parametrize(
-    ("kernels", "precisions", "shares", "grade", "most"),
+    ("levels", "grade", "advice"),
     [
-        ((0.0123, 0.0456, 0.0789, 0.8765), (0.9, 0.1), "4% %s, 4% %s, 92% %s", "poor", "transformers"),
-        # The demo's, of sets that are independent of the images that they are compared with.
-        ((-0.001, 0.09, 0.15, 0.17), (0.85, 0.42), "53% %s, 35% %s, 12% %s", "fair", "autoencoder"),
+        ([level("stage 0", 0.02), level("stage 1", 0.023), level("stage 2", 0.9)], "fair", "stage 1 first: train it"),
+        ([level("stage 0", 0.03, 15), level("stage 1", 0.5)], "fair", "stage 0 first: use more images"),
+        ([level("stage 0", 0.03, recall=0.1)], "poor", "stage 0 first: train it"),
+        ([level("stage 0", 0.0), level("stage 1", 0.022)], "good", "train the autoencoder or its decoder longer"),
+        ([], None, "Evaluate the run again"),
     ],
+    ids=["the first that is clearly above", "overconfident", "without variety", "none", "an older evaluation"],
 )
-def test_what_takes_most_of_the_realism_away_is_to_be_trained(kernels, precisions, shares, grade, most, tmp_path):
-    rows = [
-        row | {"kernel": kernel, "kernel_high": kernel + 0.02, "precision": precisions[1]}
-        for row, kernel in zip(EVALUATION["distances"], kernels, strict=True)
-    ]
-    rows[0] |= {"precision": precisions[0]}
-    realism = judged(tmp_path, evaluation=EVALUATION | {"distances": rows})["Realism"]
-    names = [f"from the {name}" for name in ("autoencoder", "codebooks", "transformers")]
-    assert shares.replace("%s", "{}").format(*names) in realism.text
-    assert (realism.grade, realism.advice) == (grade, verdicts.LOSSES[most])
+def test_the_first_level_that_is_above_its_floor_is_to_be_improved(levels, grade, advice, tmp_path):
+    judged_ = judged(tmp_path, evaluation=EVALUATION | {"levels": levels})
+    assert advice in judged_["Samples"].advice
+    assert ("Stages" in judged_) == bool(levels)
+    if levels:
+        assert judged_["Stages"].grade == grade
+        assert judged_["Stages"].advice == ("" if grade == "good" else judged_["Samples"].advice)
+
+
+@pytest.mark.parametrize(("bits", "grade"), [(18.5, "good"), (17.0, "fair"), (14.0, "poor"), (30.0, "good")])
+def test_a_stage_whose_samples_are_cheap_is_overconfident(bits, grade, tmp_path):
+    levels = [level("stage 0", 0.0), level("stage 1", 0.0, bits)]
+    verdict = judged(tmp_path, evaluation=EVALUATION | {"levels": levels})["Confidence"]
+    assert verdict.grade == grade
+    assert (f"Samples of stage 1 at temperature 1 cost {bits:.1f} bits" in verdict.text) == (bits < 20)
 
 
 def test_samples_near_the_best_that_they_can_be_are_good(tmp_path):

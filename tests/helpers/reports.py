@@ -48,6 +48,26 @@ EVALUATION = {
     "missing": [f"stage 1: {HOSTILE}"],
     "seconds": 12.0,
     "decoder": "autoencoder",
+    "levels": [
+        {
+            "name": "stage 0",
+            "kernel": 0.345,
+            "kernel_low": 0.335,
+            "kernel_high": 0.355,
+            "precision": 0.25,
+            "recall": 0.5,
+            "floor": 0.0023,
+            "floor_low": -0.001,
+            "floor_high": 0.0056,
+            "floor_precision": 0.875,
+            "floor_recall": 0.75,
+            "num_drawn": 8,
+            "bits": 14.7,
+            "bits_low": 13.5,
+            "bits_high": 15.9,
+            "test_bits": 17.25,
+        }
+    ],
 }
 
 

@@ -1,0 +1,50 @@
+"""Each stage at its own level: what it writes beside true tokens that are decoded alike, and how sure it is of it.
+
+Distances to real images do not add up, so they do not show which stage loses what. At a level all sets are decoded by
+the same codebook and decoder: the samples' tokens, the true tokens of test images, which both others are compared with,
+and those of training images, whose distance is the floor of the level.
+"""
+
+import torch
+
+from evaluation.distances import Z, interval, kernel_distance, precision_and_recall
+from evaluation.likelihood import labels_for
+from evaluation.results import Level
+from evaluation.run import TrainedRun
+from models.cascade import Cascade
+from models.requests import Request
+from utils.sampling import SamplingConfig
+
+Sets = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # features (N, D)
+DRAWN = 128  # samples at temperature 1 whose bits are measured, at most
+
+
+def plain_request(run: TrainedRun, cascade: Cascade, seed: int) -> Request:
+    """The samples that show how sure stages are: at temperature 1, with the labels of test images if there are any."""
+    base, labels = cascade.stages[0], ()
+    if base.config.labels and run.maps is not None:
+        names, held_out = (*base.config.labels, None), run.maps.split(run.bounds).test[:DRAWN]
+        labels = tuple(names[index] for index in labels_for(base, run.maps)[held_out, 0].tolist())
+    return Request(seed, labels=labels, sampling=(SamplingConfig(),) * len(cascade.stages))
+
+
+def level(name: str, sets: Sets, own_bits: torch.Tensor, test_bits: float | None, seed: int) -> Level:
+    """The numbers of a stage: `sets` are the features of its samples, of training and of test images.
+
+    `own_bits` (M,) are the bits of samples at temperature 1 under the stage itself, given their own coarser tokens, and
+    `test_bits` the mean of those of test images.
+    """
+    samples, training, real = sets
+    mean, margin = float(own_bits.mean()), Z * float(own_bits.std()) / len(own_bits) ** 0.5
+    return Level(
+        name,
+        *interval(kernel_distance, samples, real, seed),
+        *precision_and_recall(samples, real),
+        *interval(kernel_distance, training, real, seed),
+        *precision_and_recall(training, real),
+        num_drawn=len(own_bits),
+        bits=mean,
+        bits_low=mean - margin,
+        bits_high=mean + margin,
+        test_bits=test_bits,
+    )

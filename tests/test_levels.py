@@ -1,0 +1,131 @@
+"""The table by levels: against slow references, and the advice on a run whose middle stage writes noise."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from evaluation import features as extractors
+from evaluation.evaluator import Evaluator
+from evaluation.levels import plain_request
+from evaluation.results import SAMPLES, Results
+from evaluation.run import TrainedRun
+from models.requests import Request
+from models.stage import Stage
+from reporting import verdicts
+from reporting.run import Run
+from tests.helpers.runs import BOUNDS
+from tests.helpers.stages import build
+from tests.test_evaluate import FewFeatures, run_on
+from utils.core.config import build_config
+from utils.data.dataset import ImageDataset
+from utils.data.split import Bounds
+from utils.runs.folders import RunFolder
+from utils.sampling import SamplingConfig
+
+
+@pytest.fixture(autouse=True)
+def quick_features(monkeypatch):
+    monkeypatch.setattr(extractors, "choose_extractor", lambda name: FewFeatures())
+
+
+def slow_tokens(book, fmap):
+    """The nearest unit of each patch of one feature map (C, H, W), one patch after another."""
+    side, tokens = book.config.patch_H, []
+    for row in range(0, fmap.shape[1], side):
+        for column in range(0, fmap.shape[2], side):
+            patch = fmap[:, row : row + side, column : column + side].flatten()
+            tokens.append(int((book.units - patch).square().sum(1).argmin()))
+    return tokens
+
+
+def slow_picture(decoder, book, tokens):
+    """One image (1, 3, H, W) from the tokens of one level, in [−1, 1]."""
+    side, columns = book.config.patch_H, book.config.grid[1]
+    fmap = torch.empty(1, *book.fmap_shape)
+    for place, token in enumerate(tokens):
+        row, column = place // columns * side, place % columns * side
+        fmap[0, :, row : row + side, column : column + side] = book.units[token].view(-1, side, side)
+    return decoder.decode(fmap).clamp(-1, 1)
+
+
+def slow_distance(x, y):
+    """The unbiased kernel distance, as test_evaluate.py checks it, with all sums in NumPy."""
+    kernel = lambda a, b: (a @ b.T / a.shape[1] + 1) ** 3  # noqa: E731
+    x, y = x.double().numpy(), y.double().numpy()
+    number = len(x)
+    within = sum((kernel(s, s).sum() - np.trace(kernel(s, s))) / (number * (number - 1)) for s in (x, y))
+    return within - 2 * kernel(x, y).mean()
+
+
+@torch.no_grad()
+def test_each_level_and_its_bits_are_those_of_slow_references(tiny_run, faces, tmp_path):
+    content = run_on(tiny_run, faces, tmp_path, "--batch-size", 4, "--num-training", 9)
+    number = content["num_images"]
+    run = TrainedRun(RunFolder(tiny_run), torch.device("cpu"))
+    cascade, dataset, extractor = run.cascade(4), ImageDataset(faces), FewFeatures()
+    test = dataset.split(BOUNDS).test[:number]
+    training = np.random.default_rng(0).permutation(dataset.split(BOUNDS).training)[:number]
+    drawn = [cascade.generate(Request(0), range(start, start + 4))[0] for start in range(0, number, 4)]
+    plain = Request(0, sampling=(SamplingConfig(),) * 3)
+    own = [cascade.generate(plain, range(start, start + 4))[0] for start in range(0, number, 4)]
+    for level, row in enumerate(content["levels"]):
+        book = cascade.codebooks[level + 1]
+        true = [[slow_tokens(book, run.decoder.encode(dataset[[i]])[0]) for i in part] for part in (training, test)]
+        sets = [torch.cat([part[level + 1] for part in drawn])[:number].tolist(), *true]
+        pictures = [torch.cat([slow_picture(run.decoder, book, tokens) for tokens in part]) for part in sets]
+        samples, floor, real = map(extractor, pictures)
+        assert row["name"] == f"stage {level}"
+        assert row["kernel"] == pytest.approx(slow_distance(samples, real), rel=1e-4, abs=1e-6)
+        assert row["floor"] == pytest.approx(slow_distance(floor, real), rel=1e-4, abs=1e-6)
+        assert row["kernel_low"] < row["kernel"] < row["kernel_high"]
+        # A fresh stage in float32, without a cache, that reads the drawn tokens of both grids.
+        paths = (tiny_run / f"transformer_{level}/models_checkpoint/best.pt", cascade.codebooks[level], book)
+        stage = Stage.load(*paths)
+        pairs = [batch[level : level + 2] for batch in own]
+        each = [[grid[image : image + 1] for grid in pair] for pair in pairs for image in range(4)][:number]
+        costs = [float(stage(*pair)["bits"]) * stage.config.fine.length for pair in each]
+        assert row["bits"] == pytest.approx(np.mean(costs), rel=0.01)
+        margin = 1.96 * np.std(costs, ddof=1) / math.sqrt(number)
+        assert (row["bits_high"] - row["bits_low"]) / 2 == pytest.approx(margin, rel=0.1)
+        assert row["num_drawn"] == number and row["test_bits"] == content["bits"][level + 1]["bits"]
+    assert content["levels"][-1]["kernel"] != content["distances"][-1]["kernel"]  # which are to the images themselves
+
+
+def test_the_advice_names_the_stage_that_writes_noise(tiny_run, faces, tmp_path, monkeypatch):
+    """Samples are true tokens of training images, but those of stage 1 are drawn at random."""
+    draw = Evaluator.draw
+
+    def noisy(self, request, number, name):
+        tokens, scores = draw(self, request, number, name)
+        if name == SAMPLES:
+            tokens = list(self.cascade.tokens(self.dataset[self.training[:number]]))
+            tokens[2] = torch.randint(len(self.cascade.codebooks[2]), tokens[2].shape)
+        return tokens, scores
+
+    monkeypatch.setattr(Evaluator, "draw", noisy)
+    monkeypatch.setattr(TrainedRun, "bounds", Bounds(0.0, 0.5))
+    content = run_on(tiny_run, faces, tmp_path, "--num-training", 20)
+    results = build_config(Results, content, "evaluation.json")
+    assert [row.is_above_floor for row in results.levels] == [False, True, False]
+    judged = {verdict.subject: verdict for verdict in verdicts.judge(Run(RunFolder(tiny_run), {}, None, results))}
+    assert "Stage 1 is the first that is clearly above its floor." in judged["Stages"].text
+    assert judged["Stages"].advice.startswith("Improve stage 1 first: ")
+    assert judged["Stages"].grade != verdicts.GOOD
+
+
+def test_samples_at_temperature_1_have_the_labels_of_test_images(monkeypatch):
+    """A label that the stage does not know counts as none, as in the bits of test images."""
+    base = build(0, labels=("cats", "dogs"), use_labels=True)
+    maps = SimpleNamespace(
+        split=lambda bounds: SimpleNamespace(test=np.array([3, 0, 2])),
+        label_names=lambda indices: ["birds", "cats", "dogs"],
+        label_indices=lambda names: np.array([[0], [1], [2], [1]]),
+    )
+    monkeypatch.setattr("evaluation.likelihood.len", lambda maps: 4, raising=False)
+    cascade, run = SimpleNamespace(stages=[base, build(1)]), SimpleNamespace(maps=maps, bounds=None)
+    request = plain_request(run, cascade, 7)
+    assert request == Request(7, labels=("dogs", "cats", None), sampling=(SamplingConfig(),) * 2)
+    assert plain_request(SimpleNamespace(maps=None), cascade, 7).labels == ()
