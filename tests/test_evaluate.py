@@ -345,17 +345,21 @@ def test_novelty_names_the_nearest_training_image_of_every_sample(evaluated, fac
         assert shown.tobytes() in (pair.tobytes(), pair.transpose(Image.Transpose.FLIP_LEFT_RIGHT).tobytes())
 
 
-def test_a_cascade_that_writes_training_images_by_heart_is_found_out(tiny_run, faces, tmp_path, monkeypatch):
+def test_a_cascade_that_writes_training_images_by_heart_is_found_out(tiny_run, faces, tmp_path, monkeypatch, capsys):
     def by_heart(self, cascade):
         images = self.dataset[self.training[: self.number]]
         return cascade.tokens(torch.cat((images[:-1], images[-1:].flip(-1))))[-1]
 
     monkeypatch.setattr(Evaluator, "draw", by_heart)
+    monkeypatch.setattr(ImageDataset, "original", lambda self, index: f"IMG {index}.heic")
     content = run_on(tiny_run, faces, tmp_path)
     number = content["num_images"]
     assert content["novelty"]["samples"]["share"] >= (number - 1) / number
     assert content["novelty"]["held_out"]["share"] <= 1 / number
     assert content["novelty"]["nearest"][number - 2]["distance"] < 1e-3 < content["novelty"]["threshold"]
+    match = content["novelty"]["nearest"][0]
+    line = f"sample {match['sample']} looks like the training image {match['original_path']} (distance 0.00)"
+    assert line in capsys.readouterr().out and match["original_path"].startswith("IMG ")
 
 
 def test_the_file_has_its_public_keys_and_the_table_its_numbers(evaluated):

@@ -83,13 +83,14 @@ def open_rgb(
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         reason = "no such image file; check the path"
     except UnidentifiedImageError:
-        reason = f"not an image in a known format ({', '.join(FORMATS)}), or damaged; convert or replace it"
+        known = ", ".join(sorted((*FORMATS, "HEIC")))
+        reason = f"not an image in a known format ({known}), or damaged; convert or replace it"
         if is_heif and not reads_heif():
             reason = "an image in the format HEIC, which needs pillow-heif; run pip install -r requirements-data.txt"
     except Image.DecompressionBombError as error:
         reason = f"too large to read safely ({error}); scale it down"
     except (OSError, ValueError, SyntaxError, EOFError, RuntimeError, struct.error, zlib.error) as error:
-        reason = f"cannot be decoded ({error}); it may be damaged or cut short, replace it"
+        reason = f"cannot be decoded ({' '.join(str(error).split())}); it may be damaged or cut short, replace it"
     raise UserError(f"{shown(Path(path), place)}: {reason}")
 
 
