@@ -172,10 +172,18 @@ def cut_short(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def without_data(path):
+    NOISE.save(path)
+    content = path.read_bytes()
+    start = content.index(b"mdat") + 4
+    path.write_bytes(content[:start] + bytes(len(content) - start))
+
+
 NO_IMAGES = {  # each name with what makes the file, and what is said of it
     **{f"cut.{suffix}": (cut_short, ".* replace it") for suffix in ("avif", "bmp", "gif", "jpg", "png", "tif", "webp")},
     **{f"none_{number}.png": (lambda path, content=content: path.write_bytes(content), "not an image in a known format")
        for number, content in enumerate((b"", b"not an image", b"%!PS-Adobe-3.0 EPSF-3.0\n"))},
+    "zeros.avif": (without_data, ".*cannot be decoded"),
     "missing.png": (lambda path: None, "no such image file"), "folder.png": (Path.mkdir, "no such image file"),
     "bomb.png": (Image.new("RGB", (70, 70)).save, "too large to read safely"),
     **{f"float_{number}.tif": (grey([0, value], np.float32).save, ".*grey values from")
