@@ -134,7 +134,7 @@ def fmap_record(
         path = Path(os.path.relpath(path, out_dir))
     record = {"fmap_path": name, "checksum": expected, "image_path": path.as_posix(), "image_key": image_key(image)}
     record |= {"labels": image.get("labels", []), "flipped": flipped}
-    record |= {name: image[name] for name in ("offset", "size", "group") if name in image}
+    record |= {name: image[name] for name in ("offset", "size", "group", "original_path") if name in image}
     return record | ({} if row is None else {"row": row})
 
 

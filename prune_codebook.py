@@ -20,7 +20,7 @@ import torch
 from models.autoencoder import Autoencoder
 from models.codebook import KIND, Codebook
 from models.som.pictures import save_map
-from models.som.statistics import Statistics, decoded_psnr, table, take_census
+from models.som.statistics import FEW_KEPT, FEW_KEPT_ADVICE, Statistics, decoded_psnr, table, take_census
 from utils.core.files import UserError
 from utils.core.options import ScriptOptions, option, parse_options
 from utils.core.provenance import check_origin
@@ -104,6 +104,9 @@ def main(argv: list[str] | None = None) -> None:
         rows.append({"step": codebook.step} | {f"pruned_{key}": value for key, value in after.items()})
         write_rows(folder.metrics, rows)
         log.info("kept %d of %d units: wrote %s", len(pruned), len(codebook), folder.pruned)
+        if options.keep is None and len(pruned) < FEW_KEPT * len(codebook):
+            patches = f"{int(codebook.counts.sum())} training patches are too few for {len(codebook)} units"
+            log.warning("kept only %d of %d units: %s. %s", len(pruned), len(codebook), patches, FEW_KEPT_ADVICE)
 
 
 def choose(options: Options, counts: torch.Tensor) -> torch.Tensor:

@@ -261,8 +261,8 @@ class Evaluator:
             return None
         near, others = (Nearest.among(training, *features) for features in looks.values())
         self.draw_pairs(cascade, tokens, near)
-        paths = [self.dataset.image_key(index) for index in self.training]
-        return summarize(near, others, paths, self.folder.pairs.name)
+        paths, originals = (list(map(name, self.training)) for name in (self.dataset.image_key, self.dataset.original))
+        return summarize(near, others, paths, originals, self.folder.pairs.name)
 
     def draw_pairs(self, cascade: Cascade, tokens: torch.Tensor, near: Nearest) -> None:
         """Write the picture of the samples that are nearest to a training image, each below that image."""

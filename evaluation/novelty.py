@@ -47,10 +47,14 @@ def share_interval(count: int, number: int) -> tuple[float, float]:
     return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
-def summarize(samples: Nearest, held_out: Nearest, paths: list[str], pairs: str) -> Novelty:
-    """The novelty of samples; `paths` are those of the training images, `pairs` is the name of the picture."""
+def summarize(samples: Nearest, held_out: Nearest, paths: list[str], originals: list[str], pairs: str) -> Novelty:
+    """The novelty of samples; `paths` are those of the training images, `pairs` is the name of the picture.
+
+    `originals` are the paths of the files that the training images were made from, "" where that is not recorded.
+    """
     threshold, number = held_out.threshold, len(samples.distance)
     order = samples.distance.argsort(stable=True).tolist()
-    matches = tuple(Match(row, paths[int(samples.index[row])], float(samples.distance[row])) for row in order)
+    rows = [(row, int(samples.index[row]), float(samples.distance[row])) for row in order]
+    matches = tuple(Match(row, paths[index], distance, originals[index]) for row, index, distance in rows)
     near, others = samples.nearness(threshold), held_out.nearness(threshold)
     return Novelty(threshold, near, *share_interval(round(near.share * number), number), others, pairs, matches)

@@ -88,6 +88,12 @@ class Match:
     sample: int
     image_path: str
     distance: float
+    original_path: str = ""  # of the file that the training image was made from
+
+    @property
+    def name(self) -> str:
+        """The training image as a person knows it."""
+        return self.original_path or self.image_path
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,11 @@ class Novelty:
     held_out: Nearness  # whose share follows from the threshold
     pairs: str  # the name of the picture
     nearest: tuple[Match, ...]  # of all samples, the nearest first
+
+    @property
+    def near_copies(self) -> list[Match]:
+        """The samples that are near copies, each with the training image that it looks like."""
+        return [match for match in self.nearest if match.distance < self.threshold]
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,15 @@
 from dataclasses import dataclass
 
 from evaluation.results import SETS, Level, Novelty, Results
+from models.som.statistics import FEW_KEPT, FEW_KEPT_ADVICE
 from reporting.run import Run, Step
+from utils.runs.folders import CONDITION
 
 GRADES = GOOD, FAIR, POOR = "good", "fair", "poor"
 # Limits of a value that is better the lower it is: good up to the first, poor above the second.
 PSNR = (-28.0, -23.0)  # minus the dB of held-out reconstructions
 QUANTIZATION = (4.0, 8.0)  # dB that the finest codebook costs
+KEPT = (-FEW_KEPT, -FEW_KEPT / 2)  # minus the share of the units that pruning by a threshold has left
 OVERFITTING = (1.02, 1.1)  # final validation loss, as a multiple of the lowest one
 DISTANCE = (1.5, 3.0)  # kernel distance of the samples, as a multiple of that of quantized reconstructions
 COPIES = (2.0, 5.0)  # share of near copies, as a multiple of that among held-out images
@@ -51,7 +54,8 @@ def verdict(subject: str, value: float, limits: tuple[float, float], text: str, 
 
 def judge(run: Run) -> list[Verdict]:
     """All verdicts that the numbers of a run allow."""
-    verdicts = [*fidelity(decoded_psnr(run), quantized_psnr(run)), *map(learning, run.of_kind("transformer"))]
+    verdicts = [*fidelity(decoded_psnr(run), quantized_psnr(run)), *map(pruning, run.of_kind("codebook"))]
+    verdicts += map(learning, run.of_kind("transformer"))
     if run.evaluation is not None:
         results = run.evaluation
         verdicts += [*comparison(results), writing(results), confidence(results), novelty(results.novelty)]
@@ -95,6 +99,16 @@ def fidelity(decoded: float | None, quantized: float | None) -> list[Verdict]:
         advice = "Give the finest codebook more units, or smaller patches."
         verdicts.append(verdict("Codebooks", decoded - quantized, QUANTIZATION, text, advice))
     return verdicts
+
+
+def pruning(step: Step) -> Verdict | None:
+    """Whether pruning has left only few units of a codebook, unless it was told how many; nothing if it has not."""
+    units, left, job = step.last("units"), step.last("pruned_units"), step.jobs.get("prune_codebook.py")
+    if not units or left is None or job is None or job.last.arguments.get("keep") or left >= FEW_KEPT * units:
+        return None
+    subject = "Condition codebook" if step.folder.level == CONDITION else f"Codebook {step.folder.level}"
+    text = f"Pruning has left {left} of {units} units: the others were nearest to too few training patches."
+    return verdict(subject, -left / units, KEPT, text, FEW_KEPT_ADVICE)
 
 
 def learning(step: Step) -> Verdict | None:

@@ -18,6 +18,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from scripts import few_images
 from scripts.recipe import check, open_images, options_of
 from utils.core.options import words_of
 from utils.core.tables import table
@@ -70,6 +71,7 @@ def estimate(recipe: Recipe, dataset: Path, device: str | None) -> None:
         half = "" if row.half is None else readable(row.half)
         cells.append([row.name, row.steps or "", duration(row.seconds), readable(row.disk), readable(row.memory), half])
     print(table(("step", "training steps", "h:min:s", "disk", "peak memory", "about, with half the batch"), cells))
+    few_images.warn(len(records))
 
 
 def shorten(recipe: Recipe, **options: object) -> Recipe:

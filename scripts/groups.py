@@ -28,7 +28,7 @@ def by_path(how: str | None, folder: Path, files: Sequence[Path]) -> Callable[[P
     if how in (None, NEAR):
         return lambda path: None
     if how == FOLDER:
-        return lambda path: None if path.parent == folder else _inside(folder, path.parent)
+        return lambda path: None if path.parent == folder else inside(folder, path.parent)
     try:
         pattern = re.compile(how)
     except (re.error, OverflowError, RecursionError) as error:
@@ -37,7 +37,7 @@ def by_path(how: str | None, folder: Path, files: Sequence[Path]) -> Callable[[P
         ) from None
 
     def group(path: Path) -> str | None:
-        match = pattern.search(_inside(folder, path))
+        match = pattern.search(inside(folder, path))
         parts = (match.groups(default="") or (match[0],)) if match else ()
         return "/".join(parts) if any(parts) else None
 
@@ -46,7 +46,7 @@ def by_path(how: str | None, folder: Path, files: Sequence[Path]) -> Callable[[P
     return group
 
 
-def _inside(folder: Path, path: Path) -> str:
+def inside(folder: Path, path: Path) -> str:
     """A path relative to `folder`, as text that UTF-8 can hold whatever the bytes of the file name."""
     return os.fsencode(path.relative_to(folder).as_posix()).decode(errors="backslashreplace")
 

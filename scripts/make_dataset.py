@@ -1,9 +1,9 @@
 """Turn a folder of images into a data set: square RGB PNGs and a dataset.json that names them.
 
-Reads BMP, GIF (first frame), JPEG, PNG, TIFF and WebP at any depth; sub-folder names become labels. Images with the
-same pixels are written once; unreadable ones are skipped and listed in OUT_DIR/skipped.txt. The same command again goes
-on where it died, or brings the data set up to date. --group-by near, and a warning about near-duplicates, need
-`pip install -r requirements-data.txt`.
+Reads AVIF, BMP, GIF (first frame), HEIC, JPEG, PNG, TIFF and WebP at any depth; sub-folder names become labels. Images
+with the same pixels are written once; unreadable ones are skipped and listed in OUT_DIR/skipped.txt, files of other
+endings in OUT_DIR/ignored.txt. The same command again goes on where it died, or brings the data set up to date. HEIC,
+--group-by near, and a warning about near-duplicates, need `pip install -r requirements-data.txt`.
 
     python -m scripts.make_dataset photos --out-dir data/photos --image-size 128
 """
@@ -14,6 +14,7 @@ import io
 import json
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -25,33 +26,36 @@ from typing import TypeVar
 
 from PIL import Image, ImageColor
 
-from scripts import groups, near_duplicates
+from scripts import few_images, groups, near_duplicates
 from utils.core.files import UserError, remove_unnamed, write_file
 from utils.core.lock import lock
 from utils.core.options import option, parse_options
 from utils.core.provenance import check, same
 from utils.data.checksums import checksum, is_whole
 from utils.data.dataset_json import write_dataset
-from utils.data.images import SUFFIXES, WHITE, Colour, fit_square, image_files, open_rgb
+from utils.data.images import CHECKER, TRANSPARENT, WHITE, Background, fit_square, image_files, open_rgb
 from utils.data.journal import Journal
 from utils.data.records import read_dataset
-from utils.data.shards import write_shard
+from utils.data.shards import HEIF_SUFFIXES, SUFFIXES, write_shard
 from utils.runs.folders import OutputFolder
 from utils.runtime.cli import run
 from utils.runtime.parent import watch_parent
 from utils.runtime.progress import progress
 
+MOST_ENDINGS = 8  # that are printed of files that are ignored
 Item = TypeVar("Item")
 
 
-def colour(text: str) -> Colour:
-    """Argparse type: what PIL.ImageColor understands (white, #ffffff, rgb(255,255,255), …), or R,G,B."""
+def colour(text: str) -> Background:
+    """Argparse type: what PIL.ImageColor understands (white, #ffffff, rgb(255,255,255), …), R,G,B, or the checker."""
+    if text == CHECKER:
+        return CHECKER
     try:
         value = ImageColor.getrgb(f"rgb({text})" if text[:1].isdigit() else text)
     except ValueError:
         value = ()
     if len(value) != 3 or max(value) > 255:
-        raise argparse.ArgumentTypeError(f"{text} is not an opaque colour: give a name, #rrggbb or R,G,B")
+        raise argparse.ArgumentTypeError(f"{text} is not an opaque colour: give a name, #rrggbb, R,G,B or {CHECKER}")
     return value
 
 
@@ -71,7 +75,9 @@ class Options(DataOptions):
     folder: Path = option("folder of images, at any depth", positional=True)
     image_size: int = option("width and height of the PNGs", 128, low=1)
     fit: str = option("`crop` the centre to a square, or `pad` to one", "crop", choices=("crop", "pad"))
-    background: Colour = option("colour under transparency and padding", WHITE, convert=colour, shown="white")
+    background: Background = option(
+        "colour under transparency and padding, or `checker` to see them", WHITE, convert=colour, shown="white"
+    )
     shards: int | None = option(
         "write tar files of as many images, in the layout of WebDataset, in the place of a file for each image",
         None,
@@ -87,8 +93,11 @@ class Options(DataOptions):
 
 
 def read_square(options: Options, path: Path) -> Image.Image:
-    """The image file as the options want it."""
-    return fit_square(open_rgb(path, options.background), options.image_size, options.fit, options.background)
+    """The image file as the options want it; `info[TRANSPARENT]` is that of `open_rgb`."""
+    image = open_rgb(path, options.background)
+    square = fit_square(image, options.image_size, options.fit, options.background)
+    square.info[TRANSPARENT] = image.info[TRANSPARENT]
+    return square
 
 
 def write_images(
@@ -100,7 +109,7 @@ def write_images(
     settings: dict,
     limit: int | None = None,
     hash_image: Callable[[Image.Image], str] | None = None,
-    review: Callable[[list[dict], list[str]], None] = lambda records, hashes: None,
+    review: Callable[[list[dict], list[dict]], None] = lambda records, entries: None,
     per_shard: int | None = None,
 ) -> str:
     """Write the RGB image `read(item)` of each item to `out_dir`, then the `dataset.json`; return a summary.
@@ -110,11 +119,11 @@ def write_images(
     after its pixels, so the number of processes does not matter, an image keeps its name (and without a group its side
     of the split) when others are added, and the data set of an earlier run stays whole until the new one replaces it.
     What a run with the same `settings` has written before it died is not read again. Before the index is written,
-    `review` is called with the records, to which it may add, and with their hashes, if `hash_image` is given. With
-    `per_shard` so many images each then move to tar files.
+    `review` is called with the records, to which it may add, and with their entries in the journal. With `per_shard` so
+    many images each then move to tar files.
     """
     records: dict[str, dict] = {}
-    hashes, skipped, num_duplicates = [], [], 0
+    entries, skipped, num_duplicates = [], [], 0
     folder = OutputFolder(out_dir)
     journal = Journal(folder.unfinished, settings | ({"is_hashed": True} if hash_image else {}))
     convert, total = partial(_convert, read, hash_image, out_dir), min(limit or len(items), len(items))
@@ -135,19 +144,16 @@ def write_images(
                 num_duplicates += 1
                 continue
             records[name] = {"image_fpath": name, "checksum": expected, **describe(item)}
-            hashes += [entry["hash"]] if hash_image else []
+            entries.append(entry)
             bar.update()
             if len(records) == limit:
                 break
-    report = out_dir / "skipped.txt"
-    report.unlink(missing_ok=True)
-    if skipped:
-        write_file(report, "".join(f"{line}\n" for line in skipped).encode(errors="backslashreplace"))
+    report = write_list(out_dir / "skipped.txt", skipped)
     if not records:
         folder.unfinished.unlink()
         raise UserError(f"none of the {len(items)} images can be read; see {report}")
     written = list(records.values())
-    review(written, hashes)
+    review(written, entries)
     if per_shard is not None:
         written = write_shards(written, out_dir, per_shard)
     write_dataset(folder.dataset, written, settings)
@@ -158,15 +164,24 @@ def write_images(
     return f"{counts}, {len(skipped)} unreadable files skipped"
 
 
+def write_list(path: Path, lines: Sequence[str]) -> Path:
+    """Write lines for a person to read, or remove those of an earlier run where there are none; return the path."""
+    if lines:
+        write_file(path, "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace"))
+    else:
+        path.unlink(missing_ok=True)
+    return path
+
+
 def write_shards(records: list[dict], out_dir: Path, per_shard: int) -> list[dict]:
-    """Copy images to tar files, each with a JSON of its labels and its group; return the records of these copies."""
+    """Copy images to tar files, each with a JSON of what is known of it; return the records of these copies."""
     copies = []
     for number, start in enumerate(progress(range(0, len(records), per_shard), unit="shard", desc="packing")):
         part, files = records[start : start + per_shard], {}
         for record in part:
             name = record["image_fpath"]
             files[name] = (out_dir / name).read_bytes()
-            more = {key: record[key] for key in ("labels", "group") if key in record}
+            more = {key: record[key] for key in ("labels", "group", "original_path") if key in record}
             files[f"{name.removesuffix('.png')}.json"] = json.dumps(more).encode()
         path, places = write_shard(out_dir / "shards", number, files)
         shard = {"image_fpath": f"shards/{path.name}"}
@@ -191,7 +206,8 @@ def _convert(
 ) -> tuple[dict, str]:
     """Write one image; return its entry in the journal and no error, or the error alone.
 
-    The entry holds the path relative to `out_dir` with the checksum, and the hash, if there is one to compute.
+    The entry holds the path relative to `out_dir` with the checksum, whether the image was transparent in part, and the
+    hash, if there is one to compute.
     """
     try:
         image = read(item)
@@ -203,7 +219,8 @@ def _convert(
     expected = checksum(file.getvalue())
     if not is_whole(out_dir / name, expected):  # one that is there keeps its time, by which later steps know it
         write_file(out_dir / name, file.getvalue(), durable=False)
-    return {"places": [(name, None, expected)]} | ({"hash": hash_image(image)} if hash_image else {}), ""
+    entry = {"places": [(name, None, expected)], TRANSPARENT: image.info.get(TRANSPARENT, False)}
+    return entry | ({"hash": hash_image(image)} if hash_image else {}), ""
 
 
 def is_made(path: Path, settings: dict, overwrite: bool) -> bool:
@@ -232,6 +249,26 @@ def _mapped(function: Callable, items: Sequence[Item], num_workers: int | None) 
         executor.shutdown(cancel_futures=True)
 
 
+def count_ignored(others: Sequence[Path]) -> str:
+    """How many files are not of an image's ending, and how many there are of each; how to read HEIC, if some are."""
+    counts = Counter(path.suffix.lower() or "without an ending" for path in others)
+    first = counts.most_common(MOST_ENDINGS)
+    parts = [f"{ending} {number}" for ending, number in first]
+    parts += [f"others {len(others) - sum(dict(first).values())}"] if len(counts) > MOST_ENDINGS else []
+    advice = "; HEIC needs pillow-heif: run pip install -r requirements-data.txt, then this command again"
+    return f"{len(others)} files ignored: {', '.join(parts)}{advice if counts.keys() & {*HEIF_SUFFIXES} else ''}"
+
+
+def review(options: Options, records: list[dict], entries: list[dict]) -> None:
+    """Group the records; print what their number, their transparency and their near-duplicates do to a model."""
+    groups.review(options.group_by, records, [entry["hash"] for entry in entries if "hash" in entry])
+    if number := sum(entry.get(TRANSPARENT, False) for entry in entries):
+        under = {WHITE: "white", CHECKER: "a checker"}.get(options.background, f"the colour {options.background}")
+        advice = f"--background COLOUR or {CHECKER} changes that; transparency is not generated"
+        print(f"{number} images are transparent in part; they are pasted onto {under}; {advice}")
+    few_images.warn(len(records))
+
+
 def main(argv: list[str] | None = None) -> None:
     """Write the data set of a folder of images."""
     options = parse_options(Options, __doc__, argv)
@@ -241,14 +278,16 @@ def main(argv: list[str] | None = None) -> None:
     if source.is_relative_to(target) or target.is_relative_to(source):
         paths = f"--out-dir {options.out_dir} and {options.folder}"
         raise UserError(f"{paths} lie inside one another; choose another --out-dir")
-    files = image_files(options.folder)
+    files, others = image_files(options.folder)
     if not files:
-        raise UserError(f"{options.folder}: holds no images ({', '.join(SUFFIXES)})")
+        ignored = f"; {count_ignored(others)}" if others else ""
+        raise UserError(f"{options.folder}: holds no images ({', '.join(SUFFIXES)}){ignored}")
 
     group = groups.by_path(options.group_by, options.folder, files)
 
     def describe(path: Path) -> dict:
-        record = {"labels": list(path.relative_to(options.folder).parts[:-1])}
+        labels = list(path.relative_to(options.folder).parts[:-1])
+        record = {"labels": labels, "original_path": groups.inside(options.folder, path)}
         return record | ({"group": name} if (name := group(path)) else {})
 
     given = {name: getattr(options, name) for name in ("image_size", "fit", "background", "group_by", "shards")}
@@ -256,6 +295,9 @@ def main(argv: list[str] | None = None) -> None:
     path = options.out_dir / "dataset.json"
     with lock(options.out_dir):
         is_made(path, settings, options.overwrite)
+        ignored = write_list(options.out_dir / "ignored.txt", list(map(str, others)))
+        if others:
+            print(f"{count_ignored(others)}; all are listed in {ignored}")
         summary = write_images(
             files,
             partial(read_square, options),
@@ -264,10 +306,10 @@ def main(argv: list[str] | None = None) -> None:
             options.num_workers,
             settings,
             hash_image=near_duplicates.hash_image if near_duplicates.is_installed() else None,
-            review=partial(groups.review, options.group_by),
+            review=partial(review, options),
             per_shard=options.shards,
         )
-    print(f"{path}: {summary}")
+    print(f"{path}: {summary}, {len(others)} files of other endings ignored")
 
 
 if __name__ == "__main__":

@@ -92,7 +92,9 @@ def test_the_table_grows_with_training_steps_checkpoints_and_images(faces, tiny_
     monkeypatch.setattr(dry_run, "seconds_to_start", lambda: 2.0)
     monkeypatch.setattr(dry_run, "MOST", 20)
     dry_run.estimate(RECIPE, faces, None)
-    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    output = capsys.readouterr()
+    assert "warning: 40 images, fewer than 500" in output.err
+    rows = [line for line in output.out.splitlines() if line.startswith("| ")]
     lines = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
     shown = {name: (steps, time, disk, half) for name, steps, time, disk, _, half in lines[1:-1]}
     assert shown.keys() >= ROWS.keys()

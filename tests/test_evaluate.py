@@ -116,9 +116,10 @@ def test_copies_of_training_images_and_of_their_mirror_images_are_found(faces):
     assert near.index[:2].tolist() == [3, 7] and near.mirrored[:2].tolist() == [False, True]
     others = Nearest.among(known, extractor(held_out), extractor(held_out.flip(-1)))
     paths = [f"{index}.png" for index in range(20)]
-    summary = novelty.summarize(near, others, paths, "pairs.png")
+    summary = novelty.summarize(near, others, paths, [f"IMG {path}" for path in paths], "pairs.png")
     assert summary.samples.share >= 2 / 17 > 2 * summary.held_out.share
     assert {(row.sample, row.image_path) for row in summary.nearest[:2]} == {(0, "3.png"), (1, "7.png")}
+    assert [row.name for row in summary.near_copies[:2]] in (["IMG 3.png", "IMG 7.png"], ["IMG 7.png", "IMG 3.png"])
     assert max(row.distance for row in summary.nearest[:2]) < 1e-3 < summary.nearest[2].distance
     unseen = Nearest.among(known, extractor(samples))
     assert unseen.distance[0] < 1e-3 < unseen.distance[1]
@@ -344,18 +345,22 @@ def test_novelty_names_the_nearest_training_image_of_every_sample(evaluated, fac
         assert shown.tobytes() in (pair.tobytes(), pair.transpose(Image.Transpose.FLIP_LEFT_RIGHT).tobytes())
 
 
-def test_a_cascade_that_writes_training_images_by_heart_is_found_out(tiny_run, faces, tmp_path, monkeypatch):
+def test_a_cascade_that_writes_training_images_by_heart_is_found_out(tiny_run, faces, tmp_path, monkeypatch, capsys):
     def by_heart(self, *_):
         images = self.dataset[self.training[: self.number]]
         tokens = self.cascade.tokens(torch.cat((images[:-1], images[-1:].flip(-1))))
         return tokens, torch.zeros(len(images), len(tokens) - 1)
 
     monkeypatch.setattr(Evaluator, "draw", by_heart)
+    monkeypatch.setattr(ImageDataset, "original", lambda self, index: f"IMG {index}.heic")
     content = run_on(tiny_run, faces, tmp_path)
     number = content["num_images"]
     assert content["novelty"]["samples"]["share"] >= (number - 1) / number
     assert content["novelty"]["held_out"]["share"] <= 1 / number
     assert content["novelty"]["nearest"][number - 2]["distance"] < 1e-3 < content["novelty"]["threshold"]
+    match = content["novelty"]["nearest"][0]
+    line = f"sample {match['sample']} looks like the training image {match['original_path']} (distance 0.00)"
+    assert line in capsys.readouterr().out and match["original_path"].startswith("IMG ")
 
 
 def test_the_file_has_its_public_keys_and_the_table_its_numbers(evaluated):
@@ -373,7 +378,7 @@ def test_the_file_has_its_public_keys_and_the_table_its_numbers(evaluated):
     novelty_keys = ["threshold", "samples", "share_low", "share_high", "held_out", "pairs", "nearest"]
     assert list(content["novelty"]) == novelty_keys
     assert list(content["novelty"]["samples"]) == ["median_distance", "share"]
-    assert list(content["novelty"]["nearest"][0]) == ["sample", "image_path", "distance"]
+    assert list(content["novelty"]["nearest"][0]) == ["sample", "image_path", "distance", "original_path"]
     results = load_config(EvaluationFolder(out).results, Results)
     assert json.loads(json.dumps(dataclasses.asdict(results))) == content
     assert results.distance(SAMPLES).kernel == content["distances"][-1]["kernel"]

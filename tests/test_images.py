@@ -8,8 +8,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from utils.core.files import UserError
+from utils.data import images
 from utils.data.images import (
+    CHECKER,
     HEAT,
+    TRANSPARENT,
     fit_square,
     heat_map,
     image_files,
@@ -82,6 +85,48 @@ def test_every_format_and_mode_becomes_the_rgb_it_shows(name, tmp_path):
     assert pixels(opened) == [list(colour) for colour in expected]
 
 
+def test_transparency_is_told_from_an_alpha_channel_and_shown_by_a_checker(tmp_path):
+    for name, alpha in (("clear", 0), ("opaque", 255)):
+        Image.new("RGBA", (32, 16), (*RED, alpha)).save(tmp_path / f"{name}.png")
+        assert open_rgb(tmp_path / f"{name}.png").info[TRANSPARENT] == (alpha == 0)
+    grey, square = (204,) * 3, np.asarray(open_rgb(tmp_path / "clear.png", CHECKER))
+    assert [[tuple(square[row, column]) for column in (0, 1, 2, 31)] for row in (0, 2)] == [
+        [WHITE, WHITE, grey, grey],
+        [grey, grey, WHITE, WHITE],
+    ]
+    assert open_rgb(tmp_path / "opaque.png", CHECKER).getcolors() == [(512, RED)]
+    padded = np.asarray(fit_square(open_rgb(tmp_path / "opaque.png"), 16, "pad", CHECKER))
+    assert {tuple(pixel) for pixel in padded[0]} == {WHITE, grey}
+
+
+@pytest.mark.parametrize("brand", [None, b"mif1"])
+@pytest.mark.parametrize("suffix", ["heic", "avif"])
+def test_the_formats_of_phones_are_read_upright_whatever_their_names(suffix, brand, tmp_path):
+    if suffix == "heic":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    corners = Image.fromarray(np.ascontiguousarray(STORED[6])).resize((64, 96), Image.Resampling.NEAREST)
+    corners.save(tmp_path / f"a.{suffix}", exif=exif.tobytes(), quality=95)
+    content = bytearray((tmp_path / f"a.{suffix}").read_bytes())
+    assert content[8:12] == suffix.encode()
+    content[8:12] = brand or content[8:12]
+    (tmp_path / "a.jpg").write_bytes(content)
+    upright = open_rgb(tmp_path / "a.jpg")
+    assert upright.size == (96, 64)
+    expected = np.asarray(Image.fromarray(UPRIGHT).resize((96, 64), Image.Resampling.NEAREST), dtype=int)
+    assert np.abs(np.asarray(upright) - expected)[8:24, 8:24].max() <= 12, "RED"
+    assert np.abs(np.asarray(upright) - expected)[40:56, 40:56].max() <= 12, "BLACK"
+
+
+def test_heic_without_its_package_is_named_with_the_way_to_install_it(tmp_path, monkeypatch):
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    NOISE.save(tmp_path / "a.heic")
+    monkeypatch.setattr(images, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"a\.heic: .* needs pillow-heif; run pip install -r requirements-data\.txt"):
+        open_rgb(tmp_path / "a.heic")
+
+
 def test_losses_a_background_and_a_first_frame(tmp_path):
     for mode, colour in (("RGB", (200, 50, 20)), ("L", 90), ("CMYK", (0, 255, 255, 0))):
         image = Image.new(mode, (16, 16), colour)
@@ -127,10 +172,18 @@ def cut_short(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def without_data(path):
+    NOISE.save(path)
+    content = path.read_bytes()
+    start = content.index(b"mdat") + 4
+    path.write_bytes(content[:start] + bytes(len(content) - start))
+
+
 NO_IMAGES = {  # each name with what makes the file, and what is said of it
-    **{f"cut.{suffix}": (cut_short, ".* replace it") for suffix in ("bmp", "gif", "jpg", "png", "tif", "webp")},
+    **{f"cut.{suffix}": (cut_short, ".* replace it") for suffix in ("avif", "bmp", "gif", "jpg", "png", "tif", "webp")},
     **{f"none_{number}.png": (lambda path, content=content: path.write_bytes(content), "not an image in a known format")
        for number, content in enumerate((b"", b"not an image", b"%!PS-Adobe-3.0 EPSF-3.0\n"))},
+    "zeros.avif": (without_data, ".*cannot be decoded"),
     "missing.png": (lambda path: None, "no such image file"), "folder.png": (Path.mkdir, "no such image file"),
     "bomb.png": (Image.new("RGB", (70, 70)).save, "too large to read safely"),
     **{f"float_{number}.tif": (grey([0, value], np.float32).save, ".*grey values from")
@@ -212,8 +265,9 @@ def test_image_files_are_sorted_nested_and_not_hidden(tmp_path):
     for name in ("b.png", "a/c.JPG", "a/b/d.Tiff", "a.webp", ".hidden.png", ".git/e.png", "notes.txt", "a/f.jpeg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    names = [path.relative_to(tmp_path).as_posix() for path in image_files(tmp_path)]
+    names, others = ([path.relative_to(tmp_path).as_posix() for path in paths] for paths in image_files(tmp_path))
     assert names == ["a/b/d.Tiff", "a/c.JPG", "a/f.jpeg", "a.webp", "b.png"]
+    assert others == ["notes.txt"]
 
 
 def test_links_to_folders_are_followed_once(tmp_path):
@@ -224,7 +278,7 @@ def test_links_to_folders_are_followed_once(tmp_path):
     (photos / "link").symlink_to(elsewhere)
     (photos / "link_again").symlink_to(elsewhere)
     (elsewhere / "loop").symlink_to(photos)
-    assert image_files(photos) == [photos / "link" / "a.png"]
+    assert image_files(photos) == ([photos / "link" / "a.png"], [])
 
 
 def test_a_heat_map_by_hand():

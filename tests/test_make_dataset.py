@@ -11,11 +11,13 @@ import pytest
 from PIL import Image, ImageDraw, ImageEnhance
 from tinydb import TinyDB
 
-from scripts import demo_data, make_dataset, near_duplicates
+from scripts import demo_data, few_images, make_dataset, near_duplicates
 from tests.helpers.deaths import dying
 from tests.helpers.jobs import run_job
 from tests.helpers.scripts import expect_error
 from utils.core.files import UserError
+from utils.data import images
+from utils.data.dataset import ImageDataset
 from utils.data.images import open_rgb
 from utils.data.journal import Journal
 from utils.data.records import verify_files
@@ -90,6 +92,7 @@ def test_a_changed_folder_leaves_nothing_stale_and_no_other_name_changed(photos,
     before = {record["image_fpath"] for record in records(tmp_path / "out")}
     (tmp_path / "out" / "images" / "mine.png").touch()
     (photos / "broken.jpg").unlink()
+    (photos / "notes.txt").unlink()
     (photos / "root.bmp").unlink()
     (photos / "the_same_as_root.tif").unlink()
     noise(photos / "0/00_new.png", 102)
@@ -97,6 +100,89 @@ def test_a_changed_folder_leaves_nothing_stale_and_no_other_name_changed(photos,
     after = {record["image_fpath"] for record in records(tmp_path / "out")}
     assert (len(before - after), len(after - before)) == (1, 1)
     assert set(contents(tmp_path / "out")) == {"dataset.json", "images/mine.png", *after}
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """A folder of other formats and endings: images, a video, one without an ending, and hidden files."""
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    folder = tmp_path / "mixed"
+    for index, name in enumerate(("Zürich/größe.heic", "Zürich/IMG_1.HEIC", "a.avif", "b.jfif")):
+        noise(folder / name, index)
+    for name in ("clip.MOV", "clip2.mov", "README", ".hidden.mov", ".cache/c.mov", "notes.txt"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"")
+    return folder
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_every_file_is_read_or_counted_and_keeps_its_name(workers, mixed, tmp_path, capsys):
+    make(mixed, tmp_path / "out", workers=workers)
+    names = [record["original_path"] for record in records(tmp_path / "out")]
+    assert names == ["Zürich/IMG_1.HEIC", "Zürich/größe.heic", "a.avif", "b.jfif"]
+    output = capsys.readouterr().out
+    path = tmp_path / "out/ignored.txt"
+    assert f"4 files ignored: .mov 2, without an ending 1, .txt 1; all are listed in {path}\n" in output
+    assert "4 images written, 0 duplicates dropped, 0 unreadable files skipped, 4 files of other endings" in output
+    assert path.read_text().splitlines() == [
+        str(mixed / name) for name in ("README", "clip.MOV", "clip2.mov", "notes.txt")
+    ]
+
+
+def test_without_its_package_heic_is_counted_and_the_way_to_install_it_named(mixed, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(images, "find_spec", lambda name: None)
+    make(mixed, tmp_path / "out")
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "ignored:" in line]
+    assert line.startswith("6 files ignored: .heic 2, .mov 2, ")
+    assert "HEIC needs pillow-heif: run pip install -r requirements-data.txt, then this command again" in line
+    for name in ("a.avif", "b.jfif"):
+        (mixed / name).unlink()
+    line = expect_error(capsys, make_dataset.main, [mixed, "--out-dir", tmp_path / "none"])
+    assert "holds no images" in line and "6 files ignored: .heic 2" in line and "pillow-heif" in line
+    monkeypatch.undo()
+    make(mixed, tmp_path / "out")
+    assert [record["labels"] for record in records(tmp_path / "out")] == [["Zürich"], ["Zürich"]]
+
+
+def test_the_name_of_a_file_is_in_shards_and_maps_and_changes_no_fingerprint(photos, tmp_path):
+    for index, out in enumerate(("one", "other")):
+        if index:
+            (photos / "root.bmp").rename(photos / "wurzel.bmp")
+        make(photos, tmp_path / out)
+    one, other = (ImageDataset(tmp_path / out) for out in ("one", "other"))
+    assert {one.original(index) for index in range(len(one))} ^ {
+        other.original(index) for index in range(len(one))
+    } == {"root.bmp", "the_same_as_root.tif"}
+    assert one.fingerprint["index"] == other.fingerprint["index"]
+    make(photos, tmp_path / "packed", "--shards", 20)
+    shards = ImageDataset(tmp_path / "packed/shards")
+    assert sorted(map(shards.original, range(len(shards)))) == sorted(map(other.original, range(len(other))))
+
+
+@pytest.mark.parametrize("number", [499, 500, 1500, 5000])
+def test_few_images_get_a_warning_of_what_to_expect(number, capsys):
+    few_images.warn(number)
+    error = capsys.readouterr().err
+    limit = {499: "fewer than 500: ", 500: "fewer than 1,500: ", 1500: "fewer than 5,000: ", 5000: ""}[number]
+    assert limit in error and (error == "") == (number == 5000)
+    assert not error or ("experiments.md#few-images" in error and error.count("\n") == 1)
+
+
+def test_transparent_images_are_counted_also_those_from_before_a_death(photos, tmp_path, capsys, die):
+    for index, alpha in enumerate((0, 100, 255)):
+        Image.new("RGBA", (8, 8), (9, 9, index, alpha)).save(photos / f"00_{index}.png")
+    die(photos, tmp_path / "out", "--background", "checker", at=10)
+    capsys.readouterr()
+    make(photos, tmp_path / "out", "--background", "checker")
+    output = capsys.readouterr()
+    line = (
+        "2 images are transparent in part; they are pasted onto a checker; --background COLOUR or checker changes that"
+    )
+    assert f"{line}; transparency is not generated\n" in output.out
+    assert "warning: 45 images, fewer than 500" in output.err
+    [name] = [row["image_fpath"] for row in records(tmp_path / "out") if row["original_path"] == "00_0.png"]
+    clear = open_rgb(tmp_path / "out" / name)
+    assert clear.getcolors() == [(32, (255, 255, 255)), (32, (204, 204, 204))]
 
 
 @pytest.fixture
@@ -436,7 +522,7 @@ def test_near_duplicates_are_grouped_in_whatever_order_they_come(bursts, tmp_pat
     output = capsys.readouterr()
     assert "180 pairs of near-duplicates; 0 not joined, for a group holds at most 50 images" in output.out
     assert "30 groups of 120 images, the largest of 4; the split by default holds out " in output.out
-    assert "warning" not in output.err
+    assert "another side of the split" not in output.err
     for index, path in enumerate(sorted(bursts.iterdir())):
         shutil.copytree(path, tmp_path / f"bursts/{99 - index}")
     make(tmp_path / "bursts", tmp_path / "other", *flags)
@@ -446,7 +532,7 @@ def test_near_duplicates_are_grouped_in_whatever_order_they_come(bursts, tmp_pat
 
 def test_near_duplicates_that_straddle_the_split_get_a_warning(bursts, tmp_path, capsys):
     make(bursts, tmp_path / "out", "--image-size", 64, "--group-by", "/[01]")
-    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "another side" in line]
     listed = records(tmp_path / "out")
     held_out = [record for record in listed if side_of(record) != TRAINING]
     sides = {(record["labels"][0], side_of(record)) for record in listed}
@@ -458,7 +544,7 @@ def test_near_duplicates_that_straddle_the_split_get_a_warning(bursts, tmp_path,
     )
     assert count > 0
     make(bursts, tmp_path / "together", "--image-size", 64, "--group-by", "folder")
-    assert "warning" not in capsys.readouterr().err
+    assert "another side" not in capsys.readouterr().err
 
 
 def test_without_the_package_near_duplicates_are_not_looked_for(photos, tmp_path, capsys, monkeypatch):

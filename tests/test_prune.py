@@ -66,6 +66,20 @@ def test_keep_leaves_so_many_and_the_decoder_tells_what_is_lost(tiny_run, tmp_pa
     assert result == {"atlas_pruned.png", "u_matrix_pruned.png", "hit_map_pruned.png"}
 
 
+@pytest.mark.parametrize(("flag", "warns"), [("--prune-threshold", True), ("--keep", False)])
+def test_few_units_that_are_left_get_a_warning_with_a_remedy_unless_they_were_asked_for(
+    flag, warns, tiny_run, tmp_path
+):
+    counts = Codebook.load(tiny_run / "codebook_1" / LATEST).counts.sort(descending=True).values
+    amount = 5 if flag == "--keep" else int(counts[4])
+    flags = ["--device", "cpu", "--dataset-path", tiny_run / "feature_maps/dataset.json", *FRACTIONS]
+    flags += ["--codebook-path", tiny_run / "codebook_1" / LATEST, "--out-dir", tmp_path]
+    run_main(prune_codebook.main, *flags, flag, amount)
+    left = len(Codebook.load(tmp_path / PRUNED))
+    line = f"kept only {left} of 16 units: 896 training patches are too few for 16 units. Give it about as many units"
+    assert 5 <= left < 8 and (line in (tmp_path / "prune.log").read_text()) == warns
+
+
 def test_the_same_pruning_is_repeated_and_another_only_replaces_it_if_it_is_told_to(tiny_run, tmp_path, capsys):
     """It leaves one row beside those of the training, whose step it has."""
     command = ["--dataset-path", tiny_run / "feature_maps/dataset.json", "--device", "cpu", *FRACTIONS]

@@ -17,7 +17,7 @@ from reporting import page as page_module
 from reporting import verdicts
 from reporting.page import LIMIT, make_page
 from reporting.pictures import QUALITIES
-from reporting.run import Run, Step, read_run, read_step
+from reporting.run import Job, Run, Step, read_run, read_step
 from reporting.sections import usage
 from scripts import export, report
 from tests.helpers.reports import EVALUATION, HOSTILE, change_attempt, make_run
@@ -25,6 +25,7 @@ from tests.helpers.scripts import CODEBOOKS, TINY, expect_error, run_main
 from utils.core.config import build_config
 from utils.core.files import UserError
 from utils.core.options import parse_options
+from utils.runs.attempt import FINISHED, Attempt
 from utils.runs.folders import OutputFolder, RunFolder
 
 
@@ -131,6 +132,7 @@ def test_pictures_have_words_and_controls_have_labels(page):
 def test_no_name_becomes_markup(text, page):
     assert len(page.scripts) == 3
     assert page.text.count(HOSTILE) >= 3  # in the commands, and in what is missing
+    assert "Zürich/IMG 1.HEIC" in page.text and "images/b.png" not in page.text  # a person knows it by that name
     assert "<b>run&" in page.text
     assert "<script>alert" not in text
 
@@ -352,6 +354,20 @@ def test_learning_is_judged_by_its_curves(tmp_path):
     assert "dropout" in overfit.advice
     assert judged(tmp_path, losses(falling, [3.0, 2.5]))["Transformer 1"].advice == "Train for more steps."
     assert judged(tmp_path, losses(level, [3.2, 3.1]))["Transformer 1"].grade == verdicts.GOOD
+
+
+@pytest.mark.parametrize(
+    ("left", "keep", "grade"),
+    [(64, None, None), (32, None, None), (17, None, "fair"), (15, None, "poor"), (17, 17, None)],
+)
+def test_few_units_that_pruning_has_left_are_a_verdict_with_a_remedy(left, keep, grade, tmp_path):
+    folder = RunFolder(tmp_path).step("codebook_cond")
+    time, script = "2026-01-01T00:00:00+00:00", "prune_codebook.py"
+    attempt = Attempt(script, {"keep": keep}, None, {}, "cpu", 1, time, time, FINISHED)
+    step = Step(folder, {script: Job([attempt])}, [{"step": 9, "units": 64}, {"pruned_units": left}])
+    result = verdicts.judge(Run(RunFolder(tmp_path), {folder.name: step}, None, None))
+    assert [(each.subject, each.grade) for each in result] == ([("Condition codebook", grade)] if grade else [])
+    assert all(f"left {left} of 64 units" in each.text and "num_embeddings" in each.advice for each in result)
 
 
 def test_an_evaluation_is_judged_against_its_floor(tmp_path):

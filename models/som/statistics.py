@@ -18,6 +18,11 @@ log = logging.getLogger(__name__)
 
 BATCH = 32  # images decoded at once
 EXTREMES = 3  # number of units listed as most used and as least used
+FEW_KEPT = 0.5  # share of the units that pruning has left; a smaller one says that there were too many for the patches
+FEW_KEPT_ADVICE = (
+    "Give it about as many units ('num_embeddings') as are left, more images or also their mirror images (--flip of "
+    "generate_fmap_dataset.py), or a lower --prune-threshold."
+)
 Statistics = dict[str, float | int | list[list[int]]]
 
 

@@ -43,7 +43,10 @@ EVALUATION = {
         "share_high": 0.5,
         "held_out": {"median_distance": 6.5, "share": 0.0125},
         "pairs": "pairs.png",
-        "nearest": [{"sample": 2, "image_path": f"data/{HOSTILE}.png", "distance": 1.75}],
+        "nearest": [
+            {"sample": 2, "image_path": f"data/{HOSTILE}.png", "distance": 1.75},
+            {"sample": 5, "image_path": "images/b.png", "distance": 2.5, "original_path": "Zürich/IMG 1.HEIC"},
+        ],
     },
     "missing": [f"stage 1: {HOSTILE}"],
     "seconds": 12.0,

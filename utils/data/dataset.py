@@ -64,6 +64,10 @@ class FileDataset(Dataset):
         """The name by which image `index`, or that of feature map `index`, is split."""
         return image_key(self.records[index])
 
+    def original(self, index: int) -> str:
+        """The file that image `index` was made from, as a person knows it; empty where that is not recorded."""
+        return self.records[index].get("original_path", "")
+
     def split(self, bounds: Bounds) -> Split:
         """Indices of the training, validation and test files; a flip stays with its original, and a group together."""
         return split_indices(self.records.table["position"], bounds)

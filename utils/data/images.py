@@ -6,6 +6,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -13,20 +14,30 @@ import torch
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from utils.core.files import UserError, replace_file
-from utils.data.shards import SUFFIXES, Place, read_file, shown
+from utils.data.shards import HEIF_SUFFIXES, SUFFIXES, Place, read_file, shown
 
 Colour = tuple[int, int, int]
+CHECKER = "checker"  # a background that shows what is transparent
+Background = Colour | str
 Picture = str | os.PathLike | Image.Image | torch.Tensor  # an image for `to_tensor`
 
 WALKED = 8  # pictures of a walk in a second
 WHITE: Colour = (255, 255, 255)
 HEAT: tuple[Colour, ...] = ((18, 16, 56), (38, 84, 124), (62, 152, 132), (160, 206, 110), (252, 240, 176))
 # An explicit list: some of Pillow's other decoders start programs, and must not see untrusted files.
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # in the first bytes of a file
+TRANSPARENT = "transparent in part"  # key in the `info` of an image from `open_rgb`
+SQUARES = 8  # of the checker, along the shorter side of an image
 
 
-def image_files(folder: str | os.PathLike) -> list[Path]:
-    """The images in `folder` and its sub-folders, by suffix, sorted. Hidden files and folders are skipped.
+def reads_heif() -> bool:
+    """Whether pillow-heif is installed, which reads HEIC, the format of phones."""
+    return find_spec("pillow_heif") is not None
+
+
+def image_files(folder: str | os.PathLike) -> tuple[list[Path], list[Path]]:
+    """The images in `folder` and its sub-folders, by suffix, and all other files, sorted. Hidden ones are skipped.
 
     Links to folders are followed, and each real folder is entered once. Raises `OSError` if one cannot be listed.
     """
@@ -35,49 +46,85 @@ def image_files(folder: str | os.PathLike) -> list[Path]:
         raise error
 
     paths, entered = [], {os.path.realpath(folder)}
+    suffixes = SUFFIXES if reads_heif() else tuple(suffix for suffix in SUFFIXES if suffix not in HEIF_SUFFIXES)
     for root, folders, files in os.walk(folder, onerror=fail, followlinks=True):
-        paths += [Path(root, name) for name in files if not name.startswith(".") and name.lower().endswith(SUFFIXES)]
+        paths += [Path(root, name) for name in files if not name.startswith(".")]
         subfolders, folders[:] = sorted(folders), []  # os.walk descends into what is in `folders` after this loop
         for name in subfolders:
             real = os.path.realpath(Path(root, name))
             if not name.startswith(".") and real not in entered:
                 entered.add(real)
                 folders.append(name)
-    return sorted(paths)
+    images = sorted(path for path in paths if path.name.lower().endswith(suffixes))
+    return images, sorted({*paths}.difference(images))
 
 
 def open_rgb(
-    path: str | os.PathLike, background: Colour = WHITE, place: Place | None = None, *, most_pixels: float = math.inf
+    path: str | os.PathLike,
+    background: Background = WHITE,
+    place: Place | None = None,
+    *,
+    most_pixels: float = math.inf,
 ) -> Image.Image:
-    """Read an image file (BMP, GIF's first frame, JPEG, PNG, TIFF, WebP) as an upright 8-bit RGB image.
+    """Read an image file (AVIF, BMP, GIF's first frame, HEIC, JPEG, PNG, TIFF, WebP) as an upright 8-bit RGB image.
 
-    It may lie at a `place` in a shard. The EXIF orientation is applied, transparency is laid over `background`, and
-    16-bit grey is scaled to 8 bits, as are floats that run from 0 to 1, 255 or 65535. Raises `UserError` naming the
-    file and the reason, also if it has more than `most_pixels`, before they are decoded.
+    It may lie at a `place` in a shard. The EXIF orientation is applied, transparency is laid over `background` (and
+    `info[TRANSPARENT]` says whether there is any), and 16-bit grey is scaled to 8 bits, as are floats that run from 0
+    to 1, 255 or 65535. HEIC needs pillow-heif. Raises `UserError` naming the file and the reason, also if it has more
+    than `most_pixels`, before they are decoded.
     """
     try:
-        with Image.open(io.BytesIO(read_file(Path(path), place)), formats=FORMATS) as image:
+        content = read_file(Path(path), place)
+        is_heif = content[4:8] == b"ftyp" and content[8:12] in HEIF_BRANDS
+        with Image.open(io.BytesIO(content), formats=(*FORMATS, *(_register_heif() if is_heif else ()))) as image:
             if (pixels := math.prod(image.size)) <= most_pixels:
                 return _flatten(ImageOps.exif_transpose(image), background)
             reason = f"{pixels / 1e6:.1f} megapixels, at most {most_pixels / 1e6:g}: scale it down"
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         reason = "no such image file; check the path"
     except UnidentifiedImageError:
-        reason = f"not an image in a known format ({', '.join(FORMATS)}), or damaged; convert or replace it"
+        known = ", ".join(sorted((*FORMATS, "HEIC")))
+        reason = f"not an image in a known format ({known}), or damaged; convert or replace it"
+        if is_heif and not reads_heif():
+            reason = "an image in the format HEIC, which needs pillow-heif; run pip install -r requirements-data.txt"
     except Image.DecompressionBombError as error:
         reason = f"too large to read safely ({error}); scale it down"
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error) as error:
-        reason = f"cannot be decoded ({error}); it may be damaged or cut short, replace it"
+    except (OSError, ValueError, SyntaxError, EOFError, RuntimeError, struct.error, zlib.error) as error:
+        reason = f"cannot be decoded ({' '.join(str(error).split())}); it may be damaged or cut short, replace it"
     raise UserError(f"{shown(Path(path), place)}: {reason}")
 
 
-def _flatten(image: Image.Image, background: Colour) -> Image.Image:
+def _register_heif() -> tuple[str, ...]:
+    """The format of HEIC, known to Pillow in this process from now on; none without pillow-heif."""
+    if not reads_heif():
+        return ()
+    from pillow_heif import register_heif_opener  # optional
+
+    register_heif_opener()
+    return ("HEIF",)
+
+
+def _flatten(image: Image.Image, background: Background) -> Image.Image:
     """Any mode of Pillow to RGB."""
+    is_transparent = False
     if image.mode == "F" or image.mode.startswith("I"):
         image = _grey_to_8_bits(image)
     elif image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image.convert("RGBA"))
-    return image.convert("RGB")
+        image = image.convert("RGBA")
+        is_transparent = image.getchannel("A").getextrema()[0] < 255
+        image = Image.alpha_composite(_plain(image.size, background).convert("RGBA"), image)
+    image = image.convert("RGB")
+    image.info[TRANSPARENT] = is_transparent
+    return image
+
+
+def _plain(size: tuple[int, int], background: Background) -> Image.Image:
+    """An RGB image of nothing but the background, `size` (W, H)."""
+    if background != CHECKER:
+        return Image.new("RGB", size, background)
+    columns, rows = (np.arange(length) * SQUARES // min(size) for length in size)
+    is_dark = (rows[:, None] + columns) % 2 == 1
+    return Image.fromarray(np.where(is_dark, 204, 255).astype(np.uint8)).convert("RGB")
 
 
 def _grey_to_8_bits(image: Image.Image) -> Image.Image:
@@ -91,7 +138,7 @@ def _grey_to_8_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8))
 
 
-def fit_square(image: Image.Image, size: int, fit: str = "crop", background: Colour = WHITE) -> Image.Image:
+def fit_square(image: Image.Image, size: int, fit: str = "crop", background: Background = WHITE) -> Image.Image:
     """Scale an RGB image to `size` × `size`: its central square (`crop`), or all of it over `background` (`pad`)."""
     width, height = image.size
     if fit == "crop":
@@ -100,7 +147,7 @@ def fit_square(image: Image.Image, size: int, fit: str = "crop", background: Col
         return _resize(image, (size, size), (left, top, left + side, top + side))
     scale = size / max(width, height)
     inner = (max(1, round(width * scale)), max(1, round(height * scale)))
-    canvas = Image.new("RGB", (size, size), background)
+    canvas = _plain((size, size), background)
     canvas.paste(_resize(image, inner, (0, 0, width, height)), ((size - inner[0]) // 2, (size - inner[1]) // 2))
     return canvas
 

@@ -47,7 +47,9 @@ def is_text(value: object) -> bool:
 
 
 KINDS = {  # of the values of these keys, each with how it is known
-    **dict.fromkeys(("checksum", "image_key", "image_path", "image_fpath", "fmap_path"), ("text in UTF-8", is_text)),
+    **dict.fromkeys(
+        ("checksum", "image_key", "image_path", "image_fpath", "fmap_path", "original_path"), ("text in UTF-8", is_text)
+    ),
     **dict.fromkeys(
         ("row", "offset", "size"), ("number from 0 on", lambda value: isinstance(value, int) and 0 <= value < 2**63)
     ),
@@ -117,8 +119,10 @@ def pack(path: Path, required: tuple[str, ...]) -> Records:
     text, packed, info, digest, key = bytearray(), bytearray(), {}, hashlib.blake2b(digest_size=8), required[0]
     number, first, last = 0, 0, None
     for table, record in read_records(path, required):
-        # Without the path to the image of a feature map, which changes where one of them is moved.
-        digest.update(json.dumps([table, {**record, "image_path": None}], sort_keys=True).encode())
+        # Without the path to the image of a feature map, which changes where one of them is moved, and without that of
+        # the file that an image was made from, which a person may rename.
+        counted = {name: record[name] for name in record if name != "original_path"} | {"image_path": None}
+        digest.update(json.dumps([table, counted], sort_keys=True).encode())
         if table == INFO:
             info = info or record
         if table != DEFAULT:

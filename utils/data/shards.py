@@ -1,8 +1,8 @@
 """Images in shards: tar files of the WebDataset layout, whose records say where in its shard each image lies.
 
 The files of a sample lie together and have one name up to the first dot. One is the image; `.json` may hold an object
-with `labels`, a list of strings, and `group`; `.cls` the label alone. Python's tarfile reads the headers, once; nothing
-is unpacked.
+with `labels`, a list of strings, `group` and `original_path`; `.cls` the label alone. Python's tarfile reads the
+headers, once; nothing is unpacked.
 """
 
 import hashlib
@@ -20,7 +20,11 @@ from typing import BinaryIO, NamedTuple
 
 from utils.core.files import UserError, write_file
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # of images
+HEIF_SUFFIXES = (".heic", ".heif", ".hif")  # of images that pillow-heif reads
+SUFFIXES = (  # of images
+    *(".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"),
+    *HEIF_SUFFIXES,
+)
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -133,7 +137,11 @@ def _described(shard: Path, name: str, content: bytes) -> dict:
         more = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{shard}: its {name} is no JSON ({error}); make the shard again") from None
-    return {key: more[key] for key in ("labels", "group") if key in more} if isinstance(more, dict) else {}
+    return (
+        {key: more[key] for key in ("labels", "group", "original_path") if key in more}
+        if isinstance(more, dict)
+        else {}
+    )
 
 
 def write_shard(folder: Path, number: int, files: dict[str, bytes]) -> tuple[Path, dict[str, Place]]:
