@@ -1,6 +1,7 @@
 """The whole evaluation of a run: what is measured, on which images, and in which order."""
 
 import itertools
+import logging
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from utils.runtime.device import choose_workers
 from utils.runtime.progress import progress
 from utils.training.loop import MAX_VALIDATION
 
+log = logging.getLogger(__name__)
+
 HELD_OUT = "held-out images"  # the set that all others are compared with
 FEWEST = 4  # images in a set: each needs a third neighbour, and half of them a variance
 COLUMNS, PAIRS = 10, 20  # of the picture of pairs, at most
@@ -55,13 +58,20 @@ class Evaluator:
         self.extractor.to(self.run.device)
         self.cascade = self.run.cascade(self.batch_size)
         split = self.dataset.split(self.run.bounds)
+        self.no_test, held_out = "", split.test
         if len(split.test) == 0:
-            raise UserError(
-                f"{self.dataset.index}: there is no test image that all steps of the run have held out, so nothing to "
-                "measure on; add images, or train with a larger --test-fraction"
-            )
-        self.num_held_out = len(split.test)
-        self.held_out = split.test[: self.num_images]  # shuffled already
+            why, held_out = self.run.why_no_test(), split.validation
+            if len(held_out) == 0:
+                raise UserError(
+                    f"{self.dataset.index}: there is no test image that all steps of the run have held out, and no "
+                    f"validation image: {why}; add images, or train with a larger --test-fraction"
+                )
+            self.no_test = f"There is no test image: {why}. All numbers are of validation images, by which checkpoints "
+            self.no_test += "were chosen."
+            if distributed.is_main():
+                log.warning("%s", self.no_test)
+        self.num_held_out = len(held_out)
+        self.held_out = held_out[: self.num_images]  # shuffled already
         self.training = np.random.default_rng(self.seed & 0xFFFFFFFF).permutation(split.training)[: self.num_training]
         self.number = min(len(self.held_out), len(self.training))  # of images in each set
         self.edges: dict[str, torch.Tensor] = {}  # histograms by the names of sets
@@ -85,6 +95,7 @@ class Evaluator:
             missing=tuple(run.missing),
             seconds=time.perf_counter() - start,
             decoder=run.folder.decoding.name,
+            no_test=self.no_test,
         )
 
     def reconstruction(self) -> list[results.Reconstruction]:
@@ -99,9 +110,10 @@ class Evaluator:
         if run.maps is None or not run.stages:
             return rows
         split = run.maps.split(run.bounds)
-        held_out = split.test[:MAX_VALIDATION]
+        held_out = (split.validation if self.no_test else split.test)[:MAX_VALIDATION]
         if len(held_out) == 0:
-            run.missing.append("bits: there is no feature map of a test image; make the feature maps again")
+            side = "validation" if self.no_test else "test"
+            run.missing.append(f"bits: there is no feature map of a {side} image; make the feature maps again")
             return rows
         for number, (stage, coarse, fine) in run.stages.items():
             if number == 0:
@@ -202,7 +214,7 @@ class Evaluator:
         Training and held-out images are quantized with the finest codebook first. A cascade that has memorized an image
         would write exactly that, while the image itself has a large distance even to its own quantized reconstruction.
         """
-        held_out, book, name = self.held_out[: self.number], cascade.codebooks[-1], "quantized test images"
+        held_out, book, name = self.held_out[: self.number], cascade.codebooks[-1], "quantized held-out images"
         looks = {results.SAMPLES: [samples], name: [self.features_after(held_out, book, name)]}
         if self.run.maps is not None and self.run.maps.flipped.any():
             quantized = (pictures for _, pictures in self.reconstructed(held_out, book))

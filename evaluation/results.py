@@ -84,7 +84,7 @@ class Results:
 
     extractor: str
     num_images: int  # in each set
-    num_held_out: int  # test images
+    num_held_out: int  # test images, or validation images if there are none
     num_training: int
     seed: int
     settings: dict  # generate.json
@@ -95,6 +95,12 @@ class Results:
     missing: tuple[str, ...]
     seconds: float
     decoder: str  # "autoencoder" or "decoder": the step whose decoder quantized images and samples are decoded with
+    no_test: str = ""  # that validation images were measured, since there is no test image, and why
+
+    @property
+    def held_out(self) -> str:
+        """The images that were measured."""
+        return "validation images" if self.no_test else "test images"
 
     @property
     def decoding(self) -> str:
@@ -125,12 +131,13 @@ def markdown(results: Results) -> str:
     novelty = ""
     if (near := results.novelty) is not None:
         interval = f" ({near.share_low:.1%} to {near.share_high:.1%})"
-        rows = ("samples", near.samples, interval), ("test images", near.held_out, "")
+        rows = ("samples", near.samples, interval), (results.held_out, near.held_out, "")
         rows = [[name, f"{part.median_distance:.2f}", f"{part.share:.1%}{extra}"] for name, part, extra in rows]
         novelty = _table(["median distance to the nearest training image", f"nearer than {near.threshold:.2f}"], rows)
     parts = [
-        f"{results.num_images} images in each set, of {results.num_held_out} test images; "
+        f"{results.num_images} images in each set, of {results.num_held_out} {results.held_out}; "
         f"{results.num_training} training images; seed {results.seed}. Features: {results.extractor}.",
+        results.no_test,
         results.decoding,
         _table(["PSNR (dB)", "SSIM"], fidelity),
         _table(["tokens per image", "bits per image"], costs),
