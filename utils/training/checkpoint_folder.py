@@ -137,8 +137,8 @@ class CheckpointFolder:
         for path, learned in sources.items():
             if same_images(learned.data, data) is None:
                 raise UserError(
-                    f"{path}: an older version of this code wrote it, without a note of its images; train again, a "
-                    "codebook or a stage on feature maps that were made again"
+                    f"{path}: an older version of this code wrote it or {self.task.dataset.index}, so which images it "
+                    "has learned from is unknown; train it again, if on feature maps on ones that were made again"
                 )
             self.bounds, change = learned.continued(self.bounds, data)
             self.changes += [f"{path}: {change}"] if change else []
