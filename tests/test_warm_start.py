@@ -120,7 +120,7 @@ def further(name, tiny_run, images):
     return (weights, path, *more, "--max-step", 1, "--dataset-path", images), path
 
 
-@pytest.mark.parametrize("name", MAINS)
+@pytest.mark.parametrize("name", ["autoencoder", "codebook_1", "transformer_1"])
 def test_weights_of_another_data_set_leave_no_test_image(name, train, encode, fewer, tiny_run, tmp_path):
     """Of the decoder alone too; and a resume keeps it."""
     images = fewer if name == "autoencoder" else encode(fewer)
@@ -137,7 +137,7 @@ def test_weights_of_another_data_set_leave_no_test_image(name, train, encode, fe
         assert torch.load(tmp_path / "pruned" / PRUNED, weights_only=True)["bounds"] == NO_TEST
 
 
-@pytest.mark.parametrize("name", MAINS)
+@pytest.mark.parametrize("name", ["autoencoder", "codebook_1"])
 def test_weights_of_the_same_pictures_keep_the_test_images(name, train, encode, faces, tiny_run, tmp_path):
     """In another order, with other labels, and encoded without mirror images."""
     same = shutil.copytree(faces.parent, tmp_path / "data") / "dataset.json"
