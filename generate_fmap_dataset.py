@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
         places = (place for batch in batches for place in journal.entries[str(batch[0])]["places"])
         pairs = zip(images, places, strict=True)
         records = (fmap_record(dataset, *image, *place, folder.path) for image, place in pairs)
-        write_dataset(folder.dataset, records, model.origin)
+        write_dataset(folder.dataset, records, model.origin | {"images": dataset.fingerprint["images"]})
         names = {name for entry in journal.entries.values() for name, *_ in entry["places"]}
         remove_unnamed(folder.path, f"[0-9]*/{'[0-9a-f]' * 24}.npy", names)
         folder.unfinished.unlink()

@@ -26,7 +26,7 @@ from utils.core.options import ScriptOptions, option, parse_options
 from utils.core.provenance import check_origin
 from utils.data.batches import BatchLoader, chunks
 from utils.data.dataset import FeatureMapDataset
-from utils.data.split import Bounds, SplitOptions
+from utils.data.split import SplitOptions
 from utils.runs.attempt import attempt
 from utils.runs.checkpoint import save_checkpoint
 from utils.runs.folders import OutputFolder
@@ -88,8 +88,9 @@ def main(argv: list[str] | None = None) -> None:
         pruned = codebook.prune(choose(options, codebook.counts))
 
         attempted.begin(device, inputs=inputs)
-        if codebook.bounds != options.bounds:
-            log.warning("%s: was trained with another --val-fraction or --test-fraction", options.codebook_path)
+        bounds, change = codebook.learned.continued(options.bounds, dataset.fingerprint)
+        if change:
+            log.warning("%s: %s", options.codebook_path, change)
         after = before if len(pruned) == len(codebook) else statistics_of(pruned, "after pruning")
         if not is_main():
             return
@@ -98,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
         if autoencoder is not None:
             save_map(pruned, autoencoder, folder, "pruned")
         rest = {"statistics": after, "statistics_before": before, "data": dataset.fingerprint}
-        rest |= {"trained_from": codebook.origin, "bounds": tuple(Bounds.common((codebook.bounds, options.bounds)))}
+        rest |= {"trained_from": codebook.origin, "bounds": tuple(bounds)}
         save_checkpoint(folder.pruned, KIND, pruned.config, pruned.state_dict(), **rest)
         rows = [row for row in read_rows(folder.metrics) if "pruned_units" not in row]  # but for an earlier pruning
         rows.append({"step": codebook.step} | {f"pruned_{key}": value for key, value in after.items()})

@@ -28,7 +28,6 @@ from utils.core.options import option, parse_options
 from utils.core.provenance import check_origin
 from utils.data.dataset import ImageDataset
 from utils.data.images import save_grid
-from utils.data.split import Bounds
 from utils.runs.checkpoint import load_checkpoint
 from utils.runs.folders import OutputFolder
 from utils.runtime import cli
@@ -79,7 +78,7 @@ class AutoencoderTask(GradientTask):
             self.codebook = Codebook.load(path).to(device)
             check_origin(path, self.codebook.origin, self.source.origin)
             self.origin = self.source.origin | {"hr_codebook": self.codebook.fingerprint}
-            self.begun_from = options.encoder_path, Bounds.common((self.source.bounds, self.codebook.bounds))
+            self.begun_from = {options.encoder_path: self.source.learned, path: self.codebook.learned}
 
     def build(self, saved: dict) -> None:
         """Build the autoencoder, or freeze the encoder of the given one, once the images fit."""

@@ -102,7 +102,7 @@ class MapTask(Task):
             if codebook.config != config:
                 raise UserError(f"{path}: was trained with another config than {options.config_path}")
             codebook.check_fits(path, dataset.shape, dataset.origin)
-            self.begun_from = path, codebook.bounds
+            self.begun_from = {path: codebook.learned}
             return codebook, None
         codebook = Codebook(config)
         codebook.check_fits(options.config_path, dataset.shape, dataset.origin)

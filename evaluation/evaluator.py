@@ -1,6 +1,7 @@
 """The whole evaluation of a run: what is measured, on which images, and in which order."""
 
 import itertools
+import logging
 import math
 import time
 from collections.abc import Iterable, Iterator
@@ -32,8 +33,10 @@ from utils.runtime.device import choose_workers
 from utils.runtime.progress import progress
 from utils.training.loop import MAX_VALIDATION
 
+log = logging.getLogger(__name__)
+
 HELD_OUT = "held-out images"  # the set that all others are compared with
-QUANTIZED = "quantized test images"
+QUANTIZED = "quantized held-out images"
 FEWEST = 4  # images in a set: each needs a third neighbour, and half of them a variance
 COLUMNS, PAIRS = 10, 20  # of the picture of pairs, at most
 
@@ -58,13 +61,20 @@ class Evaluator:
         self.extractor.to(self.run.device)
         self.cascade = self.run.cascade(self.batch_size)
         split = self.dataset.split(self.run.bounds)
+        self.no_test, held_out = "", split.test
         if len(split.test) == 0:
-            raise UserError(
-                f"{self.dataset.index}: there is no test image that all steps of the run have held out, so nothing to "
-                "measure on; add images, or train with a larger --test-fraction"
-            )
-        self.num_held_out = len(split.test)
-        self.held_out = split.test[: self.num_images]  # shuffled already
+            why, held_out = self.run.why_no_test(), split.validation
+            if len(held_out) == 0:
+                raise UserError(
+                    f"{self.dataset.index}: there is no test image that all steps of the run have held out, and no "
+                    f"validation image: {why}; add images, or train with a larger --test-fraction"
+                )
+            self.no_test = f"There is no test image: {why}. All numbers are of validation images, by which checkpoints "
+            self.no_test += "were chosen."
+            if distributed.is_main():
+                log.warning("%s", self.no_test)
+        self.num_held_out = len(held_out)
+        self.held_out = held_out[: self.num_images]  # shuffled already
         self.training = np.random.default_rng(self.seed & 0xFFFFFFFF).permutation(split.training)[: self.num_training]
         self.number = min(len(self.held_out), len(self.training))  # of images in each set
         self.edges: dict[str, torch.Tensor] = {}  # histograms by the names of sets
@@ -89,6 +99,7 @@ class Evaluator:
             seconds=time.perf_counter() - start,
             decoder=run.folder.decoding.name,
             levels=tuple(levels),
+            no_test=self.no_test,
         )
 
     def reconstruction(self) -> list[results.Reconstruction]:
@@ -97,19 +108,28 @@ class Evaluator:
         bar = progress(books.items(), unit="set", desc="reconstructions")
         return [results.Reconstruction(name, **quality(self.reconstructed(self.held_out, book))) for name, book in bar]
 
+    @property
+    def held_out_maps(self) -> np.ndarray:
+        """The feature maps of held-out images, shuffled."""
+        if self.run.maps is None:
+            return np.array([], int)
+        split = self.run.maps.split(self.run.bounds)
+        return split.validation if self.no_test else split.test
+
     def bits(self) -> list[results.Bits]:
         """Bits of the condition, of the label if the base stage is given one, and of each stage's tokens."""
         run, rows = self.run, []
         if run.maps is None or not run.stages:
             return rows
-        split = run.maps.split(run.bounds)
-        held_out = split.test[:MAX_VALIDATION]
+        held_out = self.held_out_maps[:MAX_VALIDATION]
         if len(held_out) == 0:
-            run.missing.append("bits: there is no feature map of a test image; make the feature maps again")
+            side = "validation" if self.no_test else "test"
+            run.missing.append(f"bits: there is no feature map of a {side} image; make the feature maps again")
             return rows
         for number, (stage, coarse, fine) in run.stages.items():
             if number == 0:
-                given = start_bits(stage, coarse, run.maps, held_out, split.training, self.batch_size)
+                training = run.maps.split(run.bounds).training
+                given = start_bits(stage, coarse, run.maps, held_out, training, self.batch_size)
                 rows += [results.Bits(name, 1, bits) for name, bits in given.items()]
             bits = stage_bits(stage, coarse, fine, run.maps, held_out, self.batch_size)
             rows.append(results.Bits(f"stage {number}", stage.config.fine.length, bits))
@@ -163,7 +183,7 @@ class Evaluator:
         test images.
         """
         run, cascade, rows, test = self.run, self.cascade, [], {row.name: row.bits for row in bits}
-        plain = plain_request(run, cascade, self.seed)
+        plain = plain_request(run, cascade, self.seed, self.held_out_maps[:DRAWN])
         if plain.labels or plain.sampling != change_sampling(cascade.configs):
             _, scores = self.draw(plain, min(self.number, DRAWN), "samples at temperature 1")
         own = -scores / math.log(2)  # a score is the logarithm of a sample's probability

@@ -13,7 +13,7 @@ SETS = TRAINING, RECONSTRUCTIONS, QUANTIZED, SAMPLES = (
     "quantized reconstructions",
     "samples",
 )
-LEVEL_COLUMNS = ["samples", "precision", "recall", "floor", "precision", "recall", "bits of samples", "of test images"]
+LEVEL_COLUMNS = ["samples", "precision", "recall", "floor", "precision", "recall", "bits of samples", "held out"]
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Results:
 
     extractor: str
     num_images: int  # in each set
-    num_held_out: int  # test images
+    num_held_out: int  # test images, or validation images if there are none
     num_training: int
     seed: int
     settings: dict  # generate.json
@@ -140,6 +140,12 @@ class Results:
     seconds: float
     decoder: str  # "autoencoder" or "decoder": the step whose decoder quantized images and samples are decoded with
     levels: tuple[Level, ...] = ()  # of the stages, from coarse to fine
+    no_test: str = ""  # that validation images were measured, since there is no test image, and why
+
+    @property
+    def held_out(self) -> str:
+        """The images that were measured."""
+        return "validation images" if self.no_test else "test images"
 
     @property
     def decoding(self) -> str:
@@ -158,9 +164,9 @@ class Results:
             return ""
         return (
             "By levels: all sets of a row are tokens of the grid that this stage writes, decoded alike. Distance, "
-            f"precision and recall are to the true tokens of {self.num_images} test images: of as many samples and, as "
-            "the floor, of the true tokens of as many training images. Bits are those of an image under the stage: of "
-            f"{self.levels[0].num_drawn} samples at temperature 1, and of test images."
+            f"precision and recall are to the true tokens of {self.num_images} {self.held_out}: of as many samples and, "
+            "as the floor, of the true tokens of as many training images. Bits are those of an image under the stage: of "
+            f"{self.levels[0].num_drawn} samples at temperature 1, and of {self.held_out}."
         )
 
     def distance(self, name: str) -> Distance | None:
@@ -187,12 +193,13 @@ def markdown(results: Results) -> str:
     novelty = ""
     if (near := results.novelty) is not None:
         interval = f" ({near.share_low:.1%} to {near.share_high:.1%})"
-        rows = ("samples", near.samples, interval), ("test images", near.held_out, "")
+        rows = ("samples", near.samples, interval), (results.held_out, near.held_out, "")
         rows = [[name, f"{part.median_distance:.2f}", f"{part.share:.1%}{extra}"] for name, part, extra in rows]
         novelty = _table(["median distance to the nearest training image", f"nearer than {near.threshold:.2f}"], rows)
     parts = [
-        f"{results.num_images} images in each set, of {results.num_held_out} test images; "
+        f"{results.num_images} images in each set, of {results.num_held_out} {results.held_out}; "
         f"{results.num_training} training images; seed {results.seed}. Features: {results.extractor}.",
+        results.no_test,
         results.decoding,
         _table(["PSNR (dB)", "SSIM"], fidelity),
         _table(["tokens per image", "bits per image"], costs),

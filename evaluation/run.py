@@ -12,9 +12,9 @@ from models.requests import load_generation_config
 from models.stage import Stage
 from utils.core.config import read_json
 from utils.core.files import UserError
-from utils.core.provenance import check_origin, same
+from utils.core.provenance import Key, check_origin, same_images
 from utils.data.dataset import FeatureMapDataset, ImageDataset
-from utils.data.split import Bounds
+from utils.data.split import Bounds, Learned
 from utils.runs.folders import ExportedFolder, RunFolder
 from utils.runtime.device import choose_dtype
 
@@ -31,12 +31,13 @@ class TrainedRun:
         path = folder.autoencoder.latest
         if not path.is_file():
             raise UserError(f"{folder.path}: nothing to evaluate, since {path} is missing; train the autoencoder")
-        self.autoencoder = Autoencoder.load(path).to(device)
-        self.decoder, decoding = self.autoencoder, folder.decoding.latest
+        self.learned: dict[Path, Learned] = {}  # what the weights that were read have learned from
+        self.autoencoder = self.decoder = Autoencoder.load(path).to(device)
+        self.learned[path], decoding = self.autoencoder.learned, folder.decoding.latest
         if decoding != path:
             self.decoder = Autoencoder.load(decoding).to(device)
+            self.learned[decoding] = self.decoder.learned
             check_origin(decoding, self.decoder.origin, self.autoencoder.origin)
-        self.generating: list[Codebook | Stage] = []  # what generate.json names, once it is loaded
         self.settings = read_json(folder.generation) if folder.generation.is_file() else {}
         self.maps: FeatureMapDataset | None = None
         if folder.feature_maps.dataset.is_file():
@@ -53,6 +54,7 @@ class TrainedRun:
                 self.missing.append(f"{step.name}: {step.codebook} is missing; train it")
                 continue
             book = books[step.name] = Codebook.load(step.codebook).to(self.device)
+            self.learned[step.codebook] = book.learned
             check_origin(step.codebook, book.origin, self.autoencoder.origin)
             if self.maps is not None:
                 book.check_fits(step.codebook, self.maps.shape, self.maps.origin)
@@ -70,6 +72,7 @@ class TrainedRun:
                 self.missing.append(f"stage {number}: its bits need both codebooks")
             else:
                 stage = Stage.load(step.best, *books).to(self.device)
+                self.learned[step.best] = stage.learned
                 check_origin(step.best, stage.origin, self.autoencoder.origin)
                 stages[number] = (stage, *books)
         if stages and isinstance(self.folder, ExportedFolder):
@@ -79,11 +82,25 @@ class TrainedRun:
         return stages
 
     @property
+    def data(self) -> Key | None:
+        """The identity of the data set that is evaluated: that behind the feature maps, else the autoencoder's."""
+        images = None if self.maps is None else self.maps.records.images
+        return {"images": images} if images else self.autoencoder.learned.data
+
+    @property
     def bounds(self) -> Bounds:
         """Where the validation and the test images of all steps together end."""
-        stages = [stage for stage, *_ in self.stages.values()]
-        models = (self.autoencoder, self.decoder, *self.codebooks.values(), *stages, *self.generating)
-        return Bounds.common(model.bounds for model in models)
+        common = Bounds.common(learned.among(self.data) for learned in self.learned.values())
+        return common if common.test < 1 else Bounds.common((common, Bounds()))  # nothing has learned from these images
+
+    def why_no_test(self) -> str:
+        """Why no image of the data set is a test image."""
+        for path, learned in self.learned.items():
+            if not learned.may_be_of(self.data):
+                return f"{path} has learned from other images, which may be among these"
+            if not learned.bounds.has_test:
+                return f"{path} held out none (--test-fraction 0), or began from weights that learned from other images"
+        return "none of these images is one that every step held out as a test image"
 
     def images(self, path: Path | None) -> ImageDataset:
         """The images that the run was trained on, at `path` or where the demo puts them."""
@@ -92,8 +109,7 @@ class TrainedRun:
             raise UserError(f"{path}: no such data set; name that of the run's images with --dataset-path")
         dataset = ImageDataset(path)
         self.autoencoder.check_image(dataset.shape, path)
-        data = self.autoencoder.data
-        if data is not None and not same({"data": data}, {"data": dataset.fingerprint}):
+        if self.data is not None and not same_images(self.data, dataset.fingerprint):
             raise UserError(
                 f"{path}: is not the data set that the run was trained on, or was made anew since, so its split may be "
                 "another; give the former one, or train the run again"
@@ -120,5 +136,7 @@ class TrainedRun:
         if not configs:
             return None
         cascade = Cascade(configs, folder, self.decoder, self.device, choose_dtype(self.device, "auto"), batch_size)
-        self.generating = [*cascade.codebooks, *cascade.stages]
+        paths = [names[0][0], *(fine for _, fine, _ in names), *(stage for *_, stage in names)]
+        models = [*cascade.codebooks, *cascade.stages]
+        self.learned |= {folder / path: model.learned for path, model in zip(paths, models, strict=True)}
         return cascade

@@ -15,7 +15,7 @@ from utils.core.config import build_config
 from utils.core.files import UserError
 from utils.core.options import check_ranges, option
 from utils.core.provenance import Origin
-from utils.data.split import Bounds
+from utils.data.split import Learned
 from utils.runs.checkpoint import build_model, fingerprint, load_checkpoint
 from utils.runtime.draws import draw
 
@@ -115,9 +115,8 @@ class Autoencoder(nn.Module):
         # Of the checkpoint that it was loaded from:
         self.fingerprint: str | None = None
         self.encoder_fingerprint: str | None = None
-        self.bounds = Bounds()  # of the images that it has learned from
-        self.data: dict[str, str] | None = None  # the fingerprint of their data set
-        self.flip = False  # whether it has learned from their mirror images too
+        self.learned = Learned()
+        self.flip = False  # whether it has learned from mirror images too
 
     @classmethod
     def load(cls, path: Path, config: AutoencoderConfig | None = None) -> "Autoencoder":
@@ -128,8 +127,7 @@ class Autoencoder(nn.Module):
         model.fingerprint = content["fingerprint"]
         # That of an exported model is of the weights before they were rounded.
         model.encoder_fingerprint = content.get("encoder_fingerprint") or fingerprint(model.encoder.state_dict())
-        model.bounds, model.data = Bounds.saved(content), content.get("data")
-        model.flip = content.get("flip", False)
+        model.learned, model.flip = Learned.saved(content), content.get("flip", False)
         return model.eval()
 
     @property

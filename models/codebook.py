@@ -12,7 +12,7 @@ from utils.core.config import build_config
 from utils.core.files import UserError
 from utils.core.options import check_ranges, option
 from utils.core.provenance import Origin, check_origin
-from utils.data.split import Bounds
+from utils.data.split import Learned
 from utils.runs.checkpoint import build_model, fingerprint, load_checkpoint
 
 KIND = "codebook"
@@ -85,7 +85,7 @@ class Codebook(nn.Module):
         # Of the checkpoint that it was loaded from:
         self.origin: Origin = {}  # the models that made its data
         self.step = 0  # of its training
-        self.bounds = Bounds()  # of the maps that it has learned from
+        self.learned = Learned()
 
     @classmethod
     def load(cls, path: Path) -> "Codebook":
@@ -98,7 +98,7 @@ class Codebook(nn.Module):
         if (places < 0).any() or (places >= limits).any() or (codebook.counts < 0).any():
             raise UserError(f"{path}: damaged, it has units outside of its map or counts below 0; use another codebook")
         codebook.origin, codebook.step = content["trained_from"], content.get("step", 0)
-        codebook.bounds = Bounds.saved(content)
+        codebook.learned = Learned.saved(content)
         return codebook
 
     def __len__(self) -> int:

@@ -22,7 +22,7 @@ from utils.beam_search import search
 from utils.core.config import build_config
 from utils.core.files import UserError
 from utils.core.provenance import Origin, check_origin
-from utils.data.split import Bounds
+from utils.data.split import Learned
 from utils.runs.checkpoint import build_model, load_checkpoint
 from utils.runtime.draws import draw
 from utils.sampling import SamplingConfig
@@ -77,7 +77,7 @@ class Stage(nn.Module):
         # Of the checkpoint that it was loaded from:
         self.origin: Origin = {}  # the models that it was trained with
         self.fingerprint: str | None = None
-        self.bounds = Bounds()  # of the images that it has learned from
+        self.learned = Learned()
         self.near: torch.Tensor | None = None  # the `near_units` of the coarse codebook, for `condition_noise`
         conditions = config.coarse.num_units + (config.transformer.condition_dropout > 0)  # the last is null
         firsts, source = (conditions, None) if config.is_base else (1, config.coarse)
@@ -98,7 +98,7 @@ class Stage(nn.Module):
         check_origin(path, origin, {"lr_codebook": coarse.fingerprint, "hr_codebook": fine.fingerprint})
         config = build_config(StageConfig, content["config"], str(path))
         stage = build_model(lambda: cls(config), content, path)
-        stage.origin, stage.fingerprint, stage.bounds = origin, content["fingerprint"], Bounds.saved(content)
+        stage.origin, stage.fingerprint, stage.learned = origin, content["fingerprint"], Learned.saved(content)
         return stage.eval()
 
     @torch.no_grad()

@@ -53,7 +53,8 @@ def _missing(dataset: FeatureMapDataset, codebooks: Sequence[Codebook]) -> list[
 
 def origin_of(dataset: FeatureMapDataset, codebook: Codebook) -> Origin:
     """The key of tokens."""
-    return {"data": "".join(dataset.fingerprint.values()), "codebook": codebook.fingerprint}
+    data = dataset.fingerprint
+    return {"data": data["index"] + data["files"], "codebook": codebook.fingerprint}
 
 
 def token_path(dataset: FeatureMapDataset, codebook: Codebook) -> Path:

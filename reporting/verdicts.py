@@ -151,7 +151,7 @@ def comparison(results: Results) -> list[Verdict]:
         return []
     least = max(reference.kernel_high, floor.kernel_high if floor else 0, 1e-6)
     text = (
-        f"The kernel distance between samples and test images is {samples.kernel:.3f}; that of {reference.name} "
+        f"The kernel distance between samples and {results.held_out} is {samples.kernel:.3f}; that of {reference.name} "
         f"is {reference.kernel:.3f}, the best that samples can reach. The samples are "
     )
     advice = what_to_improve(results)
@@ -165,7 +165,7 @@ def comparison(results: Results) -> list[Verdict]:
         verdicts.append(verdict("Realism", -samples.precision / floor.precision, PRECISION, text, advice))
     if reference.recall > 0:
         text = (
-            f"The samples cover {samples.recall:.0%} of the variety of test images (recall); {reference.name} "
+            f"The samples cover {samples.recall:.0%} of the variety of {results.held_out} (recall); {reference.name} "
             f"cover {reference.recall:.0%}."
         )
         advice = "Train the transformers longer, or try a higher temperature."

@@ -1,5 +1,7 @@
 """Measure a trained run on its test images, which no step has learned from and no setting was chosen by.
 
+Without test images it measures on validation images, and says so.
+
 Reads the folder of scripts.train_cascade, as far as it has come. Writes evaluation.json, table.md with the same
 numbers as tables, and pairs.png: the samples that are nearest to a training image, each below that image.
 

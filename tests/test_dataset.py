@@ -132,7 +132,7 @@ def test_images_of_feature_maps_are_theirs_and_mirrored_with_them(tiny_run, face
 def test_records_of_feature_maps_have_the_public_keys_and_relative_paths(tiny_run, faces):
     folder = tiny_run / "feature_maps"
     records, info = read_dataset(folder / "dataset.json", ("fmap_path", "image_path"))
-    assert set(info) == {"encoder"}
+    assert set(info) == {"encoder", "images"}
     for number, record in enumerate(records):
         assert {"fmap_path", "image_path", "labels", "flipped"} <= set(record)
         assert re.fullmatch(rf"{number // 30:04d}/[0-9a-f]{{24}}\.npy", record["fmap_path"])

@@ -278,7 +278,7 @@ def test_the_script_reports_everything(evaluated, tiny_run, faces):
     assert content["num_training"] == len(split.training)
     assert content["extractor"] == FewFeatures.description
     assert content["settings"] == json.loads((tiny_run / "generate.json").read_text())
-    assert (content["missing"], content["seed"]) == ([], 0) and content["seconds"] > 0
+    assert (content["missing"], content["no_test"], content["seed"]) == ([], "", 0) and content["seconds"] > 0
     books = ["after codebook_cond", *(f"after codebook_{number}" for number in range(3))]
     assert [row["name"] for row in content["reconstruction"]] == ["autoencoder", *books]
     assert all(0 < row["ssim"] < 1 for row in content["reconstruction"])
@@ -367,7 +367,7 @@ def test_the_file_has_its_public_keys_and_the_table_its_numbers(evaluated):
     out, content = evaluated
     assert list(content) == [
         "extractor", "num_images", "num_held_out", "num_training", "seed", "settings", "reconstruction", "bits",
-        "distances", "novelty", "missing", "seconds", "decoder", "levels",
+        "distances", "novelty", "missing", "seconds", "decoder", "levels", "no_test",
     ]  # fmt: skip
     kinds = [f"{kind}{end}" for kind in ("kernel", "frechet") for end in ("", "_low", "_high")]
     assert list(content["distances"][0]) == ["name", *kinds, "precision", "recall", "edges"]
@@ -465,7 +465,7 @@ def test_bad_inputs_are_named_in_one_line(run, tmp_path, monkeypatch, capsys, wr
     large = write_json(tmp_path / "dataset.json", {"_default": {"1": {"image_fpath": "large.png"}}})
     assert f"{large}: is not the data set that the run was trained on" in complaint(run, "--dataset-path", large)
     with monkeypatch.context() as patch:
-        patch.setattr(TrainedRun, "bounds", Bounds(BOUNDS.validation, BOUNDS.validation))
+        patch.setattr(TrainedRun, "bounds", Bounds(0.0, 0.0))
         line = complaint(run)
         assert "data/dataset.json: there is no test image that all steps of the run have held out" in line
         patch.setattr("utils.runtime.cli.find_spec", lambda name: None if name == "torchmetrics" else object())

@@ -22,6 +22,7 @@ from tests.helpers.reports import EVALUATION
 from tests.helpers.scripts import expect_error, expect_exit, run_main
 from tests.test_evaluate import FewFeatures
 from utils.core.files import UserError
+from utils.data.dataset import ImageDataset
 from utils.runs.exported import DTYPES, ModelConfig
 from utils.runs.folders import CONFIG, ExportedFolder, RunFolder
 
@@ -81,7 +82,7 @@ def test_float32_gives_the_pictures_of_the_run_byte_for_byte(exported, tiny_run,
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_an_exported_model_is_the_smallest_whole(dtype, exported, tiny_run):
+def test_an_exported_model_is_the_smallest_whole(dtype, exported, tiny_run, faces):
     out = exported(dtype)
     assert {path.name for path in out.iterdir()} == NAMES
     assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {(out / CONFIG).stat().st_mode & 0o777}
@@ -99,6 +100,8 @@ def test_an_exported_model_is_the_smallest_whole(dtype, exported, tiny_run):
     assert Image.open(out / "samples.png").size == (2 * 34 + 2, 2 * 34 + 2)
     config = json.loads((out / CONFIG).read_text())
     assert set(config["parts"]) == {*CODEBOOKS, *ROUNDED}
+    # All have learned from the same pictures, and a warm start must know.
+    assert {part["data"]["images"] for part in config["parts"].values()} == {ImageDataset(faces).fingerprint["images"]}
     assert config["image_size"] == [32, 32]
     folder = RunFolder.open(out)  # told from a run by its config
     assert (type(folder), type(RunFolder.open(Path(tiny_run))), folder.num_stages) == (ExportedFolder, RunFolder, 3)

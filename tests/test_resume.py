@@ -234,7 +234,8 @@ def test_the_newest_checkpoints_are_kept_by_step_and_a_persons_copies_stay(name,
 def damage(path):
     """Damage a checkpoint, but not the file that it is linked to."""
     octets = bytearray(path.read_bytes())
-    octets[len(octets) // 2] ^= 1
+    middle = len(octets) // 2
+    octets[middle : middle + 99] = bytes(octet ^ 1 for octet in octets[middle : middle + 99])  # more than padding
     path.unlink()
     path.write_bytes(octets)
 

@@ -1,8 +1,8 @@
 """The keys of results, and the one question whether a result would be made from the same inputs and options again.
 
 A key holds all that a result depends on, by name: the fingerprints of what was read, and the options that matter. It is
-kept beside the result. `data` is the fingerprint of a data set, whose `files` are timestamps and sizes: those alone may
-differ where files were copied.
+kept beside the result. `data` is the fingerprint of a data set. Its `index` counts; its `files` are timestamps and
+sizes, which may differ where files were copied, and its `images` say which pictures are behind it.
 """
 
 import hashlib
@@ -53,7 +53,8 @@ def check(where: object, before: Key, now: Key, remedy: str = "", verify: Callab
         name = "data set" if name == "data" else name
         remedy = remedy or "give what it was made with, or --overwrite to make it anew"
         raise UserError(f"{where}: was made with another {name} ({then}, now {value}); {remedy}")
-    if plain(before.get("data")) != plain(now.get("data")):
+    then, value = ((key.get("data") or {}).get("files") for key in (before, now))
+    if then != value:
         if verify is None:
             change = "the files of its data set have other times or sizes than when it was written"
             remedy = "add --verify to read them once and go on if they are the same, or start anew with --overwrite"
@@ -68,7 +69,19 @@ def check_origin(where: object, before: Key, now: Key) -> None:
     check(where, *({name: key[name] for name in key if name in shared} for key in (before, now)), remedy)
 
 
+def same_images(before: Key | None, now: Key | None) -> bool | None:
+    """Whether two data sets, by their fingerprints, hold the same pictures under the same names; None if unknown.
+
+    One may hold feature maps of what is in the other.
+    """
+    before, now = before or {}, now or {}
+    if before.get("index", "") == now.get("index"):
+        return True
+    images = before.get("images"), now.get("images")
+    return None if None in images else images[0] == images[1]
+
+
 def _value(key: Key, name: str) -> object:
-    """A value of a key, of a data set without the times of its files."""
+    """A value of a key; of a data set its index."""
     value = key.get(name)
-    return value["index"] if isinstance(value, dict) and value.keys() == {"index", "files"} else value
+    return value["index"] if isinstance(value, dict) and value.keys() >= {"index", "files"} else value

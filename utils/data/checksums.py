@@ -10,7 +10,9 @@ from utils.core.files import UserError
 
 MOST_FILES = 100_000  # whose sizes and timestamps count; of more, the index alone does
 
-Fingerprint = dict[str, str]  # `index` of the content of a dataset.json, `files` of sizes and timestamps of its files
+# `index` of the content of a dataset.json, `files` of sizes and timestamps of its files, and `images` of the pictures
+# in it or behind its feature maps, in any order: of their checksums and the names that split them; None if unknown.
+Fingerprint = dict[str, str | None]
 
 
 def checksum(content: bytes) -> str:
@@ -28,10 +30,10 @@ def is_whole(path: Path, expected: str, row: int | None = None, read: Callable =
         return False
 
 
-def fingerprint(path: Path, number: int, names: Iterable[str], digest: str) -> Fingerprint:
+def fingerprint(path: Path, number: int, names: Iterable[str], digest: str, images: str | None = None) -> Fingerprint:
     """The fingerprint of the data set `path`, whose `number` files have these names; `UserError` if one is missing."""
     if number > MOST_FILES:
-        return {"index": digest, "files": ""}
+        return {"index": digest, "files": "", "images": images}
     files = hashlib.blake2b(digest_size=8)
     for name in names:
         try:
@@ -39,4 +41,4 @@ def fingerprint(path: Path, number: int, names: Iterable[str], digest: str) -> F
         except FileNotFoundError:
             raise UserError(f"{path.parent / name}: no such file; make the data set again") from None
         files.update(f"{name} {status.st_size} {status.st_mtime_ns} ".encode())
-    return {"index": digest, "files": files.hexdigest()}
+    return {"index": digest, "files": files.hexdigest(), "images": images}

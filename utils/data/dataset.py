@@ -46,7 +46,7 @@ class FileDataset(Dataset):
     @cached_property
     def fingerprint(self) -> Fingerprint:
         """The identity of this data set; it changes with its content."""
-        return fingerprint(self.index, *self.records.files, self.records.digest)
+        return fingerprint(self.index, *self.records.files, self.records.digest, self.records.images)
 
     def verify(self) -> None:
         """Read all files; raises `UserError` naming the first that is not as it was written."""

@@ -26,7 +26,7 @@ from utils.runtime.progress import progress
 
 log = logging.getLogger(__name__)
 
-LAYOUT = 4  # to be raised with each change of what is kept
+LAYOUT = 5  # to be raised with each change of what is kept
 LARGE = 2**23  # bytes of a data set whose records are kept on disk, which one process reads while others wait
 
 # Of each record: where its text ends, its position in a split, the row of the array in its file (-1: none), the first
@@ -66,6 +66,7 @@ class Records:
     table: np.ndarray  # N of `ROW`
     info: dict  # of the data set
     digest: str  # of all records: the first part of a fingerprint
+    images: str | None  # the last part of a fingerprint
     key: str  # of a record: the one that names its file
 
     def __len__(self) -> int:
@@ -117,7 +118,7 @@ def read_packed(path: Path, required: tuple[str, ...], spare: Path | None = None
 def pack(path: Path, required: tuple[str, ...]) -> Records:
     """Read a `dataset.json` or shards once."""
     text, packed, info, digest, key = bytearray(), bytearray(), {}, hashlib.blake2b(digest_size=8), required[0]
-    number, first, last = 0, 0, None
+    number, first, last, images = 0, 0, None, 0
     for table, record in read_records(path, required):
         # Without the path to the image of a feature map, which changes where one of them is moved, and without that of
         # the file that an image was made from, which a person may rename.
@@ -136,10 +137,14 @@ def pack(path: Path, required: tuple[str, ...]) -> Records:
         if record[key] != last:
             first, last = number, record[key]
         text += json.dumps(record).encode()
-        side = position(record.get("group") or image_key(record))
-        packed += PACKED.pack(len(text), side, record.get("row", -1), first, bool(record.get("flipped")))
+        name = image_key(record)
+        split_by = record.get("group") or name
+        picture = record.get("checksum") or f"{name} {record.get('size')}"
+        images += int(checksum(f"{picture} {split_by}".encode()), 16)  # a sum, since their order does not matter
+        packed += PACKED.pack(len(text), position(split_by), record.get("row", -1), first, bool(record.get("flipped")))
         number += 1
-    return Records(memoryview(text), np.frombuffer(packed, ROW), info, digest.hexdigest(), key)
+    behind = info.get("images") if key == "fmap_path" else f"{images % 2**64:016x}"
+    return Records(memoryview(text), np.frombuffer(packed, ROW), info, digest.hexdigest(), behind, key)
 
 
 def source_of(path: Path, required: tuple[str, ...]) -> Key:
@@ -169,14 +174,16 @@ def _find_kept(places: list[Path], key: Key) -> Records | None:
             content = memoryview(np.memmap(place, np.uint8, "r"))[start:]
             if zlib.crc32(content) == head["crc"]:
                 table = np.frombuffer(content, ROW, head["number"])
-                return Records(content[table.nbytes :], table, head["info"], head["digest"], key["required"][0])
+                parts = (head["info"], head["digest"], head["images"], key["required"][0])
+                return Records(content[table.nbytes :], table, *parts)
         log.warning("%s: damaged; reading the data set again", place)
     return None
 
 
 def _keep(places: list[Path], key: Key, records: Records) -> None:
     """Keep records in the first of these places that takes them: a line of JSON, the table and the text."""
-    head = {"key": key, "number": len(records), "info": records.info, "digest": records.digest}
+    head = {"key": key, "number": len(records), "info": records.info}
+    head |= {"digest": records.digest, "images": records.images}
     head["crc"] = zlib.crc32(records.text, zlib.crc32(records.table))
     for place in places:
         # Of a read-only folder, a full disk, or on Windows a file that another process has mapped.

@@ -9,6 +9,7 @@ import numpy as np
 
 from utils.core.files import UserError
 from utils.core.options import option
+from utils.core.provenance import Key, same_images
 
 VAL_FRACTION = TEST_FRACTION = 0.05
 VALIDATION, TEST, TRAINING = range(3)  # the sides
@@ -25,11 +26,53 @@ class Bounds(NamedTuple):
         """Those in a checkpoint."""
         return cls(*content.get("bounds", cls()))
 
+    @property
+    def has_test(self) -> bool:
+        """Whether an image can be a test image."""
+        return self.validation < self.test
+
     @classmethod
     def common(cls, bounds: Iterable["Bounds"]) -> "Bounds":
         """The test images are those of all steps; the rest of what no step has learned from are validation images."""
         validation, test = zip(*bounds, strict=True)
         return cls(min(max(validation), min(test)), min(test))
+
+
+class Learned(NamedTuple):
+    """What weights have learned from: the images of a data set that their bounds do not hold out."""
+
+    bounds: Bounds = Bounds()
+    data: Key | None = None  # the fingerprint of the data set, None if unknown
+
+    @classmethod
+    def saved(cls, content: dict) -> "Learned":
+        """That of the weights in a checkpoint."""
+        return cls(Bounds.saved(content), content.get("data"))
+
+    def among(self, data: Key | None) -> Bounds:
+        """The bounds among the images of a data set.
+
+        Any of them may be in another data set too, under another name. So of weights of that, none is a test image.
+        """
+        return self.bounds if self.may_be_of(data) else Bounds(1.0, 1.0)
+
+    def may_be_of(self, data: Key | None) -> bool:
+        """Whether this may be the data set; of older files it is unknown."""
+        return same_images(self.data, data) is not False
+
+    def continued(self, bounds: Bounds, data: Key) -> tuple[Bounds, str]:
+        """The bounds of weights that go on from these, with `bounds` among the images of a data set.
+
+        The text says what differs from `bounds`, and is empty if nothing does.
+        """
+        common, is_other = Bounds.common((self.among(data), bounds)), not self.may_be_of(data)
+        if common == bounds and not is_other:
+            return bounds, ""
+        why = "has learned from other images, which may be among these" if is_other else "held out other images"
+        left = f"test images are now those with hashes from {common.validation:g} to {common.test:g}"
+        if not common.has_test:
+            left = "no image is a test image now, and scripts.evaluate will measure on validation images"
+        return common, f"{why}, so {left}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,13 +4,14 @@ import dataclasses
 import json
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from utils.core.files import UserError, write_file
-from utils.core.provenance import check, check_origin, difference, options_key
-from utils.data.split import Bounds
+from utils.core.provenance import check, check_origin, difference, options_key, same_images
+from utils.data.split import Bounds, Learned
 from utils.runs.attempt import read_attempts
 from utils.runs.checkpoint import link_checkpoint, load_checkpoint, measured, read_measured, save_checkpoint
 from utils.runs.folders import OutputFolder
@@ -121,23 +122,26 @@ class CheckpointFolder:
             content = load_checkpoint(path, self.task.kind)
             check_origin(path, content["trained_from"], self.task.origin)
             self.task.learner.begin_from(content, path)
-            self._begin_from(path, Bounds.saved(content))
+            self._begin_from({path: Learned.saved(content)})
         elif self.saved:
             self._restore()
-        elif self.task.begun_from is not None:
-            self._begin_from(*self.task.begun_from)
+        else:
+            self._begin_from(self.task.begun_from)
         step = self.saved.get("step", 0)
         self.saved = {key: self.saved.get(key) for key in ("step", "metrics", "fingerprint", "statistics")}
         return step
 
-    def _begin_from(self, path: Path, bounds: Bounds) -> None:
+    def _begin_from(self, sources: Mapping[Path, Learned]) -> None:
         """Note, also for the log, which images the weights that this training starts from have learned from."""
-        self.bounds = Bounds.common((bounds, self.bounds))
-        if self.bounds != self.options.bounds:
-            self.changes.append(
-                f"{path}: held out other images, so test images are now those with hashes from "
-                f"{self.bounds.validation:g} to {self.bounds.test:g}"
-            )
+        data = self.task.dataset.fingerprint
+        for path, learned in sources.items():
+            if same_images(learned.data, data) is None:
+                raise UserError(
+                    f"{path}: an older version of this code wrote it or {self.task.dataset.index}, so which images it "
+                    "has learned from is unknown; train it again, if on feature maps on ones that were made again"
+                )
+            self.bounds, change = learned.continued(self.bounds, data)
+            self.changes += [f"{path}: {change}"] if change else []
 
     def _restore(self) -> None:
         content, threads = self.saved, torch.get_num_threads()

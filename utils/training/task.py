@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from utils.core.options import ScriptOptions, option
 from utils.core.provenance import Origin
 from utils.data.batches import steps_per_epoch
 from utils.data.dataset import FileDataset
-from utils.data.split import Bounds, SplitOptions
+from utils.data.split import Learned, SplitOptions
 from utils.runtime.distributed import num_processes
 from utils.runtime.footprint import Footprint
 
@@ -75,7 +76,7 @@ class Task:
     # in all processes.
     learner: Any
     update: Callable
-    begun_from: tuple[Path, Bounds] | None = None  # weights that it begins from, and what they have learned from
+    begun_from: Mapping[Path, Learned] = MappingProxyType({})  # weights that it begins from
 
     def build(self, saved: dict) -> None:
         """Build the learner; `saved` is the checkpoint to resume from, empty if there is none."""
