@@ -164,9 +164,9 @@ class Results:
             return ""
         return (
             "By levels: all sets of a row are tokens of the grid that this stage writes, decoded alike. Distance, "
-            f"precision and recall are to the true tokens of {self.num_images} {self.held_out}: of as many samples and, "
-            "as the floor, of the true tokens of as many training images. Bits are those of an image under the stage: of "
-            f"{self.levels[0].num_drawn} samples at temperature 1, and of {self.held_out}."
+            f"precision and recall are to the true tokens of {self.num_images} {self.held_out}: of as many samples "
+            "and, as the floor, of the true tokens of as many training images. Bits are those of an image under the "
+            f"stage: of {self.levels[0].num_drawn} samples at temperature 1, and of {self.held_out}."
         )
 
     def distance(self, name: str) -> Distance | None:

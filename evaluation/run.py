@@ -136,7 +136,8 @@ class TrainedRun:
         if not configs:
             return None
         cascade = Cascade(configs, folder, self.decoder, self.device, choose_dtype(self.device, "auto"), batch_size)
-        paths = [names[0][0], *(fine for _, fine, _ in names), *(stage for *_, stage in names)]
+        paths = [configs[0].lr_codebook_path, *(each.hr_codebook_path for each in configs)]
+        paths += [each.model_path for each in configs]
         models = [*cascade.codebooks, *cascade.stages]
         self.learned |= {folder / path: model.learned for path, model in zip(paths, models, strict=True)}
         return cascade
