@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -124,7 +123,7 @@ class Cascade:
     # --- The requests of the Python interface ---
 
     def sample(
-        self, number: int = 1, *, conditions: Sequence[int] = (), labels: str | Sequence[str] = (), **settings: Any
+        self, number: int = 1, *, conditions: Sequence[int] = (), labels: str | Sequence[str] = (), **settings: Values
     ) -> Pictures:
         """Generate images: a list of PIL images, or with `as_tensor` a tensor (number, 3, H, W) in [−1, 1].
 
@@ -135,20 +134,20 @@ class Cascade:
         names = (labels,) if isinstance(labels, str) else labels
         return self._make(Request(conditions=conditions, labels=names), number, **settings)
 
-    def like(self, images: Images, number: int | None = None, **settings: Any) -> Pictures:
+    def like(self, images: Images, number: int | None = None, **settings: Values) -> Pictures:
         """Generate images with the conditions of these, by default as many; see `tokens`, and `sample` for settings."""
         conditions = tuple(self.tokens(images)[0].flatten().tolist())
         return self._make(Request(conditions=conditions), number, **settings)
 
-    def complete(self, images: Images, rows: int, number: int | None = None, **settings: Any) -> Pictures:
+    def complete(self, images: Images, rows: int, number: int | None = None, **settings: Values) -> Pictures:
         """Keep the part of these images under the first `rows` rows of the base stage's grid, and write the rest."""
         return self._make(Request(init_tokens=self.tokens(images), keep_rows=rows), number, **settings)
 
-    def detail(self, images: Images, stage: int, number: int | None = None, **settings: Any) -> Pictures:
+    def detail(self, images: Images, stage: int, number: int | None = None, **settings: Values) -> Pictures:
         """Keep the tokens of these images that are coarser than those of `stage`, and write new ones from there on."""
         return self._make(Request(init_tokens=self.tokens(images), from_stage=stage), number, **settings)
 
-    def walk(self, start: int | Picture, end: int | Picture, steps: int = 24, **settings: Any) -> Pictures:
+    def walk(self, start: int | Picture, end: int | Picture, steps: int = 24, **settings: Values) -> Pictures:
         """Images on the way from a unit of the condition map to another, or between the units of two images."""
         return self._make(Request(places=self.way(start, end, steps), same_draws=True), steps, **settings)
 

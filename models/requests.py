@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from utils.core.arguments import check_fields, checked
+from utils.core.arguments import check_fields, check_type
 from utils.core.config import build_config, read_json
 from utils.core.files import UserError
 from utils.core.options import option
@@ -44,11 +44,11 @@ def sampling_of(config: SamplingConfig) -> dict[str, float | None]:
     return {key: getattr(config, key) for key in SAMPLING_KEYS}
 
 
-@checked
 def change_sampling(configs: Sequence[SamplingConfig], **changes: Values) -> tuple[SamplingConfig, ...]:
     """The sampling of each stage with other values of some keys, one for all stages or one for each, or `UserError`."""
     stages = [sampling_of(config) for config in configs]
     for key, value in changes.items():
+        value = check_type(value, Values, key)
         values = list(value) if isinstance(value, tuple) else [value]
         values *= len(configs) if len(values) == 1 else 1
         if len(values) != len(configs):

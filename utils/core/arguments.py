@@ -28,18 +28,16 @@ def check_methods(cls: type) -> type:
 
 
 def checked(function: Callable) -> Callable:
-    """A function that takes its arguments through `check_type`."""
+    """A function that takes its arguments through `check_type`, but for those of a `**name`."""
     signature = inspect.signature(function)
+    named = [name for name, each in signature.parameters.items() if each.kind != inspect.Parameter.VAR_KEYWORD]
 
     @functools.wraps(function)
     def call(*args: object, **more: object) -> object:
         given, hints = signature.bind(*args, **more), _hints_of(function)
-        for name, hint in hints.items():
-            if name in given.arguments and hint is not typing.Any:
-                value, is_more = given.arguments[name], signature.parameters[name].kind == inspect.Parameter.VAR_KEYWORD
-                pairs = value if is_more else {name: value}
-                taken = {key: check_type(each, hint, key) for key, each in pairs.items()}
-                given.arguments[name] = taken if is_more else taken[name]
+        for name in named:
+            if name in given.arguments and name in hints:
+                given.arguments[name] = check_type(given.arguments[name], hints[name], name)
         return function(*given.args, **given.kwargs)
 
     return call
