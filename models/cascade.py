@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ from models.codebook import Codebook
 from models.decoding import make_ready
 from models.requests import GenerationConfig, Place, Request, Values, change_sampling, load_generation_config, pick, way
 from models.stage import Stage
+from utils.core.arguments import check_methods, checked
 from utils.core.files import UserError
 from utils.core.options import PRECISIONS
 from utils.core.provenance import check_origin
@@ -31,6 +31,7 @@ Count = Callable[[int], object]  # called with the number of new tokens
 Written = tuple[Tensor, Tensor]  # tokens (N, T) of a level of the cascade, and their scores (N,)
 
 
+@check_methods
 class Cascade:
     """The stages of a cascade and its decoder, checked to belong together, ready for batches of `batch_size` images."""
 
@@ -77,7 +78,7 @@ class Cascade:
         cls,
         path: str | Path,
         *,
-        device: str = "auto",
+        device: str | torch.device = "auto",
         precision: str = "auto",
         batch_size: int = 25,
         compiled: bool = False,
@@ -122,7 +123,7 @@ class Cascade:
     # --- The requests of the Python interface ---
 
     def sample(
-        self, number: int = 1, *, conditions: Sequence[int] = (), labels: Sequence[str] = (), **settings: Values
+        self, number: int = 1, *, conditions: Sequence[int] = (), labels: str | Sequence[str] = (), **settings: Values
     ) -> Pictures:
         """Generate images: a list of PIL images, or with `as_tensor` a tensor (number, 3, H, W) in [−1, 1].
 
@@ -130,8 +131,8 @@ class Cascade:
         The settings are `seed`, 0 by default, `as_tensor`, and keys of `SamplingConfig`, such as temperature=0.8, or
         temperature=(1, 0.6, 0.4) with a value for each stage. Raises `UserError` naming what this model cannot do.
         """
-        names = (labels,) if isinstance(labels, str) else tuple(labels)
-        return self._make(Request(conditions=tuple(conditions), labels=names), number, **settings)
+        names = (labels,) if isinstance(labels, str) else labels
+        return self._make(Request(conditions=conditions, labels=names), number, **settings)
 
     def like(self, images: Images, number: int | None = None, **settings: Values) -> Pictures:
         """Generate images with the conditions of these, by default as many; see `tokens`, and `sample` for settings."""
@@ -152,7 +153,7 @@ class Cascade:
 
     def way(self, start: int | Picture, end: int | Picture, steps: int) -> tuple[Place, ...]:
         """The places of a walk over the condition map; see `models.requests.way`."""
-        units = [int(unit if isinstance(unit, Integral) else self.tokens(unit)[0][0]) for unit in (start, end)]
+        units = [unit if isinstance(unit, int) else int(self.tokens(unit)[0][0]) for unit in (start, end)]
         self.check(Request(conditions=tuple(units)))
         return way(self.codebooks[0].coordinates, *units, steps)
 
@@ -165,12 +166,17 @@ class Cascade:
     @torch.no_grad()
     def decode(self, tokens: Tensor, level: int = -1) -> Tensor:
         """Tokens (N, T) of the condition (level 0), of a stage (from 1), by default the last → images (N, 3, H, W)."""
+        if level not in range(-len(self.codebooks), len(self.codebooks)):
+            raise UserError(f"level {level}: 0 is the condition, {len(self.codebooks) - 1} the last stage")
+        if tokens.dtype != torch.int64:
+            raise UserError(f"tokens are {str(tokens.dtype).removeprefix('torch.')}, expected int64")
         return self.decoder.decode(self.codebooks[level].lookup(tokens))
 
     def decode_all(self, tokens: Tensor, level: int = -1) -> Tensor:
         """As `decode`, batch by batch, onto the CPU in float32."""
         return torch.cat([self.decode(part, level).float().cpu() for part in tokens.split(self.batch_size)])
 
+    @checked
     def _make(
         self, request: Request, number: int | None, *, seed: int = 0, as_tensor: bool = False, **sampling: Values
     ) -> Pictures:

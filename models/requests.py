@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from utils.core.arguments import check_fields, check_type
 from utils.core.config import build_config, read_json
 from utils.core.files import UserError
 from utils.core.options import option
@@ -47,7 +48,8 @@ def change_sampling(configs: Sequence[SamplingConfig], **changes: Values) -> tup
     """The sampling of each stage with other values of some keys, one for all stages or one for each, or `UserError`."""
     stages = [sampling_of(config) for config in configs]
     for key, value in changes.items():
-        values = list(value) if isinstance(value, Sequence) else [value]
+        value = check_type(value, Values, key)
+        values = list(value) if isinstance(value, tuple) else [value]
         values *= len(configs) if len(values) == 1 else 1
         if len(values) != len(configs):
             expected = f"one for all stages, or one for each of the {len(configs)}"
@@ -64,6 +66,8 @@ class Place:
     unit: int
     following: int
     share: float = 0.0
+
+    __post_init__ = check_fields
 
     @property
     def nearest(self) -> int:
@@ -104,6 +108,8 @@ class Request:
     keep_rows: int = 0  # rows of the base stage's grid, and in finer grids those that they cover, kept of `init_tokens`
     sampling: tuple[SamplingConfig, ...] = ()  # of each stage; if empty, that of the cascade's config
     same_draws: bool = False  # whether all images take the draws of image 0, so that only their conditions differ
+
+    __post_init__ = check_fields
 
 
 def settings_text(request: Request, index: int, scores: Sequence[float]) -> dict[str, str]:

@@ -120,12 +120,11 @@ def test_samples_at_temperature_1_have_the_labels_of_test_images(monkeypatch):
     """A label that the stage does not know counts as none, as in the bits of test images."""
     base = build(0, labels=("cats", "dogs"), use_labels=True)
     maps = SimpleNamespace(
-        split=lambda bounds: SimpleNamespace(test=np.array([3, 0, 2])),
         label_names=lambda indices: ["birds", "cats", "dogs"],
         label_indices=lambda names: np.array([[0], [1], [2], [1]]),
     )
     monkeypatch.setattr("evaluation.likelihood.len", lambda maps: 4, raising=False)
-    cascade, run = SimpleNamespace(stages=[base, build(1)]), SimpleNamespace(maps=maps, bounds=None)
-    request = plain_request(run, cascade, 7)
+    cascade, run = SimpleNamespace(stages=[base, build(1)]), SimpleNamespace(maps=maps)
+    request = plain_request(run, cascade, 7, np.array([3, 0, 2]))
     assert request == Request(7, labels=("dogs", "cats", None), sampling=(SamplingConfig(),) * 2)
-    assert plain_request(SimpleNamespace(maps=None), cascade, 7).labels == ()
+    assert plain_request(SimpleNamespace(maps=None), cascade, 7, np.array([], int)).labels == ()

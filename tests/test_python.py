@@ -94,17 +94,20 @@ def test_pictures_like_others_completed_and_with_new_detail(cascade, files):
         (lambda model, image: model.like(image, 0), "0 pictures were asked for"),
         (lambda model, image: model.walk(0, 1, 0), "0 pictures were asked for"),
         (lambda model, image: model.walk(0, 77), "unit 77: the condition codebook has units 0 to"),
-        (lambda model, image: model.sample(1, conditions=[0.5]), "unit 0.5: the condition codebook has units"),
         (lambda model, image: model.complete(image, -1), "-1 rows to keep: the base stage's grid"),
-        (lambda model, image: model.detail(image, 1.5), "stage 1.5: the stages are 0 to 2"),
-        (lambda model, image: model.tokens([]), "images: list, expected one or more files, PIL images or tensors"),
-        (lambda model, image: model.tokens(np.zeros((32, 32, 3))), "images: ndarray, expected one or more files"),
+        (lambda model, image: model.tokens([]), "images: none, expected one or more files, PIL images or tensors"),
         (lambda model, image: model.tokens(torch.zeros(0, 3, 32, 32)), "a tensor of shape"),
         (lambda model, image: model.tokens(torch.zeros(3, 32, 32).int()), "a tensor must hold floats from -1 to 1"),
         (lambda model, image: model.tokens(torch.full((3, 32, 32), torch.nan)), "a tensor must hold floats"),
         (lambda model, image: Cascade.load("docs", precision="b16"), "precision 'b16': expected one of auto, fp32"),
         (lambda model, image: Cascade.load("docs", batch_size=0), "batch_size 0: expected at least 1"),
         (lambda model, image: model.tokens(torch.zeros(3, 8, 8)), r"a tensor of shape \(3, 8, 8\) was given, expected"),
+        (
+            lambda model, image: model.decode(torch.zeros(1, 64).long(), 4),
+            "level 4: 0 is the condition, 3 the last stage",
+        ),
+        (lambda model, image: model.decode(torch.zeros(1, 64)), "tokens are float32, expected int64"),
+        (lambda model, image: Request(labels="cats"), "labels is 'cats', expected a list, each a string"),
         (lambda model, image: Cascade.load("none"), "none: no such folder"),
         (lambda model, image: Cascade.load("docs"), "docs: holds no generate.json"),
     ],
@@ -112,6 +115,62 @@ def test_pictures_like_others_completed_and_with_new_detail(cascade, files):
 def test_what_it_cannot_do_is_a_user_error(call, expected, cascade, files):
     with pytest.raises(UserError, match=expected):
         call(cascade, files[0])
+
+
+IMAGE = "a string, a path, an Image, a Tensor"
+WRONG = [  # a method, its arguments, and the error
+    ("load", {"path": 3}, "path is 3, expected a string or a path"),
+    ("load", {"path": "docs", "batch_size": "4"}, "batch_size is '4', expected a whole number"),
+    ("load", {"path": "docs", "compiled": 1}, "compiled is 1, expected True or False"),
+    ("check", {"request": None}, "request is None, expected a Request"),
+    ("sample", {"number": "4"}, "number is '4', expected a whole number"),
+    ("sample", {"number": 4.0}, "number is 4.0, expected a whole number"),
+    ("sample", {"number": True}, "number is True, expected a whole number"),
+    ("sample", {"conditions": 0}, "conditions is 0, expected a list, each a whole number"),
+    ("sample", {"conditions": "01"}, "conditions is '01', expected a list, each a whole number"),
+    ("sample", {"conditions": [0, 0.5]}, "conditions, entry 1 is 0.5, expected a whole number"),
+    ("sample", {"labels": 7}, "labels is 7, expected a string or a list of them"),
+    ("sample", {"seed": "1"}, "seed is '1', expected a whole number"),
+    ("sample", {"as_tensor": "yes"}, "as_tensor is 'yes', expected True or False"),
+    ("sample", {"temperature": "0.8"}, "temperature is '0.8', expected a number or a list of them"),
+    ("like", {"images": 3}, f"images is 3, expected {IMAGE} or a list of them"),
+    ("complete", {"images": "one.png", "rows": 1.0}, "rows is 1.0, expected a whole number"),
+    ("detail", {"images": "one.png", "stage": "1"}, "stage is '1', expected a whole number"),
+    ("walk", {"start": 0.5, "end": 1}, "start is 0.5, expected a whole number, a string, a path, an Image or a Tensor"),
+    ("walk", {"start": 0, "end": 1, "steps": "5"}, "steps is '5', expected a whole number"),
+    ("way", {"start": 0, "end": 1, "steps": None}, "steps is None, expected a whole number"),
+    ("tokens", {"images": np.zeros((32, 32, 3))}, f"images is of type ndarray, expected {IMAGE} or a list of them"),
+    ("decode", {"tokens": [[0]]}, "tokens is [[0]], expected a Tensor"),
+    ("decode", {"tokens": torch.zeros(1, 1).long(), "level": "0"}, "level is '0', expected a whole number"),
+    ("decode_all", {"tokens": 0}, "tokens is 0, expected a Tensor"),
+    ("conditions", {"request": Request(), "images": 4}, "images is 4, expected a range"),
+    ("write_stages", {"request": Request(), "images": range(1), "count": 1}, "count is 1, expected a function"),
+    ("generate", {"request": Request(), "images": [0]}, "images is [0], expected a range"),
+    ("batches", {"request": Request(), "number": "4", "name": "x"}, "number is '4', expected a whole number"),
+    (
+        "filling_in",
+        {"tokens": torch.zeros(9, 9), "steps": 4},
+        "tokens is of type Tensor, expected a list, each a Tensor",
+    ),
+]
+
+
+@pytest.mark.parametrize(("method", "arguments", "expected"), WRONG)
+def test_an_argument_of_a_wrong_type_is_one_line(method, arguments, expected, cascade):
+    with pytest.raises(UserError) as raised:
+        getattr(cascade, method)(**arguments)
+    assert str(raised.value) == expected
+
+
+def test_every_public_method_is_in_that_table():
+    assert {name for name in vars(Cascade) if not name.startswith("_")} == {method for method, *_ in WRONG}
+
+
+def test_numbers_of_numpy_and_torch_are_those_of_python(cascade):
+    expected = cascade.sample(2, seed=3, conditions=[0, 1], temperature=0.5, as_tensor=True)
+    for number, units in ((np.int64(2), np.array([0, 1])), (torch.tensor(2), torch.tensor([0, 1]))):
+        given = cascade.sample(number, seed=number + 1, conditions=units, temperature=np.float32(0.5), as_tensor=True)
+        assert torch.equal(given, expected)
 
 
 def test_the_code_of_the_page_runs(tiny_run, files, tmp_path, monkeypatch):

@@ -84,7 +84,7 @@ def evaluated(tmp_path, monkeypatch):
 
 
 def test_pictures_that_were_learned_from_at_another_size_are_no_test_images(enlarged, large, faces):
-    sources = {path.name: number for number, path in enumerate(image_files(faces.parent / "images"))}
+    sources = {path.name: number for number, path in enumerate(image_files(faces.parent / "images")[0])}
     small, larger = ImageDataset(faces), ImageDataset(large)
     split = larger.split(BOUNDS)
     learned = {sources[small.path(index).name] for index in small.split(BOUNDS).training}

@@ -65,12 +65,13 @@ def _build(value: object, hint: object, where: str) -> object:
         return build_config(nested, value, where)
     if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
         return tuple(_build(item, typing.get_args(hint)[0], f"{where}, entry {n}") for n, item in enumerate(value))
-    if not any(_fits(value, option) for option in options):
+    if not any(fits(value, option) for option in options):
         raise UserError(f"{where} is {value!r}, expected {' or '.join(map(_type_name, options))}")
     return value
 
 
-def _fits(value: object, hint: type) -> bool:
+def fits(value: object, hint: type) -> bool:
+    """Whether a value is of this type, of which only the outermost counts; True and False are no numbers."""
     if isinstance(value, bool):
         return hint is bool
     return isinstance(value, (int, float) if hint is float else typing.get_origin(hint) or hint)

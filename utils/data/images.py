@@ -185,7 +185,8 @@ def to_tensor(pictures: Picture | Sequence[Picture], size: tuple[int, int]) -> t
         image = open_rgb(pictures) if is_file else _flatten(ImageOps.exif_transpose(pictures), WHITE)
         return to_floats(np.asarray(fit(image, size)))[None]
     if not isinstance(pictures, Sequence) or not pictures:
-        raise UserError(f"images: {type(pictures).__name__}, expected one or more files, PIL images or tensors")
+        given = "none" if isinstance(pictures, Sequence) else type(pictures).__name__
+        raise UserError(f"images: {given}, expected one or more files, PIL images or tensors")
     return torch.cat([to_tensor(picture, size) for picture in pictures])
 
 
