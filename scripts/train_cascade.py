@@ -25,6 +25,7 @@ from functools import partial
 from scripts import dry_run
 from scripts.recipe import check, open_images
 from utils.core import provenance
+from utils.core.config import read_json
 from utils.core.files import UserError, write_file
 from utils.core.options import option, parse_options, words_of
 from utils.data.checksums import Fingerprint, checksum
@@ -115,8 +116,8 @@ class Chain:
 
     def noted(self, name: str) -> dict | None:
         """The key of a step that has ended."""
-        with suppress(OSError, ValueError):
-            return json.loads(self.folder.mark(name).read_text("utf-8"))
+        with suppress(OSError, UserError):
+            return read_json(self.folder.mark(name))
 
     def note(self, name: str, key: dict) -> None:
         """Keep the key of a step that has ended."""
