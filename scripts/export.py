@@ -69,13 +69,13 @@ def main(argv: list[str] | None = None) -> None:
     with lock(out):
         new = ExportedFolder(out / NEXT)
         replace_set(out)  # of a process that died while it did so
+        shutil.rmtree(new.path, ignore_errors=True)
         before = weights_before(out)
         if before and not options.overwrite:
             if not holds(ExportedFolder(out), run, model, options.dtype):
                 raise UserError(f"{out}: holds a model; give another folder, or --overwrite to replace it")
             print(f"{out}: holds this model already: nothing to do")
             return
-        shutil.rmtree(new.path, ignore_errors=True)
         new.path.mkdir()
         try:
             config = write_model(new, run, model, options.dtype)

@@ -177,22 +177,22 @@ def training(main: Callable[[list[str]], None], config: Path, dataset: Path, fol
     dataset = Path(shutil.copytree(dataset.parent, folder / "data"), dataset.name)
     config = Path(shutil.copy(config, folder))
     words = ["--dataset-path", dataset, "--config-path", config, "--out-dir", folder / "run", "--device", "cpu"]
-    words += ["--batch-size", "4", "--log-step", "1", "--checkpoint-step", "1", "--num-workers", "0", "--resume"]
+    words += ["--batch-size", "4", "--log-step", "1", "--num-workers", "0", "--resume"]
     if main is train_codebook.main:
         words += ["--decoder-path", folder.parent / "run/autoencoder/models_checkpoint/latest.pt"]
 
-    def train(steps: int) -> None:
+    def train(steps: int, between: int) -> None:
         root = logging.getLogger()
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             try:
-                main([*map(str, words), "--max-step", str(steps)])
+                main([*map(str, words), "--max-step", str(steps), "--checkpoint-step", str(between)])
             finally:
                 for handler in root.handlers[:]:
                     root.removeHandler(handler)
                     handler.close()
 
-    train(3)
-    return Target(folder.name, folder, lambda: train(5))
+    train(3, 1)
+    return Target(folder.name, folder, lambda: train(5, 5))
 
 
 def use(dataset: FileDataset) -> None:
