@@ -9,6 +9,7 @@ from pathlib import Path
 from queue import Empty
 
 import gradio as gr
+from gradio.processing_utils import check_all_files_in_cache
 
 from playground.jobs import PictureJob, Sheet, decode_units, save_units
 from playground.layout import DROP_HINT, STEPS, Layout, details_text, drop_value, source, status_text, url
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 SEEDS = 2**32
 QUEUE = 64  # events of all pages that may wait; the worker has a limit of its own
 UPLOADS_KEPT = (600, 3600)  # seconds between two looks at files that were given and never used, and how old they get
+LONGEST = 64  # name of a session
 Updates = dict[gr.blocks.Block, object]
 
 
@@ -31,6 +33,7 @@ class PlaygroundPage(Layout):
 
     def __init__(self, worker: Worker, uploads: Path) -> None:
         self.worker, self.uploads = worker, uploads
+        self.details_of: dict[int, dict[str, type]] = {}  # what the script of a component says of its events
         first_map, cascade = worker.folder / "map.png", worker.model.cascade
         save_units(decode_units(cascade), cascade.codebooks[0], first_map)
         with gr.Blocks(
@@ -47,10 +50,17 @@ class PlaygroundPage(Layout):
         shown = [self.status, self.live, self.map, self.chosen, self.details, self.command, self.gallery]
         quiet = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
 
-        def on(event: Callable, handler: Callable, inputs: list | None = None, outputs: list | None = None) -> None:
-            event(handler, inputs, outputs, trigger_mode="multiple", **quiet)
+        def on(
+            event: Callable,
+            handler: Callable,
+            inputs: list | None = None,
+            outputs: list | None = None,
+            details: dict[str, type] | None = None,
+        ) -> None:
+            added = event(handler, inputs, outputs, trigger_mode="multiple", **quiet)
+            self.details_of[added["id"]] = details or {}
 
-        on(self.map.choose, self.choose_unit, settings, [*shown, self.start])
+        on(self.map.choose, self.choose_unit, settings, [*shown, self.start], {"unit": int})
         on(self.any_unit.click, self._choose_any, None, [self.map, self.chosen])
         on(self.go.click, self.generator("sample"), settings, shown)
         on(self.atlas.click, self.generator("atlas"), settings, shown)
@@ -58,7 +68,7 @@ class PlaygroundPage(Layout):
         on(self.dice.click, lambda: random.randrange(SEEDS), None, [self.seed])
         recipe = [value for config in self.cascade.configs for value in recipe_values(config)]
         on(self.recipe.click, lambda: recipe, None, self.sampling)
-        on(self.drop.given, self.take_picture, None, [self.drop])
+        on(self.drop.given, self.take_picture, None, [self.drop], {"name": str, "path": str, "bytes": int})
         on(self.like.click, self.generator("like"), settings, shown)
         on(self.detail.click, self.generator("detail", "from_stage"), [self.from_stage, *settings], shown)
         on(self.complete.click, self.generator("complete", "keep_rows"), [self.keep_rows, *settings], shown)
@@ -67,9 +77,40 @@ class PlaygroundPage(Layout):
         walk = self.start, self.end, self.steps
         on(self.walk.click, self.generator("walk", "start", "end", "steps"), [*walk, *settings], shown)
         for shelf in (self.live, self.gallery):
-            on(shelf.choose, self._choose_picture, None, [self.gallery, self.details, self.command])
+            on(shelf.choose, self._choose_picture, None, [self.gallery, self.details, self.command], {"key": str})
         on(self.zip.click, self._save_all, None, [self.save])
         self.blocks.unload(self._close_session)
+
+    def is_open(self, session: str) -> bool:
+        """Whether events of this session wait for their answers to be fetched."""
+        return session in self.blocks._queue.pending_messages_per_session
+
+    def fault_of(self, event: object) -> str | None:
+        """What is wrong with an event of a browser, if the page would not send it. Gradio would print a traceback."""
+        fields = event if isinstance(event, dict) else {}
+        session, number, values = (fields.get(key) for key in ("session_hash", "fn_index", "data"))
+        if not isinstance(session, str) or not session.isalnum() or len(session) > LONGEST:
+            return "the event has no session"
+        if not isinstance(number, int) or number not in self.details_of:
+            return "there is no such event"
+        inputs, details = self.blocks.fns[number].inputs, fields.get("event_data")
+        if not isinstance(values, list) or len(values) != len(inputs):
+            return f"the event has not {len(inputs)} values"
+        for component, value in zip(inputs, values, strict=True):
+            try:
+                if isinstance(value, list | dict):
+                    raise TypeError
+                component.preprocess(value)
+            except (gr.Error, TypeError, ValueError, OverflowError):
+                return f"{component.label}: {value!r:.40} is not possible"
+        for name, kind in self.details_of[number].items():
+            if not isinstance(details, dict) or not isinstance(details.get(name), kind):
+                return f"the event does not say which {name}"
+        try:
+            check_all_files_in_cache(details)
+        except (gr.Error, ValueError, OSError):
+            return "the event names a file that was not uploaded"
+        return None
 
     def session_of(self, request: gr.Request) -> Session:
         """The session of the page that an event is from.

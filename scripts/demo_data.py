@@ -20,7 +20,7 @@ from PIL import Image
 
 from scripts.make_dataset import DataOptions, is_made, write_images
 from utils.core.lock import lock
-from utils.core.options import option, parse_options
+from utils.core.options import MOST_SIDE, option, parse_options
 from utils.data.records import read_dataset
 from utils.runtime import cli
 
@@ -152,7 +152,7 @@ class Options(DataOptions):
     """Options of scripts.demo_data."""
 
     source: str = option("what to draw", positional=True, choices=tuple(PACKAGES))
-    image_size: int = option("width and height of the PNGs", 64, low=1)
+    image_size: int = option("width and height of the PNGs", 64, low=1, high=MOST_SIDE)
     num_images: int | None = option("distinct images, at most", None, unset="9000; openmoji: all", low=1)
     seed: int = option("seed of the random choices", 0)
 

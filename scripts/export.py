@@ -13,6 +13,7 @@ import dataclasses
 import json
 import platform
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -29,12 +30,13 @@ from utils.core.config import read_json
 from utils.core.files import UserError, write_file
 from utils.core.lock import lock
 from utils.core.options import option, parse_options
+from utils.core.provenance import same
 from utils.core.replace_set import NEXT, finish_set, replace_set
 from utils.data.images import save_grid
 from utils.data.records import read_dataset
 from utils.data.split import Bounds
 from utils.runs.checkpoint import fingerprint, load_checkpoint
-from utils.runs.exported import DTYPES, FORMAT, FORMAT_VERSION, ModelConfig, Part, write_weights
+from utils.runs.exported import DTYPES, FORMAT, FORMAT_VERSION, ModelConfig, Part, State, write_weights
 from utils.runs.folders import CONDITION, CONFIG, SUFFIX, ExportedFolder, RunFolder
 from utils.runtime import cli
 
@@ -67,8 +69,13 @@ def main(argv: list[str] | None = None) -> None:
     with lock(out):
         new = ExportedFolder(out / NEXT)
         replace_set(out)  # of a process that died while it did so
-        before = weights_before(out, options.overwrite)
         shutil.rmtree(new.path, ignore_errors=True)
+        before = weights_before(out)
+        if before and not options.overwrite:
+            if not holds(ExportedFolder(out), run, model, options.dtype):
+                raise UserError(f"{out}: holds a model; give another folder, or --overwrite to replace it")
+            print(f"{out}: holds this model already: nothing to do")
+            return
         new.path.mkdir()
         try:
             config = write_model(new, run, model, options.dtype)
@@ -91,10 +98,10 @@ def main(argv: list[str] | None = None) -> None:
         )
 
 
-def weights_before(out: Path, overwrite: bool) -> list[str]:
-    """The files of weights of the model that is to be replaced, if the folder holds one.
+def weights_before(out: Path) -> list[str]:
+    """The files of weights of the model that the folder holds, if it does.
 
-    Raises `UserError` if it holds anything else, or a model that is to stay; hidden files may stay.
+    Raises `UserError` if it holds anything else; hidden files may stay.
     """
     names = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
     if not names:
@@ -104,14 +111,25 @@ def weights_before(out: Path, overwrite: bool) -> list[str]:
     config = read_json(out / CONFIG)
     if config.get("format") != FORMAT:
         raise UserError(f"{out / CONFIG}: is not of a model that scripts.export wrote; give a new folder")
-    if not overwrite:
-        raise UserError(f"{out}: holds a model; give another folder, or --overwrite to replace it")
     return [name for name in config.get("parts", {}) if Path(name).name == name and name.endswith(SUFFIX)]
 
 
-def write_model(new: ExportedFolder, run: RunFolder, model: Cascade, dtype: str) -> ModelConfig:
-    """Write the weights, config.json, which is returned, and generate.json."""
-    parts, sources = {}, [("autoencoder", autoencoder.KIND, run.decoding.latest)]
+def holds(folder: ExportedFolder, run: RunFolder, model: Cascade, dtype: str) -> bool:
+    """Whether the folder holds the model that would be written, whole: as a finished export leaves it."""
+    if not all(path.is_file() for path in (folder.generation, folder.samples, folder.card)):
+        return False
+    config = ModelConfig.load(folder.config)
+    before = {"dtype": config.dtype, "parts": config.parts, "stages": read_json(folder.generation)}
+    parts = {name: dataclasses.asdict(part) for name, _, part in parts_of(run, model, dtype)}
+    if not same(before, {"dtype": dtype, "parts": parts, "stages": stages_of(model)}):
+        return False
+    Cascade.load(folder.path, device="cpu")  # reads and compares all weights
+    return True
+
+
+def parts_of(run: RunFolder, model: Cascade, dtype: str) -> Iterator[tuple[str, State, Part]]:
+    """Each file of weights: its name, its tensors, and what config.json says of it."""
+    sources = [("autoencoder", autoencoder.KIND, run.decoding.latest)]
     sources.append((f"codebook_{CONDITION}", codebook.KIND, run.path / model.configs[0].lr_codebook_path))
     for number, stage in enumerate(model.configs):
         sources.append((f"codebook_{number}", codebook.KIND, run.path / stage.hr_codebook_path))
@@ -121,7 +139,6 @@ def write_model(new: ExportedFolder, run: RunFolder, model: Cascade, dtype: str)
         state = content.get("ema") or content["model"]
         if kind != codebook.KIND:
             state = rounded(state, DTYPES[dtype], path)
-        write_weights(new.path / (name + SUFFIX), state)
         part = Part(
             kind,
             sum(value.numel() for value in state.values() if value.is_floating_point()),
@@ -134,18 +151,31 @@ def write_model(new: ExportedFolder, run: RunFolder, model: Cascade, dtype: str)
             model.decoder.encoder_fingerprint if kind == autoencoder.KIND else None,
             content.get("flip", False),
         )
-        parts[name + SUFFIX] = dataclasses.asdict(part)
-    versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
-    config = ModelConfig(FORMAT, FORMAT_VERSION, dtype, model.image_size, versions, parts)
-    stages = {}
-    for number, stage in enumerate(model.configs):
-        stages[str(number)] = {
+        yield name + SUFFIX, state, part
+
+
+def stages_of(model: Cascade) -> dict[str, dict]:
+    """The content of generate.json."""
+    return {
+        str(number): {
             "model_path": f"transformer_{number}{SUFFIX}",
             "lr_codebook_path": f"codebook_{number - 1 if number else CONDITION}{SUFFIX}",
             "hr_codebook_path": f"codebook_{number}{SUFFIX}",
             **sampling_of(stage),
         }
-    for path, content in {new.config: dataclasses.asdict(config), new.generation: stages}.items():
+        for number, stage in enumerate(model.configs)
+    }
+
+
+def write_model(new: ExportedFolder, run: RunFolder, model: Cascade, dtype: str) -> ModelConfig:
+    """Write the weights, config.json, which is returned, and generate.json."""
+    parts = {}
+    for name, state, part in parts_of(run, model, dtype):
+        write_weights(new.path / name, state)
+        parts[name] = dataclasses.asdict(part)
+    versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+    config = ModelConfig(FORMAT, FORMAT_VERSION, dtype, model.image_size, versions, parts)
+    for path, content in {new.config: dataclasses.asdict(config), new.generation: stages_of(model)}.items():
         write_file(path, json.dumps(content, indent=4) + "\n")
     return config
 

@@ -29,7 +29,7 @@ from PIL import Image, ImageColor
 from scripts import few_images, groups, near_duplicates
 from utils.core.files import UserError, remove_unnamed, write_file
 from utils.core.lock import lock
-from utils.core.options import option, parse_options
+from utils.core.options import MOST_SIDE, MOST_WORKERS, option, parse_options
 from utils.core.provenance import check, same
 from utils.data.checksums import checksum, is_whole
 from utils.data.dataset_json import write_dataset
@@ -64,7 +64,7 @@ class DataOptions:
     """Options of what makes a data set."""
 
     out_dir: Path = option("folder to write to")
-    num_workers: int | None = option("worker processes; 0: none", None, unset="all cores", low=0)
+    num_workers: int | None = option("worker processes; 0: none", None, unset="all cores", low=0, high=MOST_WORKERS)
     overwrite: bool = option("replace a data set that --out-dir holds of other settings", False)
 
 
@@ -73,7 +73,7 @@ class Options(DataOptions):
     """Options of scripts.make_dataset."""
 
     folder: Path = option("folder of images, at any depth", positional=True)
-    image_size: int = option("width and height of the PNGs", 128, low=1)
+    image_size: int = option("width and height of the PNGs", 128, low=1, high=MOST_SIDE)
     fit: str = option("`crop` the centre to a square, or `pad` to one", "crop", choices=("crop", "pad"))
     background: Background = option(
         "colour under transparency and padding, or `checker` to see them", WHITE, convert=colour, shown="white"

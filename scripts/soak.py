@@ -1,10 +1,10 @@
 """Kill each script at every critical point, restart it, and compare its results with those of an uninterrupted run.
 
-Each of the six steps and scripts.make_dataset runs on small pictures and is killed with SIGKILL before its first
-rename, link, removal, flush, validation or picture, then before its second one, and so on to its end. After that, each
-runs in its own process and is killed at random times. Tensors in checkpoints, values of metrics except clock times, the
-bytes of all other files, and the names of all files must be equal. Prints a table. If anything differs, it exits with
-status 1 and keeps the folder. docs/reliability.md shows the last table.
+Each of the six steps, scripts.make_dataset and scripts.export runs on small pictures and is killed with SIGKILL before
+its first rename, link, removal, flush, validation or picture, then before its second one, and so on to its end. After
+that, each runs in its own process and is killed at random times. Tensors in checkpoints, values of metrics except clock
+times, the bytes of all other files, and the names of all files must be equal. Prints a table. If anything differs, it
+exits with status 1 and keeps the folder. docs/reliability.md shows the last table.
 
 Then a headless Chromium requests pictures from the page of scripts.playground, many times in a row; the memory of its
 server must stay constant.
@@ -49,6 +49,7 @@ PICTURES = 24  # number in the data set
 MEASURED = ("mean_over", "take_census", "decoded_psnr", "arrange", "quantize", "write_png", "write_dataset")
 MODULES = ("train_codebook", "train_autoencoder", "train_quantized_transformer", "prune_codebook", "models.tokens")
 CALLS = ("replace", "link", "unlink", "fsync", "sync", "rmdir")
+EXPORT = "scripts.export"
 PLAYGROUND, GROWTH = "playground", 0.05  # allowed growth of the memory of its server
 CLOCK = ("_per_second", "data_wait")  # suffixes of the names of numbers that depend on the clock
 
@@ -77,7 +78,8 @@ class Case:
     def command(self, whole: Path, folder: Path) -> list[str]:
         """The arguments, with folders to read from in place of `{whole}` and `{copied}`, and the output folder."""
         places = {"whole": whole, "copied": folder if self.copied else whole}
-        return [str(word).format(**places) for word in self.arguments] + ["--out-dir", str(folder / self.out)]
+        out = [str(folder / self.out)] if self.module == EXPORT else ["--out-dir", str(folder / self.out)]
+        return [str(word).format(**places) for word in self.arguments] + out
 
     def differences(self, whole: Path, folder: Path) -> list[str]:
         """Differences between the files of the script in a folder and those of the uninterrupted run."""
@@ -87,7 +89,7 @@ class Case:
 
 
 def cases() -> Iterator[Case]:
-    """`scripts.make_dataset`, then all steps of a chain with one stage, with small settings."""
+    """`scripts.make_dataset`, all steps of a chain with one stage, with small settings, and `scripts.export`."""
     yield Case("scripts.make_dataset", "data", ("{whole}/pictures", "--image-size", 32, "--num-workers", 0))
     training = {
         "device": "cpu",
@@ -115,6 +117,7 @@ def cases() -> Iterator[Case]:
         # Files in the copied folder are read from the copy.
         words = [word.replace(f"{{whole}}/{copied}/", f"{{copied}}/{copied}/") for word in words_of(step.options)]
         yield Case(step.script, out, tuple(words), copied, without)
+    yield Case(EXPORT, "exported", ("--device", "cpu", "{whole}"))
 
 
 CASES = tuple(cases())

@@ -25,8 +25,9 @@ from functools import partial
 from scripts import dry_run
 from scripts.recipe import check, open_images
 from utils.core import provenance
+from utils.core.config import read_json
 from utils.core.files import UserError, write_file
-from utils.core.options import option, parse_options, words_of
+from utils.core.options import MOST_WORKERS, option, parse_options, words_of
 from utils.data.checksums import Fingerprint, checksum
 from utils.data.dataset import FeatureMapDataset
 from utils.data.records import verify_files
@@ -49,7 +50,11 @@ class Options:
     overwrite: bool = option("replace results made from different inputs or options", False)
     verify: bool = option("if only timestamps changed (e.g. after copying), compare checksums once", False)
     nproc: int | None = option(
-        "processes on this machine, by torchrun, one for each GPU; batch sizes are those of one", None, unset="1", low=1
+        "processes on this machine, by torchrun, one for each GPU; batch sizes are those of one",
+        None,
+        unset="1",
+        low=1,
+        high=MOST_WORKERS,
     )
     nnodes: int = option("machines, each with this command and the same files", 1, low=1)
     rdzv_endpoint: str | None = option("HOST:PORT of one of several machines", None)
@@ -115,8 +120,8 @@ class Chain:
 
     def noted(self, name: str) -> dict | None:
         """The key of a step that has ended."""
-        with suppress(OSError, ValueError):
-            return json.loads(self.folder.mark(name).read_text("utf-8"))
+        with suppress(OSError, UserError):
+            return read_json(self.folder.mark(name))
 
     def note(self, name: str, key: dict) -> None:
         """Keep the key of a step that has ended."""

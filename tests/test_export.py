@@ -22,6 +22,7 @@ from tests.helpers.reports import EVALUATION
 from tests.helpers.scripts import expect_error, expect_exit, run_main
 from tests.test_evaluate import FewFeatures
 from utils.core.files import UserError
+from utils.core.replace_set import replace_set
 from utils.data.dataset import ImageDataset
 from utils.runs.exported import DTYPES, ModelConfig
 from utils.runs.folders import CONFIG, ExportedFolder, RunFolder
@@ -194,7 +195,7 @@ def test_a_model_is_replaced_only_on_demand_and_as_a_whole(tiny_run, copied, mon
 def test_a_model_whose_move_was_interrupted_is_put_in_place_by_the_next_start(
     name, at, tiny_run, copied, monkeypatch, capsys
 ):
-    """Whether it replaces another one or is the first."""
+    """Whether it replaces another one or is the first; then there is nothing left to do."""
     whole = {path.name: path.read_bytes() for path in copied.iterdir() if path.name != "README.md"}  # has the name
     arguments = (tiny_run, copied.with_name(name), "--device", "cpu")
     original = Path.replace
@@ -206,9 +207,37 @@ def test_a_model_whose_move_was_interrupted_is_put_in_place_by_the_next_start(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", replace)
         assert expect_exit(export.main, (*arguments, "--overwrite")) == 130
-    assert "holds a model" in expect_error(capsys, export.main, arguments)
-    assert {path.name for path in arguments[1].iterdir()} == NAMES
-    assert {path.name: path.read_bytes() for path in arguments[1].iterdir()}.items() >= whole.items()
+    for _ in range(2):
+        (arguments[1] / ".next").mkdir(exist_ok=True)  # the second time as one leaves that died while it removed it
+        run_main(export.main, *arguments)
+        assert capsys.readouterr().out == f"{arguments[1]}: holds this model already: nothing to do\n"
+        assert {path.name for path in arguments[1].iterdir()} == NAMES
+        assert {path.name: path.read_bytes() for path in arguments[1].iterdir()}.items() >= whole.items()
+    content(lambda before: before[:-100])(arguments[1])
+    assert f"{arguments[1] / STAGE}: not readable" in expect_error(capsys, export.main, arguments)
+
+
+@pytest.mark.parametrize("content", [{"names": ["../a"], "old": []}, {"names": [], "old": []}, {"old": [1]}, "x"])
+def test_the_marker_of_a_set_touches_nothing_outside_of_its_folder(content, tmp_path):
+    (tmp_path / "a").touch()
+    (tmp_path / "out/.next").mkdir(parents=True)
+    (tmp_path / "out/.next/.whole").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"\.whole: "):
+        replace_set(tmp_path / "out")
+    assert (tmp_path / "a").exists()
+
+
+def test_what_is_not_the_whole_model_of_the_run_is_not_taken_for_it(tiny_run, copied, capsys):
+    whole = {path.name: path.read_bytes() for path in copied.iterdir()}
+    for damage in (
+        config(lambda _, part: part.update(weights="0" * 16)),
+        lambda folder: change(folder / "generate.json", lambda stages: stages["1"].update(temperature=0.5)),
+        lambda folder: (folder / "README.md").unlink(),
+    ):
+        damage(copied)
+        assert "holds a model" in expect_error(capsys, export.main, (tiny_run, copied, "--device", "cpu"))
+        for name, before in whole.items():
+            (copied / name).write_bytes(before)
 
 
 def test_what_is_no_target_stays_as_it_is(tiny_run, run, tmp_path, capsys):

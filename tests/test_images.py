@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from utils.core.config import read_json
 from utils.core.files import UserError
 from utils.data import images
+from utils.data.checksums import is_whole
+from utils.data.feature_maps import read_map
 from utils.data.images import (
     CHECKER,
     HEAT,
@@ -23,6 +27,7 @@ from utils.data.images import (
     to_uint8,
     write_png,
 )
+from utils.training.metrics import read_rows
 
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
 
@@ -293,3 +298,14 @@ def test_a_heat_map_by_hand():
     assert torch.equal(picture[:, 0::2], picture[:, 1::2])
     nothing = to_uint8(heat_map(torch.zeros(2, 2), side=2))
     assert nothing.permute(1, 2, 0).reshape(-1, 3).tolist() == [list(HEAT[0])] * 4
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes")
+@pytest.mark.parametrize("read", [open_rgb, read_map, read_json, read_rows])
+def test_a_pipe_or_a_device_is_refused_where_reading_it_would_not_end(read, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "endless").symlink_to("/dev/zero")
+    for path in (tmp_path / "pipe", tmp_path / "endless"):
+        with pytest.raises(UserError, match="is a pipe or a device"):
+            read(path)
+        assert not is_whole(path, "0")

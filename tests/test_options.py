@@ -87,6 +87,9 @@ def wrong_values(field, hint):
     return ["x", *wrong, *(f"{limit:g}" for limit in limits)]
 
 
+LIMITED = ("num_workers", "nproc", "image_size")
+
+
 @pytest.mark.parametrize("script", [*reference.SCRIPTS, "scripts.soak"])
 def test_every_flag_refuses_what_is_out_of_its_range_by_its_name(script, tmp_path, monkeypatch, capsys):
     """Before the script does anything."""
@@ -95,6 +98,8 @@ def test_every_flag_refuses_what_is_out_of_its_range_by_its_name(script, tmp_pat
     hints = typing.get_type_hints(module.Options)
     for field in dataclasses.fields(module.Options):
         wrong, flag = wrong_values(field, hints[field.name]), flag_of(field)
+        # It would start as many processes, or allocate such pictures.
+        assert field.name not in LIMITED or field.metadata["option"].high is not None
         is_positional, numbers = field.metadata["option"].positional, [*numbers, len(wrong)]
         for value in wrong:
             with pytest.raises(SystemExit) as stopped:

@@ -326,13 +326,26 @@ def test_without_gradio_it_says_what_to_install(capsys, tiny_run, monkeypatch):
     assert line == "error: gradio is not installed: pip install -r requirements-app.txt"
 
 
+def post(port, path, body, kind):
+    """Send something past the page; return the status."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request("POST", path, body, {"Content-Type": kind})
+    return connection.getresponse().status
+
+
 def post_file(port, content):
     """Upload a file, past the page; return the status."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     head = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
-    headers = {"Content-Type": "multipart/form-data; boundary=b"}
-    connection.request("POST", "/gradio_api/upload", head + content + b"\r\n--b--\r\n", headers)
-    return connection.getresponse().status
+    return post(port, "/gradio_api/upload", head + content + b"\r\n--b--\r\n", "multipart/form-data; boundary=b")
+
+
+GIVEN = {"name": "a.png", "path": "", "bytes": 10**400}
+JOINS = ("UnicodeEncode", "Recursion", "Value")  # half a character, brackets in brackets, too many bytes
+
+
+def event_of(number, values=(), details=None):
+    """An event that a browser could send."""
+    return {"session_hash": "a", "fn_index": number, "data": values, "event_data": details}
 
 
 # Refuses what would leave this machine, and then runs the script.
@@ -396,10 +409,26 @@ def test_the_server_gives_no_file_away_and_ends_at_once(tiny_run, tmp_path):
         "/assets/%00", "/assets/%252e%252e/x",
         "/gradio_api/file/etc/passwd", "/gradio_api/proxy=http://127.0.0.1:1/", "/gradio_api/info", "/monitoring",
         "/docs", "/openapi.json", "/gradio_api/openapi.json", "/gradio_api/runs", "/static/../../../etc/passwd",
+        "/gradio_api/queue/data", "/gradio_api/queue/data?session_hash=nobody",
     ):  # fmt: skip
         assert get(path)[0] == 404, path
     assert post_file(port, bytes(20_000_001)) == 413
+    events = {event["targets"][0][1]: event for event in config["dependencies"]}
+    drop, settings = events["given"]["id"], config["dependencies"][2]
+    for event in (
+        [], {}, {"session_hash": "a"}, event_of(drop, details=GIVEN) | {"session_hash": "../a"}, event_of(10**6),
+        event_of(-1), event_of(settings["id"]), event_of(settings["id"], ["x"] * len(settings["inputs"])),
+        event_of(drop), event_of(drop, details={"name": "a", "path": 1, "bytes": 2}),
+        event_of(drop, details={"name": "a", "path": "/etc/passwd", "bytes": 2}),
+        event_of(drop, details={"name": "\ud800", "path": "", "bytes": 2}), "[" * 10**5, "x" * 10**6,
+    ):  # fmt: skip
+        body = event if isinstance(event, str) else json.dumps(event)
+        assert post(port, "/gradio_api/queue/join", body, "application/json") == 422, event
+    assert post(port, "/gradio_api/queue/join", json.dumps(event_of(drop, details=GIVEN)), "application/json") == 200
+    assert get("/assets/" + "x" * 5000)[0] == 422
     server.send_signal(signal.SIGTERM)
     out, err = server.communicate(timeout=20)
-    assert (server.returncode, out, err) == (143, "", "")
+    assert (server.returncode, out) == (143, "")
+    joins = [f"POST /gradio_api/queue/join cannot be answered: {name}Error" for name in JOINS]
+    assert err.splitlines() == [*joins, f"GET /assets/{'x' * 92} cannot be answered: OSError"]
     assert not list(tmp_path.glob("playground-*"))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -104,6 +105,22 @@ def test_resuming_what_has_ended_changes_nothing_and_resuming_nothing_is_a_start
     assert results(tmp_path / "run") == before
     train(name, "new", *PLAN, "--resume")
     assert differences(whole(name), tmp_path / "new") == []
+
+
+@pytest.mark.parametrize("name", TWO)
+@pytest.mark.parametrize("damage", ["metrics", "threads", "step", "learner"])
+def test_a_checkpoint_that_is_no_whole_one_of_a_training_is_refused(name, damage, command, begun, capsys):
+    folder = begun(name)
+    content = latest(folder)
+    key = damage if damage != "learner" else {"codebook_1": "learner"}.get(name, "optimizer")
+    content[key] = {"x": 1} if damage == "learner" else [1]
+    torch.save(content, folder / WEIGHTS)
+    before = results(folder)
+    line = expect_error(capsys, MAINS[name], command(name, "run", *PLAN, "--max-step", 6, "--resume"))
+    assert re.search(
+        rf"{folder / WEIGHTS}: (is no .*checkpoint of a training|its optimizer state is no whole one)", line
+    )
+    assert results(folder) == before
 
 
 SIZE = "another number of images in a step"

@@ -9,15 +9,16 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TypeVar
 
-from utils.core.files import UserError
+from utils.core.files import UserError, file_at
 
 Config = TypeVar("Config")
 
 
 def read_json(path: Path) -> dict:
     """Read the JSON object in `path`; raises `UserError` naming a file that is missing or broken."""
+    file = file_at(Path(path))
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (ValueError, RecursionError) as error:  # also of digits without end, and of brackets in brackets

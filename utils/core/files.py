@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import secrets
+import stat
 from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +14,14 @@ IN_USE = (PermissionError,) if os.name == "nt" else ()  # what Windows raises of
 
 class UserError(ValueError):
     """An error that the user can fix, in one line that names the file or key, what is wrong and what to do."""
+
+
+def file_at(path: Path) -> Path:
+    """The path of something that ends when it is read; raises `UserError` for a pipe or a device, which may not."""
+    with suppress(OSError):  # whoever reads it finds that out
+        if not (stat.S_ISREG(mode := path.stat().st_mode) or stat.S_ISDIR(mode)):
+            raise UserError(f"{path}: is a pipe or a device, expected a file; replace or remove it")
+    return path
 
 
 @contextmanager

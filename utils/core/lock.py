@@ -23,6 +23,7 @@ except ImportError:
 log = logging.getLogger(__name__)
 
 NAME = ".lock"
+FLAGS = os.O_RDONLY | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)  # a pipe in its place would wait for ever
 WITHOUT = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}  # of a file system without locks
 _held: set[BinaryIO] = set()
 
@@ -59,7 +60,7 @@ def _acquire(folder: Path, wait: bool) -> BinaryIO:
         make_folder(folder)
         with suppress(FileNotFoundError), ExitStack() as stack:
             # Reading is enough for a lock, also of a file that another person has created.
-            file = stack.enter_context(os.fdopen(os.open(folder / NAME, os.O_RDONLY | os.O_CREAT, 0o666), "rb"))
+            file = stack.enter_context(os.fdopen(os.open(folder / NAME, FLAGS, 0o666), "rb"))
             if _take(file, folder):
                 # Windows removes no file that is open.
                 if fcntl is None or os.path.samestat(os.fstat(file.fileno()), (folder / NAME).stat()):

@@ -63,6 +63,9 @@ class Option:
         return " and ".join(f"{word} {limit:g}" for word, _, limit in limits)
 
 
+MOST_WORKERS, MOST_SIDE = 1024, 2**14  # processes, each of which is started, and the width of an image in pixels
+
+
 def option(meaning: str, default: Any = MISSING, **more: Any) -> Any:
     """A field of a dataclass, with the attributes of `Option`; required unless it has a default."""
     return dataclasses.field(default=default, metadata={"option": Option(meaning=meaning, **more)})

@@ -5,7 +5,8 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from utils.core.files import flush, flush_all, make_folder, write_file
+from utils.core.config import read_json
+from utils.core.files import UserError, flush, flush_all, make_folder, write_file
 
 NEXT, WHOLE = ".next", ".whole"  # the folder of the next set, and its file with the names of a whole one
 
@@ -26,7 +27,9 @@ def replace_set(folder: Path) -> None:
     new = folder / NEXT
     if not (new / WHOLE).is_file():
         return
-    content = json.loads((new / WHOLE).read_text(encoding="utf-8"))
+    content = read_json(new / WHOLE)
+    if not all(_are_inside(folder, content.get(key)) for key in ("names", "old")) or not content["names"]:
+        raise UserError(f"{new / WHOLE}: damaged; remove {new}, and run this again")
     *names, last = content["names"]
     folders = {(folder / name).parent for name in (*content["names"], *content["old"])}
     for name in (last, *content["old"]):
@@ -43,3 +46,10 @@ def replace_set(folder: Path) -> None:
             (new / name).replace(folder / name)
     flush(folder)
     shutil.rmtree(new, ignore_errors=True)
+
+
+def _are_inside(folder: Path, names: object) -> bool:
+    """Whether these are names of files in a folder: nothing else may be replaced or removed."""
+    if not isinstance(names, list) or not all(isinstance(name, str) and "\0" not in name for name in names):
+        return False
+    return all((folder / name).resolve().is_relative_to(folder.resolve()) for name in names)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.core.files import UserError
+from utils.core.files import UserError, file_at
 
 MOST_FILES = 100_000  # whose sizes and timestamps count; of more, the index alone does
 
@@ -20,12 +20,14 @@ def checksum(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
-def is_whole(path: Path, expected: str, row: int | None = None, read: Callable = Path.read_bytes) -> bool:
+def is_whole(
+    path: Path, expected: str, row: int | None = None, read: Callable = lambda path: file_at(path).read_bytes()
+) -> bool:
     """Whether the content that `read` gives of a file, or a row of the array in it, exists and has this checksum."""
     try:
         if row is None:
             return checksum(read(path)) == expected
-        return checksum(np.load(path, mmap_mode="r", allow_pickle=False)[row].tobytes()) == expected
+        return checksum(np.load(file_at(path), mmap_mode="r", allow_pickle=False)[row].tobytes()) == expected
     except (OSError, ValueError, IndexError):  # missing, cut short
         return False
 

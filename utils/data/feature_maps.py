@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils.core.files import UserError, make_folder, write_file
+from utils.core.files import UserError, file_at, make_folder, write_file
 from utils.core.provenance import Key, digest
 from utils.data.checksums import checksum
 
@@ -29,7 +29,7 @@ def read_map(path: Path, expected: str = "", row: int = -1) -> torch.Tensor:
     """
     try:
         fmap = open_rows(str(path))[row] if row >= 0 else None
-        content = path.read_bytes() if fmap is None else fmap.tobytes()
+        content = file_at(path).read_bytes() if fmap is None else fmap.tobytes()
         is_right = not expected or checksum(content) == expected
         if fmap is None and is_right:
             fmap = np.load(io.BytesIO(content), allow_pickle=False)
@@ -49,7 +49,7 @@ def read_map(path: Path, expected: str = "", row: int = -1) -> torch.Tensor:
 @lru_cache(maxsize=256)
 def open_rows(path: str) -> np.ndarray:
     """The array in a file, mapped into memory; few at once, since each keeps a file open."""
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    return np.load(file_at(Path(path)), mmap_mode="r", allow_pickle=False)
 
 
 class MapFiles:
@@ -88,7 +88,7 @@ class PackedMaps:
         for first in range(0, self.total, self.per_folder):
             path, shape = self.folder / self.name(first), (min(self.per_folder, self.total - first), *self.shape)
             with suppress(OSError, ValueError):
-                array = np.load(path, mmap_mode="r", allow_pickle=False)
+                array = np.load(file_at(path), mmap_mode="r", allow_pickle=False)
                 if array.shape == shape and array.dtype == self.dtype:
                     continue
             make_folder(path.parent)

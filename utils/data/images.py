@@ -80,6 +80,8 @@ def open_rgb(
             if (pixels := math.prod(image.size)) <= most_pixels:
                 return _flatten(ImageOps.exif_transpose(image), background)
             reason = f"{pixels / 1e6:.1f} megapixels, at most {most_pixels / 1e6:g}: scale it down"
+    except UserError:
+        raise
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         reason = "no such image file; check the path"
     except UnidentifiedImageError:

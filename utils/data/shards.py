@@ -18,7 +18,7 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
-from utils.core.files import UserError, write_file
+from utils.core.files import UserError, file_at, write_file
 
 HEIF_SUFFIXES = (".heic", ".heif", ".hif")  # of images that pillow-heif reads
 SUFFIXES = (  # of images
@@ -49,7 +49,7 @@ def shown(path: Path, place: Place | None) -> Path:
 def read_file(path: Path, place: Place | None = None) -> bytes:
     """The content of a file, or of a place in it."""
     if place is None:
-        return path.read_bytes()
+        return file_at(path).read_bytes()
     file = _opened(path, os.getpid(), threading.get_ident())
     file.seek(place.offset)
     return file.read(place.size)

@@ -116,7 +116,7 @@ class CurrentAttempt:
         setup = (config and dataclasses.asdict(config), versions, str(device), torch.get_num_threads())
         entry = Attempt(self.script, self.arguments, *setup, self.since, self.since, RUNNING, inputs)
         _write(self.folder, [*read_attempts(self.folder), entry])
-        handlers = [logging.StreamHandler(sys.stdout), logging.FileHandler(self.folder.log(self.script))]
+        handlers = [logging.StreamHandler(sys.stdout), log_file(self.folder.log(self.script))]
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers, force=True)
         log.info("arguments %s", json.dumps(self.arguments))
         log.info("%d threads: %s", entry.threads, CHOICE)
@@ -157,6 +157,11 @@ def attempt(script: str, options: ScriptOptions) -> Iterator[CurrentAttempt]:
                     note(current.folder, outcome=_outcome(error))
             raise
         note(current.folder, outcome=FINISHED, peak_memory=peak_memory(current.device))
+
+
+def log_file(path: Path) -> logging.FileHandler:
+    """Appends to a log: a name that is not UTF-8 is escaped, since an error would print a traceback for the line."""
+    return logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
 
 
 def _outcome(error: BaseException) -> str:

@@ -38,6 +38,8 @@ def run(main: Callable[[], None]) -> None:
         if number != signal.SIGINT:  # which is a KeyboardInterrupt
             signal.signal(number, lambda number, _: sys.exit(128 + number))
     keep_memory()
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # of a name that is not UTF-8
     try:
         distributed.start()
         if distributed.num_processes() > 1:

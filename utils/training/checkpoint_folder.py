@@ -21,6 +21,9 @@ from utils.training.task import Task, TrainingOptions
 log = logging.getLogger(__name__)
 
 STEP_SIZE = "number of images in a step"
+KEPT = {"settings": dict, "trained_from": dict, "data": dict, "metrics": dict, "parts": list}  # beside the learner's
+KEPT |= dict.fromkeys(("step", "total_steps", "threads"), int)
+ODD = (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError)  # of content that is not ours
 
 
 class CheckpointFolder:
@@ -103,7 +106,7 @@ class CheckpointFolder:
 
     def _check(self, path: Path, content: dict) -> None:
         """Raise `UserError` naming the setting that keeps this run from resuming a checkpoint."""
-        if missing := {"settings", "total_steps", "step"} - content.keys():
+        if missing := [name for name, kind in KEPT.items() if not isinstance(content.get(name), kind)]:
             raise UserError(f"{path}: is no checkpoint of a training, without {', '.join(sorted(missing))}; remove it")
         before = {**content["settings"], **content["trained_from"], "data": content["data"]}
         keep, size = "keep it", self.options.batch_size
@@ -162,7 +165,10 @@ class CheckpointFolder:
             )
         try:
             self.task.learner.restore(content, self.path)
-        except UserError as error:
+        except ODD as error:
+            if not isinstance(error, UserError):
+                reason = f"is no whole checkpoint of a training ({type(error).__name__}: {error})"
+                error = f"{self.path}: {reason}; remove it to resume from an earlier one"
             hint = f"; --overwrite cannot replace it, so remove {self.folder.checkpoints}"
             raise UserError(f"{error}{hint if self.options.overwrite else ''}") from None
 

@@ -197,8 +197,7 @@ class GradientLearner:
     def restore(self, content: dict, path: Path) -> None:
         """Take up weights, averaged weights and optimizer state."""
         load_weights(self.model, content, path, averaged=False)
-        for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(content[name])
+        self._load_optimizers(content, path)
         if self.average is not None:
             load_weights(self.average, content, path)
             self.num_averaged = content["step"]
@@ -206,13 +205,28 @@ class GradientLearner:
     def begin_from(self, content: dict, path: Path) -> None:
         """Start from the weights of a checkpoint, with `--load-optim` from its optimizer state too."""
         load_weights(self.model, content, path, averaged=not self.options.load_optim)
-        for name, optimizer in self.optimizers.items() if self.options.load_optim else ():
-            rules = [{key: group[key] for key in ("scale", "weight_decay")} for group in optimizer.param_groups]
-            optimizer.load_state_dict(content[name])
-            for group, rule in zip(optimizer.param_groups, rules, strict=True):
+        if self.options.load_optim:
+            optimizers = self.optimizers.values()
+            groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+            rules = [{key: group[key] for key in ("scale", "weight_decay")} for group in groups]
+            self._load_optimizers(content, path)
+            groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+            for group, rule in zip(groups, rules, strict=True):
                 group.update(rule)  # this config's, not those of the checkpoint
         if self.average is not None:
             self.average.load_state_dict(self.model.state_dict())
+
+    def _load_optimizers(self, content: dict, path: Path) -> None:
+        """Take up the state of the optimizers; raises `UserError` if it is missing or of other weights."""
+        try:
+            for name, optimizer in self.optimizers.items():
+                optimizer.load_state_dict(content[name])
+                if len({tuple(sorted(state)) for state in optimizer.state.values()}) > 1:
+                    raise ValueError("a part of it is missing")
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            advice = "use another checkpoint, or none with --load-optim"
+            raise UserError(f"{path}: its optimizer state is no whole one of this model ({reason}); {advice}") from None
 
 
 def _trained(optimizer: torch.optim.Optimizer) -> int:

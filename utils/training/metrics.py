@@ -13,7 +13,7 @@ from statistics import median
 import numpy as np
 import torch
 
-from utils.core.files import UserError, flush, write_file
+from utils.core.files import UserError, file_at, flush, write_file
 from utils.data.batches import Batch, steps_per_epoch, to_device
 from utils.data.images import open_rgb
 from utils.runs.folders import OutputFolder
@@ -173,7 +173,7 @@ class Metrics:
 def read_rows(path: Path) -> list[dict]:
     """The rows of a `metrics.jsonl`, but for lines that are damaged or cut short; none if there is no file."""
     rows = []
-    for line in path.read_bytes().splitlines() if path.exists() else ():
+    for line in file_at(path).read_bytes().splitlines() if path.exists() else ():
         with suppress(ValueError, RecursionError):
             rows.append(json.loads(line))
     return [row for row in rows if isinstance(row, dict) and isinstance(row.get("step"), int)]

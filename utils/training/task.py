@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from utils.core.options import ScriptOptions, option
+from utils.core.options import MOST_WORKERS, ScriptOptions, option
 from utils.core.provenance import Origin
 from utils.data.batches import steps_per_epoch
 from utils.data.dataset import FileDataset
@@ -34,7 +34,9 @@ class TrainingOptions(SplitOptions, ScriptOptions):
     max_step: int | None = option("training steps to stop after; schedules end there", None, unset="no limit", low=1)
     resume: bool = option("resume the training in --out-dir exactly, or start if there is none", False)
     seed: int = option("seed of every random choice", 0, low=-(2**63), high=2**63 - 1, is_fixed=True)
-    num_workers: int | None = option("processes that load data", None, unset="0 on a CPU, else up to 4", low=0)
+    num_workers: int | None = option(
+        "processes that load data", None, unset="0 on a CPU, else up to 4", low=0, high=MOST_WORKERS
+    )
     tensorboard: bool = option("also write to tensorboard/ in --out-dir; needs requirements-eval.txt", False)
 
     @property
