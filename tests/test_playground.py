@@ -1,5 +1,6 @@
 """The playground without a browser: its commands, what is refused, cancelling, one request at a time, and files."""
 
+import dataclasses
 import http.client
 import json
 import os
@@ -14,14 +15,25 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 
 import generate_images
 from models.cascade import Cascade
+from models.labels import LabelSets
 from models.requests import change_sampling
 from playground import worker as worker_module
 from playground.jobs import PictureJob
-from playground.page_request import BATCH, MAX_NUMBER, Model, PageRequest, recipe_values, sampling_from
+from playground.page_request import (
+    BATCH,
+    MAX_NUMBER,
+    Model,
+    PageRequest,
+    label_choices,
+    label_from,
+    recipe_values,
+    sampling_from,
+)
 from playground.uploads import Upload, inside, read_upload
 from playground.worker import MAX_PICTURES, Job, Picture, Session, Worker
 from scripts import playground
@@ -39,6 +51,17 @@ needs_gradio = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def model(tiny_run):
     return Model(cascade=Cascade.load(tiny_run, device="cpu", batch_size=BATCH), path=tiny_run, device="cpu")
+
+
+@pytest.fixture
+def labelled(model, monkeypatch):
+    """A model that knows two labels, of which its training images had the second."""
+    cascade, names, stage = model.cascade, ("cat", "night"), model.cascade.stages[0]
+    monkeypatch.setattr(stage, "config", dataclasses.replace(stage.config, labels=names, most_labels=1, label_sets=1))
+    monkeypatch.setattr(stage, "label", torch.nn.Embedding(2, stage.config.transformer.in_dim), raising=False)
+    monkeypatch.setattr(cascade, "labels", names)
+    monkeypatch.setattr(cascade, "label_sets", LabelSets(torch.tensor([[1, 0, 1]]), names, len(cascade.codebooks[0])))
+    return model
 
 
 @pytest.fixture
@@ -117,8 +140,23 @@ def test_a_command_says_only_what_the_recipe_does_not(model):
     plain = "--num-images 3 --batch-size 3 --seed 3 --device cpu --out-dir out/again"
     assert model.command(request_of(model)) == f"python generate_images.py --model {model.path} {plain}"
     changed = change_sampling(model.cascade.configs, temperature=(0.5, 1.0, 1.0), top_p=(None, 0.5, None), beam_width=1)
+    assert model.command(request_of(model, label="")).endswith("--label '' --device cpu --out-dir out/again")
     words = model.command(request_of(model, sampling=changed, label="a b")).split(" --")
     assert {"temperature 0.5 1.0 1.0", "top-p 1.0 0.5 1.0", "beam-width 1", "label 'a b'"} <= set(words)
+
+
+def test_several_labels_are_chosen_or_drawn_and_shown(labelled, session):
+    assert label_choices(labelled.cascade.labels) == [("without labels", ""), ("cat", "0"), ("night", "1")]
+    assert [label_from(chosen, labelled.cascade.labels) for chosen in ([], [""], ["1", "0"])] == [None, "", "cat+night"]
+    for label, expected in (("cat+night", "cat+night"), ("", "none"), (None, "night, drawn")):
+        pictures, _, _ = run(labelled, session, request_of(labelled, label=label))
+        assert {picture.settings["Labels"] for picture in pictures} == {expected}
+        flag = [] if label is None else ["--label", label]
+        assert shlex.split(pictures[0].command)[-len(flag) - 4 : -4] == flag
+        with Image.open(pictures[0].path) as image:
+            assert json.loads(image.text["label"]) == ("night" if label is None else label)
+    walk = request_of(labelled, kind="walk", ends=(0, 1), steps=2)
+    assert run(labelled, session, walk)[0][0].settings["Labels"] == "night, drawn"
 
 
 def test_pictures_appear_stage_by_stage(model, session):
