@@ -94,7 +94,7 @@ class Evaluator:
         return [results.Reconstruction(name, **quality(self.reconstructed(self.held_out, book))) for name, book in bar]
 
     def bits(self) -> list[results.Bits]:
-        """Bits of the condition, of the label if the base stage is given one, and of each stage's tokens."""
+        """Bits of the condition, of its labels if the base stage is given any, and of each stage's tokens."""
         run, rows = self.run, []
         if run.maps is None or not run.stages:
             return rows
