@@ -1,10 +1,10 @@
 """The playground without a browser: its commands, what is refused, cancelling, one request at a time, and files."""
 
-import dataclasses
 import http.client
 import json
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,12 +15,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 from PIL import Image
 
 import generate_images
 from models.cascade import Cascade
-from models.labels import LabelSets
 from models.requests import change_sampling
 from playground import worker as worker_module
 from playground.jobs import PictureJob
@@ -38,6 +36,7 @@ from playground.uploads import Upload, inside, read_upload
 from playground.worker import MAX_PICTURES, Job, Picture, Session, Worker
 from scripts import playground
 from tests.helpers.jobs import free_port
+from tests.helpers.labels import teach_labels
 from tests.helpers.scripts import expect_error, run_main
 from utils.core.files import UserError
 from utils.data.images import open_rgb
@@ -54,14 +53,10 @@ def model(tiny_run):
 
 
 @pytest.fixture
-def labelled(model, monkeypatch):
-    """A model that knows two labels, of which its training images had the second."""
-    cascade, names, stage = model.cascade, ("cat", "night"), model.cascade.stages[0]
-    monkeypatch.setattr(stage, "config", dataclasses.replace(stage.config, labels=names, most_labels=1, label_sets=1))
-    monkeypatch.setattr(stage, "label", torch.nn.Embedding(2, stage.config.transformer.in_dim), raising=False)
-    monkeypatch.setattr(cascade, "labels", names)
-    monkeypatch.setattr(cascade, "label_sets", LabelSets(torch.tensor([[1, 0, 1]]), names, len(cascade.codebooks[0])))
-    return model
+def labelled(tiny_run, tmp_path):
+    """A model that knows two labels, of which all of its training images had the second."""
+    run = teach_labels(shutil.copytree(tiny_run, tmp_path / "labelled"), ("cat", "night"), [[1, 0, 1]])
+    return Model(cascade=Cascade.load(run, device="cpu", batch_size=BATCH), path=run, device="cpu")
 
 
 @pytest.fixture
@@ -145,7 +140,7 @@ def test_a_command_says_only_what_the_recipe_does_not(model):
     assert {"temperature 0.5 1.0 1.0", "top-p 1.0 0.5 1.0", "beam-width 1", "label 'a b'"} <= set(words)
 
 
-def test_several_labels_are_chosen_or_drawn_and_shown(labelled, session):
+def test_several_labels_are_chosen_or_drawn_and_shown(labelled, session, tmp_path):
     assert label_choices(labelled.cascade.labels) == [("without labels", ""), ("cat", "0"), ("night", "1")]
     assert [label_from(chosen, labelled.cascade.labels) for chosen in ([], [""], ["1", "0"])] == [None, "", "cat+night"]
     for label, expected in (("cat+night", "cat+night"), ("", "none"), (None, "night, drawn")):
@@ -153,8 +148,13 @@ def test_several_labels_are_chosen_or_drawn_and_shown(labelled, session):
         assert {picture.settings["Labels"] for picture in pictures} == {expected}
         flag = [] if label is None else ["--label", label]
         assert shlex.split(pictures[0].command)[-len(flag) - 4 : -4] == flag
-        with Image.open(pictures[0].path) as image:
+        run_main(generate_images.main, *shlex.split(pictures[0].command)[2:-1], tmp_path / f"again {label}")
+        with (
+            Image.open(pictures[2].path) as image,
+            Image.open(tmp_path / f"again {label}/images/image_00002.png") as expected,
+        ):
             assert json.loads(image.text["label"]) == ("night" if label is None else label)
+            assert (image.text, image.tobytes()) == (expected.text, expected.tobytes())
     walk = request_of(labelled, kind="walk", ends=(0, 1), steps=2)
     assert run(labelled, session, walk)[0][0].settings["Labels"] == "night, drawn"
 
