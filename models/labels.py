@@ -30,6 +30,8 @@ def parse_labels(text: str, names: Sequence[str]) -> LabelSet:
     A name may hold "+": a name as a whole comes before several, and a longer one before a shorter one. Raises
     `UserError` naming an unknown label and similar ones.
     """
+    if not isinstance(text, str):
+        raise UserError(f"label {text!r}: expected a text, such as 'cat' or 'cat+night'")
     numbers = {name: number for number, name in enumerate(names)}
     parts = [] if text == "" and text not in numbers else _split(text, numbers)
     if parts is None:
@@ -98,8 +100,10 @@ class LabelSets:
 
         If no image has all of the labels, those that have most of them count.
         """
-        shared = torch.isin(self.sets, torch.tensor(labels, dtype=self.sets.dtype)).sum(1)
-        counts = self.counts * (shared == shared.max())
+        counts = self.counts
+        if labels:
+            shared = torch.isin(self.sets, torch.tensor(labels)).sum(1)
+            counts = counts * (shared == shared.max())
         return self.conditions.bincount(counts, minlength=self.num_conditions)
 
     def draw(self, condition: int, generator: torch.Generator) -> LabelSet:

@@ -51,6 +51,7 @@ def test_the_text_of_a_label_set_is_not_a_name_with_a_plus():
     [
         ("nihgt", ("cat", "night"), "label 'nihgt': this model does not know it; did you mean 'night'.; labels that"),
         ("cat+nihgt", ("cat", "night"), "label 'nihgt': .* did you mean 'night'"),
+        (None, ("cat",), "label None: expected a text, such as 'cat' or 'cat.night'"),
         ("cat+", ("cat", "night"), "label '': .* labels that it knows: cat, night$"),
         (
             "cat",
