@@ -5,6 +5,7 @@ A label set is a tuple of sorted indices of the names; in a tensor, a row of the
 
 import difflib
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -87,6 +88,7 @@ class LabelSets:
         limits = ((self.conditions, num_conditions - 1), (self.sets, len(names)))
         if len(table) == 0 or any(part.min() < 0 or part.max() > last for part, last in limits):
             raise ValueError("its label sets were never counted, or are damaged")
+        self.usage = lru_cache(self.usage)  # all pictures of a request may ask for the same labels
 
     @property
     def shares(self) -> dict[str, float]:
