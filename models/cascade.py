@@ -212,10 +212,15 @@ class Cascade:
             else:
                 usage = self.codebooks[0].counts
                 if self.label_sets is not None:
-                    usage = self.label_sets.usage(parse_labels(pick(request.labels, image) or "", self.labels))
+                    usage = self.label_sets.usage(self._asked(request, image))
                 generator = image_generator(request.seed, -1, image)
                 units.append(int(torch.multinomial(usage.cpu().double(), 1, generator=generator)))
         return torch.tensor(units, device=self.device)[:, None]
+
+    def _asked(self, request: Request, image: int) -> LabelSet | None:
+        """The labels that an image is to have; None if they are to be drawn."""
+        text = pick(request.labels, image)
+        return None if text is None else parse_labels(text, self.labels)
 
     def labels_of(self, request: Request, images: range) -> list[str | None]:
         """The labels of each image, asked for or drawn, as texts that ask for them.
@@ -237,7 +242,7 @@ class Cascade:
         if self.label_sets is None:
             return [()] * len(images)
         if request.labels:
-            return [parse_labels(pick(request.labels, image), self.labels) for image in images]
+            return [self._asked(request, image) for image in images]
         units = conditions.flatten().tolist()
         if request.places:
             units = [request.places[0].nearest] * len(images)

@@ -97,15 +97,17 @@ class LabelSets:
         counts = self.sets.flatten().bincount(weights, minlength=len(self.names) + 1)[:-1] / self.counts.sum()
         return {self.names[number]: float(counts[number]) for number in counts.argsort(descending=True, stable=True)}
 
-    def usage(self, labels: LabelSet = ()) -> torch.Tensor:
-        """How many images of these labels, and perhaps others, have each condition: (K,).
+    def usage(self, labels: LabelSet | None = None) -> torch.Tensor:
+        """How many images have each condition, (K,): of all images, or of those with exactly these labels.
 
-        If no image has all of the labels, those that have most of them count.
+        If there are none, of those that have all of the labels, or else most of them, and others.
         """
         counts = self.counts
-        if labels:
-            shared = torch.isin(self.sets, torch.tensor(labels)).sum(1)
+        if labels is not None:
+            shared = torch.isin(self.sets, torch.tensor(labels, dtype=torch.int64)).sum(1)
             counts = counts * (shared == shared.max())
+            exact = counts * (shared == (self.sets < len(self.names)).sum(1))
+            counts = exact if exact.any() else counts
         return self.conditions.bincount(counts, minlength=self.num_conditions)
 
     def draw(self, condition: int, generator: torch.Generator) -> LabelSet:

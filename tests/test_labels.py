@@ -78,8 +78,8 @@ def test_label_sets_are_counted_with_their_conditions():
     sets = LabelSets(torch.cat((table, torch.zeros(2, 4, dtype=torch.int64))), ("x", "y"), 4)
     assert sets.shares == {"x": 0.75, "y": 0.25}
     assert sets.usage().tolist() == [1, 2, 0, 1]
-    assert sets.usage((0,)).tolist() == [1, 2, 0, 0]
-    assert sets.usage((0, 1)).tolist() == [1, 0, 0, 0]
+    for labels, expected in (((0,), [0, 2, 0, 0]), ((1,), [1, 0, 0, 0]), ((0, 1), [1, 0, 0, 0]), ((), [0, 0, 0, 1])):
+        assert sets.usage(labels).tolist() == expected
     assert listed(["x", "y"]) == "x, y"
 
 
