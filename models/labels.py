@@ -86,7 +86,7 @@ class LabelSets:
         self.names, self.num_conditions = names, num_conditions
         self.counts, self.conditions, self.sets = table[:, 0].double(), table[:, 1], table[:, 2:]
         limits = ((self.conditions, num_conditions - 1), (self.sets, len(names)))
-        if len(table) == 0 or any(part.min() < 0 or part.max() > last for part, last in limits):
+        if len(table) == 0 or any(((part < 0) | (part > last)).any() for part, last in limits):
             raise ValueError("its label sets were never counted, or are damaged")
         self.usage = lru_cache(self.usage)  # all pictures of a request may ask for the same labels
 

@@ -95,7 +95,8 @@ class Stage(nn.Module):
         self.transformer = Transformer(config.transformer, config.fine, inputs, source, conditions)
         if config.labels:
             self.label = nn.Embedding(len(config.labels), config.transformer.in_dim)
-            nn.init.normal_(self.label.weight, std=0.5)
+            # The sum of the vectors of an image is about as large as any other embedding.
+            nn.init.normal_(self.label.weight, std=0.5 * max(1, config.most_labels or 0) ** -0.5)
             # The table of `models.labels.count_sets`, whose last rows may be unused: zero.
             table = torch.zeros(config.label_sets or 0, 2 + (config.most_labels or 0), dtype=torch.int64)
             self.register_buffer("label_sets", table)

@@ -303,7 +303,7 @@ def test_every_method_takes_labels(labelled):
     assert not torch.equal(*different)
 
 
-def test_a_stage_whose_labels_were_never_counted_is_refused(labelled, folder, decoder):
+def test_a_stage_whose_labels_were_never_counted_or_otherwise_is_refused(labelled, folder, decoder):
     stage = labelled.stages[0]
     for change in (0, 99):
         stage.label_sets[:] = change
@@ -312,6 +312,14 @@ def test_a_stage_whose_labels_were_never_counted_is_refused(labelled, folder, de
             UserError, match=r"damaged\.pt: its label sets were never counted, or are damaged; train it"
         ):
             load(folder, decoder, stage_entry(0, model_path="damaged"))
+    # One of an older version, which drew one of the labels.
+    stage.config = dataclasses.replace(stage.config, most_labels=None, label_sets=None)
+    state = stage.state_dict() | {"label.weight": torch.zeros(4, 16), "label_usage": torch.zeros(3, 5).long()}
+    del state["label_sets"]
+    stage.state_dict = lambda: state
+    save_stage(stage, folder / "old.pt", CODEBOOKS[0].fingerprint, CODEBOOKS[1].fingerprint)
+    with pytest.raises(UserError, match=r"old\.pt: its weights do not fit this config, or an older version"):
+        load(folder, decoder, stage_entry(0, model_path="old"))
 
 
 # --- The picture as it fills in ---
