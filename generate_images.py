@@ -11,6 +11,7 @@ the same command goes on after a crash.
 
 import utils.runtime.threads  # noqa: F401
 
+import json
 import logging
 import shutil
 from dataclasses import asdict, dataclass
@@ -72,7 +73,12 @@ class RequestOptions:
         "two units of the condition codebook, or two images: walk from one to the other", (), exclusive="condition"
     )
     steps: int = option("images of a walk", 24, low=2, is_fixed=True)
-    label: tuple[str, ...] = option("labels of the data set, for a base stage with `use_labels`", (), is_fixed=True)
+    label: tuple[str, ...] = option(
+        "labels of each image, for a base stage with `use_labels`: `cat`, `cat+night` for both, or an empty text for "
+        "none; without the flag those of training images, drawn in proportion",
+        (),
+        is_fixed=True,
+    )
     init_image: tuple[Path, ...] = option("images to start from, with --keep-rows or --from-stage", ())
     keep_rows: int = option(
         "rows of the base stage's grid to keep, and what they cover in finer grids", 0, low=0, is_fixed=True
@@ -168,10 +174,11 @@ def generate(cascade: Cascade, request: Request, number: int, options: Options, 
             files = [new.tokens_of(start)]
             arrays = {name: part.cpu().numpy().astype(np.uint16) for name, part in zip(names, tokens, strict=True)}
             save_arrays(arrays | {"scores": scores.numpy()}, files[0], durable=False)
-            images = zip(cascade.decode(tokens[-1]).cpu(), scores.tolist(), strict=True)
-            for index, (image, image_scores) in enumerate(images, start):
+            labels = cascade.labels_of(request, range(start, start + len(scores)))
+            images = zip(cascade.decode(tokens[-1]).cpu(), labels, scores.tolist(), strict=True)
+            for index, (image, label, image_scores) in enumerate(images, start):
                 files.append(new.final_image(index))
-                save_image(image, files[-1], settings_text(request, index, image_scores), durable=False)
+                save_image(image, files[-1], settings_text(request, index, label, image_scores), durable=False)
             places = [(path.relative_to(new.path).as_posix(), None, checksum(path.read_bytes())) for path in files]
             journal.add({str(start): {"places": places}})
     journal.collect()
@@ -182,12 +189,15 @@ def generate(cascade: Cascade, request: Request, number: int, options: Options, 
         with np.load(new.tokens_of(start)) as archive:
             parts.append(dict(archive))
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    show(cascade, arrays, new, options)
+    labels = cascade.labels_of(request, range(min(number, GRID)))
+    show(cascade, arrays, labels, new, options)
     save_arrays(arrays, new.tokens)
     now, before = ([path.relative_to(each.path).as_posix() for path in each.pictures] for each in (new, folder))
     finish_set(folder.path, now, new.tokens.name, before)
     new.unfinished.unlink()
     replace_set(folder.path)
+    if None not in labels:
+        log.info("labels: %s", ", ".join(label or "none" for label in labels))
     for stage, scores in enumerate(arrays["scores"].T.tolist()):
         log.info("scores of stage %d: %s", stage, " ".join(f"{score:.1f}" for score in scores[:GRID]))
     log.info("wrote %d images, a grid for each stage and tokens.npz to %s", number, options.out_dir)
@@ -227,12 +237,18 @@ def save_arrays(arrays: dict[str, np.ndarray], path: Path, *, durable: bool = Tr
         np.savez_compressed(temporary, **arrays)
 
 
-def show(cascade: Cascade, arrays: dict[str, np.ndarray], folder: OutputFolder, options: Options) -> None:
-    """Write a grid of the condition and of each stage, and the atlas and the animation if they are asked for."""
+def show(
+    cascade: Cascade, arrays: dict[str, np.ndarray], labels: list[str | None], folder: OutputFolder, options: Options
+) -> None:
+    """Write a grid of the condition and of each stage, and the atlas and the animation if they are asked for.
+
+    A grid holds the labels of its images, if the model knows any, as JSON in a text chunk.
+    """
+    text = None if None in labels else {"labels": json.dumps(labels)}
     parts = [part.astype(np.int64) for name, part in arrays.items() if name != "scores"]
     tokens = [torch.from_numpy(part).to(cascade.device) for part in parts]
     for level, part in enumerate(tokens):
-        save_grid(cascade.decode(part[:GRID], level).cpu(), folder.grid(level))
+        save_grid(cascade.decode(part[:GRID], level).cpu(), folder.grid(level), text=text)
     if options.condition_atlas:
         save_image(on_map(cascade.decode_all(tokens[-1]), cascade.codebooks[0]), folder.condition_atlas)
     if options.animate and options.condition_walk:

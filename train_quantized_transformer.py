@@ -13,6 +13,7 @@ Reads a dataset.json of feature maps, the autoencoder and two codebooks. Writes 
 
 import utils.runtime.threads  # noqa: F401
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ import torch
 from models.autoencoder import Autoencoder
 from models.bits import bits_before, given_bits, with_bits
 from models.codebook import Codebook
+from models.labels import MOST_SETS, listed
 from models.stage import KIND, Stage, StageConfig, check_labels
 from models.tokens import load_tokens
 from models.transformer import TransformerConfig
@@ -36,6 +38,8 @@ from utils.runtime import cli
 from utils.sampling import SamplingConfig, uniform_draws
 from utils.training.gradient import GradientLearner, GradientOptions, GradientTask
 from utils.training.loop import MAX_VALIDATION, mean_over, preview_indices, run
+
+log = logging.getLogger(__name__)
 
 WATCH_SHARE = 7  # training items per validation item at a log line; without a backward pass that costs about 5 %
 
@@ -79,9 +83,14 @@ class StageTask(GradientTask):
         split = self.dataset.split(options.bounds)
         self.training, self.validation = split.training, split.validation
         transformer = load_config(options.config_path, TransformerConfig)
-        labels = self.dataset.label_names(self.training) if transformer.use_labels else ()
+        self.label_names, labels = self.dataset.label_names(self.training) if transformer.use_labels else (), ()
+        if self.label_names:
+            self.label_sets = self.dataset.label_sets(self.label_names)  # (N, L)
+            own = self.label_sets[self.training]
+            if (own != own[:1]).any():  # else there is nothing to learn from them
+                labels = self.label_names, own.shape[1], min(len(own), MOST_SETS)
         self.config = StageConfig.between(
-            transformer, self.coarse, self.fine, options.lr_codebook_path, options.train_base_model, labels
+            transformer, self.coarse, self.fine, options.lr_codebook_path, options.train_base_model, *labels
         )
         self.per_item, self.example = self.config.fine.length, self.config.example
         if options.model_path is not None:
@@ -105,11 +114,12 @@ class StageTask(GradientTask):
 
     def begin(self) -> TokenDataset:
         """Compute or load the tokens of all feature maps, count labels, and choose the feature maps for previews."""
-        tokens, labels = load_tokens(self.dataset, self.coarse, self.fine, self.device), self.config.labels
-        if labels:
-            coarse = np.concatenate((tokens.coarse, self.dataset.label_indices(labels)), axis=1)
-            tokens = TokenDataset(coarse, tokens.fine)
-            self.learner.model.count_labels(to_device(tokens[self.training], self.device)[0])
+        tokens = load_tokens(self.dataset, self.coarse, self.fine, self.device)
+        if self.config.labels:
+            tokens = TokenDataset(np.concatenate((tokens.coarse, self.label_sets), axis=1), tokens.fine)
+            self.learner.model.count_labels(tokens[self.training][0])
+        elif self.label_names:
+            log.info("all training images have the same labels, so none are learned: %s", listed(self.label_names))
         self.tokens = tokens
         if self.options.train_base_model:
             self.bits_before = start_bits(self)
@@ -166,11 +176,10 @@ def load_inputs(options: Options, device: torch.device) -> tuple[FeatureMapDatas
 
 
 def start_bits(task: StageTask) -> float | None:
-    """Mean bits of the condition and label that a base stage gets for validation maps; None if unknown."""
-    label_counts, tokens = None, task.tokens
-    if number := len(task.config.labels):
-        label_counts = torch.from_numpy(np.bincount(tokens.coarse[task.training, 1], minlength=number + 1))
-    bits = given_bits(task.coarse, tokens[task.validation[:MAX_VALIDATION]][0], label_counts)
+    """Mean bits of the condition and the labels that a base stage gets for validation maps; None if unknown."""
+    number, held_out = len(task.config.labels), task.tokens[task.validation[:MAX_VALIDATION]][0]
+    counted = torch.from_numpy(task.label_sets[task.training]) if number else None
+    bits = given_bits(task.coarse, held_out, counted, number)
     return sum(bits.values()) if bits else None
 
 

@@ -15,7 +15,7 @@ from evaluation import results
 from evaluation.distances import frechet_distance, interval, kernel_distance, precision_and_recall
 from evaluation.edges import BINS, edge_distance, edge_histogram
 from evaluation.features import features_of
-from evaluation.levels import DRAWN, Sets, level, plain_request
+from evaluation.levels import DRAWN, Sets, level
 from evaluation.likelihood import stage_bits, start_bits
 from evaluation.novelty import Nearest, summarize
 from evaluation.reconstruction import quality, reconstruct
@@ -31,6 +31,7 @@ from utils.runs.folders import EvaluationFolder
 from utils.runtime import distributed
 from utils.runtime.device import choose_workers
 from utils.runtime.progress import progress
+from utils.sampling import SamplingConfig
 from utils.training.loop import MAX_VALIDATION
 
 log = logging.getLogger(__name__)
@@ -108,28 +109,20 @@ class Evaluator:
         bar = progress(books.items(), unit="set", desc="reconstructions")
         return [results.Reconstruction(name, **quality(self.reconstructed(self.held_out, book))) for name, book in bar]
 
-    @property
-    def held_out_maps(self) -> np.ndarray:
-        """The feature maps of held-out images, shuffled."""
-        if self.run.maps is None:
-            return np.array([], int)
-        split = self.run.maps.split(self.run.bounds)
-        return split.validation if self.no_test else split.test
-
     def bits(self) -> list[results.Bits]:
-        """Bits of the condition, of the label if the base stage is given one, and of each stage's tokens."""
+        """Bits of the condition, of its labels if the base stage is given any, and of each stage's tokens."""
         run, rows = self.run, []
         if run.maps is None or not run.stages:
             return rows
-        held_out = self.held_out_maps[:MAX_VALIDATION]
+        split = run.maps.split(run.bounds)
+        held_out = (split.validation if self.no_test else split.test)[:MAX_VALIDATION]
         if len(held_out) == 0:
             side = "validation" if self.no_test else "test"
             run.missing.append(f"bits: there is no feature map of a {side} image; make the feature maps again")
             return rows
         for number, (stage, coarse, fine) in run.stages.items():
             if number == 0:
-                training = run.maps.split(run.bounds).training
-                given = start_bits(stage, coarse, run.maps, held_out, training, self.batch_size)
+                given = start_bits(stage, coarse, run.maps, held_out, split.training, self.batch_size)
                 rows += [results.Bits(name, 1, bits) for name, bits in given.items()]
             bits = stage_bits(stage, coarse, fine, run.maps, held_out, self.batch_size)
             rows.append(results.Bits(f"stage {number}", stage.config.fine.length, bits))
@@ -183,9 +176,10 @@ class Evaluator:
         test images.
         """
         run, cascade, rows, test = self.run, self.cascade, [], {row.name: row.bits for row in bits}
-        plain = plain_request(run, cascade, self.seed, self.held_out_maps[:DRAWN])
-        if plain.labels or plain.sampling != change_sampling(cascade.configs):
-            _, scores = self.draw(plain, min(self.number, DRAWN), "samples at temperature 1")
+        plain = (SamplingConfig(),) * len(cascade.stages)
+        if plain != change_sampling(cascade.configs):
+            request = Request(self.seed, sampling=plain)
+            _, scores = self.draw(request, min(self.number, DRAWN), "samples at temperature 1")
         own = -scores / math.log(2)  # a score is the logarithm of a sample's probability
         for number, stage in enumerate(cascade.stages):
             name = f"stage {number}"

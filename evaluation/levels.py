@@ -5,28 +5,13 @@ the same codebook and decoder: the samples' tokens, the true tokens of test imag
 and those of training images, whose distance is the floor of the level.
 """
 
-import numpy as np
 import torch
 
 from evaluation.distances import Z, interval, kernel_distance, precision_and_recall
-from evaluation.likelihood import labels_for
 from evaluation.results import Level
-from evaluation.run import TrainedRun
-from models.cascade import Cascade
-from models.requests import Request
-from utils.sampling import SamplingConfig
 
 Sets = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # features (N, D)
 DRAWN = 128  # samples at temperature 1 whose bits are measured, at most
-
-
-def plain_request(run: TrainedRun, cascade: Cascade, seed: int, held_out: np.ndarray) -> Request:
-    """The samples that show how sure stages are: at temperature 1, perhaps with the labels of held-out maps."""
-    base, labels = cascade.stages[0], ()
-    if base.config.labels and len(held_out):
-        names = (*base.config.labels, None)
-        labels = tuple(names[index] for index in labels_for(base, run.maps)[held_out, 0].tolist())
-    return Request(seed, labels=labels, sampling=(SamplingConfig(),) * len(cascade.stages))
 
 
 def level(name: str, sets: Sets, own_bits: torch.Tensor, test_bits: float | None, seed: int) -> Level:

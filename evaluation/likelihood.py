@@ -40,17 +40,17 @@ def stage_bits(
 def start_bits(
     stage: Stage, coarse: Codebook, maps: FeatureMapDataset, indices: np.ndarray, training: np.ndarray, batch_size: int
 ) -> dict[str, float]:
-    """Mean bits of what a base stage is given of these feature maps: the condition, and the label if it uses labels."""
+    """Mean bits of what a base stage is given of these feature maps: the condition, and its labels if it uses any."""
     device, number, labels = coarse.units.device, len(stage.config.labels), labels_for(stage, maps)
     conditions = [coarse.find_bmu(maps[part].to(device)).cpu() for part in chunks(indices, batch_size)]
-    label_counts = labels[training, 0].bincount(minlength=number + 1) if number else None
-    return given_bits(coarse, torch.cat((torch.cat(conditions), labels[indices]), dim=1), label_counts)
+    given = torch.cat((torch.cat(conditions), labels[indices]), dim=1)
+    return given_bits(coarse, given, labels[training] if number else None, number)
 
 
 def labels_for(stage: Stage, maps: FeatureMapDataset) -> torch.Tensor:
-    """The labels (N, L) that follow the coarse tokens of each feature map; L is 0 if the stage uses none.
+    """The label sets (N, L) that follow the coarse tokens of each feature map; L is 0 if the stage uses none.
 
-    A label that the stage does not know, since no training image has it, counts as none. Raises `UserError` if the maps
+    A label that the stage does not know, since no training image has it, is left out. Raises `UserError` if the maps
     lack one that it knows.
     """
     names = stage.config.labels
@@ -61,4 +61,4 @@ def labels_for(stage: Stage, maps: FeatureMapDataset) -> torch.Tensor:
             f"{OutputFolder(maps.folder).dataset}: its labels are not those that the base stage was trained on; "
             "use the files of one run, or train the stage again"
         )
-    return torch.from_numpy(maps.label_indices(names))
+    return torch.from_numpy(maps.label_sets(names).astype(np.int64))

@@ -29,7 +29,7 @@ class Reconstruction:
 class Bits:
     """What a part of a held-out image costs."""
 
-    name: str  # "condition", "label", "stage 0", "stage 1", …
+    name: str  # "condition", "label" (all of an image), "stage 0", "stage 1", …
     tokens: int
     bits: float
 

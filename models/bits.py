@@ -1,9 +1,10 @@
-"""The bits of an image: of its condition and label, which a base stage is given, and of its tokens in each stage."""
+"""The bits of an image: of its condition and labels, which a base stage is given, and of its tokens in each stage."""
 
 import logging
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from models.codebook import Codebook
 from models.stage import KIND, StageConfig
@@ -20,17 +21,36 @@ def code_bits(counts: torch.Tensor, symbols: torch.Tensor) -> float:
     return float((smoothed.sum() / smoothed).log2()[symbols].mean())
 
 
-def given_bits(coarse: Codebook, given: torch.Tensor, label_counts: torch.Tensor | None) -> dict[str, float]:
-    """Bits of the `condition` of held-out images, and of their `label` if the base stage uses labels.
+def label_bits(counted: torch.Tensor, labels: torch.Tensor, number: int) -> float:
+    """Mean bits of label sets (M, L), rows of indices below `number`, by those of the training maps (N, L).
 
-    `given` (N, 1 + L) are the condition of each image, a unit of `coarse`, and its labels; `label_counts` is the number
-    of training maps with each label first, and of those with none. Empty without counts, or if nothing is held out.
+    A set costs the logarithm of its share among the training maps, to which each distinct set adds one for new sets
+    (method C of Moffat 1990). A new set costs that share, and for each label a yes or a no by the label's share.
+    """
+    rows, inverse = torch.cat((counted, labels)).unique(dim=0, return_inverse=True)
+    before, own = inverse.split([len(counted), len(labels)])
+    counts = before.bincount(minlength=len(rows)).double()
+    distinct = (counts > 0).sum().double()
+    shares = (counted.flatten().bincount(minlength=number + 1)[:number].double() + 0.5) / (len(counted) + 1)
+    more = F.pad((1 / shares - 1).log2(), (0, 1))[labels].sum(1)  # than a no to all labels
+    new = more - (1 - shares).log2().sum() - distinct.log2()
+    seen = counts[own]
+    return float(((len(counted) + distinct).log2() + torch.where(seen > 0, -seen.log2(), new)).mean())
+
+
+def given_bits(
+    coarse: Codebook, given: torch.Tensor, counted: torch.Tensor | None = None, number: int = 0
+) -> dict[str, float]:
+    """Bits of the `condition` of held-out images, and of their labels, as `label`, if the base stage uses labels.
+
+    `given` (M, 1 + L) are the condition of each image, a unit of `coarse`, and its labels, `counted` (N, L) the labels
+    of the training maps, `number` how many labels there are. Empty without counts, or if nothing is held out.
     """
     if coarse.counts.sum() == 0 or len(given) == 0:
         return {}
     given = given.cpu().long()
     bits = {"condition": code_bits(coarse.counts.cpu(), given[:, 0])}
-    return bits if label_counts is None else bits | {"label": code_bits(label_counts, given[:, 1])}
+    return bits if counted is None else bits | {"label": label_bits(counted.cpu().long(), given[:, 1:], number)}
 
 
 def with_bits(numbers: dict[str, float], config: StageConfig, bits_before: float | None) -> dict[str, float]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from models.autoencoder import Autoencoder
 from models.codebook import Codebook
 from models.decoding import make_ready
+from models.labels import LabelSet, LabelSets, label_text, parse_labels
 from models.requests import GenerationConfig, Place, Request, Values, change_sampling, load_generation_config, pick, way
 from models.stage import Stage
 from utils.core.arguments import check_methods, checked
@@ -28,6 +29,7 @@ from utils.sampling import SamplingConfig, image_generator, uniform_draws
 Pictures = list[Image.Image] | Tensor
 Images = Picture | Sequence[Picture]
 Count = Callable[[int], object]  # called with the number of new tokens
+LABELS = 2**16  # in place of the number of a stage: the draws of labels
 Written = tuple[Tensor, Tensor]  # tokens (N, T) of a level of the cascade, and their scores (N,)
 
 
@@ -70,6 +72,12 @@ class Cascade:
             rows = batch_size * config.num_beam * (2 if config.is_guided else 1)
             make_ready(stage.transformer, dtype, rows, compiled)
         self.labels = self.stages[0].config.labels  # that the base stage has learned
+        self.label_sets: LabelSets | None = None
+        if self.labels:
+            try:
+                self.label_sets = LabelSets(self.stages[0].label_sets, self.labels, len(self.codebooks[0]))
+            except ValueError as error:
+                raise UserError(f"{folder / configs[0].model_path}: {error}; train it again") from None
         self.image_size = decoder.image_size(self.codebooks[0].fmap_shape)  # height and width
         self.length = sum(stage.config.fine.length for stage in self.stages)  # tokens of an image in all stages
 
@@ -108,10 +116,8 @@ class Cascade:
         for unit in request.conditions:
             if unit not in range(num_units):
                 raise UserError(f"unit {unit}: the condition codebook has units 0 to {num_units - 1}")
-        for name in request.labels:
-            if name not in self.labels:
-                known = ", ".join(self.labels) or "none: train its base stage with 'use_labels'"
-                raise UserError(f"label {name!r}: this model does not know it; labels that it knows: {known}")
+        for text in request.labels:
+            parse_labels(text, self.labels)
         if request.from_stage not in range(len(self.stages)):
             raise UserError(f"stage {request.from_stage}: the stages are 0 to {len(self.stages) - 1}")
         rows = self.stages[0].config.fine.height
@@ -122,17 +128,15 @@ class Cascade:
 
     # --- The requests of the Python interface ---
 
-    def sample(
-        self, number: int = 1, *, conditions: Sequence[int] = (), labels: str | Sequence[str] = (), **settings: Values
-    ) -> Pictures:
+    def sample(self, number: int = 1, *, conditions: Sequence[int] = (), **settings: Values) -> Pictures:
         """Generate images: a list of PIL images, or with `as_tensor` a tensor (number, 3, H, W) in [−1, 1].
 
-        Image i takes entry i of `conditions`, units of the condition codebook, and of `labels`, modulo their lengths.
-        The settings are `seed`, 0 by default, `as_tensor`, and keys of `SamplingConfig`, such as temperature=0.8, or
-        temperature=(1, 0.6, 0.4) with a value for each stage. Raises `UserError` naming what this model cannot do.
+        Image i takes entry i of `conditions`, units of the condition codebook, modulo their number, and so of `labels`:
+        each entry is a label, or several as in "cat+night"; without entries they are drawn. The settings are `labels`,
+        `seed`, 0 by default, `as_tensor`, and keys of `SamplingConfig`, such as temperature=0.8, or temperature=(1,
+        0.6, 0.4) with a value for each stage. Raises `UserError` naming what this model cannot do.
         """
-        names = (labels,) if isinstance(labels, str) else labels
-        return self._make(Request(conditions=conditions, labels=names), number, **settings)
+        return self._make(Request(conditions=conditions), number, **settings)
 
     def like(self, images: Images, number: int | None = None, **settings: Values) -> Pictures:
         """Generate images with the conditions of these, by default as many; see `tokens`, and `sample` for settings."""
@@ -178,13 +182,22 @@ class Cascade:
 
     @checked
     def _make(
-        self, request: Request, number: int | None, *, seed: int = 0, as_tensor: bool = False, **sampling: Values
+        self,
+        request: Request,
+        number: int | None,
+        *,
+        seed: int = 0,
+        labels: str | Sequence[str] = (),
+        as_tensor: bool = False,
+        **sampling: Values,
     ) -> Pictures:
         """`number` pictures of a request, by default one for each image that was given."""
         number = len((request.init_tokens or [request.conditions])[0]) if number is None else number
         if number < 1:
             raise UserError(f"{number} pictures were asked for, expected at least 1")
-        request = dataclasses.replace(request, seed=seed, sampling=change_sampling(self.configs, **sampling))
+        texts = (labels,) if isinstance(labels, str) else tuple(labels)
+        changed = change_sampling(self.configs, **sampling)
+        request = dataclasses.replace(request, seed=seed, labels=texts, sampling=changed)
         self.check(request)
         parts = [self.decode(tokens[-1]).float().cpu() for _, tokens, _ in self.batches(request, number, "images")]
         images = torch.cat(parts).clamp(-1, 1)
@@ -193,7 +206,7 @@ class Cascade:
     # --- How it is done ---
 
     def conditions(self, request: Request, images: range) -> Tensor:
-        """The condition token of each image, (N, 1): a given one, or drawn by its use in training or in a label."""
+        """The condition token of each image, (N, 1): a given one, or drawn by its use in training or with labels."""
         if request.init_tokens and not (request.places or request.conditions):
             return _given(request, 0, images)
         units = []
@@ -203,23 +216,58 @@ class Cascade:
             elif request.conditions:
                 units.append(pick(request.conditions, image))
             else:
-                label, usage = pick(request.labels, image), self.codebooks[0].counts
-                if label is not None:
-                    usage = self.stages[0].label_usage[self.labels.index(label)]
+                usage = self.codebooks[0].counts
+                if self.label_sets is not None:
+                    usage = self.label_sets.usage(self._asked(request, image))
                 generator = image_generator(request.seed, -1, image)
                 units.append(int(torch.multinomial(usage.cpu().double(), 1, generator=generator)))
         return torch.tensor(units, device=self.device)[:, None]
+
+    def _asked(self, request: Request, image: int) -> LabelSet | None:
+        """The labels that an image is to have; None if they are to be drawn."""
+        text = pick(request.labels, image)
+        return None if text is None else parse_labels(text, self.labels)
+
+    def labels_of(self, request: Request, images: range) -> list[str | None]:
+        """The labels of each image, asked for or drawn, as texts that ask for them.
+
+        None if the base stage knows no labels, or writes nothing.
+        """
+        if self.label_sets is None or (request.from_stage and not request.labels):
+            return [None] * len(images)
+        if request.labels:
+            return [pick(request.labels, image) for image in images]
+        sets = self._label_sets(request, images, self.conditions(request, images))
+        return [label_text(labels, self.labels) for labels in sets]
+
+    def _label_sets(self, request: Request, images: range, conditions: Tensor) -> list[LabelSet]:
+        """The labels that are asked for, or of a training image with an image's condition (N, 1), drawn for each.
+
+        All pictures of a walk have those of the first.
+        """
+        if self.label_sets is None:
+            return [()] * len(images)
+        if request.labels:
+            return [self._asked(request, image) for image in images]
+        units = conditions.flatten().tolist()
+        if request.places:
+            units = [request.places[0].nearest] * len(images)
+        draws = [0] * len(images) if request.same_draws else images
+        pairs = zip(units, draws, strict=True)
+        return [self.label_sets.draw(unit, image_generator(request.seed, LABELS, image)) for unit, image in pairs]
 
     def _write(self, number: int, request: Request, images: range, coarse: Tensor, count: Count) -> Written:
         """The tokens (N, T) that a stage writes over the coarse tokens (N, S) of these images, and scores (N,)."""
         stage, config = self.stages[number], (request.sampling or self.configs)[number]
         fine, base, towards = stage.config.fine, self.stages[0].config.fine, None
-        if number == 0 and request.places:
-            places = [pick(request.places, image) for image in images]
-            units = torch.tensor([(place.unit, place.following) for place in places], device=self.device)
-            shares = torch.tensor([place.share for place in places], device=self.device)
-            coarse, towards = units[:, :1], (units[:, 1:], shares)
-        coarse = stage.with_labels(coarse, [pick(request.labels, image) for image in images])
+        if number == 0:
+            labels = self._label_sets(request, images, coarse)
+            if request.places:
+                places = [pick(request.places, image) for image in images]
+                units = torch.tensor([(place.unit, place.following) for place in places], device=self.device)
+                shares = torch.tensor([place.share for place in places], device=self.device)
+                coarse, towards = units[:, :1], (units[:, 1:], shares)
+            coarse = stage.with_labels(coarse, labels)
         rows = request.keep_rows * fine.height // base.height
         kept = _given(request, number + 1, images)[:, : rows * fine.width] if rows else None
         drawn = [0] * len(images) if request.same_draws else images

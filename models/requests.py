@@ -102,7 +102,7 @@ class Request:
     seed: int = 0
     conditions: tuple[int, ...] = ()  # units of the condition codebook; if empty, drawn in proportion to their use
     places: tuple[Place, ...] = ()  # or places between those units
-    labels: tuple[str | None, ...] = ()  # None is no label
+    labels: tuple[str, ...] = ()  # texts as `parse_labels` takes them; if empty, those of training images are drawn
     init_tokens: tuple[torch.Tensor, ...] = ()  # tokens of M images, of the condition and of each stage, each (M, T)
     from_stage: int = 0  # the first stage that writes; the tokens before it are those of `init_tokens`
     keep_rows: int = 0  # rows of the base stage's grid, and in finer grids those that they cover, kept of `init_tokens`
@@ -112,8 +112,11 @@ class Request:
     __post_init__ = check_fields
 
 
-def settings_text(request: Request, index: int, scores: Sequence[float]) -> dict[str, str]:
-    """The settings of image number `index` of a request and the scores of its stages, as JSON by the keys of a PNG."""
+def settings_text(request: Request, index: int, label: str | None, scores: Sequence[float]) -> dict[str, str]:
+    """The settings of image number `index` of a request and the scores of its stages, as JSON by the keys of a PNG.
+
+    `label` are its labels, given or drawn; see `Cascade.labels_of`.
+    """
     settings = {
         "seed": request.seed,
         "image": index,
@@ -121,7 +124,7 @@ def settings_text(request: Request, index: int, scores: Sequence[float]) -> dict
         "condition": pick(request.conditions, index),
         "place": dataclasses.asdict(pick(request.places, index)) if request.places else None,
         "same_draws": request.same_draws,
-        "label": pick(request.labels, index),
+        "label": label,
         "from_stage": request.from_stage,
         "keep_rows": request.keep_rows,
         "scores": [None if math.isnan(score) else round(score, 3) for score in scores],

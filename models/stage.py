@@ -2,8 +2,8 @@
 
 The fine grid is written in raster order; its length is fixed, so there is no end token. The decoder's inputs are the
 fine tokens shifted by one. The first input is the condition token in a base stage and a learned start token in a
-cascade stage; both are numbered after the fine units. If a base stage uses labels, they follow the condition in its
-coarse tokens, and the vector of one label is added to that of the condition.
+cascade stage; both are numbered after the fine units. If a base stage uses labels, the label set of an image follows
+the condition in its coarse tokens, and the sum of the vectors of these labels is added to that of the condition.
 """
 
 import math
@@ -17,6 +17,7 @@ from torch import nn
 
 from models.codebook import Codebook
 from models.decoding import CachedDecoder
+from models.labels import MOST_SETS, LabelSet, count_sets, listed
 from models.transformer import Grid, Transformer, TransformerConfig
 from utils.beam_search import search
 from utils.core.config import build_config
@@ -29,7 +30,7 @@ from utils.sampling import SamplingConfig
 
 KIND = "transformer"
 NEAR = 8  # nearest units by which `condition_noise` may replace a coarse token
-LABEL_DROPOUT = 0.1  # share of images whose label is dropped in training, so that generation works without one
+LABEL_DROPOUT = 0.1  # share of images whose labels are dropped in training, so that generation works without any
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,13 @@ class StageConfig:
     fine: Grid
     is_base: bool
     labels: tuple[str, ...] = ()  # names, if a base stage uses them
+    most_labels: int | None = None  # of an image, if it has any
+    label_sets: int | None = None  # of training images that are kept for generation to draw from, at most
+
+    def __post_init__(self) -> None:
+        for key, most in (("most_labels", len(self.labels)), ("label_sets", MOST_SETS)):
+            if not 0 <= (getattr(self, key) or 0) <= most:
+                raise ValueError(f"{key!r} is {getattr(self, key)}, expected 0 to {most}")
 
     @classmethod
     def between(
@@ -51,6 +59,8 @@ class StageConfig:
         coarse_path: Path,
         is_base: bool,
         labels: tuple[str, ...] = (),
+        most_labels: int | None = None,
+        label_sets: int | None = None,
     ) -> "StageConfig":
         """The config of a stage between two codebooks; a base stage needs a `coarse` with one patch per feature map."""
         grids = [Grid(*codebook.config.grid, len(codebook)) for codebook in (coarse, fine)]
@@ -59,12 +69,12 @@ class StageConfig:
             advice = "give the condition codebook, whose patch is the whole map, or leave out --train-base-model"
             raise UserError(f"{coarse_path}: {patches}; {advice}")
         if transformer.use_labels and not is_base:
-            raise UserError("'use_labels' is for the base stage, whose tokens pass the label on; leave the key out")
-        return cls(transformer, *grids, is_base, labels)
+            raise UserError("'use_labels' is for the base stage, whose tokens pass the labels on; leave the key out")
+        return cls(transformer, *grids, is_base, labels, most_labels, label_sets)
 
     def example(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Coarse and fine tokens of so many images, as training reads them, to count what a step needs."""
-        coarse = self.coarse.length + bool(self.labels)
+        coarse = self.coarse.length + (self.most_labels or 0)
         return tuple(torch.zeros(number, length, dtype=torch.long) for length in (coarse, self.fine.length))
 
 
@@ -84,11 +94,12 @@ class Stage(nn.Module):
         inputs = config.fine.num_units + firsts
         self.transformer = Transformer(config.transformer, config.fine, inputs, source, conditions)
         if config.labels:
-            self.label = nn.Embedding(len(config.labels) + 1, config.transformer.in_dim)  # the last means no label
-            nn.init.normal_(self.label.weight, std=0.5)
-            # Number of images for each label and condition, (labels, conditions).
-            usage = torch.zeros(len(config.labels), config.coarse.num_units, dtype=torch.int64)
-            self.register_buffer("label_usage", usage)
+            self.label = nn.Embedding(len(config.labels), config.transformer.in_dim)
+            # The sum of the vectors of an image is about as large as any other embedding.
+            nn.init.normal_(self.label.weight, std=0.5 * max(1, config.most_labels or 0) ** -0.5)
+            # The table of `models.labels.count_sets`, whose last rows may be unused: zero.
+            table = torch.zeros(config.label_sets or 0, 2 + (config.most_labels or 0), dtype=torch.int64)
+            self.register_buffer("label_sets", table)
 
     @classmethod
     def load(cls, path: Path, coarse: Codebook, fine: Codebook) -> "Stage":
@@ -112,7 +123,7 @@ class Stage(nn.Module):
             vectors[: len(codebook)] = smooth_features(codebook.units, vectors)
 
     def disturb(self, coarse: torch.Tensor) -> torch.Tensor:
-        """Coarse tokens (B, S) with noise: some replaced by a near unit, some images without any, and one label drawn.
+        """Coarse tokens (B, S) with noise: some replaced by a near unit, some images without any, or without labels.
 
         Noise makes a stage tolerate errors of the stage before it (Ho et al. 2021, "Cascaded diffusion models"); images
         without a condition are needed for guidance (Ho and Salimans 2022).
@@ -125,9 +136,7 @@ class Stage(nn.Module):
             choice = draw(lambda number: torch.randint(near, (number, length), device=device), len(coarse))
             coarse = torch.where(slips, self.near[coarse, choice], coarse)
         if self.config.labels:
-            num = (labels < len(self.config.labels)).sum(1, keepdim=True)  # known labels come first
-            labels = labels.gather(1, (uniform(num) * num).long())
-            dropped = uniform(num) < LABEL_DROPOUT
+            dropped = uniform(coarse[:, :1]) < LABEL_DROPOUT
             coarse = torch.cat((coarse, labels.masked_fill(dropped, len(self.config.labels))), dim=1)
         if config.condition_dropout:
             dropped = uniform(coarse[:, :1]) < config.condition_dropout
@@ -135,21 +144,28 @@ class Stage(nn.Module):
         return coarse
 
     def without_condition(self, coarse: torch.Tensor) -> torch.Tensor:
-        """Null coarse tokens for the same number of images: neither condition nor label."""
+        """Null coarse tokens for the same number of images: neither condition nor labels."""
         nothing = torch.full_like(coarse, self.config.coarse.num_units)
         nothing[:, self.config.coarse.length :] = len(self.config.labels)
         return nothing
 
-    def with_labels(self, coarse: torch.Tensor, names: list[str | None]) -> torch.Tensor:
-        """Condition tokens (N, 1), followed by the label of each image or the null label if the stage uses labels."""
+    def with_labels(self, coarse: torch.Tensor, sets: list[LabelSet]) -> torch.Tensor:
+        """Condition tokens (N, 1), followed by the label set of each image if the stage uses labels: (N, 1 + L)."""
         if not self.config.labels:
             return coarse
-        indices = [len(self.config.labels) if name is None else self.config.labels.index(name) for name in names]
-        return torch.cat((coarse, torch.tensor(indices, device=coarse.device)[:, None]), dim=1)
+        longest, none = max(map(len, sets)), len(self.config.labels)
+        rows = [[*labels, *[none] * (longest - len(labels))] for labels in sets]
+        return torch.cat((coarse, torch.tensor(rows, dtype=torch.int64, device=coarse.device)), dim=1)
 
     def start(self, coarse: torch.Tensor) -> torch.Tensor | None:
-        """The vector of the first label of each image, (B, dim), which is added to the embedding of the first input."""
-        return self.label(coarse[:, 1]) if self.config.labels else None
+        """The sum of the vectors of each image's labels, (B, dim), which is added to the embedding of the first input.
+
+        So an image without labels adds nothing.
+        """
+        if not self.config.labels:
+            return None
+        labels, none = coarse[:, self.config.coarse.length :], len(self.config.labels)
+        return (self.label(labels.clamp(max=none - 1)) * (labels < none)[..., None]).sum(1)
 
     def shift(self, coarse: torch.Tensor, other: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
         """A share (B,) of the way from the embeddings of conditions (B, 1 …) to those of others (B, 1): (B, dim)."""
@@ -157,11 +173,9 @@ class Stage(nn.Module):
         return share[:, None].to(embed.weight) * (embed(self.first_input(other)) - embed(self.first_input(coarse)))
 
     def count_labels(self, coarse: torch.Tensor) -> None:
-        """Count how often each label occurs with each condition in coarse tokens (N, 1 + labels) of training maps."""
-        self.label_usage.zero_()
-        for labels in coarse.T[1:]:
-            known = labels < len(self.config.labels)
-            self.label_usage.index_put_((labels[known], coarse[known, 0]), known.new_ones(1).long(), accumulate=True)
+        """Count how often training images have each label set and condition, from their coarse tokens (N, 1 + L)."""
+        table = count_sets(coarse, len(self.label_sets))
+        self.label_sets.zero_()[: len(table)] = table
 
     def first_input(self, coarse: torch.Tensor) -> torch.Tensor:
         """Coarse tokens (B, S) → the first input of the decoder, (B,)."""
@@ -234,7 +248,7 @@ def check_labels(path: Path, config: StageConfig) -> None:
     """Raise `UserError` if the stage in `path`, from which training is to start, was trained with other labels."""
     known, given = load_checkpoint(path, KIND, memory_map=True)["config"].get("labels", ()), config.labels
     if tuple(known) != given:
-        names = [", ".join(labels) or "none" for labels in (known, given)]
+        names = [listed(labels) or "none" for labels in (known, given)]
         advice = "give data with the same labels, or train without --model-path"
         raise UserError(f"{path}: was trained with the labels {names[0]}, this data set has {names[1]}; {advice}")
 

@@ -51,17 +51,20 @@ class PictureJob(Job):
             scores.append(stage_scores)
             units = units or tokens[:, 0].tolist()  # those of the condition come first
             self._show(images, level)
-        for index, (image, own) in enumerate(zip(images, torch.stack(scores[1:], dim=1).tolist(), strict=True)):
+        labels = self.cascade.labels_of(self.cascade_request, range(request.number))
+        scores = torch.stack(scores[1:], dim=1).tolist()
+        for index, (image, label, own) in enumerate(zip(images, labels, scores, strict=True)):
             picture = self._picture(
                 f"Picture {index}, {request.sentence()}, seed {request.seed}",
                 f"number {index}, of 0 to {request.number - 1}",
                 f"picture number {index} is",
                 index,
                 f"unit {units[index]}",
+                label,
             )
             picture.settings["Scores"] = ", ".join("–" if math.isnan(score) else f"{score:.1f}" for score in own)
             # As generate_images.py does.
-            save_image(image, picture.path, settings_text(self.cascade_request, index, own), durable=False)
+            save_image(image, picture.path, settings_text(self.cascade_request, index, label, own), durable=False)
             pictures.append(picture)
         return pictures
 
@@ -86,7 +89,8 @@ class PictureJob(Job):
             images = self.cascade.decode(tokens, level).cpu()
             self._show(images.float(), level)
         title = f"Walk from unit {self.request.ends[0]} to unit {self.request.ends[1]}"
-        picture = self._picture(title, "all steps, from the same draws", "the walk is")
+        label = self.cascade.labels_of(self.cascade_request, range(1))[0]
+        picture = self._picture(title, "all steps, from the same draws", "the walk is", label=label)
         save_walk(images, picture.path)
         return [picture]
 
@@ -109,18 +113,23 @@ class PictureJob(Job):
         name = f"after stage {level - 1}" if level else "their conditions"
         self.messages.put(("shown", Sheet(path, len(images), columns, name)))
 
-    def _picture(self, title: str, part: str, note: str, index: int = 0, condition: str = "") -> Picture:
+    def _picture(
+        self, title: str, part: str, note: str, index: int = 0, condition: str = "", label: str | None = None
+    ) -> Picture:
         """A picture that is still to be saved; `part` says which of the request it is, `note` which of the command."""
         result = self.request.result(index)
         path = self.session.new_path(f"seed{self.request.seed}_{result.name}")
-        settings = settings_of(self.request, part, condition)
+        settings = settings_of(self.request, part, condition, label)
         return Picture(path.stem, path, title, settings, self.model.command(self.request), f"{note} {result}")
 
 
-def settings_of(request: PageRequest, part: str, condition: str) -> dict[str, str]:
+def settings_of(request: PageRequest, part: str, condition: str, label: str | None) -> dict[str, str]:
     """The settings of a picture, under short names; `part` says which of the request it is."""
     settings = {"Asked for": request.sentence()} | ({"Condition": condition} if condition else {})
-    settings |= {"Seed": str(request.seed), "Picture": part} | ({"Label": request.label} if request.label else {})
+    settings |= {"Seed": str(request.seed), "Picture": part}
+    label = request.label if label is None else label
+    if label is not None:
+        settings["Labels"] = (label or "none") + (", drawn" if request.label is None else "")
     if request.kind in FROM_PICTURE:
         settings["Given"] = f"{request.upload.name}, which the command looks for in the current folder"
     for number, config in enumerate(request.sampling):

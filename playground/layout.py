@@ -8,7 +8,7 @@ from urllib.parse import quote
 import gradio as gr
 
 from playground.jobs import Sheet
-from playground.page_request import FIELDS, MAX_NUMBER, Model, recipe_values
+from playground.page_request import FIELDS, MAX_NUMBER, Model, label_choices, recipe_values
 from playground.uploads import MOST_BYTES
 from playground.worker import Picture, Session
 
@@ -103,8 +103,10 @@ class Layout:
             with gr.Row():
                 self.seed = gr.Number(0, label="Seed", precision=0, elem_id="seed", min_width=90)
                 self.dice = gr.Button("New seed", size="sm", elem_id="dice", min_width=90)
-            choices = [("any", ""), *((label, label) for label in self.cascade.labels)]
-            self.label = gr.Dropdown(choices, value="", label="Label", visible=bool(self.cascade.labels))
+            self.label = gr.Dropdown(
+                label_choices(self.cascade.labels), value=[], multiselect=True, elem_id="labels",
+                label="Labels of each picture; without a choice they are drawn", visible=bool(self.cascade.labels),
+            )  # fmt: skip
             with gr.Row():
                 self.go = gr.Button("Generate", variant="primary", elem_id="go")
                 self.stop = gr.Button("Stop", elem_id="stop")

@@ -13,7 +13,7 @@ from gradio.processing_utils import check_all_files_in_cache
 
 from playground.jobs import PictureJob, Sheet, decode_units, save_units
 from playground.layout import DROP_HINT, STEPS, Layout, details_text, drop_value, source, status_text, url
-from playground.page_request import PageRequest, recipe_values, sampling_from
+from playground.page_request import PageRequest, label_from, recipe_values, sampling_from
 from playground.uploads import MOST_BYTES, Upload, check_size, inside, read_upload
 from playground.worker import REPORT_SECONDS, Job, Picture, Session, Worker, write_zip
 from utils.core.files import UserError
@@ -183,7 +183,7 @@ class PlaygroundPage(Layout):
 
     def page_request(self, session: Session, kind: str, settings: tuple, **own: object) -> PageRequest:
         """The request of a page; raises `UserError` if its fields do not go together."""
-        number, seed, label, *sampling = settings
+        number, seed, chosen, *sampling = settings
         if seed is None or not 0 <= seed < SEEDS:
             raise UserError(f"the seed is {seed}, expected a whole number from 0 to {SEEDS - 1}")
         if kind == "walk":
@@ -191,8 +191,8 @@ class PlaygroundPage(Layout):
                 raise UserError("a walk leads from a unit to a unit: give both")
             own = {"ends": ends, "steps": min(max(own["steps"], STEPS[0]), STEPS[1])}
         return PageRequest(
-            kind=kind, seed=int(seed), number=int(number), label=label or None, unit=session.unit,
-            upload=session.upload, sampling=sampling_from(sampling, self.cascade.configs), **own,
+            kind=kind, seed=int(seed), number=int(number), label=label_from(chosen, self.cascade.labels),
+            unit=session.unit, upload=session.upload, sampling=sampling_from(sampling, self.cascade.configs), **own,
         )  # fmt: skip
 
     def _progress(self, job: Job) -> str:

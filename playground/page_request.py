@@ -1,10 +1,12 @@
 """A request of a page, as a request of the cascade and as the command that generates the same pictures again."""
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from models.cascade import Cascade
+from models.labels import label_text
 from models.requests import SAMPLING_KEYS, Request, change_sampling, sampling_of
 from playground.uploads import Upload
 from utils.core.files import UserError
@@ -37,7 +39,7 @@ class PageRequest:
     sampling: tuple[SamplingConfig, ...]  # of each stage
     number: int = 1
     unit: int | None = None  # of the condition codebook; None: drawn by its use
-    label: str | None = None
+    label: str | None = None  # of all pictures, as `parse_labels` takes it; None: those of training images, drawn
     upload: Upload | None = field(default=None, repr=False)
     from_stage: int = 1
     keep_rows: int = 1
@@ -66,7 +68,7 @@ class PageRequest:
             "atlas": {"conditions": tuple(range(len(cascade.codebooks[0]))), "same_draws": True},
             "walk": {"places": cascade.way(*self.ends, self.steps), "same_draws": True},
         }[self.kind]
-        labels = (self.label,) if self.label else ()
+        labels = () if self.label is None else (self.label,)
         request = Request(seed=self.seed, labels=labels, sampling=self.sampling, **own)
         cascade.check(request)
         return request
@@ -111,7 +113,7 @@ class Model:
             "atlas": {"condition_atlas": True, **batch},
             "walk": {"condition_walk": request.ends, "steps": request.steps, "animate": True, **batch},
         }[request.kind]
-        options |= {"seed": request.seed, "label": request.label or None, **self._changed_sampling(request)}
+        options |= {"seed": request.seed, "label": request.label, **self._changed_sampling(request)}
         machine = {"device": self.device, "precision": self.precision}
         options |= {key: value for key, value in machine.items() if value != "auto"}
         words = words_of({"model": self.path, **options, "out_dir": AGAIN.path})
@@ -127,6 +129,17 @@ class Model:
                 values = [every[key] if value is None else value for value in values]
                 changed[key] = values[:1] if len(set(values)) == 1 else values
         return changed
+
+
+def label_choices(names: Sequence[str]) -> list[tuple[str, str]]:
+    """What can be chosen for the labels of a picture, each with its value."""
+    return [("without labels", ""), *((name, str(number)) for number, name in enumerate(names))]
+
+
+def label_from(chosen: list[str], names: Sequence[str]) -> str | None:
+    """The text that asks for the chosen labels together; None if nothing is chosen, so that they are drawn."""
+    numbers = tuple(sorted(int(value) for value in chosen if value))
+    return label_text(numbers, names) if chosen else None
 
 
 def recipe_values(config: SamplingConfig) -> list[float]:

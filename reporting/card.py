@@ -6,6 +6,7 @@ from pathlib import Path
 
 from evaluation.results import markdown
 from models.cascade import Cascade
+from models.labels import listed
 from reporting.run import Run, read_run
 from utils.core.tables import table
 from utils.runs.exported import ModelConfig
@@ -58,7 +59,10 @@ def describe(model: Cascade, config: ModelConfig) -> str:
     for number, (stage, book) in enumerate(zip(model.stages, model.codebooks[1:], strict=True)):
         grid = stage.config.fine
         rows.append([f"stage {number}", sizes[f"transformer_{number}"], f"{grid.height}×{grid.width}", len(book)])
-    labels = f" It knows the labels {', '.join(map(escaped, model.labels))}." if model.labels else ""
+    labels = ""
+    if model.label_sets is not None:
+        shares = [f"{escaped(name)} ({share:.1%})" for name, share in model.label_sets.shares.items()]
+        labels = f" It knows these labels, each of a share of the training images: {listed(shares)}."
     return (
         f"An autoregressive generator of images of {height}×{width} pixels. A self-organizing map gives one token for "
         f"the whole image; {len(model.stages)} transformers write tokens from coarse to fine, and the decoder of an "

@@ -2,6 +2,8 @@
 
 import base64
 import io
+import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +63,14 @@ class Quality:
             frame.thumbnail((self.side // 2, self.side // 2), Image.Resampling.LANCZOS)
         options = {"append_images": frames[1:], "duration": durations, "loop": 0, "quality": self.quality}
         return Picture(data_uri(webp(frames[0], save_all=True, **options), "webp"), *frames[0].size), still
+
+
+def label_in(path: Path) -> str:
+    """The labels in the settings that a generated picture holds; empty if it holds none."""
+    label = None
+    with suppress(OSError, ValueError), Image.open(path, formats=["PNG"]) as image:
+        label = json.loads(image.text.get("label", "null"))
+    return label if isinstance(label, str) else ""
 
 
 LEVELS = (1400, 90, 64 * 1024), (1000, 80, 32 * 1024), (700, 65, 0), (480, 45, 0), (320, 25, 0)

@@ -9,9 +9,11 @@ from PIL import Image
 
 from models.autoencoder import KIND, Autoencoder
 from models.codebook import Codebook
+from models.labels import LabelSets, listed
 from models.som.pictures import atlas
+from models.stage import KIND as STAGE
 from reporting import figures, verdicts
-from reporting.pictures import Picture, Quality
+from reporting.pictures import Picture, Quality, label_in
 from reporting.run import Job, Run, Step
 from utils.core.provenance import check_origin
 from utils.data.images import to_uint8
@@ -106,7 +108,7 @@ def generation(run: Run, models: Models, quality: Quality) -> dict:
     books = [models.codebooks.get(level) for level in ("cond", *map(str, range(len(folder.grids))))]
     moving = next(filter(Path.exists, map(folder.animation, ("webp", "gif"))), None)
     return {
-        "samples": [quality.picture(path) for path in folder.final_images[:MOST_SAMPLES]],
+        "samples": [(quality.picture(path), label_in(path)) for path in folder.final_images[:MOST_SAMPLES]],
         "num_samples": len(folder.final_images),
         "levels": [
             {"picture": quality.picture(path), "grid": book and book.config.grid, "units": len(book) if book else 0}
@@ -161,8 +163,18 @@ def transformers(run: Run, models: Models, quality: Quality, plots: dict) -> lis
         if coarse is not None and fine is not None:
             section |= {"coarse": coarse.config.grid, "fine": fine.config.grid}
             section |= {"units": len(fine), "guess": math.log(len(fine))}
+            section["labels"] = label_shares(step.folder.best) if number == 0 else ""
         sections.append(section)
     return sections
+
+
+def label_shares(path: Path) -> str:
+    """The labels that a base stage has learned, each with its share of the training images; empty if there are none."""
+    content = load_checkpoint(path, STAGE, memory_map=True) if path.exists() else {"model": {}}
+    if (table := content["model"].get("label_sets")) is None:
+        return ""
+    sets = LabelSets(table, content["config"]["labels"], content["config"]["coarse"]["num_units"])
+    return listed([f"{name} ({share:.1%})" for name, share in sets.shares.items()])
 
 
 def pairs(run: Run, quality: Quality) -> Picture | None:

@@ -79,7 +79,7 @@ def quantized_psnr(run: Run) -> float | None:
 
 
 def image_bits(run: Run) -> float | None:
-    """The bits that a held-out image costs: its condition, its label if there is one, and its tokens."""
+    """The bits that a held-out image costs: its condition, its labels if there are any, and its tokens."""
     if run.evaluation is not None and run.evaluation.bits:
         return sum(row.bits for row in run.evaluation.bits)
     transformers = run.of_kind("transformer")

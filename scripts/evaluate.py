@@ -6,7 +6,7 @@ Reads the folder of scripts.train_cascade, as far as it has come. Writes evaluat
 numbers as tables, and pairs.png: the samples that are nearest to a training image, each below that image.
 
 - PSNR and SSIM of test images, after the autoencoder and after each codebook
-- the bits that a test image costs: its condition, its label if it has one, and its tokens in each stage
+- the bits that a test image costs: its condition, its labels if it has any, and its tokens in each stage
 - kernel and Fréchet distance to test images, with 95 % intervals, and precision and recall: of as many training images,
   the floor, of their reconstructions before and after quantization, which limit samples, and of samples
 - by levels: the samples' tokens of each stage among true tokens of test images, all decoded alike, beside those of

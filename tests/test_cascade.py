@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from itertools import combinations
 
 import pytest
 import torch
@@ -233,24 +234,92 @@ def test_earlier_stages_are_taken_over_and_have_no_score(cascade):
     assert scores[:, 1].isfinite().all()
 
 
-def test_a_label_is_asked_for_and_its_conditions_drawn_as_it_has_them(folder, decoder):
-    stage = build(0, labels=("cats", "dogs"), use_labels=True)
-    stage.count_labels(torch.tensor([[0, 0], [0, 0], [3, 0], [1, 1], [4, 2], [4, 2]]))
-    assert stage.label_usage.tolist() == [[2, 0, 0, 1, 0], [0, 1, 0, 0, 0]]
+@pytest.fixture
+def labelled(folder, decoder):
+    """A cascade that knows labels: of ten images, 1 to 3 of each kind."""
+    stage = build(0, labels=("cats", "dogs", "night"), use_labels=True)
+    rows = [[0, 0, 3, 3]] * 2 + [[3, 0, 2, 3]] + [[1, 1, 3, 3]] * 3 + [[1, 1, 2, 3]] + [[4, 3, 3, 3]] * 3
+    stage.count_labels(torch.tensor(rows))
     save_stage(stage, folder / "labelled.pt", CODEBOOKS[0].fingerprint, CODEBOOKS[1].fingerprint)
-    cascade = load(folder, decoder, stage_entry(0, model_path="labelled"))
-    assert cascade.labels == ("cats", "dogs")
-    tokens, _ = cascade.generate(Request(labels=("cats", "dogs")), range(2000))
-    counts = torch.bincount(tokens[0][::2, 0], minlength=5)
-    assert counts[[1, 2, 4]].sum() == 0
-    assert counts[0].item() == pytest.approx(2000 / 3, abs=65)
-    assert tokens[0][1::2].unique().tolist() == [1]
-    asked, unasked = (
-        cascade.generate(Request(conditions=(2,), labels=labels), range(50))[0][1] for labels in (("dogs",), ())
-    )
-    assert not torch.equal(asked, unasked)
-    with pytest.raises(UserError, match="label 'birds': this model does not know it; labels that it knows: cats, dogs"):
-        cascade.check(Request(labels=("birds",)))
+    return load(folder, decoder, stage_entry(0, model_path="labelled"))
+
+
+def test_labels_are_asked_for_and_conditions_drawn_as_their_images_have_them(labelled):
+    assert labelled.labels == ("cats", "dogs", "night")
+    texts = ("cats", "night", "night+dogs", "", "night+dogs+cats")
+    tokens, _ = labelled.generate(Request(labels=texts), range(2000))
+    drawn = [tokens[0][start::5].flatten() for start in range(5)]
+    # No image has the second alone, or all three.
+    assert [part.unique().tolist() for part in drawn] == [[0], [1, 3], [1], [4], [1, 3]]
+    assert (drawn[1] == 3).sum().item() == pytest.approx(200, abs=45)
+
+    def written(text):
+        return labelled.generate(Request(conditions=(2,), labels=(text,)), range(50))[0][1]
+
+    assert torch.equal(written("cats+night"), written("night+cats"))
+    asked = [written(text) for text in ("cats", "night", "cats+night", "")]
+    assert not any(torch.equal(one, other) for one, other in combinations(asked, 2))
+    with pytest.raises(UserError, match="label 'bird': this model does not know it; labels that it knows: cats, dogs"):
+        labelled.check(Request(labels=("cats+bird",)))
+    uniform = uniform_draws(0, 0, range(50), 4, 1)
+    stage, units = labelled.stages[0], torch.full((50, 1), 2)
+    assert torch.equal(asked[2], stage.sample(stage.with_labels(units, [(0, 2)] * 50), SamplingConfig(), uniform)[0])
+
+
+def test_labels_that_are_not_asked_for_are_those_of_training_images_in_proportion(labelled):
+    request = Request(seed=1)
+    tokens, _ = labelled.generate(request, range(2000))
+    drawn = list(zip(tokens[0].flatten().tolist(), labelled.labels_of(request, range(2000)), strict=True))
+    shares = {(0, "cats"): 2, (3, "cats+night"): 1, (1, "dogs"): 3, (1, "dogs+night"): 1, (4, ""): 3}
+    assert set(drawn) == set(shares)
+    expected = [(drawn.count(key), 200 * number) for key, number in shares.items()]
+    assert sum((count - mean) ** 2 / mean for count, mean in expected) < 18.5  # 999 of 1,000 cases, 4 degrees
+    # As many as are asked for; the base stage gets them.
+    assert labelled.labels_of(request, range(500, 507)) == [text for _, text in drawn[500:507]]
+    assert torch.equal(labelled.generate(request, range(500, 507))[0][1], tokens[1][500:507])
+    again, _ = labelled.generate(Request(seed=1, labels=tuple(text for _, text in drawn)[:50]), range(50))
+    same = (again[0] == tokens[0][:50]).flatten()
+    assert same.any()
+    assert torch.equal(again[1][same], tokens[1][:50][same])
+
+    # By the condition if that is given; one for a walk, and none where the base stage writes nothing.
+    texts = labelled.labels_of(Request(conditions=(1, 4)), range(200))
+    assert (set(texts[::2]), set(texts[1::2])) == ({"dogs", "dogs+night"}, {""})
+    assert labelled.labels_of(Request(conditions=(2,)), range(200)).count("") == pytest.approx(60, abs=25)
+    places = labelled.way(3, 1, 4)
+    assert labelled.labels_of(Request(places=places, same_draws=True), range(4)) == ["cats+night"] * 4
+    given = tuple(part[:1] for part in tokens)
+    assert labelled.labels_of(Request(init_tokens=given, from_stage=1), range(2)) == [None] * 2
+    assert labelled.labels_of(Request(init_tokens=given, keep_rows=1), range(1)) != [None]
+
+
+def test_every_method_takes_labels(labelled):
+    pictures = labelled.sample(4, conditions=[2], labels="cats+night", as_tensor=True)
+    for labels in (["cats+night"], ["night+cats", "cats+night"]):
+        assert torch.equal(labelled.sample(4, conditions=[2], labels=labels, as_tensor=True), pictures)
+    assert torch.equal(labelled.walk(2, 2, 4, labels="cats+night", as_tensor=True)[0], pictures[0])
+    image = pictures[:1]
+    different = [labelled.complete(image, 1, 9, labels=label, as_tensor=True) for label in ("cats", "cats+night")]
+    assert not torch.equal(*different)
+
+
+def test_a_stage_whose_labels_were_never_counted_or_otherwise_is_refused(labelled, folder, decoder):
+    stage = labelled.stages[0]
+    for change in (0, 99):
+        stage.label_sets[:] = change
+        save_stage(stage, folder / "damaged.pt", CODEBOOKS[0].fingerprint, CODEBOOKS[1].fingerprint)
+        with pytest.raises(
+            UserError, match=r"damaged\.pt: its label sets were never counted, or are damaged; train it"
+        ):
+            load(folder, decoder, stage_entry(0, model_path="damaged"))
+    # One of an older version, which drew one of the labels.
+    stage.config = dataclasses.replace(stage.config, most_labels=None, label_sets=None)
+    state = stage.state_dict() | {"label.weight": torch.zeros(4, 16), "label_usage": torch.zeros(3, 5).long()}
+    del state["label_sets"]
+    stage.state_dict = lambda: state
+    save_stage(stage, folder / "old.pt", CODEBOOKS[0].fingerprint, CODEBOOKS[1].fingerprint)
+    with pytest.raises(UserError, match=r"old\.pt: its weights do not fit this config, or an older version"):
+        load(folder, decoder, stage_entry(0, model_path="old"))
 
 
 # --- The picture as it fills in ---

@@ -1,4 +1,5 @@
 import io
+import json
 import pickle
 import re
 import shutil
@@ -192,6 +193,20 @@ def test_feature_maps_come_as_float32(dtype, tmp_path):
     batch = dataset[np.array([1, 0])]
     assert batch.dtype == torch.float32
     assert torch.equal(batch, torch.from_numpy(maps[[1, 0]].astype(np.float32)))
+
+
+def test_the_labels_of_records_become_sets(tmp_path):
+    path = map_folder(tmp_path, np.zeros((4, 1, 2, 2), np.float32))
+    content = json.loads(path.read_text())
+    labels = [["night", "cat"], ["c+", "night", "c+"], [], ["other", "cat", "night"]]
+    for record, own in zip(content["_default"].values(), labels, strict=True):
+        record["labels"] = own
+    path.write_text(json.dumps(content))
+    maps = FeatureMapDataset(path)
+    assert [maps.label(index) for index in range(4)] == labels
+    names = maps.label_names(np.arange(3))
+    assert names == ("c+", "cat", "night")
+    assert maps.label_sets(names).tolist() == [[1, 2], [0, 2], [3, 3], [1, 2]]
 
 
 class Touch:

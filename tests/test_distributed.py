@@ -35,7 +35,7 @@ ROOT = Path(__file__).parent.parent
 # What draws random numbers in training, of a config.
 NOISE = {
     "autoencoder": {"latent_noise": 0.1},
-    "transformer_0": {"dropout": 0.3, "condition_dropout": 0.2},
+    "transformer_0": {"dropout": 0.3, "condition_dropout": 0.2, "use_labels": True},
     "transformer_1": {"dropout": 0.3, "condition_dropout": 0.2, "condition_noise": 0.4},
 }
 
@@ -65,10 +65,18 @@ def job(tmp_path):
         ("transformer_1", 2, ("--batch-size", 3, "--grad-accum-step", 2)),  # the fifth has 8: batches of 3 and 1
     ],
 )
-def test_gradients_and_losses_are_those_of_one_process(name, number, plan, job, command, train, write_json, tmp_path):
+def test_gradients_and_losses_are_those_of_one_process(
+    name, number, plan, job, command, train, write_json, tiny_run, tmp_path
+):
     size = number * int(np.prod(plan[1::2]))
     config = write_json(tmp_path / "noisy.json", json.loads((TINY / f"{name}.json").read_text()) | NOISE[name])
     start = ["--max-step", 5, "--config-path", config]
+    if name == "transformer_0":
+        maps = shutil.copytree(tiny_run / "feature_maps", tmp_path / "maps") / "dataset.json"
+        content = json.loads(maps.read_text())
+        for place, record in enumerate(content["_default"].values()):
+            record["labels"] = [["cat"], ["night", "cat"], []][place % 3]
+        start += ["--dataset-path", write_json(maps, content)]
     one = train(name, "one", *start, "--batch-size", size)
     job(MAINS[name], command(name, "several", *start, *plan), number)
     several = latest(tmp_path / "several")

@@ -15,9 +15,11 @@ from safetensors.torch import load_file, save_file
 
 import generate_images
 from models.cascade import Cascade
+from models.requests import Request
 from reporting.card import escaped, make_card
 from scripts import evaluate, export, report
 from tests.helpers.deaths import dying
+from tests.helpers.labels import teach_labels
 from tests.helpers.reports import EVALUATION
 from tests.helpers.scripts import expect_error, expect_exit, run_main
 from tests.test_evaluate import FewFeatures
@@ -80,6 +82,19 @@ def test_float32_gives_the_pictures_of_the_run_byte_for_byte(exported, tiny_run,
             pictures.append({path.name: path.read_bytes() for path in (out / "images").iterdir()})
     assert len(pictures[0]) == 7
     assert all(each == pictures[0] for each in pictures)
+
+
+def test_labels_and_what_they_are_drawn_from_are_exported(run, tmp_path):
+    teach_labels(run, ("cat", "n*ght"), [[3, 0, 0, 2], [1, 1, 0, 1], [4, 2, 2, 2]])
+    run_main(export.main, run, tmp_path / "faces", "--device", "cpu")
+    before, after = (Cascade.load(path, device="cpu") for path in (run, tmp_path / "faces"))
+    asked = [model.sample(4, labels="n*ght+cat", as_tensor=True) for model in (before, after)]
+    drawn = [model.sample(4, as_tensor=True) for model in (before, after)]
+    assert torch.equal(*asked) and torch.equal(*drawn)
+    assert after.labels_of(Request(), range(99)) == before.labels_of(Request(), range(99))
+    assert set(after.labels_of(Request(), range(99))) == {"cat", "cat+n*ght", ""}
+    card = (tmp_path / "faces/README.md").read_text()
+    assert "It knows these labels, each of a share of the training images: cat (50.0%), n\\*ght (12.5%)." in card
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

@@ -15,9 +15,11 @@ import generate_images
 import train_quantized_transformer
 from models.cascade import Cascade
 from models.codebook import Codebook
+from models.stage import KIND
 from tests.helpers.deaths import dying, results
 from tests.helpers.scripts import TINY, expect_error, expect_exit, run_main
 from utils.core.replace_set import replace_set
+from utils.runs.checkpoint import load_checkpoint
 
 DECODER = "autoencoder/models_checkpoint/latest.pt"
 PRUNED = "models_checkpoint/pruned_codebook.pt"
@@ -134,7 +136,7 @@ def test_images_are_completed_and_drawn_anew_in_detail(generate, faces, tmp_path
     assert np.isfinite(kept["scores"]).all()
 
 
-def test_a_base_stage_learns_labels_and_is_asked_for_one(generate, tiny_run, tmp_path, capsys):
+def test_a_base_stage_learns_labels_and_is_asked_for_some(generate, arguments, tiny_run, tmp_path, capsys):
     """Labels by the condition: so the usage that conditions are drawn from can be told."""
     maps = shutil.copytree(tiny_run / "feature_maps", tmp_path / "feature_maps") / "dataset.json"
     condition = Codebook.load(tiny_run / "codebook_cond" / PRUNED)
@@ -145,26 +147,49 @@ def test_a_base_stage_learns_labels_and_is_asked_for_one(generate, tiny_run, tmp
     maps.write_text(json.dumps(content))
     config = json.loads((TINY / "transformer_0.json").read_text()) | {"use_labels": True}
     (tmp_path / "labelled.json").write_text(json.dumps(config))
-    arguments = (
+    training = (
         "--train-base-model", "--device", "cpu", "--max-step", 4, "--test-num-sample", 4, "--dataset-path", maps,
         "--decoder-path", tiny_run / DECODER, "--config-path", tmp_path / "labelled.json",
         "--lr-codebook-path", tiny_run / "codebook_cond" / PRUNED,
         "--hr-codebook-path", tiny_run / "codebook_0" / PRUNED, "--out-dir", tmp_path / "labelled",
     )  # fmt: skip
-    run_main(train_quantized_transformer.main, *arguments)
-    run_main(train_quantized_transformer.main, *arguments, "--resume", "--max-step", 6)
+    run_main(train_quantized_transformer.main, *training)
+    run_main(train_quantized_transformer.main, *training, "--resume", "--max-step", 6)
+    run_main(train_quantized_transformer.main, *training[:-1], tmp_path / "whole", "--max-step", 6)
+    paths = [tmp_path / name / "models_checkpoint/latest.pt" for name in ("labelled", "whole")]
+    resumed, whole = (load_checkpoint(path, KIND)["model"] for path in paths)
+    assert resumed.keys() == whole.keys() > {"label.weight", "label_sets"}
+    assert all(torch.equal(resumed[name], weights) for name, weights in whole.items())
     entry = json.loads((tiny_run / "generate.json").read_text())["0"]
     entry |= {key: str(tiny_run / value) for key, value in entry.items() if key.endswith("path")}
     entry["model_path"] = str(tmp_path / "labelled/models_checkpoint/best.pt")
     (tmp_path / "generate.json").write_text(json.dumps({"0": entry}))
     flags = ("--num-images", 12, "--batch-size", 12)
-    out = generate(*flags, "--label", "first", "other", config=tmp_path / "generate.json")
+    out = generate(*flags, "--label", "any+first", "other", config=tmp_path / "generate.json")
     drawn = tokens(out)["condition"].flatten()
     assert (drawn[::2] == 0).all()
     assert (drawn[1::2] != 0).all()
-    labels = [json.loads(Image.open(out / f"images/image_{index:05d}.png").text["label"]) for index in range(3)]
-    assert labels == ["first", "other", "first"]
-    generate(*flags, name="without", config=tmp_path / "generate.json")
+    assert labels_in(out, 3) == ["any+first", "other", "any+first"]
+    assert "labels: any+first, other, any+first" in (out / "generate.log").read_text()
+
+    # Without the flag those of training images, in any number.
+    flags = ("--num-images", 40, "--batch-size", 40)
+    out = generate(*flags, name="without", config=tmp_path / "generate.json")
+    kinds = ["any+first" if unit == 0 else "any+other" for unit in tokens(out)["condition"].flatten()]
+    assert labels_in(out, 40) == kinds
+    assert len(set(kinds)) == 2
+    with Image.open(out / "images/recon_model_0.png") as grid:
+        assert json.loads(grid.text["labels"]) == kinds
+    few = generate("--num-images", 3, "--batch-size", 2, name="few", config=tmp_path / "generate.json")
+    assert labels_in(few, 3) == kinds[:3]
+    unknown = arguments("--label", "any+frist", name="none", config=tmp_path / "generate.json")
+    line = expect_error(capsys, generate_images.main, unknown)
+    assert "label 'frist': this model does not know it; did you mean 'first'?" in line
+
+
+def labels_in(out, number):
+    """The labels in the text of the first pictures."""
+    return [json.loads(Image.open(out / f"images/image_{index:05d}.png").text["label"]) for index in range(number)]
 
 
 @pytest.fixture

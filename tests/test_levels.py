@@ -1,7 +1,6 @@
 """The table by levels: against slow references, and the advice on a run whose middle stage writes noise."""
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +8,6 @@ import torch
 
 from evaluation import features as extractors
 from evaluation.evaluator import Evaluator
-from evaluation.levels import plain_request
 from evaluation.results import SAMPLES, Results
 from evaluation.run import TrainedRun
 from models.requests import Request
@@ -17,7 +15,6 @@ from models.stage import Stage
 from reporting import verdicts
 from reporting.run import Run
 from tests.helpers.runs import BOUNDS
-from tests.helpers.stages import build
 from tests.test_evaluate import FewFeatures, run_on
 from utils.core.config import build_config
 from utils.data.dataset import ImageDataset
@@ -114,17 +111,3 @@ def test_the_advice_names_the_stage_that_writes_noise(tiny_run, faces, tmp_path,
     assert "Stage 1 is the first that is clearly above its floor." in judged["Stages"].text
     assert judged["Stages"].advice.startswith("Improve stage 1 first: ")
     assert judged["Stages"].grade != verdicts.GOOD
-
-
-def test_samples_at_temperature_1_have_the_labels_of_test_images(monkeypatch):
-    """A label that the stage does not know counts as none, as in the bits of test images."""
-    base = build(0, labels=("cats", "dogs"), use_labels=True)
-    maps = SimpleNamespace(
-        label_names=lambda indices: ["birds", "cats", "dogs"],
-        label_indices=lambda names: np.array([[0], [1], [2], [1]]),
-    )
-    monkeypatch.setattr("evaluation.likelihood.len", lambda maps: 4, raising=False)
-    cascade, run = SimpleNamespace(stages=[base, build(1)]), SimpleNamespace(maps=maps)
-    request = plain_request(run, cascade, 7, np.array([3, 0, 2]))
-    assert request == Request(7, labels=("dogs", "cats", None), sampling=(SamplingConfig(),) * 2)
-    assert plain_request(SimpleNamespace(maps=None), cascade, 7, np.array([], int)).labels == ()

@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,11 +22,21 @@ from models.cascade import Cascade
 from models.requests import change_sampling
 from playground import worker as worker_module
 from playground.jobs import PictureJob
-from playground.page_request import BATCH, MAX_NUMBER, Model, PageRequest, recipe_values, sampling_from
+from playground.page_request import (
+    BATCH,
+    MAX_NUMBER,
+    Model,
+    PageRequest,
+    label_choices,
+    label_from,
+    recipe_values,
+    sampling_from,
+)
 from playground.uploads import Upload, inside, read_upload
 from playground.worker import MAX_PICTURES, Job, Picture, Session, Worker
 from scripts import playground
 from tests.helpers.jobs import free_port
+from tests.helpers.labels import teach_labels
 from tests.helpers.scripts import expect_error, run_main
 from utils.core.files import UserError
 from utils.data.images import open_rgb
@@ -39,6 +50,13 @@ needs_gradio = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def model(tiny_run):
     return Model(cascade=Cascade.load(tiny_run, device="cpu", batch_size=BATCH), path=tiny_run, device="cpu")
+
+
+@pytest.fixture
+def labelled(tiny_run, tmp_path):
+    """A model that knows two labels, of which all of its training images had the second."""
+    run = teach_labels(shutil.copytree(tiny_run, tmp_path / "labelled"), ("cat", "night"), [[1, 0, 1]])
+    return Model(cascade=Cascade.load(run, device="cpu", batch_size=BATCH), path=run, device="cpu")
 
 
 @pytest.fixture
@@ -117,8 +135,28 @@ def test_a_command_says_only_what_the_recipe_does_not(model):
     plain = "--num-images 3 --batch-size 3 --seed 3 --device cpu --out-dir out/again"
     assert model.command(request_of(model)) == f"python generate_images.py --model {model.path} {plain}"
     changed = change_sampling(model.cascade.configs, temperature=(0.5, 1.0, 1.0), top_p=(None, 0.5, None), beam_width=1)
+    assert model.command(request_of(model, label="")).endswith("--label '' --device cpu --out-dir out/again")
     words = model.command(request_of(model, sampling=changed, label="a b")).split(" --")
     assert {"temperature 0.5 1.0 1.0", "top-p 1.0 0.5 1.0", "beam-width 1", "label 'a b'"} <= set(words)
+
+
+def test_several_labels_are_chosen_or_drawn_and_shown(labelled, session, tmp_path):
+    assert label_choices(labelled.cascade.labels) == [("without labels", ""), ("cat", "0"), ("night", "1")]
+    assert [label_from(chosen, labelled.cascade.labels) for chosen in ([], [""], ["1", "0"])] == [None, "", "cat+night"]
+    for label, expected in (("cat+night", "cat+night"), ("", "none"), (None, "night, drawn")):
+        pictures, _, _ = run(labelled, session, request_of(labelled, label=label))
+        assert {picture.settings["Labels"] for picture in pictures} == {expected}
+        flag = [] if label is None else ["--label", label]
+        assert shlex.split(pictures[0].command)[-len(flag) - 4 : -4] == flag
+        run_main(generate_images.main, *shlex.split(pictures[0].command)[2:-1], tmp_path / f"again {label}")
+        with (
+            Image.open(pictures[2].path) as image,
+            Image.open(tmp_path / f"again {label}/images/image_00002.png") as expected,
+        ):
+            assert json.loads(image.text["label"]) == ("night" if label is None else label)
+            assert (image.text, image.tobytes()) == (expected.text, expected.tobytes())
+    walk = request_of(labelled, kind="walk", ends=(0, 1), steps=2)
+    assert run(labelled, session, walk)[0][0].settings["Labels"] == "night, drawn"
 
 
 def test_pictures_appear_stage_by_stage(model, session):

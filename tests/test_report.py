@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
+import torch
 from PIL import Image
 
 from evaluation.results import Results
@@ -20,11 +21,13 @@ from reporting.pictures import QUALITIES
 from reporting.run import Job, Run, Step, read_run, read_step
 from reporting.sections import usage
 from scripts import export, report
+from tests.helpers.labels import teach_labels
 from tests.helpers.reports import EVALUATION, HOSTILE, change_attempt, make_run
 from tests.helpers.scripts import CODEBOOKS, TINY, expect_error, run_main
 from utils.core.config import build_config
 from utils.core.files import UserError
 from utils.core.options import parse_options
+from utils.data.images import save_image
 from utils.runs.attempt import FINISHED, Attempt
 from utils.runs.folders import OutputFolder, RunFolder
 
@@ -109,6 +112,16 @@ def test_every_step_has_its_place_and_every_link_its_target(page):
     assert len(page.all("h1")) == 1
     levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
     assert all(after <= before + 1 for before, after in pairwise(levels))
+
+
+def test_labels_are_shown_as_text(copy, tmp_path):
+    teach_labels(copy, ("cat", HOSTILE), [[3, 0, 0, 2], [1, 1, 0, 1]])
+    samples = RunFolder(copy).generated.final_images
+    save_image(torch.zeros(3, 32, 32), samples[0], {"label": json.dumps(f"cat+{HOSTILE}")})
+    page = Page(make_page(RunFolder(copy)))
+    assert f"each with its share of the training images: cat (100.0%), {HOSTILE} (25.0%)." in page.text
+    titles = [tag["title"] for tag in page.all("img") if tag.get("title", "").startswith("sample")]
+    assert titles[:2] == [f"sample 0: cat+{HOSTILE}", "sample 1"]
 
 
 def test_the_page_needs_no_other_and_is_small(text, page):

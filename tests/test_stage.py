@@ -191,45 +191,56 @@ def test_samples_equal_those_of_the_slow_reference(
 # --- Labels ---
 
 
-def test_training_draws_one_of_an_image_s_labels_or_none():
+def test_training_drops_the_labels_of_an_image_together():
     stage = build(0, labels=("a", "b", "c"), use_labels=True).train()
-    coarse = torch.tensor([[4, 2, 0, 3], [1, 3, 3, 3]]).repeat(3000, 1)  # labels c and a, and none
+    coarse = torch.tensor([[4, 0, 2, 3], [1, 3, 3, 3]]).repeat(3000, 1)  # labels a and c, and none
     torch.manual_seed(0)
     result = stage.disturb(coarse)
-    assert result.shape == (6000, 2)
-    assert torch.equal(result[:, 0], coarse[:, 0])
-    shares = torch.bincount(result[::2, 1], minlength=4) / 3000
-    assert shares.tolist() == pytest.approx([0.45, 0, 0.45, 0.1], abs=0.03)
-    assert result[1::2, 1].unique().tolist() == [3]
-    # Without a condition there is no label either.
+    assert torch.equal(result[1::2], coarse[1::2])
+    dropped = (result[::2] == torch.tensor([4, 3, 3, 3])).all(1)
+    assert dropped.float().mean().item() == pytest.approx(0.1, abs=0.02)
+    assert torch.equal(result[::2][~dropped], coarse[::2][~dropped])
+    # Without a condition there are no labels either.
     stage = build(0, labels=("a", "b"), use_labels=True, condition_dropout=0.5).train()
-    coarse = torch.tensor([[4, 1]]).repeat(1000, 1)
+    coarse = torch.tensor([[4, 0, 1]]).repeat(1000, 1)
     result = stage.disturb(coarse)
     dropped = result[:, 0] == 5
     assert dropped.float().mean().item() == pytest.approx(0.5, abs=0.06)
-    assert (result[dropped, 1] == 2).all()
-    assert stage.without_condition(coarse)[0].tolist() == [5, 2]
+    assert (result[dropped, 1:] == 2).all()
+    assert stage.without_condition(coarse)[0].tolist() == [5, 2, 2]
 
 
 @torch.no_grad()
-def test_the_vector_of_a_label_joins_the_condition():
-    stage = build(0, labels=("a", "b"), use_labels=True)
+def test_the_vectors_of_all_labels_of_an_image_join_the_condition():
+    stage = build(0, labels=("a", "b", "c"), use_labels=True)
     coarse, fine = tokens_for(0, 3)
-    losses = {stage(stage.with_labels(coarse, [name] * 3), fine)["loss"].item() for name in ("a", "b", None)}
+    sets = [(0, 2), (), (1,)]
+    given = stage.with_labels(coarse, sets)
+    vectors = [sum((stage.label.weight[number] for number in labels), torch.zeros(16)) for labels in sets]
+    assert torch.allclose(stage.start(given), torch.stack(vectors), atol=1e-6)
+    assert torch.allclose(stage.start(given[:, [0, 2, 1]]), stage.start(given), atol=1e-6)  # in any order
+    padded = torch.cat((given, torch.full((3, 2), 3)), dim=1)
+    assert torch.equal(stage(padded, fine)["loss"], stage(given, fine)["loss"])
+
+    losses = {stage(stage.with_labels(coarse, [labels] * 3), fine)["loss"].item() for labels in [(0,), (1,), (0, 1)]}
     assert len(losses) == 3
-    stage.label.weight[:] = 0
-    silent = {stage(stage.with_labels(coarse, [name] * 3), fine)["loss"].item() for name in ("a", "b", None)}
     plain = build(0)
     plain.transformer.load_state_dict(stage.transformer.state_dict())
-    assert silent == {plain(coarse, fine)["loss"].item()}
-    assert torch.equal(plain.with_labels(coarse, [None] * 3), coarse)
+    assert stage(stage.with_labels(coarse, [()] * 3), fine)["loss"] == plain(coarse, fine)["loss"]
+    assert torch.equal(plain.with_labels(coarse, [()] * 3), coarse)
+
+
+def test_each_label_of_an_image_learns():
+    stage, (coarse, fine) = build(0, labels=("a", "b", "c"), use_labels=True), tokens_for(0, 2)
+    stage(stage.with_labels(coarse, [(0, 2), ()]), fine)["loss"].backward()
+    assert (stage.label.weight.grad.abs().sum(1) > 0).tolist() == [True, False, True]
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("config", [SamplingConfig(), SamplingConfig(num_beam=4, beam_width=2, guidance_scale=2.0)])
 def test_labelled_samples_equal_those_of_the_slow_reference(config):
     stage = build(0, labels=("a", "b"), use_labels=True, condition_dropout=0.1)
-    coarse = stage.with_labels(tokens_for(0, 3)[0], ["b", None, "a"])
+    coarse = stage.with_labels(tokens_for(0, 3)[0], [(1,), (), (0, 1)])
     uniform = torch.rand(3, 4, config.num_beam, generator=generator(0))
     tokens, score = stage.sample(coarse, config, uniform)
     expected, expected_score = generate(stage, coarse, config, uniform)

@@ -325,21 +325,20 @@ def labelled(command, tiny_run, tmp_path, write_json):
 
 def test_labels_are_those_of_the_training_images_and_cost_bits(labelled, tiny_run, tmp_path, capsys):
     def label_of(number, place):
-        return ["held out"] if place < BOUNDS.test else [["even"], ["odd"], []][number % 3]
+        return ["held out"] if place < BOUNDS.test else [["even"], ["odd", "even"], ["odd"], []][number % 4]
 
     run_main(MAINS["transformer_0"], *labelled("new", label_of))
     content = latest(tmp_path / "new/run")
     assert content["config"]["labels"] == ("even", "odd")
     maps = FeatureMapDataset(tmp_path / "new/maps/dataset.json")
     split = maps.split(BOUNDS)
-    own = [maps.label(index) for index in split.training]
-    shares = [own.count(labels) + 0.5 for labels in (["even"], ["odd"], [])]
-    assert content["model"]["label_usage"].sum(1).tolist() == [share - 0.5 for share in shares[:2]]
+    own = [sorted(maps.label(index)) for index in split.training]
+    assert counted(content["model"]) == [own.count(labels) for labels in (["even"], ["even", "odd"], ["odd"], [])]
     row = rows(tmp_path / "new/run", "image_bits")[-1]
     book = Codebook.load(tiny_run / CODEBOOKS[0] / PRUNED)
     code = (book.counts.double() + 0.5) / (book.counts.double() + 0.5).sum()
     condition = -code[book.find_bmu(maps[split.validation])].log2().mean().item()
-    label = -math.log2(shares[2] / sum(shares))  # one that only held-out images have counts as none
+    label = -math.log2(own.count([]) / (len(own) + 4))  # one that only held-out images have is left out
     assert row["image_bits"] == pytest.approx(condition + label + row["stage_bits"])
     stage = Stage.load(tmp_path / "new/run" / WEIGHTS, book, Codebook.load(tiny_run / CODEBOOKS[1] / PRUNED))
     evaluated = start_bits(stage, book, maps, split.validation, split.training, batch_size=3)
@@ -347,14 +346,34 @@ def test_labels_are_those_of_the_training_images_and_cost_bits(labelled, tiny_ru
 
     # Weights of other labels are refused; counts are those of the new data.
     weights = ("--model-path", tmp_path / "new/run" / WEIGHTS)
-    line = expect_error(capsys, MAINS["transformer_0"], labelled("pets", lambda *_: ["cat"], *weights))
+    line = expect_error(
+        capsys, MAINS["transformer_0"], labelled("pets", lambda number, _: ["cat"][number % 2 :], *weights)
+    )
     assert f"{weights[1]}: was trained with the labels even, odd, this data set has cat; give data" in line
     assert not (tmp_path / "pets/run/run.json").exists()
     run_main(MAINS["transformer_0"], *labelled("more", lambda number, _: [["odd", "even"][number % 3 == 0]], *weights))
     maps = FeatureMapDataset(tmp_path / "more/maps/dataset.json")
     own, content = [maps.label(index) for index in split.training], latest(tmp_path / "more/run")
     for state in (content["model"], content["ema"]):
-        assert state["label_usage"].sum(1).tolist() == [own.count(["even"]), own.count(["odd"])]
+        assert counted(state) == [own.count(["even"]), 0, own.count(["odd"]), 0]
+
+
+def counted(state):
+    """Of a checkpoint with two labels: how many training images have the first, both, the second, and none."""
+    numbers = dict.fromkeys([(0,), (0, 1), (1,), ()], 0)
+    for number, _, *labels in state["label_sets"].tolist():
+        if number:
+            numbers[tuple(label for label in labels if label < 2)] += number
+    return list(numbers.values())
+
+
+def test_labels_that_all_images_have_are_not_learned(labelled, tmp_path):
+    run_main(MAINS["transformer_0"], *labelled("same", lambda number, place: ["b", "a"] if place > BOUNDS.test else []))
+    content = latest(tmp_path / "same/run")
+    assert content["config"]["labels"] == ()
+    assert not [name for name in content["model"] if "label" in name]
+    log = (tmp_path / "same/run/train.log").read_text()
+    assert "all training images have the same labels, so none are learned: a, b" in log
 
 
 @pytest.mark.parametrize("name", ["autoencoder", "codebook_1"])

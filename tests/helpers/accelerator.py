@@ -90,11 +90,11 @@ def build(module: type, *args: object) -> nn.Module:
 
 
 def stage(number: int, **changes: object) -> Stage:
-    """Stage 0, with labels, writes 2×2 tokens from a condition; stage 1 writes 4×4 tokens from those."""
+    """Stage 0, with two labels an image, writes 2×2 tokens from a condition; stage 1 writes 4×4 tokens from those."""
     coarse, fine = (codebook(patch, 6) for patch in ((4, 2), (2, 1))[number])
-    labels = () if number else ("cat", "dog")
+    labels = () if number else (("cat", "dog"), 2, 8)
     config = replace(NOISY, use_labels=not number, condition_noise=0.1 * number, **changes)
-    outcome = build(Stage, StageConfig.between(config, coarse, fine, Path("c.pt"), not number, labels))
+    outcome = build(Stage, StageConfig.between(config, coarse, fine, Path("c.pt"), not number, *labels))
     outcome.init_embeddings(coarse, fine)
     return outcome
 
@@ -153,7 +153,7 @@ def train_map(step: int) -> None:
 def sample(number: int, **settings: float) -> None:
     """Write tokens after some that are kept: a row of two, or two rows of four."""
     outcome, config = stage(number).eval(), SamplingConfig(**settings)
-    coarse = torch.zeros(IMAGES, outcome.config.coarse.length + (number == 0), dtype=torch.int64, device=DEVICE)
+    coarse = outcome.config.example(IMAGES)[0].to(DEVICE)
     draws = torch.zeros(IMAGES, outcome.config.fine.length, config.num_beam)
     kept = torch.zeros(IMAGES, (2, 8)[number], dtype=torch.int64, device=DEVICE)
     outcome.sample(coarse, config, draws, kept=kept)

@@ -33,7 +33,8 @@ CODEBOOKS = [codebook(4, 5), codebook(2, 6), codebook(1, 7)]
 def build(number, seed=0, labels=(), **changes):
     """Stage 0 writes 2×2 tokens of 6 from a condition of 5; stage 1 writes 4×4 tokens of 7 from those."""
     config = dataclasses.replace(TRANSFORMER, **changes)
-    stage = Stage(StageConfig.between(config, *CODEBOOKS[number : number + 2], Path("c.pt"), number == 0, labels))
+    labels = (labels, len(labels), 20) if labels else ()
+    stage = Stage(StageConfig.between(config, *CODEBOOKS[number : number + 2], Path("c.pt"), number == 0, *labels))
     with torch.no_grad():
         for parameter in stage.parameters():
             noise = torch.randn(parameter.shape, generator=generator(seed)) * parameter.shape[-1] ** -0.5

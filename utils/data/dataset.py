@@ -131,12 +131,14 @@ class FeatureMapDataset(FileDataset):
         """The names of all labels of these maps, sorted."""
         return tuple(sorted(set().union(*map(self.label, indices))))
 
-    def label_indices(self, names: tuple[str, ...]) -> np.ndarray:
-        """The labels of each map as indices of `names` (N, L), padded by their number; other labels are left out."""
+    def label_sets(self, names: tuple[str, ...]) -> np.ndarray:
+        """The labels of each map as sorted indices of `names` (N, L), padded by their number; others are left out."""
         number = {name: index for index, name in enumerate(names)}
-        known = [[number[name] for name in self.label(index) if name in number] for index in range(len(self))]
-        longest = max(map(len, known))
-        return np.array([own + [len(names)] * (longest - len(own)) for own in known], dtype=np.int64)
+        known = [sorted({number[name] for name in self.label(index) if name in number}) for index in range(len(self))]
+        sets = np.full((len(known), max(map(len, known))), len(names), np.min_scalar_type(len(names)))
+        for row, own in zip(sets, known, strict=True):
+            row[: len(own)] = own
+        return sets
 
     def with_image(self, indices: np.ndarray) -> np.ndarray:
         """Those of `indices` whose image still exists; feature maps may have been moved without their images."""

@@ -214,9 +214,11 @@ def save_image(
     write_png(to_pil(image[None])[0], path, text, durable=durable)
 
 
-def save_grid(images: torch.Tensor, path: str | os.PathLike, columns: int | None = None) -> None:
+def save_grid(
+    images: torch.Tensor, path: str | os.PathLike, columns: int | None = None, text: dict[str, str] | None = None
+) -> None:
     """Write `images` (N, 3, H, W) in [−1, 1] as one PNG, row by row, nearly square unless `columns` is given."""
-    save_image(grid(images, columns), path)
+    save_image(grid(images, columns), path, text)
 
 
 def grid(images: torch.Tensor, columns: int | None = None, padding: int = 2) -> torch.Tensor:

@@ -184,7 +184,10 @@ def wait() -> None:
 
 def parallel(model: nn.Module) -> nn.Module:
     """The model with its gradients averaged over all processes; their weights become those of process 0."""
-    return model if num_processes() == 1 else DistributedDataParallel(model, gradient_as_bucket_view=True)
+    if num_processes() == 1:
+        return model
+    # Buffers are counts of the data, the same in all processes.
+    return DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False)
 
 
 def agree(key: dict[str, object]) -> None:

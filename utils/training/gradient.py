@@ -203,7 +203,12 @@ class GradientLearner:
             self.num_averaged = content["step"]
 
     def begin_from(self, content: dict, path: Path) -> None:
-        """Start from the weights of a checkpoint, with `--load-optim` from its optimizer state too."""
+        """Start from the weights of a checkpoint, with `--load-optim` from its optimizer state too.
+
+        What the model has counted in data is not taken over.
+        """
+        buffers = dict(self.model.named_buffers())
+        content = content | {key: content[key] | buffers for key in ("model", "ema") if content.get(key)}
         load_weights(self.model, content, path, averaged=not self.options.load_optim)
         if self.options.load_optim:
             optimizers = self.optimizers.values()
