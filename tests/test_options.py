@@ -65,6 +65,7 @@ def test_words_become_typed_values_and_what_is_left_out_its_default():
         (("--many", "3", "10"), "argument --many: 10: expected at most 9"),
         (("--word", "c"), "argument --word: invalid choice"),
         (("--many", "1", "--word"), "not allowed with argument"),
+        (("--path", ""), "argument -p/--path: the path is empty"),
     ],
 )
 def test_a_wrong_word_is_named_with_its_flag(argv, expected, capsys):

@@ -193,6 +193,8 @@ def _add(place: argparse._ActionsContainer, field: dataclasses.Field, hint: obje
 
 def _parse(text: str, hint: object, spec: Option) -> object:
     kind = _scalar(hint)
+    if kind is Path and not text:  # an unset variable of a shell: it would be the current folder
+        raise argparse.ArgumentTypeError("the path is empty")
     try:
         value = spec.convert(text) if spec.convert else kind(text)
     except ValueError:
