@@ -144,6 +144,7 @@ WRONG = [  # a method, its arguments, and the error
     ("decode", {"tokens": torch.zeros(1, 1).long(), "level": "0"}, "level is '0', expected a whole number"),
     ("decode_all", {"tokens": 0}, "tokens is 0, expected a Tensor"),
     ("conditions", {"request": Request(), "images": 4}, "images is 4, expected a range"),
+    ("labels_of", {"request": Request(), "images": 4}, "images is 4, expected a range"),
     ("write_stages", {"request": Request(), "images": range(1), "count": 1}, "count is 1, expected a function"),
     ("generate", {"request": Request(), "images": [0]}, "images is [0], expected a range"),
     ("batches", {"request": Request(), "number": "4", "name": "x"}, "number is '4', expected a whole number"),
