@@ -180,12 +180,17 @@ def test_the_search_keeps_the_temperatures_with_the_smallest_distance(tiny_run, 
 
 def test_the_benchmark_of_intervals_deals_sets_that_share_no_image(faces, tiny_run, rows_of):
     rows = rows_of("intervals", tiny_run, "--dataset-path", faces, DEALS=2)
-    assert [row[0] for row in rows] == ["kernel", "kernel", "Fréchet", "Fréchet"]
-    assert [row[1] for row in rows] == ["floor", "quantized"] * 2
+    assert [row[0] for row in rows] == ["kernel"] * 3 + ["Fréchet"] * 3
+    assert [row[1] for row in rows] == ["floor", "tilted", "quantized"] * 2
     assert all(float(cell) > 0 for row in rows for cell in row[3:5])
     dealt = [*intervals.deal(50, 6, 0)]
-    indices = torch.cat([part for pair in dealt for part in pair]).tolist()
-    assert len(dealt) == 4 and len(set(indices)) == len(indices) == 48
+    scores = intervals.along_first_component(torch.arange(900.0)[:, None] * torch.tensor([0.6, 0.8])).float()
+    assert scores.std() == pytest.approx(1) and scores.argsort(descending=scores[0] > 0).tolist() == [*range(900)]
+    tilted = [*intervals.tilted_deal(scores, 100, 0)]
+    for pairs, number, size in ((dealt, 4, 6), (tilted, 3, 100)):
+        indices = torch.cat([part for pair in pairs for part in pair]).tolist()
+        assert len(pairs) == number and len(set(indices)) == len(indices) == 2 * number * size
+    assert all(scores[drawn].mean() > 0.2 > scores[others].mean() for drawn, others in tilted)
 
 
 def test_a_task_of_the_demo_has_its_recipe_and_the_changes(tiny_run):

@@ -1,6 +1,7 @@
 """The evaluation's numbers against slow references, and scripts.evaluate on the tiny trained cascade."""
 
 import dataclasses
+import itertools
 import json
 import math
 import shutil
@@ -68,7 +69,25 @@ def test_the_influences_of_more_features_than_images_are_those_of_few_that_vary(
         assert part == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
-@pytest.mark.parametrize("shift", [0.0, 0.7], ids=["one distribution", "two"])
+@pytest.mark.parametrize("numbers", [(4, 4), (6, 5)])
+def test_the_variance_of_the_kernel_distance_is_unbiased(numbers):
+    """As D² less the mean of D₁·D₂ over all D₁, D₂ that share no image, which is an unbiased estimate of E(D)²."""
+    x, y = normal(numbers[0], 3, 0), normal(numbers[1], 3, 1, 1.5, 2.0)
+    kernel = lambda a, b: float(a @ b / 3 + 1) ** 3  # noqa: E731
+
+    def distance(a, b):
+        within = [kernel(p, q) for part in (a, b) for p, q in itertools.permutations(part, 2)]
+        pairs = len(a) * (len(a) - 1)
+        between = [kernel(p, q) for p in a for q in b]
+        return sum(within[:pairs]) / pairs + sum(within[pairs:]) / len(within[pairs:]) - 2 * sum(between) / len(between)
+
+    fours = [itertools.permutations(part, 4) for part in (x, y)]
+    both = [distance(a[:2], b[:2]) * distance(a[2:], b[2:]) for a, b in itertools.product(*fours)]
+    of_images, of_pairs = distances.kernel_variances(x, y)
+    assert of_images > 0 and of_images + of_pairs == pytest.approx(distance(x, y) ** 2 - sum(both) / len(both))
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.25, 0.7], ids=["one distribution", "near ones", "two"])
 @pytest.mark.parametrize("distance", [kernel_distance, frechet_distance], ids=["kernel", "Fréchet"])
 def test_the_deviation_is_that_over_many_sets(distance, shift):
     pairs = [(normal(60, 8, 2 * seed), normal(60, 8, 2 * seed + 1, 1.0, shift)) for seed in range(150)]
@@ -77,12 +96,22 @@ def test_the_deviation_is_that_over_many_sets(distance, shift):
     assert claimed / true == pytest.approx(1, abs=0.2)
 
 
-def test_an_interval_is_around_the_distance_and_depends_on_the_seed_alone():
+@pytest.mark.parametrize("shift", [0.4, 1.4])
+def test_intervals_of_small_distances_hold_the_true_one(shift):
+    """The first feature varies most, and the sets differ in it, as those of tilted images do."""
+    spread, gap = torch.tensor([2.0] + [1.0] * 7), torch.tensor([shift] + [0.0] * 7)
+    pairs = [(normal(60, 8, 2 * seed, spread), normal(60, 8, 2 * seed + 1, spread, gap)) for seed in range(300)]
+    value, low, high = np.transpose([interval(kernel_distance, *pair, seed=0) for pair in pairs])
+    assert 0.92 < np.mean((low <= value.mean()) & (value.mean() <= high)) < 0.98
+
+
+def test_an_interval_is_around_the_distance():
     x, y = normal(30, 4, 0), normal(30, 4, 1, 1.2)
     value, low, high = interval(kernel_distance, x, y, 0)
-    assert value == kernel_distance(x, y)
-    assert value - low == pytest.approx(high - value) and low < value < high
-    assert interval(kernel_distance, x, y, 0) == (value, low, high) != interval(kernel_distance, x, y, 1)
+    assert value == kernel_distance(x, y) and low < value < high
+    value, low, high = interval(frechet_distance, x, y, 0)
+    assert value == frechet_distance(x, y) and value - low == pytest.approx(high - value) and low < value < high
+    assert interval(frechet_distance, x, y, 0) == (value, low, high) != interval(frechet_distance, x, y, 1)
     alike = torch.ones(6, 4)  # without any variance
     for distance in (kernel_distance, frechet_distance):
         assert interval(distance, alike, alike, 0) == pytest.approx((0, 0, 0), abs=1e-9)
