@@ -161,10 +161,13 @@ def covered(points: torch.Tensor, manifold: torch.Tensor) -> float:
     return inside / len(points)
 
 
-def nearest(features: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Distance and index (N,) of the nearest of others (M, D) to each of the features (N, D); of equals the first."""
+def nearest(features: torch.Tensor, others: torch.Tensor, norm: float = 2.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Distance and index (N,) of the nearest of others (M, D) to each of the features (N, D); of equals the first.
+
+    By the norm 0, the distance is the number of features that differ.
+    """
     pairs = []
-    for row in in_blocks(features, others):
+    for row in in_blocks(features, others, norm):
         least = [block.min(1) for block in row]
         distance, number = torch.stack([part.values for part in least]).min(0)  # of its block
         place = torch.stack([part.indices for part in least]).gather(0, number[None])[0]
@@ -172,11 +175,11 @@ def nearest(features: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor,
     return tuple(map(torch.cat, zip(*pairs, strict=True)))
 
 
-def in_blocks(points: torch.Tensor, others: torch.Tensor) -> Iterator[Iterator[torch.Tensor]]:
+def in_blocks(points: torch.Tensor, others: torch.Tensor, norm: float = 2.0) -> Iterator[Iterator[torch.Tensor]]:
     """The distances of features (N, D) to others (M, D): for each block of `points`, those to each block of `others`.
 
-    Features stay float32 and become double only within a block. The distance of a copy is then 0 up to 1e-6, and
+    Features stay as they are and become double only within a block. The distance of a copy is then 0 up to 1e-6, and
     what is held in double grows with neither set.
     """
     for block in map(torch.Tensor.double, points.split(BLOCK)):
-        yield (torch.cdist(block, part.double()) for part in others.split(BLOCK))
+        yield (torch.cdist(block, part.double(), norm) for part in others.split(BLOCK))

@@ -3,7 +3,7 @@
 import itertools
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -129,7 +129,7 @@ class Evaluator:
             tokens = self.draw(cascade)
             known = self.features_after(self.training, cascade.codebooks[-1], results.QUANTIZED)
             sets[results.QUANTIZED] = known[:number]
-            sets[results.SAMPLES] = self.features(self.decoded(cascade, tokens), number, results.SAMPLES)
+            sets[results.SAMPLES] = self.features(self.decoded(cascade, tokens[-1]), number, results.SAMPLES)
             novelty = self.novelty(cascade, tokens, sets[results.SAMPLES], known)
         elif self.run.codebooks:
             finest = list(self.run.codebooks.values())[-1]
@@ -181,11 +181,12 @@ class Evaluator:
         """Features (N, D) of reconstructions, quantized if there is a codebook."""
         return self.features((pictures for _, pictures in self.reconstructed(indices, book)), len(indices), name)
 
-    def draw(self, cascade: Cascade) -> torch.Tensor:
-        """The finest tokens (N, T) of as many samples as a set has images."""
+    def draw(self, cascade: Cascade) -> list[torch.Tensor]:
+        """The tokens (N, T) of the condition and of each stage of as many samples as a set has images."""
         batches = cascade.batches(Request(self.seed), self.number, results.SAMPLES)
-        parts = distributed.gather([tokens[-1].cpu() for _, tokens, _ in batches])
-        return torch.cat(list(itertools.chain.from_iterable(parts))).to(cascade.device)
+        parts = distributed.gather([[level.cpu() for level in tokens] for _, tokens, _ in batches])
+        levels = zip(*itertools.chain.from_iterable(parts), strict=True)
+        return [torch.cat(level).to(cascade.device) for level in levels]
 
     def decoded(self, cascade: Cascade, tokens: torch.Tensor) -> Iterator[torch.Tensor]:
         """The images of the finest tokens, in the batches of this process."""
@@ -193,7 +194,7 @@ class Evaluator:
             yield cascade.decode(part, -1).clamp(-1, 1)
 
     def novelty(
-        self, cascade: Cascade, tokens: torch.Tensor, samples: torch.Tensor, training: torch.Tensor
+        self, cascade: Cascade, tokens: list[torch.Tensor], samples: torch.Tensor, training: torch.Tensor
     ) -> results.Novelty | None:
         """How near samples come to training images, and to their mirror images if the run was trained on those too.
 
@@ -206,15 +207,41 @@ class Evaluator:
         looks = {results.SAMPLES: [samples], name: [self.features_after(held_out, book, name)]}
         if self.run.maps is not None and self.run.maps.flipped.any():
             quantized = (pictures for _, pictures in self.reconstructed(held_out, book))
-            for key, batches in ((results.SAMPLES, self.decoded(cascade, tokens)), (name, quantized)):
+            for key, batches in ((results.SAMPLES, self.decoded(cascade, tokens[-1])), (name, quantized)):
                 flipped = (part.flip(-1) for part in batches)
                 looks[key].append(self.features(flipped, self.number, f"mirrored {key}"))
+        layout = self.layout(cascade, tokens)
         if not distributed.is_main():
             return None
         near, others = (Nearest.among(training, *features) for features in looks.values())
-        self.draw_pairs(cascade, tokens, near)
-        paths = [self.dataset.image_key(index) for index in self.training]
-        return summarize(near, others, paths, self.folder.pairs.name)
+        self.draw_pairs(cascade, tokens[-1], near)
+        return replace(summarize(near, others, self.paths, self.folder.pairs.name), layout=layout)
+
+    @property
+    def paths(self) -> list[str]:
+        """Those of the training images."""
+        return [self.dataset.image_key(index) for index in self.training]
+
+    def layout(self, cascade: Cascade, tokens: list[torch.Tensor]) -> results.Novelty | None:
+        """How near samples come to training images by the tokens of all stages but the finest; None without such."""
+        if len(cascade.stages) == 1:
+            return None
+        held_out = self.coarse_tokens(cascade, self.held_out[: self.number])
+        mirrored = self.run.maps is not None and self.run.maps.flipped.any()
+        known = [self.coarse_tokens(cascade, self.training, flip) for flip in ((False, True) if mirrored else (False,))]
+        if not distributed.is_main():
+            return None
+        samples = torch.cat(tokens[1:-1], 1).cpu()
+        near, others = (Nearest.by_tokens(torch.cat(known), part) for part in (samples, held_out))
+        return summarize(near, others, self.paths * len(known))
+
+    def coarse_tokens(self, cascade: Cascade, indices: np.ndarray, mirrored: bool = False) -> torch.Tensor:
+        """The tokens (N, T) of images, or of their mirror images, in all stages but the finest; in process 0."""
+        own = [torch.empty(0, sum(stage.config.fine.length for stage in cascade.stages[:-1]), dtype=torch.int32)]
+        for images in progress(self.batches(indices), unit="batch", desc="coarse tokens"):
+            own.append(torch.cat(cascade.tokens(images.flip(-1) if mirrored else images)[1:-1], 1).int().cpu())
+        whole = distributed.gather_rows(torch.cat(own))
+        return own[0] if whole is None else whole
 
     def draw_pairs(self, cascade: Cascade, tokens: torch.Tensor, near: Nearest) -> None:
         """Write the picture of the samples that are nearest to a training image, each below that image."""

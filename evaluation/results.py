@@ -69,13 +69,14 @@ class Nearness:
 class Novelty:
     """How near samples come to training images, and how near held-out images do."""
 
-    threshold: float  # below it, an image is a near copy
+    threshold: float  # within it, an image is a near copy
     samples: Nearness
     share_low: float  # of the 95 % interval of the samples' share, given the threshold
     share_high: float
     held_out: Nearness  # whose share follows from the threshold
-    pairs: str  # the name of the picture
+    pairs: str  # the name of the picture, empty without one
     nearest: tuple[Match, ...]  # of all samples, the nearest first
+    layout: "Novelty | None" = None  # the same by coarse tokens: a distance is the share of them that differ
 
 
 @dataclass(frozen=True)
@@ -122,12 +123,6 @@ def markdown(results: Results) -> str:
         kernel = f"{row.kernel:.4f} ({row.kernel_low:.4f} to {row.kernel_high:.4f})"
         frechet = f"{row.frechet:.1f} ({row.frechet_low:.1f} to {row.frechet_high:.1f})"
         distances.append([row.name, kernel, frechet, f"{row.precision:.3f}", f"{row.recall:.3f}", f"{row.edges:.2f}"])
-    novelty = ""
-    if (near := results.novelty) is not None:
-        interval = f" ({near.share_low:.1%} to {near.share_high:.1%})"
-        rows = ("samples", near.samples, interval), ("test images", near.held_out, "")
-        rows = [[name, f"{part.median_distance:.2f}", f"{part.share:.1%}{extra}"] for name, part, extra in rows]
-        novelty = _table(["median distance to the nearest training image", f"nearer than {near.threshold:.2f}"], rows)
     parts = [
         f"{results.num_images} images in each set, of {results.num_held_out} test images; "
         f"{results.num_training} training images; seed {results.seed}. Features: {results.extractor}.",
@@ -135,10 +130,25 @@ def markdown(results: Results) -> str:
         _table(["PSNR (dB)", "SSIM"], fidelity),
         _table(["tokens per image", "bits per image"], costs),
         _table(["kernel distance", "Fréchet distance", "precision", "recall", "edges"], distances),
-        novelty,
+        *_novelty(results.novelty),
         "\n".join(["Not evaluated:", "", *(f"- {line}" for line in results.missing)]) if results.missing else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _novelty(measured: Novelty | None) -> list[str]:
+    """The tables of novelty by features and, if it is there, by layout."""
+    tables = []
+    heads = ("median distance to the nearest training image", "nearer than {:.2f}", "{:.2f}")
+    while measured is not None:
+        distance, near, number = heads
+        extra = f" ({measured.share_low:.1%} to {measured.share_high:.1%})"
+        rows = ("samples", measured.samples, extra), ("test images", measured.held_out, "")
+        rows = [[name, number.format(part.median_distance), f"{part.share:.1%}{end}"] for name, part, end in rows]
+        tables.append(_table([distance, near.format(measured.threshold)], rows))
+        heads = ("median share of other coarse tokens than the nearest training image has", "at most {:.1%}", "{:.1%}")
+        measured = measured.layout
+    return tables
 
 
 def _table(columns: list[str], rows: list[list[object]]) -> str:

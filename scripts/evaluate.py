@@ -1,4 +1,4 @@
-"""Measure a trained run on its test images, which no step has learned from and no setting was chosen by.
+"""Measure a trained run on its test images, which no step has learned from and no checkpoint was chosen by.
 
 Reads the folder of scripts.train_cascade, as far as it has come. Writes evaluation.json, table.md with the same
 numbers as tables, and pairs.png: the samples that are nearest to a training image, each below that image.
@@ -7,7 +7,7 @@ numbers as tables, and pairs.png: the samples that are nearest to a training ima
 - the bits that a test image costs: its condition, its label if it has one, and its tokens in each stage
 - kernel and Fréchet distance to test images, with 95 % intervals, and precision and recall: of as many training images,
   the floor, of their reconstructions before and after quantization, which limit samples, and of samples
-- novelty: how many samples are nearer to a training image than 99 % of the test images are
+- novelty: how many samples are nearer to a training image than 99 % of the test images are, by features and by layout
 
 Needs `pip install -r requirements-eval.txt`.
 

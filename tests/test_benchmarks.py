@@ -180,13 +180,13 @@ def test_the_search_keeps_the_temperatures_with_the_smallest_distance(tiny_run, 
 
 def test_the_benchmark_of_intervals_deals_sets_that_share_no_image(faces, tiny_run, rows_of):
     rows = rows_of("intervals", tiny_run, "--dataset-path", faces, DEALS=2)
-    assert [row[0] for row in rows] == ["kernel"] * 3 + ["Fréchet"] * 3
-    assert [row[1] for row in rows] == ["floor", "tilted", "quantized"] * 2
+    assert [row[0] for row in rows] == ["kernel"] * 4 + ["Fréchet"] * 4
+    assert [row[1] for row in rows] == ["floor", "tilted a little", "tilted much", "quantized"] * 2
     assert all(float(cell) > 0 for row in rows for cell in row[3:5])
     dealt = [*intervals.deal(50, 6, 0)]
     scores = intervals.along_first_component(torch.arange(900.0)[:, None] * torch.tensor([0.6, 0.8])).float()
     assert scores.std() == pytest.approx(1) and scores.argsort(descending=scores[0] > 0).tolist() == [*range(900)]
-    tilted = [*intervals.tilted_deal(scores, 100, 0)]
+    tilted = [*intervals.tilted_deal(scores, 100, 0, 1.0)]
     for pairs, number, size in ((dealt, 4, 6), (tilted, 3, 100)):
         indices = torch.cat([part for pair in pairs for part in pair]).tolist()
         assert len(pairs) == number and len(set(indices)) == len(indices) == 2 * number * size
