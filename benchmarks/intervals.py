@@ -1,6 +1,6 @@
 """Whether the standard errors behind the intervals of scripts.evaluate are right: those claimed beside the true ones.
 
-    python -m benchmarks.intervals out/demo-avatars    # takes about twenty minutes on one thread
+    python -m benchmarks.intervals out/demo-avatars    # takes about half an hour on one thread
 
 Reads a folder that scripts.train_cascade has written, with at least a thousand images. Deals its images at random
 into disjoint sets, each of as many as there are validation images, and does so twenty times. Sets are compared in
@@ -32,7 +32,7 @@ from utils.runtime import cli
 BATCH = 64
 DEALS = 20
 # By eᵗ the odds of an image for a tilted set grow with each standard deviation along the component.
-TILTS = {"tilted a little": 0.65, "tilted much": 4.0}
+TILTS = {"tilted a little": 0.6, "tilted much": 2.0}
 Options = options(folder=RUN, dataset_path=IMAGES)
 
 

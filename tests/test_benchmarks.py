@@ -193,6 +193,13 @@ def test_the_benchmark_of_intervals_deals_sets_that_share_no_image(faces, tiny_r
     assert all(scores[drawn].mean() > 0.2 > scores[others].mean() for drawn, others in tilted)
 
 
+def test_the_benchmark_of_novelty_finds_the_copies_that_it_makes(faces, tiny_run, rows_of):
+    rows = rows_of("novelty", tiny_run, "--dataset-path", faces, COPIES=5)
+    starts = ["copies of the finest tokens", "sampled from stage 2 on", "sampled from stage 1 on", "moved by 2 pixels"]
+    assert [row[0] for row in rows] == starts
+    assert rows[0][1:] == ["5", "5", "5"] and rows[1][3] == "5"
+
+
 def test_a_task_of_the_demo_has_its_recipe_and_the_changes(tiny_run):
     usual, _ = stages.demo_task(tiny_run, "transformer_1")
     task, tokens = stages.demo_task(tiny_run, "transformer_1", {"in_dim": 64}, 0.5, batch_size=4)
