@@ -89,7 +89,8 @@ def main(argv: list[str] | None = None) -> None:
     deals = [list(deal(len(dataset), size, seed)) for seed in range(DEALS)]
     rows = {"floor": (real, deals)}
     for name, tilt in TILTS.items():
-        rows[name] = real, [list(tilted_deal(scores, size, seed, tilt)) for seed in range(DEALS)]
+        tilted = [list(tilted_deal(scores, size, seed, tilt)) for seed in range(DEALS)]
+        rows[name] = real, [pairs[: min(map(len, tilted))] for pairs in tilted]  # as many of each deal
     rows["quantized"] = quantized, deals
     print(f"{size} images in a set, {sum(map(len, deals))} pairs of sets; of tilted ones, fewer.\n")
     print_head("", "", "mean", "true standard error", "claimed / true", "intervals that hold the mean")
