@@ -187,7 +187,7 @@ def test_the_benchmark_of_intervals_deals_sets_that_share_no_image(faces, tiny_r
     assert all(math.isfinite(float(row[2])) for row in few)
     dealt = [*intervals.deal(50, 6, 0)]
     scores = intervals.along_first_component(torch.arange(900.0)[:, None] * torch.tensor([0.6, 0.8])).float()
-    assert scores.std() == pytest.approx(1) and scores.argsort(descending=scores[0] > 0).tolist() == [*range(900)]
+    assert scores.std() == pytest.approx(1) and scores.argsort(descending=bool(scores[0] > 0)).tolist() == [*range(900)]
     tilted = [*intervals.tilted_deal(scores, 100, 0, 1.0)]
     for pairs, number, size in ((dealt, 4, 6), (tilted, 3, 100)):
         indices = torch.cat([part for pair in pairs for part in pair]).tolist()
