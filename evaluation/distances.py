@@ -44,21 +44,35 @@ def mean_and_root(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return mean, (features - mean) / (len(features) - 1) ** 0.5
 
 
-def kernel_influences(features: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """How much each image of both sets, (N,) and (N,), changes the kernel distance: the derivative by its weight × N.
+def kernel_variances(features: torch.Tensor, others: torch.Tensor) -> tuple[float, float]:
+    """The variance of the kernel distance between sets of at least 4 images: the parts of images and of pairs of them.
 
-    Constants are left out, since only the variance matters.
+    By Hoeffding's decomposition the distance is a sum over images plus one over pairs, which are uncorrelated. If both
+    sets are of one distribution, only pairs are left. The variance of a pair is that of a centred kernel: within a set
+    as Székely and Rizzo (2014) centre it, between sets as in an analysis of variance. That of an image is the variance
+    of its mean kernel without what pairs add to it, or 0 if this is negative by chance. Without this 0, the sum of both
+    is the unbiased estimate of Sutherland and Deka (2019).
     """
     first, second = features.double(), others.double()
-    between, influences = poly_kernel(first, second), []
+    between = poly_kernel(first, second)
+    centred = between - between.mean(1, keepdim=True) - between.mean(0) + between.mean()
+    shared = centred.square().sum() / ((len(first) - 1) * (len(second) - 1))
+    of_images, of_pairs = 0.0, 4 * shared / between.numel()
     for part, across in ((first, between), (second, between.T)):
+        number, other = across.shape
         within = poly_kernel(part, part).fill_diagonal_(0)
-        influences.append(2 * (within.sum(1) / (len(part) - 1) - across.mean(1)))
-    return tuple(influences)
+        rows = within.sum(1) / (number - 2)
+        centred = (within - rows[:, None] - rows + rows.sum() / (number - 1)).fill_diagonal_(0)
+        own = centred.square().sum() / (number * (number - 3))
+        of_images += 4 / number * ((rows - across.mean(1)).var() - own / (number - 2) - shared / other)
+        of_pairs += 2 * own / (number * (number - 1))
+    return max(float(of_images), 0.0), float(of_pairs)
 
 
 def frechet_influences(features: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same for the Fréchet distance.
+    """How much each image of both sets, (N,) and (N,), changes the Fréchet distance: the derivative by its weight × N.
+
+    Constants are left out, since only the variance matters.
 
     With ABᵀ = USVᵀ it is 2 (μ − ν)·(xᵢ − μ) + N (|Aᵢ|² − (USUᵀ)ᵢᵢ) for image i of the first set, since the derivative
     of the sum of singular values is UVᵀ.
@@ -73,40 +87,55 @@ def frechet_influences(features: torch.Tensor, others: torch.Tensor) -> tuple[to
     return tuple(influences)
 
 
-INFLUENCES = {kernel_distance: kernel_influences, frechet_distance: frechet_influences}
+def jackknife(features: torch.Tensor, others: torch.Tensor) -> float:
+    """The variance of the Fréchet distance by the infinitesimal jackknife (Jaeckel 1972), as of a mean over images."""
+    return sum(float(part.var()) / len(part) for part in frechet_influences(features, others))
 
 
-def jackknife(distance: Distance, features: torch.Tensor, others: torch.Tensor) -> float:
-    """The variance of a distance by the infinitesimal jackknife (Jaeckel 1972): as if it were a mean over images."""
-    return sum(float(part.var()) / len(part) for part in INFLUENCES[distance](features, others))
-
-
-def deviation(
-    distance: Distance, features: torch.Tensor, others: torch.Tensor, seed: int, splits: int = SPLITS
-) -> float:
-    """The standard error of a distance between two sets that were drawn independently.
+def frechet_variance(features: torch.Tensor, others: torch.Tensor, seed: int, splits: int = SPLITS) -> float:
+    """The variance of the Fréchet distance.
 
     The variance of a mean over N images falls as 1/N; that of a distance between sets of one distribution falls as
     1/N², since only pairs of images matter. The jackknife counts each pair twice, once for each of its images (Efron
     and Stein 1981): if the variance falls as 1/Nᵖ, the jackknife gives p times the variance. On halves of the sets it
-    gives 2ᵖ times as much as on whole ones, which reveals p. `benchmarks/intervals.py` compares the result with the
-    truth. A bootstrap would repeat images, which both distances mistake for similarity.
+    gives 2ᵖ times as much as on whole ones, which reveals p. A bootstrap would repeat images, which the distance
+    mistakes for similarity.
     """
     generator, halves = torch.Generator().manual_seed(seed), []
     for _ in range(splits):
         orders = [torch.randperm(len(part), generator=generator) for part in (features, others)]
         for first, second in zip(*(order.split(len(order) // 2)[:2] for order in orders), strict=True):
-            halves.append(jackknife(distance, features[first], others[second]))
-    whole = jackknife(distance, features, others)
+            halves.append(jackknife(features[first], others[second]))
+    whole = jackknife(features, others)
     growth = sum(halves) / len(halves) / whole if whole else 2.0
-    return (whole / math.log2(min(max(growth, 2.0), 4.0))) ** 0.5
+    return whole / math.log2(min(max(growth, 2.0), 4.0))
+
+
+def deviation(distance: Distance, features: torch.Tensor, others: torch.Tensor, seed: int) -> float:
+    """The standard error of a distance between two sets that were drawn independently."""
+    if distance is kernel_distance:
+        return sum(kernel_variances(features, others)) ** 0.5
+    return frechet_variance(features, others, seed) ** 0.5
 
 
 def interval(distance: Distance, features: torch.Tensor, others: torch.Tensor, seed: int) -> tuple[float, float, float]:
-    """A distance and the 95 % interval around it."""
+    """A distance and the 95 % interval around it; `benchmarks/intervals.py` compares intervals with the truth.
+
+    That of the kernel distance holds all distances θ from which the measured one is within `Z` standard errors. The
+    part of images in its variance grows in proportion to θ, because it is a squared distance: one that is too small by
+    chance also has too small a standard error. Solving for θ, as Wilson (1927) does for a share, takes the standard
+    error at each end. A distance below the deviation of pairs is too uncertain to be divided by.
+    """
     value = distance(features, others)
-    margin = Z * deviation(distance, features, others, seed)
-    return value, value - margin, value + margin
+    if distance is not kernel_distance:
+        margin = Z * deviation(distance, features, others, seed)
+        return value, value - margin, value + margin
+    of_images, of_pairs = kernel_variances(features, others)
+    least = max(value, of_pairs**0.5)
+    slope = of_images / least if least > 0 else 0.0
+    middle = value + Z**2 * slope / 2
+    margin = Z * (of_pairs + slope * max(value, 0.0) + (Z * slope / 2) ** 2) ** 0.5
+    return value, middle - margin, middle + margin
 
 
 def precision_and_recall(features: torch.Tensor, real: torch.Tensor) -> tuple[float, float]:
@@ -132,10 +161,13 @@ def covered(points: torch.Tensor, manifold: torch.Tensor) -> float:
     return inside / len(points)
 
 
-def nearest(features: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Distance and index (N,) of the nearest of others (M, D) to each of the features (N, D); of equals the first."""
+def nearest(features: torch.Tensor, others: torch.Tensor, norm: float = 2.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Distance and index (N,) of the nearest of others (M, D) to each of the features (N, D); of equals the first.
+
+    By the norm 0, the distance is the number of features that differ.
+    """
     pairs = []
-    for row in in_blocks(features, others):
+    for row in in_blocks(features, others, norm):
         least = [block.min(1) for block in row]
         distance, number = torch.stack([part.values for part in least]).min(0)  # of its block
         place = torch.stack([part.indices for part in least]).gather(0, number[None])[0]
@@ -143,11 +175,11 @@ def nearest(features: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor,
     return tuple(map(torch.cat, zip(*pairs, strict=True)))
 
 
-def in_blocks(points: torch.Tensor, others: torch.Tensor) -> Iterator[Iterator[torch.Tensor]]:
+def in_blocks(points: torch.Tensor, others: torch.Tensor, norm: float = 2.0) -> Iterator[Iterator[torch.Tensor]]:
     """The distances of features (N, D) to others (M, D): for each block of `points`, those to each block of `others`.
 
-    Features stay float32 and become double only within a block. The distance of a copy is then 0 up to 1e-6, and
+    Features stay as they are and become double only within a block. The distance of a copy is then 0 up to 1e-6, and
     what is held in double grows with neither set.
     """
     for block in map(torch.Tensor.double, points.split(BLOCK)):
-        yield (torch.cdist(block, part.double()) for part in others.split(BLOCK))
+        yield (torch.cdist(block, part.double(), norm) for part in others.split(BLOCK))

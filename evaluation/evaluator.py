@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -146,10 +146,10 @@ class Evaluator:
         drawn = self.draw(Request(self.seed), number, results.SAMPLES) if cascade is not None else None
         novelty, known = None, {}
         if cascade is not None and len(cascade.stages) == len(self.run.settings):
-            tokens, book = drawn[0][-1], cascade.codebooks[-1]
+            tokens, book = drawn[0], cascade.codebooks[-1]
             every = self.features_after(self.training, book, results.QUANTIZED)
             sets[results.QUANTIZED] = every[:number]
-            sets[results.SAMPLES] = self.features(self.decoded(tokens), number, results.SAMPLES)
+            sets[results.SAMPLES] = self.features(self.decoded(tokens[-1]), number, results.SAMPLES)
             quantized = self.features_after(self.held_out[:number], book, QUANTIZED)
             novelty = self.novelty(cascade, tokens, sets[results.SAMPLES], every, quantized)
             known[len(cascade.stages) - 1] = sets[results.SAMPLES], sets[results.QUANTIZED], quantized
@@ -252,7 +252,7 @@ class Evaluator:
     def novelty(
         self,
         cascade: Cascade,
-        tokens: torch.Tensor,
+        tokens: list[torch.Tensor],
         samples: torch.Tensor,
         training: torch.Tensor,
         held_out: torch.Tensor,
@@ -268,15 +268,41 @@ class Evaluator:
         if self.run.maps is not None and self.run.maps.flipped.any():
             pairs = self.reconstructed(self.held_out[: self.number], cascade.codebooks[-1])
             quantized = (pictures for _, pictures in pairs)
-            for key, batches in ((results.SAMPLES, self.decoded(tokens)), (QUANTIZED, quantized)):
+            for key, batches in ((results.SAMPLES, self.decoded(tokens[-1])), (QUANTIZED, quantized)):
                 flipped = (part.flip(-1) for part in batches)
                 looks[key].append(self.features(flipped, self.number, f"mirrored {key}"))
+        layout = self.layout(cascade, tokens)
         if not distributed.is_main():
             return None
         near, others = (Nearest.among(training, *features) for features in looks.values())
-        self.draw_pairs(cascade, tokens, near)
-        paths, originals = (list(map(name, self.training)) for name in (self.dataset.image_key, self.dataset.original))
-        return summarize(near, others, paths, originals, self.folder.pairs.name)
+        self.draw_pairs(cascade, tokens[-1], near)
+        return replace(summarize(near, others, *self.names, self.folder.pairs.name), layout=layout)
+
+    @property
+    def names(self) -> tuple[list[str], list[str]]:
+        """The paths of the training images, and those of the files that they were made from."""
+        return tuple(list(map(name, self.training)) for name in (self.dataset.image_key, self.dataset.original))
+
+    def layout(self, cascade: Cascade, tokens: list[torch.Tensor]) -> results.Novelty | None:
+        """How near samples come to training images by the tokens of all stages but the finest; None without such."""
+        if len(cascade.stages) == 1:
+            return None
+        held_out = self.coarse_tokens(cascade, self.held_out[: self.number])
+        mirrored = self.run.maps is not None and self.run.maps.flipped.any()
+        known = [self.coarse_tokens(cascade, self.training, flip) for flip in ((False, True) if mirrored else (False,))]
+        if not distributed.is_main():
+            return None
+        samples = torch.cat(tokens[1:-1], 1).cpu()
+        near, others = (Nearest.by_tokens(torch.cat(known), part) for part in (samples, held_out))
+        return summarize(near, others, *(names * len(known) for names in self.names))
+
+    def coarse_tokens(self, cascade: Cascade, indices: np.ndarray, mirrored: bool = False) -> torch.Tensor:
+        """The tokens (N, T) of images, or of their mirror images, in all stages but the finest; in process 0."""
+        own = [torch.empty(0, sum(stage.config.fine.length for stage in cascade.stages[:-1]), dtype=torch.int32)]
+        for images in progress(self.batches(indices), unit="batch", desc="coarse tokens"):
+            own.append(torch.cat(cascade.tokens(images.flip(-1) if mirrored else images)[1:-1], 1).int().cpu())
+        whole = distributed.gather_rows(torch.cat(own))
+        return own[0] if whole is None else whole
 
     def draw_pairs(self, cascade: Cascade, tokens: torch.Tensor, near: Nearest) -> None:
         """Write the picture of the samples that are nearest to a training image, each below that image."""

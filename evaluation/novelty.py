@@ -1,4 +1,8 @@
-"""Novelty: how near samples come to training images, compared with how near held-out images come to them."""
+"""Novelty: how near samples come to training images, compared with how near held-out images come to them.
+
+Two measures: the distance of features sees copies of whole images, and the share of other coarse tokens sees layouts
+that are learned by heart, even if the finest stage fills them in another way.
+"""
 
 from dataclasses import dataclass
 
@@ -26,14 +30,20 @@ class Nearest:
         distance, look = distances.min(0)
         return cls(distance, indices.gather(0, look[None])[0], look == 1)
 
+    @classmethod
+    def by_tokens(cls, training: torch.Tensor, tokens: torch.Tensor) -> "Nearest":
+        """The nearest of training tokens (M, T) to these (N, T): the distance is the share of tokens that differ."""
+        number, index = nearest(tokens, training, 0.0)
+        return cls(number / tokens.shape[1], index, torch.zeros_like(index, dtype=torch.bool))
+
     @property
     def threshold(self) -> float:
-        """The distance below which 1 % of these images lie."""
+        """The distance within which 1 % of these images lie."""
         return float(self.distance.quantile(PERCENTILE))
 
     def nearness(self, threshold: float) -> Nearness:
-        """The median distance, and the share of images that are nearer than a distance."""
-        return Nearness(float(self.distance.median()), int((self.distance < threshold).sum()) / len(self.distance))
+        """The median distance, and the share of images within a distance, which may be that of many if it counts."""
+        return Nearness(float(self.distance.median()), int((self.distance <= threshold).sum()) / len(self.distance))
 
 
 def share_interval(count: int, number: int) -> tuple[float, float]:
@@ -47,7 +57,7 @@ def share_interval(count: int, number: int) -> tuple[float, float]:
     return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
-def summarize(samples: Nearest, held_out: Nearest, paths: list[str], originals: list[str], pairs: str) -> Novelty:
+def summarize(samples: Nearest, held_out: Nearest, paths: list[str], originals: list[str], pairs: str = "") -> Novelty:
     """The novelty of samples; `paths` are those of the training images, `pairs` is the name of the picture.
 
     `originals` are the paths of the files that the training images were made from, "" where that is not recorded.

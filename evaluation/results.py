@@ -108,18 +108,19 @@ class Nearness:
 class Novelty:
     """How near samples come to training images, and how near held-out images do."""
 
-    threshold: float  # below it, an image is a near copy
+    threshold: float  # within it, an image is a near copy
     samples: Nearness
     share_low: float  # of the 95 % interval of the samples' share, given the threshold
     share_high: float
     held_out: Nearness  # whose share follows from the threshold
-    pairs: str  # the name of the picture
+    pairs: str  # the name of the picture, empty without one
     nearest: tuple[Match, ...]  # of all samples, the nearest first
+    layout: "Novelty | None" = None  # the same by coarse tokens: a distance is the share of them that differ
 
     @property
     def near_copies(self) -> list[Match]:
         """The samples that are near copies, each with the training image that it looks like."""
-        return [match for match in self.nearest if match.distance < self.threshold]
+        return [match for match in self.nearest if match.distance <= self.threshold]
 
 
 @dataclass(frozen=True)
@@ -190,12 +191,6 @@ def markdown(results: Results) -> str:
         floor = _span(row, "floor", 4), share(row.floor_precision), share(row.floor_recall)
         test = "" if row.test_bits is None else f"{row.test_bits:.1f}"
         levels.append([row.name, *samples, *floor, _span(row, "bits", 1), test])
-    novelty = ""
-    if (near := results.novelty) is not None:
-        interval = f" ({near.share_low:.1%} to {near.share_high:.1%})"
-        rows = ("samples", near.samples, interval), (results.held_out, near.held_out, "")
-        rows = [[name, f"{part.median_distance:.2f}", f"{part.share:.1%}{extra}"] for name, part, extra in rows]
-        novelty = _table(["median distance to the nearest training image", f"nearer than {near.threshold:.2f}"], rows)
     parts = [
         f"{results.num_images} images in each set, of {results.num_held_out} {results.held_out}; "
         f"{results.num_training} training images; seed {results.seed}. Features: {results.extractor}.",
@@ -206,7 +201,7 @@ def markdown(results: Results) -> str:
         _table(["kernel distance", "Fréchet distance", "precision", "recall", "edges"], distances),
         results.by_level,
         _table(LEVEL_COLUMNS, levels),
-        novelty,
+        *_novelty(results),
         "\n".join(["Not evaluated:", "", *(f"- {line}" for line in results.missing)]) if results.missing else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -216,6 +211,21 @@ def _span(row: object, name: str, digits: int) -> str:
     """A number of a row and its interval."""
     value, low, high = (f"{getattr(row, f'{name}{end}'):.{digits}f}" for end in ("", "_low", "_high"))
     return f"{value} ({low} to {high})"
+
+
+def _novelty(results: Results) -> list[str]:
+    """The tables of novelty by features and, if it is there, by layout."""
+    measured, tables = results.novelty, []
+    heads = ("median distance to the nearest training image", "nearer than {:.2f}", "{:.2f}")
+    while measured is not None:
+        distance, near, number = heads
+        extra = f" ({measured.share_low:.1%} to {measured.share_high:.1%})"
+        rows = ("samples", measured.samples, extra), (results.held_out, measured.held_out, "")
+        rows = [[name, number.format(part.median_distance), f"{part.share:.1%}{end}"] for name, part, end in rows]
+        tables.append(_table([distance, near.format(measured.threshold)], rows))
+        heads = ("median share of other coarse tokens than the nearest training image has", "at most {:.1%}", "{:.1%}")
+        measured = measured.layout
+    return tables
 
 
 def _table(columns: list[str], rows: list[list[object]]) -> str:

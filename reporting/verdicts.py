@@ -223,15 +223,18 @@ def confidence(results: Results) -> Verdict | None:
 
 
 def novelty(measured: Novelty | None) -> Verdict | None:
-    """How many samples are near copies of training images."""
+    """How many samples are near copies of training images, or have their layout."""
     if measured is None:
         return None
-    samples, real = measured.samples, measured.held_out
-    multiple = 0.0 if samples.share <= FEW_COPIES else samples.share / max(real.share, 1e-6)
-    text = (
-        f"{samples.share:.1%} of the samples ({measured.share_low:.1%} to {measured.share_high:.1%}) are near copies "
-        f"of a training image, compared with {real.share:.1%} of the held-out images: "
-    )
+    text, multiple = "", 0.0
+    for near, likeness in ((measured, "are near copies"), (measured.layout, "have the layout")):
+        if near is not None:
+            share, real = near.samples.share, near.held_out.share
+            text += (
+                f"{share:.1%} of the samples ({near.share_low:.1%} to {near.share_high:.1%}) {likeness} of a training "
+                f"image, compared with {real:.1%} of the held-out images{': ' if near.layout is None else '; '}"
+            )
+            multiple = max(multiple, 0.0 if share <= FEW_COPIES else share / max(real, 1e-6))
     advice = "Use more images or more dropout, stop training earlier, or raise the temperature."
     meanings = (
         "the samples are new images",

@@ -1,4 +1,4 @@
-"""Measure a trained run on its test images, which no step has learned from and no setting was chosen by.
+"""Measure a trained run on its test images, which no step has learned from and no checkpoint was chosen by.
 
 Without test images it measures on validation images, and says so.
 
@@ -11,7 +11,7 @@ numbers as tables, and pairs.png: the samples that are nearest to a training ima
   the floor, of their reconstructions before and after quantization, which limit samples, and of samples
 - by levels: the samples' tokens of each stage among true tokens of test images, all decoded alike, beside those of
   training images, the floor; and how sure each stage is: the bits of its own samples beside those of test images
-- novelty: how many samples are nearer to a training image than 99 % of the test images are
+- novelty: how many samples are nearer to a training image than 99 % of the test images are, by features and by layout
 
 Needs `pip install -r requirements-eval.txt`.
 

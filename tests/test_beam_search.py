@@ -139,6 +139,7 @@ def test_draws_do_not_depend_on_other_images():
     assert ((five >= 0) & (five < 1)).all()
     assert torch.equal(uniform_draws(3, 1, range(3), 7, 4), five[:3])
     assert torch.equal(uniform_draws(3, 1, range(2, 5), 7, 4), five[2:])
+    assert not torch.equal(uniform_draws(3, 1, range(5), 7, 2)[..., 0], five[..., 0])  # but on the number of beams
 
 
 def test_every_seed_stage_and_image_has_draws_of_its_own():

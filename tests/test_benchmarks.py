@@ -205,12 +205,26 @@ def test_the_search_keeps_the_temperatures_with_the_smallest_distance(tiny_run, 
 
 def test_the_benchmark_of_intervals_deals_sets_that_share_no_image(faces, tiny_run, rows_of):
     rows = rows_of("intervals", tiny_run, "--dataset-path", faces, DEALS=2)
-    assert [row[0] for row in rows] == ["kernel", "kernel", "Fréchet", "Fréchet"]
-    assert [row[1] for row in rows] == ["floor", "quantized"] * 2
-    assert all(float(cell) > 0 for row in rows for cell in row[3:5])
+    assert [row[0] for row in rows] == ["kernel"] * 4 + ["Fréchet"] * 4
+    assert [row[1] for row in rows] == ["floor", "tilted a little", "tilted much", "quantized"] * 2
+    few = [row for row in rows if row[1].startswith("tilted")]  # one pair of a deal, which has no deviation
+    assert all(float(cell) > 0 for row in rows if row not in few for cell in row[3:5])
+    assert all(math.isfinite(float(row[2])) for row in few)
     dealt = [*intervals.deal(50, 6, 0)]
-    indices = torch.cat([part for pair in dealt for part in pair]).tolist()
-    assert len(dealt) == 4 and len(set(indices)) == len(indices) == 48
+    scores = intervals.along_first_component(torch.arange(900.0)[:, None] * torch.tensor([0.6, 0.8])).float()
+    assert scores.std() == pytest.approx(1) and scores.argsort(descending=bool(scores[0] > 0)).tolist() == [*range(900)]
+    tilted = [*intervals.tilted_deal(scores, 100, 0, 1.0)]
+    for pairs, number, size in ((dealt, 4, 6), (tilted, 3, 100)):
+        indices = torch.cat([part for pair in pairs for part in pair]).tolist()
+        assert len(pairs) == number and len(set(indices)) == len(indices) == 2 * number * size
+    assert all(scores[drawn].mean() > 0.2 > scores[others].mean() for drawn, others in tilted)
+
+
+def test_the_benchmark_of_novelty_finds_the_copies_that_it_makes(faces, tiny_run, rows_of):
+    rows = rows_of("novelty", tiny_run, "--dataset-path", faces, COPIES=5)
+    starts = ["copies of the finest tokens", "sampled from stage 2 on", "sampled from stage 1 on", "moved by 2 pixels"]
+    assert [row[0] for row in rows] == starts
+    assert rows[0][1:] == ["5", "5", "5"] and rows[1][3] == "5"
 
 
 def test_a_task_of_the_demo_has_its_recipe_and_the_changes(tiny_run):

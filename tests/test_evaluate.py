@@ -1,6 +1,7 @@
 """The evaluation's numbers against slow references, and scripts.evaluate on the tiny trained cascade."""
 
 import dataclasses
+import itertools
 import json
 import math
 import shutil
@@ -68,7 +69,25 @@ def test_the_influences_of_more_features_than_images_are_those_of_few_that_vary(
         assert part == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
-@pytest.mark.parametrize("shift", [0.0, 0.7], ids=["one distribution", "two"])
+@pytest.mark.parametrize("numbers", [(4, 4), (5, 4)])
+def test_the_variance_of_the_kernel_distance_is_unbiased(numbers):
+    """As D² less the mean of D₁·D₂ over all D₁, D₂ that share no image, which is an unbiased estimate of E(D)²."""
+    x, y = normal(numbers[0], 3, 0), normal(numbers[1], 3, 1, 1.5, 2.0)
+    kernel = lambda a, b: float(a @ b / 3 + 1) ** 3  # noqa: E731
+
+    def distance(a, b):
+        within = [kernel(p, q) for part in (a, b) for p, q in itertools.permutations(part, 2)]
+        pairs = len(a) * (len(a) - 1)
+        between = [kernel(p, q) for p in a for q in b]
+        return sum(within[:pairs]) / pairs + sum(within[pairs:]) / len(within[pairs:]) - 2 * sum(between) / len(between)
+
+    fours = [itertools.permutations(part, 4) for part in (x, y)]
+    both = [distance(a[:2], b[:2]) * distance(a[2:], b[2:]) for a, b in itertools.product(*fours)]
+    of_images, of_pairs = distances.kernel_variances(x, y)
+    assert of_images > 0 and of_images + of_pairs == pytest.approx(distance(x, y) ** 2 - sum(both) / len(both))
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.25, 0.7], ids=["one distribution", "near ones", "two"])
 @pytest.mark.parametrize("distance", [kernel_distance, frechet_distance], ids=["kernel", "Fréchet"])
 def test_the_deviation_is_that_over_many_sets(distance, shift):
     pairs = [(normal(60, 8, 2 * seed), normal(60, 8, 2 * seed + 1, 1.0, shift)) for seed in range(150)]
@@ -77,12 +96,22 @@ def test_the_deviation_is_that_over_many_sets(distance, shift):
     assert claimed / true == pytest.approx(1, abs=0.2)
 
 
-def test_an_interval_is_around_the_distance_and_depends_on_the_seed_alone():
+@pytest.mark.parametrize("shift", [0.4, 1.4])
+def test_intervals_of_small_distances_hold_the_true_one(shift):
+    """The first feature varies most, and the sets differ in it, as those of tilted images do."""
+    spread, gap = torch.tensor([2.0] + [1.0] * 7), torch.tensor([shift] + [0.0] * 7)
+    pairs = [(normal(60, 8, 2 * seed, spread), normal(60, 8, 2 * seed + 1, spread, gap)) for seed in range(300)]
+    value, low, high = np.transpose([interval(kernel_distance, *pair, seed=0) for pair in pairs])
+    assert 0.92 < np.mean((low <= value.mean()) & (value.mean() <= high)) < 0.98
+
+
+def test_an_interval_is_around_the_distance():
     x, y = normal(30, 4, 0), normal(30, 4, 1, 1.2)
     value, low, high = interval(kernel_distance, x, y, 0)
-    assert value == kernel_distance(x, y)
-    assert value - low == pytest.approx(high - value) and low < value < high
-    assert interval(kernel_distance, x, y, 0) == (value, low, high) != interval(kernel_distance, x, y, 1)
+    assert value == kernel_distance(x, y) and low < value < high
+    value, low, high = interval(frechet_distance, x, y, 0)
+    assert value == frechet_distance(x, y) and value - low == pytest.approx(high - value) and low < value < high
+    assert interval(frechet_distance, x, y, 0) == (value, low, high) != interval(frechet_distance, x, y, 1)
     alike = torch.ones(6, 4)  # without any variance
     for distance in (kernel_distance, frechet_distance):
         assert interval(distance, alike, alike, 0) == pytest.approx((0, 0, 0), abs=1e-9)
@@ -163,9 +192,9 @@ def test_the_nearest_are_those_of_a_full_search(block, monkeypatch):
 def test_memory_does_not_grow_with_the_sets(monkeypatch):
     shapes, cdist = [], torch.cdist
 
-    def watched(a, b):
+    def watched(a, b, norm):
         shapes.append((len(a), len(b)))
-        return cdist(a, b)
+        return cdist(a, b, norm)
 
     monkeypatch.setattr(distances, "BLOCK", 16)
     monkeypatch.setattr(torch, "cdist", watched)
@@ -333,7 +362,7 @@ def test_novelty_names_the_nearest_training_image_of_every_sample(evaluated, fac
     dataset = ImageDataset(faces)
     training = {dataset.image_key(index) for index in dataset.split(BOUNDS).training}
     assert {row["image_path"] for row in measured["nearest"]} <= training
-    assert measured["samples"]["share"] == np.mean(np.array(distances) < measured["threshold"])
+    assert measured["samples"]["share"] == np.mean(np.array(distances) <= measured["threshold"])
     assert measured["held_out"]["share"] <= 1 / content["num_images"]
     assert 0 <= measured["share_low"] <= measured["samples"]["share"] <= measured["share_high"] <= 1
     picture = Image.open(out / measured["pairs"])
@@ -361,6 +390,31 @@ def test_a_cascade_that_writes_training_images_by_heart_is_found_out(tiny_run, f
     match = content["novelty"]["nearest"][0]
     line = f"sample {match['sample']} looks like the training image {match['original_path']} (distance 0.00)"
     assert line in capsys.readouterr().out and match["original_path"].startswith("IMG ")
+    assert [row["distance"] for row in content["novelty"]["layout"]["nearest"]] == [0.0] * number
+
+
+def test_layouts_by_heart_are_found_where_the_finest_tokens_are_others(tiny_run, faces, tmp_path, monkeypatch):
+    def by_heart(self, *_):
+        true = self.cascade.tokens(self.dataset[self.training[: self.number]])
+        tokens = [*true[:-1], (true[-1] + 1) % len(self.cascade.codebooks[-1])]
+        return tokens, torch.zeros(len(tokens[0]), len(tokens) - 1)
+
+    monkeypatch.setattr(Evaluator, "draw", by_heart)
+    novelty = run_on(tiny_run, faces, tmp_path)["novelty"]
+    layout, number = novelty["layout"], len(novelty["nearest"])
+    assert layout["samples"] == {"median_distance": 0.0, "share": 1.0} and novelty["samples"]["share"] < 0.5
+    assert 1 / number < layout["share_low"] and layout["held_out"]["median_distance"] > 0
+    assert (layout["pairs"], layout["layout"]) == ("", None)
+    assert "| 0.0% | 100.0% (" in (tmp_path / "table.md").read_text()
+
+
+def test_the_nearest_by_tokens_share_most_tokens():
+    training = torch.tensor([[1, 2, 3, 4], [9, 9, 9, 9]])
+    tokens = torch.tensor([[1, 2, 3, 9], [9, 8, 7, 6], [5, 5, 5, 5]])
+    near = Nearest.by_tokens(training, tokens)
+    assert near.distance.tolist() == [0.25, 0.75, 1.0] and near.index.tolist() == [0, 1, 0]
+    equal = Nearest.by_tokens(training, training)  # all at the threshold, which is 0
+    assert equal.nearness(equal.threshold).share == 1
 
 
 def test_the_file_has_its_public_keys_and_the_table_its_numbers(evaluated):
@@ -375,7 +429,7 @@ def test_the_file_has_its_public_keys_and_the_table_its_numbers(evaluated):
         "name", "kernel", "kernel_low", "kernel_high", "precision", "recall", "floor", "floor_low", "floor_high",
         "floor_precision", "floor_recall", "num_drawn", "bits", "bits_low", "bits_high", "test_bits",
     ]  # fmt: skip
-    novelty_keys = ["threshold", "samples", "share_low", "share_high", "held_out", "pairs", "nearest"]
+    novelty_keys = ["threshold", "samples", "share_low", "share_high", "held_out", "pairs", "nearest", "layout"]
     assert list(content["novelty"]) == novelty_keys
     assert list(content["novelty"]["samples"]) == ["median_distance", "share"]
     assert list(content["novelty"]["nearest"][0]) == ["sample", "image_path", "distance", "original_path"]

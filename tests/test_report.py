@@ -430,6 +430,15 @@ def test_a_stage_whose_samples_are_cheap_is_overconfident(bits, grade, tmp_path)
     assert (f"Samples of stage 1 at temperature 1 cost {bits:.1f} bits" in verdict.text) == (bits < 20)
 
 
+def test_layouts_that_are_learned_by_heart_are_judged_like_copies(tmp_path):
+    by_features = EVALUATION["novelty"] | {"samples": {"median_distance": 4.5, "share": 0.01}}
+    layout = EVALUATION["novelty"]["layout"]
+    for novelty, grade in ((by_features, "poor"), (by_features | {"layout": None}, "good")):
+        judgement = judged(tmp_path, evaluation=EVALUATION | {"novelty": novelty})["Novelty"]
+        assert judgement.grade == grade
+        assert (f"{layout['samples']['share']:.1%} of the samples" in judgement.text) == (grade == "poor")
+
+
 def test_samples_near_the_best_that_they_can_be_are_good(tmp_path):
     rows = [row | {"kernel": 0.15, "kernel_high": 0.17} for row in EVALUATION["distances"]]
     assert judged(tmp_path, evaluation=EVALUATION | {"distances": rows})["Samples"].grade == verdicts.GOOD

@@ -53,7 +53,8 @@ class SamplingConfig:
 def uniform_draws(seed: int, stage: int, images: range, length: int, num_beam: int) -> torch.Tensor:
     """Uniform numbers in [0, 1) for the tokens of some images, (N, length, num_beam).
 
-    Each is a function of (seed, image, stage, token, beam) and does not depend on the other images.
+    Each is a function of (seed, image, stage, token, beam, num_beam) and does not depend on the other images. Another
+    `num_beam` changes all of them, also those of the first beam.
     """
     draws = [torch.rand(length, num_beam, generator=image_generator(seed, stage, image)) for image in images]
     return torch.stack(draws)
