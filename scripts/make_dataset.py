@@ -1,4 +1,4 @@
-"""Turn a folder of images into a data set: square RGB PNGs and a dataset.json that names them.
+"""Turn a folder of images into a data set: RGB PNGs of one size and a dataset.json that names them.
 
 Reads BMP, GIF (first frame), JPEG, PNG, TIFF and WebP at any depth; sub-folder names become labels. Images with the
 same pixels are written once; unreadable ones are skipped and listed in OUT_DIR/skipped.txt. The same command again goes
@@ -30,9 +30,10 @@ from utils.core.files import UserError, remove_unnamed, write_file
 from utils.core.lock import lock
 from utils.core.options import option, parse_options
 from utils.core.provenance import check, same
+from utils.core.size import Size
 from utils.data.checksums import checksum, is_whole
 from utils.data.dataset_json import write_dataset
-from utils.data.images import SUFFIXES, WHITE, Colour, fit_square, image_files, open_rgb
+from utils.data.images import SUFFIXES, WHITE, Colour, fit_to, image_files, open_rgb
 from utils.data.journal import Journal
 from utils.data.records import read_dataset
 from utils.data.shards import write_shard
@@ -42,6 +43,7 @@ from utils.runtime.parent import watch_parent
 from utils.runtime.progress import progress
 
 Item = TypeVar("Item")
+SIZE_MEANING = "width and height of the PNGs: 96x64, or 64 for a square"
 
 
 def colour(text: str) -> Colour:
@@ -69,8 +71,12 @@ class Options(DataOptions):
     """Options of scripts.make_dataset."""
 
     folder: Path = option("folder of images, at any depth", positional=True)
-    image_size: int = option("width and height of the PNGs", 128, low=1)
-    fit: str = option("`crop` the centre to a square, or `pad` to one", "crop", choices=("crop", "pad"))
+    image_size: Size = option(SIZE_MEANING, Size(128, 128), convert=Size.parse)
+    fit: str = option(
+        "for images of another shape: `crop` their centre, `pad` them with the background, or `stretch` them",
+        "crop",
+        choices=("crop", "pad", "stretch"),
+    )
     background: Colour = option("colour under transparency and padding", WHITE, convert=colour, shown="white")
     shards: int | None = option(
         "write tar files of as many images, in the layout of WebDataset, in the place of a file for each image",
@@ -86,9 +92,9 @@ class Options(DataOptions):
     )
 
 
-def read_square(options: Options, path: Path) -> Image.Image:
+def read_fitted(options: Options, path: Path) -> Image.Image:
     """The image file as the options want it."""
-    return fit_square(open_rgb(path, options.background), options.image_size, options.fit, options.background)
+    return fit_to(open_rgb(path, options.background), options.image_size, options.fit, options.background)
 
 
 def write_images(
@@ -252,13 +258,14 @@ def main(argv: list[str] | None = None) -> None:
         return record | ({"group": name} if (name := group(path)) else {})
 
     given = {name: getattr(options, name) for name in ("image_size", "fit", "background", "group_by", "shards")}
+    given["image_size"] = options.image_size.plain
     settings = {"folder": str(source)} | {name: value for name, value in given.items() if value is not None}
     path = options.out_dir / "dataset.json"
     with lock(options.out_dir):
         is_made(path, settings, options.overwrite)
         summary = write_images(
             files,
-            partial(read_square, options),
+            partial(read_fitted, options),
             describe,
             options.out_dir,
             options.num_workers,
