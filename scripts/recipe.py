@@ -69,7 +69,7 @@ def fmap_shape(recipe: Recipe, config: AutoencoderConfig) -> tuple[int, int, int
     all grids can divide.
     """
     size, scale = recipe.image_size, 2**config.num_layers
-    books = [read_json(path) for path in recipe.folder.glob("codebook_[0-9]*.json")]
+    books = [read_json(recipe.folder / f"{stage.replace('transformer', 'codebook')}.json") for stage in recipe.stages]
     patches = [[book.get(f"patch_{axis}") for book in books] for axis in "WH"]
     known = [[side for side in sides if type(side) is int and 0 < side <= MOST] for sides in patches]
     nearest = size.multiples(*(scale * math.lcm(*sides) for sides in known))
