@@ -24,7 +24,6 @@ from models.som.learner import MapLearner, draw_sample, sample_size
 from models.som.order import arrange
 from models.som.pictures import save_map
 from models.som.statistics import Statistics, decoded_psnr, table, take_census
-from utils.core.config import load_config
 from utils.core.files import UserError
 from utils.core.options import option, parse_options
 from utils.data.batches import BatchLoader, chunks, steps_per_epoch
@@ -73,8 +72,8 @@ class MapTask(Task):
 
     def __init__(self, options: Options, device: torch.device) -> None:
         self.options, self.device = options, device
-        self.config = load_config(options.config_path, CodebookConfig)
         self.dataset = FeatureMapDataset(options.dataset_path, options.out_dir)
+        self.config = CodebookConfig.load(options.config_path, self.dataset.shape)
         self.autoencoder = Autoencoder.load(options.decoder_path).to(device)
         self.origin = self.autoencoder.origin
         self.dataset.check_origin(self.origin)

@@ -39,8 +39,9 @@ from utils.data.split import Bounds
 from utils.runtime import cli
 from utils.runtime.device import peak_memory
 
-# Patch size, units, steps, and feature maps to train on, chosen so that there are at most 275,000 patches.
-SIZES = ((16, 64, 250, None), (4, 512, 800, None), (2, 512, 256, 4096), (1, 512, 96, 1024))
+# Patch size (None: the whole map), units, steps, and feature maps to train on, chosen so that there are at most 275,000
+# patches.
+SIZES = ((None, 64, 250, None), (4, 512, 800, None), (2, 512, 256, 4096), (1, 512, 96, 1024))
 OTHERS = ((4, 512), (8, 512))  # patch size and units of the runs in batches of 8; the final radii take the first
 BATCH = 64  # feature maps per step, as in the demo
 SEEDS = (0, 1, 2)
@@ -179,16 +180,18 @@ def benchmark(path: Path) -> None:
     parts = tqdm(chunks(indices, 256), desc="reading", leave=False)
     maps, test = torch.cat([dataset[part] for part in parts]), dataset[split.test]
     channels, height, width = dataset.shape
-    if any(side % patch for patch, *_ in SIZES for side in (height, width)):
-        raise UserError(f"{path}: holds feature maps of {height}×{width}; give those of the demo, 16×16")
+    largest = math.lcm(*(patch for patch, *_ in (*SIZES, *OTHERS) if patch))
+    if height % largest or width % largest:
+        raise UserError(f"{path}: holds feature maps of {width}×{height}; give some whose sides {largest} divides")
 
-    def cut(patch: int, number: int, most: int | None = None) -> Data:
-        config = CodebookConfig(1e-4, height, width, channels, patch, patch, number, 200)
+    def cut(patch: int | None, number: int, most: int | None = None) -> Data:
+        config = CodebookConfig(1e-4, height, width, channels, patch or height, patch or width, number, 200)
         return Data(config, maps[:most], test)
 
     for patch, number, steps, most in SIZES:
         data = cut(patch, number, most)
-        title = f"{path}: patch {patch}, {number} units, {len(data.patches):,} patches of {data.config.dim} numbers"
+        sides = f"{data.config.patch_W}×{data.config.patch_H}"
+        title = f"{path}: patch {sides}, {number} units, {len(data.patches):,} patches of {data.config.dim} numbers"
         print_table(title, compare(data, steps))
     data, steps = cut(*OTHERS[0]), 3 * steps_per_epoch(len(maps), BATCH)
     smooth = {f"{radius:g}": replace(data, config=replace(data.config, final_radius=radius)) for radius in RADII}

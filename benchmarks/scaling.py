@@ -18,10 +18,9 @@ import torch
 from benchmarks.common import CPU, options, print_head, print_row
 from benchmarks.stages import num_parameters
 from models.autoencoder import Autoencoder, AutoencoderConfig
-from models.codebook import CodebookConfig
 from models.stage import NEAR, Stage, StageConfig
 from models.transformer import Grid, TransformerConfig
-from scripts.recipe import options_of
+from scripts.recipe import load_configs, options_of
 from train_autoencoder import reconstruction_loss
 from utils.core.config import load_config
 from utils.core.options import option, parse_options
@@ -56,9 +55,11 @@ def trainings(recipe: Recipe) -> Iterator[Training]:
     """All trainings of a recipe by gradients, in bfloat16, wherever they are counted."""
     recipe = recipe.change(("autoencoder", "decoder", *recipe.stages), precision="bf16")
     run = RunFolder(Path("unread"), len(recipe.stages))
-    configs = [load_config(recipe.folder / f"{book.name}.json", CodebookConfig) for book in run.codebooks]
-    grids = [Grid(*config.grid, config.num_embeddings) for config in configs]  # before pruning
-    for step in steps_of(run, recipe, Path("unread")):
+    steps = steps_of(run, recipe, Path("unread"))
+    configs = load_configs(recipe, steps)
+    books = [configs[book.name] for book in run.codebooks]
+    grids = [Grid(*book.grid, book.num_embeddings) for book in books]  # before pruning
+    for step in steps:
         if step.script == "train_autoencoder":
             learner, example = autoencoder(recipe, step)
         elif step.script == "train_quantized_transformer":
@@ -74,7 +75,8 @@ def trainings(recipe: Recipe) -> Iterator[Training]:
 def autoencoder(recipe: Recipe, step: Step) -> tuple[GradientLearner, Batch]:
     """The learner of an autoencoder, or of its decoder alone, and a batch to count."""
     config, size = load_config(step.inputs["config_path"], AutoencoderConfig), recipe.image_size
-    model, images = Autoencoder(config).to(memory_format=torch.channels_last), torch.zeros(COUNTED, 3, size, size)
+    model = Autoencoder(config).to(memory_format=torch.channels_last)
+    images = torch.zeros(COUNTED, 3, size.height, size.width)
     model.encoder.requires_grad_(step.name != "decoder")
     cells, compute = math.prod(model.fmap_shape(images.shape[1:])[1:]), partial(reconstruction_loss, measure=model.loss)
     return GradientLearner(model, compute, config, options_of(recipe, step), 1, CPU, model.kernels, cells), images

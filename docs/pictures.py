@@ -3,7 +3,9 @@
 Writes to docs/images. The demos must have been run before:
 
     python scripts/demo.py; python scripts/demo.py --source openmoji; python scripts/demo.py --size 128
-    .venv/bin/python -m docs.pictures out/demo-avatars out/demo-openmoji out/demo-128-avatars
+    .venv/bin/python -m docs.pictures out/demo-avatars out/demo-openmoji out/demo-128-avatars out/portraits
+
+docs/scaling.md has the commands that make out/portraits.
 """
 
 import argparse
@@ -26,6 +28,7 @@ IMAGES = Path(__file__).parent / "images"
 SHOWN = (3, 8, 15, 21, 30)  # held-out faces
 GROUPS = ("flags", "people-body", "food-drink", "smileys-emotion")
 WALK = (50, 12)  # units of the condition codebook
+PORTRAITS = 7  # of each kind
 GAP = 8  # pixels between the images that were given and those that were generated
 
 
@@ -100,16 +103,27 @@ def draw_steps(trained: TrainedRun, images: torch.Tensor) -> None:
         save_grid(torch.cat([images, *rows]), IMAGES / f"avatars_{name}.png", columns=len(images))
 
 
+def draw_portraits(run: RunFolder, scratch: Path) -> None:
+    """Draw held-out portraits, and below them generated ones."""
+    dataset = ImageDataset(run.images)
+    held_out = dataset[dataset.split(TrainedRun(run, torch.device("cpu")).bounds).test[:PORTRAITS]]
+    generated = generate(run, scratch, "--num-images", len(held_out))
+    save_grid(torch.cat([held_out, generated]), IMAGES / "portraits.png", columns=len(held_out))
+
+
 def main() -> None:
     """Make all pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("avatars", type=Path, help="folder that scripts/demo.py wrote")
     parser.add_argument("openmoji", type=Path, help="folder that scripts/demo.py --source openmoji wrote")
     parser.add_argument("large", type=Path, help="folder that scripts/demo.py --size 128 wrote")
+    parser.add_argument("portraits", type=Path, help="folder of the run of portrait-64x96")
     args = parser.parse_args()
-    avatars, openmoji, large = map(RunFolder.open, (args.avatars, args.openmoji, args.large))
+    runs = (args.avatars, args.openmoji, args.large, args.portraits)
+    avatars, openmoji, large, portraits = map(RunFolder.open, runs)
     copy_pictures(avatars, openmoji, large)
     generate_pictures(avatars, avatars.path / "pictures")
+    draw_portraits(portraits, portraits.path / "pictures")
     labelled = generate(openmoji, openmoji.path / "pictures/labels", "--num-images", 24, "--label", *GROUPS)
     save_grid(labelled, IMAGES / "openmoji_labels.png", columns=len(GROUPS))
 

@@ -15,6 +15,7 @@ from utils.core.config import build_config
 from utils.core.files import UserError
 from utils.core.options import check_ranges, option
 from utils.core.provenance import Origin
+from utils.core.size import Size
 from utils.data.split import Learned
 from utils.runs.checkpoint import build_model, fingerprint, load_checkpoint
 from utils.runtime.draws import draw
@@ -187,9 +188,10 @@ class Autoencoder(nn.Module):
     def check_image(self, shape: tuple[int, int, int], where: Path) -> None:
         """Raise `UserError` if images (3, H, W) cannot be halved `num_layers` times."""
         if shape[1] % self.scale or shape[2] % self.scale:
-            advice = f"give sizes divisible by {self.scale}, or fewer 'num_layers'"
-            times = self.config.num_layers
-            raise UserError(f"{where}: images of {shape[1]}×{shape[2]} cannot be halved {times} times; {advice}")
+            size, times = Size.of(shape), self.config.num_layers
+            nearest = " or ".join(map(str, size.multiples(self.scale, self.scale)))
+            problem = f"images of {size.shown} cannot be halved {times} times ('num_layers')"
+            raise UserError(f"{where}: {problem}; make them {nearest}, the nearest sizes that can")
 
 
 def _noise(like: torch.Tensor, number: int) -> torch.Tensor:

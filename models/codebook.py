@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from models.patches import patchify, unpatchify
-from utils.core.config import build_config
+from utils.core.config import build_config, read_json
 from utils.core.files import UserError
 from utils.core.options import check_ranges, option
 from utils.core.provenance import Origin, check_origin
@@ -27,10 +27,12 @@ class CodebookConfig:
     """The JSON keys of a codebook."""
 
     model_lr: float = option("least fraction of the distance by which a patch moves its unit", above=0, below=1)
-    image_H: int = option("height of the feature maps", low=1)
-    image_W: int = option("width of the feature maps", low=1)
-    image_C: int = option("channels of the feature maps", low=1)
-    patch_H: int = option("height of a patch", low=1)
+    image_H: int = option("height of the feature maps", low=1, unset="that of the data")
+    image_W: int = option("width of the feature maps", low=1, unset="that of the data")
+    image_C: int = option("channels of the feature maps", low=1, unset="that of the data")
+    patch_H: int = option(
+        "height of a patch; leave out both for a condition codebook, whose patch is the whole map", low=1
+    )
     patch_W: int = option("width of a patch", low=1)
     num_embeddings: int = option("units of the map before pruning; all units together hold at most 2²² numbers", low=2)
     neighbourhood_step: int = option(
@@ -49,6 +51,14 @@ class CodebookConfig:
             raise ValueError(
                 f"'num_embeddings' is {self.num_embeddings}, expected at most {most} for patches of {self.dim} numbers"
             )
+
+    @classmethod
+    def load(cls, path: Path, shape: tuple[int, ...]) -> "CodebookConfig":
+        """Read a JSON config for feature maps of a shape (C, H, W), from which the sizes that it leaves out follow."""
+        values, sizes = read_json(path), dict(zip(("image_C", "image_H", "image_W"), shape, strict=True))
+        if values.keys().isdisjoint(("patch_H", "patch_W")):  # a patch is the whole map
+            sizes |= {"patch_H": shape[1], "patch_W": shape[2]}
+        return build_config(cls, sizes | values, str(path))
 
     @property
     def dim(self) -> int:
@@ -113,7 +123,7 @@ class Codebook(nn.Module):
         """Raise `UserError` naming the file of the codebook if it is for feature maps of another shape or origin."""
         if shape != self.fmap_shape:
             shapes = f"is for feature maps of {self.fmap_shape} (C, H, W), the data set holds {shape}"
-            raise UserError(f"{path}: {shapes}; correct 'image_C', 'image_H' and 'image_W' in its config")
+            raise UserError(f"{path}: {shapes}; leave 'image_C', 'image_H' and 'image_W' out of its config")
         check_origin(path, self.origin, origin)
 
     @property

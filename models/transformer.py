@@ -63,6 +63,11 @@ class Grid:
                 raise ValueError(f"{field.name!r} is {getattr(self, field.name)}, expected 1 to {LARGEST}")
 
     @property
+    def shown(self) -> str:
+        """For people to read, as sizes of images: width × height."""
+        return f"{self.width}×{self.height}"
+
+    @property
     def length(self) -> int:
         """Tokens in the grid."""
         return self.height * self.width

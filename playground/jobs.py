@@ -100,8 +100,7 @@ class PictureJob(Job):
         for level, (tokens, scores) in enumerate(stages):
             self.activity = "saving"  # once the last level is there; else what is written then
             if level < len(self.cascade.stages):
-                fine = self.cascade.stages[level].config.fine
-                self.activity = f"writing stage {level}: {fine.height}×{fine.width} tokens"
+                self.activity = f"writing stage {level}: {self.cascade.stages[level].config.fine.shown} tokens"
             yield level, tokens[:number], scores[:number]
 
     def _show(self, images: torch.Tensor, level: int) -> None:

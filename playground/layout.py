@@ -11,6 +11,7 @@ from playground.jobs import Sheet
 from playground.page_request import FIELDS, MAX_NUMBER, Model, label_choices, recipe_values
 from playground.uploads import MOST_BYTES
 from playground.worker import Picture, Session
+from utils.core.size import Size
 
 HERE = Path(__file__).parent
 STEPS = (2, 60)  # of a walk
@@ -65,12 +66,12 @@ class Layout:
 
     def __init__(self, model: Model, first_map: Path) -> None:
         self.model, self.cascade = model, model.cascade
-        height, width = self.cascade.image_size
-        self.ratio, self.first_map = f"{width} / {height}", first_map
-        grids = [f"{stage.config.fine.height}×{stage.config.fine.width}" for stage in self.cascade.stages]
+        size = Size.of(self.cascade.image_size)
+        self.ratio, self.first_map = f"{size.width} / {size.height}", first_map
+        grids = [stage.config.fine.shown for stage in self.cascade.stages]
         gr.HTML(
             f"<h1>{escape(model.path.resolve().name)}</h1>"
-            f"<p>This model makes pictures of {width}×{height} pixels from coarse to fine: a condition, one of "
+            f"<p>This model makes pictures of {size.shown} pixels from coarse to fine: a condition, one of "
             f"{len(self.cascade.codebooks[0])} units of a map, then tokens in {len(grids)} stages "
             f"({', '.join(grids)}). Everything runs on the machine that serves this page; "
             "nothing is sent anywhere else.</p>",
@@ -119,8 +120,8 @@ class Layout:
                 which = ", ".join(str(number) for number, can_guide in enumerate(guided) if not can_guide)
                 gr.HTML(f"<p>No guidance in stage {which}: trained without <code>condition_dropout</code>.</p>")
             for number, (stage, config) in enumerate(zip(self.cascade.stages, self.cascade.configs, strict=True)):
-                grid, values = stage.config.fine, recipe_values(config)
-                gr.HTML(f"<h3>Stage {number}: {grid.height}×{grid.width} tokens</h3>")
+                values = recipe_values(config)
+                gr.HTML(f"<h3>Stage {number}: {stage.config.fine.shown} tokens</h3>")
                 with gr.Row(elem_classes="numbers"):
                     for (key, name), value in zip(FIELDS.items(), values, strict=True):
                         whole = {"precision": 0} if "beam" in key else {"step": 0.05}

@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 from utils.core.files import UserError
-from utils.data.images import fit, open_rgb
+from utils.core.size import Size
+from utils.data.images import fit_to, open_rgb
 
 MOST_BYTES = 20 * 10**6
 MOST_PIXELS = 32 * 10**6
@@ -37,12 +38,12 @@ def read_upload(path: Path, name: str, size: tuple[int, int]) -> tuple[Image.Ima
         image = open_rgb(path, most_pixels=MOST_PIXELS)
     except UserError as error:
         raise UserError(f"{name}: {str(error).removeprefix(f'{path}: ')}") from None
-    (width, height), (rows, columns) = image.size, size
-    if (height, width) == size:
+    given, target = Size(*image.size), Size.of(size)
+    if given == target:
         return image, ""
-    has_shape = width * rows == height * columns
-    part = "it" if has_shape else "its central square" if rows == columns else "its centre"
-    return fit(image, size), f"{name} is {width}×{height}; {part} was scaled to {columns}×{rows}"
+    has_shape = given.width * target.height == given.height * target.width
+    part = "it" if has_shape else "its central square" if target.width == target.height else "its centre"
+    return fit_to(image, target), f"{name} is {given.shown}; {part} was scaled to {target.shown}"
 
 
 def inside(path: str, folder: Path) -> Path:

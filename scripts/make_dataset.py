@@ -1,4 +1,4 @@
-"""Turn a folder of images into a data set: square RGB PNGs and a dataset.json that names them.
+"""Turn a folder of images into a data set: RGB PNGs of one size and a dataset.json that names them.
 
 Reads AVIF, BMP, GIF (first frame), HEIC, JPEG, PNG, TIFF and WebP at any depth; sub-folder names become labels. Images
 with the same pixels are written once; unreadable ones are skipped and listed in OUT_DIR/skipped.txt, files of other
@@ -29,11 +29,12 @@ from PIL import Image, ImageColor
 from scripts import few_images, groups, near_duplicates
 from utils.core.files import UserError, remove_unnamed, write_file
 from utils.core.lock import lock
-from utils.core.options import MOST_SIDE, MOST_WORKERS, option, parse_options
+from utils.core.options import MOST_WORKERS, option, parse_options
 from utils.core.provenance import check, same
+from utils.core.size import Size
 from utils.data.checksums import checksum, is_whole
 from utils.data.dataset_json import write_dataset
-from utils.data.images import CHECKER, TRANSPARENT, WHITE, Background, fit_square, image_files, open_rgb
+from utils.data.images import CHECKER, TRANSPARENT, WHITE, Background, fit_to, image_files, open_rgb
 from utils.data.journal import Journal
 from utils.data.records import read_dataset
 from utils.data.shards import HEIF_SUFFIXES, SUFFIXES, write_shard
@@ -44,6 +45,7 @@ from utils.runtime.progress import progress
 
 MOST_ENDINGS = 8  # that are printed of files that are ignored
 Item = TypeVar("Item")
+SIZE_MEANING = "width and height of the PNGs: 96x64, or 64 for a square"
 
 
 def colour(text: str) -> Background:
@@ -73,8 +75,12 @@ class Options(DataOptions):
     """Options of scripts.make_dataset."""
 
     folder: Path = option("folder of images, at any depth", positional=True)
-    image_size: int = option("width and height of the PNGs", 128, low=1, high=MOST_SIDE)
-    fit: str = option("`crop` the centre to a square, or `pad` to one", "crop", choices=("crop", "pad"))
+    image_size: Size = option(SIZE_MEANING, Size(128, 128), convert=Size.parse)
+    fit: str = option(
+        "for images of another shape: `crop` their centre, `pad` them with the background, or `stretch` them",
+        "crop",
+        choices=("crop", "pad", "stretch"),
+    )
     background: Background = option(
         "colour under transparency and padding, or `checker` to see them", WHITE, convert=colour, shown="white"
     )
@@ -92,12 +98,12 @@ class Options(DataOptions):
     )
 
 
-def read_square(options: Options, path: Path) -> Image.Image:
+def read_fitted(options: Options, path: Path) -> Image.Image:
     """The image file as the options want it; `info[TRANSPARENT]` is that of `open_rgb`."""
     image = open_rgb(path, options.background)
-    square = fit_square(image, options.image_size, options.fit, options.background)
-    square.info[TRANSPARENT] = image.info[TRANSPARENT]
-    return square
+    fitted = fit_to(image, options.image_size, options.fit, options.background)
+    fitted.info[TRANSPARENT] = image.info[TRANSPARENT]
+    return fitted
 
 
 def write_images(
@@ -291,6 +297,7 @@ def main(argv: list[str] | None = None) -> None:
         return record | ({"group": name} if (name := group(path)) else {})
 
     given = {name: getattr(options, name) for name in ("image_size", "fit", "background", "group_by", "shards")}
+    given["image_size"] = options.image_size.plain
     settings = {"folder": str(source)} | {name: value for name, value in given.items() if value is not None}
     path = options.out_dir / "dataset.json"
     with lock(options.out_dir):
@@ -300,7 +307,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{count_ignored(others)}; all are listed in {ignored}")
         summary = write_images(
             files,
-            partial(read_square, options),
+            partial(read_fitted, options),
             describe,
             options.out_dir,
             options.num_workers,

@@ -3,6 +3,7 @@
 import utils.runtime.threads  # noqa: F401
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -11,31 +12,27 @@ from models.autoencoder import AutoencoderConfig
 from models.codebook import CodebookConfig
 from models.requests import load_generation_config
 from models.transformer import TransformerConfig
-from utils.core.config import load_config, refuse_unknown
+from utils.core.config import load_config, read_json, refuse_unknown
 from utils.core.files import UserError
 from utils.core.options import ScriptOptions, parse_options, words_of
+from utils.core.size import MOST, Size
 from utils.data.dataset import ImageDataset
 from utils.runs.chain import Recipe, Step
 from utils.runs.folders import CONDITION, RunFolder
 
-CONFIGS = {
-    "train_autoencoder": AutoencoderConfig,
-    "train_codebook": CodebookConfig,
-    "train_quantized_transformer": TransformerConfig,
-}
 IDLE = ("log_step", "num_workers", "keep_checkpoint", "save_minutes", "tensorboard")  # may change later
 Plans = dict[str, dict[str, object]]  # by the names of steps: all options that their results depend on
 
 
 def check(recipe: Recipe, steps: Sequence[Step], run: RunFolder, generation: Path) -> Plans:
     """The plan of each step; raises `UserError` naming the file, perhaps the config `generation`, and the wrong key."""
-    plans, configs = {}, {}
+    plans = {}
     for step in steps:
         options_of(recipe, step)
         plans[step.name] = {key: value for key, value in step.settings.items() if key not in IDLE}
-        if step.script in CONFIGS:
-            configs[step.name] = load_config(step.inputs["config_path"], CONFIGS[step.script])
-            plans[step.name] |= {repr(key): value for key, value in dataclasses.asdict(configs[step.name]).items()}
+    configs = load_configs(recipe, steps)
+    for name, config in configs.items():
+        plans[name] |= {repr(key): value for key, value in dataclasses.asdict(config).items()}
     check_sizes(recipe, run, configs)
     plans["generate"] |= check_generation(generation, steps, run)
     return plans
@@ -50,24 +47,53 @@ def options_of(recipe: Recipe, step: Step) -> ScriptOptions:
     return parse_options(cls, "", words_of(step.options | {"out_dir": step.folder.path}), where)
 
 
+def load_configs(recipe: Recipe, steps: Sequence[Step]) -> dict[str, object]:
+    """The config of each model, by the name of its step; raises `UserError` as `check` does."""
+    configs, shape = {}, ()
+    for step in steps:
+        path = step.inputs.get("config_path")
+        if step.script == "train_autoencoder":
+            configs[step.name] = load_config(path, AutoencoderConfig)
+            shape = fmap_shape(recipe, configs[step.name])
+        elif step.script == "train_codebook":
+            configs[step.name] = CodebookConfig.load(path, shape)
+        elif step.script == "train_quantized_transformer":
+            configs[step.name] = load_config(path, TransformerConfig)
+    return configs
+
+
+def fmap_shape(recipe: Recipe, config: AutoencoderConfig) -> tuple[int, int, int]:
+    """The shape (C, H, W) of the feature maps of a recipe's images.
+
+    Raises `UserError` naming the nearest sizes of images that the autoencoder can halve and whose maps the patches of
+    all grids can divide.
+    """
+    size, scale = recipe.image_size, 2**config.num_layers
+    books = [read_json(recipe.folder / f"{stage.replace('transformer', 'codebook')}.json") for stage in recipe.stages]
+    patches = [[book.get(f"patch_{axis}") for book in books] for axis in "WH"]
+    known = [[side for side in sides if type(side) is int and 0 < side <= MOST] for sides in patches]
+    nearest = size.multiples(*(scale * math.lcm(*sides) for sides in known))
+    if nearest != [size]:
+        halved = f"autoencoder.json halves images {config.num_layers} times ('num_layers')"
+        why = f"{halved}, and the patches of each codebook ('patch_H', 'patch_W') must divide its feature maps"
+        expected = " or ".join(map(str, nearest))
+        raise UserError(f"{recipe.path}: 'image_size' is {size}, the nearest that fit are {expected}: {why}")
+    return config.latent_channel, size.height // scale, size.width // scale
+
+
 def check_sizes(recipe: Recipe, run: RunFolder, configs: dict[str, object]) -> None:
     """Raise `UserError` unless the codebooks cut up the feature maps that the autoencoder makes of the images."""
-    autoencoder = configs["autoencoder"]
-    side, rest = divmod(recipe.image_size, 2**autoencoder.num_layers)
-    if rest or side < 1:
-        expected = f"expected a multiple of {2**autoencoder.num_layers}"
-        why = f"autoencoder.json halves it {autoencoder.num_layers} times ('num_layers')"
-        raise UserError(f"{recipe.path}: 'image_size' is {recipe.image_size}, {expected}: {why}")
-    shape = {"image_C": autoencoder.latent_channel, "image_H": side, "image_W": side}
+    shape = fmap_shape(recipe, configs["autoencoder"])
     for book in run.codebooks:
         path, config = recipe.folder / f"{book.name}.json", configs[book.name]
-        for key, expected in shape.items():
+        for key, expected in zip(("image_C", "image_H", "image_W"), shape, strict=True):
             if (value := getattr(config, key)) != expected:
-                why = f"as autoencoder.json makes feature maps of images of {recipe.image_size} pixels"
-                raise UserError(f"{path}: {key!r} is {value}, expected {expected}, {why}")
+                why = f"as autoencoder.json makes feature maps of images of {recipe.image_size.shown} pixels"
+                raise UserError(f"{path}: {key!r} is {value}, expected {expected}, {why}; leave the key out")
         if book.level == CONDITION and config.grid != (1, 1):
-            sizes = f"'patch_H' and 'patch_W' are {config.patch_H} and {config.patch_W}, expected {side}"
-            raise UserError(f"{path}: {sizes}: a patch of the condition codebook is a whole feature map")
+            sizes = f"'patch_H' and 'patch_W' are {config.patch_H} and {config.patch_W}"
+            advice = "a patch of the condition codebook is a whole feature map, so leave them out"
+            raise UserError(f"{path}: {sizes}, expected {shape[1]} and {shape[2]}: {advice}")
     for stage in run.transformers[1:]:
         if configs[stage.name].use_labels:
             advice = "is for the base stage, whose tokens pass the label on; leave the key out"
@@ -93,8 +119,8 @@ def check_generation(path: Path, steps: Sequence[Step], run: RunFolder) -> dict[
 def open_images(recipe: Recipe, dataset: Path) -> ImageDataset:
     """The data set of a recipe; raises `UserError` unless its images have the right size."""
     images, size = ImageDataset(dataset), recipe.image_size
-    if images.shape[1:] != (size, size):
-        sizes = f"{images.shape[2]}×{images.shape[1]} ({images.path(0)}), but 'image_size' in {recipe.path} is {size}"
-        advice = f"make the images with --image-size {size}, or give another recipe"
+    if (held := Size.of(images.shape)) != size:
+        sizes = f"{held.shown} ({images.path(0)}), but 'image_size' in {recipe.path} is {size}"
+        advice = f"make the images with --image-size {size}, or give a recipe whose 'image_size' is {held}"
         raise UserError(f"{dataset}: holds images of {sizes}; {advice}")
     return images

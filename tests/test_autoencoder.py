@@ -117,8 +117,9 @@ def test_noise_on_the_feature_map_is_for_training_only():
 def test_an_image_that_cannot_be_halved_is_named(tmp_path):
     model = build(num_layers=3)
     model.check_image((3, 16, 24), tmp_path)
-    for shape in ((3, 16, 20), (3, 20, 16)):
-        with pytest.raises(UserError, match=f"faces.json: images of {shape[1]}×{shape[2]} cannot be halved 3 times"):
+    for shape, size, larger in (((3, 16, 20), "20×16", "24x16"), ((3, 20, 16), "16×20", "16x24")):
+        line = f"faces.json: images of {size} cannot be halved 3 times .*; make them 16 or {larger}, the nearest sizes"
+        with pytest.raises(UserError, match=line):
             model.check_image(shape, tmp_path / "faces.json")
 
 

@@ -13,7 +13,7 @@ from models.autoencoder import AutoencoderConfig
 from models.codebook import CodebookConfig
 from models.requests import GenerationConfig, load_generation_config
 from models.transformer import TransformerConfig
-from scripts.recipe import check
+from scripts.recipe import check, load_configs
 from utils.core.config import build_config, load_config
 from utils.core.files import UserError
 from utils.core.options import _scalar
@@ -217,7 +217,7 @@ def test_values_that_do_not_go_together_are_named(cls, changes, expected, tmp_pa
     assert expected in refused(tmp_path / "config.json", cls, dict(PUBLIC)[cls] | changes)
 
 
-RECIPES = ["demo-64", "gpu-128", "gpu-256", "laptop-128", "reference-128", "tiny-32"]
+RECIPES = ["demo-64", "gpu-128", "gpu-256", "laptop-128", "portrait-64x96", "reference-128", "tiny-32"]
 FILES = ["autoencoder", "codebook_0", "codebook_1", "codebook_2", "codebook_cond", "generate", "recipe"]
 FILES += ["transformer_0", "transformer_1", "transformer_2"]
 
@@ -230,11 +230,11 @@ def test_a_recipe_is_complete_and_its_parts_fit(name, tmp_path):
     recipe, run = Recipe.find(name), RunFolder(tmp_path, 3)
     steps = steps_of(run, recipe, tmp_path / "dataset.json")
     check(recipe, steps, run, folder / "generate.json")
+    configs = load_configs(recipe, steps)
     assert name.endswith(f"-{recipe.image_size}")
     assert [step.name for step in steps if step.section in recipe.settings] == [step.name for step in steps]
     assert "decoder" in recipe.settings
-    books = [load_config(folder / f"{book.name}.json", CodebookConfig) for book in run.codebooks]
-    lengths = [math.prod(book.grid) for book in books]
+    lengths = [math.prod(configs[book.name].grid) for book in run.codebooks]
     assert lengths == sorted(set(lengths))
     stages = load_generation_config(folder / "generate.json")
     assert len(stages) == 3

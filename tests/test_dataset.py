@@ -111,6 +111,10 @@ def test_a_bad_image_is_named(number, damage, tmp_path):
     # Which of two sizes is wrong is not for us to say: the first image decides.
     named = tmp_path / "images" / "1.png" if damage == "another size" else bad
     assert str(refused.value).startswith(f"{named}: ")
+    if damage == "another size":
+        sizes = ("8×8", "6×4") if number else ("6×4", "8×8")
+        advice = f"make all one size with scripts.make_dataset --image-size {'6x4' if number else '8'}"
+        assert str(refused.value).endswith(": is {}, the first image is {}; {}".format(*sizes, advice))
 
 
 def test_images_of_feature_maps_are_theirs_and_mirrored_with_them(tiny_run, faces):

@@ -18,6 +18,7 @@ from tests.helpers.reports import change_attempt
 from tests.helpers.scripts import TINY, run_main
 from tests.test_train_cascade import recipe_of
 from utils.core.files import UserError
+from utils.core.size import Size
 from utils.runs.chain import Recipe, Step, folders_in
 from utils.runtime.child import Attendant
 from utils.runtime.progress import duration
@@ -37,7 +38,7 @@ RECIPE = Recipe(
         "transformer_2": {"max_epoch": 1},
         "generate": {"num_images": 4},
     },
-    image_size=32,
+    image_size=Size(32, 32),
 )
 PLAN = {"seconds_per_step": 0.5, "checkpoint": 2 * GIB, "seconds_per_checkpoint": 3.0}
 COUNTED = {"batch": 16, "memory": GIB, "memory_per_image": GIB / 8}
@@ -135,7 +136,7 @@ def test_images_of_another_size_are_refused_before_anything_runs(faces, monkeypa
     monkeypatch.setattr(dry_run, "run_steps", None)
     monkeypatch.setattr(dry_run, "check", lambda *_: None)  # which would name the codebooks
     with pytest.raises(UserError, match=f"{faces}: holds images of 32×32"):
-        dry_run.estimate(replace(RECIPE, image_size=64), faces, None)
+        dry_run.estimate(replace(RECIPE, image_size=Size(64, 64)), faces, None)
 
 
 def play(attendant, command, **_):

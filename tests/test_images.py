@@ -10,6 +10,7 @@ from PIL import Image
 
 from utils.core.config import read_json
 from utils.core.files import UserError
+from utils.core.size import Size
 from utils.data import images
 from utils.data.checksums import is_whole
 from utils.data.feature_maps import read_map
@@ -17,7 +18,7 @@ from utils.data.images import (
     CHECKER,
     HEAT,
     TRANSPARENT,
-    fit_square,
+    fit_to,
     heat_map,
     image_files,
     open_rgb,
@@ -100,7 +101,7 @@ def test_transparency_is_told_from_an_alpha_channel_and_shown_by_a_checker(tmp_p
         [grey, grey, WHITE, WHITE],
     ]
     assert open_rgb(tmp_path / "opaque.png", CHECKER).getcolors() == [(512, RED)]
-    padded = np.asarray(fit_square(open_rgb(tmp_path / "opaque.png"), 16, "pad", CHECKER))
+    padded = np.asarray(fit_to(open_rgb(tmp_path / "opaque.png"), Size(16, 16), "pad", CHECKER))
     assert {tuple(pixel) for pixel in padded[0]} == {WHITE, grey}
 
 
@@ -205,27 +206,34 @@ def test_what_is_no_image_is_named(name, tmp_path, monkeypatch):
         open_rgb(tmp_path / name)
 
 
-def test_crop_keeps_the_central_square():
+@pytest.mark.parametrize("width", [2, 4, 6])
+def test_crop_keeps_the_largest_part_in_the_centre_that_has_the_shape(width):
     wide = Image.new("RGB", (8, 4), RED)
-    wide.paste(BLUE, (2, 0, 6, 4))
-    assert fit_square(wide, 4).getcolors() == [(16, BLUE)]
-    assert fit_square(wide.transpose(Image.Transpose.ROTATE_90), 4).getcolors() == [(16, BLUE)]
+    wide.paste(BLUE, (4 - width // 2, 0, 4 + width // 2, 4))
+    assert fit_to(wide, Size(width, 4)).getcolors() == [(width * 4, BLUE)]
+    assert fit_to(wide.transpose(Image.Transpose.ROTATE_90), Size(4, width)).getcolors() == [(width * 4, BLUE)]
 
 
-def test_pad_keeps_the_whole_image_in_the_middle():
-    padded = np.asarray(fit_square(Image.new("RGB", (8, 4), RED), 4, "pad", BLUE))
-    assert (padded[1:3] == RED).all()
-    assert (padded[[0, 3]] == BLUE).all()
+def test_pad_keeps_the_whole_image_in_the_middle_and_stretch_fills_the_size_with_it():
+    image = Image.new("RGB", (8, 4), RED)
+    for size, rows in (("4", slice(1, 3)), ("4x6", slice(2, 4)), ("16x10", slice(1, 9))):
+        padded = np.asarray(fit_to(image, Size.parse(size), "pad", BLUE))
+        expected = np.full_like(padded, BLUE)
+        expected[rows] = RED
+        assert np.array_equal(padded, expected)
+    image.paste(BLUE, (0, 0, 4, 4))
+    stretched = np.asarray(fit_to(image, Size(8, 12), "stretch"))
+    assert (stretched[:, 0] == BLUE).all() and (stretched[:, -1] == RED).all()
 
 
-@given(st.integers(1, 200), st.integers(1, 200), st.integers(1, 40), st.sampled_from(["crop", "pad"]))
-def test_any_shape_fits_any_square(width, height, size, fit):
-    assert fit_square(Image.new("RGB", (width, height)), size, fit).size == (size, size)
+@given(*[st.integers(1, 200)] * 2, *[st.integers(1, 40)] * 2, st.sampled_from(["crop", "pad", "stretch"]))
+def test_any_shape_fits_any_other(width, height, columns, rows, fit):
+    assert fit_to(Image.new("RGB", (width, height)), Size(columns, rows), fit).size == (columns, rows)
 
 
 def test_large_images_are_averaged_not_sampled():
     board = np.indices((800, 800)).sum(0) % 2 * 255
-    small = np.asarray(fit_square(Image.fromarray(np.stack([board] * 3, -1).astype(np.uint8)), 8), dtype=int)
+    small = np.asarray(fit_to(Image.fromarray(np.stack([board] * 3, -1).astype(np.uint8)), Size(8, 8)), dtype=int)
     assert np.abs(small - 127.5).max() <= 1
 
 

@@ -27,6 +27,7 @@ def test_every_picture_is_made_anew_from_a_run(tiny_run, faces, tmp_path, monkey
     monkeypatch.setattr(generate_images, "STEPS", 2)
     pictures.copy_pictures(*[RunFolder(run)] * 3)
     pictures.generate_pictures(RunFolder(run), tmp_path / "scratch")
+    pictures.draw_portraits(RunFolder(run), tmp_path / "scratch")
     assert {path.name for path in images.iterdir()} == kept - BY_HAND - BY_LABEL
     # Two faces of 32 pixels and their frames, a gap, and ten rows of what was made of them.
     assert read_image(images / "avatars_completed.png").shape == (3, 36 + pictures.GAP + 10 * 34 + 2, 2 * 34 + 2)

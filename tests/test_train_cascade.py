@@ -222,11 +222,20 @@ MISTAKES = [  # a file, its changes, and the line
     ("recipe", {"prune__keep": 3}, "recipe.json: 'prune': argument --keep: not allowed with"),
     ("recipe", {"feature_maps__flip": True}, "recipe.json: 'flip' in 'feature_maps': is a setting of the whole recipe"),
     ("recipe", {"decoder__model_path": "x"}, "recipe.json: 'decoder': --resume goes on with"),
-    ("recipe", {"image_size": 31}, "recipe.json: 'image_size' is 31, expected a multiple of 4"),
-    ("recipe", {"image_size": 64}, "codebook_cond.json: 'image_H' is 8, expected 16"),
-    ("autoencoder", {"latent_channel": 3}, "codebook_cond.json: 'image_C' is 4, expected 3"),
+    ("recipe", {"image_size": 31}, "recipe.json: 'image_size' is 31, the nearest that fit are 16 or 32: autoencoder.j"),
+    ("recipe", {"image_size": "32x50"}, "recipe.json: 'image_size' is 32x50, the nearest that fit are 32x48 or 32x64"),
+    ("recipe", {"image_size": "9x100"}, "recipe.json: 'image_size' is 9x100, the nearest that fit are 16x96 or 16x112"),
+    *(
+        ("recipe", {"image_size": size}, f"recipe.json: 'image_size': {size!r} is not a size; expected WIDTHxHEIGHT")
+        for size in ("0x5", "64x", "abcx3", "", 0, -64, 10**9, "8193", "64 x 96", "64x96x3")
+    ),
+    ("recipe", {"image_size": [64, 96]}, "recipe.json: 'image_size' is [64, 96], expected a whole number or a string"),
+    ("recipe", {"image_size": True}, "recipe.json: 'image_size' is True, expected a whole number or a string"),
+    ("codebook_0", {"patch_H": 3}, "recipe.json: 'image_size' is 32, the nearest that fit are 32x24 or 32x36: autoen"),
+    ("codebook_0", {"patch_W": None}, "codebook_0.json: missing key 'patch_W'; add it"),
+    ("codebook_0", {"image_C": 3}, "codebook_0.json: 'image_C' is 3, expected 4"),
     ("codebook_0", {"image_W": 16}, "codebook_0.json: 'image_W' is 16, expected 8"),
-    ("codebook_cond", {"patch_W": 4}, "codebook_cond.json: 'patch_H' and 'patch_W' are 8 and 4"),
+    ("codebook_cond", {"patch_H": 8, "patch_W": 4}, "codebook_cond.json: 'patch_H' and 'patch_W' are 8 and 4, expect"),
     ("transformer_0", {"in_dm": 8}, "transformer_0.json: unknown key 'in_dm'"),
     ("generate", {"0__top": 1}, "generate.json: stage 0: unknown key 'top'"),
     ("generate", {"1": {}}, "generate.json: stage 1: missing key 'model_path'"),
@@ -269,6 +278,10 @@ def test_images_of_another_size_and_names_of_nothing_are_refused(chain, tmp_path
     line = chain.refused()
     assert line.startswith(f"error: {chain.dataset}: holds images of 16×16 (")
     assert f"'image_size' in {chain.recipe}/recipe.json is 32; make the images with --image-size 32" in line
+    chain.edit("recipe", image_size="16x32")
+    assert "is 16x32; make the images with --image-size 16x32, or give a recipe whose 'image_size' is 16" in (
+        chain.refused()
+    )
     chain.arguments[1] = str(tmp_path / "none.json")
     assert "none.json: no such data set" in chain.refused()
     chain.arguments[0] = "no-such"

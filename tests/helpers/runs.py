@@ -6,6 +6,7 @@ import train_autoencoder
 import train_codebook
 import train_quantized_transformer
 from tests.helpers.scripts import TINY
+from utils.core.size import Size
 from utils.data.split import Bounds
 from utils.runs.chain import Recipe
 from utils.training.gradient import GradientTask
@@ -38,7 +39,7 @@ SMALL = Recipe(
         **{f"transformer_{number}": TRAINING | {"max_step": 10, "test_num_sample": 4} for number in range(3)},
         "generate": {"num_images": 4, "batch_size": 4},
     },
-    image_size=32,
+    image_size=Size(32, 32),
 )
 
 

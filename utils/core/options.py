@@ -40,7 +40,7 @@ class Option:
     high: float | None = None  # the largest allowed value
     below: float | None = None  # the value must be below this
     choices: Iterable[str] | None = None
-    unset: str = ""  # what happens without the flag, if its default is None
+    unset: str = ""  # what happens without the flag or key, if that is no value of its own
     shown: str | None = None  # the default as shown in help, if it differs from the value
     is_fixed: bool = False  # results depend on it, so a resume must give the same value
     short: str | None = None  # a short name, such as -c
@@ -63,7 +63,7 @@ class Option:
         return " and ".join(f"{word} {limit:g}" for word, _, limit in limits)
 
 
-MOST_WORKERS, MOST_SIDE = 1024, 2**14  # processes, each of which is started, and the width of an image in pixels
+MOST_WORKERS = 1024  # processes, each of which is started
 
 
 def option(meaning: str, default: Any = MISSING, **more: Any) -> Any:
@@ -105,7 +105,7 @@ def flag_of(field: dataclasses.Field) -> str:
 def default_of(field: dataclasses.Field) -> str:
     """The default as shown in help and reference; empty if there is nothing to show."""
     if field.default is MISSING:
-        return "required"
+        return field.metadata["option"].unset or "required"
     if field.default is None:
         return field.metadata["option"].unset
     if field.metadata["option"].shown is not None:
@@ -197,8 +197,9 @@ def _parse(text: str, hint: object, spec: Option) -> object:
         raise argparse.ArgumentTypeError("the path is empty")
     try:
         value = spec.convert(text) if spec.convert else kind(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not {KINDS.get(kind, 'valid')}") from None
+    except ValueError as error:
+        problem = str(error) if spec.convert else f"{text!r} is not {KINDS.get(kind, 'valid')}"
+        raise argparse.ArgumentTypeError(problem) from None
     if spec.choices is None and (expected := spec.expectation(value)):
         raise argparse.ArgumentTypeError(f"{text}: expected {expected}")
     return value

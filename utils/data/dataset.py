@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from utils.core.files import UserError
 from utils.core.provenance import Origin, check_origin
+from utils.core.size import Size
 from utils.data.checksums import Fingerprint, fingerprint
 from utils.data.feature_maps import open_rows, read_map
 from utils.data.images import open_rgb, to_floats
@@ -91,9 +92,9 @@ class ImageDataset(FileDataset):
         path, place = self.folder / record["image_fpath"], place_of(record)
         pixels = np.asarray(open_rgb(path, place=place))
         if self.shape is not None and pixels.shape[:2] != self.shape[1:]:
-            size, first = ("{}×{}".format(*shape) for shape in (pixels.shape, self.shape[1:]))
-            advice = "make all one size with scripts.make_dataset"
-            raise UserError(f"{shown(path, place)}: is {size}, the first image is {first}; {advice}")
+            size, first = Size.of(pixels.shape[:2]), Size.of(self.shape)
+            advice = f"make all one size with scripts.make_dataset --image-size {first}"
+            raise UserError(f"{shown(path, place)}: is {size.shown}, the first image is {first.shown}; {advice}")
         return pixels
 
 
@@ -157,8 +158,8 @@ class FeatureMapDataset(FileDataset):
             image = to_floats(np.asarray(open_rgb(path, place=place)))
             if image.shape[1:] != (height, width):
                 raise UserError(
-                    f"{shown(path, place)}: is {image.shape[1]}×{image.shape[2]}, its feature map was made from "
-                    f"{height}×{width}; make the maps again with generate_fmap_dataset.py"
+                    f"{shown(path, place)}: is {Size.of(image.shape).shown}, its feature map was made from "
+                    f"{Size(width, height).shown}; make the maps again with generate_fmap_dataset.py"
                 )
             images.append(image.flip(-1) if self.flipped[index] else image)
         return torch.stack(images)

@@ -14,6 +14,7 @@ import torch
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from utils.core.files import UserError, replace_file
+from utils.core.size import Size
 from utils.data.shards import HEIF_SUFFIXES, SUFFIXES, Place, read_file, shown
 
 Colour = tuple[int, int, int]
@@ -140,17 +141,26 @@ def _grey_to_8_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8))
 
 
-def fit_square(image: Image.Image, size: int, fit: str = "crop", background: Background = WHITE) -> Image.Image:
-    """Scale an RGB image to `size` × `size`: its central square (`crop`), or all of it over `background` (`pad`)."""
-    width, height = image.size
+def fit_to(image: Image.Image, size: Size, fit: str = "crop", background: Background = WHITE) -> Image.Image:
+    """Scale an RGB image to a size of another shape.
+
+    `crop` takes the largest part in its centre that has that shape, `pad` all of it, over `background`, and `stretch`
+    all of it, with width and height scaled by different factors. An image that has the size stays as it is.
+    """
+    (width, height), target = image.size, (size.width, size.height)
+    if image.size == target:
+        return image
+    if fit == "stretch":
+        return _resize(image, target, (0, 0, width, height))
+    scales = size.width / width, size.height / height
     if fit == "crop":
-        side = min(width, height)
-        left, top = (width - side) // 2, (height - side) // 2
-        return _resize(image, (size, size), (left, top, left + side, top + side))
-    scale = size / max(width, height)
-    inner = (max(1, round(width * scale)), max(1, round(height * scale)))
-    canvas = _plain((size, size), background)
-    canvas.paste(_resize(image, inner, (0, 0, width, height)), ((size - inner[0]) // 2, (size - inner[1]) // 2))
+        part = [max(1, round(side / max(scales))) for side in target]
+        left, top = (width - part[0]) // 2, (height - part[1]) // 2
+        return _resize(image, target, (left, top, left + part[0], top + part[1]))
+    inner = max(1, round(width * min(scales))), max(1, round(height * min(scales)))
+    canvas = _plain(target, background)
+    place = (size.width - inner[0]) // 2, (size.height - inner[1]) // 2
+    canvas.paste(_resize(image, inner, (0, 0, width, height)), place)
     return canvas
 
 
@@ -162,11 +172,6 @@ def _resize(image: Image.Image, size: tuple[int, int], box: tuple[int, int, int,
 def read_image(path: str | os.PathLike) -> torch.Tensor:
     """Read an image file as `open_rgb` does: (3, H, W) float32 in [−1, 1]."""
     return to_floats(np.asarray(open_rgb(path)))
-
-
-def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The centre of an image, scaled to `size` (H, W) if it has another."""
-    return image if image.size == size[::-1] else ImageOps.fit(image, size[::-1], Image.Resampling.LANCZOS)
 
 
 def to_tensor(pictures: Picture | Sequence[Picture], size: tuple[int, int]) -> torch.Tensor:
@@ -185,7 +190,7 @@ def to_tensor(pictures: Picture | Sequence[Picture], size: tuple[int, int]) -> t
     if isinstance(pictures, Image.Image | str | os.PathLike):
         is_file = not isinstance(pictures, Image.Image)
         image = open_rgb(pictures) if is_file else _flatten(ImageOps.exif_transpose(pictures), WHITE)
-        return to_floats(np.asarray(fit(image, size)))[None]
+        return to_floats(np.asarray(fit_to(image, Size.of(size))))[None]
     if not isinstance(pictures, Sequence) or not pictures:
         given = "none" if isinstance(pictures, Sequence) else type(pictures).__name__
         raise UserError(f"images: {given}, expected one or more files, PIL images or tensors")

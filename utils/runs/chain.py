@@ -14,6 +14,7 @@ from pathlib import Path
 from utils.core.config import build_config, read_json
 from utils.core.files import UserError
 from utils.core.options import words_of
+from utils.core.size import Size
 from utils.runs.folders import OutputFolder, RunFolder
 
 ROOT = Path(__file__).parents[2]
@@ -51,7 +52,7 @@ class Recipe:
 
     folder: Path
     settings: dict[str, dict] = field(default_factory=dict)
-    image_size: int = 0  # pixels a side
+    image_size: Size | None = None  # None: of a run, whose recipe is not known
     num_images: int | None = None  # that the demo draws
 
     @classmethod
@@ -68,7 +69,7 @@ class Recipe:
         names = [*content, *(each.stem for each in folder.glob("*.json"))]
         levels = [int(m[1]) for each in names if (m := re.fullmatch(r"(?:codebook|transformer)_(\d+)", each))]
         sections = (*SECTIONS, *(f"transformer_{level}" for level in range(max(levels, default=0) + 1)))
-        fields = [("image_size", int), *((section, dict) for section in sections)]
+        fields = [("image_size", int | str), *((section, dict) for section in sections)]
         optional = {"decoder": dict, "num_images": int, "flip": bool, "description": str}
         fields += [(key, kind | None, None) for key, kind in optional.items()]
         given = build_config(dataclasses.make_dataclass("Recipe", fields), content, str(path))
@@ -77,7 +78,11 @@ class Recipe:
             if "flip" in settings[section]:
                 raise UserError(f"{path}: 'flip' in {section!r}: is a setting of the whole recipe; move it up a level")
             settings[section] |= {"flip": True} if given.flip else {}
-        return cls(folder, settings, given.image_size, given.num_images)
+        try:
+            size = Size.parse(given.image_size)
+        except ValueError as error:
+            raise UserError(f"{path}: 'image_size': {error}") from None
+        return cls(folder, settings, size, given.num_images)
 
     @property
     def path(self) -> Path:

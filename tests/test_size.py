@@ -1,0 +1,143 @@
+"""Sizes as people say them, and data sets and whole runs of images that are not square."""
+
+import json
+import shutil
+from dataclasses import replace
+from importlib import import_module
+
+import pytest
+import torch
+from PIL import Image
+
+import generate_images
+from models.cascade import Cascade
+from playground.uploads import read_upload
+from reporting import page as page_module
+from reporting.pictures import QUALITIES
+from scripts import demo_data, evaluate, export, make_dataset, report
+from scripts.recipe import check, open_images
+from tests.helpers.runs import SMALL
+from tests.helpers.scripts import TINY, expect_exit, run_main
+from tests.test_evaluate import FewFeatures
+from utils.core.size import Size
+from utils.runs.chain import steps_of
+from utils.runs.folders import OutputFolder, RunFolder
+
+
+@pytest.mark.parametrize(
+    ("given", "size", "plain"),
+    [("96x64", Size(96, 64), "96x64"), ("96×64", Size(96, 64), "96x64"), ("1X8192", Size(1, 8192), "1x8192"),
+     (64, Size(64, 64), 64), ("64", Size(64, 64), 64), ("64x64", Size(64, 64), 64)],
+)  # fmt: skip
+def test_a_size_is_width_times_height_or_one_number_for_a_square(given, size, plain):
+    assert Size.parse(given) == size == Size.parse(size.plain) == Size.of((3, size.height, size.width))
+    assert (size.plain, str(size)) == (plain, str(plain))
+
+
+@pytest.mark.parametrize("given", ["0x5", "5x0", "64x", "x64", "abcx3", "1e3", "-64", "1000000000", "8193", "64.0", ""])
+@pytest.mark.parametrize("script", [make_dataset, demo_data])
+def test_what_is_no_size_is_refused_in_one_line(given, script, tmp_path, capsys):
+    first = tmp_path if script is make_dataset else "avatars"
+    assert expect_exit(script.main, [first, "--out-dir", tmp_path / "out", f"--image-size={given}"]) == 2
+    expected = "expected WIDTHxHEIGHT, such as 96x64, or one number for a square, of 1 to 8192 pixels a side"
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.endswith(f": argument --image-size: '{given}' is not a size; {expected}")
+
+
+def test_the_nearest_multiples_are_the_next_smaller_and_larger_size():
+    assert Size(64, 96).multiples(16, 16) == [Size(64, 96)]
+    assert Size(64, 90).multiples(16, 16) == [Size(64, 80), Size(64, 96)]
+    assert Size(100, 150).multiples(16, 8) == [Size(96, 144), Size(112, 152)]
+    assert Size(3, 40).multiples(16, 16) == [Size(16, 32), Size(16, 48)]
+
+
+def test_a_face_is_drawn_in_any_shape_and_an_emoji_in_the_middle():
+    pytest.importorskip("resvg_py")
+    for size in map(Size.parse, ("24x36", "36x24", "31x97", "45x50")):
+        assert demo_data.draw_avatar(0, 0, size).size == (size.width, size.height)
+    assert [round(side) for side in demo_data.view_of(Size(64, 64))] == [20, 10, 224, 224]
+    assert [round(side) for side in demo_data.view_of(Size(64, 96))] == [39, 0, 187, 280]
+    name = demo_data.openmoji_names(0)[0]
+    square, tall = (demo_data.draw_openmoji(name, size) for size in (Size(24, 24), Size(24, 36)))
+    assert tall.crop((0, 6, 24, 30)).tobytes() == square.tobytes()
+
+
+# --- A whole run of portraits of 2:3 ---
+
+
+FEW = {"max_step": 4, "checkpoint_step": 4, "warmup_step": 2}
+
+
+@pytest.fixture(scope="module")
+def portraits(faces, tmp_path_factory):
+    """A run of the tiny recipe with images of 32×48 pixels, which scripts.make_dataset has made of square ones."""
+    run = RunFolder(tmp_path_factory.mktemp("portraits"), 3)
+    data = ("--out-dir", run.images.parent, "--image-size", "32x48", "--fit", "stretch", "--num-workers", 0)
+    run_main(make_dataset.main, faces.parent / "images", *data)
+    recipe = replace(SMALL, image_size=Size(32, 48)).change(("autoencoder", *SMALL.stages), **FEW)
+    recipe = recipe.change(("codebook",), max_epoch=1).change(("prune",), prune_threshold=0)
+    shutil.copy(TINY / run.generation.name, run.generation)
+    steps = steps_of(run, recipe, run.images)
+    check(recipe, steps, run, run.generation)
+    assert open_images(recipe, run.images).shape == (3, 48, 32)
+    for step in steps:
+        run_main(import_module(step.script).main, *step.command[1:], "--device", "cpu")
+    return run
+
+
+def size_of(path):
+    with Image.open(path) as image:
+        return image.size
+
+
+def test_the_grids_of_every_step_follow_from_the_size(portraits):
+    cascade = Cascade.load(portraits.path, device="cpu")
+    assert [book.config.grid for book in cascade.codebooks] == [(1, 1), (3, 2), (6, 4), (12, 8)]
+    assert [stage.config.fine.shown for stage in cascade.stages] == ["2×3", "4×6", "8×12"]
+    info = json.loads(portraits.images.read_text())["info"]["1"]
+    assert (info["image_size"], info["fit"]) == ("32x48", "stretch")
+    made = portraits.generated
+    assert {size_of(path) for path in made.final_images} == {(32, 48)}
+    assert {size_of(path) for path in made.grids} == {(2 * 34 + 2, 2 * 50 + 2)}
+    assert size_of(portraits.autoencoder.newest_picture("recon")) == size_of(
+        portraits.autoencoder.newest_picture("ground_truth")
+    )
+
+
+def test_every_request_is_answered_in_the_size_of_the_model(portraits, tmp_path):
+    cascade = Cascade.load(portraits.path, device="cpu", batch_size=4)
+    given = next((portraits.path / "data").rglob("*.png"))
+    for images in (cascade.sample(2), cascade.like(given), cascade.complete(Image.new("RGB", (90, 70)), 2)):
+        assert {image.size for image in images} == {(32, 48)}
+    kept = cascade.complete(given, 3, as_tensor=True)  # all rows of the base stage's grid, so all tokens
+    assert torch.equal(kept, cascade.decode(cascade.tokens(given)[-1]).clamp(-1, 1))
+    rows, columns = (int(side) + 1 for side in cascade.codebooks[0].coordinates.amax(0))
+    common = ("--device", "cpu", "--batch-size", 4)
+    for name, flags, size in (
+        ("condition_atlas.png", ("--condition-atlas",), (columns * 32, rows * 48)),
+        ("walk.webp", ("--condition-walk", 0, given, "--steps", 3, "--animate"), (32, 48)),
+        ("filling_in.gif", ("--num-images", 2, "--animate", "gif"), (2 * 34 + 2, 50 + 2)),
+    ):
+        out = OutputFolder(tmp_path / name)
+        run_main(generate_images.main, "--model", portraits.path, "--out-dir", out.path, *common, *flags)
+        assert size_of(out.images / name) == size
+    Image.new("RGB", (64, 64)).save(tmp_path / "square.png")
+    image, note = read_upload(tmp_path / "square.png", "cat", cascade.image_size)
+    assert (image.size, note) == ((32, 48), "cat is 64×64; its centre was scaled to 32×48")
+
+
+def test_portraits_are_evaluated_reported_and_exported(portraits, tmp_path, monkeypatch):
+    monkeypatch.setattr("evaluation.features.choose_extractor", lambda name: FewFeatures())
+    monkeypatch.setattr(page_module, "QUALITIES", QUALITIES[-1:])
+    monkeypatch.setattr(export, "SAMPLES", 2)
+    run_main(evaluate.main, portraits.path, "--device", "cpu")
+    results = json.loads(portraits.evaluation.results.read_text())
+    assert [row["tokens"] for row in results["bits"]] == [1, 6, 24, 96]
+    run_main(report.main, portraits.path, "--out", tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    assert "32 × 48 pixels each" in text and "an image is 8 × 12 tokens" in text
+    run_main(export.main, portraits.path, tmp_path / "model", "--device", "cpu")
+    card = (tmp_path / "model/README.md").read_text()
+    assert "images of 32×48 pixels" in card and "| stage 2 |" in card and "| 8×12 |" in card
+    assert json.loads((tmp_path / "model/config.json").read_text())["image_size"] == [48, 32]
+    assert size_of(tmp_path / "model/samples.png") == (2 * 34 + 2, 50 + 2)
