@@ -88,7 +88,7 @@ def wrong_values(field, hint):
     return ["x", *wrong, *(f"{limit:g}" for limit in limits)]
 
 
-LIMITED = ("num_workers", "nproc", "image_size")
+LIMITED = ("num_workers", "nproc")
 
 
 @pytest.mark.parametrize("script", [*reference.SCRIPTS, "scripts.soak"])
