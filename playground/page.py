@@ -97,8 +97,9 @@ class PlaygroundPage(Layout):
         if not isinstance(values, list) or len(values) != len(inputs):
             return f"the event has not {len(inputs)} values"
         for component, value in zip(inputs, values, strict=True):
+            several = isinstance(value, list) and getattr(component, "multiselect", False)
             try:
-                if isinstance(value, list | dict):
+                if any(isinstance(each, list | dict) for each in (value if several else [value])):
                     raise TypeError
                 component.preprocess(value)
             except (gr.Error, TypeError, ValueError, OverflowError):
