@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from tests.helpers.runs import SMALL
 from tests.helpers.scripts import TINY, expect_exit, run_main
 from tests.test_evaluate import FewFeatures
 from utils.core.size import Size
+from utils.data.dataset import ImageDataset
 from utils.runs.chain import steps_of
 from utils.runs.folders import OutputFolder, RunFolder
 
@@ -62,19 +64,41 @@ def test_a_face_is_drawn_in_any_shape_and_an_emoji_in_the_middle():
     assert tall.crop((0, 6, 24, 30)).tobytes() == square.tobytes()
 
 
-# --- A whole run of portraits of 2:3 ---
+# --- A whole run of portraits of 2:3, from a person's folder to a shared model ---
 
 
 FEW = {"max_step": 4, "checkpoint_step": 4, "warmup_step": 2}
 
 
+def write_folder(folder, pictures):
+    """Pictures as people have them: HEIC and AVIF with umlauts in their names, sprites with alpha, a JPEG, a note."""
+    names = ("Köpfe/Bild ä {}.heic", "sprites/{}.png", "Köpfe/{}.avif", "sprites/{}.jpg")
+    for number, source in enumerate(pictures):
+        path = folder / names[number % len(names)].format(number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(source) as image:
+            if path.suffix == ".png":
+                image.putalpha(Image.linear_gradient("L").resize(image.size))
+            image.save(path)
+    (folder / "note.txt").write_text("mine")
+
+
 @pytest.fixture(scope="module")
 def portraits(faces, tmp_path_factory):
-    """A run of the tiny recipe with images of 32×48 pixels, which scripts.make_dataset has made of square ones."""
+    """A run of the tiny recipe with images of 32×48 pixels, made of such a folder, every second one tagged "night"."""
+    pytest.importorskip("pillow_heif").register_heif_opener()
     run = RunFolder(tmp_path_factory.mktemp("portraits"), 3)
+    write_folder(run.path / "mine", sorted(faces.parent.rglob("*.png")))
     data = ("--out-dir", run.images.parent, "--image-size", "32x48", "--fit", "stretch", "--num-workers", 0)
-    run_main(make_dataset.main, faces.parent / "images", *data)
-    recipe = replace(SMALL, image_size=Size(32, 48)).change(("autoencoder", *SMALL.stages), **FEW)
+    run_main(make_dataset.main, run.path / "mine", *data)
+    content = json.loads(run.images.read_text())
+    for record in list(content["_default"].values())[::2]:
+        record["labels"].append("night")
+    run.images.write_text(json.dumps(content))
+    folder = Path(shutil.copytree(TINY, run.path / "recipe"))
+    base = json.loads((folder / "transformer_0.json").read_text()) | {"use_labels": True}
+    (folder / "transformer_0.json").write_text(json.dumps(base))
+    recipe = replace(SMALL, folder=folder, image_size=Size(32, 48)).change(("autoencoder", *SMALL.stages), **FEW)
     recipe = recipe.change(("codebook",), max_epoch=1).change(("prune",), prune_threshold=0)
     shutil.copy(TINY / run.generation.name, run.generation)
     steps = steps_of(run, recipe, run.images)
@@ -102,6 +126,22 @@ def test_the_grids_of_every_step_follow_from_the_size(portraits):
     assert size_of(portraits.autoencoder.newest_picture("recon")) == size_of(
         portraits.autoencoder.newest_picture("ground_truth")
     )
+
+
+def test_nothing_of_the_folder_is_lost(portraits):
+    images = ImageDataset(portraits.images)
+    assert len(images) == 40 and (portraits.images.parent / "ignored.txt").read_text().endswith("note.txt\n")
+    originals = {Path(images.original(index)) for index in range(len(images))}
+    assert originals >= {
+        Path("Köpfe/Bild ä 0.heic"),
+        Path("sprites/1.png"),
+        Path("Köpfe/2.avif"),
+        Path("sprites/3.jpg"),
+    }
+    cascade = Cascade.load(portraits.path, device="cpu")
+    assert set(cascade.labels) == {"Köpfe", "night", "sprites"}
+    asked = cascade.sample(1, labels="night+Köpfe", seed=1, as_tensor=True)
+    assert torch.equal(asked, cascade.sample(1, labels="Köpfe+night", seed=1, as_tensor=True))
 
 
 def test_every_request_is_answered_in_the_size_of_the_model(portraits, tmp_path):
@@ -132,7 +172,7 @@ def test_portraits_are_evaluated_reported_and_exported(portraits, tmp_path, monk
     monkeypatch.setattr(export, "SAMPLES", 2)
     run_main(evaluate.main, portraits.path, "--device", "cpu")
     results = json.loads(portraits.evaluation.results.read_text())
-    assert [row["tokens"] for row in results["bits"]] == [1, 6, 24, 96]
+    assert [row["tokens"] for row in results["bits"]] == [1, 1, 6, 24, 96]  # condition, labels, stages
     run_main(report.main, portraits.path, "--out", tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()
     assert "32 × 48 pixels each" in text and "an image is 8 × 12 tokens" in text
