@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import re
 import shutil
 import tempfile
@@ -15,6 +14,7 @@ import pytest
 
 from scripts import dry_run, train_cascade
 from tests.helpers.reports import change_attempt
+from tests.helpers.runs import recipe_json
 from tests.helpers.scripts import TINY, run_main
 from tests.test_train_cascade import recipe_of
 from utils.core.files import UserError
@@ -151,7 +151,7 @@ def test_a_recipe_of_one_stage_is_tried_as_a_whole(faces, tmp_path, monkeypatch,
     monkeypatch.setattr(Attendant, "run", play)
     folder = recipe_of(1, tmp_path / "mine")
     sections = {name: options for name, options in RECIPE.settings.items() if name not in RECIPE.stages[1:]}
-    (folder / "recipe.json").write_text(json.dumps({"image_size": 32, **sections}))
+    (folder / "recipe.json").write_text(recipe_json(sections, image_size=32))
     run_main(train_cascade.main, "--dry-run", f"{folder}/", faces, "--device", "cpu")
     output = capsys.readouterr().out.splitlines()
     assert [line for line in output if line.startswith("== ")] == [f"== {name}" for name in STEPS]

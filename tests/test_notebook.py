@@ -7,7 +7,7 @@ import shutil
 import nbformat
 from nbclient import NotebookClient
 
-from tests.helpers.runs import SMALL
+from tests.helpers.runs import SMALL, recipe_json
 from tests.test_train_cascade import recipe_of
 from utils.runs.chain import ROOT
 
@@ -21,9 +21,8 @@ def pictures_of(cell):
 def test_the_notebook_runs(faces, tmp_path, monkeypatch):
     recipe, out = recipe_of(1, tmp_path / "recipe"), tmp_path / "run"
     content = json.loads((recipe / "recipe.json").read_text()).keys() - {"decoder", "description", "num_images"}
-    sections = {name: {key: own[key] for key in own if key != "flip"} for name, own in SMALL.settings.items()}
-    small = {"image_size": SMALL.image_size.plain, "flip": True} | sections
-    (recipe / "recipe.json").write_text(json.dumps({key: small[key] for key in content}))
+    settings = {name: own for name, own in SMALL.settings.items() if name in content}
+    (recipe / "recipe.json").write_text(recipe_json(settings, image_size=SMALL.image_size.plain))
     shutil.copytree(faces.parent, out / "data")  # which the command that draws faces then leaves as they are
     settings = {"RECIPE": f"{recipe}/", "DATA": None, "NUM_IMAGES": 40, "OUT": str(out), "DEVICE": "cpu"}
 

@@ -4,13 +4,12 @@ Nobody has run it on Windows or macOS. This runs on Linux, in processes that beg
 those lack, and which are spawned.
 """
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-from tests.helpers.runs import SMALL
+from tests.helpers.runs import SMALL, recipe_json
 from tests.test_train_cascade import recipe_of
 from utils.runs.chain import ROOT, folders_in, is_unfinished, missing_in
 from utils.runs.folders import RunFolder
@@ -90,8 +89,8 @@ def test_a_chain_runs_where_much_is_missing_and_with_spawned_processes(faces, tm
     settings = {name: SMALL.settings[name] for name in ("feature_maps", "codebook", "prune", "transformer_0")}
     training = {"max_step": 6, "checkpoint_step": 3, "keep_checkpoint": 1, "warmup_step": 2, "num_workers": 1}
     settings |= {"autoencoder": SMALL.settings["autoencoder"] | training}
-    settings |= {"generate": {"num_images": 2, "animate": "webp"}, "image_size": 32}
-    (recipe / "recipe.json").write_text(json.dumps(settings))
+    settings |= {"generate": {"num_images": 2, "animate": "webp"}}
+    (recipe / "recipe.json").write_text(recipe_json(settings, image_size=32))
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), str(ROOT)])}
     environment["OMP_NUM_THREADS"] = "1"
     command = [sys.executable, "driver.py", recipe, faces, tmp_path / "run", "--device", "cpu"]

@@ -1,5 +1,7 @@
 """The trainers on the tiny cascade, and what they leave."""
 
+import json
+
 import torch
 
 import train_autoencoder
@@ -41,6 +43,12 @@ SMALL = Recipe(
     },
     image_size=Size(32, 32),
 )
+
+
+def recipe_json(settings, **more):
+    """The text of a recipe.json with these sections; mirror images are one setting of all."""
+    sections = {name: {key: own[key] for key in own if key != "flip"} for name, own in settings.items()}
+    return json.dumps(more | sections | {"flip": any("flip" in own for own in settings.values())})
 
 
 def latest(folder):
