@@ -7,7 +7,7 @@ FEW = {  # images of a data set, and what is known of fewer
     1500: "after training on 1,500, samples were 2 to 3 times as far from real images as the codebooks allow, and 2 to "
     "8 % of them near copies",
     5000: "1,500 to 1,800 faces came to a kernel distance of 0.07 to 0.21, 1,500 emoji to 0.23, 2,200 crops of "
-    "photographs to 0.32; 9,000 faces come to 0.05",
+    "photographs to 0.32; 9,000 faces come to 0.04",
 }
 
 
