@@ -215,6 +215,12 @@ def test_files_that_are_no_checkpoints_of_this_kind_are_named(tmp_path):
         load_checkpoint(save(path), "codebook")
 
 
+@pytest.mark.parametrize("bounds", [0.5, None, "ab", (0.1,), (0.1, "x"), {"a": 1}])
+def test_bounds_that_are_none_are_named(bounds, tmp_path):
+    save(tmp_path / "x.pt", bounds=bounds)
+    refuses(tmp_path / "x.pt", "damaged, its 'bounds' are ")
+
+
 @pytest.mark.parametrize(
     "state",
     [{}, {"weight": torch.zeros(2, 3)}, linear(width=4).state_dict(), linear().state_dict() | {"more": torch.ones(1)}],

@@ -93,6 +93,10 @@ def _read(path: Path, memory_map: bool) -> dict:
         raise UserError(f"{path}: format version {version}, this code reads {FORMAT_VERSION}; train again")
     if missing := PARTS - content.keys():
         raise UserError(f"{path}: damaged, without {', '.join(sorted(missing))}; use another checkpoint")
+    bounds = content.get("bounds", (0, 0))
+    parts = bounds if isinstance(bounds, list | tuple) else ()
+    if len(parts) != 2 or not all(isinstance(part, int | float) for part in parts):
+        raise UserError(f"{path}: damaged, its 'bounds' are {bounds!r:.40}; use another checkpoint")
     return content
 
 
