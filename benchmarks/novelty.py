@@ -55,12 +55,11 @@ def main(argv: list[str] | None = None) -> None:
     run = TrainedRun(RunFolder.open(args.folder), CPU)
     dataset = run.images(args.dataset_path)
     work = Evaluator(run, dataset, EfficientNetFeatures(), run.folder.evaluation, len(dataset), len(dataset), 0, BATCH)
-    cascade, mirrored = work.cascade, run.maps is not None and bool(run.maps.flipped.any())
+    cascade, layouts = work.cascade, work.training_layouts()
     training = work.features_after(work.training, cascade.codebooks[-1], "quantized training images")
-    layouts = torch.cat([work.coarse_tokens(cascade, work.training, flip) for flip in (False, True)[: 1 + mirrored]])
 
     def measure(images: torch.Tensor, tokens: list[torch.Tensor]) -> tuple[Nearest, Nearest]:
-        looks = [work.extractor(look) for look in (images, images.flip(-1))[: 1 + mirrored]]
+        looks = [work.extractor(images.flip(-1) if mirrored else images) for mirrored in run.sides]
         return Nearest.among(training, *looks), Nearest.by_tokens(layouts, torch.cat(tokens[1:-1], 1).int())
 
     tokens = cascade.tokens(dataset[work.held_out])

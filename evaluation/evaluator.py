@@ -20,7 +20,6 @@ from evaluation.likelihood import stage_bits, start_bits
 from evaluation.novelty import Nearest, summarize
 from evaluation.reconstruction import quality, reconstruct
 from evaluation.run import TrainedRun
-from models.cascade import Cascade
 from models.codebook import Codebook
 from models.requests import Request, change_sampling
 from utils.core.files import UserError
@@ -151,7 +150,7 @@ class Evaluator:
             sets[results.QUANTIZED] = every[:number]
             sets[results.SAMPLES] = self.features(self.decoded(tokens[-1]), number, results.SAMPLES)
             quantized = self.features_after(self.held_out[:number], book, QUANTIZED)
-            novelty = self.novelty(cascade, tokens, sets[results.SAMPLES], every, quantized)
+            novelty = self.novelty(tokens, sets[results.SAMPLES], every, quantized)
             known[len(cascade.stages) - 1] = sets[results.SAMPLES], sets[results.QUANTIZED], quantized
         elif self.run.codebooks:
             book = list(self.run.codebooks.values())[-1]
@@ -250,12 +249,7 @@ class Evaluator:
             yield self.cascade.decode(part, level).clamp(-1, 1)
 
     def novelty(
-        self,
-        cascade: Cascade,
-        tokens: list[torch.Tensor],
-        samples: torch.Tensor,
-        training: torch.Tensor,
-        held_out: torch.Tensor,
+        self, tokens: list[torch.Tensor], samples: torch.Tensor, training: torch.Tensor, held_out: torch.Tensor
     ) -> results.Novelty | None:
         """How near samples come to training images, and to their mirror images if the run was trained on those too.
 
@@ -265,17 +259,17 @@ class Evaluator:
         would write exactly that, while the image itself has a large distance even to its own quantized reconstruction.
         """
         looks = {results.SAMPLES: [samples], QUANTIZED: [held_out]}
-        if self.run.maps is not None and self.run.maps.flipped.any():
-            pairs = self.reconstructed(self.held_out[: self.number], cascade.codebooks[-1])
+        if True in self.run.sides:
+            pairs = self.reconstructed(self.held_out[: self.number], self.cascade.codebooks[-1])
             quantized = (pictures for _, pictures in pairs)
             for key, batches in ((results.SAMPLES, self.decoded(tokens[-1])), (QUANTIZED, quantized)):
                 flipped = (part.flip(-1) for part in batches)
                 looks[key].append(self.features(flipped, self.number, f"mirrored {key}"))
-        layout = self.layout(cascade, tokens)
+        layout = self.layout(tokens)
         if not distributed.is_main():
             return None
         near, others = (Nearest.among(training, *features) for features in looks.values())
-        self.draw_pairs(cascade, tokens[-1], near)
+        self.draw_pairs(tokens[-1], near)
         return replace(summarize(near, others, *self.names, self.folder.pairs.name), layout=layout)
 
     @property
@@ -283,33 +277,35 @@ class Evaluator:
         """The paths of the training images, and those of the files that they were made from."""
         return tuple(list(map(name, self.training)) for name in (self.dataset.image_key, self.dataset.original))
 
-    def layout(self, cascade: Cascade, tokens: list[torch.Tensor]) -> results.Novelty | None:
+    def layout(self, tokens: list[torch.Tensor]) -> results.Novelty | None:
         """How near samples come to training images by the tokens of all stages but the finest; None without such."""
-        if len(cascade.stages) == 1:
+        if len(self.cascade.stages) == 1:
             return None
-        held_out = self.coarse_tokens(cascade, self.held_out[: self.number])
-        mirrored = self.run.maps is not None and self.run.maps.flipped.any()
-        known = [self.coarse_tokens(cascade, self.training, flip) for flip in ((False, True) if mirrored else (False,))]
+        held_out, known = self.coarse_tokens(self.held_out[: self.number]), self.training_layouts()
         if not distributed.is_main():
             return None
         samples = torch.cat(tokens[1:-1], 1).cpu()
-        near, others = (Nearest.by_tokens(torch.cat(known), part) for part in (samples, held_out))
-        return summarize(near, others, *(names * len(known) for names in self.names))
+        near, others = (Nearest.by_tokens(known, part) for part in (samples, held_out))
+        return summarize(near, others, *(names * len(self.run.sides) for names in self.names))
 
-    def coarse_tokens(self, cascade: Cascade, indices: np.ndarray, mirrored: bool = False) -> torch.Tensor:
+    def training_layouts(self) -> torch.Tensor:
+        """The `coarse_tokens` of training images, followed by those of their mirror images if it learned from them."""
+        return torch.cat([self.coarse_tokens(self.training, mirrored) for mirrored in self.run.sides])
+
+    def coarse_tokens(self, indices: np.ndarray, mirrored: bool = False) -> torch.Tensor:
         """The tokens (N, T) of images, or of their mirror images, in all stages but the finest; in process 0."""
-        own = [torch.empty(0, sum(stage.config.fine.length for stage in cascade.stages[:-1]), dtype=torch.int32)]
+        own = [torch.empty(0, sum(stage.config.fine.length for stage in self.cascade.stages[:-1]), dtype=torch.int32)]
         for images in progress(self.batches(indices), unit="batch", desc="coarse tokens"):
-            own.append(torch.cat(cascade.tokens(images.flip(-1) if mirrored else images)[1:-1], 1).int().cpu())
+            own.append(torch.cat(self.cascade.tokens(images.flip(-1) if mirrored else images)[1:-1], 1).int().cpu())
         whole = distributed.gather_rows(torch.cat(own))
         return own[0] if whole is None else whole
 
-    def draw_pairs(self, cascade: Cascade, tokens: torch.Tensor, near: Nearest) -> None:
+    def draw_pairs(self, tokens: torch.Tensor, near: Nearest) -> None:
         """Write the picture of the samples that are nearest to a training image, each below that image."""
         columns = min(COLUMNS, self.number)
         shown = near.distance.argsort(stable=True)[: min(PAIRS, self.number) // columns * columns]  # full rows
         originals = self.dataset[self.training[near.index[shown].numpy()]]
         originals = torch.where(near.mirrored[shown][:, None, None, None], originals.flip(-1), originals)
-        copies = cascade.decode(tokens[shown.to(tokens.device)], -1).clamp(-1, 1).cpu()
+        copies = self.cascade.decode(tokens[shown.to(tokens.device)], -1).clamp(-1, 1).cpu()
         rows = zip(originals.split(columns), copies.split(columns), strict=True)
         save_grid(torch.cat([part for row in rows for part in row]), self.folder.pairs, columns)

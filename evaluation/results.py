@@ -170,6 +170,11 @@ class Results:
             f"stage: of {self.levels[0].num_drawn} samples at temperature 1, and of {self.held_out}."
         )
 
+    @property
+    def first_loss(self) -> Level | None:
+        """The first stage that is clearly above the floor of its level."""
+        return next((row for row in self.levels if row.is_above_floor), None)
+
     def distance(self, name: str) -> Distance | None:
         """The distances of a set, None if it was not measured."""
         return next((row for row in self.distances if row.name == name), None)

@@ -82,6 +82,11 @@ class TrainedRun:
         return stages
 
     @property
+    def sides(self) -> tuple[bool, ...]:
+        """Of each image that it was trained on: whether it is mirrored."""
+        return (False, True) if self.maps is not None and self.maps.flipped.any() else (False,)
+
+    @property
     def data(self) -> Key | None:
         """The identity of the data set that is evaluated: that behind the feature maps, else the autoencoder's."""
         images = None if self.maps is None else self.maps.records.images

@@ -177,7 +177,7 @@ def what_to_improve(results: Results) -> str:
     """The first stage that loses something at its own level, or else what decodes the tokens."""
     if not results.levels:
         return "Evaluate the run again: the table by levels shows which stage to improve."
-    first = next((row for row in results.levels if row.is_above_floor), None)
+    first = results.first_loss
     if first is None:
         return "No stage loses anything at its own level: train the autoencoder or its decoder longer."
     how = "train it longer, or try another temperature"
@@ -189,8 +189,8 @@ def writing(results: Results) -> Verdict | None:
     if not results.levels:
         return None
     rows = ", ".join(f"{row.name} {row.kernel:.3f} (floor {row.floor:.3f})" for row in results.levels)
-    text = f"Distances of samples from test images at the level of each stage, all decoded alike: {rows}. "
-    first = next((row for row in results.levels if row.is_above_floor), None)
+    text = f"Distances of samples from {results.held_out} at the level of each stage, all decoded alike: {rows}. "
+    first = results.first_loss
     if first is None:
         return Verdict("Stages", GOOD, f"{text}{results.num_images} images show no stage that loses anything.")
     pairs = ((first.precision, first.floor_precision), (first.recall, first.floor_recall))
@@ -213,7 +213,7 @@ def confidence(results: Results) -> Verdict | None:
     row = min([*filter(is_overconfident, rows)] or rows, key=lambda row: row.bits / row.test_bits)
     text = (
         f"Samples of {row.name} at temperature 1 cost {row.bits:.1f} bits ({row.bits_low:.1f} to {row.bits_high:.1f}), "
-        f"test images {row.test_bits:.1f}: "
+        f"{results.held_out} {row.test_bits:.1f}: "
     )
     if not is_overconfident(row):
         return Verdict("Confidence", GOOD, f"{text}no stage is much surer of what it writes than it should be.")
