@@ -222,6 +222,20 @@ def test_bounds_that_are_none_are_named(bounds, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("part", "value"), [("config", 5), ("fingerprint", None), ("model", []), ("trained_from", "x")]
+)
+def test_a_part_of_another_kind_is_as_good_as_missing(part, value, tmp_path):
+    path = save(tmp_path / "x.pt")
+    torch.save(torch.load(path, weights_only=True) | {part: value}, path)
+    refuses(path, f"damaged, without {part}; use another checkpoint")
+
+
+def test_data_that_are_none_are_named(tmp_path):
+    refuses(save(tmp_path / "x.pt", data=5), "damaged, its 'data' is 5; use another checkpoint")
+    assert load_checkpoint(save(tmp_path / "x.pt", data=None), "thing")["data"] is None
+
+
+@pytest.mark.parametrize(
     "state",
     [{}, {"weight": torch.zeros(2, 3)}, linear(width=4).state_dict(), linear().state_dict() | {"more": torch.ones(1)}],
 )

@@ -22,7 +22,8 @@ from utils.runs.folders import MEASURED, SUFFIX
 log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 3
-PARTS = {"kind", "format_version", "config", "fingerprint", "model", "trained_from"}
+PARTS = {"kind": str, "format_version": int, "config": dict, "fingerprint": str, "model": dict, "trained_from": dict}
+ODD = (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError)  # raised by content that is not ours
 
 MISFIT = (
     "its weights do not fit this config, or an older version of this code wrote them; train again in an empty folder"
@@ -91,12 +92,14 @@ def _read(path: Path, memory_map: bool) -> dict:
         raise UserError(f"{path}: not a checkpoint of this project; give a .pt file that one of its scripts wrote")
     if (version := content.get("format_version")) != FORMAT_VERSION:
         raise UserError(f"{path}: format version {version}, this code reads {FORMAT_VERSION}; train again")
-    if missing := PARTS - content.keys():
+    if missing := [name for name, kind in PARTS.items() if not isinstance(content.get(name), kind)]:
         raise UserError(f"{path}: damaged, without {', '.join(sorted(missing))}; use another checkpoint")
     bounds = content.get("bounds", (0, 0))
     parts = bounds if isinstance(bounds, list | tuple) else ()
     if len(parts) != 2 or not all(isinstance(part, int | float) for part in parts):
         raise UserError(f"{path}: damaged, its 'bounds' are {bounds!r:.40}; use another checkpoint")
+    if not isinstance(content.get("data"), dict | None):
+        raise UserError(f"{path}: damaged, its 'data' is {content['data']!r:.40}; use another checkpoint")
     return content
 
 

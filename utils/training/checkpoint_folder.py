@@ -13,7 +13,7 @@ from utils.core.files import UserError, write_file
 from utils.core.provenance import check, check_origin, difference, options_key, same_images
 from utils.data.split import Bounds, Learned
 from utils.runs.attempt import read_attempts
-from utils.runs.checkpoint import link_checkpoint, load_checkpoint, measured, read_measured, save_checkpoint
+from utils.runs.checkpoint import ODD, link_checkpoint, load_checkpoint, measured, read_measured, save_checkpoint
 from utils.runs.folders import OutputFolder
 from utils.runtime.distributed import is_main, num_processes
 from utils.training.task import Task, TrainingOptions
@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 STEP_SIZE = "number of images in a step"
 KEPT = {"settings": dict, "trained_from": dict, "data": dict, "metrics": dict, "parts": list}  # beside the learner's
 KEPT |= dict.fromkeys(("step", "total_steps", "threads"), int)
-ODD = (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError)  # of content that is not ours
 
 
 class CheckpointFolder:

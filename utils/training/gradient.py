@@ -15,7 +15,7 @@ from torch import nn
 from utils.core.files import UserError
 from utils.core.options import SpeedOptions, option
 from utils.data.batches import Batch, num_items, split_batch, to_device
-from utils.runs.checkpoint import load_weights
+from utils.runs.checkpoint import ODD, load_weights
 from utils.runtime import distributed
 from utils.runtime.device import autocast, choose_dtype, usable_memory
 from utils.runtime.distributed import Share
@@ -228,7 +228,7 @@ class GradientLearner:
                 optimizer.load_state_dict(content[name])
                 if len({tuple(sorted(state)) for state in optimizer.state.values()}) > 1:
                     raise ValueError("a part of it is missing")
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        except ODD as error:
             reason = f"{type(error).__name__}: {error}"
             advice = "use another checkpoint, or none with --load-optim"
             raise UserError(f"{path}: its optimizer state is no whole one of this model ({reason}); {advice}") from None
