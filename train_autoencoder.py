@@ -83,9 +83,8 @@ class AutoencoderTask(GradientTask):
     def build(self, saved: dict) -> None:
         """Build the autoencoder, or freeze the encoder of the given one, once the images fit."""
         options, model = self.options, self.source or Autoencoder(self.config)
-        start = options.model_path or options.encoder_path
-        learned = saved or (load_checkpoint(start, KIND) if start else {})
-        self.traits = {"flip": options.flip or learned.get("flip", False)}
+        begun = saved or (load_checkpoint(path, KIND, memory_map=True) if (path := options.model_path) else {})
+        self.traits = {"flip": options.flip or model.flip or begun.get("flip", False)}
         model.check_image(self.dataset.shape, options.dataset_path)
         shape = model.fmap_shape(self.dataset.shape)
         if self.source is not None:

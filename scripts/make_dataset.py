@@ -37,7 +37,7 @@ from utils.data.dataset_json import write_dataset
 from utils.data.images import CHECKER, TRANSPARENT, WHITE, Background, fit_to, image_files, open_rgb
 from utils.data.journal import Journal
 from utils.data.records import read_dataset
-from utils.data.shards import HEIF_SUFFIXES, SUFFIXES, write_shard
+from utils.data.shards import DESCRIBED, HEIF_SUFFIXES, SUFFIXES, write_shard
 from utils.runs.folders import OutputFolder
 from utils.runtime.cli import run
 from utils.runtime.parent import watch_parent
@@ -187,7 +187,7 @@ def write_shards(records: list[dict], out_dir: Path, per_shard: int) -> list[dic
         for record in part:
             name = record["image_fpath"]
             files[name] = (out_dir / name).read_bytes()
-            more = {key: record[key] for key in ("labels", "group", "original_path") if key in record}
+            more = {key: record[key] for key in DESCRIBED if key in record}
             files[f"{name.removesuffix('.png')}.json"] = json.dumps(more).encode()
         path, places = write_shard(out_dir / "shards", number, files)
         shard = {"image_fpath": f"shards/{path.name}"}

@@ -54,7 +54,7 @@ def load_configs(recipe: Recipe, steps: Sequence[Step]) -> dict[str, object]:
         path = step.inputs.get("config_path")
         if step.script == "train_autoencoder":
             configs[step.name] = load_config(path, AutoencoderConfig)
-            shape = fmap_shape(recipe, configs[step.name])
+            shape = shape or fmap_shape(recipe, configs[step.name])
         elif step.script == "train_codebook":
             configs[step.name] = CodebookConfig.load(path, shape)
         elif step.script == "train_quantized_transformer":

@@ -25,6 +25,7 @@ SUFFIXES = (  # of images
     *(".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"),
     *HEIF_SUFFIXES,
 )
+DESCRIBED = ("labels", "group", "original_path")  # keys of a record that the JSON beside an image in a shard may hold
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -137,11 +138,7 @@ def _described(shard: Path, name: str, content: bytes) -> dict:
         more = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{shard}: its {name} is no JSON ({error}); make the shard again") from None
-    return (
-        {key: more[key] for key in ("labels", "group", "original_path") if key in more}
-        if isinstance(more, dict)
-        else {}
-    )
+    return {key: more[key] for key in DESCRIBED if key in more} if isinstance(more, dict) else {}
 
 
 def write_shard(folder: Path, number: int, files: dict[str, bytes]) -> tuple[Path, dict[str, Place]]:
