@@ -57,6 +57,9 @@ STAGES = {
     "AdamW alone": ({}, {"use_muon": False}),
     "256 wide": ({"in_dim": 256, "hidden_dim": 512, "self_attn_heads": 4, "cross_attn_heads": 4}, {}),
     "2 + 3 layers": ({"num_enc_layers": 2, "num_dec_layers": 3}, {}),
+    "cells of 4": ({"cell": 2}, {}),
+    "head features": ({"head_features": 128}, {}),
+    "cells and head features": ({"cell": 2, "head_features": 128}, {}),
     "no query-key norm": ({}, {}),
     "ungated MLP": ({}, {}),
     "no condition noise": ({"condition_noise": 0.0}, {}),
@@ -188,8 +191,8 @@ def run(row: Row, seed: int, *, folder: Path, name: str, seconds: float, test: b
 def train_for(seconds: float, task: GradientTask, data: Dataset) -> int:
     """Train for a fixed time, in which the learning rate falls to 0; return the training steps."""
     batches = iter(EpochSampler(task.training, task.options.batch_size, task.options.seed, 0, 10**9))
-    start, step = time.perf_counter(), 0
-    while (share := (time.perf_counter() - start) / seconds) < 1:
+    start, step = time.process_time(), 0  # of one thread: others at work on the machine do not count
+    while (share := (time.process_time() - start) / seconds) < 1:
         task.learner.total_steps = max(step + 1, round(step / max(share, 1e-9)))  # the schedule follows the time
         task.update(data[next(batches)], step)
         step += 1

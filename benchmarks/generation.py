@@ -62,9 +62,10 @@ def coarse_tokens(images: int) -> torch.Tensor:
 
 def next_logits(stage: Stage, coarse: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Coarse tokens (N, S) and the fine tokens so far (N, t) → logits (N, K) of token t."""
-    unknown = torch.zeros_like(tokens[:, :1]) if len(tokens.T) else torch.zeros(len(coarse), 1, dtype=torch.int64)
-    inputs, _ = stage.inputs_and_targets(coarse, torch.cat((tokens, unknown), dim=1))
-    return stage.transformer(inputs, stage.source(coarse), stage.start(coarse))[:, -1].float()
+    known, size = tokens.shape[1], stage.transformer.in_cell
+    unknown = torch.zeros(len(coarse), size - known % size, dtype=torch.int64)  # the rest of the cell
+    inputs, _ = stage.inputs_and_targets(coarse, torch.cat((tokens.view(len(coarse), -1), unknown), dim=1))
+    return stage.transformer(inputs, stage.source(coarse), stage.start(coarse))[:, known].float()
 
 
 def seconds_to_sample(stage: Stage, images: int, sampling: SamplingConfig, dtype: torch.dtype) -> float:

@@ -269,6 +269,7 @@ class Cascade:
                 coarse, towards = units[:, :1], (units[:, 1:], shares)
             coarse = stage.with_labels(coarse, labels)
         rows = request.keep_rows * fine.height // base.height
+        rows -= rows % stage.config.transformer.cell  # cells are written whole
         kept = _given(request, number + 1, images)[:, : rows * fine.width] if rows else None
         drawn = [0] * len(images) if request.same_draws else images
         uniform = uniform_draws(request.seed, number, drawn, fine.length, config.num_beam)
@@ -309,7 +310,7 @@ class Cascade:
         yield self.decoder.decode(fmaps[0])
         for stage, (coarse, fine) in zip(self.stages, pairwise(fmaps), strict=True):
             grid = stage.config.fine
-            number = torch.arange(grid.length, device=fine.device).view(grid.height, grid.width)
+            number = stage.order.argsort().view(grid.height, grid.width)  # of each token, when it is written
             for axis, cells in enumerate(fine.shape[2:]):  # of each cell of the feature map, that of the token over it
                 number = number.repeat_interleave(cells // number.shape[axis], axis)
             step = -(-grid.length // steps)

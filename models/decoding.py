@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from models.transformer import Transformer, attend
+from models.transformer import Transformer, UnitHead, attend
 
 
 class KVCache:
@@ -17,7 +17,8 @@ class KVCache:
 
     def __init__(self, model: Transformer, rows: int) -> None:
         config, weight = model.config, model.embed.token.weight
-        self.capacity = model.grid.length if model.window is None else min(model.grid.length, model.window + 1)
+        length = model.cells.length
+        self.capacity = length if model.window is None else min(length, model.window + 1)
         heads, head_dim = config.self_attn_heads, config.in_dim // config.self_attn_heads
         self.keys = weight.new_empty(config.num_dec_layers, rows, heads, self.capacity, head_dim)
         self.values = torch.empty_like(self.keys)
@@ -45,10 +46,11 @@ class KVCache:
         since = self.reordered if [self.parents[row] for row in order] == self.parents else 0
         slots = sorted({self.slot(position) for position in range(since, self.position)})
         moved = [row for row, parent in enumerate(order) if row != parent]
-        slots, moved = (torch.tensor(part, dtype=torch.int64).to(rows.device) for part in (slots, moved))
-        moved, parents = moved[:, None], rows[moved][:, None]
-        for tensor in (*self.keys, *self.values):  # of one layer, (R, heads, capacity, head_dim)
-            tensor[moved, :, slots] = tensor[parents, :, slots]
+        if slots:  # inside a cell there may be none
+            slots, moved = (torch.tensor(part, dtype=torch.int64).to(rows.device) for part in (slots, moved))
+            moved, parents = moved[:, None], rows[moved][:, None]
+            for tensor in (*self.keys, *self.values):  # of one layer, (R, heads, capacity, head_dim)
+                tensor[moved, :, slots] = tensor[parents, :, slots]
         self.parents, self.reordered = order, self.position
 
 
@@ -60,10 +62,18 @@ class CachedDecoder:
 
     def __init__(self, model: Transformer, rows: int, source: torch.Tensor | None = None) -> None:
         self.model, self.cache = model, KVCache(model, rows)
-        memory = [] if source is None else model.encode(source)
+        self.own, memory = (None, []) if source is None else model.encode(source)
         self.reads = [partial(self._read, k=k.contiguous(), v=v.contiguous()) for k, v in memory]
         self.reads = self.reads or [None] * len(model.decoder)
-        self.reorder = self.cache.reorder  # row i continues from row `rows[i]` of the same image
+        # Of the cell that is being written: its tokens so far, and the sum from which its next token is written.
+        self.inside: list[torch.Tensor] = []
+        self.sum: torch.Tensor | None = None
+
+    def reorder(self, rows: torch.Tensor) -> None:
+        """Row i continues from row `rows[i]` of the same image."""
+        self.cache.reorder(rows)
+        self.inside = [tokens[rows] for tokens in self.inside]
+        self.sum = None if self.sum is None else self.sum[rows]
 
     def _see(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: int) -> torch.Tensor:
         """Self-attention (R, heads, 1, d) of each row to its cached positions and the new one."""
@@ -76,20 +86,42 @@ class CachedDecoder:
 
     @property
     def position(self) -> int:
-        """The position of the next input."""
+        """The position of the next input, of the decoder's."""
         return self.cache.position
 
     def next_logits(self, inputs: torch.Tensor, start: torch.Tensor | None = None) -> torch.Tensor:
-        """The next input of each row (R,) → logits (R, num_units) of the cell at that position.
+        """The next input of each row (R,) → logits (R, num_units) of the token after it.
 
         `start` (R, dim), if any, is added to the embeddings of the first inputs.
         """
         model = self.model
-        x = model.embed_inputs(inputs[:, None], torch.full((1,), self.position, device=inputs.device), start)
-        for layer, (block, read) in enumerate(zip(model.decoder, self.reads, strict=True)):
+        x = self._next_position(inputs[:, None], start) if model.in_cell == 1 else self._next_in_cell(inputs)
+        return model.head(model.norm(x.to(model.norm.weight.dtype))).squeeze(1)
+
+    def _next_position(
+        self, before: torch.Tensor, start: torch.Tensor | None = None, own: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """What the next position reads of the tokens before it, (R, 1) or (R, 1, in_cell) → its output (R, 1, dim)."""
+        cells = torch.full((1,), self.position, device=before.device)
+        x = self.model.embed_inputs(before, cells, start, own)
+        for layer, (block, read) in enumerate(zip(self.model.decoder, self.reads, strict=True)):
             x = block(x, partial(self._see, layer=layer), read)
         self.cache.position += 1
-        return model.head(model.norm(x.to(model.norm.weight.dtype))).squeeze(1)
+        return x
+
+    def _next_in_cell(self, inputs: torch.Tensor) -> torch.Tensor:
+        """The next input of each row (R,) → the output (R, 1, dim) for the next token of a cell."""
+        cell, size = self.model.cell, self.model.in_cell
+        self.inside.append(inputs)
+        if len(self.inside) == size or self.sum is None:  # a cell is complete, or nothing is written yet
+            before = torch.stack(self.inside * (size // len(self.inside)), dim=1)[:, None]
+            own = self.own[:, self.position, None].repeat_interleave(len(inputs) // len(self.own), dim=0)
+            self.sum, self.inside = self._next_position(before, own=own), []
+        else:
+            token = self.model.embed.token(inputs)[:, None]
+            self.sum = self.sum + cell.before[len(self.inside) - 1](token.to(self.sum.dtype))
+        x = self.sum + cell.place.weight[len(self.inside)]
+        return x + cell.mlp(cell.norm(x))
 
 
 class PackedLinear(nn.Module):
@@ -110,7 +142,10 @@ def make_ready(model: Transformer, dtype: torch.dtype, rows: int, compiled: bool
     On the CPU the decoder's weights are packed, unless this is slower (one row in float32) or not supported (bfloat16
     on some processors).
     """
-    model.eval().to(dtype)
+    model.eval()
+    if isinstance(model.head, UnitHead):
+        model.head = model.head.folded()
+    model.to(dtype)
     model.norm.float()
     model.head.float()
     if compiled:

@@ -30,6 +30,7 @@ from utils.sampling import SamplingConfig
 
 KIND = "transformer"
 NEAR = 8  # nearest units by which `condition_noise` may replace a coarse token
+HEAD_WIDTHS = (1, 1 / 2, 1 / 4, 1 / 8)  # of the smooth features of a head
 LABEL_DROPOUT = 0.1  # share of images whose labels are dropped in training, so that generation works without any
 
 
@@ -49,6 +50,13 @@ class StageConfig:
         for key, most in (("most_labels", len(self.labels)), ("label_sets", MOST_SETS)):
             if not 0 <= (getattr(self, key) or 0) <= most:
                 raise ValueError(f"{key!r} is {getattr(self, key)}, expected 0 to {most}")
+        if (cell := self.transformer.cell) > 1:
+            if self.is_base:
+                raise UserError("'cell' is for cascade stages, which read a coarse token for each; leave the key out")
+            expected = Grid(self.coarse.height * cell, self.coarse.width * cell, self.fine.num_units)
+            if self.fine != expected:
+                grids = f"from {self.coarse.shown} tokens the stage writes {expected.shown}, not {self.fine.shown}"
+                raise UserError(f"'cell' is {cell}: {grids}; change it, or the patches of a codebook")
 
     @classmethod
     def between(
@@ -93,6 +101,10 @@ class Stage(nn.Module):
         firsts, source = (conditions, None) if config.is_base else (1, config.coarse)
         inputs = config.fine.num_units + firsts
         self.transformer = Transformer(config.transformer, config.fine, inputs, source, conditions)
+        cell, fine = config.transformer.cell, config.fine
+        number = torch.arange(fine.length).view(-1, cell, fine.width // cell, cell)
+        # Of each token, in the order in which they are written, its number in raster order: (T,)
+        self.register_buffer("order", number.transpose(1, 2).flatten(), persistent=False)
         if config.labels:
             self.label = nn.Embedding(len(config.labels), config.transformer.in_dim)
             # The sum of the vectors of an image is about as large as any other embedding.
@@ -120,7 +132,12 @@ class Stage(nn.Module):
         embed = self.transformer.embed.token.weight
         source = embed[len(fine) :] if self.config.is_base else self.transformer.source_embed.token.weight
         for vectors, codebook in ((embed, fine), (source, coarse)):
-            vectors[: len(codebook)] = smooth_features(codebook.units, vectors)
+            vectors[: len(codebook)] = smooth_features(codebook.units, vectors.shape[1]) * vectors.std()
+        if number := self.config.transformer.head_features:
+            parts = [smooth_features(fine.units, number, width)[:, i::4] for i, width in enumerate(HEAD_WIDTHS)]
+            features = torch.cat(parts, dim=1)
+            features -= features.mean(0)
+            self.transformer.head.features.copy_(features / features.std())
 
     def disturb(self, coarse: torch.Tensor) -> torch.Tensor:
         """Coarse tokens (B, S) with noise: some replaced by a near unit, some images without any, or without labels.
@@ -187,14 +204,14 @@ class Stage(nn.Module):
         return None if self.config.is_base else coarse
 
     def inputs_and_targets(self, coarse: torch.Tensor, fine: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Coarse tokens (B, S) and fine tokens (B, T) → decoder inputs and targets, each (B, T)."""
+        """Coarse tokens (B, S) and fine ones (B, T), as they are written → decoder inputs and targets, each (B, T)."""
         return torch.cat((self.first_input(coarse)[:, None], fine[:, :-1]), dim=1), fine
 
     def forward(self, coarse: torch.Tensor, fine: torch.Tensor) -> dict[str, torch.Tensor]:
         """Coarse tokens (B, S) and fine ones (B, T) → means over all tokens: `loss` in nats, `bits`, and `accuracy`."""
         if self.training:
             coarse = self.disturb(coarse)
-        inputs, targets = self.inputs_and_targets(coarse, fine)
+        inputs, targets = self.inputs_and_targets(coarse, fine[:, self.order])
         logits = self.transformer(inputs, self.source(coarse), self.start(coarse)).flatten(0, 1)
         targets = targets.flatten()
         loss = F.cross_entropy(logits.float(), targets)
@@ -214,9 +231,9 @@ class Stage(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Coarse tokens (N, S) → fine tokens (N, T) and their scores (N,); `uniform` (N, T, num_beam) are the draws.
 
-        `kept` (N, P) are the given first tokens of each image. `towards`, for a base stage, are other conditions (N, 1)
-        and shares (N,) of the way to their vectors. `progress` is called after each position. Under guidance each image
-        runs twice in the batch, with and without its condition.
+        `kept` (N, P) are the given first tokens of each image, whole rows of cells. `towards`, for a base stage, are
+        other conditions (N, 1) and shares (N,) of the way to their vectors. `progress` is called after each token.
+        Under guidance each image runs twice in the batch, with and without its condition.
         """
         first, images = self.first_input(coarse), len(coarse)
         shift = None if towards is None else self.shift(coarse, *towards)
@@ -241,7 +258,10 @@ class Stage(nn.Module):
         def reorder(rows: torch.Tensor) -> None:
             decoder.reorder(torch.cat((rows, rows + len(rows))) if config.is_guided else rows)
 
-        return search(next_logits, reorder, first, config, uniform.to(coarse.device), kept)
+        if kept is not None:
+            kept = kept[:, self.order[: kept.shape[1]]]
+        written, scores = search(next_logits, reorder, first, config, uniform.to(coarse.device), kept)
+        return torch.empty_like(written).index_copy_(1, self.order, written), scores
 
 
 def check_labels(path: Path, config: StageConfig) -> None:
@@ -258,15 +278,16 @@ def uniform(like: torch.Tensor) -> torch.Tensor:
     return draw(lambda number: torch.rand((number, *like.shape[1:]), device=like.device), len(like))
 
 
-def smooth_features(units: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Units (K, D) → vectors (K, dim) with the width and the standard deviation of `like` (N, dim).
+def smooth_features(units: torch.Tensor, number: int, width: float = 1.0) -> torch.Tensor:
+    """Units (K, D) → features (K, number) with a mean square of 1.
 
-    Random Fourier features (Rahimi and Recht 2007): the product of two vectors is a Gaussian of their units' distance.
+    Random Fourier features (Rahimi and Recht 2007): the mean product of those of two units is a Gaussian of their
+    distance, whose standard deviation is `width` times that of units.
     """
-    scaled = (units / units.var(0, correction=0).mean().sqrt().clamp(min=1e-12)).to(like)
-    projection = torch.randn(units.shape[1], like.shape[1]).to(like) / units.shape[1] ** 0.5
-    shift = 2 * math.pi * torch.rand(like.shape[1]).to(like)
-    return (scaled @ projection + shift).cos() * (2**0.5 * like.std())
+    scaled = units / (width * units.var(0, correction=0).mean().sqrt().clamp(min=1e-12))
+    projection = torch.randn(units.shape[1], number).to(units) / units.shape[1] ** 0.5
+    shift = 2 * math.pi * torch.rand(number).to(units)
+    return (scaled @ projection + shift).cos() * 2**0.5
 
 
 def near_units(codebook: Codebook) -> torch.Tensor:

@@ -41,6 +41,8 @@ class TransformerConfig:
     condition_dropout: float = option("share of images without a condition; needed for guidance", 0.0, low=0, below=1)
     condition_noise: float = option("share of coarse tokens replaced by one of 8 near units", 0.0, low=0, below=1)
     use_labels: bool = option("whether a base stage learns the labels of the images, for `--label`", False)
+    head_features: int = option("smooth features of a unit that the head learns from; 0: none", 0, low=0, high=LARGEST)
+    cell: int = option("side of the cells of tokens, one for each coarse token, of a cascade stage", 1, low=1, high=8)
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -212,6 +214,52 @@ class Block(nn.Module):
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
+class Cells(nn.Module):
+    """How a decoder reads and writes cells of n tokens: RQ-Transformer's idea (Lee et al. 2022), with an MLP as depth.
+
+    The tokens of a cell are joined to one input of the decoder, which also reads the coarse token at its own cell. Each
+    token is written from the decoder's output for the cell and from the tokens before it in the cell.
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        number, dim = config.cell**2, config.in_dim
+        self.join = nn.Linear(number * dim, dim, bias=False)
+        self.read = nn.Linear(dim, dim, bias=False)
+        self.before = nn.ModuleList(nn.Linear(dim, dim, bias=False) for _ in range(number - 1))
+        self.place = nn.Embedding(number, dim)
+        self.norm, self.mlp = norm(dim), GatedMLP(config)
+
+    def write(self, x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Outputs (B, P, dim), vectors of all but the last token of each cell (B, P, n − 1, dim) → (B, P, n, dim)."""
+        seen = [x, *(layer(part) for layer, part in zip(self.before, tokens.unbind(2), strict=True))]
+        x = torch.stack(seen, dim=2).cumsum(2) + self.place.weight.to(x.dtype)
+        return x + self.mlp(self.norm(x))
+
+
+class UnitHead(nn.Linear):
+    """A linear layer to the logits of units, part of whose weights is a smooth function of the units.
+
+    The weight is W + Φ·V, where row k of the fixed Φ (K, features) describes unit k: what is learned of one unit is
+    learned of those near to it too.
+    """
+
+    def __init__(self, dim: int, num_units: int, features: int) -> None:
+        super().__init__(dim, num_units)
+        self.register_buffer("features", torch.zeros(num_units, features))
+        self.shared = nn.Parameter(torch.zeros(features, dim))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(…, dim) → (…, num_units)."""
+        return F.linear(x, self.weight + self.features @ self.shared, self.bias)
+
+    def folded(self) -> nn.Linear:
+        """The same layer as a plain one, for generation."""
+        layer = nn.Linear(self.in_features, self.out_features)
+        layer.weight, layer.bias = nn.Parameter(self.weight + self.features @ self.shared), self.bias
+        return layer
+
+
 class GridEmbedding(nn.Module):
     """The sum of three learned embeddings: of the token, its row and its column."""
 
@@ -223,9 +271,17 @@ class GridEmbedding(nn.Module):
 
     def forward(self, tokens: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
         """Tokens (B, T) at cells (T,), numbered in raster order → (B, T, dim), in the dtype of autocast, if enabled."""
-        x = self.token(tokens) + (self.row(cells // self.width) + self.column(cells % self.width))
-        device = x.device.type  # autocast does not cast sums, but the residual stream should be in its dtype
-        return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+        return in_autocast(self.token(tokens) + self.place(cells))
+
+    def place(self, cells: torch.Tensor) -> torch.Tensor:
+        """The vectors of cells (T,), numbered in raster order → (T, dim)."""
+        return self.row(cells // self.width) + self.column(cells % self.width)
+
+
+def in_autocast(x: torch.Tensor) -> torch.Tensor:
+    """In the dtype of autocast, if enabled: it does not cast sums, but the residual stream should be in its dtype."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 class Transformer(nn.Module):
@@ -234,6 +290,9 @@ class Transformer(nn.Module):
     The decoder writes `grid`; the encoder reads `source`. Their inputs come from vocabularies of `num_inputs` and
     `num_sources`, which may be larger than those of the grids: `models.stage` defines that layout. Input i has the
     position of cell i, the cell that it predicts.
+
+    With `cell` above 1, a position of the decoder is a cell of `cell`² tokens, and tokens come in the order in which
+    they are written: cell by cell, and in raster order within a cell.
     """
 
     def __init__(
@@ -241,18 +300,23 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.grid, self.source = config, grid, source
-        self.window = config.sliding_window if config.use_sliding_window else None
+        self.in_cell = config.cell**2  # tokens of a position
+        self.cells = Grid(grid.height // config.cell, grid.width // config.cell, grid.num_units)
+        self.window = -(-config.sliding_window // self.in_cell) if config.use_sliding_window else None  # positions
         self.use_activation_checkpoint = False
         dim = config.in_dim
-        self.embed = GridEmbedding(grid, num_inputs, dim)
+        self.embed = GridEmbedding(self.cells, num_inputs, dim)
         self.dropout = ChannelDropout(config.dropout)
         self.decoder = nn.ModuleList(Block(config, source is not None) for _ in range(config.num_dec_layers))
         self.norm = norm(dim)
-        self.head = nn.Linear(dim, grid.num_units)
+        features = config.head_features
+        self.head = UnitHead(dim, grid.num_units, features) if features else nn.Linear(dim, grid.num_units)
         if source is not None:
             self.source_embed = GridEmbedding(source, num_sources or source.num_units, dim)
             self.encoder = nn.ModuleList(Block(config) for _ in range(config.num_enc_layers))
             self.encoder_norm = norm(dim)
+        if config.cell > 1:
+            self.cell = Cells(config)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -268,17 +332,20 @@ class Transformer(nn.Module):
 
     @property
     def block_weights(self) -> list[nn.Parameter]:
-        """The weights of the linear layers of all blocks."""
-        blocks = (*self.decoder, *getattr(self, "encoder", ()))
+        """The weights of the linear layers of all blocks, and of cells."""
+        blocks = (*self.decoder, *getattr(self, "encoder", ()), *([self.cell] if self.in_cell > 1 else ()))
         return [layer.weight for block in blocks for layer in block.modules() if isinstance(layer, nn.Linear)]
 
-    def encode(self, source: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Coarse tokens (B, S) → the cross-attention keys and values of each decoder layer, (B, heads, S, head_dim)."""
+    def encode(self, source: torch.Tensor) -> tuple[torch.Tensor | None, list[tuple[torch.Tensor, torch.Tensor]]]:
+        """Coarse tokens (B, S) → what each cell reads of its own coarse token (B, S, dim), None without cells, and the
+        cross-attention keys and values of each decoder layer, (B, heads, S, head_dim).
+        """
         x = self.dropout(self.source_embed(source, torch.arange(self.source.length, device=source.device)))
         for block in self.encoder:
             x = self._run(block, x)
         x = self.encoder_norm(x)
-        return [block.cross_attention.keys_values(x) for block in self.decoder]
+        own = self.cell.read(x) if self.in_cell > 1 else None
+        return own, [block.cross_attention.keys_values(x) for block in self.decoder]
 
     def forward(
         self, inputs: torch.Tensor, source: torch.Tensor | None = None, start: torch.Tensor | None = None
@@ -287,17 +354,41 @@ class Transformer(nn.Module):
 
         `start` (B, dim), if any, is added to the embedding of the first input.
         """
-        memory = [] if source is None else self.encode(source)
-        x = self.dropout(self.embed_inputs(inputs, torch.arange(inputs.shape[1], device=inputs.device), start))
+        own, memory = (None, []) if source is None else self.encode(source)
+        before = self.before(inputs)
+        own = own if own is None else own[:, : before.shape[1]]  # a prefix may be given
+        x = self.dropout(self.embed_inputs(before, torch.arange(before.shape[1], device=inputs.device), start, own))
         see = partial(causal_attention, window=self.window)
         reads = [partial(attend, k=k, v=v) for k, v in memory] or [None] * len(self.decoder)
         for block, read in zip(self.decoder, reads, strict=True):
             x = self._run(block, x, see, read)
+        if self.in_cell > 1:
+            tokens = self.embed.token(inputs.unflatten(1, (-1, self.in_cell))[:, :, 1:])
+            x = self.cell.write(x, tokens.to(x.dtype)).flatten(1, 2)
         return self.head(self.norm(x))
 
-    def embed_inputs(self, inputs: torch.Tensor, cells: torch.Tensor, start: torch.Tensor | None) -> torch.Tensor:
-        """Inputs (B, T) at the cells (T,) → (B, T, dim), with `start` (B, dim) added to the first."""
-        x = self.embed(inputs, cells)
+    def before(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Inputs (B, T) → those of each position: itself (B, T), or the tokens of the cell before it (B, P, in_cell).
+
+        Before the first cell there is only its first input.
+        """
+        if self.in_cell == 1:
+            return inputs
+        first = inputs[:, :1].expand(-1, self.in_cell - 1)
+        return torch.cat((first, inputs), dim=1)[:, : inputs.shape[1]].unflatten(1, (-1, self.in_cell))
+
+    def embed_inputs(
+        self, before: torch.Tensor, cells: torch.Tensor, start: torch.Tensor | None, own: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Inputs of the positions `cells` (P,), as `before` gives them → (B, P, dim).
+
+        `start` (B, dim) is added to the first, `own` (B, P, dim) to all.
+        """
+        if own is None:
+            x = self.embed(before, cells)
+        else:
+            joined = self.cell.join(in_autocast(self.embed.token(before)).flatten(2))
+            x = in_autocast(joined + self.embed.place(cells) + own)
         return x if start is None else torch.cat((x[:, :1] + start[:, None].to(x.dtype), x[:, 1:]), dim=1)
 
     def _run(self, block: nn.Module, *args: object) -> torch.Tensor:

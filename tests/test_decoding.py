@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,6 +31,8 @@ def test_cached_logits_equal_uncached_ones(window, layers, coarse):
     """Without a window, with one never full, just full, and sliding over a grid several times as long."""
     source = None if coarse is None else tokens(3, 4, 5, 2)
     check(build(window, coarse=coarse, num_dec_layers=layers), tokens(3, 12), source)
+    if coarse is not None:
+        check(build(window, fine=Grid(6, 6, 9), coarse=coarse, num_dec_layers=layers, cell=3), tokens(3, 36), source)
 
 
 def test_cached_logits_equal_uncached_ones_far_past_the_window_and_of_one_cell():
@@ -54,12 +57,14 @@ def test_small_heads_decode_alike(dim, heads):
     beams=st.integers(1, 6),
     survivors=st.integers(1, 6),
     every=st.integers(1, 12),
+    cell=st.sampled_from([1, 4]),
 )
 @settings(max_examples=30)
-def test_rows_go_on_from_what_their_parent_has_seen(seed, window, has_coarse, beams, survivors, every):
+def test_rows_go_on_from_what_their_parent_has_seen(seed, window, has_coarse, beams, survivors, every, cell):
     """Each row's logits equal those of its own prefix, computed anew, whatever the window left."""
     images, length = 2, 40
-    model = build(window, fine=Grid(5, 8, 9), coarse=COARSE if has_coarse else None)
+    cell = cell if has_coarse else 1
+    model = build(window, fine=Grid(8, 8, 9), coarse=COARSE if has_coarse else None, cell=cell)
     draw = generator(seed)
     source = torch.randint(5, (images, 4), generator=draw) if has_coarse else None
     repeated = None if source is None else source.repeat_interleave(beams, dim=0)
@@ -70,7 +75,8 @@ def test_rows_go_on_from_what_their_parent_has_seen(seed, window, has_coarse, be
         prefix = torch.cat((prefix, inputs[:, None]), dim=1)
         logits = decoder.next_logits(inputs)
         if position % 7 == 6 or position in (0, 1):
-            assert torch.allclose(logits, model(prefix, repeated)[:, -1], atol=1e-9)
+            whole = F.pad(prefix, (0, -len(prefix.T) % cell**2))
+            assert torch.allclose(logits, model(whole, repeated)[:, position], atol=1e-9)
         if (position + 1) % every == 0:
             parent = torch.randint(beams, (images, survivors), generator=draw)[:, torch.arange(beams) % survivors]
             rows = (parent + torch.arange(images)[:, None] * beams).flatten()

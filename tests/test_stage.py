@@ -44,7 +44,7 @@ def test_tokens_start_as_near_to_each_other_as_their_units_are(number):
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_muon_moves_the_layers_of_the_blocks_and_adamw_all_else(number):
-    stage = build(number)
+    stage = build(number, cell=1 + number)
     names = {id(parameter): name for name, parameter in stage.named_parameters()}
     args = argparse.Namespace(step_size=4, precision="fp32", compile=False, ema_decay=0)
     config, weights = stage.config.transformer, stage.transformer.block_weights
@@ -53,8 +53,8 @@ def test_muon_moves_the_layers_of_the_blocks_and_adamw_all_else(number):
         key: [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
         for key, optimizer in optimizers.items()
     }
-    inside = [name for name in names.values() if ".encoder." in name or ".decoder." in name]
-    assert sorted(moved["muon"]) == sorted(name for name in inside if "norm" not in name)
+    inside = [name for name in names.values() if any(part in name for part in (".encoder.", ".decoder.", ".cell."))]
+    assert sorted(moved["muon"]) == sorted(name for name in inside if "norm" not in name and "place" not in name)
     assert sorted(moved["muon"] + moved["optimizer"]) == sorted(names.values())
 
 
@@ -90,6 +90,33 @@ def test_the_loss_is_the_mean_surprise_at_each_token_and_the_accuracy_the_share_
     assert result["bits"].item() == pytest.approx(sum(surprises) / len(surprises) / math.log(2), rel=1e-5)
     assert result["accuracy"].item() == pytest.approx(sum(hits) / len(hits))
     assert max(surprises) - min(surprises) > 1
+
+
+def test_a_cell_is_written_row_by_row_before_the_next():
+    assert build(1, cell=2).order.tolist() == [0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15]
+    assert build(1).order.tolist() == list(range(16))
+
+
+@torch.no_grad()
+def test_a_head_shares_what_is_learned_among_units_that_are_near():
+    """The features of units multiply to a mean of Gaussians of four widths of their distance, less their means."""
+    stage, fine = build(1, in_dim=16, head_features=4096), codebook(1, 40)
+    stage = Stage(dataclasses.replace(stage.config, fine=Grid(4, 4, 40)))
+    torch.manual_seed(0)
+    stage.init_embeddings(CODEBOOKS[1], fine)
+    scaled = fine.units / fine.units.var(0, correction=0).mean().sqrt()
+    distances = torch.cdist(scaled, scaled).square() / scaled.shape[1]
+    expected = torch.stack([(-distances / 2 / width**2).exp() for width in (1, 1 / 2, 1 / 4, 1 / 8)]).mean(0)
+    expected = expected - expected.mean(0) - expected.mean(1, keepdim=True) + expected.mean()
+    head = stage.transformer.head
+    products = head.features @ head.features.T / 4096
+    assert torch.allclose(products, expected / expected.diagonal().mean(), atol=0.1)
+    # The plain layer of generation is the same, and starts as a uniform distribution.
+    x = torch.randn(3, 16, generator=generator(0))
+    assert not head(x).any()
+    for parameter in head.parameters():
+        parameter.normal_(generator=generator(1))
+    assert torch.allclose(head.folded()(x), head(x), atol=1e-4)
 
 
 # --- What training does to the coarse tokens ---
@@ -167,17 +194,20 @@ def test_only_training_disturbs(number):
     top_p=st.none() | st.sampled_from([0.37, 0.83]),
     guidance_scale=st.sampled_from([1.0, 0.0, 2.5]),
     num_kept=st.integers(0, 4),
+    cell=st.sampled_from([1, 2]),
 )
-@settings(max_examples=30)
+@settings(max_examples=40)
 def test_samples_equal_those_of_the_slow_reference(
-    number, seed, num_beam, beam_width, keep_beam, top_k, top_p, guidance_scale, num_kept
+    number, seed, num_beam, beam_width, keep_beam, top_k, top_p, guidance_scale, num_kept, cell
 ):
     """In float32, from the same draws: the whole prefix computed anew for each token of each beam."""
+    more = {"cell": 2, "head_features": 8} if number and cell > 1 else {}
+    num_kept = 8 * (num_kept % 3) if more else num_kept  # whole rows of cells
     keep_beam = min(keep_beam, num_beam)
     is_classic = num_beam > 1 and beam_width == 1 and keep_beam == num_beam
     guidance_scale = 1.0 if is_classic else guidance_scale
     config = SamplingConfig(num_beam, beam_width, keep_beam, 1.3, top_k, top_p, guidance_scale)
-    stage = build(number, condition_dropout=0.1)
+    stage = build(number, condition_dropout=0.1, **more)
     coarse, fine = tokens_for(number, 2, seed)
     uniform = torch.rand(2, fine.shape[1], num_beam, generator=generator(seed))
     kept = fine[:, :num_kept] if num_kept else None
@@ -272,6 +302,14 @@ def test_a_stage_that_has_learned_writes_what_it_learned():
 
 
 # --- Configs ---
+
+
+def test_a_cell_is_for_a_stage_that_reads_a_token_for_each():
+    with pytest.raises(UserError, match="'cell' is for cascade stages"):
+        build(0, cell=2)
+    message = r"'cell' is 3: from 2×2 tokens the stage writes 6×6, not 4×4; change it, or the patches of a codebook"
+    with pytest.raises(UserError, match=message):
+        build(1, cell=3)
 
 
 def test_a_stage_config_follows_pruned_codebooks():

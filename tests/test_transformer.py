@@ -78,19 +78,19 @@ def test_attention_is_the_same_with_a_gradient_as_without(seed, causal, masked, 
 
 
 @pytest.mark.parametrize("window", [None, 3])
-@pytest.mark.parametrize("is_base", [True, False])
-def test_no_position_sees_its_own_or_a_later_token(is_base, window):
+@pytest.mark.parametrize(("is_base", "cell"), [(True, 1), (False, 1), (False, 2)])
+def test_no_position_sees_its_own_or_a_later_token(is_base, cell, window):
     """Tokens all differ, so the gradient of each embedding tells which token a position's logits depend on."""
     coarse_grid = Grid(1, 1, 5) if is_base else COARSE
-    fine_grid = Grid(3, 4, 12)
-    stage = awake(Stage(StageConfig(config(window, num_dec_layers=3), coarse_grid, fine_grid, is_base)))
-    fine = torch.randperm(12, generator=generator(3))[None]
+    fine_grid = Grid(3, 4, 12) if cell == 1 else Grid(4, 4, 16)
+    stage = awake(Stage(StageConfig(config(window, num_dec_layers=3, cell=cell), coarse_grid, fine_grid, is_base)))
+    fine = torch.randperm(fine_grid.length, generator=generator(3))[None]
     coarse = torch.arange(coarse_grid.length)[None]
     inputs, targets = stage.inputs_and_targets(coarse, fine)
     assert torch.equal(targets, fine)
     logits = stage.transformer(inputs, stage.source(coarse))
-    assert logits.shape == (1, 12, 12)
-    for t in range(12):
+    assert logits.shape == (1, fine_grid.length, fine_grid.length)
+    for t in range(fine_grid.length):
         gradient = torch.autograd.grad(logits[0, t].sum(), stage.transformer.embed.token.weight, retain_graph=True)[0]
         used = gradient.abs().sum(1) > 0
         assert not used[fine[0, t:]].any()
@@ -117,7 +117,7 @@ def test_an_untrained_model_guesses_evenly_and_its_blocks_are_the_identity(coars
     if coarse is None:
         return
     x = torch.randn(2, 12, 16, generator=generator(1))
-    memory = model.encode(torch.zeros(2, 4, dtype=torch.int64))
+    _, memory = model.encode(torch.zeros(2, 4, dtype=torch.int64))
     for block, (k, v) in zip(model.decoder, memory, strict=True):
         y = block(x, partial(causal_attention, window=None), partial(attend, k=k, v=v))
         assert torch.equal(y, x)

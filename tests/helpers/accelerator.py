@@ -111,13 +111,13 @@ def learner(model: nn.Module, compute: Callable, config: object, weights: object
     return GradientLearner(model, compute, config, options, 100, torch.device(DEVICE), weights, 16)
 
 
-def stage_learner(number: int) -> tuple[Stage, GradientLearner]:
-    model = stage(number)
+def stage_learner(number: int, **changes: object) -> tuple[Stage, GradientLearner]:
+    model = stage(number, **changes)
     return model, learner(model, lambda model, batch: model(*batch), NOISY, model.transformer.block_weights)
 
 
-def train_stage(number: int) -> None:
-    model, trained = stage_learner(number)
+def train_stage(number: int, **changes: object) -> None:
+    model, trained = stage_learner(number, **changes)
     trained.update(to_device(model.config.example(IMAGES), torch.device(DEVICE)), 0)
 
 
@@ -150,9 +150,9 @@ def train_map(step: int) -> None:
         outcome.update(maps, step)
 
 
-def sample(number: int, **settings: float) -> None:
+def sample(number: int, changes: dict | None = None, **settings: float) -> None:
     """Write tokens after some that are kept: a row of two, or two rows of four."""
-    outcome, config = stage(number).eval(), SamplingConfig(**settings)
+    outcome, config = stage(number, **changes or {}).eval(), SamplingConfig(**settings)
     coarse = outcome.config.example(IMAGES)[0].to(DEVICE)
     draws = torch.zeros(IMAGES, outcome.config.fine.length, config.num_beam)
     kept = torch.zeros(IMAGES, (2, 8)[number], dtype=torch.int64, device=DEVICE)
@@ -181,11 +181,13 @@ def bits() -> None:
 
 
 TOP, GUIDED = {"top_k": 3, "top_p": 0.9}, {"guidance_scale": 2.0}
+CELLS = {"cell": 2, "head_features": 8}
 BLOCKS = {"num_beam": 4, "beam_width": 2, "keep_beam": 2}
 CLASSIC = {"num_beam": 4, "beam_width": 1, "keep_beam": 4}
 WALKS = {
     "train the base stage": lambda: train_stage(0),
     "train a cascade stage": lambda: train_stage(1),
+    "train a stage that writes cells": lambda: train_stage(1, **CELLS),
     "train an autoencoder": lambda: train_autoencoder(quantized=False),
     "train a decoder": lambda: train_autoencoder(quantized=True),
     "count the base stage": lambda: count_stage(0),
@@ -202,6 +204,7 @@ WALKS = {
             "by classic beam search": CLASSIC},
            {"plainly": {}, "in guided blocks from the top": TOP | GUIDED | BLOCKS}))
        for name, settings in rules.items()},
+    "sample cells in blocks from stage 1": lambda: sample(1, CELLS, **BLOCKS),
     "decode": decode,
     "features": features,
     "bits": bits,

@@ -8,6 +8,7 @@ import torch
 
 from benchmarks.generation import next_logits
 from models.stage import Stage
+from models.transformer import Grid
 from utils.sampling import SamplingConfig
 
 
@@ -28,11 +29,24 @@ def generate(
     stage: Stage, coarse: torch.Tensor, config: SamplingConfig, uniform: torch.Tensor, kept: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Like `Stage.sample`: coarse tokens (N, S), draws (N, T, num_beam) → fine tokens (N, T) and scores (N,)."""
-    result = [
-        generate_one(stage, coarse[i : i + 1], config, uniform[i], None if kept is None else kept[i].tolist())
-        for i in range(len(coarse))
+    order = written_order(stage.config.fine, stage.config.transformer.cell)
+    kept = (
+        [None] * len(coarse) if kept is None else [[row[place] for place in order[: len(row)]] for row in kept.tolist()]
+    )
+    result = [generate_one(stage, coarse[i : i + 1], config, uniform[i], kept[i]) for i in range(len(coarse))]
+    tokens = [[written[order.index(place)] for place in range(len(order))] for written, _ in result]
+    return torch.tensor(tokens), torch.tensor([score for _, score in result])
+
+
+def written_order(grid: Grid, cell: int) -> list[int]:
+    """The places of a grid, numbered in raster order, as they are written: cell by cell, row by row inside a cell."""
+    return [
+        (top + row) * grid.width + left + column
+        for top in range(0, grid.height, cell)
+        for left in range(0, grid.width, cell)
+        for row in range(cell)
+        for column in range(cell)
     ]
-    return torch.tensor([tokens for tokens, _ in result]), torch.tensor([score for _, score in result])
 
 
 def generate_one(
