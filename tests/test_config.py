@@ -163,7 +163,7 @@ PUBLIC = [
 ]
 
 
-MAY_BE_0 = {"num_enc_layers", "num_enc_res_blocks", "num_dec_res_blocks"}  # of the whole numbers
+MAY_BE_0 = {"head_features", "num_enc_layers", "num_enc_res_blocks", "num_dec_res_blocks"}  # of the whole numbers
 EDGES = {  # of the other ranges
     CodebookConfig: {"model_lr": [0.0, 1.0], "num_embeddings": [1]},
     TransformerConfig: {"sliding_window": [1], "dropout": [1.0], "condition_dropout": [1.0], "condition_noise": [1.0]},
