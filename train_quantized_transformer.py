@@ -25,7 +25,7 @@ from models.bits import bits_before, given_bits, with_bits
 from models.codebook import Codebook
 from models.labels import MOST_SETS, listed
 from models.stage import KIND, Stage, StageConfig, check_labels
-from models.tokens import load_tokens
+from models.tokens import load_drawn, load_tokens
 from models.transformer import TransformerConfig
 from utils.core.config import load_config
 from utils.core.files import UserError
@@ -92,6 +92,8 @@ class StageTask(GradientTask):
         self.config = StageConfig.between(
             transformer, self.coarse, self.fine, options.lr_codebook_path, options.train_base_model, *labels
         )
+        if transformer.drawn_coarse and options.previous_path is None:
+            raise UserError(f"{options.config_path}: 'drawn_coarse' needs the stage before: give --previous-path")
         self.per_item, self.example = self.config.fine.length, self.config.example
         if options.model_path is not None:
             check_labels(options.model_path, self.config)
@@ -115,6 +117,9 @@ class StageTask(GradientTask):
     def begin(self) -> TokenDataset:
         """Compute or load the tokens of all feature maps, count labels, and choose the feature maps for previews."""
         tokens = load_tokens(self.dataset, self.coarse, self.fine, self.device)
+        if self.config.transformer.drawn_coarse:
+            drawn = load_drawn(self.dataset, self.options.previous_path, tokens.coarse, self.options.seed, self.device)
+            tokens = TokenDataset(np.concatenate((tokens.coarse, drawn), axis=1), tokens.fine)
         if self.config.labels:
             tokens = TokenDataset(np.concatenate((tokens.coarse, self.label_sets), axis=1), tokens.fine)
             self.learner.model.count_labels(tokens[self.training][0])

@@ -58,6 +58,10 @@ STAGES = {
     "256 wide": ({"in_dim": 256, "hidden_dim": 512, "self_attn_heads": 4, "cross_attn_heads": 4}, {}),
     "2 + 3 layers": ({"num_enc_layers": 2, "num_dec_layers": 3}, {}),
     "cells of 4": ({"cell": 2}, {}),
+    "cells, head, noise 0.3": ({"cell": 2, "head_features": 128, "condition_noise": 0.3}, {}),
+    "cells, head, drawn": ({"cell": 2, "head_features": 128, "condition_noise": 0.0, "drawn_coarse": 0.5}, {}),
+    "cells, head, drawn, noise": ({"cell": 2, "head_features": 128, "drawn_coarse": 0.5}, {}),
+    "cells, head, all drawn": ({"cell": 2, "head_features": 128, "condition_noise": 0.0, "drawn_coarse": 1.0}, {}),
     "head features": ({"head_features": 128}, {}),
     "cells and head features": ({"cell": 2, "head_features": 128}, {}),
     "no query-key norm": ({}, {}),
@@ -216,9 +220,8 @@ def draw_coarse(task: StageTask) -> torch.Tensor:
     before, tokens = demo_task(path.parents[2], path.parts[-3])
     stage = Stage.load(path, before.coarse, before.fine)
     given, written = tokens[task.validation]
-    inputs, _ = stage.inputs_and_targets(given, written)
-    probabilities = stage.transformer(inputs, stage.source(given)).softmax(-1).flatten(0, 1)
-    return probabilities.multinomial(1, generator=torch.Generator().manual_seed(0)).view(written.shape)
+    draws = torch.rand(*written.shape, 1, generator=torch.Generator().manual_seed(0))
+    return stage.redraw(given, written, draws)[:, 0]
 
 
 def qualities(task: AutoencoderTask) -> tuple[float, ...]:

@@ -36,7 +36,7 @@ ROOT = Path(__file__).parent.parent
 NOISE = {
     "autoencoder": {"latent_noise": 0.1},
     "transformer_0": {"dropout": 0.3, "condition_dropout": 0.2, "use_labels": True},
-    "transformer_1": {"dropout": 0.3, "condition_dropout": 0.2, "condition_noise": 0.4},
+    "transformer_1": {"dropout": 0.3, "condition_dropout": 0.2, "condition_noise": 0.4, "drawn_coarse": 0.5},
 }
 
 
@@ -77,6 +77,8 @@ def test_gradients_and_losses_are_those_of_one_process(
         for place, record in enumerate(content["_default"].values()):
             record["labels"] = [["cat"], ["night", "cat"], []][place % 3]
         start += ["--dataset-path", write_json(maps, content)]
+    elif name == "transformer_1":
+        start += ["--previous-path", tiny_run / "transformer_0" / WEIGHTS]
     one = train(name, "one", *start, "--batch-size", size)
     job(MAINS[name], command(name, "several", *start, *plan), number)
     several = latest(tmp_path / "several")

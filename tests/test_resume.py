@@ -25,6 +25,7 @@ TWO = ("autoencoder", "codebook_1")  # a learner each; the loop around them is t
 LEARNERS = {"codebook_1": MapLearner}  # all others have a GradientLearner
 SOURCES = {"autoencoder": "--model-path", "codebook_1": "--codebook-path"}
 RANDOM = {"dropout": 0.2, "condition_dropout": 0.3, "condition_noise": 0.3}
+CELLS = {"cell": 2, "head_features": 8, "drawn_coarse": 0.5}
 
 
 def prefix_of(name):
@@ -44,13 +45,16 @@ def checkpoints(folder):
 
 
 @pytest.mark.parametrize("name", ["autoencoder", "decoder", "transformer_0", "transformer_1"])
-def test_four_steps_equal_two_resume_two(name, train, for_decoder, write_json, tmp_path):
+def test_four_steps_equal_two_resume_two(name, train, for_decoder, write_json, tiny_run, tmp_path):
     """With averaged weights, batches that are added up, and all that is drawn at random."""
     flags, stage = ("--batch-size", 5, "--grad-accum-step", 2, "--ema-decay", 0.9), name
     if name == "decoder":
         flags, stage = (*flags, *for_decoder), "autoencoder"
     elif name != "autoencoder":  # whose config draws noise already
         config = json.loads((TINY / f"{name}.json").read_text()) | RANDOM
+        if name == "transformer_1":
+            config |= CELLS
+            flags = (*flags, "--previous-path", tiny_run / "transformer_0" / WEIGHTS)
         flags = (*flags, "--config-path", write_json(tmp_path / "config.json", config))
     whole = train(stage, "whole", "--max-step", 4, *flags)
     train(stage, "halves", "--max-step", 2, *flags)

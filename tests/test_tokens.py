@@ -12,7 +12,7 @@ import torch
 
 from models import tokens
 from models.codebook import Codebook, CodebookConfig
-from models.tokens import load_tokens, token_path
+from models.tokens import key_of, load_tokens, token_path
 from tests.helpers.codebooks import build
 from utils.core.files import UserError
 from utils.data.dataset import FeatureMapDataset
@@ -88,7 +88,7 @@ def test_maps_are_read_once_for_both_codebooks_and_never_again(dataset, fmaps, q
         result = load_tokens(dataset, COARSE, FINE, CPU)
         check(result, fmaps)
     assert len(quantized) == 1
-    paths = [token_path(dataset, codebook) for codebook in (COARSE, FINE)]
+    paths = [token_path(dataset, key_of(dataset, codebook.fingerprint)) for codebook in (COARSE, FINE)]
     assert sorted(paths) == sorted((dataset.folder / "tokens").glob("*.pt"))
     assert COARSE.fingerprint in paths[0].name
     assert paths[1].stat().st_size < 4096 + result.fine.nbytes
@@ -134,12 +134,12 @@ def test_other_maps_are_quantized_anew(dataset, fmaps, quantized):
 
 def test_a_damaged_file_or_one_of_other_data_is_computed_again(dataset, fmaps, quantized, caplog):
     load_tokens(dataset, COARSE, FINE, CPU)
-    coarse, fine = (token_path(dataset, codebook) for codebook in (COARSE, FINE))
+    coarse, fine = (token_path(dataset, key_of(dataset, codebook.fingerprint)) for codebook in (COARSE, FINE))
     coarse.write_bytes(coarse.read_bytes()[:100])
     check(load_tokens(dataset, COARSE, FINE, CPU), fmaps)
     assert f"{coarse}: not " in caplog.text
     other = build(**SQUARE, num_embeddings=7, seed=5)
-    shutil.copy(fine, token_path(dataset, other))
+    shutil.copy(fine, token_path(dataset, key_of(dataset, other.fingerprint)))
     check(load_tokens(dataset, COARSE, other, CPU), fmaps, COARSE, other)
     assert quantized == [[COARSE, FINE], [COARSE], [other]]
 
