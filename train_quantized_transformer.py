@@ -52,7 +52,10 @@ class Options(GradientOptions):
     decoder_path: Path = option("checkpoint of the autoencoder")
     lr_codebook_path: Path = option("codebook of the coarse grid")
     hr_codebook_path: Path = option("codebook of the fine grid")
-    previous_path: Path | None = option("checkpoint of the previous stage, to report the bits over all stages", None)
+    previous_path: Path | None = option(
+        "checkpoint of the previous stage, for the bits over all stages and for `drawn_coarse`", None
+    )
+    previous_codebook_path: Path | None = option("codebook that the previous stage reads, for `drawn_coarse`", None)
     test_num_sample: int = option("samples per preview", 25, low=1)
     temperature: float = option("sampling temperature of previews", 1.0, low=1e-4)
     use_activation_checkpoint: bool = option("recompute activations in the backward pass to save memory", False)
@@ -92,8 +95,12 @@ class StageTask(GradientTask):
         self.config = StageConfig.between(
             transformer, self.coarse, self.fine, options.lr_codebook_path, options.train_base_model, *labels
         )
-        if transformer.drawn_coarse and options.previous_path is None:
-            raise UserError(f"{options.config_path}: 'drawn_coarse' needs the stage before: give --previous-path")
+        if transformer.drawn_coarse:
+            if options.previous_path is None or options.previous_codebook_path is None:
+                advice = "give --previous-path and --previous-codebook-path"
+                raise UserError(f"{options.config_path}: 'drawn_coarse' needs the stage before; {advice}")
+            self.before = Codebook.load(options.previous_codebook_path).to(device)
+            self.previous = Stage.load(options.previous_path, self.before, self.coarse).to(device)
         self.per_item, self.example = self.config.fine.length, self.config.example
         if options.model_path is not None:
             check_labels(options.model_path, self.config)
@@ -118,7 +125,8 @@ class StageTask(GradientTask):
         """Compute or load the tokens of all feature maps, count labels, and choose the feature maps for previews."""
         tokens = load_tokens(self.dataset, self.coarse, self.fine, self.device)
         if self.config.transformer.drawn_coarse:
-            drawn = load_drawn(self.dataset, self.options.previous_path, tokens.coarse, self.options.seed, self.device)
+            models = self.previous, self.before, self.coarse
+            drawn = load_drawn(self.dataset, *models, self.options.seed, self.device)
             tokens = TokenDataset(np.concatenate((tokens.coarse, drawn), axis=1), tokens.fine)
         if self.config.labels:
             tokens = TokenDataset(np.concatenate((tokens.coarse, self.label_sets), axis=1), tokens.fine)

@@ -117,21 +117,15 @@ class Stage(nn.Module):
             self.register_buffer("label_sets", table)
 
     @classmethod
-    def read(cls, path: Path) -> "Stage":
-        """Read a stage from a checkpoint."""
-        content = load_checkpoint(path, KIND)
-        config = build_config(StageConfig, content["config"], str(path))
-        stage = build_model(lambda: cls(config), content, path)
-        stage.origin, stage.fingerprint = content["trained_from"], content["fingerprint"]
-        stage.learned = Learned.saved(content)
-        return stage.eval()
-
-    @classmethod
     def load(cls, path: Path, coarse: Codebook, fine: Codebook) -> "Stage":
         """Read a stage from a checkpoint and check that it was trained between these codebooks."""
-        stage = cls.read(path)
-        check_origin(path, stage.origin, {"lr_codebook": coarse.fingerprint, "hr_codebook": fine.fingerprint})
-        return stage
+        content = load_checkpoint(path, KIND)
+        origin = content["trained_from"]
+        check_origin(path, origin, {"lr_codebook": coarse.fingerprint, "hr_codebook": fine.fingerprint})
+        config = build_config(StageConfig, content["config"], str(path))
+        stage = build_model(lambda: cls(config), content, path)
+        stage.origin, stage.fingerprint, stage.learned = origin, content["fingerprint"], Learned.saved(content)
+        return stage.eval()
 
     @torch.no_grad()
     def init_embeddings(self, coarse: Codebook, fine: Codebook) -> None:

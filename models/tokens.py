@@ -34,26 +34,19 @@ def load_tokens(dataset: FeatureMapDataset, coarse: Codebook, fine: Codebook, de
 
 
 def load_drawn(
-    dataset: FeatureMapDataset, path: Path, tokens: np.ndarray, seed: int, device: torch.device
+    dataset: FeatureMapDataset, stage: Stage, coarse: Codebook, fine: Codebook, seed: int, device: torch.device
 ) -> np.ndarray:
-    """Over the tokens (N, S) of all maps, the grids that the stage in `path` draws (`Stage.redraw`), (N, M·S) uint16.
-
-    Raises `UserError` if the tokens that this stage reads are not kept.
-    """
-    stage = Stage.read(path).to(device)
-    given = read_tokens(dataset, key_of(dataset, stage.origin["lr_codebook"]))
-    if given is None:
-        raise UserError(f"{dataset.folder}: keeps no tokens that {path} reads; train that stage on this data set first")
+    """The grids that a stage between two codebooks draws over the tokens of all maps (`Stage.redraw`): (N, M·T)."""
+    tokens, length = load_tokens(dataset, coarse, fine, device), stage.config.fine.length
     if stage.config.labels:
-        given = np.concatenate((given, dataset.label_sets(stage.config.labels)), axis=1)
-    pairs = TokenDataset(given, tokens)
+        sets = dataset.label_sets(stage.config.labels)
+        tokens = TokenDataset(np.concatenate((tokens.coarse, sets), axis=1), tokens.fine)
 
     def compute(_: list[Stage]) -> list[torch.Tensor]:
-        batches = distributed.own(chunks(np.arange(len(pairs)), BATCH))
-        drawn = torch.empty(sum(map(len, batches)), DRAWS * tokens.shape[1], dtype=torch.uint16)
+        batches = distributed.own(chunks(np.arange(len(tokens)), BATCH))
+        drawn = torch.empty(sum(map(len, batches)), DRAWS * length, dtype=torch.uint16)
         for number, batch in enumerate(progress(batches, unit="batch", desc="drawing")):
-            draws = uniform_draws(seed, DRAWN, batch, tokens.shape[1], DRAWS)
-            grids = stage.redraw(*to_device(pairs[batch], device), draws)
+            grids = stage.redraw(*to_device(tokens[batch], device), uniform_draws(seed, DRAWN, batch, length, DRAWS))
             drawn[number * BATCH :][: len(batch)] = grids.flatten(1).cpu()
         return [distributed.gather_rows(drawn)]
 

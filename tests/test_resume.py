@@ -16,7 +16,7 @@ from models.som.learner import MapLearner
 from scripts.soak import differences, same
 from tests.helpers.deaths import results
 from tests.helpers.runs import MAINS, PLAN, PRUNED, WEIGHTS, latest, rows
-from tests.helpers.scripts import TINY, expect_error, expect_exit, run_main
+from tests.helpers.scripts import CODEBOOKS, TINY, expect_error, expect_exit, run_main
 from utils.runs.checkpoint import measured
 from utils.runs.folders import PICTURES
 from utils.training.gradient import GradientLearner
@@ -55,6 +55,7 @@ def test_four_steps_equal_two_resume_two(name, train, for_decoder, write_json, t
         if name == "transformer_1":
             config |= CELLS
             flags = (*flags, "--previous-path", tiny_run / "transformer_0" / WEIGHTS)
+            flags = (*flags, "--previous-codebook-path", tiny_run / CODEBOOKS[0] / PRUNED)
         flags = (*flags, "--config-path", write_json(tmp_path / "config.json", config))
     whole = train(stage, "whole", "--max-step", 4, *flags)
     train(stage, "halves", "--max-step", 2, *flags)
