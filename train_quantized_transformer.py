@@ -62,10 +62,12 @@ class Options(GradientOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.train_base_model and self.previous_path is not None:
-            raise UserError(
-                f"--train-base-model has no stage before it: leave out --previous-path {self.previous_path}"
-            )
+        for flag, path in (("path", self.previous_path), ("codebook-path", self.previous_codebook_path)):
+            if path is not None and (self.train_base_model or self.previous_path is None):
+                problem = (
+                    "--train-base-model has no stage" if self.train_base_model else "no --previous-path names the one"
+                )
+                raise UserError(f"{problem} before it: leave out --previous-{flag} {path}")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -95,12 +97,13 @@ class StageTask(GradientTask):
         self.config = StageConfig.between(
             transformer, self.coarse, self.fine, options.lr_codebook_path, options.train_base_model, *labels
         )
-        if transformer.drawn_coarse:
-            if options.previous_path is None or options.previous_codebook_path is None:
-                advice = "give --previous-path and --previous-codebook-path"
-                raise UserError(f"{options.config_path}: 'drawn_coarse' needs the stage before; {advice}")
-            self.before = Codebook.load(options.previous_codebook_path).to(device)
-            self.previous = Stage.load(options.previous_path, self.before, self.coarse).to(device)
+        paths = options.previous_path, options.previous_codebook_path
+        if transformer.drawn_coarse and None in paths:
+            advice = "give --previous-path and --previous-codebook-path"
+            raise UserError(f"{options.config_path}: 'drawn_coarse' needs the stage before; {advice}")
+        if None not in paths:
+            before = Codebook.load(paths[1]).to(device)
+            self.previous = Stage.load(paths[0], before, self.coarse).to(device), before, self.coarse
         self.per_item, self.example = self.config.fine.length, self.config.example
         if options.model_path is not None:
             check_labels(options.model_path, self.config)
@@ -125,8 +128,7 @@ class StageTask(GradientTask):
         """Compute or load the tokens of all feature maps, count labels, and choose the feature maps for previews."""
         tokens = load_tokens(self.dataset, self.coarse, self.fine, self.device)
         if self.config.transformer.drawn_coarse:
-            models = self.previous, self.before, self.coarse
-            drawn = load_drawn(self.dataset, *models, self.options.seed, self.device)
+            drawn = load_drawn(self.dataset, *self.previous, self.options.seed, self.device)
             tokens = TokenDataset(np.concatenate((tokens.coarse, drawn), axis=1), tokens.fine)
         if self.config.labels:
             tokens = TokenDataset(np.concatenate((tokens.coarse, self.label_sets), axis=1), tokens.fine)
