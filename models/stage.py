@@ -51,11 +51,13 @@ class StageConfig:
         for key, most in (("most_labels", len(self.labels)), ("label_sets", MOST_SETS)):
             if not 0 <= (getattr(self, key) or 0) <= most:
                 raise ValueError(f"{key!r} is {getattr(self, key)}, expected 0 to {most}")
+        if self.transformer.use_labels and not self.is_base:
+            raise UserError("'use_labels' is for the base stage, whose tokens pass the labels on; leave the key out")
         if self.is_base and self.transformer.drawn_coarse:
             raise UserError("'drawn_coarse' is for cascade stages, which have a stage before them; leave the key out")
+        if self.is_base and self.transformer.cell > 1:
+            raise UserError("'cell' is for cascade stages, which read a coarse token for each; leave the key out")
         if (cell := self.transformer.cell) > 1:
-            if self.is_base:
-                raise UserError("'cell' is for cascade stages, which read a coarse token for each; leave the key out")
             expected = Grid(self.coarse.height * cell, self.coarse.width * cell, self.fine.num_units)
             if self.fine != expected:
                 grids = f"from {self.coarse.shown} tokens the stage writes {expected.shown}, not {self.fine.shown}"
@@ -79,8 +81,6 @@ class StageConfig:
             patches = f"cuts a feature map into {grids[0].length} patches, but the base stage starts from one token"
             advice = "give the condition codebook, whose patch is the whole map, or leave out --train-base-model"
             raise UserError(f"{coarse_path}: {patches}; {advice}")
-        if transformer.use_labels and not is_base:
-            raise UserError("'use_labels' is for the base stage, whose tokens pass the labels on; leave the key out")
         return cls(transformer, *grids, is_base, labels, most_labels, label_sets)
 
     def example(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,12 +6,14 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 
 from models.autoencoder import AutoencoderConfig
 from models.codebook import CodebookConfig
 from models.requests import load_generation_config
-from models.transformer import TransformerConfig
+from models.stage import StageConfig
+from models.transformer import Grid, TransformerConfig
 from utils.core.config import load_config, read_json, refuse_unknown
 from utils.core.files import UserError
 from utils.core.options import ScriptOptions, parse_options, words_of
@@ -82,7 +84,7 @@ def fmap_shape(recipe: Recipe, config: AutoencoderConfig) -> tuple[int, int, int
 
 
 def check_sizes(recipe: Recipe, run: RunFolder, configs: dict[str, object]) -> None:
-    """Raise `UserError` unless the codebooks cut up the feature maps that the autoencoder makes of the images."""
+    """Raise `UserError` unless the codebooks cut up the autoencoder's feature maps, and the stages fit their grids."""
     shape = fmap_shape(recipe, configs["autoencoder"])
     for book in run.codebooks:
         path, config = recipe.folder / f"{book.name}.json", configs[book.name]
@@ -94,10 +96,13 @@ def check_sizes(recipe: Recipe, run: RunFolder, configs: dict[str, object]) -> N
             sizes = f"'patch_H' and 'patch_W' are {config.patch_H} and {config.patch_W}"
             advice = "a patch of the condition codebook is a whole feature map, so leave them out"
             raise UserError(f"{path}: {sizes}, expected {shape[1]} and {shape[2]}: {advice}")
-    for stage in run.transformers[1:]:
-        if configs[stage.name].use_labels:
-            advice = "is for the base stage, whose tokens pass the label on; leave the key out"
-            raise UserError(f"{recipe.folder / stage.name}.json: 'use_labels' {advice}")
+    books = [configs[book.name] for book in run.codebooks]
+    grids = [Grid(*config.grid, config.num_embeddings) for config in books]
+    for number, (stage, pair) in enumerate(zip(run.transformers, pairwise(grids), strict=True)):
+        try:
+            StageConfig(configs[stage.name], *pair, is_base=number == 0)
+        except UserError as error:
+            raise UserError(f"{recipe.folder / stage.name}.json: {error}") from None
 
 
 def check_generation(path: Path, steps: Sequence[Step], run: RunFolder) -> dict[str, object]:

@@ -236,6 +236,7 @@ MISTAKES = [  # a file, its changes, and the line
     ("codebook_0", {"image_C": 3}, "codebook_0.json: 'image_C' is 3, expected 4"),
     ("codebook_0", {"image_W": 16}, "codebook_0.json: 'image_W' is 16, expected 8"),
     ("codebook_cond", {"patch_H": 8, "patch_W": 4}, "codebook_cond.json: 'patch_H' and 'patch_W' are 8 and 4, expect"),
+    ("transformer_0", {"cell": 2}, "transformer_0.json: 'cell' is for cascade stages"),
     ("transformer_0", {"in_dm": 8}, "transformer_0.json: unknown key 'in_dm'"),
     ("generate", {"0__top": 1}, "generate.json: stage 0: unknown key 'top'"),
     ("generate", {"1": {}}, "generate.json: stage 1: missing key 'model_path'"),
@@ -264,7 +265,10 @@ def test_labels_are_for_the_base_stage_and_a_stage_of_the_generation_needs_a_ste
     chain = make(2)
     chain.edit("transformer_1", use_labels=True)
     assert chain.refused().startswith(f"error: {chain.recipe}/transformer_1.json: 'use_labels' is for the base stage")
-    chain.edit("transformer_1", use_labels=False)
+    chain.edit("transformer_1", use_labels=False, cell=4)
+    expected = f"error: {chain.recipe}/transformer_1.json: 'cell' is 4: from 2×2 tokens the stage writes 8×8, not 4×4"
+    assert chain.refused().startswith(expected)
+    chain.edit("transformer_1", cell=2)
     chain.edit("transformer_0", use_labels=True)
     chain.ended()
     stages = json.loads((chain.recipe / "generate.json").read_text())
