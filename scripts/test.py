@@ -15,7 +15,8 @@ if not __package__:  # started by its path, from anywhere
 from scripts.environment import ensure_environment
 from utils.runtime import child
 
-FILES = ("requirements.txt", *(f"requirements-{name}.txt" for name in ("data", "demo", "bench", "eval", "app", "dev")))
+EXTRAS = ("data", "demo", "sets", "bench", "eval", "app", "dev")
+FILES = ("requirements.txt", *(f"requirements-{name}.txt" for name in EXTRAS))
 
 
 def main() -> None:

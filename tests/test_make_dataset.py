@@ -352,22 +352,6 @@ def demo_packages():
         pytest.importorskip(package)
 
 
-@pytest.mark.usefixtures("demo_packages")
-@pytest.mark.parametrize("source", ["avatars", "openmoji"])
-def test_drawings_are_seeded_distinct_and_a_smaller_set_is_a_prefix(source, tmp_path):
-    names = []
-    for count, seed in ((10, 3), (4, 3), (4, 4)):
-        out = tmp_path / f"{count} {seed}"
-        flags = ("--image-size", 32, "--num-workers", 0, "--num-images", count, "--seed", seed)
-        draw(source, "--out-dir", out, *flags)
-        names.append([record["image_fpath"] for record in records(out)])
-    ten, four, other = names
-    assert len(set(ten)) == 10
-    assert four == ten[:4]
-    assert not set(other) & set(four)
-    assert open_rgb(tmp_path / "10 3" / ten[0]).size == (32, 32)
-
-
 # Which enumeration of python_avatars each list of names belongs to.
 PARTS = {
     "HAIR": "HairType", "HATS": "HatType", "HAIR_COLOURS": "HairColor", "BEARDS": "FacialHairType",
