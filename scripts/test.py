@@ -15,8 +15,7 @@ if not __package__:  # started by its path, from anywhere
 from scripts.environment import ensure_environment
 from utils.runtime import child
 
-EXTRAS = ("data", "demo", "sets", "bench", "eval", "app", "dev")
-FILES = ("requirements.txt", *(f"requirements-{name}.txt" for name in EXTRAS))
+FILES = ("requirements.txt", *(f"requirements-{name}.txt" for name in ("data", "demo", "bench", "eval", "app", "dev")))
 
 
 def main() -> None:
