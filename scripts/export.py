@@ -25,7 +25,7 @@ from models.cascade import Cascade
 from models.requests import sampling_of
 from models.stage import KIND
 from reporting.card import make_card
-from scripts.demo_data import LICENCES
+from scripts.demo_data import SOURCES
 from utils.core.config import read_json
 from utils.core.files import UserError, write_file
 from utils.core.lock import lock
@@ -82,7 +82,8 @@ def main(argv: list[str] | None = None) -> None:
             exported = Cascade.load(new.path, device=options.device)
             save_grid(exported.sample(SAMPLES, as_tensor=True), new.samples)
             info = read_dataset(run.images, ())[1] if run.images.is_file() else {}
-            licence = LICENCES.get(info.get("source"))  # of one of the demo's data sets
+            source = SOURCES.get(info.get("source"))  # of one of the demo's data sets
+            licence = source.LICENCE if source else None
             card = make_card(run, exported, config, out.resolve().name, licence)
             new.card.write_text(card, encoding="utf-8")
         except BaseException:

@@ -125,8 +125,8 @@ def write_images(
     after its pixels, so the number of processes does not matter, an image keeps its name (and without a group its side
     of the split) when others are added, and the data set of an earlier run stays whole until the new one replaces it.
     What a run with the same `settings` has written before it died is not read again. Before the index is written,
-    `review` is called with the records, to which it may add, and with their entries in the journal. With `per_shard` so
-    many images each then move to tar files.
+    `review` is called with the records, to which it may add and which it may drop, and with their entries in the
+    journal. With `per_shard` so many images each then move to tar files.
     """
     records: dict[str, dict] = {}
     entries, skipped, num_duplicates = [], [], 0
@@ -163,10 +163,11 @@ def write_images(
     if per_shard is not None:
         written = write_shards(written, out_dir, per_shard)
     write_dataset(folder.dataset, written, settings)
-    remove_unnamed(out_dir, f"images/??/{'[0-9a-f]' * 24}.png", records if per_shard is None else ())
-    remove_unnamed(out_dir, f"shards/[0-9]*_{'[0-9a-f]' * 12}.tar", {record["image_fpath"] for record in written})
+    names = {record["image_fpath"] for record in written}
+    remove_unnamed(out_dir, f"images/??/{'[0-9a-f]' * 24}.png", names)
+    remove_unnamed(out_dir, f"shards/[0-9]*_{'[0-9a-f]' * 12}.tar", names)
     folder.unfinished.unlink()
-    counts = f"{len(records)} images written, {num_duplicates} duplicates dropped"
+    counts = f"{len(written)} images written, {num_duplicates} duplicates dropped"
     return f"{counts}, {len(skipped)} unreadable files skipped"
 
 

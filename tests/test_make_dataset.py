@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageEnhance
 from tinydb import TinyDB
 
 from scripts import demo_data, few_images, make_dataset, near_duplicates
+from scripts.sources import avatars, openmoji
 from tests.helpers.deaths import dying
 from tests.helpers.jobs import run_job
 from tests.helpers.scripts import expect_error
@@ -351,22 +352,6 @@ def demo_packages():
         pytest.importorskip(package)
 
 
-@pytest.mark.usefixtures("demo_packages")
-@pytest.mark.parametrize("source", ["avatars", "openmoji"])
-def test_drawings_are_seeded_distinct_and_a_smaller_set_is_a_prefix(source, tmp_path):
-    names = []
-    for count, seed in ((10, 3), (4, 3), (4, 4)):
-        out = tmp_path / f"{count} {seed}"
-        flags = ("--image-size", 32, "--num-workers", 0, "--num-images", count, "--seed", seed)
-        draw(source, "--out-dir", out, *flags)
-        names.append([record["image_fpath"] for record in records(out)])
-    ten, four, other = names
-    assert len(set(ten)) == 10
-    assert four == ten[:4]
-    assert not set(other) & set(four)
-    assert open_rgb(tmp_path / "10 3" / ten[0]).size == (32, 32)
-
-
 # Which enumeration of python_avatars each list of names belongs to.
 PARTS = {
     "HAIR": "HairType", "HATS": "HatType", "HAIR_COLOURS": "HairColor", "BEARDS": "FacialHairType",
@@ -378,7 +363,7 @@ PARTS = {
 def test_every_part_of_a_face_is_known_to_the_package():
     package = pytest.importorskip("python_avatars")
     for names, part in PARTS.items():
-        assert set(getattr(demo_data, names).split()) <= set(getattr(package, part).__members__)
+        assert set(getattr(avatars, names).split()) <= set(getattr(package, part).__members__)
 
 
 @pytest.mark.usefixtures("demo_packages")
@@ -419,7 +404,7 @@ def test_a_limit_is_the_same_after_a_death(at, workers, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("package", ["python_avatars", "resvg_py"])
 def test_a_missing_package_is_named_with_the_way_to_install_it(package, monkeypatch, tmp_path):
-    for name in demo_data.PACKAGES["avatars"]:
+    for name in avatars.PACKAGES:
         monkeypatch.setitem(sys.modules, name, None if name == package else sys)
     with pytest.raises(UserError, match=f"{package} is not installed: pip install -r requirements-demo.txt"):
         draw("avatars", "--out-dir", tmp_path / "out")
@@ -582,14 +567,14 @@ def test_the_journal_keeps_the_hashes(photos, tmp_path, die, read):
     ],
 )
 def test_the_tones_and_genders_of_an_emoji_have_one_base(names, base):
-    assert {demo_data.base_emoji(name) for name in names} == {base}
+    assert {openmoji.base_emoji(name) for name in names} == {base}
 
 
 @pytest.mark.usefixtures("demo_packages")
 def test_all_tones_of_an_emoji_are_one_group_and_on_one_side(tmp_path, monkeypatch, capsys):
     bases = ("1F44B", "1F44D", "1F680", "1F9D1-200D-1F680")
-    names = [name for name in demo_data.openmoji_names(0) if demo_data.base_emoji(name) in bases]
-    monkeypatch.setattr(demo_data, "openmoji_names", lambda seed: names)
+    names = [name for name in openmoji.items(0, None) if openmoji.base_emoji(name) in bases]
+    monkeypatch.setattr(openmoji, "items", lambda seed, limit: names)
     draw("openmoji", "--out-dir", tmp_path, "--image-size", 32, "--num-workers", 0)
     assert Counter(record["group"] for record in records(tmp_path)) == dict(zip(bases, (6, 6, 1, 12), strict=True))
     assert len({(record["group"], side_of(record)) for record in records(tmp_path)}) == 4

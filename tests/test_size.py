@@ -17,6 +17,7 @@ from reporting import page as page_module
 from reporting.pictures import QUALITIES
 from scripts import demo_data, evaluate, export, make_dataset, report
 from scripts.recipe import check, open_images
+from scripts.sources import avatars, openmoji
 from tests.helpers.runs import SMALL
 from tests.helpers.scripts import TINY, expect_exit, run_main
 from tests.test_evaluate import FewFeatures
@@ -56,11 +57,11 @@ def test_the_nearest_multiples_are_the_next_smaller_and_larger_size():
 def test_a_face_is_drawn_in_any_shape_and_an_emoji_in_the_middle():
     pytest.importorskip("resvg_py")
     for size in map(Size.parse, ("24x36", "36x24", "31x97", "45x50")):
-        assert demo_data.draw_avatar(0, 0, size).size == (size.width, size.height)
-    assert [round(side) for side in demo_data.view_of(Size(64, 64))] == [20, 10, 224, 224]
-    assert [round(side) for side in demo_data.view_of(Size(64, 96))] == [39, 0, 187, 280]
-    name = demo_data.openmoji_names(0)[0]
-    square, tall = (demo_data.draw_openmoji(name, size) for size in (Size(24, 24), Size(24, 36)))
+        assert avatars.draw(0, 0, size).size == (size.width, size.height)
+    assert [round(side) for side in avatars.view_of(Size(64, 64))] == [20, 10, 224, 224]
+    assert [round(side) for side in avatars.view_of(Size(64, 96))] == [39, 0, 187, 280]
+    name = openmoji.items(0, None)[0]
+    square, tall = (openmoji.draw(name, 0, size) for size in (Size(24, 24), Size(24, 36)))
     assert tall.crop((0, 6, 24, 30)).tobytes() == square.tobytes()
 
 
