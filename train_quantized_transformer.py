@@ -25,7 +25,7 @@ from models.bits import bits_before, given_bits, with_bits
 from models.codebook import Codebook
 from models.labels import MOST_SETS, listed
 from models.stage import KIND, Stage, StageConfig, check_labels
-from models.tokens import load_drawn, load_tokens
+from models.tokens import load_tokens
 from models.transformer import TransformerConfig
 from utils.core.config import load_config
 from utils.core.files import UserError
@@ -52,22 +52,17 @@ class Options(GradientOptions):
     decoder_path: Path = option("checkpoint of the autoencoder")
     lr_codebook_path: Path = option("codebook of the coarse grid")
     hr_codebook_path: Path = option("codebook of the fine grid")
-    previous_path: Path | None = option(
-        "checkpoint of the previous stage, for the bits over all stages and for `drawn_coarse`", None
-    )
-    previous_codebook_path: Path | None = option("codebook that the previous stage reads, for `drawn_coarse`", None)
+    previous_path: Path | None = option("checkpoint of the previous stage, to report the bits over all stages", None)
     test_num_sample: int = option("samples per preview", 25, low=1)
     temperature: float = option("sampling temperature of previews", 1.0, low=1e-4)
     use_activation_checkpoint: bool = option("recompute activations in the backward pass to save memory", False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for flag, path in (("path", self.previous_path), ("codebook-path", self.previous_codebook_path)):
-            if path is not None and (self.train_base_model or self.previous_path is None):
-                problem = (
-                    "--train-base-model has no stage" if self.train_base_model else "no --previous-path names the one"
-                )
-                raise UserError(f"{problem} before it: leave out --previous-{flag} {path}")
+        if self.train_base_model and self.previous_path is not None:
+            raise UserError(
+                f"--train-base-model has no stage before it: leave out --previous-path {self.previous_path}"
+            )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -97,13 +92,6 @@ class StageTask(GradientTask):
         self.config = StageConfig.between(
             transformer, self.coarse, self.fine, options.lr_codebook_path, options.train_base_model, *labels
         )
-        paths = options.previous_path, options.previous_codebook_path
-        if transformer.drawn_coarse and None in paths:
-            advice = "give --previous-path and --previous-codebook-path"
-            raise UserError(f"{options.config_path}: 'drawn_coarse' needs the stage before; {advice}")
-        if None not in paths:
-            before = Codebook.load(paths[1]).to(device)
-            self.previous = Stage.load(paths[0], before, self.coarse).to(device), before, self.coarse
         self.per_item, self.example = self.config.fine.length, self.config.example
         if options.model_path is not None:
             check_labels(options.model_path, self.config)
@@ -127,9 +115,6 @@ class StageTask(GradientTask):
     def begin(self) -> TokenDataset:
         """Compute or load the tokens of all feature maps, count labels, and choose the feature maps for previews."""
         tokens = load_tokens(self.dataset, self.coarse, self.fine, self.device)
-        if self.config.transformer.drawn_coarse:
-            drawn = load_drawn(self.dataset, *self.previous, self.options.seed, self.device)
-            tokens = TokenDataset(np.concatenate((tokens.coarse, drawn), axis=1), tokens.fine)
         if self.config.labels:
             tokens = TokenDataset(np.concatenate((tokens.coarse, self.label_sets), axis=1), tokens.fine)
             self.learner.model.count_labels(tokens[self.training][0])

@@ -59,17 +59,15 @@ STAGES = {
     "2 + 3 layers": ({"num_enc_layers": 2, "num_dec_layers": 3}, {}),
     "single tokens": ({"cell": 1}, {}),
     "plain head": ({"head_features": 0}, {}),
-    "no drawn grids": ({"drawn_coarse": 0.0}, {}),
-    "condition noise 0.1": ({"drawn_coarse": 0.0, "condition_noise": 0.1}, {}),
-    "condition noise 0.2": ({"drawn_coarse": 0.0, "condition_noise": 0.2}, {}),
-    "none of the three": ({"cell": 1, "head_features": 0, "drawn_coarse": 0.0, "condition_noise": 0.1}, {}),
+    "single tokens, plain head": ({"cell": 1, "head_features": 0}, {}),
+    "no condition noise": ({"condition_noise": 0.0}, {}),
     "no query-key norm": ({}, {}),
     "ungated MLP": ({}, {}),
     "condition dropout 0.1": ({"condition_dropout": 0.1}, {}),
     "moving average": ({}, {"ema_decay": 0.999}),
     "no dropout": ({"dropout": 0.0}, {}),
     "dropout 0.1": ({"dropout": 0.1}, {}),
-    "plain block": ({"dropout": 0.0, "drawn_coarse": 0.0, "cell": 1, "head_features": 0}, {"use_muon": False}),
+    "plain block": ({"dropout": 0.0, "condition_noise": 0.0, "cell": 1, "head_features": 0}, {"use_muon": False}),
 }
 AUTOENCODERS = {
     "full": ({}, {}),
@@ -218,8 +216,10 @@ def draw_coarse(task: StageTask) -> torch.Tensor:
     before, tokens = demo_task(path.parents[2], path.parts[-3])
     stage = Stage.load(path, before.coarse, before.fine)
     given, written = tokens[task.validation]
-    draws = torch.rand(*written.shape, 1, generator=torch.Generator().manual_seed(0))
-    return stage.redraw(given, written, draws)[:, 0]
+    inputs, _ = stage.inputs_and_targets(given, written[:, stage.order])
+    probabilities = stage.transformer(inputs, stage.source(given)).softmax(-1).flatten(0, 1)
+    drawn = probabilities.multinomial(1, generator=torch.Generator().manual_seed(0)).view(written.shape)
+    return torch.empty_like(drawn).index_copy_(1, stage.order, drawn)
 
 
 def qualities(task: AutoencoderTask) -> tuple[float, ...]:

@@ -26,12 +26,11 @@ from utils.core.provenance import Origin, check_origin
 from utils.data.split import Learned
 from utils.runs.checkpoint import build_model, load_checkpoint
 from utils.runtime.draws import draw
-from utils.sampling import SamplingConfig, sample
+from utils.sampling import SamplingConfig
 
 KIND = "transformer"
 NEAR = 8  # nearest units by which `condition_noise` may replace a coarse token
 HEAD_WIDTHS = (1, 1 / 2, 1 / 4, 1 / 8)  # of the smooth features of a head
-DRAWS = 4  # coarse grids of an image that the stage before draws, for `drawn_coarse`
 LABEL_DROPOUT = 0.1  # share of images whose labels are dropped in training, so that generation works without any
 
 
@@ -53,8 +52,6 @@ class StageConfig:
                 raise ValueError(f"{key!r} is {getattr(self, key)}, expected 0 to {most}")
         if self.transformer.use_labels and not self.is_base:
             raise UserError("'use_labels' is for the base stage, whose tokens pass the labels on; leave the key out")
-        if self.is_base and self.transformer.drawn_coarse:
-            raise UserError("'drawn_coarse' is for cascade stages, which have a stage before them; leave the key out")
         if self.is_base and self.transformer.cell > 1:
             raise UserError("'cell' is for cascade stages, which read a coarse token for each; leave the key out")
         if (cell := self.transformer.cell) > 1:
@@ -85,7 +82,7 @@ class StageConfig:
 
     def example(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Coarse and fine tokens of so many images, as training reads them, to count what a step needs."""
-        coarse = self.coarse.length * (1 + DRAWS * (self.transformer.drawn_coarse > 0)) + (self.most_labels or 0)
+        coarse = self.coarse.length + (self.most_labels or 0)
         return tuple(torch.zeros(number, length, dtype=torch.long) for length in (coarse, self.fine.length))
 
 
@@ -145,24 +142,19 @@ class Stage(nn.Module):
     def disturb(self, coarse: torch.Tensor) -> torch.Tensor:
         """Coarse tokens (B, S) with noise: some replaced by a near unit, some images without any, or without labels.
 
-        With `drawn_coarse` they are followed by the grids that the stage before draws (`redraw`), and some images get
-        one of those instead. Both make a stage tolerate errors of the stage before it (Ho et al. 2021, "Cascaded
-        diffusion models"); images without a condition are needed for guidance (Ho and Salimans 2022).
+        Noise makes a stage tolerate errors of the stage before it (Ho et al. 2021, "Cascaded diffusion models"); images
+        without a condition are needed for guidance (Ho and Salimans 2022).
         """
         config, device = self.config.transformer, coarse.device
-        coarse, more = coarse.tensor_split([self.config.coarse.length], dim=1)
+        coarse, labels = coarse.tensor_split([self.config.coarse.length], dim=1)
         if config.condition_noise:
             slips = uniform(coarse) < config.condition_noise
             length, near = coarse.shape[1], self.near.shape[1]
             choice = draw(lambda number: torch.randint(near, (number, length), device=device), len(coarse))
             coarse = torch.where(slips, self.near[coarse, choice], coarse)
-        if config.drawn_coarse:
-            drawn, images = more.unflatten(1, (DRAWS, -1)), torch.arange(len(coarse), device=device)
-            choice = draw(lambda number: torch.randint(DRAWS, (number,), device=device), len(coarse))
-            coarse = torch.where(uniform(coarse[:, :1]) < config.drawn_coarse, drawn[images, choice], coarse)
         if self.config.labels:
             dropped = uniform(coarse[:, :1]) < LABEL_DROPOUT
-            coarse = torch.cat((coarse, more.masked_fill(dropped, len(self.config.labels))), dim=1)
+            coarse = torch.cat((coarse, labels.masked_fill(dropped, len(self.config.labels))), dim=1)
         if config.condition_dropout:
             dropped = uniform(coarse[:, :1]) < config.condition_dropout
             coarse = torch.where(dropped, self.without_condition(coarse), coarse)
@@ -208,8 +200,8 @@ class Stage(nn.Module):
         return coarse[:, 0] + behind if self.config.is_base else torch.full_like(coarse[:, 0], behind)
 
     def source(self, coarse: torch.Tensor) -> torch.Tensor | None:
-        """The input of the encoder: the coarse tokens, without what may follow them, or None in a base stage."""
-        return None if self.config.is_base else coarse[:, : self.config.coarse.length]
+        """The input of the encoder: the coarse tokens, or None in a base stage."""
+        return None if self.config.is_base else coarse
 
     def inputs_and_targets(self, coarse: torch.Tensor, fine: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Coarse tokens (B, S) and fine ones (B, T), as they are written → decoder inputs and targets, each (B, T)."""
@@ -225,18 +217,6 @@ class Stage(nn.Module):
         loss = F.cross_entropy(logits.float(), targets)
         accuracy = (logits.argmax(-1) == targets).float().mean()
         return {"loss": loss, "bits": loss / math.log(2), "accuracy": accuracy}
-
-    @torch.no_grad()
-    def redraw(self, coarse: torch.Tensor, fine: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-        """Fine tokens (B, T), each drawn anew after the true ones before it, by `uniform` (B, T, M): (B, M, T).
-
-        Such grids have the errors that a sample has, but stay near to the true ones.
-        """
-        inputs, _ = self.inputs_and_targets(coarse, fine[:, self.order])
-        logits = self.transformer(inputs, self.source(coarse), self.start(coarse)).flatten(0, 1).float()
-        drawn = [sample(logits, draws.flatten(), SamplingConfig()) for draws in uniform.to(logits.device).unbind(-1)]
-        drawn = torch.stack(drawn, dim=1).view(*fine.shape, -1).transpose(1, 2)
-        return torch.empty_like(drawn).index_copy_(2, self.order, drawn)
 
     @torch.no_grad()
     def sample(

@@ -1,7 +1,7 @@
-"""The tokens of a data set of feature maps, by a codebook or drawn by a stage, computed once and kept in a file."""
+"""The tokens of a data set of feature maps, computed once for each codebook and kept in a memory-mapped file."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -9,88 +9,57 @@ import numpy as np
 import torch
 
 from models.codebook import Codebook
-from models.stage import DRAWS, Stage
 from utils.core.files import UserError
 from utils.core.lock import lock
 from utils.core.provenance import Origin, same
-from utils.data.batches import BatchLoader, TokenDataset, chunks, to_device
+from utils.data.batches import BatchLoader, TokenDataset, chunks
 from utils.data.dataset import FeatureMapDataset
 from utils.runs.checkpoint import load_checkpoint, save_checkpoint
 from utils.runtime import distributed
 from utils.runtime.device import choose_workers
 from utils.runtime.progress import progress
-from utils.sampling import uniform_draws
 
 log = logging.getLogger(__name__)
 
 KIND = "tokens"
-BATCH = 64  # feature maps quantized, or drawn over, at once
-DRAWN = 2**17  # in place of the number of a stage: the draws of `load_drawn`
+BATCH = 64  # feature maps quantized at once
 
 
 def load_tokens(dataset: FeatureMapDataset, coarse: Codebook, fine: Codebook, device: torch.device) -> TokenDataset:
-    """The tokens of all feature maps of a data set, by two codebooks; the maps are read once for those not kept."""
-    return TokenDataset(*keep(dataset, (coarse, fine), lambda missing: quantize(dataset, missing, device)))
+    """The tokens of all feature maps of a data set, by two codebooks.
 
-
-def load_drawn(
-    dataset: FeatureMapDataset, stage: Stage, coarse: Codebook, fine: Codebook, seed: int, device: torch.device
-) -> np.ndarray:
-    """The grids that a stage between two codebooks draws over the tokens of all maps (`Stage.redraw`): (N, M·T)."""
-    tokens, length = load_tokens(dataset, coarse, fine, device), stage.config.fine.length
-    if stage.config.labels:
-        sets = dataset.label_sets(stage.config.labels)
-        tokens = TokenDataset(np.concatenate((tokens.coarse, sets), axis=1), tokens.fine)
-
-    def compute(_: list[Stage]) -> list[torch.Tensor]:
-        batches = distributed.own(chunks(np.arange(len(tokens)), BATCH))
-        drawn = torch.empty(sum(map(len, batches)), DRAWS * length, dtype=torch.uint16)
-        for number, batch in enumerate(progress(batches, unit="batch", desc="drawing")):
-            grids = stage.redraw(*to_device(tokens[batch], device), uniform_draws(seed, DRAWN, batch, length, DRAWS))
-            drawn[number * BATCH :][: len(batch)] = grids.flatten(1).cpu()
-        return [distributed.gather_rows(drawn)]
-
-    return keep(dataset, [stage], compute, str(seed))[0]
-
-
-def keep(
-    dataset: FeatureMapDataset,
-    models: Sequence[Codebook | Stage],
-    compute: Callable[..., list[torch.Tensor]],
-    *more: str,
-) -> list[np.ndarray]:
-    """Memory-mapped arrays (N, …) of uint16 that codebooks or stages give; `compute(missing)` gives those not kept.
-
-    Each has a file in `tokens/`, whose name and content hold the key: the fingerprints of the data and of the model,
-    and perhaps `more`.
+    Each codebook has a file of uint16 in `tokens/`, whose name and content hold the fingerprints of the codebook and of
+    the data. If one is missing or does not match, the feature maps are read, once for both, and quantized.
     """
-    keys = {model.fingerprint: key_of(dataset, model.fingerprint, *more) for model in models}
-
-    def find_missing() -> list[Codebook | Stage]:  # as process 0 sees them
-        missing = [model.fingerprint for model in models if read_tokens(dataset, keys[model.fingerprint]) is None]
-        return [model for model in models if model.fingerprint in distributed.gather(missing)[0]]
-
-    if find_missing():  # else no lock, so that the data set may be read-only
+    codebooks = (coarse, fine)
+    if _missing(dataset, codebooks):  # else no lock, so that the data set may be read-only
         with lock(dataset.folder / "tokens", wait=True) if distributed.is_main() else nullcontext():
-            missing = find_missing()  # another job may have written them meanwhile
-            for model, tokens in zip(missing, compute(missing) if missing else (), strict=True):
+            missing = _missing(dataset, codebooks)  # another job may have written them meanwhile
+            for codebook, tokens in zip(missing, quantize(dataset, missing, device) if missing else (), strict=True):
                 if distributed.is_main():
-                    key = keys[model.fingerprint]
-                    save_checkpoint(token_path(dataset, key), KIND, model.config, {"tokens": tokens}, key)
+                    path = token_path(dataset, codebook)
+                    save_checkpoint(path, KIND, codebook.config, {"tokens": tokens}, origin_of(dataset, codebook))
         distributed.wait()
-    log.info("tokens %s", " ".join(str(token_path(dataset, key)) for key in keys.values()))
-    return [read_tokens(dataset, key) for key in keys.values()]
+    log.info("tokens %s", " ".join(str(token_path(dataset, codebook)) for codebook in codebooks))
+    return TokenDataset(*(read_tokens(dataset, codebook) for codebook in codebooks))
 
 
-def key_of(dataset: FeatureMapDataset, fingerprint: str, *more: str) -> Origin:
-    """The key of the tokens that a codebook or a stage with this fingerprint gives."""
+def _missing(dataset: FeatureMapDataset, codebooks: Sequence[Codebook]) -> list[Codebook]:
+    """The codebooks without kept tokens, as process 0 sees them."""
+    is_main = distributed.is_main()
+    missing = [number for number, each in enumerate(codebooks) if is_main and read_tokens(dataset, each) is None]
+    return [codebooks[number] for number in distributed.gather(missing)[0]]
+
+
+def origin_of(dataset: FeatureMapDataset, codebook: Codebook) -> Origin:
+    """The key of tokens."""
     data = dataset.fingerprint
-    return {"data": data["index"] + data["files"], "codebook": "_".join((fingerprint, *more))}
+    return {"data": data["index"] + data["files"], "codebook": codebook.fingerprint}
 
 
-def token_path(dataset: FeatureMapDataset, key: Origin) -> Path:
-    """The file of the tokens with a key."""
-    return dataset.folder / "tokens" / f"{'_'.join(key.values())}.pt"
+def token_path(dataset: FeatureMapDataset, codebook: Codebook) -> Path:
+    """The file with the tokens of a data set by a codebook."""
+    return dataset.folder / "tokens" / f"{'_'.join(origin_of(dataset, codebook).values())}.pt"
 
 
 @torch.no_grad()
@@ -106,9 +75,9 @@ def quantize(dataset: FeatureMapDataset, codebooks: list[Codebook], device: torc
     return [distributed.gather_rows(torch.from_numpy(rows)) for rows in tokens]
 
 
-def read_tokens(dataset: FeatureMapDataset, key: Origin) -> np.ndarray | None:
-    """The memory-mapped tokens (N, …) with a key, or None if their file is missing or does not match."""
-    path = token_path(dataset, key)
+def read_tokens(dataset: FeatureMapDataset, codebook: Codebook) -> np.ndarray | None:
+    """The memory-mapped tokens (N, T) in the file of `token_path`, or None if it is missing or does not match."""
+    path = token_path(dataset, codebook)
     if not path.exists():
         return None
     try:
@@ -117,4 +86,4 @@ def read_tokens(dataset: FeatureMapDataset, key: Origin) -> np.ndarray | None:
         log.warning("%s; computing its tokens again", error)
         return None
     tokens = content["model"]["tokens"]
-    return tokens.numpy() if same(content["trained_from"], key) else None
+    return tokens.numpy() if same(content["trained_from"], origin_of(dataset, codebook)) else None

@@ -40,7 +40,6 @@ class TransformerConfig:
     weight_decay: float = option("decay of matrices per step at the peak rate", 3e-4, low=0, below=0.01)
     condition_dropout: float = option("share of images without a condition; needed for guidance", 0.0, low=0, below=1)
     condition_noise: float = option("share of coarse tokens replaced by one of 8 near units", 0.0, low=0, below=1)
-    drawn_coarse: float = option("share of images whose coarse tokens the stage before draws", 0.0, low=0, high=1)
     use_labels: bool = option("whether a base stage learns the labels of the images, for `--label`", False)
     head_features: int = option("smooth features of a unit that the head learns from; 0: none", 0, low=0, high=LARGEST)
     cell: int = option("side of the cells of tokens, one for each coarse token, of a cascade stage", 1, low=1, high=8)

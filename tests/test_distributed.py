@@ -24,7 +24,7 @@ from models.som.learner import MapLearner
 from tests.helpers.deaths import results
 from tests.helpers.jobs import run_job
 from tests.helpers.runs import FRACTIONS, MAINS, PRUNED, WEIGHTS, latest, rows
-from tests.helpers.scripts import CODEBOOKS, TINY, run_main
+from tests.helpers.scripts import TINY, run_main
 from utils.core.files import UserError
 from utils.data.records import read_dataset
 from utils.runtime import distributed
@@ -36,7 +36,7 @@ ROOT = Path(__file__).parent.parent
 NOISE = {
     "autoencoder": {"latent_noise": 0.1},
     "transformer_0": {"dropout": 0.3, "condition_dropout": 0.2, "use_labels": True},
-    "transformer_1": {"dropout": 0.3, "condition_dropout": 0.2, "condition_noise": 0.4, "drawn_coarse": 0.5},
+    "transformer_1": {"dropout": 0.3, "condition_dropout": 0.2, "condition_noise": 0.4},
 }
 
 
@@ -77,9 +77,6 @@ def test_gradients_and_losses_are_those_of_one_process(
         for place, record in enumerate(content["_default"].values()):
             record["labels"] = [["cat"], ["night", "cat"], []][place % 3]
         start += ["--dataset-path", write_json(maps, content)]
-    elif name == "transformer_1":
-        start += ["--previous-path", tiny_run / "transformer_0" / WEIGHTS]
-        start += ["--previous-codebook-path", tiny_run / CODEBOOKS[0] / PRUNED]
     one = train(name, "one", *start, "--batch-size", size)
     job(MAINS[name], command(name, "several", *start, *plan), number)
     several = latest(tmp_path / "several")

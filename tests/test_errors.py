@@ -186,7 +186,6 @@ WRONG_KEYS = [
     ("codebook_1", {"patch_H": 8, "patch_W": 8, "num_embeddings": 100}, "'num_embeddings' is 100, .* 66 patches"),
     ("transformer_1", {"self_attn_heads": 3}, "wrong.json: .*'self_attn_heads'"),
     ("transformer_1", {"use_labels": True}, "'use_labels' is for the base stage"),
-    ("transformer_1", {"drawn_coarse": 0.5}, "'drawn_coarse' needs the stage before; give --previous-path and --prev"),
     ("transformer_1", {"cell": 3}, "'cell' is 3: from 2×2 tokens the stage writes 6×6, not 4×4; change it, or"),
 ]
 

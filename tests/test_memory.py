@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 import utils.training.gradient
-from models.stage import DRAWS
 from tests.helpers import stages
 from tests.helpers.deaths import results
 from tests.helpers.runs import COUNT, MAINS, PLAN
@@ -74,12 +73,10 @@ def squares(model, batch):
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_tensors_without_numbers_need_what_real_ones_need(number):
-    cells = {"cell": 2, "head_features": 8, "drawn_coarse": 0.5} if number else {}
+    cells = {"cell": 2, "head_features": 8} if number else {}
     stage = stages.build(number, condition_noise=0.2, dropout=0.1, **cells).train()
     stage.init_embeddings(*stages.CODEBOOKS[number : number + 2])
     tokens = stages.tokens_for(number, 6)
-    if number:  # and the grids that the stage before draws
-        tokens[0] = tokens[0].repeat(1, 1 + DRAWS)
     before = {name: value.clone() for name, value in stage.state_dict().items()}
     needed, operations = count_step(stage, lambda model, batch: model(*batch), tokens, FLOAT32)
     assert all(value.equal(before[name]) for name, value in stage.state_dict().items())

@@ -16,7 +16,7 @@ from models.som.learner import MapLearner
 from scripts.soak import differences, same
 from tests.helpers.deaths import results
 from tests.helpers.runs import MAINS, PLAN, PRUNED, WEIGHTS, latest, rows
-from tests.helpers.scripts import CODEBOOKS, TINY, expect_error, expect_exit, run_main
+from tests.helpers.scripts import TINY, expect_error, expect_exit, run_main
 from utils.runs.checkpoint import measured
 from utils.runs.folders import PICTURES
 from utils.training.gradient import GradientLearner
@@ -25,7 +25,7 @@ TWO = ("autoencoder", "codebook_1")  # a learner each; the loop around them is t
 LEARNERS = {"codebook_1": MapLearner}  # all others have a GradientLearner
 SOURCES = {"autoencoder": "--model-path", "codebook_1": "--codebook-path"}
 RANDOM = {"dropout": 0.2, "condition_dropout": 0.3, "condition_noise": 0.3}
-CELLS = {"cell": 2, "head_features": 8, "drawn_coarse": 0.5}
+CELLS = {"cell": 2, "head_features": 8}
 
 
 def prefix_of(name):
@@ -45,7 +45,7 @@ def checkpoints(folder):
 
 
 @pytest.mark.parametrize("name", ["autoencoder", "decoder", "transformer_0", "transformer_1"])
-def test_four_steps_equal_two_resume_two(name, train, for_decoder, write_json, tiny_run, tmp_path):
+def test_four_steps_equal_two_resume_two(name, train, for_decoder, write_json, tmp_path):
     """With averaged weights, batches that are added up, and all that is drawn at random."""
     flags, stage = ("--batch-size", 5, "--grad-accum-step", 2, "--ema-decay", 0.9), name
     if name == "decoder":
@@ -54,8 +54,6 @@ def test_four_steps_equal_two_resume_two(name, train, for_decoder, write_json, t
         config = json.loads((TINY / f"{name}.json").read_text()) | RANDOM
         if name == "transformer_1":
             config |= CELLS
-            flags = (*flags, "--previous-path", tiny_run / "transformer_0" / WEIGHTS)
-            flags = (*flags, "--previous-codebook-path", tiny_run / CODEBOOKS[0] / PRUNED)
         flags = (*flags, "--config-path", write_json(tmp_path / "config.json", config))
     whole = train(stage, "whole", "--max-step", 4, *flags)
     train(stage, "halves", "--max-step", 2, *flags)

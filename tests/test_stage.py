@@ -1,7 +1,6 @@
 import argparse
 import copy
 import dataclasses
-import itertools
 import math
 from pathlib import Path
 
@@ -11,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from benchmarks.generation import next_logits
-from models.stage import DRAWS, NEAR, Stage, StageConfig, near_units
+from models.stage import NEAR, Stage, StageConfig, near_units
 from models.transformer import Grid
-from tests.helpers.slow_generation import draw, generate, written_order
+from tests.helpers.slow_generation import generate
 from tests.helpers.stages import CODEBOOKS, TRANSFORMER, build, codebook, generator, tokens_for
 from utils.core.files import UserError
 from utils.sampling import SamplingConfig
@@ -146,32 +144,6 @@ def test_noise_moves_a_share_of_the_tokens_to_one_of_the_nearest_units():
         assert set(slips.tolist()) == set(distances[unit].argsort()[:NEAR].tolist())
     few = disturbed(1, condition_noise=0.9)  # where all are near
     assert set(few.disturb(torch.zeros(500, 4, dtype=torch.int64)).unique().tolist()) == set(range(6))
-
-
-def test_a_share_of_the_images_gets_a_grid_that_the_stage_before_drew():
-    stage = disturbed(1, drawn_coarse=0.25)
-    coarse = torch.zeros(4000, 4, dtype=torch.int64)
-    grids = torch.arange(1, 1 + DRAWS)[None, :, None].expand(4000, DRAWS, 4).flatten(1)
-    torch.manual_seed(0)
-    result = stage.disturb(torch.cat((coarse, grids), dim=1))
-    assert (result == result[:, :1]).all()  # whole grids
-    assert (result[:, 0].bincount() / 4000).tolist() == pytest.approx([0.75, *[0.25 / DRAWS] * DRAWS], abs=0.02)
-    # What follows the coarse tokens is for training alone.
-    stage, fine = stage.eval(), tokens_for(1, 4000)[1]
-    assert torch.equal(stage(torch.cat((coarse, grids), dim=1), fine)["loss"], stage(coarse, fine)["loss"])
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("changes", [{}, {"cell": 2}])
-def test_a_token_is_drawn_anew_after_the_true_ones_before_it(changes):
-    stage, (coarse, fine) = build(1, **changes), tokens_for(1, 2)
-    uniform = torch.rand(2, 16, 3, generator=generator(0))
-    result = stage.redraw(coarse, fine, uniform)
-    order = written_order(stage.config.fine, stage.config.transformer.cell)
-    for image, number, step in itertools.product(range(2), range(3), range(16)):
-        logits = next_logits(stage, coarse[image : image + 1], fine[image : image + 1, order[:step]])[0]
-        expected = draw(logits, float(uniform[image, step, number]), SamplingConfig())
-        assert result[image, number, order[step]] == expected
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.5])
@@ -330,11 +302,6 @@ def test_a_stage_that_has_learned_writes_what_it_learned():
 
 
 # --- Configs ---
-
-
-def test_drawn_grids_are_for_a_stage_with_one_before_it():
-    with pytest.raises(UserError, match="'drawn_coarse' is for cascade stages"):
-        build(0, drawn_coarse=0.5)
 
 
 def test_a_cell_is_for_a_stage_that_reads_a_token_for_each():

@@ -12,15 +12,11 @@ import torch
 
 from models import tokens
 from models.codebook import Codebook, CodebookConfig
-from models.stage import DRAWS, Stage, StageConfig
-from models.tokens import DRAWN, key_of, load_drawn, load_tokens, token_path
-from models.transformer import Grid
-from tests.helpers import stages
+from models.tokens import load_tokens, token_path
 from tests.helpers.codebooks import build
 from utils.core.files import UserError
 from utils.data.dataset import FeatureMapDataset
 from utils.data.dataset_json import write_dataset
-from utils.sampling import uniform_draws
 
 CPU = torch.device("cpu")
 SQUARE = {"image_W": 4, "patch_W": 2}
@@ -92,7 +88,7 @@ def test_maps_are_read_once_for_both_codebooks_and_never_again(dataset, fmaps, q
         result = load_tokens(dataset, COARSE, FINE, CPU)
         check(result, fmaps)
     assert len(quantized) == 1
-    paths = [token_path(dataset, key_of(dataset, codebook.fingerprint)) for codebook in (COARSE, FINE)]
+    paths = [token_path(dataset, codebook) for codebook in (COARSE, FINE)]
     assert sorted(paths) == sorted((dataset.folder / "tokens").glob("*.pt"))
     assert COARSE.fingerprint in paths[0].name
     assert paths[1].stat().st_size < 4096 + result.fine.nbytes
@@ -138,12 +134,12 @@ def test_other_maps_are_quantized_anew(dataset, fmaps, quantized):
 
 def test_a_damaged_file_or_one_of_other_data_is_computed_again(dataset, fmaps, quantized, caplog):
     load_tokens(dataset, COARSE, FINE, CPU)
-    coarse, fine = (token_path(dataset, key_of(dataset, codebook.fingerprint)) for codebook in (COARSE, FINE))
+    coarse, fine = (token_path(dataset, codebook) for codebook in (COARSE, FINE))
     coarse.write_bytes(coarse.read_bytes()[:100])
     check(load_tokens(dataset, COARSE, FINE, CPU), fmaps)
     assert f"{coarse}: not " in caplog.text
     other = build(**SQUARE, num_embeddings=7, seed=5)
-    shutil.copy(fine, token_path(dataset, key_of(dataset, other.fingerprint)))
+    shutil.copy(fine, token_path(dataset, other))
     check(load_tokens(dataset, COARSE, other, CPU), fmaps, COARSE, other)
     assert quantized == [[COARSE, FINE], [COARSE], [other]]
 
@@ -153,21 +149,3 @@ def test_a_map_that_is_gone_is_named(dataset):
     with pytest.raises(UserError, match=r"7\.npy: no such file; make the data set again"):
         load_tokens(dataset, COARSE, FINE, CPU)
     assert not (dataset.folder / "tokens").exists()
-
-
-def test_drawn_grids_are_those_of_each_map_and_kept(dataset, fmaps, monkeypatch):
-    """They depend on the seed and the map alone, not on the batch that it is drawn in."""
-    coarse, fine = (build(image_W=4, patch_W=side, patch_H=side, num_embeddings=6) for side in (4, 2))
-    stage = Stage(StageConfig(stages.TRANSFORMER, Grid(1, 1, 6), Grid(2, 2, 6), is_base=True)).eval()
-    for parameter in stage.parameters():
-        torch.nn.init.normal_(parameter)
-    stage.fingerprint = "stage0"
-    drawn = load_drawn(dataset, stage, coarse, fine, 3, CPU)
-    assert (drawn.shape, drawn.dtype) == ((70, DRAWS * 4), np.uint16)
-    for number in (0, 64, 69):
-        pair = [book.find_bmu(fmaps[[number]]) for book in (coarse, fine)]
-        draws = uniform_draws(3, DRAWN, range(number, number + 1), 4, DRAWS)
-        assert stage.redraw(*pair, draws).flatten().tolist() == drawn[number].tolist()
-    assert not np.array_equal(load_drawn(dataset, stage, coarse, fine, 4, CPU), drawn)
-    monkeypatch.delattr(Stage, "redraw")
-    assert np.array_equal(load_drawn(dataset, stage, coarse, fine, 3, CPU), drawn)

@@ -129,7 +129,7 @@ def steps_of(run: RunFolder, recipe: Recipe, dataset: Path) -> list[Step]:
         given = {"decoder_path": decoder, "lr_codebook_path": coarse.pruned, "hr_codebook_path": fine.pruned}
         given |= config(stage.name) | before
         add(stage.name, "train_quantized_transformer", stage, stage.best, stage.latest, **maps, **given)
-        before = {"previous_path": stage.best, "previous_codebook_path": coarse.pruned}
+        before = {"previous_path": stage.best}
     last, given = run.generated, {"decoder_path": decoder, "config_path": run.generation}
     add("generate", "generate_images", last, last.grid(0), last.tokens, **given)
     return steps
