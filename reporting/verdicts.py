@@ -1,27 +1,40 @@
-"""What the numbers of a run mean, in words, by simple rules with the thresholds below."""
+"""What the numbers of a run mean, in words, by simple rules with the thresholds below.
 
+First come the verdicts on the steps, in their order, then those on the samples. What looks good is not called so where
+something that it depends on is poor: noise is new, and copies look real. Numbers in the reasons are those of
+docs/evaluation.md, docs/experiments.md and docs/scaling.md.
+"""
+
+import dataclasses
+import math
 from dataclasses import dataclass
 
-from evaluation.results import SETS, Level, Novelty, Results
+from evaluation.results import SETS, Level, Results
 from models.som.statistics import FEW_KEPT, FEW_KEPT_ADVICE
 from reporting.run import Run, Step
 from utils.runs.folders import CONDITION
 
 GRADES = GOOD, FAIR, POOR = "good", "fair", "poor"
+UNCLEAR = "unclear"  # the numbers do not show it
 # Limits of a value that is better the lower it is: good up to the first, poor above the second.
-PSNR = (-28.0, -23.0)  # minus the dB of held-out reconstructions
-QUANTIZATION = (4.0, 8.0)  # dB that the finest codebook costs
+PSNR = (-28.0, -23.0)  # minus the dB of held-out reconstructions: emoji are clean at 28, faces of 22 are blurred
+QUANTIZATION = (4.0, 8.0)  # dB that the finest codebook costs: the demo 1; 6 double the error
 KEPT = (-FEW_KEPT, -FEW_KEPT / 2)  # minus the share of the units that pruning by a threshold has left
-OVERFITTING = (1.02, 1.1)  # final validation loss, as a multiple of the lowest one
-DISTANCE = (1.5, 3.0)  # kernel distance of the samples, as a multiple of that of quantized reconstructions
-COPIES = (2.0, 5.0)  # share of near copies, as a multiple of that among held-out images
-RECALL = (-0.6, -0.3)  # minus that of the samples, as a share of that of quantized reconstructions
-PRECISION = (-0.6, -0.3)  # minus that of the samples, as a share of that of training images
-FEW_COPIES = 0.02  # a share of near copies that is no concern, whatever the multiple
+# The validation loss of a stage as a share of that of a uniform guess: faces 0.05 to 0.27; emoji, which are recognized
+# but not clean, 0.39 to 0.48; stages of three epochs, which write noise, 0.52 to 0.65.
+GUESS = (0.4, 0.6)
+# The kernel distance of samples, as a multiple of what it can reach: 9,000 faces 1, 1,500 faces 2 to 3.
+DISTANCE = (1.5, 3.0)
+COVERAGE = (-0.6, -0.3)  # minus precision or recall as a share of the best possible: faces 0.9, flat photographs 0.1
+COPIES = (2.0, 5.0)  # share of near copies, as a multiple of that of held-out images: 2.4 are chance in 442 images
+CONFIDENCE = (-0.9, -0.75)  # minus the bits of a stage's samples, as a share of test images': 9,000 faces 0.9, 400 0.77
+# Other limits.
+OVERFITTING = 1.02  # final validation loss, as a multiple of the lowest: checkpoints that have converged differ by less
+LEAST = 0.03  # a kernel distance that is no concern, whatever the multiple: that of the demo's quantized faces
+FEW_COPIES = 0.02  # a share of near copies that is no concern, whatever the multiple: 1 % is one by definition
 FALL = 0.98  # training loss in the last eighth of a run, as a multiple of that in the eighth before: still falling
-COVERAGE = PRECISION  # minus the precision or recall of a stage at its level, as a share of that of training images
-CONFIDENCE = (-0.9, -0.75)  # minus the bits of a stage's own samples, as a share of those of test images
-LEARN_LESS = "use more images or more dropout, or stop training earlier"
+ENOUGH = 100  # images in a set: the 95 % interval of a share of fewer reaches more than 10 points to each side
+LEARN_LESS = "Use more images or more dropout, or stop training earlier."
 
 
 @dataclass(frozen=True)
@@ -34,14 +47,10 @@ class Verdict:
     advice: str = ""
 
 
-def what_next(verdicts: list[Verdict]) -> list[str]:
-    """The advice of the worst verdicts, each with all subjects that it applies to."""
-    worst = next((grade for grade in (POOR, FAIR) if any(verdict.grade == grade for verdict in verdicts)), None)
-    advice: dict[str, list[str]] = {}
-    for verdict in verdicts:
-        if verdict.grade == worst and verdict.advice:
-            advice.setdefault(verdict.advice, []).append(verdict.subject)
-    return [f"{', '.join(subjects)}: {text[0].lower()}{text[1:]}" for text, subjects in advice.items()]
+def what_next(verdicts: list[Verdict]) -> str:
+    """One piece of advice: that of the first of the worst verdicts, since later steps cannot repair an earlier one."""
+    first = [each for grade in (POOR, FAIR, UNCLEAR, GOOD) for each in verdicts if each.grade == grade and each.advice]
+    return f"{first[0].subject}: {first[0].advice[0].lower()}{first[0].advice[1:]}" if first else ""
 
 
 def verdict(subject: str, value: float, limits: tuple[float, float], text: str, advice: str, *meanings: str) -> Verdict:
@@ -54,12 +63,16 @@ def verdict(subject: str, value: float, limits: tuple[float, float], text: str, 
 
 def judge(run: Run) -> list[Verdict]:
     """All verdicts that the numbers of a run allow."""
-    verdicts = [*fidelity(decoded_psnr(run), quantized_psnr(run)), *map(pruning, run.of_kind("codebook"))]
-    verdicts += map(learning, run.of_kind("transformer"))
-    if run.evaluation is not None:
-        results = run.evaluation
-        verdicts += [*comparison(results), writing(results), confidence(results), novelty(results.novelty)]
-    return [verdict for verdict in verdicts if verdict is not None]
+    steps = [*fidelity(decoded_psnr(run), quantized_psnr(run)), *map(pruning, run.of_kind("codebook")), *stages(run)]
+    steps = [each for each in steps if each is not None]
+    outcomes = [] if run.evaluation is None else [*comparison(run.evaluation), *novelty(run.evaluation)]
+    poor = next((each.subject.lower() for each in [*steps, *outcomes] if each.grade == POOR), None)
+    return [*steps, *(doubted(each, poor) if poor and each.grade == GOOD else each for each in outcomes)]
+
+
+def doubted(praise: Verdict, poor: str) -> Verdict:
+    """What is left of a good verdict on samples where `poor` is."""
+    return dataclasses.replace(praise, grade=UNCLEAR, text=f"{praise.text} While {poor} is poor, this says little.")
 
 
 def decoded_psnr(run: Run) -> float | None:
@@ -111,36 +124,104 @@ def pruning(step: Step) -> Verdict | None:
     return verdict(subject, -left / units, KEPT, text, FEW_KEPT_ADVICE)
 
 
-def learning(step: Step) -> Verdict | None:
-    """Whether a transformer still improves, or has begun to overfit."""
+def stages(run: Run) -> list[Verdict]:
+    """Each stage by its losses and by what it writes at its own level; the worst of its parts is its grade."""
+    steps = {f"stage {step.folder.level}": step for step in run.of_kind("transformer")}
+    rows = {row.name: row for row in run.evaluation.levels} if run.evaluation else {}
+    verdicts = []
+    for name in dict.fromkeys([*steps, *rows]):
+        parts = learning(steps[name], units_of(run, steps[name])) if name in steps else []
+        parts += writing(run.evaluation, rows[name]) if name in rows else []
+        if parts:
+            worst = max(parts, key=lambda part: GRADES.index(part.grade))  # the first of them
+            verdicts.append(dataclasses.replace(worst, text=" ".join(part.text for part in parts)))
+    return verdicts
+
+
+def units_of(run: Run, step: Step) -> float | None:
+    """The number of units that a stage chooses each token from."""
+    book = run.steps.get(f"codebook_{step.folder.level}")
+    return book and (book.last("pruned_units") or book.last("units"))
+
+
+def learning(step: Step, units: float | None) -> list[Verdict]:
+    """Whether a stage still improves, has begun to overfit, and predicts tokens better than a guess does."""
     losses = [(row["val_loss"], row["step"]) for row in step.checkpoints]
     training = [(row["step"], row["train_loss"]) for row in step.rows if "train_loss" in row]
     if not losses or not training:
-        return None
-    subject, final, (lowest, at) = f"Transformer {step.folder.level}", losses[-1][0], min(losses)
-    earlier = [loss for number, loss in training if number <= at]
-    if final > OVERFITTING[0] * lowest and earlier and training[-1][1] < earlier[-1]:
+        return []
+    subject, final, (lowest, at) = f"Stage {step.folder.level}", losses[-1][0], min(losses)
+    earlier, change = [loss for number, loss in training if number <= at], change_of(training)
+    if final > OVERFITTING * lowest and earlier and training[-1][1] < earlier[-1]:
         text = (
             f"Overfitting: the validation loss rose from {lowest:.3f} at step {at:,} to {final:.3f} while the training "
             "loss kept falling. Generation uses the checkpoint with the lowest validation loss."
         )
-        return verdict(
-            subject, final / lowest, OVERFITTING, text, "Use more images or more dropout, or stop training earlier."
-        )
-    text = f"The validation loss ended at {final:.3f} nats per token, the training loss at {training[-1][1]:.3f}"
-    if is_falling(training):
-        return Verdict(subject, FAIR, f"{text} and still falling.", "Train for more steps.")
-    return Verdict(subject, GOOD, f"{text}: there is no sign of overfitting.")
+        parts, advice = [Verdict(subject, FAIR, text, LEARN_LESS)], LEARN_LESS
+    else:
+        is_falling, more = change is not None and change < FALL, "Train for more steps."
+        text = f"The validation loss ended at {final:.3f} nats per token, the training loss at {training[-1][1]:.3f}"
+        parts = [Verdict(subject, GOOD, f"{text}{' and still falling' * is_falling}.", more * is_falling)]
+        has_ceased = "Its loss has ceased to fall: use more images, a larger 'in_dim' or another 'model_lr'."
+        advice = more if change is None or is_falling else has_ceased
+    if units and units > 1:
+        share = lowest / math.log(units)
+        text = f"The lowest is {share:.0%} of what a uniform guess over its {units:,.0f} units costs."
+        parts.append(verdict(subject, share, GUESS, text, advice))
+    return parts
 
 
-def is_falling(points: list[tuple[int, float]]) -> bool:
-    """Whether a curve of (step, loss) still falls at its end; False where it is too short to know."""
+def change_of(points: list[tuple[int, float]]) -> float | None:
+    """The loss in the last eighth of a curve of (step, loss), as a multiple of that before; None if it is too short."""
     end = points[-1][0]
     eighths = [[loss for step, loss in points if end * low < step <= end * (low + 1 / 8)] for low in (3 / 4, 7 / 8)]
     if not all(eighths):
-        return False
+        return None
     before, last = (sum(part) / len(part) for part in eighths)
-    return last < FALL * before
+    return last / before
+
+
+def writing(results: Results, row: Level) -> list[Verdict]:
+    """What a stage writes beside true tokens of its level, and whether it is surer of it than it should be."""
+    subject, first, own = row.name.capitalize(), results.first_loss, f"{row.bits:.1f} bits ({row.bits_low:.1f} to"
+    text = f"At its own level, samples are at a kernel distance of {row.kernel:.3f}, "
+    pairs = ((row.precision, row.floor_precision), (row.recall, row.floor_recall))
+    least = min((share / floor for share, floor in pairs if floor > 0), default=1.0)
+    if row is first:
+        grade = POOR if -least > COVERAGE[1] else FAIR
+        parts = [Verdict(subject, grade, f"{text}clearly above the floor of {row.floor:.3f}.", improvement(row))]
+    elif row.is_above_floor:
+        text += f"clearly above the floor of {row.floor:.3f}, perhaps because of {first.name}."
+        parts = [Verdict(subject, FAIR, text)]
+    else:
+        text += f"at the floor of {row.floor:.3f} as far as {results.num_images} images show."
+        parts = [Verdict(subject, GOOD, text)]
+    if is_overconfident(row):
+        text = (
+            f"Samples at temperature 1 cost {own} {row.bits_high:.1f}), {results.held_out} {row.test_bits:.1f}: it is "
+        )
+        meanings = ("", "overconfident", "far too confident")
+        parts.append(verdict(subject, -row.bits / row.test_bits, CONFIDENCE, text, LEARN_LESS, *meanings))
+    return parts
+
+
+def is_overconfident(row: Level) -> bool:
+    """Whether what a stage writes is much likelier to it than test images are."""
+    return row.test_bits is not None and row.bits_high < row.test_bits and row.bits < -CONFIDENCE[0] * row.test_bits
+
+
+def improvement(row: Level) -> str:
+    """What to change in a stage that is above the floor of its level."""
+    return LEARN_LESS if is_overconfident(row) else "Train it longer."
+
+
+def what_to_improve(results: Results) -> str:
+    """The first stage that loses something at its own level, or else what decodes the tokens."""
+    if not results.levels:
+        return "Evaluate the run again: the table by levels shows which stage to improve."
+    if (first := results.first_loss) is None:
+        return "No stage loses anything at its own level: train the autoencoder or its decoder longer."
+    return f"Improve {first.name} first. {improvement(first)}"
 
 
 def comparison(results: Results) -> list[Verdict]:
@@ -149,7 +230,14 @@ def comparison(results: Results) -> list[Verdict]:
     reference = quantized or floor
     if samples is None or reference is None:
         return []
-    least = max(reference.kernel_high, floor.kernel_high if floor else 0, 1e-6)
+    if results.num_images < ENOUGH:
+        text = (
+            f"{results.num_images} images in each set are too few to judge how close samples come to real images, how "
+            "many look real, how varied they are, and whether they are new."
+        )
+        advice = f"Evaluate at least {ENOUGH} {results.held_out}; by default 5 % of all images are held out as such."
+        return [Verdict("Samples", UNCLEAR, text, advice)]
+    least = max(reference.kernel_high, floor.kernel_high if floor else 0, LEAST)
     text = (
         f"The kernel distance between samples and {results.held_out} is {samples.kernel:.3f}; that of {reference.name} "
         f"is {reference.kernel:.3f}, the best that samples can reach. The samples are "
@@ -162,70 +250,22 @@ def comparison(results: Results) -> list[Verdict]:
             f"{samples.precision:.0%} of the samples look like real images (precision); of training images, "
             f"{floor.precision:.0%} do."
         )
-        verdicts.append(verdict("Realism", -samples.precision / floor.precision, PRECISION, text, advice))
+        verdicts.append(verdict("Realism", -samples.precision / floor.precision, COVERAGE, text, advice))
     if reference.recall > 0:
         text = (
             f"The samples cover {samples.recall:.0%} of the variety of {results.held_out} (recall); {reference.name} "
             f"cover {reference.recall:.0%}."
         )
         advice = "Train the transformers longer, or try a higher temperature."
-        verdicts.append(verdict("Variety", -samples.recall / reference.recall, RECALL, text, advice))
+        verdicts.append(verdict("Variety", -samples.recall / reference.recall, COVERAGE, text, advice))
     return verdicts
 
 
-def what_to_improve(results: Results) -> str:
-    """The first stage that loses something at its own level, or else what decodes the tokens."""
-    if not results.levels:
-        return "Evaluate the run again: the table by levels shows which stage to improve."
-    first = results.first_loss
-    if first is None:
-        return "No stage loses anything at its own level: train the autoencoder or its decoder longer."
-    how = "train it longer, or try another temperature"
-    return f"Improve {first.name} first: {LEARN_LESS if is_overconfident(first) else how}."
-
-
-def writing(results: Results) -> Verdict | None:
-    """Which stage is the first whose samples are clearly above the floor of its level."""
-    if not results.levels:
-        return None
-    rows = ", ".join(f"{row.name} {row.kernel:.3f} (floor {row.floor:.3f})" for row in results.levels)
-    text = f"Distances of samples from {results.held_out} at the level of each stage, all decoded alike: {rows}. "
-    first = results.first_loss
-    if first is None:
-        return Verdict("Stages", GOOD, f"{text}{results.num_images} images show no stage that loses anything.")
-    pairs = ((first.precision, first.floor_precision), (first.recall, first.floor_recall))
-    least = min((share / floor for share, floor in pairs if floor > 0), default=1.0)
-    text += f"{first.name.capitalize()} is the first that is clearly above its floor."
-    grade = POOR if -least > COVERAGE[1] else FAIR
-    return Verdict("Stages", grade, text, what_to_improve(results))
-
-
-def is_overconfident(row: Level) -> bool:
-    """Whether what a stage writes is much likelier to it than test images are."""
-    return row.test_bits is not None and row.bits_high < row.test_bits and row.bits < -CONFIDENCE[0] * row.test_bits
-
-
-def confidence(results: Results) -> Verdict | None:
-    """Whether a stage is surer of its own samples than it should be."""
-    rows = [row for row in results.levels if row.test_bits]
-    if not rows:
-        return None
-    row = min([*filter(is_overconfident, rows)] or rows, key=lambda row: row.bits / row.test_bits)
-    text = (
-        f"Samples of {row.name} at temperature 1 cost {row.bits:.1f} bits ({row.bits_low:.1f} to {row.bits_high:.1f}), "
-        f"{results.held_out} {row.test_bits:.1f}: "
-    )
-    if not is_overconfident(row):
-        return Verdict("Confidence", GOOD, f"{text}no stage is much surer of what it writes than it should be.")
-    advice = f"{LEARN_LESS[0].upper()}{LEARN_LESS[1:]}."
-    meanings = ("", "it is overconfident", "it is far too confident")
-    return verdict("Confidence", -row.bits / row.test_bits, CONFIDENCE, text, advice, *meanings)
-
-
-def novelty(measured: Novelty | None) -> Verdict | None:
-    """How many samples are near copies of training images, or have their layout."""
+def novelty(results: Results) -> list[Verdict]:
+    """How many samples are near copies of training images, or have their layout; of few images only what is certain."""
+    measured, is_few = results.novelty, results.num_images < ENOUGH
     if measured is None:
-        return None
+        return []
     text, multiple = "", 0.0
     for near, likeness in ((measured, "are near copies"), (measured.layout, "have the layout")):
         if near is not None:
@@ -234,11 +274,12 @@ def novelty(measured: Novelty | None) -> Verdict | None:
                 f"{share:.1%} of the samples ({near.share_low:.1%} to {near.share_high:.1%}) {likeness} of a training "
                 f"image, compared with {real:.1%} of the held-out images{': ' if near.layout is None else '; '}"
             )
+            share = near.share_low if is_few else share
             multiple = max(multiple, 0.0 if share <= FEW_COPIES else share / max(real, 1e-6))
-    advice = "Use more images or more dropout, stop training earlier, or raise the temperature."
     meanings = (
         "the samples are new images",
         "some training images are memorized",
         "many training images are memorized",
     )
-    return verdict("Novelty", multiple, COPIES, text, advice, *meanings)
+    judged = verdict("Novelty", multiple, COPIES, text, LEARN_LESS, *meanings)
+    return [] if is_few and judged.grade == GOOD else [judged]

@@ -9,6 +9,8 @@ from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 
+import torch
+
 from models.autoencoder import AutoencoderConfig
 from models.codebook import CodebookConfig
 from models.requests import load_generation_config
@@ -38,6 +40,14 @@ def check(recipe: Recipe, steps: Sequence[Step], run: RunFolder, generation: Pat
     check_sizes(recipe, run, configs)
     plans["generate"] |= check_generation(generation, steps, run)
     return plans
+
+
+def check_device(recipe: Recipe, device: str | None) -> None:
+    """Raise `UserError` if a recipe for a GPU would train on a CPU, unless `device` asks for that."""
+    if recipe.without_gpu and device in (None, "auto") and not torch.cuda.is_available():
+        other = f"{recipe.without_gpu}, for images of {Recipe.find(recipe.without_gpu).image_size.shown} pixels"
+        advice = f"use {other}, or add --device cpu to wait for this one all the same"
+        raise UserError(f"{recipe.folder.name} is for a GPU with CUDA, and there is none here: {advice}")
 
 
 def options_of(recipe: Recipe, step: Step) -> ScriptOptions:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from scripts import dry_run
-from scripts.recipe import check, open_images
+from scripts.recipe import check, check_device, open_images
 from utils.core import provenance
 from utils.core.config import read_json
 from utils.core.files import UserError, write_file
@@ -84,6 +84,7 @@ def main(argv: list[str] | None = None) -> None:
     """Check the recipe, and run its steps."""
     options = parse_options(Options, __doc__, argv)
     recipe = Recipe.find(options.recipe)
+    check_device(recipe, options.device)
     if options.dry_run:
         dry_run.estimate(recipe, options.dataset, options.device)
     else:

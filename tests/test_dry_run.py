@@ -1,14 +1,11 @@
 """The table of a dry run: what is run for it, and how it follows from few training steps."""
 
-import contextlib
-import io
 import re
 import shutil
+import sys
 import tempfile
 from dataclasses import replace
 from datetime import datetime, timedelta
-from importlib import import_module
-from pathlib import Path
 
 import pytest
 
@@ -19,7 +16,7 @@ from tests.helpers.scripts import TINY, run_main
 from tests.test_train_cascade import recipe_of
 from utils.core.files import UserError
 from utils.core.size import Size
-from utils.runs.chain import Recipe, Step, folders_in
+from utils.runs.chain import Recipe, folders_in
 from utils.runtime.child import Attendant
 from utils.runtime.progress import duration
 
@@ -60,18 +57,16 @@ ROWS = {
 }
 
 
-def test_a_shortened_recipe_is_the_recipe_with_few_training_steps():
+def test_a_shortened_recipe_is_the_recipe_with_few_training_steps_and_images():
     short = dry_run.shorten(RECIPE)
     for name in ("autoencoder", "codebook", *RECIPE.stages):
         assert short.settings[name] == RECIPE.settings[name] | dry_run.SHORT
     assert all(short.settings[name] == RECIPE.settings[name] for name in ("feature_maps", "generate"))
     assert "decoder" not in short.settings  # this recipe has none
     assert short.settings["prune"] == {"batch_size": 16, "prune_threshold": 0}
-    more = replace(RECIPE, settings=RECIPE.settings | {"decoder": {"max_step": 9}, "prune": {"keep": 3}})
-    other = dry_run.shorten(more, max_step=3)
-    assert other.settings["decoder"] == {"max_step": 3}
-    assert other.settings["prune"] == {"keep": 3}
-    assert other.settings["codebook"] == short.settings["codebook"]
+    more = {"decoder": {"max_step": 99}, "prune": {"keep": 3}, "generate": {"num_images": 25}}
+    other = dry_run.shorten(replace(RECIPE, settings=RECIPE.settings | more)).settings
+    assert (other["decoder"], other["prune"], other["generate"]) == (dry_run.SHORT, {"keep": 3}, {"num_images": 5})
 
 
 def test_the_table_grows_with_training_steps_checkpoints_and_images(faces, tiny_run, monkeypatch, capsys):
@@ -95,6 +90,8 @@ def test_the_table_grows_with_training_steps_checkpoints_and_images(faces, tiny_
     dry_run.estimate(RECIPE, faces, None)
     output = capsys.readouterr()
     assert "warning: 40 images, fewer than 500" in output.err
+    own = duration(2.0 * (dry_run.STARTS + 64 / dry_run.TOKENS))  # TINY's finest grid has 8×8 tokens
+    assert output.out.startswith(f"trying all steps with 20 of 40 images takes about {own}\n")
     rows = [line for line in output.out.splitlines() if line.startswith("| ")]
     lines = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
     shown = {name: (steps, time, disk, half) for name, steps, time, disk, _, half in lines[1:-1]}
@@ -125,7 +122,11 @@ signal.signal(signal.SIGTERM, end)
 os.kill(os.getppid(), signal.SIGTERM)
 time.sleep(60)
 """
-    monkeypatch.setattr(Step, "command", ["-c", script])
+    program = tmp_path / "program"
+    program.write_text(f"#!{sys.executable}\n{script}")
+    program.chmod(0o755)
+    monkeypatch.setattr(dry_run, "seconds_to_start", lambda: 2.0)
+    monkeypatch.setattr(sys, "executable", str(program))
     with pytest.raises(SystemExit) as stopped:
         dry_run.estimate(RECIPE, faces, None)
     assert stopped.value.code == 143
@@ -140,9 +141,8 @@ def test_images_of_another_size_are_refused_before_anything_runs(faces, monkeypa
 
 
 def play(attendant, command, **_):
-    """Run a script in this process, which has torch already."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        run_main(import_module(Path(command[1]).stem).main, *command[2:])
+    """Run all steps in this process, which has torch already."""
+    run_main(dry_run.main, *command[3:])
     return 0
 
 

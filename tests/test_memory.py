@@ -3,6 +3,7 @@
 import argparse
 import gc
 import json
+import sys
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from tests.helpers.deaths import results
 from tests.helpers.runs import COUNT, MAINS, PLAN
 from tests.helpers.scripts import expect_error, run_main
 from utils.core.files import UserError
-from utils.runtime.device import peak_memory, usable_memory
+from utils.runtime.device import peak_memory, reset_peak_memory, usable_memory
 from utils.runtime.footprint import Footprint, PeakMemory, count_flops, count_footprint, count_step, readable
 from utils.runtime.progress import duration
 from utils.training.gradient import GradientLearner, GradientTask
@@ -109,6 +110,15 @@ def test_a_process_has_used_what_it_holds_and_may_use_more():
     held = torch.ones(2**24)  # 64 MiB
     assert peak_memory(CPU) >= before
     assert usable_memory(CPU) > held.nbytes
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is reset on Linux alone")
+def test_the_peak_is_counted_anew():
+    large = torch.ones(2**26)
+    before = peak_memory(CPU)
+    del large
+    reset_peak_memory()
+    assert peak_memory(CPU) < before - 2**27
 
 
 @pytest.mark.counts_memory

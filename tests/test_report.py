@@ -12,23 +12,19 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation.results import Results
 from models.codebook import Codebook
 from reporting import page as page_module
-from reporting import verdicts
 from reporting.page import LIMIT, make_page
 from reporting.pictures import QUALITIES
-from reporting.run import Job, Run, Step, read_run, read_step
+from reporting.run import Step, read_run, read_step
 from reporting.sections import usage
 from scripts import export, report
 from tests.helpers.labels import teach_labels
-from tests.helpers.reports import EVALUATION, HOSTILE, change_attempt, make_run
+from tests.helpers.reports import HOSTILE, change_attempt, make_run
 from tests.helpers.scripts import CODEBOOKS, TINY, expect_error, run_main
-from utils.core.config import build_config
 from utils.core.files import UserError
 from utils.core.options import parse_options
 from utils.data.images import save_image
-from utils.runs.attempt import FINISHED, Attempt
 from utils.runs.folders import OutputFolder, RunFolder
 
 
@@ -341,104 +337,3 @@ def test_a_missing_package_is_named(package, run, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, package, None)
     line = expect_error(capsys, report.main, [run])
     assert line == f"error: {package} is not installed: pip install -r requirements-eval.txt"
-
-
-def judged(folder, rows=(), evaluation=None):
-    """The verdicts of a run by their subjects: with these metrics of a transformer, or this evaluation."""
-    step = Step(OutputFolder(folder / "transformer_1"), {}, list(rows))
-    results = evaluation and build_config(Results, evaluation, "evaluation.json")
-    run = Run(RunFolder(folder), {"transformer_1": step} if rows else {}, None, results)
-    return {verdict.subject: verdict for verdict in verdicts.judge(run)}
-
-
-def losses(training, validation):
-    """Metrics of a run of 100 steps, with training losses and those of checkpoints spread evenly over it."""
-    rows = [{"step": (index + 1) * 100 // len(training), "train_loss": loss} for index, loss in enumerate(training)]
-    rows += [{"step": (index + 1) * 100 // len(validation), "val_loss": loss} for index, loss in enumerate(validation)]
-    return sorted(rows, key=lambda row: row["step"])
-
-
-def test_learning_is_judged_by_its_curves(tmp_path):
-    falling = [4 - index / 10 for index in range(20)]
-    level = [*falling[:10], *[3.0] * 10]
-    overfit = judged(tmp_path, losses(falling, [3.0, 2.5, 3.2]))["Transformer 1"]
-    assert overfit.grade == verdicts.POOR
-    assert "from 2.500 at step 66 to 3.200" in overfit.text
-    assert "dropout" in overfit.advice
-    assert judged(tmp_path, losses(falling, [3.0, 2.5]))["Transformer 1"].advice == "Train for more steps."
-    assert judged(tmp_path, losses(level, [3.2, 3.1]))["Transformer 1"].grade == verdicts.GOOD
-
-
-@pytest.mark.parametrize(
-    ("left", "keep", "grade"),
-    [(64, None, None), (32, None, None), (17, None, "fair"), (15, None, "poor"), (17, 17, None)],
-)
-def test_few_units_that_pruning_has_left_are_a_verdict_with_a_remedy(left, keep, grade, tmp_path):
-    folder = RunFolder(tmp_path).step("codebook_cond")
-    time, script = "2026-01-01T00:00:00+00:00", "prune_codebook.py"
-    attempt = Attempt(script, {"keep": keep}, None, {}, "cpu", 1, time, time, FINISHED)
-    step = Step(folder, {script: Job([attempt])}, [{"step": 9, "units": 64}, {"pruned_units": left}])
-    result = verdicts.judge(Run(RunFolder(tmp_path), {folder.name: step}, None, None))
-    assert [(each.subject, each.grade) for each in result] == ([("Condition codebook", grade)] if grade else [])
-    assert all(f"left {left} of 64 units" in each.text and "num_embeddings" in each.advice for each in result)
-
-
-def test_an_evaluation_is_judged_against_its_floor(tmp_path):
-    by_subject = judged(tmp_path, evaluation=EVALUATION)
-    assert {subject: verdict.grade for subject, verdict in by_subject.items()} == {
-        "Autoencoder": "poor", "Codebooks": "good", "Samples": "poor", "Realism": "good", "Variety": "good",
-        "Stages": "poor", "Confidence": "fair", "Novelty": "poor",
-    }  # fmt: skip
-    assert "many training images are memorized" in by_subject["Novelty"].text
-    lines = verdicts.what_next(list(by_subject.values()))
-    assert [line.split(":")[0] for line in lines] == ["Autoencoder", "Samples, Stages", "Novelty"]
-
-
-def level(name, kernel, bits=20.0, recall=0.8):
-    """A level whose floor is 0.00 ± 0.01, with precision and recall 0.8."""
-    spans = {"kernel": kernel, "kernel_low": kernel - 0.02, "kernel_high": kernel + 0.02, "floor": 0.0}
-    spans |= {"floor_low": -0.01, "floor_high": 0.01, "bits": bits, "bits_low": bits - 1, "bits_high": bits + 1}
-    shares = {"precision": 0.7, "recall": recall, "floor_precision": 0.8, "floor_recall": 0.8}
-    return {"name": name, "num_drawn": 8, "test_bits": 20.0} | spans | shares
-
-
-@pytest.mark.parametrize(
-    ("levels", "grade", "advice"),
-    [
-        ([level("stage 0", 0.02), level("stage 1", 0.023), level("stage 2", 0.9)], "fair", "stage 1 first: train it"),
-        ([level("stage 0", 0.03, 15), level("stage 1", 0.5)], "fair", "stage 0 first: use more images"),
-        ([level("stage 0", 0.03, recall=0.1)], "poor", "stage 0 first: train it"),
-        ([level("stage 0", 0.0), level("stage 1", 0.022)], "good", "train the autoencoder or its decoder longer"),
-        ([], None, "Evaluate the run again"),
-    ],
-    ids=["the first that is clearly above", "overconfident", "without variety", "none", "an older evaluation"],
-)
-def test_the_first_level_that_is_above_its_floor_is_to_be_improved(levels, grade, advice, tmp_path):
-    judged_ = judged(tmp_path, evaluation=EVALUATION | {"levels": levels})
-    assert advice in judged_["Samples"].advice
-    assert ("Stages" in judged_) == bool(levels)
-    if levels:
-        assert judged_["Stages"].grade == grade
-        assert judged_["Stages"].advice == ("" if grade == "good" else judged_["Samples"].advice)
-
-
-@pytest.mark.parametrize(("bits", "grade"), [(18.5, "good"), (17.0, "fair"), (14.0, "poor"), (30.0, "good")])
-def test_a_stage_whose_samples_are_cheap_is_overconfident(bits, grade, tmp_path):
-    levels = [level("stage 0", 0.0), level("stage 1", 0.0, bits)]
-    verdict = judged(tmp_path, evaluation=EVALUATION | {"levels": levels})["Confidence"]
-    assert verdict.grade == grade
-    assert (f"Samples of stage 1 at temperature 1 cost {bits:.1f} bits" in verdict.text) == (bits < 20)
-
-
-def test_layouts_that_are_learned_by_heart_are_judged_like_copies(tmp_path):
-    by_features = EVALUATION["novelty"] | {"samples": {"median_distance": 4.5, "share": 0.01}}
-    layout = EVALUATION["novelty"]["layout"]
-    for novelty, grade in ((by_features, "poor"), (by_features | {"layout": None}, "good")):
-        judgement = judged(tmp_path, evaluation=EVALUATION | {"novelty": novelty})["Novelty"]
-        assert judgement.grade == grade
-        assert (f"{layout['samples']['share']:.1%} of the samples" in judgement.text) == (grade == "poor")
-
-
-def test_samples_near_the_best_that_they_can_be_are_good(tmp_path):
-    rows = [row | {"kernel": 0.15, "kernel_high": 0.17} for row in EVALUATION["distances"]]
-    assert judged(tmp_path, evaluation=EVALUATION | {"distances": rows})["Samples"].grade == verdicts.GOOD

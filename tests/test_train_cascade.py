@@ -293,6 +293,19 @@ def test_images_of_another_size_and_names_of_nothing_are_refused(chain, tmp_path
     assert not chain.out.exists()
 
 
+def test_a_recipe_for_a_gpu_names_another_without_one_before_anything_is_read(chain, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    chain.arguments[:2] = ["gpu-128", "none.json"]
+    assert "none.json: no such data set" in chain.refused("--device", "cpu")
+    *_, out = chain.arguments
+    for arguments in ([out], [out, "--device", "auto"], ["--dry-run"]):
+        chain.arguments[2:] = arguments
+        line = chain.refused()
+        assert "gpu-128 is for a GPU with CUDA" in line and "use laptop-128, for images of 128×128 pixels" in line
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert "none.json: no such data set" in chain.refused()
+
+
 @pytest.mark.parametrize("name", ["train_cascade", "demo", "test"])
 def test_the_shell_scripts_run_the_python_scripts_of_their_names_with_the_python_that_is_named(name, tmp_path):
     python = tmp_path / "python"

@@ -54,6 +54,7 @@ class Recipe:
     settings: dict[str, dict] = field(default_factory=dict)
     image_size: Size | None = None  # None: of a run, whose recipe is not known
     num_images: int | None = None  # that the demo draws
+    without_gpu: str = ""  # of one that is for a GPU: the name of the recipe to use without
 
     @classmethod
     def find(cls, name: str | Path) -> "Recipe":
@@ -70,7 +71,7 @@ class Recipe:
         levels = [int(m[1]) for each in names if (m := re.fullmatch(r"(?:codebook|transformer)_(\d+)", each))]
         sections = (*SECTIONS, *(f"transformer_{level}" for level in range(max(levels, default=0) + 1)))
         fields = [("image_size", int | str), *((section, dict) for section in sections)]
-        optional = {"decoder": dict, "num_images": int, "flip": bool, "description": str}
+        optional = {"decoder": dict, "num_images": int, "flip": bool, "description": str, "without_gpu": str}
         fields += [(key, kind | None, None) for key, kind in optional.items()]
         given = build_config(dataclasses.make_dataclass("Recipe", fields), content, str(path))
         settings = {key: each for key in (*sections, "decoder") if (each := getattr(given, key)) is not None}
@@ -82,7 +83,7 @@ class Recipe:
             size = Size.parse(given.image_size)
         except ValueError as error:
             raise UserError(f"{path}: 'image_size': {error}") from None
-        return cls(folder, settings, size, given.num_images)
+        return cls(folder, settings, size, given.num_images, given.without_gpu or "")
 
     @property
     def path(self) -> Path:

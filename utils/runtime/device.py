@@ -95,6 +95,16 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def reset_peak_memory() -> None:
+    """Give back free memory and count the peak anew; where the system cannot, it stays that of the whole process."""
+    give_back_memory()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):  # of Linux alone
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def kilobytes(path: str, name: str) -> int | None:
     """The bytes that a file of Linux's /proc gives in kB beside a name, where there is such a line."""
     with suppress(OSError):
