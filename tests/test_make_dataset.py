@@ -102,6 +102,14 @@ def test_a_changed_folder_leaves_nothing_stale_and_no_other_name_changed(photos,
     assert set(contents(tmp_path / "out")) == {"dataset.json", "images/mine.png", *after}
 
 
+def test_an_image_in_several_folders_has_the_labels_of_all(tmp_path):
+    for name in ("night/a.png", "cat/big/b.png", "night/c.png"):
+        noise(tmp_path / "tags" / name, "a.png" in name)
+    make(tmp_path / "tags", tmp_path / "out")
+    labels = {record["original_path"]: record["labels"] for record in records(tmp_path / "out")}
+    assert labels == {"cat/big/b.png": ["cat", "big", "night"], "night/a.png": ["night"]}
+
+
 @pytest.fixture
 def mixed(tmp_path):
     """A folder of other formats and endings: images, a video, one without an ending, and hidden files."""
