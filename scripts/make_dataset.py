@@ -274,8 +274,9 @@ def review(options: Options, records: list[dict], entries: list[dict]) -> None:
     groups.review(options.group_by, records, [entry["hash"] for entry in entries if "hash" in entry])
     if number := sum(entry.get(TRANSPARENT, False) for entry in entries):
         under = {WHITE: "white", CHECKER: "a checker"}.get(options.background, f"the colour {options.background}")
-        advice = f"--background COLOUR or {CHECKER} changes that; transparency is not generated"
-        print(f"{number} images are transparent in part; they are pasted onto {under}; {advice}")
+        advice = f"; --background COLOUR or {CHECKER} changes that" if options.background == WHITE else ""
+        pasted = f"{number} images are transparent in part; they are pasted onto {under}{advice}"
+        print(f"{pasted}; transparency is not generated")
     few_images.warn(len(records))
 
 
