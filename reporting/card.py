@@ -42,7 +42,7 @@ def make_card(run: RunFolder, model: Cascade, config: ModelConfig, name: str, da
         f"## The training images\n\n{origin}",
         how_trained(trained, config),
         evaluated(trained, config.dtype),
-        how_to_load(name),
+        how_to_load(name, list(model.label_sets.shares) if model.label_sets is not None else []),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -88,8 +88,9 @@ def evaluated(run: Run, dtype: str) -> str:
     return f"## Evaluation\n\n{FLOOR}{rounded}\n\n{markdown(run.evaluation).strip()}"
 
 
-def how_to_load(name: str) -> str:
-    """The code and the commands that use the model."""
+def how_to_load(name: str, labels: list[str]) -> str:
+    """The code and the commands that use the model; with one of its labels, if it knows any."""
+    by_label = f"\ncascade.sample(4, labels={labels[0]!r})[0].save('labelled.png')" if labels else ""
     return f"""\
 ## How to use it
 
@@ -100,7 +101,7 @@ from models.cascade import Cascade
 
 cascade = Cascade.load({name!r})
 for number, image in enumerate(cascade.sample(16, seed=0)):
-    image.save(f"{{number}}.png")
+    image.save(f"{{number}}.png"){by_label}
 ```
 
 ```bash

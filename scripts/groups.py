@@ -98,9 +98,10 @@ def _warn_of_straddling(how: str | None, sides: np.ndarray, pairs: np.ndarray) -
     """Warn if images that the default split holds out have near-duplicates on another side."""
     count, total = near_duplicates.count_straddling(pairs, sides), np.count_nonzero(sides != TRAINING)
     if count:
-        advice = "" if how == NEAR else "; give --group-by near, or groups of your own"
+        larger = f"their group would have more than {near_duplicates.MOST_IN_GROUP} images; give groups of your own"
+        advice = larger if how == NEAR else "give --group-by near, or groups of your own"
         print(
             f"warning: {count} of {total} images that would be held out ({count / total:.0%}) have a near-duplicate on "
-            f"another side of the split{advice}",
+            f"another side of the split; {advice}",
             file=sys.stderr,
         )

@@ -1,9 +1,10 @@
 """Turn a folder of images into a data set: RGB PNGs of one size and a dataset.json that names them.
 
-Reads AVIF, BMP, GIF (first frame), HEIC, JPEG, PNG, TIFF and WebP at any depth; sub-folder names become labels. Images
-with the same pixels are written once; unreadable ones are skipped and listed in OUT_DIR/skipped.txt, files of other
-endings in OUT_DIR/ignored.txt. The same command again goes on where it died, or brings the data set up to date. HEIC,
---group-by near, and a warning about near-duplicates, need `pip install -r requirements-data.txt`.
+Reads AVIF, BMP, GIF (first frame), HEIC, JPEG, PNG, TIFF and WebP at any depth; the names of all folders that it lies
+in, below the given one, become labels of an image. Images with the same pixels are written once, with the labels of all
+of them; unreadable ones are skipped and listed in OUT_DIR/skipped.txt, files of other endings in OUT_DIR/ignored.txt.
+The same command again goes on where it died, or brings the data set up to date. HEIC, --group-by near, and a warning
+about near-duplicates, need `pip install -r requirements-data.txt`.
 
     python -m scripts.make_dataset photos --out-dir data/photos --image-size 128
 """
@@ -121,12 +122,13 @@ def write_images(
     """Write the RGB image `read(item)` of each item to `out_dir`, then the `dataset.json`; return a summary.
 
     `read` runs in `num_workers` processes (None: one for each core) and raises `UserError` for an item to skip. Records
-    hold what `describe` says, keep the order of `items` and stop at the first `limit` distinct images. A PNG is named
-    after its pixels, so the number of processes does not matter, an image keeps its name (and without a group its side
-    of the split) when others are added, and the data set of an earlier run stays whole until the new one replaces it.
-    What a run with the same `settings` has written before it died is not read again. Before the index is written,
-    `review` is called with the records, to which it may add and which it may drop, and with their entries in the
-    journal. With `per_shard` so many images each then move to tar files.
+    hold what `describe` says, and also the `labels` of duplicates that are dropped; they keep the order of `items` and
+    stop at the first `limit` distinct images. A PNG is named after its pixels, so the number of processes does not
+    matter, an image keeps its name (and without a group its side of the split) when others are added, and the data set
+    of an earlier run stays whole until the new one replaces it. What a run with the same `settings` has written before
+    it died is not read again. Before the index is written, `review` is called with the records, to which it may add and
+    which it may drop, and with their entries in the journal. With `per_shard` so many images each then move to tar
+    files.
     """
     records: dict[str, dict] = {}
     entries, skipped, num_duplicates = [], [], 0
@@ -146,10 +148,13 @@ def write_images(
             if key not in done:
                 journal.add({key: entry})
             [(name, _, expected)] = entry["places"]
+            described = describe(item)
             if name in records:
                 num_duplicates += 1
+                labels = records[name]["labels"]
+                labels += [label for label in described["labels"] if label not in labels]
                 continue
-            records[name] = {"image_fpath": name, "checksum": expected, **describe(item)}
+            records[name] = {"image_fpath": name, "checksum": expected, **described}
             entries.append(entry)
             bar.update()
             if len(records) == limit:
@@ -271,8 +276,9 @@ def review(options: Options, records: list[dict], entries: list[dict]) -> None:
     groups.review(options.group_by, records, [entry["hash"] for entry in entries if "hash" in entry])
     if number := sum(entry.get(TRANSPARENT, False) for entry in entries):
         under = {WHITE: "white", CHECKER: "a checker"}.get(options.background, f"the colour {options.background}")
-        advice = f"--background COLOUR or {CHECKER} changes that; transparency is not generated"
-        print(f"{number} images are transparent in part; they are pasted onto {under}; {advice}")
+        advice = f"; --background COLOUR or {CHECKER} changes that" if options.background == WHITE else ""
+        pasted = f"{number} images are transparent in part; they are pasted onto {under}{advice}"
+        print(f"{pasted}; transparency is not generated")
     few_images.warn(len(records))
 
 

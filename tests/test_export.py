@@ -95,6 +95,7 @@ def test_labels_and_what_they_are_drawn_from_are_exported(run, tmp_path):
     assert set(after.labels_of(Request(), range(99))) == {"cat", "cat+n*ght", ""}
     card = (tmp_path / "faces/README.md").read_text()
     assert "It knows these labels, each of a share of the training images: cat (50.0%), n\\*ght (12.5%)." in card
+    assert "cascade.sample(4, labels='cat')" in card
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
