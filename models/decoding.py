@@ -1,11 +1,22 @@
 """Decoding one position at a time: the cache of keys and values, and the preparation of a model."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from models.transformer import Transformer, attend
+
+
+def attention_dtype(weight: torch.Tensor, queries: int = 1) -> torch.dtype:
+    """The dtype for the attention of a row, or of so many with the same keys.
+
+    On the CPU the products of one query are so narrow that bfloat16 takes longer than float32.
+    """
+    is_slow = weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and queries == 1
+    return torch.float32 if is_slow else weight.dtype
 
 
 class KVCache:
@@ -19,7 +30,8 @@ class KVCache:
         config, weight = model.config, model.embed.token.weight
         self.capacity = model.grid.length if model.window is None else min(model.grid.length, model.window + 1)
         heads, head_dim = config.self_attn_heads, config.in_dim // config.self_attn_heads
-        self.keys = weight.new_empty(config.num_dec_layers, rows, heads, self.capacity, head_dim)
+        shape = config.num_dec_layers, rows, heads, self.capacity, head_dim
+        self.keys = weight.new_empty(shape, dtype=attention_dtype(weight))
         self.values = torch.empty_like(self.keys)
         self.position = 0  # of the next input
         self.parents = [0] * rows  # of the last reordering
@@ -60,19 +72,23 @@ class CachedDecoder:
 
     def __init__(self, model: Transformer, rows: int, source: torch.Tensor | None = None) -> None:
         self.model, self.cache = model, KVCache(model, rows)
+        weight = model.embed.token.weight
+        self.places = model.embed.places(torch.arange(model.grid.length, device=weight.device))
         memory = [] if source is None else model.encode(source)
-        self.reads = [partial(self._read, k=k.contiguous(), v=v.contiguous()) for k, v in memory]
+        dtype = attention_dtype(weight, 1 if source is None else rows // len(source))
+        self.reads = [partial(self._read, k=k.to(dtype).contiguous(), v=v.to(dtype).contiguous()) for k, v in memory]
         self.reads = self.reads or [None] * len(model.decoder)
         self.reorder = self.cache.reorder  # row i continues from row `rows[i]` of the same image
 
     def _see(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: int) -> torch.Tensor:
         """Self-attention (R, heads, 1, d) of each row to its cached positions and the new one."""
-        return attend(q, *self.cache.update(layer, k, v))
+        keys, values = self.cache.update(layer, k, v)
+        return attend(q.to(keys.dtype), keys, values).to(q.dtype)
 
     def _read(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Cross-attention (R, heads, 1, d): the rows of an image are the queries of one product."""
-        q = q.squeeze(2).unflatten(0, (len(k), -1)).transpose(1, 2)  # (N, heads, rows of an image, d)
-        return attend(q, k, v).transpose(1, 2).flatten(0, 1)[:, :, None]
+        rows = q.squeeze(2).unflatten(0, (len(k), -1)).transpose(1, 2)  # (N, heads, rows of an image, d)
+        return attend(rows.to(k.dtype), k, v).transpose(1, 2).flatten(0, 1)[:, :, None].to(q.dtype)
 
     @property
     def position(self) -> int:
@@ -85,31 +101,27 @@ class CachedDecoder:
         `start` (R, dim), if any, is added to the embeddings of the first inputs.
         """
         model = self.model
-        x = model.embed_inputs(inputs[:, None], torch.full((1,), self.position, device=inputs.device), start)
+        x = model.embed.token(inputs) + self.places[self.position]
+        x = (x if start is None else x + start.to(x.dtype))[:, None]
         for layer, (block, read) in enumerate(zip(model.decoder, self.reads, strict=True)):
             x = block(x, partial(self._see, layer=layer), read)
         self.cache.position += 1
         return model.head(model.norm(x.to(model.norm.weight.dtype))).squeeze(1)
 
 
-class PackedLinear(nn.Module):
-    """A linear layer without bias on the CPU, whose weight is in the layout that oneDNN prefers."""
-
-    def __init__(self, weight: torch.Tensor) -> None:
-        super().__init__()
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(…, in) → (…, out)."""
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "")
+NARROW = 256  # width below which a call of oneDNN takes longer than the product; see docs/experiments.md, "How fast"
+FEW = 16  # rows up to which a narrow model decodes faster in float32 than in bfloat16
 
 
 def make_ready(model: Transformer, dtype: torch.dtype, rows: int, compiled: bool = False) -> None:
     """Prepare a model in place to only decode, `rows` rows at once, in `dtype` except for the logits.
 
-    On the CPU the decoder's weights are packed, unless this is slower (one row in float32) or not supported (bfloat16
-    on some processors).
+    On the CPU a narrow model decodes few rows in float32 in any case, because this is faster, and the decoder's layers
+    become plain functions, which are called faster than modules.
     """
+    is_cpu, is_narrow = model.head.weight.device.type == "cpu", model.config.in_dim < NARROW
+    if dtype == torch.bfloat16 and is_cpu and is_narrow and rows <= FEW:
+        dtype = torch.float32
     model.eval().to(dtype)
     model.norm.float()
     model.head.float()
@@ -119,12 +131,30 @@ def make_ready(model: Transformer, dtype: torch.dtype, rows: int, compiled: bool
         for block in model.decoder:
             block.compile()
         return
-    is_cpu = model.head.weight.device.type == "cpu"
-    if not is_cpu or not torch.backends.mkldnn.is_available() or (rows == 1 and dtype == torch.float32):
+    if not is_cpu:
         return
+    is_packed = torch.backends.mkldnn.is_available() and not (is_narrow and dtype == torch.float32)
     if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return
+        is_packed = False
     for parent in list(model.decoder.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear):
-                setattr(parent, name, PackedLinear(child.weight.detach()))
+                function = (packed if is_packed else linear)(child.weight.detach())
+            elif isinstance(child, nn.LayerNorm):
+                function = partial(F.layer_norm, normalized_shape=child.normalized_shape, weight=child.weight.detach())
+            else:
+                continue
+            delattr(parent, name)
+            setattr(parent, name, function)
+
+
+def linear(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A linear layer (…, in) → (…, out) without bias."""
+    return partial(F.linear, weight=weight)
+
+
+def packed(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """As `linear`, with the weight in the layout that oneDNN prefers."""
+    weight = torch.ops.mkldnn._reorder_linear_weight(weight)
+    product = torch.ops.mkldnn._linear_pointwise.default
+    return lambda x: product(x, weight, None, "none", [], "")

@@ -218,7 +218,7 @@ class Stage(nn.Module):
         and shares (N,) of the way to their vectors. `progress` is called after each position. Under guidance each image
         runs twice in the batch, with and without its condition.
         """
-        first, images = self.first_input(coarse), len(coarse)
+        first = self.first_input(coarse)
         shift = None if towards is None else self.shift(coarse, *towards)
         if config.is_guided:
             coarse = torch.cat((coarse, self.without_condition(coarse)))
@@ -234,7 +234,7 @@ class Stage(nn.Module):
                 joined = None if start is None else start.repeat_interleave(config.num_beam, dim=0)
                 logits = decoder.next_logits(inputs, joined)
             else:
-                logits = decoder.next_logits(inputs.repeat(len(coarse) // images))
+                logits = decoder.next_logits(torch.cat((inputs, inputs)) if config.is_guided else inputs)
             progress()
             return logits
 

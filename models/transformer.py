@@ -79,10 +79,11 @@ def attend(
     """Attention of q (…, T, d) to k and v (…, S, d), where `mask` is true, or causal.
 
     On the CPU, plain matrix products replace the fused kernel where they are faster: with gradients, and for few
-    queries, as in decoding; both only if there are few enough scores to keep in memory.
+    queries of each of many rows, as in decoding; both only if there are few enough scores to keep in memory.
     """
-    is_small = q.shape[:-1].numel() * k.shape[-2] <= 2**24
-    is_plain = q.device.type == "cpu" and is_small and (q.requires_grad or 4 * q.shape[-2] <= k.shape[-2])
+    number = q.shape[:-1].numel()
+    is_decoding = number > 32 and 4 * q.shape[-2] <= k.shape[-2]
+    is_plain = q.device.type == "cpu" and number * k.shape[-2] <= 2**24 and (q.requires_grad or is_decoding)
     if not is_plain:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
     scores = (q * q.shape[-1] ** -0.5) @ k.mT
@@ -223,9 +224,13 @@ class GridEmbedding(nn.Module):
 
     def forward(self, tokens: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
         """Tokens (B, T) at cells (T,), numbered in raster order → (B, T, dim), in the dtype of autocast, if enabled."""
-        x = self.token(tokens) + (self.row(cells // self.width) + self.column(cells % self.width))
+        x = self.token(tokens) + self.places(cells)
         device = x.device.type  # autocast does not cast sums, but the residual stream should be in its dtype
         return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+
+    def places(self, cells: torch.Tensor) -> torch.Tensor:
+        """The vectors (T, dim) of the cells (T,), without a token."""
+        return self.row(cells // self.width) + self.column(cells % self.width)
 
 
 class Transformer(nn.Module):
