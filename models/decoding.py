@@ -116,13 +116,14 @@ FEW = 16  # rows up to which a narrow model decodes faster in float32 than in bf
 def make_ready(model: Transformer, dtype: torch.dtype, rows: int, compiled: bool = False) -> None:
     """Prepare a model in place to only decode, `rows` rows at once, in `dtype` except for the logits.
 
-    On the CPU a narrow model decodes few rows in float32 in any case, because this is faster, and the decoder's layers
-    become plain functions, which are called faster than modules.
+    On the CPU a narrow model decodes few rows in float32, with weights that are rounded all the same, because this is
+    faster, and the decoder's layers become plain functions, which are called faster than modules.
     """
     is_cpu, is_narrow = model.head.weight.device.type == "cpu", model.config.in_dim < NARROW
+    model.eval().to(dtype)
     if dtype == torch.bfloat16 and is_cpu and is_narrow and rows <= FEW:
         dtype = torch.float32
-    model.eval().to(dtype)
+        model.to(dtype)
     model.norm.float()
     model.head.float()
     if compiled:

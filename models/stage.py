@@ -241,7 +241,8 @@ class Stage(nn.Module):
         def reorder(rows: torch.Tensor) -> None:
             decoder.reorder(torch.cat((rows, rows + len(rows))) if config.is_guided else rows)
 
-        return search(next_logits, reorder, first, config, uniform.to(coarse.device), kept)
+        tokens, scores = search(next_logits, reorder, first, config, uniform.to(coarse.device), kept)
+        return tokens.clone(), scores.clone()  # outside the inference mode, so that they may be changed
 
 
 def check_labels(path: Path, config: StageConfig) -> None:

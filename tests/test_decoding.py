@@ -96,7 +96,7 @@ def test_only_rows_that_move_are_written(monkeypatch):
 @pytest.mark.parametrize(("rows", "dim"), [(1, 32), (3, 32), (20, 32), (1, 256), (3, 256)])
 @pytest.mark.parametrize("coarse", [None, COARSE])
 def test_a_ready_model_decodes_the_same_logits(coarse, rows, dim):
-    """Narrow and wide; few rows of a narrow model in float32 in any case."""
+    """Narrow and wide; few rows of a narrow model in float32 with rounded weights."""
     model = build(window=3, coarse=coarse, in_dim=dim, hidden_dim=48).float()
     inputs, source = tokens(rows, 12), None if coarse is None else torch.tensor([[0, 1, 2, 3]]).expand(rows, 4)
     expected = model(inputs, source)
@@ -109,7 +109,7 @@ def test_a_ready_model_decodes_the_same_logits(coarse, rows, dim):
         cached = torch.stack([decoder.next_logits(inputs[:, t]) for t in range(12)], dim=1)
         assert cached.dtype == torch.float32
         assert torch.allclose(cached, expected, atol=tolerance)
-        assert torch.allclose(cached, expected, atol=1e-4) == (used == torch.float32)
+        assert torch.allclose(cached, expected, atol=1e-4) == (dtype == torch.float32)
 
 
 @torch.no_grad()
