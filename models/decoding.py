@@ -9,13 +9,18 @@ from torch import nn
 
 from models.transformer import Transformer, attend
 
+# On the CPU, all measured in docs/experiments.md, "How fast":
+NARROW = 256  # width below which a product in float32 takes longer with oneDNN than without
+WIDE = 32  # width from which heads attend faster in bfloat16 than in float32
+FEW = 16  # rows up to which a narrow model decodes faster in float32 than in bfloat16
 
-def attention_dtype(weight: torch.Tensor, queries: int = 1) -> torch.dtype:
+
+def attention_dtype(weight: torch.Tensor, head_dim: int, queries: int = 1) -> torch.dtype:
     """The dtype for the attention of a row, or of so many with the same keys.
 
-    On the CPU the products of one query are so narrow that bfloat16 takes longer than float32.
+    On the CPU the products of one query with narrow heads take longer in bfloat16 than in float32.
     """
-    is_slow = weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and queries == 1
+    is_slow = weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and queries == 1 and head_dim < WIDE
     return torch.float32 if is_slow else weight.dtype
 
 
@@ -31,7 +36,7 @@ class KVCache:
         self.capacity = model.grid.length if model.window is None else min(model.grid.length, model.window + 1)
         heads, head_dim = config.self_attn_heads, config.in_dim // config.self_attn_heads
         shape = config.num_dec_layers, rows, heads, self.capacity, head_dim
-        self.keys = weight.new_empty(shape, dtype=attention_dtype(weight))
+        self.keys = weight.new_empty(shape, dtype=attention_dtype(weight, head_dim))
         self.values = torch.empty_like(self.keys)
         self.position = 0  # of the next input
         self.parents = [0] * rows  # of the last reordering
@@ -75,7 +80,8 @@ class CachedDecoder:
         weight = model.embed.token.weight
         self.places = model.embed.places(torch.arange(model.grid.length, device=weight.device))
         memory = [] if source is None else model.encode(source)
-        dtype = attention_dtype(weight, 1 if source is None else rows // len(source))
+        head_dim = model.config.in_dim // model.config.cross_attn_heads
+        dtype = attention_dtype(weight, head_dim, 1 if source is None else rows // len(source))
         self.reads = [partial(self._read, k=k.to(dtype).contiguous(), v=v.to(dtype).contiguous()) for k, v in memory]
         self.reads = self.reads or [None] * len(model.decoder)
         self.reorder = self.cache.reorder  # row i continues from row `rows[i]` of the same image
@@ -109,10 +115,6 @@ class CachedDecoder:
         return model.head(model.norm(x.to(model.norm.weight.dtype))).squeeze(1)
 
 
-NARROW = 256  # width below which a call of oneDNN takes longer than the product; see docs/experiments.md, "How fast"
-FEW = 16  # rows up to which a narrow model decodes faster in float32 than in bfloat16
-
-
 def make_ready(model: Transformer, dtype: torch.dtype, rows: int, compiled: bool = False) -> None:
     """Prepare a model in place to only decode, `rows` rows at once, in `dtype` except for the logits.
 
@@ -139,23 +141,17 @@ def make_ready(model: Transformer, dtype: torch.dtype, rows: int, compiled: bool
         is_packed = False
     for parent in list(model.decoder.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Linear):
-                function = (packed if is_packed else linear)(child.weight.detach())
-            elif isinstance(child, nn.LayerNorm):
-                function = partial(F.layer_norm, normalized_shape=child.normalized_shape, weight=child.weight.detach())
-            else:
-                continue
-            delattr(parent, name)
-            setattr(parent, name, function)
+            if isinstance(child, nn.Linear | nn.LayerNorm):
+                delattr(parent, name)
+                setattr(parent, name, as_function(child, is_packed))
 
 
-def linear(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A linear layer (…, in) → (…, out) without bias."""
-    return partial(F.linear, weight=weight)
-
-
-def packed(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """As `linear`, with the weight in the layout that oneDNN prefers."""
-    weight = torch.ops.mkldnn._reorder_linear_weight(weight)
-    product = torch.ops.mkldnn._linear_pointwise.default
+def as_function(layer: nn.Linear | nn.LayerNorm, is_packed: bool) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A layer without bias as a function, the weight of a linear one perhaps in the layout that oneDNN prefers."""
+    weight = layer.weight.detach()
+    if isinstance(layer, nn.LayerNorm):
+        return partial(F.layer_norm, normalized_shape=layer.normalized_shape, weight=weight)
+    if not is_packed:
+        return partial(F.linear, weight=weight)
+    weight, product = torch.ops.mkldnn._reorder_linear_weight(weight), torch.ops.mkldnn._linear_pointwise.default
     return lambda x: product(x, weight, None, "none", [], "")
