@@ -1,26 +1,36 @@
-"""How fast decoding with a cache is: compared with a slow reference and with the limits of the machine, and by length.
+"""How fast generation is: pictures of whole cascades, and decoding with a cache beside the limits of the machine.
 
-    python -m benchmarks.generation
+    python -m benchmarks.generation [out/demo-avatars]
 
-Measures the third stage of `reference-128` with random weights: 5 + 7 layers of width 512 and 64 heads, 1,024 tokens
-under a window of 256, from 256 coarse tokens. Prints tables in Markdown.
+Measures the recipes `demo-64` and `laptop-128`, and the third stage of `reference-128`: 5 + 7 layers of width 512 and
+64 heads, 1,024 tokens under a window of 256, from 256 coarse tokens. Their weights are random, which takes as long as
+trained ones; of a folder it measures the model there as well. Prints tables in Markdown.
 """
 
+import utils.runtime.threads  # noqa: F401
+
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import median
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.autograd.profiler import profile
 
 from benchmarks.common import options, print_head, print_row, seconds, timed
+from models.autoencoder import Autoencoder
+from models.cascade import Cascade
 from models.decoding import CachedDecoder, make_ready
+from models.requests import Request
 from models.stage import Stage, StageConfig
 from models.transformer import Grid, Transformer, TransformerConfig
+from scripts.recipe import fmap_shape, load_configs
 from utils.core.config import load_config
-from utils.core.options import parse_options
+from utils.core.options import option, parse_options
+from utils.runs.chain import Recipe, steps_of
+from utils.runs.folders import RunFolder
 from utils.runtime import cli
 from utils.sampling import SamplingConfig, uniform_draws
 
@@ -34,7 +44,8 @@ BEAMS = SamplingConfig(num_beam=4, beam_width=8)
 ROWS = {1: (1, SamplingConfig()), 20: (5, BEAMS), 160: (5, SamplingConfig(num_beam=32, beam_width=8))}
 WARM, STEPS = 300, 64  # tokens decoded before the measurement, more than the window; tokens that are timed
 LENGTHS = ((32, 32), (32, 64), (64, 64))
-Options = options()
+RECIPES, PICTURES = ("demo-64", "laptop-128"), (1, 25, 200)
+Options = options(run=(Path | None, option("folder of a run whose model to measure as well", None, positional=True)))
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 OPERATORS = {
     "linear layers": ("mkldnn::_linear_pointwise", "aten::addmm", "aten::mm"),
@@ -45,14 +56,60 @@ OPERATORS = {
 }
 
 
-def build(config: TransformerConfig, fine: tuple[int, int]) -> Stage:
+def build(config: TransformerConfig, coarse: Grid, fine: Grid, is_base: bool = False) -> Stage:
     """A stage whose weights are not zero: a trained stage has no zeros either."""
     torch.manual_seed(0)
-    stage = Stage(StageConfig(config, Grid(*COARSE, UNITS), Grid(*fine, UNITS), is_base=False)).eval()
+    stage = Stage(StageConfig(config, coarse, fine, is_base)).eval()
     for parameter in stage.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
     return stage
+
+
+def third_stage(config: TransformerConfig, fine: tuple[int, int]) -> Stage:
+    """A stage from the coarse grid to one of this height and width."""
+    return build(config, Grid(*COARSE, UNITS), Grid(*fine, UNITS))
+
+
+def by_number(run: Path | None) -> None:
+    """Print the time of whole pictures, all of them in one batch."""
+    threads = torch.get_num_threads()
+    print(f"\nPictures in one batch, each with one beam, from the condition to the image; threads: {threads}.\n")
+    print_head("model", "pictures", *(f"{name}, s" for name in PRECISIONS))
+    writers = {name: partial(recipe_writer, name) for name in RECIPES}
+    writers |= {} if run is None else {run.name: partial(run_writer, run)}
+    for (name, writer), number in product(writers.items(), PICTURES):
+        print_row(name, number, *(f"{seconds(writer(number, precision)):.2f}" for precision in PRECISIONS))
+
+
+def run_writer(run: Path, number: int, precision: str) -> Callable[[], object]:
+    """A function that writes pictures of a trained model."""
+    cascade = Cascade.load(run, device="cpu", precision=precision, batch_size=number)
+    return partial(cascade.generate, Request(), range(number))
+
+
+def recipe_writer(name: str, number: int, precision: str) -> Callable[[], object]:
+    """A function that writes pictures of a recipe, with random weights."""
+    recipe = Recipe.find(name)
+    run = RunFolder(Path("unread"), len(recipe.stages))
+    configs = load_configs(recipe, steps_of(run, recipe, Path("unread")))
+    grids = [Grid(*configs[book.name].grid, configs[book.name].num_embeddings) for book in run.codebooks]
+    ends = zip(recipe.stages, grids[:-1], grids[1:], strict=True)
+    stages = [build(configs[stage], coarse, fine, coarse.length == 1) for stage, coarse, fine in ends]
+    autoencoder = Autoencoder(configs["autoencoder"]).eval()
+    fmap = torch.randn(number, *fmap_shape(recipe, autoencoder.config))
+    for stage in stages:
+        make_ready(stage.transformer, PRECISIONS[precision])
+
+    def write() -> torch.Tensor:
+        tokens = torch.zeros(number, 1, dtype=torch.int64)
+        for level, stage in enumerate(stages):
+            tokens, _ = stage.sample(
+                tokens, SamplingConfig(), uniform_draws(0, level, range(number), stage.config.fine.length, 1)
+            )
+        return autoencoder.decode(fmap)
+
+    return write
 
 
 def coarse_tokens(images: int) -> torch.Tensor:
@@ -70,7 +127,7 @@ def next_logits(stage: Stage, coarse: torch.Tensor, tokens: torch.Tensor) -> tor
 
 def seconds_to_sample(stage: Stage, images: int, sampling: SamplingConfig, dtype: torch.dtype) -> float:
     """The time in which a stage writes all tokens of some images, with the cache."""
-    make_ready(stage.transformer, dtype, images * sampling.num_beam)
+    make_ready(stage.transformer, dtype)
     coarse = coarse_tokens(images)
     uniform = uniform_draws(0, 0, range(images), stage.config.fine.length, sampling.num_beam)
     return timed(stage.sample, coarse, sampling, uniform)[1]
@@ -81,7 +138,7 @@ def compare_with_reference(config: TransformerConfig) -> None:
     print(f"\n{IMAGES} images, {BEAMS.num_beam} beams each, all tokens; the reference timed at {PREFIXES} tokens.\n")
     print_head("precision", "reference, ms per beam", "in all", "with the cache", "times as fast")
     for name, dtype in PRECISIONS.items():
-        stage, coarse = build(config, FINE), coarse_tokens(IMAGES)
+        stage, coarse = third_stage(config, FINE), coarse_tokens(IMAGES)
         prefixes = [torch.randint(UNITS, (IMAGES, size - 1)) for size in PREFIXES]
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             beam = [seconds(partial(next_logits, stage, coarse, tokens)) for tokens in prefixes]
@@ -109,9 +166,9 @@ def compare_with_machine(config: TransformerConfig) -> None:
     print("\nA token past the window, compared with the time of its bytes or its operations, whichever is longer.\n")
     print_head("rows", "precision", "bytes, ms", "products, ms", "token, ms", "share", *OPERATORS, "the rest")
     for (rows, (images, sampling)), (name, dtype) in product(ROWS.items(), PRECISIONS.items()):
-        model = build(config, FINE).transformer
+        model = third_stage(config, FINE).transformer
         num_weights = weights_of(model)
-        make_ready(model, dtype, rows)
+        make_ready(model, dtype)
         decoder = CachedDecoder(model, rows, coarse_tokens(images))
         taken, shares = time_tokens(decoder, rows, images, sampling)
         num_bytes, operations = work_of(decoder, rows, dtype, num_weights)
@@ -134,7 +191,7 @@ def time_tokens(decoder: CachedDecoder, rows: int, images: int, sampling: Sampli
 
     tokens(WARM)
     taken = median(timed(tokens, STEPS)[1] for _ in range(3)) / STEPS
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+    with profile(use_kineto=False) as profiler:  # which prints nothing itself
         tokens(16)
     spent = Counter({event.key: event.self_cpu_time_total for event in profiler.key_averages()})
     shares = [sum(spent[name] for name in names) / spent.total() for names in OPERATORS.values()]
@@ -146,7 +203,7 @@ def by_length(config: TransformerConfig) -> None:
     print("\nOne image, one beam, by the number of tokens; the coarse grid and the window stay the same.\n")
     print_head("tokens", "seconds", "ms per token")
     for fine in LENGTHS:
-        stage = build(config, fine)
+        stage = third_stage(config, fine)
         taken, length = seconds_to_sample(stage, 1, SamplingConfig(), torch.bfloat16), stage.config.fine.length
         print_row(f"{length:,}", f"{taken:.1f}", f"{taken / length * 1e3:.2f}")
 
@@ -154,7 +211,8 @@ def by_length(config: TransformerConfig) -> None:
 @torch.no_grad()
 def main(argv: list[str] | None = None) -> None:
     """Print all tables."""
-    parse_options(Options, __doc__, argv)
+    given = parse_options(Options, __doc__, argv)
+    by_number(given.run)
     config = load_config(CONFIG, TransformerConfig)
     compare_with_reference(config)
     compare_with_machine(config)

@@ -69,8 +69,7 @@ class Cascade:
                 raise UserError(f"{coarse_path}: {problem}; name the same file in both")
             self.codebooks.append(fine.to(device))
             self.stages.append(stage.to(device))
-            rows = batch_size * config.num_beam * (2 if config.is_guided else 1)
-            make_ready(stage.transformer, dtype, rows, compiled)
+            make_ready(stage.transformer, dtype, compiled)
         self.labels = self.stages[0].config.labels  # that the base stage has learned
         self.label_sets: LabelSets | None = None
         if self.labels:

@@ -1,11 +1,26 @@
 """Decoding one position at a time: the cache of keys and values, and the preparation of a model."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from models.transformer import Transformer, UnitHead, attend
+
+# On the CPU, all measured in docs/experiments.md, "How fast":
+NARROW = 256  # width below which a product in float32 takes longer with oneDNN than without
+WIDE = 32  # width from which heads attend faster in bfloat16 than in float32
+
+
+def attention_dtype(weight: torch.Tensor, head_dim: int, queries: int = 1) -> torch.dtype:
+    """The dtype for the attention of a row, or of so many with the same keys.
+
+    On the CPU the products of one query with narrow heads take longer in bfloat16 than in float32.
+    """
+    is_slow = weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and queries == 1 and head_dim < WIDE
+    return torch.float32 if is_slow else weight.dtype
 
 
 class KVCache:
@@ -20,7 +35,8 @@ class KVCache:
         length = model.cells.length
         self.capacity = length if model.window is None else min(length, model.window + 1)
         heads, head_dim = config.self_attn_heads, config.in_dim // config.self_attn_heads
-        self.keys = weight.new_empty(config.num_dec_layers, rows, heads, self.capacity, head_dim)
+        shape = config.num_dec_layers, rows, heads, self.capacity, head_dim
+        self.keys = weight.new_empty(shape, dtype=attention_dtype(weight, head_dim))
         self.values = torch.empty_like(self.keys)
         self.position = 0  # of the next input
         self.parents = [0] * rows  # of the last reordering
@@ -62,8 +78,12 @@ class CachedDecoder:
 
     def __init__(self, model: Transformer, rows: int, source: torch.Tensor | None = None) -> None:
         self.model, self.cache = model, KVCache(model, rows)
+        weight = model.embed.token.weight
+        self.places = model.embed.places(torch.arange(model.cells.length, device=weight.device))
         self.own, memory = (None, []) if source is None else model.encode(source)
-        self.reads = [partial(self._read, k=k.contiguous(), v=v.contiguous()) for k, v in memory]
+        head_dim = model.config.in_dim // model.config.cross_attn_heads
+        dtype = attention_dtype(weight, head_dim, 1 if source is None else rows // len(source))
+        self.reads = [partial(self._read, k=k.to(dtype).contiguous(), v=v.to(dtype).contiguous()) for k, v in memory]
         self.reads = self.reads or [None] * len(model.decoder)
         # Of the cell that is being written: its tokens so far, and the sum from which its next token is written.
         self.inside: list[torch.Tensor] = []
@@ -77,12 +97,13 @@ class CachedDecoder:
 
     def _see(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: int) -> torch.Tensor:
         """Self-attention (R, heads, 1, d) of each row to its cached positions and the new one."""
-        return attend(q, *self.cache.update(layer, k, v))
+        keys, values = self.cache.update(layer, k, v)
+        return attend(q.to(keys.dtype), keys, values).to(q.dtype)
 
     def _read(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Cross-attention (R, heads, 1, d): the rows of an image are the queries of one product."""
-        q = q.squeeze(2).unflatten(0, (len(k), -1)).transpose(1, 2)  # (N, heads, rows of an image, d)
-        return attend(q, k, v).transpose(1, 2).flatten(0, 1)[:, :, None]
+        rows = q.squeeze(2).unflatten(0, (len(k), -1)).transpose(1, 2)  # (N, heads, rows of an image, d)
+        return attend(rows.to(k.dtype), k, v).transpose(1, 2).flatten(0, 1)[:, :, None].to(q.dtype)
 
     @property
     def position(self) -> int:
@@ -95,15 +116,16 @@ class CachedDecoder:
         `start` (R, dim), if any, is added to the embeddings of the first inputs.
         """
         model = self.model
-        x = self._next_position(inputs[:, None], start) if model.in_cell == 1 else self._next_in_cell(inputs)
+        if model.in_cell == 1:
+            x = model.embed.token(inputs) + self.places[self.position]
+            x = self._next_position(x if start is None else x + start.to(x.dtype))
+        else:
+            x = self._next_in_cell(inputs)
         return model.head(model.norm(x.to(model.norm.weight.dtype))).squeeze(1)
 
-    def _next_position(
-        self, before: torch.Tensor, start: torch.Tensor | None = None, own: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """What the next position reads of the tokens before it, (R, 1) or (R, 1, in_cell) → its output (R, 1, dim)."""
-        cells = torch.full((1,), self.position, device=before.device)
-        x = self.model.embed_inputs(before, cells, start, own)
+    def _next_position(self, x: torch.Tensor) -> torch.Tensor:
+        """The input of the next position, (R, dim) → its output (R, 1, dim)."""
+        x = x[:, None]
         for layer, (block, read) in enumerate(zip(self.model.decoder, self.reads, strict=True)):
             x = block(x, partial(self._see, layer=layer), read)
         self.cache.position += 1
@@ -114,9 +136,10 @@ class CachedDecoder:
         cell, size = self.model.cell, self.model.in_cell
         self.inside.append(inputs)
         if len(self.inside) == size or self.sum is None:  # a cell is complete, or nothing is written yet
-            before = torch.stack(self.inside * (size // len(self.inside)), dim=1)[:, None]
-            own = self.own[:, self.position, None].repeat_interleave(len(inputs) // len(self.own), dim=0)
-            self.sum, self.inside = self._next_position(before, own=own), []
+            before = torch.stack(self.inside * (size // len(self.inside)), dim=1)
+            own = self.own[:, self.position].repeat_interleave(len(inputs) // len(self.own), dim=0)
+            x = cell.join(self.model.embed.token(before).flatten(1)) + self.places[self.position] + own
+            self.sum, self.inside = self._next_position(x), []
         else:
             token = self.model.embed.token(inputs)[:, None]
             self.sum = self.sum + cell.before[len(self.inside) - 1](token.to(self.sum.dtype))
@@ -124,28 +147,20 @@ class CachedDecoder:
         return x + cell.mlp(cell.norm(x))
 
 
-class PackedLinear(nn.Module):
-    """A linear layer without bias on the CPU, whose weight is in the layout that oneDNN prefers."""
+def make_ready(model: Transformer, dtype: torch.dtype, compiled: bool = False) -> None:
+    """Prepare a model in place to only decode, in `dtype` except for the logits.
 
-    def __init__(self, weight: torch.Tensor) -> None:
-        super().__init__()
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(…, in) → (…, out)."""
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "")
-
-
-def make_ready(model: Transformer, dtype: torch.dtype, rows: int, compiled: bool = False) -> None:
-    """Prepare a model in place to only decode, `rows` rows at once, in `dtype` except for the logits.
-
-    On the CPU the decoder's weights are packed, unless this is slower (one row in float32) or not supported (bfloat16
-    on some processors).
+    On the CPU a narrow model decodes in float32, with weights that are rounded all the same: for few rows this is
+    faster, and whether there are few must not decide which tokens are written. The decoder's layers become plain
+    functions, which are called faster than modules.
     """
-    model.eval()
+    is_cpu, is_narrow = model.head.weight.device.type == "cpu", model.config.in_dim < NARROW
     if isinstance(model.head, UnitHead):
         model.head = model.head.folded()
-    model.to(dtype)
+    model.eval().to(dtype)
+    if is_cpu and is_narrow:
+        dtype = torch.float32
+        model.to(dtype)
     model.norm.float()
     model.head.float()
     if compiled:
@@ -154,12 +169,25 @@ def make_ready(model: Transformer, dtype: torch.dtype, rows: int, compiled: bool
         for block in model.decoder:
             block.compile()
         return
-    is_cpu = model.head.weight.device.type == "cpu"
-    if not is_cpu or not torch.backends.mkldnn.is_available() or (rows == 1 and dtype == torch.float32):
+    if not is_cpu:
         return
+    is_packed = torch.backends.mkldnn.is_available() and not (is_narrow and dtype == torch.float32)
     if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return
-    for parent in list(model.decoder.modules()):
+        is_packed = False
+    parts = (model.decoder, model.cell) if model.in_cell > 1 else (model.decoder,)
+    for parent in [parent for part in parts for parent in part.modules() if not isinstance(parent, nn.ModuleList)]:
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Linear):
-                setattr(parent, name, PackedLinear(child.weight.detach()))
+            if isinstance(child, nn.Linear | nn.LayerNorm):
+                delattr(parent, name)
+                setattr(parent, name, as_function(child, is_packed))
+
+
+def as_function(layer: nn.Linear | nn.LayerNorm, is_packed: bool) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A layer without bias as a function, the weight of a linear one perhaps in the layout that oneDNN prefers."""
+    weight = layer.weight.detach()
+    if isinstance(layer, nn.LayerNorm):
+        return partial(F.layer_norm, normalized_shape=layer.normalized_shape, weight=weight)
+    if not is_packed:
+        return partial(F.linear, weight=weight)
+    weight, product = torch.ops.mkldnn._reorder_linear_weight(weight), torch.ops.mkldnn._linear_pointwise.default
+    return lambda x: product(x, weight, None, "none", [], "")

@@ -235,7 +235,7 @@ class Stage(nn.Module):
         other conditions (N, 1) and shares (N,) of the way to their vectors. `progress` is called after each token.
         Under guidance each image runs twice in the batch, with and without its condition.
         """
-        first, images = self.first_input(coarse), len(coarse)
+        first = self.first_input(coarse)
         shift = None if towards is None else self.shift(coarse, *towards)
         if config.is_guided:
             coarse = torch.cat((coarse, self.without_condition(coarse)))
@@ -251,7 +251,7 @@ class Stage(nn.Module):
                 joined = None if start is None else start.repeat_interleave(config.num_beam, dim=0)
                 logits = decoder.next_logits(inputs, joined)
             else:
-                logits = decoder.next_logits(inputs.repeat(len(coarse) // images))
+                logits = decoder.next_logits(torch.cat((inputs, inputs)) if config.is_guided else inputs)
             progress()
             return logits
 
@@ -261,7 +261,8 @@ class Stage(nn.Module):
         if kept is not None:
             kept = kept[:, self.order[: kept.shape[1]]]
         written, scores = search(next_logits, reorder, first, config, uniform.to(coarse.device), kept)
-        return torch.empty_like(written).index_copy_(1, self.order, written), scores
+        # Copies, outside the inference mode, so that they may be changed.
+        return torch.empty_like(written).index_copy_(1, self.order, written), scores.clone()
 
 
 def check_labels(path: Path, config: StageConfig) -> None:

@@ -81,13 +81,16 @@ def attend(
     """Attention of q (…, T, d) to k and v (…, S, d), where `mask` is true, or causal.
 
     On the CPU, plain matrix products replace the fused kernel where they are faster: with gradients, and for few
-    queries, as in decoding; both only if there are few enough scores to keep in memory.
+    queries of each of many rows, as in decoding; both only if there are few enough scores to keep in memory.
     """
-    is_small = q.shape[:-1].numel() * k.shape[-2] <= 2**24
-    is_plain = q.device.type == "cpu" and is_small and (q.requires_grad or 4 * q.shape[-2] <= k.shape[-2])
+    number = q.shape[:-1].numel()
+    is_decoding = number > 32 and 4 * q.shape[-2] <= k.shape[-2]
+    is_plain = q.device.type == "cpu" and number * k.shape[-2] <= 2**24 and (q.requires_grad or is_decoding)
     if not is_plain:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
-    scores = (q * q.shape[-1] ** -0.5) @ k.mT
+    q = q * q.shape[-1] ** -0.5
+    is_one = q.shape[-2] == 1 and q.dtype == torch.bfloat16  # for which keys times queries are faster
+    scores = (k @ q.mT).mT if is_one else q @ k.mT
     if is_causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
     if mask is not None:
@@ -271,10 +274,10 @@ class GridEmbedding(nn.Module):
 
     def forward(self, tokens: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
         """Tokens (B, T) at cells (T,), numbered in raster order → (B, T, dim), in the dtype of autocast, if enabled."""
-        return in_autocast(self.token(tokens) + self.place(cells))
+        return in_autocast(self.token(tokens) + self.places(cells))
 
-    def place(self, cells: torch.Tensor) -> torch.Tensor:
-        """The vectors of cells (T,), numbered in raster order → (T, dim)."""
+    def places(self, cells: torch.Tensor) -> torch.Tensor:
+        """The vectors (T, dim) of the cells (T,), without a token."""
         return self.row(cells // self.width) + self.column(cells % self.width)
 
 
@@ -388,7 +391,7 @@ class Transformer(nn.Module):
             x = self.embed(before, cells)
         else:
             joined = self.cell.join(in_autocast(self.embed.token(before)).flatten(2))
-            x = in_autocast(joined + self.embed.place(cells) + own)
+            x = in_autocast(joined + self.embed.places(cells) + own)
         return x if start is None else torch.cat((x[:, :1] + start[:, None].to(x.dtype), x[:, 1:]), dim=1)
 
     def _run(self, block: nn.Module, *args: object) -> torch.Tensor:

@@ -110,22 +110,25 @@ def test_bare_products_are_timed_once_each_in_the_precision_that_they_run_in():
     assert [key[-1][-1] for key in bare.timed] == [torch.float32, torch.bfloat16, torch.bfloat16]
 
 
-def test_the_benchmark_of_generation(rows_of):
+def test_the_benchmark_of_generation(tiny_run, rows_of):
     small = {"COARSE": (2, 2), "FINE": (16, 16), "UNITS": 9, "IMAGES": 2, "PREFIXES": (1, 128, 256), "WARM": 40}
     small |= {"SIDE": 64, "STEPS": 8, "LENGTHS": ((4, 4), (4, 8)), "CONFIG": TINY / "transformer_2.json"}
     small |= {"ROWS": {8: (2, generation.SamplingConfig(num_beam=4, beam_width=2))}}
-    rows = rows_of("generation", **small, seconds=lambda call: timeit(call, number=2) / 2)
-    slow, floor = rows[:2], rows[3:5]
+    small |= {"RECIPES": ("tiny-32",), "PICTURES": (1, 3)}
+    rows = rows_of("generation", tiny_run, **small, seconds=lambda call: timeit(call, number=2) / 2)
+    assert [row[:2] for row in rows[:4]] == [[name, number] for name in ("tiny-32", tiny_run.name) for number in "13"]
+    assert all(float(seconds) >= 0 for row in rows[:4] for seconds in row[2:])
+    slow, floor = rows[5:7], rows[8:10]
     assert [row[0] for row in slow] == [row[1] for row in floor] == ["fp32", "bf16"]
     assert all(float(row[4]) > 1 for row in slow)
     for row in floor:
         assert sum(float(cell.removesuffix("%")) for cell in row[6:]) == pytest.approx(100, abs=4)
         assert float(row[4]) > 0
-    assert [row[0] for row in rows[6:]] == ["16", "32"]
+    assert [row[0] for row in rows[11:]] == ["16", "32"]
 
 
 def test_the_floor_counts_bytes_and_operations():
-    stage = generation.build(load_config(TINY / "transformer_2.json", TransformerConfig), (8, 8))
+    stage = generation.third_stage(load_config(TINY / "transformer_2.json", TransformerConfig), (8, 8))
     decoder = generation.CachedDecoder(stage.transformer, 6, generation.coarse_tokens(3))
     weights = generation.weights_of(stage.transformer)
     # 2 layers of width 32 and 64 in the MLP: 4 matrices of self-attention, 2 of cross-attention, 3 and the head.

@@ -304,7 +304,8 @@ def test_every_method_takes_labels(labelled):
 
 
 def test_a_stage_whose_labels_were_never_counted_or_otherwise_is_refused(labelled, folder, decoder):
-    stage = labelled.stages[0]
+    codebooks = (Codebook.load(folder / f"codebook_{number}.pt") for number in (0, 1))
+    stage = Stage.load(folder / "labelled.pt", *codebooks)
     for change in (0, 99):
         stage.label_sets[:] = change
         save_stage(stage, folder / "damaged.pt", CODEBOOKS[0].fingerprint, CODEBOOKS[1].fingerprint)

@@ -7,7 +7,7 @@ import torch
 from utils.sampling import SamplingConfig, sample, split_guidance
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def search(
     next_logits: Callable[[torch.Tensor], torch.Tensor],
     reorder: Callable[[torch.Tensor], None],
