@@ -358,7 +358,7 @@ class Transformer(nn.Module):
         `start` (B, dim), if any, is added to the embedding of the first input.
         """
         own, memory = (None, []) if source is None else self.encode(source)
-        before = self.before(inputs)
+        before = self.by_position(inputs)
         own = own if own is None else own[:, : before.shape[1]]  # a prefix may be given
         x = self.dropout(self.embed_inputs(before, torch.arange(before.shape[1], device=inputs.device), start, own))
         see = partial(causal_attention, window=self.window)
@@ -370,7 +370,7 @@ class Transformer(nn.Module):
             x = self.cell.write(x, tokens.to(x.dtype)).flatten(1, 2)
         return self.head(self.norm(x))
 
-    def before(self, inputs: torch.Tensor) -> torch.Tensor:
+    def by_position(self, inputs: torch.Tensor) -> torch.Tensor:
         """Inputs (B, T) → those of each position: itself (B, T), or the tokens of the cell before it (B, P, in_cell).
 
         Before the first cell there is only its first input.
@@ -383,7 +383,7 @@ class Transformer(nn.Module):
     def embed_inputs(
         self, before: torch.Tensor, cells: torch.Tensor, start: torch.Tensor | None, own: torch.Tensor | None
     ) -> torch.Tensor:
-        """Inputs of the positions `cells` (P,), as `before` gives them → (B, P, dim).
+        """Inputs of the positions `cells` (P,), as `by_position` gives them → (B, P, dim).
 
         `start` (B, dim) is added to the first, `own` (B, P, dim) to all.
         """
