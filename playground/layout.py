@@ -98,18 +98,18 @@ class Layout:
         with gr.Column(elem_classes="card", elem_id="settings"):
             with gr.Row():
                 self.number = gr.Slider(
-                    1, MAX_NUMBER, 9, step=1, label="Pictures", info="How many at once.", elem_id="number", scale=4,
-                    min_width=150, buttons=[],
+                    1, MAX_NUMBER, 9, step=1, label="Pictures", info="How many at once.", elem_id="number", scale=5,
+                    min_width=140, buttons=[],
                 )  # fmt: skip
                 self.seed = gr.Number(
                     0, label="Seed", info="The same one, the same pictures.", precision=0, elem_id="seed", scale=4,
-                    min_width=150,
+                    min_width=140,
                 )  # fmt: skip
-                with gr.Column(scale=4, min_width=140):
+                with gr.Column(scale=3, min_width=140):
                     self.keep_seed = gr.Checkbox(
                         False, label="Keep this seed", info="Else each request has a new one.", elem_id="keep-seed"
                     )
-                self.go = gr.Button("Generate", variant="primary", elem_id="go", scale=3, min_width=100)
+                self.go = gr.Button("Generate", variant="primary", elem_id="go", scale=2, min_width=100)
                 self.stop = gr.Button("Stop", elem_id="stop", min_width=60)
             self.label = gr.Dropdown(
                 label_choices(self.cascade.labels), value=[], multiselect=True, elem_id="labels", label="Labels",

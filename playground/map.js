@@ -1,4 +1,5 @@
-// The condition map: a tile, which is a button, for each unit at its place. Arrow keys move to the next unit, past places without one.
+// The condition map: a tile, which is a button, for each unit at its place. Arrow keys move to the next one, past places
+// without any.
 const { places, shape: [rows, columns], ratio } = props;
 const group = document.createElement('div');
 group.className = 'map';

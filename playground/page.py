@@ -179,7 +179,7 @@ class PlaygroundPage(Layout):
         session.ends = ()
         if click == "walk":
             start = int(codebook.counts.argmax()) if session.unit is None else session.unit
-            session.ends = (start, neighbour(codebook, start))
+            session.ends = (start, self.worker.run_soon(lambda job: neighbour(codebook, start)))
         updates = {self.map: self.map_value(session), self.walk_group: gr.Column(visible=click == "walk")}
         return updates | ({self.way: self.way_text(session.ends)} if session.ends else {})
 
@@ -200,7 +200,7 @@ class PlaygroundPage(Layout):
         except UserError as error:
             yield self.refusal(error)
             return
-        yield {self.seed: request.seed, self.status: self._progress(job)}
+        yield {self.seed: request.seed}
         sheet = None
         try:
             while True:

@@ -78,7 +78,7 @@ class PageRequest:
         return request
 
     def sentence(self) -> str:
-        """What was request for, in words."""
+        """What is requested, in words."""
         name = self.upload.name if self.upload else ""
         return {
             "sample": "any tile" if self.unit is None else f"tile {self.unit}",

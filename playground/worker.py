@@ -156,8 +156,8 @@ class Worker:
         with self._changed:
             if before in self._sessions and name not in self._sessions:
                 old = self._sessions[before]
-                if self._changed.wait_for(lambda: old.leaving, GONE_SECONDS):
-                    self._sessions[name] = self._sessions.pop(before)
+                if self._changed.wait_for(lambda: old.leaving, GONE_SECONDS) and self._sessions.pop(before, None):
+                    self._sessions[name] = old
             session = self._sessions.setdefault(name, Session(self.folder / secrets.token_hex(16)))
             if session.leaving:
                 session.leaving.cancel()
@@ -182,6 +182,8 @@ class Worker:
         with self._changed:
             if (session := self._sessions.pop(name, None)) is not None:
                 self.cancel(session)
+                if session.leaving:
+                    session.leaving.cancel()
                 # In the thread, which may be writing a file there until the job is cancelled.
                 self._put(Job(lambda job: shutil.rmtree(session.folder, ignore_errors=True)), self._short_jobs)
 
