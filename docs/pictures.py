@@ -134,7 +134,8 @@ def take_screenshots(run: RunFolder) -> None:
             page.wait_for_function("!document.querySelector('#chosen').innerText.includes('being drawn')")
             page.mouse.move(0, 0)
             with Image.open(BytesIO(page.screenshot())) as image:
-                image.convert("RGB").quantize().save(IMAGES / f"{name}.png", optimize=True)  # a third of the bytes
+                small = image.convert("RGB").quantize(kmeans=1)  # 256 colours: a third of the bytes
+            small.save(IMAGES / f"{name}.png", optimize=True)
 
 
 def main() -> None:
