@@ -3,8 +3,8 @@
     python -m benchmarks.playground out/demo-avatars
     python -m benchmarks.playground out/demo-avatars --requests 50
 
-Starts scripts.playground and uses its page in a headless Chromium: clicks units of the map one after another, every
-tenth time changes the seed, draws the atlas, walks, completes a picture or asks for the ZIP. Prints a Markdown table.
+Starts scripts.playground and uses its page in a headless Chromium: clicks tiles of the map one after another, and
+every tenth time draws the map anew, walks, or asks for the ZIP. Prints a Markdown table.
 """
 
 import statistics

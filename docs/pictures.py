@@ -1,5 +1,7 @@
 """Make the pictures of README.md and docs/ from the runs of the demos, except the screenshot of the report and a plot.
 
+Those of the playground need a Chromium, and the packages of requirements-app.txt and requirements-dev.txt.
+
 Writes to docs/images. The demos must have been run before:
 
     python scripts/demo.py; python scripts/demo.py --source openmoji; python scripts/demo.py --size 128
@@ -10,15 +12,18 @@ docs/scaling.md has the commands that make out/portraits.
 
 import argparse
 import shutil
+from io import BytesIO
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 import generate_images
 from evaluation.run import TrainedRun
 from models.cascade import Cascade
 from models.requests import Request, load_generation_config
+from playground.browser import open_page, served
 from utils.data.dataset import ImageDataset
 from utils.data.images import grid, read_image, save_grid, save_image
 from utils.runs.folders import OutputFolder, RunFolder
@@ -29,6 +34,13 @@ SHOWN = (3, 8, 15, 21, 30)  # held-out faces
 GROUPS = ("flags", "people-body", "food-drink", "smileys-emotion")
 WALK = (50, 12)  # units of the condition codebook
 PORTRAITS = 7  # of each kind
+WINDOW = {"viewport": {"width": 1366, "height": 768}}
+SCREENSHOTS = {
+    "playground": WINDOW,
+    "playground_dark": WINDOW | {"color_scheme": "dark"},
+    "playground_phone": {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True},
+}
+TILE = 35  # of the map, which is clicked for them
 GAP = 8  # pixels between the images that were given and those that were generated
 
 
@@ -111,6 +123,21 @@ def draw_portraits(run: RunFolder, scratch: Path) -> None:
     save_grid(torch.cat([held_out, generated]), IMAGES / "portraits.png", columns=len(held_out))
 
 
+def take_screenshots(run: RunFolder) -> None:
+    """Take the screenshots of the playground, once it has drawn the pictures of a tile and its map."""
+    with served(run.path) as (browser, address, _):
+        for name, options in SCREENSHOTS.items():
+            page = open_page(browser, address, **options)
+            page.set_default_timeout(10 * 60_000)  # milliseconds: the map of a large model takes minutes
+            page.click(f"#map .tile >> nth={TILE}")
+            page.wait_for_selector("#details img")
+            page.wait_for_function("!document.querySelector('#chosen').innerText.includes('being drawn')")
+            page.mouse.move(0, 0)
+            with Image.open(BytesIO(page.screenshot())) as image:
+                small = image.convert("RGB").quantize(kmeans=1)  # 256 colours: a third of the bytes
+            small.save(IMAGES / f"{name}.png", optimize=True)
+
+
 def main() -> None:
     """Make all pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -124,6 +151,7 @@ def main() -> None:
     copy_pictures(avatars, openmoji, large)
     generate_pictures(avatars, avatars.path / "pictures")
     draw_portraits(portraits, portraits.path / "pictures")
+    take_screenshots(avatars)
     labelled = generate(openmoji, openmoji.path / "pictures/labels", "--num-images", 24, "--label", *GROUPS)
     save_grid(labelled, IMAGES / "openmoji_labels.png", columns=len(GROUPS))
 

@@ -19,7 +19,8 @@ function make({ key, src, alt, ratio }) {
 }
 
 function draw() {
-  const { items, chosen, hint } = props.value;
+  const { items, chosen, hint, page } = props.value;
+  if (page) sessionStorage.setItem('page', page); // the name of its session, which it has again if it is loaded again
   const focused = document.activeElement;
   for (const item of items) if (!known.has(item.key)) known.set(item.key, make(item));
   for (const key of [...known.keys()]) if (!items.some((item) => item.key === key)) known.delete(key);

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,11 +10,14 @@ import torch
 
 from models.cascade import Cascade
 from models.codebook import Codebook
-from models.requests import settings_text
+from models.requests import change_sampling, sampling_of, settings_text
 from models.som.pictures import on_map, shrink
 from playground.page_request import ATLAS_BATCH, FROM_PICTURE, Model, PageRequest
 from playground.worker import Job, Picture, Session
-from utils.data.images import grid, save_image, save_walk
+from utils.core.files import UserError, remove_unnamed, write_file
+from utils.core.provenance import digest
+from utils.data.images import grid, read_image, save_image, save_walk
+from utils.runs.folders import RunFolder
 
 MAP_SIDE = 1024  # pixels of the map's longer side, at most
 
@@ -26,6 +30,7 @@ class Sheet:
     number: int
     columns: int
     name: str  # of what they show, to be read aloud
+    request: float | None  # when its job began: another one for each request
 
 
 class PictureJob(Job):
@@ -36,7 +41,7 @@ class PictureJob(Job):
         self.request, self.model, self.session, self.cascade = request, model, session, model.cascade
         self.cascade_request = request.cascade_request(self.cascade)
         special = {"atlas": len(self.cascade.codebooks[0]), "walk": request.steps}
-        super().__init__(PictureJob.generate, self.cascade.length * special.get(request.kind, request.number))
+        super().__init__(type(self).generate, self.cascade.length * special.get(request.kind, request.number))
 
     def generate(self) -> list[Picture]:
         """Write the pictures stage by stage, show them on the way, and keep them as files."""
@@ -59,7 +64,7 @@ class PictureJob(Job):
                 f"number {index}, of 0 to {request.number - 1}",
                 f"picture number {index} is",
                 index,
-                f"unit {units[index]}",
+                str(units[index]),
                 label,
             )
             picture.settings["Scores"] = ", ".join("–" if math.isnan(score) else f"{score:.1f}" for score in own)
@@ -69,6 +74,14 @@ class PictureJob(Job):
         return pictures
 
     def _atlas(self) -> list[Picture]:
+        tiles = self._draw_map()
+        title = f"Samples of all tiles, seed {self.request.seed}"
+        picture = self._picture(title, "all tiles, from the same draws", "the picture of all tiles is")
+        save_image(on_map(tiles, self.cascade.codebooks[0]), picture.path, durable=False)
+        return [picture]
+
+    def _draw_map(self) -> torch.Tensor:
+        """A sample of each unit, (K, 3, H, W); the map of the session shows them as they are written."""
         codebook, tiles = self.cascade.codebooks[0], decode_units(self.cascade)
         for start in range(0, len(codebook), ATLAS_BATCH):
             part = tiles[start : start + ATLAS_BATCH]
@@ -79,16 +92,13 @@ class PictureJob(Job):
                 save_units(tiles, codebook, path)
                 self.session.map = path
                 self.messages.put(("shown", path))
-        title = f"Condition atlas, seed {self.request.seed}"
-        picture = self._picture(title, "all units, from the same draws", "the atlas is")
-        save_image(on_map(tiles, codebook), picture.path, durable=False)
-        return [picture]
+        return tiles
 
     def _walk(self) -> list[Picture]:
         for level, tokens, _ in self._levels(range(self.request.steps), self.request.steps):
             images = self.cascade.decode(tokens, level).cpu()
             self._show(images.float(), level)
-        title = f"Walk from unit {self.request.ends[0]} to unit {self.request.ends[1]}"
+        title = f"Walk from tile {self.request.ends[0]} to tile {self.request.ends[1]}"
         label = self.cascade.labels_of(self.cascade_request, range(1))[0]
         picture = self._picture(title, "all steps, from the same draws", "the walk is", label=label)
         save_walk(images, picture.path)
@@ -110,21 +120,57 @@ class PictureJob(Job):
         save_image(grid(images, columns, padding=0), path, durable=False)
         self.session.sheet = path
         name = f"after stage {level - 1}" if level else "their conditions"
-        self.messages.put(("shown", Sheet(path, len(images), columns, name)))
+        self.messages.put(("shown", Sheet(path, len(images), columns, name, self.start)))
 
     def _picture(
-        self, title: str, part: str, note: str, index: int = 0, condition: str = "", label: str | None = None
+        self, title: str, part: str, note: str, index: int = 0, tile: str = "", label: str | None = None
     ) -> Picture:
         """A picture that is still to be saved; `part` says which of the request it is, `note` which of the command."""
         result = self.request.result(index)
         path = self.session.new_path(f"seed{self.request.seed}_{result.name}")
-        settings = settings_of(self.request, part, condition, label)
+        settings = settings_of(self.request, part, tile, label)
         return Picture(path.stem, path, title, settings, self.model.command(self.request), f"{note} {result}")
 
 
-def settings_of(request: PageRequest, part: str, condition: str, label: str | None) -> dict[str, str]:
+class MapJob(PictureJob):
+    """Draws a sample of each unit for the map of all pages, and keeps it with the model, if that can be written."""
+
+    def __init__(self, model: Model, session: Session, kept: Path) -> None:
+        self.kept = kept
+        sampling = change_sampling(model.cascade.configs)
+        super().__init__(PageRequest(kind="atlas", seed=0, sampling=sampling), model, session)
+
+    def generate(self) -> None:
+        """Draw the map."""
+        self._draw_map()
+        with suppress(OSError):  # of a folder that is read-only, or a full disk
+            write_file(self.kept, self.session.map.read_bytes())
+            remove_unnamed(self.kept.parent, "*.png", {self.kept.name})
+
+
+def first_map(model: Model, session: Session) -> MapJob | None:
+    """Give a session a map: the one that an earlier start has kept, or blurred units, and the job that replaces them.
+
+    A unit is the mean of its images, so it is blurred.
+    """
+    cascade, session.map = model.cascade, session.folder / "map.png"
+    key = {"decoder": cascade.decoder.fingerprint, "side": MAP_SIDE}
+    key |= {"codebooks": [codebook.fingerprint for codebook in cascade.codebooks]}
+    key |= {
+        "stages": [stage.fingerprint for stage in cascade.stages],
+        "sampling": list(map(sampling_of, cascade.configs)),
+    }
+    kept = RunFolder.open(model.path).kept_map(digest(key))
+    with suppress(OSError, UserError):  # there is none, or it is damaged
+        save_image(read_image(kept), session.map, durable=False)
+        return None
+    save_units(decode_units(cascade), cascade.codebooks[0], session.map)
+    return MapJob(model, session, kept)
+
+
+def settings_of(request: PageRequest, part: str, tile: str, label: str | None) -> dict[str, str]:
     """The settings of a picture, under short names; `part` says which of the request it is."""
-    settings = {"Asked for": request.sentence()} | ({"Condition": condition} if condition else {})
+    settings = {"Asked for": request.sentence()} | ({"Tile": tile} if tile else {})
     settings |= {"Seed": str(request.seed), "Picture": part}
     label = request.label if label is None else label
     if label is not None:

@@ -1,6 +1,6 @@
 """The layout of the page: its components, and the values that they show."""
 
-import time
+from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
@@ -10,13 +10,23 @@ import gradio as gr
 from playground.jobs import Sheet
 from playground.page_request import FIELDS, MAX_NUMBER, Model, label_choices, recipe_values
 from playground.uploads import MOST_BYTES
-from playground.worker import Picture, Session
+from playground.worker import Job, Picture, Session
 from utils.core.size import Size
 
 HERE = Path(__file__).parent
 STEPS = (2, 60)  # of a walk
-LIVE_HINT = "Choose a unit of the map, or press Generate."
+CLOCK_SECONDS = 1  # between two looks at a map whose samples are being drawn
+LIVE_HINT = "Click a tile of the map, or press Generate."
 DROP_HINT = "Drop a picture here, click to choose one, or paste it"
+HELP = {  # a line for each field of the sampling; the last three are for experts
+    "temperature": "Higher: more varied, and more mistakes. Lower: safer, and more alike.",
+    "top_p": "1 allows every choice; 0.9 leaves out the least likely ones, a tenth of all probability.",
+    "guidance_scale": "Above 1 the details keep closer to the coarser picture, in twice the time.",
+    "num_beam": "Versions of each picture that are written side by side; the likeliest one is kept. 1: no search.",
+    "beam_width": "Ways in which each version is continued before they are compared.",
+    "keep_beam": "Versions that go on after that; at most as many as there are beams.",
+}
+SCORES_HELP = "Scores say how likely the model finds what each stage has written: the closer to 0, the likelier."
 
 
 def source(name: str) -> str:
@@ -25,8 +35,8 @@ def source(name: str) -> str:
 
 
 def url(path: Path, *, may_change: bool = False) -> str:
-    """The address of a file of a page; a new one each time if the file may have changed."""
-    return f"gradio_api/file={quote(str(path))}" + (f"?{time.time_ns()}" if may_change else "")
+    """The address of a file of a page; with `may_change` another one whenever the file has changed."""
+    return f"gradio_api/file={quote(str(path))}" + (f"?{path.stat().st_mtime_ns}" if may_change else "")
 
 
 def drop_value(src: str = "", name: str = "", say: str = DROP_HINT) -> dict:
@@ -51,7 +61,8 @@ def details_text(picture: Picture | None) -> str:
         f'<h2>Chosen picture</h2><div class="picked"><img src="{url(picture.path)}" alt="{escape(picture.title)}">'
         f'<div><dl>{rows}</dl><a class="save" id="save-picture" href="{url(picture.path)}" '
         f'download="{picture.path.name}">Download {kind}</a></div></div>'
-        f"<p>With the command below, {escape(picture.note)}.</p>"
+        f"<p>{SCORES_HELP if 'Scores' in picture.settings else ''} "
+        f"With the command below, {escape(picture.note)}.</p>"
     )
 
 
@@ -64,145 +75,172 @@ def scripted(name: str, value: dict, **more: object) -> gr.HTML:
 class Layout:
     """The components of the page, with what they show at first; inside a `gr.Blocks`."""
 
-    def __init__(self, model: Model, first_map: Path) -> None:
-        self.model, self.cascade = model, model.cascade
+    def __init__(self, model: Model, shared: Session) -> None:
+        self.model, self.cascade, self.shared = model, model.cascade, shared
         size = Size.of(self.cascade.image_size)
-        self.ratio, self.first_map = f"{size.width} / {size.height}", first_map
-        grids = [stage.config.fine.shown for stage in self.cascade.stages]
+        self.ratio = f"{size.width} / {size.height}"
+        self.grids = [stage.config.fine.shown for stage in self.cascade.stages]
         gr.HTML(
-            f"<h1>{escape(model.path.resolve().name)}</h1>"
-            f"<p>This model makes pictures of {size.shown} pixels from coarse to fine: a condition, one of "
-            f"{len(self.cascade.codebooks[0])} units of a map, then tokens in {len(grids)} stages "
-            f"({', '.join(grids)}). Everything runs on the machine that serves this page; "
-            "nothing is sent anywhere else.</p>",
+            f"<h1>{escape(model.path.resolve().name)}</h1><p>Draws pictures of {size.shown} pixels, from coarse to "
+            "fine. It runs on the machine that serves this page; nothing is sent anywhere else.</p>",
             elem_id="intro",
         )
         with gr.Row(elem_id="columns"):
             with gr.Column(scale=4, min_width=320):
                 self._add_map()
-                self._add_settings()
-                self._add_sampling()
                 self._add_picture()
-                self._add_walk()
-            with gr.Column(scale=7, min_width=320):
+                self._add_sampling()
+            with gr.Column(scale=7, min_width=320, elem_id="results"):
+                self._add_settings()
                 self._add_results()
+
+    def _add_settings(self) -> None:
+        with gr.Column(elem_classes="card", elem_id="settings"):
+            with gr.Row():
+                self.number = gr.Slider(
+                    1, MAX_NUMBER, 9, step=1, label="Pictures", info="How many at once.", elem_id="number", scale=5,
+                    min_width=140, buttons=[],
+                )  # fmt: skip
+                self.seed = gr.Number(
+                    0, label="Seed", info="The same one, the same pictures.", precision=0, elem_id="seed", scale=4,
+                    min_width=140,
+                )  # fmt: skip
+                with gr.Column(scale=3, min_width=140):
+                    self.keep_seed = gr.Checkbox(
+                        False, label="Keep this seed", info="Else each request has a new one.", elem_id="keep-seed"
+                    )
+                self.go = gr.Button("Generate", variant="primary", elem_id="go", scale=2, min_width=100)
+                self.stop = gr.Button("Stop", elem_id="stop", min_width=60)
+            self.label = gr.Dropdown(
+                label_choices(self.cascade.labels), value=[], multiselect=True, elem_id="labels", label="Labels",
+                info="Each picture has all that are chosen; without a choice they are drawn.",
+                visible=bool(self.cascade.labels),
+            )  # fmt: skip
 
     def _add_map(self) -> None:
         places = self.cascade.codebooks[0].coordinates.tolist()
         shape = [max(place[axis] for place in places) + 1 for axis in (0, 1)]
-        with gr.Column(elem_classes="card first"):
-            gr.HTML("<h2>Condition map</h2><p>Each tile is a unit. Choose one, and pictures of it are made.</p>")
+        with gr.Column(elem_classes="card", elem_id="atlas-card"):
+            gr.HTML("<h2>Map</h2><p>Click a kind of picture; neighbours are alike.</p>")
             self.map = scripted("map", self.map_value(None), places=places, shape=shape, ratio=self.ratio)
             self.chosen = gr.HTML(self.chosen_text(None), elem_id="chosen")
             with gr.Row():
-                self.any_unit = gr.Button("Any unit", size="sm", elem_id="any-unit", scale=2, min_width=90)
-                self.atlas = gr.Button("Draw one sample per unit", size="sm", elem_id="atlas", scale=3, min_width=170)
-
-    def _add_settings(self) -> None:
-        with gr.Column(elem_classes="card third"):
-            self.number = gr.Slider(1, MAX_NUMBER, 9, step=1, label="Pictures", elem_id="number", buttons=[])
-            with gr.Row():
-                self.seed = gr.Number(0, label="Seed", precision=0, elem_id="seed", min_width=90)
-                self.dice = gr.Button("New seed", size="sm", elem_id="dice", min_width=90)
-            self.label = gr.Dropdown(
-                label_choices(self.cascade.labels), value=[], multiselect=True, elem_id="labels",
-                label="Labels of each picture; without a choice they are drawn", visible=bool(self.cascade.labels),
+                self.any_unit = gr.Button("Any tile", size="sm", elem_id="any-unit", min_width=90)
+                self.atlas = gr.Button("New samples", size="sm", elem_id="atlas", min_width=110)
+            self.click = gr.Radio(
+                [("makes pictures of a tile", "sample"), ("chooses the two ends of a walk", "walk")], value="sample",
+                label="A click on the map", info="A walk turns a picture into another one, step by step.",
+                elem_id="click", visible=len(places) > 1,
             )  # fmt: skip
-            with gr.Row():
-                self.go = gr.Button("Generate", variant="primary", elem_id="go")
-                self.stop = gr.Button("Stop", elem_id="stop")
+            with gr.Column(visible=False, elem_id="walk") as self.walk_group:
+                self.way = gr.HTML(elem_id="way")
+                self.steps = gr.Slider(
+                    *STEPS, 24, step=1, label="Steps", info="Pictures of the walk.", elem_id="steps", buttons=[]
+                )
+                self.walk = gr.Button("Walk", variant="primary", elem_id="walk-go")
 
     def _add_sampling(self) -> None:
-        self.sampling: list[gr.Number] = []
         guided = [bool(stage.config.transformer.condition_dropout) for stage in self.cascade.stages]
-        with gr.Accordion("Sampling of each stage", open=False, elem_id="sampling", elem_classes="card"):
-            if not all(guided):
-                which = ", ".join(str(number) for number, can_guide in enumerate(guided) if not can_guide)
-                gr.HTML(f"<p>No guidance in stage {which}: trained without <code>condition_dropout</code>.</p>")
-            for number, (stage, config) in enumerate(zip(self.cascade.stages, self.cascade.configs, strict=True)):
-                values = recipe_values(config)
-                gr.HTML(f"<h3>Stage {number}: {stage.config.fine.shown} tokens</h3>")
+        values = iter(recipe_values(self.cascade.configs))
+        self.sampling: list[gr.Number] = []
+
+        def add(keys: Iterable[str]) -> None:
+            for key in keys:
+                if key != "guidance_scale" or any(guided):
+                    gr.HTML(f"<h3>{FIELDS[key]}</h3><p>{HELP[key]}</p>")
+                whole = {"precision": 0} if "beam" in key else {"step": 0.05}
                 with gr.Row(elem_classes="numbers"):
-                    for (key, name), value in zip(FIELDS.items(), values, strict=True):
-                        whole = {"precision": 0} if "beam" in key else {"step": 0.05}
+                    for number, grid in enumerate(self.grids):
                         self.sampling.append(
                             gr.Number(
-                                value, label=name, min_width=80, **whole,
+                                next(values), label=f"Stage {number} ({grid})", min_width=80, **whole,
                                 visible=key != "guidance_scale" or guided[number], elem_id=f"{key}-{number}",
                             )
                         )  # fmt: skip
-            self.recipe = gr.Button("Back to the recipe's settings", size="sm", elem_id="recipe")
+
+        with gr.Accordion("How it draws", open=False, elem_id="sampling", elem_classes="card"):
+            gr.HTML(
+                "<p>A picture is written in stages, on finer and finer grids: the first one decides what it shows, the "
+                "last one its details.</p>"
+            )
+            add(key for key in FIELDS if "beam" not in key)
+            with gr.Accordion("Expert: beams", open=False, elem_id="expert"):
+                add(key for key in FIELDS if "beam" in key)
+            self.recipe = gr.Button("Back to the model's own settings", size="sm", elem_id="recipe")
 
     def _add_picture(self) -> None:
         rows = self.cascade.stages[0].config.fine.height
         with gr.Accordion("Start from a picture", open=False, elem_id="picture", elem_classes="card"):
             self.drop = scripted("drop", drop_value(), most=MOST_BYTES)
+            gr.HTML("<p><strong>More like it</strong> makes other pictures of the tile that is nearest to it.</p>")
             self.like = gr.Button("More like it", size="sm", elem_id="like")
             with gr.Row():
                 stages = range(1, len(self.cascade.stages))
                 self.from_stage = gr.Dropdown(
-                    list(stages), value=stages[0] if stages else None, label="Stage", elem_id="from-stage",
-                    min_width=90, visible=bool(stages),
+                    [(f"Stage {number} ({self.grids[number]})", number) for number in stages],
+                    value=stages[0] if stages else None, label="New detail from", elem_id="from-stage", min_width=90,
+                    info="What the stages before it see stays.", visible=bool(stages),
                 )  # fmt: skip
-                self.detail = gr.Button(
-                    "New detail from this stage", size="sm", elem_id="detail", scale=2, visible=bool(stages)
-                )
+                self.detail = gr.Button("New detail", size="sm", elem_id="detail", visible=bool(stages), min_width=90)
             with gr.Row():
                 self.keep_rows = gr.Slider(
-                    1, max(2, rows - 1), max(1, rows // 2), step=1, label=f"Row, of {rows}", elem_id="rows",
-                    visible=rows > 1, buttons=[],
+                    1, max(2, rows - 1), max(1, rows // 2), step=1, label=f"Rows to keep, of {rows}", elem_id="rows",
+                    info="The part below is made up.", visible=rows > 1, min_width=90, buttons=[],
                 )  # fmt: skip
-                self.complete = gr.Button(
-                    "Complete it below this row", size="sm", elem_id="complete", scale=2, visible=rows > 1
-                )
-
-    def _add_walk(self) -> None:
-        last = len(self.cascade.codebooks[0]) - 1
-        with gr.Accordion("Walk over the map", open=False, elem_id="walk", elem_classes="card"):
-            with gr.Row():
-                self.start = gr.Number(0, label=f"From unit, 0 to {last}", precision=0, elem_id="from", min_width=110)
-                self.take_start = gr.Button("Take the chosen unit", size="sm", elem_id="take-from")
-            with gr.Row():
-                self.end = gr.Number(last, label=f"To unit, 0 to {last}", precision=0, elem_id="to", min_width=110)
-                self.take_end = gr.Button("Take the chosen unit", size="sm", elem_id="take-to")
-            self.steps = gr.Slider(*STEPS, 24, step=1, label="Steps", elem_id="steps", buttons=[])
-            self.walk = gr.Button("Walk", variant="primary", elem_id="walk-go")
+                self.complete = gr.Button("Complete it", size="sm", elem_id="complete", visible=rows > 1, min_width=90)
 
     def _add_results(self) -> None:
-        with gr.Row(elem_id="results", equal_height=False):
+        with gr.Row(equal_height=False):
             with gr.Column(elem_id="shelf", scale=5, min_width=300):
-                with gr.Column(elem_classes="card second"):
+                with gr.Column(elem_classes="card", elem_id="pictures"):
                     gr.HTML("<h2>Pictures</h2>")
                     self.status = gr.HTML(status_text("Ready."), elem_id="status")
                     self.live = scripted("live", self.live_value())
-                with gr.Column(elem_classes="card fifth"):
+                with gr.Column(elem_classes="card", elem_id="gallery-card"):
                     with gr.Row(elem_classes="head"):
                         gr.HTML("<h2>Gallery</h2>")
                         self.zip = gr.Button("Download all as ZIP", size="sm", elem_id="zip", scale=0, min_width=170)
                     self.gallery = scripted("gallery", self.gallery_value(None))
                     self.save = scripted("save", {"src": "", "name": ""})
-            with gr.Column(elem_classes="card fourth", scale=4, min_width=270):
+            with gr.Column(elem_classes="card", elem_id="details-card", scale=4, min_width=270):
                 self.details = gr.HTML(details_text(None), elem_id="details")
                 self.command = gr.Textbox(
-                    label="The command that makes it again", lines=2, max_lines=12, interactive=False,
-                    buttons=["copy"], elem_id="command", visible=False,
+                    label="The command that makes it again", info="For a terminal, in the folder of this project.",
+                    lines=2, max_lines=12, interactive=False, buttons=["copy"], elem_id="command", visible=False,
                 )  # fmt: skip
+        # The name of the session before the page was loaded again, and a clock while the map is being drawn.
+        self.before, self.clock = gr.Textbox(visible=False), gr.Timer(CLOCK_SECONDS, active=False)
 
     def map_value(self, session: Session | None) -> dict:
-        """The picture of the map, and the chosen unit."""
-        own = session and session.map
-        src = url(own, may_change=True) if own else url(self.first_map)
-        return {"src": src, "chosen": session.unit if session else None}
+        """The picture of the map, the chosen unit, and the ends of a walk, which are clicked if there are any."""
+        session = session or self.shared
+        return {
+            "src": url(session.map or self.shared.map, may_change=True),
+            "chosen": session.unit,
+            "ends": session.ends,
+        }
 
-    def chosen_text(self, unit: int | None) -> str:
-        """The chosen unit, in words."""
-        return f"<p>Chosen: <strong>{'any unit, by its use' if unit is None else f'unit {unit}'}</strong></p>"
+    def chosen_text(self, session: Session | None, job: Job | None = None) -> str:
+        """The chosen unit in words, and how far the job is that draws the map of all pages."""
+        unit = session.unit if session else None
+        text = f"Chosen: <strong>{'any tile' if unit is None else f'tile {unit}'}</strong>."
+        drawn = f" Sharper samples are being drawn: {job.done / job.total:.0%}." if job else ""
+        return f"<p>{text}{drawn}</p>"
+
+    def way_text(self, ends: tuple[int, ...]) -> str:
+        """The ends of a walk, in words."""
+        if len(ends) == 1:
+            return f"<p>From tile {ends[0]}. Now click the tile where the walk ends.</p>"
+        return (
+            f"<p>From tile {ends[0]} to tile {ends[1]}. Click two others to change that: a walk between neighbours is "
+            "smooth, one that goes far jumps.</p>"
+        )
 
     def live_value(self, sheet: Sheet | None = None, keys: list[str] | None = None) -> dict:
         """The pictures of the request that runs, which can be chosen once they have keys."""
-        value = {"number": 0, "columns": 1, "src": "", "name": ""}
+        value = {"number": 0, "columns": 1, "src": "", "name": "", "request": None}
         if sheet is not None:
-            value = {"number": sheet.number, "columns": sheet.columns, "name": sheet.name}
+            value = {name: getattr(sheet, name) for name in ("number", "columns", "name", "request")}
             value["src"] = url(sheet.path, may_change=True)
         return value | {"keys": keys or [], "ratio": self.ratio, "hint": LIVE_HINT}
 

@@ -2,7 +2,7 @@
 const group = document.createElement('div');
 group.setAttribute('role', 'group');
 element.replaceChildren(group);
-let layout = '';
+let [layout, request] = ['', null];
 
 function build({ number, columns, ratio, hint }) {
   layout = `${number} ${columns}`;
@@ -34,6 +34,9 @@ function show(value) {
     tile.disabled = !value.keys.length;
     tile.setAttribute('aria-label', `picture ${index}, ${value.name}`);
   });
+  // Where the page has one column, as on a phone, the pictures of a new request may be out of sight.
+  if (value.request !== request) element.closest('.card').scrollIntoView({ block: 'nearest' });
+  request = value.request;
 }
 
 // A file is loaded before it is shown. By then there may be a newer value, of the same file or of another one.

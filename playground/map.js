@@ -1,9 +1,10 @@
-// The condition map: a button for each unit at its place. Arrow keys move to the next unit, past places without one.
+// The condition map: a tile, which is a button, for each unit at its place. Arrow keys move to the next one, past places
+// without any.
 const { places, shape: [rows, columns], ratio } = props;
 const group = document.createElement('div');
 group.className = 'map';
 group.setAttribute('role', 'group');
-group.setAttribute('aria-label', 'Condition map: choose a unit');
+group.setAttribute('aria-label', 'Condition map: choose a tile');
 group.style.gridTemplateColumns = `repeat(${columns}, 1fr)`;
 group.classList.toggle('dense', columns > 16);
 const share = (index, number) => (number > 1 ? (100 * index) / (number - 1) : 0);
@@ -12,13 +13,12 @@ const tiles = places.map(([row, column], unit) => {
   const tile = document.createElement('button');
   tile.type = 'button';
   tile.className = 'tile';
-  tile.title = `unit ${unit}`;
-  tile.setAttribute('aria-label', `unit ${unit}`);
+  tile.title = `tile ${unit}`;
   tile.style.cssText = `grid-area: ${row + 1} / ${column + 1}; aspect-ratio: ${ratio};
     background-size: ${columns * 100}% ${rows * 100}%;
     background-position: ${share(column, columns)}% ${share(row, rows)}%`;
   tile.addEventListener('click', () => {
-    mark(unit);
+    if (!props.value.ends.length) mark(unit, []);
     trigger('choose', { unit });
   });
   return tile;
@@ -26,9 +26,17 @@ const tiles = places.map(([row, column], unit) => {
 group.append(...tiles);
 element.replaceChildren(group);
 
-function mark(chosen) {
-  tiles.forEach((tile, unit) => tile.setAttribute('aria-pressed', String(unit === chosen)));
-  if (chosen !== null) stop(chosen);
+// The chosen tile, or the two ends of a walk.
+function mark(chosen, ends) {
+  const marked = ends.length ? ends : [chosen];
+  tiles.forEach((tile, unit) => {
+    const name = ['start', 'end'][ends.indexOf(unit)] ?? '';
+    tile.dataset.name = name;
+    tile.setAttribute('aria-label', `tile ${unit}${name && `, ${name} of the walk`}`);
+    tile.setAttribute('aria-pressed', String(marked.includes(unit)));
+  });
+  const last = marked.at(-1);
+  if (last !== null) stop(last);
 }
 
 // The one tile that the Tab key comes to.
@@ -65,13 +73,13 @@ group.addEventListener('keydown', (event) => {
 
 // A picture is loaded before it is put in place of another, so that nothing flickers.
 function draw() {
-  const { src, chosen } = props.value;
+  const { src, chosen, ends } = props.value;
   const image = new Image();
   image.onload = () => {
     if (props.value.src === src) group.style.setProperty('--sheet', `url("${src}")`);
   };
   image.src = src;
-  mark(chosen);
+  mark(chosen, ends);
 }
 
 stop(0);

@@ -1,6 +1,5 @@
 """The events of the page: what happens when something on it is used."""
 
-import logging
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -11,17 +10,15 @@ from queue import Empty
 import gradio as gr
 from gradio.processing_utils import check_all_files_in_cache
 
-from playground.jobs import PictureJob, Sheet, decode_units, save_units
+from playground.jobs import PictureJob, Sheet, first_map
 from playground.layout import DROP_HINT, STEPS, Layout, details_text, drop_value, source, status_text, url
-from playground.page_request import PageRequest, label_from, recipe_values, sampling_from
+from playground.page_request import PageRequest, label_from, neighbour, recipe_values, sampling_from
 from playground.uploads import MOST_BYTES, Upload, check_size, inside, read_upload
 from playground.worker import REPORT_SECONDS, Job, Picture, Session, Worker, write_zip
 from utils.core.files import UserError
 from utils.data.images import to_tensor, write_png
 
-log = logging.getLogger(__name__)
-
-SEEDS = 2**32
+SEEDS, NEW_SEEDS = 2**32, 10**6  # that can be given, and that are drawn: short ones
 QUEUE = 64  # events of all pages that may wait; the worker has a limit of its own
 UPLOADS_KEPT = (600, 3600)  # seconds between two looks at files that were given and never used, and how old they get
 LONGEST = 64  # name of a session
@@ -34,50 +31,54 @@ class PlaygroundPage(Layout):
     def __init__(self, worker: Worker, uploads: Path) -> None:
         self.worker, self.uploads = worker, uploads
         self.details_of: dict[int, dict[str, type]] = {}  # what the script of a component says of its events
-        first_map, cascade = worker.folder / "map.png", worker.model.cascade
-        save_units(decode_units(cascade), cascade.codebooks[0], first_map)
+        if (job := first_map(worker.model, worker.shared)) is not None:
+            worker.run_in_background(job)
         with gr.Blocks(
             title=f"Playground: {worker.model.path.resolve().name}",
             analytics_enabled=False,
             fill_width=True,
             delete_cache=UPLOADS_KEPT,
         ) as self.blocks:
-            super().__init__(worker.model, first_map)
+            super().__init__(worker.model, worker.shared)
             self._connect()
 
     def _connect(self) -> None:
-        settings = [self.number, self.seed, self.label, *self.sampling]
-        shown = [self.status, self.live, self.map, self.chosen, self.details, self.command, self.gallery]
+        settings = [self.number, self.seed, self.keep_seed, self.label, *self.sampling]
+        chosen = [self.details, self.command, self.gallery]
+        shown = [self.status, self.live, self.seed, self.map, *chosen]
+        ends = [self.map, self.chosen, self.way]
         quiet = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
 
         def on(
             event: Callable,
-            handler: Callable,
+            handler: Callable | None,
             inputs: list | None = None,
             outputs: list | None = None,
             details: dict[str, type] | None = None,
+            js: str | None = None,
         ) -> None:
-            added = event(handler, inputs, outputs, trigger_mode="multiple", **quiet)
+            added = event(handler, inputs, outputs, trigger_mode="multiple", js=js, **quiet)
             self.details_of[added["id"]] = details or {}
 
-        on(self.map.choose, self.choose_unit, settings, [*shown, self.start], {"unit": int})
+        restored = [self.map, self.chosen, self.drop, self.clock, *chosen]
+        on(self.blocks.load, self.open_page, [self.before], restored, js="() => sessionStorage.getItem('page') ?? ''")
+        on(self.clock.tick, self._look, None, [self.map, self.chosen, self.clock])
+        on(self.map.choose, self.choose_unit, [self.steps, *settings], [*shown, *ends], {"unit": int})
         on(self.any_unit.click, self._choose_any, None, [self.map, self.chosen])
         on(self.go.click, self.generator("sample"), settings, shown)
         on(self.atlas.click, self.generator("atlas"), settings, shown)
         on(self.stop.click, self._cancel, None, [])
-        on(self.dice.click, lambda: random.randrange(SEEDS), None, [self.seed])
-        recipe = [value for config in self.cascade.configs for value in recipe_values(config)]
+        on(self.seed.input, None, None, [self.keep_seed], js="() => true")
+        recipe = recipe_values(self.cascade.configs)
         on(self.recipe.click, lambda: recipe, None, self.sampling)
         on(self.drop.given, self.take_picture, None, [self.drop], {"name": str, "path": str, "bytes": int})
         on(self.like.click, self.generator("like"), settings, shown)
         on(self.detail.click, self.generator("detail", "from_stage"), [self.from_stage, *settings], shown)
         on(self.complete.click, self.generator("complete", "keep_rows"), [self.keep_rows, *settings], shown)
-        on(self.take_start.click, self.chosen_unit, [self.start], [self.start])
-        on(self.take_end.click, self.chosen_unit, [self.end], [self.end])
-        walk = self.start, self.end, self.steps
-        on(self.walk.click, self.generator("walk", "start", "end", "steps"), [*walk, *settings], shown)
+        on(self.click.change, self._choose_ends, [self.click], [*ends, self.walk_group])
+        on(self.walk.click, self.generator("walk", "steps"), [self.steps, *settings], shown)
         for shelf in (self.live, self.gallery):
-            on(shelf.choose, self._choose_picture, None, [self.gallery, self.details, self.command], {"key": str})
+            on(shelf.choose, self._choose_picture, None, chosen, {"key": str})
         on(self.zip.click, self._save_all, None, [self.save])
         self.blocks.unload(self._close_session)
 
@@ -126,25 +127,61 @@ class PlaygroundPage(Layout):
         return self.worker.session(name)
 
     def _close_session(self, request: gr.Request) -> None:
-        self.worker.close_session(request.session_hash)
+        self.worker.leave_session(request.session_hash)
+
+    def open_page(self, request: gr.Request, before: str) -> Updates:
+        """A page was opened, or loaded again: show what its session has, and have its browser remember the session."""
+        session = self.worker.session(request.session_hash, before)
+        session.ends = ()
+        updates = self._look(request) | {self.drop: session.drop or drop_value()}
+        updates |= (
+            self.choice(session, session.pictures[0])
+            if session.pictures
+            else {self.gallery: self.gallery_value(session)}
+        )
+        updates[self.gallery]["page"] = request.session_hash
+        return updates
+
+    def _look(self, request: gr.Request) -> Updates:
+        """The map as far as its samples are drawn."""
+        session, job = self.session_of(request), self.worker.background
+        job = None if job is None or job.ended.is_set() else job
+        updates = {self.map: self.map_value(session), self.chosen: self.chosen_text(session, job)}
+        return updates | {self.clock: gr.Timer(active=job is not None)}
 
     def _cancel(self, request: gr.Request) -> None:
         self.worker.cancel(self.session_of(request))
 
-    def choose_unit(self, request: gr.Request, event: gr.EventData, *settings: object) -> Iterator[Updates]:
-        """A unit of the map was clicked: generate with it."""
+    def choose_unit(self, request: gr.Request, event: gr.EventData, steps: int, *settings: object) -> Iterator[Updates]:
+        """A unit of the map was clicked: generate with it, or take it as the end of a walk."""
         session, unit = self.session_of(request), event.unit
-        if isinstance(unit, int) and 0 <= unit < len(self.cascade.codebooks[0]):
+        if not 0 <= unit < len(self.cascade.codebooks[0]):
+            return
+        if not session.ends:
             session.unit = unit
-        # A walk begins at the chosen unit, unless its field is changed after that.
-        chosen = {self.chosen: self.chosen_text(session.unit), self.start: session.unit}
-        yield {self.map: self.map_value(session), **chosen}
-        yield from self.generate(session, "sample", settings)
+            yield {self.map: self.map_value(session), self.chosen: self.chosen_text(session)}
+            yield from self.generate(session, "sample", settings)
+            return
+        is_second = len(session.ends) == 1 and unit != session.ends[0]
+        session.ends = (*session.ends, unit) if is_second else (unit,)
+        yield {self.map: self.map_value(session), self.way: self.way_text(session.ends)}
+        if is_second:
+            yield from self.generate(session, "walk", settings, steps=int(steps))
 
     def _choose_any(self, request: gr.Request) -> Updates:
         session = self.session_of(request)
         session.unit = None
-        return {self.map: self.map_value(session), self.chosen: self.chosen_text(None)}
+        return {self.map: self.map_value(session), self.chosen: self.chosen_text(session)}
+
+    def _choose_ends(self, request: gr.Request, click: str) -> Updates:
+        """Have clicks on the map choose the ends of a walk, which leads at first to a neighbour; or make pictures."""
+        session, codebook = self.session_of(request), self.cascade.codebooks[0]
+        session.ends = ()
+        if click == "walk":
+            start = int(codebook.counts.argmax()) if session.unit is None else session.unit
+            session.ends = (start, self.worker.run_soon(lambda job: neighbour(codebook, start)))
+        updates = {self.map: self.map_value(session), self.walk_group: gr.Column(visible=click == "walk")}
+        return updates | ({self.way: self.way_text(session.ends)} if session.ends else {})
 
     def generator(self, kind: str, *names: str) -> Callable:
         """A handler that generates pictures; the fields of these names come before the settings."""
@@ -163,6 +200,7 @@ class PlaygroundPage(Layout):
         except UserError as error:
             yield self.refusal(error)
             return
+        yield {self.seed: request.seed}
         sheet = None
         try:
             while True:
@@ -184,13 +222,14 @@ class PlaygroundPage(Layout):
 
     def page_request(self, session: Session, kind: str, settings: tuple, **own: object) -> PageRequest:
         """The request of a page; raises `UserError` if its fields do not go together."""
-        number, seed, chosen, *sampling = settings
+        number, seed, is_kept, chosen, *sampling = settings
+        seed = seed if is_kept else random.randrange(NEW_SEEDS)
         if seed is None or not 0 <= seed < SEEDS:
             raise UserError(f"the seed is {seed}, expected a whole number from 0 to {SEEDS - 1}")
         if kind == "walk":
-            if None in (ends := (own.pop("start"), own.pop("end"))):
-                raise UserError("a walk leads from a unit to a unit: give both")
-            own = {"ends": ends, "steps": min(max(own["steps"], STEPS[0]), STEPS[1])}
+            if len(session.ends) != 2:
+                raise UserError("click the two tiles of the map between which the walk leads")
+            own = {"ends": session.ends, "steps": min(max(own["steps"], STEPS[0]), STEPS[1])}
         return PageRequest(
             kind=kind, seed=int(seed), number=int(number), label=label_from(chosen, self.cascade.labels),
             unit=session.unit, upload=session.upload, sampling=sampling_from(sampling, self.cascade.configs), **own,
@@ -221,15 +260,8 @@ class PlaygroundPage(Layout):
 
     def refusal(self, error: BaseException) -> Updates:
         """Say on the page why something is not done."""
-        if not isinstance(error, UserError):
-            log.error("a request failed", exc_info=error)
         gr.Warning(escape(str(error)))
         return {self.status: status_text(str(error), is_error=True)}
-
-    def chosen_unit(self, request: gr.Request, before: int) -> int:
-        """The unit that is chosen, or what was there."""
-        unit = self.session_of(request).unit
-        return before if unit is None else unit
 
     def _choose_picture(self, request: gr.Request, event: gr.EventData) -> Updates:
         session = self.session_of(request)
@@ -250,7 +282,7 @@ class PlaygroundPage(Layout):
     def take_picture(self, request: gr.Request, event: gr.EventData) -> Updates:
         """A picture was given: read it, compute its tokens, and show it as the model gets it."""
         session, name = self.session_of(request), Path(str(event.name)).name
-        session.upload = None
+        session.upload = session.drop = None
         try:
             if not event.path:
                 check_size(name, int(event.bytes))
@@ -266,7 +298,8 @@ class PlaygroundPage(Layout):
         session.upload = Upload(name, self.worker.run_soon(lambda job: self.cascade.tokens(tensor)))
         shown = session.folder / "given.png"
         write_png(image, shown, durable=False)
-        return {self.drop: drop_value(url(shown, may_change=True), name, note or name)}
+        session.drop = drop_value(url(shown, may_change=True), name, note or name)
+        return {self.drop: session.drop}
 
     def _save_all(self, request: gr.Request) -> Updates:
         session = self.session_of(request)

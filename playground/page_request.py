@@ -1,11 +1,15 @@
 """A request of a page, as a request of the cascade and as the command that generates the same pictures again."""
 
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from models.cascade import Cascade
+from models.codebook import Codebook
 from models.labels import label_text
 from models.requests import SAMPLING_KEYS, Request, change_sampling, sampling_of
 from playground.uploads import Upload
@@ -18,13 +22,13 @@ BATCH = 25  # that the cascade is made ready for, as generate_images.py is by de
 ATLAS_BATCH = 64  # units of an atlas that are drawn at once
 MAX_NUMBER = 36  # pictures of one request
 MAX_BEAMS = 16  # of a stage, and extensions of each: each is a row of the batch
-FIELDS = {  # of a stage's sampling on the page: keys and names
-    "temperature": "temperature",
-    "top_p": "top-p",
-    "num_beam": "beams",
-    "beam_width": "beam width",
-    "keep_beam": "beams kept",
-    "guidance_scale": "guidance",
+FIELDS = {  # of a stage's sampling on the page: keys, and their names there
+    "temperature": "Variety (temperature)",
+    "top_p": "Likely choices only (top-p)",
+    "guidance_scale": "Guidance",
+    "num_beam": "Beams",
+    "beam_width": "Continuations of a beam",
+    "keep_beam": "Beams kept",
 }
 FROM_PICTURE = ("like", "detail", "complete")  # kinds that need a picture
 AGAIN = OutputFolder(Path("out/again"))  # what a command writes to
@@ -74,15 +78,15 @@ class PageRequest:
         return request
 
     def sentence(self) -> str:
-        """What was request for, in words."""
+        """What is requested, in words."""
         name = self.upload.name if self.upload else ""
         return {
-            "sample": "any unit" if self.unit is None else f"unit {self.unit}",
+            "sample": "any tile" if self.unit is None else f"tile {self.unit}",
             "like": f"more like {name}",
             "detail": f"{name}, new detail from stage {self.from_stage}",
             "complete": f"{name}, completed below row {self.keep_rows}",
-            "atlas": "one sample for each unit",
-            "walk": f"a walk from unit {self.ends[0]} to {self.ends[1]} in {self.steps} steps",
+            "atlas": "a sample of each tile",
+            "walk": f"a walk from tile {self.ends[0]} to {self.ends[1]} in {self.steps} steps",
         }[self.kind]
 
     def result(self, index: int = 0) -> Path:
@@ -131,6 +135,15 @@ class Model:
         return changed
 
 
+def neighbour(codebook: Codebook, unit: int) -> int:
+    """The unit beside another one on the map whose vector is nearest; where none is beside it, of those around it."""
+    places, vectors = codebook.coordinates.double(), codebook.units
+    away = (places - places[unit]).norm(dim=1)
+    away[unit] = torch.inf
+    apart = (vectors - vectors[unit]).norm(dim=1)
+    return int(apart.where(away <= max(float(away.min()), 2**0.5), torch.inf).argmin())
+
+
 def label_choices(names: Sequence[str]) -> list[tuple[str, str]]:
     """What can be chosen for the labels of a picture, each with its value."""
     return [("without labels", ""), *((name, str(number)) for number, name in enumerate(names))]
@@ -142,23 +155,25 @@ def label_from(chosen: list[str], names: Sequence[str]) -> str | None:
     return label_text(numbers, names) if chosen else None
 
 
-def recipe_values(config: SamplingConfig) -> list[float]:
-    """What the fields of a stage show of a config."""
-    values = sampling_of(config)
-    return [1.0 if key == "top_p" and values[key] is None else values[key] for key in FIELDS]
+def recipe_values(configs: list[SamplingConfig]) -> list[float]:
+    """What the fields show of the recipe: each of `FIELDS` for all stages, then the next."""
+    stages = [sampling_of(config) for config in configs]
+    return [1.0 if key == "top_p" and values[key] is None else values[key] for key in FIELDS for values in stages]
 
 
 def sampling_from(values: list, configs: list[SamplingConfig]) -> tuple[SamplingConfig, ...]:
     """The sampling of each stage, from the fields of the page; raises `UserError` naming the one that is wrong."""
-    starts = range(0, len(values), len(FIELDS))
-    stages = [dict(zip(FIELDS, values[start : start + len(FIELDS)], strict=True)) for start in starts]
-    for number, (stage, config) in enumerate(zip(stages, configs, strict=True)):
-        for key, value in stage.items():
+    starts = range(0, len(values), len(configs))
+    stages = dict(zip(FIELDS, (values[start : start + len(configs)] for start in starts), strict=True))
+    for key, each in stages.items():
+        for number, (value, config) in enumerate(zip(each, configs, strict=True)):
             if value is None:
                 raise UserError(f"stage {number}: {FIELDS[key]} is empty, expected a number")
             if key in ("num_beam", "beam_width") and value > MAX_BEAMS:
                 raise UserError(f"stage {number}: {FIELDS[key]} is {value}, at most {MAX_BEAMS} on this page")
-            stage[key] = value if "beam" in key else float(value)
-        if stage["top_p"] == 1 and config.top_p is None:  # all, as the recipe says it
-            stage["top_p"] = None
-    return change_sampling(configs, **{key: [stage[key] for stage in stages] for key in FIELDS})
+            is_all = key == "top_p" and value == 1 and config.top_p is None  # as the recipe says it
+            each[number] = value if "beam" in key else None if is_all else float(value)
+    try:
+        return change_sampling(configs, **stages)
+    except UserError as error:  # by the names on the page
+        raise UserError(re.sub(r"'(\w+)'", lambda key: FIELDS.get(key[1], key[0]), str(error))) from None

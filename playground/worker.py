@@ -1,10 +1,12 @@
 """The worker: one thread that runs all jobs of the model in turn, their queue, and the session of each open page.
 
-A session is known by the hash that Gradio gives it. Its pictures lie in a folder of its own, which goes when it does.
+A session is known by the hash that Gradio gives its page, and lives on if the page is loaded again. Its pictures lie in
+a folder of its own, which goes when it does.
 """
 
 import itertools
 import json
+import logging
 import queue
 import secrets
 import shutil
@@ -23,9 +25,13 @@ from playground.uploads import Upload
 from utils.core.files import UserError
 from utils.runtime.device import give_back_memory
 
+log = logging.getLogger(__name__)
+
 MAX_WAITING = 16  # jobs in the queue
 MAX_SESSIONS = 200  # the oldest one is closed beyond that: its page may have gone without a word
 MAX_PICTURES = 100  # of a session
+KEPT_SECONDS = 600  # that a session waits for its page to come back: loaded again, or a phone that had slept
+GONE_SECONDS = 2  # that a page which is loaded again waits until the server knows that it had gone
 REPORT_SECONDS = 0.25  # between two reports of the progress of a job
 
 
@@ -45,6 +51,7 @@ class Job:
         self.cancelled = threading.Event()  # takes effect at the next token, or before the job's turn
         self.between: Callable[[], None] = lambda: None  # is called between two tokens
         self.start: float | None = None  # when its turn came
+        self.ended = threading.Event()
         self.activity = ""  # in words
         self.messages: queue.SimpleQueue[tuple[str, object]] = queue.SimpleQueue()
 
@@ -64,7 +71,10 @@ class Job:
         except Cancelled:
             self.messages.put(("cancelled", None))
         except Exception as error:  # the page shows it, and the thread goes on with the next job
+            if not isinstance(error, UserError):
+                log.exception("a request failed")
             self.messages.put(("failed", error))
+        self.ended.set()
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,12 +96,15 @@ class Session:
     folder: Path
     pictures: tuple[Picture, ...] = ()  # replaced as a whole, since other threads read it
     unit: int | None = None
+    ends: tuple[int, ...] = ()  # of a walk: two units, or the first one alone; none if clicks make pictures of a unit
     upload: Upload | None = None
+    drop: dict | None = None  # what the place for a picture shows of it
     numbers: Iterator[int] = field(default_factory=itertools.count)  # of its pictures
     shown: Iterator[int] = field(default_factory=itertools.count)  # of the files that show a request while it runs
     job: Job | None = None
     sheet: Path | None = None  # the pictures of the running or the last request, side by side
-    map: Path | None = None  # once the atlas has been drawn
+    map: Path | None = None  # once a page has drawn an atlas of its own
+    leaving: threading.Timer | None = None  # runs once the page has gone
 
     def next_shown(self, name: str) -> Path:
         """The file to show next: eight in turn, since the one before may be read while this one is written."""
@@ -127,6 +140,8 @@ class Worker:
 
     def __init__(self, model: Model, folder: Path) -> None:
         self.model, self.folder = model, folder
+        self.shared = Session(folder)  # its map is the one of all pages without their own
+        self.background: Job | None = None
         self._sessions: OrderedDict[str, Session] = OrderedDict()
         self._jobs: deque[Job] = deque()
         self._short_jobs: deque[Job] = deque()  # done between two tokens of another job
@@ -136,24 +151,46 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name="worker", daemon=True)
         self._thread.start()
 
-    def session(self, name: str) -> Session:
-        """The session of this name, a new one at its first request."""
+    def session(self, name: str, before: str = "") -> Session:
+        """The session of this name: at its first request a new one, or that of the page `before`, if it has gone."""
         with self._changed:
-            if name not in self._sessions:
-                self._sessions[name] = Session(self.folder / secrets.token_hex(16))
+            if before in self._sessions and name not in self._sessions:
+                old = self._sessions[before]
+                if self._changed.wait_for(lambda: old.leaving, GONE_SECONDS) and self._sessions.pop(before, None):
+                    self._sessions[name] = old
+            session = self._sessions.setdefault(name, Session(self.folder / secrets.token_hex(16)))
+            if session.leaving:
+                session.leaving.cancel()
+                session.leaving = None
             self._sessions.move_to_end(name)
-            session, oldest = self._sessions[name], next(iter(self._sessions))
             if len(self._sessions) > MAX_SESSIONS:
-                self.close_session(oldest)
+                self.close_session(next(iter(self._sessions)))
         return session
 
+    def leave_session(self, name: str) -> None:
+        """A page has gone: cancel its job, and close its session unless it comes back."""
+        with self._changed:
+            if (session := self._sessions.get(name)) is not None and not session.leaving:
+                self.cancel(session)
+                session.leaving = threading.Timer(KEPT_SECONDS, self._close_left, [session])
+                session.leaving.daemon = True
+                session.leaving.start()
+                self._changed.notify_all()
+
     def close_session(self, name: str) -> None:
-        """A page was closed: cancel its job, and remove its files."""
+        """Cancel the job of a session, and remove its files."""
         with self._changed:
             if (session := self._sessions.pop(name, None)) is not None:
                 self.cancel(session)
+                if session.leaving:
+                    session.leaving.cancel()
                 # In the thread, which may be writing a file there until the job is cancelled.
                 self._put(Job(lambda job: shutil.rmtree(session.folder, ignore_errors=True)), self._short_jobs)
+
+    def _close_left(self, session: Session) -> None:
+        with self._changed:
+            for name in [name for name, each in self._sessions.items() if each is session and each.leaving]:
+                self.close_session(name)
 
     def submit(self, session: Session, job: Job) -> Job:
         """Queue a job of a session in place of the one before. Raises `UserError` if too many wait."""
@@ -183,6 +220,12 @@ class Worker:
                 self._jobs.remove(session.job)
                 session.job.run()  # reports that it was cancelled
 
+    def run_in_background(self, job: Job) -> None:
+        """Run a job, once, while no other one waits: those that come are run between two of its tokens."""
+        with self._changed:
+            self.background, job.between = job, self._run_waiting
+            self._changed.notify_all()
+
     def jobs_before(self, job: Job) -> int:
         """How many jobs are to end before this one starts."""
         with self._changed:
@@ -192,7 +235,7 @@ class Worker:
         """End all jobs, and wait a moment for that."""
         with self._changed:
             self._is_closed = True
-            for job in filter(None, (*self._jobs, *self._short_jobs, self._running)):
+            for job in filter(None, (*self._jobs, *self._short_jobs, self._running, self.background)):
                 job.cancelled.set()
             self._changed.notify_all()
         self._thread.join(timeout=2)
@@ -208,17 +251,26 @@ class Worker:
         while self._short_jobs:
             self._short_jobs.popleft().run()
 
+    def _run_waiting(self) -> None:
+        """Run all jobs in their queues, and those that come meanwhile."""
+        while True:
+            self._run_short_jobs()
+            with self._changed:
+                self._running = self._jobs.popleft() if self._jobs else None
+            if self._running is None:
+                return
+            self._running.run()
+            give_back_memory()
+
     def _run(self) -> None:
         """The loop of the thread. It alone uses the model, so PyTorch keeps one pool of threads."""
         torch.set_grad_enabled(False)
-        while True:
+        has_background = lambda: self.background is not None and self.background.start is None  # noqa: E731
+        while not self._is_closed:
             with self._changed:
-                self._running = None
-                self._changed.wait_for(lambda: self._short_jobs or self._jobs or self._is_closed)
-                if self._is_closed and not self._jobs and not self._short_jobs:
-                    return  # all that waited have reported that they were cancelled
-                self._running = self._jobs.popleft() if self._jobs and not self._short_jobs else None
-            self._run_short_jobs()
-            if self._running is not None:
-                self._running.run()
+                self._changed.wait_for(lambda: self._short_jobs or self._jobs or has_background() or self._is_closed)
+            self._run_waiting()
+            if has_background():
+                self.background.run()
                 give_back_memory()
+        self._run_waiting()  # all that wait report that they were cancelled

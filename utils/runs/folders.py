@@ -158,6 +158,10 @@ class RunFolder:
         """The step whose decoder decodes tokens: the one trained on quantized maps, if there is one."""
         return self.decoder if self.decoder.latest.is_file() else self.autoencoder
 
+    def kept_map(self, key: str) -> Path:
+        """A sample of each unit of the condition codebook: the playground draws them once for models with this key."""
+        return self.path / ".playground" / f"{key}.png"
+
     @cached_property
     def num_stages(self) -> int:
         """Stages of the cascade: those that `generate.json` names or that a folder was made for, at least 1."""
