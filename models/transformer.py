@@ -249,7 +249,8 @@ class UnitHead(nn.Linear):
 
     def __init__(self, dim: int, num_units: int, features: int) -> None:
         super().__init__(dim, num_units)
-        self.register_buffer("features", torch.zeros(num_units, features))
+        # A parameter, since what is learned belongs to it: a training that starts from these weights takes it over.
+        self.features = nn.Parameter(torch.zeros(num_units, features), requires_grad=False)
         self.shared = nn.Parameter(torch.zeros(features, dim))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

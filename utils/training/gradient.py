@@ -207,7 +207,8 @@ class GradientLearner:
 
         What the model has counted in data is not taken over.
         """
-        buffers = dict(self.model.named_buffers())
+        saved = self.model.state_dict()
+        buffers = {name: value for name, value in self.model.named_buffers() if name in saved}
         content = content | {key: content[key] | buffers for key in ("model", "ema") if content.get(key)}
         load_weights(self.model, content, path, averaged=not self.options.load_optim)
         if self.options.load_optim:

@@ -28,7 +28,7 @@ def build_optimizers(
     embedding, whatever that rate is.
     """
     muon = set(by_muon)
-    others = [parameter for parameter in model.parameters() if parameter not in muon]
+    others = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter not in muon]
     embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
     matrices = [p for p in others if p.ndim >= 2 and p not in embeddings]
     groups = [_group([p for p in others if p in embeddings], VECTORS, rate, decay)]
