@@ -155,14 +155,14 @@ def make_ready(model: Transformer, dtype: torch.dtype, compiled: bool = False) -
     functions, which are called faster than modules.
     """
     is_cpu, is_narrow = model.head.weight.device.type == "cpu", model.config.in_dim < NARROW
-    if isinstance(model.head, UnitHead):
-        model.head = model.head.folded()
     model.eval().to(dtype)
     if is_cpu and is_narrow:
         dtype = torch.float32
         model.to(dtype)
     model.norm.float()
     model.head.float()
+    if isinstance(model.head, UnitHead):  # whose parts are rounded by now, as in an exported model
+        model.head = model.head.folded()
     if compiled:
         for name in ("_see", "_read"):  # their shapes change; as a decorator this takes a second at each start
             setattr(CachedDecoder, name, torch.compiler.disable(getattr(CachedDecoder, name)))

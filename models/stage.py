@@ -137,7 +137,7 @@ class Stage(nn.Module):
             parts = [smooth_features(fine.units, number, width)[:, i::4] for i, width in enumerate(HEAD_WIDTHS)]
             features = torch.cat(parts, dim=1)
             features -= features.mean(0)
-            self.transformer.head.features.copy_(features / features.std())
+            self.transformer.head.features.copy_(features / features.std().clamp(min=1e-4))
 
     def disturb(self, coarse: torch.Tensor) -> torch.Tensor:
         """Coarse tokens (B, S) with noise: some replaced by a near unit, some images without any, or without labels.

@@ -154,9 +154,10 @@ def first_map(model: Model, session: Session) -> MapJob | None:
     A unit is the mean of its images, so it is blurred.
     """
     cascade, session.map = model.cascade, session.folder / "map.png"
-    key = {"decoder": cascade.decoder.fingerprint, "side": MAP_SIDE}
-    key |= {"codebooks": [codebook.fingerprint for codebook in cascade.codebooks]}
-    key |= {
+    key = {
+        "decoder": cascade.decoder.fingerprint,
+        "side": MAP_SIDE,
+        "codebooks": [codebook.fingerprint for codebook in cascade.codebooks],
         "stages": [stage.fingerprint for stage in cascade.stages],
         "sampling": list(map(sampling_of, cascade.configs)),
     }

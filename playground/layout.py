@@ -212,9 +212,13 @@ class Layout:
         self.before, self.clock = gr.Textbox(visible=False), gr.Timer(CLOCK_SECONDS, active=False)
 
     def map_value(self, session: Session | None) -> dict:
-        """The picture of the map, the chosen unit, and the ends of a walk, which are clicked if there are any."""
-        session = session or self.shared
+        """The picture of the map, the chosen unit, and the ends of a walk, which are clicked if there are any.
+
+        Without a session, as before the page was opened, nothing can be clicked: the answer to that would undo it.
+        """
+        is_open, session = session is not None, session or self.shared
         return {
+            "is_open": is_open,
             "src": url(session.map or self.shared.map, may_change=True),
             "chosen": session.unit,
             "ends": session.ends,

@@ -73,7 +73,8 @@ group.addEventListener('keydown', (event) => {
 
 // A picture is loaded before it is put in place of another, so that nothing flickers.
 function draw() {
-  const { src, chosen, ends } = props.value;
+  const { is_open: isOpen, src, chosen, ends } = props.value;
+  group.inert = !isOpen;
   const image = new Image();
   image.onload = () => {
     if (props.value.src === src) group.style.setProperty('--sheet', `url("${src}")`);

@@ -1,10 +1,10 @@
 """Turn a folder of images into a data set: RGB PNGs of one size and a dataset.json that names them.
 
-Reads AVIF, BMP, GIF (first frame), HEIC, JPEG, PNG, TIFF and WebP at any depth; the names of all folders that it lies
-in, below the given one, become labels of an image. Images with the same pixels are written once, with the labels of all
-of them; unreadable ones are skipped and listed in OUT_DIR/skipped.txt, files of other endings in OUT_DIR/ignored.txt.
-The same command again goes on where it died, or brings the data set up to date. HEIC, --group-by near, and a warning
-about near-duplicates, need `pip install -r requirements-data.txt`.
+Reads AVIF, BMP, GIF (first frame), HEIC, JPEG, PNG, TIFF and WebP at any depth; the names of all folders that an image
+lies in, below the given one, become its labels. Images with the same pixels are written once, with the labels of all of
+them; unreadable ones are skipped and listed in OUT_DIR/skipped.txt, files of other endings in OUT_DIR/ignored.txt. The
+same command again goes on where it died, or brings the data set up to date. HEIC, --group-by near, and a warning about
+near-duplicates, need `pip install -r requirements-data.txt`.
 
     python -m scripts.make_dataset photos --out-dir data/photos --image-size 128
 """

@@ -119,6 +119,21 @@ def test_a_ready_model_decodes_the_same_logits(coarse, rows, dim):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("dim", [32, 256])
+def test_a_model_that_is_rounded_before_decodes_the_same_logits(dim):
+    """As an exported one, of whose head the shared part is rounded too."""
+    results = []
+    for is_exported in (False, True):
+        model = build(window=3, coarse=COARSE, in_dim=dim, head_features=8).float()
+        model.head.features.normal_(generator=generator(1))
+        if is_exported:
+            model.bfloat16().float()
+        make_ready(model, torch.bfloat16)
+        results.append(CachedDecoder(model, 1, tokens(1, 4, 5)).next_logits(torch.tensor([1])))
+    assert torch.equal(*results)
+
+
+@torch.no_grad()
 def test_compiled_blocks_decode_the_same_logits_and_are_not_compiled_at_each_position(monkeypatch):
     """Through torch.compile's front end; its C++ back end needs a compiler, and is left out."""
     graphs = []

@@ -167,6 +167,18 @@ def test_a_click_on_a_unit_makes_pictures_stage_by_stage(open_page, server, brak
     page.wait_for_function(f"{SHEET} !== {first_map!r}")
 
 
+def test_the_map_can_be_clicked_once_the_page_was_opened(open_page, monkeypatch):
+    """A click before that answer has come would be undone by it."""
+    from playground.layout import Layout  # imports Gradio
+
+    gallery, may_answer = Layout.gallery_value, threading.Event()
+    monkeypatch.setattr(Layout, "gallery_value", lambda *args: may_answer.wait(20) and gallery(*args))
+    page = open_page()
+    assert page.locator("#map .map[inert]").count() == 1
+    may_answer.set()
+    page.wait_for_selector("#map .map:not([inert])")
+
+
 def drop(page, name, content):
     """Drop a file on its place, as a browser says it."""
     page.evaluate(

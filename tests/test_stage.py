@@ -117,6 +117,9 @@ def test_a_head_shares_what_is_learned_among_units_that_are_near():
     for parameter in head.parameters():
         parameter.normal_(generator=generator(1))
     assert torch.allclose(head.folded()(x), head(x), atol=1e-4)
+    fine.units.zero_()  # nothing tells them apart
+    stage.init_embeddings(CODEBOOKS[1], fine)
+    assert head.features.abs().max() < 0.01
 
 
 # --- What training does to the coarse tokens ---

@@ -23,7 +23,7 @@ PHOTOS = {  # by package; the others of scikit-image are grey, drawings, or of t
     "sklearn": "datasets/images/*.jpg",
 }
 LARGEST = 0.6  # share of a photograph's width or height that a crop has at most
-SHORT = 5  # a photograph is read at the resolution at which its sides are so many times those of a picture, at least
+DRAFT = 5  # a photograph is read at the resolution at which its sides are so many times those of a picture, at least
 
 
 def items(seed: int, limit: int) -> list[tuple[Path, int]]:
@@ -53,7 +53,7 @@ def draw(item: tuple[Path, int], seed: int, size: Size) -> Image.Image:
     path, index = item
     rng = random.Random(f"{seed}-{index}")
     with Image.open(path) as photo:
-        photo.draft("RGB", (SHORT * size.width, SHORT * size.height))  # JPEG alone can be read at less, in less time
+        photo.draft("RGB", (DRAFT * size.width, DRAFT * size.height))  # JPEG alone can be read at less, in less time
         largest = LARGEST * min(photo.width / size.width, photo.height / size.height)
         scale = rng.uniform(min(1, largest), largest)
         width, height = scale * size.width, scale * size.height
