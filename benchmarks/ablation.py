@@ -57,9 +57,9 @@ STAGES = {
     "AdamW alone": ({}, {"use_muon": False}),
     "256 wide": ({"in_dim": 256, "hidden_dim": 512, "self_attn_heads": 4, "cross_attn_heads": 4}, {}),
     "2 + 3 layers": ({"num_enc_layers": 2, "num_dec_layers": 3}, {}),
-    "single tokens": ({"cell": 1}, {}),
-    "plain head": ({"head_features": 0}, {}),
-    "single tokens, plain head": ({"cell": 1, "head_features": 0}, {}),
+    "cells of 4": ({"cell": 2}, {}),
+    "head features": ({"head_features": 128}, {}),
+    "cells and head features": ({"cell": 2, "head_features": 128}, {}),
     "no condition noise": ({"condition_noise": 0.0}, {}),
     "no query-key norm": ({}, {}),
     "ungated MLP": ({}, {}),
@@ -67,7 +67,7 @@ STAGES = {
     "moving average": ({}, {"ema_decay": 0.999}),
     "no dropout": ({"dropout": 0.0}, {}),
     "dropout 0.1": ({"dropout": 0.1}, {}),
-    "plain block": ({"dropout": 0.0, "condition_noise": 0.0, "cell": 1, "head_features": 0}, {"use_muon": False}),
+    "plain block": ({"dropout": 0.0, "condition_noise": 0.0}, {"use_muon": False}),
 }
 AUTOENCODERS = {
     "full": ({}, {}),

@@ -422,11 +422,9 @@ def test_the_trainings_of_a_recipe_are_counted(rows_of):
     assert [*rows] == ["autoencoder", "decoder", "transformer_0", "transformer_1", "transformer_2"]
     stage, settings = rows["transformer_2"], Recipe.find("demo-64").settings["transformer_2"]
     assert (stage.steps, stage.step_size) == (settings["max_step"], settings["batch_size"])
-    # Six operations for each weight of a block and each position, and of what joins and writes cells; the head and
-    # attention come on top.
-    cells, coarse, tokens = 64 * 4, 64 * 3, 256  # the first two in 4 and 3 layers
-    weights = cells * (4 + 4 + 6) + coarse * (4 + 6) + tokens * 6 + 64 * (4 + 1 + 3)  # in units of 128²; those of cells
-    blocks = stage.steps * stage.step_size * 6 * 128**2 * weights
+    # Six operations for each weight of a block and each token, besides the head's and those of attention.
+    fine, coarse = (256 * layers for layers in (4, 3 / 4))
+    blocks = stage.steps * stage.step_size * 6 * 128**2 * (fine * (4 + 4 + 6) + coarse * (4 + 6))
     assert blocks < stage.flops < 2 * blocks
     assert rows["decoder"].flops / rows["decoder"].steps < rows["autoencoder"].flops / rows["autoencoder"].steps
     assert 100 * 2**20 < stage.memory < 400 * 2**20
