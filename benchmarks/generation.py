@@ -7,6 +7,10 @@ Measures the recipes `demo-64` and `laptop-128`, and the third stage of `referen
 trained ones; of a folder it measures the model there as well. Prints tables in Markdown.
 """
 
+import os
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch is imported, so that the profiler prints no lines
+
 import utils.runtime.threads  # noqa: F401
 
 from collections import Counter
