@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from models.requests import load_generation_config
+from scripts.test import FILES
 from tests.helpers.runs import FRACTIONS
 from utils.core.options import make_parser
 
@@ -133,7 +134,7 @@ def test_requirements_are_ranges_that_this_environment_meets():
     for path in ROOT.glob("requirements*.txt"):
         lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
         assert all(re.fullmatch(r"[\w-]+>=[\d.]+(,<[\d.]+)?\s+# .+", line) for line in lines), path.name
-        pip += ["-r", str(path)]
+        pip += ["-r", str(path)] if path.name in FILES else []  # the tests install no packages of the small sets
     report = subprocess.run(pip, capture_output=True, text=True)
     assert report.returncode == 0, report.stderr
     assert "Would install" not in report.stdout
