@@ -30,7 +30,7 @@ from models.decoding import CachedDecoder, make_ready
 from models.requests import Request
 from models.stage import Stage, StageConfig
 from models.transformer import Grid, Transformer, TransformerConfig
-from scripts.recipe import fmap_shape, load_configs
+from scripts.recipe import fmap_shape, load_configs, stage_configs
 from utils.core.config import load_config
 from utils.core.options import option, parse_options
 from utils.runs.chain import Recipe, steps_of
@@ -60,10 +60,10 @@ OPERATORS = {
 }
 
 
-def build(config: TransformerConfig, coarse: Grid, fine: Grid, is_base: bool = False) -> Stage:
+def build(config: StageConfig) -> Stage:
     """A stage whose weights are not zero: a trained stage has no zeros either."""
     torch.manual_seed(0)
-    stage = Stage(StageConfig(config, coarse, fine, is_base)).eval()
+    stage = Stage(config).eval()
     for parameter in stage.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
@@ -72,7 +72,7 @@ def build(config: TransformerConfig, coarse: Grid, fine: Grid, is_base: bool = F
 
 def third_stage(config: TransformerConfig, fine: tuple[int, int]) -> Stage:
     """A stage from the coarse grid to one of this height and width."""
-    return build(config, Grid(*COARSE, UNITS), Grid(*fine, UNITS))
+    return build(StageConfig(config, Grid(*COARSE, UNITS), Grid(*fine, UNITS), is_base=False))
 
 
 def by_number(run: Path | None) -> None:
@@ -97,9 +97,7 @@ def recipe_writer(name: str, number: int, precision: str) -> Callable[[], object
     recipe = Recipe.find(name)
     run = RunFolder(Path("unread"), len(recipe.stages))
     configs = load_configs(recipe, steps_of(run, recipe, Path("unread")))
-    grids = [Grid(*configs[book.name].grid, configs[book.name].num_embeddings) for book in run.codebooks]
-    ends = zip(recipe.stages, grids[:-1], grids[1:], strict=True)
-    stages = [build(configs[stage], coarse, fine, coarse.length == 1) for stage, coarse, fine in ends]
+    stages = [build(config) for config in stage_configs(recipe, run, configs)]
     autoencoder = Autoencoder(configs["autoencoder"]).eval()
     fmap = torch.randn(number, *fmap_shape(recipe, autoencoder.config))
     for stage in stages:

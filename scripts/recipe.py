@@ -106,13 +106,19 @@ def check_sizes(recipe: Recipe, run: RunFolder, configs: dict[str, object]) -> N
             sizes = f"'patch_H' and 'patch_W' are {config.patch_H} and {config.patch_W}"
             advice = "a patch of the condition codebook is a whole feature map, so leave them out"
             raise UserError(f"{path}: {sizes}, expected {shape[1]} and {shape[2]}: {advice}")
-    books = [configs[book.name] for book in run.codebooks]
+    stage_configs(recipe, run, configs)
+
+
+def stage_configs(recipe: Recipe, run: RunFolder, configs: dict[str, object]) -> list[StageConfig]:
+    """The config of each stage, before any unit is pruned; raises `UserError` for one that its grids do not fit."""
+    books, stages = [configs[book.name] for book in run.codebooks], []
     grids = [Grid(*config.grid, config.num_embeddings) for config in books]
     for number, (stage, pair) in enumerate(zip(run.transformers, pairwise(grids), strict=True)):
         try:
-            StageConfig(configs[stage.name], *pair, is_base=number == 0)
+            stages.append(StageConfig(configs[stage.name], *pair, is_base=number == 0))
         except UserError as error:
             raise UserError(f"{recipe.folder / stage.name}.json: {error}") from None
+    return stages
 
 
 def check_generation(path: Path, steps: Sequence[Step], run: RunFolder) -> dict[str, object]:
