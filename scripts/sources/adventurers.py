@@ -1,13 +1,13 @@
 """Cartoon faces that look to one side, drawn from the parts of dicebear_styles: other faces than the avatars."""
 
 import json
-from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from scripts.sources.avatars import describe, items  # noqa: F401 - numbers of faces, without labels, as there
 from scripts.sources.svg import rasterise
 from utils.core.size import Size
 from utils.data.images import fit_to
@@ -25,16 +25,6 @@ LICENCE = (
 )
 NUM_IMAGES, SETTINGS = 2000, {}
 BACKGROUNDS = ["#b6e3f4", "#c0aede", "#d1d4f9", "#ffd5dc", "#ffdfbf"]
-
-
-def items(seed: int, limit: int) -> range:
-    """Numbers of faces, more than are asked for, since some are drawn twice."""
-    return range(2 * limit)
-
-
-def describe() -> Callable[[int], dict]:
-    """A function from a face to its record: it has no label."""
-    return lambda index: {"labels": []}
 
 
 def draw(index: int, seed: int, size: Size) -> Image.Image:
