@@ -47,6 +47,12 @@ class Options(GradientOptions):
         False,
         is_fixed=True,
     )
+    permute_colours: bool = option(
+        "learn from a random half of each step's images with their colour channels permuted: few images do not show "
+        "all colours that others may have",
+        False,
+        is_fixed=True,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -100,10 +106,13 @@ class AutoencoderTask(GradientTask):
         self.update = self.learner.update
 
     def loss(self, model: Callable, batch: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The error of the reconstructions of images (B, 3, H, W), perhaps of a half of them mirrored."""
+        """The error of the reconstructions of images (B, 3, H, W), perhaps a half mirrored, a half in other colours."""
         if self.traits["flip"]:
-            is_mirrored = draw(lambda number: torch.randperm(number, device=batch.device) % 2 == 0, len(batch))
-            batch = torch.where(is_mirrored[:, None, None, None], batch.flip(-1), batch)
+            batch = torch.where(random_half(batch), batch.flip(-1), batch)
+        if self.options.permute_colours:
+            orders = draw(lambda number: torch.rand(number, batch.shape[1], device=batch.device).argsort(1), len(batch))
+            permuted = batch.gather(1, orders[:, :, None, None].expand_as(batch))
+            batch = torch.where(random_half(batch), permuted, batch)
         return reconstruction_loss(model, batch, self.model.loss, self.codebook)
 
     def example(self, number: int) -> torch.Tensor:
@@ -136,6 +145,12 @@ class AutoencoderTask(GradientTask):
         """Draw images and their reconstructions."""
         for name, images in (("ground_truth", self.shown), ("recon", self.reconstruct(self.shown))):
             save_grid(images, OutputFolder(self.options.out_dir).picture(name, step))
+
+
+def random_half(batch: torch.Tensor) -> torch.Tensor:
+    """Whether each image of a batch (B, …) belongs to a random half of the training step's images, (B, 1, 1, 1)."""
+    is_chosen = draw(lambda number: torch.randperm(number, device=batch.device) % 2 == 0, len(batch))
+    return is_chosen[:, None, None, None]
 
 
 def reconstruction_loss(

@@ -1,6 +1,7 @@
 """The training loop, by itself and through the scripts that call it."""
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -123,9 +124,9 @@ def test_a_decoder_learns_from_quantized_maps_and_its_encoder_stays(train, tiny_
     assert errors[1] < 0.95 * errors[0]
 
 
-@pytest.mark.parametrize("flip", [False, True])
-def test_a_random_half_of_the_images_of_a_step_is_mirrored_however_they_are_divided(flip, command):
-    words = [word for word in command("autoencoder", "run") if flip or word != "--flip"]
+@pytest.mark.parametrize("change", ["--flip", "--permute-colours", None])
+def test_a_random_half_of_the_images_of_a_step_is_changed_however_they_are_divided(change, command):
+    words = [word for word in command("autoencoder", "run") if word != "--flip"] + ([change] if change else [])
     task = train_autoencoder.AutoencoderTask(
         parse_options(train_autoencoder.Options, "", list(map(str, words))), torch.device("cpu")
     )
@@ -140,14 +141,19 @@ def test_a_random_half_of_the_images_of_a_step_is_mirrored_however_they_are_divi
                 task.loss(lambda batch, _: batches.append(batch) or batch, images[first : first + number])
         return torch.cat(batches)
 
-    if not flip:
+    if not change:
         assert torch.equal(seen(1, (0, 8)), images)
         return
-    mirrored = [(seen(step, (0, 8)) == images.flip(-1)).flatten(1).all(1) for step in range(20)]
-    assert {int(each.sum()) for each in mirrored} == {4}
-    assert len({tuple(each.tolist()) for each in mirrored}) > 10
-    assert torch.equal(seen(3, (0, 8)), torch.where(mirrored[3][:, None, None, None], images.flip(-1), images))
-    assert torch.equal(seen(3, (0, 3), (3, 5)), seen(3, (0, 8)))
+    orders = itertools.permutations(range(3)) if change == "--permute-colours" else [range(3)]
+    others = [images[:, order].flip(-1) if change == "--flip" else images[:, order] for order in map(list, orders)]
+    steps, drawn = [seen(step, (0, 8)) for step in range(20)], set()
+    for step in steps:
+        equal = torch.stack([(step == other).flatten(1).all(1) for other in (*others, images)])
+        assert equal.any(0).all() and (equal[-1].sum() >= 4)
+        drawn.add(tuple((~equal[-1]).tolist()))
+    assert len(drawn) > 10 and max(map(sum, drawn)) == 4
+    assert all(any((step == other).flatten(1).all(1).any() for step in steps) for other in others)
+    assert torch.equal(seen(3, (0, 3), (3, 5)), steps[3])
 
 
 def test_what_begins_from_weights_that_have_seen_mirror_images_goes_on_with_them(
