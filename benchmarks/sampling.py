@@ -1,11 +1,9 @@
 """Which settings of sampling generate the best images: their distance to validation images, and how many nearly copy.
 
     python -m benchmarks.sampling out/demo-avatars
-    python -m benchmarks.sampling out/photos --dataset-path data/photos/dataset.json --search
     python -m benchmarks.sampling out/guided --guided    # a run with condition_dropout in its first two stages
 
-`--search` chooses temperatures for a run: stage after stage, from the finest, it tries several and keeps the one with
-the smallest distance. Without it, settings are compared that change all stages.
+To choose the temperatures of a run, use scripts.temperatures.
 
 Reads a folder that scripts.train_cascade has written. Each setting generates as many images as there are validation
 images, from the same seed; scripts.evaluate then measures what was chosen here on the test images. Prints a table in
@@ -18,7 +16,7 @@ distances do not add up; the table by levels of scripts.evaluate shows which sta
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -69,12 +67,10 @@ GUIDED = {
     **{f"guidance {scale:g}": coarse(guidance_scale=scale) for scale in (1.5, 2.0, 3.0)},
     **{f"temperature 1, guidance {s:g}": coarse(temperature=1.0, guidance_scale=s) for s in (1.0, 1.5, 2.0)},
 }
-FACTORS = (0.4, 0.55, 0.7, 0.85, 1.2)  # of a temperature, that `--search` tries
 Options = options(
     folder=RUN,
     dataset_path=IMAGES,
     guided=(bool, option("compare scales of guidance", False)),
-    search=(bool, option("choose the temperature of each stage", False)),
     only=(tuple[str, ...], option("settings to compare; all if none is given", ())),
 )
 
@@ -119,23 +115,6 @@ def distance_to_others(features: torch.Tensor, originals: torch.Tensor) -> float
     return kernel_distance(features, originals) + 2 * float(between.mean() - others)
 
 
-def search(run: RunFolder, measure: Callable[[str, tuple[dict, ...]], float]) -> None:
-    """Choose a temperature for each stage by `measure`, which gives the distance of a setting, and print them."""
-    best = [config.temperature for config in load_generation_config(run.generation)]
-
-    def distance_of(temperatures: list[float]) -> float:
-        name = f"temperatures {', '.join(f'{value:.2g}' for value in temperatures)}"
-        return measure(name, tuple({"temperature": value} for value in temperatures))
-
-    least = distance_of(best)
-    for stage in reversed(range(len(best))):
-        for value in [best[stage] * factor for factor in FACTORS]:
-            tried = [*best[:stage], value, *best[stage + 1 :]]
-            if (distance := distance_of(tried)) < least:
-                least, best = distance, tried
-    print(f"\nBest temperatures, for {run.generation}: {', '.join(f'{value:.2g}' for value in best)}")
-
-
 @torch.no_grad()
 def main(argv: list[str] | None = None) -> None:
     """Print the table."""
@@ -168,17 +147,11 @@ def main(argv: list[str] | None = None) -> None:
     for name, images in written(trained, dataset[split.validation]):
         print_row(name, *quality(extractor(images), distance_to_others), "", "", "")
 
-    def measure(name: str, setting: dict | tuple) -> float:
-        images, seconds = timed(sample, run, setting, decoder, number)
-        features = extractor(images)
-        print_row(name, *quality(features), *nearness(Nearest.among(training, features)), f"{seconds:.0f}")
-        return kernel_distance(features, validation)
-
-    if args.search:
-        return search(run, measure)
     for name, setting in (GUIDED if args.guided else SETTINGS).items():
         if not args.only or name in args.only:
-            measure(name, setting)
+            images, seconds = timed(sample, run, setting, decoder, number)
+            features = extractor(images)
+            print_row(name, *quality(features), *nearness(Nearest.among(training, features)), f"{seconds:.0f}")
 
 
 if __name__ == "__main__":

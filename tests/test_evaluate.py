@@ -26,6 +26,7 @@ from evaluation.reconstruction import quality
 from evaluation.results import SAMPLES, Results
 from evaluation.run import TrainedRun
 from scripts import evaluate
+from tests.helpers.features import FewFeatures
 from tests.helpers.jobs import run_job
 from tests.helpers.runs import BOUNDS
 from tests.helpers.scripts import expect_error, run_main
@@ -264,20 +265,6 @@ def test_inception_is_taken_where_it_is_and_never_downloaded(has_package, has_we
     else:
         with pytest.raises(UserError, match=str(tmp_path) if has_package else "pip install torch-fidelity"):
             choose_extractor("inception")
-
-
-class FewFeatures(nn.Module):
-    """A quick extractor: features of small pictures that differ where the pictures do."""
-
-    num_features, description = 12, "a network of the tests"
-
-    def __init__(self):
-        super().__init__()
-        weights = torch.randn(12, 192, generator=torch.Generator().manual_seed(0))
-        self.weights = nn.Parameter(weights, requires_grad=False)
-
-    def forward(self, images):
-        return F.adaptive_avg_pool2d(images, 8).flatten(1) @ self.weights.T
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -1,0 +1,69 @@
+"""The choice of temperatures: by made-up measures, and by scripts.temperatures on the tiny trained cascade."""
+
+import json
+import math
+import shutil
+
+import pytest
+
+from evaluation import features as extractors
+from scripts import temperatures
+from scripts.temperatures import LOSS, Quality, choose
+from tests.helpers.features import FewFeatures
+from tests.helpers.scripts import expect_error, run_main
+
+VALUES = (0.25, 0.5, 1.0)
+
+
+def measured(asked, distance_of, recall_of):
+    def measure(setting):
+        asked.append(setting)
+        return Quality(distance_of(setting), recall_of(setting))
+
+    return measure
+
+
+def test_the_nearest_setting_is_chosen_and_each_is_measured_once():
+    asked, nearest = [], (1.0, 0.5, 0.25)
+    assert (
+        choose((0.7, 0.7, 0.7), VALUES, measured(asked, lambda each: math.dist(each, nearest), lambda _: 0.9))
+        == nearest
+    )
+    assert len(asked) == len(set(asked)) == 11 and asked[0] == (1.0, 1.0, 1.0)
+
+
+def test_a_smaller_distance_does_not_pay_for_recall():
+    def chosen(loss):
+        return choose((0.25, 0.25), VALUES, measured([], sum, lambda each: 0.9 if each[1] > 0.5 else 0.9 - loss))
+
+    assert chosen(LOSS / 2) == (0.25, 0.25) and chosen(2 * LOSS) == (0.25, 1.0)
+
+
+@pytest.fixture
+def run(tiny_run, faces, tmp_path, monkeypatch):
+    """A copy of the run with its images where the demo has them."""
+    monkeypatch.setattr(extractors, "choose_extractor", lambda name: FewFeatures())
+    shutil.copytree(tiny_run, tmp_path / "run")
+    shutil.copytree(faces.parent, tmp_path / "run/data")
+    return tmp_path / "run"
+
+
+def test_the_script_writes_what_it_chose_and_nothing_else(run, monkeypatch, capsys):
+    monkeypatch.setattr(temperatures, "FEWEST", 2)
+    before = json.loads((run / "generate.json").read_text())
+    run_main(temperatures.main, run, "--temperatures", 0.5, 1.5, "--num-images", 8, "--device", "cpu")
+    out = capsys.readouterr().out
+    after = json.loads((run / "generate.json").read_text())
+    best = [stage.pop("temperature") for stage in after.values()]
+    assert set(best) <= {0.5, 1.5, *(stage.pop("temperature") for stage in before.values())} and before == after
+    rows = {cells[1]: cells[2:] for line in out.splitlines() if len(cells := [c.strip() for c in line.split("|")]) == 6}
+    name = ", ".join(f"{value:g}" for value in best)
+    assert f"wrote {name} to " in out and float(rows[name][2]) >= float(rows["1, 1, 1"][2]) - LOSS - 0.01
+
+
+def test_bad_inputs_are_named_in_one_line(run, capsys):
+    assert "validation images, expected at least 16; add images" in expect_error(capsys, temperatures.main, (run,))
+    shutil.rmtree(run / "transformer_1")
+    assert "transformer_1" in expect_error(capsys, temperatures.main, (run,))
+    (run / "generate.json").unlink()
+    assert "generate.json is missing" in expect_error(capsys, temperatures.main, (run,))
