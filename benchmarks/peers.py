@@ -25,7 +25,6 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,11 +33,10 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from torch.utils.data import Dataset
 
 from benchmarks.ablation import train_for
 from benchmarks.common import CPU, commit, machine, options
-from benchmarks.flow import Flow, follow
+from benchmarks.rivals import Diffusion, MapFlow, Matching
 from evaluation.distances import interval, kernel_distance, precision_and_recall
 from evaluation.evaluator import FEWEST
 from evaluation.features import EfficientNetFeatures, features_of
@@ -58,101 +56,13 @@ from utils.data.split import Bounds
 from utils.runs.folders import RunFolder
 from utils.runtime import cli
 from utils.runtime.progress import progress
-from utils.training.gradient import GradientLearner, GradientOptions
+from utils.training.gradient import GradientOptions
 
-WIDTH = 32  # of a UNet on its finest level; three halvings
 LEARNED, BATCH = 16, 64  # pictures that a training step learns from, and that are sampled at once
 COLUMNS, ROWS = 10, 5  # of a grid of pictures
 OURS = "this project"
 SHARED = ("autoencoder", "decoder", "feature_maps")  # the steps of the run whose results its flow uses
 MEASURES = ("kernel", "low", "high", "precision", "recall")
-
-
-class PixelRival(nn.Module):
-    """A rival that learns from pixels, by its authors' optimizer, Adam, and rate."""
-
-    package: str
-    rate: float
-    betas = (0.9, 0.999)
-    rates = 1.0, 2.0, 4.0, 8.0
-
-    def data(self, shared: "Shared") -> tuple[np.ndarray, Dataset]:
-        """What it learns from: the images of these indices."""
-        training, number = shared.split.training, len(shared.dataset)
-        return np.concatenate([training + number * side for side in shared.sides]), Mirrored(shared.dataset)
-
-    def learner(self, rate: float, given: GradientOptions) -> GradientLearner:
-        """With the shared warm-up, schedule, clipping and averaged weights."""
-        config = SimpleNamespace(model_lr=rate, weight_decay=0.0)
-        learner = GradientLearner(self, loss_of, config, given, 1, CPU)
-        groups, learner.peak = [{"params": list(self.parameters()), "scale": 1.0}], rate
-        learner.optimizers = {"optimizer": torch.optim.Adam(groups, rate, betas=self.betas, fused=True)}
-        return learner
-
-
-class Diffusion(PixelRival):
-    """The rival of denoising-diffusion-pytorch, with the settings of its README and of its Trainer."""
-
-    package, rate, betas = "denoising_diffusion_pytorch", 8e-5, (0.9, 0.99)
-
-    def __init__(self, shared: "Shared") -> None:
-        super().__init__()
-        from denoising_diffusion_pytorch import GaussianDiffusion, Unet
-
-        size = tuple(shared.dataset.shape[1:])
-        self.model = GaussianDiffusion(Unet(WIDTH), image_size=size, sampling_timesteps=50)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.model((images + 1) / 2)
-
-    def sample(self, number: int) -> torch.Tensor:
-        return 2 * self.model.sample(number) - 1
-
-
-class Matching(PixelRival):
-    """The rival of torchcfm, with the settings of its example for CIFAR-10, dropout against few images among them."""
-
-    package, rate = "torchcfm", 2e-4
-
-    def __init__(self, shared: "Shared") -> None:
-        super().__init__()
-        from torchcfm import ExactOptimalTransportConditionalFlowMatcher
-        from torchcfm.models.unet import UNetModel
-
-        self.shape = tuple(shared.dataset.shape)
-        usual = {"num_res_blocks": 2, "num_heads": 4, "attention_resolutions": "16", "dropout": 0.1}
-        self.model = UNetModel(self.shape, WIDTH, channel_mult=(1, 2, 3, 4), **usual)
-        self.matcher = ExactOptimalTransportConditionalFlowMatcher(sigma=0.0)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        t, x, velocity = self.matcher.sample_location_and_conditional_flow(torch.randn_like(images), images)
-        return (self.model(t, x) - velocity).square().mean()
-
-    def sample(self, number: int) -> torch.Tensor:
-        return follow(self.model, torch.randn(number, *self.shape), 100)
-
-
-class MapFlow(Flow):
-    """The rival on feature maps, with the settings and optimizers of the run's finest stage."""
-
-    package, rates = None, (0.25, 0.5, 1.0, 2.0)
-
-    def __init__(self, shared: "Shared") -> None:
-        config, (training, maps) = shared.cascade.stages[-1].config.transformer, self.data(shared)
-        super().__init__(config, maps[training[:1024]], shared.run.decoder)
-        self.rate, self.decay = config.model_lr, config.weight_decay
-
-    def data(self, shared: "Shared") -> tuple[np.ndarray, Dataset]:
-        return shared.run.maps.split(shared.bounds).training, shared.run.maps
-
-    def learner(self, rate: float, given: GradientOptions) -> GradientLearner:
-        config = SimpleNamespace(model_lr=rate, weight_decay=self.decay)
-        return GradientLearner(self, loss_of, config, given, 1, CPU, self.by_muon, len(self.place))
-
-
-def loss_of(model: Callable, batch: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The loss of a batch, as a `GradientLearner` takes it."""
-    return {"loss": model(batch)}
 
 
 RIVALS = {"denoising-diffusion-pytorch": Diffusion, "torchcfm": Matching, "flow": MapFlow}
@@ -167,18 +77,6 @@ Options = options(
     images=(int | None, option("most samples in a set", None, unset="as many as there are images", low=FEWEST)),
     flip=(bool, option("learn from mirror images too; with --run as that has", False)),
 )
-
-
-@dataclass
-class Mirrored(Dataset):
-    """Images, followed by their mirror images."""
-
-    dataset: ImageDataset
-
-    def __getitem__(self, indices: np.ndarray) -> torch.Tensor:
-        images = self.dataset[indices % len(self.dataset)]
-        is_mirrored = torch.from_numpy(indices >= len(self.dataset))[:, None, None, None]
-        return torch.where(is_mirrored, images.flip(-1), images)
 
 
 class Shared:
@@ -279,7 +177,7 @@ def train(name: str, rate: float, seed: int, shared: Shared, folder: Path) -> di
     task = SimpleNamespace(training=training, options=given, learner=learner, update=update)
     start = time.perf_counter()
     steps = train_for(seconds, task, data, time.perf_counter)
-    if steps == 1 and (took := time.perf_counter() - start) > seconds:
+    if steps < 2 and (took := time.perf_counter() - start) > seconds:
         problem = f"too short for a training step of {name}, which takes {took:.1f} of its {seconds:.1f} seconds"
         raise UserError(f"--minutes {minutes:g} is {problem}; give more")
     model = learner.best_model

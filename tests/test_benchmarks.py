@@ -31,7 +31,7 @@ from benchmarks import (
     transformer,
 )
 from benchmarks.ablation import Row
-from benchmarks.flow import Flow, follow
+from benchmarks.rivals import Flow, follow
 from evaluation.features import EfficientNetFeatures
 from evaluation.results import SETS, Distance, Reconstruction, Results
 from models.autoencoder import Autoencoder
