@@ -71,6 +71,6 @@ def test_tables_are_measured_written_and_not_measured_again(copy, capsys, monkey
 
 def test_tables_are_not_measured_by_changed_code_and_one_without_a_place_is_named(copy, capsys, monkeypatch):
     copy.write_text(copy.read_text().replace("<!-- numbers: reading -->", ""))
-    assert "0 places for '<!-- numbers: reading -->'" in expect_error(capsys, numbers.main, ["--only", "reading"])
+    assert "0 places between '<!-- numbers: reading -->'" in expect_error(capsys, numbers.main, ["--only", "reading"])
     monkeypatch.setattr(numbers, "commit", lambda: "1234567+")
     assert "commit your changes first" in expect_error(capsys, numbers.main, [])
