@@ -24,6 +24,7 @@ images instead.
 import copy
 import math
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -188,11 +189,14 @@ def run(row: Row, seed: int, *, folder: Path, name: str, seconds: float, test: b
     return step, num_parameters(task.learner.model), *(qualities if name == "autoencoder" else losses)(task)
 
 
-def train_for(seconds: float, task: GradientTask, data: Dataset) -> int:
-    """Train for a fixed time, in which the learning rate falls to 0; return the training steps."""
+def train_for(seconds: float, task: GradientTask, data: Dataset, clock: Callable[[], float] = time.process_time) -> int:
+    """Train for a fixed time, in which the learning rate falls to 0; return the training steps.
+
+    The time is that of this process on one thread, so that others at work on the machine do not count, or another.
+    """
     batches = iter(EpochSampler(task.training, task.options.batch_size, task.options.seed, 0, 10**9))
-    start, step = time.process_time(), 0  # of one thread: others at work on the machine do not count
-    while (share := (time.process_time() - start) / seconds) < 1:
+    start, step = clock(), 0
+    while (share := (clock() - start) / seconds) < 1:
         task.learner.total_steps = max(step + 1, round(step / max(share, 1e-9)))  # the schedule follows the time
         task.update(data[next(batches)], step)
         step += 1

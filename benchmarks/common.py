@@ -1,5 +1,8 @@
 """What the benchmarks share: options, tables, times and memory, and trainings that run at once."""
 
+import os
+import platform
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,9 +18,10 @@ from tqdm import tqdm
 
 from utils.core.options import option
 from utils.core.tables import row, table
+from utils.runs.chain import ROOT
 from utils.runtime.device import keep_memory
 
-CPU = torch.device("cpu")
+CPU, CPUINFO = torch.device("cpu"), Path("/proc/cpuinfo")
 DEMO = Path, option("folder that scripts/demo.py wrote, such as out/demo-avatars", positional=True)
 RUN = Path, option("folder that scripts.train_cascade wrote, such as out/demo-avatars", positional=True)
 IMAGES = Path | None, option("images that it was trained on", None, unset="FOLDER/data/dataset.json")
@@ -32,6 +36,30 @@ def options(**fields: tuple[object, object]) -> type:
         shown = " ".join(map(str, default)) if known.shown is None and isinstance(default, tuple) else known.shown
         members.append((name, hint, field(default=default, metadata={"option": replace(known, shown=shown)})))
     return make_dataclass("Options", members, frozen=True, kw_only=True, namespace={"__doc__": "Options."})
+
+
+def machine() -> str:
+    """The cores that this process may use, and the name of the processor."""
+    lines = CPUINFO.read_text().splitlines() if CPUINFO.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{cores} cores of {(names or [platform.processor() or platform.machine()])[0]}"
+
+
+def commit() -> str:
+    """The last commit of the code, with a plus if it has changed since; "unknown" where git says nothing.
+
+    Documents and their pictures are no code.
+    """
+    code = ["--", ".", ":!*.md", ":!docs/images"]
+    try:
+        name, changes = (
+            subprocess.run(["git", *words, *code], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+            for words in (["log", "-1", "--abbrev=7", "--format=%h"], ["status", "--porcelain"])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return f"{name}+" if changes else name
 
 
 def print_head(*columns: object) -> None:

@@ -1,6 +1,8 @@
 """The benchmarks run, at a small size; what they measure is in the documents."""
 
 import dataclasses
+import itertools
+import json
 import math
 import re
 import shutil
@@ -15,16 +17,31 @@ import torch
 from PIL import Image
 from torch import nn
 
-from benchmarks import ablation, generation, intervals, quality, rates, sampling, scale, scaling, stages, transformer
+from benchmarks import (
+    ablation,
+    generation,
+    intervals,
+    peers,
+    quality,
+    rates,
+    sampling,
+    scale,
+    scaling,
+    stages,
+    transformer,
+)
 from benchmarks.ablation import Row
+from benchmarks.rivals import Flow, follow
 from evaluation.features import EfficientNetFeatures
 from evaluation.results import SETS, Distance, Reconstruction, Results
+from models.autoencoder import Autoencoder
 from models.requests import change_sampling, load_generation_config
 from models.transformer import TransformerConfig
 from tests.helpers.runs import BOUNDS, SMALL
 from tests.helpers.scripts import TINY, expect_error, run_main
 from utils.core.config import load_config, read_json
-from utils.data.dataset import ImageDataset
+from utils.core.files import UserError
+from utils.data.dataset import FeatureMapDataset, ImageDataset
 from utils.runs.chain import Recipe
 from utils.runs.folders import RunFolder
 
@@ -440,3 +457,75 @@ def test_the_benchmark_of_reading(run_with_images, rows_of):
     ways += ["packed maps, of a data set", "images in shards, in random order"]
     assert [row[0] for row in rows] == ways
     assert all(float(cell) > 0 for row in rows for cell in row[2:4])
+
+
+@pytest.fixture
+def compare(run_with_images, tmp_path, monkeypatch, capsys):
+    """A function: compare the tiny run with the flow for a few training steps; return the cells of the table."""
+    monkeypatch.setattr(peers, "SHARED", ())  # whose time would be longer
+    clock = itertools.count(0, 0.1)
+    monkeypatch.setattr(peers, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    images = run_with_images / "data/dataset.json"
+
+    def call(*argv):
+        usual = "--run", run_with_images, "--rivals", "flow", "--out-dir", tmp_path / "peers", "--minutes", 0.01
+        run_main(peers.main, images, *usual, *argv)
+        return numbers_of(capsys.readouterr().out)[1:]
+
+    return call
+
+
+def test_a_rival_is_measured_at_its_best_rate_and_what_is_finished_is_not_trained_again(compare, tmp_path, monkeypatch):
+    argv = "--rates", 0.5, 1, "--seeds", 3, 4
+    rows, out = compare(*argv), tmp_path / "peers"
+    assert [row[0] for row in rows] == ["this project", "flow"]
+    results = json.loads((out / "results.json").read_text())
+    trained = [(result["rate"], result["seed"]) for result in results[1:]]
+    best = min(results[1:3], key=lambda result: result["validation"]["kernel"])
+    assert trained == [(0.5, 3), (1, 3), (best["rate"], 4)]
+    pair = [results[trained.index((best["rate"], seed)) + 1]["test"]["kernel"] for seed in (3, 4)]
+    assert rows[1][1] == f"{best['rate']:g}" and float(rows[1][4]) == pytest.approx(sum(pair) / 2, abs=1e-3)
+    assert all(result["steps"] > 1 and result["megabytes"] > 0 for result in results[1:])
+    height = Image.open(out / "rows.png").height
+    assert height == 3 * (32 + 4), "test images, the run and the flow"
+    monkeypatch.setattr(peers, "train", None)
+    monkeypatch.setattr(peers, "measure_run", None)
+    assert compare(*argv) == rows
+    with pytest.raises(UserError, match=r"made with another --minutes \(0\.01, now 0\.02\); give another --out-dir"):
+        compare(*argv, "--minutes", 0.02)
+
+
+def test_peers_refuse_what_cannot_be_compared(compare, monkeypatch, faces, capsys):
+    def line(*argv):
+        return expect_error(capsys, peers.main, [faces, *argv])
+
+    assert " 3 test images are too few, 4 are needed; add images" in line("--rivals", "torchcfm")
+    monkeypatch.setattr(peers, "Bounds", lambda: BOUNDS)
+    assert line("--rivals", "flow").startswith("error: --rivals flow learns from the feature maps of a run: give --run")
+    monkeypatch.setattr("utils.runtime.cli.find_spec", lambda _: None)
+    assert line("--rivals", "torchcfm") == "error: torchcfm is not installed: pip install -r requirements-peers.txt"
+    with pytest.raises(UserError, match=r"--minutes 1e-06 is too short for a training step of flow, which takes"):
+        compare("--minutes", 1e-6)
+    monkeypatch.setattr(peers, "SHARED", ("autoencoder",))
+    with pytest.raises(UserError, match=r"is too short for flow: the run's autoencoder and feature maps have taken"):
+        compare("--minutes", 1e-6)
+
+
+def test_the_flow_follows_its_velocity_and_learns(tiny_run):
+    noise, target = torch.randn(2, 3, 4, 8, 8)
+    assert torch.allclose(follow(lambda t, x: (target - x) / (1 - t[:, None, None, None]), noise, 9), target, atol=1e-5)
+    torch.manual_seed(0)
+    config = load_config(TINY / "transformer_2.json", TransformerConfig)
+    run = RunFolder(tiny_run)
+    maps = FeatureMapDataset(run.feature_maps.dataset)[torch.arange(16).numpy()]
+    flow = Flow(config, maps, Autoencoder.load(run.autoencoder.latest))
+    optimizer = torch.optim.Adam([weight for weight in flow.parameters() if weight.requires_grad], 3e-3)
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        losses.append(flow(maps))
+        losses[-1].backward()
+        optimizer.step()
+    assert float(losses[0]) == pytest.approx(2, abs=0.3), "noise and data have a variance of 1, and it says 0"
+    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
+    assert flow.sample(3).shape == (3, 3, 32, 32)
