@@ -3,8 +3,8 @@
     python -m scripts.temperatures out/photos
 
 From the finest stage to the base stage it tries several temperatures. It keeps those whose samples are nearest to the
-validation images by kernel distance, among those whose recall is at most 0.05 below that at temperature 1: colder
-samples are often nearer, and more alike. Test images play no part, so scripts.evaluate can measure the choice.
+validation images by kernel distance, among those whose recall is at most 0.05 below the largest: colder samples are
+often nearer, and more alike. Test images play no part, so scripts.evaluate can measure the choice.
 
 Needs `pip install -r requirements-eval.txt`.
 """
@@ -14,7 +14,6 @@ import utils.runtime.threads  # noqa: F401
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -31,7 +30,7 @@ from utils.runtime import cli
 from utils.runtime.device import choose_device
 
 FEWEST = 16  # validation images: with fewer, settings cannot be told apart
-LOSS = 0.05  # of recall, that a smaller distance may cost
+LOSS = 0.05  # of recall that a smaller distance may cost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,21 +63,18 @@ Setting = tuple[float, ...]  # a temperature for each stage
 
 
 def choose(start: Setting, values: Setting, measure: Callable[[Setting], Quality]) -> Setting:
-    """The best setting: stage after stage from the finest one, each of `values` is tried beside the best so far.
+    """The nearest setting without a loss of recall: stage after stage from the finest one, each of `values` is tried.
 
-    `measure` is asked once for each setting, and first for temperature 1 in all stages, which limits the recall.
+    `measure` is asked once for each setting, and first for `start`.
     """
-    measure = cache(measure)
-    least = measure((1.0,) * len(start)).recall - LOSS
-
-    def rank(setting: Setting) -> tuple[float, float]:
-        """The smaller, the better: what lacks of the recall, then the distance."""
-        quality = measure(setting)
-        return max(0.0, least - quality.recall), quality.distance
-
-    best = start
+    best, tried = start, {}
     for stage in reversed(range(len(start))):
-        best = min((best, *((*best[:stage], value, *best[stage + 1 :]) for value in values)), key=rank)
+        for value in (best[stage], *values):
+            setting = (*best[:stage], value, *best[stage + 1 :])
+            if setting not in tried:
+                tried[setting] = measure(setting)
+        least = max(quality.recall for quality in tried.values()) - LOSS
+        best = min((each for each in tried if tried[each].recall >= least), key=lambda each: tried[each].distance)
     return best
 
 

@@ -29,12 +29,12 @@ def test_the_nearest_setting_is_chosen_and_each_is_measured_once():
         choose((0.7, 0.7, 0.7), VALUES, measured(asked, lambda each: math.dist(each, nearest), lambda _: 0.9))
         == nearest
     )
-    assert len(asked) == len(set(asked)) == 11 and asked[0] == (1.0, 1.0, 1.0)
+    assert len(asked) == len(set(asked)) == 10 and asked[0] == (0.7, 0.7, 0.7)
 
 
 def test_a_smaller_distance_does_not_pay_for_recall():
     def chosen(loss):
-        return choose((0.25, 0.25), VALUES, measured([], sum, lambda each: 0.9 if each[1] > 0.5 else 0.9 - loss))
+        return choose((0.5, 0.25), VALUES, measured([], sum, lambda each: 0.9 if each[1] > 0.5 else 0.9 - loss))
 
     assert chosen(LOSS / 2) == (0.25, 0.25) and chosen(2 * LOSS) == (0.25, 1.0)
 
@@ -58,7 +58,8 @@ def test_the_script_writes_what_it_chose_and_nothing_else(run, monkeypatch, caps
     assert set(best) <= {0.5, 1.5, *(stage.pop("temperature") for stage in before.values())} and before == after
     rows = {cells[1]: cells[2:] for line in out.splitlines() if len(cells := [c.strip() for c in line.split("|")]) == 6}
     name = ", ".join(f"{value:g}" for value in best)
-    assert f"wrote {name} to " in out and float(rows[name][2]) >= float(rows["1, 1, 1"][2]) - LOSS - 0.01
+    largest = max(float(cells[2]) for cells in rows.values() if cells[2][0].isdigit())
+    assert f"wrote {name} to " in out and float(rows[name][2]) >= largest - LOSS - 0.01
 
 
 def test_bad_inputs_are_named_in_one_line(run, capsys):
