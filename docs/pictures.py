@@ -11,6 +11,7 @@ docs/scaling.md has the commands that make out/portraits.
 """
 
 import argparse
+import dataclasses
 import shutil
 from io import BytesIO
 from pathlib import Path
@@ -20,6 +21,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 import generate_images
+from evaluation.distances import interval, kernel_distance
+from evaluation.features import EfficientNetFeatures
 from evaluation.run import TrainedRun
 from models.cascade import Cascade
 from models.requests import Request, load_generation_config
@@ -34,6 +37,8 @@ SHOWN = (3, 8, 15, 21, 30)  # held-out faces
 GROUPS = ("flags", "people-body", "food-drink", "smileys-emotion")
 WALK = (50, 12)  # units of the condition codebook
 PORTRAITS = 7  # of each kind
+EARLY = ((200, 200, 600), (400, 400, 1200))  # training steps of the demo's stages, in checkpoints that it keeps
+COMPARED = 200  # images in each set whose distance is measured; a row of the picture shows the first ones
 WINDOW = {"viewport": {"width": 1366, "height": 768}}
 SCREENSHOTS = {
     "playground": WINDOW,
@@ -113,6 +118,36 @@ def draw_steps(trained: TrainedRun, images: torch.Tensor) -> None:
     }
     for name, rows in pictures.items():
         save_grid(torch.cat([images, *rows]), IMAGES / f"avatars_{name}.png", columns=len(images))
+
+
+@torch.no_grad()
+def draw_distances(run: RunFolder) -> None:
+    """Draw samples after few training steps, samples of the run, and training images; print their kernel distances.
+
+    The distances are those to test images, each with its 95 % interval.
+    """
+    trained, extractor = TrainedRun(run, torch.device("cpu")), EfficientNetFeatures()
+    dataset, configs = ImageDataset(run.images), load_generation_config(run.generation)
+    split = dataset.split(trained.bounds)
+    early = [
+        [
+            dataclasses.replace(config, model_path=f"{stage.name}/models_checkpoint/model_{number}.pt")
+            for stage, config, number in zip(run.transformers, configs, steps, strict=True)
+        ]
+        for steps in EARLY
+    ]
+    real, rows = extractor(dataset[split.test[:COMPARED]]), []
+    for each in (*early, configs):
+        cascade = Cascade(each, run.path, trained.decoder, trained.device, batch_size=COMPARED // 4)
+        parts = cascade.batches(Request(), COMPARED, "samples")
+        rows.append(torch.cat([cascade.decode(tokens[-1]).clamp(-1, 1) for _, tokens, _ in parts]))
+    rows.append(dataset[split.training[:COMPARED]])
+    for images in rows:
+        print(
+            "kernel distance {:.3f} ({:.3f} to {:.3f})".format(*interval(kernel_distance, extractor(images), real, 0))
+        )
+    columns = 2 * len(SHOWN)
+    save_grid(torch.cat([images[:columns] for images in rows]), IMAGES / "distances.png", columns=columns)
 
 
 def draw_portraits(run: RunFolder, scratch: Path) -> None:

@@ -129,6 +129,17 @@ def test_the_readme_is_short_and_its_bash_commands_are_those_that_other_tests_ru
     assert scripts == {"scripts/demo.sh", "scripts/test.sh"}
 
 
+def test_the_steps_one_by_one_are_those_of_the_readme():
+    """Apart from their order, since the README trains and prunes a codebook in one loop."""
+
+    def steps(page):
+        commands = commands_of(page)
+        named = [words for words in commands if words[0] == "cp" or words[1].removesuffix(".py") in STEPS]
+        return sorted(sorted(" ".join(words).replace("=", " ").split()) for words in named)
+
+    assert len(steps("README.md")) == 16 and steps("docs/steps.md") == steps("README.md")
+
+
 def test_requirements_are_ranges_that_this_environment_meets():
     pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index"]
     for path in ROOT.glob("requirements*.txt"):
