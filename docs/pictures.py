@@ -5,12 +5,15 @@ Those of the playground need a Chromium, and the packages of requirements-app.tx
 Writes to docs/images. The demos must have been run before:
 
     python scripts/demo.py; python scripts/demo.py --source openmoji; python scripts/demo.py --size 128
-    .venv/bin/python -m docs.pictures out/demo-avatars out/demo-openmoji out/demo-128-avatars out/portraits
+    .venv/bin/python -m docs.pictures out/demo-avatars out/demo-openmoji out/demo-128-avatars out/portraits \
+        out/photos out/pixels
 
-docs/scaling.md has the commands that make out/portraits.
+docs/scaling.md has the commands that make out/portraits. The last two are runs on the photographs and on the pixel art
+of scripts.demo_data.
 """
 
 import argparse
+import dataclasses
 import shutil
 from io import BytesIO
 from pathlib import Path
@@ -20,6 +23,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 import generate_images
+from evaluation.distances import interval, kernel_distance
+from evaluation.features import EfficientNetFeatures
 from evaluation.run import TrainedRun
 from models.cascade import Cascade
 from models.requests import Request, load_generation_config
@@ -34,6 +39,8 @@ SHOWN = (3, 8, 15, 21, 30)  # held-out faces
 GROUPS = ("flags", "people-body", "food-drink", "smileys-emotion")
 WALK = (50, 12)  # units of the condition codebook
 PORTRAITS = 7  # of each kind
+EARLY = (100, 200, 600)  # training steps of the demo's stages, at the first checkpoint that each keeps
+BATCH = 64  # samples at once
 WINDOW = {"viewport": {"width": 1366, "height": 768}}
 SCREENSHOTS = {
     "playground": WINDOW,
@@ -44,10 +51,13 @@ TILE = 35  # of the map, which is clicked for them
 GAP = 8  # pixels between the images that were given and those that were generated
 
 
-def copy_pictures(avatars: RunFolder, openmoji: RunFolder, large: RunFolder) -> None:
+def copy_pictures(
+    avatars: RunFolder, openmoji: RunFolder, large: RunFolder, photos: RunFolder, pixels: RunFolder
+) -> None:
     """Copy the pictures that the steps have drawn."""
     copies = {f"avatars_{name}": avatars.generated.grid(level) for level, name in enumerate(("Cond", "0", "1", "2"))}
     copies |= {"openmoji_2": openmoji.generated.grids[-1], "avatars_128": large.generated.grids[-1]}
+    copies |= {"photos_samples": photos.generated.grids[-1], "pixels_samples": pixels.generated.grids[-1]}
     copies |= {"avatars_pairs": avatars.evaluation.pairs}
     for name, levels in {"atlas": ("cond", "0", "2"), "u_matrix": "0", "hit_map": "0", "comparison": "0"}.items():
         for level in levels:
@@ -115,6 +125,35 @@ def draw_steps(trained: TrainedRun, images: torch.Tensor) -> None:
         save_grid(torch.cat([images, *rows]), IMAGES / f"avatars_{name}.png", columns=len(images))
 
 
+@torch.no_grad()
+def draw_distances(run: RunFolder) -> None:
+    """Draw samples after few training steps, at temperature 1 and as the run samples; its samples; and training images.
+
+    Prints the kernel distance of each set to the test images, with its 95 % interval.
+    """
+    trained, extractor = TrainedRun(run, torch.device("cpu")), EfficientNetFeatures()
+    dataset, configs = ImageDataset(run.images), load_generation_config(run.generation)
+    split = dataset.split(trained.bounds)
+    number = len(split.test)
+    early = [
+        dataclasses.replace(config, model_path=f"transformer_{stage}/models_checkpoint/model_{step}.pt")
+        for stage, (config, step) in enumerate(zip(configs, EARLY, strict=True))
+    ]
+    rows = []
+    for each in ([dataclasses.replace(config, temperature=1.0) for config in early], early, configs):
+        cascade = Cascade(each, run.path, trained.decoder, trained.device, batch_size=min(number, BATCH))
+        batches = cascade.batches(Request(), number, "samples")
+        rows.append(torch.cat([cascade.decode(tokens[-1]).clamp(-1, 1) for _, tokens, _ in batches]))
+    rows.append(dataset[split.training[:number]])
+    real = extractor(dataset[split.test])
+    for images in rows:
+        print(
+            "kernel distance {:.3f} ({:.3f} to {:.3f})".format(*interval(kernel_distance, extractor(images), real, 0))
+        )
+    columns = 2 * len(SHOWN)
+    save_grid(torch.cat([images[:columns] for images in rows]), IMAGES / "distances.png", columns=columns)
+
+
 def draw_portraits(run: RunFolder, scratch: Path) -> None:
     """Draw held-out portraits, and below them generated ones."""
     dataset = ImageDataset(run.images)
@@ -145,11 +184,13 @@ def main() -> None:
     parser.add_argument("openmoji", type=Path, help="folder that scripts/demo.py --source openmoji wrote")
     parser.add_argument("large", type=Path, help="folder that scripts/demo.py --size 128 wrote")
     parser.add_argument("portraits", type=Path, help="folder of the run of portrait-64x96")
+    parser.add_argument("photos", type=Path, help="folder of a run on photographs")
+    parser.add_argument("pixels", type=Path, help="folder of a run on pixel art")
     args = parser.parse_args()
-    runs = (args.avatars, args.openmoji, args.large, args.portraits)
-    avatars, openmoji, large, portraits = map(RunFolder.open, runs)
-    copy_pictures(avatars, openmoji, large)
+    avatars, openmoji, large, portraits, photos, pixels = map(RunFolder.open, vars(args).values())
+    copy_pictures(avatars, openmoji, large, photos, pixels)
     generate_pictures(avatars, avatars.path / "pictures")
+    draw_distances(avatars)
     draw_portraits(portraits, portraits.path / "pictures")
     take_screenshots(avatars)
     labelled = generate(openmoji, openmoji.path / "pictures/labels", "--num-images", 24, "--label", *GROUPS)

@@ -22,11 +22,12 @@ def test_every_picture_is_made_anew_from_a_run(tiny_run, faces, tmp_path, monkey
     save_image(torch.zeros(3, 8, 8), run / "evaluation/pairs.png")
     images.mkdir()
     kept = {path.name for path in pictures.IMAGES.iterdir()}
-    for name, value in {"IMAGES": images, "SHOWN": (0, 1), "WALK": (0, 1)}.items():
+    for name, value in {"IMAGES": images, "SHOWN": (0, 1), "WALK": (0, 1), "EARLY": (10, 10, 10)}.items():
         monkeypatch.setattr(pictures, name, value)
     monkeypatch.setattr(generate_images, "STEPS", 2)
-    pictures.copy_pictures(*[RunFolder(run)] * 3)
+    pictures.copy_pictures(*[RunFolder(run)] * 5)
     pictures.generate_pictures(RunFolder(run), tmp_path / "scratch")
+    pictures.draw_distances(RunFolder(run))
     pictures.draw_portraits(RunFolder(run), tmp_path / "scratch")
     assert {path.name for path in images.iterdir()} == kept - BY_HAND - BY_LABEL
     # Two faces of 32 pixels and their frames, a gap, and ten rows of what was made of them.

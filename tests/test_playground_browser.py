@@ -319,6 +319,9 @@ def test_controls_and_results_are_in_view_and_a_seed_is_new_unless_it_is_kept(op
         seeds.append(page.input_value("#seed input"))
         wait_for_pictures(page, 2, f"Seed\n{seeds[-1]}")
     assert len(set(seeds)) == 3
+    chosen = background(page, SAMPLES, "backgroundColor")
+    page.hover(SAMPLES)  # also where the page has scrolled it under a finger
+    assert background(page, SAMPLES, "backgroundColor") == chosen != background(page, WALK, "backgroundColor")
     page.check("#keep-seed input")
     page.click("#go")
     page.wait_for_function("document.querySelectorAll('#gallery img').length === 8")

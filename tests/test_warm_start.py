@@ -11,15 +11,18 @@ import generate_fmap_dataset
 import prune_codebook
 from evaluation import features as extractors
 from scripts import evaluate, make_dataset, report
-from tests.helpers.runs import BOUNDS, FRACTIONS, MAINS, PRUNED, WEIGHTS, latest
+from tests.helpers.runs import BOUNDS, FRACTIONS, MAINS, PRUNED, SMALL, WEIGHTS, latest
 from tests.helpers.scripts import TINY, expect_error, run_main
 from tests.test_evaluate import FewFeatures
+from utils.core.options import words_of
 from utils.core.provenance import same_images
 from utils.data.dataset import ImageDataset
 from utils.data.dataset_json import write_dataset
 from utils.data.images import image_files
 from utils.data.records import read_packed
 from utils.data.split import Bounds, Learned
+from utils.runs.chain import steps_of
+from utils.runs.folders import RunFolder
 
 NO_TEST = pytest.approx((BOUNDS.test, BOUNDS.test))
 OTHER = "has learned from other images, which may be among these, so no image is a test image now"
@@ -145,6 +148,18 @@ def test_weights_of_the_same_pictures_keep_the_test_images(name, train, encode, 
     flags, _ = further(name, tiny_run, same if name == "autoencoder" else encode(same))
     assert train(name, "run", *flags)["bounds"] == pytest.approx(BOUNDS)
     assert "other images" not in (tmp_path / "run/train.log").read_text()
+
+
+def test_a_chain_goes_on_with_an_autoencoder_that_began_from_other_weights(tiny_run, fewer, tmp_path):
+    """As docs/warm_start.md says: one training step by hand with --model-path, then the recipe's own steps."""
+    recipe = SMALL.change(("autoencoder",), lr_schedule="cosine", max_step=4)
+    step = steps_of(RunFolder(tmp_path / "run", 3), recipe, fewer)[0]
+    weights = {"model_path": tiny_run / "autoencoder" / WEIGHTS, "out_dir": step.folder.path}
+    begun = step.settings | step.inputs | weights | {"max_step": 1}
+    run_main(MAINS["autoencoder"], *words_of(begun), "--device", "cpu")
+    run_main(MAINS["autoencoder"], *step.command[1:], "--device", "cpu")
+    after = latest(step.folder.path)
+    assert (after["step"], after["bounds"]) == (4, NO_TEST)
 
 
 @pytest.mark.parametrize("name", ["autoencoder", "transformer_1"])
