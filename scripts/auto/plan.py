@@ -52,7 +52,7 @@ CODEBOOK_STEPS = 600
 WARMUP = {"autoencoder": 100, "decoder": 100, "stage": 50}
 TIERS = ((128, 3, 4, 2), (256, 4, 5, 4), (512, 6, 8, 8))  # of a stage: width, encoder and decoder layers, heads
 CHANNELS = ((32, 96), (64, 192), (128, 256))  # of an autoencoder: the narrowest and the widest layer
-ENOUGH = 4000  # training images, from which wider stages are tried
+ENOUGH, MANY = 4000, 1000  # training images, from which wider stages, and a wider autoencoder, are tried
 LONG = 20_000  # training steps, from which a wider autoencoder is tried
 SYMMETRIC, OFTEN = 1.15, 36  # of `mirrored`, and passes over the images, from which mirror images are added
 HOURS_128 = 1.5  # without a GPU, from which images have 128 pixels a side: twice what laptop-128 takes
@@ -166,7 +166,8 @@ def choose_models(prints: Fingerprint, hours: float, *, is_gpu: bool = False, me
     width, encoder, decoder, heads = max(affordable, default=TIERS[0])
     is_mirrored = prints.mirrored < SYMMETRIC and passes >= OFTEN
     steps = shares["autoencoder"] * seconds / (PER_STEP * size.width * size.height / 4096)
-    channels = max((each for each in CHANNELS if steps * (32 / each[0]) ** 2 >= LONG), default=CHANNELS[0])
+    wider = [each for each in CHANNELS if steps * (32 / each[0]) ** 2 >= LONG and prints.training >= MANY]
+    channels = max(wider, default=CHANNELS[0])
 
     say("image_size", size.shown, "that of the images")
     say(
