@@ -166,7 +166,7 @@ def count_straddling(images: ImageDataset, records: list[dict], bounds: Bounds) 
 def survey(files: list[Path]) -> tuple[list[Size], int]:
     """The sizes of up to `SAMPLED` image files, upright or not, and how many of those may be transparent."""
     sizes, transparent = [], 0
-    for path in files[:: -(-len(files) // SAMPLED)]:
+    for path in files[:: len(files) // SAMPLED + 1]:
         try:
             with Image.open(path) as image:
                 sizes.append(Size(*image.size))

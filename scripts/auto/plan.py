@@ -9,16 +9,19 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
-from scripts.auto.look import DRAWINGS, PHOTOGRAPHS, PIXEL_ART, Fingerprint
+from scripts.auto.look import DRAWINGS, FRACTIONS, HELD_OUT, PHOTOGRAPHS, PIXEL_ART, Fingerprint
 from scripts.dry_run import Cost
+from utils.core.config import read_json
 from utils.core.files import UserError, write_file
 from utils.core.size import Size
 from utils.core.tables import table
+from utils.runs.chain import CONFIGS
 from utils.runs.folders import CONDITION
+
+DEMO = CONFIGS / "demo-64"  # what is not decided here is as in this recipe
 
 
 class Choice(NamedTuple):
@@ -60,7 +63,7 @@ MOST_TOKENS, BASE_TOKENS = 2304, 64  # of the finest grid, and of the coarsest
 EVALUATED = 0.08  # share of all time for the evaluation, at most
 # Seconds on two cores of an EPYC with nothing beside it (docs/times.md, commit bc161fa), for a first guess; a GPU is
 # guessed to be so many times as fast.
-START, PER_STEP, PER_TOKENS, GPU = 4.0, 0.04, 0.08 / 1024, 20.0
+START, PER_STEP, PER_TOKEN, GPU = 4.0, 0.04, 0.08 / 1024, 20.0
 PER_FEATURE, PER_SAMPLE = 0.005, 0.05  # of the evaluation: an image's features, and a sample of 256 tokens
 STAGE_BYTES, IMAGE_BYTES = 15e6, 1.5e6  # memory of an image of 256 tokens at width 128, and of one of 64×64 pixels
 EVALUATION, REPORT = "evaluate", "report"  # what comes after the steps of the chain
@@ -148,138 +151,37 @@ def choose_grids(size: Size) -> tuple[int, list[int]]:
     return layers, patches
 
 
-def choose_models(prints: Fingerprint, hours: float, *, is_gpu: bool = False, memory: float = math.inf) -> Plan:
-    """All of a recipe but the numbers of training steps, for which it has guesses. Raises `UserError`."""
-    plan, size, choice = Plan(), Size.parse(prints.size), CHOICES[prints.kind]
+@dataclass(frozen=True)
+class Sizes:
+    """What is decided together, since each depends on the others."""
+
+    layers: int  # halvings of an image
+    patches: list[int]  # sides in cells, coarse to fine
+    tokens: list[int]  # of each grid
+    units: list[int]  # of the condition codebook, and of each grid's
+    passes: float  # of the narrowest finest stage over the images, in its share of the time
+    tier: tuple[int, int, int, int]  # of `TIERS`
+    channels: tuple[int, int]  # of `CHANNELS`
+    is_mirrored: bool
+
+
+def choose_sizes(prints: Fingerprint, hours: float, is_gpu: bool) -> Sizes:
+    """How large each model is. Raises `UserError` for images whose size does not fit."""
+    size = Size.parse(prints.size)
     layers, patches = choose_grids(size)
-    cells = [(size.width >> layers) * (size.height >> layers) // patch**2 for patch in patches]
-    stages, speed = len(patches), GPU if is_gpu else 1.0
-    seconds = 3600 * hours * speed
-    shares = shares_of(prints, stages)
-
-    def say(what: str, value: object, reason: str, source: str = "") -> None:
-        plan.reasons.append(Reason(what, str(value), reason, source))
-
-    # How often the finest stage can see the images decides how wide it may be, and whether mirror images are needed.
-    passes = shares["finest"] * seconds / (cells[-1] * PER_TOKENS) / prints.training
-    affordable = [tier for tier in TIERS if passes / cost_of(tier) >= PASSES["stage"] and prints.training >= ENOUGH]
-    width, encoder, decoder, heads = max(affordable, default=TIERS[0])
-    is_mirrored = prints.mirrored < SYMMETRIC and passes >= OFTEN
+    tokens = [(size.width >> layers) * (size.height >> layers) // patch**2 for patch in patches]
+    seconds, shares = 3600 * hours * (GPU if is_gpu else 1.0), shares_of(prints, len(patches))
+    passes = shares["finest"] * seconds / (tokens[-1] * PER_TOKEN) / prints.training
+    wide = [tier for tier in TIERS if passes / cost_of(tier) >= PASSES["stage"] and prints.training >= ENOUGH]
+    tier = max(wide, default=TIERS[0])
     steps = shares["autoencoder"] * seconds / (PER_STEP * size.width * size.height / 4096)
-    wider = [each for each in CHANNELS if steps * (32 / each[0]) ** 2 >= LONG and prints.training >= MANY]
-    channels = max(wider, default=CHANNELS[0])
-
-    say("image_size", size.shown, "that of the images")
-    say(
-        "mirror images",
-        "yes" if is_mirrored else "no",
-        mirror_reason(prints, passes),
-        "docs/experiments.md#mirror-images",
-    )
-    grid = " → ".join(f"{size.width // (patch << layers)}×{size.height // (patch << layers)}" for patch in patches)
-    say(
-        "grids",
-        grid,
-        f"{layers} halvings; from at most {BASE_TOKENS} tokens on",
-        "docs/scaling.md#grids-for-128128-pixels",
-    )
-
-    batch, accumulated = fit(
-        8 if size.width * size.height <= 8192 else 4,
-        is_gpu,
-        memory,
-        IMAGE_BYTES * size.width * size.height / 4096 * channels[0] / 32,
-    )
-    plan.files["autoencoder"] = {
-        "model_lr": 0.02,
-        "image_channel": 3,
-        "min_channel": channels[0],
-        "max_channel": channels[1],
-        "num_layers": layers,
-        "latent_channel": 4,
-        "hidden_activation_type": "silu",
-        "use_final_enc_activation": True,
-        "encoder_activation_type": "tanh",
-        "use_final_dec_activation": True,
-        "decoder_activation_type": "tanh",
-        "latent_noise": 0.05,
-        "num_enc_res_blocks": 0,
-        "num_dec_res_blocks": 2,
-        "loss": "l1",
-        "edge_weight": 2,
-    } | choice.autoencoder
-    say(
-        "autoencoder",
-        f"{channels[0]} to {channels[1]} channels, l1 and edges",
-        f"{prints.kind}: {choice.reason}",
-        choice.source,
-    )
-    held_out = {} if prints.fraction == 0.05 else {"val_fraction": prints.fraction, "test_fraction": prints.fraction}
-    common = {"lr_schedule": "cosine", "keep_checkpoint": 2} | held_out
-    plain = {"batch_size": batch, "grad_accum_step": accumulated, "ema_decay": 0, "log_step": 200} | common
-    settings = {
-        "description": f"{prints.images} {prints.kind}, {hours:g} hours: scripts.train_cascade auto wrote it.",
-        "image_size": prints.size,
-        **({"flip": True} if is_mirrored else {}),
-        "autoencoder": dict(plain),
-        "feature_maps": {"batch_size": 64},
-        "codebook": {"batch_size": 64} | held_out,
-        "prune": {"batch_size": 64, "prune_threshold": 10} | held_out,
-        "decoder": dict(plain),
-    }
-    if held_out:
-        say("held out", f"{prints.fraction:.0%} and {prints.fraction:.0%}", "so that enough images choose and test")
-    units = [power(prints.training / 25, 4, 64 if width == 128 else 256)]
-    for level, (patch, tokens) in enumerate(zip(patches, cells, strict=True)):
-        is_finest = level == stages - 1
-        most = (2048 if width == 128 else 4096) if is_finest else 512
-        units.append(power(prints.training * tokens / (128 if is_finest else 200), 16, most))
-        plan.files[f"codebook_{level}"] = {"model_lr": 0.0001, "patch_H": patch, "patch_W": patch}
-    for name, number in zip((CONDITION, *map(str, range(stages))), units, strict=True):
-        book = plan.files.setdefault(f"codebook_{name}", {"model_lr": 0.0001})
-        book |= {"num_embeddings": number, "neighbourhood_step": 200}
-    say(
-        "units",
-        ", ".join(map(str, units)),
-        "128 patches or more for a unit, 25 images for one of the condition",
-        "configs/demo-64",
-    )
-
-    base, between, finest = choice.temperatures
-    temperatures = [base, *[between] * (stages - 2), finest][: max(stages, 1)] if stages > 1 else [base]
-    generation, books = (
-        {},
-        [f"codebook_{name}/models_checkpoint/pruned_codebook.pt" for name in (CONDITION, *range(stages))],
-    )
-    for level, tokens in enumerate(cells):
-        name, is_finest = f"transformer_{level}", level == stages - 1
-        config = {"model_lr": 0.013 if level == 0 else 0.014 if is_finest else 0.019}
-        config |= {
-            "use_sliding_window": True,
-            "sliding_window": 256,
-            "num_enc_layers": encoder,
-            "num_dec_layers": decoder,
-        }
-        config |= {"self_attn_heads": heads, "cross_attn_heads": heads, "in_dim": width, "hidden_dim": 2 * width}
-        config |= {"hidden_activation": "silu"}
-        config |= {"dropout": 0.1, "use_labels": True} if level == 0 else {"condition_noise": 0.1 if is_finest else 0.2}
-        plan.files[name] = config
-        wanted = max(4, min(64, 2048 // tokens))
-        batch, accumulated = fit(wanted, is_gpu, memory, STAGE_BYTES * tokens / 256 * width / 128)
-        settings[name] = {"batch_size": batch, "grad_accum_step": accumulated, "ema_decay": 0.98} | common
-        paths = {"model_path": f"{name}/models_checkpoint/best.pt", "lr_codebook_path": books[level]}
-        generation[str(level)] = paths | {"hr_codebook_path": books[level + 1], "temperature": temperatures[level]}
-    say(
-        "stages",
-        f"{stages} of width {width}",
-        f"the finest can pass {passes / cost_of((width, encoder, decoder, heads)):.1f} "
-        f"times over the images; wider from {PASSES['stage']} passes and {ENOUGH:,} images on",
-        "docs/scaling.md#loss-over-compute",
-    )
-    say("temperatures", ", ".join(map(str, temperatures)), choice.reason, choice.source)
-    settings["generate"] = {"num_images": 25, "seed": 0, "animate": "webp"}
-    plan.files |= {"recipe": settings, "generate": generation}
-    return plan
+    rich = [each for each in CHANNELS if steps * (32 / each[0]) ** 2 >= LONG and prints.training >= MANY]
+    finest, condition = (2048, 64) if tier == TIERS[0] else (4096, 256)
+    units = [power(prints.training / 25, 4, condition)]
+    units += [power(prints.training * number / 200, 16, 512) for number in tokens[:-1]]
+    units += [power(prints.training * tokens[-1] / 128, 16, finest)]
+    is_mirrored = prints.mirrored < SYMMETRIC and passes >= OFTEN
+    return Sizes(layers, patches, tokens, units, passes, tier, max(rich, default=CHANNELS[0]), is_mirrored)
 
 
 def cost_of(tier: tuple[int, int, int, int]) -> float:
@@ -288,28 +190,104 @@ def cost_of(tier: tuple[int, int, int, int]) -> float:
     return (width / narrow) ** 2 * sum(layers) / sum(few)
 
 
-def mirror_reason(prints: Fingerprint, passes: float) -> str:
-    """Why mirror images are learned from, or not."""
-    if prints.mirrored >= SYMMETRIC:
-        return f"left and right differ: mirror images are {prints.mirrored:.2f} times as far from the images"
-    often = f"the finest stage could pass {passes:.0f} times over the images"
-    return (
-        f"{often}, and mirror images are about as near as images"
-        if passes >= OFTEN
-        else f"{often}: they pay from {OFTEN} on"
-    )
+def choose_temperatures(prints: Fingerprint, stages: int) -> list[float]:
+    """The temperature of each stage, before anything is generated."""
+    base, between, finest = CHOICES[prints.kind].temperatures
+    return [base, *[between] * (stages - 2), finest][:stages]
 
 
-def fit(batch: int, is_gpu: bool, memory: float, per_image: float) -> tuple[int, int]:
+def fit(batch: int, is_gpu: bool, memory: float, per_image: float) -> dict[str, int]:
     """Images of a batch, and batches of a training step, so that a batch takes at most half of the memory in bytes."""
     batch *= 4 if is_gpu else 1
-    parts = next(
-        parts for parts in (2**n for n in count()) if parts > batch or batch // parts * per_image <= memory / 2
-    )
+    parts = 1
+    while batch // parts * per_image > memory / 2:
+        parts *= 2
     if parts > batch:
-        need, free = 2 * per_image / 2**30, memory / 2**30
-        raise UserError(f"memory: one image needs {need:.1f} GiB, and {free:.1f} are free; make the images smaller")
-    return batch // parts, parts
+        sizes = f"one image needs {2 * per_image / 2**30:.1f} GiB, and {memory / 2**30:.1f} are free"
+        raise UserError(f"memory: the smallest recipe does not fit, {sizes}; make the images smaller")
+    return {"batch_size": batch // parts, "grad_accum_step": parts}
+
+
+def choose_models(prints: Fingerprint, hours: float, *, is_gpu: bool = False, memory: float = math.inf) -> Plan:
+    """All of a recipe but the numbers of training steps. Raises `UserError` where none is possible."""
+    sizes, demo, size = choose_sizes(prints, hours, is_gpu), read_recipe(DEMO), Size.parse(prints.size)
+    area, (width, encoder, decoder, heads) = size.width * size.height, sizes.tier
+    last, temperatures = len(sizes.patches) - 1, choose_temperatures(prints, len(sizes.patches))
+    held_out = (
+        {} if prints.fraction == FRACTIONS[0] else dict.fromkeys(("val_fraction", "test_fraction"), prints.fraction)
+    )
+    common, files = {"keep_checkpoint": 2} | held_out, {}
+    widths = dict(zip(("min_channel", "max_channel"), sizes.channels, strict=True))
+    files["autoencoder"] = (
+        demo["autoencoder"] | widths | {"num_layers": sizes.layers} | CHOICES[prints.kind].autoencoder
+    )
+    given = demo["recipe"]
+    batch = fit(8 if area <= 8192 else 4, is_gpu, memory, IMAGE_BYTES * area / 4096 * sizes.channels[0] / 32)
+    settings = {"description": f"{prints.images} {prints.kind}, {hours:g} hours", "image_size": prints.size}
+    settings |= {"flip": True} if sizes.is_mirrored else {}
+    settings |= {name: given[name] | batch | common for name in ("autoencoder", "decoder")}
+    settings |= {name: given[name] | held_out for name in ("codebook", "prune")}
+    settings |= {name: given[name] for name in ("feature_maps", "generate")}
+    books = [CONDITION, *range(last + 1)]
+    for name, patch, units in zip(books, (0, *sizes.patches), sizes.units, strict=True):
+        sides = {"patch_H": patch, "patch_W": patch} if patch else {}
+        files[f"codebook_{name}"] = demo[f"codebook_{CONDITION}"] | sides | {"num_embeddings": units}
+    for level, tokens in enumerate(sizes.tokens):
+        like = "transformer_0" if level == 0 else "transformer_2" if level == last else "transformer_1"
+        shape = {"num_enc_layers": encoder, "num_dec_layers": decoder, "in_dim": width, "hidden_dim": 2 * width}
+        files[f"transformer_{level}"] = demo[like] | shape | {"self_attn_heads": heads, "cross_attn_heads": heads}
+        batch = fit(max(4, min(64, 2048 // tokens)), is_gpu, memory, STAGE_BYTES * tokens / 256 * width / 128)
+        settings[f"transformer_{level}"] = given[like] | batch | common
+    path = "codebook_{}/models_checkpoint/pruned_codebook.pt".format
+    files["generate"] = {
+        str(level): {
+            "model_path": f"transformer_{level}/models_checkpoint/best.pt",
+            "lr_codebook_path": path(books[level]),
+            "hr_codebook_path": path(books[level + 1]),
+            "temperature": temperature,
+        }
+        for level, temperature in enumerate(temperatures)
+    }
+    return Plan(files | {"recipe": settings}, reasons_for(prints, sizes, temperatures))
+
+
+def read_recipe(folder: Path) -> dict[str, dict]:
+    """The files of a recipe, by their names without endings; there may be other files beside them."""
+    names = ("autoencoder", "codebook_*", "transformer_*", "generate", "recipe")
+    return {path.stem: read_json(path) for name in names for path in folder.glob(f"{name}.json")}
+
+
+def reasons_for(prints: Fingerprint, sizes: Sizes, temperatures: list[float]) -> list[Reason]:
+    """Each value that was chosen, with its reason and its source."""
+    size, choice, (width, *_) = Size.parse(prints.size), CHOICES[prints.kind], sizes.tier
+    sides = [patch << sizes.layers for patch in sizes.patches]
+    grids = " → ".join(f"{size.width // side}×{size.height // side}" for side in sides)
+    often = f"the finest stage of width {TIERS[0][0]} could pass {sizes.passes:.1f} times over the images"
+    symmetric = f"mirror images are {prints.mirrored:.2f} times as far from the nearest image as images are"
+    mirror = f"{symmetric} (at most {SYMMETRIC}), and {often} (at least {OFTEN})"
+    channels = f"{sizes.channels[0]} to {sizes.channels[1]} channels"
+    held_out = f"of 5, 10 and 15 % the least that holds out {HELD_OUT} images: {prints.validation} and {prints.test}"
+    wider = f"{often}; wider from {PASSES['stage']} passes and {ENOUGH:,} training images on"
+    return [
+        Reason("image_size", size.shown, "that of the images"),
+        Reason("held out", f"{prints.fraction:.0%} twice", held_out, "docs/evaluation.md#the-split"),
+        Reason("flip", "yes" if sizes.is_mirrored else "no", mirror, "docs/experiments.md#mirror-images"),
+        Reason("autoencoder", channels, f"{prints.kind}: {choice.reason}", choice.source),
+        Reason(
+            "grids",
+            grids,
+            f"{sizes.layers} halvings; the coarsest grid has at most {BASE_TOKENS} tokens",
+            "docs/scaling.md#grids-for-128128-pixels",
+        ),
+        Reason(
+            "units",
+            ", ".join(map(str, sizes.units)),
+            "25 training images for one of the condition, 200 patches for others, 128 for the finest",
+            DEMO.name,
+        ),
+        Reason("stages", f"{len(grids.split(' → '))} of width {width}", wider, "docs/scaling.md#loss-over-compute"),
+        Reason("temperatures", ", ".join(map(str, temperatures)), f"{prints.kind}: {choice.reason}", choice.source),
+    ]
 
 
 def shares_of(prints: Fingerprint, stages: int) -> dict[str, float]:
@@ -345,7 +323,7 @@ def guess_costs(plan: Plan, prints: Fingerprint, is_gpu: bool = False) -> dict[s
                 cells // plan.files[f"codebook_{name}"]["patch_H"] ** 2 * own["batch_size"] * own["grad_accum_step"]
             )
             tier = stage["in_dim"], stage["num_enc_layers"], stage["num_dec_layers"], 0
-            costs[f"transformer_{name}"] = Cost(START + 6, tokens * PER_TOKENS * cost_of(tier) / speed, 3 + level)
+            costs[f"transformer_{name}"] = Cost(START + 6, tokens * PER_TOKEN * cost_of(tier) / speed, 3 + level)
     return costs | {"decoder": Cost(START + 3, PER_STEP * wide / speed, 2), "generate": Cost(START + 6)}
 
 

@@ -128,7 +128,7 @@ class Auto:
         self.dataset = self.find_images()
         self.prints = self.look()
         print("look:", *self.prints.lines(), sep="\n  ")
-        given = self.path / "auto.json"
+        given = self.folder.planned
         is_planned = given.is_file() and (self.path / "recipe.json").is_file()
         self.state = build_config(State, read_json(given), str(given)) if is_planned else self.plan()
         self.costs = {name: Cost(**cost) for name, cost in self.state.costs.items()}
@@ -341,11 +341,8 @@ class Auto:
 
     def files(self) -> Plan:
         """The recipe as it is now."""
-        plan = Plan({path.stem: read_json(path) for path in self.path.glob("*_*.json")})
-        plan.files |= {name: read_json(self.path / f"{name}.json") for name in ("autoencoder", "generate", "recipe")}
-        plan.reasons = [Reason(*reason) for reason in self.state.reasons]
-        plan.seconds = self.state.seconds
-        return plan
+        reasons = [Reason(*reason) for reason in self.state.reasons]
+        return Plan(planning.read_recipe(self.path), reasons, self.state.seconds)
 
     def written(self) -> str:
         """The checksum of recipe.json."""
@@ -359,7 +356,7 @@ class Auto:
 
     def save(self) -> None:
         """Write auto.json, and recipe.md for people."""
-        write_file(self.path / "auto.json", json.dumps(dataclasses.asdict(self.state), indent=1) + "\n")
+        write_file(self.folder.planned, json.dumps(dataclasses.asdict(self.state), indent=1) + "\n")
         text = planning.describe(self.files(), self.prints, self.state.hours, self.state.took, self.state.notes)
         write_file(self.path / "recipe.md", text)
 
