@@ -66,6 +66,10 @@ class Cost:
         """All seconds of so many training steps."""
         return self.once + steps * self.per_step + checkpoints * self.per_checkpoint
 
+    def times(self, factor: float) -> "Cost":
+        """The cost on a machine that takes so many times as long."""
+        return Cost(self.once * factor, self.per_step * factor, self.per_checkpoint * factor, self.memory)
+
 
 @dataclass(frozen=True)
 class Estimate:

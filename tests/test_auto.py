@@ -219,6 +219,75 @@ def test_memory_and_disk_without_room_are_refused(tmp_path, monkeypatch):
         train.Auto.check_disk(auto, plan.choose_models(FACES, 1))
 
 
+class World:
+    """A machine whose steps take as long as their costs say, times a factor each, on a clock of its own."""
+
+    def __init__(self, folder, prints, hours, factors):
+        self.seconds, self.factors, self.is_late = 0.0, factors, False
+        self.attendant = SimpleNamespace(stop=0, is_late=False)
+        self.auto = train.Auto(
+            train_cascade.Options(recipe="auto", dataset=folder, out=folder, hours=hours), self.attendant, self.chain
+        )
+        made = plan.choose_models(prints, hours)
+        made.settings["autoencoder"]["max_step"] = 1
+        made.write(self.auto.path)
+        auto = self.auto
+        auto.prints, auto.dataset = prints, folder
+        self.costs = auto.costs = plan.guess_costs(made, prints)
+        auto.state = train.State(hours, auto.written(), 4.0, guessed=0.04)
+        recipe = Recipe.find(auto.path)
+        auto.folder = RunFolder(folder, len(recipe.stages))
+        auto.steps = {step.name: step for step in steps_of(auto.folder, recipe, folder)}
+        auto.is_edited = False
+        auto.clock = train.Clock(folder / "clock.json")
+        auto.evaluate = auto.end = lambda: None
+
+    def monotonic(self):
+        return self.seconds
+
+    def chain(self, recipe, options):
+        self.recipe = recipe
+        return SimpleNamespace(run=self.run)
+
+    def run(self, attendant, name, seconds=None):
+        """Spend the time of a step."""
+        step, options = self.auto.steps[name], self.recipe.settings.get(plan.section_of(name), {})
+        number = options.get("max_step", 0)
+        checkpoints = math.ceil(number / options.get("checkpoint_step", max(number, 1)))
+        takes = self.costs[name].seconds(number, checkpoints) * self.factors[name]
+        if self.is_late:  # what is left is to start, to save and to measure
+            takes = (plan.START + self.costs[name].per_checkpoint) * self.factors[name]
+            self.is_late = False
+        step.folder.path.mkdir(exist_ok=True)
+        step.folder.record.touch()
+        attendant.is_late = seconds is not None and takes > seconds
+        self.seconds += min(takes, seconds) if attendant.is_late else takes
+        if attendant.is_late:
+            step.folder.checkpoints.mkdir(exist_ok=True)
+            step.folder.latest.touch()
+            self.is_late = True
+            raise SystemExit(143)
+        self.auto.folder.mark(name).parent.mkdir(exist_ok=True)
+        self.auto.folder.mark(name).touch()
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_hours_are_kept_although_steps_are_slower_or_faster_than_measured(seed, tmp_path, monkeypatch):
+    random = np.random.default_rng(seed)
+    monkeypatch.setattr(train, "load_checkpoint", lambda *_, **__: {"step": 7})
+    monkeypatch.setattr(train, "has", lambda *_: True)
+    monkeypatch.setattr(train, "time", SimpleNamespace(monotonic=lambda: world.seconds))
+    world = SimpleNamespace(seconds=0.0)
+    factors, pace = {}, np.exp(random.normal(0, 0.3))
+    world = World(tmp_path, FACES, hours := random.choice([0.17, 0.5, 1.0]), factors)
+    factors.update({name: pace * np.exp(random.normal(0, 0.05)) for name in world.costs})
+    world.auto.train()
+    closing = world.auto.closing
+    used = (world.seconds + closing) / 3600 / hours
+    print(seed, hours, pace, used, world.auto.state.drift, world.auto.state.notes)
+    assert 0.95 < used <= 1
+
+
 class Stop(Exception):
     """Stands for the death of the process."""
 

@@ -42,6 +42,9 @@ from utils.training.metrics import TIMED, read_rows
 BEAT = 5.0  # seconds between notes of the time that was used
 TRIED = 0.03  # of the planned training steps, which the first short pass makes
 LEARNED_BY_HEART = 0.9  # share of a stage's steps, before which its best checkpoint means that more do not help
+OVER = 1.08  # that the finest stage is planned to overrun: what is cut off are steps at nearly no learning rate
+MARGIN = 0.01  # share of the hours that is left over
+SURE = 4  # times the hours: where so much is guessed to be needed, nothing is tried
 DISK = 2**28  # bytes of logs, pictures and codebooks
 
 
@@ -185,14 +188,19 @@ class Auto:
         memory = usable_memory(self.device)
         plan = planning.choose_models(self.prints, options.hours, is_gpu=is_gpu, memory=memory)
         self.check_disk(plan)
-        guess = planning.guess_costs(plan, self.prints, is_gpu)
+        start, guess = seconds_to_start(), planning.guess_costs(plan, self.prints, is_gpu)
+        slow = max(1.0, start / planning.START)  # a busy machine makes a shorter pass
+        guess = {name: cost.times(slow) for name, cost in guess.items()}
         sections = planning.sections_of(plan.settings, self.prints)
         try:
             numbers, _ = planning.choose_steps(self.limit, guess, guess, sections)
-        except planning.TooShort:
+        except planning.TooShort as short:
+            if short.seconds > SURE * self.limit:
+                least = f"this data and this machine need about {short.seconds / 3600:.2g}"
+                raise UserError(f"--hours {options.hours:g}: {least}; give so many") from None
             numbers = {name: {"max_step": section.low} for name, section in sections.items()}
         since = time.monotonic()
-        costs, start = self.try_briefly(plan, numbers)
+        costs = self.try_briefly(plan, numbers, start)
         print(f"a short pass of all steps took {time.monotonic() - since:.0f} s; first pictures: {self.folder.first}")
         for name, section in sections.items():
             plan.settings[name] |= numbers.get(name, {"max_step": section.low})
@@ -212,7 +220,7 @@ class Auto:
             sizes = f"{needed / 2**30:.1f} GiB are needed and {free / 2**30:.1f} are free"
             raise UserError(f"{self.folder.path}: {sizes}; make room, or give an OUT on another disk")
 
-    def try_briefly(self, plan: Plan, numbers: dict) -> tuple[dict[str, Cost], float]:
+    def try_briefly(self, plan: Plan, numbers: dict, start: float) -> dict[str, Cost]:
         """A short pass of all steps in one process: what each costs, the seconds of a start, and the first pictures.
 
         Its models are thrown away: a first part of a real training would have another schedule, and could not be gone
@@ -235,14 +243,14 @@ class Auto:
         short.write(scratch / "recipe")
         recipe, images = Recipe.find(scratch / "recipe"), ImageDataset(self.dataset)
         run = RunFolder(scratch / "run", len(recipe.stages))
-        number, start = write_few(images, scratch / "dataset.json"), seconds_to_start()
+        number = write_few(images, scratch / "dataset.json")
         print(f"measuring the rates of this machine, in a short pass of all steps with {number} images", flush=True)
         run_steps(recipe, run, scratch / "dataset.json", self.options.device, self.attendant, WHOLE)
         scaling = Scaling(len(images), len(images) / number, start, recipe, is_whole=True)
         costs = {step.name: cost for step, _, cost in scaling.costs(run)}
         shutil.copy(run.generated.grids[-1], self.folder.first)
         shutil.rmtree(scratch)
-        return costs, start
+        return costs
 
     def train(self) -> None:
         """Run what has not run: each step of the chain, the evaluation, the report."""
@@ -290,13 +298,14 @@ class Auto:
 
     def after(self, name: str) -> float:
         """Seconds that must be left once a step has ended."""
-        names = list(self.steps)
+        names, stopping = list(self.steps), self.state.drift * self.state.start + self.now(name).per_checkpoint
         rest = sum(self.now(each).once for each in names[names.index(name) + 1 :])
-        return rest + self.closing(0.0)
+        return self.closing + rest + stopping + MARGIN * self.limit
 
-    def closing(self, seconds: float) -> float:
-        """Seconds of evaluation and report, where there is time for an evaluation of so many seconds."""
-        chosen = self.evaluation(seconds)
+    @property
+    def closing(self) -> float:
+        """Seconds of evaluation and report."""
+        chosen = self.evaluation(planning.EVALUATED * self.limit)
         return self.state.drift * 3 * self.state.start + (chosen.seconds if chosen else 0.0)
 
     def evaluation(self, seconds: float) -> planning.Evaluation | None:
@@ -309,8 +318,7 @@ class Auto:
 
     def now(self, name: str) -> Cost:
         """What a step costs at the pace of the steps before."""
-        cost, drift = self.costs[name], self.state.drift
-        return Cost(cost.once * drift, cost.per_step * drift, cost.per_checkpoint * drift, cost.memory)
+        return self.costs[name].times(self.state.drift)
 
     def replan(self) -> None:
         """Divide the time that is left among the steps that have not begun."""
@@ -325,18 +333,23 @@ class Auto:
                 costs[name] = Cost(costs[name].seconds(plan.settings[step.section].get("max_step", 0), 1))
         begun = {step.section for step in self.steps.values() if self.has_begun(step)}
         open_sections = {name: section for name, section in sections.items() if name not in begun}
-        left = self.limit - (0.0 if self.options.plan_only else self.clock.used)
-        closing = self.closing(planning.EVALUATED * self.limit)
+        left = self.limit - self.closing - (0.0 if self.options.plan_only else self.clock.used)
+        if len(open_sections) == 1:  # the finest stage, which is stopped in time
+            left *= OVER
         try:
-            numbers, seconds = planning.choose_steps(left - closing, costs, costs, open_sections)
+            numbers, seconds = planning.choose_steps(left, costs, costs, open_sections)
         except planning.TooShort as short:
-            needed = (short.seconds + closing + self.limit - left) / 3600
-            least = f"this data and this machine need at least {1.05 * needed:.2f}; give so many"
-            raise UserError(f"--hours {self.options.hours:g}: {least}") from None
+            if not begun:
+                needed = (self.limit + short.seconds - left) / 3600
+                least = f"this data and this machine need at least {1.05 * needed:.2f}"
+                raise UserError(f"--hours {self.options.hours:g}: {least}; give so many") from None
+            numbers = {name: {"max_step": section.low} for name, section in open_sections.items()}
+            seconds = {}
+            self.state.notes.append("steps took longer than measured, so the hours are not kept")
         for name, options in numbers.items():
             plan.settings[name] |= options
         self.write_recipe(plan.settings)
-        self.state.seconds |= seconds | {planning.EVALUATION: closing}
+        self.state.seconds |= seconds | {planning.EVALUATION: self.closing}
         self.save()
 
     def files(self) -> Plan:
