@@ -234,7 +234,7 @@ class World:
         auto = self.auto
         auto.prints, auto.dataset = prints, folder
         self.costs = auto.costs = plan.guess_costs(made, prints)
-        auto.state = train.State(hours, auto.written(), 4.0, guessed=0.04)
+        auto.state = train.State(hours, start=4.0, guessed=0.04)
         recipe = Recipe.find(auto.path)
         auto.folder = RunFolder(folder, len(recipe.stages))
         auto.steps = {step.name: step for step in steps_of(auto.folder, recipe, folder)}
@@ -279,12 +279,12 @@ def test_the_hours_are_kept_although_steps_are_slower_or_faster_than_measured(se
     monkeypatch.setattr(train, "time", SimpleNamespace(monotonic=lambda: world.seconds))
     world = SimpleNamespace(seconds=0.0)
     factors, pace = {}, np.exp(random.normal(0, 0.3))
-    world = World(tmp_path, FACES, hours := random.choice([0.17, 0.5, 1.0]), factors)
+    world = World(tmp_path, FACES, random.choice([0.17, 0.5, 1.0]), factors)
     factors.update({name: pace * np.exp(random.normal(0, 0.05)) for name in world.costs})
     world.auto.train()
-    closing = world.auto.closing
-    used = (world.seconds + closing) / 3600 / hours
-    print(seed, hours, pace, used, world.auto.state.drift, world.auto.state.notes)
+    drift, start = world.auto.state.drift, world.auto.state.start
+    evaluated = world.auto.evaluation(0.9 * (world.auto.limit - world.seconds - 3 * drift * start)).seconds / drift
+    used = (world.seconds + pace * (evaluated + 3 * start)) / world.auto.limit
     assert 0.95 < used <= 1
 
 

@@ -43,6 +43,7 @@ BEAT = 5.0  # seconds between notes of the time that was used
 TRIED = 0.03  # of the planned training steps, which the first short pass makes
 LEARNED_BY_HEART = 0.9  # share of a stage's steps, before which its best checkpoint means that more do not help
 OVER = 1.08  # that the finest stage is planned to overrun: what is cut off are steps at nearly no learning rate
+LATE = "steps took longer than measured, so the hours may not be kept"
 MARGIN = 0.01  # share of the hours that is left over
 SURE = 4  # times the hours: where so much is guessed to be needed, nothing is tried
 DISK = 2**28  # bytes of logs, pictures and codebooks
@@ -53,7 +54,7 @@ class State:
     """What OUT/recipe/auto.json keeps from one start to the next."""
 
     hours: float
-    recipe: str = ""  # checksum of recipe.json as it was written
+    written: list = field(default_factory=list)  # checksums of recipe.json, before and after it was written last
     start: float = 0.0  # seconds that a script takes to start
     costs: dict = field(default_factory=dict)  # of each step, as measured in the short pass
     guessed: float = 0.0  # seconds of a training step of the autoencoder on the machine of docs/times.md
@@ -93,7 +94,8 @@ class Clock:
         finally:
             ended.set()
             thread.join()
-            self.note()
+            if self.path.with_name("fingerprint.json").is_file():  # else nothing was begun
+                self.note()
 
     def note(self) -> None:
         """Write the time that was used."""
@@ -138,10 +140,10 @@ class Auto:
         recipe = Recipe.find(self.path)
         self.folder = RunFolder(self.options.out, len(recipe.stages))
         self.steps = {step.name: step for step in steps_of(self.folder, recipe, self.dataset)}
-        self.is_edited = checksum((self.path / "recipe.json").read_bytes()) != self.state.recipe
+        self.is_edited = checksum(recipe.path.read_bytes()) not in self.state.written
         if self.is_edited:
             print(f"{recipe.path} was edited, so its numbers of training steps are kept, and the hours may not be")
-        elif self.state.hours != self.options.hours or not is_planned:
+        elif self.state.hours != self.options.hours or not self.state.seconds:
             self.state.hours = self.options.hours
             self.replan()
         print(f"plan: {self.path / 'recipe.md'}")
@@ -206,9 +208,10 @@ class Auto:
             plan.settings[name] |= numbers.get(name, {"max_step": section.low})
         plan.write(self.path)
         guessed = planning.guess_costs(plan, self.prints)["autoencoder"].per_step
-        state = State(options.hours, self.written(), start, guessed=guessed)
+        state = State(options.hours, [checksum((self.path / "recipe.json").read_bytes())], start, guessed=guessed)
         state.costs = {name: dataclasses.asdict(cost) for name, cost in costs.items()}
         state.reasons = [dataclasses.astuple(reason) for reason in plan.reasons]
+        write_file(self.folder.planned, json.dumps(dataclasses.asdict(state)))
         return state
 
     def check_disk(self, plan: Plan) -> None:
@@ -254,18 +257,17 @@ class Auto:
 
     def train(self) -> None:
         """Run what has not run: each step of the chain, the evaluation, the report."""
-        last = next(reversed([name for name, step in self.steps.items() if step.script.startswith("train_")]))
+        last = [name for name, step in self.steps.items() if step.script.startswith("train_")][-1]
         for name, step in self.steps.items():
+            since, seconds, is_new = self.clock.used, None, not step.folder.record.is_file()
             if not self.has_begun(step) and not self.is_edited:
                 self.replan()
-            since = time.monotonic()
-            seconds = None
             if name == last and not self.is_edited:
-                seconds = self.limit - self.clock.used - self.after(name)
-            was_done = self.folder.mark(name).is_file()
-            self.run_step(name, None if seconds is None else max(1.0, seconds))
-            if not was_done:
-                self.note_time(name, time.monotonic() - since)
+                seconds = max(1.0, self.limit - self.clock.used - self.after(name))
+            is_done = self.folder.mark(name).is_file()
+            self.run_step(name, seconds)
+            if not is_done:
+                self.note_time(name, self.clock.used - since, is_new)
         self.evaluate()
         self.end()
 
@@ -286,9 +288,8 @@ class Auto:
             recipe = read_json(self.path / "recipe.json")
             planned = recipe[name]["max_step"]
             recipe[name] |= {"max_step": done}
-            self.write_recipe(recipe)
             self.state.notes.append(f"{name} was stopped after {done} of {planned} training steps, to keep the hours")
-            self.save()
+            self.write_recipe(recipe)
             self.chain(Recipe.find(self.path), options).run(self.attendant, name)
 
     def has_begun(self, step: Step) -> bool:
@@ -333,6 +334,8 @@ class Auto:
                 costs[name] = Cost(costs[name].seconds(plan.settings[step.section].get("max_step", 0), 1))
         begun = {step.section for step in self.steps.values() if self.has_begun(step)}
         open_sections = {name: section for name, section in sections.items() if name not in begun}
+        if not open_sections:
+            return
         left = self.limit - self.closing - (0.0 if self.options.plan_only else self.clock.used)
         if len(open_sections) == 1:  # the finest stage, which is stopped in time
             left *= OVER
@@ -345,26 +348,23 @@ class Auto:
                 raise UserError(f"--hours {self.options.hours:g}: {least}; give so many") from None
             numbers = {name: {"max_step": section.low} for name, section in open_sections.items()}
             seconds = {}
-            self.state.notes.append("steps took longer than measured, so the hours are not kept")
+            self.state.notes = list(dict.fromkeys([*self.state.notes, LATE]))
         for name, options in numbers.items():
             plan.settings[name] |= options
-        self.write_recipe(plan.settings)
         self.state.seconds |= seconds | {planning.EVALUATION: self.closing}
-        self.save()
+        self.write_recipe(plan.settings)
 
     def files(self) -> Plan:
         """The recipe as it is now."""
         reasons = [Reason(*reason) for reason in self.state.reasons]
         return Plan(planning.read_recipe(self.path), reasons, self.state.seconds)
 
-    def written(self) -> str:
-        """The checksum of recipe.json."""
-        return checksum((self.path / "recipe.json").read_bytes())
-
     def write_recipe(self, settings: dict) -> None:
         """Replace recipe.json, and remember that it was not a person who did."""
-        write_file(self.path / "recipe.json", json.dumps(settings, indent=4) + "\n")
-        self.state.recipe = self.written()
+        text, path = json.dumps(settings, indent=4) + "\n", self.path / "recipe.json"
+        self.state.written = [checksum(path.read_bytes()), checksum(text.encode())]
+        self.save()  # first, since the process may be killed between the two
+        write_file(path, text)
         self.save()
 
     def save(self) -> None:
@@ -373,11 +373,11 @@ class Auto:
         text = planning.describe(self.files(), self.prints, self.state.hours, self.state.took, self.state.notes)
         write_file(self.path / "recipe.md", text)
 
-    def note_time(self, name: str, took: float) -> None:
-        """Note how long a step took, and by how much steps are slower than planned."""
+    def note_time(self, name: str, took: float, is_whole: bool) -> None:
+        """Note how long a step took, and if that was all of it by how much steps are slower than planned."""
         state, planned = self.state, self.state.seconds.get(name, 0.0)
-        state.took[name] = state.took.get(name, 0.0) + took
-        if planned > state.start and not self.is_edited:
+        state.took[name] = took
+        if is_whole and planned > state.start and not self.is_edited:
             state.drift = min(10.0, max(0.1, state.drift * (took / planned) ** 0.5))
         self.save()
 
@@ -388,11 +388,11 @@ class Auto:
         if chosen is None:
             return print("no evaluation: pip install -r requirements-eval.txt, or no image is held out")
         if is_older(self.folder.evaluation.results, *(self.folder.path / ".done").iterdir()):
-            since = time.monotonic()
+            since = self.clock.used
             print("== evaluation", flush=True)
             sizes = {"num_images": chosen.num_images, "num_training": chosen.num_training}
             self.call("evaluate", self.folder.path, dataset_path=self.dataset, device=self.options.device, **sizes)
-            self.state.took[planning.EVALUATION] = time.monotonic() - since
+            self.state.took[planning.EVALUATION] = self.clock.used - since
         return None
 
     def end(self) -> None:
