@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from scripts import train_cascade
-from scripts.auto import expect, plan, train
+from scripts.auto import expect, hours, plan, train
 from scripts.auto.look import DRAWINGS, PHOTOGRAPHS, PIXEL_ART, Fingerprint, look
 from scripts.recipe import check
 from tests.conftest import undisturbed
@@ -37,11 +37,15 @@ def prints_of(images=9000, **more):
     return dataclasses.replace(FACES, **sides | more)
 
 
-def planned(prints, hours, **more):
-    """A plan with all numbers, as before anything was measured."""
-    made = plan.choose_models(prints, hours, **more)
-    costs, sections = plan.guess_costs(made, prints), plan.sections_of(made.settings, prints)
-    numbers, made.seconds = plan.choose_steps(3600 * hours, costs, costs, sections)
+def sections_of(made, prints):
+    return hours.sections_of(made.settings, prints.training, plan.CHOICES[prints.kind].share)
+
+
+def planned(prints, number, seconds=None, **more):
+    """A plan for so many hours with all numbers, as before anything was measured; perhaps they have other seconds."""
+    made = plan.choose_models(prints, number, **more)
+    costs, sections = plan.guess_costs(made, prints), sections_of(made, prints)
+    numbers, made.seconds = hours.choose_steps(seconds or 3600 * number, costs, costs, sections)
     for name, options in numbers.items():
         made.settings[name] |= options
     return made
@@ -58,14 +62,16 @@ SIDES = st.sampled_from([16, 24, 32, 48, 64, 80, 96, 100, 128, 160, 200, 256, 38
     st.sampled_from([*KINDS]),
     st.floats(0.9, 1.4),
 )
-def test_any_plan_is_a_recipe_that_takes_no_more_than_the_hours(tmp_path_factory, sides, images, hours, kind, mirrored):
+def test_any_plan_is_a_recipe_that_takes_no_more_than_the_hours(
+    tmp_path_factory, sides, images, number, kind, mirrored
+):
     prints = prints_of(images, size=Size(*sides).plain, mirrored=mirrored, **KINDS[kind])
     try:
-        made = planned(prints, hours)
-    except plan.TooShort as short:
-        assert short.seconds > 3600 * hours
-        made = planned(prints, 1.001 * short.seconds / 3600)  # the hours that it names suffice
-        hours = 1.001 * short.seconds / 3600
+        made = planned(prints, number)
+    except hours.TooShort as short:
+        assert short.seconds > 3600 * number
+        made = planned(prints, number, 1.001 * short.seconds)  # what it names suffices
+        number = 1.001 * short.seconds / 3600
     folder = tmp_path_factory.getbasetemp() / "planned"
     shutil.rmtree(folder, ignore_errors=True)
     made.write(folder)
@@ -74,14 +80,14 @@ def test_any_plan_is_a_recipe_that_takes_no_more_than_the_hours(tmp_path_factory
     steps = steps_of(run, recipe, Path("dataset.json"))
     assert check(recipe, steps, run, folder / "generate.json").keys() == {step.name for step in steps}
     assert made.seconds.keys() == {step.name for step in steps}
-    assert sum(made.seconds.values()) <= 3600 * hours * (1 + 1e-9)
-    for name, section in plan.sections_of(made.settings, prints).items():
+    assert sum(made.seconds.values()) <= 3600 * number * (1 + 1e-9)
+    for name, section in sections_of(made, prints).items():
         options = made.settings[name]
         assert section.low <= options["max_step"] <= section.high
         assert options.get("warmup_step", 0) < options["max_step"]
         assert made.settings[name].get("batch_size", 1) <= 64
-    if images >= 5000 and hours < 1:  # of fewer images, or in more hours, no step needs all of the time
-        assert sum(made.seconds.values()) > 0.9 * 3600 * hours
+    if images >= 5000 and number < 1:  # of fewer images, or in more hours, no step needs all of the time
+        assert sum(made.seconds.values()) > 0.9 * 3600 * number
 
 
 def test_a_plan_follows_the_images_and_the_hours():
@@ -107,7 +113,7 @@ def test_time_is_divided_by_shares_within_limits(spare, rows):
     shares, least, more = (dict(enumerate(column)) for column in zip(*rows, strict=True))
     most = {name: least[name] + more[name] for name in least}
     total = sum(least.values()) + spare
-    given_ = plan.divide(total, shares, least, most)
+    given_ = hours.divide(total, shares, least, most)
     assert all(least[name] - 1e-6 <= given_[name] <= most[name] + 1e-6 for name in shares)
     assert sum(given_.values()) <= total + 1e-6
     inside = [given_[name] / shares[name] for name in shares if least[name] + 1e-6 < given_[name] < most[name] - 1e-6]
@@ -115,11 +121,11 @@ def test_time_is_divided_by_shares_within_limits(spare, rows):
 
 
 def test_pictures_of_a_folder_become_as_large_as_most_are_and_as_the_hours_allow():
-    def size(*sides, hours=1, is_gpu=False):
-        return str(plan.choose_size([Size(*each) for each in sides], hours, is_gpu=is_gpu))
+    def size(*sides, number=1, is_gpu=False):
+        return str(plan.choose_size([Size(*each) for each in sides], number, is_gpu=is_gpu))
 
     assert size((4000, 3000), (3000, 4000), (900, 900)) == "64"
-    assert size((4000, 3000), (3000, 4000), (900, 900), hours=2) == size((900, 900), is_gpu=True) == "128"
+    assert size((4000, 3000), (3000, 4000), (900, 900), number=2) == size((900, 900), is_gpu=True) == "128"
     assert size((40, 50), (16, 16), (10_000, 41)) == "32"
     assert size(*[(600, 900)] * 20) == "64x96"
     assert size((12, 9)) == "16"
@@ -222,19 +228,19 @@ def test_memory_and_disk_without_room_are_refused(tmp_path, monkeypatch):
 class World:
     """A machine whose steps take as long as their costs say, times a factor each, on a clock of its own."""
 
-    def __init__(self, folder, prints, hours, factors):
+    def __init__(self, folder, prints, number, factors):
         self.seconds, self.factors, self.is_late = 0.0, factors, False
         self.attendant = SimpleNamespace(stop=0, is_late=False)
         self.auto = train.Auto(
-            train_cascade.Options(recipe="auto", dataset=folder, out=folder, hours=hours), self.attendant, self.chain
+            train_cascade.Options(recipe="auto", dataset=folder, out=folder, hours=number), self.attendant, self.chain
         )
-        made = plan.choose_models(prints, hours)
+        made = plan.choose_models(prints, number)
         made.settings["autoencoder"]["max_step"] = 1
         made.write(self.auto.path)
         auto = self.auto
         auto.prints, auto.dataset = prints, folder
         self.costs = auto.costs = plan.guess_costs(made, prints)
-        auto.state = train.State(hours, start=4.0, guessed=0.04)
+        auto.state = train.State(number, start=4.0, guessed=0.04)
         recipe = Recipe.find(auto.path)
         auto.folder = RunFolder(folder, len(recipe.stages))
         auto.steps = {step.name: step for step in steps_of(auto.folder, recipe, folder)}
@@ -251,7 +257,7 @@ class World:
 
     def run(self, attendant, name, seconds=None):
         """Spend the time of a step."""
-        step, options = self.auto.steps[name], self.recipe.settings.get(plan.section_of(name), {})
+        step, options = self.auto.steps[name], self.recipe.settings.get(hours.section_of(name), {})
         number = options.get("max_step", 0)
         checkpoints = math.ceil(number / options.get("checkpoint_step", max(number, 1)))
         takes = self.costs[name].seconds(number, checkpoints) * self.factors[name]
@@ -319,8 +325,8 @@ def test_a_folder_of_pictures_becomes_a_report_although_it_was_killed_in_each_pa
     programs, pictures, out = Programs(), tmp_path / "pictures", tmp_path / "out"
     monkeypatch.setattr(Attendant, "run", lambda *words, **more: programs.run(*words, **more))
     monkeypatch.setattr(train, "seconds_to_start", lambda: 0.1)
-    monkeypatch.setattr(plan, "PASSES", dict.fromkeys(plan.PASSES, 1))
-    monkeypatch.setattr(plan, "CODEBOOK_STEPS", 20)
+    monkeypatch.setattr(hours, "PASSES", dict.fromkeys(hours.PASSES, 1))
+    monkeypatch.setattr(hours, "CODEBOOK_STEPS", 20)
     monkeypatch.setattr(plan, "TIERS", ((32, 1, 1, 2),))
     shutil.move(write_set(tmp_path / "data", squares()).parent / "images", pictures)
     command = ["auto", pictures, out, "--hours", 1, "--device", "cpu"]

@@ -1,17 +1,16 @@
 """*Plan*: a recipe for a fingerprint and a number of hours, each value with its reason and where that was measured.
 
-`choose_models` decides what a person would write into a recipe by hand, `choose_steps` how long each step trains. Both
-are functions of their arguments alone. `choose_steps` is called again before each step, with the rates measured so far
-and the time left.
+`choose_models` decides what a person would write into a recipe by hand, by its arguments alone; the numbers of training
+steps come from `hours.py`.
 """
 
 import json
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from scripts.auto.hours import PASSES, section_of, shares_of
 from scripts.auto.look import DRAWINGS, FRACTIONS, HELD_OUT, PHOTOGRAPHS, PIXEL_ART, Fingerprint
 from scripts.dry_run import Cost
 from utils.core.config import read_json
@@ -44,15 +43,6 @@ CHOICES = {
         (1.0, 0.6, 0.4), {}, 0.4, "its autoencoder is what limits samples", "docs/experiments.md#few-images"
     ),
 }
-# The rest of the training time, as the demo spends it (docs/times.md); the stages between share one part.
-SHARES = {"codebook": 0.06, "decoder": 0.08, "transformer_0": 0.08, "between": 0.1, "finest": 0.6}
-# Training steps of a section at least; checkpoints; passes over the training images at most, after which a stage of
-# few images was the best (docs/experiments.md#few-images), or an autoencoder no longer gained.
-LEAST = {"autoencoder": 100, "codebook": 30, "decoder": 30, "stage": 60}
-CHECKPOINTS = {"autoencoder": 2, "codebook": 1, "decoder": 2, "transformer_0": 8, "stage": 6}
-PASSES = {"autoencoder": 200, "decoder": 60, "transformer_0": 8, "stage": 12}
-CODEBOOK_STEPS = 600
-WARMUP = {"autoencoder": 100, "decoder": 100, "stage": 50}
 TIERS = ((128, 3, 4, 2), (256, 4, 5, 4), (512, 6, 8, 8))  # of a stage: width, encoder and decoder layers, heads
 CHANNELS = ((32, 96), (64, 192), (128, 256))  # of an autoencoder: the narrowest and the widest layer
 ENOUGH, MANY = 4000, 1000  # training images, from which wider stages, and a wider autoencoder, are tried
@@ -60,13 +50,10 @@ LONG = 20_000  # training steps, from which a wider autoencoder is tried
 SYMMETRIC, OFTEN = 1.15, 36  # of `mirrored`, and passes over the images, from which mirror images are added
 HOURS_128 = 1.5  # without a GPU, from which images have 128 pixels a side: twice what laptop-128 takes
 MOST_TOKENS, BASE_TOKENS = 2304, 64  # of the finest grid, and of the coarsest
-EVALUATED = 0.08  # share of all time for the evaluation, at most
 # Seconds on two cores of an EPYC with nothing beside it (docs/times.md, commit bc161fa), for a first guess; a GPU is
 # guessed to be so many times as fast.
 START, PER_STEP, PER_TOKEN, GPU = 4.0, 0.04, 0.08 / 1024, 20.0
-PER_FEATURE, PER_SAMPLE = 0.005, 0.05  # of the evaluation: an image's features, and a sample of 256 tokens
 STAGE_BYTES, IMAGE_BYTES = 15e6, 1.5e6  # memory of an image of 256 tokens at width 128, and of one of 64×64 pixels
-EVALUATION, REPORT = "evaluate", "report"  # what comes after the steps of the chain
 
 
 @dataclass(frozen=True)
@@ -170,8 +157,8 @@ def choose_sizes(prints: Fingerprint, hours: float, is_gpu: bool) -> Sizes:
     size = Size.parse(prints.size)
     layers, patches = choose_grids(size)
     tokens = [(size.width >> layers) * (size.height >> layers) // patch**2 for patch in patches]
-    seconds, shares = 3600 * hours * (GPU if is_gpu else 1.0), shares_of(prints, len(patches))
-    passes = shares["finest"] * seconds / (tokens[-1] * PER_TOKEN) / prints.training
+    seconds, shares = 3600 * hours * (GPU if is_gpu else 1.0), shares_of(CHOICES[prints.kind].share, len(patches))
+    passes = shares[f"transformer_{len(patches) - 1}"] * seconds / (tokens[-1] * PER_TOKEN) / prints.training
     wide = [tier for tier in TIERS if passes / cost_of(tier) >= PASSES["stage"] and prints.training >= ENOUGH]
     tier = max(wide, default=TIERS[0])
     steps = shares["autoencoder"] * seconds / (PER_STEP * size.width * size.height / 4096)
@@ -290,21 +277,6 @@ def reasons_for(prints: Fingerprint, sizes: Sizes, temperatures: list[float]) ->
     ]
 
 
-def shares_of(prints: Fingerprint, stages: int) -> dict[str, float]:
-    """The share of the training time of each section; `finest` once more under that name."""
-    own = CHOICES[prints.kind].share
-    rest = {name: share for name, share in SHARES.items() if name in ("codebook", "decoder")}
-    for level in range(stages):
-        name = f"transformer_{level}"
-        if level == stages - 1:
-            rest[name] = SHARES["finest"]
-        else:
-            rest[name] = SHARES[name] if level == 0 else SHARES["between"] / max(1, stages - 2)
-    factor = (1 - own) / sum(rest.values())
-    shares = {"autoencoder": own} | {name: share * factor for name, share in rest.items()}
-    return shares | {"finest": shares[f"transformer_{stages - 1}"]}
-
-
 def guess_costs(plan: Plan, prints: Fingerprint, is_gpu: bool = False) -> dict[str, Cost]:
     """What each step may cost, before anything was measured on this machine."""
     size, speed = Size.parse(prints.size), GPU if is_gpu else 1.0
@@ -325,128 +297,6 @@ def guess_costs(plan: Plan, prints: Fingerprint, is_gpu: bool = False) -> dict[s
             tier = stage["in_dim"], stage["num_enc_layers"], stage["num_dec_layers"], 0
             costs[f"transformer_{name}"] = Cost(START + 6, tokens * PER_TOKEN * cost_of(tier) / speed, 3 + level)
     return costs | {"decoder": Cost(START + 3, PER_STEP * wide / speed, 2), "generate": Cost(START + 6)}
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How many images the evaluation compares, and reads to look for copies, and the seconds that it takes."""
-
-    num_images: int
-    num_training: int
-    seconds: float
-
-
-def choose_evaluation(
-    prints: Fingerprint, tokens: int, seconds: float, slowness: float, start: float
-) -> Evaluation | None:
-    """The largest evaluation that `seconds` allow, the smallest if they allow none; None without images for it."""
-    least = min(prints.test or prints.validation, prints.training)
-    if least < 4:
-        return None
-    for number in (1000, 500, 250, 120, 60):
-        number = min(number, least)
-        trained = min(prints.training, 20 * number)
-        needed = PER_FEATURE * (trained + 12 * number) + PER_SAMPLE * tokens / 256 * (number + min(number, 128))
-        chosen = Evaluation(number, trained, 3 * start + slowness * needed)
-        if chosen.seconds <= seconds:
-            break
-    return chosen
-
-
-@dataclass(frozen=True)
-class Section:
-    """Options of recipe.json that a number of training steps belongs to."""
-
-    share: float  # of the training time
-    low: int  # training steps
-    high: int
-    checkpoints: int
-    warmup: int = 0
-
-
-def sections_of(recipe: dict, prints: Fingerprint) -> dict[str, Section]:
-    """The sections of a recipe.json that train."""
-    stages = [name for name in recipe if name.startswith("transformer_")]
-    shares, sections = shares_of(prints, len(stages)), {}
-    for name in ("autoencoder", "codebook", "decoder", *stages):
-        if name not in recipe:
-            continue
-        kind = "stage" if name in stages else name
-        high, options = CODEBOOK_STEPS, recipe[name]
-        if name != "codebook":
-            size = options["batch_size"] * options.get("grad_accum_step", 1)
-            passes = PASSES.get(name, PASSES["stage"]) * (1 + recipe.get("flip", False))
-            high = math.ceil(passes * prints.training / size)
-        low = min(LEAST[kind], high)
-        checkpoints = CHECKPOINTS.get(name, CHECKPOINTS["stage"])
-        sections[name] = Section(shares[name], low, high, checkpoints, WARMUP.get(kind, 0))
-    return sections
-
-
-def section_of(step: str) -> str:
-    """The section of a step's training steps."""
-    return "codebook" if step.startswith("codebook_") else step
-
-
-def choose_steps(
-    left: float, steps: Iterable[str], costs: dict[str, Cost], sections: dict[str, Section]
-) -> tuple[dict[str, dict[str, int]], dict[str, float]]:
-    """Divide the seconds that are left among the steps that have not begun.
-
-    Returns the options of each section, and the seconds of each step, whose sum is at most `left`. Raises `UserError`
-    with the least hours if they do not suffice.
-    """
-    steps = [step for step in steps if step in costs]
-    once = sum(costs[step].once for step in steps)
-    own = {}  # of each section: seconds for a training step and for a checkpoint
-    for step in steps:
-        if (name := section_of(step)) in sections:
-            before = own.get(name, (0.0, 0.0))
-            own[name] = before[0] + costs[step].per_step, before[1] + costs[step].per_checkpoint
-    least = {name: sections[name].low * rate + checkpoint for name, (rate, checkpoint) in own.items()}
-    free = left - once
-    if free < sum(least.values()):
-        raise TooShort(once + sum(least.values()))
-    most = {name: sections[name].high * rate + sections[name].checkpoints * each for name, (rate, each) in own.items()}
-    given = divide(free, {name: sections[name].share for name in own}, least, most)
-    options, numbers = {}, {}
-    for name, (rate, checkpoint) in own.items():
-        section = sections[name]
-        spare = min(0.15 * given[name], given[name] - section.low * rate)  # seconds for checkpoints
-        number = max(1, min(section.checkpoints, int(spare / max(checkpoint, 1e-9))))
-        total = min(section.high, max(section.low, int((given[name] - number * checkpoint) / max(rate, 1e-9))))
-        numbers[name] = total, number
-        options[name] = {"max_step": total}
-        if name != "codebook":
-            warmup = min(section.warmup, total // 10)
-            options[name] |= {"checkpoint_step": math.ceil(total / number), "warmup_step": warmup}
-            options[name] |= {"schedule_step": total} if name.startswith("transformer_") else {}
-    seconds = {step: costs[step].seconds(*numbers.get(section_of(step), (0, 0))) for step in steps}
-    return options, seconds
-
-
-class TooShort(UserError):
-    """The time does not suffice for the least number of training steps."""
-
-    def __init__(self, seconds: float) -> None:
-        super().__init__(f"{seconds / 3600:.2f} hours are needed at least")
-        self.seconds = seconds
-
-
-def divide(total: float, shares: dict[str, float], least: dict[str, float], most: dict[str, float]) -> dict[str, float]:
-    """Divide a total by shares, within limits; what those at their limit leave goes to the others."""
-    given, is_open = {}, dict(shares)
-    while is_open:
-        rest = total - sum(given.values())
-        unit = rest / sum(is_open.values())
-        low = {name: least[name] for name, share in is_open.items() if share * unit < least[name]}
-        high = {name: most[name] for name, share in is_open.items() if share * unit > most[name]}
-        # Both at once could leave too little for the first, so those below their least come first.
-        if not (fixed := low or high):
-            return given | {name: share * unit for name, share in is_open.items()}
-        given |= fixed
-        is_open = {name: share for name, share in is_open.items() if name not in fixed}
-    return given
 
 
 def describe(plan: Plan, prints: Fingerprint, hours: float, took: dict[str, float], notes: list[str]) -> str:

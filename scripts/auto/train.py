@@ -18,12 +18,13 @@ from threading import Event, Thread
 from typing import Any
 
 from scripts import evaluate, near_duplicates
-from scripts.auto import expect
+from scripts.auto import expect, hours
 from scripts.auto import plan as planning
 from scripts.auto.look import Fingerprint, look, survey
+from scripts.auto.measure import shorten, try_briefly
 from scripts.auto.plan import Plan, Reason
 from scripts.demo import is_older
-from scripts.dry_run import WHOLE, Cost, Scaling, run_steps, seconds_to_start, write_few
+from scripts.dry_run import Cost, seconds_to_start
 from utils.core.config import build_config, read_json
 from utils.core.files import UserError, write_file
 from utils.core.lock import lock
@@ -37,10 +38,9 @@ from utils.runs.folders import RunFolder
 from utils.runtime.child import Attendant
 from utils.runtime.device import choose_device, usable_memory
 from utils.runtime.progress import duration
-from utils.training.metrics import TIMED, read_rows
+from utils.training.metrics import read_rows
 
 BEAT = 5.0  # seconds between notes of the time that was used
-TRIED = 0.03  # of the planned training steps, which the first short pass makes
 LEARNED_BY_HEART = 0.9  # share of a stage's steps, before which its best checkpoint means that more do not help
 OVER = 1.08  # that the finest stage is planned to overrun: what is cut off are steps at nearly no learning rate
 LATE = "steps took longer than measured, so the hours may not be kept"
@@ -193,16 +193,17 @@ class Auto:
         start, guess = seconds_to_start(), planning.guess_costs(plan, self.prints, is_gpu)
         slow = max(1.0, start / planning.START)  # a busy machine makes a shorter pass
         guess = {name: cost.times(slow) for name, cost in guess.items()}
-        sections = planning.sections_of(plan.settings, self.prints)
+        sections = self.sections_of(plan)
         try:
-            numbers, _ = planning.choose_steps(self.limit, guess, guess, sections)
-        except planning.TooShort as short:
+            numbers, _ = hours.choose_steps(self.limit, guess, guess, sections)
+        except hours.TooShort as short:
             if short.seconds > SURE * self.limit:
                 least = f"this data and this machine need about {short.seconds / 3600:.2g}"
                 raise UserError(f"--hours {options.hours:g}: {least}; give so many") from None
             numbers = {name: {"max_step": section.low} for name, section in sections.items()}
         since = time.monotonic()
-        costs = self.try_briefly(plan, numbers, start)
+        more = self.path / "trial", self.folder.first, start, options.device, self.attendant
+        costs = try_briefly(shorten(plan, numbers), self.dataset, *more)
         print(f"a short pass of all steps took {time.monotonic() - since:.0f} s; first pictures: {self.folder.first}")
         for name, section in sections.items():
             plan.settings[name] |= numbers.get(name, {"max_step": section.low})
@@ -222,38 +223,6 @@ class Auto:
         if (free := shutil.disk_usage(self.path).free) < needed:
             sizes = f"{needed / 2**30:.1f} GiB are needed and {free / 2**30:.1f} are free"
             raise UserError(f"{self.folder.path}: {sizes}; make room, or give an OUT on another disk")
-
-    def try_briefly(self, plan: Plan, numbers: dict, start: float) -> dict[str, Cost]:
-        """A short pass of all steps in one process: what each costs, the seconds of a start, and the first pictures.
-
-        Its models are thrown away: a first part of a real training would have another schedule, and could not be gone
-        on with exactly.
-        """
-        scratch = self.path / "trial"
-        shutil.rmtree(scratch, ignore_errors=True)
-        short = Plan({name: dict(content) for name, content in plan.files.items()})
-        short.files["recipe"] = {
-            key: dict(each) if isinstance(each, dict) else each for key, each in plan.settings.items()
-        }
-        for name, options in numbers.items():
-            steps = max(TIMED, round(TRIED * options["max_step"]))
-            short.settings[name] |= {"max_step": steps, "log_step": steps}
-            short.settings[name] |= {"checkpoint_step": steps} | (
-                {} if name == "codebook" else {"warmup_step": steps // 10}
-            )
-        short.settings["prune"] |= {"prune_threshold": 0}
-        short.settings["generate"] = {"num_images": 25, "seed": 0}
-        short.write(scratch / "recipe")
-        recipe, images = Recipe.find(scratch / "recipe"), ImageDataset(self.dataset)
-        run = RunFolder(scratch / "run", len(recipe.stages))
-        number = write_few(images, scratch / "dataset.json")
-        print(f"measuring the rates of this machine, in a short pass of all steps with {number} images", flush=True)
-        run_steps(recipe, run, scratch / "dataset.json", self.options.device, self.attendant, WHOLE)
-        scaling = Scaling(len(images), len(images) / number, start, recipe, is_whole=True)
-        costs = {step.name: cost for step, _, cost in scaling.costs(run)}
-        shutil.copy(run.generated.grids[-1], self.folder.first)
-        shutil.rmtree(scratch)
-        return costs
 
     def train(self) -> None:
         """Run what has not run: each step of the chain, the evaluation, the report."""
@@ -292,6 +261,11 @@ class Auto:
             self.write_recipe(recipe)
             self.chain(Recipe.find(self.path), options).run(self.attendant, name)
 
+    def sections_of(self, plan: Plan) -> dict[str, hours.Section]:
+        """What trains, and for how long at least and at most."""
+        share = planning.CHOICES[self.prints.kind].share
+        return hours.sections_of(plan.settings, self.prints.training, share)
+
     def has_begun(self, step: Step) -> bool:
         """Whether a step has begun, or one that has the same options."""
         section = step.section
@@ -306,16 +280,16 @@ class Auto:
     @property
     def closing(self) -> float:
         """Seconds of evaluation and report."""
-        chosen = self.evaluation(planning.EVALUATED * self.limit)
+        chosen = self.evaluation(hours.EVALUATED * self.limit)
         return self.state.drift * 3 * self.state.start + (chosen.seconds if chosen else 0.0)
 
-    def evaluation(self, seconds: float) -> planning.Evaluation | None:
+    def evaluation(self, seconds: float) -> hours.Evaluation | None:
         """How the run is evaluated in so many seconds; None where it cannot be."""
         if not has(*evaluate.PACKAGES):
             return None
         slowness = self.state.drift * self.costs["autoencoder"].per_step / self.state.guessed
         tokens = planning.cells_of(self.files())
-        return planning.choose_evaluation(self.prints, tokens, seconds, slowness, self.state.drift * self.state.start)
+        return hours.choose_evaluation(self.prints, tokens, seconds, slowness, self.state.drift * self.state.start)
 
     def now(self, name: str) -> Cost:
         """What a step costs at the pace of the steps before."""
@@ -324,7 +298,7 @@ class Auto:
     def replan(self) -> None:
         """Divide the time that is left among the steps that have not begun."""
         plan = self.files()
-        sections = planning.sections_of(plan.settings, self.prints)
+        sections = self.sections_of(plan)
         costs = {}
         for name, step in self.steps.items():
             if self.folder.mark(name).is_file():
@@ -340,8 +314,8 @@ class Auto:
         if len(open_sections) == 1:  # the finest stage, which is stopped in time
             left *= OVER
         try:
-            numbers, seconds = planning.choose_steps(left, costs, costs, open_sections)
-        except planning.TooShort as short:
+            numbers, seconds = hours.choose_steps(left, costs, costs, open_sections)
+        except hours.TooShort as short:
             if not begun:
                 needed = (self.limit + short.seconds - left) / 3600
                 least = f"this data and this machine need at least {1.05 * needed:.2f}"
@@ -351,7 +325,7 @@ class Auto:
             self.state.notes = list(dict.fromkeys([*self.state.notes, LATE]))
         for name, options in numbers.items():
             plan.settings[name] |= options
-        self.state.seconds |= seconds | {planning.EVALUATION: self.closing}
+        self.state.seconds |= seconds | {hours.EVALUATION: self.closing}
         self.write_recipe(plan.settings)
 
     def files(self) -> Plan:
@@ -392,7 +366,7 @@ class Auto:
             print("== evaluation", flush=True)
             sizes = {"num_images": chosen.num_images, "num_training": chosen.num_training}
             self.call("evaluate", self.folder.path, dataset_path=self.dataset, device=self.options.device, **sizes)
-            self.state.took[planning.EVALUATION] = self.clock.used - since
+            self.state.took[hours.EVALUATION] = self.clock.used - since
         return None
 
     def end(self) -> None:
@@ -402,8 +376,8 @@ class Auto:
         print(*self.state.outlook, sep="\n")
         if has("jinja2", "plotly"):
             self.call("report", self.folder.path)
-        hours = self.clock.used / 3600
-        print(f"{duration(self.clock.used)} of {duration(self.limit)} used ({hours / self.options.hours:.0%})")
+        used = self.clock.used
+        print(f"{duration(used)} of {duration(self.limit)} used ({used / self.limit:.0%})")
 
     def outlook(self) -> list[str]:
         """What more hours or images would bring, as far as the finest stage shows it."""
