@@ -5,6 +5,8 @@ import json
 import math
 import re
 import shutil
+import signal
+import sys
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +29,7 @@ from utils.runs.chain import Recipe, steps_of
 from utils.runs.folders import RunFolder
 from utils.runtime.child import Attendant
 
-FACES = Fingerprint("d", 64, 9000, 0, 0, 0.05, 8113, 445, 442, 0, 0, 0.81, 90000, 0.05, 0.66, 1.04)
+FACES = Fingerprint("d", 64, 9000, 0, 0, 0.05, 8113, 445, 442, 0, 0.81, 90000, 0.05, 0.66, 1.04)
 KINDS = {DRAWINGS: {}, PHOTOGRAPHS: {"flat": 0.2}, PIXEL_ART: {"colours": 200}}
 
 
@@ -223,6 +225,14 @@ def test_memory_and_disk_without_room_are_refused(tmp_path, monkeypatch):
     auto = SimpleNamespace(prints=FACES, path=tmp_path, folder=RunFolder(tmp_path))
     with pytest.raises(UserError, match=r"GiB are needed and 0\.0 are free; make room"):
         train.Auto.check_disk(auto, plan.choose_models(FACES, 1))
+
+
+def test_a_program_is_asked_to_stop_when_its_time_is_over():
+    attendant = Attendant()
+    assert attendant.run([sys.executable, "-c", "import time; time.sleep(60)"], seconds=0.2) == 128 + signal.SIGTERM
+    assert attendant.is_late
+    assert attendant.run([sys.executable, "-c", ""], seconds=60) == 0
+    assert not attendant.is_late
 
 
 class World:

@@ -15,13 +15,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from scripts import near_duplicates
 from utils.core.files import UserError
 from utils.core.options import option, parse_options
 from utils.core.size import Size
 from utils.data.batches import chunks
 from utils.data.dataset import ImageDataset
-from utils.data.split import Bounds, sides_of
+from utils.data.split import Bounds
 from utils.runtime import cli
 from utils.runtime.progress import progress
 
@@ -29,7 +28,6 @@ LEAST = 100  # images: of fewer, not even five are left to choose checkpoints by
 HELD_OUT = 30  # images that a side of the split should have
 FRACTIONS = (0.05, 0.1, 0.15)  # of the images, for validation and as much for tests: the first that holds out enough
 SAMPLED = 500  # images whose pixels are read
-HASHED = 20_000  # images of a data set in which near-duplicates are looked for
 SAME = 1e-3  # variance of images around their mean image, in [−1, 1]: below it all look the same
 COARSE = 16  # pixels a side at which images are compared with their mirror images
 PIXEL_COLOURS = 1024  # that all images together have: pixel art has a palette, smoothed outlines have thousands
@@ -50,7 +48,6 @@ class Fingerprint:
     training: int
     validation: int
     test: int
-    straddling: int | None  # held-out images with a near-duplicate on another side; None: not looked for
     labels: int  # distinct ones
     flat: float  # share of neighbouring pixels that are equal: drawings 0.8, photographs 0.2
     colours: int  # of all sampled images together
@@ -69,11 +66,8 @@ class Fingerprint:
         """The fingerprint in words."""
         size, share = Size.parse(self.size).shown, f"{self.flat:.0%} of neighbouring pixels are equal"
         split = f"{self.training:,} to train, {self.validation} for validation, {self.test} for tests"
-        near = {None: "near-duplicates were not looked for: pip install -r requirements-data.txt"}.get(
-            self.straddling, f"{self.straddling} held-out images have a near-duplicate on another side of the split"
-        )
         return [
-            f"{self.images:,} images of {size} pixels ({split}), {self.copies} copies, {self.groups} groups; {near}",
+            f"{self.images:,} images of {size} pixels ({split}), {self.copies} copies, {self.groups} groups",
             f"{self.kind}: {share}, {self.colours:,} colours, {self.detail:.1%} of the variance is finer than 2 pixels",
             f"{self.variety:.0%} of the variance differs from image to image; mirror images are {self.mirrored:.2f} "
             f"times as far from the nearest image as images are; {self.labels} labels",
@@ -96,9 +90,6 @@ def look(dataset: Path) -> Fingerprint:
     if not len(split.validation):
         advice = "make smaller groups (--group-by of scripts.make_dataset), so that some can be held out"
         raise UserError(f"{dataset}: no image is held out by a split of {fraction:.0%}; {advice}")
-    straddling = None
-    if near_duplicates.is_installed() and len(images) <= HASHED:
-        straddling = count_straddling(images, records, Bounds(fraction, 2 * fraction))
     return Fingerprint(
         data=images.fingerprint["index"],
         size=Size.of(images.shape).plain,
@@ -109,7 +100,6 @@ def look(dataset: Path) -> Fingerprint:
         training=len(split.training),
         validation=len(split.validation),
         test=len(split.test),
-        straddling=straddling,
         labels=len({label for record in records for label in record.get("labels", [])}),
         **measure(images, dataset),
     )
@@ -150,17 +140,6 @@ def mirrored(pixels: torch.Tensor, groups: list[str | None]) -> float:
     )
     known = plain.isfinite()
     return float(turned[known].mean() / plain[known].mean()) if known.any() and plain[known].mean() > 0 else 1.0
-
-
-def count_straddling(images: ImageDataset, records: list[dict], bounds: Bounds) -> int:
-    """How many held-out images have a near-duplicate on another side of the split."""
-    hashes = []
-    for index in progress(range(len(images)), unit="image", desc="near-duplicates"):
-        whole = ((images.read_file(index) + 1) * 127.5).round().to(torch.uint8)
-        hashes.append(int(near_duplicates.hash_image(Image.fromarray(whole.permute(1, 2, 0).numpy())), 16))
-    pairs = near_duplicates.near_pairs(np.array(hashes, dtype=np.uint64))
-    sides = sides_of([record.get("group") or images.image_key(index) for index, record in enumerate(records)], bounds)
-    return int(near_duplicates.count_straddling(pairs, sides))
 
 
 def survey(files: list[Path]) -> tuple[list[Size], int]:

@@ -27,21 +27,20 @@ class Choice(NamedTuple):
     """What depends on the kind of images."""
 
     temperatures: tuple[float, float, float]  # of the base stage, of stages between, of the finest stage
+    why: tuple[str, str]  # with the source
     autoencoder: dict  # keys of autoencoder.json that differ from configs/demo-64
     share: float  # of the training time, for the autoencoder
-    reason: str
-    source: str
+    because: tuple[str, str]  # likewise
 
 
+FEW = "docs/experiments.md#few-images"
+WARM = (1.0, 0.6, 0.4), ("as the demo's faces", "docs/experiments.md#which-settings-look-best")
+PLAIN = {}, 0.22, ("as the demo's", "docs/times.md")
 # The choices by data. A measurement of another kind, or a better one of these, changes this table and nothing else.
 CHOICES = {
-    DRAWINGS: Choice((1.0, 0.6, 0.4), {}, 0.22, "as the demo's faces", "docs/experiments.md#which-settings-look-best"),
-    PHOTOGRAPHS: Choice(
-        (1.0, 0.9, 0.9), {}, 0.22, "lower temperatures are flat: a recall of 0.08", "docs/experiments.md#few-images"
-    ),
-    PIXEL_ART: Choice(
-        (1.0, 0.6, 0.4), {}, 0.4, "its autoencoder is what limits samples", "docs/experiments.md#few-images"
-    ),
+    DRAWINGS: Choice(*WARM, *PLAIN),
+    PHOTOGRAPHS: Choice((1.0, 0.9, 0.9), ("lower ones are flat, with a recall of 0.08", FEW), *PLAIN),
+    PIXEL_ART: Choice(*WARM, {}, 0.4, ("reconstructions are what limits samples", FEW)),
 }
 TIERS = ((128, 3, 4, 2), (256, 4, 5, 4), (512, 6, 8, 8))  # of a stage: width, encoder and decoder layers, heads
 CHANNELS = ((32, 96), (64, 192), (128, 256))  # of an autoencoder: the narrowest and the widest layer
@@ -56,8 +55,7 @@ START, PER_STEP, PER_TOKEN, GPU = 4.0, 0.04, 0.08 / 1024, 20.0
 STAGE_BYTES, IMAGE_BYTES = 15e6, 1.5e6  # memory of an image of 256 tokens at width 128, and of one of 64×64 pixels
 
 
-@dataclass(frozen=True)
-class Reason:
+class Reason(NamedTuple):
     """A value, why it was chosen, and where that was measured."""
 
     what: str
@@ -252,28 +250,21 @@ def reasons_for(prints: Fingerprint, sizes: Sizes, temperatures: list[float]) ->
     often = f"the finest stage of width {TIERS[0][0]} could pass {sizes.passes:.1f} times over the images"
     symmetric = f"mirror images are {prints.mirrored:.2f} times as far from the nearest image as images are"
     mirror = f"{symmetric} (at most {SYMMETRIC}), and {often} (at least {OFTEN})"
-    channels = f"{sizes.channels[0]} to {sizes.channels[1]} channels"
     held_out = f"of 5, 10 and 15 % the least that holds out {HELD_OUT} images: {prints.validation} and {prints.test}"
+    coarsest = f"{sizes.layers} halvings; the coarsest has at most {BASE_TOKENS} tokens"
+    units = "25 training images for one of the condition, 200 patches for others, 128 for the finest"
     wider = f"{often}; wider from {PASSES['stage']} passes and {ENOUGH:,} training images on"
+    (why, warm), (because, source) = choice.why, choice.because
+    channels = "{} to {} channels".format(*sizes.channels)
     return [
         Reason("image_size", size.shown, "that of the images"),
         Reason("held out", f"{prints.fraction:.0%} twice", held_out, "docs/evaluation.md#the-split"),
         Reason("flip", "yes" if sizes.is_mirrored else "no", mirror, "docs/experiments.md#mirror-images"),
-        Reason("autoencoder", channels, f"{prints.kind}: {choice.reason}", choice.source),
-        Reason(
-            "grids",
-            grids,
-            f"{sizes.layers} halvings; the coarsest grid has at most {BASE_TOKENS} tokens",
-            "docs/scaling.md#grids-for-128128-pixels",
-        ),
-        Reason(
-            "units",
-            ", ".join(map(str, sizes.units)),
-            "25 training images for one of the condition, 200 patches for others, 128 for the finest",
-            DEMO.name,
-        ),
-        Reason("stages", f"{len(grids.split(' → '))} of width {width}", wider, "docs/scaling.md#loss-over-compute"),
-        Reason("temperatures", ", ".join(map(str, temperatures)), f"{prints.kind}: {choice.reason}", choice.source),
+        Reason("autoencoder", channels, f"{choice.share:.0%} of the time: {because}", source),
+        Reason("grids", grids, coarsest, "docs/scaling.md#grids-for-128128-pixels"),
+        Reason("units", ", ".join(map(str, sizes.units)), units, "configs/demo-64"),
+        Reason("stages", f"{len(sides)} of width {width}", wider, "docs/scaling.md#loss-over-compute"),
+        Reason("temperatures", ", ".join(map(str, temperatures)), why, warm),
     ]
 
 
@@ -301,7 +292,6 @@ def guess_costs(plan: Plan, prints: Fingerprint, is_gpu: bool = False) -> dict[s
 
 def describe(plan: Plan, prints: Fingerprint, hours: float, took: dict[str, float], notes: list[str]) -> str:
     """The text of recipe.md: the data, each value with its reason, and the minutes of each step."""
-    rows = [[each.what, each.value, each.reason, each.source] for each in plan.reasons]
     times = []
     for name, seconds in plan.seconds.items():
         options = plan.settings.get(section_of(name), {})
@@ -310,6 +300,6 @@ def describe(plan: Plan, prints: Fingerprint, hours: float, took: dict[str, floa
     planned, true = sum(plan.seconds.values()) / 60, sum(took.values()) / 60
     times.append(["all", "", f"{planned:.1f}", f"{true:.1f}" if took else ""])
     lines = [f"# A recipe for {hours:g} hours", "", *(f"- {line}" for line in (*prints.lines(), *notes)), ""]
-    lines += [table(("", "value", "why", "source"), rows), ""]
+    lines += [table(("", "value", "why", "source"), plan.reasons), ""]
     lines += [table(("step", "training steps", "planned minutes", "minutes"), times), ""]
     return "\n".join(lines)

@@ -40,6 +40,11 @@ from utils.runtime.device import choose_device, usable_memory
 from utils.runtime.progress import duration
 from utils.training.metrics import read_rows
 
+MISSING = {  # what is said of packages that are not there
+    ("imagehash",): "near-duplicates are not kept on one side of the split: pip install -r requirements-data.txt",
+    evaluate.PACKAGES: "there is no evaluation: pip install -r requirements-eval.txt",
+    ("jinja2", "plotly"): "there is no report: pip install -r requirements-eval.txt",
+}
 BEAT = 5.0  # seconds between notes of the time that was used
 LEARNED_BY_HEART = 0.9  # share of a stage's steps, before which its best checkpoint means that more do not help
 OVER = 1.08  # that the finest stage is planned to overrun: what is cut off are steps at nearly no learning rate
@@ -132,7 +137,7 @@ class Auto:
         """Look and plan, unless an earlier start has."""
         self.dataset = self.find_images()
         self.prints = self.look()
-        print("look:", *self.prints.lines(), sep="\n  ")
+        print("look:", *self.prints.lines(), sep="\n  ", flush=True)
         given = self.folder.planned
         is_planned = given.is_file() and (self.path / "recipe.json").is_file()
         self.state = build_config(State, read_json(given), str(given)) if is_planned else self.plan()
@@ -146,7 +151,7 @@ class Auto:
         elif self.state.hours != self.options.hours or not self.state.seconds:
             self.state.hours = self.options.hours
             self.replan()
-        print(f"plan: {self.path / 'recipe.md'}")
+        print(f"plan: {self.path / 'recipe.md'}", *self.state.notes, sep="\n  ")
         print("expect:", expect.sentence(self.prints, self.options.hours))
 
     def find_images(self) -> Path:
@@ -164,8 +169,6 @@ class Auto:
         print(f"data: {len(files)} files become {made}, of {size.shown} pixels; of {len(sizes)} files {smaller} are")
         print(f"  smaller and are enlarged, and {transparent} may be transparent, which becomes white", flush=True)
         group = "near" if near_duplicates.is_installed() else None
-        if group is None:
-            print("  near-duplicates are not kept on one side of the split: pip install -r requirements-data.txt")
         self.call("make_dataset", given, out_dir=made.parent, image_size=size, group_by=group)
         return made
 
@@ -211,7 +214,8 @@ class Auto:
         guessed = planning.guess_costs(plan, self.prints)["autoencoder"].per_step
         state = State(options.hours, [checksum((self.path / "recipe.json").read_bytes())], start, guessed=guessed)
         state.costs = {name: dataclasses.asdict(cost) for name, cost in costs.items()}
-        state.reasons = [dataclasses.astuple(reason) for reason in plan.reasons]
+        state.reasons = [list(reason) for reason in plan.reasons]
+        state.notes = [note for packages, note in MISSING.items() if not has(*packages)]
         write_file(self.folder.planned, json.dumps(dataclasses.asdict(state)))
         return state
 
@@ -360,7 +364,7 @@ class Auto:
         left = self.limit - self.clock.used - 3 * self.state.drift * self.state.start
         chosen = self.evaluation(0.9 * left)
         if chosen is None:
-            return print("no evaluation: pip install -r requirements-eval.txt, or no image is held out")
+            return None
         if is_older(self.folder.evaluation.results, *(self.folder.path / ".done").iterdir()):
             since = self.clock.used
             print("== evaluation", flush=True)
