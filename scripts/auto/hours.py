@@ -128,7 +128,7 @@ def choose_steps(
         if name != "codebook":
             warmup = min(section.warmup, total // 10)
             options[name] |= {"checkpoint_step": math.ceil(total / number), "warmup_step": warmup}
-            options[name] |= {"schedule_step": total} if name.startswith("transformer_") else {}
+            options[name] |= {"schedule_step": total}  # also if the training is stopped before
     seconds = {step: costs[step].seconds(*numbers.get(section_of(step), (0, 0))) for step in steps}
     return options, seconds
 

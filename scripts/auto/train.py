@@ -17,6 +17,8 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
+from models.autoencoder import KIND as AUTOENCODER
+from models.stage import KIND as STAGE
 from scripts import evaluate, near_duplicates
 from scripts.auto import expect, hours
 from scripts.auto import plan as planning
@@ -48,6 +50,8 @@ MISSING = {  # what is said of packages that are not there
 BEAT = 5.0  # seconds between notes of the time that was used
 LEARNED_BY_HEART = 0.9  # share of a stage's steps, before which its best checkpoint means that more do not help
 OVER = 1.08  # that the finest stage is planned to overrun: what is cut off are steps at nearly no learning rate
+SLACK = 1.5  # of its planned time, after which a training is stopped that is not the last one
+KINDS = {"train_autoencoder": AUTOENCODER, "train_quantized_transformer": STAGE}  # of checkpoints that may be stopped
 LATE = "steps took longer than measured, so the hours may not be kept"
 MARGIN = 0.01  # share of the hours that is left over
 SURE = 4  # times the hours: where so much is guessed to be needed, nothing is tried
@@ -230,19 +234,24 @@ class Auto:
 
     def train(self) -> None:
         """Run what has not run: each step of the chain, the evaluation, the report."""
-        last = [name for name, step in self.steps.items() if step.script.startswith("train_")][-1]
         for name, step in self.steps.items():
-            since, seconds, is_new = self.clock.used, None, not step.folder.record.is_file()
+            since, is_new, is_done = self.clock.used, not step.folder.record.is_file(), self.folder.mark(name).is_file()
             if not self.has_begun(step) and not self.is_edited:
                 self.replan()
-            if name == last and not self.is_edited:
-                seconds = max(1.0, self.limit - self.clock.used - self.after(name))
-            is_done = self.folder.mark(name).is_file()
-            self.run_step(name, seconds)
+            self.run_step(name, self.seconds_for(name))
             if not is_done:
                 self.note_time(name, self.clock.used - since, is_new)
         self.evaluate()
         self.end()
+
+    def seconds_for(self, name: str) -> float | None:
+        """Seconds after which a training by gradients is stopped; None for other steps."""
+        trained = [name for name, step in self.steps.items() if step.script in KINDS]
+        if self.is_edited or name not in trained:
+            return None
+        if name == trained[-1]:
+            return max(1.0, self.limit - self.clock.used - self.after(name))
+        return SLACK * (self.state.seconds[name] + self.state.drift * self.state.start)
 
     def run_step(self, name: str, seconds: float | None) -> None:
         """Run a step of the chain; one that is stopped after so many seconds ends with what it has learned."""
@@ -254,10 +263,8 @@ class Auto:
                 raise
             latest = self.steps[name].folder.latest
             if not latest.is_file():
-                raise UserError(
-                    f"{name}: the hours are over before its first training step; give more --hours"
-                ) from None
-            done = load_checkpoint(latest, "transformer", memory_map=True)["step"]
+                raise UserError(f"{name}: its time was over before its first step; give more --hours") from None
+            done = load_checkpoint(latest, KINDS[self.steps[name].script], memory_map=True)["step"]
             recipe = read_json(self.path / "recipe.json")
             planned = recipe[name]["max_step"]
             recipe[name] |= {"max_step": done}
