@@ -56,7 +56,7 @@ def planned(prints, number, seconds=None, **more):
 SIDES = st.sampled_from([16, 24, 32, 48, 64, 80, 96, 100, 128, 160, 200, 256, 384, 512])
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(
     st.tuples(SIDES, SIDES).filter(lambda sides: 1 / 3 <= sides[0] / sides[1] <= 3),
     st.integers(100, 10**6),
@@ -302,6 +302,22 @@ def test_the_hours_are_kept_although_steps_are_slower_or_faster_than_measured(se
     evaluated = world.auto.evaluation(0.9 * (world.auto.limit - world.seconds - 3 * drift * start)).seconds / drift
     used = (world.seconds + pace * (evaluated + 3 * start)) / world.auto.limit
     assert 0.95 < used <= 1
+
+
+@pytest.mark.parametrize(
+    ("losses", "begins"),
+    [([3.0, 2.0, 1.0], "more hours may help"), ([3.0, 1.0, 2.0], "more hours will not help"), ([3.0], "")],
+)
+def test_what_more_hours_bring_follows_from_where_the_finest_stage_was_best(losses, begins, tmp_path):
+    rows = [
+        {"step": 10 * index, "val_loss": loss, "val_images": 9, "stage_bits": 1} for index, loss in enumerate(losses)
+    ]
+    sampled = {"step": 15, "val_loss": 0.0, "val_images": 2, "train_loss": 1.0}  # of a log line, on a few images
+    folder = RunFolder(tmp_path, 1).transformers[0]
+    folder.path.mkdir()
+    folder.metrics.write_text("".join(json.dumps(row) + "\n" for row in [*rows, sampled]))
+    steps = {"transformer_0": SimpleNamespace(folder=folder), "generate": None}
+    assert "".join(train.Auto.outlook(SimpleNamespace(steps=steps))).startswith(begins)
 
 
 class Stop(Exception):

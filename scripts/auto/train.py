@@ -47,6 +47,10 @@ MISSING = {  # what is said of packages that are not there
     evaluate.PACKAGES: "there is no evaluation: pip install -r requirements-eval.txt",
     ("jinja2", "plotly"): "there is no report: pip install -r requirements-eval.txt",
 }
+NEEDED = {"val_loss", "val_images", "stage_bits"}  # keys of the row of a checkpoint
+TWICE = (
+    "on the demo's faces 15.2 minutes instead of 8.5 left 0.57 of the distance (docs/experiments.md#time-to-quality)"
+)
 BEAT = 5.0  # seconds between notes of the time that was used
 LEARNED_BY_HEART = 0.9  # share of a stage's steps, before which its best checkpoint means that more do not help
 OVER = 1.08  # that the finest stage is planned to overrun: what is cut off are steps at nearly no learning rate
@@ -337,6 +341,10 @@ class Auto:
         for name, options in numbers.items():
             plan.settings[name] |= options
         self.state.seconds |= seconds | {hours.EVALUATION: self.closing}
+        needed = (self.limit - left + sum(seconds.values())) / 3600
+        if not begun and sum(seconds.values()) < 0.9 * left:
+            early = f"about {needed:.2g} of the {self.options.hours:g} hours are needed"
+            self.state.notes.append(f"{early}: more training steps would only learn so few images by heart")
         self.write_recipe(plan.settings)
 
     def files(self) -> Plan:
@@ -393,27 +401,20 @@ class Auto:
     def outlook(self) -> list[str]:
         """What more hours or images would bring, as far as the finest stage shows it."""
         name = list(self.steps)[-2]
-        rows = [
-            row for row in read_rows(self.steps[name].folder.metrics) if "val_loss" in row and "train_loss" not in row
-        ]
-        if len(rows) < 2:
+        losses = {
+            row["step"]: row["val_loss"] for row in read_rows(self.steps[name].folder.metrics) if row.keys() >= NEEDED
+        }
+        if len(losses) < 2:
             return []
-        best, last = min(rows, key=lambda row: row["val_loss"])["step"], rows[-1]["step"]
+        best, last = min(losses, key=losses.get), max(losses)
         if best < LEARNED_BY_HEART * last:
             why = f"the finest stage was best after {best} of {last} training steps, then learned images by heart"
             return [f"more hours will not help: {why}; more images will"]
-        passes = PASSES_TEXT.format(last=last)
-        return [f"more hours may help: {passes}"]
+        return [f"more hours may help: the finest stage was best at its end, after {last} training steps; {TWICE}"]
 
     def call(self, script: str, *words: object, **flags: object) -> None:
         """Run a script to its end, or end with its status."""
         self.attendant.check([sys.executable, "-m", f"scripts.{script}", *words, *words_of(flags)])
-
-
-PASSES_TEXT = (
-    "the finest stage was best at its last checkpoint, after {last} training steps; on the demo's faces twice the time "
-    "left 0.57 of the distance (0.197 to 0.112 from 8.5 to 15.2 minutes, docs/experiments.md#time-to-quality)"
-)
 
 
 def has(*packages: str) -> bool:
