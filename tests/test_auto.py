@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from scripts import train_cascade
-from scripts.auto import expect, hours, plan, train
+from scripts.auto import expect, hours, measure, plan, train
 from scripts.auto.look import DRAWINGS, PHOTOGRAPHS, PIXEL_ART, Fingerprint, look
 from scripts.recipe import check
 from tests.conftest import undisturbed
@@ -350,7 +350,8 @@ class Programs:
 def test_a_folder_of_pictures_becomes_a_report_although_it_was_killed_in_each_part(tmp_path, monkeypatch, capsys):
     programs, pictures, out = Programs(), tmp_path / "pictures", tmp_path / "out"
     monkeypatch.setattr(Attendant, "run", lambda *words, **more: programs.run(*words, **more))
-    monkeypatch.setattr(train, "seconds_to_start", lambda: 0.1)
+    for module in (measure, train):
+        monkeypatch.setattr(module, "seconds_to_start", lambda: 0.1)
     monkeypatch.setattr(hours, "PASSES", dict.fromkeys(hours.PASSES, 1))
     monkeypatch.setattr(hours, "CODEBOOK_STEPS", 20)
     monkeypatch.setattr(plan, "TIERS", ((32, 1, 1, 2),))

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from scripts.auto.plan import Plan
-from scripts.dry_run import WHOLE, Cost, Scaling, run_steps, write_few
+from scripts.dry_run import WHOLE, Cost, Scaling, run_steps, seconds_to_start, write_few
 from utils.data.dataset import ImageDataset
 from utils.runs.chain import Recipe
 from utils.runs.folders import RunFolder
@@ -29,11 +29,11 @@ def shorten(plan: Plan, numbers: dict[str, dict[str, int]]) -> Plan:
 
 def try_briefly(
     plan: Plan, dataset: Path, scratch: Path, first: Path, start: float, device: str | None, attendant: Attendant
-) -> dict[str, Cost]:
+) -> tuple[dict[str, Cost], float]:
     """Run all steps of a short recipe in one process, in the folder `scratch`; leave its pictures as `first`.
 
     Its models are thrown away: they could not be gone on with exactly, since a schedule must know its last step. To
-    start, a script takes `start` seconds.
+    start, a script took `start` seconds before; the lesser of that and of now is returned, since it is a part of all.
     """
     shutil.rmtree(scratch, ignore_errors=True)
     plan.write(scratch / "recipe")
@@ -42,8 +42,9 @@ def try_briefly(
     number = write_few(images, scratch / "dataset.json")
     print(f"measuring the rates of this machine, in a short pass of all steps with {number} images", flush=True)
     run_steps(recipe, run, scratch / "dataset.json", device, attendant, WHOLE)
+    start = min(start, seconds_to_start())
     scaling = Scaling(len(images), len(images) / number, start, recipe, is_whole=True)
     costs = {step.name: cost for step, _, cost in scaling.costs(run)}
     shutil.copy(run.generated.grids[-1], first)
     shutil.rmtree(scratch)
-    return costs
+    return costs, start

@@ -214,7 +214,7 @@ class Auto:
             numbers = {name: {"max_step": section.low} for name, section in sections.items()}
         since = time.monotonic()
         more = self.path / "trial", self.folder.first, start, options.device, self.attendant
-        costs = try_briefly(shorten(plan, numbers), self.dataset, *more)
+        costs, start = try_briefly(shorten(plan, numbers), self.dataset, *more)
         print(f"a short pass of all steps took {time.monotonic() - since:.0f} s; first pictures: {self.folder.first}")
         for name, section in sections.items():
             plan.settings[name] |= numbers.get(name, {"max_step": section.low})
