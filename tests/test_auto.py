@@ -338,7 +338,8 @@ class Programs:
         if self.fatal in command or self.fatal == name:
             self.fatal = None
             raise Stop
-        attendant.is_late = seconds is not None and self.late is not None
+        is_finest = any(word.endswith("/transformer_1") for word in arguments)  # its --out-dir
+        attendant.is_late = seconds is not None and self.late is not None and is_finest
         if attendant.is_late:
             arguments += ["--max-step", str(self.late)]
         with undisturbed():
