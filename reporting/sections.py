@@ -15,6 +15,7 @@ from models.stage import KIND as STAGE
 from reporting import figures, verdicts
 from reporting.pictures import Picture, Quality, label_in
 from reporting.run import Job, Run, Step
+from utils.core.config import read_json
 from utils.core.provenance import check_origin
 from utils.data.images import to_uint8
 from utils.runs.chain import is_unfinished, missing_in
@@ -87,10 +88,23 @@ def overview(run: Run, models: Models) -> dict:
         "image_bits": verdicts.image_bits(run),
         "verdicts": judged,
         "advice": verdicts.what_next(judged),
+        "planned": planned(run),
         "missing": [title_of(run.folder.step(name)) for name in missing],
         "unfinished": [title_of(run.folder.step(name)) for name in unfinished],
         "again": again(run, job),
     }
+
+
+def planned(run: Run) -> list[str]:
+    """What `scripts.train_cascade auto` decided, and what more hours or images would bring; nothing of other runs."""
+    if not run.folder.planned.is_file():
+        return []
+    kept = read_json(run.folder.planned)
+    decided = "; ".join(f"{what}: {value}" for what, value, *_ in kept["reasons"])
+    return [
+        f"Planned for {kept['hours']:g} hours: {decided}.",
+        *(f"{line}." for line in kept["notes"] + kept["outlook"]),
+    ]
 
 
 def again(run: Run, job: Job | None) -> str | None:

@@ -31,6 +31,7 @@ class Options:
 
     quick: bool = option("a complete pass in under 3 minutes, at 32×32 pixels: to see that everything works", False)
     size: int | None = option("pixels a side: 64, or 128, which takes about an hour on two CPU cores", None, unset="64")
+    hours: float | None = option("plan a recipe for so many hours, in the place of the demo's own", None, above=0)
     source: str = option("cartoon faces, or emoji", "avatars", choices=("avatars", "openmoji"))
     device: str = option("auto (cuda, mps or cpu), or a torch device", "auto")
     out_dir: Path | None = option("where the data and all that is learned go", None, unset="out/demo-SOURCE")
@@ -40,6 +41,8 @@ class Options:
     def __post_init__(self) -> None:
         if self.quick and self.size is not None:
             raise UserError(f"--size {self.size}: --quick is for 32 pixels; leave one of them out")
+        if self.quick and self.hours is not None:
+            raise UserError(f"--hours {self.hours:g}: --quick has a recipe of its own; leave one of them out")
         if self.size not in (None, 64, 128):
             raise UserError(f"--size {self.size}: the demo has recipes for 64 and 128 pixels")
 
@@ -48,6 +51,7 @@ def main() -> None:
     """Make the environment, and with its Python all the rest."""
     options = parse_options(Options, __doc__, None)
     name, folder = RECIPES[32 if options.quick else options.size or 64]
+    folder += "-auto" if options.hours else ""
     out = Path("out", f"{folder}-{options.source}") if options.out_dir is None else options.out_dir.absolute()
     recipe, data = Recipe.find(name), out / "data"
     with child.attending() as attendant:
@@ -59,7 +63,9 @@ def main() -> None:
         size = {"image_size": recipe.image_size, "num_images": recipe.num_images, "overwrite": options.overwrite}
         run("demo_data", options.source, out_dir=data, **size)
         flags = {"device": options.device, "overwrite": options.overwrite, "verify": options.verify}
-        run("train_cascade", name, data / "dataset.json", out, **flags)
+        if options.hours:
+            flags["hours"] = options.hours
+        run("train_cascade", "auto" if options.hours else name, data / "dataset.json", out, **flags)
         results, report = out / "evaluation" / "evaluation.json", out / "report.html"
         if is_older(results, *(out / ".done").iterdir()):
             print("== evaluation")

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
@@ -29,6 +30,7 @@ import torch
 from scripts import few_images
 from scripts.recipe import check, load_configs, open_images, options_of
 from utils.core.tables import table
+from utils.data.dataset import ImageDataset
 from utils.data.dataset_json import write_dataset
 from utils.data.records import read_dataset
 from utils.runs.attempt import Attempt, read_attempts
@@ -48,6 +50,25 @@ DRAWN = 5  # images that are generated, at most
 # many, and one more for so many tokens of the finest grid. Measured: tiny-32 6, demo-64 26, laptop-128 about 45.
 STARTS, TOKENS = 10, 20
 SHORT = dict.fromkeys(("max_epoch", "max_step", "checkpoint_step", "log_step"), TIMED)
+WHOLE = "whole"  # the word that asks for all training steps of a recipe
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a step takes: seconds once, for each training step and for each checkpoint, and the most bytes of memory."""
+
+    once: float
+    per_step: float = 0.0
+    per_checkpoint: float = 0.0
+    memory: int = 0
+
+    def seconds(self, steps: float = 0, checkpoints: int = 0) -> float:
+        """All seconds of so many training steps."""
+        return self.once + steps * self.per_step + checkpoints * self.per_checkpoint
+
+    def times(self, factor: float) -> "Cost":
+        """The cost on a machine that takes so many times as long."""
+        return Cost(self.once * factor, self.per_step * factor, self.per_checkpoint * factor, self.memory)
 
 
 @dataclass(frozen=True)
@@ -69,18 +90,14 @@ def estimate(recipe: Recipe, dataset: Path, device: str | None) -> None:
         steps = steps_of(run, recipe, dataset)
         check(recipe, steps, run, recipe.folder / "generate.json")
         images = open_images(recipe, dataset)
-        records, _ = read_dataset(dataset, ("image_fpath",))
-        used = records[:: -(-len(records) // MOST)]
-        for record in used:  # in a data set that lies elsewhere
-            record["image_fpath"] = str((images.folder / record["image_fpath"]).resolve())
-        write_dataset(Path(scratch, "dataset.json"), used)
+        number = write_few(images, Path(scratch, "dataset.json"))
         start, tokens = seconds_to_start(), math.prod(load_configs(recipe, steps)[run.codebooks[-1].name].grid)
         own = duration(start * (STARTS + tokens / TOKENS))
-        print(f"trying all steps with {len(used)} of {len(records)} images takes about {own}", flush=True)
+        print(f"trying all steps with {number} of {len(images)} images takes about {own}", flush=True)
         run_steps(recipe, run, Path(scratch, "dataset.json"), device, attendant)
-        rows = Scaling(len(records), len(records) / len(used), start, recipe).estimates(run)
-    measured = f"by {TIMED} training steps each with {len(used)} of them"
-    print(f"{recipe.folder.name} with {len(records)} images, {measured}:\n")
+        rows = Scaling(len(images), len(images) / number, start, recipe).estimates(run)
+    measured = f"by {TIMED} training steps each with {number} of them"
+    print(f"{recipe.folder.name} with {len(images)} images, {measured}:\n")
     seconds, disk = sum(row.seconds for row in rows), sum(row.disk for row in rows)
     whole = Estimate("all", None, seconds, disk, max(row.memory for row in rows), None)
     cells = []
@@ -88,7 +105,17 @@ def estimate(recipe: Recipe, dataset: Path, device: str | None) -> None:
         half = "" if row.half is None else readable(row.half)
         cells.append([row.name, row.steps or "", duration(row.seconds), readable(row.disk), readable(row.memory), half])
     print(table(("step", "training steps", "h:min:s", "disk", "peak memory", "about, with half the batch"), cells))
-    few_images.warn(len(records))
+    few_images.warn(len(images))
+
+
+def write_few(images: ImageDataset, path: Path) -> int:
+    """Write a dataset.json of up to `MOST` of the images, taken evenly; return their number."""
+    records, _ = read_dataset(images.index, ("image_fpath",))
+    used = records[:: -(-len(records) // MOST)]
+    for record in used:  # in a data set that lies elsewhere
+        record["image_fpath"] = str((images.folder / record["image_fpath"]).resolve())
+    write_dataset(path, used)
+    return len(used)
 
 
 def shorten(recipe: Recipe) -> Recipe:
@@ -98,18 +125,21 @@ def shorten(recipe: Recipe) -> Recipe:
     return short if "keep" in short.settings["prune"] else short.change(("prune",), prune_threshold=0)
 
 
-def run_steps(recipe: Recipe, run: RunFolder, dataset: Path, device: str | None, attendant: Attendant) -> None:
-    """Run the steps of the shortened recipe in a process of their own, since each start of one takes seconds."""
+def run_steps(
+    recipe: Recipe, run: RunFolder, dataset: Path, device: str | None, attendant: Attendant, *how: str
+) -> None:
+    """Run all steps, of the shortened recipe unless `WHOLE`, in one process, since each start of one takes seconds."""
     run.path.mkdir()
     shutil.copy(recipe.folder / "generate.json", run.generation)
-    command = [sys.executable, "-m", "scripts.dry_run", recipe.folder.resolve(), run.path, dataset, device or "auto"]
-    attendant.check(command, env=inherited(), cwd=ROOT)
+    words = [recipe.folder.resolve(), run.path, dataset, device or "auto", *how]
+    attendant.check([sys.executable, "-m", "scripts.dry_run", *words], env=inherited(), cwd=ROOT)
 
 
 def main(argv: list[str] | None = None) -> None:
     """What that process does: show which step it is, its progress and its errors, but not its log."""
-    folder, path, dataset, device = argv or sys.argv[1:]
-    recipe = shorten(Recipe.find(Path(folder)))
+    folder, path, dataset, device, *how = argv or sys.argv[1:]
+    recipe = Recipe.find(Path(folder))
+    recipe = recipe if how == [WHOLE] else shorten(recipe)
     with Path(os.devnull).open("w") as nowhere:
         for step in steps_of(RunFolder(Path(path), len(recipe.stages)), recipe, Path(dataset)):
             print(f"== {step.name}", flush=True)
@@ -135,40 +165,56 @@ class Scaling:
     growth: float  # images for each one that was used
     start: float  # seconds that a script takes before its attempt begins
     recipe: Recipe
+    is_whole: bool = False  # whether the run was of the recipe as it is, and not of the shortened one
 
     def estimates(self, run: RunFolder) -> list[Estimate]:
         """The estimates of all steps."""
+        return [self.estimate(step, attempt, cost) for step, attempt, cost in self.costs(run)]
+
+    def costs(self, run: RunFolder) -> Iterator[tuple[Step, Attempt, Cost]]:
+        """The steps of a short run, each with its attempt and what it takes."""
         pairs = []
         for step in steps_of(run, self.recipe, Path("unread")):
             newest = {attempt.script: attempt for attempt in read_attempts(step.folder)}
             pairs.append((step, newest[f"{step.script}.py"]))
         # A pass over all feature maps by each codebook, which its training and the stages make once more.
         passes = {step.folder.level: attempt.seconds for step, attempt in pairs if step.section == "prune"}
-        return [self.estimate(step, attempt, passes) for step, attempt in pairs]
+        for step, attempt in pairs:
+            yield step, attempt, self.cost(step, attempt, passes)
 
-    def estimate(self, step: Step, attempt: Attempt, passes: dict[str, float]) -> Estimate:
-        """The estimate of a step; `passes` are the seconds of a pass by each codebook."""
+    def grown(self, step: Step) -> float:
+        """How many times as much a step without training does for all images, or for all that are generated."""
+        if step.section != "generate":
+            return self.growth
+        return 1.0 if self.is_whole else max(1.0, options_of(self.recipe, step).num_images / DRAWN)
+
+    def cost(self, step: Step, attempt: Attempt, passes: dict[str, float]) -> Cost:
+        """What a step takes; `passes` are the seconds of a pass by each codebook."""
+        if attempt.plan is None:
+            return Cost(self.start + self.grown(step) * attempt.seconds, memory=attempt.peak_memory)
+        plan, levels = Plan(**attempt.plan), [step.folder.level, *([CONDITION] if step.name == "transformer_0" else [])]
+        more = (self.growth - 1) * sum(passes.get(level, 0.0) for level in levels)
+        done = options_of(self.recipe, step).max_step if self.is_whole else TIMED
+        once = attempt.seconds - done * plan.seconds_per_step - plan.seconds_per_checkpoint
+        seconds = plan.seconds_per_step, plan.seconds_per_checkpoint
+        return Cost(self.start + max(0.0, once) + more, *seconds, attempt.peak_memory)
+
+    def estimate(self, step: Step, attempt: Attempt, cost: Cost) -> Estimate:
+        """The estimate of a step."""
         folder, name = step.folder, f"{step.folder.name}, {attempt.script}"
         files = (path for path in folder.path.rglob("*") if path.is_file() and path.parent != folder.checkpoints)
         size = sum(path.stat().st_size for path in files)  # bytes
         if attempt.plan is None:
-            growth = self.growth
-            if step.section == "generate":
-                growth = max(1.0, options_of(self.recipe, step).num_images / DRAWN)
-            disk = 0.0 if step.section == "prune" else growth * size  # a pruned codebook is small
-            return Estimate(name, None, self.start + growth * attempt.seconds, disk, attempt.peak_memory, None)
+            disk = 0.0 if step.section == "prune" else self.grown(step) * size  # a pruned codebook is small
+            return Estimate(name, None, cost.once, disk, cost.memory, None)
         plan, options = Plan(**attempt.plan), options_of(self.recipe, step)
         flips = step.script != "train_autoencoder" and self.recipe.settings["feature_maps"].get("flip", False)
         items = round(self.images * (1 - options.val_fraction - options.test_fraction)) * (1 + flips)
         steps = options.planned_steps(items)
         checkpoints = -(-steps // options.checkpoint_step)
-        levels = [folder.level, *([CONDITION] if step.name == "transformer_0" else [])]
-        more = (self.growth - 1) * sum(passes.get(level, 0.0) for level in levels)
-        once = attempt.seconds - TIMED * plan.seconds_per_step - plan.seconds_per_checkpoint
-        seconds = steps * plan.seconds_per_step + checkpoints * plan.seconds_per_checkpoint
         disk = kept(steps, options.checkpoint_step, options.keep_checkpoint) * plan.checkpoint + checkpoints * size
-        half = plan.batch and attempt.peak_memory - plan.batch / 2 * plan.memory_per_image
-        return Estimate(name, steps, self.start + max(0.0, once) + more + seconds, disk, attempt.peak_memory, half)
+        half = plan.batch and cost.memory - plan.batch / 2 * plan.memory_per_image
+        return Estimate(name, steps, cost.seconds(steps, checkpoints), disk, cost.memory, half)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,9 @@ A step that has run to its end with the same options, config and data, and whose
 was interrupted is resumed. Before anything runs the whole recipe is checked.
 
     python -m scripts.train_cascade demo-64 data/photos/dataset.json out/photos
+    python -m scripts.train_cascade auto photos out/photos --hours 1
+
+With auto in the place of a recipe, one is planned for the images and the hours (docs/auto.md), and OUT/recipe keeps it.
 """
 
 import sys
@@ -23,6 +26,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from scripts import dry_run
+from scripts.auto.train import Auto
 from scripts.recipe import check, check_device, open_images
 from utils.core import provenance
 from utils.core.config import read_json
@@ -35,6 +39,7 @@ from utils.runs.chain import Recipe, Step, steps_of
 from utils.runs.folders import RunFolder
 from utils.runtime import child
 
+AUTO = "auto"  # in the place of a recipe
 BEFORE = "result of the step before"
 REMEDY = "change it back, or add --overwrite to make it and all that follows from it anew"
 
@@ -43,8 +48,11 @@ REMEDY = "change it back, or add --overwrite to make it and all that follows fro
 class Options:
     """Options of scripts.train_cascade."""
 
-    recipe: str = option("folder of configs/, or the path of another, with a slash", positional=True)
-    dataset: Path = option("dataset.json of images, or shards", positional=True)
+    recipe: str = option(
+        "folder of configs/, or the path of another, with a slash; `auto` plans one for the images and --hours",
+        positional=True,
+    )
+    dataset: Path = option("dataset.json of images, or shards; for auto also a folder of pictures", positional=True)
     out: Path | None = option("folder to write to; none with --dry-run", None, positional=True)
     device: str | None = option("auto (cuda, mps or cpu), or a torch device", None, unset="auto")
     overwrite: bool = option("replace results made from different inputs or options", False)
@@ -58,9 +66,15 @@ class Options:
     )
     nnodes: int = option("machines, each with this command and the same files", 1, low=1)
     rdzv_endpoint: str | None = option("HOST:PORT of one of several machines", None)
+    hours: float | None = option("for auto: hours from the images to the report", None, above=0)
+    plan_only: bool = option("for auto: write OUT/recipe and stop", False)
     dry_run: bool = option("try every step briefly, then print the hours, disk and memory that the recipe needs", False)
 
     def __post_init__(self) -> None:
+        if self.recipe != AUTO and (self.hours is not None or self.plan_only):
+            raise UserError(f"--hours and --plan-only are for auto, and RECIPE is {self.recipe}; leave them out")
+        if self.recipe == AUTO and (self.hours is None or self.dry_run or self.launcher("")):
+            raise UserError("auto needs --hours, and plans for one process: leave out --dry-run, --nproc and the like")
         if self.dry_run and (self.out or self.overwrite or self.verify or self.launcher("")):
             advice = "leave out OUT and all flags but --device"
             raise UserError(f"--dry-run: tries each step in one process and a folder of its own; {advice}")
@@ -83,6 +97,9 @@ class Options:
 def main(argv: list[str] | None = None) -> None:
     """Check the recipe, and run its steps."""
     options = parse_options(Options, __doc__, argv)
+    if options.recipe == AUTO:
+        with child.attending() as attendant:
+            return Auto(options, attendant, Chain).run()
     recipe = Recipe.find(options.recipe)
     check_device(recipe, options.device)
     if options.dry_run:
@@ -164,20 +181,24 @@ class Chain:
             verify_files(self.images.index if data == self.options.dataset else data)
             self.verified.add(data)
 
-    def run(self, attendant: child.Attendant) -> None:
-        """Run the steps that are not done."""
+    def run(self, attendant: child.Attendant, only: str | None = None, seconds: float | None = None) -> None:
+        """Run the steps that are not done, or `only` one of them, which is asked to stop after so many seconds."""
         self.copy_generation()
         for step, key in self.keys():
+            if only not in (None, step.name):
+                continue
             if (reason := self.reason(step, key)) is None:
                 print(f"== {step.name}: done")
             else:
                 print(*([reason] if reason else []), f"== {step.name}", sep="\n")
-                self.run_step(step, attendant)
+                self.run_step(step, attendant, seconds)
                 if step.name == "feature_maps":
                     self.maps = self.fingerprint_of_maps()
                     self.verified.add(step.results[0])
             self.note(step.name, key)
-        print(f"pictures: {self.folder.generated.images} (what each step learned: {self.folder.path / '*' / 'images'})")
+        if only in (None, self.steps[-1].name):
+            learned = self.folder.path / "*" / "images"
+            print(f"pictures: {self.folder.generated.images} (what each step learned: {learned})")
 
     def copy_generation(self) -> None:
         """Copy the recipe's config of the generation, unless a person has edited it."""
@@ -189,7 +210,7 @@ class Chain:
             write_file(config, content)
         self.note(config.name, {"checksum": checksum(content)})
 
-    def run_step(self, step: Step, attendant: child.Attendant) -> None:
+    def run_step(self, step: Step, attendant: child.Attendant, seconds: float | None = None) -> None:
         """Run the script of a step, in as many processes as were asked for; end with its status unless that is 0."""
         self.folder.mark(step.name).unlink(missing_ok=True)
         options, since = self.options, time.monotonic()
@@ -197,7 +218,8 @@ class Chain:
         if options.nproc is not None:  # torchrun would choose 1
             environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // options.nproc)))
         common = {"device": options.device, "overwrite": options.overwrite, "verify": options.verify}
-        if status := attendant.run([sys.executable, *launcher, *step.command, *words_of(common)], env=environment):
+        command = [sys.executable, *launcher, *step.command, *words_of(common)]
+        if status := attendant.run(command, env=environment, seconds=seconds):
             sys.exit(attendant.stop or status if launcher else status)  # torchrun ends with 1, whatever the signal
         print(f"{step.name} took {time.monotonic() - since:.0f} s")
         if missing := [path for path in step.results if not path.is_file()]:

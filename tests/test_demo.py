@@ -99,6 +99,7 @@ def test_quick_demo_is_interrupted_then_ends(shorter, tmp_path):
         (["--device"], "--device"),
         (["--size", "100"], "--size 100: the demo has recipes for 64 and 128 pixels"),
         (["--quick", "--size", "64"], "--size 64: --quick is for 32 pixels"),
+        (["--quick", "--hours", "1"], "--hours 1: --quick has a recipe of its own"),
     ],
 )
 def test_wrong_arguments_get_a_line_and_status_2(arguments, named):
@@ -145,6 +146,13 @@ def test_flags_reach_every_command_that_has_them(demo):
         f"scripts.evaluate {demo.out} --device cpu",
         f"scripts.report {demo.out}",
     ]
+
+
+def test_hours_are_for_auto(demo):
+    status, _, errors, commands = demo.run("--hours", "2")
+    assert status == 0, errors
+    out = "out/demo-auto-avatars"
+    assert commands[1] == f"scripts.train_cascade auto {out}/data/dataset.json {out} --device auto --hours 2.0"
 
 
 def test_what_is_newer_than_all_steps_is_not_made_again(demo):

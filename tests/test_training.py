@@ -64,6 +64,8 @@ def test_both_schedules_warm_up_and_one_halves_and_the_other_ends_at_zero(total,
     expected = base * math.cos(math.pi / 2 * step / total) ** 2 * warm
     assert learning_rate(step, total, base, cosine) == pytest.approx(expected, abs=1e-12)
     assert learning_rate(total, total, base, cosine) == pytest.approx(0, abs=1e-12)
+    early = options(lr_schedule="cosine", warmup_step=warmup, schedule_step=total)
+    assert learning_rate(step, step + 1, base, early) == learning_rate(step, total, base, cosine)
 
 
 @given(st.integers(1, 100), st.integers(1, 20), st.integers(1, 5), st.none() | st.integers(1, 200))

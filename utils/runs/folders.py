@@ -138,6 +138,9 @@ class RunFolder:
         self.generation = path / "generate.json"  # the config of the generation
         self.evaluation = EvaluationFolder(path / "evaluation")
         self.report = path / "report.html"
+        self.recipe = path / "recipe"  # that scripts.auto planned, with what it saw and decided
+        self.planned = self.recipe / "auto.json"  # what was decided and how long it took
+        self.first = path / "first.png"  # its first pictures, of models that are thrown away
         self.autoencoder, self.feature_maps = self.step("autoencoder"), self.step("feature_maps")
         self.decoder = self.step("decoder")  # only where a recipe trains it further, on quantized maps
         self.generated = self.step("generated")

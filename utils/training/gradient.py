@@ -37,6 +37,9 @@ class GradientOptions(TrainingOptions, SpeedOptions):
     lr_schedule: str = option(
         "halve at every --lr-step, or fall to 0 at the last step", "step", choices=("step", "cosine"), is_fixed=True
     )
+    schedule_step: int | None = option(
+        "training step at which a cosine is 0, for a training that ends before", None, unset="--max-step", low=1
+    )
     grad_accum_step: int = option("batches whose gradients are added up for one training step", 1, low=1)
     grad_clip: float = option("largest norm of the gradient", 1.0, above=0, is_fixed=True)
     ema_decay: float = option(
@@ -61,7 +64,7 @@ def learning_rate(step: int, total_steps: int, base: float, options: GradientOpt
     """The rate of a step: linear warm-up, then halved every `lr_step` steps, or a cosine down to 0 at the last step."""
     warm = min(1.0, (step + 1) / (options.warmup_step + 1))
     if options.lr_schedule == "cosine":
-        return base * warm * 0.5 * (1 + math.cos(math.pi * step / total_steps))
+        return base * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / (options.schedule_step or total_steps))))
     return base * warm * 0.5 ** (step // options.lr_step)
 
 

@@ -1,0 +1,57 @@
+"""What to expect: the row of docs/experiments.md that is nearest to a data set, among those that were trained."""
+
+import math
+from typing import NamedTuple
+
+from scripts.auto.look import DRAWINGS, PHOTOGRAPHS, PIXEL_ART, Fingerprint
+
+
+class Row(NamedTuple):
+    """A training that was measured on test images, by a recipe for 64×64 pixels."""
+
+    name: str
+    kind: str
+    training: int  # images
+    variety: float  # of its fingerprint
+    minutes: float  # of all steps on two cores, where known
+    distance: float  # kernel distance of samples
+    precision: float
+    recall: float
+    source: str
+    picture: str = ""  # of its samples
+
+
+TIMES, FEW = "docs/experiments.md#time-to-quality", "docs/experiments.md#few-images"
+FACES = "docs/images/avatars_2.png"
+ROWS = (
+    Row("cartoon faces", DRAWINGS, 8113, 0.66, 5.5, 0.417, 0.24, 0.38, TIMES),
+    Row("cartoon faces", DRAWINGS, 8113, 0.66, 8.5, 0.197, 0.52, 0.71, TIMES),
+    Row("cartoon faces", DRAWINGS, 8113, 0.66, 15.2, 0.112, 0.65, 0.79, TIMES),
+    Row("cartoon faces", DRAWINGS, 8113, 0.66, 20, 0.043, 0.78, 0.82, "docs/evaluation.md#the-demos-numbers", FACES),
+    Row("cartoon faces", DRAWINGS, 1500, 0.67, 20, 0.107, 0.69, 0.81, FEW),
+    Row("faces of another cartoon style", DRAWINGS, 1814, 0.55, 20, 0.070, 0.74, 0.83, FEW),
+    Row("emoji", DRAWINGS, 1501, 0.71, 20, 0.228, 0.34, 0.38, FEW, "docs/images/openmoji_2.png"),
+    Row("crops of photographs", PHOTOGRAPHS, 2221, 1.0, 20, 0.324, 0.26, 0.08, FEW),
+    Row("pixel art", PIXEL_ART, 1248, 0.76, 20, 0.397, 0.57, 0.16, FEW),
+)
+
+
+def nearest(prints: Fingerprint, hours: float) -> Row:
+    """The row of the same kind that is nearest in images, variety and time."""
+
+    def apart(row: Row) -> float:
+        ratios = prints.training / row.training, 60 * hours / row.minutes
+        return sum(abs(math.log(ratio)) for ratio in ratios) + 10 * abs(prints.variety - row.variety)
+
+    return min((row for row in ROWS if row.kind == prints.kind), key=apart)
+
+
+def sentence(prints: Fingerprint, hours: float) -> str:
+    """What the nearest row reached."""
+    row = nearest(prints, hours)
+    shown = f"; its samples: {row.picture}" if row.picture else ""
+    return (
+        f"nearest to this was {row.name}, {row.training:,} training images and about {row.minutes:g} minutes on two "
+        f"cores: kernel distance {row.distance:.3f}, precision {row.precision:.2f}, recall {row.recall:.2f} "
+        f"({row.source}{shown})"
+    )

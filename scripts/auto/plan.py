@@ -1,0 +1,305 @@
+"""*Plan*: a recipe for a fingerprint and a number of hours, each value with its reason and where that was measured.
+
+`choose_models` decides what a person would write into a recipe by hand, by its arguments alone; the numbers of training
+steps come from `hours.py`.
+"""
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from scripts.auto.hours import PASSES, section_of, shares_of
+from scripts.auto.look import DRAWINGS, FRACTIONS, HELD_OUT, PHOTOGRAPHS, PIXEL_ART, Fingerprint
+from scripts.dry_run import Cost
+from utils.core.config import read_json
+from utils.core.files import UserError, write_file
+from utils.core.size import Size
+from utils.core.tables import table
+from utils.runs.chain import CONFIGS
+from utils.runs.folders import CONDITION
+
+DEMO = CONFIGS / "demo-64"  # what is not decided here is as in this recipe
+
+
+class Choice(NamedTuple):
+    """What depends on the kind of images."""
+
+    temperatures: tuple[float, float, float]  # of the base stage, of stages between, of the finest stage
+    why: tuple[str, str]  # with the source
+    autoencoder: dict  # keys of autoencoder.json that differ from configs/demo-64
+    share: float  # of the training time, for the autoencoder
+    because: tuple[str, str]  # likewise
+
+
+FEW = "docs/experiments.md#few-images"
+WARM = (1.0, 0.6, 0.4), ("as the demo's faces", "docs/experiments.md#which-settings-look-best")
+PLAIN = {}, 0.22, ("as the demo's", "docs/times.md")
+# The choices by data. A measurement of another kind, or a better one of these, changes this table and nothing else.
+CHOICES = {
+    DRAWINGS: Choice(*WARM, *PLAIN),
+    PHOTOGRAPHS: Choice((1.0, 0.9, 0.9), ("lower ones are flat, with a recall of 0.08", FEW), *PLAIN),
+    PIXEL_ART: Choice(*WARM, {}, 0.4, ("reconstructions are what limits samples", FEW)),
+}
+TIERS = ((128, 3, 4, 2), (256, 4, 5, 4), (512, 6, 8, 8))  # of a stage: width, encoder and decoder layers, heads
+CHANNELS = ((32, 96), (64, 192), (128, 256))  # of an autoencoder: the narrowest and the widest layer
+ENOUGH, MANY = 4000, 1000  # training images, from which wider stages, and a wider autoencoder, are tried
+LONG = 20_000  # training steps, from which a wider autoencoder is tried
+SYMMETRIC, OFTEN = 1.15, 36  # of `mirrored`, and passes over the images, from which mirror images are added
+HOURS_128 = 1.5  # without a GPU, from which images have 128 pixels a side: twice what laptop-128 takes
+MOST_TOKENS, BASE_TOKENS = 2304, 64  # of the finest grid, and of the coarsest
+# Seconds on two cores of an EPYC with nothing beside it (docs/times.md, commit bc161fa), for a first guess; a GPU is
+# guessed to be so many times as fast.
+START, PER_STEP, PER_TOKEN, GPU = 4.0, 0.04, 0.08 / 1024, 20.0
+STAGE_BYTES, IMAGE_BYTES = 15e6, 1.5e6  # memory of an image of 256 tokens at width 128, and of one of 64×64 pixels
+
+
+class Reason(NamedTuple):
+    """A value, why it was chosen, and where that was measured."""
+
+    what: str
+    value: str
+    reason: str
+    source: str = ""
+
+
+@dataclass
+class Plan:
+    """A recipe: its files by their names, without endings, the reasons, and the seconds that each step should take."""
+
+    files: dict[str, dict] = field(default_factory=dict)
+    reasons: list[Reason] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> dict:
+        """Its recipe.json."""
+        return self.files["recipe"]
+
+    def write(self, folder: Path) -> None:
+        """Write the recipe, recipe.json last: with it the folder is one."""
+        for name, content in sorted(self.files.items(), key=lambda item: item[0] == "recipe"):
+            write_file(folder / f"{name}.json", json.dumps(content, indent=4) + "\n")
+
+
+def power(value: float, low: int, high: int) -> int:
+    """The largest power of two that is not above a value, within limits."""
+    return min(high, max(low, 2 ** math.floor(math.log2(max(value, 1)))))
+
+
+def choose_size(sizes: list[Size], hours: float, *, is_gpu: bool) -> Size:
+    """The size to bring images of many sizes to: never larger than most are, in steps of 16 pixels."""
+    shorter = sorted(min(size.width, size.height) for size in sizes)[len(sizes) // 2]
+    side = max(16, min(shorter, 128 if is_gpu or hours >= HOURS_128 else 64) // 16 * 16)
+    ratios = sorted(size.width / size.height for size in sizes)
+    ratio = ratios[len(ratios) // 2]
+    if sum(abs(each / ratio - 1) < 0.05 for each in ratios) < 0.9 * len(ratios) or 0.8 < ratio < 1.25:
+        return Size(side, side)  # of several shapes their centres are cut out
+    longer = min(2 * side, round(side * max(ratio, 1 / ratio) / 16) * 16)
+    return Size(longer, side) if ratio > 1 else Size(side, longer)
+
+
+def cells_of(plan: Plan) -> int:
+    """Cells of a feature map, which are the tokens of the finest grid."""
+    size = Size.parse(plan.settings["image_size"])
+    return size.width * size.height >> 2 * plan.files["autoencoder"]["num_layers"]
+
+
+def choose_grids(size: Size) -> tuple[int, list[int]]:
+    """Halvings of an image, and the sides of the patches of each grid, coarse to fine.
+
+    Raises `UserError` naming the nearest sizes for one that cannot be halved as often as it must be.
+    """
+    side = math.sqrt(size.width * size.height)
+    wanted = 1 if side <= 32 else max(2, math.ceil(math.log2(side / 32)))
+    fits = [
+        layers
+        for layers in range(1, 9)
+        if size.width % 2**layers == size.height % 2**layers == 0
+        and 4 <= size.width * size.height // 4**layers <= MOST_TOKENS
+    ]
+    if not fits:
+        near = " or ".join(map(str, size.multiples(16, 16)))
+        raise UserError(f"images of {size.shown} pixels cannot be halved to small feature maps; make them {near}")
+    layers = min(fits, key=lambda each: abs(each - wanted))
+    width, height, patches = size.width >> layers, size.height >> layers, [1]
+    while (tokens := width * height // patches[0] ** 2) > BASE_TOKENS or len(patches) < 2:
+        longer = [
+            patches[0] * by
+            for by in (2, 3, 5, 7)
+            if tokens >= 4 * by**2 and width % (patches[0] * by) == height % (patches[0] * by) == 0
+        ]
+        if not longer:
+            break
+        patches.insert(0, longer[0])
+    return layers, patches
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is decided together, since each depends on the others."""
+
+    layers: int  # halvings of an image
+    patches: list[int]  # sides in cells, coarse to fine
+    tokens: list[int]  # of each grid
+    units: list[int]  # of the condition codebook, and of each grid's
+    passes: float  # of the narrowest finest stage over the images, in its share of the time
+    tier: tuple[int, int, int, int]  # of `TIERS`
+    channels: tuple[int, int]  # of `CHANNELS`
+    is_mirrored: bool
+
+
+def choose_sizes(prints: Fingerprint, hours: float, is_gpu: bool) -> Sizes:
+    """How large each model is. Raises `UserError` for images whose size does not fit."""
+    size = Size.parse(prints.size)
+    layers, patches = choose_grids(size)
+    tokens = [(size.width >> layers) * (size.height >> layers) // patch**2 for patch in patches]
+    seconds, shares = 3600 * hours * (GPU if is_gpu else 1.0), shares_of(CHOICES[prints.kind].share, len(patches))
+    passes = shares[f"transformer_{len(patches) - 1}"] * seconds / (tokens[-1] * PER_TOKEN) / prints.training
+    wide = [tier for tier in TIERS if passes / cost_of(tier) >= PASSES["stage"] and prints.training >= ENOUGH]
+    tier = max(wide, default=TIERS[0])
+    steps = shares["autoencoder"] * seconds / (PER_STEP * size.width * size.height / 4096)
+    rich = [each for each in CHANNELS if steps * (32 / each[0]) ** 2 >= LONG and prints.training >= MANY]
+    finest, condition = (2048, 64) if tier == TIERS[0] else (4096, 256)
+    units = [power(prints.training / 25, 4, condition)]
+    units += [power(prints.training * number / 200, 16, 512) for number in tokens[:-1]]
+    units += [power(prints.training * tokens[-1] / 128, 16, finest)]
+    is_mirrored = prints.mirrored < SYMMETRIC and passes >= OFTEN
+    return Sizes(layers, patches, tokens, units, passes, tier, max(rich, default=CHANNELS[0]), is_mirrored)
+
+
+def cost_of(tier: tuple[int, int, int, int]) -> float:
+    """Operations of a stage of some width and layers, in those of the narrowest."""
+    (width, *layers, _), (narrow, *few, _) = tier, TIERS[0]
+    return (width / narrow) ** 2 * sum(layers) / sum(few)
+
+
+def choose_temperatures(prints: Fingerprint, stages: int) -> list[float]:
+    """The temperature of each stage, before anything is generated."""
+    base, between, finest = CHOICES[prints.kind].temperatures
+    return [base, *[between] * (stages - 2), finest][:stages]
+
+
+def fit(batch: int, is_gpu: bool, memory: float, per_image: float) -> dict[str, int]:
+    """Images of a batch, and batches of a training step, so that a batch takes at most half of the memory in bytes."""
+    batch *= 4 if is_gpu else 1
+    parts = 1
+    while batch // parts * per_image > memory / 2:
+        parts *= 2
+    if parts > batch:
+        sizes = f"one image needs {2 * per_image / 2**30:.1f} GiB, and {memory / 2**30:.1f} are free"
+        raise UserError(f"memory: the smallest recipe does not fit, {sizes}; make the images smaller")
+    return {"batch_size": batch // parts, "grad_accum_step": parts}
+
+
+def choose_models(prints: Fingerprint, hours: float, *, is_gpu: bool = False, memory: float = math.inf) -> Plan:
+    """All of a recipe but the numbers of training steps. Raises `UserError` where none is possible."""
+    sizes, demo, size = choose_sizes(prints, hours, is_gpu), read_recipe(DEMO), Size.parse(prints.size)
+    area, (width, encoder, decoder, heads) = size.width * size.height, sizes.tier
+    last, temperatures = len(sizes.patches) - 1, choose_temperatures(prints, len(sizes.patches))
+    held_out = (
+        {} if prints.fraction == FRACTIONS[0] else dict.fromkeys(("val_fraction", "test_fraction"), prints.fraction)
+    )
+    common, files = {"keep_checkpoint": 2} | held_out, {}
+    widths = dict(zip(("min_channel", "max_channel"), sizes.channels, strict=True))
+    files["autoencoder"] = (
+        demo["autoencoder"] | widths | {"num_layers": sizes.layers} | CHOICES[prints.kind].autoencoder
+    )
+    given = demo["recipe"]
+    batch = fit(8 if area <= 8192 else 4, is_gpu, memory, IMAGE_BYTES * area / 4096 * sizes.channels[0] / 32)
+    settings = {"description": f"{prints.images} {prints.kind}, {hours:g} hours", "image_size": prints.size}
+    settings |= {"flip": True} if sizes.is_mirrored else {}
+    settings |= {name: given[name] | batch | common for name in ("autoencoder", "decoder")}
+    settings |= {name: given[name] | held_out for name in ("codebook", "prune")}
+    settings |= {name: given[name] for name in ("feature_maps", "generate")}
+    books = [CONDITION, *range(last + 1)]
+    for name, patch, units in zip(books, (0, *sizes.patches), sizes.units, strict=True):
+        sides = {"patch_H": patch, "patch_W": patch} if patch else {}
+        files[f"codebook_{name}"] = demo[f"codebook_{CONDITION}"] | sides | {"num_embeddings": units}
+    for level, tokens in enumerate(sizes.tokens):
+        like = "transformer_0" if level == 0 else "transformer_2" if level == last else "transformer_1"
+        shape = {"num_enc_layers": encoder, "num_dec_layers": decoder, "in_dim": width, "hidden_dim": 2 * width}
+        files[f"transformer_{level}"] = demo[like] | shape | {"self_attn_heads": heads, "cross_attn_heads": heads}
+        batch = fit(max(4, min(64, 2048 // tokens)), is_gpu, memory, STAGE_BYTES * tokens / 256 * width / 128)
+        settings[f"transformer_{level}"] = given[like] | batch | common
+    path = "codebook_{}/models_checkpoint/pruned_codebook.pt".format
+    files["generate"] = {
+        str(level): {
+            "model_path": f"transformer_{level}/models_checkpoint/best.pt",
+            "lr_codebook_path": path(books[level]),
+            "hr_codebook_path": path(books[level + 1]),
+            "temperature": temperature,
+        }
+        for level, temperature in enumerate(temperatures)
+    }
+    return Plan(files | {"recipe": settings}, reasons_for(prints, sizes, temperatures))
+
+
+def read_recipe(folder: Path) -> dict[str, dict]:
+    """The files of a recipe, by their names without endings; there may be other files beside them."""
+    names = ("autoencoder", "codebook_*", "transformer_*", "generate", "recipe")
+    return {path.stem: read_json(path) for name in names for path in folder.glob(f"{name}.json")}
+
+
+def reasons_for(prints: Fingerprint, sizes: Sizes, temperatures: list[float]) -> list[Reason]:
+    """Each value that was chosen, with its reason and its source."""
+    size, choice, (width, *_) = Size.parse(prints.size), CHOICES[prints.kind], sizes.tier
+    sides = [patch << sizes.layers for patch in sizes.patches]
+    grids = " → ".join(f"{size.width // side}×{size.height // side}" for side in sides)
+    often = f"the finest stage of width {TIERS[0][0]} could pass {sizes.passes:.1f} times over the images"
+    symmetric = f"mirror images are {prints.mirrored:.2f} times as far from the nearest image as images are"
+    mirror = f"{symmetric} (at most {SYMMETRIC}), and {often} (at least {OFTEN})"
+    held_out = f"of 5, 10 and 15 % the least that holds out {HELD_OUT} images: {prints.validation} and {prints.test}"
+    coarsest = f"{sizes.layers} halvings; the coarsest has at most {BASE_TOKENS} tokens"
+    units = "25 training images for one of the condition, 200 patches for others, 128 for the finest"
+    wider = f"{often}; wider from {PASSES['stage']} passes and {ENOUGH:,} training images on"
+    (why, warm), (because, source) = choice.why, choice.because
+    channels = "{} to {} channels".format(*sizes.channels)
+    return [
+        Reason("image_size", size.shown, "that of the images"),
+        Reason("held out", f"{prints.fraction:.0%} twice", held_out, "docs/evaluation.md#the-split"),
+        Reason("flip", "yes" if sizes.is_mirrored else "no", mirror, "docs/experiments.md#mirror-images"),
+        Reason("autoencoder", channels, f"{choice.share:.0%} of the time: {because}", source),
+        Reason("grids", grids, coarsest, "docs/scaling.md#grids-for-128128-pixels"),
+        Reason("units", ", ".join(map(str, sizes.units)), units, "configs/demo-64"),
+        Reason("stages", f"{len(sides)} of width {width}", wider, "docs/scaling.md#loss-over-compute"),
+        Reason("temperatures", ", ".join(map(str, temperatures)), why, warm),
+    ]
+
+
+def guess_costs(plan: Plan, prints: Fingerprint, is_gpu: bool = False) -> dict[str, Cost]:
+    """What each step may cost, before anything was measured on this machine."""
+    size, speed = Size.parse(prints.size), GPU if is_gpu else 1.0
+    pixels = size.width * size.height / 4096
+    model, recipe = plan.files["autoencoder"], plan.settings
+    wide = (model["min_channel"] / 32) ** 2 * pixels * recipe["autoencoder"]["batch_size"] / 8
+    reading = START + prints.images * (1 + recipe.get("flip", False)) * 0.001 * pixels
+    costs = {"autoencoder": Cost(START + 3, PER_STEP * wide / speed, 2), "feature_maps": Cost(reading)}
+    cells = cells_of(plan)
+    for level, name in enumerate((CONDITION, *range(sum(each.startswith("transformer_") for each in plan.files)))):
+        costs[f"codebook_{name}"] = Cost(START + 8, 0.02, 4)
+        costs[f"prune_codebook_{name}"] = Cost(START + 3)
+        if name != CONDITION:
+            stage, own = plan.files[f"transformer_{name}"], recipe[f"transformer_{name}"]
+            tokens = (
+                cells // plan.files[f"codebook_{name}"]["patch_H"] ** 2 * own["batch_size"] * own["grad_accum_step"]
+            )
+            tier = stage["in_dim"], stage["num_enc_layers"], stage["num_dec_layers"], 0
+            costs[f"transformer_{name}"] = Cost(START + 6, tokens * PER_TOKEN * cost_of(tier) / speed, 3 + level)
+    return costs | {"decoder": Cost(START + 3, PER_STEP * wide / speed, 2), "generate": Cost(START + 6)}
+
+
+def describe(plan: Plan, prints: Fingerprint, hours: float, took: dict[str, float], notes: list[str]) -> str:
+    """The text of recipe.md: the data, each value with its reason, and the minutes of each step."""
+    times = []
+    for name, seconds in plan.seconds.items():
+        options = plan.settings.get(section_of(name), {})
+        true = f"{took[name] / 60:.1f}" if name in took else ""
+        times.append([name, options.get("max_step", ""), f"{seconds / 60:.1f}", true])
+    planned, true = sum(plan.seconds.values()) / 60, sum(took.values()) / 60
+    times.append(["all", "", f"{planned:.1f}", f"{true:.1f}" if took else ""])
+    lines = [f"# A recipe for {hours:g} hours", "", *(f"- {line}" for line in (*prints.lines(), *notes)), ""]
+    lines += [table(("", "value", "why", "source"), plan.reasons), ""]
+    lines += [table(("step", "training steps", "planned minutes", "minutes"), times), ""]
+    return "\n".join(lines)

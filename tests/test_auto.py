@@ -1,0 +1,389 @@
+"""`auto`: what is seen in a data set, what is planned for it, and how the hours are kept."""
+
+import dataclasses
+import json
+import math
+import re
+import shutil
+import signal
+import sys
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from scripts import train_cascade
+from scripts.auto import expect, hours, measure, plan, train
+from scripts.auto.look import DRAWINGS, PHOTOGRAPHS, PIXEL_ART, Fingerprint, look
+from scripts.recipe import check
+from tests.conftest import undisturbed
+from tests.helpers.scripts import expect_error, run_main
+from utils.core.files import UserError
+from utils.core.size import Size
+from utils.runs.chain import Recipe, steps_of
+from utils.runs.folders import RunFolder
+from utils.runtime.child import Attendant
+
+FACES = Fingerprint("d", 64, 9000, 0, 0, 0.05, 8113, 445, 442, 0, 0.81, 90000, 0.05, 0.66, 1.04)
+KINDS = {DRAWINGS: {}, PHOTOGRAPHS: {"flat": 0.2}, PIXEL_ART: {"colours": 200}}
+
+
+def prints_of(images=9000, **more):
+    held_out = math.ceil(images * FACES.fraction)
+    sides = {"images": images, "training": images - 2 * held_out, "validation": held_out, "test": held_out}
+    return dataclasses.replace(FACES, **sides | more)
+
+
+def sections_of(made, prints):
+    return hours.sections_of(made.settings, prints.training, plan.CHOICES[prints.kind].share)
+
+
+def planned(prints, number, seconds=None, **more):
+    """A plan for so many hours with all numbers, as before anything was measured; perhaps they have other seconds."""
+    made = plan.choose_models(prints, number, **more)
+    costs, sections = plan.guess_costs(made, prints), sections_of(made, prints)
+    numbers, made.seconds = hours.choose_steps(seconds or 3600 * number, costs, costs, sections)
+    for name, options in numbers.items():
+        made.settings[name] |= options
+    return made
+
+
+SIDES = st.sampled_from([16, 24, 32, 48, 64, 80, 96, 100, 128, 160, 200, 256, 384, 512])
+
+
+@settings(max_examples=15)
+@given(
+    st.tuples(SIDES, SIDES).filter(lambda sides: 1 / 3 <= sides[0] / sides[1] <= 3),
+    st.integers(100, 10**6),
+    st.floats(0.05, 1000),
+    st.sampled_from([*KINDS]),
+    st.floats(0.9, 1.4),
+)
+def test_any_plan_is_a_recipe_that_takes_no_more_than_the_hours(
+    tmp_path_factory, sides, images, number, kind, mirrored
+):
+    prints = prints_of(images, size=Size(*sides).plain, mirrored=mirrored, **KINDS[kind])
+    try:
+        made = planned(prints, number)
+    except hours.TooShort as short:
+        assert short.seconds > 3600 * number
+        made = planned(prints, number, 1.001 * short.seconds)  # what it names suffices
+        number = 1.001 * short.seconds / 3600
+    folder = tmp_path_factory.getbasetemp() / "planned"
+    shutil.rmtree(folder, ignore_errors=True)
+    made.write(folder)
+    recipe = Recipe.find(folder)
+    run = RunFolder(folder / "run", len(recipe.stages))
+    steps = steps_of(run, recipe, Path("dataset.json"))
+    assert check(recipe, steps, run, folder / "generate.json").keys() == {step.name for step in steps}
+    assert made.seconds.keys() == {step.name for step in steps}
+    assert sum(made.seconds.values()) <= 3600 * number * (1 + 1e-9)
+    for name, section in sections_of(made, prints).items():
+        options = made.settings[name]
+        assert section.low <= options["max_step"] <= section.high
+        assert options.get("warmup_step", 0) < options["max_step"]
+        assert made.settings[name].get("batch_size", 1) <= 64
+    if images >= 5000 and number < 1:  # of fewer images, or in more hours, no step needs all of the time
+        assert sum(made.seconds.values()) > 0.9 * 3600 * number
+
+
+def test_a_plan_follows_the_images_and_the_hours():
+    faces, few = planned(FACES, 1), planned(prints_of(500), 1)
+    assert faces.settings["transformer_1"]["max_step"] > 3600  # of the demo, in 20 minutes
+    assert few.settings["transformer_1"]["max_step"] * 8 <= 2 * 12 * 450  # passes, with mirror images
+    assert faces.files["codebook_cond"]["num_embeddings"] == 64
+    assert few.files["codebook_cond"]["num_embeddings"] == 16
+    assert "flip" not in faces.settings and few.settings["flip"]
+    assert "flip" not in planned(prints_of(500, mirrored=1.4), 1).settings
+    assert planned(FACES, 100).files["transformer_1"]["in_dim"] > faces.files["transformer_1"]["in_dim"]
+    warm = {kind: planned(prints_of(**more), 1).files["generate"]["1"]["temperature"] for kind, more in KINDS.items()}
+    assert warm == {DRAWINGS: 0.4, PHOTOGRAPHS: 0.9, PIXEL_ART: 0.4}
+    small = planned(FACES, 1, memory=2 * 3 * plan.STAGE_BYTES).settings["transformer_1"]
+    assert (small["batch_size"], small["grad_accum_step"]) == (2, 4)
+
+
+@given(
+    st.floats(0, 1000),
+    st.lists(st.tuples(st.floats(0.01, 1), st.floats(0, 100), st.floats(0, 100)), min_size=1, max_size=6),
+)
+def test_time_is_divided_by_shares_within_limits(spare, rows):
+    shares, least, more = (dict(enumerate(column)) for column in zip(*rows, strict=True))
+    most = {name: least[name] + more[name] for name in least}
+    total = sum(least.values()) + spare
+    given_ = hours.divide(total, shares, least, most)
+    assert all(least[name] - 1e-6 <= given_[name] <= most[name] + 1e-6 for name in shares)
+    assert sum(given_.values()) <= total + 1e-6
+    inside = [given_[name] / shares[name] for name in shares if least[name] + 1e-6 < given_[name] < most[name] - 1e-6]
+    assert not inside or max(inside) == pytest.approx(min(inside))
+
+
+def test_pictures_of_a_folder_become_as_large_as_most_are_and_as_the_hours_allow():
+    def size(*sides, number=1, is_gpu=False):
+        return str(plan.choose_size([Size(*each) for each in sides], number, is_gpu=is_gpu))
+
+    assert size((4000, 3000), (3000, 4000), (900, 900)) == "64"
+    assert size((4000, 3000), (3000, 4000), (900, 900), number=2) == size((900, 900), is_gpu=True) == "128"
+    assert size((40, 50), (16, 16), (10_000, 41)) == "32"
+    assert size(*[(600, 900)] * 20) == "64x96"
+    assert size((12, 9)) == "16"
+
+
+def write_set(folder, images):
+    """A data set of arrays (H, W, 3), uint8."""
+    (folder / "images").mkdir(parents=True)
+    names = []
+    for number, pixels in enumerate(images):
+        names.append(f"images/{number:03}.png")
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / names[-1])
+    records = {str(index): {"image_fpath": name, "labels": []} for index, name in enumerate(names, 1)}
+    (folder / "dataset.json").write_text(json.dumps({"_default": records}))
+    return folder / "dataset.json"
+
+
+def squares(number=120, size=16, colours=None, left=False):
+    """Pictures of a plain square on a plain ground, with an edge that is one pixel soft unless colours are given."""
+    random = np.random.default_rng(0)
+    for _ in range(number):
+        ground, square = random.integers(0, 256, (2, 3)) if colours is None else colours[random.integers(0, 9, 2)]
+        y, x = random.integers(1, size // 2, 2)
+        x, picture = 1 if left else x, np.full((size, size, 3), ground)
+        picture[y : y + size // 2, x : x + size // 2] = square if colours is not None else (ground + square) // 2
+        picture[y + 1 : y + size // 2 - 1, x + 1 : x + size // 2 - 1] = square
+        yield picture
+
+
+def test_a_fingerprint_tells_kinds_and_sides(tmp_path):
+    random = np.random.default_rng(0)
+    palette = random.integers(0, 256, (9, 3))
+    drawn = look(write_set(tmp_path / "drawn", squares(200)))
+    pixel = look(write_set(tmp_path / "pixel", squares(colours=palette)))
+    noise = look(write_set(tmp_path / "noise", random.integers(0, 256, (120, 16, 16, 3))))
+    left = look(write_set(tmp_path / "left", squares(left=True)))
+    assert [drawn.kind, pixel.kind, noise.kind] == [PIXEL_ART, PIXEL_ART, PHOTOGRAPHS]  # few pictures, few colours
+    assert dataclasses.replace(drawn, colours=5000).kind == DRAWINGS
+    assert drawn.mirrored < plan.SYMMETRIC < left.mirrored
+    assert (drawn.images, drawn.training + drawn.validation + drawn.test, drawn.size) == (200, 200, 16)
+    assert drawn.flat > 0.5 > noise.flat and noise.detail > drawn.detail
+
+
+def test_what_is_expected_is_the_nearest_row_of_its_kind():
+    assert expect.nearest(FACES, 0.3).distance == 0.043
+    assert expect.nearest(FACES, 0.1).distance == 0.417
+    assert expect.nearest(prints_of(2200, flat=0.2), 1).name == "crops of photographs"
+    for row in expect.ROWS:  # each number is in the table that it names
+        page, _, _ = row.source.partition("#")
+        text = (Path(train_cascade.__file__).parent.parent / page).read_text(encoding="utf-8")
+        assert re.search(rf"\b{row.distance:.3f}", text) and f"{row.precision:.2f}" in text
+
+
+ALIKE = np.broadcast_to(next(squares()), (120, 16, 16, 3)) + np.arange(120)[:, None, None, None] % 2
+PLAIN = np.broadcast_to(np.arange(120)[:, None, None, None], (120, 16, 16, 3))
+ODD = np.random.default_rng(0).integers(0, 256, (120, 17, 17, 3))
+
+
+@pytest.mark.parametrize(
+    ("images", "words", "line"),
+    [
+        (squares(99), (), "holds 99 images, and at least 100 are needed"),
+        ([*squares(60)] * 2, (), "holds 120 images, 60 of them distinct, and at least 100"),
+        (ALIKE, (), "all images look the same"),
+        (PLAIN, (), "each image is of one colour"),
+        (ODD, (), "images of 17×17 pixels cannot be halved to small feature maps; make them 16 or 32"),
+        (squares(), ("--hours", 1, "--dry-run"), "leave out --dry-run"),
+        (squares(), ("--hours", 1, "--nproc", 2), "plans for one process"),
+        ((), ("--hours", 1), "holds no dataset.json and no image that can be read"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused_in_one_line(images, words, line, tmp_path, capsys):
+    images = list(images)
+    if images is not None and len(images) == 120 and "distinct" in line:  # copies, by their checksums
+        path = write_set(tmp_path / "data", images)
+        records = json.loads(path.read_text())
+        for number, record in records["_default"].items():
+            record["checksum"] = f"{int(number) % 60:016x}"
+        path.write_text(json.dumps(records))
+    elif images:
+        path = write_set(tmp_path / "data", images)
+    else:
+        path = tmp_path / "empty"
+        path.mkdir()
+    argv = ["auto", path, tmp_path / "out", *(words or ("--hours", 1))]
+    error = expect_error(capsys, train_cascade.main, argv)
+    assert line in error
+    assert not (tmp_path / "out" / "recipe" / "recipe.json").exists()
+
+
+def test_memory_and_disk_without_room_are_refused(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="memory: the smallest recipe does not fit, one image needs"):
+        plan.choose_models(FACES, 1, memory=plan.IMAGE_BYTES)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
+    auto = SimpleNamespace(prints=FACES, path=tmp_path, folder=RunFolder(tmp_path))
+    with pytest.raises(UserError, match=r"GiB are needed and 0\.0 are free; make room"):
+        train.Auto.check_disk(auto, plan.choose_models(FACES, 1))
+
+
+def test_a_program_is_asked_to_stop_when_its_time_is_over():
+    attendant = Attendant()
+    assert attendant.run([sys.executable, "-c", "import time; time.sleep(60)"], seconds=0.2) == 128 + signal.SIGTERM
+    assert attendant.is_late
+    assert attendant.run([sys.executable, "-c", ""], seconds=60) == 0
+    assert not attendant.is_late
+
+
+class World:
+    """A machine whose steps take as long as their costs say, times a factor each, on a clock of its own."""
+
+    def __init__(self, folder, prints, number, factors):
+        self.seconds, self.factors, self.is_late = 0.0, factors, False
+        self.attendant = SimpleNamespace(stop=0, is_late=False)
+        self.auto = train.Auto(
+            train_cascade.Options(recipe="auto", dataset=folder, out=folder, hours=number), self.attendant, self.chain
+        )
+        made = plan.choose_models(prints, number)
+        made.settings["autoencoder"]["max_step"] = 1
+        made.write(self.auto.path)
+        auto = self.auto
+        auto.prints, auto.dataset = prints, folder
+        self.costs = auto.costs = plan.guess_costs(made, prints)
+        auto.state = train.State(number, start=4.0, guessed=0.04)
+        recipe = Recipe.find(auto.path)
+        auto.folder = RunFolder(folder, len(recipe.stages))
+        auto.steps = {step.name: step for step in steps_of(auto.folder, recipe, folder)}
+        auto.is_edited = False
+        auto.clock = train.Clock(folder / "clock.json")
+        auto.evaluate = auto.end = lambda: None
+
+    def monotonic(self):
+        return self.seconds
+
+    def chain(self, recipe, options):
+        self.recipe = recipe
+        return SimpleNamespace(run=self.run)
+
+    def run(self, attendant, name, seconds=None):
+        """Spend the time of a step."""
+        step, options = self.auto.steps[name], self.recipe.settings.get(hours.section_of(name), {})
+        number = options.get("max_step", 0)
+        checkpoints = math.ceil(number / options.get("checkpoint_step", max(number, 1)))
+        takes = self.costs[name].seconds(number, checkpoints) * self.factors[name]
+        if self.is_late:  # what is left is to start, to save and to measure
+            takes = (plan.START + self.costs[name].per_checkpoint) * self.factors[name]
+            self.is_late = False
+        step.folder.path.mkdir(exist_ok=True)
+        step.folder.record.touch()
+        attendant.is_late = seconds is not None and takes > seconds
+        self.seconds += min(takes, seconds) if attendant.is_late else takes
+        if attendant.is_late:
+            step.folder.checkpoints.mkdir(exist_ok=True)
+            step.folder.latest.touch()
+            self.is_late = True
+            raise SystemExit(143)
+        self.auto.folder.mark(name).parent.mkdir(exist_ok=True)
+        self.auto.folder.mark(name).touch()
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_hours_are_kept_although_steps_are_slower_or_faster_than_measured(seed, tmp_path, monkeypatch):
+    random = np.random.default_rng(seed)
+    monkeypatch.setattr(train, "load_checkpoint", lambda *_, **__: {"step": 7})
+    monkeypatch.setattr(train, "has", lambda *_: True)
+    monkeypatch.setattr(train, "time", SimpleNamespace(monotonic=lambda: world.seconds))
+    world = SimpleNamespace(seconds=0.0)
+    factors, pace = {}, np.exp(random.normal(0, 0.3))
+    world = World(tmp_path, FACES, random.choice([0.17, 0.5, 1.0]), factors)
+    factors.update({name: pace * np.exp(random.normal(0, 0.05)) for name in world.costs})
+    world.auto.train()
+    drift, start = world.auto.state.drift, world.auto.state.start
+    evaluated = world.auto.evaluation(0.9 * (world.auto.limit - world.seconds - 3 * drift * start)).seconds / drift
+    used = (world.seconds + pace * (evaluated + 3 * start)) / world.auto.limit
+    assert 0.95 < used <= 1
+
+
+@pytest.mark.parametrize(
+    ("losses", "begins"),
+    [([3.0, 2.0, 1.0], "more hours may help"), ([3.0, 1.0, 2.0], "more hours will not help"), ([3.0], "")],
+)
+def test_what_more_hours_bring_follows_from_where_the_finest_stage_was_best(losses, begins, tmp_path):
+    rows = [
+        {"step": 10 * index, "val_loss": loss, "val_images": 9, "stage_bits": 1} for index, loss in enumerate(losses)
+    ]
+    sampled = {"step": 15, "val_loss": 0.0, "val_images": 2, "train_loss": 1.0}  # of a log line, on a few images
+    folder = RunFolder(tmp_path, 1).transformers[0]
+    folder.path.mkdir()
+    folder.metrics.write_text("".join(json.dumps(row) + "\n" for row in [*rows, sampled]))
+    steps = {"transformer_0": SimpleNamespace(folder=folder), "generate": None}
+    assert "".join(train.Auto.outlook(SimpleNamespace(steps=steps))).startswith(begins)
+
+
+class Stop(Exception):
+    """Stands for the death of the process."""
+
+
+class Programs:
+    """Runs the project's programs in this process, which has torch already; dies before one, and stops one early."""
+
+    def __init__(self):
+        self.fatal = self.late = None
+        self.names = []
+
+    def run(self, attendant, command, *, seconds=None, **_):
+        words = [str(word) for word in command[1:]]
+        name, arguments = (words[1], words[2:]) if words[0] == "-m" else (Path(words[0]).stem, words[1:])
+        self.names.append(name)
+        if self.fatal in command or self.fatal == name:
+            self.fatal = None
+            raise Stop
+        is_finest = any(word.endswith("/transformer_1") for word in arguments)  # its --out-dir
+        attendant.is_late = seconds is not None and self.late is not None and is_finest
+        if attendant.is_late:
+            arguments += ["--max-step", str(self.late)]
+        with undisturbed():
+            run_main(import_module(name).main, *arguments)
+        self.late = None if attendant.is_late else self.late
+        return 143 if attendant.is_late else 0
+
+
+def test_a_folder_of_pictures_becomes_a_report_although_it_was_killed_in_each_part(tmp_path, monkeypatch, capsys):
+    programs, pictures, out = Programs(), tmp_path / "pictures", tmp_path / "out"
+    monkeypatch.setattr(Attendant, "run", lambda *words, **more: programs.run(*words, **more))
+    for module in (measure, train):
+        monkeypatch.setattr(module, "seconds_to_start", lambda: 0.1)
+    monkeypatch.setattr(hours, "PASSES", dict.fromkeys(hours.PASSES, 1))
+    monkeypatch.setattr(hours, "CODEBOOK_STEPS", 20)
+    monkeypatch.setattr(plan, "TIERS", ((32, 1, 1, 2),))
+    shutil.move(write_set(tmp_path / "data", squares()).parent / "images", pictures)
+    command = ["auto", pictures, out, "--hours", 1, "--device", "cpu"]
+    for programs.fatal in ("scripts.make_dataset", "scripts.dry_run", "train_codebook"):
+        with pytest.raises(Stop):
+            run_main(train_cascade.main, *command)
+    kept = json.loads((out / "recipe/recipe.json").read_text())
+    used = json.loads((out / "recipe/clock.json").read_text())["seconds"]
+    programs.late = 2
+    run_main(train_cascade.main, *command)
+    written = json.loads((out / "recipe/recipe.json").read_text())
+    assert written["autoencoder"] == kept["autoencoder"]
+    assert written["transformer_1"]["max_step"] == 2
+    assert json.loads((out / "recipe/clock.json").read_text())["seconds"] > used > 0
+    for name in ("first.png", "report.html", "evaluation/evaluation.json", "generated/images/image_00024.png"):
+        assert (out / name).is_file()
+    text = (out / "recipe/recipe.md").read_text()
+    assert re.search(r"transformer_1 was stopped after 2 of \d+ training steps, to keep the hours", text)
+    assert "Planned for 1 hours" in (out / "report.html").read_text()
+    # again: nothing is left to do
+    programs.names.clear()
+    run_main(train_cascade.main, *command)
+    assert programs.names == ["scripts.report"]
+    # as any recipe
+    run_main(train_cascade.main, f"{out}/recipe/", out / "data/dataset.json", out, "--device", "cpu")
+    assert programs.names == ["scripts.report"]
+    capsys.readouterr()
+    Image.new("RGB", (16, 16)).save(out / "data/more.png")
+    records = json.loads((out / "data/dataset.json").read_text())
+    records["_default"]["999"] = {"image_fpath": "more.png", "labels": []}
+    (out / "data/dataset.json").write_text(json.dumps(records))
+    assert "has changed since it was looked at" in expect_error(capsys, train_cascade.main, command)
