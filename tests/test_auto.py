@@ -101,8 +101,17 @@ def test_a_plan_follows_the_images_and_the_hours():
     assert "flip" not in faces.settings and few.settings["flip"]
     assert "flip" not in planned(prints_of(500, mirrored=1.4), 1).settings
     assert planned(FACES, 100).files["transformer_1"]["in_dim"] > faces.files["transformer_1"]["in_dim"]
-    warm = {kind: planned(prints_of(**more), 1).files["generate"]["1"]["temperature"] for kind, more in KINDS.items()}
-    assert warm == {DRAWINGS: 0.4, PHOTOGRAPHS: 0.9, PIXEL_ART: 0.4}
+    chosen = {}
+    for kind, more in KINDS.items():
+        files = planned(prints_of(**more), 1).files
+        finest = files[f"transformer_{len(files['generate']) - 1}"]
+        options = files["autoencoder"]["num_layers"], "permute_colours" in files["recipe"]["autoencoder"]
+        chosen[kind] = *options, finest.get("cell"), [stage["temperature"] for stage in files["generate"].values()]
+    assert chosen == {
+        DRAWINGS: (2, False, None, [1, 0.4]),
+        PHOTOGRAPHS: (2, True, None, [1, 0.6]),
+        PIXEL_ART: (1, True, 2, [1, 0.85, 0.6]),
+    }
     small = planned(FACES, 1, memory=2 * 3 * plan.STAGE_BYTES).settings["transformer_1"]
     assert (small["batch_size"], small["grad_accum_step"]) == (2, 4)
 
