@@ -29,10 +29,10 @@ ROWS = (
     Row("cartoon faces", DRAWINGS, 8113, 0.66, 15.2, 0.112, 0.65, 0.79, TIMES),
     Row("cartoon faces", DRAWINGS, 8113, 0.66, 20, 0.043, 0.78, 0.82, "docs/evaluation.md#the-demos-numbers", FACES),
     Row("cartoon faces", DRAWINGS, 1500, 0.67, 20, 0.107, 0.69, 0.81, FEW),
-    Row("faces of another cartoon style", DRAWINGS, 1814, 0.55, 20, 0.070, 0.74, 0.83, FEW),
+    Row("faces of another cartoon style", DRAWINGS, 1785, 0.55, 20, 0.055, 0.75, 0.88, FEW),
     Row("emoji", DRAWINGS, 1501, 0.71, 20, 0.228, 0.34, 0.38, FEW, "docs/images/openmoji_2.png"),
-    Row("crops of photographs", PHOTOGRAPHS, 2221, 1.0, 20, 0.324, 0.26, 0.08, FEW),
-    Row("pixel art", PIXEL_ART, 1248, 0.76, 20, 0.397, 0.57, 0.16, FEW),
+    Row("crops of photographs", PHOTOGRAPHS, 2036, 1.0, 25, 0.259, 0.31, 0.10, FEW, "docs/images/photos_samples.png"),
+    Row("pixel art", PIXEL_ART, 1097, 0.76, 25, 0.275, 0.20, 0.41, FEW, "docs/images/pixels_samples.png"),
 )
 
 
