@@ -39,18 +39,18 @@ def prints_of(images=9000, **more):
     return dataclasses.replace(FACES, **sides | more)
 
 
-def sections_of(made, prints):
-    return hours.sections_of(made.settings, prints.training, plan.CHOICES[prints.kind].share)
+def sections_of(recipe, prints):
+    return hours.sections_of(recipe.settings, prints.training, plan.CHOICES[prints.kind].share)
 
 
 def planned(prints, number, seconds=None, **more):
     """A plan for so many hours with all numbers, as before anything was measured; perhaps they have other seconds."""
-    made = plan.choose_models(prints, number, **more)
-    costs, sections = plan.guess_costs(made, prints), sections_of(made, prints)
-    numbers, made.seconds = hours.choose_steps(seconds or 3600 * number, costs, costs, sections)
+    recipe = plan.choose_models(prints, number, **more)
+    costs, sections = plan.guess_costs(recipe, prints), sections_of(recipe, prints)
+    numbers, recipe.seconds = hours.choose_steps(seconds or 3600 * number, costs, costs, sections)
     for name, options in numbers.items():
-        made.settings[name] |= options
-    return made
+        recipe.settings[name] |= options
+    return recipe
 
 
 SIDES = st.sampled_from([16, 24, 32, 48, 64, 80, 96, 100, 128, 160, 200, 256, 384, 512])
@@ -69,27 +69,27 @@ def test_any_plan_is_a_recipe_that_takes_no_more_than_the_hours(
 ):
     prints = prints_of(images, size=Size(*sides).plain, mirrored=mirrored, **KINDS[kind])
     try:
-        made = planned(prints, number)
+        chosen = planned(prints, number)
     except hours.TooShort as short:
         assert short.seconds > 3600 * number
-        made = planned(prints, number, 1.001 * short.seconds)  # what it names suffices
+        chosen = planned(prints, number, 1.001 * short.seconds)  # what it names suffices
         number = 1.001 * short.seconds / 3600
     folder = tmp_path_factory.getbasetemp() / "planned"
     shutil.rmtree(folder, ignore_errors=True)
-    made.write(folder)
+    chosen.write(folder)
     recipe = Recipe.find(folder)
     run = RunFolder(folder / "run", len(recipe.stages))
     steps = steps_of(run, recipe, Path("dataset.json"))
     assert check(recipe, steps, run, folder / "generate.json").keys() == {step.name for step in steps}
-    assert made.seconds.keys() == {step.name for step in steps}
-    assert sum(made.seconds.values()) <= 3600 * number * (1 + 1e-9)
-    for name, section in sections_of(made, prints).items():
-        options = made.settings[name]
+    assert chosen.seconds.keys() == {step.name for step in steps}
+    assert sum(chosen.seconds.values()) <= 3600 * number * (1 + 1e-9)
+    for name, section in sections_of(chosen, prints).items():
+        options = chosen.settings[name]
         assert section.low <= options["max_step"] <= section.high
         assert options.get("warmup_step", 0) < options["max_step"]
-        assert made.settings[name].get("batch_size", 1) <= 64
+        assert chosen.settings[name].get("batch_size", 1) <= 64
     if images >= 5000 and number < 1:  # of fewer images, or in more hours, no step needs all of the time
-        assert sum(made.seconds.values()) > 0.9 * 3600 * number
+        assert sum(chosen.seconds.values()) > 0.9 * 3600 * number
 
 
 def test_a_plan_follows_the_images_and_the_hours():
@@ -253,12 +253,12 @@ class World:
         self.auto = train.Auto(
             train_cascade.Options(recipe="auto", dataset=folder, out=folder, hours=number), self.attendant, self.chain
         )
-        made = plan.choose_models(prints, number)
-        made.settings["autoencoder"]["max_step"] = 1
-        made.write(self.auto.path)
+        recipe = plan.choose_models(prints, number)
+        recipe.settings["autoencoder"]["max_step"] = 1
+        recipe.write(self.auto.path)
         auto = self.auto
         auto.prints, auto.dataset = prints, folder
-        self.costs = auto.costs = plan.guess_costs(made, prints)
+        self.costs = auto.costs = plan.guess_costs(recipe, prints)
         auto.state = train.State(number, start=4.0, guessed=0.04)
         recipe = Recipe.find(auto.path)
         auto.folder = RunFolder(folder, len(recipe.stages))

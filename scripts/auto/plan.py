@@ -82,7 +82,7 @@ STAGE_BYTES, IMAGE_BYTES = 15e6, 1.5e6  # memory of an image of 256 tokens at wi
 class Reason(NamedTuple):
     """A value, why it was chosen, and where that was measured."""
 
-    what: str
+    name: str
     value: str
     reason: str
     source: str = ""

@@ -164,21 +164,21 @@ class Auto:
 
     def find_images(self) -> Path:
         """The dataset.json that is meant; that of a folder of pictures is made first."""
-        given, made = self.options.dataset, self.folder.images
+        given, written = self.options.dataset, self.folder.images
         is_folder = given.is_dir() and not (given / "dataset.json").is_file() and not any(given.glob("*.tar"))
-        if not is_folder or made.is_file():
-            return made if is_folder else given
+        if not is_folder or written.is_file():
+            return written if is_folder else given
         files = image_files(given)[0]
         sizes, transparent = survey(files)
         if not sizes:
             raise UserError(f"{given}: holds no dataset.json and no image that can be read; give a folder of images")
         size = planning.choose_size(sizes, self.options.hours, is_gpu=self.device.type == "cuda")
         smaller = sum(each.width < size.width or each.height < size.height for each in sizes)
-        print(f"data: {len(files)} files become {made}, of {size.shown} pixels; of {len(sizes)} files {smaller} are")
+        print(f"data: {len(files)} files become {written}, of {size.shown} pixels; of {len(sizes)} files {smaller} are")
         print(f"  smaller and are enlarged, and {transparent} may be transparent, which becomes white", flush=True)
         group = "near" if near_duplicates.is_installed() else None
-        self.call("make_dataset", given, out_dir=made.parent, image_size=size, group_by=group)
-        return made
+        self.call("make_dataset", given, out_dir=written.parent, image_size=size, group_by=group)
+        return written
 
     def look(self) -> Fingerprint:
         """The fingerprint of the images; that of an earlier start must be of the same ones."""
