@@ -277,7 +277,7 @@ def reasons_for(prints: Fingerprint, sizes: Sizes, temperatures: list[float]) ->
     symmetric = f"mirror images are {prints.mirrored:.2f} times as far from the nearest image as images are"
     mirror = f"{symmetric} (at most {SYMMETRIC}), and {often} (at least {OFTEN})"
     held_out = f"of 5, 10 and 15 % the least that holds out {HELD_OUT} images: {prints.validation} and {prints.test}"
-    coarsest = f"{sizes.layers} halvings; the coarsest has at most {BASE_TOKENS} tokens"
+    coarsest = f"halvings: {sizes.layers}; the coarsest has at most {BASE_TOKENS} tokens"
     units = "25 training images for one of the condition, 200 patches for others, 128 for the finest"
     wider = f"{often}; wider from {PASSES['stage']} passes and {ENOUGH:,} training images on"
     (why, warm), (because, source) = choice.why, choice.because
