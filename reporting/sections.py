@@ -100,7 +100,7 @@ def planned(run: Run) -> list[str]:
     if not run.folder.planned.is_file():
         return []
     kept = read_json(run.folder.planned)
-    decided = "; ".join(f"{what}: {value}" for what, value, *_ in kept["reasons"])
+    decided = "; ".join(f"{name}: {value}" for name, value, *_ in kept["reasons"])
     return [
         f"Planned for {kept['hours']:g} hours: {decided}.",
         *(f"{line}." for line in kept["notes"] + kept["outlook"]),

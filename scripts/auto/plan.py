@@ -53,7 +53,7 @@ CHOICES = {
         {"latent_channel": 8},
         PERMUTED,
         0.3,
-        ("8 channels instead of 4 are worth 2.5 dB", FEW),
+        ("8 channels and permuted colours: 29.9 dB instead of 26.8", FEW),
     ),
     PIXEL_ART: Choice(
         (1.0, 0.85, 0.6),
