@@ -286,7 +286,8 @@ def main(argv: list[str] | None = None) -> None:
     """Write the data set of a folder of images."""
     options = parse_options(Options, __doc__, argv)
     if not options.folder.is_dir():
-        raise UserError(f"{options.folder}: no such folder")
+        reason = "is a file" if options.folder.exists() else "no such folder"
+        raise UserError(f"{options.folder}: {reason}; give a folder of images")
     source, target = options.folder.resolve(), options.out_dir.resolve()
     if source.is_relative_to(target) or target.is_relative_to(source):
         paths = f"--out-dir {options.out_dir} and {options.folder}"
