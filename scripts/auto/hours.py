@@ -114,15 +114,11 @@ def choose_steps(
 
 def divide(total: float, shares: dict[str, float], least: dict[str, float], most: dict[str, float]) -> dict[str, float]:
     """Divide a total by shares, within limits; what those at their limit leave goes to the others."""
-    given, is_open = {}, dict(shares)
-    while is_open:
-        rest = total - sum(given.values())
-        unit = rest / sum(is_open.values())
-        low = {name: least[name] for name, share in is_open.items() if share * unit < least[name]}
-        high = {name: most[name] for name, share in is_open.items() if share * unit > most[name]}
-        # Both at once could leave too little for the first, so those below their least come first.
-        if not (fixed := low or high):
-            return given | {name: share * unit for name, share in is_open.items()}
-        given |= fixed
-        is_open = {name: share for name, share in is_open.items() if name not in fixed}
-    return given
+    unit = total / sum(shares.values()) if shares else 0.0
+    low = {name: least[name] for name, share in shares.items() if share * unit < least[name]}
+    high = {name: most[name] for name, share in shares.items() if share * unit > most[name]}
+    # Both at once could leave too little for the first, so those below their least come first.
+    if not (fixed := low or high):
+        return {name: share * unit for name, share in shares.items()}
+    others = {name: share for name, share in shares.items() if name not in fixed}
+    return fixed | divide(total - sum(fixed.values()), others, least, most)

@@ -5,6 +5,8 @@ steps come from `hours.py`.
 """
 
 import math
+from itertools import pairwise
+from pathlib import Path
 from typing import NamedTuple
 
 from scripts.auto import hours as dividing
@@ -16,20 +18,17 @@ from utils.core.files import UserError
 from utils.core.size import Size
 from utils.core.tables import table
 from utils.runs.chain import CONFIGS
-from utils.runs.folders import CONDITION
+from utils.runs.folders import CONDITION, RunFolder
 
 DEMO = CONFIGS / "demo-64"  # what is not decided here is as in this recipe
 
 
 class Choice(NamedTuple):
-    """What depends on the kind of images."""
+    """What depends on the kind of images; each reason stands with its source."""
 
-    temperatures: tuple[float, float, float]  # of the base stage, of stages between, of the finest stage
-    why: tuple[str, str]  # with the source
-    autoencoder: dict  # keys of autoencoder.json that differ from configs/demo-64
-    options: dict  # of its training, likewise
     share: float  # of the training time, for the autoencoder
-    because: tuple[str, str]  # of these three, as `why`
+    temperatures: tuple[tuple[float, float, float], str, str]  # of the base, between, finest; why
+    autoencoder: tuple[dict, dict, str, str]  # keys of autoencoder.json, and options, that differ from DEMO; why
     is_fine: bool = False  # whether to halve images once less, and to write the finest grid in cells
 
 
@@ -38,28 +37,19 @@ PERMUTED = {"permute_colours": True}
 # The choices by data. A measurement of another kind, or a better one of these, changes this table and nothing else.
 CHOICES = {
     DRAWINGS: Choice(
-        (1.0, 0.6, 0.4),
-        ("as the demo's faces", "docs/experiments.md#which-settings-look-best"),
-        {},
-        {},
         0.22,
-        ("as the demo's", "docs/times.md"),
+        ((1.0, 0.6, 0.4), "as the demo's faces", "docs/experiments.md#which-settings-look-best"),
+        ({}, {}, "as the demo's", "docs/times.md"),
     ),
     PHOTOGRAPHS: Choice(
-        (1.0, 1.0, 0.6),
-        ("nearest of those with a base stage at 1", FEW),
-        {"latent_channel": 8},
-        PERMUTED,
         0.3,
-        ("8 channels and permuted colours: 29.9 dB instead of 26.8", FEW),
+        ((1.0, 1.0, 0.6), "nearest of those with a base stage at 1", FEW),
+        ({"latent_channel": 8}, PERMUTED, "8 channels and permuted colours: 29.9 dB instead of 26.8", FEW),
     ),
     PIXEL_ART: Choice(
-        (1.0, 0.85, 0.6),
-        ("lower ones are flat and far", FEW),
-        {"latent_channel": 6},
-        PERMUTED,
         0.3,
-        ("one halving, 6 channels and permuted colours: 29 dB instead of 21", FEW),
+        ((1.0, 0.85, 0.6), "lower ones are flat and far", FEW),
+        ({"latent_channel": 6}, PERMUTED, "one halving, 6 channels and permuted colours: 29 dB instead of 21", FEW),
         is_fine=True,
     ),
 }
@@ -105,25 +95,19 @@ def choose_grids(size: Size, is_fine: bool = False) -> tuple[int, list[int]]:
 
     Raises `UserError` naming the nearest sizes for one that cannot be halved as often as it must be.
     """
-    side = math.sqrt(size.width * size.height)
-    wanted = 1 if side <= 32 else max(2, math.ceil(math.log2(side / 32)))
-    fits = [
-        layers
-        for layers in range(1, 9)
-        if size.width % 2**layers == size.height % 2**layers == 0
-        and 4 <= size.width * size.height // 4**layers <= MOST_TOKENS
-    ]
+    area, common = size.width * size.height, math.gcd(size.width, size.height)
+    wanted = 1 if area <= 32**2 else max(2, math.ceil(math.log2(math.sqrt(area) / 32)))
+    fits = [each for each in range(1, 9) if common % 2**each == 0 and 4 <= area >> 2 * each <= MOST_TOKENS]
     if not fits:
         near = " or ".join(map(str, size.multiples(16, 16)))
         raise UserError(f"images of {size.shown} pixels cannot be halved to small feature maps; make them {near}")
     layers = min(fits, key=lambda each: abs(each - max(1, wanted - is_fine)))
-    width, height, patches = size.width >> layers, size.height >> layers, [1]
-    while (tokens := width * height // patches[0] ** 2) > BASE_TOKENS or len(patches) < 2:
-        sides = {patches[0] * by: 4 * by**2 for by in (2, 3, 5, 7)}  # with the fewest tokens to cut up by them
-        longer = [side for side, least in sides.items() if tokens >= least and width % side == height % side == 0]
-        if not longer:
+    area, common, patches = area >> 2 * layers, common >> layers, [1]
+    while (tokens := area // patches[0] ** 2) > BASE_TOKENS or len(patches) < 2:
+        sides = (patches[0] * by for by in (2, 3, 5, 7) if tokens >= 4 * by**2 and common % (patches[0] * by) == 0)
+        if not (side := next(sides, 0)):
             break
-        patches.insert(0, longer[0])
+        patches.insert(0, side)
     return layers, patches
 
 
@@ -181,24 +165,24 @@ def choose_models(prints: Fingerprint, hours: float, *, is_gpu: bool = False, me
     """All of a recipe but the numbers of training steps. Raises `UserError` where none is possible."""
     sizes, demo, size = choose_sizes(prints, hours, is_gpu), read_recipe(DEMO), Size.parse(prints.size)
     area, (width, encoder, decoder, heads), choice = size.width * size.height, sizes.tier, CHOICES[prints.kind]
-    last, (base, between, finest) = len(sizes.patches) - 1, choice.temperatures
+    last, (base, between, finest) = len(sizes.patches) - 1, choice.temperatures[0]
     temperatures = [base, *[between] * (last - 1), finest][: last + 1]
     held_out = dict.fromkeys(("val_fraction", "test_fraction"), prints.fraction)
     common, files = {"keep_checkpoint": 2} | held_out, {}
     widths = dict(zip(("min_channel", "max_channel"), sizes.channels, strict=True))
-    files["autoencoder"] = demo["autoencoder"] | widths | {"num_layers": sizes.layers} | choice.autoencoder
-    given = demo["recipe"]
+    changes, options, *_ = choice.autoencoder
+    files["autoencoder"] = demo["autoencoder"] | widths | {"num_layers": sizes.layers} | changes
+    given, run = demo["recipe"], RunFolder(Path(), last + 1)
     batch = fit(8 if area <= 8192 else 4, is_gpu, memory, IMAGE_BYTES * area / 4096 * sizes.channels[0] / 32)
     settings = {"description": f"{prints.images} {prints.kind}, {hours:g} hours", "image_size": prints.size}
     settings |= {"flip": True} if sizes.is_mirrored else {}
     settings |= {name: given[name] | batch | common for name in ("autoencoder", "decoder")}
-    settings["autoencoder"] |= choice.options
+    settings["autoencoder"] |= options
     settings |= {name: given[name] | held_out for name in ("codebook", "prune")}
     settings |= {name: given[name] for name in ("feature_maps", "generate")}
-    books = [CONDITION, *range(last + 1)]
-    for name, patch, units in zip(books, (0, *sizes.patches), sizes.units, strict=True):
+    for book, patch, units in zip(run.codebooks, (0, *sizes.patches), sizes.units, strict=True):
         sides = {"patch_H": patch, "patch_W": patch} if patch else {}
-        files[f"codebook_{name}"] = demo[f"codebook_{CONDITION}"] | sides | {"num_embeddings": units}
+        files[book.name] = demo[f"codebook_{CONDITION}"] | sides | {"num_embeddings": units}
     for level, tokens in enumerate(sizes.tokens):
         like = "transformer_0" if level == 0 else "transformer_2" if level == last else "transformer_1"
         shape = {"num_enc_layers": encoder, "num_dec_layers": decoder, "in_dim": width, "hidden_dim": 2 * width}
@@ -207,15 +191,15 @@ def choose_models(prints: Fingerprint, hours: float, *, is_gpu: bool = False, me
         settings[f"transformer_{level}"] = given[like] | batch | common
     if choice.is_fine and last and sizes.patches[-2] == 2:
         files[f"transformer_{last}"] |= CELLS
-    path = "codebook_{}/models_checkpoint/pruned_codebook.pt".format
+    stages = zip(run.transformers, pairwise(run.codebooks), temperatures, strict=True)
     files["generate"] = {
-        str(level): {
-            "model_path": f"transformer_{level}/models_checkpoint/best.pt",
-            "lr_codebook_path": path(books[level]),
-            "hr_codebook_path": path(books[level + 1]),
+        stage.level: {
+            "model_path": stage.best.as_posix(),
+            "lr_codebook_path": coarse.pruned.as_posix(),
+            "hr_codebook_path": fine.pruned.as_posix(),
             "temperature": temperature,
         }
-        for level, temperature in enumerate(temperatures)
+        for stage, (coarse, fine), temperature in stages
     }
     return Plan(files | {"recipe": settings}, hours, reasons_for(prints, sizes, temperatures))
 
@@ -232,7 +216,7 @@ def reasons_for(prints: Fingerprint, sizes: Sizes, temperatures: list[float]) ->
     coarsest = f"halvings: {sizes.layers}; the coarsest has at most {BASE_TOKENS} tokens"
     units = "25 training images for one of the condition, 200 patches for others, 128 for the finest"
     wider = f"{often}; wider from {PASSES} passes and {ENOUGH:,} training images on"
-    (why, warm), (because, source) = choice.why, choice.because
+    _, _, because, source = choice.autoencoder
     channels = "{} to {} channels".format(*sizes.channels)
     return [
         ("image_size", size.shown, "that of the images", ""),
@@ -242,7 +226,7 @@ def reasons_for(prints: Fingerprint, sizes: Sizes, temperatures: list[float]) ->
         ("grids", grids, coarsest, "docs/scaling.md#grids-for-128128-pixels"),
         ("units", ", ".join(map(str, sizes.units)), units, "configs/demo-64"),
         ("stages", f"{len(sides)} of width {width}", wider, "docs/scaling.md#loss-over-compute"),
-        ("temperatures", ", ".join(map(str, temperatures)), why, warm),
+        ("temperatures", ", ".join(map(str, temperatures)), *choice.temperatures[1:]),
     ]
 
 
