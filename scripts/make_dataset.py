@@ -141,13 +141,11 @@ def write_images(
                 bar.write(f"skipped {error}", file=sys.stderr)
                 continue
             [(name, _, expected)] = entry["places"]
-            described = describe(item)
-            if name in records:
+            record = {"image_fpath": name, "checksum": expected, **describe(item)}
+            if (known := records.setdefault(name, record)) is not record:
                 num_duplicates += 1
-                labels = records[name]["labels"]
-                labels += [label for label in described["labels"] if label not in labels]
+                known["labels"] += [label for label in record["labels"] if label not in known["labels"]]
                 continue
-            records[name] = {"image_fpath": name, "checksum": expected, **described}
             entries.append(entry)
             bar.update()
             if len(records) == limit:
