@@ -8,6 +8,8 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
+import torch
+
 from scripts import near_duplicates
 from scripts.auto import hours as dividing
 from scripts.auto import plan as planning
@@ -23,7 +25,7 @@ from utils.data.images import image_files
 from utils.runs.chain import Recipe
 from utils.runs.folders import RunFolder
 from utils.runtime.child import Attendant
-from utils.runtime.device import choose_device, usable_memory
+from utils.runtime.device import usable_memory
 
 MISSING = {  # what is said of packages that are not there
     ("imagehash",): "near-duplicates are not kept on one side of the split: pip install -r requirements-data.txt",
@@ -40,7 +42,7 @@ def has(*packages: str) -> bool:
     return all(find_spec(package) for package in packages)
 
 
-def find_images(given: Path, written: Path, hours: float, device: str, call: Callable) -> Path:
+def find_images(given: Path, written: Path, hours: float, is_gpu: bool, call: Callable) -> Path:
     """The dataset.json that is meant; that of a folder of pictures is `written` first, by a `call` of a script."""
     is_folder = given.is_dir() and not (given / "dataset.json").is_file() and not any(given.glob("*.tar"))
     if not is_folder or written.is_file():
@@ -49,7 +51,7 @@ def find_images(given: Path, written: Path, hours: float, device: str, call: Cal
     sizes = survey(files)
     if not sizes:
         raise UserError(f"{given}: holds no dataset.json and no image that can be read; give a folder of images")
-    size = planning.choose_size(sizes, hours, is_gpu=choose_device(device).type == "cuda")
+    size = planning.choose_size(sizes, hours, is_gpu=is_gpu)
     smaller = sum(each.width < size.width or each.height < size.height for each in sizes)
     shown = f"{written}, of {size.shown} pixels; of {len(sizes)} files {smaller} are smaller and are enlarged"
     print(f"data: {len(files)} files become {shown}", flush=True)
@@ -75,11 +77,10 @@ def look_at(dataset: Path, run: RunFolder, overwrite: bool) -> Fingerprint:
 
 
 def plan_for(
-    prints: Fingerprint, dataset: Path, run: RunFolder, hours: float, device: str, attendant: Attendant
-) -> Plan:
+    prints: Fingerprint, dataset: Path, run: RunFolder, hours: float, device: torch.device, attendant: Attendant
+) -> None:
     """Choose the models, measure what their steps cost in a short pass, and write the recipe with guesses."""
-    place = choose_device(device)
-    is_gpu, memory = place.type == "cuda", usable_memory(place)
+    is_gpu, memory = device.type == "cuda", usable_memory(device)
     plan = planning.choose_models(prints, hours, is_gpu=is_gpu, memory=memory)
     check_disk(plan, prints, run)
     plan.start = seconds_to_start()
@@ -97,7 +98,6 @@ def plan_for(
     plan.guessed = planning.guess_costs(plan, prints)["autoencoder"].per_step
     plan.notes = [note for packages, note in MISSING.items() if not has(*packages)]
     plan.save(run)
-    return plan
 
 
 def check_disk(plan: Plan, prints: Fingerprint, run: RunFolder) -> None:
@@ -110,7 +110,7 @@ def check_disk(plan: Plan, prints: Fingerprint, run: RunFolder) -> None:
         raise UserError(f"{run.path}: {sizes}; make room, or give an OUT on another disk")
 
 
-def try_briefly(plan: Plan, dataset: Path, run: RunFolder, device: str, attendant: Attendant) -> None:
+def try_briefly(plan: Plan, dataset: Path, run: RunFolder, device: torch.device, attendant: Attendant) -> None:
     """Run all steps of the shortened recipe in one process: note what they cost, and keep the first pictures.
 
     Its models are thrown away: they could not be gone on with exactly, since a schedule must know its last step. Of the
@@ -123,7 +123,7 @@ def try_briefly(plan: Plan, dataset: Path, run: RunFolder, device: str, attendan
     trial, few = RunFolder(scratch / "run", len(recipe.stages)), scratch / "dataset.json"
     number = write_few(images, few)
     print(f"measuring the rates of this machine, in a short pass of all steps with {number} images", flush=True)
-    run_steps(recipe, trial, few, device, attendant, TRIED)
+    run_steps(recipe, trial, few, str(device), attendant, TRIED)
     plan.start = min(plan.start, seconds_to_start())
     scaling = Scaling(len(images), len(images) / number, plan.start, recipe)
     plan.costs = {step.name: dataclasses.asdict(cost) for step, _, cost in scaling.costs(trial)}

@@ -27,6 +27,7 @@ from utils.runs.chain import Recipe, steps_of
 from utils.runs.checkpoint import load_checkpoint
 from utils.runs.folders import RunFolder
 from utils.runtime.child import Attendant
+from utils.runtime.device import choose_device
 from utils.runtime.progress import duration
 
 OVER = 1.08  # that the finest stage is planned to overrun: what is cut off are steps at nearly no learning rate
@@ -41,7 +42,7 @@ class Auto:
 
     def __init__(self, options: Any, attendant: Attendant, chain: Callable) -> None:
         self.options, self.attendant, self.chain = options, attendant, chain
-        self.folder = RunFolder(options.out)
+        self.folder, self.device = RunFolder(options.out), choose_device(options.device or "auto")
         self.path, self.limit = self.folder.recipe, 3600 * options.hours
 
     def run(self) -> None:
@@ -60,12 +61,12 @@ class Auto:
 
     def prepare(self) -> None:
         """Look and plan, unless an earlier start has."""
-        options, device, recipe = self.options, self.options.device or "auto", self.path / "recipe.json"
-        self.dataset = find_images(options.dataset, self.folder.images, options.hours, device, self.call)
+        options, recipe, is_gpu = self.options, self.path / "recipe.json", self.device.type == "cuda"
+        self.dataset = find_images(options.dataset, self.folder.images, options.hours, is_gpu, self.call)
         self.prints = look_at(self.dataset, self.folder, options.overwrite)
         print("look:", *self.prints.lines(), sep="\n  ", flush=True)
         if not self.folder.planned.is_file() or not recipe.is_file():
-            plan_for(self.prints, self.dataset, self.folder, options.hours, device, self.attendant)
+            plan_for(self.prints, self.dataset, self.folder, options.hours, self.device, self.attendant)
         self.take_up(Plan.read(self.folder))
         if self.is_edited:
             print(f"{recipe} was edited, so its numbers of training steps are kept, and the hours may not be")
