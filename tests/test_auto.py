@@ -239,6 +239,11 @@ def test_a_program_is_asked_to_stop_when_its_time_is_over():
     assert not attendant.is_late
 
 
+def test_scripts_are_found_from_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train.Auto.call(SimpleNamespace(attendant=Attendant()), "few_images")  # which would end this process
+
+
 class World:
     """A machine whose steps take as long as their costs say, times a factor each, on a clock of its own."""
 

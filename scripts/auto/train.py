@@ -4,8 +4,11 @@ Before a step that has not begun, the time that is left is divided again, by the
 begun keeps its numbers, so a resume is exact; the finest stage is stopped where it would take the time of what follows.
 """
 
+from utils.runtime.threads import inherited
+
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +26,7 @@ from utils.core.files import UserError, write_file
 from utils.core.lock import lock
 from utils.core.options import words_of
 from utils.data.checksums import checksum
-from utils.runs.chain import Recipe, steps_of
+from utils.runs.chain import ROOT, Recipe, steps_of
 from utils.runs.checkpoint import load_checkpoint
 from utils.runs.folders import RunFolder
 from utils.runtime.child import Attendant
@@ -212,7 +215,9 @@ class Auto:
 
     def call(self, script: str, *words: object, **flags: object) -> None:
         """Run a script to its end, or end with its status."""
-        self.attendant.check([sys.executable, "-m", f"scripts.{script}", *words, *words_of(flags)])
+        paths = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"  # for a start in another folder
+        command = [sys.executable, "-m", f"scripts.{script}", *words, *words_of(flags)]
+        self.attendant.check(command, env=inherited() | {"PYTHONPATH": paths})
 
     def write_recipe(self) -> None:
         """Replace recipe.json, and remember that it was not a person who did."""
