@@ -39,10 +39,7 @@ def shares_of(autoencoder: float, stages: int) -> dict[str, float]:
 def choose_evaluation(
     held_out: int, training: int, tokens: int, seconds: float, slowness: float, start: float
 ) -> tuple[dict[str, int], float]:
-    """The options of the largest evaluation that `seconds` allow, or else of the smallest, and the seconds it takes.
-
-    There are none without enough images.
-    """
+    """Options and seconds of the largest evaluation within `seconds`, else of the smallest; none of too few images."""
     least, chosen = min(held_out, training), ({}, 0.0)
     for number in (1000, 500, 250, 120, 60) if least >= 4 else ():
         number = min(number, least)

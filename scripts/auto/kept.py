@@ -2,8 +2,6 @@
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, Thread
@@ -70,28 +68,24 @@ class Clock:
     def __init__(self, path: Path) -> None:
         self.path, self.since = path, time.monotonic()
         self.before = read_json(path)["seconds"] if path.is_file() else 0.0
+        self.ended, self.thread = Event(), Thread(target=self.beat, daemon=True)
+
+    def __enter__(self) -> None:
+        self.thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        self.thread.join()
+        self.note()
 
     @property
     def used(self) -> float:
         """Seconds so far."""
         return self.before + time.monotonic() - self.since
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Note the time in this block."""
-        ended = Event()
-
-        def beat() -> None:
-            while not ended.wait(BEAT):
-                self.note()
-
-        thread = Thread(target=beat, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
+    def beat(self) -> None:
+        """Note the time until the end."""
+        while not self.ended.wait(BEAT):
             self.note()
 
     def note(self) -> None:

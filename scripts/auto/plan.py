@@ -236,8 +236,9 @@ def guess_costs(plan: Plan, prints: Fingerprint, is_gpu: bool = False) -> dict[s
     pixels = size.width * size.height / 4096
     model, recipe = plan.files["autoencoder"], plan.settings
     wide = (model["min_channel"] / 32) ** 2 * pixels * recipe["autoencoder"]["batch_size"] / 8
-    reading = START + prints.images * (1 + recipe.get("flip", False)) * 0.001 * pixels
-    costs = {"autoencoder": Cost(START + 3, PER_STEP * wide / speed, 2), "feature_maps": Cost(reading)}
+    costs = dict.fromkeys(("autoencoder", "decoder"), Cost(START + 3, PER_STEP * wide / speed, 2))
+    reading = prints.images * (1 + recipe.get("flip", False)) * 0.001 * pixels
+    costs |= {"feature_maps": Cost(START + reading), "generate": Cost(START + 6)}
     for name, model in plan.files.items():
         kind, _, level = name.partition("_")
         if kind == "codebook":
@@ -247,7 +248,7 @@ def guess_costs(plan: Plan, prints: Fingerprint, is_gpu: bool = False) -> dict[s
             tokens = cells_of(plan) // plan.files[f"codebook_{level}"]["patch_H"] ** 2 * size
             tier = model["in_dim"], model["num_enc_layers"], model["num_dec_layers"], 0
             costs[name] = Cost(START + 6, tokens * PER_TOKEN * cost_of(tier) / speed, 4 + int(level))
-    return costs | {"decoder": Cost(START + 3, PER_STEP * wide / speed, 2), "generate": Cost(START + 6)}
+    return costs
 
 
 def sections_of(plan: Plan, prints: Fingerprint) -> dict[str, Section]:

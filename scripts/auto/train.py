@@ -58,7 +58,7 @@ class Auto:
                 print("planned; edit it if you like. Go on within the hours by the same command without --plan-only,")
                 print("or train it as any recipe:", *words)
                 return
-            with self.clock.running():
+            with self.clock:
                 self.prepare()
                 self.train()
 
