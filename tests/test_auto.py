@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from scripts import train_cascade
-from scripts.auto import expect, hours, measure, plan, train
+from scripts.auto import begin, expect, hours, kept, plan, train
 from scripts.auto.look import DRAWINGS, PHOTOGRAPHS, PIXEL_ART, Fingerprint, look
 from scripts.recipe import check
 from tests.conftest import undisturbed
@@ -39,17 +39,12 @@ def prints_of(images=9000, **more):
     return dataclasses.replace(FACES, **sides | more)
 
 
-def sections_of(recipe, prints):
-    return hours.sections_of(recipe.settings, prints.training, plan.CHOICES[prints.kind].share)
-
-
 def planned(prints, number, seconds=None, **more):
     """A plan for so many hours with all numbers, as before anything was measured; perhaps they have other seconds."""
     recipe = plan.choose_models(prints, number, **more)
-    costs, sections = plan.guess_costs(recipe, prints), sections_of(recipe, prints)
-    numbers, recipe.seconds = hours.choose_steps(seconds or 3600 * number, costs, costs, sections)
-    for name, options in numbers.items():
-        recipe.settings[name] |= options
+    costs, sections = plan.guess_costs(recipe, prints), plan.sections_of(recipe, prints)
+    numbers, recipe.seconds = hours.choose_steps(seconds or 3600 * number, costs, sections)
+    recipe.change(numbers)
     return recipe
 
 
@@ -68,12 +63,13 @@ def test_any_plan_is_a_recipe_that_takes_no_more_than_the_hours(
     tmp_path_factory, sides, images, number, kind, mirrored
 ):
     prints = prints_of(images, size=Size(*sides).plain, mirrored=mirrored, **KINDS[kind])
-    try:
-        chosen = planned(prints, number)
-    except hours.TooShort as short:
-        assert short.seconds > 3600 * number
-        chosen = planned(prints, number, 1.001 * short.seconds)  # what it names suffices
-        number = 1.001 * short.seconds / 3600
+    chosen = planned(prints, number)
+    if (needed := sum(chosen.seconds.values())) > 3600 * number:  # for the least numbers of training steps
+        assert all(
+            chosen.settings[name]["max_step"] == least.low for name, least in plan.sections_of(chosen, prints).items()
+        )
+        chosen = planned(prints, number, 1.001 * needed)  # which suffices
+        number = 1.001 * needed / 3600
     folder = tmp_path_factory.getbasetemp() / "planned"
     shutil.rmtree(folder, ignore_errors=True)
     chosen.write(folder)
@@ -83,7 +79,7 @@ def test_any_plan_is_a_recipe_that_takes_no_more_than_the_hours(
     assert check(recipe, steps, run, folder / "generate.json").keys() == {step.name for step in steps}
     assert chosen.seconds.keys() == {step.name for step in steps}
     assert sum(chosen.seconds.values()) <= 3600 * number * (1 + 1e-9)
-    for name, section in sections_of(chosen, prints).items():
+    for name, section in plan.sections_of(chosen, prints).items():
         options = chosen.settings[name]
         assert section.low <= options["max_step"] <= section.high
         assert options.get("warmup_step", 0) < options["max_step"]
@@ -231,9 +227,8 @@ def test_memory_and_disk_without_room_are_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="memory: the smallest recipe does not fit, one image needs"):
         plan.choose_models(FACES, 1, memory=plan.IMAGE_BYTES)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
-    auto = SimpleNamespace(prints=FACES, path=tmp_path, folder=RunFolder(tmp_path))
     with pytest.raises(UserError, match=r"GiB are needed and 0\.0 are free; make room"):
-        train.Auto.check_disk(auto, plan.choose_models(FACES, 1))
+        begin.check_disk(plan.choose_models(FACES, 1), FACES, RunFolder(tmp_path))
 
 
 def test_a_program_is_asked_to_stop_when_its_time_is_over():
@@ -242,6 +237,11 @@ def test_a_program_is_asked_to_stop_when_its_time_is_over():
     assert attendant.is_late
     assert attendant.run([sys.executable, "-c", ""], seconds=60) == 0
     assert not attendant.is_late
+
+
+def test_scripts_are_found_from_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train.Auto.call(SimpleNamespace(attendant=Attendant()), "few_images")  # which would end this process
 
 
 class World:
@@ -253,18 +253,14 @@ class World:
         self.auto = train.Auto(
             train_cascade.Options(recipe="auto", dataset=folder, out=folder, hours=number), self.attendant, self.chain
         )
-        recipe = plan.choose_models(prints, number)
-        recipe.settings["autoencoder"]["max_step"] = 1
-        recipe.write(self.auto.path)
-        auto = self.auto
-        auto.prints, auto.dataset = prints, folder
-        self.costs = auto.costs = plan.guess_costs(recipe, prints)
-        auto.state = train.State(number, start=4.0, guessed=0.04)
-        recipe = Recipe.find(auto.path)
-        auto.folder = RunFolder(folder, len(recipe.stages))
-        auto.steps = {step.name: step for step in steps_of(auto.folder, recipe, folder)}
+        auto, chosen = self.auto, plan.choose_models(prints, number)
+        chosen.settings["autoencoder"]["max_step"], chosen.start, chosen.guessed = 1, 4.0, 0.04
+        self.costs = plan.guess_costs(chosen, prints)
+        chosen.costs = {name: dataclasses.asdict(cost) for name, cost in self.costs.items()}
+        chosen.write(auto.path)
+        auto.prints, auto.dataset, auto.clock = prints, folder, kept.Clock(folder / "clock.json")
+        auto.take_up(chosen)
         auto.is_edited = False
-        auto.clock = train.Clock(folder / "clock.json")
         auto.evaluate = auto.end = lambda: None
 
     def monotonic(self):
@@ -301,14 +297,14 @@ def test_the_hours_are_kept_although_steps_are_slower_or_faster_than_measured(se
     random = np.random.default_rng(seed)
     monkeypatch.setattr(train, "load_checkpoint", lambda *_, **__: {"step": 7})
     monkeypatch.setattr(train, "has", lambda *_: True)
-    monkeypatch.setattr(train, "time", SimpleNamespace(monotonic=lambda: world.seconds))
+    monkeypatch.setattr(kept, "time", SimpleNamespace(monotonic=lambda: world.seconds))
     world = SimpleNamespace(seconds=0.0)
     factors, pace = {}, np.exp(random.normal(0, 0.3))
     world = World(tmp_path, FACES, random.choice([0.17, 0.5, 1.0]), factors)
     factors.update({name: pace * np.exp(random.normal(0, 0.05)) for name in world.costs})
     world.auto.train()
-    drift, start = world.auto.state.drift, world.auto.state.start
-    evaluated = world.auto.evaluation(0.9 * (world.auto.limit - world.seconds - 3 * drift * start)).seconds / drift
+    drift, start = world.auto.plan.drift, world.auto.plan.start
+    evaluated = world.auto.evaluation(0.9 * (world.auto.limit - world.seconds - 3 * drift * start))[1] / drift
     used = (world.seconds + pace * (evaluated + 3 * start)) / world.auto.limit
     assert 0.95 < used <= 1
 
@@ -322,11 +318,9 @@ def test_what_more_hours_bring_follows_from_where_the_finest_stage_was_best(loss
         {"step": 10 * index, "val_loss": loss, "val_images": 9, "stage_bits": 1} for index, loss in enumerate(losses)
     ]
     sampled = {"step": 15, "val_loss": 0.0, "val_images": 2, "train_loss": 1.0}  # of a log line, on a few images
-    folder = RunFolder(tmp_path, 1).transformers[0]
-    folder.path.mkdir()
-    folder.metrics.write_text("".join(json.dumps(row) + "\n" for row in [*rows, sampled]))
-    steps = {"transformer_0": SimpleNamespace(folder=folder), "generate": None}
-    assert "".join(train.Auto.outlook(SimpleNamespace(steps=steps))).startswith(begins)
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, sampled]))
+    assert "".join(expect.outlook(path)).startswith(begins)
 
 
 class Stop(Exception):
@@ -360,9 +354,9 @@ class Programs:
 def test_a_folder_of_pictures_becomes_a_report_although_it_was_killed_in_each_part(tmp_path, monkeypatch, capsys):
     programs, pictures, out = Programs(), tmp_path / "pictures", tmp_path / "out"
     monkeypatch.setattr(Attendant, "run", lambda *words, **more: programs.run(*words, **more))
-    for module in (measure, train):
-        monkeypatch.setattr(module, "seconds_to_start", lambda: 0.1)
-    monkeypatch.setattr(hours, "PASSES", dict.fromkeys(hours.PASSES, 1))
+    monkeypatch.setattr(begin, "seconds_to_start", lambda: 0.1)
+    rules = {name: (low, 1, *rest) for name, (low, _, *rest) in hours.RULES.items()}
+    monkeypatch.setattr(hours, "RULES", rules)
     monkeypatch.setattr(hours, "CODEBOOK_STEPS", 20)
     monkeypatch.setattr(plan, "TIERS", ((32, 1, 1, 2),))
     shutil.move(write_set(tmp_path / "data", squares()).parent / "images", pictures)

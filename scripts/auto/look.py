@@ -7,6 +7,7 @@ import utils.runtime.threads  # noqa: F401
 
 import dataclasses
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,17 +143,13 @@ def mirrored(pixels: torch.Tensor, groups: list[str | None]) -> float:
     return float(turned[known].mean() / plain[known].mean()) if known.any() and plain[known].mean() > 0 else 1.0
 
 
-def survey(files: list[Path]) -> tuple[list[Size], int]:
-    """The sizes of up to `SAMPLED` image files, upright or not, and how many of those may be transparent."""
-    sizes, transparent = [], 0
+def survey(files: list[Path]) -> list[Size]:
+    """The sizes of up to `SAMPLED` image files, upright or not, that can be read; scripts.make_dataset lists others."""
+    sizes = []
     for path in files[:: len(files) // SAMPLED + 1]:
-        try:
-            with Image.open(path) as image:
-                sizes.append(Size(*image.size))
-                transparent += image.has_transparency_data
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            continue  # scripts.make_dataset lists it
-    return sizes, transparent
+        with suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError), Image.open(path) as image:
+            sizes.append(Size(*image.size))
+    return sizes
 
 
 @dataclass(frozen=True, kw_only=True)
