@@ -15,16 +15,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 
 from scripts import train_cascade
 from scripts.auto import begin, expect, hours, kept, plan, train
-from scripts.auto.look import DRAWINGS, PHOTOGRAPHS, PIXEL_ART, Fingerprint, look
+from scripts.auto.look import DRAWINGS, PHOTOGRAPHS, PIXEL_ART, Fingerprint, look, survey
 from scripts.recipe import check
 from tests.conftest import undisturbed
 from tests.helpers.scripts import expect_error, run_main
 from utils.core.files import UserError
 from utils.core.size import Size
+from utils.data.images import image_files
 from utils.runs.chain import Recipe, steps_of
 from utils.runs.folders import RunFolder
 from utils.runtime.child import Attendant
@@ -138,6 +139,18 @@ def test_pictures_of_a_folder_become_as_large_as_most_are_and_as_the_hours_allow
     assert size((12, 9)) == "16"
 
 
+def test_the_sizes_of_pictures_are_those_that_are_shown(tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (40, 30)).save(tmp_path / "turned.jpg", exif=exif)
+    Image.new("RGB", (40, 30)).save(tmp_path / "upright.png")
+    (tmp_path / "broken.png").touch()
+    assert survey(image_files(tmp_path)[0]) == [Size(30, 40), Size(40, 30)]
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    Image.new("RGB", (64, 48)).save(tmp_path / "phone.heic", exif=exif.tobytes())
+    assert survey([tmp_path / "phone.heic"]) == [Size(48, 64)]
+
+
 def write_set(folder, images):
     """A data set of arrays (H, W, 3), uint8."""
     (folder / "images").mkdir(parents=True)
@@ -202,11 +215,12 @@ ODD = np.random.default_rng(0).integers(0, 256, (120, 17, 17, 3))
         (squares(), ("--hours", 1, "--dry-run"), "leave out --dry-run"),
         (squares(), ("--hours", 1, "--nproc", 2), "plans for one process"),
         ((), ("--hours", 1), "holds no dataset.json and no image that can be read"),
+        (None, ("--hours", 1), "empty: no such folder; give a folder of images"),
     ],
 )
 def test_what_cannot_be_planned_is_refused_in_one_line(images, words, line, tmp_path, capsys):
-    images = list(images)
-    if images is not None and len(images) == 120 and "distinct" in line:  # copies, by their checksums
+    images = None if images is None else list(images)
+    if images and len(images) == 120 and "distinct" in line:  # copies, by their checksums
         path = write_set(tmp_path / "data", images)
         records = json.loads(path.read_text())
         for number, record in records["_default"].items():
@@ -216,7 +230,8 @@ def test_what_cannot_be_planned_is_refused_in_one_line(images, words, line, tmp_
         path = write_set(tmp_path / "data", images)
     else:
         path = tmp_path / "empty"
-        path.mkdir()
+        if images is not None:
+            path.mkdir()
     argv = ["auto", path, tmp_path / "out", *(words or ("--hours", 1))]
     error = expect_error(capsys, train_cascade.main, argv)
     assert line in error
@@ -390,3 +405,13 @@ def test_a_folder_of_pictures_becomes_a_report_although_it_was_killed_in_each_pa
     records["_default"]["999"] = {"image_fpath": "more.png", "labels": []}
     (out / "data/dataset.json").write_text(json.dumps(records))
     assert "has changed since it was looked at" in expect_error(capsys, train_cascade.main, command)
+    # with another picture, all anew: no step counts as begun, and the hours begin
+    Image.new("RGB", (16, 16)).save(pictures / "more.png")
+    (out / "recipe/clock.json").write_text('{"seconds": 4000.0}')
+    programs.fatal = "generate_fmap_dataset"
+    programs.names.clear()
+    with pytest.raises(Stop):
+        run_main(train_cascade.main, *command, "--overwrite")
+    assert programs.names == ["scripts.make_dataset", "scripts.dry_run", "train_autoencoder", "generate_fmap_dataset"]
+    assert json.loads((out / "recipe/fingerprint.json").read_text())["images"] == 121
+    assert 0 < json.loads((out / "recipe/clock.json").read_text())["seconds"] < 3600

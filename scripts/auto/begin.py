@@ -21,7 +21,8 @@ from utils.core.config import build_config, read_json
 from utils.core.files import UserError, write_file
 from utils.data.checksums import checksum
 from utils.data.dataset import ImageDataset
-from utils.data.images import image_files
+from utils.data.images import image_files, reads_heif
+from utils.data.shards import HEIF_SUFFIXES
 from utils.runs.chain import Recipe
 from utils.runs.folders import RunFolder
 from utils.runtime.child import Attendant
@@ -42,11 +43,28 @@ def has(*packages: str) -> bool:
     return all(find_spec(package) for package in packages)
 
 
-def find_images(given: Path, written: Path, hours: float, is_gpu: bool, call: Callable) -> Path:
-    """The dataset.json that is meant; that of a folder of pictures is `written` first, by a `call` of a script."""
-    is_folder = given.is_dir() and not (given / "dataset.json").is_file() and not any(given.glob("*.tar"))
-    if not is_folder or written.is_file():
-        return written if is_folder else given
+def left_out(written: Path) -> int:
+    """How many HEIC files a data set was made without that can be read now."""
+    ignored = written.with_name("ignored.txt")
+    lines = ignored.read_text(errors="replace").lower().splitlines() if reads_heif() and ignored.is_file() else []
+    return sum(line.endswith(HEIF_SUFFIXES) for line in lines)
+
+
+def find_images(given: Path, written: Path, hours: float, is_gpu: bool, call: Callable, is_anew: bool) -> Path:
+    """The dataset.json that is meant; that of a folder of pictures is `written` first, by a `call` of a script.
+
+    One that is there is kept, unless all is made anew.
+    """
+    if not given.exists() and given.suffix not in (".json", ".tar"):
+        raise UserError(f"{given}: no such folder; give a folder of images, or a dataset.json")
+    is_folder, is_written = given.is_dir() and not (given / "dataset.json").is_file(), written.is_file()
+    if not is_folder or any(given.glob("*.tar")):
+        return given
+    if is_written and not is_anew:
+        if number := left_out(written):
+            advice = "--overwrite plans with them"
+            print(f"{written}: was made without {number} HEIC files that can be read now; {advice}")
+        return written
     files = image_files(given)[0]
     sizes = survey(files)
     if not sizes:
@@ -56,7 +74,7 @@ def find_images(given: Path, written: Path, hours: float, is_gpu: bool, call: Ca
     shown = f"{written}, of {size.shown} pixels; of {len(sizes)} files {smaller} are smaller and are enlarged"
     print(f"data: {len(files)} files become {shown}", flush=True)
     group = "near" if near_duplicates.is_installed() else None
-    call("make_dataset", given, out_dir=written.parent, image_size=size, group_by=group)
+    call("make_dataset", given, out_dir=written.parent, image_size=size, group_by=group, overwrite=is_written)
     return written
 
 
@@ -70,7 +88,9 @@ def look_at(dataset: Path, run: RunFolder, overwrite: bool) -> Fingerprint:
         if not overwrite:
             advice = f"give another OUT, or --overwrite, or bring back what {run.recipe} was planned for"
             raise UserError(f"{dataset}: has changed since it was looked at; {advice}")
-        run.planned.unlink()
+        marks = [each for each in run.mark("").glob("*") if each.name != run.generation.name]
+        for each in (run.planned, *run.path.glob("*/run.json"), *marks):
+            each.unlink()  # so that no step counts as begun
     prints = look(dataset)
     write_file(path, json.dumps(dataclasses.asdict(prints), indent=1) + "\n")
     return prints

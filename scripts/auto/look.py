@@ -7,20 +7,19 @@ import utils.runtime.threads  # noqa: F401
 
 import dataclasses
 import json
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
 from utils.core.files import UserError
 from utils.core.options import option, parse_options
 from utils.core.size import Size
 from utils.data.batches import chunks
 from utils.data.dataset import ImageDataset
+from utils.data.images import upright_size
 from utils.data.split import Bounds
 from utils.runtime import cli
 from utils.runtime.progress import progress
@@ -144,12 +143,8 @@ def mirrored(pixels: torch.Tensor, groups: list[str | None]) -> float:
 
 
 def survey(files: list[Path]) -> list[Size]:
-    """The sizes of up to `SAMPLED` image files, upright or not, that can be read; scripts.make_dataset lists others."""
-    sizes = []
-    for path in files[:: len(files) // SAMPLED + 1]:
-        with suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError), Image.open(path) as image:
-            sizes.append(Size(*image.size))
-    return sizes
+    """The sizes of up to `SAMPLED` image files that can be read, upright; scripts.make_dataset lists others."""
+    return [size for path in files[:: len(files) // SAMPLED + 1] if (size := upright_size(path))]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from models.stage import KIND as STAGE
 from scripts import evaluate
 from scripts.auto import expect, hours
 from scripts.auto import plan as planning
-from scripts.auto.begin import find_images, has, look_at, plan_for
+from scripts.auto.begin import find_images, has, left_out, look_at, plan_for
 from scripts.auto.kept import Clock, Plan
 from scripts.demo import is_older
 from scripts.dry_run import Cost
@@ -65,9 +65,14 @@ class Auto:
     def prepare(self) -> None:
         """Look and plan, unless an earlier start has."""
         options, recipe, is_gpu = self.options, self.path / "recipe.json", self.device.type == "cuda"
-        self.dataset = find_images(options.dataset, self.folder.images, options.hours, is_gpu, self.call)
-        self.prints = look_at(self.dataset, self.folder, options.overwrite)
+        images, was_planned = self.folder.images, self.folder.planned.is_file()
+        is_new = not any(self.folder.path.glob("*/run.json"))
+        is_anew = options.overwrite or (is_new and left_out(images) > 0)
+        self.dataset = find_images(options.dataset, images, options.hours, is_gpu, self.call, is_anew)
+        self.prints = look_at(self.dataset, self.folder, is_anew)
         print("look:", *self.prints.lines(), sep="\n  ", flush=True)
+        if was_planned and not self.folder.planned.is_file():
+            self.clock.before = 0.0  # the seconds of another plan
         if not self.folder.planned.is_file() or not recipe.is_file():
             plan_for(self.prints, self.dataset, self.folder, options.hours, self.device, self.attendant)
         self.take_up(Plan.read(self.folder))
