@@ -56,10 +56,11 @@ def sentence(prints: Fingerprint, hours: float) -> str:
     """What the nearest row reached."""
     row = nearest(prints, hours)
     shown = f"; its samples: {row.picture}" if row.picture else ""
+    few = f"; of only {prints.training:,} expect worse" if prints.training < row.training / 2 else ""
     return (
         f"nearest to this was {row.name}, {row.training:,} training images and about {row.minutes:g} minutes on two "
         f"cores: kernel distance {row.distance:.3f}, precision {row.precision:.2f}, recall {row.recall:.2f} "
-        f"({row.source}{shown})"
+        f"({row.source}{shown}){few}"
     )
 
 
