@@ -219,7 +219,7 @@ def reasons_for(prints: Fingerprint, sizes: Sizes, temperatures: list[float]) ->
     _, _, because, source = choice.autoencoder
     channels = "{} to {} channels".format(*sizes.channels)
     return [
-        ("image_size", size.shown, "that of the images", ""),
+        ("image size", size.shown, "that of the images", ""),
         ("held out", f"{prints.fraction:.0%} twice", held_out, "docs/evaluation.md#the-split"),
         ("flip", "yes" if sizes.is_mirrored else "no", mirror, "docs/experiments.md#mirror-images"),
         ("autoencoder", channels, f"{choice.share:.0%} of the time: {because}", source),
