@@ -28,6 +28,7 @@ from utils.runtime import cli
 COPIES = 60
 MOVED = 2  # pixels
 BATCH = 64
+NAME = "quantized training images"
 Options = options(folder=RUN, dataset_path=IMAGES)
 
 
@@ -55,8 +56,8 @@ def main(argv: list[str] | None = None) -> None:
     run = TrainedRun(RunFolder.open(args.folder), CPU)
     dataset = run.images(args.dataset_path)
     work = Evaluator(run, dataset, EfficientNetFeatures(), run.folder.evaluation, len(dataset), len(dataset), 0, BATCH)
-    cascade, layouts = work.cascade, work.training_layouts()
-    training = work.features_after(work.training, cascade.codebooks[-1], "quantized training images")
+    cascade, training = work.cascade, work.quantized(work.training, NAME, run.sides)
+    layouts = work.layouts[NAME]
 
     def measure(images: torch.Tensor, tokens: list[torch.Tensor]) -> tuple[Nearest, Nearest]:
         looks = [work.extractor(images.flip(-1) if mirrored else images) for mirrored in run.sides]

@@ -4,7 +4,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -78,6 +78,7 @@ class Evaluator:
         self.training = np.random.default_rng(self.seed & 0xFFFFFFFF).permutation(split.training)[: self.num_training]
         self.number = min(len(self.held_out), len(self.training))  # of images in each set
         self.edges: dict[str, torch.Tensor] = {}  # histograms by the names of sets
+        self.layouts: dict[str, torch.Tensor] = {}  # likewise, tokens (N, T) in all stages but the finest
 
     def evaluate(self, start: float) -> results.Results:
         """Measure everything that the run allows; `start` is when the work began, by `time.perf_counter`."""
@@ -145,11 +146,11 @@ class Evaluator:
         drawn = self.draw(Request(self.seed), number, results.SAMPLES) if cascade is not None else None
         novelty, known = None, {}
         if cascade is not None and len(cascade.stages) == len(self.run.settings):
-            tokens, book = drawn[0], cascade.codebooks[-1]
-            every = self.features_after(self.training, book, results.QUANTIZED)
+            tokens = drawn[0]
+            every = self.quantized(self.training, results.QUANTIZED, self.run.sides)
             sets[results.QUANTIZED] = every[:number]
             sets[results.SAMPLES] = self.features(self.decoded(tokens[-1]), number, results.SAMPLES)
-            quantized = self.features_after(self.held_out[:number], book, QUANTIZED)
+            quantized = self.quantized(self.held_out[:number], QUANTIZED)
             novelty = self.novelty(tokens, sets[results.SAMPLES], every, quantized)
             known[len(cascade.stages) - 1] = sets[results.SAMPLES], sets[results.QUANTIZED], quantized
         elif self.run.codebooks:
@@ -227,12 +228,27 @@ class Evaluator:
         own = features_of(self.extractor, watched(), last - first, name)
         distributed.add_up(edges)
         self.edges[name] = edges
-        whole = distributed.gather_rows(own)
-        return own[:0] if whole is None else whole
+        return distributed.gather_rows(own)
 
     def features_after(self, indices: np.ndarray, book: Codebook | None, name: str) -> torch.Tensor:
         """Features (N, D) of reconstructions, quantized if there is a codebook."""
         return self.features((pictures for _, pictures in self.reconstructed(indices, book)), len(indices), name)
+
+    def quantized(self, indices: np.ndarray, name: str, sides: Sequence[bool] = (False,)) -> torch.Tensor:
+        """Features (N, D) of images, quantized by the finest codebook; their layouts, perhaps mirrored, are kept."""
+        length = self.cascade.length - self.cascade.stages[-1].config.fine.length
+        layouts = [[torch.empty(0, length, dtype=torch.int32)] for _ in sides]
+
+        def pictures() -> Iterator[torch.Tensor]:
+            for images in self.batches(indices):
+                tokens = [self.cascade.tokens(images.flip(-1) if mirrored else images) for mirrored in sides]
+                for own, (_, *coarse, _) in zip(layouts, tokens, strict=True):
+                    own += [torch.cat(coarse, 1).int().cpu()] if coarse else []
+                yield self.cascade.decode(tokens[0][-1]).clamp(-1, 1)
+
+        features = self.features(pictures(), len(indices), name)
+        self.layouts[name] = torch.cat([distributed.gather_rows(torch.cat(own)) for own in layouts])
+        return features
 
     def draw(self, request: Request, number: int, name: str) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Samples: the tokens (N, T) of the condition and of each stage, and the scores (N, stages) of the stages."""
@@ -265,12 +281,11 @@ class Evaluator:
             for key, batches in ((results.SAMPLES, self.decoded(tokens[-1])), (QUANTIZED, quantized)):
                 flipped = (part.flip(-1) for part in batches)
                 looks[key].append(self.features(flipped, self.number, f"mirrored {key}"))
-        layout = self.layout(tokens)
         if not distributed.is_main():
             return None
         near, others = (Nearest.among(training, *features) for features in looks.values())
         self.draw_pairs(tokens[-1], near)
-        return replace(summarize(near, others, *self.names, self.folder.pairs.name), layout=layout)
+        return replace(summarize(near, others, *self.names, self.folder.pairs.name), layout=self.layout(tokens))
 
     @property
     def names(self) -> tuple[list[str], list[str]]:
@@ -281,24 +296,9 @@ class Evaluator:
         """How near samples come to training images by the tokens of all stages but the finest; None without such."""
         if len(self.cascade.stages) == 1:
             return None
-        held_out, known = self.coarse_tokens(self.held_out[: self.number]), self.training_layouts()
-        if not distributed.is_main():
-            return None
-        samples = torch.cat(tokens[1:-1], 1).cpu()
-        near, others = (Nearest.by_tokens(known, part) for part in (samples, held_out))
+        samples, known = torch.cat(tokens[1:-1], 1).cpu(), self.layouts[results.QUANTIZED]
+        near, others = (Nearest.by_tokens(known, part) for part in (samples, self.layouts[QUANTIZED]))
         return summarize(near, others, *(names * len(self.run.sides) for names in self.names))
-
-    def training_layouts(self) -> torch.Tensor:
-        """The `coarse_tokens` of training images, followed by those of their mirror images if it learned from them."""
-        return torch.cat([self.coarse_tokens(self.training, mirrored) for mirrored in self.run.sides])
-
-    def coarse_tokens(self, indices: np.ndarray, mirrored: bool = False) -> torch.Tensor:
-        """The tokens (N, T) of images, or of their mirror images, in all stages but the finest; in process 0."""
-        own = [torch.empty(0, sum(stage.config.fine.length for stage in self.cascade.stages[:-1]), dtype=torch.int32)]
-        for images in progress(self.batches(indices), unit="batch", desc="coarse tokens"):
-            own.append(torch.cat(self.cascade.tokens(images.flip(-1) if mirrored else images)[1:-1], 1).int().cpu())
-        whole = distributed.gather_rows(torch.cat(own))
-        return own[0] if whole is None else whole
 
     def draw_pairs(self, tokens: torch.Tensor, near: Nearest) -> None:
         """Write the picture of the samples that are nearest to a training image, each below that image."""

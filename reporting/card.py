@@ -94,7 +94,7 @@ def how_to_load(name: str, labels: list[str]) -> str:
     return f"""\
 ## How to use it
 
-In a clone of Quantized Cascade, the project that it was trained with:
+In a clone of Quantized Cascade, the project that it was trained with, after `pip install -r requirements.txt`:
 
 ```python
 from models.cascade import Cascade

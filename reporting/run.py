@@ -68,7 +68,8 @@ def read_run(folder: RunFolder) -> Run:
     """Read all that a run has left; raises `UserError` naming the file that is damaged."""
     steps = {step.name: read_step(step) for step in folders_in(folder) if step.path.is_dir()}
     if not steps:
-        raise UserError(f"{folder.path}: holds no step of a run; give a folder that scripts.train_cascade writes to")
+        advice = "give a folder that scripts.train_cascade writes to, once its first step has begun"
+        raise UserError(f"{folder.path}: holds no step of a run; {advice}")
     results = folder.evaluation.results
     return Run(
         folder,

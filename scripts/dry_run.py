@@ -49,8 +49,7 @@ DRAWN = 5  # images that are generated, at most
 # What a dry run takes itself, in starts of a script, which are as slow as the machine and its other work make them: so
 # many, and one more for so many tokens of the finest grid. Measured: tiny-32 6, demo-64 26, laptop-128 about 45.
 STARTS, TOKENS = 10, 20
-SHORT = dict.fromkeys(("max_epoch", "max_step", "checkpoint_step", "log_step"), TIMED)
-WHOLE = "whole"  # the word that asks for all training steps of a recipe
+SHORT = ("max_epoch", "max_step", "checkpoint_step", "log_step")  # options that become the number of training steps
 
 
 @dataclass(frozen=True)
@@ -118,28 +117,33 @@ def write_few(images: ImageDataset, path: Path) -> int:
     return len(used)
 
 
-def shorten(recipe: Recipe) -> Recipe:
-    """A recipe with few training steps and few images to generate, and all units kept."""
-    short = recipe.change(("autoencoder", "decoder", "codebook", *recipe.stages), **SHORT)
-    short = short.change(("generate",), num_images=min(DRAWN, recipe.settings["generate"].get("num_images", DRAWN)))
-    return short if "keep" in short.settings["prune"] else short.change(("prune",), prune_threshold=0)
+def shorten(recipe: Recipe, share: float = 0.0) -> Recipe:
+    """A recipe with a share of its training steps, at least `TIMED`, and all units kept; without one, of few images."""
+    short = recipe if "keep" in recipe.settings["prune"] else recipe.change(("prune",), prune_threshold=0)
+    for name in ("autoencoder", "decoder", "codebook", *recipe.stages):
+        given = recipe.settings.get(name, {})
+        steps = max(TIMED, round(share * given.get("max_step", 0)))
+        fitted = {"warmup_step": steps // 10, "schedule_step": steps}
+        options = dict.fromkeys(SHORT, steps) | {key: fitted[key] for key in fitted if key in given}
+        short = short.change((name,), **options)
+    drawn = recipe.settings["generate"].get("num_images", DRAWN)
+    return short.change(("generate",), num_images=drawn if share else min(DRAWN, drawn))
 
 
 def run_steps(
-    recipe: Recipe, run: RunFolder, dataset: Path, device: str | None, attendant: Attendant, *how: str
+    recipe: Recipe, run: RunFolder, dataset: Path, device: str | None, attendant: Attendant, share: float = 0.0
 ) -> None:
-    """Run all steps, of the shortened recipe unless `WHOLE`, in one process, since each start of one takes seconds."""
+    """Run all steps of the shortened recipe, in one process, since each start of one takes seconds."""
     run.path.mkdir()
     shutil.copy(recipe.folder / "generate.json", run.generation)
-    words = [recipe.folder.resolve(), run.path, dataset, device or "auto", *how]
+    words = [*(path.resolve() for path in (recipe.folder, run.path, dataset)), device or "auto", share]
     attendant.check([sys.executable, "-m", "scripts.dry_run", *words], env=inherited(), cwd=ROOT)
 
 
 def main(argv: list[str] | None = None) -> None:
     """What that process does: show which step it is, its progress and its errors, but not its log."""
-    folder, path, dataset, device, *how = argv or sys.argv[1:]
-    recipe = Recipe.find(Path(folder))
-    recipe = recipe if how == [WHOLE] else shorten(recipe)
+    folder, path, dataset, device, share = argv or sys.argv[1:]
+    recipe = shorten(Recipe.find(Path(folder)), float(share))
     with Path(os.devnull).open("w") as nowhere:
         for step in steps_of(RunFolder(Path(path), len(recipe.stages)), recipe, Path(dataset)):
             print(f"== {step.name}", flush=True)
@@ -165,7 +169,6 @@ class Scaling:
     growth: float  # images for each one that was used
     start: float  # seconds that a script takes before its attempt begins
     recipe: Recipe
-    is_whole: bool = False  # whether the run was of the recipe as it is, and not of the shortened one
 
     def estimates(self, run: RunFolder) -> list[Estimate]:
         """The estimates of all steps."""
@@ -182,20 +185,19 @@ class Scaling:
         for step, attempt in pairs:
             yield step, attempt, self.cost(step, attempt, passes)
 
-    def grown(self, step: Step) -> float:
+    def grown(self, step: Step, attempt: Attempt) -> float:
         """How many times as much a step without training does for all images, or for all that are generated."""
         if step.section != "generate":
             return self.growth
-        return 1.0 if self.is_whole else max(1.0, options_of(self.recipe, step).num_images / DRAWN)
+        return options_of(self.recipe, step).num_images / attempt.arguments["num_images"]
 
     def cost(self, step: Step, attempt: Attempt, passes: dict[str, float]) -> Cost:
         """What a step takes; `passes` are the seconds of a pass by each codebook."""
         if attempt.plan is None:
-            return Cost(self.start + self.grown(step) * attempt.seconds, memory=attempt.peak_memory)
+            return Cost(self.start + self.grown(step, attempt) * attempt.seconds, memory=attempt.peak_memory)
         plan, levels = Plan(**attempt.plan), [step.folder.level, *([CONDITION] if step.name == "transformer_0" else [])]
         more = (self.growth - 1) * sum(passes.get(level, 0.0) for level in levels)
-        done = options_of(self.recipe, step).max_step if self.is_whole else TIMED
-        once = attempt.seconds - done * plan.seconds_per_step - plan.seconds_per_checkpoint
+        once = attempt.seconds - attempt.arguments["max_step"] * plan.seconds_per_step - plan.seconds_per_checkpoint
         seconds = plan.seconds_per_step, plan.seconds_per_checkpoint
         return Cost(self.start + max(0.0, once) + more, *seconds, attempt.peak_memory)
 
@@ -205,7 +207,7 @@ class Scaling:
         files = (path for path in folder.path.rglob("*") if path.is_file() and path.parent != folder.checkpoints)
         size = sum(path.stat().st_size for path in files)  # bytes
         if attempt.plan is None:
-            disk = 0.0 if step.section == "prune" else self.grown(step) * size  # a pruned codebook is small
+            disk = 0.0 if step.section == "prune" else self.grown(step, attempt) * size  # a pruned codebook is small
             return Estimate(name, None, cost.once, disk, cost.memory, None)
         plan, options = Plan(**attempt.plan), options_of(self.recipe, step)
         flips = step.script != "train_autoencoder" and self.recipe.settings["feature_maps"].get("flip", False)

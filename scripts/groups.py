@@ -84,9 +84,12 @@ def _group_near(records: list[dict], pairs: np.ndarray) -> None:
 def _print_groups(records: list[dict], sides: np.ndarray) -> None:
     """Print how large the groups are and what the default split holds out; warn if that is nothing."""
     sizes = Counter(record["group"] for record in records if "group" in record)
+    if not sizes:
+        print("no groups: each image is held out, or not, by itself")
+        return
     shares = {name: (sides == side).mean() for name, side in (("validation", VALIDATION), ("test", TEST))}
     print(
-        f"{len(sizes)} groups of {sizes.total()} images, the largest of {max(sizes.values(), default=0)}; the split by "
+        f"{len(sizes)} groups of {sizes.total()} images, the largest of {max(sizes.values())}; the split by "
         f"default holds out {' and '.join(f'{share:.1%} of all images as {name}' for name, share in shares.items())}"
     )
     empty = [name for name, share in shares.items() if share == 0]

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -130,31 +130,22 @@ def write_images(
     which it may drop, and with their entries in the journal. With `per_shard` so many images each then move to tar
     files.
     """
-    records: dict[str, dict] = {}
-    entries, skipped, num_duplicates = [], [], 0
-    folder = OutputFolder(out_dir)
+    folder, total = OutputFolder(out_dir), min(limit or len(items), len(items))
+    records, entries, skipped, num_duplicates = {}, [], [], 0
     journal = Journal(folder.unfinished, settings | ({"is_hashed": True} if hash_image else {}))
-    convert, total = partial(_convert, read, hash_image, out_dir), min(limit or len(items), len(items))
-    keys = list(map(_key, items))
-    done = {key: entry for key in keys if (entry := journal.find(key))}
-    missing = [item for item, key in zip(items, keys, strict=True) if key not in done]
-    with _mapped(convert, missing, num_workers) as results, progress(total=total, unit="image") as bar:
-        for item, key in zip(items, keys, strict=True):
-            entry, error = (done[key], "") if key in done else next(results)
+    convert = partial(_convert, read, hash_image, out_dir)
+    with closing(_written(items, convert, journal, num_workers)) as parts, progress(total=total, unit="image") as bar:
+        for item, entry, error in parts:
             if error:
                 skipped.append(error)
                 bar.write(f"skipped {error}", file=sys.stderr)
                 continue
-            if key not in done:
-                journal.add({key: entry})
             [(name, _, expected)] = entry["places"]
-            described = describe(item)
-            if name in records:
+            record = {"image_fpath": name, "checksum": expected, **describe(item)}
+            if (known := records.setdefault(name, record)) is not record:
                 num_duplicates += 1
-                labels = records[name]["labels"]
-                labels += [label for label in described["labels"] if label not in labels]
+                known["labels"] += [label for label in record["labels"] if label not in known["labels"]]
                 continue
-            records[name] = {"image_fpath": name, "checksum": expected, **described}
             entries.append(entry)
             bar.update()
             if len(records) == limit:
@@ -165,15 +156,33 @@ def write_images(
         raise UserError(f"none of the {len(items)} images can be read; see {report}")
     written = list(records.values())
     review(written, entries)
-    if per_shard is not None:
-        written = write_shards(written, out_dir, per_shard)
-    write_dataset(folder.dataset, written, settings)
-    names = {record["image_fpath"] for record in written}
-    remove_unnamed(out_dir, f"images/??/{'[0-9a-f]' * 24}.png", names)
-    remove_unnamed(out_dir, f"shards/[0-9]*_{'[0-9a-f]' * 12}.tar", names)
-    folder.unfinished.unlink()
+    write_index(folder, written if per_shard is None else write_shards(written, out_dir, per_shard), settings)
     counts = f"{len(written)} images written, {num_duplicates} duplicates dropped"
     return f"{counts}, {len(skipped)} unreadable files skipped"
+
+
+def _written(
+    items: Sequence[Item], convert: Callable[[Item], tuple[dict, str]], journal: Journal, num_workers: int | None
+) -> Iterator[tuple[Item, dict, str]]:
+    """Each item, in order, with its entry or its error; what the journal does not have is made, and added to it."""
+    keys = list(map(_key, items))
+    done = {key: entry for key in keys if (entry := journal.find(key))}
+    missing = [item for item, key in zip(items, keys, strict=True) if key not in done]
+    with _mapped(convert, missing, num_workers) as results:
+        for item, key in zip(items, keys, strict=True):
+            entry, error = (done[key], "") if key in done else next(results)
+            if entry and key not in done:
+                journal.add({key: entry})
+            yield item, entry, error
+
+
+def write_index(folder: OutputFolder, records: list[dict], settings: dict) -> None:
+    """Write the index of a data set, and only then remove the files of the set before."""
+    write_dataset(folder.dataset, records, settings)
+    names = {record["image_fpath"] for record in records}
+    remove_unnamed(folder.path, f"images/??/{'[0-9a-f]' * 24}.png", names)
+    remove_unnamed(folder.path, f"shards/[0-9]*_{'[0-9a-f]' * 12}.tar", names)
+    folder.unfinished.unlink()
 
 
 def write_list(path: Path, lines: Sequence[str]) -> Path:
@@ -286,7 +295,8 @@ def main(argv: list[str] | None = None) -> None:
     """Write the data set of a folder of images."""
     options = parse_options(Options, __doc__, argv)
     if not options.folder.is_dir():
-        raise UserError(f"{options.folder}: no such folder")
+        reason = "is a file" if options.folder.exists() else "no such folder"
+        raise UserError(f"{options.folder}: {reason}; give a folder of images")
     source, target = options.folder.resolve(), options.out_dir.resolve()
     if source.is_relative_to(target) or target.is_relative_to(source):
         paths = f"--out-dir {options.out_dir} and {options.folder}"

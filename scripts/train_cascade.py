@@ -72,7 +72,8 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.recipe != AUTO and (self.hours is not None or self.plan_only):
-            raise UserError(f"--hours and --plan-only are for auto, and RECIPE is {self.recipe}; leave them out")
+            advice = f"write {AUTO} in its place, or leave them out"
+            raise UserError(f"--hours and --plan-only are for {AUTO}, and RECIPE is {self.recipe}; {advice}")
         if self.recipe == AUTO and (self.hours is None or self.dry_run or self.launcher("")):
             raise UserError("auto needs --hours, and plans for one process: leave out --dry-run, --nproc and the like")
         if self.dry_run and (self.out or self.overwrite or self.verify or self.launcher("")):
@@ -220,6 +221,9 @@ class Chain:
         common = {"device": options.device, "overwrite": options.overwrite, "verify": options.verify}
         command = [sys.executable, *launcher, *step.command, *words_of(common)]
         if status := attendant.run(command, env=environment, seconds=seconds):
+            if attendant.stop:
+                with suppress(OSError):  # the terminal may be gone
+                    print("stopped; the same command as before goes on from here", file=sys.stderr, flush=True)
             sys.exit(attendant.stop or status if launcher else status)  # torchrun ends with 1, whatever the signal
         print(f"{step.name} took {time.monotonic() - since:.0f} s")
         if missing := [path for path in step.results if not path.is_file()]:

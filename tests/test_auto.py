@@ -15,16 +15,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 
 from scripts import train_cascade
-from scripts.auto import expect, hours, measure, plan, train
-from scripts.auto.look import DRAWINGS, PHOTOGRAPHS, PIXEL_ART, Fingerprint, look
+from scripts.auto import begin, expect, hours, kept, plan, train
+from scripts.auto.look import DRAWINGS, PHOTOGRAPHS, PIXEL_ART, Fingerprint, look, survey
 from scripts.recipe import check
 from tests.conftest import undisturbed
 from tests.helpers.scripts import expect_error, run_main
 from utils.core.files import UserError
 from utils.core.size import Size
+from utils.data.images import image_files
 from utils.runs.chain import Recipe, steps_of
 from utils.runs.folders import RunFolder
 from utils.runtime.child import Attendant
@@ -39,17 +40,12 @@ def prints_of(images=9000, **more):
     return dataclasses.replace(FACES, **sides | more)
 
 
-def sections_of(recipe, prints):
-    return hours.sections_of(recipe.settings, prints.training, plan.CHOICES[prints.kind].share)
-
-
 def planned(prints, number, seconds=None, **more):
     """A plan for so many hours with all numbers, as before anything was measured; perhaps they have other seconds."""
     recipe = plan.choose_models(prints, number, **more)
-    costs, sections = plan.guess_costs(recipe, prints), sections_of(recipe, prints)
-    numbers, recipe.seconds = hours.choose_steps(seconds or 3600 * number, costs, costs, sections)
-    for name, options in numbers.items():
-        recipe.settings[name] |= options
+    costs, sections = plan.guess_costs(recipe, prints), plan.sections_of(recipe, prints)
+    numbers, recipe.seconds = hours.choose_steps(seconds or 3600 * number, costs, sections)
+    recipe.change(numbers)
     return recipe
 
 
@@ -68,12 +64,13 @@ def test_any_plan_is_a_recipe_that_takes_no_more_than_the_hours(
     tmp_path_factory, sides, images, number, kind, mirrored
 ):
     prints = prints_of(images, size=Size(*sides).plain, mirrored=mirrored, **KINDS[kind])
-    try:
-        chosen = planned(prints, number)
-    except hours.TooShort as short:
-        assert short.seconds > 3600 * number
-        chosen = planned(prints, number, 1.001 * short.seconds)  # what it names suffices
-        number = 1.001 * short.seconds / 3600
+    chosen = planned(prints, number)
+    if (needed := sum(chosen.seconds.values())) > 3600 * number:  # for the least numbers of training steps
+        assert all(
+            chosen.settings[name]["max_step"] == least.low for name, least in plan.sections_of(chosen, prints).items()
+        )
+        chosen = planned(prints, number, 1.001 * needed)  # which suffices
+        number = 1.001 * needed / 3600
     folder = tmp_path_factory.getbasetemp() / "planned"
     shutil.rmtree(folder, ignore_errors=True)
     chosen.write(folder)
@@ -83,7 +80,7 @@ def test_any_plan_is_a_recipe_that_takes_no_more_than_the_hours(
     assert check(recipe, steps, run, folder / "generate.json").keys() == {step.name for step in steps}
     assert chosen.seconds.keys() == {step.name for step in steps}
     assert sum(chosen.seconds.values()) <= 3600 * number * (1 + 1e-9)
-    for name, section in sections_of(chosen, prints).items():
+    for name, section in plan.sections_of(chosen, prints).items():
         options = chosen.settings[name]
         assert section.low <= options["max_step"] <= section.high
         assert options.get("warmup_step", 0) < options["max_step"]
@@ -142,6 +139,18 @@ def test_pictures_of_a_folder_become_as_large_as_most_are_and_as_the_hours_allow
     assert size((12, 9)) == "16"
 
 
+def test_the_sizes_of_pictures_are_those_that_are_shown(tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (40, 30)).save(tmp_path / "turned.jpg", exif=exif)
+    Image.new("RGB", (40, 30)).save(tmp_path / "upright.png")
+    (tmp_path / "broken.png").touch()
+    assert survey(image_files(tmp_path)[0]) == [Size(30, 40), Size(40, 30)]
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    Image.new("RGB", (64, 48)).save(tmp_path / "phone.heic", exif=exif.tobytes())
+    assert survey([tmp_path / "phone.heic"]) == [Size(48, 64)]
+
+
 def write_set(folder, images):
     """A data set of arrays (H, W, 3), uint8."""
     (folder / "images").mkdir(parents=True)
@@ -184,6 +193,8 @@ def test_what_is_expected_is_the_nearest_row_of_its_kind():
     assert expect.nearest(FACES, 0.3).distance == 0.043
     assert expect.nearest(FACES, 0.1).distance == 0.417
     assert expect.nearest(prints_of(2200, flat=0.2), 1).name == "crops of photographs"
+    assert expect.sentence(prints_of(187, flat=0.2), 1).endswith("photos_samples.png); of only 167 expect worse")
+    assert "worse" not in expect.sentence(prints_of(2200, flat=0.2), 1)
     for row in expect.ROWS:  # each number is in the table that it names
         page, _, _ = row.source.partition("#")
         text = (Path(train_cascade.__file__).parent.parent / page).read_text(encoding="utf-8")
@@ -206,11 +217,12 @@ ODD = np.random.default_rng(0).integers(0, 256, (120, 17, 17, 3))
         (squares(), ("--hours", 1, "--dry-run"), "leave out --dry-run"),
         (squares(), ("--hours", 1, "--nproc", 2), "plans for one process"),
         ((), ("--hours", 1), "holds no dataset.json and no image that can be read"),
+        (None, ("--hours", 1), "empty: no such folder; give a folder of images"),
     ],
 )
 def test_what_cannot_be_planned_is_refused_in_one_line(images, words, line, tmp_path, capsys):
-    images = list(images)
-    if images is not None and len(images) == 120 and "distinct" in line:  # copies, by their checksums
+    images = None if images is None else list(images)
+    if images and len(images) == 120 and "distinct" in line:  # copies, by their checksums
         path = write_set(tmp_path / "data", images)
         records = json.loads(path.read_text())
         for number, record in records["_default"].items():
@@ -220,7 +232,8 @@ def test_what_cannot_be_planned_is_refused_in_one_line(images, words, line, tmp_
         path = write_set(tmp_path / "data", images)
     else:
         path = tmp_path / "empty"
-        path.mkdir()
+        if images is not None:
+            path.mkdir()
     argv = ["auto", path, tmp_path / "out", *(words or ("--hours", 1))]
     error = expect_error(capsys, train_cascade.main, argv)
     assert line in error
@@ -231,9 +244,8 @@ def test_memory_and_disk_without_room_are_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="memory: the smallest recipe does not fit, one image needs"):
         plan.choose_models(FACES, 1, memory=plan.IMAGE_BYTES)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
-    auto = SimpleNamespace(prints=FACES, path=tmp_path, folder=RunFolder(tmp_path))
     with pytest.raises(UserError, match=r"GiB are needed and 0\.0 are free; make room"):
-        train.Auto.check_disk(auto, plan.choose_models(FACES, 1))
+        begin.check_disk(plan.choose_models(FACES, 1), FACES, RunFolder(tmp_path))
 
 
 def test_a_program_is_asked_to_stop_when_its_time_is_over():
@@ -242,6 +254,11 @@ def test_a_program_is_asked_to_stop_when_its_time_is_over():
     assert attendant.is_late
     assert attendant.run([sys.executable, "-c", ""], seconds=60) == 0
     assert not attendant.is_late
+
+
+def test_scripts_are_found_from_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train.Auto.call(SimpleNamespace(attendant=Attendant()), "few_images")  # which would end this process
 
 
 class World:
@@ -253,18 +270,14 @@ class World:
         self.auto = train.Auto(
             train_cascade.Options(recipe="auto", dataset=folder, out=folder, hours=number), self.attendant, self.chain
         )
-        recipe = plan.choose_models(prints, number)
-        recipe.settings["autoencoder"]["max_step"] = 1
-        recipe.write(self.auto.path)
-        auto = self.auto
-        auto.prints, auto.dataset = prints, folder
-        self.costs = auto.costs = plan.guess_costs(recipe, prints)
-        auto.state = train.State(number, start=4.0, guessed=0.04)
-        recipe = Recipe.find(auto.path)
-        auto.folder = RunFolder(folder, len(recipe.stages))
-        auto.steps = {step.name: step for step in steps_of(auto.folder, recipe, folder)}
+        auto, chosen = self.auto, plan.choose_models(prints, number)
+        chosen.settings["autoencoder"]["max_step"], chosen.start, chosen.guessed = 1, 4.0, 0.04
+        self.costs = plan.guess_costs(chosen, prints)
+        chosen.costs = {name: dataclasses.asdict(cost) for name, cost in self.costs.items()}
+        chosen.write(auto.path)
+        auto.prints, auto.dataset, auto.clock = prints, folder, kept.Clock(folder / "clock.json")
+        auto.take_up(chosen)
         auto.is_edited = False
-        auto.clock = train.Clock(folder / "clock.json")
         auto.evaluate = auto.end = lambda: None
 
     def monotonic(self):
@@ -301,14 +314,14 @@ def test_the_hours_are_kept_although_steps_are_slower_or_faster_than_measured(se
     random = np.random.default_rng(seed)
     monkeypatch.setattr(train, "load_checkpoint", lambda *_, **__: {"step": 7})
     monkeypatch.setattr(train, "has", lambda *_: True)
-    monkeypatch.setattr(train, "time", SimpleNamespace(monotonic=lambda: world.seconds))
+    monkeypatch.setattr(kept, "time", SimpleNamespace(monotonic=lambda: world.seconds))
     world = SimpleNamespace(seconds=0.0)
     factors, pace = {}, np.exp(random.normal(0, 0.3))
     world = World(tmp_path, FACES, random.choice([0.17, 0.5, 1.0]), factors)
     factors.update({name: pace * np.exp(random.normal(0, 0.05)) for name in world.costs})
     world.auto.train()
-    drift, start = world.auto.state.drift, world.auto.state.start
-    evaluated = world.auto.evaluation(0.9 * (world.auto.limit - world.seconds - 3 * drift * start)).seconds / drift
+    drift, start = world.auto.plan.drift, world.auto.plan.start
+    evaluated = world.auto.evaluation(0.9 * (world.auto.limit - world.seconds - 3 * drift * start))[1] / drift
     used = (world.seconds + pace * (evaluated + 3 * start)) / world.auto.limit
     assert 0.95 < used <= 1
 
@@ -322,11 +335,9 @@ def test_what_more_hours_bring_follows_from_where_the_finest_stage_was_best(loss
         {"step": 10 * index, "val_loss": loss, "val_images": 9, "stage_bits": 1} for index, loss in enumerate(losses)
     ]
     sampled = {"step": 15, "val_loss": 0.0, "val_images": 2, "train_loss": 1.0}  # of a log line, on a few images
-    folder = RunFolder(tmp_path, 1).transformers[0]
-    folder.path.mkdir()
-    folder.metrics.write_text("".join(json.dumps(row) + "\n" for row in [*rows, sampled]))
-    steps = {"transformer_0": SimpleNamespace(folder=folder), "generate": None}
-    assert "".join(train.Auto.outlook(SimpleNamespace(steps=steps))).startswith(begins)
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, sampled]))
+    assert "".join(expect.outlook(path)).startswith(begins)
 
 
 class Stop(Exception):
@@ -360,20 +371,25 @@ class Programs:
 def test_a_folder_of_pictures_becomes_a_report_although_it_was_killed_in_each_part(tmp_path, monkeypatch, capsys):
     programs, pictures, out = Programs(), tmp_path / "pictures", tmp_path / "out"
     monkeypatch.setattr(Attendant, "run", lambda *words, **more: programs.run(*words, **more))
-    for module in (measure, train):
-        monkeypatch.setattr(module, "seconds_to_start", lambda: 0.1)
-    monkeypatch.setattr(hours, "PASSES", dict.fromkeys(hours.PASSES, 1))
+    monkeypatch.setattr(begin, "seconds_to_start", lambda: 0.1)
+    rules = {name: (low, 1, *rest) for name, (low, _, *rest) in hours.RULES.items()}
+    monkeypatch.setattr(hours, "RULES", rules)
     monkeypatch.setattr(hours, "CODEBOOK_STEPS", 20)
     monkeypatch.setattr(plan, "TIERS", ((32, 1, 1, 2),))
     shutil.move(write_set(tmp_path / "data", squares()).parent / "images", pictures)
     command = ["auto", pictures, out, "--hours", 1, "--device", "cpu"]
+    monkeypatch.setattr(begin, "reads_heif", lambda: True)
     for programs.fatal in ("scripts.make_dataset", "scripts.dry_run", "train_codebook"):
         with pytest.raises(Stop):
             run_main(train_cascade.main, *command)
+        if (out / "data").is_dir():  # left out for want of a package that is there now
+            (out / "data/ignored.txt").write_text("phone.HEIC\n")
     kept = json.loads((out / "recipe/recipe.json").read_text())
     used = json.loads((out / "recipe/clock.json").read_text())["seconds"]
     programs.late = 2
     run_main(train_cascade.main, *command)
+    assert programs.names.count("scripts.make_dataset") == 3  # not again, once a step has begun
+    assert "was made without 1 HEIC files that can be read now; --overwrite" in capsys.readouterr().out
     written = json.loads((out / "recipe/recipe.json").read_text())
     assert written["autoencoder"] == kept["autoencoder"]
     assert written["transformer_1"]["max_step"] == 2
@@ -396,3 +412,13 @@ def test_a_folder_of_pictures_becomes_a_report_although_it_was_killed_in_each_pa
     records["_default"]["999"] = {"image_fpath": "more.png", "labels": []}
     (out / "data/dataset.json").write_text(json.dumps(records))
     assert "has changed since it was looked at" in expect_error(capsys, train_cascade.main, command)
+    # with another picture, all anew: no step counts as begun, and the hours begin
+    Image.new("RGB", (16, 16)).save(pictures / "more.png")
+    (out / "recipe/clock.json").write_text('{"seconds": 4000.0}')
+    programs.fatal = "generate_fmap_dataset"
+    programs.names.clear()
+    with pytest.raises(Stop):
+        run_main(train_cascade.main, *command, "--overwrite")
+    assert programs.names == ["scripts.make_dataset", "scripts.dry_run", "train_autoencoder", "generate_fmap_dataset"]
+    assert json.loads((out / "recipe/fingerprint.json").read_text())["images"] == 121
+    assert 0 < json.loads((out / "recipe/clock.json").read_text())["seconds"] < 3600

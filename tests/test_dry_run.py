@@ -19,6 +19,7 @@ from utils.core.size import Size
 from utils.runs.chain import Recipe, folders_in
 from utils.runtime.child import Attendant
 from utils.runtime.progress import duration
+from utils.training.metrics import TIMED
 
 STEPS = ["autoencoder", "feature_maps", "codebook_cond", "prune_codebook_cond", "codebook_0", "prune_codebook_0"]
 STEPS += ["transformer_0", "generate"]
@@ -58,15 +59,20 @@ ROWS = {
 
 
 def test_a_shortened_recipe_is_the_recipe_with_few_training_steps_and_images():
-    short = dry_run.shorten(RECIPE)
+    short, few = dry_run.shorten(RECIPE), dict.fromkeys(dry_run.SHORT, TIMED)
     for name in ("autoencoder", "codebook", *RECIPE.stages):
-        assert short.settings[name] == RECIPE.settings[name] | dry_run.SHORT
+        assert short.settings[name] == RECIPE.settings[name] | few
     assert all(short.settings[name] == RECIPE.settings[name] for name in ("feature_maps", "generate"))
     assert "decoder" not in short.settings  # this recipe has none
     assert short.settings["prune"] == {"batch_size": 16, "prune_threshold": 0}
     more = {"decoder": {"max_step": 99}, "prune": {"keep": 3}, "generate": {"num_images": 25}}
     other = dry_run.shorten(replace(RECIPE, settings=RECIPE.settings | more)).settings
-    assert (other["decoder"], other["prune"], other["generate"]) == (dry_run.SHORT, {"keep": 3}, {"num_images": 5})
+    assert (other["decoder"], other["prune"], other["generate"]) == (few, {"keep": 3}, {"num_images": 5})
+    more = {"autoencoder": {"max_step": 5000, "warmup_step": 100, "schedule_step": 5000}}
+    more |= {"generate": {"num_images": 25}}
+    tenth = dry_run.shorten(replace(RECIPE, settings=RECIPE.settings | more), 0.1).settings
+    expected = {"warmup_step": 50, "schedule_step": 500} | dict.fromkeys(dry_run.SHORT, 500)
+    assert (tenth["autoencoder"], tenth["generate"]) == (expected, {"num_images": 25})
 
 
 def test_the_table_grows_with_training_steps_checkpoints_and_images(faces, tiny_run, monkeypatch, capsys):
@@ -82,7 +88,7 @@ def test_the_table_grows_with_training_steps_checkpoints_and_images(faces, tiny_
                 is_trained = step.kind in ("autoencoder", "codebook", "transformer") and number == 0
                 plan = PLAN | (COUNTED if step.kind != "codebook" else {}) if is_trained else None
                 change_attempt(step, number, **times, peak_memory=4 * GIB, plan=None)
-                change_attempt(step, number, plan=plan)
+                change_attempt(step, number, plan=plan, arguments={"max_step": TIMED, "num_images": 4})
 
     monkeypatch.setattr(dry_run, "run_steps", run_steps)
     monkeypatch.setattr(dry_run, "seconds_to_start", lambda: 2.0)

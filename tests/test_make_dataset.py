@@ -297,7 +297,7 @@ def test_fit_and_background_reach_the_pixels(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("files", "out_dir", "named"),
     [
-        (None, "out", "in: no such folder"),
+        (None, "out", "in: no such folder; give a folder of images"),
         ([], "out", "in: holds no images"),
         (["broken.png"], "out", "none of the 1 images can be read; see "),
         (["broken.png"], "in", "lie inside one another"),

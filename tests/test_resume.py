@@ -60,6 +60,7 @@ def test_four_steps_equal_two_resume_two(name, train, for_decoder, write_json, t
     halves = train(stage, "halves", "--max-step", 4, *flags, "--resume")
     assert set(whole) >= {"model", "ema", "optimizer", "step", "settings", "trained_from", "fingerprint"}
     assert same(halves, whole)
+    assert "planned were 2 steps, now 4" in (tmp_path / "halves" / "train.log").read_text()
     assert not same(whole["model"], whole["ema"])
     assert same(*(rows(tmp_path / out)[-2:] for out in ("halves", "whole")))
 
@@ -132,6 +133,7 @@ CHANGED = [
     ("autoencoder", ["--batch-size", 5], {}, f"{SIZE} (12, now 5); keep it with --batch-size 12, or"),
     ("autoencoder", ["--grad-accum-step", 2], {}, f"{SIZE} (12, now 24); keep it with --batch-size 6,"),
     ("autoencoder", ["--grad-accum-step", 5], {}, f"{SIZE} (12, now 60); keep it, or start anew"),
+    ("autoencoder", ["--schedule-step", 9], {}, "another --schedule-step (not given, now 9)"),
     ("autoencoder", ["--val-fraction", 0.3], {}, "another --val-fraction (0.1, now 0.3)"),
     ("autoencoder", [], {"latent_channel": 3}, "another latent_channel (4, now 3)"),
     ("codebook_1", ["--seed", 1], {}, "another --seed (0, now 1)"),

@@ -510,7 +510,7 @@ def test_a_signal_to_several_processes_ends_the_chain_with_its_number(chain):
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=20)
     assert (process.returncode, chain.received) == (143, [signal.SIGTERM])
-    assert errors.splitlines() == ["terminal: False"]
+    assert errors.splitlines() == ["terminal: False", "stopped; the same command as before goes on from here"]
     assert {path.name for path in (chain.out / ".done").iterdir()} == {"generate.json", "autoencoder", "feature_maps"}
 
 

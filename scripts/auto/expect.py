@@ -1,9 +1,15 @@
-"""What to expect: the row of docs/experiments.md that is nearest to a data set, among those that were trained."""
+"""What to expect: what similar images have come to before a run, and after it what more hours or images would bring."""
 
 import math
+from pathlib import Path
 from typing import NamedTuple
 
 from scripts.auto.look import DRAWINGS, PHOTOGRAPHS, PIXEL_ART, Fingerprint
+from utils.training.metrics import read_rows
+
+NEEDED = {"val_loss", "val_images", "stage_bits"}  # keys of the row of a checkpoint
+LEARNED_BY_HEART = 0.9  # share of a stage's steps, before which its best checkpoint means that more do not help
+TWICE = "15.2 minutes instead of 8.5 left 0.57 of the distance (docs/experiments.md#time-to-quality)"
 
 
 class Row(NamedTuple):
@@ -50,8 +56,22 @@ def sentence(prints: Fingerprint, hours: float) -> str:
     """What the nearest row reached."""
     row = nearest(prints, hours)
     shown = f"; its samples: {row.picture}" if row.picture else ""
+    few = f"; of only {prints.training:,} expect worse" if prints.training < row.training / 2 else ""
     return (
         f"nearest to this was {row.name}, {row.training:,} training images and about {row.minutes:g} minutes on two "
         f"cores: kernel distance {row.distance:.3f}, precision {row.precision:.2f}, recall {row.recall:.2f} "
-        f"({row.source}{shown})"
+        f"({row.source}{shown}){few}"
     )
+
+
+def outlook(metrics: Path) -> list[str]:
+    """What more hours or images would bring, as far as the metrics of the finest stage show it."""
+    losses = {row["step"]: row["val_loss"] for row in read_rows(metrics) if row.keys() >= NEEDED}
+    if len(losses) < 2:
+        return []
+    best, last = min(losses, key=losses.get), max(losses)
+    if best < LEARNED_BY_HEART * last:
+        why = f"the finest stage was best after {best} of {last} training steps, then learned images by heart"
+        return [f"more hours will not help: {why}; more images will"]
+    why = f"the finest stage was best at its end, after {last} training steps"
+    return [f"more hours may help: {why}; on the demo's faces {TWICE}"]

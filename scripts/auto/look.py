@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
 from utils.core.files import UserError
 from utils.core.options import option, parse_options
 from utils.core.size import Size
 from utils.data.batches import chunks
 from utils.data.dataset import ImageDataset
+from utils.data.images import upright_size
 from utils.data.split import Bounds
 from utils.runtime import cli
 from utils.runtime.progress import progress
@@ -142,17 +142,9 @@ def mirrored(pixels: torch.Tensor, groups: list[str | None]) -> float:
     return float(turned[known].mean() / plain[known].mean()) if known.any() and plain[known].mean() > 0 else 1.0
 
 
-def survey(files: list[Path]) -> tuple[list[Size], int]:
-    """The sizes of up to `SAMPLED` image files, upright or not, and how many of those may be transparent."""
-    sizes, transparent = [], 0
-    for path in files[:: len(files) // SAMPLED + 1]:
-        try:
-            with Image.open(path) as image:
-                sizes.append(Size(*image.size))
-                transparent += image.has_transparency_data
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            continue  # scripts.make_dataset lists it
-    return sizes, transparent
+def survey(files: list[Path]) -> list[Size]:
+    """The sizes of up to `SAMPLED` image files that can be read, upright; scripts.make_dataset lists others."""
+    return [size for path in files[:: len(files) // SAMPLED + 1] if (size := upright_size(path))]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,34 +4,31 @@
 steps come from `hours.py`.
 """
 
-import json
 import math
-from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from scripts.auto.hours import PASSES, section_of, shares_of
-from scripts.auto.look import DRAWINGS, FRACTIONS, HELD_OUT, PHOTOGRAPHS, PIXEL_ART, Fingerprint
+from scripts.auto import hours as dividing
+from scripts.auto.hours import PASSES, Section, section_of, shares_of
+from scripts.auto.kept import Plan, read_recipe
+from scripts.auto.look import DRAWINGS, HELD_OUT, PHOTOGRAPHS, PIXEL_ART, Fingerprint
 from scripts.dry_run import Cost
-from utils.core.config import read_json
-from utils.core.files import UserError, write_file
+from utils.core.files import UserError
 from utils.core.size import Size
 from utils.core.tables import table
 from utils.runs.chain import CONFIGS
-from utils.runs.folders import CONDITION
+from utils.runs.folders import CONDITION, RunFolder
 
 DEMO = CONFIGS / "demo-64"  # what is not decided here is as in this recipe
 
 
 class Choice(NamedTuple):
-    """What depends on the kind of images."""
+    """What depends on the kind of images; each reason stands with its source."""
 
-    temperatures: tuple[float, float, float]  # of the base stage, of stages between, of the finest stage
-    why: tuple[str, str]  # with the source
-    autoencoder: dict  # keys of autoencoder.json that differ from configs/demo-64
-    options: dict  # of its training, likewise
     share: float  # of the training time, for the autoencoder
-    because: tuple[str, str]  # of these three, as `why`
+    temperatures: tuple[tuple[float, float, float], str, str]  # of the base, between, finest; why
+    autoencoder: tuple[dict, dict, str, str]  # keys of autoencoder.json, and options, that differ from DEMO; why
     is_fine: bool = False  # whether to halve images once less, and to write the finest grid in cells
 
 
@@ -40,28 +37,19 @@ PERMUTED = {"permute_colours": True}
 # The choices by data. A measurement of another kind, or a better one of these, changes this table and nothing else.
 CHOICES = {
     DRAWINGS: Choice(
-        (1.0, 0.6, 0.4),
-        ("as the demo's faces", "docs/experiments.md#which-settings-look-best"),
-        {},
-        {},
         0.22,
-        ("as the demo's", "docs/times.md"),
+        ((1.0, 0.6, 0.4), "as the demo's faces", "docs/experiments.md#which-settings-look-best"),
+        ({}, {}, "as the demo's", "docs/times.md"),
     ),
     PHOTOGRAPHS: Choice(
-        (1.0, 1.0, 0.6),
-        ("nearest of those with a base stage at 1", FEW),
-        {"latent_channel": 8},
-        PERMUTED,
         0.3,
-        ("8 channels and permuted colours: 29.9 dB instead of 26.8", FEW),
+        ((1.0, 1.0, 0.6), "nearest of those with a base stage at 1", FEW),
+        ({"latent_channel": 8}, PERMUTED, "8 channels and permuted colours: 29.9 dB instead of 26.8", FEW),
     ),
     PIXEL_ART: Choice(
-        (1.0, 0.85, 0.6),
-        ("lower ones are flat and far", FEW),
-        {"latent_channel": 6},
-        PERMUTED,
         0.3,
-        ("one halving, 6 channels and permuted colours: 29 dB instead of 21", FEW),
+        ((1.0, 0.85, 0.6), "lower ones are flat and far", FEW),
+        ({"latent_channel": 6}, PERMUTED, "one halving, 6 channels and permuted colours: 29 dB instead of 21", FEW),
         is_fine=True,
     ),
 }
@@ -77,34 +65,6 @@ MOST_TOKENS, BASE_TOKENS = 2304, 64  # of the finest grid, and of the coarsest
 # guessed to be so many times as fast.
 START, PER_STEP, PER_TOKEN, GPU = 4.0, 0.04, 0.08 / 1024, 20.0
 STAGE_BYTES, IMAGE_BYTES = 15e6, 1.5e6  # memory of an image of 256 tokens at width 128, and of one of 64×64 pixels
-
-
-class Reason(NamedTuple):
-    """A value, why it was chosen, and where that was measured."""
-
-    name: str
-    value: str
-    reason: str
-    source: str = ""
-
-
-@dataclass
-class Plan:
-    """A recipe: its files by their names, without endings, the reasons, and the seconds that each step should take."""
-
-    files: dict[str, dict] = field(default_factory=dict)
-    reasons: list[Reason] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def settings(self) -> dict:
-        """Its recipe.json."""
-        return self.files["recipe"]
-
-    def write(self, folder: Path) -> None:
-        """Write the recipe, recipe.json last: with it the folder is one."""
-        for name, content in sorted(self.files.items(), key=lambda item: item[0] == "recipe"):
-            write_file(folder / f"{name}.json", json.dumps(content, indent=4) + "\n")
 
 
 def power(value: float, low: int, high: int) -> int:
@@ -135,33 +95,23 @@ def choose_grids(size: Size, is_fine: bool = False) -> tuple[int, list[int]]:
 
     Raises `UserError` naming the nearest sizes for one that cannot be halved as often as it must be.
     """
-    side = math.sqrt(size.width * size.height)
-    wanted = 1 if side <= 32 else max(2, math.ceil(math.log2(side / 32)))
-    fits = [
-        layers
-        for layers in range(1, 9)
-        if size.width % 2**layers == size.height % 2**layers == 0
-        and 4 <= size.width * size.height // 4**layers <= MOST_TOKENS
-    ]
+    area, common = size.width * size.height, math.gcd(size.width, size.height)
+    wanted = 1 if area <= 32**2 else max(2, math.ceil(math.log2(math.sqrt(area) / 32)))
+    fits = [each for each in range(1, 9) if common % 2**each == 0 and 4 <= area >> 2 * each <= MOST_TOKENS]
     if not fits:
         near = " or ".join(map(str, size.multiples(16, 16)))
         raise UserError(f"images of {size.shown} pixels cannot be halved to small feature maps; make them {near}")
     layers = min(fits, key=lambda each: abs(each - max(1, wanted - is_fine)))
-    width, height, patches = size.width >> layers, size.height >> layers, [1]
-    while (tokens := width * height // patches[0] ** 2) > BASE_TOKENS or len(patches) < 2:
-        longer = [
-            patches[0] * by
-            for by in (2, 3, 5, 7)
-            if tokens >= 4 * by**2 and width % (patches[0] * by) == height % (patches[0] * by) == 0
-        ]
-        if not longer:
+    area, common, patches = area >> 2 * layers, common >> layers, [1]
+    while (tokens := area // patches[0] ** 2) > BASE_TOKENS or len(patches) < 2:
+        sides = (patches[0] * by for by in (2, 3, 5, 7) if tokens >= 4 * by**2 and common % (patches[0] * by) == 0)
+        if not (side := next(sides, 0)):
             break
-        patches.insert(0, longer[0])
+        patches.insert(0, side)
     return layers, patches
 
 
-@dataclass(frozen=True)
-class Sizes:
+class Sizes(NamedTuple):
     """What is decided together, since each depends on the others."""
 
     layers: int  # halvings of an image
@@ -181,7 +131,7 @@ def choose_sizes(prints: Fingerprint, hours: float, is_gpu: bool) -> Sizes:
     tokens = [(size.width >> layers) * (size.height >> layers) // patch**2 for patch in patches]
     seconds, shares = 3600 * hours * (GPU if is_gpu else 1.0), shares_of(CHOICES[prints.kind].share, len(patches))
     passes = shares[f"transformer_{len(patches) - 1}"] * seconds / (tokens[-1] * PER_TOKEN) / prints.training
-    wide = [tier for tier in TIERS if passes / cost_of(tier) >= PASSES["stage"] and prints.training >= ENOUGH]
+    wide = [tier for tier in TIERS if passes / cost_of(tier) >= PASSES and prints.training >= ENOUGH]
     tier = max(wide, default=TIERS[0])
     steps = shares["autoencoder"] * seconds / (PER_STEP * size.width * size.height / 4096)
     rich = [each for each in CHANNELS if steps * (32 / each[0]) ** 2 >= LONG and prints.training >= MANY]
@@ -199,12 +149,6 @@ def cost_of(tier: tuple[int, int, int, int]) -> float:
     return (width / narrow) ** 2 * sum(layers) / sum(few)
 
 
-def choose_temperatures(prints: Fingerprint, stages: int) -> list[float]:
-    """The temperature of each stage, before anything is generated."""
-    base, between, finest = CHOICES[prints.kind].temperatures
-    return [base, *[between] * (stages - 2), finest][:stages]
-
-
 def fit(batch: int, is_gpu: bool, memory: float, per_image: float) -> dict[str, int]:
     """Images of a batch, and batches of a training step, so that a batch takes at most half of the memory in bytes."""
     batch *= 4 if is_gpu else 1
@@ -220,27 +164,25 @@ def fit(batch: int, is_gpu: bool, memory: float, per_image: float) -> dict[str, 
 def choose_models(prints: Fingerprint, hours: float, *, is_gpu: bool = False, memory: float = math.inf) -> Plan:
     """All of a recipe but the numbers of training steps. Raises `UserError` where none is possible."""
     sizes, demo, size = choose_sizes(prints, hours, is_gpu), read_recipe(DEMO), Size.parse(prints.size)
-    area, (width, encoder, decoder, heads) = size.width * size.height, sizes.tier
-    last, temperatures = len(sizes.patches) - 1, choose_temperatures(prints, len(sizes.patches))
-    held_out = (
-        {} if prints.fraction == FRACTIONS[0] else dict.fromkeys(("val_fraction", "test_fraction"), prints.fraction)
-    )
+    area, (width, encoder, decoder, heads), choice = size.width * size.height, sizes.tier, CHOICES[prints.kind]
+    last, (base, between, finest) = len(sizes.patches) - 1, choice.temperatures[0]
+    temperatures = [base, *[between] * (last - 1), finest][: last + 1]
+    held_out = dict.fromkeys(("val_fraction", "test_fraction"), prints.fraction)
     common, files = {"keep_checkpoint": 2} | held_out, {}
     widths = dict(zip(("min_channel", "max_channel"), sizes.channels, strict=True))
-    choice = CHOICES[prints.kind]
-    files["autoencoder"] = demo["autoencoder"] | widths | {"num_layers": sizes.layers} | choice.autoencoder
-    given = demo["recipe"]
+    changes, options, *_ = choice.autoencoder
+    files["autoencoder"] = demo["autoencoder"] | widths | {"num_layers": sizes.layers} | changes
+    given, run = demo["recipe"], RunFolder(Path(), last + 1)
     batch = fit(8 if area <= 8192 else 4, is_gpu, memory, IMAGE_BYTES * area / 4096 * sizes.channels[0] / 32)
     settings = {"description": f"{prints.images} {prints.kind}, {hours:g} hours", "image_size": prints.size}
     settings |= {"flip": True} if sizes.is_mirrored else {}
     settings |= {name: given[name] | batch | common for name in ("autoencoder", "decoder")}
-    settings["autoencoder"] |= choice.options
+    settings["autoencoder"] |= options
     settings |= {name: given[name] | held_out for name in ("codebook", "prune")}
     settings |= {name: given[name] for name in ("feature_maps", "generate")}
-    books = [CONDITION, *range(last + 1)]
-    for name, patch, units in zip(books, (0, *sizes.patches), sizes.units, strict=True):
+    for book, patch, units in zip(run.codebooks, (0, *sizes.patches), sizes.units, strict=True):
         sides = {"patch_H": patch, "patch_W": patch} if patch else {}
-        files[f"codebook_{name}"] = demo[f"codebook_{CONDITION}"] | sides | {"num_embeddings": units}
+        files[book.name] = demo[f"codebook_{CONDITION}"] | sides | {"num_embeddings": units}
     for level, tokens in enumerate(sizes.tokens):
         like = "transformer_0" if level == 0 else "transformer_2" if level == last else "transformer_1"
         shape = {"num_enc_layers": encoder, "num_dec_layers": decoder, "in_dim": width, "hidden_dim": 2 * width}
@@ -249,26 +191,20 @@ def choose_models(prints: Fingerprint, hours: float, *, is_gpu: bool = False, me
         settings[f"transformer_{level}"] = given[like] | batch | common
     if choice.is_fine and last and sizes.patches[-2] == 2:
         files[f"transformer_{last}"] |= CELLS
-    path = "codebook_{}/models_checkpoint/pruned_codebook.pt".format
+    stages = zip(run.transformers, pairwise(run.codebooks), temperatures, strict=True)
     files["generate"] = {
-        str(level): {
-            "model_path": f"transformer_{level}/models_checkpoint/best.pt",
-            "lr_codebook_path": path(books[level]),
-            "hr_codebook_path": path(books[level + 1]),
+        stage.level: {
+            "model_path": stage.best.as_posix(),
+            "lr_codebook_path": coarse.pruned.as_posix(),
+            "hr_codebook_path": fine.pruned.as_posix(),
             "temperature": temperature,
         }
-        for level, temperature in enumerate(temperatures)
+        for stage, (coarse, fine), temperature in stages
     }
-    return Plan(files | {"recipe": settings}, reasons_for(prints, sizes, temperatures))
+    return Plan(files | {"recipe": settings}, hours, reasons_for(prints, sizes, temperatures))
 
 
-def read_recipe(folder: Path) -> dict[str, dict]:
-    """The files of a recipe, by their names without endings; there may be other files beside them."""
-    names = ("autoencoder", "codebook_*", "transformer_*", "generate", "recipe")
-    return {path.stem: read_json(path) for name in names for path in folder.glob(f"{name}.json")}
-
-
-def reasons_for(prints: Fingerprint, sizes: Sizes, temperatures: list[float]) -> list[Reason]:
+def reasons_for(prints: Fingerprint, sizes: Sizes, temperatures: list[float]) -> list[tuple[str, str, str, str]]:
     """Each value that was chosen, with its reason and its source."""
     size, choice, (width, *_) = Size.parse(prints.size), CHOICES[prints.kind], sizes.tier
     sides = [patch << sizes.layers for patch in sizes.patches]
@@ -279,18 +215,18 @@ def reasons_for(prints: Fingerprint, sizes: Sizes, temperatures: list[float]) ->
     held_out = f"of 5, 10 and 15 % the least that holds out {HELD_OUT} images: {prints.validation} and {prints.test}"
     coarsest = f"halvings: {sizes.layers}; the coarsest has at most {BASE_TOKENS} tokens"
     units = "25 training images for one of the condition, 200 patches for others, 128 for the finest"
-    wider = f"{often}; wider from {PASSES['stage']} passes and {ENOUGH:,} training images on"
-    (why, warm), (because, source) = choice.why, choice.because
+    wider = f"{often}; wider from {PASSES} passes and {ENOUGH:,} training images on"
+    _, _, because, source = choice.autoencoder
     channels = "{} to {} channels".format(*sizes.channels)
     return [
-        Reason("image_size", size.shown, "that of the images"),
-        Reason("held out", f"{prints.fraction:.0%} twice", held_out, "docs/evaluation.md#the-split"),
-        Reason("flip", "yes" if sizes.is_mirrored else "no", mirror, "docs/experiments.md#mirror-images"),
-        Reason("autoencoder", channels, f"{choice.share:.0%} of the time: {because}", source),
-        Reason("grids", grids, coarsest, "docs/scaling.md#grids-for-128128-pixels"),
-        Reason("units", ", ".join(map(str, sizes.units)), units, "configs/demo-64"),
-        Reason("stages", f"{len(sides)} of width {width}", wider, "docs/scaling.md#loss-over-compute"),
-        Reason("temperatures", ", ".join(map(str, temperatures)), why, warm),
+        ("image size", size.shown, "that of the images", ""),
+        ("held out", f"{prints.fraction:.0%} twice", held_out, "docs/evaluation.md#the-split"),
+        ("flip", "yes" if sizes.is_mirrored else "no", mirror, "docs/experiments.md#mirror-images"),
+        ("autoencoder", channels, f"{choice.share:.0%} of the time: {because}", source),
+        ("grids", grids, coarsest, "docs/scaling.md#grids-for-128128-pixels"),
+        ("units", ", ".join(map(str, sizes.units)), units, "configs/demo-64"),
+        ("stages", f"{len(sides)} of width {width}", wider, "docs/scaling.md#loss-over-compute"),
+        ("temperatures", ", ".join(map(str, temperatures)), *choice.temperatures[1:]),
     ]
 
 
@@ -300,32 +236,34 @@ def guess_costs(plan: Plan, prints: Fingerprint, is_gpu: bool = False) -> dict[s
     pixels = size.width * size.height / 4096
     model, recipe = plan.files["autoencoder"], plan.settings
     wide = (model["min_channel"] / 32) ** 2 * pixels * recipe["autoencoder"]["batch_size"] / 8
-    reading = START + prints.images * (1 + recipe.get("flip", False)) * 0.001 * pixels
-    costs = {"autoencoder": Cost(START + 3, PER_STEP * wide / speed, 2), "feature_maps": Cost(reading)}
-    cells = cells_of(plan)
-    for level, name in enumerate((CONDITION, *range(sum(each.startswith("transformer_") for each in plan.files)))):
-        costs[f"codebook_{name}"] = Cost(START + 8, 0.02, 4)
-        costs[f"prune_codebook_{name}"] = Cost(START + 3)
-        if name != CONDITION:
-            stage, own = plan.files[f"transformer_{name}"], recipe[f"transformer_{name}"]
-            tokens = (
-                cells // plan.files[f"codebook_{name}"]["patch_H"] ** 2 * own["batch_size"] * own["grad_accum_step"]
-            )
-            tier = stage["in_dim"], stage["num_enc_layers"], stage["num_dec_layers"], 0
-            costs[f"transformer_{name}"] = Cost(START + 6, tokens * PER_TOKEN * cost_of(tier) / speed, 3 + level)
-    return costs | {"decoder": Cost(START + 3, PER_STEP * wide / speed, 2), "generate": Cost(START + 6)}
+    costs = dict.fromkeys(("autoencoder", "decoder"), Cost(START + 3, PER_STEP * wide / speed, 2))
+    reading = prints.images * (1 + recipe.get("flip", False)) * 0.001 * pixels
+    costs |= {"feature_maps": Cost(START + reading), "generate": Cost(START + 6)}
+    for name, model in plan.files.items():
+        kind, _, level = name.partition("_")
+        if kind == "codebook":
+            costs |= {name: Cost(START + 8, 0.02, 4), f"prune_{name}": Cost(START + 3)}
+        elif kind == "transformer":
+            size = recipe[name]["batch_size"] * recipe[name]["grad_accum_step"]
+            tokens = cells_of(plan) // plan.files[f"codebook_{level}"]["patch_H"] ** 2 * size
+            tier = model["in_dim"], model["num_enc_layers"], model["num_dec_layers"], 0
+            costs[name] = Cost(START + 6, tokens * PER_TOKEN * cost_of(tier) / speed, 4 + int(level))
+    return costs
 
 
-def describe(plan: Plan, prints: Fingerprint, hours: float, took: dict[str, float], notes: list[str]) -> str:
+def sections_of(plan: Plan, prints: Fingerprint) -> dict[str, Section]:
+    """What trains, and for how many training steps at least and at most."""
+    return dividing.sections_of(plan.settings, prints.training, CHOICES[prints.kind].share)
+
+
+def describe(plan: Plan, prints: Fingerprint) -> str:
     """The text of recipe.md: the data, each value with its reason, and the minutes of each step."""
-    times = []
+    took, rows = plan.took, []
     for name, seconds in plan.seconds.items():
-        options = plan.settings.get(section_of(name), {})
-        true = f"{took[name] / 60:.1f}" if name in took else ""
-        times.append([name, options.get("max_step", ""), f"{seconds / 60:.1f}", true])
-    planned, true = sum(plan.seconds.values()) / 60, sum(took.values()) / 60
-    times.append(["all", "", f"{planned:.1f}", f"{true:.1f}" if took else ""])
-    lines = [f"# A recipe for {hours:g} hours", "", *(f"- {line}" for line in (*prints.lines(), *notes)), ""]
-    lines += [table(("", "value", "why", "source"), plan.reasons), ""]
-    lines += [table(("step", "training steps", "planned minutes", "minutes"), times), ""]
-    return "\n".join(lines)
+        steps = plan.settings.get(section_of(name), {}).get("max_step", "")
+        rows.append([name, steps, f"{seconds / 60:.1f}", f"{took[name] / 60:.1f}" if name in took else ""])
+    planned, true = (sum(seconds.values()) / 60 for seconds in (plan.seconds, took))
+    rows.append(["all", "", f"{planned:.1f}", f"{true:.1f}" if took else ""])
+    lines = [f"# A recipe for {plan.hours:g} hours", "", *(f"- {line}" for line in (*prints.lines(), *plan.notes))]
+    lines += ["", table(("", "value", "why", "source"), plan.reasons)]
+    return "\n".join([*lines, "", table(("step", "training steps", "planned minutes", "minutes"), rows), ""])

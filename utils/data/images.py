@@ -6,12 +6,13 @@ import os
 import struct
 import zlib
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from utils.core.files import UserError, replace_file
 from utils.core.size import Size
@@ -29,6 +30,7 @@ HEAT: tuple[Colour, ...] = ((18, 16, 56), (38, 84, 124), (62, 152, 132), (160, 2
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # in the first bytes of a file
 TRANSPARENT = "transparent in part"  # key in the `info` of an image from `open_rgb`
+DAMAGED = (OSError, ValueError, SyntaxError, EOFError, RuntimeError, struct.error, zlib.error)  # what Pillow raises
 SQUARES = 8  # of the checker, along the shorter side of an image
 
 
@@ -58,6 +60,17 @@ def image_files(folder: str | os.PathLike) -> tuple[list[Path], list[Path]]:
                 folders.append(name)
     images = sorted(path for path in paths if path.name.lower().endswith(suffixes))
     return images, sorted({*paths}.difference(images))
+
+
+def upright_size(path: Path) -> Size | None:
+    """The size of an image file as it is shown, by its header alone; None if that cannot be read."""
+    with (
+        suppress(*DAMAGED, Image.DecompressionBombError),
+        Image.open(path, formats=(*FORMATS, *_register_heif())) as image,
+    ):
+        is_turned = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1) >= 5  # a PNG's own would decode it
+        return Size(*(image.size[::-1] if is_turned else image.size))
+    return None
 
 
 def open_rgb(
@@ -92,7 +105,7 @@ def open_rgb(
             reason = "an image in the format HEIC, which needs pillow-heif; run pip install -r requirements-data.txt"
     except Image.DecompressionBombError as error:
         reason = f"too large to read safely ({error}); scale it down"
-    except (OSError, ValueError, SyntaxError, EOFError, RuntimeError, struct.error, zlib.error) as error:
+    except DAMAGED as error:
         reason = f"cannot be decoded ({' '.join(str(error).split())}); it may be damaged or cut short, replace it"
     raise UserError(f"{shown(Path(path), place)}: {reason}")
 

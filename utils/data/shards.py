@@ -72,7 +72,8 @@ def expand(path: Path) -> list[Path]:
     if path.is_dir():
         if shards := sorted(path.glob("*.tar")):
             return shards
-        raise UserError(f"{path}: holds no dataset.json and no shards; give the path of a dataset.json")
+        advice = "scripts.make_dataset makes the dataset.json of a folder of images"
+        raise UserError(f"{path}: holds no dataset.json and no shards; {advice}")
     shards = [path]
     while braces := BRACES.search(shards[0].name):
         first, last = map(int, braces.groups())

@@ -157,8 +157,8 @@ def stack(tensor: torch.Tensor) -> torch.Tensor:
     return torch.stack(gather(tensor.cpu())).to(tensor.device)
 
 
-def gather_rows(rows: torch.Tensor) -> torch.Tensor | None:
-    """The rows (n, …) of all processes by rank, (N, …) on the CPU, in process 0; None in the others."""
+def gather_rows(rows: torch.Tensor) -> torch.Tensor:
+    """The rows (n, …) of all processes by rank, (N, …) on the CPU, in process 0; none in the others."""
     if num_processes() == 1:
         return rows.cpu()
     numbers = gather(len(rows))
@@ -167,7 +167,7 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor | None:
     parts = [torch.empty_like(padded) for _ in numbers] if is_main() else []
     # As bytes, since not every dtype can be sent.
     dist.gather(padded.view(torch.uint8), [part.view(torch.uint8) for part in parts] or None)
-    return torch.cat([part[:number] for part, number in zip(parts, numbers, strict=True)]) if parts else None
+    return torch.cat([part[:number] for part, number in zip(parts, numbers, strict=True)]) if parts else padded[:0]
 
 
 def take_over(*tensors: torch.Tensor) -> None:

@@ -38,7 +38,11 @@ class GradientOptions(TrainingOptions, SpeedOptions):
         "halve at every --lr-step, or fall to 0 at the last step", "step", choices=("step", "cosine"), is_fixed=True
     )
     schedule_step: int | None = option(
-        "training step at which a cosine is 0, for a training that ends before", None, unset="--max-step", low=1
+        "training step at which a cosine is 0, for a training that ends before",
+        None,
+        unset="--max-step",
+        low=1,
+        is_fixed=True,
     )
     grad_accum_step: int = option("batches whose gradients are added up for one training step", 1, low=1)
     grad_clip: float = option("largest norm of the gradient", 1.0, above=0, is_fixed=True)

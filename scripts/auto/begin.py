@@ -1,0 +1,151 @@
+"""*Begin*: from pictures and hours to a data set, its fingerprint, and a recipe whose rates this machine has shown."""
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from scripts import near_duplicates
+from scripts.auto import hours as dividing
+from scripts.auto import plan as planning
+from scripts.auto.kept import Plan
+from scripts.auto.look import Fingerprint, look, survey
+from scripts.dry_run import Scaling, run_steps, seconds_to_start, write_few
+from scripts.evaluate import PACKAGES
+from utils.core.config import build_config, read_json
+from utils.core.files import UserError, write_file
+from utils.data.checksums import checksum
+from utils.data.dataset import ImageDataset
+from utils.data.images import image_files, reads_heif
+from utils.data.shards import HEIF_SUFFIXES
+from utils.runs.chain import Recipe
+from utils.runs.folders import RunFolder
+from utils.runtime.child import Attendant
+from utils.runtime.device import usable_memory
+
+MISSING = {  # what is said of packages that are not there
+    ("imagehash",): "near-duplicates are not kept on one side of the split: pip install -r requirements-data.txt",
+    PACKAGES: "there is no evaluation: pip install -r requirements-eval.txt",
+    ("jinja2", "plotly"): "there is no report: pip install -r requirements-eval.txt",
+}
+SURE = 4  # times the hours: where so much is guessed to be needed, nothing is tried
+TRIED = 0.03  # of the guessed training steps, in the short pass
+DISK = 2**28  # bytes of logs, pictures and codebooks
+
+
+def has(*packages: str) -> bool:
+    """Whether these packages are installed."""
+    return all(find_spec(package) for package in packages)
+
+
+def left_out(written: Path) -> int:
+    """How many HEIC files a data set was made without that can be read now."""
+    ignored = written.with_name("ignored.txt")
+    lines = ignored.read_text(errors="replace").lower().splitlines() if reads_heif() and ignored.is_file() else []
+    return sum(line.endswith(HEIF_SUFFIXES) for line in lines)
+
+
+def find_images(given: Path, written: Path, hours: float, is_gpu: bool, call: Callable, is_anew: bool) -> Path:
+    """The dataset.json that is meant; that of a folder of pictures is `written` first, by a `call` of a script.
+
+    One that is there is kept, unless all is made anew.
+    """
+    if not given.exists() and given.suffix not in (".json", ".tar"):
+        raise UserError(f"{given}: no such folder; give a folder of images, or a dataset.json")
+    is_folder, is_written = given.is_dir() and not (given / "dataset.json").is_file(), written.is_file()
+    if not is_folder or any(given.glob("*.tar")):
+        return given
+    if is_written and not is_anew:
+        if number := left_out(written):
+            advice = "--overwrite plans with them"
+            print(f"{written}: was made without {number} HEIC files that can be read now; {advice}")
+        return written
+    files = image_files(given)[0]
+    sizes = survey(files)
+    if not sizes:
+        raise UserError(f"{given}: holds no dataset.json and no image that can be read; give a folder of images")
+    size = planning.choose_size(sizes, hours, is_gpu=is_gpu)
+    smaller = sum(each.width < size.width or each.height < size.height for each in sizes)
+    shown = f"{written}, of {size.shown} pixels; of {len(sizes)} files {smaller} are smaller and are enlarged"
+    print(f"data: {len(files)} files become {shown}", flush=True)
+    group = "near" if near_duplicates.is_installed() else None
+    call("make_dataset", given, out_dir=written.parent, image_size=size, group_by=group, overwrite=is_written)
+    return written
+
+
+def look_at(dataset: Path, run: RunFolder, overwrite: bool) -> Fingerprint:
+    """The fingerprint of the images; that of an earlier start must be of the same ones."""
+    path = run.recipe / "fingerprint.json"
+    if path.is_file() and run.planned.is_file():
+        before = build_config(Fingerprint, read_json(path), str(path))
+        if before.data == ImageDataset(dataset).fingerprint["index"]:
+            return before
+        if not overwrite:
+            advice = f"give another OUT, or --overwrite, or bring back what {run.recipe} was planned for"
+            raise UserError(f"{dataset}: has changed since it was looked at; {advice}")
+        marks = [each for each in run.mark("").glob("*") if each.name != run.generation.name]
+        for each in (run.planned, *run.path.glob("*/run.json"), *marks):
+            each.unlink()  # so that no step counts as begun
+    prints = look(dataset)
+    write_file(path, json.dumps(dataclasses.asdict(prints), indent=1) + "\n")
+    return prints
+
+
+def plan_for(
+    prints: Fingerprint, dataset: Path, run: RunFolder, hours: float, device: torch.device, attendant: Attendant
+) -> None:
+    """Choose the models, measure what their steps cost in a short pass, and write the recipe with guesses."""
+    is_gpu, memory = device.type == "cuda", usable_memory(device)
+    plan = planning.choose_models(prints, hours, is_gpu=is_gpu, memory=memory)
+    check_disk(plan, prints, run)
+    plan.start = seconds_to_start()
+    slow = max(1.0, plan.start / planning.START)  # a busy machine makes a shorter pass
+    guess = {name: cost.times(slow) for name, cost in planning.guess_costs(plan, prints, is_gpu).items()}
+    numbers, seconds = dividing.choose_steps(3600 * hours, guess, planning.sections_of(plan, prints))
+    if (needed := sum(seconds.values()) / 3600) > SURE * hours:
+        raise UserError(f"--hours {hours:g}: this data and this machine need about {needed:.2g}; give so many")
+    plan.change(numbers)
+    since = time.monotonic()
+    try_briefly(plan, dataset, run, device, attendant)
+    print(f"a short pass of all steps took {time.monotonic() - since:.0f} s; first pictures: {run.first}")
+    plan.write(run.recipe)
+    plan.written = [checksum((run.recipe / "recipe.json").read_bytes())]
+    plan.guessed = planning.guess_costs(plan, prints)["autoencoder"].per_step
+    plan.notes = [note for packages, note in MISSING.items() if not has(*packages)]
+    plan.save(run)
+
+
+def check_disk(plan: Plan, prints: Fingerprint, run: RunFolder) -> None:
+    """Raise `UserError` if the disk has no room for feature maps and checkpoints."""
+    wide = plan.files["transformer_0"]["in_dim"] / 128
+    maps = prints.images * (1 + plan.settings.get("flip", False)) * 4 * planning.cells_of(plan) * 4
+    needed = DISK + maps + 4 * 30e6 * wide**2 * len(plan.files["generate"])
+    if (free := shutil.disk_usage(run.recipe).free) < needed:
+        sizes = f"{needed / 2**30:.1f} GiB are needed and {free / 2**30:.1f} are free"
+        raise UserError(f"{run.path}: {sizes}; make room, or give an OUT on another disk")
+
+
+def try_briefly(plan: Plan, dataset: Path, run: RunFolder, device: torch.device, attendant: Attendant) -> None:
+    """Run all steps of the shortened recipe in one process: note what they cost, and keep the first pictures.
+
+    Its models are thrown away: they could not be gone on with exactly, since a schedule must know its last step. Of the
+    seconds that a script took to start, before and now, the lesser counts, since it is a part of all costs.
+    """
+    scratch, images = run.recipe / "trial", ImageDataset(dataset)
+    shutil.rmtree(scratch, ignore_errors=True)
+    plan.write(scratch / "recipe")
+    recipe = Recipe.find(scratch / "recipe")
+    trial, few = RunFolder(scratch / "run", len(recipe.stages)), scratch / "dataset.json"
+    number = write_few(images, few)
+    print(f"measuring the rates of this machine, in a short pass of all steps with {number} images", flush=True)
+    run_steps(recipe, trial, few, str(device), attendant, TRIED)
+    plan.start = min(plan.start, seconds_to_start())
+    scaling = Scaling(len(images), len(images) / number, plan.start, recipe)
+    plan.costs = {step.name: dataclasses.asdict(cost) for step, _, cost in scaling.costs(trial)}
+    shutil.copy(trial.generated.grids[-1], run.first)
+    shutil.rmtree(scratch)
