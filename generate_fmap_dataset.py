@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from models.autoencoder import Autoencoder
 from utils.core.files import UserError, remove_unnamed
@@ -35,6 +36,9 @@ from utils.runtime.progress import progress
 
 log = logging.getLogger(__name__)
 
+REACH = 10  # an image is moved by at most this fraction of its height and width: 1 / REACH
+Look = tuple[bool, int]  # of an image: whether it is mirrored, and its number among the moved ones, 0 if not moved
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options(ScriptOptions):
@@ -47,15 +51,24 @@ class Options(ScriptOptions):
     flip: bool = option(
         "also write each image mirrored, marked flipped; for an autoencoder trained with --flip", False, is_fixed=True
     )
+    num_moved: int = option(
+        "also write each image so many times moved by a few pixels, and with --flip every second one mirrored; stages "
+        "after the base stage learn from these too, which helps where images are few and not aligned",
+        0,
+        low=0,
+        high=1000,
+        is_fixed=True,
+    )
     packed: bool = option("write one array for each folder instead of a file for each map", False, is_fixed=True)
     dtype: str = option(
         "numbers of a map; float16 needs half the disk", "float32", choices=("float32", "float16"), is_fixed=True
     )
 
     @property
-    def sides(self) -> tuple[bool, ...]:
-        """Of each image: whether it is mirrored."""
-        return (False, True) if self.flip else (False,)
+    def looks(self) -> tuple[Look, ...]:
+        """All looks of each image."""
+        moved = ((self.flip and number % 2 == 0, number) for number in range(1, self.num_moved + 1))
+        return ((False, 0), *([(True, 0)] if self.flip else []), *moved)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -82,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
         write_maps(model, dataset, missing, journal, key, options)
         if not is_main():
             return
-        images = ((index, flipped) for batch in batches for flipped in options.sides for index in batch.tolist())
+        images = ((index, look) for batch in batches for look in options.looks for index in batch.tolist())
         places = (place for batch in batches for place in journal.entries[str(batch[0])]["places"])
         pairs = zip(images, places, strict=True)
         records = (fmap_record(dataset, *image, *place, folder.path) for image, place in pairs)
@@ -90,18 +103,18 @@ def main(argv: list[str] | None = None) -> None:
         names = {name for entry in journal.entries.values() for name, *_ in entry["places"]}
         remove_unnamed(folder.path, f"[0-9]*/{'[0-9a-f]' * 24}.npy", names)
         folder.unfinished.unlink()
-        log.info("wrote %d feature maps and %s", len(dataset) * len(options.sides), folder.dataset)
+        log.info("wrote %d feature maps and %s", len(dataset) * len(options.looks), folder.dataset)
 
 
 def finished_batches(folder: OutputFolder, num_images: int, options: Options) -> dict[str, dict]:
     """The entries for a journal of an existing data set, if the last attempt has finished it, from the same inputs."""
-    attempts, sides = read_attempts(folder), len(options.sides)
+    attempts, looks = read_attempts(folder), len(options.looks)
     if options.overwrite or not attempts or attempts[-1].outcome != FINISHED or not folder.dataset.is_file():
         return {}
     records = read_packed(folder.dataset, FeatureMapDataset.required)
     places = [(record["fmap_path"], record.get("row"), record["checksum"]) for record in records]
-    starts = range(0, num_images, options.batch_size) if len(places) == num_images * sides else ()
-    return {str(start): {"places": places[start * sides :][: options.batch_size * sides]} for start in starts}
+    starts = range(0, num_images, options.batch_size) if len(places) == num_images * looks else ()
+    return {str(start): {"places": places[start * looks :][: options.batch_size * looks]} for start in starts}
 
 
 @torch.no_grad()
@@ -109,7 +122,7 @@ def write_maps(
     model: Autoencoder, dataset: ImageDataset, batches: list[np.ndarray], journal: Journal, key: dict, options: Options
 ) -> None:
     """Make the feature maps of these batches of images, and add their places to the journal."""
-    total, shape = len(dataset) * len(options.sides), model.fmap_shape(dataset.shape)
+    total, shape = len(dataset) * len(options.looks), model.fmap_shape(dataset.shape)
     where, mine = (options.out_dir, options.num_files_folder), own(batches)
     maps = PackedMaps(*where, total, shape, options.dtype, key) if options.packed else MapFiles(*where)
     if batches and options.packed and is_main():
@@ -118,22 +131,38 @@ def write_maps(
     device = next(model.parameters()).device
     loader = BatchLoader(dataset, mine, choose_workers(None, device))
     for batch, images in zip(mine, progress(loader, unit="batch", desc=options.out_dir.name), strict=True):
-        sides = (images.flip(-1) if flipped else images for flipped in options.sides)
-        fmaps = np.concatenate([model.encode(side.to(device)).cpu().numpy() for side in sides])  # (N, C, H, W)
-        first = int(batch[0]) * len(options.sides)
+        seen = (look_at(images, batch, look) for look in options.looks)
+        fmaps = np.concatenate([model.encode(part.to(device)).cpu().numpy() for part in seen])  # (N, C, H, W)
+        first = int(batch[0]) * len(options.looks)
         journal.add({str(batch[0]): maps.write(fmaps.astype(options.dtype), first)})
     journal.collect()
 
 
+def look_at(images: torch.Tensor, indices: np.ndarray, look: Look) -> torch.Tensor:
+    """Images (B, 3, H, W) of these indices, as one look has them; edges are repeated where an image was moved away."""
+    flipped, moved = look
+    images = images.flip(-1) if flipped else images
+    if not moved:
+        return images
+    height, width = images.shape[2:]
+    down, right = height // REACH, width // REACH
+    padded = F.pad(images, (right, right, down, down), mode="replicate")
+    starts = [
+        np.random.default_rng((int(index), moved)).integers(0, (2 * down + 1, 2 * right + 1)) for index in indices
+    ]
+    return torch.stack([image[:, y : y + height, x : x + width] for image, (y, x) in zip(padded, starts, strict=True)])
+
+
 def fmap_record(
-    dataset: ImageDataset, index: int, flipped: bool, name: str, row: int | None, expected: str, out_dir: Path
+    dataset: ImageDataset, index: int, look: Look, name: str, row: int | None, expected: str, out_dir: Path
 ) -> dict:
     """The record of a feature map, which is a file or a row of the array in it; its `image_key` is split by hash."""
     image, path = dataset.records[index], dataset.path(index).absolute()
     if path.drive == out_dir.absolute().drive:  # Windows has no way from one to another
         path = Path(os.path.relpath(path, out_dir))
     record = {"fmap_path": name, "checksum": expected, "image_path": path.as_posix(), "image_key": image_key(image)}
-    record |= {"labels": image.get("labels", []), "flipped": flipped}
+    flipped, moved = look
+    record |= {"labels": image.get("labels", []), "flipped": flipped} | ({"moved": moved} if moved else {})
     record |= {name: image[name] for name in ("offset", "size", "group", "original_path") if name in image}
     return record | ({} if row is None else {"row": row})
 

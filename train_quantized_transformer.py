@@ -80,7 +80,7 @@ class StageTask(GradientTask):
         self.dataset, self.autoencoder, self.coarse, self.fine = load_inputs(options, device)
         codebooks = {"lr_codebook": self.coarse.fingerprint, "hr_codebook": self.fine.fingerprint}
         self.origin = self.autoencoder.origin | codebooks
-        split = self.dataset.split(options.bounds)
+        split = self.dataset.split(options.bounds, with_moved=not options.train_base_model)
         self.training, self.validation = split.training, split.validation
         transformer = load_config(options.config_path, TransformerConfig)
         self.label_names, labels = self.dataset.label_names(self.training) if transformer.use_labels else (), ()

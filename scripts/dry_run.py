@@ -210,8 +210,10 @@ class Scaling:
             disk = 0.0 if step.section == "prune" else self.grown(step, attempt) * size  # a pruned codebook is small
             return Estimate(name, None, cost.once, disk, cost.memory, None)
         plan, options = Plan(**attempt.plan), options_of(self.recipe, step)
-        flips = step.script != "train_autoencoder" and self.recipe.settings["feature_maps"].get("flip", False)
-        items = round(self.images * (1 - options.val_fraction - options.test_fraction)) * (1 + flips)
+        maps = {"flip": False, "num_moved": 0} | self.recipe.settings["feature_maps"]
+        looks = 1 + maps["flip"] * (step.script != "train_autoencoder")
+        looks += maps["num_moved"] * (step.section in self.recipe.stages[1:])
+        items = round(self.images * (1 - options.val_fraction - options.test_fraction)) * looks
         steps = options.planned_steps(items)
         checkpoints = -(-steps // options.checkpoint_step)
         disk = kept(steps, options.checkpoint_step, options.keep_checkpoint) * plan.checkpoint + checkpoints * size

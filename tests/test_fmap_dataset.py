@@ -18,6 +18,7 @@ from utils.data.dataset import FeatureMapDataset, ImageDataset
 from utils.data.dataset_json import write_dataset
 from utils.data.feature_maps import MapFiles, PackedMaps
 from utils.data.records import verify_files
+from utils.data.split import Bounds
 from utils.runs.checkpoint import save_checkpoint
 
 NUM, SIZE = 7, 3  # images, and in a batch
@@ -53,6 +54,11 @@ def source(tmp_path):
     for seed in (0, 1):
         save_model(folder / f"{seed}.pt", seed)
     return folder
+
+
+def slide(side, by):
+    """Where the rows or columns of a moved image come from; the edge is repeated."""
+    return (torch.arange(side) + by).clamp(0, side - 1)
 
 
 both = pytest.mark.parametrize("layout", [(), ("--packed",)], ids=["a file a map", "packed"], indirect=True)
@@ -146,6 +152,30 @@ def test_a_data_set_holds_checksums_and_both_sides(make, layout):
     number = 4 if layout else 2 * NUM  # 14 maps in folders of 4
     assert len({path for path in results(folder) if path.endswith(".npy")}) == number
     assert set(results(folder)) == {"dataset.json", *dataset.records.files[1]}
+
+
+@both
+def test_moved_maps_are_of_moved_images_and_training_maps_alone_where_asked_for(make, source):
+    dataset = FeatureMapDataset(make("--num-moved", 2, out="moved") / "dataset.json")
+    model, images = Autoencoder.load(source / "0.pt").eval(), ImageDataset(source / "dataset.json")
+    moved, keys = dataset.records.table["moved"], [dataset.image_key(index) for index in range(len(dataset))]
+    assert len(dataset) == 4 * NUM and moved.sum() == 2 * NUM
+    places = {images.image_key(index): index for index in range(NUM)}
+    shifts = set()
+    for index in np.flatnonzero(moved):
+        image = images[[places[keys[index]]]][0]
+        image = image.flip(-1) if dataset.flipped[index] else image
+        rows, columns = ([slide(side, by) for by in range(-3, 4)] for side in image.shape[1:])
+        every = torch.stack([image[:, row][:, :, column] for row in rows for column in columns])
+        errors = (model.encode(every) - dataset[[index]]).abs().amax((1, 2, 3))
+        assert errors.min() < 1e-5
+        shifts.add(int(errors.argmin()))
+    assert len(shifts) > NUM and dataset.flipped[moved].sum() == NUM
+    bounds = Bounds(0.3, 0.5)
+    plain, every = dataset.split(bounds), dataset.split(bounds, with_moved=True)
+    assert not moved[np.concatenate([plain.training, every.validation, every.test])].any()
+    assert len(every.training) == 2 * len(plain.training) > 0 and set(plain.training) < set(every.training)
+    assert {keys[index] for index in every.training} == {keys[index] for index in plain.training}
 
 
 @both

@@ -20,7 +20,12 @@ from utils.data.split import position
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
 NAME = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=20)
 OPTIONAL = {"image_key": TEXT, "group": NAME, "labels": st.lists(TEXT, max_size=3), "checksum": TEXT}
-OPTIONAL |= {"flipped": st.booleans(), "row": st.integers(0, 2**40), "another": st.integers()}
+OPTIONAL |= {
+    "flipped": st.booleans(),
+    "moved": st.integers(0, 9),
+    "row": st.integers(0, 2**40),
+    "another": st.integers(),
+}
 RECORD = st.fixed_dictionaries({"fmap_path": TEXT, "image_path": TEXT}, optional=OPTIONAL)
 REQUIRED = ("fmap_path", "image_path")
 
@@ -40,7 +45,8 @@ def check(result, expected, info):
     assert result[np.int64(len(expected) - 1)] == expected[-1]
     keys = [record.get("image_key", record["image_path"]) for record in expected]
     assert [image_key(record) for record in result] == keys
-    assert result.table["flipped"].tolist() == [record.get("flipped", False) for record in expected]
+    for name in ("flipped", "moved"):
+        assert result.table[name].tolist() == [bool(record.get(name)) for record in expected]
     assert result.table["row"].tolist() == [record.get("row", -1) for record in expected]
     groups = [record.get("group", key) for record, key in zip(expected, keys, strict=True)]
     assert result.table["position"].tolist() == [position(group) for group in groups]

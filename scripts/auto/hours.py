@@ -61,6 +61,12 @@ class Section(NamedTuple):
     warmup: int
 
 
+def looks_of(recipe: dict) -> tuple[int, int]:
+    """Maps of each image that a recipe.json has, but for the moved ones, and with them."""
+    looks = 1 + recipe.get("flip", False)
+    return looks, looks + recipe["feature_maps"].get("num_moved", 0)
+
+
 def sections_of(recipe: dict, training: int, autoencoder: float) -> dict[str, Section]:
     """The sections of a recipe.json that train on so many images; the share of the autoencoder is given."""
     sections = {}
@@ -68,7 +74,8 @@ def sections_of(recipe: dict, training: int, autoencoder: float) -> dict[str, Se
         (low, passes, *rest), high = RULES.get(name, RULES["finer"]), CODEBOOK_STEPS
         if name != "codebook":
             size = recipe[name]["batch_size"] * recipe[name].get("grad_accum_step", 1)
-            high = math.ceil(passes * (1 + recipe.get("flip", False)) * training / size)
+            looks = looks_of(recipe)[name.startswith("transformer_") and name != "transformer_0"]
+            high = math.ceil(passes * looks * training / size)
         sections[name] = Section(share, min(low, high), high, *rest)
     return sections
 

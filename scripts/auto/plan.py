@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from scripts.auto import hours as dividing
-from scripts.auto.hours import PASSES, Section, section_of, shares_of
+from scripts.auto.hours import PASSES, Section, looks_of, section_of, shares_of
 from scripts.auto.kept import Plan, read_recipe
 from scripts.auto.look import DRAWINGS, HELD_OUT, PHOTOGRAPHS, PIXEL_ART, Fingerprint
 from scripts.dry_run import Cost
@@ -59,6 +59,7 @@ CHANNELS = ((32, 96), (64, 192), (128, 256))  # of an autoencoder: the narrowest
 ENOUGH, MANY = 4000, 1000  # training images, from which wider stages, and a wider autoencoder, are tried
 LONG = 20_000  # training steps, from which a wider autoencoder is tried
 SYMMETRIC, OFTEN = 1.15, 36  # of `mirrored`, and passes over the images, from which mirror images are added
+MOVED, UNALIGNED = 5, 0.7  # moved copies of an image, where fewer than `ENOUGH` have at least this `variety`
 HOURS_128 = 1.5  # without a GPU, from which images have 128 pixels a side: twice what laptop-128 takes
 MOST_TOKENS, BASE_TOKENS = 2304, 64  # of the finest grid, and of the coarsest
 # Seconds on two cores of an EPYC with nothing beside it (docs/times.md, commit bc161fa), for a first guess; a GPU is
@@ -122,6 +123,7 @@ class Sizes(NamedTuple):
     tier: tuple[int, int, int, int]  # of `TIERS`
     channels: tuple[int, int]  # of `CHANNELS`
     is_mirrored: bool
+    moved: int  # copies of each image
 
 
 def choose_sizes(prints: Fingerprint, hours: float, is_gpu: bool) -> Sizes:
@@ -140,7 +142,8 @@ def choose_sizes(prints: Fingerprint, hours: float, is_gpu: bool) -> Sizes:
     units += [power(prints.training * number / 200, 16, 512) for number in tokens[:-1]]
     units += [power(prints.training * tokens[-1] / 128, 16, finest)]
     is_mirrored = prints.mirrored < SYMMETRIC and passes >= OFTEN
-    return Sizes(layers, patches, tokens, units, passes, tier, max(rich, default=CHANNELS[0]), is_mirrored)
+    moved = MOVED * (prints.training < ENOUGH and prints.variety >= UNALIGNED and len(patches) > 1)
+    return Sizes(layers, patches, tokens, units, passes, tier, max(rich, default=CHANNELS[0]), is_mirrored, moved)
 
 
 def cost_of(tier: tuple[int, int, int, int]) -> float:
@@ -180,6 +183,7 @@ def choose_models(prints: Fingerprint, hours: float, *, is_gpu: bool = False, me
     settings["autoencoder"] |= options
     settings |= {name: given[name] | held_out for name in ("codebook", "prune")}
     settings |= {name: given[name] for name in ("feature_maps", "generate")}
+    settings["feature_maps"] = given["feature_maps"] | ({"num_moved": sizes.moved} if sizes.moved else {})
     for book, patch, units in zip(run.codebooks, (0, *sizes.patches), sizes.units, strict=True):
         sides = {"patch_H": patch, "patch_W": patch} if patch else {}
         files[book.name] = demo[f"codebook_{CONDITION}"] | sides | {"num_embeddings": units}
@@ -216,12 +220,17 @@ def reasons_for(prints: Fingerprint, sizes: Sizes, temperatures: list[float]) ->
     coarsest = f"halvings: {sizes.layers}; the coarsest has at most {BASE_TOKENS} tokens"
     units = "25 training images for one of the condition, 200 patches for others, 128 for the finest"
     wider = f"{often}; wider from {PASSES} passes and {ENOUGH:,} training images on"
+    moved = (
+        f"{prints.training:,} training images (fewer than {ENOUGH:,}), {prints.variety:.0%} of whose variance differs"
+    )
+    moved += f" from image to image (at least {UNALIGNED:.0%})"
     _, _, because, source = choice.autoencoder
     channels = "{} to {} channels".format(*sizes.channels)
     return [
         ("image size", size.shown, "that of the images", ""),
         ("held out", f"{prints.fraction:.0%} twice", held_out, "docs/evaluation.md#the-split"),
         ("flip", "yes" if sizes.is_mirrored else "no", mirror, "docs/experiments.md#mirror-images"),
+        ("moved copies", str(sizes.moved), moved, "docs/experiments.md#moved-copies"),
         ("autoencoder", channels, f"{choice.share:.0%} of the time: {because}", source),
         ("grids", grids, coarsest, "docs/scaling.md#grids-for-128128-pixels"),
         ("units", ", ".join(map(str, sizes.units)), units, "configs/demo-64"),
@@ -237,7 +246,7 @@ def guess_costs(plan: Plan, prints: Fingerprint, is_gpu: bool = False) -> dict[s
     model, recipe = plan.files["autoencoder"], plan.settings
     wide = (model["min_channel"] / 32) ** 2 * pixels * recipe["autoencoder"]["batch_size"] / 8
     costs = dict.fromkeys(("autoencoder", "decoder"), Cost(START + 3, PER_STEP * wide / speed, 2))
-    reading = prints.images * (1 + recipe.get("flip", False)) * 0.001 * pixels
+    reading = prints.images * looks_of(recipe)[1] * 0.001 * pixels
     costs |= {"feature_maps": Cost(START + reading), "generate": Cost(START + 6)}
     for name, model in plan.files.items():
         kind, _, level = name.partition("_")

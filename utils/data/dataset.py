@@ -123,6 +123,12 @@ class FeatureMapDataset(FileDataset):
                 self.is_checked[index] = self.rows[index] >= 0
         return torch.from_numpy(maps)
 
+    def split(self, bounds: Bounds, *, with_moved: bool = False) -> Split:
+        """As of images, without the moved ones; `with_moved` adds those of the training images."""
+        split, moved = super().split(bounds), self.records.table["moved"]
+        training, *held_out = (part[~moved[part]] for part in (split.training, split.validation, split.test))
+        return Split(split.training if with_moved else training, *held_out)
+
     def check_origin(self, given: Origin) -> None:
         """Raise `UserError` if another autoencoder made the maps; else remember all that is known of this one."""
         check_origin(self.index, self.origin, given)

@@ -26,13 +26,13 @@ from utils.runtime.progress import progress
 
 log = logging.getLogger(__name__)
 
-LAYOUT = 5  # to be raised with each change of what is kept
+LAYOUT = 6  # to be raised with each change of what is kept
 LARGE = 2**23  # bytes of a data set whose records are kept on disk, which one process reads while others wait
 
 # Of each record: where its text ends, its position in a split, the row of the array in its file (-1: none), the first
-# record of the run of records with the same file, and whether it is mirrored.
-ROW = np.dtype([("end", "<i8"), ("position", "<f8"), ("row", "<i8"), ("first", "<i8"), ("flipped", "?")])
-PACKED = struct.Struct("<qdqq?")
+# record of the run of records with the same file, and whether it is mirrored, and moved.
+ROW = [("end", "<i8"), ("position", "<f8"), ("row", "<i8"), ("first", "<i8"), ("flipped", "?"), ("moved", "?")]
+ROW, PACKED = np.dtype(ROW), struct.Struct("<qdqq??")
 
 
 def is_text(value: object) -> bool:
@@ -141,7 +141,8 @@ def pack(path: Path, required: tuple[str, ...]) -> Records:
         split_by = record.get("group") or name
         picture = record.get("checksum") or f"{name} {record.get('size')}"
         images += int(checksum(f"{picture} {split_by}".encode()), 16)  # a sum, since their order does not matter
-        packed += PACKED.pack(len(text), position(split_by), record.get("row", -1), first, bool(record.get("flipped")))
+        looks = bool(record.get("flipped")), bool(record.get("moved"))
+        packed += PACKED.pack(len(text), position(split_by), record.get("row", -1), first, *looks)
         number += 1
     behind = info.get("images") if key == "fmap_path" else f"{images % 2**64:016x}"
     return Records(memoryview(text), np.frombuffer(packed, ROW), info, digest.hexdigest(), behind, key)
