@@ -30,6 +30,7 @@ class Choice(NamedTuple):
     temperatures: tuple[tuple[float, float, float], str, str]  # of the base, between, finest; why
     autoencoder: tuple[dict, dict, str, str]  # keys of autoencoder.json, and options, that differ from DEMO; why
     is_fine: bool = False  # whether to halve images once less, and to write the finest grid in cells
+    moved: int = 0  # copies of each image, where fewer than `ENOUGH` have at least the `variety` `UNALIGNED`
 
 
 FEW = "docs/experiments.md#few-images"
@@ -40,6 +41,7 @@ CHOICES = {
         0.22,
         ((1.0, 0.6, 0.4), "as the demo's faces", "docs/experiments.md#which-settings-look-best"),
         ({}, {}, "as the demo's", "docs/times.md"),
+        moved=5,
     ),
     PHOTOGRAPHS: Choice(
         0.3,
@@ -59,7 +61,7 @@ CHANNELS = ((32, 96), (64, 192), (128, 256))  # of an autoencoder: the narrowest
 ENOUGH, MANY = 4000, 1000  # training images, from which wider stages, and a wider autoencoder, are tried
 LONG = 20_000  # training steps, from which a wider autoencoder is tried
 SYMMETRIC, OFTEN = 1.15, 36  # of `mirrored`, and passes over the images, from which mirror images are added
-MOVED, UNALIGNED = 5, 0.7  # moved copies of an image, where fewer than `ENOUGH` have at least this `variety`
+UNALIGNED = 0.7  # `variety` from which moved copies are made of few images
 HOURS_128 = 1.5  # without a GPU, from which images have 128 pixels a side: twice what laptop-128 takes
 MOST_TOKENS, BASE_TOKENS = 2304, 64  # of the finest grid, and of the coarsest
 # Seconds on two cores of an EPYC with nothing beside it (docs/times.md, commit bc161fa), for a first guess; a GPU is
@@ -142,7 +144,8 @@ def choose_sizes(prints: Fingerprint, hours: float, is_gpu: bool) -> Sizes:
     units += [power(prints.training * number / 200, 16, 512) for number in tokens[:-1]]
     units += [power(prints.training * tokens[-1] / 128, 16, finest)]
     is_mirrored = prints.mirrored < SYMMETRIC and passes >= OFTEN
-    moved = MOVED * (prints.training < ENOUGH and prints.variety >= UNALIGNED and len(patches) > 1)
+    is_moved = prints.training < ENOUGH and prints.variety >= UNALIGNED and len(patches) > 1
+    moved = CHOICES[prints.kind].moved * is_moved
     return Sizes(layers, patches, tokens, units, passes, tier, max(rich, default=CHANNELS[0]), is_mirrored, moved)
 
 
@@ -221,9 +224,9 @@ def reasons_for(prints: Fingerprint, sizes: Sizes, temperatures: list[float]) ->
     units = "25 training images for one of the condition, 200 patches for others, 128 for the finest"
     wider = f"{often}; wider from {PASSES} passes and {ENOUGH:,} training images on"
     moved = (
-        f"{prints.training:,} training images (fewer than {ENOUGH:,}), {prints.variety:.0%} of whose variance differs"
+        f"of {prints.kind}: {choice.moved} for fewer than {ENOUGH:,} training images, where at least {UNALIGNED:.0%}"
     )
-    moved += f" from image to image (at least {UNALIGNED:.0%})"
+    moved += f" of the variance differs from image to image (here {prints.variety:.0%})"
     _, _, because, source = choice.autoencoder
     channels = "{} to {} channels".format(*sizes.channels)
     return [
