@@ -34,7 +34,7 @@ from utils.data.dataset import ImageDataset
 from utils.data.dataset_json import write_dataset
 from utils.data.records import read_dataset
 from utils.runs.attempt import Attempt, read_attempts
-from utils.runs.chain import ROOT, Recipe, Step, steps_of
+from utils.runs.chain import ROOT, Recipe, Step, looks_of, steps_of
 from utils.runs.folders import CONDITION, RunFolder
 from utils.runtime import cli
 from utils.runtime.child import Attendant, attending
@@ -210,9 +210,7 @@ class Scaling:
             disk = 0.0 if step.section == "prune" else self.grown(step, attempt) * size  # a pruned codebook is small
             return Estimate(name, None, cost.once, disk, cost.memory, None)
         plan, options = Plan(**attempt.plan), options_of(self.recipe, step)
-        maps = {"flip": False, "num_moved": 0} | self.recipe.settings["feature_maps"]
-        looks = 1 + maps["flip"] * (step.script != "train_autoencoder")
-        looks += maps["num_moved"] * (step.section in self.recipe.stages[1:])
+        looks = 1 if step.script == "train_autoencoder" else looks_of(self.recipe.settings, step.section)
         items = round(self.images * (1 - options.val_fraction - options.test_fraction)) * looks
         steps = options.planned_steps(items)
         checkpoints = -(-steps // options.checkpoint_step)

@@ -19,6 +19,7 @@ from utils.data.dataset_json import write_dataset
 from utils.data.feature_maps import MapFiles, PackedMaps
 from utils.data.records import verify_files
 from utils.data.split import Bounds
+from utils.runs.chain import looks_of
 from utils.runs.checkpoint import save_checkpoint
 
 NUM, SIZE = 7, 3  # images, and in a batch
@@ -152,6 +153,16 @@ def test_a_data_set_holds_checksums_and_both_sides(make, layout):
     number = 4 if layout else 2 * NUM  # 14 maps in folders of 4
     assert len({path for path in results(folder) if path.endswith(".npy")}) == number
     assert set(results(folder)) == {"dataset.json", *dataset.records.files[1]}
+
+
+@pytest.mark.parametrize(("flip", "number"), [(False, 0), (True, 0), (False, 5), (True, 4)])
+def test_a_recipe_counts_the_maps_that_the_step_makes_and_that_each_stage_learns_from(flip, number):
+    given = {"flip": flip, "num_moved": number}
+    options = generate_fmap_dataset.Options(dataset_path=Path(), model_path=Path(), out_dir=Path(), **given)
+    plain = sum(moved == 0 for _, moved in options.looks)
+    for settings in ({"feature_maps": given}, {"flip": flip, "feature_maps": {"num_moved": number}}):
+        assert looks_of(settings) == looks_of(settings, "transformer_2") == len(options.looks)
+        assert looks_of(settings, "transformer_0") == looks_of(settings, "codebook") == plain
 
 
 @both

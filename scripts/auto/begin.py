@@ -23,7 +23,7 @@ from utils.data.checksums import checksum
 from utils.data.dataset import ImageDataset
 from utils.data.images import image_files, reads_heif
 from utils.data.shards import HEIF_SUFFIXES
-from utils.runs.chain import Recipe
+from utils.runs.chain import Recipe, looks_of
 from utils.runs.folders import RunFolder
 from utils.runtime.child import Attendant
 from utils.runtime.device import usable_memory
@@ -123,7 +123,7 @@ def plan_for(
 def check_disk(plan: Plan, prints: Fingerprint, run: RunFolder) -> None:
     """Raise `UserError` if the disk has no room for feature maps and checkpoints."""
     wide = plan.files["transformer_0"]["in_dim"] / 128
-    maps = prints.images * dividing.looks_of(plan.settings)[1] * 4 * planning.cells_of(plan) * 4
+    maps = prints.images * looks_of(plan.settings) * 4 * planning.cells_of(plan) * 4
     needed = DISK + maps + 4 * 30e6 * wide**2 * len(plan.files["generate"])
     if (free := shutil.disk_usage(run.recipe).free) < needed:
         sizes = f"{needed / 2**30:.1f} GiB are needed and {free / 2**30:.1f} are free"

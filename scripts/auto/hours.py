@@ -7,6 +7,7 @@ import math
 from typing import NamedTuple
 
 from scripts.dry_run import Cost
+from utils.runs.chain import looks_of
 
 # Of a section of recipe.json: training steps at least; passes over the training images at most, after which a stage of
 # few images was the best (docs/experiments.md#few-images), or an autoencoder no longer gained; checkpoints at most; and
@@ -61,12 +62,6 @@ class Section(NamedTuple):
     warmup: int
 
 
-def looks_of(recipe: dict) -> tuple[int, int]:
-    """Maps of each image that a recipe.json has, but for the moved ones, and with them."""
-    looks = 1 + recipe.get("flip", False)
-    return looks, looks + recipe["feature_maps"].get("num_moved", 0)
-
-
 def sections_of(recipe: dict, training: int, autoencoder: float) -> dict[str, Section]:
     """The sections of a recipe.json that train on so many images; the share of the autoencoder is given."""
     sections = {}
@@ -74,8 +69,7 @@ def sections_of(recipe: dict, training: int, autoencoder: float) -> dict[str, Se
         (low, passes, *rest), high = RULES.get(name, RULES["finer"]), CODEBOOK_STEPS
         if name != "codebook":
             size = recipe[name]["batch_size"] * recipe[name].get("grad_accum_step", 1)
-            looks = looks_of(recipe)[name.startswith("transformer_") and name != "transformer_0"]
-            high = math.ceil(passes * looks * training / size)
+            high = math.ceil(passes * looks_of(recipe, name) * training / size)
         sections[name] = Section(share, min(low, high), high, *rest)
     return sections
 

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from scripts.auto import hours as dividing
-from scripts.auto.hours import PASSES, Section, looks_of, section_of, shares_of
+from scripts.auto.hours import PASSES, Section, section_of, shares_of
 from scripts.auto.kept import Plan, read_recipe
 from scripts.auto.look import DRAWINGS, HELD_OUT, PHOTOGRAPHS, PIXEL_ART, Fingerprint
 from scripts.dry_run import Cost
 from utils.core.files import UserError
 from utils.core.size import Size
 from utils.core.tables import table
-from utils.runs.chain import CONFIGS
+from utils.runs.chain import CONFIGS, looks_of
 from utils.runs.folders import CONDITION, RunFolder
 
 DEMO = CONFIGS / "demo-64"  # what is not decided here is as in this recipe
@@ -185,8 +185,8 @@ def choose_models(prints: Fingerprint, hours: float, *, is_gpu: bool = False, me
     settings |= {name: given[name] | batch | common for name in ("autoencoder", "decoder")}
     settings["autoencoder"] |= options
     settings |= {name: given[name] | held_out for name in ("codebook", "prune")}
-    settings |= {name: given[name] for name in ("feature_maps", "generate")}
-    settings["feature_maps"] = given["feature_maps"] | ({"num_moved": sizes.moved} if sizes.moved else {})
+    moved = {"num_moved": sizes.moved} if sizes.moved else {}
+    settings |= {"feature_maps": given["feature_maps"] | moved, "generate": given["generate"]}
     for book, patch, units in zip(run.codebooks, (0, *sizes.patches), sizes.units, strict=True):
         sides = {"patch_H": patch, "patch_W": patch} if patch else {}
         files[book.name] = demo[f"codebook_{CONDITION}"] | sides | {"num_embeddings": units}
@@ -223,10 +223,8 @@ def reasons_for(prints: Fingerprint, sizes: Sizes, temperatures: list[float]) ->
     coarsest = f"halvings: {sizes.layers}; the coarsest has at most {BASE_TOKENS} tokens"
     units = "25 training images for one of the condition, 200 patches for others, 128 for the finest"
     wider = f"{often}; wider from {PASSES} passes and {ENOUGH:,} training images on"
-    moved = (
-        f"of {prints.kind}: {choice.moved} for fewer than {ENOUGH:,} training images, where at least {UNALIGNED:.0%}"
-    )
-    moved += f" of the variance differs from image to image (here {prints.variety:.0%})"
+    varied = f"at least {UNALIGNED:.0%} of the variance differs from image to image (here {prints.variety:.0%})"
+    moved = f"of {prints.kind}: {choice.moved} for fewer than {ENOUGH:,} training images, where {varied}"
     _, _, because, source = choice.autoencoder
     channels = "{} to {} channels".format(*sizes.channels)
     return [
@@ -249,7 +247,7 @@ def guess_costs(plan: Plan, prints: Fingerprint, is_gpu: bool = False) -> dict[s
     model, recipe = plan.files["autoencoder"], plan.settings
     wide = (model["min_channel"] / 32) ** 2 * pixels * recipe["autoencoder"]["batch_size"] / 8
     costs = dict.fromkeys(("autoencoder", "decoder"), Cost(START + 3, PER_STEP * wide / speed, 2))
-    reading = prints.images * looks_of(recipe)[1] * 0.001 * pixels
+    reading = prints.images * looks_of(recipe) * 0.001 * pixels
     costs |= {"feature_maps": Cost(START + reading), "generate": Cost(START + 6)}
     for name, model in plan.files.items():
         kind, _, level = name.partition("_")

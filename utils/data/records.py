@@ -31,8 +31,10 @@ LARGE = 2**23  # bytes of a data set whose records are kept on disk, which one p
 
 # Of each record: where its text ends, its position in a split, the row of the array in its file (-1: none), the first
 # record of the run of records with the same file, and whether it is mirrored, and moved.
-ROW = [("end", "<i8"), ("position", "<f8"), ("row", "<i8"), ("first", "<i8"), ("flipped", "?"), ("moved", "?")]
-ROW, PACKED = np.dtype(ROW), struct.Struct("<qdqq??")
+ROW = np.dtype(
+    [("end", "<i8"), ("position", "<f8"), ("row", "<i8"), ("first", "<i8"), ("flipped", "?"), ("moved", "?")]
+)
+PACKED = struct.Struct("<qdqq??")
 
 
 def is_text(value: object) -> bool:

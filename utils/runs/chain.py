@@ -101,6 +101,16 @@ class Recipe:
         return dataclasses.replace(self, settings=self.settings | changed)
 
 
+def looks_of(settings: dict, section: str | None = None) -> int:
+    """Maps of each image that a section of a recipe.json learns from, or without one that there are.
+
+    `settings` are those of the file, or of a `Recipe`, which has `flip` in the sections.
+    """
+    maps = settings["feature_maps"]
+    is_finer = section is None or (section.startswith("transformer_") and section != "transformer_0")
+    return 1 + (settings.get("flip") or maps.get("flip", False)) + is_finer * maps.get("num_moved", 0)
+
+
 def steps_of(run: RunFolder, recipe: Recipe, dataset: Path) -> list[Step]:
     """The steps that make a run, in their order, of as many stages as the run has."""
     images, maps = {"dataset_path": dataset}, {"dataset_path": run.feature_maps.dataset}
