@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import re
 import shutil
 import signal
@@ -394,7 +395,7 @@ def test_a_folder_of_pictures_becomes_a_report_although_it_was_killed_in_each_pa
     programs.late = 2
     run_main(train_cascade.main, *command)
     assert programs.names.count("scripts.make_dataset") == 3  # not again, once a step has begun
-    assert "was made without 1 HEIC files that can be read now; --overwrite" in capsys.readouterr().out
+    assert "was made before 1 pictures were added or readable; --overwrite" in capsys.readouterr().out
     written = json.loads((out / "recipe/recipe.json").read_text())
     assert written["autoencoder"] == kept["autoencoder"]
     assert written["transformer_1"]["max_step"] == 2
@@ -404,9 +405,12 @@ def test_a_folder_of_pictures_becomes_a_report_although_it_was_killed_in_each_pa
     text = (out / "recipe/recipe.md").read_text()
     assert re.search(r"transformer_1 was stopped after 2 of \d+ training steps, to keep the hours", text)
     assert "Planned for 1 hours" in (out / "report.html").read_text()
-    # again: nothing is left to do
+    # again, with another picture: nothing is left to do, and it is told
+    Image.new("RGB", (16, 16)).save(pictures / "more.png")
+    os.utime(pictures / "more.png", (0, 0))  # as a copy that keeps its time
     programs.names.clear()
     run_main(train_cascade.main, *command)
+    assert "was made before 2 pictures" in capsys.readouterr().out
     assert programs.names == ["scripts.report"]
     # as any recipe
     run_main(train_cascade.main, f"{out}/recipe/", out / "data/dataset.json", out, "--device", "cpu")
@@ -417,8 +421,7 @@ def test_a_folder_of_pictures_becomes_a_report_although_it_was_killed_in_each_pa
     records["_default"]["999"] = {"image_fpath": "more.png", "labels": []}
     (out / "data/dataset.json").write_text(json.dumps(records))
     assert "has changed since it was looked at" in expect_error(capsys, train_cascade.main, command)
-    # with another picture, all anew: no step counts as begun, and the hours begin
-    Image.new("RGB", (16, 16)).save(pictures / "more.png")
+    # with that picture, all anew: no step counts as begun, and the hours begin
     (out / "recipe/clock.json").write_text('{"seconds": 4000.0}')
     programs.fatal = "generate_fmap_dataset"
     programs.names.clear()

@@ -43,11 +43,15 @@ def has(*packages: str) -> bool:
     return all(find_spec(package) for package in packages)
 
 
-def left_out(written: Path) -> int:
-    """How many HEIC files a data set was made without that can be read now."""
+def left_out(pictures: Path, written: Path) -> int:
+    """How many pictures of a folder are not in its data set: changed since, or HEIC files that can be read now."""
+    if not (written.is_file() and pictures.is_dir()):
+        return 0
+    states, since = (path.lstat() for path in image_files(pictures)[0]), written.stat().st_mtime
     ignored = written.with_name("ignored.txt")
     lines = ignored.read_text(errors="replace").lower().splitlines() if reads_heif() and ignored.is_file() else []
-    return sum(line.endswith(HEIF_SUFFIXES) for line in lines)
+    newer = sum(max(state.st_mtime, state.st_ctime) > since for state in states)  # a copy can keep an old mtime
+    return newer + sum(line.endswith(HEIF_SUFFIXES) for line in lines)
 
 
 def find_images(given: Path, written: Path, hours: float, is_gpu: bool, call: Callable, is_anew: bool) -> Path:
@@ -61,9 +65,8 @@ def find_images(given: Path, written: Path, hours: float, is_gpu: bool, call: Ca
     if not is_folder or any(given.glob("*.tar")):
         return given
     if is_written and not is_anew:
-        if number := left_out(written):
-            advice = "--overwrite plans with them"
-            print(f"{written}: was made without {number} HEIC files that can be read now; {advice}")
+        if number := left_out(given, written):
+            print(f"{written}: was made before {number} pictures were added or readable; --overwrite plans with them")
         return written
     files = image_files(given)[0]
     sizes = survey(files)

@@ -67,7 +67,7 @@ class Auto:
         options, recipe, is_gpu = self.options, self.path / "recipe.json", self.device.type == "cuda"
         images, was_planned = self.folder.images, self.folder.planned.is_file()
         is_new = not any(self.folder.path.glob("*/run.json"))
-        is_anew = options.overwrite or (is_new and left_out(images) > 0)
+        is_anew = options.overwrite or (is_new and left_out(options.dataset, images) > 0)
         self.dataset = find_images(options.dataset, images, options.hours, is_gpu, self.call, is_anew)
         self.prints = look_at(self.dataset, self.folder, is_anew)
         print("look:", *self.prints.lines(), sep="\n  ", flush=True)
