@@ -180,7 +180,7 @@ class Scaling:
         for step in steps_of(run, self.recipe, Path("unread")):
             newest = {attempt.script: attempt for attempt in read_attempts(step.folder)}
             pairs.append((step, newest[f"{step.script}.py"]))
-        # A pass over all feature maps by each codebook, which its training and the stages make once more.
+        # A pass over all maps but moved copies by each codebook, which its training and the stages make once more.
         passes = {step.folder.level: attempt.seconds for step, attempt in pairs if step.section == "prune"}
         for step, attempt in pairs:
             yield step, attempt, self.cost(step, attempt, passes)
@@ -196,7 +196,8 @@ class Scaling:
         if attempt.plan is None:
             return Cost(self.start + self.grown(step, attempt) * attempt.seconds, memory=attempt.peak_memory)
         plan, levels = Plan(**attempt.plan), [step.folder.level, *([CONDITION] if step.name == "transformer_0" else [])]
-        more = (self.growth - 1) * sum(passes.get(level, 0.0) for level in levels)
+        copies = looks_of(self.recipe.settings, step.section) / looks_of(self.recipe.settings, "prune")
+        more = (self.growth - 1) * copies * sum(passes.get(level, 0.0) for level in levels)
         once = attempt.seconds - attempt.arguments["max_step"] * plan.seconds_per_step - plan.seconds_per_checkpoint
         seconds = plan.seconds_per_step, plan.seconds_per_checkpoint
         return Cost(self.start + max(0.0, once) + more, *seconds, attempt.peak_memory)

@@ -28,7 +28,7 @@ RECIPE = Recipe(
     TINY,
     {
         "autoencoder": {"max_step": 100, "batch_size": 16, "checkpoint_step": 30},
-        "feature_maps": {"flip": True},
+        "feature_maps": {"flip": True, "num_moved": 2},
         "codebook": {"max_epoch": 2, "batch_size": 16},
         "prune": {"batch_size": 16},
         "transformer_0": {"max_step": 90, "checkpoint_step": 45},
@@ -51,9 +51,9 @@ ROWS = {
     "codebook_0, prune_codebook.py": ("", 2 + 2 * 32, "0.0 MiB", ""),
     # which reads two new codebooks
     "transformer_0, train_quantized_transformer.py": ("90", ONCE + 45 + 2 * 3 + 2 * 32, "4.0 GiB", "3.0 GiB"),
-    # 1,000 epochs of nine batches, of whose checkpoints two are kept, and the best
-    "transformer_1, train_quantized_transformer.py": ("9000", ONCE + 4500 + 9 * 3 + 32, "6.0 GiB", "3.0 GiB"),
-    "transformer_2, train_quantized_transformer.py": ("9", ONCE + 4.5 + 3 + 32, "2.0 GiB", "3.0 GiB"),
+    # with moved copies 1,000 epochs of 18 batches, of whose checkpoints two are kept, and the best
+    "transformer_1, train_quantized_transformer.py": ("18000", ONCE + 9000 + 18 * 3 + 2 * 32, "6.0 GiB", "3.0 GiB"),
+    "transformer_2, train_quantized_transformer.py": ("18", ONCE + 9 + 3 + 2 * 32, "2.0 GiB", "3.0 GiB"),
     "generated, generate_images.py": ("", 2 + 32, " MiB", ""),
 }
 
