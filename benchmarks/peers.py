@@ -3,9 +3,10 @@
     python -m benchmarks.peers data/photos/dataset.json --run out/photos --minutes 15
     python -m benchmarks.peers data/photos/dataset.json --rivals torchcfm --rates 1 2 --seeds 0 1 2
 
-Each rival is trained for the same time by the clock, on all threads, at several multiples of its usual learning rate
-with the first seed. The rate whose samples are nearest to validation images is its best one, with which the other seeds
-are trained. As many of its samples as there are test images are then measured as scripts.evaluate measures them.
+Each rival is first trained for a share of its time, with the first seed, at several multiples of its usual learning
+rate. The rate whose samples are nearest to validation images is its best one, with which each seed is then trained for
+the whole time, by the clock and on all threads. As many samples of that as there are test images are measured as
+scripts.evaluate measures them.
 
 - denoising-diffusion-pytorch: diffusion on pixels by its UNet, 32 wide; samples by DDIM in 50 steps
 - torchcfm: flow matching on pixels, with optimal transport in each batch, by its UNet, 32 wide; 100 steps of Euler
@@ -73,6 +74,7 @@ Options = options(
     minutes=(float, option("training time of a rival, by the clock", 15.0, above=0)),
     rivals=(tuple[str, ...], option("what to compare with", tuple(RIVALS), choices=tuple(RIVALS))),
     rates=(tuple[float, ...], option("multiples of the usual learning rates; if none is given, four", (), above=0)),
+    search=(float, option("share of the time in which each rate is tried", 0.3, above=0, below=1)),
     seeds=(tuple[int, ...], option("seeds; the rate is chosen with the first", (0,))),
     images=(int | None, option("most samples in a set", None, unset="as many as there are images", low=FEWEST)),
     flip=(bool, option("learn from mirror images too; with --run as that has", False)),
@@ -160,14 +162,15 @@ class Shared:
         return measured | {"seconds_per_picture": seconds, "megabytes": 4 * size / 1e6}  # in float32
 
 
-def train(name: str, rate: float, seed: int, shared: Shared, folder: Path) -> dict:
-    """Train a rival at a multiple of its usual rate, and measure it."""
+def train(name: str, rate: float, seed: int, share: float, shared: Shared, folder: Path) -> dict:
+    """Train a rival at a multiple of its usual rate for a share of its time, and measure it."""
     torch.manual_seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)  # which torchcfm draws from
-    rival, minutes, losses = RIVALS[name](shared).to(memory_format=torch.channels_last), shared.args.minutes, []
+    rival, losses = RIVALS[name](shared).to(memory_format=torch.channels_last), []
     paths = {"dataset_path": shared.args.dataset, "config_path": folder, "out_dir": folder}
     plan = {"batch_size": LEARNED, "seed": seed, "warmup_step": 50, "lr_schedule": "cosine"}
-    given, (training, data), seconds = GradientOptions(**paths, **plan), rival.data(shared), shared.seconds(name)
+    given, (training, data) = GradientOptions(**paths, **plan), rival.data(shared)
+    seconds = share * shared.seconds(name)
     learner = rival.learner(rate * rival.rate, given)
 
     def update(batch: torch.Tensor, step: int) -> None:
@@ -179,7 +182,7 @@ def train(name: str, rate: float, seed: int, shared: Shared, folder: Path) -> di
     steps = train_for(seconds, task, data, time.perf_counter)
     if steps < 2 and (took := time.perf_counter() - start) > seconds:
         problem = f"too short for a training step of {name}, which takes {took:.1f} of its {seconds:.1f} seconds"
-        raise UserError(f"--minutes {minutes:g} is {problem}; give more")
+        raise UserError(f"--minutes {shared.args.minutes:g} is {problem}; give more")
     model = learner.best_model
     save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / "model.safetensors")
 
@@ -190,7 +193,7 @@ def train(name: str, rate: float, seed: int, shared: Shared, folder: Path) -> di
             return model.sample(len(batch))
 
     tenths = [float(np.mean(part)) for part in np.array_split(losses, min(10, steps))]
-    trained = {"minutes": minutes, "steps": steps, "learning_rate": learner.peak, "losses": tenths}
+    trained = {"minutes": shared.args.minutes, "steps": steps, "learning_rate": learner.peak, "losses": tenths}
     return trained | shared.measure(sample, [model], folder)
 
 
@@ -208,9 +211,10 @@ def measure_run(shared: Shared, folder: Path) -> dict:
     return {"minutes": minutes, "steps": ""} | shared.measure(sample, models, folder)
 
 
-def result_of(name: str, rate: float, seed: int, shared: Shared) -> dict:
-    """The result of a training, or of the run: from its folder if it is finished."""
-    folder = shared.args.out_dir / f"{name.replace(' ', '-')}-rate-{rate:g}-seed-{seed}"
+def result_of(name: str, rate: float, seed: int, shared: Shared, share: float = 1.0) -> dict:
+    """The result of a training for a share of its time, or of the run: from its folder if it is finished."""
+    tried = f"-share-{share:g}" if share < 1 else ""
+    folder = shared.args.out_dir / f"{name.replace(' ', '-')}-rate-{rate:g}-seed-{seed}{tried}"
     path, key = folder / "result.json", provenance.plain(shared.key(name))
     if path.is_file():
         result = read_json(path)
@@ -218,9 +222,10 @@ def result_of(name: str, rate: float, seed: int, shared: Shared) -> dict:
         return result
     print(f"{name}, rate {rate:g}, seed {seed}", file=sys.stderr, flush=True)
     folder.mkdir(parents=True, exist_ok=True)
-    measured = measure_run(shared, folder) if name == OURS else train(name, rate, seed, shared, folder)
+    measured = measure_run(shared, folder) if name == OURS else train(name, rate, seed, share, shared, folder)
     setting = {"machine": machine(), "threads": torch.get_num_threads(), "commit": commit()}
-    result = {"name": name, "rate": rate, "seed": seed, "grid": f"{folder.name}/grid.png"} | measured | setting
+    training = {"name": name, "rate": rate, "seed": seed, "share": share, "grid": f"{folder.name}/grid.png"}
+    result = training | measured | setting
     write_file(path, json.dumps(result | {"key": key}, indent=1) + "\n")
     return result
 
@@ -248,10 +253,10 @@ def main(argv: list[str] | None = None) -> None:
         best.append([result_of(OURS, 1.0, first, shared)])
         everything += best[0]
     for name in args.rivals:
-        tried = [result_of(name, rate, first, shared) for rate in args.rates or RIVALS[name].rates]
+        tried = [result_of(name, rate, first, shared, args.search) for rate in args.rates or RIVALS[name].rates]
         least = min(tried, key=lambda result: result["validation"]["kernel"])
-        best.append([least, *(result_of(name, least["rate"], seed, shared) for seed in args.seeds[1:])])
-        everything += [*tried, *best[-1][1:]]
+        best.append([result_of(name, least["rate"], seed, shared) for seed in args.seeds])
+        everything += [*tried, *best[-1]]
         ends = {tried[0]["rate"], tried[-1]["rate"]}
         if least["rate"] in (min(ends), max(ends)) and len(tried) > 1:
             print(f"{name}: its best rate is at an end of the grid: add --rates beyond it", file=sys.stderr)

@@ -461,14 +461,15 @@ def compare(run_with_images, tmp_path, monkeypatch, capsys):
 
 
 def test_a_rival_is_measured_at_its_best_rate_and_what_is_finished_is_not_trained_again(compare, tmp_path, monkeypatch):
-    argv = "--rates", 0.5, 1, "--seeds", 3, 4
+    argv = "--rates", 0.5, 1, "--search", 0.5, "--seeds", 3, 4
     rows, out = compare(*argv), tmp_path / "peers"
     assert [row[0] for row in rows] == ["this project", "flow"]
     results = json.loads((out / "results.json").read_text())
-    trained = [(result["rate"], result["seed"]) for result in results[1:]]
+    trained = [(result["rate"], result["seed"], result["share"]) for result in results[1:]]
     best = min(results[1:3], key=lambda result: result["validation"]["kernel"])
-    assert trained == [(0.5, 3), (1, 3), (best["rate"], 4)]
-    pair = [results[trained.index((best["rate"], seed)) + 1]["test"]["kernel"] for seed in (3, 4)]
+    assert trained == [(0.5, 3, 0.5), (1, 3, 0.5), (best["rate"], 3, 1), (best["rate"], 4, 1)]
+    assert results[3]["steps"] == pytest.approx(2 * best["steps"], abs=1)
+    pair = [result["test"]["kernel"] for result in results[3:]]
     assert rows[1][1] == f"{best['rate']:g}" and float(rows[1][4]) == pytest.approx(sum(pair) / 2, abs=1e-3)
     assert all(result["steps"] > 1 and result["megabytes"] > 0 for result in results[1:])
     height = Image.open(out / "rows.png").height
