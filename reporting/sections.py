@@ -114,7 +114,8 @@ def again(run: Run, job: Job | None) -> str | None:
     recipe, dataset = (job.last.arguments[name] for name in ("config_path", "dataset_path"))
     words = [f"{Path(recipe).parent}/", dataset, str(run.folder.path)]
     if run.folder.planned.is_file():  # within the hours
-        words = ["auto", *words[1:], "--hours", f"{read_json(run.folder.planned)['hours']:g}"]
+        kept = read_json(run.folder.planned)
+        words = ["auto", kept.get("dataset") or dataset, words[2], "--hours", f"{kept['hours']:g}"]
     return shlex.join(["python", "-m", "scripts.train_cascade", *words])
 
 

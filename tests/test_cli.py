@@ -127,9 +127,10 @@ def test_another_error_is_raised():
 
 
 def test_a_process_ends_when_its_parent_was_killed():
-    child = "import signal, time; from utils.runtime.parent import watch_parent as w; w(signal.SIGTERM, 0.05); "
-    child += "print('begun', flush=True); time.sleep(30)"
-    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    child = "import time; from utils.runtime import cli; "
+    child += "cli.run(lambda: (print('begun', flush=True), time.sleep(30)))"
+    parent = "import sys; from utils.runtime.child import Attendant; "
+    parent += f"Attendant().run([sys.executable, '-c', {child!r}])"
     process = subprocess.Popen([sys.executable, "-c", parent], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "begun\n"
     process.kill()

@@ -267,8 +267,9 @@ def test_a_run_that_has_only_begun_has_its_page(tiny_run, small, tmp_path):
     command = f"python -m scripts.train_cascade {TINY}/ {arguments['dataset_path']} {begun}"
     assert f"Run {command} again: it continues where it stopped." in text
     (begun / "recipe").mkdir()  # or by auto, within its hours
-    (begun / "recipe/auto.json").write_text('{"hours": 1.5, "reasons": [], "notes": [], "outlook": []}')
-    command = f"python -m scripts.train_cascade auto {arguments['dataset_path']} {begun} --hours 1.5"
+    planned = {"hours": 1.5, "dataset": "my pictures", "reasons": [], "notes": [], "outlook": []}
+    (begun / "recipe/auto.json").write_text(json.dumps(planned))
+    command = f"python -m scripts.train_cascade auto 'my pictures' {begun} --hours 1.5"
     assert f"Run {command} again: it continues where it stopped." in Page(make_page(RunFolder(begun))).text
     (begun / ".done/autoencoder").touch()
     shutil.rmtree(begun / "autoencoder/images")

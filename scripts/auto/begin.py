@@ -24,7 +24,7 @@ from utils.data.dataset import ImageDataset
 from utils.data.images import image_files, reads_heif
 from utils.data.shards import HEIF_SUFFIXES
 from utils.runs.chain import Recipe, looks_of
-from utils.runs.folders import RunFolder
+from utils.runs.folders import OutputFolder, RunFolder
 from utils.runtime.child import Attendant
 from utils.runtime.device import usable_memory
 
@@ -91,12 +91,22 @@ def look_at(dataset: Path, run: RunFolder, overwrite: bool) -> Fingerprint:
         if not overwrite:
             advice = f"give another OUT, or --overwrite, or bring back what {run.recipe} was planned for"
             raise UserError(f"{dataset}: has changed since it was looked at; {advice}")
-        marks = [each for each in run.mark("").glob("*") if each.name != run.generation.name]
-        for each in (run.planned, *run.path.glob("*/run.json"), *marks):
-            each.unlink()  # so that no step counts as begun
+        forget(run)
     prints = look(dataset)
     write_file(path, json.dumps(dataclasses.asdict(prints), indent=1) + "\n")
     return prints
+
+
+def forget(run: RunFolder) -> None:
+    """Remove a plan and what it has made, so that no step counts as begun; a person's own files stay."""
+    marks = [each for each in run.mark("").glob("*") if each.name != run.generation.name]
+    folders = [OutputFolder(record.parent) for record in run.path.glob("*/run.json")]
+    for each in (run.planned, run.evaluation.results, run.report, *marks):
+        each.unlink(missing_ok=True)
+    for folder in folders:
+        models = {path for prefix in ("model", "codebook") for path in folder.made_checkpoints(prefix)}
+        for path in (*models, *folder.made_pictures, *folder.pictures, folder.record):
+            path.unlink()
 
 
 def plan_for(

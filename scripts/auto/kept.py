@@ -25,9 +25,12 @@ class Plan:
     costs: dict = field(default_factory=dict)  # of each step, as measured in the short pass
     guessed: float = 0.0  # seconds of a training step of the autoencoder on the machine of docs/times.md
     drift: float = 1.0  # how much slower steps were than these costs say
+    pace: float = 1.0  # how much slower they were taken to be for these
     seconds: dict = field(default_factory=dict)  # planned, of each step
+    began: dict = field(default_factory=dict)  # seconds of the clock as each step began
     took: dict = field(default_factory=dict)  # true, of each step that has ended
     notes: list = field(default_factory=list)  # what else was decided
+    dataset: str = ""  # or folder of pictures, as it was given
     outlook: list = field(default_factory=list)  # what more hours or images would bring
 
     @classmethod

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +29,7 @@ from utils.core.options import words_of
 from utils.data.checksums import checksum
 from utils.runs.chain import ROOT, Recipe, steps_of
 from utils.runs.checkpoint import load_checkpoint
-from utils.runs.folders import RunFolder
+from utils.runs.folders import OutputFolder, RunFolder
 from utils.runtime.child import Attendant
 from utils.runtime.device import choose_device
 from utils.runtime.progress import duration
@@ -47,6 +48,7 @@ class Auto:
         self.options, self.attendant, self.chain = options, attendant, chain
         self.folder, self.device = RunFolder(options.out), choose_device(options.device or "auto")
         self.path, self.limit = self.folder.recipe, 3600 * options.hours
+        self.is_idle = True  # until a step runs
 
     def run(self) -> None:
         """Look, plan and train, as far as it is not done."""
@@ -68,6 +70,7 @@ class Auto:
         images, was_planned = self.folder.images, self.folder.planned.is_file()
         is_new = not any(self.folder.path.glob("*/run.json"))
         is_anew = options.overwrite or (is_new and left_out(options.dataset, images) > 0)
+        is_anew = is_anew or OutputFolder(images.parent).unfinished.is_file()  # killed as it was made again
         self.dataset = find_images(options.dataset, images, options.hours, is_gpu, self.call, is_anew)
         self.prints = look_at(self.dataset, self.folder, is_anew)
         print("look:", *self.prints.lines(), sep="\n  ", flush=True)
@@ -76,6 +79,7 @@ class Auto:
         if not self.folder.planned.is_file() or not recipe.is_file():
             plan_for(self.prints, self.dataset, self.folder, options.hours, self.device, self.attendant)
         self.take_up(Plan.read(self.folder))
+        self.plan.dataset = str(options.dataset)
         if self.is_edited:
             print(f"{recipe} was edited, so its numbers of training steps are kept, and the hours may not be")
         elif self.plan.hours != options.hours or not self.plan.seconds:
@@ -94,12 +98,16 @@ class Auto:
     def train(self) -> None:
         """Run what has not run: each step of the chain, the evaluation, the report."""
         for name, step in self.steps.items():
-            since, is_new, is_done = self.clock.used, not step.folder.record.is_file(), self.folder.mark(name).is_file()
+            is_new, is_done = not step.folder.record.is_file(), self.folder.mark(name).is_file()
             if step.section not in self.begun and not self.is_edited:
                 self.replan()
+            if not is_done:
+                self.is_idle = False
+                self.plan.began.setdefault(name, self.clock.used)
+                self.save()
             self.run_step(name, self.seconds_for(name))
             if not is_done:
-                self.note_time(name, self.clock.used - since, is_new)
+                self.note_time(name, is_new)
         self.evaluate()
         self.end()
 
@@ -115,9 +123,9 @@ class Auto:
         """Seconds that a script takes to start, at the pace of the steps so far."""
         return self.plan.drift * self.plan.start
 
-    def now(self, name: str) -> Cost:
-        """What a step costs at that pace."""
-        return Cost(**self.plan.costs[name]).times(self.plan.drift)
+    def now(self, name: str, pace: float | None = None) -> Cost:
+        """What a step costs at that pace, or at another one."""
+        return Cost(**self.plan.costs[name]).times(pace or self.plan.drift)
 
     def evaluation(self, seconds: float) -> tuple[dict[str, int], float]:
         """Options of an evaluation in so many seconds, and those that it takes; none where it cannot be."""
@@ -148,7 +156,9 @@ class Auto:
         still_open = {name: section for name, section in sections.items() if name not in begun}
         if not still_open:
             return
-        costs = {name: self.now(name) for name in self.steps if not self.folder.mark(name).is_file()}
+        # A gain that is only expected must not be spent before the finest stage, which would lack it.
+        pace = self.plan.drift if len(still_open) == 1 else max(1.0, self.plan.drift)
+        costs = {name: self.now(name, pace) for name in self.steps if not self.folder.mark(name).is_file()}
         for name in costs:
             if (section := self.steps[name].section) in sections.keys() & begun:  # its number of training steps stays
                 costs[name] = Cost(costs[name].seconds(self.plan.settings[section]["max_step"], 1))
@@ -167,15 +177,16 @@ class Auto:
             early = f"about {needed:.2g} of the {given} hours are needed"
             notes.append(f"{early}: more training steps would only learn so few images by heart")
         self.plan.change(numbers)
+        self.plan.pace = pace
         self.plan.seconds |= seconds | {hours.EVALUATION: self.closing}
         self.write_recipe()
 
-    def note_time(self, name: str, took: float, is_whole: bool) -> None:
-        """Note how long a step took, and if that was all of it by how much steps are slower than planned."""
+    def note_time(self, name: str, is_whole: bool) -> None:
+        """Note how long a step took, and if it was one start by how much steps are slower than planned."""
         plan, planned = self.plan, self.plan.seconds.get(name, 0.0)
-        plan.took[name] = took
+        plan.took[name] = took = self.clock.used - plan.began[name]
         if is_whole and planned > plan.start and not self.is_edited:
-            plan.drift = min(10.0, max(0.1, plan.drift * (took / planned) ** 0.5))
+            plan.drift = min(10.0, max(0.1, (plan.drift * plan.pace * took / planned) ** 0.5))
         self.save()
 
     # --- The steps ---
@@ -200,10 +211,12 @@ class Auto:
 
     def evaluate(self) -> None:
         """Evaluate the run, as thoroughly as the time allows that is left."""
-        since, done = self.clock.used, self.folder.path / ".done"
-        sizes, _ = self.evaluation(0.9 * (self.limit - since - 3 * self.start))
+        done = self.folder.path / ".done"
+        sizes, _ = self.evaluation(0.9 * (self.limit - self.clock.used - 3 * self.start))
         if sizes and is_older(self.folder.evaluation.results, *done.iterdir()):
             print("== evaluation", flush=True)
+            self.is_idle, since = False, self.plan.began.setdefault(hours.EVALUATION, self.clock.used)
+            self.save()
             more = {"dataset_path": self.dataset, "device": self.options.device}
             self.call("evaluate", self.folder.path, **sizes, **more)
             self.plan.took[hours.EVALUATION] = self.clock.used - since
@@ -215,6 +228,8 @@ class Auto:
         print(*self.plan.outlook, sep="\n")
         if has("jinja2", "plotly"):
             self.call("report", self.folder.path)
+        if self.is_idle:
+            self.clock.since = time.monotonic()  # nothing was left to do, so this start takes no time
         used = self.clock.used
         print(f"{duration(used)} of {duration(self.limit)} used ({used / self.limit:.0%})")
 

@@ -4,12 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from utils.core.files import UserError
 
+ATTENDANT = "CASCADE_ATTENDANT"  # variable with the process id of the attendant, for the programs that it runs
 GROUPS = hasattr(os, "killpg")  # else Ctrl-C reaches every process of a console by itself
 STOPS = [each for each in signal.Signals if each.name in ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGBREAK")]
 
@@ -23,10 +24,18 @@ class Attendant:
         self.stop = 0  # the status to end with, once a signal has come
         self.is_late = False  # whether the last program was stopped because its time was over
 
-    def run(self, command: list[str | Path], *, seconds: float | None = None, **options: object) -> int:
+    def run(
+        self,
+        command: list[str | Path],
+        *,
+        seconds: float | None = None,
+        env: Mapping[str, str] = os.environ,
+        **options: object,
+    ) -> int:
         """Run a program to its end; return its status, or 128 and the number of the signal that ended it.
 
-        After so many `seconds` it is asked to stop, by SIGTERM, and waited for.
+        After so many `seconds` it is asked to stop, by SIGTERM, and waited for. A script stops also when this process
+        is killed: utils/runtime/cli.py.
         """
         if self.stop:
             sys.exit(self.stop)
@@ -36,6 +45,7 @@ class Attendant:
             # In a group of its own it gets Ctrl-C once, through `receive`: a trainer saves at the first signal and ends
             # at once at the second. Such a group must not read the terminal.
             more = {"process_group": 0} if GROUPS else {}
+            more["env"] = {**env, ATTENDANT: str(os.getpid())}
             self.child = subprocess.Popen([*map(str, command)], stdin=subprocess.DEVNULL, **more, **options)
         finally:
             self.is_starting = False

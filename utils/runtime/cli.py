@@ -1,5 +1,6 @@
 """How every script begins and ends: it meets the other processes of its job; errors become one line and a status."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ import torch
 
 from utils.core.files import UserError
 from utils.runtime import distributed
+from utils.runtime.child import ATTENDANT
 from utils.runtime.device import keep_memory
 from utils.runtime.parent import watch_parent
 
@@ -41,9 +43,12 @@ def run(main: Callable[[], None]) -> None:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # of a name that is not UTF-8
     try:
+        attendant = os.environ.pop(ATTENDANT, None)
         distributed.start()
         if distributed.num_processes() > 1:
             watch_parent(signal.SIGTERM)  # torchrun, without which nobody would end this process
+        elif attendant is not None:
+            watch_parent(signal.SIGTERM, int(attendant))
         main()
         if distributed.num_processes() > 1:
             distributed.wait()
