@@ -68,9 +68,8 @@ class Auto:
         """Look and plan, unless an earlier start has."""
         options, recipe, is_gpu = self.options, self.path / "recipe.json", self.device.type == "cuda"
         images, was_planned = self.folder.images, self.folder.planned.is_file()
-        is_new = not any(self.folder.path.glob("*/run.json"))
-        is_anew = options.overwrite or (is_new and left_out(options.dataset, images) > 0)
-        is_anew = is_anew or OutputFolder(images.parent).unfinished.is_file()  # killed as it was made again
+        is_anew = options.overwrite or OutputFolder(images.parent).unfinished.is_file()  # killed as it was made again
+        is_anew = is_anew or (not was_planned and left_out(options.dataset, images) > 0)
         self.dataset = find_images(options.dataset, images, options.hours, is_gpu, self.call, is_anew)
         self.prints = look_at(self.dataset, self.folder, is_anew)
         print("look:", *self.prints.lines(), sep="\n  ", flush=True)
@@ -156,7 +155,7 @@ class Auto:
         still_open = {name: section for name, section in sections.items() if name not in begun}
         if not still_open:
             return
-        # A gain that is only expected must not be spent before the finest stage, which would lack it.
+        # A gain of pace may not last, so it is not spent before the finest stage, which would lack it.
         pace = self.plan.drift if len(still_open) == 1 else max(1.0, self.plan.drift)
         costs = {name: self.now(name, pace) for name in self.steps if not self.folder.mark(name).is_file()}
         for name in costs:

@@ -43,12 +43,9 @@ def run(main: Callable[[], None]) -> None:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # of a name that is not UTF-8
     try:
-        attendant = os.environ.pop(ATTENDANT, None)
         distributed.start()
-        if distributed.num_processes() > 1:
-            watch_parent(signal.SIGTERM)  # torchrun, without which nobody would end this process
-        elif attendant is not None:
-            watch_parent(signal.SIGTERM, int(attendant))
+        if distributed.num_processes() > 1 or os.environ.get(ATTENDANT) == str(os.getppid()):
+            watch_parent(signal.SIGTERM)  # torchrun or a chain, without which nobody would end this process
         main()
         if distributed.num_processes() > 1:
             distributed.wait()

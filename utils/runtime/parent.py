@@ -5,12 +5,9 @@ import threading
 import time
 
 
-def watch_parent(number: int, parent: int | None = None, seconds: float = 1.0) -> None:
-    """From now on, send this process a signal once its parent has died, and look for that every so many seconds.
-
-    `parent` is the id of its process, if it may have died already.
-    """
-    parent = parent or os.getppid()
+def watch_parent(number: int, seconds: float = 1.0) -> None:
+    """From now on, send this process a signal once its parent has died, and look for that every so many seconds."""
+    parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
