@@ -38,7 +38,7 @@ OVER = 1.08  # that the finest stage is planned to overrun: what is cut off are 
 SLACK = 1.5  # of its planned time, after which a training is stopped that is not the last one
 KINDS = {"train_autoencoder": AUTOENCODER, "train_quantized_transformer": STAGE}  # of checkpoints that may be stopped
 LATE = "steps took longer than measured, so the hours may not be kept"
-MARGIN = 0.01  # share of the hours that is left over
+MARGIN = 0.02  # share of the hours that is left over
 
 
 class Auto:
@@ -146,8 +146,9 @@ class Auto:
             return None
         if name != trained[-1]:
             return SLACK * (self.plan.seconds[name] + self.start)
-        stopping, last = self.start + self.now(name).per_checkpoint, self.now(list(self.steps)[-1])
-        return max(1.0, self.limit * (1 - MARGIN) - self.clock.used - stopping - last.once - self.closing)
+        own, last = self.now(name), self.now(list(self.steps)[-1])
+        after = own.once + own.per_checkpoint + last.once + self.closing  # it starts once more, to end
+        return max(1.0, self.limit * (1 - MARGIN) - self.clock.used - after)
 
     def replan(self) -> None:
         """Divide the time that is left among the steps that have not begun."""
