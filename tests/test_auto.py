@@ -101,6 +101,7 @@ def test_a_plan_follows_the_images_and_the_hours():
     assert "num_moved" not in few.settings["feature_maps"]  # of aligned faces
     various = planned(prints_of(500, variety=0.8), 1).settings
     assert various["feature_maps"]["num_moved"] == 5
+    assert "num_moved" not in planned(prints_of(3000, variety=0.8), 0.1).settings["feature_maps"]  # in so little time
     assert various["transformer_0"]["max_step"] <= few.settings["transformer_0"]["max_step"]
     assert various["transformer_1"]["max_step"] > few.settings["transformer_1"]["max_step"]
     assert planned(FACES, 100).files["transformer_1"]["in_dim"] > faces.files["transformer_1"]["in_dim"]

@@ -21,18 +21,28 @@ RULES = {
 }
 PASSES = RULES["finer"][1]
 CODEBOOK_STEPS = 600
-# The rest of the training time, as the demo spends it (docs/times.md); the stages between share one part.
+# The rest of the training time, as the demo spends it (docs/times.md); the stages after the base stage share one part.
 SHARES = {"codebook": 0.06, "decoder": 0.08, "transformer_0": 0.08}
-BETWEEN, FINEST = 0.1, 0.6
+FINER = 0.7
 EVALUATED = 0.08  # share of all time for the evaluation, at most
 PER_FEATURE, PER_SAMPLE = 0.005, 0.05  # of the evaluation: an image's features, and a sample of 256 tokens
 EVALUATION = "evaluate"  # what comes after the steps of the chain
 
 
-def shares_of(autoencoder: float, stages: int) -> dict[str, float]:
-    """The share of the training time of each section, with that of the autoencoder given."""
-    between = {f"transformer_{level}": BETWEEN / (stages - 2) for level in range(1, stages - 1)}
-    parts = SHARES | between | {f"transformer_{stages - 1}": FINEST}
+class Shares(NamedTuple):
+    """What depends on the images: shares of the training time."""
+
+    autoencoder: float  # of all of it
+    between: float = 0.1  # of the rest, as those above, for the stages between the base stage and the finest
+
+
+def shares_of(given: Shares, stages: int) -> dict[str, float]:
+    """The share of the training time of each section, with what depends on the images given."""
+    autoencoder, between = given
+    parts = SHARES | {f"transformer_{level}": between / (stages - 2) for level in range(1, stages - 1)}
+    if stages == 2:  # the base stage writes what a stage between would
+        parts["transformer_0"] += between
+    parts[f"transformer_{stages - 1}"] = FINER - between
     factor = (1 - autoencoder) / sum(parts.values())
     return {"autoencoder": autoencoder} | {name: part * factor for name, part in parts.items()}
 
@@ -62,10 +72,10 @@ class Section(NamedTuple):
     warmup: int
 
 
-def sections_of(recipe: dict, training: int, autoencoder: float) -> dict[str, Section]:
-    """The sections of a recipe.json that train on so many images; the share of the autoencoder is given."""
+def sections_of(recipe: dict, training: int, given: Shares) -> dict[str, Section]:
+    """The sections of a recipe.json that train on so many images, with the shares that depend on the images given."""
     sections = {}
-    for name, share in shares_of(autoencoder, sum(name.startswith("transformer_") for name in recipe)).items():
+    for name, share in shares_of(given, sum(name.startswith("transformer_") for name in recipe)).items():
         (low, passes, *rest), high = RULES.get(name, RULES["finer"]), CODEBOOK_STEPS
         if name != "codebook":
             size = recipe[name]["batch_size"] * recipe[name].get("grad_accum_step", 1)

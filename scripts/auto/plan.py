@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from scripts.auto import hours as dividing
-from scripts.auto.hours import PASSES, Section, section_of, shares_of
+from scripts.auto.hours import PASSES, Section, Shares, section_of, shares_of
 from scripts.auto.kept import Plan, read_recipe
 from scripts.auto.look import DRAWINGS, HELD_OUT, PHOTOGRAPHS, PIXEL_ART, Fingerprint
 from scripts.dry_run import Cost
@@ -26,7 +26,7 @@ DEMO = CONFIGS / "demo-64"  # what is not decided here is as in this recipe
 class Choice(NamedTuple):
     """What depends on the kind of images; each reason stands with its source."""
 
-    share: float  # of the training time, for the autoencoder
+    shares: Shares  # of the training time
     temperatures: tuple[tuple[float, float, float], str, str]  # of the base, between, finest; why
     autoencoder: tuple[dict, dict, str, str]  # keys of autoencoder.json, and options, that differ from DEMO; why
     is_fine: bool = False  # whether to halve images once less, and to write the finest grid in cells
@@ -38,18 +38,18 @@ PERMUTED = {"permute_colours": True}
 # The choices by data. A measurement of another kind, or a better one of these, changes this table and nothing else.
 CHOICES = {
     DRAWINGS: Choice(
-        0.22,
+        Shares(autoencoder=0.22),
         ((1.0, 0.6, 0.4), "as the demo's faces", "docs/experiments.md#which-settings-look-best"),
         ({}, {}, "as the demo's", "docs/times.md"),
         moved=5,
     ),
     PHOTOGRAPHS: Choice(
-        0.3,
+        Shares(autoencoder=0.3),
         ((1.0, 1.0, 0.6), "nearest of those with a base stage at 1", FEW),
         ({"latent_channel": 8}, PERMUTED, "8 channels and permuted colours: 29.9 dB instead of 26.8", FEW),
     ),
     PIXEL_ART: Choice(
-        0.3,
+        Shares(autoencoder=0.3, between=0.35),  # in cells the finest grid has no more positions than the one before
         ((1.0, 0.85, 0.6), "lower ones are flat and far", FEW),
         ({"latent_channel": 6}, PERMUTED, "one halving, 6 channels and permuted colours: 29 dB instead of 21", FEW),
         is_fine=True,
@@ -133,7 +133,7 @@ def choose_sizes(prints: Fingerprint, hours: float, is_gpu: bool) -> Sizes:
     size = Size.parse(prints.size)
     layers, patches = choose_grids(size, CHOICES[prints.kind].is_fine)
     tokens = [(size.width >> layers) * (size.height >> layers) // patch**2 for patch in patches]
-    seconds, shares = 3600 * hours * (GPU if is_gpu else 1.0), shares_of(CHOICES[prints.kind].share, len(patches))
+    seconds, shares = 3600 * hours * (GPU if is_gpu else 1.0), shares_of(CHOICES[prints.kind].shares, len(patches))
     passes = shares[f"transformer_{len(patches) - 1}"] * seconds / (tokens[-1] * PER_TOKEN) / prints.training
     wide = [tier for tier in TIERS if passes / cost_of(tier) >= PASSES and prints.training >= ENOUGH]
     tier = max(wide, default=TIERS[0])
@@ -144,7 +144,7 @@ def choose_sizes(prints: Fingerprint, hours: float, is_gpu: bool) -> Sizes:
     units += [power(prints.training * number / 200, 16, 512) for number in tokens[:-1]]
     units += [power(prints.training * tokens[-1] / 128, 16, finest)]
     is_mirrored = prints.mirrored < SYMMETRIC and passes >= OFTEN
-    is_moved = prints.training < ENOUGH and prints.variety >= UNALIGNED and len(patches) > 1
+    is_moved = prints.training < ENOUGH and prints.variety >= UNALIGNED and passes >= PASSES and len(patches) > 1
     moved = CHOICES[prints.kind].moved * is_moved
     return Sizes(layers, patches, tokens, units, passes, tier, max(rich, default=CHANNELS[0]), is_mirrored, moved)
 
@@ -224,7 +224,8 @@ def reasons_for(prints: Fingerprint, sizes: Sizes, temperatures: list[float]) ->
     units = "25 training images for one of the condition, 200 patches for others, 128 for the finest"
     wider = f"{often}; wider from {PASSES} passes and {ENOUGH:,} training images on"
     varied = f"at least {UNALIGNED:.0%} of the variance differs from image to image (here {prints.variety:.0%})"
-    moved = f"of {prints.kind}: {choice.moved} for fewer than {ENOUGH:,} training images, where {varied}"
+    few = f"for fewer than {ENOUGH:,} training images, from {PASSES} passes on"
+    moved = f"of {prints.kind}: {choice.moved} {few}, where {varied}; {often}"
     _, _, because, source = choice.autoencoder
     channels = "{} to {} channels".format(*sizes.channels)
     return [
@@ -232,7 +233,7 @@ def reasons_for(prints: Fingerprint, sizes: Sizes, temperatures: list[float]) ->
         ("held out", f"{prints.fraction:.0%} twice", held_out, "docs/evaluation.md#the-split"),
         ("flip", "yes" if sizes.is_mirrored else "no", mirror, "docs/experiments.md#mirror-images"),
         ("moved copies", str(sizes.moved), moved, "docs/experiments.md#moved-copies"),
-        ("autoencoder", channels, f"{choice.share:.0%} of the time: {because}", source),
+        ("autoencoder", channels, f"{choice.shares.autoencoder:.0%} of the time: {because}", source),
         ("grids", grids, coarsest, "docs/scaling.md#grids-for-128128-pixels"),
         ("units", ", ".join(map(str, sizes.units)), units, "configs/demo-64"),
         ("stages", f"{len(sides)} of width {width}", wider, "docs/scaling.md#loss-over-compute"),
@@ -263,7 +264,7 @@ def guess_costs(plan: Plan, prints: Fingerprint, is_gpu: bool = False) -> dict[s
 
 def sections_of(plan: Plan, prints: Fingerprint) -> dict[str, Section]:
     """What trains, and for how many training steps at least and at most."""
-    return dividing.sections_of(plan.settings, prints.training, CHOICES[prints.kind].share)
+    return dividing.sections_of(plan.settings, prints.training, CHOICES[prints.kind].shares)
 
 
 def describe(plan: Plan, prints: Fingerprint) -> str:
