@@ -247,6 +247,7 @@ def guess_costs(plan: Plan, prints: Fingerprint, is_gpu: bool = False) -> dict[s
     pixels = size.width * size.height / 4096
     model, recipe = plan.files["autoencoder"], plan.settings
     wide = (model["min_channel"] / 32) ** 2 * pixels * recipe["autoencoder"]["batch_size"] / 8
+    wide *= min(1.0, model["num_layers"] / 2)
     costs = dict.fromkeys(("autoencoder", "decoder"), Cost(START + 3, PER_STEP * wide / speed, 2))
     reading = prints.images * looks_of(recipe) * 0.001 * pixels
     costs |= {"feature_maps": Cost(START + reading), "generate": Cost(START + 6)}
