@@ -31,4 +31,4 @@ def pages(browser, url, is_ready, allowed, **usual):
     yield open_page
     for context in contexts:
         context.close()
-    assert problems == []
+    assert not problems, problems
