@@ -65,8 +65,6 @@ def find_images(given: Path, written: Path, hours: float, is_gpu: bool, call: Ca
     if not is_folder or any(given.glob("*.tar")):
         return given
     if is_written and not is_anew:
-        if number := left_out(given, written):
-            print(f"{written}: was made before {number} pictures were added or readable; --overwrite plans with them")
         return written
     files = image_files(given)[0]
     sizes = survey(files)

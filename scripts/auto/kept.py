@@ -86,6 +86,10 @@ class Clock:
         """Seconds so far."""
         return self.before + time.monotonic() - self.since
 
+    def discount(self) -> None:
+        """Count nothing of this start so far."""
+        self.since = time.monotonic()
+
     def beat(self) -> None:
         """Note the time until the end."""
         while not self.ended.wait(BEAT):

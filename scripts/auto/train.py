@@ -48,7 +48,7 @@ class Auto:
         self.options, self.attendant, self.chain = options, attendant, chain
         self.folder, self.device = RunFolder(options.out), choose_device(options.device or "auto")
         self.path, self.limit = self.folder.recipe, 3600 * options.hours
-        self.is_idle = True  # until a step runs
+        self.began = time.time()
 
     def run(self) -> None:
         """Look, plan and train, as far as it is not done."""
@@ -68,8 +68,10 @@ class Auto:
         """Look and plan, unless an earlier start has."""
         options, recipe, is_gpu = self.options, self.path / "recipe.json", self.device.type == "cuda"
         images, was_planned = self.folder.images, self.folder.planned.is_file()
-        is_anew = options.overwrite or OutputFolder(images.parent).unfinished.is_file()  # killed as it was made again
-        is_anew = is_anew or (not was_planned and left_out(options.dataset, images) > 0)
+        was_killed, number = OutputFolder(images.parent).unfinished.is_file(), left_out(options.dataset, images)
+        is_anew = options.overwrite or was_killed or (number > 0 and not was_planned)
+        if number and not is_anew:
+            print(f"{images}: was made before {number} pictures were added or readable; --overwrite plans with them")
         self.dataset = find_images(options.dataset, images, options.hours, is_gpu, self.call, is_anew)
         self.prints = look_at(self.dataset, self.folder, is_anew)
         print("look:", *self.prints.lines(), sep="\n  ", flush=True)
@@ -101,7 +103,6 @@ class Auto:
             if step.section not in self.begun and not self.is_edited:
                 self.replan()
             if not is_done:
-                self.is_idle = False
                 self.plan.began.setdefault(name, self.clock.used)
                 self.save()
             self.run_step(name, self.seconds_for(name))
@@ -215,7 +216,7 @@ class Auto:
         sizes, _ = self.evaluation(0.9 * (self.limit - self.clock.used - 3 * self.start))
         if sizes and is_older(self.folder.evaluation.results, *done.iterdir()):
             print("== evaluation", flush=True)
-            self.is_idle, since = False, self.plan.began.setdefault(hours.EVALUATION, self.clock.used)
+            since = self.plan.began.setdefault(hours.EVALUATION, self.clock.used)
             self.save()
             more = {"dataset_path": self.dataset, "device": self.options.device}
             self.call("evaluate", self.folder.path, **sizes, **more)
@@ -228,8 +229,9 @@ class Auto:
         print(*self.plan.outlook, sep="\n")
         if has("jinja2", "plotly"):
             self.call("report", self.folder.path)
-        if self.is_idle:
-            self.clock.since = time.monotonic()  # nothing was left to do, so this start takes no time
+        results = [*self.folder.mark("").iterdir(), self.folder.evaluation.results]
+        if all(path.stat().st_mtime < self.began for path in results if path.exists()):
+            self.clock.discount()  # nothing was left to do
         used = self.clock.used
         print(f"{duration(used)} of {duration(self.limit)} used ({used / self.limit:.0%})")
 
