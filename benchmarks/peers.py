@@ -4,8 +4,8 @@
     python -m benchmarks.peers data/photos/dataset.json --rivals torchcfm --rates 1 2 --seeds 0 1 2
 
 Each rival is first trained for a share of its time, with the first seed, at several multiples of its usual learning
-rate. The rate whose samples are nearest to validation images is its best one, with which each seed is then trained for
-the whole time, by the clock and on all threads. As many samples of that as there are test images are measured as
+rate. The rate with the lowest loss on validation images is its best one, with which each seed is then trained for the
+whole time, by the clock and on all threads. As many samples of that as there are test images are measured as
 scripts.evaluate measures them.
 
 - denoising-diffusion-pytorch: diffusion on pixels by its UNet, 32 wide; samples by DDIM in 50 steps
@@ -74,7 +74,7 @@ Options = options(
     minutes=(float, option("training time of a rival, by the clock", 15.0, above=0)),
     rivals=(tuple[str, ...], option("what to compare with", tuple(RIVALS), choices=tuple(RIVALS))),
     rates=(tuple[float, ...], option("multiples of the usual learning rates; if none is given, four", (), above=0)),
-    search=(float, option("share of the time in which each rate is tried", 0.3, above=0, below=1)),
+    search=(float, option("share of the time in which each rate is tried", 0.2, above=0, below=1)),
     seeds=(tuple[int, ...], option("seeds; the rate is chosen with the first", (0,))),
     images=(int | None, option("most samples in a set", None, unset="as many as there are images", low=FEWEST)),
     flip=(bool, option("learn from mirror images too; with --run as that has", False)),
@@ -90,8 +90,7 @@ class Shared:
         self.dataset = ImageDataset(args.dataset) if run is None else run.images(args.dataset)
         self.sides = (False, True)[: 1 + args.flip] if run is None else run.sides
         self.split = self.dataset.split(self.bounds)
-        sides = {"validation": self.split.validation, "test": self.split.test}
-        self.held_out = {side: indices[: args.images] for side, indices in sides.items()}
+        self.tests = self.split.test[: args.images]
         self.cascade = None if run is None else run.cascade(BATCH)
         self.check()
         steps = {} if run is None else read_run(run.folder).steps
@@ -101,7 +100,8 @@ class Shared:
     def check(self) -> None:
         """Raise `UserError` naming what cannot be compared."""
         args, path, run = self.args, self.args.dataset, self.run
-        for side, indices in (self.held_out | {"training": self.split.training}).items():
+        sides = {"training": self.split.training, "validation": self.split.validation, "test": self.tests}
+        for side, indices in sides.items():
             least = LEARNED if side == "training" else FEWEST
             if len(indices) < least:
                 raise UserError(f"{path}: {len(indices)} {side} images are too few, {least} are needed; add images")
@@ -138,38 +138,47 @@ class Shared:
         return 60 * (minutes - used)
 
     @cached_property
-    def real(self) -> dict[str, torch.Tensor]:
-        """The features of validation images and of test images."""
-        sides = self.held_out.items()
-        parts = {side: (self.dataset[part] for part in chunks(indices, BATCH)) for side, indices in sides}
-        return {side: features_of(self.extractor, parts[side], len(indices), side) for side, indices in sides}
+    def real(self) -> torch.Tensor:
+        """The features of test images."""
+        parts = (self.dataset[part] for part in chunks(self.tests, BATCH))
+        return features_of(self.extractor, parts, len(self.tests), "test")
 
     def measure(self, sample: Callable[[range], torch.Tensor], models: Iterable[nn.Module], folder: Path) -> dict:
         """Measure the samples that `sample(range)` gives, and the models that make them."""
-        number = max(COLUMNS, *map(len, self.held_out.values()))
+        number = max(COLUMNS, len(self.tests))
         images, start = [], time.perf_counter()
         for first in progress(range(0, number, BATCH), unit="batch", desc="samples"):
             batch = sample(range(first, min(number, first + BATCH)))
             images.append(batch.float().nan_to_num().clamp(-1, 1))  # of a training that failed, grey
         seconds = (time.perf_counter() - start) / number
         save_grid(torch.cat(images)[: ROWS * COLUMNS], folder / "grid.png", COLUMNS)
-        features, measured = torch.cat([self.extractor(batch) for batch in images]), {}
-        for side, real in self.real.items():
-            own = features[: len(real)]
-            numbers = (*interval(kernel_distance, own, real, 0), *precision_and_recall(own, real))
-            measured[side] = dict(zip(MEASURES, numbers, strict=True))
+        own = torch.cat([self.extractor(batch) for batch in images])[: len(self.tests)]
+        numbers = (*interval(kernel_distance, own, self.real, 0), *precision_and_recall(own, self.real))
         size = sum(tensor.numel() for model in models for tensor in model.state_dict().values())
-        return measured | {"seconds_per_picture": seconds, "megabytes": 4 * size / 1e6}  # in float32
+        cost = {"seconds_per_picture": seconds, "megabytes": 4 * size / 1e6}  # in float32
+        return dict(zip(MEASURES, numbers, strict=True)) | cost
+
+
+def fix_draws(seed: int) -> None:
+    """Seed the default generators; torchcfm draws from numpy's."""
+    torch.manual_seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+
+
+def mean_loss(model: nn.Module, batches: Iterable[torch.Tensor]) -> float:
+    """The mean loss over images, with the same noise and times for every rate."""
+    fix_draws(0)
+    losses = [(len(batch), float(model(batch))) for batch in batches]
+    return sum(number * loss for number, loss in losses) / sum(number for number, _ in losses)
 
 
 def train(name: str, rate: float, seed: int, share: float, shared: Shared, folder: Path) -> dict:
-    """Train a rival at a multiple of its usual rate for a share of its time, and measure it."""
-    torch.manual_seed(seed)
-    np.random.seed(seed & 0xFFFFFFFF)  # which torchcfm draws from
+    """Train a rival at a multiple of its usual rate: for all of its time, and measure it; for a share, its loss."""
+    fix_draws(seed)
     rival, losses = RIVALS[name](shared).to(memory_format=torch.channels_last), []
     paths = {"dataset_path": shared.args.dataset, "config_path": folder, "out_dir": folder}
     plan = {"batch_size": LEARNED, "seed": seed, "warmup_step": 50, "lr_schedule": "cosine"}
-    given, (training, data) = GradientOptions(**paths, **plan), rival.data(shared)
+    given, (training, validation, data) = GradientOptions(**paths, **plan), rival.data(shared)
     seconds = share * shared.seconds(name)
     learner = rival.learner(rate * rival.rate, given)
 
@@ -184,16 +193,19 @@ def train(name: str, rate: float, seed: int, share: float, shared: Shared, folde
         problem = f"too short for a training step of {name}, which takes {took:.1f} of its {seconds:.1f} seconds"
         raise UserError(f"--minutes {shared.args.minutes:g} is {problem}; give more")
     model = learner.best_model
+    tenths = [float(np.mean(part)) for part in np.array_split(losses, min(10, steps))]
+    trained = {"minutes": shared.args.minutes, "steps": steps, "learning_rate": learner.peak, "losses": tenths}
+    if share < 1:
+        with torch.no_grad(), learner.autocast:
+            return trained | {"validation_loss": mean_loss(model, (data[part] for part in chunks(validation, LEARNED)))}
     save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / "model.safetensors")
 
     @torch.no_grad()
     def sample(batch: range) -> torch.Tensor:
-        torch.manual_seed(int(np.random.SeedSequence([seed & 0xFFFFFFFF, batch.start]).generate_state(1)[0]))
+        fix_draws(int(np.random.SeedSequence([seed & 0xFFFFFFFF, batch.start]).generate_state(1)[0]))
         with learner.autocast:
             return model.sample(len(batch))
 
-    tenths = [float(np.mean(part)) for part in np.array_split(losses, min(10, steps))]
-    trained = {"minutes": shared.args.minutes, "steps": steps, "learning_rate": learner.peak, "losses": tenths}
     return trained | shared.measure(sample, [model], folder)
 
 
@@ -236,9 +248,9 @@ HEADS += ("seconds per picture", "MB")
 
 def row_of(results: list[dict]) -> list[object]:
     """A row of the table: means over the seeds of a rival at its best rate."""
-    first, tests = results[0], [result["test"] for result in results]
-    kernel, low, high, precision, recall = (float(np.mean([test[key] for test in tests])) for key in MEASURES)
-    each = ", ".join(f"{test['kernel']:.3f}" for test in tests)
+    first = results[0]
+    kernel, low, high, precision, recall = (float(np.mean([each[key] for each in results])) for key in MEASURES)
+    each = ", ".join(f"{result['kernel']:.3f}" for result in results)
     rate = "" if first["name"] == OURS else f"{first['rate']:g}"
     distance = f"{kernel:.3f}", f"{low:.3f} to {high:.3f}", each, f"{precision:.2f}", f"{recall:.2f}"
     cost = f"{first['seconds_per_picture']:.2f}", f"{first['megabytes']:.0f}"
@@ -254,18 +266,18 @@ def main(argv: list[str] | None = None) -> None:
         everything += best[0]
     for name in args.rivals:
         tried = [result_of(name, rate, first, shared, args.search) for rate in args.rates or RIVALS[name].rates]
-        least = min(tried, key=lambda result: result["validation"]["kernel"])
+        least = min(tried, key=lambda result: result["validation_loss"])
         best.append([result_of(name, least["rate"], seed, shared) for seed in args.seeds])
         everything += [*tried, *best[-1]]
         ends = {tried[0]["rate"], tried[-1]["rate"]}
         if least["rate"] in (min(ends), max(ends)) and len(tried) > 1:
             print(f"{name}: its best rate is at an end of the grid: add --rates beyond it", file=sys.stderr)
-    numbers = f"{len(shared.held_out['test'])} test images and as many samples; seeds {', '.join(map(str, args.seeds))}"
+    numbers = f"{len(shared.tests)} test images and as many samples; seeds {', '.join(map(str, args.seeds))}"
     setting = f"{numbers}; {machine()}, {torch.get_num_threads()} threads, commit {commit()}."
     text = f"{setting}\n\n{table(HEADS, map(row_of, best))}\n"
     write_file(args.out_dir / "table.md", text)
     write_file(args.out_dir / "results.json", json.dumps(everything, indent=1) + "\n")
-    shown = np.resize(shared.held_out["test"], COLUMNS)  # of fewer, some again
+    shown = np.resize(shared.tests, COLUMNS)  # of fewer, some again
     rows = [grid(shared.dataset[shown], COLUMNS)]
     rows += [read_image(args.out_dir / each[0]["grid"])[:, : rows[0].shape[1]] for each in best]
     save_image(torch.cat(rows, 1), args.out_dir / "rows.png")

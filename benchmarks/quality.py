@@ -1,16 +1,18 @@
-"""How good the demo is after how much time: its recipe with a share of the training steps.
+"""How good the pictures are after how much time: `auto` with so many minutes, or a recipe with a share of its steps.
 
-    python -m benchmarks.quality out/demo-avatars/data/dataset.json --out-dir out/quality
+    python -m benchmarks.quality out/demo-avatars/data/dataset.json --minutes 3 20 --runs 3
+    python -m benchmarks.quality out/demo-avatars/data/dataset.json --minutes --shares 0.3 1
 
-Trains the demo's cascade with each share of the training steps of its recipe, one after the other, and evaluates it.
-Prints a table in Markdown: the seconds of all steps before the evaluation, and what scripts.evaluate measures on test
-images; and draws the kernel distances over the time (quality.png). What was trained before is not trained again.
+Trains one after the other and evaluates each on all test images. Prints a table in Markdown: the minutes of `auto` from
+the first look to the report, or those of a recipe's steps alone, and what scripts.evaluate measures; and draws the
+kernel distances over the time (quality.png). What was trained before is not trained again.
 """
 
 import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
@@ -19,7 +21,7 @@ from evaluation.results import SETS, TRAINING, Results
 from reporting.run import read_run
 from scripts.train_cascade import Options as ChainOptions
 from scripts.train_cascade import run_recipe
-from utils.core.config import load_config
+from utils.core.config import load_config, read_json
 from utils.core.options import option, parse_options
 from utils.runs.chain import ROOT, Recipe
 from utils.runs.folders import RunFolder
@@ -29,9 +31,19 @@ STEPS = ("max_step", "checkpoint_step", "log_step", "warmup_step")
 Options = options(
     dataset=(Path, option("dataset.json of images, such as that of scripts/demo.py", positional=True)),
     out_dir=(Path, option("where to train", Path("out/quality"))),
+    minutes=(tuple[float, ...], option("of auto", (3.0, 6.0, 12.0, 20.0), above=0)),
+    runs=(int, option("of auto, for each number of minutes; their training steps differ with the machine", 1, low=1)),
     recipe=(str, option("folder of configs/", "demo-64")),
-    shares=(tuple[float, ...], option("of the steps", (0.15, 0.3, 0.6, 1.0))),
+    shares=(tuple[float, ...], option("of its training steps", (), above=0)),
 )
+
+
+class Measured(NamedTuple):
+    """A training and what was measured of it."""
+
+    name: str
+    seconds: float
+    results: Results
 
 
 def share_of(recipe: Recipe, share: float) -> Recipe:
@@ -43,39 +55,70 @@ def share_of(recipe: Recipe, share: float) -> Recipe:
     return recipe
 
 
-def train(dataset: Path, recipe: Recipe, out: Path) -> tuple[float, Results]:
-    """Train and evaluate a recipe; return the seconds of the training and what was measured."""
+def run(script: str, *words: object) -> None:
+    """Run a script of the project."""
+    subprocess.run([sys.executable, "-m", f"scripts.{script}", *map(str, words)], check=True, cwd=ROOT)
+
+
+def train_auto(dataset: Path, minutes: float, out: Path) -> float:
+    """Let `auto` train in so many minutes, unless it has; return the seconds that it took."""
+    folder = RunFolder(out)
+    if not folder.report.is_file():
+        run("train_cascade", "auto", dataset, out, "--hours", minutes / 60)
+    return read_json(folder.recipe / "clock.json")["seconds"]
+
+
+def train_recipe(dataset: Path, recipe: Recipe, out: Path) -> float:
+    """Train a recipe, unless it is; return the seconds of its steps."""
     run_recipe(recipe, ChainOptions(recipe="", dataset=dataset, out=out))
-    folder, command = RunFolder(out), [sys.executable, "-m", "scripts.evaluate", out, "--dataset-path", dataset]
-    subprocess.run(command, check=True, cwd=ROOT)  # each time, since the recipe may have changed
-    jobs = [job for step in read_run(folder).steps.values() for job in step.jobs.values()]
-    return sum(job.seconds for job in jobs), load_config(folder.evaluation.results, Results)
+    return sum(job.seconds for step in read_run(RunFolder(out)).steps.values() for job in step.jobs.values())
 
 
-def draw(results: dict[float, Results], path: Path) -> None:
-    """Draw the kernel distance of each set of images over the minutes of training."""
+def evaluate(dataset: Path, out: Path) -> Results:
+    """Measure a run by all test images, again each time, since the recipe may have changed."""
+    run("evaluate", out, "--dataset-path", dataset)
+    return load_config(RunFolder(out).evaluation.results, Results)
+
+
+def measure(args: Options) -> list[Measured]:
+    """Train and evaluate everything."""
+    dataset, out, recipe = args.dataset.resolve(), args.out_dir.resolve(), Recipe.find(args.recipe)
+    measured = []
+    for minutes in sorted(args.minutes):
+        for number in range(args.runs):
+            folder = out / f"auto-{minutes:g}-{number}"
+            seconds = train_auto(dataset, minutes, folder)
+            measured.append(Measured(f"auto, {minutes:g} minutes", seconds, evaluate(dataset, folder)))
+    for share in sorted(args.shares):
+        folder = out / f"{share:g}"
+        seconds = train_recipe(dataset, share_of(recipe, share), folder)
+        measured.append(Measured(f"{args.recipe}, {share:g} of the steps", seconds, evaluate(dataset, folder)))
+    return measured
+
+
+def draw(measured: list[Measured], path: Path) -> None:
+    """Draw the kernel distance of each set of images over the minutes."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
+    in_order = sorted(measured, key=lambda each: each.seconds)
     for name in SETS:
-        axes.plot([seconds / 60 for seconds in results], [row.distance(name).kernel for row in results.values()], "o-")
-    axes.set(xlabel="minutes of training", ylabel="kernel distance to test images", ylim=(0, None), xlim=(0, None))
+        distances = [each.results.distance(name).kernel for each in in_order]
+        axes.plot([each.seconds / 60 for each in in_order], distances, "o-")
+    axes.set(xlabel="minutes", ylabel="kernel distance to test images", ylim=(0, None), xlim=(0, None))
     axes.legend(SETS)
     figure.savefig(path, dpi=100)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train all shares, print the table, draw the curves."""
+    """Train everything, print the table, draw the curves."""
     args = parse_options(Options, __doc__, argv)
-    dataset, out = args.dataset.resolve(), args.out_dir.resolve()
-    recipe, shares = Recipe.find(args.recipe), sorted(args.shares)
-    measured = dict(train(dataset, share_of(recipe, share), out / f"{share:g}") for share in shares)  # by seconds
-    names = [name for name in SETS if name != TRAINING]
-    print_head("share of the steps", "minutes", "PSNR (dB)", *names, "precision", "recall")
-    for share, (seconds, results) in zip(shares, measured.items(), strict=True):
+    measured, names = measure(args), [name for name in SETS if name != TRAINING]
+    print_head("", "minutes", "PSNR (dB)", *names, "precision", "recall")
+    for name, seconds, results in measured:
         kernels, samples = (f"{results.distance(name).kernel:.3f}" for name in names), results.distance(names[-1])
         quality = f"{seconds / 60:.1f}", f"{results.reconstruction[0].psnr:.1f}"
-        print_row(f"{share:g}", *quality, *kernels, f"{samples.precision:.2f}", f"{samples.recall:.2f}")
-    draw(measured, out / "quality.png")
+        print_row(name, *quality, *kernels, f"{samples.precision:.2f}", f"{samples.recall:.2f}")
+    draw(measured, args.out_dir.resolve() / "quality.png")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """What benchmarks.peers compares with: two packages that learn from pixels, and a rectified flow on feature maps.
 
-Each has a `package` or None, a usual learning `rate` and multiples of it to try, `rates`; `data`, which it learns from;
-`learner`; and as a module the loss of a batch, and `sample`, which gives images from the default generator.
+Each has a `package` or None, a usual learning `rate` and multiples of it to try, `rates`; `data`, of which it learns
+from some and is validated by others; `learner`; and as a module the loss of a batch, and `sample`, which gives images
+from the default generator.
 
 The flow is that of Liu et al. 2022: a network learns the velocity x₁ − x₀ at points (1 − t)·x₀ + t·x₁ between noise x₀
 and data x₁, and a sample follows it from noise. Its blocks are those of the stages, without a causal mask, and
@@ -124,10 +125,11 @@ class PixelRival(nn.Module):
     betas = (0.9, 0.999)
     rates = 1.0, 2.0, 4.0, 8.0
 
-    def data(self, shared: object) -> tuple[np.ndarray, Dataset]:
-        """What it learns from: the images of these indices."""
+    def data(self, shared: object) -> tuple[np.ndarray, np.ndarray, Dataset]:
+        """The indices of what it learns from and of what validates it, and the data that they are of."""
         training, number = shared.split.training, len(shared.dataset)
-        return np.concatenate([training + number * side for side in shared.sides]), Mirrored(shared.dataset)
+        mirrored = np.concatenate([training + number * side for side in shared.sides])
+        return mirrored, shared.split.validation, Mirrored(shared.dataset)
 
     def learner(self, rate: float, given: GradientOptions) -> GradientLearner:
         """With the shared warm-up, schedule, clipping and averaged weights."""
@@ -186,12 +188,13 @@ class MapFlow(Flow):
     package, rates = None, (0.25, 0.5, 1.0, 2.0)
 
     def __init__(self, shared: object) -> None:
-        config, (training, maps) = shared.cascade.stages[-1].config.transformer, self.data(shared)
+        config, (training, _, maps) = shared.cascade.stages[-1].config.transformer, self.data(shared)
         super().__init__(config, maps[training[:1024]], shared.run.decoder)
         self.rate, self.decay = config.model_lr, config.weight_decay
 
-    def data(self, shared: object) -> tuple[np.ndarray, Dataset]:
-        return shared.run.maps.split(shared.bounds).training, shared.run.maps
+    def data(self, shared: object) -> tuple[np.ndarray, np.ndarray, Dataset]:
+        split = shared.run.maps.split(shared.bounds)
+        return split.training, split.validation, shared.run.maps
 
     def learner(self, rate: float, given: GradientOptions) -> GradientLearner:
         config = SimpleNamespace(model_lr=rate, weight_decay=self.decay)

@@ -29,7 +29,8 @@ from utils.runs.chain import ROOT
 from utils.runtime import cli
 
 CORES = 2
-FACES, EMOJI, LARGE, OTHERS = (f"out/{name}" for name in ("demo-avatars", "demo-openmoji", "demo-128-avatars", "few"))
+FACES, EMOJI, LARGE = (f"out/{name}" for name in ("demo-avatars", "demo-openmoji", "demo-128-avatars"))
+SHORT = "out/quarter-avatars", "out/quarter-adventurers"  # runs of auto in a quarter of an hour
 TRAIN, DRAW = "scripts.train_cascade", "scripts.demo_data"
 RUNS = {  # that tables read: the commands that make each, after `python -m`
     FACES: (
@@ -41,7 +42,9 @@ RUNS = {  # that tables read: the commands that make each, after `python -m`
         f"{DRAW} avatars --num-images 9000 --image-size 128 --out-dir {LARGE}/data",
         f"{TRAIN} laptop-128 {LARGE}/data/dataset.json {LARGE}",
     ),
-    OTHERS: (f"{DRAW} adventurers --out-dir {OTHERS}/data", f"{TRAIN} demo-64 {OTHERS}/data/dataset.json {OTHERS}"),
+} | {
+    folder: (f"{DRAW} {name} --out-dir {folder}/data", f"{TRAIN} auto {folder}/data/dataset.json {folder} --hours 0.25")
+    for folder, name in zip(SHORT, ("avatars --num-images 9000", "adventurers"), strict=True)
 }
 
 
@@ -66,9 +69,10 @@ PARTS = '"no query-key norm" "ungated MLP" "no condition noise" "condition dropo
 WIDTHS = '"full, rate 0.5" "full, rate 2" "AdamW alone" "random vectors of tokens" "2 + 3 layers" "256 wide"'
 SETTINGS = '"settings of the config" "temperature 1.0" "temperatures 1.0, 0.8, 0.6" "temperatures 1.0, 0.6, 0.3"'
 RATES, WIDE = f"benchmarks.rates {FACES}", "--steps 150 --rates 0.5 1 2 4 8"
-PEERS = "--minutes 15 --seeds 0 1 2 --out-dir out/peers"
+PEERS = "--minutes 15 --images 200 --out-dir out/peers"
 MAPS = "feature_maps/dataset.json"
 EXPERIMENTS, EVALUATION, SCALING = "docs/experiments.md", "docs/evaluation.md", "docs/scaling.md"
+PEERS_PAGE = "docs/peers.md"
 TABLES = {
     "scaling": Table(SCALING, "benchmarks.scaling gpu-128 gpu-256", ""),
     "evaluation-reconstruction": Table(EVALUATION, EVALUATE, "seed 0", (0,)),
@@ -100,9 +104,14 @@ TABLES = {
     "rates-batches": Table(
         SCALING, f"{RATES} stage --steps 150 --widths 64 --batch-sizes 4 8 16 --rates 1 2 4 8", "seeds 0 and 1"
     ),
-    "peers": Table("docs/peers.md", f"benchmarks.peers {FACES}/data/dataset.json --run {FACES} {PEERS}/faces", ""),
-    "peers-few": Table("docs/peers.md", f"benchmarks.peers {OTHERS}/data/dataset.json --run {OTHERS} {PEERS}/few", ""),
-    "quality": Table(EXPERIMENTS, f"benchmarks.quality {FACES}/data/dataset.json", "seed 0"),
+    "peers-seeds": Table(
+        PEERS_PAGE,
+        f"benchmarks.peers {SHORT[0]}/data/dataset.json --run {SHORT[0]} {PEERS}/faces --rivals flow --seeds 0 1 2",
+        "",
+    ),
+    "peers": Table(PEERS_PAGE, f"benchmarks.peers {SHORT[0]}/data/dataset.json --run {SHORT[0]} {PEERS}/faces", ""),
+    "peers-few": Table(PEERS_PAGE, f"benchmarks.peers {SHORT[1]}/data/dataset.json --run {SHORT[1]} {PEERS}/few", ""),
+    "quality": Table(EXPERIMENTS, f"benchmarks.quality {FACES}/data/dataset.json", "one run each"),
 }
 
 

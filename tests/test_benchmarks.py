@@ -40,7 +40,7 @@ from models.transformer import TransformerConfig
 from tests.helpers.runs import BOUNDS, SMALL
 from tests.helpers.scripts import TINY, expect_error, run_main
 from utils.core.config import load_config, read_json
-from utils.core.files import UserError
+from utils.core.files import UserError, write_file
 from utils.data.dataset import FeatureMapDataset, ImageDataset
 from utils.runs.chain import Recipe
 from utils.runs.folders import RunFolder
@@ -329,22 +329,34 @@ def test_a_share_of_a_recipe_has_that_share_of_its_steps():
     assert quality.share_of(recipe, 1e-9).settings["transformer_2"]["max_step"] == 1
 
 
-def test_the_benchmark_of_quality_shows_each_share(tmp_path, rows_of):
+def test_the_benchmark_of_quality_shows_auto_and_each_share(tmp_path, rows_of):
     rows = tuple(Distance(name, 0.1 * number, 0, 1, 1, 1, 1, 0.5, 0.75, 2.0) for number, name in enumerate(SETS))
-    reconstruction, trained = Reconstruction("autoencoder", 30.0, 0.9), []
+    reconstruction, trained, ran = Reconstruction("autoencoder", 30.0, 0.9), [], []
     results = Results("", 4, 4, 4, 0, {}, (reconstruction,), (), rows, None, (), 1.0, "autoencoder")
 
     def train(dataset, recipe, out):
-        out.mkdir(parents=True)
         trained.append(recipe)
-        return 60.0 * len(trained), results
+        return 60.0 * len(trained)
 
-    options = ["--out-dir", tmp_path / "out", "--recipe", "tiny-32", "--shares", 1, 0.5]
-    rows = rows_of("quality", "data.json", *options, train=train)
+    def run(script, *words):
+        ran.append((script, *words))
+        write_file(words[2] / "recipe/clock.json", json.dumps({"seconds": 90.0}))
+        write_file(words[2] / "report.html", "")
+
+    out = tmp_path / "out"
+    options = ["--out-dir", out, "--minutes", 1.5, "--runs", 2, "--recipe", "tiny-32", "--shares", 1, 0.5]
+    replaced = {"train_recipe": train, "evaluate": lambda *_: results, "run": run}
+    rows = rows_of("quality", "data.json", *options, **replaced)
+    assert [(words[1], words[3], words[5]) for words in ran] == [
+        ("auto", out / f"auto-1.5-{number}", 0.025) for number in (0, 1)
+    ]
     assert [recipe.settings["decoder"]["max_step"] for recipe in trained] == [150, 300]
     same = ["30.0", "0.100", "0.200", "0.300", "0.50", "0.75"]
-    assert rows == [["0.5", "1.0", *same], ["1", "2.0", *same]]
-    assert Image.open(tmp_path / "out/quality.png").size == (700, 400)
+    shares = [[f"tiny-32, {share} of the steps", minutes, *same] for share, minutes in (("0.5", "1.0"), ("1", "2.0"))]
+    assert rows == [["auto, 1.5 minutes", "1.5", *same]] * 2 + shares
+    rows_of("quality", "data.json", *options, **replaced)
+    assert len(ran) == 2, "auto is not run again"
+    assert Image.open(out / "quality.png").size == (700, 400)
 
 
 def test_the_benchmark_of_autoencoders(run_with_images, rows_of):
@@ -466,12 +478,13 @@ def test_a_rival_is_measured_at_its_best_rate_and_what_is_finished_is_not_traine
     assert [row[0] for row in rows] == ["this project", "flow"]
     results = json.loads((out / "results.json").read_text())
     trained = [(result["rate"], result["seed"], result["share"]) for result in results[1:]]
-    best = min(results[1:3], key=lambda result: result["validation"]["kernel"])
+    best = min(results[1:3], key=lambda result: result["validation_loss"])
     assert trained == [(0.5, 3, 0.5), (1, 3, 0.5), (best["rate"], 3, 1), (best["rate"], 4, 1)]
     assert results[3]["steps"] == pytest.approx(2 * best["steps"], abs=1)
-    pair = [result["test"]["kernel"] for result in results[3:]]
+    pair = [result["kernel"] for result in results[3:]]
     assert rows[1][1] == f"{best['rate']:g}" and float(rows[1][4]) == pytest.approx(sum(pair) / 2, abs=1e-3)
-    assert all(result["steps"] > 1 and result["megabytes"] > 0 for result in results[1:])
+    assert all(result["steps"] > 1 for result in results[1:])
+    assert all(result["megabytes"] > 0 for result in results[3:])
     height = Image.open(out / "rows.png").height
     assert height == 3 * (32 + 4), "test images, the run and the flow"
     monkeypatch.setattr(peers, "train", None)
