@@ -35,8 +35,7 @@ from utils.runs.attempt import attempt
 from utils.runs.folders import CONDITION, OutputFolder
 from utils.runtime import cli
 from utils.runtime.device import choose_device, choose_dtype
-from utils.runtime.distributed import is_main, own, wait
-from utils.runtime.progress import progress
+from utils.runtime.distributed import is_main, wait
 from utils.sampling import SamplingConfig
 
 log = logging.getLogger(__name__)
@@ -164,23 +163,19 @@ def generate(cascade: Cascade, request: Request, number: int, options: Options, 
     if not journal.entries and is_main():
         shutil.rmtree(new.images, ignore_errors=True)  # those of another key, perhaps more
     starts = range(0, number, options.batch_size)
-    mine = own(journal.missing({str(start): start for start in starts}))
+    missing = journal.missing({str(start): start for start in starts})
     names = ["condition", *(f"stage_{stage}" for stage in range(len(cascade.stages)))]
-    with progress(total=cascade.length * len(mine), unit="token", desc=options.out_dir.name) as bar:
-        for start in mine:
-            # The last batch is generated in full as well, so the number of images never changes a picture.
-            tokens, scores = cascade.generate(request, range(start, start + options.batch_size), bar.update)
-            tokens, scores = [part[: number - start] for part in tokens], scores[: number - start]
-            files = [new.tokens_of(start)]
-            arrays = {name: part.cpu().numpy().astype(np.uint16) for name, part in zip(names, tokens, strict=True)}
-            save_arrays(arrays | {"scores": scores.numpy()}, files[0], durable=False)
-            labels = cascade.labels_of(request, range(start, start + len(scores)))
-            images = zip(cascade.decode(tokens[-1]).cpu(), labels, scores.tolist(), strict=True)
-            for index, (image, label, image_scores) in enumerate(images, start):
-                files.append(new.final_image(index))
-                save_image(image, files[-1], settings_text(request, index, label, image_scores), durable=False)
-            places = [(path.relative_to(new.path).as_posix(), None, checksum(path.read_bytes())) for path in files]
-            journal.add({str(start): {"places": places}})
+    for start, tokens, scores in cascade.batches(request, number, options.out_dir.name, missing):
+        files = [new.tokens_of(start)]
+        arrays = {name: part.cpu().numpy().astype(np.uint16) for name, part in zip(names, tokens, strict=True)}
+        save_arrays(arrays | {"scores": scores.numpy()}, files[0], durable=False)
+        labels = cascade.labels_of(request, range(start, start + len(scores)))
+        images = zip(cascade.decode(tokens[-1]).cpu(), labels, scores.tolist(), strict=True)
+        for index, (image, label, image_scores) in enumerate(images, start):
+            files.append(new.final_image(index))
+            save_image(image, files[-1], settings_text(request, index, label, image_scores), durable=False)
+        places = [(path.relative_to(new.path).as_posix(), None, checksum(path.read_bytes())) for path in files]
+        journal.add({str(start): {"places": places}})
     journal.collect()
     if not is_main():
         return

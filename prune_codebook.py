@@ -99,8 +99,8 @@ def main(argv: list[str] | None = None) -> None:
         if autoencoder is not None:
             save_map(pruned, autoencoder, folder, "pruned")
         rest = {"statistics": after, "statistics_before": before, "data": dataset.fingerprint}
-        rest |= {"trained_from": codebook.origin, "bounds": tuple(bounds)}
-        save_checkpoint(folder.pruned, KIND, pruned.config, pruned.state_dict(), **rest)
+        rest |= {"bounds": tuple(bounds)}
+        save_checkpoint(folder.pruned, KIND, pruned.config, pruned.state_dict(), codebook.origin, **rest)
         rows = [row for row in read_rows(folder.metrics) if "pruned_units" not in row]  # but for an earlier pruning
         rows.append({"step": codebook.step} | {f"pruned_{key}": value for key, value in after.items()})
         write_rows(folder.metrics, rows)

@@ -149,8 +149,14 @@ class AutoencoderTask(GradientTask):
 
 def random_half(batch: torch.Tensor) -> torch.Tensor:
     """Whether each image of a batch (B, …) belongs to a random half of the training step's images, (B, 1, 1, 1)."""
-    is_chosen = draw(lambda number: torch.randperm(number, device=batch.device) % 2 == 0, len(batch))
-    return is_chosen[:, None, None, None]
+
+    def half(number: int) -> torch.Tensor:
+        order = torch.randperm(number, device=batch.device)
+        if number % 2:  # else a step of one image would always be chosen
+            order += torch.randint(2, (1,), device=batch.device)
+        return order % 2 == 0
+
+    return draw(half, len(batch))[:, None, None, None]
 
 
 def reconstruction_loss(

@@ -117,16 +117,23 @@ class StageTask(GradientTask):
         tokens = load_tokens(self.dataset, self.coarse, self.fine, self.device)
         if self.config.labels:
             tokens = TokenDataset(np.concatenate((tokens.coarse, self.label_sets), axis=1), tokens.fine)
-            self.learner.model.count_labels(tokens[self.training][0])
+            self.learner.model.count_labels(torch.from_numpy(tokens.coarse[self.training].astype(np.int64)))
         elif self.label_names:
             log.info("all training images have the same labels, so none are learned: %s", listed(self.label_names))
         self.tokens = tokens
         if self.options.train_base_model:
-            self.bits_before = start_bits(self)
+            self.bits_before = self.given_bits()
         unflipped = self.dataset.unflipped(self.validation)
         self.shown = preview_indices(self.training, unflipped, self.options.test_num_sample)
         self.shown_maps = self.dataset[self.shown].to(self.device)
         return tokens
+
+    def given_bits(self) -> float | None:
+        """Mean bits of the condition and the labels that a base stage gets for validation maps; None if unknown."""
+        number, held_out = len(self.config.labels), self.tokens[self.validation[:MAX_VALIDATION]][0]
+        counted = torch.from_numpy(self.label_sets[self.training]) if number else None
+        bits = given_bits(self.coarse, held_out, counted, number)
+        return sum(bits.values()) if bits else None
 
     @torch.no_grad()
     def validate(self, most: int = MAX_VALIDATION) -> dict[str, float]:
@@ -173,14 +180,6 @@ def load_inputs(options: Options, device: torch.device) -> tuple[FeatureMapDatas
         codebooks.append(Codebook.load(path).to(device))
         codebooks[-1].check_fits(path, dataset.shape, dataset.origin)
     return dataset, autoencoder, *codebooks
-
-
-def start_bits(task: StageTask) -> float | None:
-    """Mean bits of the condition and the labels that a base stage gets for validation maps; None if unknown."""
-    number, held_out = len(task.config.labels), task.tokens[task.validation[:MAX_VALIDATION]][0]
-    counted = torch.from_numpy(task.label_sets[task.training]) if number else None
-    bits = given_bits(task.coarse, held_out, counted, number)
-    return sum(bits.values()) if bits else None
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def train_auto(dataset: Path, minutes: float, out: Path) -> float:
     folder = RunFolder(out)
     if not folder.report.is_file():
         run("train_cascade", "auto", dataset, out, "--hours", minutes / 60)
-    return read_json(folder.recipe / "clock.json")["seconds"]
+    return read_json(folder.clock)["seconds"]
 
 
 def train_recipe(dataset: Path, recipe: Recipe, out: Path) -> float:

@@ -110,7 +110,7 @@ class TrainedRun:
     def images(self, path: Path | None) -> ImageDataset:
         """The images that the run was trained on, at `path` or where the demo puts them."""
         path = path or self.folder.images
-        if not path.is_file():
+        if not path.exists():
             raise UserError(f"{path}: no such data set; name that of the run's images with --dataset-path")
         dataset = ImageDataset(path)
         self.autoencoder.check_image(dataset.shape, path)

@@ -53,12 +53,12 @@ def given_bits(
     return bits if counted is None else bits | {"label": label_bits(counted.cpu().long(), given[:, 1:], number)}
 
 
-def with_bits(numbers: dict[str, float], config: StageConfig, bits_before: float | None) -> dict[str, float]:
+def with_bits(numbers: dict[str, float], config: StageConfig, earlier: float | None) -> dict[str, float]:
     """The losses of a stage, with the bits that an image costs in it and, if known, in all stages up to it."""
     if not numbers:
         return numbers
     stage_bits = numbers["val_bits"] * config.fine.length
-    image_bits = {} if bits_before is None else {"image_bits": bits_before + stage_bits}
+    image_bits = {} if earlier is None else {"image_bits": earlier + stage_bits}
     return numbers | {"stage_bits": stage_bits} | image_bits
 
 

@@ -70,6 +70,8 @@ class Cascade:
             self.codebooks.append(fine.to(device))
             self.stages.append(stage.to(device))
             make_ready(stage.transformer, dtype, compiled)
+            if stage.config.labels:  # rounded, as in an exported model
+                stage.label.to(dtype).float()
         self.labels = self.stages[0].config.labels  # that the base stage has learned
         self.label_sets: LabelSets | None = None
         if self.labels:
@@ -119,6 +121,8 @@ class Cascade:
             parse_labels(text, self.labels)
         if request.from_stage not in range(len(self.stages)):
             raise UserError(f"stage {request.from_stage}: the stages are 0 to {len(self.stages) - 1}")
+        if (request.from_stage or request.keep_rows) and not request.init_tokens:
+            raise UserError("from_stage and keep_rows keep tokens of images: give init_tokens")
         rows = self.stages[0].config.fine.height
         if request.keep_rows not in range(rows + 1):
             raise UserError(f"{request.keep_rows} rows to keep: the base stage's grid, whose rows count, has {rows}")
@@ -232,7 +236,7 @@ class Cascade:
 
         None if the base stage knows no labels, or writes nothing.
         """
-        if self.label_sets is None or (request.from_stage and not request.labels):
+        if self.label_sets is None or request.from_stage:
             return [None] * len(images)
         if request.labels:
             return [pick(request.labels, image) for image in images]
@@ -295,9 +299,14 @@ class Cascade:
         tokens, scores = zip(*self.write_stages(request, images, count), strict=True)
         return list(tokens), torch.stack(scores[1:], dim=1)
 
-    def batches(self, request: Request, number: int, name: str) -> Iterator[tuple[int, list[Tensor], Tensor]]:
-        """Generate this process's share of `number` images: yield the first index, tokens and scores of each batch."""
-        starts = own(range(0, number, self.batch_size))
+    def batches(
+        self, request: Request, number: int, name: str, starts: Sequence[int] | None = None
+    ) -> Iterator[tuple[int, list[Tensor], Tensor]]:
+        """Generate this process's share of `number` images: yield the first index, tokens and scores of each batch.
+
+        `starts` are the first indices of the batches that are still to be done; all if none are given.
+        """
+        starts = own(range(0, number, self.batch_size) if starts is None else starts)
         with progress(total=self.length * len(starts), unit="token", desc=name) as bar:
             for start in starts:  # the last batch in full as well, so the number of images never changes a picture
                 tokens, scores = self.generate(request, range(start, start + self.batch_size), bar.update)

@@ -32,7 +32,7 @@ class KVCache:
 
     def __init__(self, model: Transformer, rows: int) -> None:
         config, weight = model.config, model.embed.token.weight
-        length = model.cells.length
+        length = model.positions.length
         self.capacity = length if model.window is None else min(length, model.window + 1)
         heads, head_dim = config.self_attn_heads, config.in_dim // config.self_attn_heads
         shape = config.num_dec_layers, rows, heads, self.capacity, head_dim
@@ -79,7 +79,7 @@ class CachedDecoder:
     def __init__(self, model: Transformer, rows: int, source: torch.Tensor | None = None) -> None:
         self.model, self.cache = model, KVCache(model, rows)
         weight = model.embed.token.weight
-        self.places = model.embed.places(torch.arange(model.cells.length, device=weight.device))
+        self.places = model.embed.places(torch.arange(model.positions.length, device=weight.device))
         self.own, memory = (None, []) if source is None else model.encode(source)
         head_dim = model.config.in_dim // model.config.cross_attn_heads
         dtype = attention_dtype(weight, head_dim, 1 if source is None else rows // len(source))

@@ -134,8 +134,8 @@ class Stage(nn.Module):
         for vectors, codebook in ((embed, fine), (source, coarse)):
             vectors[: len(codebook)] = smooth_features(codebook.units, vectors.shape[1]) * vectors.std()
         if number := self.config.transformer.head_features:
-            parts = [smooth_features(fine.units, number, width)[:, i::4] for i, width in enumerate(HEAD_WIDTHS)]
-            features = torch.cat(parts, dim=1)
+            parts, every = [smooth_features(fine.units, number, width) for width in HEAD_WIDTHS], len(HEAD_WIDTHS)
+            features = torch.cat([part[:, first::every] for first, part in enumerate(parts)], dim=1)
             features -= features.mean(0)
             self.transformer.head.features.copy_(features / features.std().clamp(min=1e-4))
 

@@ -53,7 +53,7 @@ class TransformerConfig:
 
 @dataclass(frozen=True)
 class Grid:
-    """A grid of tokens: `height` × `width` cells, each one of `num_units` tokens."""
+    """A grid of `height` × `width` tokens, each one of `num_units` units."""
 
     height: int
     width: int
@@ -249,7 +249,7 @@ class UnitHead(nn.Linear):
 
     def __init__(self, dim: int, num_units: int, features: int) -> None:
         super().__init__(dim, num_units)
-        # A parameter, since what is learned belongs to it: a training that starts from these weights takes it over.
+        # A parameter, not a buffer: a warm start keeps a new model's buffers, but what was learned fits these features.
         self.features = nn.Parameter(torch.zeros(num_units, features), requires_grad=False)
         self.shared = nn.Parameter(torch.zeros(features, dim))
 
@@ -303,13 +303,13 @@ class Transformer(nn.Module):
         self, config: TransformerConfig, grid: Grid, num_inputs: int, source: Grid | None = None, num_sources: int = 0
     ) -> None:
         super().__init__()
-        self.config, self.grid, self.source = config, grid, source
+        self.config, self.source = config, source
         self.in_cell = config.cell**2  # tokens of a position
-        self.cells = Grid(grid.height // config.cell, grid.width // config.cell, grid.num_units)
+        self.positions = Grid(grid.height // config.cell, grid.width // config.cell, grid.num_units)
         self.window = -(-config.sliding_window // self.in_cell) if config.use_sliding_window else None  # positions
         self.use_activation_checkpoint = False
         dim = config.in_dim
-        self.embed = GridEmbedding(self.cells, num_inputs, dim)
+        self.embed = GridEmbedding(self.positions, num_inputs, dim)
         self.dropout = ChannelDropout(config.dropout)
         self.decoder = nn.ModuleList(Block(config, source is not None) for _ in range(config.num_dec_layers))
         self.norm = norm(dim)

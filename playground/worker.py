@@ -195,9 +195,9 @@ class Worker:
     def submit(self, session: Session, job: Job) -> Job:
         """Queue a job of a session in place of the one before. Raises `UserError` if too many wait."""
         with self._changed:
-            self.cancel(session)
-            if len(self._jobs) >= MAX_WAITING:
+            if len(self._jobs) - (session.job in self._jobs) >= MAX_WAITING:
                 raise UserError(f"{MAX_WAITING} requests are waiting already: try again in a moment")
+            self.cancel(session)
             session.job, job.between = job, self._run_short_jobs
             self._put(job, self._jobs)
         return job

@@ -82,7 +82,7 @@ def how_trained(run: Run, config: ModelConfig) -> str:
 
 def evaluated(run: Run, dtype: str) -> str:
     """The results of the evaluation, or how to get them."""
-    if run.evaluation is None or run.evaluation.settings != run.generation:  # of other stages or sampling
+    if run.evaluation is None:
         return "## Evaluation\n\nNot measured yet: `python -m scripts.evaluate` measures the run, then export it again."
     rounded = "" if dtype == "float32" else f" It was measured before the weights were rounded to {dtype}."
     return f"## Evaluation\n\n{FLOOR}{rounded}\n\n{markdown(run.evaluation).strip()}"

@@ -8,7 +8,7 @@ from utils.core.files import UserError
 from utils.runs.attempt import Attempt, read_attempts
 from utils.runs.chain import folders_in
 from utils.runs.folders import OutputFolder, RunFolder
-from utils.training.metrics import read_rows
+from utils.training.metrics import is_checkpoint, read_rows
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Step:
     @property
     def checkpoints(self) -> list[dict]:
         """The rows that were measured at checkpoints, on the whole validation set."""
-        return [row for row in self.rows if "val_loss" in row and "train_loss" not in row]
+        return [row for row in self.rows if is_checkpoint(row) and "val_loss" in row]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ class Run:
     folder: RunFolder
     steps: dict[str, Step]  # by the names of their folders
     generation: dict | None  # generate.json
-    evaluation: Results | None
+    evaluation: Results | None  # of this generate.json
+    plan: dict | None = None  # auto.json, of a run that scripts.auto planned
 
     def of_kind(self, kind: str) -> list[Step]:
         """The steps of a kind, from coarse to fine."""
@@ -71,12 +72,11 @@ def read_run(folder: RunFolder) -> Run:
         advice = "give a folder that scripts.train_cascade writes to, once its first step has begun"
         raise UserError(f"{folder.path}: holds no step of a run; {advice}")
     results = folder.evaluation.results
-    return Run(
-        folder,
-        steps,
-        generation=read_json(folder.generation) if folder.generation.exists() else None,
-        evaluation=load_config(results, Results) if results.exists() else None,
-    )
+    generation = read_json(folder.generation) if folder.generation.exists() else None
+    evaluation = load_config(results, Results) if results.exists() else None
+    if evaluation is not None and evaluation.settings != (generation or {}):  # of other stages or sampling
+        evaluation = None
+    return Run(folder, steps, generation, evaluation, read_json(folder.planned) if folder.planned.exists() else None)
 
 
 def read_step(folder: OutputFolder) -> Step:

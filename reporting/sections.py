@@ -15,13 +15,13 @@ from models.stage import KIND as STAGE
 from reporting import figures, verdicts
 from reporting.pictures import Picture, Quality, label_in
 from reporting.run import Job, Run, Step
-from utils.core.config import read_json
 from utils.core.provenance import check_origin
 from utils.data.images import to_uint8
 from utils.runs.chain import is_unfinished, missing_in
 from utils.runs.checkpoint import load_checkpoint
 from utils.runs.folders import OutputFolder
 from utils.runtime.progress import progress
+from utils.training.checkpoint_folder import TRAINED
 
 MOST_SAMPLES = 25  # final images that are shown one by one
 TITLES = {
@@ -50,7 +50,7 @@ def load_models(run: Run) -> Models:
     path, models = run.folder.decoding.latest, Models(None, {}, {}, None)
     if path.exists():
         models.decoder = Autoencoder.load(path)
-        models.num_training = load_checkpoint(path, KIND, memory_map=True).get("settings", {}).get("training items")
+        models.num_training = load_checkpoint(path, KIND, memory_map=True).get("settings", {}).get(TRAINED)
     for step in progress(run.of_kind("codebook"), desc="drawing codebooks", leave=False):
         if (path := step.folder.codebook).exists():
             book = models.codebooks[step.folder.level] = Codebook.load(path)
@@ -92,19 +92,17 @@ def overview(run: Run, models: Models) -> dict:
         "missing": [title_of(run.folder.step(name)) for name in missing],
         "unfinished": [title_of(run.folder.step(name)) for name in unfinished],
         "again": again(run, job),
+        "evaluate": evaluate(run, job),
     }
 
 
 def planned(run: Run) -> list[str]:
     """What `scripts.train_cascade auto` decided, and what more hours or images would bring; nothing of other runs."""
-    if not run.folder.planned.is_file():
+    if run.plan is None:
         return []
-    kept = read_json(run.folder.planned)
-    decided = "; ".join(f"{name}: {value}" for name, value, *_ in kept["reasons"])
-    return [
-        f"Planned for {kept['hours']:g} hours: {decided}.",
-        *(f"{line}." for line in kept["notes"] + kept["outlook"]),
-    ]
+    decided = "; ".join(f"{name}: {value}" for name, value, *_ in run.plan["reasons"])
+    first = f"Planned for {run.plan['hours']:g} hours: {decided}."
+    return [first, *(f"{line}." for line in run.plan["notes"] + run.plan["outlook"])]
 
 
 def again(run: Run, job: Job | None) -> str | None:
@@ -113,10 +111,15 @@ def again(run: Run, job: Job | None) -> str | None:
         return None
     recipe, dataset = (job.last.arguments[name] for name in ("config_path", "dataset_path"))
     words = [f"{Path(recipe).parent}/", dataset, str(run.folder.path)]
-    if run.folder.planned.is_file():  # within the hours
-        kept = read_json(run.folder.planned)
-        words = ["auto", kept.get("dataset") or dataset, words[2], "--hours", f"{kept['hours']:g}"]
+    if run.plan is not None:  # within the hours
+        words = ["auto", run.plan.get("dataset") or dataset, words[2], "--hours", f"{run.plan['hours']:g}"]
     return shlex.join(["python", "-m", "scripts.train_cascade", *words])
+
+
+def evaluate(run: Run, job: Job | None) -> str:
+    """The command that evaluates this run."""
+    images = ["--dataset-path", job.last.arguments["dataset_path"]] if job else []
+    return shlex.join(["python", "-m", "scripts.evaluate", str(run.folder.path), *images])
 
 
 def generation(run: Run, models: Models, quality: Quality) -> dict:

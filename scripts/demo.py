@@ -20,6 +20,7 @@ from scripts.environment import PYTHON, ROOT, ensure_environment
 from utils.core.files import UserError
 from utils.core.options import option, parse_options, words_of
 from utils.runs.chain import Recipe
+from utils.runs.folders import RunFolder
 from utils.runtime import child
 
 RECIPES = {32: ("tiny-32", "quick"), 64: ("demo-64", "demo"), 128: ("laptop-128", "demo-128")}  # and folders of out/
@@ -66,11 +67,12 @@ def main() -> None:
         if options.hours:
             flags["hours"] = options.hours
         run("train_cascade", "auto" if options.hours else name, data / "dataset.json", out, **flags)
-        results, report = out / "evaluation" / "evaluation.json", out / "report.html"
-        if is_older(results, *(out / ".done").iterdir()):
+        folder = RunFolder(out)
+        results, report, done = folder.evaluation.results, folder.report, folder.mark("")
+        if is_older(results, *done.iterdir()):
             print("== evaluation")
             run("evaluate", out, device=options.device)
-        if is_older(report, results, *(out / ".done").iterdir()):
+        if is_older(report, results, *done.iterdir()):
             run("report", out)
     print(f"play with it: {PYTHON} -m pip install -r requirements-app.txt && {PYTHON} -m scripts.playground {out}")
     print(f"report: {report}")

@@ -34,7 +34,7 @@ from utils.data.dataset import ImageDataset
 from utils.data.dataset_json import write_dataset
 from utils.data.records import read_dataset
 from utils.runs.attempt import Attempt, read_attempts
-from utils.runs.chain import ROOT, Recipe, Step, looks_of, steps_of
+from utils.runs.chain import ROOT, Recipe, Step, maps_per_image, steps_of
 from utils.runs.folders import CONDITION, RunFolder
 from utils.runtime import cli
 from utils.runtime.child import Attendant, attending
@@ -196,7 +196,7 @@ class Scaling:
         if attempt.plan is None:
             return Cost(self.start + self.grown(step, attempt) * attempt.seconds, memory=attempt.peak_memory)
         plan, levels = Plan(**attempt.plan), [step.folder.level, *([CONDITION] if step.name == "transformer_0" else [])]
-        copies = looks_of(self.recipe.settings, step.section) / looks_of(self.recipe.settings, "prune")
+        copies = maps_per_image(self.recipe.settings, step.section) / maps_per_image(self.recipe.settings, "prune")
         more = (self.growth - 1) * copies * sum(passes.get(level, 0.0) for level in levels)
         once = attempt.seconds - attempt.arguments["max_step"] * plan.seconds_per_step - plan.seconds_per_checkpoint
         seconds = plan.seconds_per_step, plan.seconds_per_checkpoint
@@ -211,7 +211,7 @@ class Scaling:
             disk = 0.0 if step.section == "prune" else self.grown(step, attempt) * size  # a pruned codebook is small
             return Estimate(name, None, cost.once, disk, cost.memory, None)
         plan, options = Plan(**attempt.plan), options_of(self.recipe, step)
-        looks = 1 if step.script == "train_autoencoder" else looks_of(self.recipe.settings, step.section)
+        looks = 1 if step.script == "train_autoencoder" else maps_per_image(self.recipe.settings, step.section)
         items = round(self.images * (1 - options.val_fraction - options.test_fraction)) * looks
         steps = options.planned_steps(items)
         checkpoints = -(-steps // options.checkpoint_step)

@@ -309,8 +309,8 @@ def main(argv: list[str] | None = None) -> None:
     group = groups.by_path(options.group_by, options.folder, files)
 
     def describe(path: Path) -> dict:
-        labels = list(path.relative_to(options.folder).parts[:-1])
-        record = {"labels": labels, "original_path": groups.inside(options.folder, path)}
+        original = groups.inside(options.folder, path)
+        record = {"labels": original.split("/")[:-1], "original_path": original}
         return record | ({"group": name} if (name := group(path)) else {})
 
     given = {name: getattr(options, name) for name in ("image_size", "fit", "background", "group_by", "shards")}

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.core.files import write_file
-from utils.core.lock import lock
 from utils.core.options import option, parse_options
 from utils.runs.folders import RunFolder
 from utils.runtime import cli
@@ -32,8 +31,7 @@ def main(argv: list[str] | None = None) -> None:
 
     folder = RunFolder.open(options.run_dir)
     out = options.out or folder.report
-    with lock(folder.path):
-        write_file(out, make_page(folder))
+    write_file(out, make_page(folder))
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, open it in a browser")
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from models.requests import Request, change_sampling
-from scripts.evaluate import PACKAGES
+from scripts.evaluate import EXTRACTORS, PACKAGES
 from utils.core.config import read_json
 from utils.core.files import UserError, write_file
 from utils.core.options import option, parse_options
@@ -41,11 +41,7 @@ class Options:
     dataset_path: Path | None = option("dataset.json of its images", None, unset="RUN_DIR/data/dataset.json")
     temperatures: tuple[float, ...] = option("that each stage tries", (0.25, 0.4, 0.6, 0.8, 1.0), low=0.01)
     num_images: int = option("samples of each setting, in sets as large as that of the validation images", 400, low=1)
-    extractor: str = option(
-        "network that computes the features",
-        "auto",
-        choices=("auto", "efficientnet", "efficientnet-lite2", "inception"),
-    )
+    extractor: str = option("network that computes the features", "auto", choices=EXTRACTORS)
     batch_size: int = option("images at once", 64, low=1)
     seed: int = option("seed of the samples", 0)
     device: str = option("auto (cuda, mps or cpu), or a torch device", "auto")

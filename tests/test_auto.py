@@ -18,13 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
-from scripts import train_cascade
+from scripts import make_dataset, train_cascade
 from scripts.auto import begin, expect, hours, kept, plan, train
 from scripts.auto.look import DRAWINGS, PHOTOGRAPHS, PIXEL_ART, Fingerprint, look, survey
 from scripts.recipe import check
 from tests.conftest import undisturbed
 from tests.helpers.scripts import expect_error, run_main
-from utils.core.files import UserError
+from utils.core.files import UserError, write_file
 from utils.core.size import Size
 from utils.data.images import image_files
 from utils.runs.chain import Recipe, steps_of
@@ -247,6 +247,22 @@ def test_what_cannot_be_planned_is_refused_in_one_line(images, words, line, tmp_
     assert not (tmp_path / "out" / "recipe" / "recipe.json").exists()
 
 
+def test_a_run_of_others_and_a_data_set_of_another_folder_are_not_taken_over(tmp_path, capsys):
+    run, out = tmp_path / "run", tmp_path / "out"
+    write_file(run / "autoencoder/run.json", "{}")
+    path = write_set(tmp_path / "data", squares())
+    error = expect_error(capsys, train_cascade.main, ["auto", path, run, "--hours", 1])
+    assert f"{run}/autoencoder: was not planned by auto; give another OUT, or --overwrite" in error
+    pictures = [tmp_path / name for name in ("cats", "dogs")]
+    for each in pictures:
+        shutil.copytree(path.parent / "images", each)
+    run_main(make_dataset.main, pictures[0], "--out-dir", out / "data", "--image-size", 16)
+    error = expect_error(capsys, train_cascade.main, ["auto", pictures[1], out, "--hours", 1])
+    assert f"dataset.json: was made of {pictures[0]}; give another OUT, or --overwrite" in error
+    run_main(make_dataset.main, pictures[0], "--out-dir", tmp_path / "shards", "--image-size", 16, "--shards", 50)
+    assert look(tmp_path / "shards").images == look(out / "data").images == 120
+
+
 def test_memory_and_disk_without_room_are_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="memory: the smallest recipe does not fit, one image needs"):
         plan.choose_models(FACES, 1, memory=plan.IMAGE_BYTES)
@@ -336,13 +352,17 @@ def test_the_hours_are_kept_although_steps_are_slower_or_faster_than_measured(se
 
 @pytest.mark.parametrize(
     ("losses", "begins"),
-    [([3.0, 2.0, 1.0], "more hours may help"), ([3.0, 1.0, 2.0], "more hours will not help"), ([3.0], "")],
+    [
+        ([3.0, 2.0, 1.0], "more hours may help"),
+        ([3.0, 1.0, 2.0], "more hours will not help"),
+        ([3.0, 1.0, 1.01], "more hours will hardly help"),
+        ([3.0], ""),
+    ],
 )
 def test_what_more_hours_bring_follows_from_where_the_finest_stage_was_best(losses, begins, tmp_path):
-    rows = [
-        {"step": 10 * index, "val_loss": loss, "val_images": 9, "stage_bits": 1} for index, loss in enumerate(losses)
-    ]
-    sampled = {"step": 15, "val_loss": 0.0, "val_images": 2, "train_loss": 1.0}  # of a log line, on a few images
+    every = {"epoch": 0, "val_images": 9, "stage_bits": 1}
+    rows = [{"step": 10 * index, "val_loss": loss} | every for index, loss in enumerate(losses)]
+    sampled = {"step": 15, "val_loss": 0.0, "train_loss": 1.0} | every  # of a log line, on a few images
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, sampled]))
     assert "".join(expect.outlook(path)).startswith(begins)
@@ -397,7 +417,7 @@ def test_a_folder_of_pictures_becomes_a_report_although_it_was_killed_in_each_pa
     programs.late = 2
     run_main(train_cascade.main, *command)
     assert programs.names.count("scripts.make_dataset") == 3  # not again, once a step has begun
-    assert "was made before 1 pictures were added or readable; --overwrite" in capsys.readouterr().out
+    assert "dataset.json: lacks 1 pictures of" in capsys.readouterr().out
     written = json.loads((out / "recipe/recipe.json").read_text())
     assert written["autoencoder"] == kept["autoencoder"]
     assert written["transformer_1"]["max_step"] == 2
@@ -413,7 +433,7 @@ def test_a_folder_of_pictures_becomes_a_report_although_it_was_killed_in_each_pa
     programs.names.clear()
     used = json.loads((out / "recipe/clock.json").read_text())["seconds"]
     run_main(train_cascade.main, *command)
-    assert "was made before 2 pictures" in capsys.readouterr().out
+    assert "dataset.json: lacks 2 pictures of" in capsys.readouterr().out
     assert json.loads((out / "recipe/clock.json").read_text())["seconds"] == pytest.approx(used, abs=0.2)
     assert programs.names == ["scripts.report"]
     # as any recipe

@@ -289,7 +289,10 @@ def test_labels_that_are_not_asked_for_are_those_of_training_images_in_proportio
     places = labelled.way(3, 1, 4)
     assert labelled.labels_of(Request(places=places, same_draws=True), range(4)) == ["cats+night"] * 4
     given = tuple(part[:1] for part in tokens)
-    assert labelled.labels_of(Request(init_tokens=given, from_stage=1), range(2)) == [None] * 2
+    for texts in ((), ("dogs",)):
+        assert labelled.labels_of(Request(init_tokens=given, from_stage=1, labels=texts), range(2)) == [None] * 2
+    with pytest.raises(UserError, match="give init_tokens"):
+        labelled.check(Request(keep_rows=1))
     assert labelled.labels_of(Request(init_tokens=given, keep_rows=1), range(1)) != [None]
 
 

@@ -32,11 +32,11 @@ def test_the_averaged_weights_are_those_of_torch(decay, tmp_path):
     reference = AveragedModel(
         model, avg_fn=lambda mine, theirs, n: torch.lerp(mine, theirs, 1 - min(decay, (1 + int(n)) / (10 + int(n))))
     )
-    for _ in range(12):
+    for step in range(12):
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter))
-        learner._update_average()
+        learner._update_average(step)
         reference.update_parameters(model)
     for mine, theirs in zip(learner.average.parameters(), reference.module.parameters(), strict=True):
         assert torch.allclose(mine, theirs, atol=1e-6)

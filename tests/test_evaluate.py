@@ -275,7 +275,8 @@ def quick_features():
 
 
 def run_on(run, dataset, out, *flags):
-    run_main(evaluate.main, run, "--dataset-path", dataset, "--device", "cpu", "--out-dir", out, *flags)
+    folder = dataset.parent  # stands for its dataset.json
+    run_main(evaluate.main, run, "--dataset-path", folder, "--device", "cpu", "--out-dir", out, *flags)
     return json.loads((out / "evaluation.json").read_text())
 
 
@@ -509,6 +510,7 @@ def test_bad_inputs_are_named_in_one_line(run, tmp_path, monkeypatch, capsys, wr
     (tmp_path / "empty").mkdir()
     assert "nothing to evaluate" in complaint(tmp_path / "empty")
     assert "absent.json: no such data set" in complaint(run, "--dataset-path", tmp_path / "absent.json")
+    assert "holds no dataset.json" in complaint(run, "--dataset-path", tmp_path / "empty")
     Image.new("RGB", (64, 64)).save(tmp_path / "large.png")
     large = write_json(tmp_path / "dataset.json", {"_default": {"1": {"image_fpath": "large.png"}}})
     assert f"{large}: is not the data set that the run was trained on" in complaint(run, "--dataset-path", large)

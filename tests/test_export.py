@@ -84,13 +84,15 @@ def test_float32_gives_the_pictures_of_the_run_byte_for_byte(exported, tiny_run,
     assert all(each == pictures[0] for each in pictures)
 
 
-def test_labels_and_what_they_are_drawn_from_are_exported(run, tmp_path):
+@pytest.mark.parametrize(("dtype", "precision"), [("float32", "fp32"), ("bfloat16", "bf16")])
+def test_labels_and_what_they_are_drawn_from_are_exported(dtype, precision, run, tmp_path):
     teach_labels(run, ("cat", "n*ght"), [[3, 0, 0, 2], [1, 1, 0, 1], [4, 2, 2, 2]])
-    run_main(export.main, run, tmp_path / "faces", "--device", "cpu")
-    before, after = (Cascade.load(path, device="cpu") for path in (run, tmp_path / "faces"))
-    asked = [model.sample(4, labels="n*ght+cat", as_tensor=True) for model in (before, after)]
-    drawn = [model.sample(4, as_tensor=True) for model in (before, after)]
-    assert torch.equal(*asked) and torch.equal(*drawn)
+    run_main(export.main, run, tmp_path / "faces", "--device", "cpu", "--dtype", dtype)
+    before, after = (Cascade.load(path, device="cpu", precision=precision) for path in (run, tmp_path / "faces"))
+    assert torch.equal(before.stages[0].label.weight, after.stages[0].label.weight)
+    for labels in (("n*ght+cat",), ()):
+        written = [model.generate(Request(labels=labels), range(4))[0] for model in (before, after)]
+        assert all(map(torch.equal, *written))
     assert after.labels_of(Request(), range(99)) == before.labels_of(Request(), range(99))
     assert set(after.labels_of(Request(), range(99))) == {"cat", "cat+n*ght", ""}
     card = (tmp_path / "faces/README.md").read_text()

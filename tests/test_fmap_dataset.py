@@ -19,7 +19,7 @@ from utils.data.dataset_json import write_dataset
 from utils.data.feature_maps import MapFiles, PackedMaps
 from utils.data.records import verify_files
 from utils.data.split import Bounds
-from utils.runs.chain import looks_of
+from utils.runs.chain import maps_per_image
 from utils.runs.checkpoint import save_checkpoint
 
 NUM, SIZE = 7, 3  # images, and in a batch
@@ -161,8 +161,8 @@ def test_a_recipe_counts_the_maps_that_the_step_makes_and_that_each_stage_learns
     options = generate_fmap_dataset.Options(dataset_path=Path(), model_path=Path(), out_dir=Path(), **given)
     plain = sum(moved == 0 for _, moved in options.looks)
     for settings in ({"feature_maps": given}, {"flip": flip, "feature_maps": {"num_moved": number}}):
-        assert looks_of(settings) == looks_of(settings, "transformer_2") == len(options.looks)
-        assert looks_of(settings, "transformer_0") == looks_of(settings, "codebook") == plain
+        assert maps_per_image(settings) == maps_per_image(settings, "transformer_2") == len(options.looks)
+        assert maps_per_image(settings, "transformer_0") == maps_per_image(settings, "codebook") == plain
 
 
 @both

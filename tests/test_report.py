@@ -105,6 +105,7 @@ def test_every_step_has_its_place_and_every_link_its_target(page):
     assert steps | sections <= set(identities)
     assert {link["href"][1:] for link in page.all("a")} <= set(identities)
     assert "Still missing" not in page.text
+    assert re.search(r"generates images like the \d+ images that it was trained on", page.text)
     assert len(page.all("h1")) == 1
     levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
     assert all(after <= before + 1 for before, after in pairwise(levels))
@@ -278,6 +279,16 @@ def test_a_run_that_has_only_begun_has_its_page(tiny_run, small, tmp_path):
     assert "Autoencoder" in text and "Not finished" not in text
 
 
+def test_an_evaluation_of_other_settings_is_not_shown(copy):
+    generation = json.loads((copy / "generate.json").read_text())
+    (copy / "generate.json").write_text(json.dumps(generation | {"0": generation["0"] | {"temperature": 0.5}}))
+    text = Page(make_page(RunFolder(copy))).text
+    assert "There is no evaluation of the present generate.json yet." in text
+    images = read_run(RunFolder(copy)).job("autoencoder").last.arguments["dataset_path"]
+    command = shlex.join(["python", "-m", "scripts.evaluate", str(copy), "--dataset-path", images])
+    assert command in text
+
+
 def test_pictures_shrink_until_the_page_fits(run, monkeypatch):
     monkeypatch.setattr(page_module, "QUALITIES", QUALITIES[-2:])  # the others are larger
     text = make_page(RunFolder(run))
@@ -332,7 +343,7 @@ def test_what_is_damaged_is_named(change, named, copy, capsys):
 def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
     assert "no such folder" in expect_error(capsys, report.main, [tmp_path / "nowhere"])
     assert "holds no step of a run" in expect_error(capsys, report.main, [tmp_path])
-    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize("package", ["plotly", "jinja2"])

@@ -251,14 +251,12 @@ def test_a_mistake_in_a_recipe_is_named_in_one_line_before_anything_is_written(n
     assert not chain.out.exists()
 
 
-def test_a_broken_file_a_missing_one_and_an_old_recipe_are_named(chain):
+def test_a_broken_file_and_a_missing_one_are_named(chain):
     path = chain.recipe / "transformer_0.json"
     path.write_text('{"model_lr": 0.1 "in_dim": 32}')
     assert chain.refused().startswith(f"error: {path}: not valid JSON")
     path.unlink()
     assert chain.refused().startswith(f"error: {path}: no such file")
-    (chain.recipe / "recipe.json").rename(chain.recipe / "recipe.sh")
-    assert f"{chain.recipe}/recipe.sh: a recipe is JSON now; write its settings to " in chain.refused()
 
 
 def test_labels_are_for_the_base_stage_and_a_stage_of_the_generation_needs_a_step(make):

@@ -92,6 +92,14 @@ def test_a_second_signal_acts_as_usual_once_it_can_be_no_echo_of_the_first(numbe
     assert signal.getsignal(number) is usual
 
 
+def test_a_signal_of_another_kind_is_no_second_one():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with catch_stop() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+    assert stop == [signal.SIGTERM, signal.SIGINT]
+
+
 @pytest.mark.parametrize("name", ["autoencoder", "transformer_1"])
 @pytest.mark.parametrize("more", [[], ["--load-optim"]])
 def test_a_start_takes_over_averaged_weights_or_with_their_optimizer_the_others(
@@ -158,6 +166,11 @@ def test_a_random_half_of_the_images_of_a_step_is_changed_however_they_are_divid
     assert torch.equal(seen(3, (0, 3), (3, 5)), steps[3])
 
 
+def test_of_steps_of_one_image_half_are_changed():
+    torch.manual_seed(0)
+    assert 60 < sum(bool(train_autoencoder.random_half(torch.zeros(1, 3))) for _ in range(200)) < 140
+
+
 def test_what_begins_from_weights_that_have_seen_mirror_images_goes_on_with_them(
     command, tiny_run, for_decoder, tmp_path
 ):
@@ -188,10 +201,12 @@ def test_a_loss_that_is_no_number_stops_with_one_line_and_saves_nothing(begun, c
         return original(*arguments) * (math.nan if len(calls) == 2 else 1)
 
     monkeypatch.setattr(Autoencoder, "loss", broken)
-    line = expect_error(capsys, MAINS["autoencoder"], command("autoencoder", "run", "--max-step", 9, "--resume"))
+    words = command("autoencoder", "run", "--max-step", 9, "--resume", "--save-minutes", 1e-9)
+    line = expect_error(capsys, MAINS["autoencoder"], words)
     assert "train_loss is nan at step 6" in line
     assert "'model_lr'" in line
-    assert same(latest(tmp_path / "run"), before)
+    after = latest(tmp_path / "run")
+    assert after["step"] == before["step"] + 1 and all(part.isfinite().all() for part in after["model"].values())
 
 
 def test_the_advice_after_such_a_loss_can_be_followed(command, tmp_path, write_json, capsys):
@@ -597,7 +612,7 @@ def test_saves_between_checkpoints_change_no_result(name, whole, train, tmp_path
     original = CheckpointFolder.save
 
     def save(self, step, **options):
-        saves.append((step, options.get("is_stop", False)))
+        saves.append((step, options.get("latest_only", False)))
         return original(self, step, **options)
 
     monkeypatch.setattr(CheckpointFolder, "save", save)

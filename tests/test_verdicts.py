@@ -19,7 +19,8 @@ GUESS = math.log(UNITS)
 def losses(training, validation):
     """Metrics of a run of 100 steps, with training losses and those of checkpoints spread evenly over it."""
     rows = [{"step": (index + 1) * 100 // len(training), "train_loss": loss} for index, loss in enumerate(training)]
-    rows += [{"step": (index + 1) * 100 // len(validation), "val_loss": loss} for index, loss in enumerate(validation)]
+    steps = [(index + 1) * 100 // len(validation) for index in range(len(validation))]
+    rows += [{"step": step, "epoch": 0, "val_loss": loss} for step, loss in zip(steps, validation, strict=True)]
     return sorted(rows, key=lambda row: row["step"])
 
 

@@ -183,6 +183,7 @@ class MapLearner:
             self.gathered.zero_()
             if radius == 0 and self.sample is not None:
                 self._balance()
+                self.sample = None
         share = share or Share(0, len(fmap), len(fmap))
         patches = self.codebook.patchify(fmap[: share.number])
         errors, indices = (column.squeeze(1) for column in self.codebook.nearest(patches))

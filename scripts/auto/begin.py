@@ -22,8 +22,9 @@ from utils.core.files import UserError, write_file
 from utils.data.checksums import checksum
 from utils.data.dataset import ImageDataset
 from utils.data.images import image_files, reads_heif
+from utils.data.records import read_dataset
 from utils.data.shards import HEIF_SUFFIXES
-from utils.runs.chain import Recipe, looks_of
+from utils.runs.chain import Recipe, maps_per_image
 from utils.runs.folders import OutputFolder, RunFolder
 from utils.runtime.child import Attendant
 from utils.runtime.device import usable_memory
@@ -65,6 +66,9 @@ def find_images(given: Path, written: Path, hours: float, is_gpu: bool, call: Ca
     if not is_folder or any(given.glob("*.tar")):
         return given
     if is_written and not is_anew:
+        if (before := read_dataset(written, ())[1].get("folder")) != str(given.resolve()):
+            advice = f"give another OUT, or --overwrite to make it of {given}"
+            raise UserError(f"{written}: was made of {before}; {advice}")
         return written
     files = image_files(given)[0]
     sizes = survey(files)
@@ -81,14 +85,15 @@ def find_images(given: Path, written: Path, hours: float, is_gpu: bool, call: Ca
 
 def look_at(dataset: Path, run: RunFolder, overwrite: bool) -> Fingerprint:
     """The fingerprint of the images; that of an earlier start must be of the same ones."""
-    path = run.recipe / "fingerprint.json"
-    if path.is_file() and run.planned.is_file():
-        before = build_config(Fingerprint, read_json(path), str(path))
-        if before.data == ImageDataset(dataset).fingerprint["index"]:
-            return before
-        if not overwrite:
-            advice = f"give another OUT, or --overwrite, or bring back what {run.recipe} was planned for"
-            raise UserError(f"{dataset}: has changed since it was looked at; {advice}")
+    path = run.fingerprint
+    if run.planned.is_file():
+        if path.is_file():  # else `forget` was killed
+            before = build_config(Fingerprint, read_json(path), str(path))
+            if before.data == ImageDataset(dataset).fingerprint["index"]:
+                return before
+            if not overwrite:
+                advice = f"give another OUT, or --overwrite, or bring back what {run.recipe} was planned for"
+                raise UserError(f"{dataset}: has changed since it was looked at; {advice}")
         forget(run)
     prints = look(dataset)
     write_file(path, json.dumps(dataclasses.asdict(prints), indent=1) + "\n")
@@ -96,15 +101,16 @@ def look_at(dataset: Path, run: RunFolder, overwrite: bool) -> Fingerprint:
 
 
 def forget(run: RunFolder) -> None:
-    """Remove a plan and what it has made, so that no step counts as begun; a person's own files stay."""
+    """Remove a plan, its seconds and what it has made, so that no step counts as begun; a person's own files stay."""
     marks = [each for each in run.mark("").glob("*") if each.name != run.generation.name]
     folders = [OutputFolder(record.parent) for record in run.path.glob("*/run.json")]
-    for each in (run.planned, run.evaluation.results, run.report, *marks):
+    for each in (run.fingerprint, run.clock, run.evaluation.results, run.report, *marks):
         each.unlink(missing_ok=True)
     for folder in folders:
         models = {path for prefix in ("model", "codebook") for path in folder.made_checkpoints(prefix)}
         for path in (*models, *folder.made_pictures, *folder.pictures, folder.record):
             path.unlink()
+    run.planned.unlink(missing_ok=True)  # last: until then all of this is done again
 
 
 def plan_for(
@@ -134,7 +140,8 @@ def plan_for(
 def check_disk(plan: Plan, prints: Fingerprint, run: RunFolder) -> None:
     """Raise `UserError` if the disk has no room for feature maps and checkpoints."""
     wide = plan.files["transformer_0"]["in_dim"] / 128
-    maps = prints.images * looks_of(plan.settings) * 4 * planning.cells_of(plan) * 4
+    numbers = plan.files["autoencoder"]["latent_channel"] * planning.cells_of(plan)
+    maps = 4 * numbers * (prints.images + prints.copies) * maps_per_image(plan.settings)
     needed = DISK + maps + 4 * 30e6 * wide**2 * len(plan.files["generate"])
     if (free := shutil.disk_usage(run.recipe).free) < needed:
         sizes = f"{needed / 2**30:.1f} GiB are needed and {free / 2**30:.1f} are free"

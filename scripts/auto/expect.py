@@ -4,11 +4,10 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
+from reporting.verdicts import OVERFITTING
 from scripts.auto.look import DRAWINGS, PHOTOGRAPHS, PIXEL_ART, Fingerprint
-from utils.training.metrics import read_rows
+from utils.training.metrics import is_checkpoint, read_rows
 
-NEEDED = {"val_loss", "val_images", "stage_bits"}  # keys of the row of a checkpoint
-LEARNED_BY_HEART = 0.9  # share of a stage's steps, before which its best checkpoint means that more do not help
 TWICE = "15.2 minutes instead of 8.5 left 0.57 of the distance (docs/experiments.md#time-to-quality)"
 
 
@@ -67,12 +66,14 @@ def sentence(prints: Fingerprint, hours: float) -> str:
 
 def outlook(metrics: Path) -> list[str]:
     """What more hours or images would bring, as far as the metrics of the finest stage show it."""
-    losses = {row["step"]: row["val_loss"] for row in read_rows(metrics) if row.keys() >= NEEDED}
+    losses = {row["step"]: row["val_loss"] for row in read_rows(metrics) if is_checkpoint(row) and "val_loss" in row}
     if len(losses) < 2:
         return []
     best, last = min(losses, key=losses.get), max(losses)
-    if best < LEARNED_BY_HEART * last:
+    if losses[last] > OVERFITTING * losses[best]:
         why = f"the finest stage was best after {best} of {last} training steps, then learned images by heart"
         return [f"more hours will not help: {why}; more images will"]
+    if best < last:
+        return [f"more hours will hardly help: the finest stage was as good after {best} of {last} training steps"]
     why = f"the finest stage was best at its end, after {last} training steps"
     return [f"more hours may help: {why}; on the demo's faces {TWICE}"]

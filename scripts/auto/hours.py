@@ -7,7 +7,7 @@ import math
 from typing import NamedTuple
 
 from scripts.dry_run import Cost
-from utils.runs.chain import looks_of
+from utils.runs.chain import maps_per_image
 
 # Of a section of recipe.json: training steps at least; passes over the training images at most, after which a stage of
 # few images was the best (docs/experiments.md#few-images), or an autoencoder no longer gained; checkpoints at most; and
@@ -79,7 +79,7 @@ def sections_of(recipe: dict, training: int, given: Shares) -> dict[str, Section
         (low, passes, *rest), high = RULES.get(name, RULES["finer"]), CODEBOOK_STEPS
         if name != "codebook":
             size = recipe[name]["batch_size"] * recipe[name].get("grad_accum_step", 1)
-            high = math.ceil(passes * looks_of(recipe, name) * training / size)
+            high = math.ceil(passes * maps_per_image(recipe, name) * training / size)
         sections[name] = Section(share, min(low, high), high, *rest)
     return sections
 

@@ -7,6 +7,7 @@ import utils.runtime.threads  # noqa: F401
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from utils.core.size import Size
 from utils.data.batches import chunks
 from utils.data.dataset import ImageDataset
 from utils.data.images import upright_size
+from utils.data.records import image_key
 from utils.data.split import Bounds
 from utils.runtime import cli
 from utils.runtime.progress import progress
@@ -27,7 +29,7 @@ from utils.runtime.progress import progress
 LEAST = 100  # images: of fewer, not even five are left to choose checkpoints by
 HELD_OUT = 30  # images that a side of the split should have
 FRACTIONS = (0.05, 0.1, 0.15)  # of the images, for validation and as much for tests: the first that holds out enough
-SAMPLED = 500  # images whose pixels are read
+SAMPLED, LARGE = 500, 128**2  # images whose pixels are read; fewer if they have more pixels than this
 SAME = 1e-3  # variance of images around their mean image, in [−1, 1]: below it all look the same
 COARSE = 16  # pixels a side at which images are compared with their mirror images
 PIXEL_COLOURS = 1024  # that all images together have: pixel art has a palette, smoothed outlines have thousands
@@ -78,7 +80,7 @@ def look(dataset: Path) -> Fingerprint:
     """The fingerprint of a data set. Raises `UserError` for one from which nothing can be learned."""
     images = ImageDataset(dataset)
     records = [images.records[index] for index in range(len(images))]
-    distinct = len({record.get("checksum") or record["image_fpath"] for record in records})
+    distinct = len({record.get("checksum") or image_key(record) for record in records})
     if distinct < LEAST:
         held = f"{len(records)} images" + (f", {distinct} of them distinct" if distinct < len(records) else "")
         advice = "add images; fewer can be tried by a recipe of configs/, such as tiny-32, but expect copies of them"
@@ -107,7 +109,8 @@ def look(dataset: Path) -> Fingerprint:
 
 def measure(images: ImageDataset, dataset: Path) -> dict[str, float]:
     """What the pixels of up to `SAMPLED` images say."""
-    chosen = np.random.default_rng(0).permutation(len(images))[:SAMPLED]
+    number = max(64, SAMPLED * LARGE // max(LARGE, math.prod(images.shape[1:])))
+    chosen = np.random.default_rng(0).permutation(len(images))[:number]
     pixels = torch.cat([images[part] for part in progress(chunks(chosen, 64), unit="batch", desc="looking")])
     variance = pixels.var((0, 2, 3), unbiased=False).mean()
     around = (pixels - pixels.mean(0)).square().mean()

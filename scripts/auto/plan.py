@@ -17,7 +17,7 @@ from scripts.dry_run import Cost
 from utils.core.files import UserError
 from utils.core.size import Size
 from utils.core.tables import table
-from utils.runs.chain import CONFIGS, looks_of
+from utils.runs.chain import CONFIGS, maps_per_image
 from utils.runs.folders import CONDITION, RunFolder
 
 DEMO = CONFIGS / "demo-64"  # what is not decided here is as in this recipe
@@ -219,8 +219,9 @@ def reasons_for(prints: Fingerprint, sizes: Sizes, temperatures: list[float]) ->
     often = f"the finest stage of width {TIERS[0][0]} could pass {sizes.passes:.1f} times over the images"
     symmetric = f"mirror images are {prints.mirrored:.2f} times as far from the nearest image as images are"
     mirror = f"{symmetric} (at most {SYMMETRIC}), and {often} (at least {OFTEN})"
-    held_out = f"of 5, 10 and 15 % the least that holds out {HELD_OUT} images: {prints.validation} and {prints.test}"
-    coarsest = f"halvings: {sizes.layers}; the coarsest has at most {BASE_TOKENS} tokens"
+    sides_of = f"here {prints.validation} and {prints.test}"
+    held_out = f"the least of 5, 10 and 15 % with {HELD_OUT} images on each side, else 15 %; {sides_of}"
+    coarsest = f"halvings: {sizes.layers}; the coarsest has at most {BASE_TOKENS} tokens, where the size allows it"
     units = "25 training images for one of the condition, 200 patches for others, 128 for the finest"
     wider = f"{often}; wider from {PASSES} passes and {ENOUGH:,} training images on"
     varied = f"at least {UNALIGNED:.0%} of the variance differs from image to image (here {prints.variety:.0%})"
@@ -249,7 +250,7 @@ def guess_costs(plan: Plan, prints: Fingerprint, is_gpu: bool = False) -> dict[s
     wide = (model["min_channel"] / 32) ** 2 * pixels * recipe["autoencoder"]["batch_size"] / 8
     wide *= min(1.0, model["num_layers"] / 2)
     costs = dict.fromkeys(("autoencoder", "decoder"), Cost(START + 3, PER_STEP * wide / speed, 2))
-    reading = prints.images * looks_of(recipe) * 0.001 * pixels
+    reading = prints.images * maps_per_image(recipe) * 0.001 * pixels
     costs |= {"feature_maps": Cost(START + reading), "generate": Cost(START + 6)}
     for name, model in plan.files.items():
         kind, _, level = name.partition("_")

@@ -19,7 +19,7 @@ from models.stage import KIND as STAGE
 from scripts import evaluate
 from scripts.auto import expect, hours
 from scripts.auto import plan as planning
-from scripts.auto.begin import find_images, has, left_out, look_at, plan_for
+from scripts.auto.begin import find_images, forget, has, left_out, look_at, plan_for
 from scripts.auto.kept import Clock, Plan
 from scripts.demo import is_older
 from scripts.dry_run import Cost
@@ -38,6 +38,7 @@ OVER = 1.08  # that the finest stage is planned to overrun: what is cut off are 
 SLACK = 1.5  # of its planned time, after which a training is stopped that is not the last one
 KINDS = {"train_autoencoder": AUTOENCODER, "train_quantized_transformer": STAGE}  # of checkpoints that may be stopped
 LATE = "steps took longer than measured, so the hours may not be kept"
+EARLY = "more training steps would only learn so few images by heart"
 MARGIN = 0.02  # share of the hours that is left over
 
 
@@ -53,7 +54,7 @@ class Auto:
     def run(self) -> None:
         """Look, plan and train, as far as it is not done."""
         with lock(self.path):
-            self.clock = Clock(self.path / "clock.json")
+            self.clock = Clock(self.folder.clock)
             if self.options.plan_only:
                 self.prepare()
                 words = ["python -m scripts.train_cascade", f"{self.path}/", self.dataset, self.folder.path]
@@ -68,22 +69,34 @@ class Auto:
         """Look and plan, unless an earlier start has."""
         options, recipe, is_gpu = self.options, self.path / "recipe.json", self.device.type == "cuda"
         images, was_planned = self.folder.images, self.folder.planned.is_file()
+        if not was_planned and (step := next(self.folder.path.glob("*/run.json"), None)):
+            if not options.overwrite:
+                advice = "give another OUT, or --overwrite to replace what it holds"
+                raise UserError(f"{step.parent}: was not planned by auto; {advice}")
+            forget(self.folder)
         was_killed, number = OutputFolder(images.parent).unfinished.is_file(), left_out(options.dataset, images)
         is_anew = options.overwrite or was_killed or (number > 0 and not was_planned)
         if number and not is_anew:
-            print(f"{images}: was made before {number} pictures were added or readable; --overwrite plans with them")
+            lacks = f"{number} pictures of {options.dataset} that were added or changed since, or can be read now"
+            print(f"{images}: lacks {lacks}; --overwrite plans with them")
         self.dataset = find_images(options.dataset, images, options.hours, is_gpu, self.call, is_anew)
         self.prints = look_at(self.dataset, self.folder, is_anew)
         print("look:", *self.prints.lines(), sep="\n  ", flush=True)
         if was_planned and not self.folder.planned.is_file():
             self.clock.before = 0.0  # the seconds of another plan
-        if not self.folder.planned.is_file() or not recipe.is_file():
+        if is_planned := self.folder.planned.is_file() and recipe.is_file():
+            self.take_up(Plan.read(self.folder))
+            # Other hours may be worth other models, as long as none has begun.
+            is_planned = self.plan.hours == options.hours or self.is_edited or bool(self.begun)
+        if not is_planned:
             plan_for(self.prints, self.dataset, self.folder, options.hours, self.device, self.attendant)
-        self.take_up(Plan.read(self.folder))
+            self.take_up(Plan.read(self.folder))
         self.plan.dataset = str(options.dataset)
         if self.is_edited:
             print(f"{recipe} was edited, so its numbers of training steps are kept, and the hours may not be")
         elif self.plan.hours != options.hours or not self.plan.seconds:
+            if self.plan.hours != options.hours:
+                print(f"steps have begun, so the models stay those of {self.plan.hours:g} hours")
             self.plan.hours = options.hours
             self.replan()
         print(f"plan: {self.path / 'recipe.md'}", *self.plan.notes, sep="\n  ")
@@ -146,7 +159,8 @@ class Auto:
         if self.is_edited or name not in trained:
             return None
         if name != trained[-1]:
-            return SLACK * (self.plan.seconds[name] + self.start)
+            used = self.clock.used - self.plan.began.get(name, self.clock.used)  # also by a start that was killed
+            return max(1.0, SLACK * (self.plan.seconds[name] + self.start) - used)
         own, last = self.now(name), self.now(list(self.steps)[-1])
         after = own.once + own.per_checkpoint + last.once + self.closing  # it starts once more, to end
         return max(1.0, self.limit * (1 - MARGIN) - self.clock.used - after)
@@ -174,9 +188,10 @@ class Auto:
             raise UserError(f"--hours {given}: {least}; give so many")
         if total > left and LATE not in notes:
             notes.append(LATE)
+        notes[:] = [note for note in notes if EARLY not in note]
         if total < 0.9 * left and not begun:
             early = f"about {needed:.2g} of the {given} hours are needed"
-            notes.append(f"{early}: more training steps would only learn so few images by heart")
+            notes.append(f"{early}: {EARLY}")
         self.plan.change(numbers)
         self.plan.pace = pace
         self.plan.seconds |= seconds | {hours.EVALUATION: self.closing}
@@ -212,9 +227,8 @@ class Auto:
 
     def evaluate(self) -> None:
         """Evaluate the run, as thoroughly as the time allows that is left."""
-        done = self.folder.path / ".done"
         sizes, _ = self.evaluation(0.9 * (self.limit - self.clock.used - 3 * self.start))
-        if sizes and is_older(self.folder.evaluation.results, *done.iterdir()):
+        if sizes and is_older(self.folder.evaluation.results, *self.folder.mark("").iterdir()):
             print("== evaluation", flush=True)
             since = self.plan.began.setdefault(hours.EVALUATION, self.clock.used)
             self.save()

@@ -90,7 +90,8 @@ def make_run(tiny_run, folder):
     shutil.copytree(tiny_run, run)
     folder = RunFolder(run)
     folder.evaluation.path.mkdir()
-    folder.evaluation.results.write_text(json.dumps(EVALUATION))
+    settings = json.loads(folder.generation.read_text())
+    folder.evaluation.results.write_text(json.dumps(EVALUATION | {"settings": settings}))
     Image.new("RGB", (64, 34), "white").save(folder.evaluation.pairs)
     frames = [Image.new("RGB", (66, 66), colour) for colour in ("white", "grey", "black")]
     frames[0].save(folder.generated.animation("webp"), save_all=True, append_images=frames[1:], duration=200, loop=0)

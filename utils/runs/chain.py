@@ -62,8 +62,6 @@ class Recipe:
         folder = CONFIGS / name if Path(name).name == str(name) else Path(name)
         path = folder / "recipe.json"
         if not path.is_file():
-            if path.with_suffix(".sh").is_file():
-                raise UserError(f"{path.with_suffix('.sh')}: a recipe is JSON now; write its settings to {path}")
             known = " ".join(sorted(each.parent.name for each in CONFIGS.glob("*/recipe.json")))
             raise UserError(f"{path}: no such recipe; configs/ holds: {known}")
         content = read_json(path)
@@ -101,8 +99,8 @@ class Recipe:
         return dataclasses.replace(self, settings=self.settings | changed)
 
 
-def looks_of(settings: dict, section: str | None = None) -> int:
-    """Maps of each image that a section of a recipe.json learns from, or without one that there are.
+def maps_per_image(settings: dict, section: str | None = None) -> int:
+    """How many feature maps of each image a section of recipe.json learns from; without a section, how many there are.
 
     `settings` are those of the file, or of a `Recipe`, which has `flip` in the sections.
     """

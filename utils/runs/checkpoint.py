@@ -16,7 +16,7 @@ from torch import nn
 from utils.core.config import read_json
 from utils.core.files import UserError, replace_file
 from utils.core.provenance import Origin
-from utils.runs.exported import read_exported
+from utils.runs.exported import State, read_exported
 from utils.runs.folders import MEASURED, SUFFIX
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,6 @@ MISFIT = (
     "its weights do not fit this config, or an older version of this code wrote them; train again in an empty folder"
 )
 
-State = dict[str, torch.Tensor]
 Model = TypeVar("Model", bound=nn.Module)
 
 

@@ -89,7 +89,7 @@ class OutputFolder:
     @property
     def final_images(self) -> list[Path]:
         """All generated images, in order."""
-        return sorted(self.images.glob(f"image_{'[0-9]' * 5}.png"))
+        return list(takewhile(Path.exists, map(self.final_image, count())))
 
     def grid(self, level: int) -> Path:
         """The grid of generated images by their conditions (level 0), or by the tokens of a stage, from level 1."""
@@ -138,8 +138,10 @@ class RunFolder:
         self.generation = path / "generate.json"  # the config of the generation
         self.evaluation = EvaluationFolder(path / "evaluation")
         self.report = path / "report.html"
-        self.recipe = path / "recipe"  # that scripts.auto planned, with what it saw and decided
-        self.planned = self.recipe / "auto.json"  # what was decided and how long it took
+        self.recipe = path / "recipe"  # that scripts.auto planned
+        self.fingerprint = self.recipe / "fingerprint.json"  # what it saw
+        self.planned = self.recipe / "auto.json"  # what it decided and how long that took
+        self.clock = self.recipe / "clock.json"  # the seconds that were used
         self.first = path / "first.png"  # its first pictures, of models that are thrown away
         self.autoencoder, self.feature_maps = self.step("autoencoder"), self.step("feature_maps")
         self.decoder = self.step("decoder")  # only where a recipe trains it further, on quantized maps

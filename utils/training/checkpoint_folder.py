@@ -20,7 +20,7 @@ from utils.training.task import Task, TrainingOptions
 
 log = logging.getLogger(__name__)
 
-STEP_SIZE = "number of images in a step"
+STEP_SIZE, TRAINED = "number of images in a step", "number of training images"  # in the settings of a checkpoint
 KEPT = {"settings": dict, "trained_from": dict, "data": dict, "metrics": dict, "parts": list}  # beside the learner's
 KEPT |= dict.fromkeys(("step", "total_steps", "threads"), int)
 
@@ -36,7 +36,7 @@ class CheckpointFolder:
         self.options, self.task, self.folder = options, task, OutputFolder(options.out_dir)
         self.total_steps = options.planned_steps(len(task.training))
         self.settings = options_key(options) | _flat(dataclasses.asdict(task.config))
-        self.settings |= {STEP_SIZE: options.step_size, "number of training images": len(task.training)}
+        self.settings |= {STEP_SIZE: options.step_size, TRAINED: len(task.training)}
         self.key = {**self.settings, **task.origin, "data": task.dataset.fingerprint}
         # How a training step is divided: it changes results by rounding alone.
         self.division = [num_processes(), options.batches_per_step, options.batch_size]
@@ -204,19 +204,19 @@ class CheckpointFolder:
                 return
             self._offer(path, validation)
 
-    def save(self, step: int, *, is_stop: bool = False, **rest: object) -> str | None:
+    def save(self, step: int, *, latest_only: bool = False, **rest: object) -> str | None:
         """Write the checkpoint of a step with whatever `rest` holds; return its fingerprint, in the first process.
 
-        It becomes `latest.pt`. A stop writes `latest.pt` alone: an uninterrupted run has no checkpoint at that step.
+        It becomes `latest.pt`. With `latest_only` it is nothing else: an uninterrupted run has none at that step.
         """
         rest |= {"step": step, "total_steps": self.total_steps, "settings": self.settings, "parts": self.division}
         rest |= {"threads": torch.get_num_threads(), "data": self.key["data"], "bounds": tuple(self.bounds)}
         rest |= self.task.traits | self.task.learner.checkpoint()
         if not is_main():
             return None
-        path = self.folder.latest if is_stop else self.folder.checkpoints / f"{self.task.prefix}_{step}.pt"
+        path = self.folder.latest if latest_only else self.folder.checkpoints / f"{self.task.prefix}_{step}.pt"
         fingerprint = save_checkpoint(path, self.task.kind, self.task.config, trained_from=self.task.origin, **rest)
-        if not is_stop:
+        if not latest_only:
             link_checkpoint(path, self.folder.latest.name)
         return fingerprint
 

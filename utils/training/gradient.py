@@ -76,7 +76,7 @@ class GradientTask(Task):
     """The task of a training by gradients: it builds the learner of its `loss`."""
 
     def loss(self, model: Callable, batch: Batch) -> dict[str, torch.Tensor]:
-        """What a call of the model on a batch costs: scalars, each a mean over the items, `loss` among them."""
+        """The losses of the model on a batch: scalars, each a mean over its items. Training minimises `loss`."""
         raise NotImplementedError
 
     def example(self, number: int) -> Batch:
@@ -114,7 +114,6 @@ class GradientLearner:
         self.optimizers = build_optimizers(model, by_muon, self.peak, config.weight_decay, dtype)
         self.autocast = autocast(device, options.precision)
         self.average = copy.deepcopy(model).requires_grad_(False) if options.ema_decay > 0 else None
-        self.num_averaged = 0
 
     @property
     def best_model(self) -> nn.Module:
@@ -139,7 +138,7 @@ class GradientLearner:
                 group["lr"] = rate * group["scale"]
             optimizer.step()
         if self.average is not None:
-            self._update_average()
+            self._update_average(step)
         return {**numbers, "gradient_norm": norm.detach(), "learning_rate": rate}
 
     def backward(
@@ -167,15 +166,14 @@ class GradientLearner:
         return numbers
 
     @torch.no_grad()
-    def _update_average(self) -> None:
+    def _update_average(self, step: int) -> None:
         """Move the averaged weights towards the current ones; torch's `AveragedModel` would wait for the device."""
         # Early on a long memory would hold on to the random start.
-        decay = min(self.options.ema_decay, (1 + self.num_averaged) / (10 + self.num_averaged))
-        weight = 1 - decay if self.num_averaged else 1.0
+        decay = min(self.options.ema_decay, (1 + step) / (10 + step))
+        weight = 1 - decay if step else 1.0
         torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), weight)
         for averaged, current in zip(self.average.buffers(), self.model.buffers(), strict=True):
             averaged.copy_(current)
-        self.num_averaged += 1
 
     def footprint(self, batch: Batch) -> Footprint:
         """The memory and operations of a training with batches like this one, without those of Muon's products.
@@ -207,12 +205,11 @@ class GradientLearner:
         self._load_optimizers(content, path)
         if self.average is not None:
             load_weights(self.average, content, path)
-            self.num_averaged = content["step"]
 
     def begin_from(self, content: dict, path: Path) -> None:
         """Start from the weights of a checkpoint, with `--load-optim` from its optimizer state too.
 
-        What the model has counted in data is not taken over.
+        Buffers, such as the counts of label sets, stay those of this data set.
         """
         saved = self.model.state_dict()
         buffers = {name: value for name, value in self.model.named_buffers() if name in saved}
@@ -238,7 +235,7 @@ class GradientLearner:
                     raise ValueError("a part of it is missing")
         except ODD as error:
             reason = f"{type(error).__name__}: {error}"
-            advice = "use another checkpoint, or none with --load-optim"
+            advice = "use another checkpoint, or leave out --load-optim"
             raise UserError(f"{path}: its optimizer state is no whole one of this model ({reason}); {advice}") from None
 
 
@@ -253,6 +250,6 @@ def _too_large(footprint: Footprint, options: GradientOptions, memory: float) ->
     needs = f"{options.config_path}: batches of {footprint.size} need {readable(footprint.of(footprint.size))} of "
     needs += f"memory, {readable(memory)} can be used"
     if part := footprint.largest_part(memory):
-        parts = options.step_size // part
-        return f"{needs}; in a new training --batch-size {part} --grad-accum-step {parts} has the same gradients"
+        parts = options.step_size // (part * distributed.num_processes())
+        return f"{needs}; --batch-size {part} --grad-accum-step {parts} has the same gradients"
     return f"{needs}, and one image needs {readable(footprint.of(1))}; make the model smaller"

@@ -103,6 +103,8 @@ class Loop:
                 share = sampler.share(step)
                 metrics.add(task.update(batch, step, share), share.total)
                 self.after(step + 1)
+            if asked := self.requests()[0]:  # after the last step
+                leave(asked, self.checkpoints)
 
     def batches(self, loader: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
         """The batches, on the device. A data error of a single process saves first, as a stop does."""
@@ -110,11 +112,12 @@ class Loop:
             yield from self.metrics.timed(loader, device)
         except (UserError, OSError):
             if self.done > self.saved_step and distributed.num_processes() == 1:
-                self.save_state(self.done, is_stop=True)
+                self.save_state(self.done, latest_only=True)
             raise
 
     def save_state(self, step: int, row: dict[str, float] | None = None, **options: object) -> str | None:
-        """Save a checkpoint, with `is_stop` as `latest.pt` alone, which changes no results; return its fingerprint."""
+        """Save a checkpoint, with `latest_only` as `latest.pt` alone, which changes no results; its fingerprint."""
+        self.metrics.means(step)  # numbers that are no longer finite must not replace the last checkpoint
         fingerprint = self.checkpoints.save(step, metrics=self.metrics.state(row), **options)
         self.saved_step, self.saved_at = step, time.monotonic()
         return fingerprint
@@ -126,7 +129,7 @@ class Loop:
         if statistics is None:
             if (statistics := self.task.finish(step)) is None:
                 return
-            self.save_state(step, is_stop=True, statistics=statistics)
+            self.save_state(step, latest_only=True, statistics=statistics)
         rows = read_rows(metrics.folder.metrics)
         if not any(row["step"] == step and statistics.keys() <= row.keys() for row in rows):
             metrics.write_row({"step": step, **statistics})
@@ -146,7 +149,7 @@ class Loop:
             metrics.write(done, metrics.close(done) | self.task.watch())
             metrics.restart_clock()
         if asked or is_due:
-            self.save_state(done, is_stop=True)
+            self.save_state(done, latest_only=True)
             note(self.checkpoints.folder)
         if asked:
             leave(asked, self.checkpoints)
@@ -212,9 +215,9 @@ class Plan:
 
 
 def kept(steps: int, checkpoint_step: int, keep: int | None) -> int:
-    """The largest number of checkpoints on disk after so many training steps: those that are kept, and best.pt."""
+    """The most checkpoints on disk in so many training steps: those that are kept, best.pt, and a new one."""
     number = math.ceil(steps / checkpoint_step)
-    return number if keep is None else min(number, keep + 1)
+    return number if keep is None else min(number, keep + 2)
 
 
 def leave(stop: int, checkpoints: CheckpointFolder) -> None:
@@ -261,7 +264,7 @@ def catch_stop() -> Iterator[list[signal.Signals]]:
     def receive(number: int, _: object) -> None:
         received.append(signal.Signals(number))
         since = time.monotonic() - times.setdefault(number, time.monotonic())
-        if len(received) > 1 and (since > SAME_STOP or number == signal.SIGINT):
+        if received.count(number) > 1 and (since > SAME_STOP or number == signal.SIGINT):
             signal.signal(number, before[number])
             signal.raise_signal(number)
 

@@ -24,8 +24,8 @@ from utils.training.task import TrainingOptions
 
 log = logging.getLogger(__name__)
 
-WARM, TIMED = 5, 20  # the time of a step is the median of training steps 6 to 20
-MOST_WAIT = 0.05  # share of the time that a GPU waits for data from which that is said
+WARM, TIMED = 5, 20  # the time of a step is the median of training steps 6 to 19
+MOST_WAIT = 0.05  # largest share of the time that a GPU may wait for data without a warning
 
 
 class Metrics:
@@ -47,7 +47,7 @@ class Metrics:
         self.unit, self.per_item = unit, per_item
         self.footprint = footprint
         self.durations: list[float] = []  # of the first training steps
-        self.may_starve = False  # whether it is to be said that the device waits for data
+        self.may_starve = False  # whether to warn once if the device waits for data
         self.board, self.make_board = None, None
         if options.tensorboard:  # here, before anything is written
             try:
@@ -62,7 +62,7 @@ class Metrics:
         are dropped, since the row in `state` is written again.
         """
         rows = read_rows(self.folder.metrics) if step else []
-        self.is_complete = any(row["step"] == step and _is_checkpoint(row) for row in rows)
+        self.is_complete = any(row["step"] == step and is_checkpoint(row) for row in rows)
         distributed.wait()  # until all have read them
         if distributed.is_main():
             last = step - 1 if state is not None and state["row"] is not None and not self.is_complete else step
@@ -117,10 +117,8 @@ class Metrics:
         self.steps += 1
         self.items += items
 
-    def close(self, step: int) -> dict[str, float]:
-        """The means since the last call, nothing of no steps. Raises `UserError` if one is no longer finite."""
-        if self.steps == 0:
-            return {}
+    def means(self, step: int) -> dict[str, float]:
+        """The means since `close`, nothing of no steps. Raises `UserError` if one is no longer finite."""
         names = {name: f"train_{name}" for name in ("loss", "bits", "accuracy")}
         means = {names.get(name, name): float(value) / self.steps for name, value in self.sums.items()}
         for name, value in means.items():
@@ -129,6 +127,13 @@ class Metrics:
                     f"{name} is {value} at step {step}: lower 'model_lr' and start anew with --overwrite, or in "
                     f"another --out-dir with --model-path from the last checkpoint in {self.folder.checkpoints}"
                 )
+        return means
+
+    def close(self, step: int) -> dict[str, float]:
+        """The means since the last call, nothing of no steps, and the rates."""
+        if self.steps == 0:
+            return {}
+        means = self.means(step)
         seconds = max(time.perf_counter() - self.clock, 1e-9)
         items_per_second = self.items / seconds
         if self.items:  # none where another process has done these steps
@@ -184,7 +189,7 @@ def write_rows(path: Path, rows: list[dict]) -> None:
     write_file(path, "".join(f"{json.dumps(row)}\n" for row in rows))
 
 
-def _is_checkpoint(row: dict) -> bool:
+def is_checkpoint(row: dict) -> bool:
     """Whether a row is the last that a checkpoint writes, once all of it is there."""
     return "epoch" in row and "train_loss" not in row
 

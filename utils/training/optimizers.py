@@ -11,7 +11,7 @@ from torch import nn
 
 from utils.training.muon import Muon
 
-# AdamW's rates, as multiples of Muon's: in a stage 128 wide those that the demo had before they followed the width.
+# AdamW's rates, as multiples of Muon's; in a stage 128 wide they equal the fixed rates that the demo had before.
 VECTORS = 0.4  # of embeddings, biases and gains: each number moves alike at any width
 HEAD = 50.0  # of other matrices, divided by their inputs, whose steps add up
 TOKENS = 2048  # that a step learns from at which the rate is `model_lr`
