@@ -266,7 +266,7 @@ def main(argv: list[str] | None = None) -> None:
         everything += best[0]
     for name in args.rivals:
         tried = [result_of(name, rate, first, shared, args.search) for rate in args.rates or RIVALS[name].rates]
-        least = min(tried, key=lambda result: result["validation_loss"])
+        least = min(tried, key=lambda result: np.nan_to_num(result["validation_loss"], nan=np.inf))
         best.append([result_of(name, least["rate"], seed, shared) for seed in args.seeds])
         everything += [*tried, *best[-1]]
         ends = {tried[0]["rate"], tried[-1]["rate"]}

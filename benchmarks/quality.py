@@ -1,7 +1,7 @@
 """How good the pictures are after how much time: `auto` with so many minutes, or a recipe with a share of its steps.
 
     python -m benchmarks.quality out/demo-avatars/data/dataset.json --minutes 3 20 --runs 3
-    python -m benchmarks.quality out/demo-avatars/data/dataset.json --minutes --shares 0.3 1
+    python -m benchmarks.quality out/demo-avatars/data/dataset.json --shares 0.3 1
 
 Trains one after the other and evaluates each on all test images. Prints a table in Markdown: the minutes of `auto` from
 the first look to the report, or those of a recipe's steps alone, and what scripts.evaluate measures; and draws the
@@ -31,7 +31,7 @@ STEPS = ("max_step", "checkpoint_step", "log_step", "warmup_step")
 Options = options(
     dataset=(Path, option("dataset.json of images, such as that of scripts/demo.py", positional=True)),
     out_dir=(Path, option("where to train", Path("out/quality"))),
-    minutes=(tuple[float, ...], option("of auto", (3.0, 6.0, 12.0, 20.0), above=0)),
+    minutes=(tuple[float, ...], option("of auto", (), above=0, unset="3 6 12 20, and with --shares none")),
     runs=(int, option("of auto, for each number of minutes; their training steps differ with the machine", 1, low=1)),
     recipe=(str, option("folder of configs/", "demo-64")),
     shares=(tuple[float, ...], option("of its training steps", (), above=0)),
@@ -84,7 +84,7 @@ def measure(args: Options) -> list[Measured]:
     """Train and evaluate everything."""
     dataset, out, recipe = args.dataset.resolve(), args.out_dir.resolve(), Recipe.find(args.recipe)
     measured = []
-    for minutes in sorted(args.minutes):
+    for minutes in sorted(args.minutes or ((3, 6, 12, 20) if not args.shares else ())):
         for number in range(args.runs):
             folder = out / f"auto-{minutes:g}-{number}"
             seconds = train_auto(dataset, minutes, folder)

@@ -118,7 +118,7 @@ def again(run: Run, job: Job | None) -> str | None:
 
 def evaluate(run: Run, job: Job | None) -> str:
     """The command that evaluates this run."""
-    images = ["--dataset-path", job.last.arguments["dataset_path"]] if job else []
+    images = ["--dataset-path", str(job.last.arguments.get("dataset_path"))] if job else []
     return shlex.join(["python", "-m", "scripts.evaluate", str(run.folder.path), *images])
 
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import sys
+import time
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ from tests.conftest import undisturbed
 from tests.helpers.scripts import expect_error, run_main
 from utils.core.files import UserError, write_file
 from utils.core.size import Size
+from utils.data.checksums import checksum
 from utils.data.images import image_files
 from utils.runs.chain import Recipe, steps_of
 from utils.runs.folders import RunFolder
@@ -252,7 +254,7 @@ def test_a_run_of_others_and_a_data_set_of_another_folder_are_not_taken_over(tmp
     write_file(run / "autoencoder/run.json", "{}")
     path = write_set(tmp_path / "data", squares())
     error = expect_error(capsys, train_cascade.main, ["auto", path, run, "--hours", 1])
-    assert f"{run}/autoencoder: was not planned by auto; give another OUT, or --overwrite" in error
+    assert f"{run}/autoencoder: belongs to a run that auto has not planned; give another OUT" in error
     pictures = [tmp_path / name for name in ("cats", "dogs")]
     for each in pictures:
         shutil.copytree(path.parent / "images", each)
@@ -298,13 +300,10 @@ class World:
         self.costs = plan.guess_costs(chosen, prints)
         chosen.costs = {name: dataclasses.asdict(cost) for name, cost in self.costs.items()}
         chosen.write(auto.path)
+        chosen.written = [checksum((auto.path / "recipe.json").read_bytes())]
         auto.prints, auto.dataset, auto.clock = prints, folder, kept.Clock(folder / "clock.json")
         auto.take_up(chosen)
-        auto.is_edited = False
         auto.evaluate = auto.end = lambda: None
-
-    def monotonic(self):
-        return self.seconds
 
     def chain(self, recipe, options):
         self.recipe = recipe
@@ -330,6 +329,33 @@ class World:
             raise SystemExit(143)
         self.auto.folder.mark(name).parent.mkdir(exist_ok=True)
         self.auto.folder.mark(name).touch()
+
+
+def test_a_recipe_that_a_person_has_edited_keeps_its_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "has", lambda *_: True)
+    factors = {}
+    world = World(tmp_path, FACES, 0.5, factors)
+    factors |= dict.fromkeys(world.costs, 1.0)
+    path = world.auto.path / "recipe.json"
+    given = json.loads(path.read_text())
+    given["transformer_1"]["max_step"] = 77
+    path.write_text(json.dumps(given))
+    world.auto.take_up(world.auto.plan)
+    world.auto.train()
+    assert json.loads(path.read_text()) == given and not world.auto.attendant.is_late
+
+
+def test_the_time_that_was_used_is_noted_while_a_process_lives(tmp_path, monkeypatch):
+    monkeypatch.setattr(kept, "BEAT", 0.01)
+    (tmp_path / "fingerprint.json").touch()
+    clock = kept.Clock(tmp_path / "clock.json")
+    clock.thread.start()
+    until = time.monotonic() + 10
+    while not clock.path.is_file() and time.monotonic() < until:
+        time.sleep(0.01)
+    clock.ended.set()
+    clock.thread.join()
+    assert json.loads(clock.path.read_text())["seconds"] >= 0
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -409,11 +435,13 @@ def test_a_folder_of_pictures_becomes_a_report_although_it_was_killed_in_each_pa
     monkeypatch.setattr(begin, "reads_heif", lambda: True)
     for programs.fatal in ("scripts.make_dataset", "scripts.dry_run", "train_codebook"):
         with pytest.raises(Stop):
-            run_main(train_cascade.main, *command)
+            run_main(train_cascade.main, *command, *(["--overwrite"] if programs.fatal == "scripts.dry_run" else []))
         if (out / "data").is_dir():  # left out for want of a package that is there now
             (out / "data/ignored.txt").write_text("phone.HEIC\n")
     kept = json.loads((out / "recipe/recipe.json").read_text())
     used = json.loads((out / "recipe/clock.json").read_text())["seconds"]
+    run_main(train_cascade.main, *command, "--plan-only")
+    assert "planned; edit it if you like" in capsys.readouterr().out
     programs.late = 2
     run_main(train_cascade.main, *command)
     assert programs.names.count("scripts.make_dataset") == 3  # not again, once a step has begun

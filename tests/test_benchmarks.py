@@ -32,7 +32,6 @@ from benchmarks import (
 )
 from benchmarks.ablation import Row
 from benchmarks.rivals import Flow, follow
-from evaluation.features import EfficientNetFeatures
 from evaluation.results import SETS, Distance, Reconstruction, Results
 from models.autoencoder import Autoencoder
 from models.requests import change_sampling, load_generation_config
@@ -154,14 +153,6 @@ def test_the_floor_counts_bytes_and_operations():
     # A row holds a window of 16 and position 0, an image 256 coarse tokens.
     assert num_bytes == 2 * (weights + 2 * (6 * 17 + 3 * 256) * 32 * 2)
     assert operations == 6 * (2 * weights + 4 * (17 + 256) * 32 * 2)
-
-
-def test_features_tell_images_apart_and_do_not_depend_on_the_batch():
-    features = EfficientNetFeatures()
-    images = torch.rand(66, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    rows = features(images)
-    assert rows.shape == (66, 1280) and torch.allclose(rows[65:], features(images[65:]), atol=1e-3)
-    assert torch.cdist(rows, rows).add(torch.eye(66) * 99).min() > 0.1
 
 
 def test_the_benchmark_of_sampling(faces, tiny_run, rows_of):

@@ -52,7 +52,7 @@ ROWS = {
     # which reads two new codebooks
     "transformer_0, train_quantized_transformer.py": ("90", ONCE + 45 + 2 * 3 + 2 * 32, "4.0 GiB", "3.0 GiB"),
     # with moved copies 1,000 epochs of 18 batches, of whose checkpoints two are kept, and the best
-    "transformer_1, train_quantized_transformer.py": ("18000", ONCE + 9000 + 18 * 3 + 2 * 32, "6.0 GiB", "3.0 GiB"),
+    "transformer_1, train_quantized_transformer.py": ("18000", ONCE + 9000 + 18 * 3 + 2 * 32, "8.0 GiB", "3.0 GiB"),
     "transformer_2, train_quantized_transformer.py": ("18", ONCE + 9 + 3 + 2 * 32, "2.0 GiB", "3.0 GiB"),
     "generated, generate_images.py": ("", 2 + 32, " MiB", ""),
 }

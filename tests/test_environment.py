@@ -116,15 +116,6 @@ def test_the_commands_that_make_the_environment_need_no_package():
     subprocess.run([sys.executable, "-I", "-S", "-c", code], check=True)
 
 
-def test_a_failed_installation_leaves_no_mark(project):
-    project.command("python", PYTHON)
-    status, output, _ = project.ensure(STATUS="3")
-    assert (status, project.marks) == (3, [])
-    assert "ok" not in output
-    assert project.ensure()[0] == 0
-    assert project.marks == INSTALLED
-
-
 def test_one_without_pip_is_left_alone_where_there_is_no_uv(project):
     project.make_without_pip()
     status, _, errors = project.ensure()

@@ -1,5 +1,3 @@
-import argparse
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +5,6 @@ from torch import nn
 
 from models.transformer import attend
 from utils.runtime.footprint import count_flops
-from utils.training.gradient import GradientLearner
 
 
 @pytest.mark.parametrize(
@@ -42,16 +39,3 @@ def test_a_mask_and_half_precision_do_not_change_the_count_of_fused_attention():
     mask = torch.ones(8, 8, dtype=torch.bool).tril()
     step = lambda: F.scaled_dot_product_attention(q, k, v, attn_mask=mask).sum().backward()  # noqa: E731
     assert count_flops(step) == 7 * 2 * 2 * 3 * 8 * 8 * 4
-
-
-@pytest.mark.parametrize("batch_size", [3, 8])
-def test_a_learner_counts_both_passes_of_a_whole_batch_and_moves_nothing(batch_size):
-    model = nn.Linear(5, 7)
-    before = model.weight.detach().clone()
-    args = argparse.Namespace(batch_size=batch_size, step_size=batch_size, precision="auto", compile=False, ema_decay=0)
-    args.seed = 0
-    config = argparse.Namespace(model_lr=0.1, weight_decay=0.001)
-    measure = lambda model, batch: {"loss": model(batch).mean()}  # noqa: E731
-    learner = GradientLearner(model, measure, config, args, 10, torch.device("cpu"))
-    assert learner.footprint(torch.randn(8, 5)).flops_per_item == 2 * 2 * 5 * 7  # the data needs no gradient
-    assert model.weight.equal(before)

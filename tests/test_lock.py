@@ -20,7 +20,7 @@ import train_autoencoder
 import train_codebook
 import train_quantized_transformer
 import utils.core.lock
-from scripts import demo_data, evaluate, make_dataset, report
+from scripts import demo_data, evaluate, make_dataset
 from tests.helpers.scripts import expect_error
 from utils.core.files import UserError, replace_file
 from utils.core.lock import NAME, lock
@@ -65,7 +65,6 @@ WRITERS = {
     make_dataset: ["photos", *OUT],
     demo_data: ["avatars", *OUT],
     evaluate: ["run", *OUT],
-    report: ["out"],
 }
 
 

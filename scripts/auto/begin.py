@@ -13,19 +13,20 @@ import torch
 from scripts import near_duplicates
 from scripts.auto import hours as dividing
 from scripts.auto import plan as planning
-from scripts.auto.kept import Plan
+from scripts.auto.kept import Plan, read_recipe
 from scripts.auto.look import Fingerprint, look, survey
 from scripts.dry_run import Scaling, run_steps, seconds_to_start, write_few
 from scripts.evaluate import PACKAGES
 from utils.core.config import build_config, read_json
 from utils.core.files import UserError, write_file
+from utils.core.lock import lock
 from utils.data.checksums import checksum
 from utils.data.dataset import ImageDataset
 from utils.data.images import image_files, reads_heif
 from utils.data.records import read_dataset
 from utils.data.shards import HEIF_SUFFIXES
-from utils.runs.chain import Recipe, maps_per_image
-from utils.runs.folders import OutputFolder, RunFolder
+from utils.runs.chain import Recipe, folders_in, maps_per_image
+from utils.runs.folders import RunFolder
 from utils.runtime.child import Attendant
 from utils.runtime.device import usable_memory
 
@@ -55,6 +56,20 @@ def left_out(pictures: Path, written: Path) -> int:
     return newer + sum(line.endswith(HEIF_SUFFIXES) for line in lines)
 
 
+def holds_pictures(given: Path) -> bool:
+    """Whether this is a folder of pictures, and no data set."""
+    return given.is_dir() and not (given / "dataset.json").is_file() and not any(given.glob("*.tar"))
+
+
+def check_source(given: Path, written: Path) -> None:
+    """Raise `UserError` if the data set that is there was made of another folder of pictures."""
+    if not (written.is_file() and holds_pictures(given)):
+        return
+    if (before := read_dataset(written, ())[1].get("folder")) != str(given.resolve()):
+        advice = f"give another OUT, or --overwrite to make it of {given}, or {written} in the place of {given}"
+        raise UserError(f"{written}: was made of {before}; {advice}")
+
+
 def find_images(given: Path, written: Path, hours: float, is_gpu: bool, call: Callable, is_anew: bool) -> Path:
     """The dataset.json that is meant; that of a folder of pictures is `written` first, by a `call` of a script.
 
@@ -62,13 +77,10 @@ def find_images(given: Path, written: Path, hours: float, is_gpu: bool, call: Ca
     """
     if not given.exists() and given.suffix not in (".json", ".tar"):
         raise UserError(f"{given}: no such folder; give a folder of images, or a dataset.json")
-    is_folder, is_written = given.is_dir() and not (given / "dataset.json").is_file(), written.is_file()
-    if not is_folder or any(given.glob("*.tar")):
+    is_written = written.is_file()
+    if not holds_pictures(given):
         return given
     if is_written and not is_anew:
-        if (before := read_dataset(written, ())[1].get("folder")) != str(given.resolve()):
-            advice = f"give another OUT, or --overwrite to make it of {given}"
-            raise UserError(f"{written}: was made of {before}; {advice}")
         return written
     files = image_files(given)[0]
     sizes = survey(files)
@@ -85,32 +97,33 @@ def find_images(given: Path, written: Path, hours: float, is_gpu: bool, call: Ca
 
 def look_at(dataset: Path, run: RunFolder, overwrite: bool) -> Fingerprint:
     """The fingerprint of the images; that of an earlier start must be of the same ones."""
-    path = run.fingerprint
-    if run.planned.is_file():
-        if path.is_file():  # else `forget` was killed
-            before = build_config(Fingerprint, read_json(path), str(path))
-            if before.data == ImageDataset(dataset).fingerprint["index"]:
-                return before
-            if not overwrite:
-                advice = f"give another OUT, or --overwrite, or bring back what {run.recipe} was planned for"
-                raise UserError(f"{dataset}: has changed since it was looked at; {advice}")
-        forget(run)
+    path, is_other = run.fingerprint, False
+    if path.is_file() and run.planned.is_file():
+        before = build_config(Fingerprint, read_json(path), str(path))
+        if not (is_other := before.data != ImageDataset(dataset).fingerprint["index"]):
+            return before
+        if not overwrite:
+            advice = f"give another OUT, or --overwrite, or bring back what {run.recipe} was planned for"
+            raise UserError(f"{dataset}: has changed since it was looked at; {advice}")
     prints = look(dataset)
+    if is_other:  # and can be learned from
+        forget(run)
     write_file(path, json.dumps(dataclasses.asdict(prints), indent=1) + "\n")
     return prints
 
 
 def forget(run: RunFolder) -> None:
-    """Remove a plan, its seconds and what it has made, so that no step counts as begun; a person's own files stay."""
-    marks = [each for each in run.mark("").glob("*") if each.name != run.generation.name]
-    folders = [OutputFolder(record.parent) for record in run.path.glob("*/run.json")]
-    for each in (run.fingerprint, run.clock, run.evaluation.results, run.report, *marks):
-        each.unlink(missing_ok=True)
+    """Remove a plan, its seconds, and the folders of its steps, so that no step counts as begun."""
+    folders = [folder.path for folder in folders_in(run) if folder.path.is_dir()]
     for folder in folders:
-        models = {path for prefix in ("model", "codebook") for path in folder.made_checkpoints(prefix)}
-        for path in (*models, *folder.made_pictures, *folder.pictures, folder.record):
-            path.unlink()
-    run.planned.unlink(missing_ok=True)  # last: until then all of this is done again
+        with lock(folder):  # where another process is at work this ends
+            pass
+    marks = [each for each in run.mark("").glob("*") if each.name != run.generation.name]
+    recipe = [run.recipe / f"{name}.json" for name in read_recipe(run.recipe)]
+    for folder in folders:
+        shutil.rmtree(folder)
+    for each in (*marks, run.evaluation.results, run.report, run.clock, *recipe, run.planned):  # the plan last
+        each.unlink(missing_ok=True)
 
 
 def plan_for(

@@ -14,13 +14,13 @@ from utils.runs.chain import maps_per_image
 # training steps of warm-up, at most a tenth of all.
 RULES = {
     "autoencoder": (100, 200, 2, 100),
-    "codebook": (30, math.inf, 1, 0),
+    "codebook": (30, 2, 1, 0),  # or `CODEBOOK_STEPS`
     "decoder": (30, 60, 2, 100),
     "transformer_0": (60, 8, 8, 50),
     "finer": (60, 12, 6, 50),  # the other stages
 }
 PASSES = RULES["finer"][1]
-CODEBOOK_STEPS = 600
+CODEBOOK_STEPS = 300  # that a codebook may make of few images too (docs/codebooks.md#how-a-map-learns)
 # The rest of the training time, as the demo spends it (docs/times.md); the stages after the base stage share one part.
 SHARES = {"codebook": 0.06, "decoder": 0.08, "transformer_0": 0.08}
 FINER = 0.7
@@ -76,10 +76,10 @@ def sections_of(recipe: dict, training: int, given: Shares) -> dict[str, Section
     """The sections of a recipe.json that train on so many images, with the shares that depend on the images given."""
     sections = {}
     for name, share in shares_of(given, sum(name.startswith("transformer_") for name in recipe)).items():
-        (low, passes, *rest), high = RULES.get(name, RULES["finer"]), CODEBOOK_STEPS
-        if name != "codebook":
-            size = recipe[name]["batch_size"] * recipe[name].get("grad_accum_step", 1)
-            high = math.ceil(passes * maps_per_image(recipe, name) * training / size)
+        low, passes, *rest = RULES.get(name, RULES["finer"])
+        size = recipe[name]["batch_size"] * recipe[name].get("grad_accum_step", 1)
+        high = math.ceil(passes * maps_per_image(recipe, name) * training / size)
+        high = max(high, CODEBOOK_STEPS) if name == "codebook" else high
         sections[name] = Section(share, min(low, high), high, *rest)
     return sections
 

@@ -19,7 +19,7 @@ from models.stage import KIND as STAGE
 from scripts import evaluate
 from scripts.auto import expect, hours
 from scripts.auto import plan as planning
-from scripts.auto.begin import find_images, forget, has, left_out, look_at, plan_for
+from scripts.auto.begin import check_source, find_images, has, left_out, look_at, plan_for
 from scripts.auto.kept import Clock, Plan
 from scripts.demo import is_older
 from scripts.dry_run import Cost
@@ -27,7 +27,7 @@ from utils.core.files import UserError, write_file
 from utils.core.lock import lock
 from utils.core.options import words_of
 from utils.data.checksums import checksum
-from utils.runs.chain import ROOT, Recipe, steps_of
+from utils.runs.chain import ROOT, Recipe, folders_in, steps_of
 from utils.runs.checkpoint import load_checkpoint
 from utils.runs.folders import OutputFolder, RunFolder
 from utils.runtime.child import Attendant
@@ -69,11 +69,11 @@ class Auto:
         """Look and plan, unless an earlier start has."""
         options, recipe, is_gpu = self.options, self.path / "recipe.json", self.device.type == "cuda"
         images, was_planned = self.folder.images, self.folder.planned.is_file()
-        if not was_planned and (step := next(self.folder.path.glob("*/run.json"), None)):
-            if not options.overwrite:
-                advice = "give another OUT, or --overwrite to replace what it holds"
-                raise UserError(f"{step.parent}: was not planned by auto; {advice}")
-            forget(self.folder)
+        begun = [folder for folder in folders_in(self.folder) if folder.record.is_file()]
+        if begun and not was_planned:
+            raise UserError(f"{begun[0].path}: belongs to a run that auto has not planned; give another OUT")
+        if not options.overwrite:
+            check_source(options.dataset, images)
         was_killed, number = OutputFolder(images.parent).unfinished.is_file(), left_out(options.dataset, images)
         is_anew = options.overwrite or was_killed or (number > 0 and not was_planned)
         if number and not is_anew:
@@ -84,19 +84,15 @@ class Auto:
         print("look:", *self.prints.lines(), sep="\n  ", flush=True)
         if was_planned and not self.folder.planned.is_file():
             self.clock.before = 0.0  # the seconds of another plan
-        if is_planned := self.folder.planned.is_file() and recipe.is_file():
-            self.take_up(Plan.read(self.folder))
-            # Other hours may be worth other models, as long as none has begun.
-            is_planned = self.plan.hours == options.hours or self.is_edited or bool(self.begun)
-        if not is_planned:
+        if not self.folder.planned.is_file() or not recipe.is_file():
             plan_for(self.prints, self.dataset, self.folder, options.hours, self.device, self.attendant)
-            self.take_up(Plan.read(self.folder))
+        self.take_up(Plan.read(self.folder))
         self.plan.dataset = str(options.dataset)
         if self.is_edited:
             print(f"{recipe} was edited, so its numbers of training steps are kept, and the hours may not be")
         elif self.plan.hours != options.hours or not self.plan.seconds:
             if self.plan.hours != options.hours:
-                print(f"steps have begun, so the models stay those of {self.plan.hours:g} hours")
+                print(f"the models stay those planned for {self.plan.hours:g} hours; another OUT has new ones")
             self.plan.hours = options.hours
             self.replan()
         print(f"plan: {self.path / 'recipe.md'}", *self.plan.notes, sep="\n  ")
@@ -159,8 +155,7 @@ class Auto:
         if self.is_edited or name not in trained:
             return None
         if name != trained[-1]:
-            used = self.clock.used - self.plan.began.get(name, self.clock.used)  # also by a start that was killed
-            return max(1.0, SLACK * (self.plan.seconds[name] + self.start) - used)
+            return SLACK * (self.plan.seconds[name] + self.start)
         own, last = self.now(name), self.now(list(self.steps)[-1])
         after = own.once + own.per_checkpoint + last.once + self.closing  # it starts once more, to end
         return max(1.0, self.limit * (1 - MARGIN) - self.clock.used - after)
@@ -188,8 +183,8 @@ class Auto:
             raise UserError(f"--hours {given}: {least}; give so many")
         if total > left and LATE not in notes:
             notes.append(LATE)
-        notes[:] = [note for note in notes if EARLY not in note]
         if total < 0.9 * left and not begun:
+            notes[:] = [note for note in notes if EARLY not in note]
             early = f"about {needed:.2g} of the {given} hours are needed"
             notes.append(f"{early}: {EARLY}")
         self.plan.change(numbers)
