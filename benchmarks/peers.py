@@ -26,7 +26,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -37,7 +37,7 @@ from torch import nn
 
 from benchmarks.ablation import train_for
 from benchmarks.common import CPU, commit, machine, options
-from benchmarks.rivals import Diffusion, MapFlow, Matching
+from benchmarks.rivals import Diffusion, MapFlow, Matching, loss_of
 from evaluation.distances import interval, kernel_distance, precision_and_recall
 from evaluation.evaluator import FEWEST
 from evaluation.features import EfficientNetFeatures, features_of
@@ -58,6 +58,7 @@ from utils.runs.folders import RunFolder
 from utils.runtime import cli
 from utils.runtime.progress import progress
 from utils.training.gradient import GradientOptions
+from utils.training.loop import mean_over
 
 LEARNED, BATCH = 16, 64  # pictures that a training step learns from, and that are sampled at once
 COLUMNS, ROWS = 10, 5  # of a grid of pictures
@@ -165,13 +166,6 @@ def fix_draws(seed: int) -> None:
     np.random.seed(seed & 0xFFFFFFFF)
 
 
-def mean_loss(model: nn.Module, batches: Iterable[torch.Tensor]) -> float:
-    """The mean loss over images, with the same noise and times for every rate."""
-    fix_draws(0)
-    losses = [(len(batch), float(model(batch))) for batch in batches]
-    return sum(number * loss for number, loss in losses) / sum(number for number, _ in losses)
-
-
 def train(name: str, rate: float, seed: int, share: float, shared: Shared, folder: Path) -> dict:
     """Train a rival at a multiple of its usual rate: for all of its time, and measure it; for a share, its loss."""
     fix_draws(seed)
@@ -196,8 +190,10 @@ def train(name: str, rate: float, seed: int, share: float, shared: Shared, folde
     tenths = [float(np.mean(part)) for part in np.array_split(losses, min(10, steps))]
     trained = {"minutes": shared.args.minutes, "steps": steps, "learning_rate": learner.peak, "losses": tenths}
     if share < 1:
-        with torch.no_grad(), learner.autocast:
-            return trained | {"validation_loss": mean_loss(model, (data[part] for part in chunks(validation, LEARNED)))}
+        fix_draws(0)  # the same noise and times for every rate
+        with learner.autocast:
+            means = mean_over(data, validation, LEARNED, partial(loss_of, model))
+        return trained | {"validation_loss": means["loss"]}
     save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / "model.safetensors")
 
     @torch.no_grad()

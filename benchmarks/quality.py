@@ -27,6 +27,7 @@ from utils.runs.chain import ROOT, Recipe
 from utils.runs.folders import RunFolder
 from utils.runtime import cli
 
+MINUTES = (3, 6, 12, 20)  # where neither these nor shares are given
 STEPS = ("max_step", "checkpoint_step", "log_step", "warmup_step")
 Options = options(
     dataset=(Path, option("dataset.json of images, such as that of scripts/demo.py", positional=True)),
@@ -84,7 +85,7 @@ def measure(args: Options) -> list[Measured]:
     """Train and evaluate everything."""
     dataset, out, recipe = args.dataset.resolve(), args.out_dir.resolve(), Recipe.find(args.recipe)
     measured = []
-    for minutes in sorted(args.minutes or ((3, 6, 12, 20) if not args.shares else ())):
+    for minutes in sorted(args.minutes or (() if args.shares else MINUTES)):
         for number in range(args.runs):
             folder = out / f"auto-{minutes:g}-{number}"
             seconds = train_auto(dataset, minutes, folder)

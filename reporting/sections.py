@@ -71,12 +71,13 @@ def title_of(folder: OutputFolder, script: str = "") -> str:
 def overview(run: Run, models: Models) -> dict:
     """The head of the page: what was trained on what, the key numbers, and the verdicts."""
     judged, job = verdicts.judge(run), run.job("autoencoder")
+    dataset = job and job.last.arguments.get("dataset_path")
     fmap = next((book.fmap_shape for book in models.codebooks.values()), None)
     unfinished = [step.folder.name for step in run.steps.values() if is_unfinished(run.folder, step.folder)]
     missing = [name for name in missing_in(run.folder) if name not in unfinished]
     return {
         "title": run.folder.path.resolve().name,
-        "dataset": job and job.last.arguments.get("dataset_path"),
+        "dataset": dataset,
         "num_training": models.num_training,
         "size": models.decoder and fmap and models.decoder.image_size(fmap),
         "fmap": fmap,
@@ -92,7 +93,7 @@ def overview(run: Run, models: Models) -> dict:
         "missing": [title_of(run.folder.step(name)) for name in missing],
         "unfinished": [title_of(run.folder.step(name)) for name in unfinished],
         "again": again(run, job),
-        "evaluate": evaluate(run, job),
+        "evaluate": evaluate(run, dataset),
     }
 
 
@@ -116,9 +117,9 @@ def again(run: Run, job: Job | None) -> str | None:
     return shlex.join(["python", "-m", "scripts.train_cascade", *words])
 
 
-def evaluate(run: Run, job: Job | None) -> str:
-    """The command that evaluates this run."""
-    images = ["--dataset-path", str(job.last.arguments.get("dataset_path"))] if job else []
+def evaluate(run: Run, dataset: str | None) -> str:
+    """The command that evaluates this run, of these images if they are known."""
+    images = ["--dataset-path", dataset] if dataset else []
     return shlex.join(["python", "-m", "scripts.evaluate", str(run.folder.path), *images])
 
 
