@@ -27,16 +27,16 @@ from utils.data.dataset_json import write_dataset
 from utils.data.feature_maps import MapFiles, PackedMaps
 from utils.data.journal import Journal
 from utils.data.records import image_key, read_packed
-from utils.runs.attempt import FINISHED, attempt, read_attempts
+from utils.runs.attempt import FINISHED, attempt, note, read_attempts
 from utils.runs.folders import OutputFolder
 from utils.runtime import cli
 from utils.runtime.device import choose_device, choose_workers
-from utils.runtime.distributed import is_main, own, wait
+from utils.runtime.distributed import barrier, is_main, own
 from utils.runtime.progress import progress
 
 log = logging.getLogger(__name__)
 
-REACH = 10  # an image is moved by at most this fraction of its height and width: 1 / REACH
+REACH = 10  # an image is moved by at most 1 / REACH of its height and width
 Look = tuple[bool, int]  # of an image: whether it is mirrored, and its number among the moved ones, 0 if not moved
 
 
@@ -52,8 +52,8 @@ class Options(ScriptOptions):
         "also write each image mirrored, marked flipped; for an autoencoder trained with --flip", False, is_fixed=True
     )
     num_moved: int = option(
-        "also write each image so many times moved by a few pixels, and with --flip every second one mirrored; stages "
-        "after the base stage learn from these too, which helps where images are few and not aligned",
+        "also write each image so many times moved by up to a tenth of its size, and with --flip every second one "
+        "mirrored; stages after the base stage learn from these too, which helps where images are few and not aligned",
         0,
         low=0,
         high=1000,
@@ -89,6 +89,7 @@ def main(argv: list[str] | None = None) -> None:
         attempted.begin(device, inputs=inputs)
         key = attempted.key(inputs) | {"device": str(device)}
         journal = Journal(folder.unfinished, key, finished)
+        note(folder, goes_on=bool(journal.entries))
         batches = chunks(np.arange(len(dataset)), options.batch_size)
         # A batch is made again as a whole: in a smaller one its maps would differ by rounding.
         missing = journal.missing({str(batch[0]): batch for batch in batches})
@@ -127,7 +128,7 @@ def write_maps(
     maps = PackedMaps(*where, total, shape, options.dtype, key) if options.packed else MapFiles(*where)
     if batches and options.packed and is_main():
         maps.make()
-    wait()
+    barrier()
     device = next(model.parameters()).device
     loader = BatchLoader(dataset, mine, choose_workers(None, device))
     for batch, images in zip(mine, progress(loader, unit="batch", desc=options.out_dir.name), strict=True):

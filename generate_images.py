@@ -31,11 +31,11 @@ from utils.core.replace_set import NEXT, finish_set, replace_set
 from utils.data.checksums import checksum
 from utils.data.images import grid, save_animation, save_grid, save_image, save_walk
 from utils.data.journal import Journal
-from utils.runs.attempt import attempt
+from utils.runs.attempt import attempt, note
 from utils.runs.folders import CONDITION, OutputFolder
 from utils.runtime import cli
 from utils.runtime.device import choose_device, choose_dtype
-from utils.runtime.distributed import is_main, wait
+from utils.runtime.distributed import barrier, is_main
 from utils.sampling import SamplingConfig
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ SamplingOptions = several(
 
 @dataclass(frozen=True, kw_only=True)
 class RequestOptions:
-    """What to generate with which model; of several values, image i takes number i, and from the first again."""
+    """What to generate with which model; of several values, image i takes value i modulo their number."""
 
     model: Path | None = option("folder of a run, or of an exported model", None)
     decoder_path: Path | None = option("checkpoint of the autoencoder", None)
@@ -83,7 +83,7 @@ class RequestOptions:
         "rows of the base stage's grid to keep, and what they cover in finer grids", 0, low=0, is_fixed=True
     )
     from_stage: int = option(
-        "first stage to write anew; coarser tokens are those of --init-image", 0, low=0, is_fixed=True
+        "first stage to write again; coarser tokens are those of --init-image", 0, low=0, is_fixed=True
     )
 
     def __post_init__(self) -> None:
@@ -107,7 +107,7 @@ class Options(SamplingOptions, RequestOptions, SpeedOptions, ScriptOptions):
         "images to generate, unless an atlas or a walk says how many", 25, low=1, high=10**6, is_fixed=True
     )
     batch_size: int = option("images generated at once", 25, low=1)
-    seed: int = option("one seed, the same pictures, however many are asked for", 0, is_fixed=True)
+    seed: int = option("seed of all draws; the first images stay the same if more are asked for", 0, is_fixed=True)
     animate: str | None = option(
         "also write the pictures filling in, or the walk", None, choices=("webp", "gif"), const="webp", is_fixed=True
     )
@@ -127,7 +127,7 @@ def main(argv: list[str] | None = None) -> None:
         attempted.begin(device, inputs=inputs)
         if is_main():
             replace_set(options.out_dir)  # of a process that died while it did so
-        wait()
+        barrier()
         speed = {"batch_size": options.batch_size, "compile": options.compile, "device": str(device)}
         generate(cascade, request, number, options, attempted.key(inputs) | speed)
 
@@ -160,6 +160,7 @@ def generate(cascade: Cascade, request: Request, number: int, options: Options, 
     """
     folder, new = OutputFolder(options.out_dir), OutputFolder(options.out_dir / NEXT)
     journal = Journal(new.unfinished, key)
+    note(folder, goes_on=bool(journal.entries))
     if not journal.entries and is_main():
         shutil.rmtree(new.images, ignore_errors=True)  # those of another key, perhaps more
     starts = range(0, number, options.batch_size)
@@ -243,7 +244,7 @@ def show(
     parts = [part.astype(np.int64) for name, part in arrays.items() if name != "scores"]
     tokens = [torch.from_numpy(part).to(cascade.device) for part in parts]
     for level, part in enumerate(tokens):
-        save_grid(cascade.decode(part[:GRID], level).cpu(), folder.grid(level), text=text)
+        save_grid(cascade.decode_all(part[:GRID], level), folder.grid(level), text=text)
     if options.condition_atlas:
         save_image(on_map(cascade.decode_all(tokens[-1]), cascade.codebooks[0]), folder.condition_atlas)
     if options.animate and options.condition_walk:

@@ -20,21 +20,18 @@ import torch
 from models.autoencoder import Autoencoder
 from models.codebook import KIND, Codebook
 from models.som.pictures import save_map
-from models.som.statistics import FEW_KEPT, FEW_KEPT_ADVICE, Statistics, decoded_psnr, table, take_census
+from models.som.statistics import FEW_KEPT, FEW_KEPT_ADVICE, Statistics, count_maps, decoded_psnr, table
 from utils.core.files import UserError
 from utils.core.options import ScriptOptions, option, parse_options
 from utils.core.provenance import check_origin
-from utils.data.batches import BatchLoader, chunks
 from utils.data.dataset import FeatureMapDataset
 from utils.data.split import SplitOptions
 from utils.runs.attempt import attempt
 from utils.runs.checkpoint import save_checkpoint
 from utils.runs.folders import OutputFolder
 from utils.runtime import cli
-from utils.runtime.device import choose_device, choose_workers
-from utils.runtime.distributed import is_main, own
-from utils.runtime.progress import progress
-from utils.training.loop import MAX_VALIDATION
+from utils.runtime.device import choose_device
+from utils.runtime.distributed import is_main
 from utils.training.metrics import read_rows, write_rows
 
 log = logging.getLogger(__name__)
@@ -72,13 +69,10 @@ def main(argv: list[str] | None = None) -> None:
         split = dataset.split(options.bounds)
 
         def statistics_of(codebook: Codebook, title: str) -> Statistics:
-            parts = own(chunks(split.training, options.batch_size))
-            batches = BatchLoader(dataset, parts, choose_workers(None, device))
-            census = take_census(codebook, progress(batches, unit="batch", desc=title))
-            codebook.counts.copy_(census.counts)
+            census = count_maps(codebook, dataset, split.training, options.batch_size, title)
             statistics = census.statistics(codebook)
             if autoencoder is not None and is_main():
-                statistics |= decoded_psnr(autoencoder, codebook, dataset, split.validation[:MAX_VALIDATION])
+                statistics |= decoded_psnr(autoencoder, codebook, dataset, split.measured)
             return statistics
 
         inputs = {"codebook": codebook.fingerprint, "data": dataset.fingerprint}
@@ -101,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
         rest = {"statistics": after, "statistics_before": before, "data": dataset.fingerprint}
         rest |= {"bounds": tuple(bounds)}
         save_checkpoint(folder.pruned, KIND, pruned.config, pruned.state_dict(), codebook.origin, **rest)
-        rows = [row for row in read_rows(folder.metrics) if "pruned_units" not in row]  # but for an earlier pruning
+        rows = [row for row in read_rows(folder.metrics) if "pruned_units" not in row]  # without an earlier pruning
         rows.append({"step": codebook.step} | {f"pruned_{key}": value for key, value in after.items()})
         write_rows(folder.metrics, rows)
         log.info("kept %d of %d units: wrote %s", len(pruned), len(codebook), folder.pruned)

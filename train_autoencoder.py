@@ -43,7 +43,7 @@ class Options(GradientOptions):
     encoder_path: Path | None = option("train the decoder of this autoencoder alone, on quantized feature maps", None)
     hr_codebook_path: Path | None = option("codebook that quantizes them", None)
     flip: bool = option(
-        "learn from mirror images too: a random half of each step's images; as the weights it starts from have",
+        "learn from mirror images too: a random half of each step's images; on if the weights to start from did",
         False,
         is_fixed=True,
     )
@@ -77,7 +77,7 @@ class AutoencoderTask(GradientTask):
         self.config = load_config(options.config_path, AutoencoderConfig)
         self.dataset = ImageDataset(options.dataset_path, options.out_dir)
         split = self.dataset.split(options.bounds)
-        self.training, self.validation = split.training, split.validation
+        self.training, self.validation = split.training, split.measured
         self.source, self.codebook, self.origin = None, None, {}
         if (path := options.hr_codebook_path) is not None:
             self.source = Autoencoder.load(options.encoder_path, self.config)
@@ -101,8 +101,9 @@ class AutoencoderTask(GradientTask):
                 raise UserError(f"{options.hr_codebook_path}: is for feature maps of {shapes}; {advice}")
         self.model = model.to(self.device, memory_format=torch.channels_last)
         steps, cells = options.planned_steps(len(self.training)), math.prod(shape[1:])
-        more = (options, steps, self.device, model.kernels, cells)
-        self.learner = GradientLearner(self.model, self.loss, self.config, *more)
+        self.learner = GradientLearner(
+            self.model, self.loss, self.config, options, steps, self.device, model.kernels, cells
+        )
         self.update = self.learner.update
 
     def loss(self, model: Callable, batch: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -116,7 +117,7 @@ class AutoencoderTask(GradientTask):
         return reconstruction_loss(model, batch, self.model.loss, self.codebook)
 
     def example(self, number: int) -> torch.Tensor:
-        """So many images."""
+        """`number` images, all zero."""
         return torch.zeros(number, *self.dataset.shape)
 
     def begin(self) -> ImageDataset:

@@ -23,19 +23,17 @@ from models.codebook import KIND, Codebook, CodebookConfig
 from models.som.learner import MapLearner, draw_sample, sample_size
 from models.som.order import arrange
 from models.som.pictures import save_map
-from models.som.statistics import Statistics, decoded_psnr, table, take_census
+from models.som.statistics import Statistics, count_maps, decoded_psnr, table
 from utils.core.files import UserError
 from utils.core.options import option, parse_options
-from utils.data.batches import BatchLoader, chunks, steps_per_epoch
+from utils.data.batches import steps_per_epoch
 from utils.data.dataset import FeatureMapDataset
 from utils.data.images import save_grid
 from utils.runs.folders import OutputFolder
 from utils.runtime import cli
-from utils.runtime.device import choose_workers
-from utils.runtime.distributed import Share, is_main, own, take_over
+from utils.runtime.distributed import Share, broadcast, is_main
 from utils.runtime.draws import drawing
-from utils.runtime.progress import progress
-from utils.training.loop import MAX_VALIDATION, mean_over, preview_indices, run
+from utils.training.loop import mean_over, preview_indices, run
 from utils.training.task import Task, TrainingOptions
 
 log = logging.getLogger(__name__)
@@ -78,7 +76,7 @@ class MapTask(Task):
         self.origin = self.autoencoder.origin
         self.dataset.check_origin(self.origin)
         split = self.dataset.split(options.bounds)
-        self.training, self.validation = split.training, split.validation
+        self.training, self.validation = split.training, split.measured
 
     def build(self, saved: dict) -> None:
         """Initialise a new map from a sample of patches, or load that of `--codebook-path`."""
@@ -118,7 +116,7 @@ class MapTask(Task):
 
     def begin(self) -> FeatureMapDataset:
         """Choose the feature maps for previews."""
-        take_over(self.codebook.units, self.codebook.coordinates)
+        broadcast(self.codebook.units, self.codebook.coordinates)
         shown = preview_indices(self.training, self.dataset.unflipped(self.validation), 25)
         compared = shown[:COMPARED]
         self.shown = self.dataset[shown].to(self.device)
@@ -157,15 +155,12 @@ class MapTask(Task):
         The result is saved at the very end. Until then, a resume repeats all of this from the trained map.
         """
         codebook, dataset = self.codebook, self.dataset
-        parts = own(chunks(self.training, max(1, COUNTED // math.prod(dataset.shape))))
-        batches = BatchLoader(dataset, parts, choose_workers(None, self.device))
-        census = take_census(codebook, progress(batches, unit="batch", desc="counting"))
-        codebook.counts.copy_(census.counts)
+        census = count_maps(codebook, dataset, self.training, max(1, COUNTED // math.prod(dataset.shape)), "counting")
         statistics: Statistics = {}
         if is_main():
             codebook.coordinates.copy_(arrange(codebook.coordinates, census.pairs))
             statistics = census.statistics(codebook)
-            statistics |= decoded_psnr(self.autoencoder, codebook, dataset, self.validation[:MAX_VALIDATION])
+            statistics |= decoded_psnr(self.autoencoder, codebook, dataset, self.validation)
             log.info("statistics over %d training patches\n%s", census.counts.sum(), table(codebook=statistics))
             save_map(codebook, self.autoencoder, OutputFolder(self.options.out_dir), step)
         return statistics

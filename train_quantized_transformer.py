@@ -37,7 +37,7 @@ from utils.runs.folders import OutputFolder
 from utils.runtime import cli
 from utils.sampling import SamplingConfig, uniform_draws
 from utils.training.gradient import GradientLearner, GradientOptions, GradientTask
-from utils.training.loop import MAX_VALIDATION, mean_over, preview_indices, run
+from utils.training.loop import mean_over, preview_indices, run
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class StageTask(GradientTask):
         codebooks = {"lr_codebook": self.coarse.fingerprint, "hr_codebook": self.fine.fingerprint}
         self.origin = self.autoencoder.origin | codebooks
         split = self.dataset.split(options.bounds, with_moved=not options.train_base_model)
-        self.training, self.validation = split.training, split.validation
+        self.training, self.validation = split.training, split.measured
         transformer = load_config(options.config_path, TransformerConfig)
         self.label_names, labels = self.dataset.label_names(self.training) if transformer.use_labels else (), ()
         if self.label_names:
@@ -130,13 +130,13 @@ class StageTask(GradientTask):
 
     def given_bits(self) -> float | None:
         """Mean bits of the condition and the labels that a base stage gets for validation maps; None if unknown."""
-        number, held_out = len(self.config.labels), self.tokens[self.validation[:MAX_VALIDATION]][0]
+        number, held_out = len(self.config.labels), self.tokens[self.validation][0]
         counted = torch.from_numpy(self.label_sets[self.training]) if number else None
         bits = given_bits(self.coarse, held_out, counted, number)
         return sum(bits.values()) if bits else None
 
     @torch.no_grad()
-    def validate(self, most: int = MAX_VALIDATION) -> dict[str, float]:
+    def validate(self, most: int | None = None) -> dict[str, float]:
         """Loss, bits and accuracy on validation maps, their number, and the bits per image."""
 
         def losses(batch: Batch) -> dict[str, torch.Tensor]:
@@ -151,7 +151,7 @@ class StageTask(GradientTask):
     def watch(self) -> dict[str, float]:
         """As `validate`, on a few maps."""
         size = self.options.step_size
-        return self.validate(min(MAX_VALIDATION, max(size, self.options.log_step * size // WATCH_SHARE)))
+        return self.validate(max(size, self.options.log_step * size // WATCH_SHARE))
 
     @torch.no_grad()
     def preview(self, step: int) -> None:

@@ -46,6 +46,7 @@ from train_quantized_transformer import StageTask
 from utils.core.files import UserError
 from utils.core.options import option, parse_options
 from utils.data.batches import EpochSampler, TokenDataset, chunks
+from utils.data.split import MEASURED
 from utils.runtime import cli
 from utils.runtime.device import choose_dtype
 from utils.training.gradient import GradientTask
@@ -185,7 +186,7 @@ def run(row: Row, seed: int, *, folder: Path, name: str, seconds: float, test: b
     task, data = build(row, folder, name, seed)
     step = train_for(seconds, task, data)
     if test:
-        task.validation = task.dataset.split(task.options.bounds).test
+        task.validation = task.dataset.split(task.options.bounds).test[:MEASURED]
     return step, num_parameters(task.learner.model), *(qualities if name == "autoencoder" else losses)(task)
 
 
@@ -220,7 +221,7 @@ def draw_coarse(task: StageTask) -> torch.Tensor:
     before, tokens = demo_task(path.parents[2], path.parts[-3])
     stage = Stage.load(path, before.coarse, before.fine)
     given, written = tokens[task.validation]
-    inputs, _ = stage.inputs_and_targets(given, written[:, stage.order])
+    inputs = stage.inputs(given, written[:, stage.order])
     probabilities = stage.transformer(inputs, stage.source(given)).softmax(-1).flatten(0, 1)
     drawn = probabilities.multinomial(1, generator=torch.Generator().manual_seed(0)).view(written.shape)
     return torch.empty_like(drawn).index_copy_(1, stage.order, drawn)

@@ -47,7 +47,6 @@ PREFIXES = (1, 256, 512, 1024)  # lengths at which the reference is timed; betwe
 BEAMS = SamplingConfig(num_beam=4, beam_width=8)
 ROWS = {1: (1, SamplingConfig()), 20: (5, BEAMS), 160: (5, SamplingConfig(num_beam=32, beam_width=8))}
 WARM, STEPS = 300, 64  # tokens decoded before the measurement, more than the window; tokens that are timed
-LENGTHS = ((32, 32), (32, 64), (64, 64))
 RECIPES, PICTURES = ("demo-64", "laptop-128"), (1, 25, 200)
 Options = options(run=(Path | None, option("folder of a run whose model to measure as well", None, positional=True)))
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -123,7 +122,7 @@ def next_logits(stage: Stage, coarse: torch.Tensor, tokens: torch.Tensor) -> tor
     """Coarse tokens (N, S) and the fine tokens so far (N, t) → logits (N, K) of token t."""
     known, size = tokens.shape[1], stage.transformer.in_cell
     unknown = torch.zeros(len(coarse), size - known % size, dtype=torch.int64)  # the rest of the cell
-    inputs, _ = stage.inputs_and_targets(coarse, torch.cat((tokens.view(len(coarse), -1), unknown), dim=1))
+    inputs = stage.inputs(coarse, torch.cat((tokens.view(len(coarse), -1), unknown), dim=1))
     return stage.transformer(inputs, stage.source(coarse), stage.start(coarse))[:, known].float()
 
 
@@ -200,16 +199,6 @@ def time_tokens(decoder: CachedDecoder, rows: int, images: int, sampling: Sampli
     return taken, [*shares, 1 - sum(shares)]
 
 
-def by_length(config: TransformerConfig) -> None:
-    """Print the time of a token by the number of tokens; the coarse grid and the window stay the same."""
-    print("\nOne image, one beam, by the number of tokens; the coarse grid and the window stay the same.\n")
-    print_head("tokens", "seconds", "ms per token")
-    for fine in LENGTHS:
-        stage = third_stage(config, fine)
-        taken, length = seconds_to_sample(stage, 1, SamplingConfig(), torch.bfloat16), stage.config.fine.length
-        print_row(f"{length:,}", f"{taken:.1f}", f"{taken / length * 1e3:.2f}")
-
-
 @torch.no_grad()
 def main(argv: list[str] | None = None) -> None:
     """Print all tables."""
@@ -218,7 +207,6 @@ def main(argv: list[str] | None = None) -> None:
     config = load_config(CONFIG, TransformerConfig)
     compare_with_reference(config)
     compare_with_machine(config)
-    by_length(config)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ from torch import nn
 from benchmarks.ablation import train_for
 from benchmarks.common import CPU, commit, machine, options
 from benchmarks.rivals import Diffusion, MapFlow, Matching, loss_of
-from evaluation.distances import interval, kernel_distance, precision_and_recall
+from evaluation.distances import kernel_interval, precision_and_recall
 from evaluation.evaluator import FEWEST
 from evaluation.features import EfficientNetFeatures, features_of
 from evaluation.run import TrainedRun
@@ -154,7 +154,7 @@ class Shared:
         seconds = (time.perf_counter() - start) / number
         save_grid(torch.cat(images)[: ROWS * COLUMNS], folder / "grid.png", COLUMNS)
         own = torch.cat([self.extractor(batch) for batch in images])[: len(self.tests)]
-        numbers = (*interval(kernel_distance, own, self.real, 0), *precision_and_recall(own, self.real))
+        numbers = (*kernel_interval(own, self.real), *precision_and_recall(own, self.real))
         size = sum(tensor.numel() for model in models for tensor in model.state_dict().values())
         cost = {"seconds_per_picture": seconds, "megabytes": 4 * size / 1e6}  # in float32
         return dict(zip(MEASURES, numbers, strict=True)) | cost

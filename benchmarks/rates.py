@@ -2,7 +2,6 @@
 
     python -m benchmarks.rates out/demo-avatars autoencoder
     python -m benchmarks.rates out/demo-avatars stage --widths 128 --batch-sizes 4 16
-    python -m benchmarks.rates out/demo-avatars stage --widths 128 --depths 2 8
 
 Reads a folder that scripts/demo.py has written. Trains its autoencoder or its finest stage with the demo's recipe but a
 fixed number of steps, at several sizes or batch sizes, each at several multiples of the demo's rate, which falls to 0.
@@ -25,35 +24,30 @@ from utils.runs.folders import RunFolder
 from utils.runtime import cli
 
 HEAD_DIM = 64  # channels of a head
-DEPTHS = {"stage": 4, "autoencoder": 2}  # of the demo
 Options = options(
     folder=DEMO,
-    model=(str, option("what to train: stage or autoencoder", positional=True, choices=tuple(DEPTHS))),
+    model=(str, option("what to train: stage or autoencoder", positional=True, choices=("stage", "autoencoder"))),
     widths=(tuple[int, ...], option("widths", (64, 128, 256))),
-    depths=(tuple[int, ...], option("layers of the decoder, or blocks a resolution; if none is given, 4 or 2", ())),
     batch_sizes=(tuple[int, ...], option("images in a training step", (8,))),
     rates=(tuple[float, ...], option("multiples of the demo's rate", (0.25, 0.5, 1.0, 2.0, 4.0))),
-    steps=(tuple[int, ...], option("training steps of a run", (200,))),
+    steps=(int, option("training steps of a run", 200, low=1)),
     seeds=(int, option("runs of each size and rate", 2, low=1)),
     workers=WORKERS,
 )
 
 
-def size_of(model: str, width: int, depth: int) -> dict[str, int]:
-    """The config of a model so wide at its widest, with so many layers in its decoder or blocks a resolution."""
+def size_of(model: str, width: int) -> dict[str, int]:
+    """The config of a model so wide at its widest."""
     if model == "autoencoder":
-        return {"min_channel": width // 2, "max_channel": width, "num_dec_res_blocks": depth}
-    heads, layers = max(1, width // HEAD_DIM), {"num_enc_layers": max(1, depth - 1), "num_dec_layers": depth}
-    return {"in_dim": width, "hidden_dim": 2 * width, "self_attn_heads": heads, "cross_attn_heads": heads, **layers}
+        return {"min_channel": width // 2, "max_channel": width}
+    heads = max(1, width // HEAD_DIM)
+    return {"in_dim": width, "hidden_dim": 2 * width, "self_attn_heads": heads, "cross_attn_heads": heads}
 
 
-def run(
-    width: int, depth: int, batch_size: int, steps: int, rate: float, seed: int, *, model: str, folder: Path
-) -> float:
+def run(width: int, batch_size: int, rate: float, seed: int, *, model: str, folder: Path, steps: int) -> float:
     """Train a model; return its loss on validation images."""
     name = f"transformer_{RunFolder(folder).num_stages - 1}" if model == "stage" else model
-    config = size_of(model, width, depth)
-    task, data = demo_task(folder, name, config, rate, seed=seed, batch_size=batch_size, max_step=steps)
+    task, data = demo_task(folder, name, size_of(model, width), rate, seed=seed, batch_size=batch_size, max_step=steps)
     for step, batch in enumerate(EpochSampler(task.training, batch_size, seed, 0, steps)):
         task.update(data[batch], step)
     return task.validate()["val_loss"]
@@ -73,12 +67,12 @@ def best_rate(losses: dict[float, float]) -> float:
 def main(argv: list[str] | None = None) -> None:
     """Train each size at each rate; print the losses and the best rates."""
     args = parse_options(Options, __doc__, argv)
-    widths, depths = sorted(args.widths, reverse=True), args.depths or (DEPTHS[args.model],)
-    sizes = list(product(widths, depths, args.batch_sizes, args.steps))  # the slowest first
+    sizes = list(product(sorted(args.widths, reverse=True), args.batch_sizes))  # the slowest first
     jobs = [(*size, *job) for size in sizes for job in product(args.rates, range(args.seeds))]
-    losses = dict(at_once(partial(run, model=args.model, folder=args.folder), jobs, args.workers, "loss"))
+    train = partial(run, model=args.model, folder=args.folder, steps=args.steps)
+    losses = dict(at_once(train, jobs, args.workers, "loss"))
     rates = (f"rate {rate:g}" for rate in args.rates)
-    print_head("width", "depth", "batch size", "steps", *rates, "best rate", "of each seed")
+    print_head("width", "batch size", *rates, "best rate", "of each seed")
     for size in sorted(sizes):
         rows = [{rate: losses[*size, rate, seed] for rate in args.rates} for seed in range(args.seeds)]
         means = {rate: float(np.mean([row[rate] for row in rows])) for rate in args.rates}

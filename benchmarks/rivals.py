@@ -129,7 +129,7 @@ class PixelRival(nn.Module):
         """The indices of what it learns from and of what validates it, and the data that they are of."""
         training, number = shared.split.training, len(shared.dataset)
         mirrored = np.concatenate([training + number * side for side in shared.sides])
-        return mirrored, shared.split.validation, Mirrored(shared.dataset)
+        return mirrored, shared.split.measured, Mirrored(shared.dataset)
 
     def learner(self, rate: float, given: GradientOptions) -> GradientLearner:
         """With the shared warm-up, schedule, clipping and averaged weights."""
@@ -194,7 +194,7 @@ class MapFlow(Flow):
 
     def data(self, shared: object) -> tuple[np.ndarray, np.ndarray, Dataset]:
         split = shared.run.maps.split(shared.bounds)
-        return split.training, split.validation, shared.run.maps
+        return split.training, split.measured, shared.run.maps
 
     def learner(self, rate: float, given: GradientOptions) -> GradientLearner:
         config = SimpleNamespace(model_lr=rate, weight_decay=self.decay)

@@ -9,21 +9,14 @@ Reads a folder that scripts.train_cascade has written. Each setting generates as
 images, from the same seed; scripts.evaluate then measures what was chosen here on the test images. Prints a table in
 Markdown: the kernel distance (Bińkowski et al. 2018; cubic kernel) of the 1,280 features of EfficientNet-Lite0, and its
 standard error; the share of images that are nearer to a training image than the 1st percentile of the validation
-images; and the time. Above the settings are sets that limit samples: what the autoencoder and each codebook leave of
-training images, and what each stage and the finer ones write after the true tokens of validation images, since training
-images may be known by heart. An image that was written after one's tokens is not compared with that one. These
-distances do not add up; the table by levels of scripts.evaluate shows which stage to improve.
+images; and the time. The table by levels of scripts.evaluate shows which stage to improve.
 """
-
-import dataclasses
-from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torchmetrics.image.kid import poly_kernel
 
 from benchmarks.common import CPU, IMAGES, RUN, options, print_head, print_row, timed
-from evaluation.distances import Distance, deviation, kernel_distance
+from evaluation.distances import kernel_deviation, kernel_distance
 from evaluation.features import EfficientNetFeatures, features_of
 from evaluation.novelty import Nearest
 from evaluation.run import TrainedRun
@@ -75,44 +68,14 @@ Options = options(
 )
 
 
-def sample(
-    run: RunFolder, setting: dict | tuple, decoder: Autoencoder, number: int, request: Request | None = None
-) -> torch.Tensor:
+def sample(run: RunFolder, setting: dict | tuple, decoder: Autoencoder, number: int) -> torch.Tensor:
     """Generate `number` images with a setting."""
     configs = load_generation_config(run.generation)
     each = setting if isinstance(setting, tuple) else (setting,) * len(configs)
     sampling = tuple(change_sampling([one], **changes)[0] for one, changes in zip(configs, each, strict=True))
     cascade = Cascade(configs, run.path, decoder, CPU, choose_dtype(CPU, "auto"), BATCH)
-    batches = cascade.batches(dataclasses.replace(request or Request(), sampling=sampling), number, "samples")
+    batches = cascade.batches(Request(sampling=sampling), number, "samples")
     return torch.cat([cascade.decode(tokens[-1], -1) for _, tokens, _ in batches])
-
-
-def limits(trained: TrainedRun, images: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    """What samples could reach at best: what is made of images by fewer and fewer of the models, with its names."""
-    cascade = Cascade(load_generation_config(trained.folder.generation), trained.folder.path, trained.decoder, CPU)
-    yield "their reconstructions", trained.autoencoder(images)
-    for level, tokens in reversed(list(enumerate(cascade.tokens(images)))):
-        yield f"from the tokens of stage {level - 1}" if level else "from the condition", cascade.decode(tokens, level)
-
-
-def written(trained: TrainedRun, images: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    """What fewer and fewer stages write after the true tokens of images (N, 3, H, W), as many each, with its names."""
-    run, decoder = trained.folder, trained.decoder
-    cascade = Cascade(load_generation_config(run.generation), run.path, decoder, CPU)
-    true = cascade.tokens(images)
-    for stage in reversed(range(1, run.num_stages)):
-        name = f"written from stage {stage} on, after the true tokens of stage {stage - 1}"
-        yield name, sample(run, {}, decoder, len(images), Request(init_tokens=true, from_stage=stage))
-
-
-def distance_to_others(features: torch.Tensor, originals: torch.Tensor) -> float:
-    """The kernel distance of two sets (N, D) of which image i of one was made from image i of the other.
-
-    These pairs are left out, since both are more alike than independent images are; so it stays unbiased.
-    """
-    between, number = poly_kernel(features.double(), originals.double()), len(features)
-    others = (between.sum() - between.trace()) / (number * (number - 1))
-    return kernel_distance(features, originals) + 2 * float(between.mean() - others)
 
 
 @torch.no_grad()
@@ -129,24 +92,17 @@ def main(argv: list[str] | None = None) -> None:
     )
     real, number = Nearest.among(training, validation), len(validation)
 
-    def quality(features: torch.Tensor, distance: Distance = kernel_distance) -> list[str]:
-        error = deviation(kernel_distance, features, validation, 0)
-        return [f"{distance(features, validation):.3f}", f"{error:.3f}"]
+    def quality(features: torch.Tensor) -> list[str]:
+        return [f"{measure(features, validation):.3f}" for measure in (kernel_distance, kernel_deviation)]
 
     def nearness(near: Nearest) -> list[str]:
         return [f"{near.nearness(real.threshold).share:.1%}", f"{near.distance.mean():.1f}"]
 
     print(f"{number} images in each set.\n")
     print_head("", "kernel distance", "±", "nearly copies", "distance to the nearest training image", "seconds")
-    # No image is compared with the one that it is made from.
     print_row("validation images", "", "", *nearness(real), "")
     order = np.random.default_rng(0).permutation(len(training))[:number]
     print_row("training images", *quality(training[order]), "", "", "")
-    for name, images in limits(trained, dataset[split.training[order]]):
-        print_row(name, *quality(extractor(images)), "", "", "")
-    for name, images in written(trained, dataset[split.validation]):
-        print_row(name, *quality(extractor(images), distance_to_others), "", "", "")
-
     for name, setting in (GUIDED if args.guided else SETTINGS).items():
         if not args.only or name in args.only:
             images, seconds = timed(sample, run, setting, decoder, number)

@@ -29,7 +29,7 @@ from utils.runs.chain import ROOT
 from utils.runtime import cli
 
 CORES = 2
-FACES, EMOJI, LARGE = (f"out/{name}" for name in ("demo-avatars", "demo-openmoji", "demo-128-avatars"))
+FACES, EMOJI = "out/demo-avatars", "out/demo-openmoji"
 SHORT = "out/quarter-avatars", "out/quarter-adventurers"  # runs of auto in a quarter of an hour
 TRAIN, DRAW = "scripts.train_cascade", "scripts.demo_data"
 RUNS = {  # that tables read: the commands that make each, after `python -m`
@@ -38,10 +38,6 @@ RUNS = {  # that tables read: the commands that make each, after `python -m`
         f"{TRAIN} demo-64 {FACES}/data/dataset.json {FACES}",
     ),
     EMOJI: (f"{DRAW} openmoji --out-dir {EMOJI}/data", f"{TRAIN} demo-64 {EMOJI}/data/dataset.json {EMOJI}"),
-    LARGE: (
-        f"{DRAW} avatars --num-images 9000 --image-size 128 --out-dir {LARGE}/data",
-        f"{TRAIN} laptop-128 {LARGE}/data/dataset.json {LARGE}",
-    ),
 } | {
     folder: (f"{DRAW} {name} --out-dir {folder}/data", f"{TRAIN} auto {folder}/data/dataset.json {folder} --hours 0.25")
     for folder, name in zip(SHORT, ("avatars --num-images 9000", "adventurers"), strict=True)
@@ -67,7 +63,6 @@ EVALUATE = f"scripts.evaluate {FACES}"
 ABLATION = f"benchmarks.ablation {FACES} --seconds 60"
 PARTS = '"no query-key norm" "ungated MLP" "no condition noise" "condition dropout 0.1" "moving average" "dropout 0.1"'
 WIDTHS = '"full, rate 0.5" "full, rate 2" "AdamW alone" "random vectors of tokens" "2 + 3 layers" "256 wide"'
-SETTINGS = '"settings of the config" "temperature 1.0" "temperatures 1.0, 0.8, 0.6" "temperatures 1.0, 0.6, 0.3"'
 RATES, WIDE = f"benchmarks.rates {FACES}", "--steps 150 --rates 0.5 1 2 4 8"
 PEERS = "--minutes 15 --images 200 --out-dir out/peers"
 MAPS = "feature_maps/dataset.json"
@@ -90,15 +85,12 @@ TABLES = {
     "ablation-plain": Table(EXPERIMENTS, f'{ABLATION} --test --only full "plain block"', "seeds 0 to 2"),
     "ablation-parts": Table(EXPERIMENTS, f"{ABLATION} --only full {PARTS}", "seeds 0 to 2"),
     "ablation-width": Table(EXPERIMENTS, f"{ABLATION} --stage 2 --seeds 2 --only full {WIDTHS}", "seeds 0 and 1"),
-    "optimizers": Table(EXPERIMENTS, f"benchmarks.transformer {FACES}", "", (1,)),
-    "transformer": Table(EXPERIMENTS, f"benchmarks.transformer {FACES}", "", (0,)),
+    "optimizers": Table(EXPERIMENTS, f"benchmarks.optimizers {FACES}", ""),
     "pictures": Table(EXPERIMENTS, f"benchmarks.generation {FACES}", "", (0,)),
     "floor": Table(EXPERIMENTS, f"benchmarks.generation {FACES}", "", (2,)),
     "sampling": Table(EXPERIMENTS, f"benchmarks.sampling {FACES}", "seed 0"),
-    "sampling-128": Table(SCALING, f"benchmarks.sampling {LARGE} --only {SETTINGS}", "seed 0"),
     "scale": Table(SCALING, "benchmarks.scale", ""),
     "reading": Table(SCALING, f"benchmarks.reading {FACES}", ""),
-    "reading-128": Table(SCALING, f"benchmarks.reading {LARGE}", ""),
     "rates-stage": Table(SCALING, f"{RATES} stage {WIDE}", "seeds 0 and 1"),
     "rates-autoencoder": Table(SCALING, f"{RATES} autoencoder {WIDE}", "seeds 0 and 1"),
     "rates-batches": Table(

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import generate_images
-from evaluation.distances import interval, kernel_distance
+from evaluation.distances import kernel_interval
 from evaluation.features import EfficientNetFeatures
 from evaluation.run import TrainedRun
 from models.cascade import Cascade
@@ -147,9 +147,7 @@ def draw_distances(run: RunFolder) -> None:
     rows.append(dataset[split.training[:number]])
     real = extractor(dataset[split.test])
     for images in rows:
-        print(
-            "kernel distance {:.3f} ({:.3f} to {:.3f})".format(*interval(kernel_distance, extractor(images), real, 0))
-        )
+        print("kernel distance {:.3f} ({:.3f} to {:.3f})".format(*kernel_interval(extractor(images), real)))
     columns = 2 * len(SHOWN)
     save_grid(torch.cat([images[:columns] for images in rows]), IMAGES / "distances.png", columns=columns)
 

@@ -1,17 +1,13 @@
 """Distances between two sets of images, computed from their features (N, D), and how uncertain they are."""
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torchmetrics.image.kid import poly_kernel, poly_mmd
 
-SPLITS = 3  # of both sets into halves
 NEIGHBOURS = 3  # the distance to the third nearest image is the radius of its ball, as in the paper
 Z = 1.96  # standard deviations to each side that hold 95 % of a normal distribution
 BLOCK = 1024  # images that are compared with as many others at once
-
-Distance = Callable[[torch.Tensor, torch.Tensor], float]
 
 
 def kernel_distance(features: torch.Tensor, others: torch.Tensor) -> float:
@@ -69,67 +65,20 @@ def kernel_variances(features: torch.Tensor, others: torch.Tensor) -> tuple[floa
     return max(float(of_images), 0.0), float(of_pairs)
 
 
-def frechet_influences(features: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """How much each image of both sets, (N,) and (N,), changes the Fréchet distance: the derivative by its weight × N.
+def kernel_deviation(features: torch.Tensor, others: torch.Tensor) -> float:
+    """The standard error of the kernel distance between two sets that were drawn independently."""
+    return sum(kernel_variances(features, others)) ** 0.5
 
-    Constants are left out, since only the variance matters.
 
-    With ABᵀ = USVᵀ it is 2 (μ − ν)·(xᵢ − μ) + N (|Aᵢ|² − (USUᵀ)ᵢᵢ) for image i of the first set, since the derivative
-    of the sum of singular values is UVᵀ.
+def kernel_interval(features: torch.Tensor, others: torch.Tensor) -> tuple[float, float, float]:
+    """The kernel distance and the 95 % interval around it; `benchmarks/intervals.py` compares intervals with the truth.
+
+    The interval holds all distances θ from which the measured one is within `Z` standard errors. The part of images in
+    its variance grows in proportion to θ, because it is a squared distance: one that is too small by chance also has
+    too small a standard error. Solving for θ, as Wilson (1927) does for a share, takes the standard error at each end.
+    A distance below the deviation of pairs is too uncertain to be divided by.
     """
-    means, roots = zip(*(mean_and_root(part) for part in (features, others)), strict=True)
-    (basis, small), (other_basis, other_small) = (torch.linalg.qr(root) for root in roots)
-    left, shared, right = torch.linalg.svd(small @ other_small.T, full_matrices=False)
-    gap, influences = means[0] - means[1], []
-    for root, vectors, way in ((roots[0], basis @ left, gap), (roots[1], other_basis @ right.T, -gap)):
-        along = 2 * (len(root) - 1) ** 0.5 * root @ way
-        influences.append(along + len(root) * (root.square().sum(1) - vectors.square() @ shared))
-    return tuple(influences)
-
-
-def jackknife(features: torch.Tensor, others: torch.Tensor) -> float:
-    """The variance of the Fréchet distance by the infinitesimal jackknife (Jaeckel 1972), as of a mean over images."""
-    return sum(float(part.var()) / len(part) for part in frechet_influences(features, others))
-
-
-def frechet_variance(features: torch.Tensor, others: torch.Tensor, seed: int, splits: int = SPLITS) -> float:
-    """The variance of the Fréchet distance.
-
-    The variance of a mean over N images falls as 1/N; that of a distance between sets of one distribution falls as
-    1/N², since only pairs of images matter. The jackknife counts each pair twice, once for each of its images (Efron
-    and Stein 1981): if the variance falls as 1/Nᵖ, the jackknife gives p times the variance. On halves of the sets it
-    gives 2ᵖ times as much as on whole ones, which reveals p. A bootstrap would repeat images, which the distance
-    mistakes for similarity.
-    """
-    generator, halves = torch.Generator().manual_seed(seed), []
-    for _ in range(splits):
-        orders = [torch.randperm(len(part), generator=generator) for part in (features, others)]
-        for first, second in zip(*(order.split(len(order) // 2)[:2] for order in orders), strict=True):
-            halves.append(jackknife(features[first], others[second]))
-    whole = jackknife(features, others)
-    growth = sum(halves) / len(halves) / whole if whole else 2.0
-    return whole / math.log2(min(max(growth, 2.0), 4.0))
-
-
-def deviation(distance: Distance, features: torch.Tensor, others: torch.Tensor, seed: int) -> float:
-    """The standard error of a distance between two sets that were drawn independently."""
-    if distance is kernel_distance:
-        return sum(kernel_variances(features, others)) ** 0.5
-    return frechet_variance(features, others, seed) ** 0.5
-
-
-def interval(distance: Distance, features: torch.Tensor, others: torch.Tensor, seed: int) -> tuple[float, float, float]:
-    """A distance and the 95 % interval around it; `benchmarks/intervals.py` compares intervals with the truth.
-
-    That of the kernel distance holds all distances θ from which the measured one is within `Z` standard errors. The
-    part of images in its variance grows in proportion to θ, because it is a squared distance: one that is too small by
-    chance also has too small a standard error. Solving for θ, as Wilson (1927) does for a share, takes the standard
-    error at each end. A distance below the deviation of pairs is too uncertain to be divided by.
-    """
-    value = distance(features, others)
-    if distance is not kernel_distance:
-        margin = Z * deviation(distance, features, others, seed)
-        return value, value - margin, value + margin
+    value = kernel_distance(features, others)
     of_images, of_pairs = kernel_variances(features, others)
     least = max(value, of_pairs**0.5)
     slope = of_images / least if least > 0 else 0.0

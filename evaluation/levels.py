@@ -7,14 +7,14 @@ and those of training images, whose distance is the floor of the level.
 
 import torch
 
-from evaluation.distances import Z, interval, kernel_distance, precision_and_recall
+from evaluation.distances import Z, kernel_interval, precision_and_recall
 from evaluation.results import Level
 
 Sets = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # features (N, D)
 DRAWN = 128  # samples at temperature 1 whose bits are measured, at most
 
 
-def level(name: str, sets: Sets, own_bits: torch.Tensor, test_bits: float | None, seed: int) -> Level:
+def level(name: str, sets: Sets, own_bits: torch.Tensor, test_bits: float | None) -> Level:
     """The numbers of a stage: `sets` are the features of its samples, of training and of test images.
 
     `own_bits` (M,) are the bits of samples at temperature 1 under the stage itself, given their own coarser tokens, and
@@ -24,9 +24,9 @@ def level(name: str, sets: Sets, own_bits: torch.Tensor, test_bits: float | None
     mean, margin = float(own_bits.mean()), Z * float(own_bits.std()) / len(own_bits) ** 0.5
     return Level(
         name,
-        *interval(kernel_distance, samples, real, seed),
+        *kernel_interval(samples, real),
         *precision_and_recall(samples, real),
-        *interval(kernel_distance, training, real, seed),
+        *kernel_interval(training, real),
         *precision_and_recall(training, real),
         num_drawn=len(own_bits),
         bits=mean,

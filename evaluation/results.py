@@ -36,15 +36,13 @@ class Bits:
 
 @dataclass(frozen=True)
 class Distance:
-    """The distances between a set of images and held-out images, with their 95 % intervals."""
+    """The distances between a set of images and held-out images; of the kernel distance its 95 % interval too."""
 
     name: str
     kernel: float
     kernel_low: float
     kernel_high: float
     frechet: float
-    frechet_low: float
-    frechet_high: float
     precision: float
     recall: float
     edges: float  # between their gradient magnitudes, in grey levels
@@ -142,6 +140,7 @@ class Results:
     decoder: str  # "autoencoder" or "decoder": the step whose decoder quantized images and samples are decoded with
     levels: tuple[Level, ...] = ()  # of the stages, from coarse to fine
     no_test: str = ""  # that validation images were measured, since there is no test image, and why
+    models: dict | None = None  # fingerprints of the weights that were measured, by the names of their steps
 
     @property
     def held_out(self) -> str:
@@ -189,8 +188,8 @@ def markdown(results: Results) -> str:
     share = "{:.3f}".format
     distances, levels = [], []
     for row in results.distances:
-        spans = _span(row, "kernel", 4), _span(row, "frechet", 1)
-        distances.append([row.name, *spans, share(row.precision), share(row.recall), f"{row.edges:.2f}"])
+        apart = _span(row, "kernel", 4), f"{row.frechet:.1f}"
+        distances.append([row.name, *apart, share(row.precision), share(row.recall), f"{row.edges:.2f}"])
     for row in results.levels:
         samples = _span(row, "kernel", 4), share(row.precision), share(row.recall)
         floor = _span(row, "floor", 4), share(row.floor_precision), share(row.floor_recall)
@@ -228,7 +227,8 @@ def _novelty(results: Results) -> list[str]:
         rows = ("samples", measured.samples, extra), (results.held_out, measured.held_out, "")
         rows = [[name, number.format(part.median_distance), f"{part.share:.1%}{end}"] for name, part, end in rows]
         tables.append(_table([distance, near.format(measured.threshold)], rows))
-        heads = ("median share of other coarse tokens than the nearest training image has", "at most {:.1%}", "{:.1%}")
+        differ = "median share of coarse tokens that differ from those of the nearest training image"
+        heads = differ, "at most {:.1%}", "{:.1%}"
         measured = measured.layout
     return tables
 

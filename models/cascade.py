@@ -167,8 +167,11 @@ class Cascade:
     @torch.no_grad()
     def tokens(self, images: Images) -> tuple[Tensor, ...]:
         """Images, as `to_tensor` takes them → their tokens of the condition and of every stage, each (M, T) int64."""
-        fmap = self.decoder.encode(to_tensor(images, self.image_size).to(self.device))
-        return tuple(codebook.find_bmu(fmap) for codebook in self.codebooks)
+        parts = []
+        for batch in to_tensor(images, self.image_size).split(self.batch_size):
+            fmap = self.decoder.encode(batch.to(self.device))
+            parts.append([codebook.find_bmu(fmap) for codebook in self.codebooks])
+        return tuple(torch.cat(level) for level in zip(*parts, strict=True))
 
     @torch.no_grad()
     def decode(self, tokens: Tensor, level: int = -1) -> Tensor:

@@ -123,7 +123,8 @@ class Codebook(nn.Module):
         """Raise `UserError` naming the file of the codebook if it is for feature maps of another shape or origin."""
         if shape != self.fmap_shape:
             shapes = f"is for feature maps of {self.fmap_shape} (C, H, W), the data set holds {shape}"
-            raise UserError(f"{path}: {shapes}; leave 'image_C', 'image_H' and 'image_W' out of its config")
+            advice = "give those that it is for, or in a config leave out 'image_C', 'image_H' and 'image_W'"
+            raise UserError(f"{path}: {shapes}; {advice}")
         check_origin(path, self.origin, origin)
 
     @property

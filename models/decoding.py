@@ -107,7 +107,7 @@ class CachedDecoder:
 
     @property
     def position(self) -> int:
-        """The position of the next input, of the decoder's."""
+        """The position of the decoder's next input."""
         return self.cache.position
 
     def next_logits(self, inputs: torch.Tensor, start: torch.Tensor | None = None) -> torch.Tensor:
@@ -183,11 +183,11 @@ def make_ready(model: Transformer, dtype: torch.dtype, compiled: bool = False) -
 
 
 def as_function(layer: nn.Linear | nn.LayerNorm, is_packed: bool) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A layer without bias as a function, the weight of a linear one perhaps in the layout that oneDNN prefers."""
-    weight = layer.weight.detach()
+    """A layer as a function, the weight of a linear one perhaps in the layout that oneDNN prefers."""
+    weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
     if isinstance(layer, nn.LayerNorm):
-        return partial(F.layer_norm, normalized_shape=layer.normalized_shape, weight=weight)
+        return partial(F.layer_norm, normalized_shape=layer.normalized_shape, weight=weight, bias=bias)
     if not is_packed:
-        return partial(F.linear, weight=weight)
+        return partial(F.linear, weight=weight, bias=bias)
     weight, product = torch.ops.mkldnn._reorder_linear_weight(weight), torch.ops.mkldnn._linear_pointwise.default
-    return lambda x: product(x, weight, None, "none", [], "")
+    return lambda x: product(x, weight, bias, "none", [], "")

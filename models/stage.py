@@ -203,15 +203,16 @@ class Stage(nn.Module):
         """The input of the encoder: the coarse tokens, or None in a base stage."""
         return None if self.config.is_base else coarse
 
-    def inputs_and_targets(self, coarse: torch.Tensor, fine: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Coarse tokens (B, S) and fine ones (B, T), as they are written → decoder inputs and targets, each (B, T)."""
-        return torch.cat((self.first_input(coarse)[:, None], fine[:, :-1]), dim=1), fine
+    def inputs(self, coarse: torch.Tensor, fine: torch.Tensor) -> torch.Tensor:
+        """Coarse tokens (B, S) and fine ones (B, T), as they are written → decoder inputs (B, T), which lag by one."""
+        return torch.cat((self.first_input(coarse)[:, None], fine[:, :-1]), dim=1)
 
     def forward(self, coarse: torch.Tensor, fine: torch.Tensor) -> dict[str, torch.Tensor]:
         """Coarse tokens (B, S) and fine ones (B, T) → means over all tokens: `loss` in nats, `bits`, and `accuracy`."""
         if self.training:
             coarse = self.disturb(coarse)
-        inputs, targets = self.inputs_and_targets(coarse, fine[:, self.order])
+        targets = fine[:, self.order]
+        inputs = self.inputs(coarse, targets)
         logits = self.transformer(inputs, self.source(coarse), self.start(coarse)).flatten(0, 1)
         targets = targets.flatten()
         loss = F.cross_entropy(logits.float(), targets)

@@ -39,7 +39,7 @@ def load_tokens(dataset: FeatureMapDataset, coarse: Codebook, fine: Codebook, de
                 if distributed.is_main():
                     path = token_path(dataset, codebook)
                     save_checkpoint(path, KIND, codebook.config, {"tokens": tokens}, origin_of(dataset, codebook))
-        distributed.wait()
+        distributed.barrier()
     log.info("tokens %s", " ".join(str(token_path(dataset, codebook)) for codebook in codebooks))
     return TokenDataset(*(read_tokens(dataset, codebook) for codebook in codebooks))
 

@@ -26,7 +26,9 @@ LARGEST = 2**16  # limit of rows, columns, units and widths, because a config ma
 class TransformerConfig:
     """The JSON keys of a transformer."""
 
-    model_lr: float = option("peak learning rate, for steps of 2,048 tokens", low=0)
+    model_lr: float = option(
+        "peak learning rate of a step with 2,048 tokens; it follows the root of their number", low=0
+    )
     use_sliding_window: bool = option("whether a token attends only to a window of tokens and to the first token")
     sliding_window: int = option("tokens in the window, including the token itself", low=2)
     num_enc_layers: int = option("layers of the encoder; a base stage has none", low=0, high=1024)
@@ -41,8 +43,10 @@ class TransformerConfig:
     condition_dropout: float = option("share of images without a condition; needed for guidance", 0.0, low=0, below=1)
     condition_noise: float = option("share of coarse tokens replaced by one of 8 near units", 0.0, low=0, below=1)
     use_labels: bool = option("whether a base stage learns the labels of the images, for `--label`", False)
-    head_features: int = option("smooth features of a unit that the head learns from; 0: none", 0, low=0, high=LARGEST)
-    cell: int = option("side of the cells of tokens, one for each coarse token, of a cascade stage", 1, low=1, high=8)
+    head_features: int = option(
+        "features by which similar units share weights of the head; 0: none", 0, low=0, high=LARGEST
+    )
+    cell: int = option("side of the block of tokens written at once, one for each coarse token", 1, low=1, high=8)
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -268,7 +268,7 @@ class PlaygroundPage(Layout):
         for picture in session.pictures:
             if picture.key == event.key:
                 return self.choice(session, picture)
-        gr.Warning("this picture is not kept any more")
+        gr.Warning("this picture is no longer kept")
         return gr.skip()
 
     def choice(self, session: Session, picture: Picture) -> Updates:

@@ -3,17 +3,21 @@
 from dataclasses import dataclass
 
 from evaluation.results import Results
+from models.autoencoder import KIND as AUTOENCODER
+from models.codebook import KIND as CODEBOOK
+from models.stage import KIND as STAGE
 from utils.core.config import load_config, read_json
 from utils.core.files import UserError
 from utils.runs.attempt import Attempt, read_attempts
 from utils.runs.chain import folders_in
+from utils.runs.checkpoint import load_checkpoint
 from utils.runs.folders import OutputFolder, RunFolder
 from utils.training.metrics import is_checkpoint, read_rows
 
 
 @dataclass(frozen=True)
 class Job:
-    """What one script did in a step: its attempts, from the last one on that did not resume an earlier one."""
+    """What one script did in a step: its attempts, from the last one on that did not go on from an earlier one."""
 
     attempts: list[Attempt]
 
@@ -53,7 +57,7 @@ class Run:
     folder: RunFolder
     steps: dict[str, Step]  # by the names of their folders
     generation: dict | None  # generate.json
-    evaluation: Results | None  # of this generate.json
+    evaluation: Results | None  # of these weights and this generate.json
     plan: dict | None = None  # auto.json, of a run that scripts.auto planned
 
     def of_kind(self, kind: str) -> list[Step]:
@@ -74,16 +78,31 @@ def read_run(folder: RunFolder) -> Run:
     results = folder.evaluation.results
     generation = read_json(folder.generation) if folder.generation.exists() else None
     evaluation = load_config(results, Results) if results.exists() else None
-    if evaluation is not None and evaluation.settings != (generation or {}):  # of other stages or sampling
+    if evaluation is not None and not is_of(evaluation, folder, generation or {}):
         evaluation = None
     return Run(folder, steps, generation, evaluation, read_json(folder.planned) if folder.planned.exists() else None)
+
+
+def is_of(evaluation: Results, folder: RunFolder, generation: dict) -> bool:
+    """Whether an evaluation is of the weights that a run has now, as far as they are there, and of this sampling."""
+    files = {step.name: (step.latest, AUTOENCODER) for step in (folder.autoencoder, folder.decoder)}
+    files |= {step.name: (step.codebook, CODEBOOK) for step in folder.codebooks}
+    files |= {step.name: (step.best, STAGE) for step in folder.transformers}
+    measured = evaluation.models or {}
+    now = {
+        name: load_checkpoint(path, kind, memory_map=True)["fingerprint"]
+        for name, (path, kind) in files.items()
+        if name in measured and path.is_file()
+    }
+    return evaluation.settings == generation and measured == measured | now
 
 
 def read_step(folder: OutputFolder) -> Step:
     """Read the attempts at a step and its metrics."""
     jobs: dict[str, Job] = {}
     for attempt in read_attempts(folder):
-        earlier = jobs[attempt.script].attempts if attempt.script in jobs and attempt.arguments.get("resume") else []
+        goes_on = attempt.arguments.get("resume") if attempt.goes_on is None else attempt.goes_on
+        earlier = jobs[attempt.script].attempts if attempt.script in jobs and goes_on else []
         jobs[attempt.script] = Job([*earlier, attempt])
     rows = read_rows(folder.metrics)  # what a person has written into them does not count
     return Step(folder, jobs, [row for row in rows if all(isinstance(v, int | float | list) for v in row.values())])

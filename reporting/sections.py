@@ -15,7 +15,6 @@ from models.stage import KIND as STAGE
 from reporting import figures, verdicts
 from reporting.pictures import Picture, Quality, label_in
 from reporting.run import Job, Run, Step
-from utils.core.provenance import check_origin
 from utils.data.images import to_uint8
 from utils.runs.chain import is_unfinished, missing_in
 from utils.runs.checkpoint import load_checkpoint
@@ -53,9 +52,11 @@ def load_models(run: Run) -> Models:
         models.num_training = load_checkpoint(path, KIND, memory_map=True).get("settings", {}).get(TRAINED)
     for step in progress(run.of_kind("codebook"), desc="drawing codebooks", leave=False):
         if (path := step.folder.codebook).exists():
-            book = models.codebooks[step.folder.level] = Codebook.load(path)
+            book = Codebook.load(path)
+            if models.decoder is not None and book.origin != models.decoder.origin:
+                continue  # of the autoencoder before, where all is being made anew
+            models.codebooks[step.folder.level] = book
             if models.decoder is not None:
-                check_origin(path, book.origin, models.decoder.origin)
                 pixels = to_uint8(atlas(book, models.decoder)).permute(1, 2, 0).numpy()
                 models.atlases[step.folder.level] = Image.fromarray(pixels)
     return models
@@ -98,7 +99,7 @@ def overview(run: Run, models: Models) -> dict:
 
 
 def planned(run: Run) -> list[str]:
-    """What `scripts.train_cascade auto` decided, and what more hours or images would bring; nothing of other runs."""
+    """What `scripts.train_cascade auto` decided, and what more hours or images would bring; nothing for other runs."""
     if run.plan is None:
         return []
     decided = "; ".join(f"{name}: {value}" for name, value, *_ in run.plan["reasons"])
@@ -114,6 +115,8 @@ def again(run: Run, job: Job | None) -> str | None:
     words = [f"{Path(recipe).parent}/", dataset, str(run.folder.path)]
     if run.plan is not None:  # within the hours
         words = ["auto", run.plan.get("dataset") or dataset, words[2], "--hours", f"{run.plan['hours']:g}"]
+    if (device := job.last.arguments["device"]) != "auto":
+        words += ["--device", device]
     return shlex.join(["python", "-m", "scripts.train_cascade", *words])
 
 

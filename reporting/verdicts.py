@@ -72,7 +72,9 @@ def judge(run: Run) -> list[Verdict]:
 
 def doubted(praise: Verdict, poor: str) -> Verdict:
     """What is left of a good verdict on samples where `poor` is."""
-    return dataclasses.replace(praise, grade=UNCLEAR, text=f"{praise.text} While {poor} is poor, this says little.")
+    return dataclasses.replace(
+        praise, grade=UNCLEAR, text=f"{praise.text} This says little: the verdict on {poor} is poor."
+    )
 
 
 def decoded_psnr(run: Run) -> float | None:

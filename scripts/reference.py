@@ -21,6 +21,12 @@ STEPS = ("train_autoencoder", "generate_fmap_dataset", "train_codebook", "prune_
 STEPS += ("train_quantized_transformer", "generate_images")
 SCRIPTS = (*STEPS, "scripts.make_dataset", "scripts.demo_data", "scripts.evaluate", "scripts.report")
 SCRIPTS += ("scripts.temperatures", "scripts.export", "scripts.playground", "scripts.train_cascade")
+RECIPE = """\
+`recipe.json` has `image_size` (a number, or "64x96"), and a section of options for each step: `autoencoder`,
+`feature_maps`, `codebook` and `prune` (each for all codebooks), `transformer_0`, `transformer_1`, … and `generate`;
+with `decoder`, the decoder is trained further on quantized maps. A section has the flags of its script, with
+underscores: `"max_step": 6000`. `flip` is a setting of the whole recipe, not of a section. `num_images` is how many
+the demo draws, `without_gpu` the recipe to name where there is no GPU, and `description` is for people."""
 CONFIGS = {
     "An autoencoder": AutoencoderConfig,
     "A codebook": CodebookConfig,
@@ -52,7 +58,7 @@ def render() -> str:
     for cls, scripts in users.items():
         own = [field for field in dataclasses.fields(cls) if field.name in inspect.get_annotations(cls)]
         lines += [f"### {', '.join(scripts)}", "", *table_of(own, is_flag=True)]
-    lines += ["## JSON keys", ""]
+    lines += ["## JSON keys", "", "### A recipe", "", RECIPE, ""]
     for title, config in CONFIGS.items():
         lines += [f"### {title}", "", *table_of(list(dataclasses.fields(config)), is_flag=False)]
     return "\n".join(lines)

@@ -6,9 +6,6 @@ that, each runs in its own process and is killed at random times. Tensors in che
 times, the bytes of all other files, and the names of all files must be equal. Prints a table. If anything differs, it
 exits with status 1 and keeps the folder. docs/reliability.md shows the last table.
 
-Then a headless Chromium requests pictures from the page of scripts.playground, many times in a row; the memory of its
-server must stay constant.
-
     python -m scripts.soak
     python -m scripts.soak --only decoder
 """
@@ -50,7 +47,6 @@ MEASURED = ("mean_over", "take_census", "decoded_psnr", "arrange", "quantize", "
 MODULES = ("train_codebook", "train_autoencoder", "train_quantized_transformer", "prune_codebook", "models.tokens")
 CALLS = ("replace", "link", "unlink", "fsync", "sync", "rmdir")
 EXPORT = "scripts.export"
-PLAYGROUND, GROWTH = "playground", 0.05  # allowed growth of the memory of its server
 CLOCK = ("_per_second", "data_wait")  # suffixes of the names of numbers that depend on the clock
 
 
@@ -58,11 +54,10 @@ CLOCK = ("_per_second", "data_wait")  # suffixes of the names of numbers that de
 class Options:
     """Options of scripts.soak."""
 
-    only: str | None = option("folder whose scripts are killed (the others only run), or playground", None, unset="all")
+    only: str | None = option("folder whose scripts are killed (the others only run)", None, unset="all")
     sample: int | None = option("number of random places at which to kill each script", None, unset="all", low=1)
     rounds: int = option("rounds of kills at random times per script", 3, low=0)
     seed: int = option("random seed", 0)
-    requests: int = option("requests to the page of scripts.playground: 0 or more than 20", 200, low=0)
 
 
 @dataclass(frozen=True)
@@ -282,24 +277,12 @@ def start(case: Case, arguments: list[str], folder: Path) -> tuple[subprocess.Po
     return process, time.monotonic()
 
 
-def ask_for_pictures(run: Path, number: int) -> list[str]:
-    """Request pictures from the page of a run many times in a row; return a line if the memory of its server grows."""
-    from playground.browser import soak  # needs the packages of the playground and of its tests
-
-    _, memory = soak(run, number)
-    line = "memory of the playground: "
-    line += ", ".join(f"{size / 1e6:.0f} MB after {count} requests" for count, size in memory.items())
-    print(line)
-    warm, *_, end = memory.values()
-    return [line] if end > warm * (1 + GROWTH) else []
-
-
 def main(argv: list[str] | None = None) -> None:
     """Run all cases, print the table, and exit with status 1 if anything differs."""
     options = parse_options(Options, __doc__, argv)
     folders = dict.fromkeys(case.out for case in CASES)
-    if options.only not in {None, PLAYGROUND, *folders}:
-        raise UserError(f"--only {options.only}: no such folder; give one of {', '.join((*folders, PLAYGROUND))}")
+    if options.only not in {None, *folders}:
+        raise UserError(f"--only {options.only}: no such folder; give one of {', '.join(folders)}")
     torch.set_num_threads(1)  # needed after a fork, and for equal results
     for module in MODULES:
         importlib.import_module(module)
@@ -316,8 +299,6 @@ def main(argv: list[str] | None = None) -> None:
         differences = [line for _, lines in counts for line in lines]
         rows.append((f"`{case.module}` ({case.out})", counts[0][0], counts[1][0], len(differences)))
         all_differences += [f"{case.module} ({case.out}): {line}" for line in differences]
-    if options.requests and options.only in (None, PLAYGROUND):
-        all_differences += ask_for_pictures(whole, options.requests)
     print("\n".join(all_differences))
     print(table(("script", "killed at each call", "killed at random", "differences"), rows))
     if all_differences:

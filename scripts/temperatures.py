@@ -41,7 +41,7 @@ class Options:
     dataset_path: Path | None = option("dataset.json of its images", None, unset="RUN_DIR/data/dataset.json")
     temperatures: tuple[float, ...] = option("that each stage tries", (0.25, 0.4, 0.6, 0.8, 1.0), low=0.01)
     num_images: int = option("samples of each setting, in sets as large as that of the validation images", 400, low=1)
-    extractor: str = option("network that computes the features", "auto", choices=EXTRACTORS)
+    extractor: str = option("network that computes the features", EXTRACTORS[0], choices=EXTRACTORS)
     batch_size: int = option("images at once", 64, low=1)
     seed: int = option("seed of the samples", 0)
     device: str = option("auto (cuda, mps or cpu), or a torch device", "auto")
@@ -112,8 +112,8 @@ def main(argv: list[str] | None = None) -> None:
 
     best = choose(tuple(config.temperature for config in cascade.configs), options.temperatures, measure)
     content = read_json(folder.generation)
-    for stage, value in zip(content.values(), best, strict=True):
-        stage["temperature"] = value
+    for number, value in enumerate(best):
+        content[str(number)]["temperature"] = value
     write_file(folder.generation, json.dumps(content, indent=4) + "\n")
     print(f"\n{table(('temperatures', 'kernel distance', 'precision', 'recall'), rows)}\n")
     print(f"wrote {', '.join(f'{value:g}' for value in best)} to {folder.generation}")

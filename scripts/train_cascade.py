@@ -118,7 +118,7 @@ def run_recipe(recipe: Recipe, options: Options) -> None:
 class Chain:
     """The steps of a recipe, and which are done. Raises `UserError` at the first mistake, before it writes anything."""
 
-    def __init__(self, recipe: Recipe, options: Options) -> None:
+    def __init__(self, recipe: Recipe, options: Options, verified: set[Path] | None = None) -> None:
         self.recipe, self.options, self.folder = recipe, options, RunFolder(options.out, len(recipe.stages))
         self.steps = steps_of(self.folder, recipe, options.dataset)
         config, given = self.folder.generation, recipe.folder / "generate.json"
@@ -128,7 +128,8 @@ class Chain:
         self.plans = check(recipe, self.steps, self.folder, config if self.is_edited else given)
         self.images = open_images(recipe, options.dataset)
         self.maps = self.fingerprint_of_maps()
-        self.verified: set[Path] = set()  # data sets whose files have not changed, whatever their timestamps
+        # Data sets whose files have not changed, whatever their timestamps.
+        self.verified = set() if verified is None else verified
         for step, key in self.keys():
             self.reason(step, key)
 

@@ -12,7 +12,9 @@ import pytest
 import torch
 from hypothesis import settings
 
-from scripts import demo_data
+from playground.browser import chromium
+from scripts import demo_data, report
+from tests.helpers.reports import make_run
 from tests.helpers.runs import COUNT, FRACTIONS, GRADIENT, MAINS, PLAN, PRUNED, SMALL, WEIGHTS, latest
 from tests.helpers.scripts import CODEBOOKS, TINY, run_main
 from utils.runs.chain import steps_of
@@ -92,6 +94,29 @@ def tiny_run(faces, tmp_path_factory):
         for step in steps_of(run, SMALL, faces):
             run_main(import_module(step.script).main, *step.command[1:], "--device", "cpu")
     return run.path
+
+
+@pytest.fixture
+def run_with_images(tiny_run, faces, tmp_path):
+    """A copy of the tiny run and its images, as scripts/demo.py puts them: the folder `run` of `tmp_path`."""
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    shutil.copytree(faces.parent, run / "data")
+    return run
+
+
+@pytest.fixture(scope="session")
+def reported(tiny_run, tmp_path_factory):
+    """A run with all that a report can show, whose names look like markup, and the page about it. To be read only."""
+    folder = tmp_path_factory.mktemp("reported")
+    run, page = make_run(tiny_run, folder), folder / "page.html"
+    run_main(report.main, run, "--out", page)
+    return run, page
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="session")

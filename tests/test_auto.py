@@ -24,6 +24,7 @@ from scripts.auto import begin, expect, hours, kept, plan, train
 from scripts.auto.look import DRAWINGS, PHOTOGRAPHS, PIXEL_ART, Fingerprint, look, survey
 from scripts.recipe import check
 from tests.conftest import undisturbed
+from tests.helpers.files import edited
 from tests.helpers.scripts import expect_error, run_main
 from utils.core.files import UserError, write_file
 from utils.core.size import Size
@@ -233,10 +234,9 @@ def test_what_cannot_be_planned_is_refused_in_one_line(images, words, line, tmp_
     images = None if images is None else list(images)
     if images and len(images) == 120 and "distinct" in line:  # copies, by their checksums
         path = write_set(tmp_path / "data", images)
-        records = json.loads(path.read_text())
-        for number, record in records["_default"].items():
-            record["checksum"] = f"{int(number) % 60:016x}"
-        path.write_text(json.dumps(records))
+        with edited(path) as records:
+            for number, record in records["_default"].items():
+                record["checksum"] = f"{int(number) % 60:016x}"
     elif images:
         path = write_set(tmp_path / "data", images)
     else:
@@ -305,7 +305,7 @@ class World:
         auto.take_up(chosen)
         auto.evaluate = auto.end = lambda: None
 
-    def chain(self, recipe, options):
+    def chain(self, recipe, options, verified):
         self.recipe = recipe
         return SimpleNamespace(run=self.run)
 
@@ -337,9 +337,8 @@ def test_a_recipe_that_a_person_has_edited_keeps_its_numbers(tmp_path, monkeypat
     world = World(tmp_path, FACES, 0.5, factors)
     factors |= dict.fromkeys(world.costs, 1.0)
     path = world.auto.path / "recipe.json"
-    given = json.loads(path.read_text())
-    given["transformer_1"]["max_step"] = 77
-    path.write_text(json.dumps(given))
+    with edited(path) as given:
+        given["transformer_1"]["max_step"] = 77
     world.auto.take_up(world.auto.plan)
     world.auto.train()
     assert json.loads(path.read_text()) == given and not world.auto.attendant.is_late
@@ -406,7 +405,7 @@ class Programs:
         self.names = []
 
     def run(self, attendant, command, *, seconds=None, **_):
-        words = [str(word) for word in command[1:]]
+        words = [str(word) for word in command[1:] if word != "-P"]
         name, arguments = (words[1], words[2:]) if words[0] == "-m" else (Path(words[0]).stem, words[1:])
         self.names.append(name)
         if self.fatal in command or self.fatal == name:
@@ -469,9 +468,8 @@ def test_a_folder_of_pictures_becomes_a_report_although_it_was_killed_in_each_pa
     assert programs.names == ["scripts.report"]
     capsys.readouterr()
     Image.new("RGB", (16, 16)).save(out / "data/more.png")
-    records = json.loads((out / "data/dataset.json").read_text())
-    records["_default"]["999"] = {"image_fpath": "more.png", "labels": []}
-    (out / "data/dataset.json").write_text(json.dumps(records))
+    with edited(out / "data/dataset.json") as records:
+        records["_default"]["999"] = {"image_fpath": "more.png", "labels": []}
     assert "has changed since it was looked at" in expect_error(capsys, train_cascade.main, command)
     # with that picture, all anew, although it was killed: no step counts as begun, and the hours begin
     (out / "recipe/clock.json").write_text('{"seconds": 4000.0}')

@@ -135,16 +135,6 @@ def test_a_saved_autoencoder_comes_back_the_same(tmp_path):
     assert loaded.fingerprint == fingerprint(model.state_dict())
 
 
-def test_a_checkpoint_that_is_no_autoencoder_is_named(tmp_path):
-    model = build()
-    save_checkpoint(tmp_path / "codebook.pt", "codebook", model.config, model.state_dict(), {})
-    with pytest.raises(UserError, match=r"codebook.pt: holds a codebook, expected a autoencoder"):
-        Autoencoder.load(tmp_path / "codebook.pt")
-    save_checkpoint(tmp_path / "other.pt", KIND, build(latent_channel=5).config, model.state_dict(), {})
-    with pytest.raises(UserError, match=r"other.pt: its weights do not fit"):
-        Autoencoder.load(tmp_path / "other.pt")
-
-
 def test_it_learns_and_the_psnr_is_that_of_the_error():
     model, x = build(min_channel=16, max_channel=16, latent_channel=8), images(1, 8, 8)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)

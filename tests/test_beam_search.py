@@ -6,29 +6,24 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from tests.helpers.transformers import generator, seeds
 from utils.beam_search import search
 from utils.sampling import SamplingConfig, filter_logits, image_generator, sample, uniform_draws
 
-seeds = st.integers(0, 2**31)
 SYMBOLS, LENGTH = 3, 5
 FIRST = torch.tensor([10, 11])  # of two images
-
-
-def generator(seed):
-    return torch.Generator().manual_seed(seed)
 
 
 class Toy:
     """A language whose next symbol depends on all that stands before it; rows remember their whole prefix."""
 
-    def __init__(self, seed, symbols=SYMBOLS):
-        self.seed, self.symbols = seed, symbols
-        self.rows, self.table, self.reordered = None, {}, []
+    def __init__(self, seed):
+        self.seed, self.rows, self.table, self.reordered = seed, None, {}, []
 
     def logits(self, prefix):
         if prefix not in self.table:
             number = sum((token + 1) * 37**place for place, token in enumerate(prefix))
-            self.table[prefix] = 1.5 * torch.randn(self.symbols, generator=generator(self.seed + number))
+            self.table[prefix] = 1.5 * torch.randn(SYMBOLS, generator=generator(self.seed + number))
         return self.table[prefix]
 
     def next_logits(self, inputs):
@@ -68,40 +63,11 @@ def slow_filter(logits, top_k, top_p):
     return kept, edge
 
 
-def slow_sample(logits, uniform, settings_):
-    """Walk up the distribution function, in float64."""
-    heated = [float(logit) / settings_.temperature for logit in logits]
-    kept, _ = slow_filter(heated, settings_.top_k, settings_.top_p)
-    weights = [math.exp(heated[token] - max(heated)) if token in kept else 0.0 for token in range(len(heated))]
-    height = 0.0
-    for token, weight in enumerate(weights):
-        height += weight / sum(weights)
-        if height > uniform:
-            return token
-    return max(kept)
-
-
-def slow_search(toy, first, settings_, uniform):
-    """One image, one hypothesis after another; `uniform` is (T, num_beam)."""
-    beams = [((), 0.0)] * settings_.num_beam
-    length = len(uniform)
-    for position in range(length):
-        longer = []
-        for beam, (tokens, _) in enumerate(beams):
-            token = slow_sample(toy.logits((first, *tokens)), float(uniform[position, beam]), settings_)
-            longer.append(((*tokens, token), toy.log_probability(first, (*tokens, token))))
-        beams = longer
-        if (position + 1) % settings_.beam_width == 0 or position == length - 1:
-            best = sorted(beams, key=lambda beam: -beam[1])[: settings_.keep_beam]
-            beams = [best[beam * len(best) // settings_.num_beam] for beam in range(settings_.num_beam)]
-    return beams[0]
-
-
 def slow_beam_search(toy, first, width, length):
     """Classic: all continuations of all survivors, the best `width` of them survive."""
     beams = [()]
     for _ in range(length):
-        longer = [(*tokens, symbol) for tokens in beams for symbol in range(toy.symbols)]
+        longer = [(*tokens, symbol) for tokens in beams for symbol in range(SYMBOLS)]
         beams = sorted(longer, key=lambda tokens: -toy.log_probability(first, tokens))[:width]
     return beams[0]
 
@@ -171,28 +137,6 @@ def test_a_narrow_classic_beam_equals_a_slow_one(seed, width):
         expected = slow_beam_search(toy, first, width, LENGTH)
         assert tuple(tokens[image].tolist()) == expected
         assert score[image].item() == pytest.approx(toy.log_probability(first, expected), abs=1e-4)
-
-
-@given(
-    seed=seeds,
-    num_beam=st.integers(1, 6),
-    beam_width=st.integers(1, 7),
-    keep_beam=st.integers(1, 6),
-    temperature=st.sampled_from([0.6, 1.0, 2.5]),
-    top_k=st.none() | st.integers(2, 5),
-    top_p=st.none() | st.sampled_from([0.37, 0.83]),
-)
-@settings(max_examples=40)
-def test_block_search_equals_one_hypothesis_at_a_time(seed, num_beam, beam_width, keep_beam, temperature, top_k, top_p):
-    config = SamplingConfig(num_beam, beam_width, min(keep_beam, num_beam), temperature, top_k, top_p)
-    assume(not config.is_classic)
-    toy = Toy(seed, symbols=4)
-    uniform = torch.rand(2, LENGTH, num_beam, generator=generator(seed))
-    tokens, score = toy.search(FIRST, config, uniform)
-    for image, first in enumerate(FIRST.tolist()):
-        expected, log_probability = slow_search(toy, first, config, uniform[image])
-        assert tuple(tokens[image].tolist()) == expected
-        assert score[image].item() == pytest.approx(log_probability, abs=1e-4)
 
 
 @pytest.mark.parametrize(

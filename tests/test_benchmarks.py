@@ -5,7 +5,6 @@ import itertools
 import json
 import math
 import re
-import shutil
 from collections import Counter
 from contextlib import nullcontext
 from importlib import import_module
@@ -17,19 +16,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from benchmarks import (
-    ablation,
-    generation,
-    intervals,
-    peers,
-    quality,
-    rates,
-    sampling,
-    scale,
-    scaling,
-    stages,
-    transformer,
-)
+from benchmarks import ablation, generation, intervals, peers, quality, rates, sampling, scale, scaling, stages
 from benchmarks.ablation import Row
 from benchmarks.rivals import Flow, follow
 from evaluation.results import SETS, Distance, Reconstruction, Results
@@ -38,9 +25,9 @@ from models.requests import change_sampling, load_generation_config
 from models.transformer import TransformerConfig
 from tests.helpers.runs import BOUNDS, SMALL
 from tests.helpers.scripts import TINY, expect_error, run_main
-from utils.core.config import load_config, read_json
+from utils.core.config import load_config
 from utils.core.files import UserError, write_file
-from utils.data.dataset import FeatureMapDataset, ImageDataset
+from utils.data.dataset import FeatureMapDataset
 from utils.runs.chain import Recipe
 from utils.runs.folders import RunFolder
 
@@ -55,14 +42,6 @@ def in_this_process(monkeypatch):
     for name in ("codebook", "scale"):
         monkeypatch.setattr(f"benchmarks.{name}.in_new_process", lambda function, *arguments: function(*arguments))
     monkeypatch.setattr(stages, "DEMO", SMALL)
-
-
-@pytest.fixture
-def run_with_images(tiny_run, faces, tmp_path):
-    """The tiny run and its images, as scripts/demo.py puts them."""
-    run = shutil.copytree(tiny_run, tmp_path / "run")
-    shutil.copytree(faces.parent, run / "data")
-    return run
 
 
 def numbers_of(output):
@@ -104,31 +83,15 @@ def test_the_benchmark_of_codebooks(tiny_run, rows_of):
     assert [int(number) for number in numbers[:4]] == [16, 8, 4, 0] and int(numbers[4]) >= 0
 
 
-def test_the_benchmark_of_transformers(tiny_run, rows_of):
-    rows = rows_of("transformer", tiny_run, STEPS=1, TIMES=1, seconds=lambda call, _: (call(), 1.0)[1])
-    shares, steps = rows[:6], rows[7:]
-    assert [row[:2] for row in shares] == [[number, precision] for number in "012" for precision in ("bf16", "fp32")]
-    assert [row[0] for row in steps] == ["AdamW", "Muon in bfloat16", "Muon in float32", "torch.optim.Muon"]
-    assert all(float(row[-1]) > 0 for row in (*shares, *steps))
-
-
-def test_bare_products_are_timed_once_each_in_the_precision_that_they_run_in():
-    layer, x = nn.Linear(256, 256), torch.randn(512, 256)
-    with transformer.BareProducts() as bare:
-        once = layer(x)
-        torch.ones(3).exp()
-    assert bare.seconds > 0 and [*bare.timed.values()] == [bare.seconds]
-    with bare:
-        layer(once)
-    assert [*bare.timed.values()] == [bare.seconds / 2]
-    with bare, torch.autocast("cpu", torch.bfloat16):
-        layer(x).sum().backward()  # of the weights alone: a product forward and one backward
-    assert [key[-1][-1] for key in bare.timed] == [torch.float32, torch.bfloat16, torch.bfloat16]
+def test_the_benchmark_of_optimizers(tiny_run, rows_of):
+    rows = rows_of("optimizers", tiny_run, seconds=lambda call, _: (call(), 1.0)[1])
+    assert [row[0] for row in rows] == ["AdamW", "Muon in bfloat16", "Muon in float32", "torch.optim.Muon"]
+    assert all(float(row[-1]) > 0 for row in rows)
 
 
 def test_the_benchmark_of_generation(tiny_run, rows_of):
     small = {"COARSE": (2, 2), "FINE": (16, 16), "UNITS": 9, "IMAGES": 2, "PREFIXES": (1, 128, 256), "WARM": 40}
-    small |= {"SIDE": 64, "STEPS": 8, "LENGTHS": ((4, 4), (4, 8)), "CONFIG": TINY / "transformer_2.json"}
+    small |= {"SIDE": 64, "STEPS": 8, "CONFIG": TINY / "transformer_2.json"}
     small |= {"ROWS": {8: (2, generation.SamplingConfig(num_beam=4, beam_width=2))}}
     small |= {"RECIPES": ("tiny-32",), "PICTURES": (1, 3)}
     rows = rows_of("generation", tiny_run, **small, seconds=lambda call: timeit(call, number=2) / 2)
@@ -140,7 +103,7 @@ def test_the_benchmark_of_generation(tiny_run, rows_of):
     for row in floor:
         assert sum(float(cell.removesuffix("%")) for cell in row[6:]) == pytest.approx(100, abs=4)
         assert float(row[4]) > 0
-    assert [row[0] for row in rows[11:]] == ["16", "32"]
+    assert len(rows) == 10
 
 
 def test_the_floor_counts_bytes_and_operations():
@@ -156,40 +119,13 @@ def test_the_floor_counts_bytes_and_operations():
 
 
 def test_the_benchmark_of_sampling(faces, tiny_run, rows_of):
-    tried, given, draw = (
-        {"settings of the config": {}, "temperatures": ({}, {"temperature": 0.5}, {})},
-        [],
-        sampling.sample,
-    )
-
-    def sample(*arguments):
-        given.append(arguments[4] if len(arguments) == 5 else None)
-        return draw(*arguments)
-
-    settings = {"SETTINGS": tried | {"another": {}}, "sample": sample}
+    tried = {"settings of the config": {}, "temperatures": ({}, {"temperature": 0.5}, {})}
+    settings = {"SETTINGS": tried | {"another": {}}}
     rows = rows_of("sampling", tiny_run, "--dataset-path", faces, "--only", *tried, **settings)
-    names = ["validation images", "training images", "their reconstructions"]
-    names += [*(f"from the tokens of stage {number}" for number in (2, 1, 0)), "from the condition"]
-    names += [f"written from stage {number} on, after the true tokens of stage {number - 1}" for number in (2, 1)]
-    names += tried
-    assert [row[0] for row in rows] == names
-    assert rows[0][1:3] == ["", ""] and all(row[3:5] == ["", ""] for row in rows[1:9]), "of what a set is made from"
+    assert [row[0] for row in rows] == ["validation images", "training images", *tried]
+    assert rows[0][1:3] == ["", ""] and rows[1][3:5] == ["", ""], "of what a set is made from"
     assert float(rows[1][1]) < min(float(row[1]) for row in rows[2:])
-    assert all(all(row) for row in rows[9:])
-    # Stages may know the tokens of training images by heart, so they write after those of validation images.
-    dataset = ImageDataset(faces)
-    cascade = sampling.Cascade.load(tiny_run, device="cpu", precision="fp32")
-    expected = cascade.tokens(dataset[dataset.split(BOUNDS).validation])
-    assert [request and request.from_stage for request in given] == [2, 1, None, None]
-    assert all(map(torch.equal, given[0].init_tokens, expected))
-
-
-def test_an_image_is_not_compared_with_the_one_that_it_was_made_from():
-    x, y = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    kernel = lambda a, b: float(a @ b / 4 + 1) ** 3  # noqa: E731
-    pairs = [(i, j) for i in range(6) for j in range(6) if i != j]
-    each = [kernel(x[i], x[j]) + kernel(y[i], y[j]) - 2 * kernel(x[i], y[j]) for i, j in pairs]
-    assert sampling.distance_to_others(x, y) == pytest.approx(sum(each) / len(each))
+    assert all(all(row) for row in rows[2:])
 
 
 def test_every_setting_of_sampling_is_one(tiny_run):
@@ -201,11 +137,10 @@ def test_every_setting_of_sampling_is_one(tiny_run):
 
 def test_the_benchmark_of_intervals_deals_sets_that_share_no_image(faces, tiny_run, rows_of):
     rows = rows_of("intervals", tiny_run, "--dataset-path", faces, DEALS=2)
-    assert [row[0] for row in rows] == ["kernel"] * 4 + ["Fréchet"] * 4
-    assert [row[1] for row in rows] == ["floor", "tilted a little", "tilted much", "quantized"] * 2
-    few = [row for row in rows if row[1].startswith("tilted")]  # one pair of a deal, which has no deviation
-    assert all(float(cell) > 0 for row in rows if row not in few for cell in row[3:5])
-    assert all(math.isfinite(float(row[2])) for row in few)
+    assert [row[0] for row in rows] == ["floor", "tilted a little", "tilted much", "quantized"]
+    few = [row for row in rows if row[0].startswith("tilted")]  # one pair of a deal, which has no deviation
+    assert all(float(cell) > 0 for row in rows if row not in few for cell in row[2:4])
+    assert all(math.isfinite(float(row[1])) for row in few)
     dealt = [*intervals.deal(50, 6, 0)]
     scores = intervals.along_first_component(torch.arange(900.0)[:, None] * torch.tensor([0.6, 0.8])).float()
     assert scores.std() == pytest.approx(1) and scores.argsort(descending=bool(scores[0] > 0)).tolist() == [*range(900)]
@@ -299,13 +234,13 @@ def test_the_ablation_trains_each_variant_at_each_rate(tiny_run, rows_of):
 
 @pytest.mark.parametrize(("model", "size"), [("stage", {"in_dim": 16}), ("autoencoder", {"max_channel": 16})])
 def test_the_benchmark_of_rates_trains_each_size_at_each_rate(model, size, run_with_images, rows_of):
-    assert rates.size_of(model, 16, 1).items() >= size.items()
-    options = ["--widths", 16, "--depths", 1, "--batch-sizes", 4, 8, "--rates", 0.01, 1, "--steps", 15, "--seeds", 2]
+    assert rates.size_of(model, 16).items() >= size.items()
+    options = ["--widths", 16, "--batch-sizes", 4, 8, "--rates", 0.01, 1, "--steps", 15, "--seeds", 2]
     rows = rows_of("rates", run_with_images, model, *options)
-    assert [row[:4] for row in rows] == [["16", "1", size, "15"] for size in ("4", "8")]
+    assert [row[:2] for row in rows] == [["16", size] for size in ("4", "8")]
     for row in rows:
-        assert float(row[5]) < float(row[4])  # at a hundredth of the rate hardly anything is learned
-        assert len(row[7].split(", ")) == 2
+        assert float(row[3]) < float(row[2])  # at a hundredth of the rate hardly anything is learned
+        assert len(row[5].split(", ")) == 2
 
 
 def test_a_share_of_a_recipe_has_that_share_of_its_steps():
@@ -321,7 +256,7 @@ def test_a_share_of_a_recipe_has_that_share_of_its_steps():
 
 
 def test_the_benchmark_of_quality_shows_auto_and_each_share(tmp_path, rows_of):
-    rows = tuple(Distance(name, 0.1 * number, 0, 1, 1, 1, 1, 0.5, 0.75, 2.0) for number, name in enumerate(SETS))
+    rows = tuple(Distance(name, 0.1 * number, 0, 1, 1, 0.5, 0.75, 2.0) for number, name in enumerate(SETS))
     reconstruction, trained, ran = Reconstruction("autoencoder", 30.0, 0.9), [], []
     results = Results("", 4, 4, 4, 0, {}, (reconstruction,), (), rows, None, (), 1.0, "autoencoder")
 
@@ -367,12 +302,10 @@ def test_a_variant_of_the_autoencoder_changes_what_its_name_says(run_with_images
     assert all(other.model.config != full.model.config for other in others[3:])
 
 
-def test_the_best_rate_is_where_a_parabola_is_least_and_the_usual_depths_are_those_of_the_demo():
+def test_the_best_rate_is_where_a_parabola_is_least():
     losses = {rate: math.exp((math.log2(rate) - 0.3) ** 2) for rate in (0.25, 0.5, 1, 2, 4)}
     assert rates.best_rate(losses) == pytest.approx(2**0.3)
     assert math.isnan(rates.best_rate({0.5: 1.0, 1.0: 2.0, 2.0: 3.0}))
-    configs = [read_json(Recipe.find("demo-64").folder / f"{name}.json") for name in ("transformer_2", "autoencoder")]
-    assert [*rates.DEPTHS.values()] == [configs[0]["num_dec_layers"], configs[1]["num_dec_res_blocks"]]
 
 
 def test_the_best_rate_of_each_variant_is_named(capsys):
@@ -406,7 +339,7 @@ def test_the_plain_block_is_plain_and_sees_the_tokens_before_and_none_after_and_
     assert stage.transformer.embed.token.weight.std().item() == pytest.approx(1, abs=0.1)
     place, changed = 7, fine.clone()
     changed[:, place] = (fine[:, place] + 1) % len(task.fine)
-    one, other = (stage.transformer(stage.inputs_and_targets(coarse, each)[0], coarse) for each in (fine, changed))
+    one, other = (stage.transformer(stage.inputs(coarse, each), coarse) for each in (fine, changed))
     assert torch.allclose(one[:, : place + 1], other[:, : place + 1], atol=1e-5)
     assert all(not torch.allclose(one[:, later], other[:, later], atol=1e-3) for later in (place + 1, place + 2))
     losses = [float(task.update(tokens[task.training[:16]], step)["loss"]) for step in range(30)]

@@ -37,20 +37,21 @@ def save_stage(stage, path, coarse, fine, encoder="encoder0"):
     save_checkpoint(path, KIND, stage.config, stage.state_dict(), trained_from=trained_from)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """A whole cascade on disk, and other codebooks of the same shapes."""
-    marks = [save_codebook(built, tmp_path / f"codebook_{i}.pt") for i, built in enumerate(CODEBOOKS)]
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A whole cascade on disk, and other codebooks of the same shapes. Tests add files, but change none of these."""
+    folder = tmp_path_factory.mktemp("cascade")
+    marks = [save_codebook(built, folder / f"codebook_{i}.pt") for i, built in enumerate(CODEBOOKS)]
     for i, (patch, units) in enumerate([(4, 5), (2, 6), (1, 7)]):
-        save_codebook(codebook(patch, units, seed=50), tmp_path / f"other_{i}.pt")
+        save_codebook(codebook(patch, units, seed=50), folder / f"other_{i}.pt")
     for number in (0, 1):
-        save_stage(build(number), tmp_path / f"stage_{number}.pt", *marks[number : number + 2])
-        save_stage(build(number), tmp_path / f"alien_{number}.pt", *marks[number : number + 2], encoder="encoder1")
+        save_stage(build(number), folder / f"stage_{number}.pt", *marks[number : number + 2])
+        save_stage(build(number), folder / f"alien_{number}.pt", *marks[number : number + 2], encoder="encoder1")
     uncounted = codebook(4, 5)
     uncounted.counts.zero_()
-    mark = save_codebook(uncounted, tmp_path / "uncounted.pt")
-    save_stage(build(0), tmp_path / "uncounted_stage.pt", mark, CODEBOOKS[1].fingerprint)
-    return tmp_path
+    mark = save_codebook(uncounted, folder / "uncounted.pt")
+    save_stage(build(0), folder / "uncounted_stage.pt", mark, CODEBOOKS[1].fingerprint)
+    return folder
 
 
 def stage_entry(number, **changes):
@@ -213,6 +214,8 @@ def test_kept_rows_are_kept_in_every_stage_and_the_rest_is_written(cascade, deco
     assert cascade.image_size == (8, 8)
     for part, book in zip(start, CODEBOOKS, strict=True):
         assert torch.equal(part, book.find_bmu(decoder.encode(pictures(2))))
+    cascade.batch_size = 1
+    assert all(map(torch.equal, cascade.tokens(pictures(2)), start))
     tokens, scores = cascade.generate(Request(init_tokens=start, keep_rows=rows), range(6))
     turn = [0, 1, 0, 1, 0, 1]
     assert torch.equal(tokens[0], start[0][turn])

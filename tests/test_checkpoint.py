@@ -20,6 +20,7 @@ from torch import nn
 from models.autoencoder import Autoencoder
 from models.codebook import Codebook
 from models.stage import Stage
+from tests.helpers.files import Touch
 from tests.helpers.runs import PRUNED, WEIGHTS
 from utils.core.files import UserError
 from utils.runs.checkpoint import (
@@ -85,16 +86,6 @@ def test_averaged_weights_are_loaded_unless_told_not_to_and_give_the_fingerprint
         model = linear(seed=2)
         load_weights(model, content, path, averaged=averaged)
         assert torch.equal(model.weight, linear(seed).weight)
-
-
-class Touch:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
 
 
 @pytest.mark.parametrize("kind", ["zip", "pickle", "pickle before a zip"])
@@ -367,20 +358,6 @@ def test_what_was_measured_is_known_by_the_weights_and_may_be_lost_or_damaged(tm
     for text in ("", "[]", f'{{"{prints[0]}": null}}', f'{{"{prints[0]}": 3}}', "no JSON"):
         (tmp_path / "measured.json").write_text(text)
         assert measured(paths[0], prints[0]) == {}
-
-
-def test_latest_of_every_stage_is_its_newest(tiny_run):
-    folders = sorted(tiny_run.glob("*/models_checkpoint"))
-    assert len(folders) == 8
-    for folder in folders:
-        numbered = max(folder.glob("*_[0-9]*.pt"), key=lambda path: int(path.stem.split("_")[1]))
-        newest, last = (torch.load(path, weights_only=True) for path in (folder / "latest.pt", numbered))
-        assert newest["step"] == last["step"]
-        if folder.parent.name.startswith("codebook"):  # that of the last step is as training left it
-            assert newest["model"]["counts"].sum() > 0 == last["model"]["counts"].sum()
-            assert newest["model"]["units"].equal(last["model"]["units"])
-        else:
-            assert (folder / "latest.pt").read_bytes() == numbered.read_bytes()
 
 
 def test_a_config_that_asks_for_more_than_the_file_holds_needs_no_memory(tmp_path):

@@ -10,10 +10,9 @@ from models import codebook as codebook_module
 from models.codebook import KIND, Codebook
 from models.som.statistics import take_census
 from tests.helpers.codebooks import LINE, PAIRS, build, config, generator, slow_distances, slow_patches, whole_maps
+from tests.helpers.transformers import seeds
 from utils.core.files import UserError
 from utils.runs.checkpoint import save_checkpoint
-
-seeds = st.integers(0, 2**31)
 
 
 @given(st.integers(2, 2**14))
@@ -159,16 +158,6 @@ def test_a_saved_codebook_comes_back_the_same(pruned, tmp_path):
     for name, value in codebook.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value)
     assert torch.equal(loaded.find_bmu(fmap), codebook.find_bmu(fmap))
-
-
-def test_a_codebook_for_other_feature_maps_is_refused_by_name(tmp_path):
-    codebook, path = build(), tmp_path / "c.pt"
-    codebook.check_fits(path, (2, 4, 6), {"encoder": "abc"})
-    with pytest.raises(UserError, match=r"c\.pt: is for feature maps of \(2, 4, 6\).*holds \(2, 6, 4\)"):
-        codebook.check_fits(path, (2, 6, 4), {"encoder": "abc"})
-    codebook.origin = {"encoder": "def"}
-    with pytest.raises(UserError, match=r"c\.pt: was made with another encoder"):
-        codebook.check_fits(path, (2, 4, 6), {"encoder": "abc"})
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,4 @@
 import io
-import json
 import pickle
 import re
 import shutil
@@ -11,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.helpers.files import Touch, edited, map_folder
 from utils.core.files import UserError
 from utils.data.batches import BatchLoader, EpochSampler, chunks, steps_per_epoch
 from utils.data.checksums import checksum
@@ -179,15 +179,6 @@ def test_going_on_from_any_step_yields_the_same_batches(indices, batch_size, see
     assert [list(batch) for batch in rest] == [list(batch) for batch in whole[start:]]
 
 
-def map_folder(folder, arrays):
-    records = []
-    for number, array in enumerate(arrays):
-        np.save(folder / f"{number}.npy", array)
-        records.append({"fmap_path": f"{number}.npy", "image_path": f"{number}.png", "labels": [], "flipped": False})
-    write_dataset(folder / "dataset.json", records)
-    return folder / "dataset.json"
-
-
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_feature_maps_come_as_float32(dtype, tmp_path):
     maps = np.arange(2 * 3 * 4 * 5, dtype=dtype).reshape(2, 3, 4, 5)
@@ -201,26 +192,15 @@ def test_feature_maps_come_as_float32(dtype, tmp_path):
 
 def test_the_labels_of_records_become_sets(tmp_path):
     path = map_folder(tmp_path, np.zeros((4, 1, 2, 2), np.float32))
-    content = json.loads(path.read_text())
     labels = [["night", "cat"], ["c+", "night", "c+"], [], ["other", "cat", "night"]]
-    for record, own in zip(content["_default"].values(), labels, strict=True):
-        record["labels"] = own
-    path.write_text(json.dumps(content))
+    with edited(path) as content:
+        for record, own in zip(content["_default"].values(), labels, strict=True):
+            record["labels"] = own
     maps = FeatureMapDataset(path)
     assert [maps.label(index) for index in range(4)] == labels
     names = maps.label_names(np.arange(3))
     assert names == ("c+", "cat", "night")
     assert maps.label_sets(names).tolist() == [[1, 2], [0, 2], [3, 3], [1, 2]]
-
-
-class Touch:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
 
 
 def saved(array, save=np.save, **options):

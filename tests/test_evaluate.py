@@ -17,25 +17,31 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from evaluation import distances, novelty
 from evaluation import features as extractors
-from evaluation.distances import deviation, frechet_distance, interval, kernel_distance, precision_and_recall
+from evaluation.distances import (
+    frechet_distance,
+    kernel_deviation,
+    kernel_distance,
+    kernel_interval,
+    precision_and_recall,
+)
 from evaluation.edges import edge_distance, edge_histogram
 from evaluation.evaluator import Evaluator
-from evaluation.features import choose_extractor
 from evaluation.novelty import Nearest
 from evaluation.reconstruction import quality
 from evaluation.results import SAMPLES, Results
 from evaluation.run import TrainedRun
+from reporting.run import read_run
 from scripts import evaluate
 from tests.helpers.features import FewFeatures
+from tests.helpers.files import edited
 from tests.helpers.jobs import run_job
 from tests.helpers.runs import BOUNDS
 from tests.helpers.scripts import expect_error, run_main
 from utils.core.config import load_config
-from utils.core.files import UserError
 from utils.data.dataset import ImageDataset
 from utils.data.split import Bounds, position
 from utils.runs.checkpoint import measured
-from utils.runs.folders import EvaluationFolder
+from utils.runs.folders import EvaluationFolder, RunFolder
 
 
 def normal(number, features, seed, scale=1.0, shift=0.0):
@@ -63,13 +69,6 @@ def test_the_frechet_distance_is_that_of_torchmetrics(numbers):
     assert frechet_distance(x, y) == pytest.approx(float(metric.compute()), rel=1e-5)
 
 
-def test_the_influences_of_more_features_than_images_are_those_of_few_that_vary():
-    x, y = normal(20, 8, 0), normal(20, 8, 1, 1.5, 0.3)
-    padded = distances.frechet_influences(*(F.pad(part, (0, 40)) for part in (x, y)))
-    for part, expected in zip(padded, distances.frechet_influences(x, y), strict=True):
-        assert part == pytest.approx(expected, rel=1e-6, abs=1e-9)
-
-
 @pytest.mark.parametrize("numbers", [(4, 4), (5, 4)])
 def test_the_variance_of_the_kernel_distance_is_unbiased(numbers):
     """As D² less the mean of D₁·D₂ over all D₁, D₂ that share no image, which is an unbiased estimate of E(D)²."""
@@ -89,11 +88,10 @@ def test_the_variance_of_the_kernel_distance_is_unbiased(numbers):
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.25, 0.7], ids=["one distribution", "near ones", "two"])
-@pytest.mark.parametrize("distance", [kernel_distance, frechet_distance], ids=["kernel", "Fréchet"])
-def test_the_deviation_is_that_over_many_sets(distance, shift):
+def test_the_deviation_is_that_over_many_sets(shift):
     pairs = [(normal(60, 8, 2 * seed), normal(60, 8, 2 * seed + 1, 1.0, shift)) for seed in range(150)]
-    true = np.std([distance(*pair) for pair in pairs], ddof=1)
-    claimed = np.mean([deviation(distance, *pair, seed=0) for pair in pairs[:50]])
+    true = np.std([kernel_distance(*pair) for pair in pairs], ddof=1)
+    claimed = np.mean([kernel_deviation(*pair) for pair in pairs[:50]])
     assert claimed / true == pytest.approx(1, abs=0.2)
 
 
@@ -102,20 +100,16 @@ def test_intervals_of_small_distances_hold_the_true_one(shift):
     """The first feature varies most, and the sets differ in it, as those of tilted images do."""
     spread, gap = torch.tensor([2.0] + [1.0] * 7), torch.tensor([shift] + [0.0] * 7)
     pairs = [(normal(60, 8, 2 * seed, spread), normal(60, 8, 2 * seed + 1, spread, gap)) for seed in range(300)]
-    value, low, high = np.transpose([interval(kernel_distance, *pair, seed=0) for pair in pairs])
+    value, low, high = np.transpose([kernel_interval(*pair) for pair in pairs])
     assert 0.92 < np.mean((low <= value.mean()) & (value.mean() <= high)) < 0.98
 
 
 def test_an_interval_is_around_the_distance():
     x, y = normal(30, 4, 0), normal(30, 4, 1, 1.2)
-    value, low, high = interval(kernel_distance, x, y, 0)
+    value, low, high = kernel_interval(x, y)
     assert value == kernel_distance(x, y) and low < value < high
-    value, low, high = interval(frechet_distance, x, y, 0)
-    assert value == frechet_distance(x, y) and value - low == pytest.approx(high - value) and low < value < high
-    assert interval(frechet_distance, x, y, 0) == (value, low, high) != interval(frechet_distance, x, y, 1)
     alike = torch.ones(6, 4)  # without any variance
-    for distance in (kernel_distance, frechet_distance):
-        assert interval(distance, alike, alike, 0) == pytest.approx((0, 0, 0), abs=1e-9)
+    assert kernel_interval(alike, alike) == pytest.approx((0, 0, 0), abs=1e-9)
 
 
 def in_a_ball(point, others):
@@ -248,25 +242,6 @@ def test_quality_of_the_same_images_and_of_even_ones():
     }
 
 
-@pytest.mark.parametrize("has_weights", [False, True])
-@pytest.mark.parametrize("has_package", [False, True])
-def test_inception_is_taken_where_it_is_and_never_downloaded(has_package, has_weights, tmp_path, monkeypatch):
-    monkeypatch.setattr(extractors, "InceptionFeatures", lambda: "inception")
-    monkeypatch.setattr(extractors, "EfficientNetFeatures", lambda number=0: number)
-    monkeypatch.setattr(extractors, "find_spec", lambda _: object() if has_package else None)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    (tmp_path / "checkpoints").mkdir()
-    if has_weights:
-        extractors.inception_path().touch()
-    assert (choose_extractor("efficientnet"), choose_extractor("efficientnet-lite2")) == (0, 2)
-    assert choose_extractor("auto") == ("inception" if has_package and has_weights else 0)
-    if has_package and has_weights:
-        assert choose_extractor("inception") == "inception"
-    else:
-        with pytest.raises(UserError, match=str(tmp_path) if has_package else "pip install torch-fidelity"):
-            choose_extractor("inception")
-
-
 @pytest.fixture(autouse=True, scope="module")
 def quick_features():
     with pytest.MonkeyPatch.context() as patch:
@@ -306,9 +281,24 @@ def test_the_script_reports_everything(evaluated, tiny_run, faces):
     assert [row["name"] for row in content["distances"]] == names
     for row in content["distances"]:
         assert row["kernel_low"] <= row["kernel"] <= row["kernel_high"]
-        assert row["frechet_low"] <= row["frechet"] <= row["frechet_high"] and row["frechet"] > 0
+        assert row["frechet"] > 0
         assert 0 <= row["precision"] <= 1 and 0 <= row["recall"] <= 1
     assert content["distances"][0]["frechet"] < content["distances"][-1]["frechet"]
+
+
+def test_an_evaluation_is_of_the_weights_that_it_measured(evaluated, tiny_run, tmp_path):
+    out, content = evaluated
+    names = [*(f"transformer_{number}" for number in range(3)), *(f"codebook_{level}" for level in ("cond", 0, 1, 2))]
+    assert content["models"].keys() == {"autoencoder", *names}
+    run = RunFolder(shutil.copytree(tiny_run, tmp_path / "run"))
+    shutil.copytree(out, run.evaluation.path, dirs_exist_ok=True)
+    assert read_run(run).evaluation.models == content["models"]
+    for path in (run.transformers[1].best, run.codebooks[2].pruned):
+        kept = path.read_bytes()
+        torch.save(torch.load(path, weights_only=True) | {"fingerprint": "of others"}, path)
+        assert read_run(run).evaluation is None
+        path.write_bytes(kept)
+    assert read_run(run).evaluation is not None
 
 
 def test_what_the_trainers_measured_is_measured_again(tiny_run, faces, tmp_path, monkeypatch):
@@ -416,10 +406,10 @@ def test_the_file_has_its_public_keys_and_the_table_its_numbers(evaluated):
     out, content = evaluated
     assert list(content) == [
         "extractor", "num_images", "num_held_out", "num_training", "seed", "settings", "reconstruction", "bits",
-        "distances", "novelty", "missing", "seconds", "decoder", "levels", "no_test",
+        "distances", "novelty", "missing", "seconds", "decoder", "levels", "no_test", "models",
     ]  # fmt: skip
-    kinds = [f"{kind}{end}" for kind in ("kernel", "frechet") for end in ("", "_low", "_high")]
-    assert list(content["distances"][0]) == ["name", *kinds, "precision", "recall", "edges"]
+    kinds = ["kernel", "kernel_low", "kernel_high", "frechet", "precision", "recall", "edges"]
+    assert list(content["distances"][0]) == ["name", *kinds]
     assert list(content["levels"][0]) == [
         "name", "kernel", "kernel_low", "kernel_high", "precision", "recall", "floor", "floor_low", "floor_high",
         "floor_precision", "floor_recall", "num_drawn", "bits", "bits_low", "bits_high", "test_bits",
@@ -494,18 +484,11 @@ def flat(value, name=""):
     return {place: inner for key, part in parts for place, inner in flat(part, f"{name}/{key}").items()}
 
 
-@pytest.fixture
-def run(tiny_run, faces, tmp_path):
-    """A copy of the run with its images where the demo has them."""
-    shutil.copytree(tiny_run, tmp_path / "run")
-    shutil.copytree(faces.parent, tmp_path / "run/data")
-    return tmp_path / "run"
-
-
-def test_bad_inputs_are_named_in_one_line(run, tmp_path, monkeypatch, capsys, write_json):
+def test_bad_inputs_are_named_in_one_line(run_with_images, tmp_path, monkeypatch, capsys, write_json):
     def complaint(*argv):
         return expect_error(capsys, evaluate.main, argv)
 
+    run = run_with_images
     assert "no such folder" in complaint(tmp_path / "absent")
     (tmp_path / "empty").mkdir()
     assert "nothing to evaluate" in complaint(tmp_path / "empty")
@@ -533,10 +516,9 @@ def test_bad_inputs_are_named_in_one_line(run, tmp_path, monkeypatch, capsys, wr
 
 
 def regroup(path, group_of):
-    content = json.loads(path.read_text())
-    for record in content["_default"].values():
-        record["group"] = group_of(record)
-    path.write_text(json.dumps(content))
+    with edited(path) as content:
+        for record in content["_default"].values():
+            record["group"] = group_of(record)
 
 
 def test_maps_without_any_of_a_test_image_have_no_bits(tiny_run, faces, tmp_path):

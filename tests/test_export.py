@@ -19,10 +19,11 @@ from models.requests import Request
 from reporting.card import escaped, make_card
 from scripts import evaluate, export, report
 from tests.helpers.deaths import dying
+from tests.helpers.features import FewFeatures
+from tests.helpers.files import edited
 from tests.helpers.labels import teach_labels
 from tests.helpers.reports import EVALUATION
 from tests.helpers.scripts import expect_error, expect_exit, run_main
-from tests.test_evaluate import FewFeatures
 from utils.core.files import UserError
 from utils.core.replace_set import replace_set
 from utils.data.dataset import ImageDataset
@@ -60,14 +61,11 @@ def copied(exported, tmp_path):
 
 
 @pytest.fixture
-def run(tiny_run, faces, tmp_path):
+def run(run_with_images, write_json):
     """A copy of the run, with its images and an evaluation."""
-    run = shutil.copytree(tiny_run, tmp_path / "run")
-    shutil.copytree(faces.parent, run / "data")
-    (run / "evaluation").mkdir()
-    settings = json.loads((run / "generate.json").read_text())
-    (run / "evaluation/evaluation.json").write_text(json.dumps(EVALUATION | {"settings": settings}))
-    return run
+    settings = json.loads((run_with_images / "generate.json").read_text())
+    write_json(run_with_images / "evaluation/evaluation.json", EVALUATION | {"settings": settings})
+    return run_with_images
 
 
 def test_float32_gives_the_pictures_of_the_run_byte_for_byte(exported, tiny_run, tmp_path):
@@ -287,19 +285,8 @@ def test_weights_that_have_no_number_in_a_dtype_are_named():
 
 
 def change(path, edit):
-    content = json.loads(path.read_text())
-    edit(content)
-    path.write_text(json.dumps(content))
-
-
-def damage_weights(path, edit):
-    state = load_file(path)
-    edit(state)
-    save_file(state, path)
-
-
-def edit_part(folder, name, **changes):
-    change(folder / CONFIG, lambda content: content["parts"][name].update(changes))
+    with edited(path) as content:
+        edit(content)
 
 
 STAGE = "transformer_1.safetensors"
@@ -364,7 +351,7 @@ DAMAGE = [
     ),
     (
         lambda folder: change(folder / "generate.json", lambda stages: stages["1"].update(model_path=f"../x/{STAGE}")),
-        f"generate.json: '../x/{STAGE}' is no file of this model",
+        f"generate.json: '../x/{STAGE}' is not a file of this model",
     ),
     (content(b"{", CONFIG), f"{CONFIG}: not valid JSON"),
     (content(b"[" * 10**5, CONFIG), f"{CONFIG}: not valid JSON"),

@@ -10,7 +10,7 @@ import pytest
 from tests.helpers.scripts import run_main
 from train_autoencoder import main
 from utils.core import files
-from utils.core.files import flush_all, is_temporary, make_folder, remove_unnamed, replace_file
+from utils.core.files import flush_all, is_temporary, remove_unnamed, replace_file
 from utils.training import metrics
 
 
@@ -67,21 +67,6 @@ def test_temporary_names_are_random_hidden_and_known_again(tmp_path):
             path.touch()
     for name in ("a.tar.gz", ".a.tmp", ".a.0123456789abcde.tmp.gz", ".a.0123456789abcdeg.tmp.gz", "a.tmp.gz", ".lock"):
         assert not is_temporary(name)
-
-
-def test_a_failure_leaves_the_file_as_it_was(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), replace_file(path) as temporary:
-        temporary.write_text("new")
-        raise KeyboardInterrupt
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_folders_that_were_missing_are_made_and_named(tmp_path):
-    assert make_folder(tmp_path / "a" / "b") == [tmp_path / "a" / "b", tmp_path / "a"]
-    assert make_folder(tmp_path / "a" / "b") == []
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP, errno.EIO])

@@ -22,18 +22,8 @@ STEPS = sorted(path.stem for path in ROOT.glob("*.py"))
 
 
 def install(project, prefix, *words):
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--no-deps",
-        "--no-build-isolation",
-        "--no-index",
-        "--prefix",
-        prefix,
-    ]
-    return subprocess.run([*pip, *words, project], capture_output=True, text=True)
+    pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index"]
+    return subprocess.run([*pip, "--prefix", prefix, *words, project], capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")

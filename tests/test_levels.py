@@ -1,4 +1,4 @@
-"""The table by levels: against slow references, and the advice on a run whose middle stage writes noise."""
+"""The table by levels: what its numbers are of, and the advice on a run whose middle stage writes noise."""
 
 import math
 
@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from evaluation import features as extractors
+from evaluation.distances import kernel_distance
 from evaluation.evaluator import Evaluator
 from evaluation.results import SAMPLES, Results
 from evaluation.run import TrainedRun
@@ -14,8 +15,9 @@ from models.requests import Request
 from models.stage import Stage
 from reporting import verdicts
 from reporting.run import Run
+from tests.helpers.features import FewFeatures
 from tests.helpers.runs import BOUNDS
-from tests.test_evaluate import FewFeatures, run_on
+from tests.test_evaluate import run_on
 from utils.core.config import build_config
 from utils.data.dataset import ImageDataset
 from utils.data.split import Bounds
@@ -28,37 +30,8 @@ def quick_features(monkeypatch):
     monkeypatch.setattr(extractors, "choose_extractor", lambda name: FewFeatures())
 
 
-def slow_tokens(book, fmap):
-    """The nearest unit of each patch of one feature map (C, H, W), one patch after another."""
-    side, tokens = book.config.patch_H, []
-    for row in range(0, fmap.shape[1], side):
-        for column in range(0, fmap.shape[2], side):
-            patch = fmap[:, row : row + side, column : column + side].flatten()
-            tokens.append(int((book.units - patch).square().sum(1).argmin()))
-    return tokens
-
-
-def slow_picture(decoder, book, tokens):
-    """One image (1, 3, H, W) from the tokens of one level, in [−1, 1]."""
-    side, columns = book.config.patch_H, book.config.grid[1]
-    fmap = torch.empty(1, *book.fmap_shape)
-    for place, token in enumerate(tokens):
-        row, column = place // columns * side, place % columns * side
-        fmap[0, :, row : row + side, column : column + side] = book.units[token].view(-1, side, side)
-    return decoder.decode(fmap).clamp(-1, 1)
-
-
-def slow_distance(x, y):
-    """The unbiased kernel distance, as test_evaluate.py checks it, with all sums in NumPy."""
-    kernel = lambda a, b: (a @ b.T / a.shape[1] + 1) ** 3  # noqa: E731
-    x, y = x.double().numpy(), y.double().numpy()
-    number = len(x)
-    within = sum((kernel(s, s).sum() - np.trace(kernel(s, s))) / (number * (number - 1)) for s in (x, y))
-    return within - 2 * kernel(x, y).mean()
-
-
 @torch.no_grad()
-def test_each_level_and_its_bits_are_those_of_slow_references(tiny_run, faces, tmp_path):
+def test_each_level_compares_decoded_tokens_and_its_bits_are_those_of_a_fresh_stage(tiny_run, faces, tmp_path):
     content = run_on(tiny_run, faces, tmp_path, "--batch-size", 4, "--num-training", 9)
     number = content["num_images"]
     run = TrainedRun(RunFolder(tiny_run), torch.device("cpu"))
@@ -70,13 +43,12 @@ def test_each_level_and_its_bits_are_those_of_slow_references(tiny_run, faces, t
     own = [cascade.generate(plain, range(start, start + 4))[0] for start in range(0, number, 4)]
     for level, row in enumerate(content["levels"]):
         book = cascade.codebooks[level + 1]
-        true = [[slow_tokens(book, run.decoder.encode(dataset[[i]])[0]) for i in part] for part in (training, test)]
-        sets = [torch.cat([part[level + 1] for part in drawn])[:number].tolist(), *true]
-        pictures = [torch.cat([slow_picture(run.decoder, book, tokens) for tokens in part]) for part in sets]
-        samples, floor, real = map(extractor, pictures)
+        sets = [torch.cat([part[level + 1] for part in drawn])[:number]]
+        sets += [book.find_bmu(run.decoder.encode(dataset[part])) for part in (training, test)]
+        samples, floor, real = (extractor(run.decoder.decode(book.lookup(each)).clamp(-1, 1)) for each in sets)
         assert row["name"] == f"stage {level}"
-        assert row["kernel"] == pytest.approx(slow_distance(samples, real), rel=1e-4, abs=1e-6)
-        assert row["floor"] == pytest.approx(slow_distance(floor, real), rel=1e-4, abs=1e-6)
+        assert row["kernel"] == pytest.approx(kernel_distance(samples, real), rel=1e-4, abs=1e-6)
+        assert row["floor"] == pytest.approx(kernel_distance(floor, real), rel=1e-4, abs=1e-6)
         assert row["kernel_low"] < row["kernel"] < row["kernel_high"]
         # A fresh stage in float32, without a cache, that reads the drawn tokens of both grids.
         paths = (tiny_run / f"transformer_{level}/models_checkpoint/best.pt", cascade.codebooks[level], book)

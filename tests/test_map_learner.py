@@ -22,9 +22,7 @@ from models.som.learner import (
 from models.som.order import arrange
 from models.som.statistics import take_census
 from tests.helpers.codebooks import LINE, PAIRS, build, config, generator, slow_distances, slow_patches, whole_maps
-
-seeds = st.integers(0, 2**31)
-
+from tests.helpers.transformers import seeds
 
 # --- Radius and smoothing ---
 

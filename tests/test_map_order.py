@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from models.som.order import PairCounts, _Board, arrange
 from tests.helpers.codebooks import build, generator
-
-seeds = st.integers(0, 2**31)
+from tests.helpers.transformers import seeds
 
 
 def count(indices, num_units):
@@ -34,12 +33,6 @@ def grid_pairs(rows, columns, each=10):
     return torch.cat((across, down)).repeat(each, 1)
 
 
-def slow_torn(indices, coordinates):
-    places = coordinates.tolist()
-    apart = [max(abs(places[a][0] - places[b][0]), abs(places[a][1] - places[b][1])) > 1 for a, b in indices.tolist()]
-    return sum(apart) / len(apart)
-
-
 @given(seed=seeds, units=st.integers(2, 12), batches=st.lists(st.integers(1, 40), min_size=1, max_size=6))
 def test_pairs_are_counted_whatever_the_batches(seed, units, batches):
     indices = random_pairs(sum(batches), units, seed)
@@ -50,13 +43,6 @@ def test_pairs_are_counted_whatever_the_batches(seed, units, batches):
         first, second, numbers = (part.tolist() for part in pairs.counted())
     assert len({*zip(first, second, strict=True)}) == len(first)
     assert dict(zip(zip(first, second, strict=True), numbers, strict=True)) == Counter(map(tuple, indices.tolist()))
-
-
-@given(seed=seeds, units=st.integers(2, 40))
-def test_topographic_error_equals_a_slow_count(seed, units):
-    indices, coordinates = random_pairs(60, units, seed), build(num_embeddings=units).coordinates
-    coordinates = coordinates[torch.randperm(units, generator=generator(seed))]
-    assert count(indices, units).topographic_error(coordinates) == pytest.approx(slow_torn(indices, coordinates))
 
 
 @given(seed=seeds, units=st.integers(2, 12), most=st.integers(1, 14))

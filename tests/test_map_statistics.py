@@ -11,11 +11,10 @@ from models.codebook import Codebook
 from models.som import statistics as map_statistics
 from models.som.statistics import decoded_psnr, table, take_census
 from tests.helpers.codebooks import build, generator, slow_distances, slow_patches
+from tests.helpers.transformers import seeds
 from utils.data.dataset import FeatureMapDataset
 from utils.data.images import read_image
 from utils.data.split import Bounds
-
-seeds = st.integers(0, 2**31)
 
 
 def measure(codebook, fmap):

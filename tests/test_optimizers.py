@@ -1,14 +1,12 @@
 """Rates from width to width: what a step moves, worked out by hand."""
 
-import argparse
 import math
 
 import pytest
 import torch
 from torch import nn
 
-from utils.training.gradient import GradientLearner
-from utils.training.optimizers import HEAD, TOKENS, VECTORS, build_optimizers
+from utils.training.optimizers import HEAD, VECTORS, build_optimizers
 
 
 class Model(nn.Module):
@@ -59,12 +57,3 @@ def test_weight_decay_follows_the_schedule_and_not_the_peak_rate(rate, share):
     for name, value in before.items():
         expected = torch.zeros(()) if name == "head.bias" else share * 0.01 * value
         assert torch.allclose(with_decay[name] - without[name], expected, atol=1e-6), name
-
-
-@pytest.mark.parametrize(("batch_size", "per_item"), [(8, 256), (2, 256), (32, 4)])
-def test_the_rate_grows_with_the_root_of_the_tokens_of_a_step(batch_size, per_item):
-    more = {"precision": "fp32", "compile": False, "ema_decay": 0}
-    options = argparse.Namespace(batch_size=batch_size, step_size=batch_size, **more)
-    config = argparse.Namespace(model_lr=0.1, weight_decay=0.0)
-    learner = GradientLearner(Model(8), None, config, options, 10, torch.device("cpu"), per_item=per_item)
-    assert learner.peak == pytest.approx(0.1 * math.sqrt(batch_size * per_item / TOKENS))

@@ -10,17 +10,7 @@ from pathlib import Path
 import pytest
 
 from scripts import reference
-from utils.core.options import (
-    check_ranges,
-    default_of,
-    fixed_options,
-    flag_of,
-    groups_of,
-    make_parser,
-    option,
-    parse_options,
-    several,
-)
+from utils.core.options import check_ranges, fixed_options, flag_of, make_parser, option, parse_options, several
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,11 +116,6 @@ def test_ranges_are_checked_in_a_config_as_well():
     check_ranges(Base())
 
 
-def test_fields_are_grouped_by_the_class_that_first_has_them():
-    names = {title: [field.name for field in fields] for title, fields in groups_of(Everything)}
-    assert names == {"Of all": ["number", "share"], "Of this script": ["path", "many", "word", "is_quick", "folder"]}
-
-
 def test_options_of_several_values_are_none_unless_given():
     cls = several(Base, "Wishes", "Wishes.")
     assert parse_options(cls, "", []) == cls(number=None, share=None)
@@ -145,11 +130,3 @@ def test_the_reference_is_up_to_date_and_complete():
     assert reference.PAGE.read_text(encoding="utf-8") == reference.render()
     scripts = {path.name for path in reference.PAGE.parent.parent.glob("*.py")}
     assert scripts == {f"{name}.py" for name in reference.STEPS}
-
-
-def test_a_default_is_shown_as_a_person_would_type_it():
-    shown = {field.name: default_of(field) for _, fields in groups_of(Everything) for field in fields}
-    assert shown == {
-        "number": "4", "share": "0.5", "path": "required", "many": "", "word": "any", "is_quick": "",
-        "folder": "required",
-    }  # fmt: skip

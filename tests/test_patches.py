@@ -19,19 +19,6 @@ def test_patches_are_the_cells_of_the_map_and_go_back_to_it(batch, channels, row
         cell = fmap[:, :, top : top + patch_h, left : left + patch_w]
         assert torch.equal(patches[:, token], cell.flatten(1))
     assert torch.equal(unpatchify(patches, channels, height, width, patch_h), fmap)
-    assert torch.equal(patchify(unpatchify(patches, channels, height, width, patch_h), patch_h, patch_w), patches)
-
-
-def test_raster_order_by_hand():
-    patches = patchify(torch.arange(16).view(1, 1, 4, 4), 2, 2)
-    assert patches.tolist() == [[[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]]
-
-
-def test_a_patch_is_flattened_channel_by_channel_then_row_by_row():
-    fmap = torch.arange(12).view(1, 2, 2, 3)
-    assert patchify(fmap, 2, 3).tolist() == [[[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]]]
-    assert patchify(fmap, 2, 1).tolist() == [[[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]]]
-    assert patchify(fmap, 1, 3).tolist() == [[[0, 1, 2, 6, 7, 8], [3, 4, 5, 9, 10, 11]]]
 
 
 @pytest.mark.parametrize(("patch_h", "patch_w"), [(3, 2), (2, 4), (5, 6), (4, 7)])

@@ -1,7 +1,5 @@
 """The pictures of the README and the docs are those that docs/pictures.py makes of a run."""
 
-import shutil
-
 import torch
 
 import generate_images
@@ -14,10 +12,8 @@ BY_HAND |= {"playground.png", "playground_dark.png", "playground_phone.png"}  # 
 BY_LABEL = {"openmoji_labels.png"}  # which the tiny run has not learned
 
 
-def test_every_picture_is_made_anew_from_a_run(tiny_run, faces, tmp_path, monkeypatch):
-    run, images = tmp_path / "run", tmp_path / "images"
-    shutil.copytree(tiny_run, run)
-    shutil.copytree(faces.parent, run / "data")
+def test_every_picture_is_made_anew_from_a_run(run_with_images, tmp_path, monkeypatch):
+    run, images = run_with_images, tmp_path / "images"
     (run / "evaluation").mkdir()
     save_image(torch.zeros(3, 8, 8), run / "evaluation/pairs.png")
     images.mkdir()

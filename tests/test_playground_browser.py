@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from models.cascade import Cascade
-from playground.browser import CHROMIUM, SAMPLES, WALK, chromium
+from playground.browser import CHROMIUM, SAMPLES, WALK
 from playground.jobs import MapJob
 from playground.page_request import BATCH, Model
 from playground.server import serve
@@ -66,12 +66,6 @@ def server(tiny_run, brake, tmp_path_factory):
         assert public is None
         assert worker.background.ended.wait(60)
         yield address, worker
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture

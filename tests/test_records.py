@@ -20,12 +20,8 @@ from utils.data.split import position
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
 NAME = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=20)
 OPTIONAL = {"image_key": TEXT, "group": NAME, "labels": st.lists(TEXT, max_size=3), "checksum": TEXT}
-OPTIONAL |= {
-    "flipped": st.booleans(),
-    "moved": st.integers(0, 9),
-    "row": st.integers(0, 2**40),
-    "another": st.integers(),
-}
+OPTIONAL |= {"flipped": st.booleans(), "moved": st.integers(0, 9)}
+OPTIONAL |= {"row": st.integers(0, 2**40), "another": st.integers()}
 RECORD = st.fixed_dictionaries({"fmap_path": TEXT, "image_path": TEXT}, optional=OPTIONAL)
 REQUIRED = ("fmap_path", "image_path")
 

@@ -19,9 +19,10 @@ from reporting.pictures import QUALITIES
 from reporting.run import Step, read_run, read_step
 from reporting.sections import usage
 from scripts import export, report
+from tests.helpers.files import edited
 from tests.helpers.labels import teach_labels
-from tests.helpers.reports import HOSTILE, change_attempt, make_run
-from tests.helpers.scripts import CODEBOOKS, TINY, expect_error, run_main
+from tests.helpers.reports import HOSTILE, change_attempt
+from tests.helpers.scripts import CODEBOOKS, TINY, expect_error
 from utils.core.files import UserError
 from utils.core.options import parse_options
 from utils.data.images import save_image
@@ -55,15 +56,13 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def run(tiny_run, tmp_path_factory):
-    return make_run(tiny_run, tmp_path_factory.mktemp("report"))
+def run(reported):
+    return reported[0]
 
 
 @pytest.fixture(scope="module")
-def text(run, tmp_path_factory):
-    out = tmp_path_factory.mktemp("page") / "page.html"
-    run_main(report.main, run, "--out", out)
-    return out.read_text(encoding="utf-8")
+def text(reported):
+    return reported[1].read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -90,18 +89,8 @@ def test_every_step_has_its_place_and_every_link_its_target(page):
     identities = [attributes["id"] for _, attributes in page.tags if attributes.get("id")]
     assert len(identities) == len(set(identities))
     steps = {"autoencoder", "feature_maps", *CODEBOOKS, "transformer_0", "transformer_1", "transformer_2"}
-    sections = {
-        "summary",
-        "samples",
-        "cascade",
-        "animation",
-        "evaluation",
-        "levels",
-        "novelty",
-        "times",
-        "commands",
-        "use",
-    }
+    sections = {"summary", "samples", "cascade", "animation", "evaluation"}
+    sections |= {"levels", "novelty", "times", "commands", "use"}
     assert steps | sections <= set(identities)
     assert {link["href"][1:] for link in page.all("a")} <= set(identities)
     assert "Still missing" not in page.text
@@ -181,7 +170,7 @@ def test_the_atlas_shows_how_often_each_unit_is_used(run, page):
 
 def test_numbers_come_from_the_evaluation_or_else_from_the_metrics(run, page, copy):
     """The other run has lost its animation and its best stage, and its metrics have lines that are damaged."""
-    for shown in ("21.7", "18.9", "0.8765", "0.0123 0.0111 to 0.0135", "37.5 %", "17.2", "87.65", "14.7 13.5 to 15.9"):
+    for shown in ("21.7", "18.9", "0.8765", "0.0123 0.0111 to 0.0135", "37.5 %", "17.2", "87.6", "14.7 13.5 to 15.9"):
         assert shown in re.sub(r"\s+", " ", page.text), shown
     folder = RunFolder(copy)
     shutil.rmtree(copy / "evaluation")
@@ -249,8 +238,10 @@ def test_times_of_attempts_are_added_up_and_earlier_runs_left_out(tmp_path):
     assert jobs["train.py"].last.command == "python train.py --resume --seed 3"
     assert jobs["train.py"].last.config == {"width": 7}
     assert jobs["train.py"].attempts[0].begin.startswith("2026-01-01T11:00:00")
-    always = attempts_of(tmp_path, *[{"arguments": {"resume": True}}] * 2)
-    assert read_step(always).jobs["train.py"].seconds == 3600
+    always = [{"arguments": {"resume": True}}] * 2
+    assert read_step(attempts_of(tmp_path, *always)).jobs["train.py"].seconds == 3600
+    anew = attempts_of(tmp_path, *always, {"arguments": {"resume": True}, "goes_on": False}, {"goes_on": True})
+    assert read_step(anew).jobs["train.py"].seconds == 3600  # without those that --overwrite threw away
 
 
 def test_a_run_that_has_only_begun_has_its_page(tiny_run, small, tmp_path):
@@ -265,12 +256,12 @@ def test_a_run_that_has_only_begun_has_its_page(tiny_run, small, tmp_path):
     assert missing.startswith("Feature maps, Condition codebook, Codebook 0,")
     assert "Not finished when this page was made: Autoencoder." in text
     arguments = read_run(RunFolder(begun)).job("autoencoder").last.arguments
-    command = f"python -m scripts.train_cascade {TINY}/ {arguments['dataset_path']} {begun}"
+    command = f"python -m scripts.train_cascade {TINY}/ {arguments['dataset_path']} {begun} --device cpu"
     assert f"Run {command} again: it continues where it stopped." in text
     (begun / "recipe").mkdir()  # or by auto, within its hours
     planned = {"hours": 1.5, "dataset": "my pictures", "reasons": [], "notes": [], "outlook": []}
     (begun / "recipe/auto.json").write_text(json.dumps(planned))
-    command = f"python -m scripts.train_cascade auto 'my pictures' {begun} --hours 1.5"
+    command = f"python -m scripts.train_cascade auto 'my pictures' {begun} --hours 1.5 --device cpu"
     assert f"Run {command} again: it continues where it stopped." in Page(make_page(RunFolder(begun))).text
     (begun / ".done/autoencoder").touch()
     shutil.rmtree(begun / "autoencoder/images")
@@ -283,7 +274,7 @@ def test_an_evaluation_of_other_settings_is_not_shown(copy):
     generation = json.loads((copy / "generate.json").read_text())
     (copy / "generate.json").write_text(json.dumps(generation | {"0": generation["0"] | {"temperature": 0.5}}))
     text = Page(make_page(RunFolder(copy))).text
-    assert "There is no evaluation of the present generate.json yet." in text
+    assert "There is no evaluation of the present models and generate.json yet." in text
     images = read_run(RunFolder(copy)).job("autoencoder").last.arguments["dataset_path"]
     command = shlex.join(["python", "-m", "scripts.evaluate", str(copy), "--dataset-path", images])
     assert command in text
@@ -312,10 +303,8 @@ def damage(path, content):
 
 
 def remove_key(run):
-    path = run / "evaluation/evaluation.json"
-    content = json.loads(path.read_text())
-    del content["distances"][1]["kernel_low"]
-    path.write_text(json.dumps(content))
+    with edited(run / "evaluation/evaluation.json") as content:
+        del content["distances"][1]["kernel_low"]
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,8 @@ import re
 
 import pytest
 
-from playground.browser import CHROMIUM, chromium
-from scripts import report
+from playground.browser import CHROMIUM
 from tests.helpers.browser import pages
-from tests.helpers.reports import make_run
-from tests.helpers.scripts import run_main
 
 if CHROMIUM is None:
     pytest.skip("the report is not clicked through: there is no chromium; install it", allow_module_level=True)
@@ -18,23 +15,11 @@ pytest.importorskip(
 )
 
 
-@pytest.fixture(scope="module")
-def url(tiny_run, tmp_path_factory):
-    out = tmp_path_factory.mktemp("page") / "report.html"
-    run_main(report.main, make_run(tiny_run, tmp_path_factory.mktemp("report")), "--out", out)
-    return out.as_uri()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
-
-
 @pytest.fixture
-def open_page(browser, url):
+def open_page(browser, reported):
     """A function: the page in a context of its own, without a network. At the end nothing may have gone wrong."""
-    with pages(browser, url, "#curve-transformer_2 .main-svg", ("file:", "data:", "blob:"), offline=True) as open_page:
+    url, allowed = reported[1].as_uri(), ("file:", "data:", "blob:")
+    with pages(browser, url, "#curve-transformer_2 .main-svg", allowed, offline=True) as open_page:
         yield open_page
 
 

@@ -22,6 +22,7 @@ from utils.runs.folders import PICTURES
 from utils.training.gradient import GradientLearner
 
 TWO = ("autoencoder", "codebook_1")  # a learner each; the loop around them is the same for all
+THREE = (*TWO, "transformer_1")  # a script each
 LEARNERS = {"codebook_1": MapLearner}  # all others have a GradientLearner
 SOURCES = {"autoencoder": "--model-path", "codebook_1": "--codebook-path"}
 RANDOM = {"dropout": 0.2, "condition_dropout": 0.3, "condition_noise": 0.3}
@@ -78,7 +79,7 @@ def interrupt(monkeypatch, name, step, number):
     monkeypatch.setattr(learner, "update", update)
 
 
-@pytest.mark.parametrize(("name", "number"), [*zip(MAINS, [signal.SIGTERM, signal.SIGINT] * 2, strict=True)])
+@pytest.mark.parametrize(("name", "number"), [*zip(THREE, [signal.SIGTERM, *[signal.SIGINT] * 2], strict=True)])
 def test_a_stop_leaves_nothing_more_than_an_uninterrupted_run_and_a_resume_the_same(
     name, number, command, train, tmp_path, monkeypatch
 ):
@@ -102,7 +103,7 @@ def test_rows_of_lost_steps_and_half_a_line_are_written_anew(begun, train, tmp_p
     assert all(row["train_loss"] < 99 for row in rows(tmp_path / "run", "train_loss"))
 
 
-@pytest.mark.parametrize("name", MAINS)
+@pytest.mark.parametrize("name", THREE)
 def test_resuming_what_has_ended_changes_nothing_and_resuming_nothing_is_a_start(name, begun, whole, train, tmp_path):
     before = results(begun(name))
     train(name, "run", *PLAN, "--resume")
@@ -122,7 +123,7 @@ def test_a_checkpoint_that_is_no_whole_one_of_a_training_is_refused(name, damage
     before = results(folder)
     line = expect_error(capsys, MAINS[name], command(name, "run", *PLAN, "--max-step", 6, "--resume"))
     assert re.search(
-        rf"{folder / WEIGHTS}: (is no .*checkpoint of a training|its optimizer state is no whole one)", line
+        rf"{folder / WEIGHTS}: (is not a .*checkpoint of a training|its optimizer state does not fit)", line
     )
     assert results(folder) == before
 
@@ -324,6 +325,13 @@ def test_weights_to_begin_from_are_not_removed(name, command, tiny_run, for_deco
     assert results(folder) == before
 
 
+def test_a_codebook_whose_checkpoints_were_removed_is_trained_again_after_its_pruning(tiny_run, train, tmp_path):
+    folder = shutil.copytree(tiny_run / "codebook_1", tmp_path / "run")
+    assert (folder / "models_checkpoint/pruned_codebook.pt").is_file()
+    shutil.rmtree(folder / "models_checkpoint")
+    assert train("codebook_1", "run", "--max-step", 2, "--resume")["step"] == 2
+
+
 @pytest.mark.parametrize("name", TWO)
 def test_a_start_from_other_weights_that_saved_nothing_is_not_resumed_without_them(
     name, command, train, tiny_run, monkeypatch, capsys
@@ -418,7 +426,7 @@ def test_checkpoints_that_cannot_be_gone_on_from_are_named(begun, command, tiny_
     again = command("codebook_1", "run", *PLAN, "--resume")
     shutil.copy(tiny_run / "codebook_1" / PRUNED, folder / "latest.pt")
     line = expect_error(capsys, MAINS["codebook_1"], again)
-    assert "is no checkpoint of a training, without metrics, parts, settings" in line
+    assert "is not a checkpoint of a training: it lacks metrics, parts, settings" in line
     for path in folder.glob("*.pt"):
         path.write_bytes(path.read_bytes()[:1000])
     line = expect_error(capsys, MAINS["codebook_1"], again)

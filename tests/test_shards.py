@@ -220,7 +220,7 @@ def test_a_link_in_a_shard_is_named(kind, tmp_path):
     with tarfile.open(tmp_path / "0.tar", "w") as tar:
         tar.addfile(tarfile.TarInfo("a.png"))
         tar.addfile(link)
-    with pytest.raises(UserError, match=r"0\.tar: not a whole shard \(b\.png is no file of its own, as a link\)"):
+    with pytest.raises(UserError, match=r"0\.tar: not a whole shard \(b\.png is a link, not a regular file\)"):
         read_dataset(tmp_path / "0.tar", ())
 
 
@@ -228,7 +228,7 @@ def test_a_link_in_a_shard_is_named(kind, tmp_path):
     ("files", "said"),
     [
         ({"a.json": b"{}"}, "its sample a has no image"),
-        ({"a.png": b"", "a.json": b"{"}, "its a.json is no JSON"),
+        ({"a.png": b"", "a.json": b"{"}, "its a.json is not valid JSON"),
         ({"a.png": b"", "a.json": b'{"labels": 3}'}, "'labels' of record 1 is no list of strings"),
     ],
 )

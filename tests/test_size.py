@@ -15,12 +15,13 @@ from models.cascade import Cascade
 from playground.uploads import read_upload
 from reporting import page as page_module
 from reporting.pictures import QUALITIES
-from scripts import demo_data, evaluate, export, make_dataset, report
+from scripts import evaluate, export, make_dataset, report
 from scripts.recipe import check, open_images
 from scripts.sources import avatars, openmoji
+from tests.helpers.features import FewFeatures
+from tests.helpers.files import edited
 from tests.helpers.runs import SMALL
 from tests.helpers.scripts import TINY, expect_exit, run_main
-from tests.test_evaluate import FewFeatures
 from utils.core.size import Size
 from utils.data.dataset import ImageDataset
 from utils.runs.chain import steps_of
@@ -38,10 +39,8 @@ def test_a_size_is_width_times_height_or_one_number_for_a_square(given, size, pl
 
 
 @pytest.mark.parametrize("given", ["0x5", "5x0", "64x", "x64", "abcx3", "1e3", "-64", "1000000000", "8193", "64.0", ""])
-@pytest.mark.parametrize("script", [make_dataset, demo_data])
-def test_what_is_no_size_is_refused_in_one_line(given, script, tmp_path, capsys):
-    first = tmp_path if script is make_dataset else "avatars"
-    assert expect_exit(script.main, [first, "--out-dir", tmp_path / "out", f"--image-size={given}"]) == 2
+def test_what_is_no_size_is_refused_in_one_line(given, tmp_path, capsys):
+    assert expect_exit(make_dataset.main, [tmp_path, "--out-dir", tmp_path / "out", f"--image-size={given}"]) == 2
     expected = "expected WIDTHxHEIGHT, such as 96x64, or one number for a square, of 1 to 8192 pixels a side"
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.endswith(f": argument --image-size: '{given}' is not a size; {expected}")
@@ -92,13 +91,12 @@ def portraits(faces, tmp_path_factory):
     write_folder(run.path / "mine", sorted(faces.parent.rglob("*.png")))
     data = ("--out-dir", run.images.parent, "--image-size", "32x48", "--fit", "stretch", "--num-workers", 0)
     run_main(make_dataset.main, run.path / "mine", *data)
-    content = json.loads(run.images.read_text())
-    for record in list(content["_default"].values())[::2]:
-        record["labels"].append("night")
-    run.images.write_text(json.dumps(content))
+    with edited(run.images) as content:
+        for record in list(content["_default"].values())[::2]:
+            record["labels"].append("night")
     folder = Path(shutil.copytree(TINY, run.path / "recipe"))
-    base = json.loads((folder / "transformer_0.json").read_text()) | {"use_labels": True}
-    (folder / "transformer_0.json").write_text(json.dumps(base))
+    with edited(folder / "transformer_0.json") as base:
+        base["use_labels"] = True
     recipe = replace(SMALL, folder=folder, image_size=Size(32, 48)).change(("autoencoder", *SMALL.stages), **FEW)
     recipe = recipe.change(("codebook",), max_epoch=1).change(("prune",), prune_threshold=0)
     shutil.copy(TINY / run.generation.name, run.generation)
@@ -133,12 +131,7 @@ def test_nothing_of_the_folder_is_lost(portraits):
     images = ImageDataset(portraits.images)
     assert len(images) == 40 and (portraits.images.parent / "ignored.txt").read_text().endswith("note.txt\n")
     originals = {Path(images.original(index)) for index in range(len(images))}
-    assert originals >= {
-        Path("Köpfe/Bild ä 0.heic"),
-        Path("sprites/1.png"),
-        Path("Köpfe/2.avif"),
-        Path("sprites/3.jpg"),
-    }
+    assert originals >= {*map(Path, ("Köpfe/Bild ä 0.heic", "sprites/1.png", "Köpfe/2.avif", "sprites/3.jpg"))}
     cascade = Cascade.load(portraits.path, device="cpu")
     assert set(cascade.labels) == {"Köpfe", "night", "sprites"}
     asked = cascade.sample(1, labels="night+Köpfe", seed=1, as_tensor=True)

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 def test_a_script_that_is_killed_anywhere_leaves_what_an_uninterrupted_one_leaves():
     """The scripts of one folder, killed once; which ones, and where, differs from run to run."""
     seed, folder = random.randrange(10**6), random.choice([case.out for case in CASES])
-    arguments = ["--only", folder, "--rounds", "0", "--sample", "1", "--requests", "0", "--seed", str(seed)]
+    arguments = ["--only", folder, "--rounds", "0", "--sample", "1", "--seed", str(seed)]
     print(f"repeat with: python -m scripts.soak {' '.join(arguments)}")
     # A process of its own: the one that forks must have a single thread.
     command = [sys.executable, "-m", "scripts.soak", *arguments]

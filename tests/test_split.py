@@ -6,7 +6,6 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tests.helpers.runs import BOUNDS
 from utils.core.files import UserError
 from utils.data.dataset import FeatureMapDataset, ImageDataset
 from utils.data.dataset_json import write_dataset
@@ -94,12 +93,6 @@ def sides_of_records(records, bounds):
         split = split_indices(read_packed(path, ("image_fpath",)).table["position"], bounds)
     result = {int(index): name for name in SIDES for index in getattr(split, name)}
     return [result[index] for index in range(len(records))]
-
-
-@pytest.mark.parametrize("group", [7, "", None])
-def test_a_group_that_is_no_name_is_named(group):
-    with pytest.raises(UserError, match=r"dataset\.json: 'group' of record 2 is no name; make the data set again"):
-        sides_of_records([{}, {"group": group}], BOUNDS)
 
 
 @pytest.mark.parametrize("bounds", [(0.05, 0.1), (0.3, 0.5)])

@@ -14,9 +14,9 @@ from models import tokens
 from models.codebook import Codebook, CodebookConfig
 from models.tokens import load_tokens, token_path
 from tests.helpers.codebooks import build
+from tests.helpers.files import map_folder
 from utils.core.files import UserError
 from utils.data.dataset import FeatureMapDataset
-from utils.data.dataset_json import write_dataset
 
 CPU = torch.device("cpu")
 SQUARE = {"image_W": 4, "patch_W": 2}
@@ -25,12 +25,7 @@ FINE = build(**SQUARE, num_embeddings=7)
 
 
 def write_maps(folder, fmaps, autoencoder="decoder0"):
-    records = []
-    for number, fmap in enumerate(fmaps):
-        np.save(folder / f"{number}.npy", fmap.numpy())
-        records.append({"fmap_path": f"{number}.npy", "image_path": f"{number}.png", "labels": [], "flipped": False})
-    write_dataset(folder / "dataset.json", records, {"autoencoder": autoencoder})
-    return FeatureMapDataset(folder / "dataset.json")
+    return FeatureMapDataset(map_folder(folder, fmaps.numpy(), {"autoencoder": autoencoder}))
 
 
 @pytest.fixture

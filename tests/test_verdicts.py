@@ -13,7 +13,6 @@ from utils.runs.attempt import FINISHED, Attempt
 from utils.runs.folders import RunFolder
 
 UNITS = 512
-GUESS = math.log(UNITS)
 
 
 def losses(training, validation):
@@ -46,8 +45,8 @@ def level(name, kernel, bits=20.0, precision=0.7, recall=0.8):
 
 def distance(name, kernel, precision, recall):
     """Distances of a set."""
-    row = spans(kernel, 0.1 * kernel, "kernel", "frechet")
-    return {"name": name, "precision": precision, "recall": recall, "edges": 1.5} | row
+    row = spans(kernel, 0.1 * kernel, "kernel")
+    return {"name": name, "frechet": 100.0, "precision": precision, "recall": recall, "edges": 1.5} | row
 
 
 def evaluation(samples, levels=(), copies=0.01, psnr=(35.0, 34.0), num_images=400):

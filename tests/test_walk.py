@@ -87,7 +87,7 @@ def test_between_two_units_the_base_stage_starts_from_a_vector_between_theirs(ca
     uniform = torch.zeros(2, base.config.fine.length, 1)
     with torch.no_grad():
         tokens, scores = base.sample(start, SamplingConfig(), uniform, towards=(other, torch.full((2,), share)))
-        inputs, _ = base.inputs_and_targets(start, tokens)
+        inputs = base.inputs(start, tokens)
         logs = base.transformer(inputs, None, shift).log_softmax(-1).gather(2, tokens[:, :, None])
     assert torch.allclose(scores, logs.sum((1, 2)), atol=1e-4)
 

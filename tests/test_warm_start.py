@@ -11,9 +11,9 @@ import generate_fmap_dataset
 import prune_codebook
 from evaluation import features as extractors
 from scripts import evaluate, make_dataset, report
+from tests.helpers.features import FewFeatures
 from tests.helpers.runs import BOUNDS, FRACTIONS, MAINS, PRUNED, SMALL, WEIGHTS, latest
 from tests.helpers.scripts import TINY, expect_error, run_main
-from tests.test_evaluate import FewFeatures
 from utils.core.options import words_of
 from utils.core.provenance import same_images
 from utils.data.dataset import ImageDataset

@@ -189,7 +189,7 @@ class MapLearner:
         errors, indices = (column.squeeze(1) for column in self.codebook.nearest(patches))
         sums = torch.zeros_like(self.codebook.units).index_add_(0, indices, patches)
         numbers, error = count(indices, len(sums)), errors.sum()
-        distributed.add_up(sums, numbers, error)
+        distributed.all_reduce(sums, numbers, error)
         rate = self.codebook.config.model_lr * 0.5 ** (step // self.lr_step)
         self._move(sums, numbers, radius, rate)
         if radius == 0:
@@ -203,7 +203,7 @@ class MapLearner:
             gpu = [self.device] if self.device.type == "cuda" else []
             with torch.random.fork_rng(gpu):  # keeps the other draws of the step equal in all processes
                 self.gathered.copy_(BALANCE_WEIGHT * balance(self.codebook, self.sample))
-        distributed.take_over(self.codebook.units, self.codebook.coordinates, self.gathered)
+        distributed.broadcast(self.codebook.units, self.codebook.coordinates, self.gathered)
 
     def _move(self, sums: torch.Tensor, numbers: torch.Tensor, radius: float, rate: float) -> None:
         units = self.codebook.units
@@ -232,7 +232,7 @@ class MapLearner:
         if position == self.steps_per_epoch - 1 and whole_epoch and step + 1 < self.total_steps:
             self._pool()
             keys, candidates = self.candidate_keys.clone(), self.candidates.clone()
-            distributed.take_over(keys, candidates)
+            distributed.broadcast(keys, candidates)
             dead = self.wins == 0
             place = dead.cumsum(0) - 1  # rank of each dead unit: the index of its candidate, if there are enough
             dead &= place < (keys > -math.inf).sum()
@@ -252,9 +252,10 @@ class MapLearner:
     def _pool(self) -> None:
         """Gather the candidates of all processes in the first one."""
         if distributed.num_processes() > 1:
-            keys, candidates = (distributed.stack(part)[1:] for part in (self.candidate_keys, self.candidates))
+            own = len(self.candidate_keys)
+            keys, candidates = (distributed.gather_rows(part)[own:] for part in (self.candidate_keys, self.candidates))
             if distributed.is_main():
-                self._offer(keys.flatten(), candidates.flatten(0, 1))
+                self._offer(keys.to(self.device), candidates.to(self.device))
             else:
                 self.candidate_keys.fill_(-math.inf)
 

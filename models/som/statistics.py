@@ -10,9 +10,11 @@ import torch
 from models.autoencoder import Autoencoder, psnr
 from models.codebook import Codebook
 from models.som.order import PairCounts
-from utils.data.batches import chunks
+from utils.data.batches import BatchLoader, chunks
 from utils.data.dataset import FeatureMapDataset
 from utils.runtime import distributed
+from utils.runtime.device import choose_workers
+from utils.runtime.progress import progress
 
 log = logging.getLogger(__name__)
 
@@ -76,11 +78,22 @@ def take_census(codebook: Codebook, batches: Iterable[torch.Tensor]) -> Census:
         patches = patches - centre
         sums += torch.stack((errors[:, 0].sum(), patches.square().sum())).cpu()
         total += patches.sum(0).cpu()
-    distributed.add_up(counts)
-    distributed.add_up(sums, total)
+    distributed.all_reduce(counts)
+    distributed.all_reduce(sums, total)
     pairs.pool()
     error, squares = (sums / counts.sum()).tolist()
     return Census(counts, pairs, error, squares - (total / counts.sum()).square().sum().item())
+
+
+def count_maps(
+    codebook: Codebook, dataset: FeatureMapDataset, indices: np.ndarray, batch_size: int, title: str
+) -> Census:
+    """Take the census of these feature maps, in all processes together, and keep its counts in the codebook."""
+    parts = distributed.own(chunks(indices, batch_size))
+    batches = BatchLoader(dataset, parts, choose_workers(None, codebook.units.device))
+    census = take_census(codebook, progress(batches, unit="batch", desc=title))
+    codebook.counts.copy_(census.counts)
+    return census
 
 
 @torch.no_grad()

@@ -30,12 +30,12 @@ from utils.runs.folders import RunFolder
 from utils.runtime.child import Attendant
 from utils.runtime.device import usable_memory
 
+UNGROUPED = "near-duplicates are not kept on one side of the split: pip install -r requirements-data.txt"
 MISSING = {  # what is said of packages that are not there
-    ("imagehash",): "near-duplicates are not kept on one side of the split: pip install -r requirements-data.txt",
     PACKAGES: "there is no evaluation: pip install -r requirements-eval.txt",
     ("jinja2", "plotly"): "there is no report: pip install -r requirements-eval.txt",
 }
-SURE = 4  # times the hours: where so much is guessed to be needed, nothing is tried
+HOPELESS = 4  # times the hours: what is guessed to need more is refused without a short pass
 TRIED = 0.03  # of the guessed training steps, in the short pass
 DISK = 2**28  # bytes of logs, pictures and codebooks
 
@@ -45,7 +45,7 @@ def has(*packages: str) -> bool:
     return all(find_spec(package) for package in packages)
 
 
-def left_out(pictures: Path, written: Path) -> int:
+def count_left_out(pictures: Path, written: Path) -> int:
     """How many pictures of a folder are not in its data set: changed since, or HEIC files that can be read now."""
     if not (written.is_file() and pictures.is_dir()):
         return 0
@@ -66,7 +66,7 @@ def check_source(given: Path, written: Path) -> None:
     if not (written.is_file() and holds_pictures(given)):
         return
     if (before := read_dataset(written, ())[1].get("folder")) != str(given.resolve()):
-        advice = f"give another OUT, or --overwrite to make it of {given}, or {written} in the place of {given}"
+        advice = f"give another OUT, or --overwrite to make it of {given}, or give {written} instead of {given}"
         raise UserError(f"{written}: was made of {before}; {advice}")
 
 
@@ -103,7 +103,7 @@ def look_at(dataset: Path, run: RunFolder, overwrite: bool) -> Fingerprint:
         if not (is_other := before.data != ImageDataset(dataset).fingerprint["index"]):
             return before
         if not overwrite:
-            advice = f"give another OUT, or --overwrite, or bring back what {run.recipe} was planned for"
+            advice = f"give another OUT, or --overwrite, or restore the data that {run.recipe} was planned for"
             raise UserError(f"{dataset}: has changed since it was looked at; {advice}")
     prints = look(dataset)
     if is_other:  # and can be learned from
@@ -137,8 +137,10 @@ def plan_for(
     slow = max(1.0, plan.start / planning.START)  # a busy machine makes a shorter pass
     guess = {name: cost.times(slow) for name, cost in planning.guess_costs(plan, prints, is_gpu).items()}
     numbers, seconds = dividing.choose_steps(3600 * hours, guess, planning.sections_of(plan, prints))
-    if (needed := sum(seconds.values()) / 3600) > SURE * hours:
-        raise UserError(f"--hours {hours:g}: this data and this machine need about {needed:.2g}; give so many")
+    if (needed := sum(seconds.values()) / 3600) > HOPELESS * hours:
+        raise UserError(
+            f"--hours {hours:g}: this data and this machine need about {needed:.2g}; give at least that many"
+        )
     plan.change(numbers)
     since = time.monotonic()
     try_briefly(plan, dataset, run, device, attendant)
@@ -146,7 +148,8 @@ def plan_for(
     plan.write(run.recipe)
     plan.written = [checksum((run.recipe / "recipe.json").read_bytes())]
     plan.guessed = planning.guess_costs(plan, prints)["autoencoder"].per_step
-    plan.notes = [note for packages, note in MISSING.items() if not has(*packages)]
+    made_of = read_dataset(dataset, ())[1] if dataset == run.images else {}  # and perhaps of a folder of pictures
+    plan.notes = [UNGROUPED] if "folder" in made_of and "group_by" not in made_of else []
     plan.save(run)
 
 

@@ -71,7 +71,7 @@ def outlook(metrics: Path) -> list[str]:
         return []
     best, last = min(losses, key=losses.get), max(losses)
     if losses[last] > OVERFITTING * losses[best]:
-        why = f"the finest stage was best after {best} of {last} training steps, then learned images by heart"
+        why = f"the finest stage was best after {best} of {last} training steps, then memorized images"
         return [f"more hours will not help: {why}; more images will"]
     if best < last:
         return [f"more hours will hardly help: the finest stage was as good after {best} of {last} training steps"]

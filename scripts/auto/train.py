@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from models.autoencoder import KIND as AUTOENCODER
@@ -19,11 +20,10 @@ from models.stage import KIND as STAGE
 from scripts import evaluate
 from scripts.auto import expect, hours
 from scripts.auto import plan as planning
-from scripts.auto.begin import check_source, find_images, has, left_out, look_at, plan_for
+from scripts.auto.begin import MISSING, check_source, count_left_out, find_images, has, look_at, plan_for
 from scripts.auto.kept import Clock, Plan
-from scripts.demo import is_older
 from scripts.dry_run import Cost
-from utils.core.files import UserError, write_file
+from utils.core.files import UserError, is_older, write_file
 from utils.core.lock import lock
 from utils.core.options import words_of
 from utils.data.checksums import checksum
@@ -38,7 +38,7 @@ OVER = 1.08  # that the finest stage is planned to overrun: what is cut off are 
 SLACK = 1.5  # of its planned time, after which a training is stopped that is not the last one
 KINDS = {"train_autoencoder": AUTOENCODER, "train_quantized_transformer": STAGE}  # of checkpoints that may be stopped
 LATE = "steps took longer than measured, so the hours may not be kept"
-EARLY = "more training steps would only learn so few images by heart"
+EARLY = "more training steps would only memorize so few images"
 MARGIN = 0.02  # share of the hours that is left over
 
 
@@ -47,6 +47,7 @@ class Auto:
 
     def __init__(self, options: Any, attendant: Attendant, chain: Callable) -> None:
         self.options, self.attendant, self.chain = options, attendant, chain
+        self.verified: set[Path] = set()  # of `Chain`, which each step makes anew
         self.folder, self.device = RunFolder(options.out), choose_device(options.device or "auto")
         self.path, self.limit = self.folder.recipe, 3600 * options.hours
         self.began = time.time()
@@ -74,11 +75,11 @@ class Auto:
             raise UserError(f"{begun[0].path}: belongs to a run that auto has not planned; give another OUT")
         if not options.overwrite:
             check_source(options.dataset, images)
-        was_killed, number = OutputFolder(images.parent).unfinished.is_file(), left_out(options.dataset, images)
+        was_killed, number = OutputFolder(images.parent).unfinished.is_file(), count_left_out(options.dataset, images)
         is_anew = options.overwrite or was_killed or (number > 0 and not was_planned)
         if number and not is_anew:
             lacks = f"{number} pictures of {options.dataset} that were added or changed since, or can be read now"
-            print(f"{images}: lacks {lacks}; --overwrite plans with them")
+            print(f"{images}: lacks {lacks}; run with --overwrite to include them")
         self.dataset = find_images(options.dataset, images, options.hours, is_gpu, self.call, is_anew)
         self.prints = look_at(self.dataset, self.folder, is_anew)
         print("look:", *self.prints.lines(), sep="\n  ", flush=True)
@@ -92,10 +93,11 @@ class Auto:
             print(f"{recipe} was edited, so its numbers of training steps are kept, and the hours may not be")
         elif self.plan.hours != options.hours or not self.plan.seconds:
             if self.plan.hours != options.hours:
-                print(f"the models stay those planned for {self.plan.hours:g} hours; another OUT has new ones")
+                print(f"the models stay as planned for {self.plan.hours:g} hours; give another OUT to plan new ones")
             self.plan.hours = options.hours
             self.replan()
-        print(f"plan: {self.path / 'recipe.md'}", *self.plan.notes, sep="\n  ")
+        lacks = [note for packages, note in MISSING.items() if not has(*packages)]
+        print(f"plan: {self.path / 'recipe.md'}", *self.plan.notes, *lacks, sep="\n  ")
         print("expect:", expect.sentence(self.prints, options.hours))
 
     def take_up(self, plan: Plan) -> None:
@@ -114,7 +116,7 @@ class Auto:
             if not is_done:
                 self.plan.began.setdefault(name, self.clock.used)
                 self.save()
-            self.run_step(name, self.seconds_for(name))
+            self.run_step(name, None if is_done else self.seconds_for(name))
             if not is_done:
                 self.note_time(name, is_new)
         self.evaluate()
@@ -132,7 +134,7 @@ class Auto:
         """Seconds that a script takes to start, at the pace of the steps so far."""
         return self.plan.drift * self.plan.start
 
-    def now(self, name: str, pace: float | None = None) -> Cost:
+    def cost_of(self, name: str, pace: float | None = None) -> Cost:
         """What a step costs at that pace, or at another one."""
         return Cost(**self.plan.costs[name]).times(pace or self.plan.drift)
 
@@ -140,7 +142,7 @@ class Auto:
         """Options of an evaluation in so many seconds, and those that it takes; none where it cannot be."""
         if not has(*evaluate.PACKAGES):
             return {}, 0.0
-        slowness = self.now("autoencoder").per_step / self.plan.guessed
+        slowness = self.cost_of("autoencoder").per_step / self.plan.guessed
         sides = self.prints.test or self.prints.validation, self.prints.training
         return hours.choose_evaluation(*sides, planning.cells_of(self.plan), seconds, slowness, self.start)
 
@@ -156,7 +158,7 @@ class Auto:
             return None
         if name != trained[-1]:
             return SLACK * (self.plan.seconds[name] + self.start)
-        own, last = self.now(name), self.now(list(self.steps)[-1])
+        own, last = self.cost_of(name), self.cost_of(list(self.steps)[-1])
         after = own.once + own.per_checkpoint + last.once + self.closing  # it starts once more, to end
         return max(1.0, self.limit * (1 - MARGIN) - self.clock.used - after)
 
@@ -168,7 +170,7 @@ class Auto:
             return
         # A gain of pace may not last, so it is not spent before the finest stage, which would lack it.
         pace = self.plan.drift if len(still_open) == 1 else max(1.0, self.plan.drift)
-        costs = {name: self.now(name, pace) for name in self.steps if not self.folder.mark(name).is_file()}
+        costs = {name: self.cost_of(name, pace) for name in self.steps if not self.folder.mark(name).is_file()}
         for name in costs:
             if (section := self.steps[name].section) in sections.keys() & begun:  # its number of training steps stays
                 costs[name] = Cost(costs[name].seconds(self.plan.settings[section]["max_step"], 1))
@@ -180,7 +182,7 @@ class Auto:
         needed = (self.limit - left + total) / 3600
         if total > left and not begun:
             least = f"this data and this machine need at least {1.05 * needed:.2f}"
-            raise UserError(f"--hours {given}: {least}; give so many")
+            raise UserError(f"--hours {given}: {least}; give at least that many")
         if total > left and LATE not in notes:
             notes.append(LATE)
         if total < 0.9 * left and not begun:
@@ -206,7 +208,7 @@ class Auto:
         """Run a step of the chain; one that is stopped after so many seconds ends with what it has learned."""
         options = dataclasses.replace(self.options, recipe=f"{self.path}/", dataset=self.dataset, hours=None)
         try:
-            self.chain(Recipe.find(self.path), options).run(self.attendant, name, seconds)
+            self.chain(Recipe.find(self.path), options, self.verified).run(self.attendant, name, seconds)
         except SystemExit:
             if self.attendant.stop or not self.attendant.is_late:
                 raise
@@ -218,7 +220,7 @@ class Auto:
             self.plan.notes.append(f"{stopped}, to keep the hours")
             settings["max_step"] = done
             self.write_recipe()
-            self.chain(Recipe.find(self.path), options).run(self.attendant, name)
+            self.chain(Recipe.find(self.path), options, self.verified).run(self.attendant, name)
 
     def evaluate(self) -> None:
         """Evaluate the run, as thoroughly as the time allows that is left."""
@@ -233,7 +235,8 @@ class Auto:
 
     def end(self) -> None:
         """Say what more would bring, and write the report."""
-        self.plan.outlook = expect.outlook(self.folder.transformers[-1].metrics)
+        has_passed = any(EARLY in note for note in self.plan.notes)
+        self.plan.outlook = [] if has_passed else expect.outlook(self.folder.transformers[-1].metrics)
         self.save()
         print(*self.plan.outlook, sep="\n")
         if has("jinja2", "plotly"):
@@ -247,7 +250,7 @@ class Auto:
     def call(self, script: str, *words: object, **flags: object) -> None:
         """Run a script to its end, or end with its status."""
         paths = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"  # for a start in another folder
-        command = [sys.executable, "-m", f"scripts.{script}", *words, *words_of(flags)]
+        command = [sys.executable, "-P", "-m", f"scripts.{script}", *words, *words_of(flags)]
         self.attendant.check(command, env=inherited() | {"PYTHONPATH": paths})
 
     def write_recipe(self) -> None:

@@ -3,16 +3,13 @@
 import torch
 
 from models.codebook import Codebook, CodebookConfig
+from tests.helpers.transformers import generator
 
 DEFAULTS = {"model_lr": 0.05, "image_H": 4, "image_W": 6, "image_C": 2, "patch_H": 2, "patch_W": 3}
 DEFAULTS |= {"num_embeddings": 7, "neighbourhood_step": 5}
 # Feature maps of 1 × columns numbers, each number a patch, or each pair of channels.
 LINE = {"image_H": 1, "image_C": 1, "patch_H": 1, "patch_W": 1}
 PAIRS = {**LINE, "image_C": 2}
-
-
-def generator(seed):
-    return torch.Generator().manual_seed(seed)
 
 
 def config(**changes):

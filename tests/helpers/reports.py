@@ -5,16 +5,15 @@ import shutil
 
 from PIL import Image
 
+from tests.helpers.files import edited
 from utils.runs.folders import RunFolder
 
 HOSTILE = "</script><script>alert(1)</script>"
 
 
 def distances(name, kernel):
-    row = {"name": name, "precision": 0.5, "recall": 0.25, "edges": 1.5}
-    for kind, value in (("kernel", kernel), ("frechet", 100 * kernel)):
-        row |= {kind: value, f"{kind}_low": 0.9 * value, f"{kind}_high": 1.1 * value}
-    return row
+    row = {"name": name, "precision": 0.5, "recall": 0.25, "edges": 1.5, "frechet": 100 * kernel}
+    return row | {"kernel": kernel, "kernel_low": 0.9 * kernel, "kernel_high": 1.1 * kernel}
 
 
 EVALUATION = {
@@ -101,8 +100,7 @@ def make_run(tiny_run, folder):
 
 def change_attempt(step, number=-1, **changes):
     """Change values of an attempt at a step, of the newest by default, or entries of its arguments and its config."""
-    content = json.loads(step.record.read_text())
-    attempt = content["attempts"][number]
-    for key, value in changes.items():
-        attempt[key] = (attempt[key] or {}) | value if isinstance(value, dict) else value
-    step.record.write_text(json.dumps(content))
+    with edited(step.record) as content:
+        attempt = content["attempts"][number]
+        for key, value in changes.items():
+            attempt[key] = (attempt[key] or {}) | value if isinstance(value, dict) else value

@@ -7,16 +7,9 @@ import torch
 
 from models.codebook import Codebook, CodebookConfig
 from models.stage import Stage, StageConfig
-from models.transformer import TransformerConfig
+from tests.helpers.transformers import config, generator
 
-TRANSFORMER = TransformerConfig(
-    model_lr=1e-3, use_sliding_window=True, sliding_window=3, num_enc_layers=1, num_dec_layers=2,
-    self_attn_heads=2, cross_attn_heads=2, in_dim=16, hidden_dim=12, hidden_activation="silu",
-)  # fmt: skip
-
-
-def generator(seed):
-    return torch.Generator().manual_seed(seed)
+TRANSFORMER = config(window=3)
 
 
 def codebook(patch, units, seed=0):

@@ -109,3 +109,8 @@ def remove_unnamed(folder: Path, pattern: str, names: Container[str]) -> None:
         if path.relative_to(folder).as_posix() not in names:
             with suppress(*IN_USE):
                 path.unlink()
+
+
+def is_older(path: Path, *sources: Path) -> bool:
+    """Whether a file is missing, or older than its sources."""
+    return not path.is_file() or any(source.stat().st_mtime > path.stat().st_mtime for source in sources)

@@ -98,6 +98,8 @@ def open_rgb(
         raise
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         reason = "no such image file; check the path"
+    except PermissionError:
+        reason = "cannot be read; check its permissions"
     except UnidentifiedImageError:
         known = ", ".join(sorted((*FORMATS, "HEIC")))
         reason = f"not an image in a known format ({known}), or damaged; convert or replace it"

@@ -24,10 +24,10 @@ class Journal:
         self.path = self.own = path
         self.head = json.dumps({"key": digest(key)}).encode()
         self.entries = self._read() | (finished or {})
-        distributed.wait()  # until all have read
+        distributed.barrier()  # until all have read
         if distributed.is_main():
             self._write()
-        distributed.wait()
+        distributed.barrier()
         if not distributed.is_main():
             self.own = path.with_name(f"{path.stem}_{distributed.rank()}{path.suffix}")
             write_file(self.own, self.head + b"\n", durable=False)
@@ -53,7 +53,7 @@ class Journal:
 
     def collect(self) -> None:
         """Wait until all processes are done; the first one then has all entries, in one file."""
-        distributed.wait()
+        distributed.barrier()
         if distributed.is_main() and distributed.num_processes() > 1:
             self.entries |= self._read()
             self._write()

@@ -120,7 +120,7 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         if member.isfile():
             yield member
         elif not member.isdir():
-            raise tarfile.TarError(f"{member.name} is no file of its own, as a link")
+            raise tarfile.TarError(f"{member.name} is a link, not a regular file")
         tar.members.clear()  # it would keep all of them
     tar.fileobj.seek(tar.offset)  # of the end, or of a header that is no header
     end = tar.fileobj.read(2**20)
@@ -138,7 +138,7 @@ def _described(shard: Path, name: str, content: bytes) -> dict:
     try:
         more = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{shard}: its {name} is no JSON ({error}); make the shard again") from None
+        raise UserError(f"{shard}: its {name} is not valid JSON ({error}); make the shard again") from None
     return {key: more[key] for key in DESCRIBED if key in more} if isinstance(more, dict) else {}
 
 

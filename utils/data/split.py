@@ -13,6 +13,7 @@ from utils.core.provenance import Key, same_images
 
 VAL_FRACTION = TEST_FRACTION = 0.05
 VALIDATION, TEST, TRAINING = range(3)  # the sides
+MEASURED = 1024  # items that a loss is measured on, so that it stays a small share of a training
 
 
 class Bounds(NamedTuple):
@@ -99,6 +100,11 @@ class Split:
     training: np.ndarray
     validation: np.ndarray
     test: np.ndarray
+
+    @property
+    def measured(self) -> np.ndarray:
+        """The validation items that losses are measured on."""
+        return self.validation[:MEASURED]
 
 
 def position(key: str) -> float:

@@ -49,6 +49,7 @@ class Attempt:
     inputs: dict | None = None  # fingerprints of the inputs, `data` that of the data set
     plan: dict | None = None  # of a training: utils/training/loop.py
     peak_memory: int | None = None  # bytes of the device, of one that has finished
+    goes_on: bool | None = None  # whether it kept what an earlier one had done; None: not noted
 
     def __post_init__(self) -> None:
         for name in ("begin", "end"):
@@ -105,7 +106,9 @@ class CurrentAttempt:
         self.arguments = plain(dataclasses.asdict(options))
         self.since, self.device = _now(), None  # the device once it has begun
 
-    def begin(self, device: torch.device, config: object = None, inputs: dict | None = None) -> None:
+    def begin(
+        self, device: torch.device, config: object = None, inputs: dict | None = None, *, goes_on: bool | None = None
+    ) -> None:
         """Add the attempt to `run.json` and begin to log, in process 0, once all processes have passed their checks."""
         self.agree(config, inputs)
         self.device = device
@@ -114,7 +117,7 @@ class CurrentAttempt:
             return
         versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
         setup = (config and dataclasses.asdict(config), versions, str(device), torch.get_num_threads())
-        entry = Attempt(self.script, self.arguments, *setup, self.since, self.since, RUNNING, inputs)
+        entry = Attempt(self.script, self.arguments, *setup, self.since, self.since, RUNNING, inputs, goes_on=goes_on)
         _write(self.folder, [*read_attempts(self.folder), entry])
         handlers = [logging.StreamHandler(sys.stdout), log_file(self.folder.log(self.script))]
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers, force=True)

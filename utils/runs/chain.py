@@ -58,8 +58,8 @@ class Recipe:
 
     @classmethod
     def find(cls, name: str | Path) -> "Recipe":
-        """Read the recipe of this name in configs/, or of a path, which has a slash; raises `UserError`."""
-        folder = CONFIGS / name if Path(name).name == str(name) else Path(name)
+        """Read the recipe of this name in configs/, or of a path, as text with a slash; raises `UserError`."""
+        folder = CONFIGS / name if isinstance(name, str) and Path(name).name == name else Path(name)
         path = folder / "recipe.json"
         if not path.is_file():
             known = " ".join(sorted(each.parent.name for each in CONFIGS.glob("*/recipe.json")))

@@ -209,4 +209,4 @@ class ExportedFolder(RunFolder):
         names = ("model_path", "lr_codebook_path", "hr_codebook_path")
         for file in (getattr(config, name) for config in configs for name in names):
             if Path(file).name != file or not file.endswith(SUFFIX):
-                raise UserError(f"{self.generation}: {file!r} is no file of this model; export the run again")
+                raise UserError(f"{self.generation}: {file!r} is not a file of this model; export the run again")

@@ -48,7 +48,7 @@ def run(main: Callable[[], None]) -> None:
             watch_parent(signal.SIGTERM)  # torchrun or a chain, without which nobody would end this process
         main()
         if distributed.num_processes() > 1:
-            distributed.wait()
+            distributed.barrier()
             distributed.leave(0)
     except (KeyboardInterrupt, SystemExit, UserError, OSError, RuntimeError, MemoryError) as error:
         if distributed.num_processes() > 1:

@@ -126,7 +126,7 @@ def own(items: Sequence[T]) -> Sequence[T]:
     return items[share.first :][: share.number]
 
 
-def add_up(*tensors: torch.Tensor) -> None:
+def all_reduce(*tensors: torch.Tensor) -> None:
     """Replace each tensor by its sum over all processes, in one exchange. They must have one dtype."""
     if num_processes() > 1:
         whole = torch.cat([tensor.flatten() for tensor in tensors])
@@ -135,7 +135,7 @@ def add_up(*tensors: torch.Tensor) -> None:
             tensor.copy_(part.view_as(tensor))
 
 
-def largest(number: int) -> int:
+def all_reduce_max(number: int) -> int:
     """The largest of the numbers of all processes. The hosts exchange it, without waiting for a device."""
     if num_processes() == 1:
         return number
@@ -152,11 +152,6 @@ def gather(value: T) -> list[T]:
     return values
 
 
-def stack(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensors (…) of all processes, of one shape, as one (P, …)."""
-    return torch.stack(gather(tensor.cpu())).to(tensor.device)
-
-
 def gather_rows(rows: torch.Tensor) -> torch.Tensor:
     """The rows (n, …) of all processes by rank, (N, …) on the CPU, in process 0; none in the others."""
     if num_processes() == 1:
@@ -170,14 +165,14 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
     return torch.cat([part[:number] for part, number in zip(parts, numbers, strict=True)]) if parts else padded[:0]
 
 
-def take_over(*tensors: torch.Tensor) -> None:
+def broadcast(*tensors: torch.Tensor) -> None:
     """Replace each tensor by that of process 0."""
     if num_processes() > 1:
         for tensor in tensors:
             dist.broadcast(tensor, 0)
 
 
-def wait() -> None:
+def barrier() -> None:
     """Wait until all processes have come here."""
     gather(None)
 

@@ -82,7 +82,8 @@ class CheckpointFolder:
             if source is not None and source.resolve() in [path.resolve() for path in present]:
                 raise UserError(f"{source}: --overwrite would remove it; give another --out-dir")
         attempts = read_attempts(self.folder) if self.options.resume and not self.options.overwrite else []
-        for before in attempts[-1:]:
+        trainings = [attempt for attempt in attempts if "resume" in attempt.arguments]  # and no pruning
+        for before in trainings[-1:]:
             for flag in sources:
                 if (earlier := before.arguments.get(flag)) is not None:
                     raise UserError(
@@ -106,7 +107,8 @@ class CheckpointFolder:
     def _check(self, path: Path, content: dict) -> None:
         """Raise `UserError` naming the setting that keeps this run from resuming a checkpoint."""
         if missing := [name for name, kind in KEPT.items() if not isinstance(content.get(name), kind)]:
-            raise UserError(f"{path}: is no checkpoint of a training, without {', '.join(sorted(missing))}; remove it")
+            lacks = f"is not a checkpoint of a training: it lacks {', '.join(sorted(missing))}"
+            raise UserError(f"{path}: {lacks}; remove it")
         before = {**content["settings"], **content["trained_from"], "data": content["data"]}
         keep, size = "keep it", self.options.batch_size
         if difference(before, self.key) == STEP_SIZE and before[STEP_SIZE] * size % self.key[STEP_SIZE] == 0:
@@ -166,7 +168,7 @@ class CheckpointFolder:
             self.task.learner.restore(content, self.path)
         except ODD as error:
             if not isinstance(error, UserError):
-                reason = f"is no whole checkpoint of a training ({type(error).__name__}: {error})"
+                reason = f"is not a complete checkpoint of a training ({type(error).__name__}: {error})"
                 error = f"{self.path}: {reason}; remove it to resume from an earlier one"
             hint = f"; --overwrite cannot replace it, so remove {self.folder.checkpoints}"
             raise UserError(f"{error}{hint if self.options.overwrite else ''}") from None

@@ -162,7 +162,7 @@ class GradientLearner:
                 (losses["loss"] * (weight * distributed.num_processes())).backward()
             for name, value in losses.items():
                 numbers[name] = numbers.get(name, 0) + value.detach() * weight
-        distributed.add_up(*numbers.values())
+        distributed.all_reduce(*numbers.values())
         return numbers
 
     @torch.no_grad()
@@ -235,8 +235,8 @@ class GradientLearner:
                     raise ValueError("a part of it is missing")
         except ODD as error:
             reason = f"{type(error).__name__}: {error}"
-            advice = "use another checkpoint, or leave out --load-optim"
-            raise UserError(f"{path}: its optimizer state is no whole one of this model ({reason}); {advice}") from None
+            advice = "use another checkpoint" + (", or leave out --load-optim" if self.options.load_optim else "")
+            raise UserError(f"{path}: its optimizer state does not fit this model ({reason}); {advice}") from None
 
 
 def _trained(optimizer: torch.optim.Optimizer) -> int:

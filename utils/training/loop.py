@@ -34,7 +34,6 @@ from utils.training.task import Task, TrainingOptions
 log = logging.getLogger(__name__)
 
 SAME_STOP = 3.0  # seconds within which a second SIGTERM or SIGHUP is the first one's echo
-MAX_VALIDATION = 1024  # items that a validation loss is measured on, so that it stays a small share of training
 
 
 def run(script: str, options: TrainingOptions, build: Callable[[TrainingOptions, torch.device], Task]) -> None:
@@ -53,7 +52,8 @@ def run(script: str, options: TrainingOptions, build: Callable[[TrainingOptions,
         task.build(checkpoints.saved)
         start = checkpoints.start()
         metrics = Metrics(options, len(task.training), task.unit, task.per_item, task.footprint())
-        attempted.begin(device, task.config, {**task.origin, "data": task.dataset.fingerprint})
+        inputs = {**task.origin, "data": task.dataset.fingerprint}
+        attempted.begin(device, task.config, inputs, goes_on=start > 0)
         batches = task.begin()
         checkpoints.begin(start)
         log.info("config %s", json.dumps(asdict(task.config)))
@@ -96,7 +96,7 @@ class Loop:
             elif not metrics.is_complete and self.start >= self.total and saved["statistics"] is None:
                 self.save(self.start)
             elif self.start >= self.total:
-                log.info("already at step %d of %d: nothing to do", self.start, self.total)
+                log.info("already at step %d of %d: no training step is left", self.start, self.total)
             for step, batch in enumerate(self.batches(bar, device), self.start):
                 if step == self.start:
                     metrics.restart_clock()  # the start of the loading processes does not count
@@ -185,7 +185,7 @@ class Loop:
 
     def requests(self, is_due: bool = False) -> tuple[int, int]:
         """The signal that asks any process of the job to stop, or 0, and whether a save of any of them is due."""
-        return divmod(distributed.largest(2 * (self.stop[0] if self.stop else 0) + is_due), 2)
+        return divmod(distributed.all_reduce_max(2 * (self.stop[0] if self.stop else 0) + is_due), 2)
 
     def make_plan(self, done: int) -> None:
         """Log the expected time, disk and memory, and keep them in `run.json`."""
@@ -229,12 +229,11 @@ def leave(stop: int, checkpoints: CheckpointFolder) -> None:
 
 @torch.no_grad()
 def mean_over(dataset: Dataset, indices: np.ndarray, batch_size: int, function: Callable) -> dict[str, float]:
-    """The means of `function(batch)`, a dictionary of scalars, over the first `MAX_VALIDATION` of `indices`.
+    """The means of `function(batch)`, a dictionary of scalars, over the items `indices`.
 
     Each process measures some of the batches, and all have the means of all.
     """
     sums: dict[str, float] = {}
-    indices = indices[:MAX_VALIDATION]
     own = [(len(batch), function(dataset[batch])) for batch in distributed.own(chunks(indices, batch_size))]
     own = [(number, {name: float(value) for name, value in values.items()}) for number, values in own]
     for number, values in itertools.chain.from_iterable(distributed.gather(own)):

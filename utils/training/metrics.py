@@ -63,9 +63,9 @@ class Metrics:
         """
         rows = read_rows(self.folder.metrics) if step else []
         self.is_complete = any(row["step"] == step and is_checkpoint(row) for row in rows)
-        distributed.wait()  # until all have read them
+        distributed.barrier()  # until all have read them
         if distributed.is_main():
-            last = step - 1 if state is not None and state["row"] is not None and not self.is_complete else step
+            last = step - 1 if state is not None and state["row"] and not self.is_complete else step
             write_rows(self.folder.metrics, [row for row in rows if row["step"] <= last])
             if self.make_board is not None:
                 self.board = self.make_board(str(self.folder.tensorboard), purge_step=last + 1)  # hides later entries
