@@ -14,6 +14,8 @@ settings goes on where the first one died, or ends at once.
     python -m scripts.demo_data avatars --num-training 500 --out-dir data/few
 """
 
+import utils.runtime.threads  # noqa: F401
+
 from dataclasses import dataclass
 from functools import partial
 

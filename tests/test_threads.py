@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from scripts import reference
+from utils.runs.chain import ROOT
 from utils.runtime import threads
 
 NAMES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -64,3 +65,11 @@ def test_every_step_chooses_before_torch_is_imported():
     for script in scripts:
         run = subprocess.run([sys.executable, "-c", program, script], capture_output=True, text=True)
         assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("script", ["train_autoencoder", "scripts.make_dataset", "scripts.report"])
+def test_a_python_without_pytorch_is_named_in_one_line(script):
+    plain = [sys.executable, "-S", "-m", script]  # without the packages of the environment
+    result = subprocess.run(plain, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert result.stderr.startswith("error: ") and " has no PyTorch; activate" in result.stderr

@@ -5,7 +5,9 @@ docs/times.md shows the times of each choice, alone and beside other work.
 """
 
 import os
+import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 SPINS = "10000"  # about 0.1 ms, enough for the gaps between two operations
@@ -53,4 +55,8 @@ def inherited() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in own}
 
 
+if find_spec("torch") is None:  # the import that follows would end in a traceback
+    advice = "activate the project's environment, or make one (README.md, Set up by hand)"
+    print(f"error: {sys.executable} has no PyTorch; {advice}", file=sys.stderr)
+    sys.exit(2)
 CHOICE = choose()
