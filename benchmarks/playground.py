@@ -12,9 +12,11 @@ from pathlib import Path
 
 from benchmarks.common import options, print_head, print_row
 from playground.browser import WARM, soak
+from utils.core.files import UserError
 from utils.core.options import option, parse_options
 from utils.runtime import cli
 
+GROWTH = 0.05  # of the memory, that is allowed
 Options = options(
     model=(Path, option("folder of a run, or of an exported model", positional=True)),
     requests=(int, option("requests in a row", 200, low=WARM + 1)),
@@ -30,6 +32,9 @@ def main(argv: list[str] | None = None) -> None:
     print_row("first stage's pictures after", f"{statistics.median(waits):.2f} s, at most {max(waits):.2f} s")
     for number, size in memory.items():
         print_row(f"memory after {number} requests", f"{size / 1e6:.0f} MB")
+    warm, *_, end = memory.values()
+    if end > (1 + GROWTH) * warm:
+        raise UserError(f"memory grew by {end / warm - 1:.0%}, at most {GROWTH:.0%} is allowed; look for a leak")
 
 
 if __name__ == "__main__":

@@ -103,7 +103,9 @@ TABLES = {
     ),
     "peers": Table(PEERS_PAGE, f"benchmarks.peers {SHORT[0]}/data/dataset.json --run {SHORT[0]} {PEERS}/faces", ""),
     "peers-few": Table(PEERS_PAGE, f"benchmarks.peers {SHORT[1]}/data/dataset.json --run {SHORT[1]} {PEERS}/few", ""),
-    "quality": Table(EXPERIMENTS, f"benchmarks.quality {FACES}/data/dataset.json", "one run each"),
+    "quality": Table(
+        EXPERIMENTS, f"benchmarks.quality {FACES}/data/dataset.json --shares 0.15 0.3 0.6 1", "one run each"
+    ),
 }
 
 

@@ -27,6 +27,7 @@ from utils.data.batches import BatchLoader, chunks
 from utils.data.dataset import ImageDataset
 from utils.data.images import save_grid
 from utils.data.split import MEASURED
+from utils.runs.checkpoint import fingerprints_of
 from utils.runs.folders import EvaluationFolder
 from utils.runtime import distributed
 from utils.runtime.device import choose_workers
@@ -101,7 +102,7 @@ class Evaluator:
             decoder=run.folder.decoding.name,
             levels=tuple(levels),
             no_test=self.no_test,
-            models=run.fingerprints,
+            models=fingerprints_of(run.folder),
         )
 
     def reconstruction(self) -> list[results.Reconstruction]:

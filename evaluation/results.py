@@ -140,7 +140,7 @@ class Results:
     decoder: str  # "autoencoder" or "decoder": the step whose decoder quantized images and samples are decoded with
     levels: tuple[Level, ...] = ()  # of the stages, from coarse to fine
     no_test: str = ""  # that validation images were measured, since there is no test image, and why
-    models: dict | None = None  # fingerprints of the weights that were measured, by the names of their steps
+    models: dict | None = None  # the fingerprints of its checkpoints, by their paths; None: not noted
 
     @property
     def held_out(self) -> str:

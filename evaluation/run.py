@@ -82,15 +82,6 @@ class TrainedRun:
         return stages
 
     @property
-    def fingerprints(self) -> dict[str, str]:
-        """Those of the weights, by the names of their steps."""
-        models = {self.folder.autoencoder: self.autoencoder, self.folder.decoding: self.decoder}
-        models |= {self.folder.transformers[number]: stage for number, (stage, *_) in self.stages.items()}
-        return {step.name: model.fingerprint for step, model in models.items()} | {
-            name: book.fingerprint for name, book in self.codebooks.items()
-        }
-
-    @property
     def sides(self) -> tuple[bool, ...]:
         """Of each image that it was trained on: whether it is mirrored."""
         is_flipped = self.autoencoder.flip if self.maps is None else self.maps.flipped.any()

@@ -29,6 +29,7 @@ from utils.sampling import SamplingConfig, image_generator, uniform_draws
 Pictures = list[Image.Image] | Tensor
 Images = Picture | Sequence[Picture]
 Count = Callable[[int], object]  # called with the number of new tokens
+ENCODED = 16  # images at once, whatever the batch size, by which their tokens could differ
 LABELS = 2**16  # in place of the number of a stage: the draws of labels
 Written = tuple[Tensor, Tensor]  # tokens (N, T) of a level of the cascade, and their scores (N,)
 
@@ -168,7 +169,7 @@ class Cascade:
     def tokens(self, images: Images) -> tuple[Tensor, ...]:
         """Images, as `to_tensor` takes them → their tokens of the condition and of every stage, each (M, T) int64."""
         parts = []
-        for batch in to_tensor(images, self.image_size).split(self.batch_size):
+        for batch in to_tensor(images, self.image_size).split(ENCODED):
             fmap = self.decoder.encode(batch.to(self.device))
             parts.append([codebook.find_bmu(fmap) for codebook in self.codebooks])
         return tuple(torch.cat(level) for level in zip(*parts, strict=True))

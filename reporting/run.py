@@ -3,14 +3,11 @@
 from dataclasses import dataclass
 
 from evaluation.results import Results
-from models.autoencoder import KIND as AUTOENCODER
-from models.codebook import KIND as CODEBOOK
-from models.stage import KIND as STAGE
-from utils.core.config import load_config, read_json
+from utils.core.config import build_config, read_json
 from utils.core.files import UserError
 from utils.runs.attempt import Attempt, read_attempts
 from utils.runs.chain import folders_in
-from utils.runs.checkpoint import load_checkpoint
+from utils.runs.checkpoint import fingerprints_of
 from utils.runs.folders import OutputFolder, RunFolder
 from utils.training.metrics import is_checkpoint, read_rows
 
@@ -77,24 +74,13 @@ def read_run(folder: RunFolder) -> Run:
         raise UserError(f"{folder.path}: holds no step of a run; {advice}")
     results = folder.evaluation.results
     generation = read_json(folder.generation) if folder.generation.exists() else None
-    evaluation = load_config(results, Results) if results.exists() else None
-    if evaluation is not None and not is_of(evaluation, folder, generation or {}):
-        evaluation = None
+    content = read_json(results) if results.exists() else {}
+    evaluation = None  # of what the folder holds now, by this version of the code
+    if content.get("settings") == (generation or {}) and content.get("models") is not None:
+        evaluation = build_config(Results, content, str(results))
+        if not fingerprints_of(folder).items() <= evaluation.models.items():
+            evaluation = None
     return Run(folder, steps, generation, evaluation, read_json(folder.planned) if folder.planned.exists() else None)
-
-
-def is_of(evaluation: Results, folder: RunFolder, generation: dict) -> bool:
-    """Whether an evaluation is of the weights that a run has now, as far as they are there, and of this sampling."""
-    files = {step.name: (step.latest, AUTOENCODER) for step in (folder.autoencoder, folder.decoder)}
-    files |= {step.name: (step.codebook, CODEBOOK) for step in folder.codebooks}
-    files |= {step.name: (step.best, STAGE) for step in folder.transformers}
-    measured = evaluation.models or {}
-    now = {
-        name: load_checkpoint(path, kind, memory_map=True)["fingerprint"]
-        for name, (path, kind) in files.items()
-        if name in measured and path.is_file()
-    }
-    return evaluation.settings == generation and measured == measured | now
 
 
 def read_step(folder: OutputFolder) -> Step:

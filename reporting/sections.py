@@ -2,6 +2,7 @@
 
 import math
 import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from models.stage import KIND as STAGE
 from reporting import figures, verdicts
 from reporting.pictures import Picture, Quality, label_in
 from reporting.run import Job, Run, Step
+from utils.core.files import UserError
+from utils.core.provenance import check_origin
 from utils.data.images import to_uint8
 from utils.runs.chain import is_unfinished, missing_in
 from utils.runs.checkpoint import load_checkpoint
@@ -53,8 +56,11 @@ def load_models(run: Run) -> Models:
     for step in progress(run.of_kind("codebook"), desc="drawing codebooks", leave=False):
         if (path := step.folder.codebook).exists():
             book = Codebook.load(path)
-            if models.decoder is not None and book.origin != models.decoder.origin:
-                continue  # of the autoencoder before, where all is being made anew
+            try:
+                check_origin(path, book.origin, models.decoder.origin if models.decoder is not None else book.origin)
+            except UserError as error:  # of the autoencoder before, where all is being made anew
+                print(f"left out: {error}", file=sys.stderr)
+                continue
             models.codebooks[step.folder.level] = book
             if models.decoder is not None:
                 pixels = to_uint8(atlas(book, models.decoder)).permute(1, 2, 0).numpy()

@@ -43,7 +43,7 @@ from utils.training.metrics import read_rows
 TINY = ROOT / "configs" / "tiny-32"
 PICTURES = 24  # number in the data set
 # Functions that are counted in addition to calls of the operating system: validation and pictures, in these modules.
-MEASURED = ("mean_over", "take_census", "decoded_psnr", "arrange", "quantize", "write_png", "write_dataset")
+MEASURED = ("mean_over", "count_maps", "decoded_psnr", "arrange", "quantize", "write_png", "write_dataset")
 MODULES = ("train_codebook", "train_autoencoder", "train_quantized_transformer", "prune_codebook", "models.tokens")
 CALLS = ("replace", "link", "unlink", "fsync", "sync", "rmdir")
 EXPORT = "scripts.export"

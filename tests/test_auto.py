@@ -203,7 +203,7 @@ def test_what_is_expected_is_the_nearest_row_of_its_kind():
     assert expect.nearest(FACES, 0.3).distance == 0.043
     assert expect.nearest(FACES, 0.1).distance == 0.417
     assert expect.nearest(prints_of(2200, flat=0.2), 1).name == "crops of photographs"
-    assert expect.sentence(prints_of(187, flat=0.2), 1).endswith("photos_samples.png); of only 167 expect worse")
+    assert expect.sentence(prints_of(187, flat=0.2), 1).endswith("auto_hour.png); of only 167 expect worse")
     assert "worse" not in expect.sentence(prints_of(2200, flat=0.2), 1)
     for row in expect.ROWS:  # each number is in the table that it names
         page, _, _ = row.source.partition("#")
@@ -391,6 +391,7 @@ def test_what_more_hours_bring_follows_from_where_the_finest_stage_was_best(loss
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, sampled]))
     assert "".join(expect.outlook(path)).startswith(begins)
+    assert not any("may help" in line for line in expect.outlook(path, all_passed=True))
 
 
 class Stop(Exception):

@@ -1,8 +1,10 @@
 import json
 import math
 import re
+import shutil
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import get_type_hints
 
 import pytest
@@ -210,6 +212,14 @@ def test_values_that_do_not_go_together_are_named(cls, changes, expected, tmp_pa
 RECIPES = ["demo-64", "gpu-128", "gpu-256", "laptop-128", "portrait-64x96", "reference-128", "tiny-32"]
 FILES = ["autoencoder", "codebook_0", "codebook_1", "codebook_2", "codebook_cond", "generate", "recipe"]
 FILES += ["transformer_0", "transformer_1", "transformer_2"]
+
+
+def test_a_recipe_is_of_configs_by_its_name_and_of_any_folder_by_its_path(monkeypatch, tmp_path):
+    shutil.copytree(CONFIGS / "tiny-32", tmp_path / "recipe")
+    monkeypatch.chdir(tmp_path)  # as auto does that writes to "."
+    assert Recipe.find(Path("recipe")).settings == Recipe.find("recipe/").settings == Recipe.find("tiny-32").settings
+    with pytest.raises(UserError, match="no such recipe; configs/ holds: demo-64 "):
+        Recipe.find("recipe")
 
 
 @pytest.mark.parametrize("name", RECIPES)

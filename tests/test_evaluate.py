@@ -288,17 +288,24 @@ def test_the_script_reports_everything(evaluated, tiny_run, faces):
 
 def test_an_evaluation_is_of_the_weights_that_it_measured(evaluated, tiny_run, tmp_path):
     out, content = evaluated
-    names = [*(f"transformer_{number}" for number in range(3)), *(f"codebook_{level}" for level in ("cond", 0, 1, 2))]
-    assert content["models"].keys() == {"autoencoder", *names}
     run = RunFolder(shutil.copytree(tiny_run, tmp_path / "run"))
+    best = [run.autoencoder.latest, *(step.best for step in run.transformers), *(book.pruned for book in run.codebooks)]
+    assert content["models"].keys() == {path.relative_to(run.path).as_posix() for path in best}
     shutil.copytree(out, run.evaluation.path, dirs_exist_ok=True)
     assert read_run(run).evaluation.models == content["models"]
-    for path in (run.transformers[1].best, run.codebooks[2].pruned):
+    for path in best:
         kept = path.read_bytes()
         torch.save(torch.load(path, weights_only=True) | {"fingerprint": "of others"}, path)
         assert read_run(run).evaluation is None
         path.write_bytes(kept)
+    run.transformers[2].best.unlink()  # to make room, say
     assert read_run(run).evaluation is not None
+    run.decoder.checkpoints.mkdir(parents=True)
+    shutil.copy(run.autoencoder.latest, run.decoder.latest)  # which has been trained since
+    assert read_run(run).evaluation is None
+    old = {key: value for key, value in content.items() if key != "models"} | {"distances": [{"kernel_of_old": 1}]}
+    run.evaluation.results.write_text(json.dumps(old))
+    assert read_run(run).evaluation is None
 
 
 def test_what_the_trainers_measured_is_measured_again(tiny_run, faces, tmp_path, monkeypatch):

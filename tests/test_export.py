@@ -27,6 +27,7 @@ from tests.helpers.scripts import expect_error, expect_exit, run_main
 from utils.core.files import UserError
 from utils.core.replace_set import replace_set
 from utils.data.dataset import ImageDataset
+from utils.runs.checkpoint import fingerprints_of
 from utils.runs.exported import DTYPES, ModelConfig
 from utils.runs.folders import CONFIG, ExportedFolder, RunFolder
 
@@ -64,7 +65,8 @@ def copied(exported, tmp_path):
 def run(run_with_images, write_json):
     """A copy of the run, with its images and an evaluation."""
     settings = json.loads((run_with_images / "generate.json").read_text())
-    write_json(run_with_images / "evaluation/evaluation.json", EVALUATION | {"settings": settings})
+    models = fingerprints_of(RunFolder(run_with_images))
+    write_json(run_with_images / "evaluation/evaluation.json", EVALUATION | {"settings": settings, "models": models})
     return run_with_images
 
 

@@ -19,8 +19,10 @@ from utils.data.dataset_json import write_dataset
 from utils.data.feature_maps import MapFiles, PackedMaps
 from utils.data.records import verify_files
 from utils.data.split import Bounds
+from utils.runs.attempt import read_attempts
 from utils.runs.chain import maps_per_image
 from utils.runs.checkpoint import save_checkpoint
+from utils.runs.folders import OutputFolder
 
 NUM, SIZE = 7, 3  # images, and in a batch
 
@@ -191,7 +193,7 @@ def test_moved_maps_are_of_moved_images_and_training_maps_alone_where_asked_for(
 
 @both
 @pytest.mark.parametrize("at", range(5))
-def test_a_run_that_dies_at_any_batch_goes_on_to_the_same_bytes(at, make, arguments, read, monkeypatch):
+def test_a_run_that_dies_at_any_batch_goes_on_to_the_same_bytes(at, make, arguments, read, monkeypatch, tmp_path):
     """The last two deaths are after all maps, before and after the index."""
     whole = results(make(out="whole"))
     name = {3: "write_dataset", 4: "remove_unnamed"}.get(at)
@@ -204,6 +206,7 @@ def test_a_run_that_dies_at_any_batch_goes_on_to_the_same_bytes(at, make, argume
     read.clear()
     assert results(make()) == whole
     assert read == list(range(NUM))[at * SIZE :]
+    assert [attempt.goes_on for attempt in read_attempts(OutputFolder(tmp_path / "out"))] == [False, at > 0]
 
 
 @both

@@ -106,10 +106,34 @@ def test_an_animation_ends_with_the_pictures(generate, quick, kind):
     assert np.abs(last - grid).mean() < 6
 
 
-def test_tokens_that_were_taken_over_have_no_score(generate, faces):
-    out = generate("--num-images", 1, "--init-image", next(faces.parent.rglob("*.png")), "--from-stage", 2)
-    assert np.isnan(tokens(out)["scores"][:, :2]).all()
-    assert json.loads(Image.open(out / "images/image_00000.png").text["scores"])[:2] == [None, None]
+def test_conditions_come_from_units_or_images(generate, faces, tiny_run):
+    units = tokens(generate("--num-images", 3, "--batch-size", 3, "--condition-index", 1, 0, name="units"))
+    assert units["condition"].flatten().tolist() == [1, 0, 1]
+    images = sorted(faces.parent.rglob("*.png"))[:2]
+    like = tokens(generate("--num-images", 3, "--batch-size", 3, "--condition-image", *images, name="like"))
+    start = tokens(
+        generate("--num-images", 3, "--init-image", *images, "--from-stage", 2, "--batch-size", 3, name="start")
+    )
+    assert np.array_equal(like["condition"], start["condition"])
+    assert like["condition"][0] == like["condition"][2]
+
+
+def test_images_are_completed_and_drawn_anew_in_detail(generate, faces, tmp_path):
+    """Also one of another size and shape, whose centre is taken."""
+    path = sorted(faces.parent.rglob("*.png"))[0]
+    wide = Image.new("RGB", (128, 64), "white")
+    wide.paste(Image.open(path).convert("RGB").resize((64, 64), Image.Resampling.NEAREST), (32, 0))
+    wide.save(tmp_path / "wide.png")
+    flags = ("--num-images", 2, "--batch-size", 2, "--init-image", path, tmp_path / "wide.png")
+    detail = tokens(generate(*flags, "--from-stage", 2, name="detail"))
+    assert np.array_equal(detail["stage_1"][0], detail["stage_1"][1])
+    assert np.isnan(detail["scores"][:, :2]).all()
+    assert np.isfinite(detail["scores"][:, 2]).all()
+    text = Image.open(tmp_path / "detail/images/image_00000.png").text
+    assert json.loads(text["scores"])[:2] == [None, None]
+    kept = tokens(generate(*flags, "--keep-rows", 1, name="kept"))
+    assert np.array_equal(kept["stage_1"][:, :8], detail["stage_1"][:, :8])
+    assert np.isfinite(kept["scores"]).all()
 
 
 def test_a_base_stage_learns_labels_and_is_asked_for_some(generate, arguments, tiny_run, tmp_path, capsys):

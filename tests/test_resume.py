@@ -17,8 +17,9 @@ from scripts.soak import differences, same
 from tests.helpers.deaths import results
 from tests.helpers.runs import MAINS, PLAN, PRUNED, WEIGHTS, latest, rows
 from tests.helpers.scripts import TINY, expect_error, expect_exit, run_main
+from utils.runs.attempt import read_attempts
 from utils.runs.checkpoint import measured
-from utils.runs.folders import PICTURES
+from utils.runs.folders import PICTURES, OutputFolder
 from utils.training.gradient import GradientLearner
 
 TWO = ("autoencoder", "codebook_1")  # a learner each; the loop around them is the same for all
@@ -110,6 +111,8 @@ def test_resuming_what_has_ended_changes_nothing_and_resuming_nothing_is_a_start
     assert results(tmp_path / "run") == before
     train(name, "new", *PLAN, "--resume")
     assert differences(whole(name), tmp_path / "new") == []
+    attempts = [read_attempts(OutputFolder(tmp_path / folder)) for folder in ("run", "new")]
+    assert [[attempt.goes_on for attempt in part] for part in attempts] == [[False, True], [False]]
 
 
 @pytest.mark.parametrize("name", TWO)

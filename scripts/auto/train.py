@@ -235,8 +235,8 @@ class Auto:
 
     def end(self) -> None:
         """Say what more would bring, and write the report."""
-        has_passed = any(EARLY in note for note in self.plan.notes)
-        self.plan.outlook = [] if has_passed else expect.outlook(self.folder.transformers[-1].metrics)
+        all_passed = any(EARLY in note for note in self.plan.notes)
+        self.plan.outlook = expect.outlook(self.folder.transformers[-1].metrics, all_passed)
         self.save()
         print(*self.plan.outlook, sep="\n")
         if has("jinja2", "plotly"):

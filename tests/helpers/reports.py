@@ -6,6 +6,7 @@ import shutil
 from PIL import Image
 
 from tests.helpers.files import edited
+from utils.runs.checkpoint import fingerprints_of
 from utils.runs.folders import RunFolder
 
 HOSTILE = "</script><script>alert(1)</script>"
@@ -90,7 +91,8 @@ def make_run(tiny_run, folder):
     folder = RunFolder(run)
     folder.evaluation.path.mkdir()
     settings = json.loads(folder.generation.read_text())
-    folder.evaluation.results.write_text(json.dumps(EVALUATION | {"settings": settings}))
+    known = {"settings": settings, "models": fingerprints_of(folder)}
+    folder.evaluation.results.write_text(json.dumps(EVALUATION | known))
     Image.new("RGB", (64, 34), "white").save(folder.evaluation.pairs)
     frames = [Image.new("RGB", (66, 66), colour) for colour in ("white", "grey", "black")]
     frames[0].save(folder.generated.animation("webp"), save_all=True, append_images=frames[1:], duration=200, loop=0)

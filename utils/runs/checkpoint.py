@@ -7,6 +7,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,7 +18,7 @@ from utils.core.config import read_json
 from utils.core.files import UserError, replace_file
 from utils.core.provenance import Origin
 from utils.runs.exported import State, read_exported
-from utils.runs.folders import MEASURED, SUFFIX
+from utils.runs.folders import MEASURED, SUFFIX, RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,24 @@ def save_checkpoint(path: Path, kind: str, config: object, model: State, trained
         except RuntimeError as error:  # torch's word for a full disk
             raise UserError(f"{path}: cannot be written ({str(error).splitlines()[0]}); is the disk full?") from None
     return content["fingerprint"]
+
+
+def fingerprints_of(run: RunFolder) -> dict[str, str | None]:
+    """The fingerprints in the checkpoints of a run, those that its generate.json names among them, by their paths.
+
+    Tensors are not read; None stands for a damaged file.
+    """
+    files = [run.autoencoder.latest, run.decoder.latest, *(step.codebook for step in run.codebooks)]
+    files += [step.best for step in run.transformers]
+    stages = read_json(run.generation).values() if run.generation.is_file() else ()
+    files += [run.path / value for stage in stages for key, value in stage.items() if key.endswith("_path")]
+    found: dict[str, str | None] = {}
+    for path in filter(Path.is_file, files):
+        name = path.relative_to(run.path).as_posix() if path.is_relative_to(run.path) else str(path)
+        found[name] = None
+        with suppress(Exception):  # of all kinds, as above
+            found[name] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["fingerprint"]
+    return found
 
 
 def load_checkpoint(path: Path, kind: str, *, memory_map: bool = False) -> dict:
