@@ -277,7 +277,7 @@ def test_two_pages_have_their_own_pictures_and_one_that_goes_makes_way(open_page
     two.wait_for_function("document.querySelectorAll('#gallery img').length === 4")
     worker.session(next(reversed(worker._sessions))).pictures = ()
     two.click("#gallery .kept >> nth=0")
-    says(two, "body", "this picture is not kept any more")
+    says(two, "body", "this picture is no longer kept")
 
 
 def test_a_phone_scrolls_one_way_only(open_page):
