@@ -29,7 +29,7 @@ from utils.sampling import SamplingConfig, image_generator, uniform_draws
 Pictures = list[Image.Image] | Tensor
 Images = Picture | Sequence[Picture]
 Count = Callable[[int], object]  # called with the number of new tokens
-ENCODED = 16  # images at once, whatever the batch size, by which their tokens could differ
+ENCODED = 64  # images at once, whatever the batch size, by which their tokens could differ
 LABELS = 2**16  # in place of the number of a stage: the draws of labels
 Written = tuple[Tensor, Tensor]  # tokens (N, T) of a level of the cascade, and their scores (N,)
 

@@ -56,15 +56,15 @@ def load_models(run: Run) -> Models:
     for step in progress(run.of_kind("codebook"), desc="drawing codebooks", leave=False):
         if (path := step.folder.codebook).exists():
             book = Codebook.load(path)
-            try:
-                check_origin(path, book.origin, models.decoder.origin if models.decoder is not None else book.origin)
-            except UserError as error:  # of the autoencoder before, where all is being made anew
-                print(f"left out: {error}", file=sys.stderr)
-                continue
-            models.codebooks[step.folder.level] = book
             if models.decoder is not None:
+                try:
+                    check_origin(path, book.origin, models.decoder.origin)
+                except UserError as error:  # of the autoencoder before, where all is being made anew
+                    print(f"left out: {error}", file=sys.stderr)
+                    continue
                 pixels = to_uint8(atlas(book, models.decoder)).permute(1, 2, 0).numpy()
                 models.atlases[step.folder.level] = Image.fromarray(pixels)
+            models.codebooks[step.folder.level] = book
     return models
 
 

@@ -214,8 +214,8 @@ def test_kept_rows_are_kept_in_every_stage_and_the_rest_is_written(cascade, deco
     assert cascade.image_size == (8, 8)
     for part, book in zip(start, CODEBOOKS, strict=True):
         assert torch.equal(part, book.find_bmu(decoder.encode(pictures(2))))
-    many = cascade.tokens(pictures(2).repeat(20, 1, 1, 1))
-    assert all(map(torch.equal, many, (part.repeat(20, 1) for part in start)))
+    many = cascade.tokens(pictures(2).repeat(40, 1, 1, 1))  # more than are encoded at once
+    assert all(map(torch.equal, many, (part.repeat(40, 1) for part in start)))
     tokens, scores = cascade.generate(Request(init_tokens=start, keep_rows=rows), range(6))
     turn = [0, 1, 0, 1, 0, 1]
     assert torch.equal(tokens[0], start[0][turn])

@@ -148,8 +148,8 @@ def plan_for(
     plan.write(run.recipe)
     plan.written = [checksum((run.recipe / "recipe.json").read_bytes())]
     plan.guessed = planning.guess_costs(plan, prints)["autoencoder"].per_step
-    made_of = read_dataset(dataset, ())[1] if dataset == run.images else {}  # and perhaps of a folder of pictures
-    plan.notes = [UNGROUPED] if "folder" in made_of and "group_by" not in made_of else []
+    source = read_dataset(dataset, ())[1] if dataset == run.images else {}  # of a data set that auto has written
+    plan.notes = [UNGROUPED] if "folder" in source and "group_by" not in source else []
     plan.save(run)
 
 

@@ -62,19 +62,19 @@ def save_checkpoint(path: Path, kind: str, config: object, model: State, trained
 def fingerprints_of(run: RunFolder) -> dict[str, str | None]:
     """The fingerprints in the checkpoints of a run, those that its generate.json names among them, by their paths.
 
-    Tensors are not read; None stands for a damaged file.
+    Tensors are not read or checked; None stands for a file that cannot be read.
     """
     files = [run.autoencoder.latest, run.decoder.latest, *(step.codebook for step in run.codebooks)]
     files += [step.best for step in run.transformers]
     stages = read_json(run.generation).values() if run.generation.is_file() else ()
     files += [run.path / value for stage in stages for key, value in stage.items() if key.endswith("_path")]
-    found: dict[str, str | None] = {}
+    fingerprints: dict[str, str | None] = {}
     for path in filter(Path.is_file, files):
         name = path.relative_to(run.path).as_posix() if path.is_relative_to(run.path) else str(path)
-        found[name] = None
-        with suppress(Exception):  # of all kinds, as above
-            found[name] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["fingerprint"]
-    return found
+        fingerprints[name] = None
+        with suppress(UserError):
+            fingerprints[name] = _read(path, memory_map=True, check=False)["fingerprint"]
+    return fingerprints
 
 
 def load_checkpoint(path: Path, kind: str, *, memory_map: bool = False) -> dict:
@@ -92,14 +92,16 @@ def load_checkpoint(path: Path, kind: str, *, memory_map: bool = False) -> dict:
     return content
 
 
-def _read(path: Path, memory_map: bool) -> dict:
+def _read(path: Path, memory_map: bool, check: bool = True) -> dict:
+    """The content of a checkpoint; without `check` damage to its tensors goes unseen, and they need not be read."""
     try:
         content = None
         with path.open("rb") as file:
             # torch reads anything but a zip in its old format, a pickle, even one with a zip behind it.
             is_zip = file.read(4) == b"PK\x03\x04"
         if is_zip:
-            _check_zip(path)
+            if check:
+                _check_zip(path)
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=memory_map)
     except Exception as error:  # damaged files make torch raise errors of all kinds
         text = str(error)  # not if it is torch's advice to read the file without `weights_only`

@@ -1,7 +1,8 @@
 """How OpenMP's threads wait and how many there are, chosen before torch is imported, which reads it once.
 
 A thread that has done its share waits for the others by spinning, up to 30 ms, which costs other processes their time.
-docs/times.md shows the times of each choice, alone and beside other work.
+docs/times.md shows the times of each choice, alone and beside other work. Every script imports this first, so it also
+names a Python without torch.
 """
 
 import os
