@@ -27,12 +27,12 @@ from utils.runs.chain import ROOT, Recipe
 from utils.runs.folders import RunFolder
 from utils.runtime import cli
 
-MINUTES = (3, 6, 12, 20)  # where neither these nor shares are given
+MINUTES = (4, 6, 12, 20)  # where neither these nor shares are given
 STEPS = ("max_step", "checkpoint_step", "log_step", "warmup_step")
 Options = options(
     dataset=(Path, option("dataset.json of images, such as that of scripts/demo.py", positional=True)),
     out_dir=(Path, option("where to train", Path("out/quality"))),
-    minutes=(tuple[float, ...], option("of auto", (), above=0, unset="3 6 12 20, and with --shares none")),
+    minutes=(tuple[float, ...], option("of auto", (), above=0, unset="4 6 12 20, and with --shares none")),
     runs=(int, option("of auto, for each number of minutes; their training steps differ with the machine", 1, low=1)),
     recipe=(str, option("folder of configs/", "demo-64")),
     shares=(tuple[float, ...], option("of its training steps", (), above=0)),
@@ -57,8 +57,9 @@ def share_of(recipe: Recipe, share: float) -> Recipe:
 
 
 def run(script: str, *words: object) -> None:
-    """Run a script of the project."""
-    subprocess.run([sys.executable, "-m", f"scripts.{script}", *map(str, words)], check=True, cwd=ROOT)
+    """Run a script of the project; if it fails it has said why, and this ends with its status."""
+    if status := subprocess.run([sys.executable, "-m", f"scripts.{script}", *map(str, words)], cwd=ROOT).returncode:
+        sys.exit(status)
 
 
 def train_auto(dataset: Path, minutes: float, out: Path) -> float:

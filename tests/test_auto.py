@@ -344,6 +344,20 @@ def test_a_recipe_that_a_person_has_edited_keeps_its_numbers(tmp_path, monkeypat
     assert json.loads(path.read_text()) == given and not world.auto.attendant.is_late
 
 
+def test_hours_that_are_too_few_are_refused_with_those_that_are_enough(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "load_checkpoint", lambda *_, **__: {"step": 7})
+    monkeypatch.setattr(train, "has", lambda *_: True)
+    with pytest.raises(
+        UserError, match=r"^--hours 0\.03: .* need at least 0\.\d\d; give at least that many"
+    ) as refused:
+        World(tmp_path, FACES, 0.03, {}).auto.train()
+    enough = float(re.search(r"at least ([0-9.]+)", str(refused.value))[1])
+    factors = {}
+    world = World(tmp_path, FACES, enough, factors)
+    factors |= dict.fromkeys(world.costs, 1.0)
+    world.auto.train()
+
+
 def test_the_time_that_was_used_is_noted_while_a_process_lives(tmp_path, monkeypatch):
     monkeypatch.setattr(kept, "BEAT", 0.01)
     (tmp_path / "fingerprint.json").touch()

@@ -285,6 +285,13 @@ def test_the_benchmark_of_quality_shows_auto_and_each_share(tmp_path, rows_of):
     assert Image.open(out / "quality.png").size == (700, 400)
 
 
+def test_a_training_that_fails_ends_the_benchmark_of_quality_by_its_own_line(tmp_path, capfd):
+    with pytest.raises(SystemExit) as stopped:
+        run_main(quality.main, tmp_path / "nowhere.json", "--out-dir", tmp_path / "out", "--minutes", 5)
+    error = capfd.readouterr().err
+    assert stopped.value.code == 2 and error.count("\n") == 1 and "nowhere.json" in error
+
+
 def test_the_benchmark_of_autoencoders(run_with_images, rows_of):
     options = ["--autoencoder", "--seconds", 0.3, "--seeds", 1, "--only", "full", "AdamW alone"]
     rows = rows_of("ablation", run_with_images, *options, COMPARED=8)

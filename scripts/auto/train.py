@@ -8,6 +8,7 @@ from utils.runtime.threads import inherited
 
 import dataclasses
 import json
+import math
 import os
 import sys
 import time
@@ -39,7 +40,7 @@ SLACK = 1.5  # of its planned time, after which a training is stopped that is no
 KINDS = {"train_autoencoder": AUTOENCODER, "train_quantized_transformer": STAGE}  # of checkpoints that may be stopped
 LATE = "steps took longer than measured, so the hours may not be kept"
 EARLY = "more training steps would only memorize so few images"
-MARGIN = 0.02  # share of the hours that is left over
+MARGIN = 0.02, 9.0  # that is left over: a share of the hours, and seconds at least
 
 
 class Auto:
@@ -160,7 +161,8 @@ class Auto:
             return SLACK * (self.plan.seconds[name] + self.start)
         own, last = self.cost_of(name), self.cost_of(list(self.steps)[-1])
         after = own.once + own.per_checkpoint + last.once + self.closing  # it starts once more, to end
-        return max(1.0, self.limit * (1 - MARGIN) - self.clock.used - after)
+        margin = max(MARGIN[0] * self.limit, MARGIN[1])
+        return max(1.0, self.limit - margin - self.clock.used - after)
 
     def replan(self) -> None:
         """Divide the time that is left among the steps that have not begun."""
@@ -181,7 +183,7 @@ class Auto:
         total, notes, given = sum(seconds.values()), self.plan.notes, f"{self.plan.hours:g}"
         needed = (self.limit - left + total) / 3600
         if total > left and not begun:
-            least = f"this data and this machine need at least {1.05 * needed:.2f}"
+            least = f"this data and this machine need at least {math.ceil(105 * needed) / 100:g}"
             raise UserError(f"--hours {given}: {least}; give at least that many")
         if total > left and LATE not in notes:
             notes.append(LATE)
