@@ -31,7 +31,7 @@ from utils.runs.attempt import FINISHED, attempt, note, read_attempts
 from utils.runs.folders import OutputFolder
 from utils.runtime import cli
 from utils.runtime.device import choose_device, choose_workers
-from utils.runtime.distributed import barrier, is_main, own
+from utils.runtime.distributed import barrier, is_main, my_items
 from utils.runtime.progress import progress
 
 log = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ def write_maps(
 ) -> None:
     """Make the feature maps of these batches of images, and add their places to the journal."""
     total, shape = len(dataset) * len(options.looks), model.fmap_shape(dataset.shape)
-    where, mine = (options.out_dir, options.num_files_folder), own(batches)
+    where, mine = (options.out_dir, options.num_files_folder), my_items(batches)
     maps = PackedMaps(*where, total, shape, options.dtype, key) if options.packed else MapFiles(*where)
     if batches and options.packed and is_main():
         maps.make()

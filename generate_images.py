@@ -32,7 +32,7 @@ from utils.data.checksums import checksum
 from utils.data.images import grid, save_animation, save_grid, save_image, save_walk
 from utils.data.journal import Journal
 from utils.runs.attempt import attempt, note
-from utils.runs.folders import CONDITION, OutputFolder
+from utils.runs.folders import OutputFolder
 from utils.runtime import cli
 from utils.runtime.device import choose_device, choose_dtype
 from utils.runtime.distributed import barrier, is_main
@@ -144,13 +144,9 @@ def load_cascade(options: Options, device: torch.device) -> Cascade:
 
 def inputs_of(cascade: Cascade, request: Request) -> dict[str, str]:
     """Fingerprints of what the pictures are made from, besides the options."""
-    inputs = {"autoencoder": cascade.decoder.fingerprint}
-    for level, codebook in zip((CONDITION, *range(len(cascade.stages))), cascade.codebooks, strict=True):
-        inputs[f"codebook {level}"] = codebook.fingerprint
-    inputs |= {f"stage {number}": stage.fingerprint for number, stage in enumerate(cascade.stages)}
     given = [request.conditions, *(tokens.tolist() for tokens in request.init_tokens), *map(asdict, request.places)]
     sampling = [sampling_of(config) for config in request.sampling]
-    return inputs | {"sampling": digest(sampling), "given units or images": digest(given)}
+    return cascade.fingerprints | {"sampling": digest(sampling), "given units or images": digest(given)}
 
 
 def generate(cascade: Cascade, request: Request, number: int, options: Options, key: dict) -> None:

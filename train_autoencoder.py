@@ -120,7 +120,7 @@ class AutoencoderTask(GradientTask):
         """`number` images, all zero."""
         return torch.zeros(number, *self.dataset.shape)
 
-    def begin(self) -> ImageDataset:
+    def prepare(self) -> ImageDataset:
         """Choose the images that previews show."""
         self.shown = self.dataset[preview_indices(self.training, self.validation, 25)]
         return self.dataset

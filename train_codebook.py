@@ -48,14 +48,6 @@ class Options(TrainingOptions):
 
     decoder_path: Path = option("checkpoint of the autoencoder")
     codebook_path: Path | None = option("codebook to train further", None)
-    lr_step: int = option("training steps after which the learning rate halves", 100_000, low=1, is_fixed=True)
-
-    def __post_init__(self) -> None:
-        if self.resume and self.codebook_path is not None:
-            raise UserError(
-                f"--resume continues the training in --out-dir: leave out --codebook-path {self.codebook_path}, "
-                "or --resume"
-            )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -81,12 +73,12 @@ class MapTask(Task):
     def build(self, saved: dict) -> None:
         """Initialise a new map from a sample of patches, or load that of `--codebook-path`."""
         options, number = self.options, len(self.training)
-        codebook, sample = self.start(saved)
+        codebook, sample = self.initial_codebook(saved)
         codebook, sample = codebook.to(self.device), sample if sample is None else sample.to(self.device)
         steps = steps_per_epoch(number, options.step_size), options.planned_steps(number)
-        self.codebook, self.learner = codebook, MapLearner(codebook, *steps, sample is None, options.lr_step, sample)
+        self.codebook, self.learner = codebook, MapLearner(codebook, *steps, sample is None, sample)
 
-    def start(self, saved: dict) -> tuple[Codebook, torch.Tensor | None]:
+    def initial_codebook(self, saved: dict) -> tuple[Codebook, torch.Tensor | None]:
         """The codebook to start from, and for a new one the sample of patches that it is initialised from.
 
         If the `saved` run started from `--codebook-path`, the codebook has as many units as the saved one.
@@ -114,7 +106,7 @@ class MapTask(Task):
         codebook.lay_out(sample)  # on the CPU, because not every device can compute principal components
         return codebook, sample
 
-    def begin(self) -> FeatureMapDataset:
+    def prepare(self) -> FeatureMapDataset:
         """Choose the feature maps for previews."""
         broadcast(self.codebook.units, self.codebook.coordinates)
         shown = preview_indices(self.training, self.dataset.unflipped(self.validation), 25)

@@ -41,7 +41,7 @@ from utils.training.loop import mean_over, preview_indices, run
 
 log = logging.getLogger(__name__)
 
-WATCH_SHARE = 7  # training items per validation item at a log line; without a backward pass that costs about 5 %
+WATCH_SHARE = 7  # at a log line, training items per validation item: this costs about 5 % of the time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,6 @@ class Options(GradientOptions):
     hr_codebook_path: Path = option("codebook of the fine grid")
     previous_path: Path | None = option("checkpoint of the previous stage, to report the bits over all stages", None)
     test_num_sample: int = option("samples per preview", 25, low=1)
-    temperature: float = option("sampling temperature of previews", 1.0, low=1e-4)
     use_activation_checkpoint: bool = option("recompute activations in the backward pass to save memory", False)
 
     def __post_init__(self) -> None:
@@ -112,7 +111,7 @@ class StageTask(GradientTask):
         """Loss, bits and accuracy of a batch of tokens (B, S), (B, T)."""
         return model(*batch)
 
-    def begin(self) -> TokenDataset:
+    def prepare(self) -> TokenDataset:
         """Compute or load the tokens of all feature maps, count labels, and choose the feature maps for previews."""
         tokens = load_tokens(self.dataset, self.coarse, self.fine, self.device)
         if self.config.labels:
@@ -122,13 +121,13 @@ class StageTask(GradientTask):
             log.info("all training images have the same labels, so none are learned: %s", listed(self.label_names))
         self.tokens = tokens
         if self.options.train_base_model:
-            self.bits_before = self.given_bits()
+            self.bits_before = self.start_bits()
         unflipped = self.dataset.unflipped(self.validation)
         self.shown = preview_indices(self.training, unflipped, self.options.test_num_sample)
         self.shown_maps = self.dataset[self.shown].to(self.device)
         return tokens
 
-    def given_bits(self) -> float | None:
+    def start_bits(self) -> float | None:
         """Mean bits of the condition and the labels that a base stage gets for validation maps; None if unknown."""
         number, held_out = len(self.config.labels), self.tokens[self.validation][0]
         counted = torch.from_numpy(self.label_sets[self.training]) if number else None
@@ -158,7 +157,7 @@ class StageTask(GradientTask):
         """Draw pictures of feature maps, and of their coarse tokens, true fine tokens and sampled fine tokens."""
         stage, (coarse, fine) = self.learner.best_model, to_device(self.tokens[self.shown], self.device)
         uniform = uniform_draws(self.options.seed, 0, range(len(fine)), self.config.fine.length, num_beam=1)
-        sampled, _ = stage.sample(coarse, SamplingConfig(temperature=self.options.temperature), uniform)
+        sampled, _ = stage.sample(coarse, SamplingConfig(), uniform)
         pictures = {
             "ground_truth": self.shown_maps,
             "low_res_cond": self.coarse.lookup(coarse[:, : self.config.coarse.length]),

@@ -120,7 +120,7 @@ def coarse_tokens(images: int) -> torch.Tensor:
 
 def next_logits(stage: Stage, coarse: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Coarse tokens (N, S) and the fine tokens so far (N, t) → logits (N, K) of token t."""
-    known, size = tokens.shape[1], stage.transformer.in_cell
+    known, size = tokens.shape[1], stage.transformer.per_position
     unknown = torch.zeros(len(coarse), size - known % size, dtype=torch.int64)  # the rest of the cell
     inputs = stage.inputs(coarse, torch.cat((tokens.view(len(coarse), -1), unknown), dim=1))
     return stage.transformer(inputs, stage.source(coarse), stage.start(coarse))[:, known].float()

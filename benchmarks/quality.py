@@ -28,14 +28,14 @@ from utils.runs.folders import RunFolder
 from utils.runtime import cli
 
 MINUTES = (4, 6, 12, 20)  # where neither these nor shares are given
-STEPS = ("max_step", "checkpoint_step", "log_step", "warmup_step")
+STEPS = ("max_step", "schedule_step", "checkpoint_step", "log_step", "warmup_step")
 Options = options(
     dataset=(Path, option("dataset.json of images, such as that of scripts/demo.py", positional=True)),
     out_dir=(Path, option("where to train", Path("out/quality"))),
-    minutes=(tuple[float, ...], option("of auto", (), above=0, unset="4 6 12 20, and with --shares none")),
-    runs=(int, option("of auto, for each number of minutes; their training steps differ with the machine", 1, low=1)),
+    minutes=(tuple[float, ...], option("minutes to give auto", (), above=0, unset="4 6 12 20, and with --shares none")),
+    runs=(int, option("runs of auto for each number of minutes, whose training steps differ", 1, low=1)),
     recipe=(str, option("folder of configs/", "demo-64")),
-    shares=(tuple[float, ...], option("of its training steps", (), above=0)),
+    shares=(tuple[float, ...], option("shares of the training steps of the recipe", (), above=0)),
 )
 
 

@@ -36,7 +36,7 @@ TOKENS = 4096  # that a stage is counted with: with fewer, its gradients need mo
 GPUS = {"RTX 4090": 165e12, "A100": 312e12, "H100": 989e12}  # dense bfloat16 products a second, by data sheets
 Options = options(
     recipes=(tuple[str, ...], option("folders of configs/", positional=True)),
-    share=(float, option("of its peak that a GPU reaches", 0.25, above=0, high=1)),
+    share=(float, option("share of its peak that a GPU reaches", 0.25, above=0, high=1)),
 )
 
 

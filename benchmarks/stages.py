@@ -34,7 +34,7 @@ def demo_task(
     task.config = changed if usual is task.config else replace(task.config, transformer=changed)
     torch.manual_seed(given.seed)
     task.build({})
-    return task, task.begin()
+    return task, task.prepare()
 
 
 def num_parameters(model: nn.Module) -> int:

@@ -73,7 +73,7 @@ TABLES = {
     "evaluation-reconstruction": Table(EVALUATION, EVALUATE, "seed 0", (0,)),
     "evaluation-bits": Table(EVALUATION, EVALUATE, "seed 0", (1,)),
     "evaluation-distances": Table(EVALUATION, EVALUATE, "seed 0", (2,)),
-    "evaluation-novelty": Table(EVALUATION, EVALUATE, "seed 0", (3, 4)),
+    "evaluation-novelty": Table(EVALUATION, EVALUATE, "seed 0", (4, 5)),
     "novelty": Table(EVALUATION, f"benchmarks.novelty {FACES}", "seed 0"),
     "intervals": Table(EVALUATION, f"benchmarks.intervals {FACES}", "seeds 0 to 19"),
     "codebooks": Table(
@@ -135,11 +135,16 @@ def is_measured(name: str, now: str) -> bool:
 
 
 @functools.cache
-def output_of(command: str) -> str:
-    """What a command prints, run once for all tables; raises `UserError` with its last line if it fails."""
+def run(command: str) -> subprocess.CompletedProcess:
+    """Run a command, once for all tables."""
     print(f"python -m {command}", file=sys.stderr, flush=True)
     words = [sys.executable, "-m", *shlex.split(command)]
-    done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, encoding="utf-8")
+    return subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, encoding="utf-8")
+
+
+def output_of(command: str) -> str:
+    """What a command prints; raises `UserError` if it fails."""
+    done = run(command)
     if done.returncode:
         raise UserError(f"python -m {command}: ended with status {done.returncode}, as printed above")
     return done.stdout

@@ -12,7 +12,6 @@ docs/scaling.md has the commands that make out/portraits. The last two are runs 
 of scripts.demo_data.
 """
 
-import argparse
 import dataclasses
 import shutil
 from io import BytesIO
@@ -23,12 +22,14 @@ import torch.nn.functional as F
 from PIL import Image
 
 import generate_images
+from benchmarks.common import options
 from evaluation.distances import kernel_interval
 from evaluation.features import EfficientNetFeatures
 from evaluation.run import TrainedRun
 from models.cascade import Cascade
 from models.requests import Request, load_generation_config
 from playground.browser import open_page, served
+from utils.core.options import option, parse_options
 from utils.data.dataset import ImageDataset
 from utils.data.images import grid, read_image, save_grid, save_image
 from utils.runs.folders import OutputFolder, RunFolder
@@ -49,6 +50,16 @@ SCREENSHOTS = {
 }
 TILE = 35  # of the map, which is clicked for them
 GAP = 8  # pixels between the images that were given and those that were generated
+
+
+Options = options(
+    avatars=(Path, option("folder that scripts/demo.py wrote", positional=True)),
+    openmoji=(Path, option("folder that scripts/demo.py --source openmoji wrote", positional=True)),
+    large=(Path, option("folder that scripts/demo.py --size 128 wrote", positional=True)),
+    portraits=(Path, option("folder of the run of portrait-64x96", positional=True)),
+    photos=(Path, option("folder of a run on photographs", positional=True)),
+    pixels=(Path, option("folder of a run on pixel art", positional=True)),
+)
 
 
 def copy_pictures(
@@ -175,16 +186,9 @@ def take_screenshots(run: RunFolder) -> None:
             small.save(IMAGES / f"{name}.png", optimize=True)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Make all pictures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("avatars", type=Path, help="folder that scripts/demo.py wrote")
-    parser.add_argument("openmoji", type=Path, help="folder that scripts/demo.py --source openmoji wrote")
-    parser.add_argument("large", type=Path, help="folder that scripts/demo.py --size 128 wrote")
-    parser.add_argument("portraits", type=Path, help="folder of the run of portrait-64x96")
-    parser.add_argument("photos", type=Path, help="folder of a run on photographs")
-    parser.add_argument("pixels", type=Path, help="folder of a run on pixel art")
-    args = parser.parse_args()
+    args = parse_options(Options, __doc__, argv)
     avatars, openmoji, large, portraits, photos, pixels = map(RunFolder.open, vars(args).values())
     copy_pictures(avatars, openmoji, large, photos, pixels)
     generate_pictures(avatars, avatars.path / "pictures")

@@ -201,7 +201,7 @@ class Evaluator:
 
     def batches(self, indices: np.ndarray) -> BatchLoader:
         """Images of the data set, in the batches of this process."""
-        parts = distributed.own(chunks(indices, self.batch_size))
+        parts = distributed.my_items(chunks(indices, self.batch_size))
         return BatchLoader(self.dataset, parts, choose_workers(None, self.run.device))
 
     def reconstructed(self, indices: np.ndarray, book: Codebook | None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -262,7 +262,7 @@ class Evaluator:
 
     def decoded(self, tokens: torch.Tensor, level: int = -1) -> Iterator[torch.Tensor]:
         """The images of tokens of a level, by default the finest, in the batches of this process."""
-        for part in distributed.own(tokens.split(self.batch_size)):
+        for part in distributed.my_items(tokens.split(self.batch_size)):
             yield self.cascade.decode(part, level).clamp(-1, 1)
 
     def novelty(

@@ -26,7 +26,7 @@ def stage_bits(
     Training measures the same. A base stage is given labels as well. Each process measures some of the maps.
     """
     device, labels, sums = coarse.units.device, labels_for(stage, maps), []
-    for part in progress(distributed.own(chunks(indices, batch_size)), unit="batch", desc="bits"):
+    for part in progress(distributed.my_items(chunks(indices, batch_size)), unit="batch", desc="bits"):
         fmap = maps[part].to(device)
         # Outside of autocast, whose rounding would often change which unit is the nearest.
         given, targets = torch.cat((coarse.find_bmu(fmap), labels[part].to(device)), dim=1), fine.find_bmu(fmap)

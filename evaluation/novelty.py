@@ -42,7 +42,10 @@ class Nearest:
         return float(self.distance.quantile(PERCENTILE))
 
     def nearness(self, threshold: float) -> Nearness:
-        """The median distance, and the share of images within a distance, which may be that of many if it counts."""
+        """The median distance, and the share of images at most `threshold` away.
+
+        Distances of tokens are counts, so many are equal, and the share of held-out images can exceed 1 %.
+        """
         return Nearness(float(self.distance.median()), int((self.distance <= threshold).sum()) / len(self.distance))
 
 

@@ -126,7 +126,7 @@ class Autoencoder(nn.Module):
         config = config or build_config(AutoencoderConfig, content["config"], str(path))
         model = build_model(lambda: cls(config), content, path)
         model.fingerprint = content["fingerprint"]
-        # That of an exported model is of the weights before they were rounded.
+        # An exported model keeps the fingerprint of its weights before they were rounded.
         model.encoder_fingerprint = content.get("encoder_fingerprint") or fingerprint(model.encoder.state_dict())
         model.learned, model.flip = Learned.saved(content), content.get("flip", False)
         return model.eval()

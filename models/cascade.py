@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -15,26 +16,24 @@ from models.decoding import make_ready
 from models.labels import LabelSet, LabelSets, label_text, parse_labels
 from models.requests import GenerationConfig, Place, Request, Values, change_sampling, load_generation_config, pick, way
 from models.stage import Stage
-from utils.core.arguments import check_methods, checked
 from utils.core.files import UserError
 from utils.core.options import PRECISIONS
 from utils.core.provenance import check_origin
 from utils.data.images import Picture, to_pil, to_tensor
-from utils.runs.folders import ExportedFolder, RunFolder
+from utils.runs.folders import CONDITION, ExportedFolder, RunFolder
 from utils.runtime.device import choose_device, choose_dtype
-from utils.runtime.distributed import own
+from utils.runtime.distributed import my_items
 from utils.runtime.progress import progress
 from utils.sampling import SamplingConfig, image_generator, uniform_draws
 
 Pictures = list[Image.Image] | Tensor
 Images = Picture | Sequence[Picture]
 Count = Callable[[int], object]  # called with the number of new tokens
-ENCODED = 64  # images at once, whatever the batch size, by which their tokens could differ
-LABELS = 2**16  # in place of the number of a stage: the draws of labels
+ENCODED = 64  # images encoded at once: a fixed number, since tokens could depend on it
+LABELS = 2**16  # stands for the number of a stage in the seed of labels; no stage has it
 Written = tuple[Tensor, Tensor]  # tokens (N, T) of a level of the cascade, and their scores (N,)
 
 
-@check_methods
 class Cascade:
     """The stages of a cascade and its decoder, checked to belong together, ready for batches of `batch_size` images."""
 
@@ -71,8 +70,12 @@ class Cascade:
             self.codebooks.append(fine.to(device))
             self.stages.append(stage.to(device))
             make_ready(stage.transformer, dtype, compiled)
-            if stage.config.labels:  # rounded, as in an exported model
+            if stage.config.labels:  # rounded, so that a run and its export write the same tokens
                 stage.label.to(dtype).float()
+        self.fingerprints = {"autoencoder": decoder.fingerprint}
+        books = zip((CONDITION, *range(len(self.stages))), self.codebooks, strict=True)
+        self.fingerprints |= {f"codebook {level}": codebook.fingerprint for level, codebook in books}
+        self.fingerprints |= {f"stage {number}": stage.fingerprint for number, stage in enumerate(self.stages)}
         self.labels = self.stages[0].config.labels  # that the base stage has learned
         self.label_sets: LabelSets | None = None
         if self.labels:
@@ -161,7 +164,7 @@ class Cascade:
 
     def way(self, start: int | Picture, end: int | Picture, steps: int) -> tuple[Place, ...]:
         """The places of a walk over the condition map; see `models.requests.way`."""
-        units = [unit if isinstance(unit, int) else int(self.tokens(unit)[0][0]) for unit in (start, end)]
+        units = [unit if isinstance(unit, Integral) else int(self.tokens(unit)[0][0]) for unit in (start, end)]
         self.check(Request(conditions=tuple(units)))
         return way(self.codebooks[0].coordinates, *units, steps)
 
@@ -187,7 +190,6 @@ class Cascade:
         """As `decode`, batch by batch, onto the CPU in float32."""
         return torch.cat([self.decode(part, level).float().cpu() for part in tokens.split(self.batch_size)])
 
-    @checked
     def _make(
         self,
         request: Request,
@@ -310,7 +312,7 @@ class Cascade:
 
         `starts` are the first indices of the batches that are still to be done; all if none are given.
         """
-        starts = own(range(0, number, self.batch_size) if starts is None else starts)
+        starts = my_items(range(0, number, self.batch_size) if starts is None else starts)
         with progress(total=self.length * len(starts), unit="token", desc=name) as bar:
             for start in starts:  # the last batch in full as well, so the number of images never changes a picture
                 tokens, scores = self.generate(request, range(start, start + self.batch_size), bar.update)

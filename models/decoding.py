@@ -15,7 +15,7 @@ WIDE = 32  # width from which heads attend faster in bfloat16 than in float32
 
 
 def attention_dtype(weight: torch.Tensor, head_dim: int, queries: int = 1) -> torch.dtype:
-    """The dtype for the attention of a row, or of so many with the same keys.
+    """The dtype in which `queries` rows that share their keys attend.
 
     On the CPU the products of one query with narrow heads take longer in bfloat16 than in float32.
     """
@@ -83,7 +83,8 @@ class CachedDecoder:
         self.own, memory = (None, []) if source is None else model.encode(source)
         head_dim = model.config.in_dim // model.config.cross_attn_heads
         dtype = attention_dtype(weight, head_dim, 1 if source is None else rows // len(source))
-        self.reads = [partial(self._read, k=k.to(dtype).contiguous(), v=v.to(dtype).contiguous()) for k, v in memory]
+        memory = [(k.to(dtype).contiguous(), v.to(dtype).contiguous()) for k, v in memory]
+        self.reads = [partial(self._cross_attend, k=k, v=v) for k, v in memory]
         self.reads = self.reads or [None] * len(model.decoder)
         # Of the cell that is being written: its tokens so far, and the sum from which its next token is written.
         self.inside: list[torch.Tensor] = []
@@ -95,12 +96,12 @@ class CachedDecoder:
         self.inside = [tokens[rows] for tokens in self.inside]
         self.sum = None if self.sum is None else self.sum[rows]
 
-    def _see(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: int) -> torch.Tensor:
+    def _self_attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: int) -> torch.Tensor:
         """Self-attention (R, heads, 1, d) of each row to its cached positions and the new one."""
         keys, values = self.cache.update(layer, k, v)
         return attend(q.to(keys.dtype), keys, values).to(q.dtype)
 
-    def _read(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def _cross_attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Cross-attention (R, heads, 1, d): the rows of an image are the queries of one product."""
         rows = q.squeeze(2).unflatten(0, (len(k), -1)).transpose(1, 2)  # (N, heads, rows of an image, d)
         return attend(rows.to(k.dtype), k, v).transpose(1, 2).flatten(0, 1)[:, :, None].to(q.dtype)
@@ -116,7 +117,7 @@ class CachedDecoder:
         `start` (R, dim), if any, is added to the embeddings of the first inputs.
         """
         model = self.model
-        if model.in_cell == 1:
+        if model.per_position == 1:
             x = model.embed.token(inputs) + self.places[self.position]
             x = self._next_position(x if start is None else x + start.to(x.dtype))
         else:
@@ -126,14 +127,14 @@ class CachedDecoder:
     def _next_position(self, x: torch.Tensor) -> torch.Tensor:
         """The input of the next position, (R, dim) → its output (R, 1, dim)."""
         x = x[:, None]
-        for layer, (block, read) in enumerate(zip(self.model.decoder, self.reads, strict=True)):
-            x = block(x, partial(self._see, layer=layer), read)
+        for layer, (block, cross_attend) in enumerate(zip(self.model.decoder, self.reads, strict=True)):
+            x = block(x, partial(self._self_attend, layer=layer), cross_attend)
         self.cache.position += 1
         return x
 
     def _next_in_cell(self, inputs: torch.Tensor) -> torch.Tensor:
         """The next input of each row (R,) → the output (R, 1, dim) for the next token of a cell."""
-        cell, size = self.model.cell, self.model.in_cell
+        cell, size = self.model.cell, self.model.per_position
         self.inside.append(inputs)
         if len(self.inside) == size or self.sum is None:  # a cell is complete, or nothing is written yet
             before = torch.stack(self.inside * (size // len(self.inside)), dim=1)
@@ -164,7 +165,8 @@ def make_ready(model: Transformer, dtype: torch.dtype, compiled: bool = False) -
     if isinstance(model.head, UnitHead):  # whose parts are rounded by now, as in an exported model
         model.head = model.head.folded()
     if compiled:
-        for name in ("_see", "_read"):  # their shapes change; as a decorator this takes a second at each start
+        # Their shapes change; as a decorator this takes a second at each start.
+        for name in ("_self_attend", "_cross_attend"):
             setattr(CachedDecoder, name, torch.compiler.disable(getattr(CachedDecoder, name)))
         for block in model.decoder:
             block.compile()
@@ -174,8 +176,8 @@ def make_ready(model: Transformer, dtype: torch.dtype, compiled: bool = False) -
     is_packed = torch.backends.mkldnn.is_available() and not (is_narrow and dtype == torch.float32)
     if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         is_packed = False
-    parts = (model.decoder, model.cell) if model.in_cell > 1 else (model.decoder,)
-    for parent in [parent for part in parts for parent in part.modules() if not isinstance(parent, nn.ModuleList)]:
+    parts = (model.decoder, model.cell) if model.per_position > 1 else (model.decoder,)
+    for parent in [each for part in parts for each in part.modules() if not isinstance(each, nn.ModuleList)]:
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear | nn.LayerNorm):
                 delattr(parent, name)

@@ -13,7 +13,7 @@ import torch
 from utils.core.files import UserError
 
 JOIN = "+"  # between the labels of one image
-MOST_SETS = 2**16  # label sets in a checkpoint; above that those of so many training images
+MOST_SETS = 2**16  # rows of the table of label sets; of more images a random sample
 SHOWN = 20  # names in a message
 
 LabelSet = tuple[int, ...]

@@ -43,8 +43,8 @@ class StageConfig:
     fine: Grid
     is_base: bool
     labels: tuple[str, ...] = ()  # names, if a base stage uses them
-    most_labels: int | None = None  # of an image, if it has any
-    label_sets: int | None = None  # of training images that are kept for generation to draw from, at most
+    most_labels: int | None = None  # labels of one image
+    label_sets: int | None = None  # rows of the table that generation draws from
 
     def __post_init__(self) -> None:
         for key, most in (("most_labels", len(self.labels)), ("label_sets", MOST_SETS)):
@@ -103,7 +103,7 @@ class Stage(nn.Module):
         self.transformer = Transformer(config.transformer, config.fine, inputs, source, conditions)
         cell, fine = config.transformer.cell, config.fine
         number = torch.arange(fine.length).view(-1, cell, fine.width // cell, cell)
-        # Of each token, in the order in which they are written, its number in raster order: (T,)
+        # order[i] is the number in raster order of the token that is written i-th: (T,)
         self.register_buffer("order", number.transpose(1, 2).flatten(), persistent=False)
         if config.labels:
             self.label = nn.Embedding(len(config.labels), config.transformer.in_dim)
@@ -236,7 +236,6 @@ class Stage(nn.Module):
         other conditions (N, 1) and shares (N,) of the way to their vectors. `progress` is called after each token.
         Under guidance each image runs twice in the batch, with and without its condition.
         """
-        first = self.first_input(coarse)
         shift = None if towards is None else self.shift(coarse, *towards)
         if config.is_guided:
             coarse = torch.cat((coarse, self.without_condition(coarse)))
@@ -246,8 +245,8 @@ class Stage(nn.Module):
             start = shift if start is None else start + shift
         decoder = CachedDecoder(self.transformer, len(coarse) * config.num_beam, self.source(coarse))
 
-        def next_logits(inputs: torch.Tensor) -> torch.Tensor:
-            if decoder.position == 0:
+        def next_logits(inputs: torch.Tensor | None) -> torch.Tensor:
+            if inputs is None:
                 inputs = self.first_input(coarse).repeat_interleave(config.num_beam)
                 joined = None if start is None else start.repeat_interleave(config.num_beam, dim=0)
                 logits = decoder.next_logits(inputs, joined)
@@ -261,7 +260,7 @@ class Stage(nn.Module):
 
         if kept is not None:
             kept = kept[:, self.order[: kept.shape[1]]]
-        written, scores = search(next_logits, reorder, first, config, uniform.to(coarse.device), kept)
+        written, scores = search(next_logits, reorder, config, uniform.to(coarse.device), kept)
         # Copies, outside the inference mode, so that they may be changed.
         return torch.empty_like(written).index_copy_(1, self.order, written), scores.clone()
 

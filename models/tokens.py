@@ -65,7 +65,7 @@ def token_path(dataset: FeatureMapDataset, codebook: Codebook) -> Path:
 @torch.no_grad()
 def quantize(dataset: FeatureMapDataset, codebooks: list[Codebook], device: torch.device) -> list[torch.Tensor]:
     """The tokens of all feature maps, (N, T) uint16 for each codebook, in process 0; each process quantizes a share."""
-    batches = distributed.own(chunks(np.arange(len(dataset)), BATCH))
+    batches = distributed.my_items(chunks(np.arange(len(dataset)), BATCH))
     shapes = [(sum(map(len, batches)), *codebook.config.grid) for codebook in codebooks]
     tokens = [np.empty((number, height * width), dtype=np.uint16) for number, height, width in shapes]
     loader = BatchLoader(dataset, batches, choose_workers(None, device))

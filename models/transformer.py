@@ -30,7 +30,7 @@ class TransformerConfig:
         "peak learning rate of a step with 2,048 tokens; it follows the root of their number", low=0
     )
     use_sliding_window: bool = option("whether a token attends only to a window of tokens and to the first token")
-    sliding_window: int = option("tokens in the window, including the token itself", low=2)
+    sliding_window: int = option("tokens in the window, including the token itself; of `cell`, whole cells", low=2)
     num_enc_layers: int = option("layers of the encoder; a base stage has none", low=0, high=1024)
     num_dec_layers: int = option("layers of the decoder", low=1, high=1024)
     self_attn_heads: int = option("heads of self-attention; they must divide `in_dim`", low=1)
@@ -105,15 +105,19 @@ def attend(
 def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None) -> torch.Tensor:
     """Attention (B, heads, T, d) of each token to itself, the tokens before it within `window`, and position 0.
 
-    Token t attends to t − window + 1 … t and 0. Memory is linear in T: each block of `window` queries is multiplied
-    with the `2·window` keys in its range, and position 0.
+    Token t attends to t − window + 1 … t and 0. Of long grids memory is linear in T: each block of `window` queries is
+    multiplied with the `2·window` keys in its range, and position 0.
     """
     batch, _, length, _ = q.shape
     if window is None or window >= length:
         return attend(q, k, v, is_causal=True)
     num = -(-length // window)
+    if length**2 <= num * window * (2 * window + 1):  # the blocks would hold more scores than the square
+        place = torch.arange(length, device=q.device)
+        away = place[:, None] - place  # of each key from its query
+        return attend(q, k, v, (away >= 0) & ((away < window) | (place == 0)))
     q, k, v = (_blocks(x, num, window) for x in (q, k, v))  # (num, B·heads, window, d)
-    k, v = (_with_seen(x) for x in (k, v))  # (num, B·heads, 1 + 2·window, d)
+    k, v = (_with_keys_in_range(x) for x in (k, v))  # (num, B·heads, 1 + 2·window, d)
     start = torch.arange(num, device=q.device)[:, None, None] * window
     query = start + torch.arange(window, device=q.device)[:, None]
     key = start + torch.arange(-window, window, device=q.device)
@@ -125,12 +129,13 @@ def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: 
 
 
 def _blocks(x: torch.Tensor, num: int, window: int) -> torch.Tensor:
+    """(B, heads, T, d) → (num, B·heads, window, d), padded with zeros."""
     x = F.pad(x, (0, 0, 0, num * window - x.shape[2]))
     return x.unflatten(2, (num, window)).permute(2, 0, 1, 3, 4).flatten(1, 2)
 
 
-def _with_seen(x: torch.Tensor) -> torch.Tensor:
-    """Each block, preceded by position 0 and the block before it."""
+def _with_keys_in_range(x: torch.Tensor) -> torch.Tensor:
+    """(num, N, W, d) → (num, N, 1 + 2·W, d): each block, preceded by position 0 and the block before it."""
     before = torch.cat((torch.zeros_like(x[:1]), x[:-1]))
     pinned = x[:1, :, :1].expand(x.shape[0], -1, -1, -1)
     return torch.cat((pinned, before, x), dim=2)
@@ -210,13 +215,15 @@ class Block(nn.Module):
         self.mlp = GatedMLP(config)
         self.dropout = ChannelDropout(config.dropout)
 
-    def forward(self, x: torch.Tensor, see: Attend = attend, read: Attend | None = None) -> torch.Tensor:
-        """(B, T, dim) → the same shape. `see(q, k, v)` is the self-attention, `read(q)` the cross-attention."""
+    def forward(
+        self, x: torch.Tensor, self_attend: Attend = attend, cross_attend: Attend | None = None
+    ) -> torch.Tensor:
+        """(B, T, dim) → the same shape. `self_attend(q, k, v)` and `cross_attend(q)` are its two attentions."""
         attention, normed = self.self_attention, self.self_norm(x)
-        y = see(attention.queries(normed), *attention.keys_values(normed))
+        y = self_attend(attention.queries(normed), *attention.keys_values(normed))
         x = x + self.dropout(attention.merge(y))
-        if read is not None:
-            y = read(self.cross_attention.queries(self.cross_norm(x)))
+        if cross_attend is not None:
+            y = cross_attend(self.cross_attention.queries(self.cross_norm(x)))
             x = x + self.dropout(self.cross_attention.merge(y))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
@@ -253,7 +260,7 @@ class UnitHead(nn.Linear):
 
     def __init__(self, dim: int, num_units: int, features: int) -> None:
         super().__init__(dim, num_units)
-        # A parameter, not a buffer: a warm start keeps a new model's buffers, but what was learned fits these features.
+        # A parameter, so that a warm start loads it with `shared`, which was learned for these features; buffers stay.
         self.features = nn.Parameter(torch.zeros(num_units, features), requires_grad=False)
         self.shared = nn.Parameter(torch.zeros(features, dim))
 
@@ -308,9 +315,9 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.source = config, source
-        self.in_cell = config.cell**2  # tokens of a position
+        self.per_position = config.cell**2  # tokens of a position
         self.positions = Grid(grid.height // config.cell, grid.width // config.cell, grid.num_units)
-        self.window = -(-config.sliding_window // self.in_cell) if config.use_sliding_window else None  # positions
+        self.window = -(-config.sliding_window // self.per_position) if config.use_sliding_window else None  # positions
         self.use_activation_checkpoint = False
         dim = config.in_dim
         self.embed = GridEmbedding(self.positions, num_inputs, dim)
@@ -341,7 +348,7 @@ class Transformer(nn.Module):
     @property
     def block_weights(self) -> list[nn.Parameter]:
         """The weights of the linear layers of all blocks, and of cells."""
-        blocks = (*self.decoder, *getattr(self, "encoder", ()), *([self.cell] if self.in_cell > 1 else ()))
+        blocks = (*self.decoder, *getattr(self, "encoder", ()), *([self.cell] if self.per_position > 1 else ()))
         return [layer.weight for block in blocks for layer in block.modules() if isinstance(layer, nn.Linear)]
 
     def encode(self, source: torch.Tensor) -> tuple[torch.Tensor | None, list[tuple[torch.Tensor, torch.Tensor]]]:
@@ -352,7 +359,7 @@ class Transformer(nn.Module):
         for block in self.encoder:
             x = self._run(block, x)
         x = self.encoder_norm(x)
-        own = self.cell.read(x) if self.in_cell > 1 else None
+        own = self.cell.read(x) if self.per_position > 1 else None
         return own, [block.cross_attention.keys_values(x) for block in self.decoder]
 
     def forward(
@@ -366,24 +373,24 @@ class Transformer(nn.Module):
         before = self.by_position(inputs)
         own = own if own is None else own[:, : before.shape[1]]  # a prefix may be given
         x = self.dropout(self.embed_inputs(before, torch.arange(before.shape[1], device=inputs.device), start, own))
-        see = partial(causal_attention, window=self.window)
+        self_attend = partial(causal_attention, window=self.window)
         reads = [partial(attend, k=k, v=v) for k, v in memory] or [None] * len(self.decoder)
-        for block, read in zip(self.decoder, reads, strict=True):
-            x = self._run(block, x, see, read)
-        if self.in_cell > 1:
-            tokens = self.embed.token(inputs.unflatten(1, (-1, self.in_cell))[:, :, 1:])
+        for block, cross_attend in zip(self.decoder, reads, strict=True):
+            x = self._run(block, x, self_attend, cross_attend)
+        if self.per_position > 1:
+            tokens = self.embed.token(inputs.unflatten(1, (-1, self.per_position))[:, :, 1:])
             x = self.cell.write(x, tokens.to(x.dtype)).flatten(1, 2)
         return self.head(self.norm(x))
 
     def by_position(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Inputs (B, T) → those of each position: itself (B, T), or the tokens of the cell before it (B, P, in_cell).
+        """Inputs (B, T) → those of each position: itself (B, T), or the tokens of the cell before it (B, P, cell²).
 
         Before the first cell there is only its first input.
         """
-        if self.in_cell == 1:
+        if self.per_position == 1:
             return inputs
-        first = inputs[:, :1].expand(-1, self.in_cell - 1)
-        return torch.cat((first, inputs), dim=1)[:, : inputs.shape[1]].unflatten(1, (-1, self.in_cell))
+        first = inputs[:, :1].expand(-1, self.per_position - 1)
+        return torch.cat((first, inputs), dim=1)[:, : inputs.shape[1]].unflatten(1, (-1, self.per_position))
 
     def embed_inputs(
         self, before: torch.Tensor, cells: torch.Tensor, start: torch.Tensor | None, own: torch.Tensor | None

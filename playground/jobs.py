@@ -154,13 +154,7 @@ def first_map(model: Model, session: Session) -> MapJob | None:
     A unit is the mean of its images, so it is blurred.
     """
     cascade, session.map = model.cascade, session.folder / "map.png"
-    key = {
-        "decoder": cascade.decoder.fingerprint,
-        "side": MAP_SIDE,
-        "codebooks": [codebook.fingerprint for codebook in cascade.codebooks],
-        "stages": [stage.fingerprint for stage in cascade.stages],
-        "sampling": list(map(sampling_of, cascade.configs)),
-    }
+    key = cascade.fingerprints | {"side": MAP_SIDE, "sampling": list(map(sampling_of, cascade.configs))}
     kept = RunFolder.open(model.path).kept_map(digest(key))
     with suppress(OSError, UserError):  # there is none, or it is damaged
         save_image(read_image(kept), session.map, durable=False)

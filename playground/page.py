@@ -20,7 +20,7 @@ from utils.data.images import to_tensor, write_png
 
 SEEDS, NEW_SEEDS = 2**32, 10**6  # that can be given, and that are drawn: short ones
 QUEUE = 64  # events of all pages that may wait; the worker has a limit of its own
-UPLOADS_KEPT = (600, 3600)  # seconds between two looks at files that were given and never used, and how old they get
+UPLOADS_KEPT = (600, 3600)  # seconds between clean-ups, and the age at which unused uploads are removed
 LONGEST = 64  # name of a session
 Updates = dict[gr.blocks.Block, object]
 
@@ -30,7 +30,7 @@ class PlaygroundPage(Layout):
 
     def __init__(self, worker: Worker, uploads: Path) -> None:
         self.worker, self.uploads = worker, uploads
-        self.details_of: dict[int, dict[str, type]] = {}  # what the script of a component says of its events
+        self.details_of: dict[int, dict[str, type]] = {}  # by event, what its script must send
         if (job := first_map(worker.model, worker.shared)) is not None:
             worker.run_in_background(job)
         with gr.Blocks(

@@ -136,7 +136,7 @@ class Model:
 
 
 def neighbour(codebook: Codebook, unit: int) -> int:
-    """The unit beside another one on the map whose vector is nearest; where none is beside it, of those around it."""
+    """The adjacent unit on the map with the nearest vector; if none is adjacent, of the units that are least far."""
     places, vectors = codebook.coordinates.double(), codebook.units
     away = (places - places[unit]).norm(dim=1)
     away[unit] = torch.inf

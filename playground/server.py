@@ -42,7 +42,7 @@ QUIET = {
 class Guard:
     """ASGI middleware: 404 for every other path. Gradio would fetch addresses, and answer calls of other programs.
 
-    With `hosts`, also for every other name of this machine, since a foreign page could have its own name lead here.
+    With `hosts`, also for any other `Host`: a foreign site could point its own domain at this machine.
     With `same_origin`, also for requests that the page of another server sends. `is_open` says whether a session has
     answers to fetch, and `fault_of` why an event is refused, with 422. Where Gradio fails, one line is logged.
     """
@@ -92,7 +92,7 @@ class Guard:
         host, origin = (headers.get(name, b"").decode("latin-1") for name in (b"host", b"origin"))
         try:
             name, source = urlsplit(f"//{host}").hostname, urlsplit(origin).netloc
-        except ValueError:  # of a name that is none
+        except ValueError:  # not a host name
             return False
         return (not self.hosts or name in self.hosts) and (not self.same_origin or not origin or source == host)
 
@@ -101,7 +101,7 @@ class Guard:
         if "\0" in (whole := unquote(path)) or ".." in whole:
             return False
         if path.startswith(FILE):
-            file = Path(whole.removeprefix(FILE))  # of an address, no path that is below the folder as it stands
+            file = Path(whole.removeprefix(FILE))  # compared unresolved too: an address is not a relative path
             return file.is_relative_to(self.folder) and file.resolve().is_relative_to(self.folder)
         if path == ANSWERS:
             return self.is_open(parse_qs(query.decode("latin-1")).get("session_hash", [""])[0])
@@ -111,7 +111,7 @@ class Guard:
 async def read_event(receive: Receive) -> tuple[object, Receive]:
     """The JSON of a request, and a function that receives the request again.
 
-    Raises `ValueError` if it is too large, is no JSON, or has half a character: no answer could repeat it.
+    Raises `ValueError` if it is too large, no JSON, or has a lone surrogate, which no answer could encode.
     """
     body, is_whole = b"", False
     while not is_whole:

@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 MAX_WAITING = 16  # jobs in the queue
 MAX_SESSIONS = 200  # the oldest one is closed beyond that: its page may have gone without a word
 MAX_PICTURES = 100  # of a session
-KEPT_SECONDS = 600  # that a session waits for its page to come back: loaded again, or a phone that had slept
-GONE_SECONDS = 2  # that a page which is loaded again waits until the server knows that it had gone
+KEPT_SECONDS = 600  # how long a session is kept for a page that is loaded again or a phone that wakes up
+GONE_SECONDS = 2  # how long a reloaded page waits until the server has seen the old one leave
 REPORT_SECONDS = 0.25  # between two reports of the progress of a job
 
 
@@ -242,8 +242,10 @@ class Worker:
 
     def _put(self, job: Job, jobs: deque[Job]) -> None:
         with self._changed:
-            if self._is_closed:
+            if self._is_closed:  # the thread may have ended
                 job.cancelled.set()
+                job.run()  # reports that it was cancelled
+                return
             jobs.append(job)
             self._changed.notify_all()
 

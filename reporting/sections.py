@@ -21,7 +21,7 @@ from utils.core.provenance import check_origin
 from utils.data.images import to_uint8
 from utils.runs.chain import is_unfinished, missing_in
 from utils.runs.checkpoint import load_checkpoint
-from utils.runs.folders import OutputFolder
+from utils.runs.folders import CONDITION, OutputFolder
 from utils.runtime.progress import progress
 from utils.training.checkpoint_folder import TRAINED
 
@@ -71,7 +71,7 @@ def load_models(run: Run) -> Models:
 def title_of(folder: OutputFolder, script: str = "") -> str:
     """The heading of a step, or of what a script did in it."""
     title = TITLES.get(folder.kind) or f"{folder.kind.capitalize()} {folder.level}"
-    title = "Condition codebook" if folder.level == "cond" else title
+    title = "Condition codebook" if folder.level == CONDITION else title
     return f"{title}, pruning" if script.startswith("prune") else title
 
 
@@ -135,7 +135,7 @@ def evaluate(run: Run, dataset: str | None) -> str:
 def generation(run: Run, models: Models, quality: Quality) -> dict:
     """The final images, the stages that lead to them, and the animation."""
     folder, job = run.folder.generated, run.job("generated")
-    books = [models.codebooks.get(level) for level in ("cond", *map(str, range(len(folder.grids))))]
+    books = [models.codebooks.get(level) for level in (CONDITION, *map(str, range(len(folder.grids))))]
     moving = next(filter(Path.exists, map(folder.animation, ("webp", "gif"))), None)
     return {
         "samples": [(quality.picture(path), label_in(path)) for path in folder.final_images[:MOST_SAMPLES]],
@@ -189,7 +189,8 @@ def transformers(run: Run, models: Models, quality: Quality, plots: dict) -> lis
     for step in run.of_kind("transformer"):
         section = training(step, plots, "nats per token", quality, PREVIEWS) | {"units": 0}
         number = int(step.folder.level)
-        coarse, fine = (models.codebooks.get(level) for level in (str(number - 1) if number else "cond", str(number)))
+        levels = str(number - 1) if number else CONDITION, str(number)
+        coarse, fine = map(models.codebooks.get, levels)
         if coarse is not None and fine is not None:
             section |= {"coarse": coarse.config.grid, "fine": fine.config.grid}
             section |= {"units": len(fine), "guess": math.log(len(fine))}

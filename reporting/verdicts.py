@@ -88,7 +88,7 @@ def quantized_psnr(run: Run) -> float | None:
     """The PSNR of held-out images after quantization with the finest codebook, in dB."""
     if run.evaluation is not None and len(run.evaluation.reconstruction) > 1:
         return run.evaluation.reconstruction[-1].psnr
-    books = [step for step in run.of_kind("codebook") if step.folder.level != "cond"]
+    books = [step for step in run.of_kind("codebook") if step.folder.level != CONDITION]
     values = [books[-1].last(f"{prefix}psnr_after_quantization") for prefix in ("pruned_", "")] if books else []
     return next((psnr for psnr in values if psnr is not None), None)
 

@@ -6,6 +6,7 @@ standard library alone.
     python scripts/demo.py
 """
 
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,8 @@ def main() -> None:
             run("evaluate", out, device=options.device)
         if is_older(report, results, *done.iterdir()):
             run("report", out)
-    print(f"play with it: {PYTHON} -m pip install -r requirements-app.txt && {PYTHON} -m scripts.playground {out}")
+    commands = [PYTHON, "-m", "pip", "install", "-r", "requirements-app.txt"], [PYTHON, "-m", "scripts.playground", out]
+    print("play with it:", " && ".join(shlex.join(map(str, words)) for words in commands))
     print(f"report: {report}")
 
 

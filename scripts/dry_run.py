@@ -4,9 +4,9 @@
 
 The steps run with up to 1,000 images of the data set, taken evenly, in a temporary folder (of TMPDIR, if that is set).
 Times and disk are then scaled to the recipe's training steps and checkpoints and to the number of images. Not counted
-is that checkpoints are measured on more images, and log lines on some, which adds a few percent. Memory is the most
-that a step has held, or its GPU, perhaps with some that the steps before it have left, since one process runs them all;
-the saving of half a batch is counted by the tensors of a training step.
+is that checkpoints are measured on more images, and log lines on some, which adds a few percent. Memory is the peak of
+a step (of its GPU, if it has one). One process runs all steps, so it can include memory that earlier steps have not
+released. The column for half a batch is computed from the tensors of a training step, not measured.
 """
 
 from utils.runtime.threads import inherited
@@ -118,7 +118,10 @@ def write_few(images: ImageDataset, path: Path) -> int:
 
 
 def shorten(recipe: Recipe, share: float = 0.0) -> Recipe:
-    """A recipe with a share of its training steps, at least `TIMED`, and all units kept; without one, of few images."""
+    """The recipe with `share` of its training steps, but at least `TIMED`, and all units kept.
+
+    With share 0 few images are generated.
+    """
     short = recipe if "keep" in recipe.settings["prune"] else recipe.change(("prune",), prune_threshold=0)
     for name in ("autoencoder", "decoder", "codebook", *recipe.stages):
         given = recipe.settings.get(name, {})

@@ -9,8 +9,8 @@ numbers as tables, and pairs.png: the samples that are nearest to a training ima
 - the bits that a test image costs: its condition, its labels if it has any, and its tokens in each stage
 - kernel distance to test images with its 95 % interval, Fréchet distance, precision and recall: of as many training
   images, the floor, of their reconstructions before and after quantization, which limit samples, and of samples
-- by levels: the samples' tokens of each stage among true tokens of test images, all decoded alike, beside those of
-  training images, the floor; and how sure each stage is: the bits of its own samples beside those of test images
+- by levels: the tokens of each stage's samples compared with the true tokens of test images, both decoded the same way;
+  those of training images give the floor. And how confident a stage is: the bits of its own samples and of test images
 - novelty: how many samples are nearer to a training image than 99 % of the test images are, by features and by layout
 
 Needs `pip install -r requirements-eval.txt`.

@@ -51,7 +51,7 @@ class Options:
     run_dir: Path = option("folder that scripts.train_cascade wrote", positional=True)
     out_dir: Path = option("folder to write to", positional=True)
     dtype: str = option(
-        "of the weights of autoencoder and stages; codebooks stay float32, or tokens would move",
+        "type of the weights of autoencoder and stages; codebooks stay float32, or tokens would change",
         "float32",
         choices=tuple(DTYPES),
     )

@@ -206,9 +206,9 @@ def write_shards(records: list[dict], out_dir: Path, per_shard: int) -> list[dic
             files[name] = (out_dir / name).read_bytes()
             more = {key: record[key] for key in DESCRIBED if key in record}
             files[f"{name.removesuffix('.png')}.json"] = json.dumps(more).encode()
-        path, places = write_shard(out_dir / "shards", number, files)
+        path, entries = write_shard(out_dir / "shards", number, files)
         shard = {"image_fpath": f"shards/{path.name}"}
-        copies += [record | shard | places[record["image_fpath"]]._asdict() for record in part]
+        copies += [record | shard | entries[record["image_fpath"]]._asdict() for record in part]
     return copies
 
 

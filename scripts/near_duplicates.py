@@ -12,12 +12,12 @@ Needs requirements-data.txt.
 """
 
 from collections.abc import Iterator
-from importlib.util import find_spec
 
 import numpy as np
 from PIL import Image
 
 from utils.data.split import TRAINING
+from utils.runtime.cli import has
 
 MOST_BITS = 6  # more than 7 would need other bands
 MOST_IN_GROUP = 50  # a chain of pairs must not join half of the data
@@ -28,7 +28,7 @@ CHUNK = 2**13  # images at once: at most CHUNK · COMPARED comparisons are in me
 
 def is_installed() -> bool:
     """Whether the packages of requirements-data.txt are there."""
-    return find_spec("imagehash") is not None and hasattr(np, "bitwise_count")
+    return has("imagehash") and hasattr(np, "bitwise_count")
 
 
 def hash_image(image: Image.Image) -> str:

@@ -29,7 +29,7 @@ class Options:
         "also make a public link, through a server of Gradio's: whoever has it can use the model", False
     )
     device: str = option("auto (cuda, mps or cpu), or a torch device", "auto")
-    precision: str = option("of matrix products; auto: bf16 where it is native", "auto", choices=PRECISIONS)
+    precision: str = option("precision of matrix products; auto: bf16 where it is native", "auto", choices=PRECISIONS)
 
 
 def main(argv: list[str] | None = None) -> None:

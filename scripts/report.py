@@ -16,6 +16,8 @@ from utils.core.options import option, parse_options
 from utils.runs.folders import RunFolder
 from utils.runtime import cli
 
+PACKAGES = ("jinja2", "plotly")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -28,7 +30,7 @@ class Options:
 def main(argv: list[str] | None = None) -> None:
     """Parse, read, render, write."""
     options = parse_options(Options, __doc__, argv)
-    cli.need("requirements-eval.txt", "jinja2", "plotly")
+    cli.need("requirements-eval.txt", *PACKAGES)
     from reporting.page import make_page  # needs them
 
     folder = RunFolder.open(options.run_dir)

@@ -31,7 +31,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from utils.core.files import UserError
-from utils.core.lock import NAME
+from utils.core.lock import LOCK_FILE
 from utils.core.options import option, parse_options, words_of
 from utils.core.tables import table
 from utils.runs.chain import ROOT, Recipe, steps_of
@@ -268,7 +268,7 @@ def kill_at_random(case: Case, whole: Path, base: Path, options: Options) -> tup
 def start(case: Case, arguments: list[str], folder: Path) -> tuple[subprocess.Popen, float]:
     """Start a script in its own process; returns it once it has locked its folder, and the time of that."""
     module = ["-m", case.module] if "." in case.module else [str(ROOT / f"{case.module}.py")]
-    lock = folder / case.out / NAME
+    lock = folder / case.out / LOCK_FILE
     lock.unlink(missing_ok=True)  # left by a killed process
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
     process = subprocess.Popen([sys.executable, *module, *arguments], cwd=ROOT, **quiet)

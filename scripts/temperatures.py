@@ -39,8 +39,8 @@ class Options:
 
     run_dir: Path = option("folder that scripts.train_cascade wrote", positional=True)
     dataset_path: Path | None = option("dataset.json of its images", None, unset="RUN_DIR/data/dataset.json")
-    temperatures: tuple[float, ...] = option("that each stage tries", (0.25, 0.4, 0.6, 0.8, 1.0), low=0.01)
-    num_images: int = option("samples of each setting, in sets as large as that of the validation images", 400, low=1)
+    temperatures: tuple[float, ...] = option("temperatures to try for each stage", (0.25, 0.4, 0.6, 0.8, 1.0), low=0.01)
+    num_images: int = option("samples of each setting, in sets as large as the validation set", 400, low=1)
     extractor: str = option("network that computes the features", EXTRACTORS[0], choices=EXTRACTORS)
     batch_size: int = option("images at once", 64, low=1)
     seed: int = option("seed of the samples", 0)

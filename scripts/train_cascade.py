@@ -35,7 +35,7 @@ from utils.core.options import MOST_WORKERS, option, parse_options, words_of
 from utils.data.checksums import Fingerprint, checksum
 from utils.data.dataset import FeatureMapDataset
 from utils.data.records import verify_files
-from utils.runs.chain import Recipe, Step, steps_of
+from utils.runs.chain import Recipe, Step, folders_in, steps_of
 from utils.runs.folders import RunFolder
 from utils.runtime import child
 
@@ -64,7 +64,7 @@ class Options:
         low=1,
         high=MOST_WORKERS,
     )
-    nnodes: int = option("machines, each with this command and the same files", 1, low=1)
+    nnodes: int = option("number of machines; each runs this command on the same files", 1, low=1)
     rdzv_endpoint: str | None = option("HOST:PORT of one of several machines", None)
     hours: float | None = option("for auto: hours from the images to the report", None, above=0)
     plan_only: bool = option("for auto: write OUT/recipe and stop", False)
@@ -121,6 +121,11 @@ class Chain:
     def __init__(self, recipe: Recipe, options: Options, verified: set[Path] | None = None) -> None:
         self.recipe, self.options, self.folder = recipe, options, RunFolder(options.out, len(recipe.stages))
         self.steps = steps_of(self.folder, recipe, options.dataset)
+        known = {step.folder.name for step in self.steps}
+        for each in folders_in(RunFolder(options.out)):
+            if each.record.is_file() and each.name not in known:
+                why = "an evaluation, an export and the report would still read it"
+                raise UserError(f"{each.path}: is of a step that {recipe.path} does not have, and {why}; remove it")
         config, given = self.folder.generation, recipe.folder / "generate.json"
         # The config of the generation follows the recipe until a person edits it.
         content = config.read_bytes() if config.is_file() else given.read_bytes()

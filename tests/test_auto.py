@@ -261,6 +261,10 @@ def test_a_run_of_others_and_a_data_set_of_another_folder_are_not_taken_over(tmp
     run_main(make_dataset.main, pictures[0], "--out-dir", out / "data", "--image-size", 16)
     error = expect_error(capsys, train_cascade.main, ["auto", pictures[1], out, "--hours", 1])
     assert f"dataset.json: was made of {pictures[0]}; give another OUT, or --overwrite" in error
+    error = expect_error(capsys, train_cascade.main, ["auto", pictures[1], pictures[1] / "out", "--hours", 1])
+    assert f"OUT: {pictures[1]}/out lies inside {pictures[1]}; give one outside of it" in error
+    (pictures[1] / "backup.tar").touch()
+    assert begin.holds_pictures(pictures[1]) and not begin.holds_pictures(out / "data")
     run_main(make_dataset.main, pictures[0], "--out-dir", tmp_path / "shards", "--image-size", 16, "--shards", 50)
     assert look(tmp_path / "shards").images == look(out / "data").images == 120
 
@@ -283,6 +287,8 @@ def test_a_program_is_asked_to_stop_when_its_time_is_over():
 
 def test_scripts_are_found_from_another_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    (tmp_path / "random.py").write_text("raise SystemExit(3)")  # a name of Python's own
     train.Auto.call(SimpleNamespace(attendant=Attendant()), "few_images")  # which would end this process
 
 
@@ -342,6 +348,24 @@ def test_a_recipe_that_a_person_has_edited_keeps_its_numbers(tmp_path, monkeypat
     world.auto.take_up(world.auto.plan)
     world.auto.train()
     assert json.loads(path.read_text()) == given and not world.auto.attendant.is_late
+
+
+def test_an_edit_while_a_step_runs_is_not_replaced(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "has", lambda *_: True)
+    factors = {}
+    world = World(tmp_path, FACES, 0.5, factors)
+    factors |= dict.fromkeys(world.costs, 1.0)
+    path, run = world.auto.path / "recipe.json", world.run
+
+    def edit(*words):
+        run(*words)
+        with edited(path) as given:
+            given["transformer_1"]["max_step"] = 77
+
+    world.run = edit
+    with pytest.raises(UserError, match="was edited meanwhile; start the same command again"):
+        world.auto.train()
+    assert json.loads(path.read_text())["transformer_1"]["max_step"] == 77
 
 
 def test_hours_that_are_too_few_are_refused_with_those_that_are_enough(tmp_path, monkeypatch):
@@ -481,11 +505,21 @@ def test_a_folder_of_pictures_becomes_a_report_although_it_was_killed_in_each_pa
     # as any recipe
     run_main(train_cascade.main, f"{out}/recipe/", out / "data/dataset.json", out, "--device", "cpu")
     assert programs.names == ["scripts.report"]
+    config = (out / "generate.json").read_bytes()
+    with edited(out / "generate.json") as given:  # as scripts.temperatures does
+        given["0"]["temperature"] = 0.9
+    by_hand = f"python -m scripts.train_cascade {out}/recipe/ {out}/data/dataset.json {out}"
+    assert f"{by_hand} --overwrite does not" in expect_error(capsys, train_cascade.main, command)
+    (out / "generate.json").write_bytes(config)
     capsys.readouterr()
     Image.new("RGB", (16, 16)).save(out / "data/more.png")
     with edited(out / "data/dataset.json") as records:
         records["_default"]["999"] = {"image_fpath": "more.png", "labels": []}
-    assert "has changed since it was looked at" in expect_error(capsys, train_cascade.main, command)
+    for given in (pictures, out / "data/dataset.json"):
+        error = expect_error(capsys, train_cascade.main, ["auto", given, *command[2:]])
+        assert "has changed since it was looked at" in error
+        (out / "data/unfinished.jsonl").touch()  # of pictures, not of the data set that is given
+    (out / "data/unfinished.jsonl").unlink()
     # with that picture, all anew, although it was killed: no step counts as begun, and the hours begin
     (out / "recipe/clock.json").write_text('{"seconds": 4000.0}')
     programs.names.clear()

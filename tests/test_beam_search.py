@@ -27,6 +27,7 @@ class Toy:
         return self.table[prefix]
 
     def next_logits(self, inputs):
+        inputs = self.first if inputs is None else inputs
         rows = self.rows or [()] * len(inputs)
         self.rows = [(*row, token) for row, token in zip(rows, inputs.tolist(), strict=True)]
         return torch.stack([self.logits(row) for row in self.rows])
@@ -36,8 +37,8 @@ class Toy:
         self.rows = [self.rows[row] for row in rows.tolist()]
 
     def search(self, first, settings_, uniform):
-        self.rows, self.reordered = None, []
-        return search(self.next_logits, self.reorder, first, settings_, uniform)
+        self.rows, self.reordered, self.first = None, [], first.repeat_interleave(settings_.num_beam)
+        return search(self.next_logits, self.reorder, settings_, uniform)
 
     def log_probability(self, first, tokens):
         """Teacher-forced, in float64."""

@@ -16,7 +16,7 @@ from tests.helpers.runs import latest
 from utils.data.batches import _ignore_stop
 from utils.runs.attempt import log_file
 from utils.runs.chain import ROOT
-from utils.runtime import cli
+from utils.runtime import child, cli
 from utils.training.loop import catch_stop
 
 
@@ -139,10 +139,11 @@ def test_a_process_ends_when_its_parent_was_killed():
 
 def test_a_name_that_is_not_utf8_is_escaped_in_what_is_printed_and_logged(tmp_path, monkeypatch):
     """Python would print a traceback for each line of a log."""
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))
-    cli.run(lambda: print("caf\udce9"))
-    sys.stdout.flush()
-    assert sys.stdout.buffer.getvalue() == b"caf\\udce9\n"
+    for call in (cli.run, child.main):
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))
+        call(lambda: print("caf\udce9"))
+        sys.stdout.flush()
+        assert sys.stdout.buffer.getvalue() == b"caf\\udce9\n"
     handler = log_file(tmp_path / "train.log")
     handler.emit(logging.makeLogRecord({"msg": "caf\udce9"}))
     handler.close()

@@ -87,12 +87,6 @@ def test_tokens_survive_lookup_and_search(seed, units):
     assert torch.equal(codebook.find_bmu(fmap), tokens)
 
 
-def test_lookup_puts_each_patch_in_its_cell_by_hand():
-    codebook = build([[0, 1], [10, 11], [20, 21]], image_C=1, image_H=2, image_W=4, patch_H=1, patch_W=2)
-    fmap = codebook.lookup(torch.tensor([[0, 1, 2, 0]]))
-    assert fmap.tolist() == [[[[0, 1, 10, 11], [20, 21, 0, 1]]]]
-
-
 @given(seed=seeds, units=st.integers(2, 40), dim=st.integers(1, 4), more=st.integers(0, 60))
 def test_the_start_is_made_of_patches_each_used_once(seed, units, dim, more):
     torch.manual_seed(seed)

@@ -269,8 +269,8 @@ def test_fewer_images_than_processes_are_refused(job, command, faces, tmp_path, 
 
 def test_a_process_that_never_comes_is_not_waited_for_long(job, command, monkeypatch):
     monkeypatch.setattr(distributed, "HANDSHAKE", timedelta(seconds=1))
-    start = distributed.start
-    monkeypatch.setattr(distributed, "start", lambda: os._exit(7) if os.environ["RANK"] == "1" else start())
+    start = distributed.connect
+    monkeypatch.setattr(distributed, "connect", lambda: os._exit(7) if os.environ["RANK"] == "1" else start())
     said = job(train_autoencoder.main, command("autoencoder", "run"), statuses=[2, 7])
     assert said[0].startswith(f"error: {distributed.MISSING}")
     assert said[0].count("\n") == 1

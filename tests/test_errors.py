@@ -142,7 +142,6 @@ REFUSED = [
     ("autoencoder", {"resume": True, "model_path": "m.pt"}, "--resume goes on with what --out-dir holds: leave out"),
     ("codebook_1", {"resume": True, "codebook_path": "c.pt"}, "leave out --codebook-path c.pt, or --resume"),
     ("transformer_1", {"resume": True, "model_path": "m.pt"}, "leave out --model-path m.pt, or --resume"),
-    ("autoencoder", {"load_optim": True}, "--load-optim needs --model-path"),
     ("transformer_1", {"train_base_model": True, "previous_path": "x.pt"}, "no stage before it: leave out --prev"),
     ("decoder", {"hr_codebook_path": None}, "--encoder-path and --hr-codebook-path"),
     ("decoder", {"encoder_path": None}, "--encoder-path and --hr-codebook-path"),

@@ -23,7 +23,7 @@ import utils.core.lock
 from scripts import demo_data, evaluate, make_dataset
 from tests.helpers.scripts import expect_error
 from utils.core.files import UserError, replace_file
-from utils.core.lock import NAME, lock
+from utils.core.lock import LOCK_FILE, lock
 
 FORK = multiprocessing.get_context("fork")
 ROOT = Path(__file__).parent.parent
@@ -88,13 +88,13 @@ def test_a_second_writer_is_refused(module, tmp_path, monkeypatch, capsys):
 
 def test_a_refused_run_leaves_nothing_but_a_lock_file_where_a_folder_was(tmp_path, capsys):
     mine = {"a", "out", "out/mine"}
-    for out, left in (("a/b/c", set()), ("a/b/c", mine), ("out", {*mine, f"out/{NAME}"})):
+    for out, left in (("a/b/c", set()), ("a/b/c", mine), ("out", {*mine, f"out/{LOCK_FILE}"})):
         expect_error(capsys, train_autoencoder.main, [*WRITERS[train_autoencoder], "--out-dir", tmp_path / out])
         assert names(tmp_path) == left
         for folder in ("a", "out"):
             (tmp_path / folder).mkdir(exist_ok=True)
         (tmp_path / "out/mine").write_text("mine")
-    assert ((tmp_path / "out/mine").read_text(), (tmp_path / "out" / NAME).read_bytes()) == ("mine", b"")
+    assert ((tmp_path / "out/mine").read_text(), (tmp_path / "out" / LOCK_FILE).read_bytes()) == ("mine", b"")
 
 
 def test_a_lock_that_cannot_be_had_leaves_no_folder(tmp_path, monkeypatch):
@@ -111,11 +111,11 @@ def test_the_file_stays_and_the_lock_is_free(tmp_path):
     for _ in range(2):
         with lock(tmp_path / "out"):
             (tmp_path / "out/file").touch()
-            number = (tmp_path / "out" / NAME).stat().st_ino
+            number = (tmp_path / "out" / LOCK_FILE).stat().st_ino
             with pytest.raises(UserError, match="another process"), lock(tmp_path / "out"):
                 pass
-    assert (tmp_path / "out" / NAME).stat().st_ino == number
-    assert names(tmp_path / "out") == {"file", NAME}
+    assert (tmp_path / "out" / LOCK_FILE).stat().st_ino == number
+    assert names(tmp_path / "out") == {"file", LOCK_FILE}
 
 
 class Msvcrt:
@@ -203,7 +203,7 @@ def test_the_lock_of_a_killed_process_is_free_and_what_it_left_half_written_goes
     for path in (*half, *others):
         path.parent.mkdir(exist_ok=True)
         path.touch()
-    assert (tmp_path / "out" / NAME).exists()
+    assert (tmp_path / "out" / LOCK_FILE).exists()
     with lock(tmp_path / "out"):
         assert [path for path in half if path.exists()] == []
         assert [path for path in others if not path.exists()] == []
@@ -244,4 +244,4 @@ def test_many_that_wait_write_one_after_the_other(tmp_path):
         process.join(timeout=60)
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert path.read_text() == "60"
-    assert names(tmp_path) == {"number", NAME}
+    assert names(tmp_path) == {"number", LOCK_FILE}

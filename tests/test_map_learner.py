@@ -222,6 +222,16 @@ def test_a_map_is_balanced_after_a_resume_with_another_plan(monkeypatch, tmp_pat
     assert calls == [8]
 
 
+def test_a_longer_plan_does_not_smooth_a_map_again(tmp_path):
+    codebook = build(num_embeddings=42, neighbourhood_step=10**6)
+    short, long = (MapLearner(codebook, steps_per_epoch=4, total_steps=steps) for steps in (20, 10**4))
+    for step in range(10):
+        short.update(whole_maps(2, codebook, step), step)
+    long.restore(short.checkpoint(), tmp_path)
+    assert long.radius(10) > 0
+    assert long.update(whole_maps(2, codebook, 10), 10)["radius"] == 0
+
+
 def test_what_a_map_was_balanced_with_counts_for_a_quarter():
     patches = torch.tensor([[2.0], [7.0]]).repeat(20, 1)
     codebook = build([[1.0], [8.0]], **LINE, image_W=1)

@@ -45,7 +45,7 @@ def copy(tmp_path, monkeypatch):
     monkeypatch.setattr(numbers.os, "sched_setaffinity", lambda *_: None, raising=False)
     monkeypatch.setattr(numbers.subprocess, "run", lambda words, cwd, **more: run(words, cwd=ROOT, **more))
     monkeypatch.setattr(numbers, "ROOT", tmp_path)
-    numbers.output_of.cache_clear()
+    numbers.run.cache_clear()
     return tmp_path / numbers.SCALING
 
 

@@ -125,9 +125,7 @@ def test_a_checkpoint_that_is_no_whole_one_of_a_training_is_refused(name, damage
     torch.save(content, folder / WEIGHTS)
     before = results(folder)
     line = expect_error(capsys, MAINS[name], command(name, "run", *PLAN, "--max-step", 6, "--resume"))
-    assert re.search(
-        rf"{folder / WEIGHTS}: (is not a .*checkpoint of a training|its optimizer state does not fit)", line
-    )
+    assert re.search(rf"{folder / WEIGHTS}: is not a .*checkpoint of a training", line)
     assert results(folder) == before
 
 

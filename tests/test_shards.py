@@ -28,7 +28,7 @@ from utils.data.batches import BatchLoader
 from utils.data.checksums import checksum
 from utils.data.dataset import FeatureMapDataset, ImageDataset
 from utils.data.records import read_dataset, verify_files
-from utils.data.shards import place_of, read_file
+from utils.data.shards import entry_of, read_file
 from utils.data.split import Bounds
 
 BOUNDS = Bounds(0.2, 0.4)
@@ -310,4 +310,4 @@ def test_many_threads_and_a_forked_process_read_the_places_of_one_shard(copied):
 
 def is_as_written(job):
     folder, record = job
-    return checksum(read_file(folder / record["image_fpath"], place_of(record))) == record["checksum"]
+    return checksum(read_file(folder / record["image_fpath"], entry_of(record))) == record["checksum"]

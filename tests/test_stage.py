@@ -273,9 +273,11 @@ def test_each_label_of_an_image_learns():
 # --- What a stage learns ---
 
 
+@pytest.mark.parametrize("number", [0, 1])
 @torch.no_grad()
-def test_a_stage_that_has_learned_writes_what_it_learned():
-    stage, (coarse, fine) = build(1), tokens_for(1, 3)
+def test_a_stage_that_has_learned_writes_what_it_learned(number):
+    stage, (coarse, fine) = build(number), tokens_for(number, 3)
+    coarse = coarse if number else torch.arange(3)[:, None]  # no condition twice
     with torch.enable_grad():
         optimizer = torch.optim.AdamW(stage.parameters(), lr=1e-2)
         for _ in range(100):
@@ -283,7 +285,7 @@ def test_a_stage_that_has_learned_writes_what_it_learned():
             stage(coarse, fine)["loss"].backward()
             optimizer.step()
     config = SamplingConfig(num_beam=2, keep_beam=2)
-    tokens, score = stage.sample(coarse, config, torch.zeros(3, 16, 2))
+    tokens, score = stage.sample(coarse, config, torch.zeros(*fine.shape, 2))
     assert torch.equal(tokens, fine)
     assert (score > -1).all()
 

@@ -458,6 +458,16 @@ def test_what_results_do_not_depend_on_may_be_edited_and_what_is_gone_is_made_as
     assert chain.ended()[1] == []
 
 
+def test_a_folder_of_a_step_that_the_recipe_lost_is_named(chain):
+    chain.ended()
+    (chain.out / "decoder/run.json").touch()
+    chain.edit("recipe", decoder=None)
+    line = chain.refused("--overwrite")
+    assert f"{chain.out}/decoder: is of a step that {chain.recipe}/recipe.json does not have" in line
+    shutil.rmtree(chain.out / "decoder")
+    assert chain.ended("--overwrite")[1][-1] == "generate_images.py"
+
+
 def test_the_config_of_the_generation_follows_the_recipe_until_it_is_edited(chain):
     recipe, copy = chain.recipe / "generate.json", chain.out / "generate.json"
     chain.ended()

@@ -149,21 +149,6 @@ def test_dropout_is_for_training_only_takes_channels_of_an_image_and_keeps_the_m
     assert y.mean().item() == pytest.approx(1, abs=0.02)
 
 
-def test_a_tiny_batch_overfits():
-    """Of a base stage; tests/test_stage.py lets a cascade stage write what it has learned."""
-    torch.manual_seed(0)
-    stage = Stage(StageConfig(config(window=4, in_dim=32, hidden_dim=64), Grid(1, 1, 5), FINE, True))
-    fine = torch.randint(9, (4, 12), generator=generator(1))
-    coarse = torch.arange(4)[:, None]
-    optimizer = torch.optim.AdamW(stage.parameters(), lr=5e-3)
-    for _ in range(80):
-        loss = stage(coarse, fine)["loss"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert loss.item() < 0.02
-
-
 @torch.no_grad()
 def test_autocast_to_bfloat16_stays_near_float32():
     model = build(window=3, coarse=COARSE).float()

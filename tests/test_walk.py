@@ -154,11 +154,9 @@ def test_an_atlas_has_a_picture_of_each_unit_at_its_place(tiny_run, cascade, tmp
     ("flags", "expected"),
     [
         (("--condition-walk", 0), "--condition-walk has 1 ends: give two units, or two images"),
-        (("--condition-walk", 0, 1, 2), "--condition-walk has 3 ends"),
         (("--condition-walk", 0, 99), "unit 99: the condition codebook has units 0 to"),
         (("--condition-walk", "none.png", 0), "none.png: no such image file"),
         (("--condition-atlas", "--init-image", "a.png", "--keep-rows", 1), "--init-image does not go with"),
-        (("--temperature", 1, 2), "'temperature' has 2 values; give one for all stages, or one for each of the 3"),
     ],
 )
 def test_what_cannot_be_walked_is_named(flags, expected, tiny_run, tmp_path, capsys):

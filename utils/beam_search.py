@@ -9,27 +9,26 @@ from utils.sampling import SamplingConfig, sample, split_guidance
 
 @torch.inference_mode()
 def search(
-    next_logits: Callable[[torch.Tensor], torch.Tensor],
+    next_logits: Callable[[torch.Tensor | None], torch.Tensor],
     reorder: Callable[[torch.Tensor], None],
-    first: torch.Tensor,
     config: SamplingConfig,
     uniform: torch.Tensor,
     kept: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Write T tokens for each of N images.
 
-    `next_logits` takes the next input of each row (N·num_beam,) and returns logits (N·num_beam, K), with guidance
-    (2·N·num_beam, K), unconditional ones last; `reorder` lets row i continue from the state of row `rows[i]`. `first`
-    (N,) is each image's first input, `uniform` (N, T, num_beam) the draws, `kept` (N, P) its first tokens if they are
-    given. Returns tokens (N, T) and their score (N,): the sum of log-probabilities, including those of kept tokens, at
+    `next_logits` takes the token before of each row (N·num_beam,), None at the start, and returns logits (N·num_beam,
+    K), with guidance (2·N·num_beam, K), unconditional ones last; `reorder` lets row i continue from the state of row
+    `rows[i]`. `uniform` (N, T, num_beam) are the draws, `kept` (N, P) the first tokens of each image if they are given.
+    Returns tokens (N, T) and their score (N,): the sum of log-probabilities, including those of kept tokens, at
     temperature 1, before guidance, top-k and top-p.
     """
     images, length, beams = uniform.shape
-    inputs = first.repeat_interleave(beams)
-    tokens = first.new_zeros(images * beams, length)
-    score = torch.zeros(images, beams, device=first.device)
-    own_rows = torch.arange(images, device=first.device)[:, None] * beams
-    copies = torch.arange(beams, device=first.device) * config.keep_beam // beams  # the survivor that each continues
+    device, inputs = uniform.device, None
+    tokens = torch.zeros(images * beams, length, dtype=torch.int64, device=device)
+    score = torch.zeros(images, beams, device=device)
+    own_rows = torch.arange(images, device=device)[:, None] * beams
+    copies = torch.arange(beams, device=device) * config.keep_beam // beams  # the survivor that each continues
     is_compared = beams > 1 and not config.is_classic  # in blocks; a classic search compares at every token
     num_kept = 0 if kept is None else kept.shape[1]
     for position in range(length):

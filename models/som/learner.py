@@ -139,7 +139,7 @@ class MapLearner:
 
     For each unit, a batch gives a sum of patches and their number n, both smoothed by the neighbourhood. The unit moves
     a share of the way to their mean: max(1 − (1 − rate)^n, 2n / (N + 2n)). N is the sum of n since the radius last
-    changed; the rate is `model_lr`, halved every `lr_step` steps. The second term makes the unit a running mean that
+    changed; the rate is `model_lr`. The second term makes the unit a running mean that
     gives later patches more weight, because the first ones arrived while the unit was still elsewhere.
     When the radius reaches 0, the map is balanced with `sample` (N, D), patches of the training data, if there is one.
     At radius 0, units that were nearest to no patch during a whole epoch are replaced by patches of that epoch, drawn
@@ -152,10 +152,9 @@ class MapLearner:
         steps_per_epoch: int,
         total_steps: int,
         continued: bool = False,
-        lr_step: int = 100_000,
         sample: torch.Tensor | None = None,
     ) -> None:
-        self.codebook, self.lr_step, self.sample = codebook, lr_step, None if continued else sample
+        self.codebook, self.sample = codebook, None if continued else sample
         self.steps_per_epoch, self.total_steps, self.continued = steps_per_epoch, total_steps, continued
         units = codebook.units
         self.device = units.device
@@ -176,7 +175,7 @@ class MapLearner:
 
         The maps are the whole batch of the step, or this process's `share` of it.
         """
-        radius = self.radius(step)
+        radius = min(self.radius(step), self.last_radius)  # a longer plan does not smooth precise units again
         self.codebook.counts.zero_()  # the units change, so the counts are stale
         if radius != self.last_radius:
             self.last_radius = radius
@@ -190,7 +189,7 @@ class MapLearner:
         sums = torch.zeros_like(self.codebook.units).index_add_(0, indices, patches)
         numbers, error = count(indices, len(sums)), errors.sum()
         distributed.all_reduce(sums, numbers, error)
-        rate = self.codebook.config.model_lr * 0.5 ** (step // self.lr_step)
+        rate = self.codebook.config.model_lr
         self._move(sums, numbers, radius, rate)
         if radius == 0:
             self._reseed(patches, errors, numbers, step)

@@ -89,7 +89,7 @@ def count_maps(
     codebook: Codebook, dataset: FeatureMapDataset, indices: np.ndarray, batch_size: int, title: str
 ) -> Census:
     """Take the census of these feature maps, in all processes together, and keep its counts in the codebook."""
-    parts = distributed.own(chunks(indices, batch_size))
+    parts = distributed.my_items(chunks(indices, batch_size))
     batches = BatchLoader(dataset, parts, choose_workers(None, codebook.units.device))
     census = take_census(codebook, progress(batches, unit="batch", desc=title))
     codebook.counts.copy_(census.counts)

@@ -5,7 +5,6 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -16,7 +15,6 @@ from scripts.auto import plan as planning
 from scripts.auto.kept import Plan, read_recipe
 from scripts.auto.look import Fingerprint, look, survey
 from scripts.dry_run import Scaling, run_steps, seconds_to_start, write_few
-from scripts.evaluate import PACKAGES
 from utils.core.config import build_config, read_json
 from utils.core.files import UserError, write_file
 from utils.core.lock import lock
@@ -31,18 +29,9 @@ from utils.runtime.child import Attendant
 from utils.runtime.device import usable_memory
 
 UNGROUPED = "near-duplicates are not kept on one side of the split: pip install -r requirements-data.txt"
-MISSING = {  # what is said of packages that are not there
-    PACKAGES: "there is no evaluation: pip install -r requirements-eval.txt",
-    ("jinja2", "plotly"): "there is no report: pip install -r requirements-eval.txt",
-}
 HOPELESS = 4  # times the hours: what is guessed to need more is refused without a short pass
 TRIED = 0.03  # of the guessed training steps, in the short pass
 DISK = 2**28  # bytes of logs, pictures and codebooks
-
-
-def has(*packages: str) -> bool:
-    """Whether these packages are installed."""
-    return all(find_spec(package) for package in packages)
 
 
 def count_left_out(pictures: Path, written: Path) -> int:
@@ -58,7 +47,9 @@ def count_left_out(pictures: Path, written: Path) -> int:
 
 def holds_pictures(given: Path) -> bool:
     """Whether this is a folder of pictures, and no data set."""
-    return given.is_dir() and not (given / "dataset.json").is_file() and not any(given.glob("*.tar"))
+    if not given.is_dir() or (given / "dataset.json").is_file():
+        return False
+    return not any(given.glob("*.tar")) or len(image_files(given)[0]) > 0
 
 
 def check_source(given: Path, written: Path) -> None:
@@ -86,9 +77,11 @@ def find_images(given: Path, written: Path, hours: float, is_gpu: bool, call: Ca
     sizes = survey(files)
     if not sizes:
         raise UserError(f"{given}: holds no dataset.json and no image that can be read; give a folder of images")
+    if written.resolve().is_relative_to(given.resolve()):
+        raise UserError(f"OUT: {written.parent.parent} lies inside {given}; give one outside of it")
     size = planning.choose_size(sizes, hours, is_gpu=is_gpu)
     smaller = sum(each.width < size.width or each.height < size.height for each in sizes)
-    shown = f"{written}, of {size.shown} pixels; of {len(sizes)} files {smaller} are smaller and are enlarged"
+    shown = f"{written}, of {size.shown} pixels; of {len(sizes)} files seen, {smaller} are smaller and are enlarged"
     print(f"data: {len(files)} files become {shown}", flush=True)
     group = "near" if near_duplicates.is_installed() else None
     call("make_dataset", given, out_dir=written.parent, image_size=size, group_by=group, overwrite=is_written)

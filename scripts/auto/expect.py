@@ -18,7 +18,7 @@ class Row(NamedTuple):
     kind: str
     training: int  # images
     variety: float  # of its fingerprint
-    minutes: float  # of all steps on two cores, where known
+    minutes: float  # of all steps on two cores
     distance: float  # kernel distance of samples
     precision: float
     recall: float
@@ -61,11 +61,9 @@ def sentence(prints: Fingerprint, hours: float) -> str:
     row = nearest(prints, hours)
     shown = f"; its samples: {row.picture}" if row.picture else ""
     few = f"; of only {prints.training:,} expect worse" if prints.training < row.training / 2 else ""
-    return (
-        f"nearest to this was {row.name}, {row.training:,} training images and about {row.minutes:g} minutes on two "
-        f"cores: kernel distance {row.distance:.3f}, precision {row.precision:.2f}, recall {row.recall:.2f} "
-        f"({row.source}{shown}){few}"
-    )
+    trained = f"{row.name}, {row.training:,} training images, about {row.minutes:g} minutes on two cores"
+    numbers = f"kernel distance {row.distance:.3f}, precision {row.precision:.2f}, recall {row.recall:.2f}"
+    return f"most similar of what was measured: {trained}: {numbers} ({row.source}{shown}){few}"
 
 
 def outlook(metrics: Path, all_passed: bool = False) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, Thread
@@ -24,8 +25,8 @@ class Plan:
     start: float = 0.0  # seconds that a script takes to start
     costs: dict = field(default_factory=dict)  # of each step, as measured in the short pass
     guessed: float = 0.0  # seconds of a training step of the autoencoder on the machine of docs/times.md
-    drift: float = 1.0  # how much slower steps were than these costs say
-    pace: float = 1.0  # how much slower they were taken to be for these
+    drift: float = 1.0  # how many times as long as `costs` say steps have taken so far
+    pace: float = 1.0  # the drift that `seconds` were planned with
     seconds: dict = field(default_factory=dict)  # planned, of each step
     began: dict = field(default_factory=dict)  # seconds of the clock as each step began
     took: dict = field(default_factory=dict)  # true, of each step that has ended
@@ -93,7 +94,8 @@ class Clock:
     def beat(self) -> None:
         """Note the time until the end."""
         while not self.ended.wait(BEAT):
-            self.note()
+            with suppress(OSError):  # of a full disk, which may have room again
+                self.note()
 
     def note(self) -> None:
         """Write the time that was used, once the images were looked at."""

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -18,10 +19,10 @@ from typing import Any
 
 from models.autoencoder import KIND as AUTOENCODER
 from models.stage import KIND as STAGE
-from scripts import evaluate
+from scripts import evaluate, report
 from scripts.auto import expect, hours
 from scripts.auto import plan as planning
-from scripts.auto.begin import MISSING, check_source, count_left_out, find_images, has, look_at, plan_for
+from scripts.auto.begin import check_source, count_left_out, find_images, holds_pictures, look_at, plan_for
 from scripts.auto.kept import Clock, Plan
 from scripts.dry_run import Cost
 from utils.core.files import UserError, is_older, write_file
@@ -32,6 +33,7 @@ from utils.runs.chain import ROOT, Recipe, folders_in, steps_of
 from utils.runs.checkpoint import load_checkpoint
 from utils.runs.folders import OutputFolder, RunFolder
 from utils.runtime.child import Attendant
+from utils.runtime.cli import has
 from utils.runtime.device import choose_device
 from utils.runtime.progress import duration
 
@@ -39,6 +41,10 @@ OVER = 1.08  # that the finest stage is planned to overrun: what is cut off are 
 SLACK = 1.5  # of its planned time, after which a training is stopped that is not the last one
 KINDS = {"train_autoencoder": AUTOENCODER, "train_quantized_transformer": STAGE}  # of checkpoints that may be stopped
 LATE = "steps took longer than measured, so the hours may not be kept"
+MISSING = {  # what is said of packages that are not there
+    evaluate.PACKAGES: "there is no evaluation: pip install -r requirements-eval.txt",
+    report.PACKAGES: "there is no report: pip install -r requirements-eval.txt",
+}
 EARLY = "more training steps would only memorize so few images"
 MARGIN = 0.02, 9.0  # that is left over: a share of the hours, and seconds at least
 
@@ -59,24 +65,31 @@ class Auto:
             self.clock = Clock(self.folder.clock)
             if self.options.plan_only:
                 self.prepare()
-                words = ["python -m scripts.train_cascade", f"{self.path}/", self.dataset, self.folder.path]
                 print("planned; edit it if you like. Go on within the hours by the same command without --plan-only,")
-                print("or train it as any recipe:", *words)
+                print("or train it as any recipe:", self.by_hand)
                 return
             with self.clock:
                 self.prepare()
                 self.train()
 
+    @property
+    def by_hand(self) -> str:
+        """The command that trains the planned recipe."""
+        words = ["python", "-m", "scripts.train_cascade", f"{self.path}/", self.dataset, self.folder.path]
+        return shlex.join(map(str, words))
+
     def prepare(self) -> None:
         """Look and plan, unless an earlier start has."""
         options, recipe, is_gpu = self.options, self.path / "recipe.json", self.device.type == "cuda"
         images, was_planned = self.folder.images, self.folder.planned.is_file()
+        unfinished = OutputFolder(images.parent).unfinished
         begun = [folder for folder in folders_in(self.folder) if folder.record.is_file()]
         if begun and not was_planned:
             raise UserError(f"{begun[0].path}: belongs to a run that auto has not planned; give another OUT")
         if not options.overwrite:
             check_source(options.dataset, images)
-        was_killed, number = OutputFolder(images.parent).unfinished.is_file(), count_left_out(options.dataset, images)
+        was_killed = holds_pictures(options.dataset) and unfinished.is_file()
+        number = count_left_out(options.dataset, images)
         is_anew = options.overwrite or was_killed or (number > 0 and not was_planned)
         if number and not is_anew:
             lacks = f"{number} pictures of {options.dataset} that were added or changed since, or can be read now"
@@ -185,8 +198,7 @@ class Auto:
         if total > left and not begun:
             least = f"this data and this machine need at least {math.ceil(105 * needed) / 100:g}"
             raise UserError(f"--hours {given}: {least}; give at least that many")
-        if total > left and LATE not in notes:
-            notes.append(LATE)
+        notes[:] = [note for note in notes if note != LATE] + ([LATE] if total > left else [])
         if total < 0.9 * left and not begun:
             notes[:] = [note for note in notes if EARLY not in note]
             early = f"about {needed:.2g} of the {given} hours are needed"
@@ -210,7 +222,12 @@ class Auto:
         """Run a step of the chain; one that is stopped after so many seconds ends with what it has learned."""
         options = dataclasses.replace(self.options, recipe=f"{self.path}/", dataset=self.dataset, hours=None)
         try:
-            self.chain(Recipe.find(self.path), options, self.verified).run(self.attendant, name, seconds)
+            chain = self.chain(Recipe.find(self.path), options, self.verified)
+        except UserError as error:
+            advice = f"with auto, --overwrite also reads the pictures again; {self.by_hand} --overwrite does not"
+            raise UserError(f"{error}; {advice}" if "--overwrite" in str(error) else error) from None
+        try:
+            chain.run(self.attendant, name, seconds)
         except SystemExit:
             if self.attendant.stop or not self.attendant.is_late:
                 raise
@@ -241,7 +258,7 @@ class Auto:
         self.plan.outlook = expect.outlook(self.folder.transformers[-1].metrics, all_passed)
         self.save()
         print(*self.plan.outlook, sep="\n")
-        if has("jinja2", "plotly"):
+        if has(*report.PACKAGES):
             self.call("report", self.folder.path)
         results = [*self.folder.mark("").iterdir(), self.folder.evaluation.results]
         if all(path.stat().st_mtime < self.began for path in results if path.exists()):
@@ -251,13 +268,15 @@ class Auto:
 
     def call(self, script: str, *words: object, **flags: object) -> None:
         """Run a script to its end, or end with its status."""
-        paths = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"  # for a start in another folder
+        paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))  # for a start elsewhere
         command = [sys.executable, "-P", "-m", f"scripts.{script}", *words, *words_of(flags)]
         self.attendant.check(command, env=inherited() | {"PYTHONPATH": paths})
 
     def write_recipe(self) -> None:
         """Replace recipe.json, and remember that it was not a person who did."""
         text, path = json.dumps(self.plan.settings, indent=4) + "\n", self.path / "recipe.json"
+        if checksum(path.read_bytes()) not in self.plan.written:
+            raise UserError(f"{path}: was edited meanwhile; start the same command again, which keeps the edit")
         self.plan.written = [checksum(path.read_bytes()), checksum(text.encode())]
         self.save()  # first, since the process may be killed between the two
         write_file(path, text)

@@ -1,12 +1,9 @@
-"""The arguments of Python methods, checked by their type hints: a wrong one is a `UserError` in one line."""
+"""The fields of a dataclass, checked by their type hints: a wrong one is a `UserError` in one line."""
 
 import functools
-import inspect
-import os
 import types
 import typing
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from types import NoneType
 
 from utils.core.config import fits
@@ -15,32 +12,7 @@ from utils.core.options import KINDS
 
 LISTS = (tuple, list, Sequence)
 SHOWN = 60  # characters of a value that is shown; of a longer one the type is
-WORDS = KINDS | {bool: "True or False", str: "a string", os.PathLike: "a path", Path: "a path", Callable: "a function"}
-
-
-def check_methods(cls: type) -> type:
-    """A class whose public methods are all `checked`."""
-    for name, method in list(vars(cls).items()):
-        if not name.startswith("_") and isinstance(method, classmethod | types.FunctionType):
-            is_plain = isinstance(method, types.FunctionType)
-            setattr(cls, name, checked(method) if is_plain else classmethod(checked(method.__func__)))
-    return cls
-
-
-def checked(function: Callable) -> Callable:
-    """A function that takes its arguments through `check_type`, but for those of a `**name`."""
-    signature = inspect.signature(function)
-    named = [name for name, each in signature.parameters.items() if each.kind != inspect.Parameter.VAR_KEYWORD]
-
-    @functools.wraps(function)
-    def call(*args: object, **more: object) -> object:
-        given, hints = signature.bind(*args, **more), _hints_of(function)
-        for name in named:
-            if name in given.arguments and name in hints:
-                given.arguments[name] = check_type(given.arguments[name], hints[name], name)
-        return function(*given.args, **given.kwargs)
-
-    return call
+WORDS = KINDS | {bool: "True or False", str: "a string"}
 
 
 def check_fields(instance: object) -> None:

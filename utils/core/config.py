@@ -21,7 +21,7 @@ def read_json(path: Path) -> dict:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (ValueError, RecursionError) as error:  # also of digits without end, and of brackets in brackets
+    except (ValueError, RecursionError) as error:  # also numbers with too many digits, and nesting that is too deep
         raise UserError(f"{path}: not valid JSON ({error}); fix it or write it again") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")

@@ -18,7 +18,7 @@ class UserError(ValueError):
 
 def file_at(path: Path) -> Path:
     """The path of something that ends when it is read; raises `UserError` for a pipe or a device, which may not."""
-    with suppress(OSError):  # whoever reads it finds that out
+    with suppress(OSError):  # the reader reports a missing file
         if not (stat.S_ISREG(mode := path.stat().st_mode) or stat.S_ISDIR(mode)):
             raise UserError(f"{path}: is a pipe or a device, expected a file; replace or remove it")
     return path

@@ -22,9 +22,9 @@ except ImportError:
 
 log = logging.getLogger(__name__)
 
-NAME = ".lock"
+LOCK_FILE = ".lock"
 FLAGS = os.O_RDONLY | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)  # a pipe in its place would wait for ever
-WITHOUT = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}  # of a file system without locks
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}  # of a file system without locks
 _held: set[BinaryIO] = set()
 
 
@@ -44,9 +44,9 @@ def lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
                 yield
             finally:
                 _held.discard(file)
-                if created and [path.name for path in folder.iterdir()] == [NAME]:
+                if created and [path.name for path in folder.iterdir()] == [LOCK_FILE]:
                     with suppress(*IN_USE):  # it stays on Windows
-                        (folder / NAME).unlink()
+                        (folder / LOCK_FILE).unlink()
     finally:
         with suppress(OSError):  # one that holds something stays
             for path in created:
@@ -60,10 +60,10 @@ def _acquire(folder: Path, wait: bool) -> BinaryIO:
         make_folder(folder)
         with suppress(FileNotFoundError), ExitStack() as stack:
             # Reading is enough for a lock, also of a file that another person has created.
-            file = stack.enter_context(os.fdopen(os.open(folder / NAME, FLAGS, 0o666), "rb"))
+            file = stack.enter_context(os.fdopen(os.open(folder / LOCK_FILE, FLAGS, 0o666), "rb"))
             if _take(file, folder):
                 # Windows removes no file that is open.
-                if fcntl is None or os.path.samestat(os.fstat(file.fileno()), (folder / NAME).stat()):
+                if fcntl is None or os.path.samestat(os.fstat(file.fileno()), (folder / LOCK_FILE).stat()):
                     stack.pop_all()
                     return file
             elif not wait:
@@ -87,7 +87,7 @@ def _take(file: BinaryIO, folder: Path) -> bool:
     except (BlockingIOError, PermissionError):
         return False
     except OSError as error:
-        if error.errno not in WITHOUT:
+        if error.errno not in NO_LOCKS:
             raise
         log.warning("%s: its file system has no locks; let only one process write to it", folder)
     return True
@@ -96,7 +96,7 @@ def _take(file: BinaryIO, folder: Path) -> bool:
 def sweep(folder: Path) -> None:
     """Remove what dead processes left half written, except in folders inside that have a lock of their own."""
     for root, folders, files in os.walk(folder):
-        if NAME in files and Path(root) != folder:
+        if LOCK_FILE in files and Path(root) != folder:
             folders.clear()
             continue
         for name in filter(is_temporary, files):

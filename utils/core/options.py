@@ -129,12 +129,12 @@ def make_parser(cls: type, doc: str) -> argparse.ArgumentParser:
     hints = typing.get_type_hints(cls)
     for title, fields in groups_of(cls):
         group = parser.add_argument_group(title[:1].lower() + title[1:])
-        places: dict[str | None, argparse._ActionsContainer] = {None: group}
+        containers: dict[str | None, argparse._ActionsContainer] = {None: group}
         for field in fields:
             word = field.metadata["option"].exclusive
-            if word not in places:
-                places[word] = group.add_mutually_exclusive_group()
-            _add(places[word], field, hints[field.name])
+            if word not in containers:
+                containers[word] = group.add_mutually_exclusive_group()
+            _add(containers[word], field, hints[field.name])
     return parser
 
 
@@ -169,12 +169,12 @@ def parse_options(cls: type[Options], doc: str, argv: list[str] | None, where: s
         raise
 
 
-def _add(place: argparse._ActionsContainer, field: dataclasses.Field, hint: object) -> None:
+def _add(container: argparse._ActionsContainer, field: dataclasses.Field, hint: object) -> None:
     spec = field.metadata["option"]
     shown = default_of(field).replace("%", "%%")
     help_ = spec.meaning.replace("%", "%%") + (f" [{shown}]" if shown and field.default is not MISSING else "")
     if hint is bool:
-        place.add_argument(flag_of(field), action="store_true", help=help_)
+        container.add_argument(flag_of(field), action="store_true", help=help_)
         return
     settings: dict[str, Any] = {"help": help_, "type": lambda text: _parse(text, hint, spec)}
     if spec.choices is not None:
@@ -185,10 +185,10 @@ def _add(place: argparse._ActionsContainer, field: dataclasses.Field, hint: obje
         settings |= {"nargs": "?", "const": spec.const}
     if spec.positional:
         optional = {} if field.default is MISSING else {"nargs": "?", "default": field.default}
-        place.add_argument(field.name, metavar=flag_of(field), **settings | optional)
+        container.add_argument(field.name, metavar=flag_of(field), **settings | optional)
         return
     names = [name for name in (spec.short, flag_of(field)) if name]
-    place.add_argument(*names, required=field.default is MISSING, default=field.default, **settings)
+    container.add_argument(*names, required=field.default is MISSING, default=field.default, **settings)
 
 
 def _parse(text: str, hint: object, spec: Option) -> object:

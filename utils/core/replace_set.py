@@ -1,4 +1,4 @@
-"""Replaces a set of files that belong together, as a whole, by one in `.next/`; a process that dies amid it resumes."""
+"""Replaces a set of files as a whole by the one in `.next/`; after a crash the next start completes that."""
 
 import json
 import shutil

@@ -15,7 +15,7 @@ from utils.data.checksums import Fingerprint, fingerprint
 from utils.data.feature_maps import open_rows, read_map
 from utils.data.images import open_rgb, to_floats
 from utils.data.records import image_key, read_packed, verify_files
-from utils.data.shards import place_of, shown
+from utils.data.shards import entry_of, shown
 from utils.data.split import Bounds, Split, split_indices
 
 
@@ -83,18 +83,18 @@ class ImageDataset(FileDataset):
         return to_floats(np.stack([self._pixels(index) for index in indices]))
 
     def read_file(self, index: int) -> torch.Tensor:
-        """Image `index`, from its file or its place in a shard."""
+        """Image `index`, from its file or from a shard."""
         return to_floats(self._pixels(index))
 
     def _pixels(self, index: int) -> np.ndarray:
         """The pixels (H, W, 3) of an image."""
         record = self.records[index]
-        path, place = self.folder / record["image_fpath"], place_of(record)
-        pixels = np.asarray(open_rgb(path, place=place))
+        path, entry = self.folder / record["image_fpath"], entry_of(record)
+        pixels = np.asarray(open_rgb(path, entry=entry))
         if self.shape is not None and pixels.shape[:2] != self.shape[1:]:
             size, first = Size.of(pixels.shape[:2]), Size.of(self.shape)
             advice = f"make all one size with scripts.make_dataset --image-size {first}"
-            raise UserError(f"{shown(path, place)}: is {size.shown}, the first image is {first.shown}; {advice}")
+            raise UserError(f"{shown(path, entry)}: is {size.shown}, the first image is {first.shown}; {advice}")
         return pixels
 
 
@@ -112,14 +112,14 @@ class FeatureMapDataset(FileDataset):
 
     def __getitem__(self, indices: np.ndarray) -> torch.Tensor:
         maps = np.empty((len(indices), *self.shape), dtype=np.float32)
-        for place, index in enumerate(map(int, indices)):
+        for row, index in enumerate(map(int, indices)):
             if self.is_checked[index]:
                 first = int(self.records.table["first"][index])
                 if first not in self.paths:
                     self.paths[first] = str(self.path(first))
-                maps[place] = open_rows(self.paths[first])[self.rows[index]]
+                maps[row] = open_rows(self.paths[first])[self.rows[index]]
             else:
-                maps[place] = self.read_file(index)
+                maps[row] = self.read_file(index)
                 self.is_checked[index] = self.rows[index] >= 0
         return torch.from_numpy(maps)
 
@@ -160,11 +160,11 @@ class FeatureMapDataset(FileDataset):
         images, (height, width) = [], (side * scale for side in self.shape[1:])
         for index in indices:
             record = self.records[index]
-            place, path = place_of(record), self.folder / record["image_path"]
-            image = to_floats(np.asarray(open_rgb(path, place=place)))
+            entry, path = entry_of(record), self.folder / record["image_path"]
+            image = to_floats(np.asarray(open_rgb(path, entry=entry)))
             if image.shape[1:] != (height, width):
                 raise UserError(
-                    f"{shown(path, place)}: is {Size.of(image.shape).shown}, its feature map was made from "
+                    f"{shown(path, entry)}: is {Size.of(image.shape).shown}, its feature map was made from "
                     f"{Size(width, height).shown}; make the maps again with generate_fmap_dataset.py"
                 )
             images.append(image.flip(-1) if self.flipped[index] else image)

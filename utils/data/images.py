@@ -16,7 +16,7 @@ from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageErro
 
 from utils.core.files import UserError, replace_file
 from utils.core.size import Size
-from utils.data.shards import HEIF_SUFFIXES, SUFFIXES, Place, read_file, shown
+from utils.data.shards import HEIF_SUFFIXES, SUFFIXES, ShardEntry, read_file, shown
 
 Colour = tuple[int, int, int]
 CHECKER = "checker"  # a background that shows what is transparent
@@ -76,19 +76,19 @@ def upright_size(path: Path) -> Size | None:
 def open_rgb(
     path: str | os.PathLike,
     background: Background = WHITE,
-    place: Place | None = None,
+    entry: ShardEntry | None = None,
     *,
     most_pixels: float = math.inf,
 ) -> Image.Image:
     """Read an image file (AVIF, BMP, GIF's first frame, HEIC, JPEG, PNG, TIFF, WebP) as an upright 8-bit RGB image.
 
-    It may lie at a `place` in a shard. The EXIF orientation is applied, transparency is laid over `background` (and
+    It may be an `entry` of a shard. The EXIF orientation is applied, transparency is laid over `background` (and
     `info[TRANSPARENT]` says whether there is any), and 16-bit grey is scaled to 8 bits, as are floats that run from 0
     to 1, 255 or 65535. HEIC needs pillow-heif. Raises `UserError` naming the file and the reason, also if it has more
     than `most_pixels`, before they are decoded.
     """
     try:
-        content = read_file(Path(path), place)
+        content = read_file(Path(path), entry)
         is_heif = content[4:8] == b"ftyp" and content[8:12] in HEIF_BRANDS
         with Image.open(io.BytesIO(content), formats=(*FORMATS, *(_register_heif() if is_heif else ()))) as image:
             if (pixels := math.prod(image.size)) <= most_pixels:
@@ -109,7 +109,7 @@ def open_rgb(
         reason = f"too large to read safely ({error}); scale it down"
     except DAMAGED as error:
         reason = f"cannot be decoded ({' '.join(str(error).split())}); it may be damaged or cut short, replace it"
-    raise UserError(f"{shown(Path(path), place)}: {reason}")
+    raise UserError(f"{shown(Path(path), entry)}: {reason}")
 
 
 def _register_heif() -> tuple[str, ...]:
@@ -174,13 +174,13 @@ def fit_to(image: Image.Image, size: Size, fit: str = "crop", background: Backgr
         return _resize(image, target, (left, top, left + part[0], top + part[1]))
     inner = max(1, round(width * min(scales))), max(1, round(height * min(scales)))
     canvas = _plain(target, background)
-    place = (size.width - inner[0]) // 2, (size.height - inner[1]) // 2
-    canvas.paste(_resize(image, inner, (0, 0, width, height)), place)
+    corner = (size.width - inner[0]) // 2, (size.height - inner[1]) // 2
+    canvas.paste(_resize(image, inner, (0, 0, width, height)), corner)
     return canvas
 
 
 def _resize(image: Image.Image, size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
-    """Scale the box of an image, first by an integer factor to 3 times the size: it looks the same and costs less."""
+    """Scale a box of an image, by way of 3 times the size if it shrinks by more: that is faster."""
     return image.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
 
 

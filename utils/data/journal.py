@@ -41,7 +41,7 @@ class Journal:
 
     def missing(self, parts: dict[str, T]) -> list[T]:
         """The parts, by their names, that are still to be done. Each process checks the files of its share."""
-        names = distributed.own([*parts])
+        names = distributed.my_items([*parts])
         missing = distributed.gather([name for name in names if not self.find(name)])
         return [parts[name] for names in missing for name in names]
 

@@ -20,7 +20,7 @@ from utils.core.lock import lock
 from utils.core.provenance import Key, digest, same
 from utils.data.checksums import checksum, is_whole
 from utils.data.dataset_json import DEFAULT, INFO, read_tables
-from utils.data.shards import Place, are_meant, expand, place_of, read_file, read_shards, shown
+from utils.data.shards import ShardEntry, are_meant, entry_of, expand, read_file, read_shards, shown
 from utils.data.split import position
 from utils.runtime.progress import progress
 
@@ -101,20 +101,20 @@ def read_packed(path: Path, required: tuple[str, ...], spare: Path | None = None
     key = source_of(path, required)
     if key["size"] < LARGE and not are_meant(path):
         return pack(path, required)
-    places = [kept_path(path), *([kept_path(path, spare)] if spare else [])]
-    if kept := _find_kept(places, key):
+    caches = [kept_path(path), *([kept_path(path, spare)] if spare else [])]
+    if kept := _find_kept(caches, key):
         return kept
     with ExitStack() as stack:
-        for place in places:
+        for cache in caches:
             with suppress(OSError):  # of a folder that is read-only
-                stack.enter_context(lock(place.parent, wait=True))
+                stack.enter_context(lock(cache.parent, wait=True))
                 break
         key = source_of(path, required)  # another process may have read it meanwhile, or changed it
-        if kept := _find_kept(places, key):
+        if kept := _find_kept(caches, key):
             return kept
         records = pack(path, required)
-        _keep(places, key, records)
-        return _find_kept(places, key) or records
+        _keep(caches, key, records)
+        return _find_kept(caches, key) or records
 
 
 def pack(path: Path, required: tuple[str, ...]) -> Records:
@@ -134,7 +134,7 @@ def pack(path: Path, required: tuple[str, ...]) -> Records:
             kind, is_right = KINDS[name]
             if not is_right(record[name]):
                 raise UserError(f"{path}: {name!r} of record {number + 1} is no {kind}; make the data set again")
-        if "offset" in record and (lacking := [name for name in Place._fields if name not in record]):
+        if "offset" in record and (lacking := [name for name in ShardEntry._fields if name not in record]):
             raise UserError(f"{path}: record {number + 1} has no {lacking[0]!r}; make the data set again")
         if record[key] != last:
             first, last = number, record[key]
@@ -166,31 +166,31 @@ def kept_path(path: Path, folder: Path | None = None) -> Path:
     return (folder or (path if path.is_dir() else path.parent)) / ".index" / f"{path.stem}.records"
 
 
-def _find_kept(places: list[Path], key: Key) -> Records | None:
+def _find_kept(caches: list[Path], key: Key) -> Records | None:
     """The first kept records of a data set that has not changed since."""
-    for place in filter(Path.is_file, places):
+    for cache in filter(Path.is_file, caches):
         with suppress(OSError, ValueError, KeyError, TypeError):  # of one that is damaged
-            with place.open("rb") as file:
+            with cache.open("rb") as file:
                 head, start = json.loads(file.readline()), file.tell()
             if not same(head["key"], key):
                 continue
-            content = memoryview(np.memmap(place, np.uint8, "r"))[start:]
+            content = memoryview(np.memmap(cache, np.uint8, "r"))[start:]
             if zlib.crc32(content) == head["crc"]:
                 table = np.frombuffer(content, ROW, head["number"])
                 parts = (head["info"], head["digest"], head["images"], key["required"][0])
                 return Records(content[table.nbytes :], table, *parts)
-        log.warning("%s: damaged; reading the data set again", place)
+        log.warning("%s: damaged; reading the data set again", cache)
     return None
 
 
-def _keep(places: list[Path], key: Key, records: Records) -> None:
-    """Keep records in the first of these places that takes them: a line of JSON, the table and the text."""
+def _keep(caches: list[Path], key: Key, records: Records) -> None:
+    """Keep records in the first of these caches that takes them: a line of JSON, the table and the text."""
     head = {"key": key, "number": len(records), "info": records.info}
     head |= {"digest": records.digest, "images": records.images}
     head["crc"] = zlib.crc32(records.text, zlib.crc32(records.table))
-    for place in places:
+    for cache in caches:
         # Of a read-only folder, a full disk, or on Windows a file that another process has mapped.
-        with suppress(OSError), replace_file(place, durable=False) as temporary, temporary.open("wb") as file:
+        with suppress(OSError), replace_file(cache, durable=False) as temporary, temporary.open("wb") as file:
             file.writelines((json.dumps(head).encode() + b"\n", records.table, records.text))
             return
 
@@ -232,10 +232,10 @@ def verify_files(path: Path) -> None:
     """Read all files of a data set; raises `UserError` naming the first that is not as it was written."""
     for record in progress(read_dataset(path, ())[0], unit="file", desc=f"verifying {path.parent.name}"):
         is_map = "fmap_path" in record
-        place = None if is_map else place_of(record)
+        entry = None if is_map else entry_of(record)
         file = path.parent / record["fmap_path" if is_map else "image_fpath"]
         if "checksum" not in record:
             advice = "make the data set again, or start anew with --overwrite"
             raise UserError(f"{path}: holds no checksums, so --verify cannot compare; {advice}")
-        if not is_whole(file, record["checksum"], record.get("row"), partial(read_file, place=place)):
-            raise UserError(f"{shown(file, place)}: is not the file that was written; make the data set again")
+        if not is_whole(file, record["checksum"], record.get("row"), partial(read_file, entry=entry)):
+            raise UserError(f"{shown(file, entry)}: is not the file that was written; make the data set again")

@@ -29,7 +29,7 @@ DESCRIBED = ("labels", "group", "original_path")  # keys of a record that the JS
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
-class Place(NamedTuple):
+class ShardEntry(NamedTuple):
     """Where an image lies in a shard, by the keys of its record; the first is its name there."""
 
     image_key: str
@@ -37,23 +37,23 @@ class Place(NamedTuple):
     size: int
 
 
-def place_of(record: dict) -> Place | None:
+def entry_of(record: dict) -> ShardEntry | None:
     """Where the image of a record lies in its file, if that is a shard."""
-    return Place(*(record[key] for key in Place._fields)) if "offset" in record else None
+    return ShardEntry(*(record[key] for key in ShardEntry._fields)) if "offset" in record else None
 
 
-def shown(path: Path, place: Place | None) -> Path:
+def shown(path: Path, entry: ShardEntry | None) -> Path:
     """The name of an image for a message: its file, or its name inside that."""
-    return path / place.image_key.lstrip("/") if place else path
+    return path / entry.image_key.lstrip("/") if entry else path
 
 
-def read_file(path: Path, place: Place | None = None) -> bytes:
-    """The content of a file, or of a place in it."""
-    if place is None:
+def read_file(path: Path, entry: ShardEntry | None = None) -> bytes:
+    """The content of a file, or of an entry of it, if that is a shard."""
+    if entry is None:
         return file_at(path).read_bytes()
     file = _opened(path, os.getpid(), threading.get_ident())
-    file.seek(place.offset)
-    return file.read(place.size)
+    file.seek(entry.offset)
+    return file.read(entry.size)
 
 
 @lru_cache(maxsize=256)
@@ -110,8 +110,8 @@ def _records_of(shard: Path, folder: Path) -> Iterator[dict]:
                     more |= _described(shard, file.name, tar.extractfile(file).read())
             if image is None:
                 raise UserError(f"{shard}: its sample {key} has no image; leave it out")
-            place = Place(image.name, image.offset_data, image.size)
-            yield {"image_fpath": shard.relative_to(folder).as_posix(), **place._asdict(), **more}
+            entry = ShardEntry(image.name, image.offset_data, image.size)
+            yield {"image_fpath": shard.relative_to(folder).as_posix(), **entry._asdict(), **more}
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
@@ -142,20 +142,20 @@ def _described(shard: Path, name: str, content: bytes) -> dict:
     return {key: more[key] for key in DESCRIBED if key in more} if isinstance(more, dict) else {}
 
 
-def write_shard(folder: Path, number: int, files: dict[str, bytes]) -> tuple[Path, dict[str, Place]]:
-    """Write files by their names to a shard, named by its content; return its path, and the place of each file in it.
+def write_shard(folder: Path, number: int, files: dict[str, bytes]) -> tuple[Path, dict[str, ShardEntry]]:
+    """Write files by their names to a shard, named by its content; return its path, and the entry of each file in it.
 
     So an earlier data set stays whole. A shard that exists keeps its timestamp.
     """
-    places, buffer = {}, io.BytesIO()
+    entries, buffer = {}, io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name, content in files.items():
             member = tarfile.TarInfo(name)
             member.size = len(content)
-            places[name] = Place(name, buffer.tell() + tarfile.BLOCKSIZE, len(content))
+            entries[name] = ShardEntry(name, buffer.tell() + tarfile.BLOCKSIZE, len(content))
             tar.addfile(member, io.BytesIO(content))
     content = buffer.getvalue()
     path = folder / f"{number:06d}_{hashlib.blake2b(content, digest_size=6).hexdigest()}.tar"
     if not (path.is_file() and path.read_bytes() == content):
         write_file(path, content, durable=False)
-    return path, places
+    return path, entries

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 3
 PARTS = {"kind": str, "format_version": int, "config": dict, "fingerprint": str, "model": dict, "trained_from": dict}
-ODD = (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError)  # raised by content that is not ours
+ODD = (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError)  # what malformed content raises
 
 MISFIT = (
     "its weights do not fit this config, or an older version of this code wrote them; train again in an empty folder"
@@ -54,7 +54,7 @@ def save_checkpoint(path: Path, kind: str, config: object, model: State, trained
     with replace_file(path) as temporary:
         try:
             torch.save(content | rest, temporary)
-        except RuntimeError as error:  # torch's word for a full disk
+        except RuntimeError as error:  # what torch raises when the disk is full
             raise UserError(f"{path}: cannot be written ({str(error).splitlines()[0]}); is the disk full?") from None
     return content["fingerprint"]
 
@@ -104,7 +104,7 @@ def _read(path: Path, memory_map: bool, check: bool = True) -> dict:
                 _check_zip(path)
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=memory_map)
     except Exception as error:  # damaged files make torch raise errors of all kinds
-        text = str(error)  # not if it is torch's advice to read the file without `weights_only`
+        text = str(error)  # without torch's advice to turn off `weights_only`
         reason = text.splitlines()[0] if text and "weights_only" not in text else type(error).__name__
         reason = f"not a readable checkpoint ({reason})"
         raise UserError(f"{path}: {reason}; it is damaged or cut short, use another one") from None

@@ -101,8 +101,15 @@ def attending() -> Iterator[Attendant]:
             signal.signal(number, handler)
 
 
+def escape_names() -> None:
+    """Print a name that is not UTF-8 with backslashes instead of failing."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def main(function: Callable[[], None]) -> None:
     """Call `function`; an expected error becomes one line on stderr and exit status 2."""
+    escape_names()
     try:
         function()
     except (UserError, OSError) as error:

@@ -10,7 +10,7 @@ import torch
 
 from utils.core.files import UserError
 from utils.runtime import distributed
-from utils.runtime.child import ATTENDANT
+from utils.runtime.child import ATTENDANT, escape_names
 from utils.runtime.device import keep_memory
 from utils.runtime.parent import watch_parent
 
@@ -27,10 +27,15 @@ def stop_signals() -> list[signal.Signals]:
     return [signal.SIGINT, signal.SIGTERM, *(each for each in hangup if signal.getsignal(each) != signal.SIG_IGN)]
 
 
+def has(*packages: str) -> bool:
+    """Whether these packages are installed."""
+    return all(find_spec(package) for package in packages)
+
+
 def need(requirements: str, *packages: str) -> None:
     """Raise `UserError` unless these packages are installed, which the file of `requirements` lists."""
     for package in packages:
-        if find_spec(package) is None:
+        if not has(package):
             raise UserError(f"{package} is not installed: pip install -r {requirements}")
 
 
@@ -40,10 +45,9 @@ def run(main: Callable[[], None]) -> None:
         if number != signal.SIGINT:  # which is a KeyboardInterrupt
             signal.signal(number, lambda number, _: sys.exit(128 + number))
     keep_memory()
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # of a name that is not UTF-8
+    escape_names()
     try:
-        distributed.start()
+        distributed.connect()
         if distributed.num_processes() > 1 or os.environ.get(ATTENDANT) == str(os.getppid()):
             watch_parent(signal.SIGTERM)  # torchrun or a chain, without which nobody would end this process
         main()

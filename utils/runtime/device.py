@@ -24,23 +24,23 @@ def choose_device(name: str) -> torch.device:
 
     Of several processes on a machine each has the GPU of its number.
     """
-    own, several = local()[0], num_processes() > 1
+    local_rank, several = local()[0], num_processes() > 1
     if name == "auto":
         has_mps = torch.backends.mps.is_available() and not several
         name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
     if several and name not in ("cuda", "cpu"):
         raise UserError(f"--device {name} is for one process: give several of them --device cuda or cpu")
-    if several and name == "cuda" and own >= torch.cuda.device_count():
+    if several and name == "cuda" and local_rank >= torch.cuda.device_count():
         numbers = f"{local()[1]} processes on this machine, but {torch.cuda.device_count()} GPUs"
         raise UserError(f"--device cuda: there are {numbers}; start as many as there are GPUs")
     try:
         device = torch.device(name)
         if device.type == "meta":
             raise RuntimeError("it holds no numbers")
-        place = torch.device("cuda", own) if several and device.type == "cuda" else device
-        torch.empty(0, device=place)
-        if place.type == "cuda" and place.index is not None:
-            torch.cuda.set_device(place)  # for pinned memory and peaks of memory, which name no device
+        actual = torch.device("cuda", local_rank) if several and device.type == "cuda" else device
+        torch.empty(0, device=actual)
+        if actual.type == "cuda" and actual.index is not None:
+            torch.cuda.set_device(actual)  # for pinned memory and peaks of memory, which name no device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {name} cannot be used here ({reason}): try --device auto") from None
@@ -128,7 +128,7 @@ def keep_memory() -> None:
 
 
 def give_back_memory() -> None:
-    """Return freed memory to the system after all, which takes milliseconds: what is kept rarely fits other shapes."""
+    """Return freed memory to the system, which takes milliseconds; tensors of other shapes could rarely reuse it."""
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)

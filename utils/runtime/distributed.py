@@ -23,11 +23,11 @@ from utils.core.files import UserError
 from utils.core.provenance import difference
 
 T = TypeVar("T")
-HANDSHAKE = timedelta(seconds=60)  # within which all processes must have come
-PATIENCE = timedelta(days=7)  # for which one may measure, draw and save alone while the others wait
+HANDSHAKE = timedelta(seconds=60)  # time for all processes to connect
+PATIENCE = timedelta(days=7)  # how long the others wait while one measures, draws and saves
 ROOT = Path(__file__).parents[2]
-LOST = "another process of this job has died; what it has saved is whole: go on with the same command, and --resume"
-MISSING = f"not all processes of this job have come within {HANDSHAKE.seconds} s"
+LOST = "another process of this job has died; what it has saved is intact: go on with the same command and --resume"
+MISSING = f"not all processes of this job have connected within {HANDSHAKE.seconds} s"
 
 _store: dist.Store | None = None
 _has_agreed = False
@@ -42,33 +42,33 @@ class Share:
     total: int
 
 
-def start() -> None:
-    """Meet the other processes, if there are any; raises `UserError` if some have not come after a minute."""
+def connect() -> None:
+    """Connect to the other processes, if there are any; raises `UserError` if some have not connected in a minute."""
     global _store, _has_agreed
     if os.environ.get("WORLD_SIZE", "1") == "1" or not {"RANK", "MASTER_ADDR"} <= os.environ.keys():
         return  # no torchrun
     try:
-        store, own, number = next(dist.rendezvous("env://", timeout=HANDSHAKE))
-        _store = _meet(store, own, number)
+        store, own_rank, number = next(dist.rendezvous("env://", timeout=HANDSHAKE))
+        _store = _meet(store, own_rank, number)
     except dist.DistError as error:
         raise UserError(f"{MISSING} ({str(error).splitlines()[0]})") from None
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
-    dist.init_process_group(backend, store=_store, rank=own, world_size=number, timeout=PATIENCE)
+    dist.init_process_group(backend, store=_store, rank=own_rank, world_size=number, timeout=PATIENCE)
     _has_agreed = False
 
 
-def _meet(store: dist.Store, own: int, number: int) -> dist.Store:
+def _meet(store: dist.Store, own_rank: int, number: int) -> dist.Store:
     """A part of the store for this start alone: torchrun restarts a job with the same store and its stale content.
 
     Each process announces itself under a random name, and process 0 replies with the name of the part. Stale
     announcements from a previous start also get a reply, which is never read.
     """
     name, end = secrets.token_hex(8), time.monotonic() + HANDSHAKE.total_seconds()
-    store.set(f"hello/{own}", name)
-    if own > 0:
+    store.set(f"hello/{own_rank}", name)
+    if own_rank > 0:
         store.wait([f"welcome/{name}"], HANDSHAKE)
         part = dist.PrefixStore(store.get(f"welcome/{name}").decode(), store)
-        part.set(f"here/{own}", "")
+        part.set(f"here/{own_rank}", "")
         part.wait(["here/0"], HANDSHAKE)
         return part
     part = dist.PrefixStore(name, store)
@@ -120,7 +120,7 @@ def share_of(total: int) -> Share:
     return Share(first, total * (rank() + 1) // num_processes() - first, total)
 
 
-def own(items: Sequence[T]) -> Sequence[T]:
+def my_items(items: Sequence[T]) -> Sequence[T]:
     """The share of this process in the items."""
     share = share_of(len(items))
     return items[share.first :][: share.number]

@@ -1,4 +1,4 @@
-"""The random draws of a training step: functions of (seed, step, place in the step's batch), whoever draws them.
+"""The random draws of a training step: functions of (seed, step, row of the step's batch), in whichever process.
 
 So they depend neither on the number of processes nor on how many items are computed at once.
 """

@@ -1,4 +1,4 @@
-"""A process that ends when its parent has died, of which no signal tells it."""
+"""Ends this process when its parent dies, for which the system sends no signal."""
 
 import os
 import threading

@@ -2,7 +2,7 @@
 
 A thread that has done its share waits for the others by spinning, up to 30 ms, which costs other processes their time.
 docs/times.md shows the times of each choice, alone and beside other work. Every script imports this first, so it also
-names a Python without torch.
+names a Python without torch, and from then on Ctrl-C ends the script without a traceback, also amid the other imports.
 """
 
 import os
@@ -10,6 +10,7 @@ import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from types import TracebackType
 
 SPINS = "10000"  # about 0.1 ms, enough for the gaps between two operations
 STAT = Path("/proc/stat")
@@ -56,6 +57,15 @@ def inherited() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in own}
 
 
+def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an error that nobody has caught."""
+    if kind is KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _show
 if find_spec("torch") is None:  # the import that follows would end in a traceback
     advice = "activate the project's environment, or make one (README.md, Set up by hand)"
     print(f"error: {sys.executable} has no PyTorch; {advice}", file=sys.stderr)

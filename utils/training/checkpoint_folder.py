@@ -16,7 +16,7 @@ from utils.runs.attempt import read_attempts
 from utils.runs.checkpoint import ODD, link_checkpoint, load_checkpoint, measured, read_measured, save_checkpoint
 from utils.runs.folders import OutputFolder
 from utils.runtime.distributed import is_main, num_processes
-from utils.training.task import Task, TrainingOptions
+from utils.training.task import SOURCES, Task, TrainingOptions
 
 log = logging.getLogger(__name__)
 
@@ -77,14 +77,13 @@ class CheckpointFolder:
 
     def _check_sources(self, present: list[Path]) -> None:
         """Raise `UserError` if a fresh start would remove the weights that it starts from, or would forget them."""
-        sources = ("model_path", "codebook_path")
-        for source in (getattr(self.options, name, None) for name in (*sources, "encoder_path")):
+        for source in (getattr(self.options, name, None) for name in (*SOURCES, "encoder_path")):
             if source is not None and source.resolve() in [path.resolve() for path in present]:
                 raise UserError(f"{source}: --overwrite would remove it; give another --out-dir")
         attempts = read_attempts(self.folder) if self.options.resume and not self.options.overwrite else []
         trainings = [attempt for attempt in attempts if "resume" in attempt.arguments]  # and no pruning
         for before in trainings[-1:]:
-            for flag in sources:
+            for flag in SOURCES:
                 if (earlier := before.arguments.get(flag)) is not None:
                     raise UserError(
                         f"{self.folder.path}: a run that began from {earlier} has saved nothing yet; give its command "
@@ -117,7 +116,7 @@ class CheckpointFolder:
         verify = self.task.dataset.verify if self.options.verify or self.options.overwrite else None
         check(path, before, self.key, f"{keep}, or start anew with --overwrite", verify)
 
-    def start(self) -> int:
+    def load(self) -> int:
         """Load the state of the run to resume, or the weights of `--model-path`, if any; return the first step.
 
         Raises `UserError` naming the checkpoint that does not fit.
@@ -132,7 +131,8 @@ class CheckpointFolder:
         else:
             self._begin_from(self.task.begun_from)
         step = self.saved.get("step", 0)
-        self.saved = {key: self.saved.get(key) for key in ("step", "metrics", "fingerprint", "statistics")}
+        self.resumed = {key: self.saved.get(key) for key in ("step", "metrics", "fingerprint", "statistics")}
+        self.saved = {}  # its weights are loaded
         return step
 
     def _begin_from(self, sources: Mapping[Path, Learned]) -> None:
@@ -173,8 +173,8 @@ class CheckpointFolder:
             hint = f"; --overwrite cannot replace it, so remove {self.folder.checkpoints}"
             raise UserError(f"{error}{hint if self.options.overwrite else ''}") from None
 
-    def begin(self, step: int) -> None:
-        """Start after `step`. A fresh start removes the files of an earlier run, the latest checkpoint first.
+    def make_room(self, step: int) -> None:
+        """Before a fresh start (`step` 0) remove the files of an earlier run, the latest checkpoint first.
 
         So an interrupted start leaves no run that seems complete. A resume restores a lost `latest.pt` or `best.pt`.
         """

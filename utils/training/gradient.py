@@ -15,7 +15,7 @@ from torch import nn
 from utils.core.files import UserError
 from utils.core.options import SpeedOptions, option
 from utils.data.batches import Batch, num_items, split_batch, to_device
-from utils.runs.checkpoint import ODD, load_weights
+from utils.runs.checkpoint import load_weights
 from utils.runtime import distributed
 from utils.runtime.device import autocast, choose_dtype, usable_memory
 from utils.runtime.distributed import Share
@@ -32,8 +32,8 @@ class GradientOptions(TrainingOptions, SpeedOptions):
     """Options of the autoencoder and of the transformers."""
 
     model_path: Path | None = option("start from the weights of this checkpoint", None)
-    load_optim: bool = option("start from the optimizer state of --model-path too", False)
     warmup_step: int = option("training steps of linear warm-up", 100, low=0, is_fixed=True)
+    lr_step: int = option("training steps after which the learning rate halves", 50_000, low=1, is_fixed=True)
     lr_schedule: str = option(
         "halve at every --lr-step, or fall to 0 at the last step", "step", choices=("step", "cosine"), is_fixed=True
     )
@@ -49,14 +49,6 @@ class GradientOptions(TrainingOptions, SpeedOptions):
     ema_decay: float = option(
         "decay of the averaged weights, which later steps use; 0: no average", 0.999, low=0, below=1, is_fixed=True
     )
-
-    def __post_init__(self) -> None:
-        if self.resume and self.model_path is not None:
-            raise UserError(
-                f"--resume goes on with what --out-dir holds: leave out --model-path {self.model_path}, or --resume"
-            )
-        if self.load_optim and self.model_path is None:
-            raise UserError("--load-optim needs --model-path, the checkpoint that holds the optimizer state")
 
     @property
     def batches_per_step(self) -> int:
@@ -200,43 +192,26 @@ class GradientLearner:
         return {"model": self.model.state_dict()} | states | averaged
 
     def restore(self, content: dict, path: Path) -> None:
-        """Take up weights, averaged weights and optimizer state."""
+        """Restore weights, averaged weights and optimizer state."""
         load_weights(self.model, content, path, averaged=False)
-        self._load_optimizers(content, path)
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(content[name])
+            if len({tuple(sorted(state)) for state in optimizer.state.values()}) > 1:
+                raise ValueError(f"a part of the state of {name!r} is missing")
         if self.average is not None:
             load_weights(self.average, content, path)
 
     def begin_from(self, content: dict, path: Path) -> None:
-        """Start from the weights of a checkpoint, with `--load-optim` from its optimizer state too.
+        """Start from the weights of a checkpoint, the averaged ones if there are any.
 
         Buffers, such as the counts of label sets, stay those of this data set.
         """
         saved = self.model.state_dict()
         buffers = {name: value for name, value in self.model.named_buffers() if name in saved}
         content = content | {key: content[key] | buffers for key in ("model", "ema") if content.get(key)}
-        load_weights(self.model, content, path, averaged=not self.options.load_optim)
-        if self.options.load_optim:
-            optimizers = self.optimizers.values()
-            groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-            rules = [{key: group[key] for key in ("scale", "weight_decay")} for group in groups]
-            self._load_optimizers(content, path)
-            groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-            for group, rule in zip(groups, rules, strict=True):
-                group.update(rule)  # this config's, not those of the checkpoint
+        load_weights(self.model, content, path)
         if self.average is not None:
             self.average.load_state_dict(self.model.state_dict())
-
-    def _load_optimizers(self, content: dict, path: Path) -> None:
-        """Take up the state of the optimizers; raises `UserError` if it is missing or of other weights."""
-        try:
-            for name, optimizer in self.optimizers.items():
-                optimizer.load_state_dict(content[name])
-                if len({tuple(sorted(state)) for state in optimizer.state.values()}) > 1:
-                    raise ValueError("a part of it is missing")
-        except ODD as error:
-            reason = f"{type(error).__name__}: {error}"
-            advice = "use another checkpoint" + (", or leave out --load-optim" if self.options.load_optim else "")
-            raise UserError(f"{path}: its optimizer state does not fit this model ({reason}); {advice}") from None
 
 
 def _trained(optimizer: torch.optim.Optimizer) -> int:

@@ -33,7 +33,7 @@ from utils.training.task import Task, TrainingOptions
 
 log = logging.getLogger(__name__)
 
-SAME_STOP = 3.0  # seconds within which a second SIGTERM or SIGHUP is the first one's echo
+SAME_STOP = 3.0  # a second SIGTERM or SIGHUP within so many seconds is a repeat of the first
 
 
 def run(script: str, options: TrainingOptions, build: Callable[[TrainingOptions, torch.device], Task]) -> None:
@@ -50,55 +50,55 @@ def run(script: str, options: TrainingOptions, build: Callable[[TrainingOptions,
         checkpoints = CheckpointFolder(options, task)
         torch.manual_seed(options.seed)
         task.build(checkpoints.saved)
-        start = checkpoints.start()
+        first = checkpoints.load()
         metrics = Metrics(options, len(task.training), task.unit, task.per_item, task.footprint())
         inputs = {**task.origin, "data": task.dataset.fingerprint}
-        attempted.begin(device, task.config, inputs, goes_on=start > 0)
-        batches = task.begin()
-        checkpoints.begin(start)
+        attempted.begin(device, task.config, inputs, goes_on=first > 0)
+        batches = task.prepare()
+        checkpoints.make_room(first)
         log.info("config %s", json.dumps(asdict(task.config)))
         for change in checkpoints.changes:
             log.warning("%s", change)
         if (number := distributed.num_processes()) > 1:
             log.info("a step learns from %d × %d images", number, options.step_size // number)
-        loop = Loop(task, checkpoints, metrics, start)
+        loop = Loop(task, checkpoints, metrics, first)
         loop.run(batches)
         loop.finish()
 
 
 class Loop:
-    """The training steps of a task from `start` on."""
+    """The training steps of a task from step `first` on."""
 
-    def __init__(self, task: Task, checkpoints: CheckpointFolder, metrics: Metrics, start: int) -> None:
+    def __init__(self, task: Task, checkpoints: CheckpointFolder, metrics: Metrics, first: int) -> None:
         self.task, self.checkpoints, self.metrics, self.options = task, checkpoints, metrics, checkpoints.options
-        self.start, self.total = start, checkpoints.total_steps
-        self.done = self.saved_step = start  # the training steps that are done, and those that latest.pt has
+        self.first, self.total = first, checkpoints.total_steps
+        self.done = self.saved_step = first  # the training steps that are done, and those that latest.pt has
         self.saved_at = time.monotonic()
         self.plan: Plan | None = None
         self.stop: list[signal.Signals] = []  # the signals to stop that came to this process
 
     def run(self, batches: Dataset) -> None:
         """Train to the planned step."""
-        options, task, metrics, saved = self.options, self.task, self.metrics, self.checkpoints.saved
-        metrics.begin(self.start, saved["metrics"])
+        options, task, metrics, saved = self.options, self.task, self.metrics, self.checkpoints.resumed
+        metrics.open(self.first, saved["metrics"])
         device = task.learner.device
-        sampler = EpochSampler(task.training, options.step_size, options.seed, self.start, max(self.start, self.total))
+        sampler = EpochSampler(task.training, options.step_size, options.seed, self.first, max(self.first, self.total))
         workers = choose_workers(task.num_workers if options.num_workers is None else options.num_workers, device)
         loader = BatchLoader(batches, sampler, workers, device.type == "cuda")
         bar = progress(
-            loader, initial=self.start, total=self.total, unit="step", desc=options.out_dir.name, mininterval=0.5
+            loader, initial=self.first, total=self.total, unit="step", desc=options.out_dir.name, mininterval=0.5
         )
         with catch_stop() as self.stop, logging_redirect_tqdm(), bar:
             if not metrics.is_complete and saved["metrics"] is not None and saved["metrics"]["row"] is not None:
                 # Process 0 may have validated it before it died.
                 validation = distributed.gather(measured(self.checkpoints.path, saved["fingerprint"]))[0]
-                self.measure(self.start, saved["metrics"]["row"], saved["fingerprint"], validation)
-            elif not metrics.is_complete and self.start >= self.total and saved["statistics"] is None:
-                self.save(self.start)
-            elif self.start >= self.total:
-                log.info("already at step %d of %d: no training step is left", self.start, self.total)
-            for step, batch in enumerate(self.batches(bar, device), self.start):
-                if step == self.start:
+                self.measure(self.first, saved["metrics"]["row"], saved["fingerprint"], validation)
+            elif not metrics.is_complete and self.first >= self.total and saved["statistics"] is None:
+                self.save(self.first)
+            elif self.first >= self.total:
+                log.info("already at step %d of %d: no training step is left", self.first, self.total)
+            for step, batch in enumerate(self.batches(bar, device), self.first):
+                if step == self.first:
                     metrics.restart_clock()  # the start of the loading processes does not count
                 share = sampler.share(step)
                 metrics.add(task.update(batch, step, share), share.total)
@@ -124,8 +124,8 @@ class Loop:
 
     def finish(self) -> None:
         """Add the task's final statistics to `latest.pt`, unless an earlier process has done so."""
-        step, metrics = max(self.start, self.total), self.metrics
-        statistics = self.checkpoints.saved["statistics"] if self.start == step else None
+        step, metrics = max(self.first, self.total), self.metrics
+        statistics = self.checkpoints.resumed["statistics"] if self.first == step else None
         if statistics is None:
             if (statistics := self.task.finish(step)) is None:
                 return
@@ -140,7 +140,7 @@ class Loop:
         self.done = done
         metrics, is_due = self.metrics, time.monotonic() - self.saved_at > 60 * self.options.save_minutes
         asked, is_due = self.requests(is_due)
-        if done - self.start == TIMED:
+        if done - self.first == TIMED:
             self.make_plan(done)
         if done % self.options.checkpoint_step == 0 or done == self.total:
             self.save(done)
@@ -184,7 +184,10 @@ class Loop:
             leave(asked, self.checkpoints)
 
     def requests(self, is_due: bool = False) -> tuple[int, int]:
-        """The signal that asks any process of the job to stop, or 0, and whether a save of any of them is due."""
+        """The signal that asks any process of the job to stop, or 0, and whether a save of any of them is due.
+
+        Both travel as one number, so that the processes exchange it once.
+        """
         return divmod(distributed.all_reduce_max(2 * (self.stop[0] if self.stop else 0) + is_due), 2)
 
     def make_plan(self, done: int) -> None:
@@ -234,9 +237,9 @@ def mean_over(dataset: Dataset, indices: np.ndarray, batch_size: int, function: 
     Each process measures some of the batches, and all have the means of all.
     """
     sums: dict[str, float] = {}
-    own = [(len(batch), function(dataset[batch])) for batch in distributed.own(chunks(indices, batch_size))]
-    own = [(number, {name: float(value) for name, value in values.items()}) for number, values in own]
-    for number, values in itertools.chain.from_iterable(distributed.gather(own)):
+    parts = [(len(batch), function(dataset[batch])) for batch in distributed.my_items(chunks(indices, batch_size))]
+    parts = [(number, {name: float(value) for name, value in values.items()}) for number, values in parts]
+    for number, values in itertools.chain.from_iterable(distributed.gather(parts)):
         for name, value in values.items():
             sums[name] = sums.get(name, 0.0) + value * number
     return {name: value / len(indices) for name, value in sums.items()}

@@ -55,8 +55,8 @@ class Metrics:
             except ImportError:
                 raise UserError("--tensorboard needs a package: pip install tensorboard, or leave it out") from None
 
-    def begin(self, step: int, state: dict | None = None) -> None:
-        """Start after `step`: drop rows that a crashed run wrote later, or all of an earlier run; open TensorBoard.
+    def open(self, step: int, state: dict | None = None) -> None:
+        """Open them after `step`: drop rows that a crashed run wrote later, or all of an earlier run; open TensorBoard.
 
         `state` is what `state()` returned for the checkpoint of `step`. If the rows of that step are incomplete, they
         are dropped, since the row in `state` is written again.
@@ -157,7 +157,8 @@ class Metrics:
         """Write a line as it is."""
         if not distributed.is_main():
             return
-        append_row(self.folder.metrics, row)
+        with self.folder.metrics.open("a") as file:
+            file.write(json.dumps(row) + "\n")
         if self.board is not None:
             for name, value in row.items():
                 if name != "step" and isinstance(value, int | float):
@@ -192,9 +193,3 @@ def write_rows(path: Path, rows: list[dict]) -> None:
 def is_checkpoint(row: dict) -> bool:
     """Whether a row is the last that a checkpoint writes, once all of it is there."""
     return "epoch" in row and "train_loss" not in row
-
-
-def append_row(path: Path, row: dict[str, object]) -> None:
-    """Append one JSON object, a line, to a `metrics.jsonl`."""
-    with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")

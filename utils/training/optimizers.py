@@ -14,7 +14,7 @@ from utils.training.muon import Muon
 # AdamW's rates, as multiples of Muon's; in a stage 128 wide they equal the fixed rates that the demo had before.
 VECTORS = 0.4  # of embeddings, biases and gains: each number moves alike at any width
 HEAD = 50.0  # of other matrices, divided by their inputs, whose steps add up
-TOKENS = 2048  # that a step learns from at which the rate is `model_lr`
+TOKENS = 2048  # of a training step whose peak rate is `model_lr`
 
 Optimizers = dict[str, torch.optim.Optimizer]  # by their keys in a checkpoint
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
+from utils.core.files import UserError
 from utils.core.options import MOST_WORKERS, ScriptOptions, option
 from utils.core.provenance import Origin
 from utils.data.batches import steps_per_epoch
@@ -16,6 +17,8 @@ from utils.data.dataset import FileDataset
 from utils.data.split import Learned, SplitOptions
 from utils.runtime.distributed import num_processes
 from utils.runtime.footprint import Footprint
+
+SOURCES = ("model_path", "codebook_path")  # options that name weights to start from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +32,6 @@ class TrainingOptions(SplitOptions, ScriptOptions):
     keep_checkpoint: int | None = option("newest checkpoints to keep, beside best.pt", None, unset="all", low=1)
     save_minutes: float = option("minutes between saves of latest.pt, beside those of checkpoints", 30.0, above=0)
     log_step: int = option("training steps between log lines", 50, low=1)
-    lr_step: int = option("training steps after which the learning rate halves", 50_000, low=1, is_fixed=True)
     max_epoch: int = option("stop after this many epochs", 1000, low=1)
     max_step: int | None = option("training steps to stop after; schedules end there", None, unset="no limit", low=1)
     resume: bool = option("resume the training in --out-dir exactly, or start if there is none", False)
@@ -38,6 +40,12 @@ class TrainingOptions(SplitOptions, ScriptOptions):
         "processes that load data", None, unset="0 on a CPU, else up to 4", low=0, high=MOST_WORKERS
     )
     tensorboard: bool = option("also write to tensorboard/ in --out-dir; needs requirements-eval.txt", False)
+
+    def __post_init__(self) -> None:
+        for name in SOURCES:
+            if self.resume and (path := getattr(self, name, None)) is not None:
+                flag = f"--{name.replace('_', '-')} {path}"
+                raise UserError(f"--resume goes on with what --out-dir holds: leave out {flag}, or --resume")
 
     @property
     def batches_per_step(self) -> int:
@@ -88,7 +96,7 @@ class Task:
         """Memory and operations of a training step; None for a task that does not count them."""
         return None
 
-    def begin(self) -> Dataset:
+    def prepare(self) -> Dataset:
         """Do slow preparations, after all checks; return the data set to train on: `dataset[indices]` is a batch."""
         return self.dataset
 
