@@ -25,7 +25,7 @@ from models.cascade import Cascade
 from models.requests import SAMPLING_KEYS, Request, change_sampling, load_generation_config, sampling_of, settings_text
 from models.som.pictures import on_map
 from utils.core.files import UserError, replace_file
-from utils.core.options import ScriptOptions, SpeedOptions, option, parse_options, several
+from utils.core.options import ScriptOptions, SpeedOptions, option, parse_options, repeated
 from utils.core.provenance import digest
 from utils.core.replace_set import NEXT, finish_set, replace_set
 from utils.data.checksums import checksum
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 GRID = 100  # images in a grid, at most
 ANIMATED = 16  # images in an animation, at most
 STEPS, SECONDS = 64, 8  # pictures of a stage in an animation, at most, and how long it runs
-SamplingOptions = several(
+SamplingOptions = repeated(
     SamplingConfig,
     "SamplingOptions",
     "Sampling of all stages, or a value for each, instead of the config's",

@@ -65,6 +65,8 @@ PARTS = '"no query-key norm" "ungated MLP" "no condition noise" "condition dropo
 WIDTHS = '"full, rate 0.5" "full, rate 2" "AdamW alone" "random vectors of tokens" "2 + 3 layers" "256 wide"'
 RATES, WIDE = f"benchmarks.rates {FACES}", "--steps 150 --rates 0.5 1 2 4 8"
 PEERS = "--minutes 15 --images 200 --out-dir out/peers"
+FEW = f"benchmarks.peers {SHORT[1]}/data/dataset.json --run {SHORT[1]} {PEERS}/few"
+QUALITY = f"benchmarks.quality {FACES}/data/dataset.json"
 MAPS = "feature_maps/dataset.json"
 EXPERIMENTS, EVALUATION, SCALING = "docs/experiments.md", "docs/evaluation.md", "docs/scaling.md"
 PEERS_PAGE = "docs/peers.md"
@@ -102,10 +104,10 @@ TABLES = {
         "",
     ),
     "peers": Table(PEERS_PAGE, f"benchmarks.peers {SHORT[0]}/data/dataset.json --run {SHORT[0]} {PEERS}/faces", ""),
-    "peers-few": Table(PEERS_PAGE, f"benchmarks.peers {SHORT[1]}/data/dataset.json --run {SHORT[1]} {PEERS}/few", ""),
-    "quality": Table(
-        EXPERIMENTS, f"benchmarks.quality {FACES}/data/dataset.json --shares 0.15 0.3 0.6 1", "one run each"
-    ),
+    "peers-few-flow": Table(PEERS_PAGE, f"{FEW} --rivals flow --rates 0.5 1 2 --seeds 0 1 2", ""),
+    "peers-few": Table(PEERS_PAGE, f"{FEW} --rivals denoising-diffusion-pytorch torchcfm --rates 8 16", ""),
+    "quality-short": Table(EXPERIMENTS, f"{QUALITY} --minutes 4 --runs 3", "seed 0"),
+    "quality": Table(EXPERIMENTS, f"{QUALITY} --minutes 6 12 20", "seed 0"),
 }
 
 

@@ -11,7 +11,7 @@ import torch
 from models.codebook import Codebook
 from utils.core.files import UserError
 from utils.core.lock import lock
-from utils.core.provenance import Origin, same
+from utils.core.provenance import Origin, same_key
 from utils.data.batches import BatchLoader, TokenDataset, chunks
 from utils.data.dataset import FeatureMapDataset
 from utils.runs.checkpoint import load_checkpoint, save_checkpoint
@@ -86,4 +86,4 @@ def read_tokens(dataset: FeatureMapDataset, codebook: Codebook) -> np.ndarray | 
         log.warning("%s; computing its tokens again", error)
         return None
     tokens = content["model"]["tokens"]
-    return tokens.numpy() if same(content["trained_from"], origin_of(dataset, codebook)) else None
+    return tokens.numpy() if same_key(content["trained_from"], origin_of(dataset, codebook)) else None

@@ -11,10 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from utils.core.files import UserError
+from utils.core.files import ROOT, UserError
 from utils.runtime.device import kilobytes
 
-ROOT = Path(__file__).parent.parent
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 WARM = 20  # requests after which memory is read for the first time
 TIMEOUT = 60_000  # milliseconds

@@ -41,7 +41,7 @@ from utils.runtime.child import Attendant, attending
 from utils.runtime.device import reset_peak_memory
 from utils.runtime.footprint import readable
 from utils.runtime.progress import duration
-from utils.training.loop import Plan, kept
+from utils.training.loop import Plan, most_checkpoints
 from utils.training.metrics import TIMED
 
 MOST = 1000  # images that the steps run with
@@ -218,7 +218,8 @@ class Scaling:
         items = round(self.images * (1 - options.val_fraction - options.test_fraction)) * looks
         steps = options.planned_steps(items)
         checkpoints = -(-steps // options.checkpoint_step)
-        disk = kept(steps, options.checkpoint_step, options.keep_checkpoint) * plan.checkpoint + checkpoints * size
+        kept = most_checkpoints(steps, options.checkpoint_step, options.keep_checkpoint)
+        disk = kept * plan.checkpoint + checkpoints * size
         half = plan.batch and cost.memory - plan.batch / 2 * plan.memory_per_image
         return Estimate(name, steps, cost.seconds(steps, checkpoints), disk, cost.memory, half)
 

@@ -11,10 +11,9 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from utils.core.files import UserError, write_file
+from utils.core.files import ROOT, UserError, write_file
 from utils.runtime.child import Attendant
 
-ROOT = Path(__file__).parent.parent
 VENV = Path(".venv")  # of ROOT, where all of this happens
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 # Exists until .venv is whole: so an interrupted one is known as ours, and replaced.

@@ -30,7 +30,7 @@ from utils.core.config import read_json
 from utils.core.files import UserError, write_file
 from utils.core.lock import lock
 from utils.core.options import option, parse_options
-from utils.core.provenance import same
+from utils.core.provenance import same_key
 from utils.core.replace_set import NEXT, finish_set, replace_set
 from utils.data.images import save_grid
 from utils.data.records import read_dataset
@@ -122,7 +122,7 @@ def holds(folder: ExportedFolder, run: RunFolder, model: Cascade, dtype: str) ->
     config = ModelConfig.load(folder.config)
     before = {"dtype": config.dtype, "parts": config.parts, "stages": read_json(folder.generation)}
     parts = {name: dataclasses.asdict(part) for name, _, part in parts_of(run, model, dtype)}
-    if not same(before, {"dtype": dtype, "parts": parts, "stages": stages_of(model)}):
+    if not same_key(before, {"dtype": dtype, "parts": parts, "stages": stages_of(model)}):
         return False
     Cascade.load(folder.path, device="cpu")  # reads and compares all weights
     return True

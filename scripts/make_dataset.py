@@ -33,7 +33,7 @@ from scripts import few_images, groups, near_duplicates
 from utils.core.files import UserError, remove_unnamed, write_file
 from utils.core.lock import lock
 from utils.core.options import MOST_WORKERS, option, parse_options
-from utils.core.provenance import check, same
+from utils.core.provenance import check, same_key
 from utils.core.size import Size
 from utils.data.checksums import checksum, is_whole
 from utils.data.dataset_json import write_dataset
@@ -249,7 +249,7 @@ def _convert(
 def is_made(path: Path, settings: dict, overwrite: bool) -> bool:
     """Whether `path` is a data set of these settings; raises `UserError` if it is of others and not to be replaced."""
     before = read_dataset(path, ())[1] if path.exists() else None
-    if before is None or (overwrite and not same(before, settings)):
+    if before is None or (overwrite and not same_key(before, settings)):
         return False
     check(path, before, settings, "give another --out-dir, or --overwrite to replace it")
     return True

@@ -19,7 +19,7 @@ from models.transformer import Grid, TransformerConfig
 from utils.core.config import load_config, read_json, refuse_unknown
 from utils.core.files import UserError
 from utils.core.options import ScriptOptions, parse_options, words_of
-from utils.core.size import MOST, Size
+from utils.core.size import MOST_PIXELS, Size
 from utils.data.dataset import ImageDataset
 from utils.runs.chain import Recipe, Step
 from utils.runs.folders import CONDITION, RunFolder
@@ -83,7 +83,7 @@ def fmap_shape(recipe: Recipe, config: AutoencoderConfig) -> tuple[int, int, int
     size, scale = recipe.image_size, 2**config.num_layers
     books = [read_json(recipe.folder / f"{stage.replace('transformer', 'codebook')}.json") for stage in recipe.stages]
     patches = [[book.get(f"patch_{axis}") for book in books] for axis in "WH"]
-    known = [[side for side in sides if type(side) is int and 0 < side <= MOST] for sides in patches]
+    known = [[side for side in sides if type(side) is int and 0 < side <= MOST_PIXELS] for sides in patches]
     nearest = size.multiples(*(scale * math.lcm(*sides) for sides in known))
     if nearest != [size]:
         halved = f"autoencoder.json halves images {config.num_layers} times ('num_layers')"

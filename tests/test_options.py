@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from scripts import reference
-from utils.core.options import check_ranges, fixed_options, flag_of, make_parser, option, parse_options, several
+from utils.core.options import check_ranges, fixed_options, flag_of, make_parser, option, parse_options, repeated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ def test_ranges_are_checked_in_a_config_as_well():
 
 
 def test_options_of_several_values_are_none_unless_given():
-    cls = several(Base, "Wishes", "Wishes.")
+    cls = repeated(Base, "Wishes", "Wishes.")
     assert parse_options(cls, "", []) == cls(number=None, share=None)
     assert parse_options(cls, "", ["--share", "0.1", "0.2"]) == cls(number=None, share=(0.1, 0.2))
 

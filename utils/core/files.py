@@ -9,6 +9,7 @@ from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+ROOT = Path(__file__).parents[2]  # of the project
 IN_USE = (PermissionError,) if os.name == "nt" else ()  # what Windows raises of a file that another process has open
 
 

@@ -84,7 +84,7 @@ def fixed_options(options: object) -> dict[str, str]:
     return {field.name: flag_of(field) for field in dataclasses.fields(options) if field.metadata["option"].is_fixed}
 
 
-def several(cls: type, name: str, doc: str, **more: Any) -> type:
+def repeated(cls: type, name: str, doc: str, **more: Any) -> type:
     """A dataclass with the same options, each a tuple of values or None if it is not given.
 
     `more` overrides attributes of `Option`.

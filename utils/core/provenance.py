@@ -31,7 +31,7 @@ def digest(key: object) -> str:
     return hashlib.blake2b(json.dumps(plain(key), sort_keys=True).encode(), digest_size=12).hexdigest()
 
 
-def same(before: Key, now: Key) -> bool:
+def same_key(before: Key, now: Key) -> bool:
     """Whether two keys are equal, but for timestamps and sizes of files."""
     return difference(before, now) is None
 

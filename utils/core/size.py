@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-MOST = 2**13  # pixels on a side: Pillow takes a square of twice as many for an attack
+MOST_PIXELS = 2**13  # pixels on a side: Pillow takes a square of twice as many for an attack
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,9 @@ class Size:
         """Read "96x64", or 64 or "64" of a square. Raises `ValueError` for anything else."""
         match = re.fullmatch(r"([0-9]{1,5})(?:[x×]([0-9]{1,5}))?", str(given).lower())
         sides = [int(side or match[1]) for side in match.groups()] if match else []
-        if not sides or not all(1 <= side <= MOST for side in sides):
-            expected = f"expected WIDTHxHEIGHT, such as 96x64, or one number for a square, of 1 to {MOST} pixels a side"
-            raise ValueError(f"{given!r} is not a size; {expected}")
+        if not sides or not all(1 <= side <= MOST_PIXELS for side in sides):
+            expected = "expected WIDTHxHEIGHT, such as 96x64, or one number for a square"
+            raise ValueError(f"{given!r} is not a size; {expected}, of 1 to {MOST_PIXELS} pixels a side")
         return cls(*sides)
 
     @classmethod

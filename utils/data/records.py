@@ -17,10 +17,10 @@ import numpy as np
 
 from utils.core.files import UserError, replace_file
 from utils.core.lock import lock
-from utils.core.provenance import Key, digest, same
+from utils.core.provenance import Key, digest, same_key
 from utils.data.checksums import checksum, is_whole
 from utils.data.dataset_json import DEFAULT, INFO, read_tables
-from utils.data.shards import ShardEntry, are_meant, entry_of, expand, read_file, read_shards, shown
+from utils.data.shards import ShardEntry, entry_of, expand, is_sharded, read_file, read_shards, shown
 from utils.data.split import position
 from utils.runtime.progress import progress
 
@@ -99,7 +99,7 @@ def read_packed(path: Path, required: tuple[str, ...], spare: Path | None = None
     into memory until a file changes. Raises `UserError` naming a record without a key, or with a value of a wrong type.
     """
     key = source_of(path, required)
-    if key["size"] < LARGE and not are_meant(path):
+    if key["size"] < LARGE and not is_sharded(path):
         return pack(path, required)
     caches = [kept_path(path), *([kept_path(path, spare)] if spare else [])]
     if kept := _find_kept(caches, key):
@@ -152,7 +152,7 @@ def pack(path: Path, required: tuple[str, ...]) -> Records:
 
 def source_of(path: Path, required: tuple[str, ...]) -> Key:
     """The key of kept records: name, size, timestamp and first header of each file, and how they were read."""
-    files, size, each = expand(path) if are_meant(path) else [path] if path.is_file() else [], 0, []
+    files, size, each = expand(path) if is_sharded(path) else [path] if path.is_file() else [], 0, []
     for file in files:
         status = file.stat()
         size += status.st_size
@@ -172,7 +172,7 @@ def _find_kept(caches: list[Path], key: Key) -> Records | None:
         with suppress(OSError, ValueError, KeyError, TypeError):  # of one that is damaged
             with cache.open("rb") as file:
                 head, start = json.loads(file.readline()), file.tell()
-            if not same(head["key"], key):
+            if not same_key(head["key"], key):
                 continue
             content = memoryview(np.memmap(cache, np.uint8, "r"))[start:]
             if zlib.crc32(content) == head["crc"]:
@@ -197,7 +197,7 @@ def _keep(caches: list[Path], key: Key, records: Records) -> None:
 
 def read_records(path: Path, required: tuple[str, ...]) -> Iterator[tuple[str, dict]]:
     """Each record of a `dataset.json` or of shards with its table's name; `UserError` if one lacks a `required` key."""
-    if are_meant(path):
+    if is_sharded(path):
         tables = ((DEFAULT, record) for record in read_shards(path))
     elif path.is_file():
         tables = read_tables(path)

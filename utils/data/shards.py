@@ -62,7 +62,7 @@ def _opened(shard: Path, _process: int, _thread: int) -> BinaryIO:
     return shard.open("rb", buffering=0)
 
 
-def are_meant(path: Path) -> bool:
+def is_sharded(path: Path) -> bool:
     """Whether a data set is shards: one, a folder of them, or several, as shards/{000..127}.tar."""
     return path.name.endswith(".tar") or path.is_dir()
 

@@ -12,12 +12,11 @@ from itertools import pairwise
 from pathlib import Path
 
 from utils.core.config import build_config, read_json
-from utils.core.files import UserError
+from utils.core.files import ROOT, UserError
 from utils.core.options import words_of
 from utils.core.size import Size
 from utils.runs.folders import OutputFolder, RunFolder
 
-ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
 FLIPS = ("autoencoder", "feature_maps")  # the sections of the steps that mirror images; the decoder follows the first
 SECTIONS = ("autoencoder", "feature_maps", "codebook", "prune", "generate")  # that every recipe.json has

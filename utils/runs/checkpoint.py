@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 3
 PARTS = {"kind": str, "format_version": int, "config": dict, "fingerprint": str, "model": dict, "trained_from": dict}
-ODD = (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError)  # what malformed content raises
+MALFORMED = AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError  # raised by such content
 
 MISFIT = (
     "its weights do not fit this config, or an older version of this code wrote them; train again in an empty folder"

@@ -58,10 +58,10 @@ def run(main: Callable[[], None]) -> None:
         if distributed.num_processes() > 1:
             for number in stop_signals():  # torchrun sends them to the processes that are left
                 signal.signal(number, signal.SIG_IGN)
-        end(error)
+        end_with(error)
 
 
-def end(error: BaseException) -> None:
+def end_with(error: BaseException) -> None:
     """Print what has ended this process, unless another one does, and end it."""
     cause: BaseException | None = error
     while cause is not None and not distributed.is_lost(cause):

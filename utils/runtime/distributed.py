@@ -19,13 +19,12 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from utils.core.files import UserError
+from utils.core.files import ROOT, UserError
 from utils.core.provenance import difference
 
 T = TypeVar("T")
 HANDSHAKE = timedelta(seconds=60)  # time for all processes to connect
 PATIENCE = timedelta(days=7)  # how long the others wait while one measures, draws and saves
-ROOT = Path(__file__).parents[2]
 LOST = "another process of this job has died; what it has saved is intact: go on with the same command and --resume"
 MISSING = f"not all processes of this job have connected within {HANDSHAKE.seconds} s"
 

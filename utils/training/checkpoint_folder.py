@@ -13,7 +13,7 @@ from utils.core.files import UserError, write_file
 from utils.core.provenance import check, check_origin, difference, options_key, same_images
 from utils.data.split import Bounds, Learned
 from utils.runs.attempt import read_attempts
-from utils.runs.checkpoint import ODD, link_checkpoint, load_checkpoint, measured, read_measured, save_checkpoint
+from utils.runs.checkpoint import MALFORMED, link_checkpoint, load_checkpoint, measured, read_measured, save_checkpoint
 from utils.runs.folders import OutputFolder
 from utils.runtime.distributed import is_main, num_processes
 from utils.training.task import SOURCES, Task, TrainingOptions
@@ -54,9 +54,9 @@ class CheckpointFolder:
         options, present = self.options, self.folder.made_checkpoints(self.task.prefix)
         paths = self.folder.resumable_checkpoints(self.task.prefix) if options.resume else []
         if present and not paths and not options.overwrite:
-            way = "nothing of it can be resumed: add" if options.resume else "add --resume to go on with it,"
+            advice = "nothing of it can be resumed: add" if options.resume else "add --resume to go on with it,"
             raise UserError(
-                f"{self.folder.path}: holds a run ({present[0].name}); {way} --overwrite to replace it, or give "
+                f"{self.folder.path}: holds a run ({present[0].name}); {advice} --overwrite to replace it, or give "
                 "another --out-dir"
             )
         if not paths:
@@ -166,7 +166,7 @@ class CheckpointFolder:
             )
         try:
             self.task.learner.restore(content, self.path)
-        except ODD as error:
+        except MALFORMED as error:
             if not isinstance(error, UserError):
                 reason = f"is not a complete checkpoint of a training ({type(error).__name__}: {error})"
                 error = f"{self.path}: {reason}; remove it to resume from an earlier one"

@@ -196,7 +196,7 @@ class Loop:
         size = sum(leaf.nbytes for leaf in leaves if isinstance(leaf, torch.Tensor))
         memory = counted and (counted.size, counted.of(counted.size), counted.per_item)
         self.plan = plan = Plan(self.metrics.seconds_per_step, size, *(memory or ()))
-        number = kept(self.total, self.options.checkpoint_step, self.options.keep_checkpoint)
+        number = most_checkpoints(self.total, self.options.checkpoint_step, self.options.keep_checkpoint)
         left = self.total - done
         words = [f"{left} more training steps in {duration(left * plan.seconds_per_step)}, checkpoints come on top"]
         words += [f"disk for checkpoints {readable(number * size)}"]
@@ -217,7 +217,7 @@ class Plan:
     seconds_per_checkpoint: float | None = None  # to measure and to draw, once the first was
 
 
-def kept(steps: int, checkpoint_step: int, keep: int | None) -> int:
+def most_checkpoints(steps: int, checkpoint_step: int, keep: int | None) -> int:
     """The most checkpoints on disk in so many training steps: those that are kept, best.pt, and a new one."""
     number = math.ceil(steps / checkpoint_step)
     return number if keep is None else min(number, keep + 2)
