@@ -201,7 +201,7 @@ def test_a_fingerprint_tells_kinds_and_sides(tmp_path):
 
 def test_what_is_expected_is_the_nearest_row_of_its_kind():
     assert expect.nearest(FACES, 0.3).distance == 0.043
-    assert expect.nearest(FACES, 0.1).distance == 0.417
+    assert expect.nearest(FACES, 0.1).distance == 0.368
     assert expect.nearest(prints_of(2200, flat=0.2), 1).name == "crops of photographs"
     assert expect.sentence(prints_of(187, flat=0.2), 1).endswith("auto_hour.png); of only 167 expect worse")
     assert "worse" not in expect.sentence(prints_of(2200, flat=0.2), 1)
@@ -407,8 +407,8 @@ def test_the_hours_are_kept_although_steps_are_slower_or_faster_than_measured(se
     factors.update({name: pace * np.exp(random.normal(0, 0.05)) for name in world.costs})
     world.auto.train()
     drift, start = world.auto.plan.drift, world.auto.plan.start
-    evaluated = world.auto.evaluation(0.9 * (world.auto.limit - world.seconds - 3 * drift * start))[1] / drift
-    used = (world.seconds + pace * (evaluated + 3 * start)) / world.auto.limit
+    left = train.SURE * (world.auto.limit - world.seconds - train.REPORT * drift * start)
+    used = (world.seconds + pace * (world.auto.evaluation(left)[1] / drift + train.REPORT * start)) / world.auto.limit
     most = plan.sections_of(world.auto.plan, FACES)["transformer_1"].high
     assert used <= 1 and (used > 0.95 or world.auto.plan.settings["transformer_1"]["max_step"] == most)
 

@@ -7,7 +7,7 @@ from docs import pictures
 from utils.data.images import read_image, save_image
 from utils.runs.folders import RunFolder
 
-BY_HAND = {"report.png", "quality.png", "peers.png", "auto_hour.png"}  # a screenshot, and what benchmarks have drawn
+BY_HAND = {"report.png", "peers.png", "peers_few.png", "auto_hour.png"}  # a screenshot, and what benchmarks have drawn
 BY_HAND |= {"playground.png", "playground_dark.png", "playground_phone.png"}  # screenshots, of a browser
 BY_LABEL = {"openmoji_labels.png"}  # which the tiny run has not learned
 

@@ -30,12 +30,14 @@ TIMES, FEW = "docs/experiments.md#time-to-quality", "docs/experiments.md#few-ima
 AUTO, HOUR = "docs/auto.md#measured", "docs/images/auto_hour.png"
 FACES = "docs/images/avatars_2.png"
 ROWS = (
-    Row("cartoon faces", DRAWINGS, 8113, 0.66, 5.5, 0.417, 0.24, 0.38, TIMES),
-    Row("cartoon faces", DRAWINGS, 8113, 0.66, 8.5, 0.197, 0.52, 0.71, TIMES),
-    Row("cartoon faces", DRAWINGS, 8113, 0.66, 15.2, 0.112, 0.65, 0.79, TIMES),
+    Row("cartoon faces", DRAWINGS, 8113, 0.66, 4, 0.428, 0.31, 0.45, TIMES),
+    Row("cartoon faces", DRAWINGS, 8113, 0.66, 6, 0.368, 0.48, 0.69, AUTO),
+    Row("cartoon faces", DRAWINGS, 8113, 0.66, 15, 0.081, 0.76, 0.82, AUTO),
     Row("cartoon faces", DRAWINGS, 8113, 0.66, 20, 0.043, 0.78, 0.82, "docs/evaluation.md#the-demos-numbers", FACES),
     Row("cartoon faces", DRAWINGS, 500, 0.67, 15, 0.249, 0.46, 0.63, FEW),
     Row("cartoon faces", DRAWINGS, 1500, 0.67, 20, 0.090, 0.67, 0.74, FEW),
+    Row("faces of another cartoon style", DRAWINGS, 1785, 0.55, 6, 0.250, 0.38, 0.79, AUTO),
+    Row("faces of another cartoon style", DRAWINGS, 1785, 0.55, 15, 0.080, 0.57, 0.88, AUTO),
     Row("faces of another cartoon style", DRAWINGS, 1785, 0.55, 20, 0.055, 0.75, 0.88, FEW),
     # An hour on one core, which is about half of an hour on two.
     Row("faces of another cartoon style", DRAWINGS, 1785, 0.55, 30, 0.032, 0.65, 0.88, AUTO, HOUR),

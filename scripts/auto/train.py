@@ -37,7 +37,7 @@ from utils.runtime.cli import has
 from utils.runtime.device import choose_device
 from utils.runtime.progress import duration
 
-OVER = 1.08  # that the finest stage is planned to overrun: what is cut off are steps at nearly no learning rate
+OVER = 1.15  # that the finest stage is planned to overrun: what is cut off are steps at nearly no learning rate
 SLACK = 1.5  # of its planned time, after which a training is stopped that is not the last one
 KINDS = {"train_autoencoder": AUTOENCODER, "train_quantized_transformer": STAGE}  # of checkpoints that may be stopped
 LATE = "steps took longer than measured, so the hours may not be kept"
@@ -46,6 +46,8 @@ MISSING = {  # what is said of packages that are not there
     report.PACKAGES: "there is no report: pip install -r requirements-eval.txt",
 }
 EARLY = "more training steps would only memorize so few images"
+REPORT = 5.0  # starts of a script that the report takes
+SURE = 0.85  # of the time that is left for the evaluation, which may be planned: it can take longer
 MARGIN = 0.02, 9.0  # that is left over: a share of the hours, and seconds at least
 
 
@@ -163,19 +165,27 @@ class Auto:
     @property
     def closing(self) -> float:
         """Seconds of evaluation and report."""
-        return 3 * self.start + self.evaluation(hours.EVALUATED * self.limit)[1]
+        return REPORT * self.start + self.evaluation(hours.EVALUATED * self.limit)[1]
+
+    @property
+    def finest(self) -> str:
+        """The name of the finest stage, the last training."""
+        return [name for name, step in self.steps.items() if step.script in KINDS][-1]
+
+    @property
+    def stopping(self) -> float:
+        """Seconds that a stop of the finest stage takes, which starts once more to end, and what is left over."""
+        own = self.cost_of(self.finest)
+        return max(MARGIN[0] * self.limit, MARGIN[1]) + own.once + own.per_checkpoint
 
     def seconds_for(self, name: str) -> float | None:
         """Seconds after which a training by gradients is stopped; None for other steps."""
-        trained = [name for name, step in self.steps.items() if step.script in KINDS]
-        if self.is_edited or name not in trained:
+        if self.is_edited or self.steps[name].script not in KINDS:
             return None
-        if name != trained[-1]:
+        if name != self.finest:
             return SLACK * (self.plan.seconds[name] + self.start)
-        own, last = self.cost_of(name), self.cost_of(list(self.steps)[-1])
-        after = own.once + own.per_checkpoint + last.once + self.closing  # it starts once more, to end
-        margin = max(MARGIN[0] * self.limit, MARGIN[1])
-        return max(1.0, self.limit - margin - self.clock.used - after)
+        after = self.cost_of(list(self.steps)[-1]).once + self.closing
+        return max(1.0, self.limit - self.clock.used - self.stopping - after)
 
     def replan(self) -> None:
         """Divide the time that is left among the steps that have not begun."""
@@ -191,7 +201,7 @@ class Auto:
                 costs[name] = Cost(costs[name].seconds(self.plan.settings[section]["max_step"], 1))
         left = self.limit - self.closing - (0.0 if self.options.plan_only else self.clock.used)
         if len(still_open) == 1:  # the finest stage, which is stopped in time
-            left *= OVER
+            left = OVER * (left - self.stopping)
         numbers, seconds = hours.choose_steps(left, costs, still_open)
         total, notes, given = sum(seconds.values()), self.plan.notes, f"{self.plan.hours:g}"
         needed = (self.limit - left + total) / 3600
@@ -243,7 +253,7 @@ class Auto:
 
     def evaluate(self) -> None:
         """Evaluate the run, as thoroughly as the time allows that is left."""
-        sizes, _ = self.evaluation(0.9 * (self.limit - self.clock.used - 3 * self.start))
+        sizes, _ = self.evaluation(SURE * (self.limit - self.clock.used - REPORT * self.start))
         if sizes and is_older(self.folder.evaluation.results, *self.folder.mark("").iterdir()):
             print("== evaluation", flush=True)
             since = self.plan.began.setdefault(hours.EVALUATION, self.clock.used)

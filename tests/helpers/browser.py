@@ -16,6 +16,10 @@ def pages(browser, url, is_ready, allowed, **usual):
         if not request.url.startswith(allowed):
             problems.append(f"asked for {request.url}")
 
+    def note(error):
+        if not str(error).startswith("AbortError"):  # of Gradio's script, as it closes a stream
+            problems.append(str(error))
+
     def open_page(**options):
         context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | usual | options))
         contexts.append(context)
@@ -23,7 +27,7 @@ def pages(browser, url, is_ready, allowed, **usual):
         page.set_default_timeout(20_000)
         page.on("request", watch)
         page.on("console", lambda message: problems.append(message.text) if message.type != "log" else None)
-        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("pageerror", note)
         page.goto(url)
         page.wait_for_selector(is_ready)
         return page
