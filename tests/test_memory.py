@@ -21,7 +21,7 @@ from utils.runtime.device import peak_memory, reset_peak_memory, usable_memory
 from utils.runtime.footprint import Footprint, PeakMemory, count_flops, count_footprint, count_step, readable
 from utils.runtime.progress import duration
 from utils.training.gradient import GradientLearner, GradientTask
-from utils.training.loop import kept
+from utils.training.loop import most_checkpoints
 
 CPU = torch.device("cpu")
 ACTIONS = st.tuples(st.sampled_from(["make", "free", "view", "change", "double"]), st.integers(1, 50))
@@ -186,7 +186,7 @@ def test_a_training_says_what_it_will_take_after_twenty_steps(name, train, tmp_p
 
 def test_checkpoints_that_stay_are_counted_and_bytes_and_durations_written_to_be_read():
     plans = {(22, 2, None): 11, (23, 2, None): 12, (22, 2, 3): 5, (4, 2, 3): 2}
-    assert {plan: kept(*plan) for plan in plans} == plans
+    assert {plan: most_checkpoints(*plan) for plan in plans} == plans
     texts = {15 * 2**20: "15.0 MiB", 1.55 * 2**30: "1.6 GiB", 0: "0.0 MiB"}
     assert {size: readable(size) for size in texts} == texts
     texts = {0.4: "0:00:00", 61: "0:01:01", 93784.6: "26:03:05"}
