@@ -9,7 +9,6 @@ kernel distances over the time (quality.png). What was trained before is not tra
 """
 
 import math
-import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +25,7 @@ from utils.core.options import option, parse_options
 from utils.runs.chain import ROOT, Recipe
 from utils.runs.folders import RunFolder
 from utils.runtime import cli
+from utils.runtime.child import attending
 
 MINUTES = (4, 6, 12, 20)  # where neither these nor shares are given
 STEPS = ("max_step", "schedule_step", "checkpoint_step", "log_step", "warmup_step")
@@ -58,8 +58,8 @@ def share_of(recipe: Recipe, share: float) -> Recipe:
 
 def run(script: str, *words: object) -> None:
     """Run a script of the project; if it fails it has said why, and this ends with its status."""
-    if status := subprocess.run([sys.executable, "-m", f"scripts.{script}", *map(str, words)], cwd=ROOT).returncode:
-        sys.exit(status)
+    with attending() as attendant:
+        attendant.check([sys.executable, "-m", f"scripts.{script}", *words], cwd=ROOT)
 
 
 def train_auto(dataset: Path, minutes: float, out: Path) -> float:

@@ -113,9 +113,9 @@ def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: 
         return attend(q, k, v, is_causal=True)
     num = -(-length // window)
     if length**2 <= num * window * (2 * window + 1):  # the blocks would hold more scores than the square
-        place = torch.arange(length, device=q.device)
-        away = place[:, None] - place  # of each key from its query
-        return attend(q, k, v, (away >= 0) & ((away < window) | (place == 0)))
+        key = torch.arange(length, device=q.device)
+        query = key[:, None]
+        return attend(q, k, v, (key <= query) & ((key > query - window) | (key == 0)))
     q, k, v = (_blocks(x, num, window) for x in (q, k, v))  # (num, B·heads, window, d)
     k, v = (_with_keys_in_range(x) for x in (k, v))  # (num, B·heads, 1 + 2·window, d)
     start = torch.arange(num, device=q.device)[:, None, None] * window

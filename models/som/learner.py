@@ -139,8 +139,8 @@ class MapLearner:
 
     For each unit, a batch gives a sum of patches and their number n, both smoothed by the neighbourhood. The unit moves
     a share of the way to their mean: max(1 − (1 − rate)^n, 2n / (N + 2n)). N is the sum of n since the radius last
-    changed; the rate is `model_lr`. The second term makes the unit a running mean that
-    gives later patches more weight, because the first ones arrived while the unit was still elsewhere.
+    changed; the rate is `model_lr`. The second term makes the unit a running mean that gives later patches more weight,
+    because the first ones arrived while the unit was still elsewhere.
     When the radius reaches 0, the map is balanced with `sample` (N, D), patches of the training data, if there is one.
     At radius 0, units that were nearest to no patch during a whole epoch are replaced by patches of that epoch, drawn
     in proportion to squared error; a weighted reservoir holds the candidates.

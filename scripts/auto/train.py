@@ -37,7 +37,7 @@ from utils.runtime.cli import has
 from utils.runtime.device import choose_device
 from utils.runtime.progress import duration
 
-OVER = 1.15  # that the finest stage is planned to overrun: what is cut off are steps at nearly no learning rate
+OVER = 1.15  # that the finest stage is planned to overrun: what is cut off are steps at a low learning rate
 SLACK = 1.5  # of its planned time, after which a training is stopped that is not the last one
 KINDS = {"train_autoencoder": AUTOENCODER, "train_quantized_transformer": STAGE}  # of checkpoints that may be stopped
 LATE = "steps took longer than measured, so the hours may not be kept"
@@ -84,13 +84,12 @@ class Auto:
         """Look and plan, unless an earlier start has."""
         options, recipe, is_gpu = self.options, self.path / "recipe.json", self.device.type == "cuda"
         images, was_planned = self.folder.images, self.folder.planned.is_file()
-        unfinished = OutputFolder(images.parent).unfinished
         begun = [folder for folder in folders_in(self.folder) if folder.record.is_file()]
         if begun and not was_planned:
             raise UserError(f"{begun[0].path}: belongs to a run that auto has not planned; give another OUT")
         if not options.overwrite:
             check_source(options.dataset, images)
-        was_killed = holds_pictures(options.dataset) and unfinished.is_file()
+        was_killed = OutputFolder(images.parent).unfinished.is_file() and holds_pictures(options.dataset)
         number = count_left_out(options.dataset, images)
         is_anew = options.overwrite or was_killed or (number > 0 and not was_planned)
         if number and not is_anew:
@@ -285,9 +284,9 @@ class Auto:
     def write_recipe(self) -> None:
         """Replace recipe.json, and remember that it was not a person who did."""
         text, path = json.dumps(self.plan.settings, indent=4) + "\n", self.path / "recipe.json"
-        if checksum(path.read_bytes()) not in self.plan.written:
+        if (before := checksum(path.read_bytes())) not in self.plan.written:
             raise UserError(f"{path}: was edited meanwhile; start the same command again, which keeps the edit")
-        self.plan.written = [checksum(path.read_bytes()), checksum(text.encode())]
+        self.plan.written = [before, checksum(text.encode())]
         self.save()  # first, since the process may be killed between the two
         write_file(path, text)
 

@@ -17,7 +17,7 @@ def pages(browser, url, is_ready, allowed, **usual):
             problems.append(f"asked for {request.url}")
 
     def note(error):
-        if not str(error).startswith("AbortError"):  # of Gradio's script, as it closes a stream
+        if not str(error).startswith("AbortError: BodyStreamBuffer was aborted"):  # Gradio's script closes a stream
             problems.append(str(error))
 
     def open_page(**options):

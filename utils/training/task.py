@@ -10,7 +10,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from utils.core.files import UserError
-from utils.core.options import MOST_WORKERS, ScriptOptions, option
+from utils.core.options import MOST_WORKERS, ScriptOptions, option, words_of
 from utils.core.provenance import Origin
 from utils.data.batches import steps_per_epoch
 from utils.data.dataset import FileDataset
@@ -44,7 +44,7 @@ class TrainingOptions(SplitOptions, ScriptOptions):
     def __post_init__(self) -> None:
         for name in SOURCES:
             if self.resume and (path := getattr(self, name, None)) is not None:
-                flag = f"--{name.replace('_', '-')} {path}"
+                flag = " ".join(words_of({name: path}))
                 raise UserError(f"--resume goes on with what --out-dir holds: leave out {flag}, or --resume")
 
     @property
