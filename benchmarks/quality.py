@@ -1,6 +1,6 @@
 """How good the pictures are after how much time: `auto` with so many minutes, or a recipe with a share of its steps.
 
-    python -m benchmarks.quality out/demo-avatars/data/dataset.json --minutes 3 20 --runs 3
+    python -m benchmarks.quality out/demo-avatars/data/dataset.json --minutes 4 20 --runs 3
     python -m benchmarks.quality out/demo-avatars/data/dataset.json --shares 0.3 1
 
 Trains one after the other and evaluates each on all test images. Prints a table in Markdown: the minutes of `auto` from
@@ -33,7 +33,7 @@ Options = options(
     dataset=(Path, option("dataset.json of images, such as that of scripts/demo.py", positional=True)),
     out_dir=(Path, option("where to train", Path("out/quality"))),
     minutes=(tuple[float, ...], option("minutes to give auto", (), above=0, unset="4 6 12 20, and with --shares none")),
-    runs=(int, option("runs of auto for each number of minutes, whose training steps differ", 1, low=1)),
+    runs=(int, option("runs of auto for each number of minutes, with seeds from 0 on", 1, low=1)),
     recipe=(str, option("folder of configs/", "demo-64")),
     shares=(tuple[float, ...], option("shares of the training steps of the recipe", (), above=0)),
 )
@@ -62,11 +62,11 @@ def run(script: str, *words: object) -> None:
         attendant.check([sys.executable, "-m", f"scripts.{script}", *words], cwd=ROOT)
 
 
-def train_auto(dataset: Path, minutes: float, out: Path) -> float:
+def train_auto(dataset: Path, minutes: float, seed: int, out: Path) -> float:
     """Let `auto` train in so many minutes, unless it has; return the seconds that it took."""
     folder = RunFolder(out)
     if not folder.report.is_file():
-        run("train_cascade", "auto", dataset, out, "--hours", minutes / 60)
+        run("train_cascade", "auto", dataset, out, "--hours", minutes / 60, "--seed", seed)
     return read_json(folder.clock)["seconds"]
 
 
@@ -87,9 +87,9 @@ def measure(args: Options) -> list[Measured]:
     dataset, out, recipe = args.dataset.resolve(), args.out_dir.resolve(), Recipe.find(args.recipe)
     measured = []
     for minutes in sorted(args.minutes or (() if args.shares else MINUTES)):
-        for number in range(args.runs):
-            folder = out / f"auto-{minutes:g}-{number}"
-            seconds = train_auto(dataset, minutes, folder)
+        for seed in range(args.runs):
+            folder = out / f"auto-{minutes:g}-{seed}"
+            seconds = train_auto(dataset, minutes, seed, folder)
             measured.append(Measured(f"auto, {minutes:g} minutes", seconds, evaluate(dataset, folder)))
     for share in sorted(args.shares):
         folder = out / f"{share:g}"

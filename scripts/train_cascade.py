@@ -68,6 +68,7 @@ class Options:
     rdzv_endpoint: str | None = option("HOST:PORT of one of several machines", None)
     hours: float | None = option("for auto: hours from the images to the report", None, above=0)
     plan_only: bool = option("for auto: write OUT/recipe and stop", False)
+    seed: int | None = option("of the random choices of all steps", None, unset="those of the recipe", low=0)
     dry_run: bool = option("try every step briefly, then print the hours, disk and memory that the recipe needs", False)
 
     def __post_init__(self) -> None:
@@ -101,7 +102,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.recipe == AUTO:
         with child.attending() as attendant:
             return Auto(options, attendant, Chain).run()
-    recipe = Recipe.find(options.recipe)
+    recipe = Recipe.find(options.recipe, options.seed)
     check_device(recipe, options.device)
     if options.dry_run:
         dry_run.estimate(recipe, options.dataset, options.device)

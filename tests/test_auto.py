@@ -469,7 +469,7 @@ def test_a_folder_of_pictures_becomes_a_report_although_it_was_killed_in_each_pa
     monkeypatch.setattr(hours, "CODEBOOK_STEPS", 20)
     monkeypatch.setattr(plan, "TIERS", ((32, 1, 1, 2),))
     shutil.move(write_set(tmp_path / "data", squares()).parent / "images", pictures)
-    command = ["auto", pictures, out, "--hours", 1, "--device", "cpu"]
+    command = ["auto", pictures, out, "--hours", 1, "--device", "cpu", "--seed", 7]
     monkeypatch.setattr(begin, "reads_heif", lambda: True)
     for programs.fatal in ("scripts.make_dataset", "scripts.dry_run", "train_codebook"):
         with pytest.raises(Stop):
@@ -480,6 +480,8 @@ def test_a_folder_of_pictures_becomes_a_report_although_it_was_killed_in_each_pa
     used = json.loads((out / "recipe/clock.json").read_text())["seconds"]
     run_main(train_cascade.main, *command, "--plan-only")
     assert "planned; edit it if you like" in capsys.readouterr().out
+    line = expect_error(capsys, train_cascade.main, [*map(str, command), "--seed", "8"])
+    assert line.endswith("has another one; leave it out, or give another OUT")
     programs.late = 2
     run_main(train_cascade.main, *command)
     assert programs.names.count("scripts.make_dataset") == 3  # not again, once a step has begun

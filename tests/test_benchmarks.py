@@ -273,8 +273,8 @@ def test_the_benchmark_of_quality_shows_auto_and_each_share(tmp_path, rows_of):
     options = ["--out-dir", out, "--minutes", 1.5, "--runs", 2, "--recipe", "tiny-32", "--shares", 1, 0.5]
     replaced = {"train_recipe": train, "evaluate": lambda *_: results, "run": run}
     rows = rows_of("quality", "data.json", *options, **replaced)
-    assert [(words[1], words[3], words[5]) for words in ran] == [
-        ("auto", out / f"auto-1.5-{number}", 0.025) for number in (0, 1)
+    assert [(words[1], *words[3:]) for words in ran] == [
+        ("auto", out / f"auto-1.5-{seed}", "--hours", 0.025, "--seed", seed) for seed in (0, 1)
     ]
     assert [recipe.settings["decoder"]["max_step"] for recipe in trained] == [150, 300]
     same = ["30.0", "0.100", "0.200", "0.300", "0.50", "0.75"]

@@ -4,6 +4,7 @@ import re
 import shutil
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
+from importlib import import_module
 from pathlib import Path
 from typing import get_type_hints
 
@@ -220,6 +221,13 @@ def test_a_recipe_is_of_configs_by_its_name_and_of_any_folder_by_its_path(monkey
     assert Recipe.find(Path("recipe")).settings == Recipe.find("recipe/").settings == Recipe.find("tiny-32").settings
     with pytest.raises(UserError, match="no such recipe; configs/ holds: demo-64 "):
         Recipe.find("recipe")
+
+
+def test_a_seed_is_that_of_every_step_that_has_one(tmp_path):
+    steps = steps_of(RunFolder(tmp_path, 3), Recipe.find("demo-64", 7), tmp_path / "dataset.json")
+    seeds = {step.name: step.options.get("seed") for step in steps}
+    taken = {step.name: fields(import_module(step.script).Options) for step in steps}
+    assert seeds == {name: 7 if "seed" in {field.name for field in of} else None for name, of in taken.items()}
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -23,7 +23,7 @@ from utils.data.dataset import ImageDataset
 from utils.data.images import image_files, reads_heif
 from utils.data.records import read_dataset
 from utils.data.shards import HEIF_SUFFIXES
-from utils.runs.chain import Recipe, folders_in, maps_per_image
+from utils.runs.chain import Recipe, folders_in, maps_per_image, with_seed
 from utils.runs.folders import RunFolder
 from utils.runtime.child import Attendant
 from utils.runtime.device import usable_memory
@@ -120,11 +120,18 @@ def forget(run: RunFolder) -> None:
 
 
 def plan_for(
-    prints: Fingerprint, dataset: Path, run: RunFolder, hours: float, device: torch.device, attendant: Attendant
+    prints: Fingerprint,
+    dataset: Path,
+    run: RunFolder,
+    hours: float,
+    device: torch.device,
+    attendant: Attendant,
+    seed: int | None = None,
 ) -> None:
     """Choose the models, measure what their steps cost in a short pass, and write the recipe with guesses."""
     is_gpu, memory = device.type == "cuda", usable_memory(device)
     plan = planning.choose_models(prints, hours, is_gpu=is_gpu, memory=memory)
+    plan.files["recipe"] = with_seed(plan.settings, seed)
     check_disk(plan, prints, run)
     plan.start = seconds_to_start()
     slow = max(1.0, plan.start / planning.START)  # a busy machine makes a shorter pass

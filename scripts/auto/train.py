@@ -29,7 +29,7 @@ from utils.core.files import UserError, is_older, write_file
 from utils.core.lock import lock
 from utils.core.options import words_of
 from utils.data.checksums import checksum
-from utils.runs.chain import ROOT, Recipe, folders_in, steps_of
+from utils.runs.chain import ROOT, Recipe, folders_in, steps_of, with_seed
 from utils.runs.checkpoint import load_checkpoint
 from utils.runs.folders import OutputFolder, RunFolder
 from utils.runtime.child import Attendant
@@ -101,8 +101,11 @@ class Auto:
         if was_planned and not self.folder.planned.is_file():
             self.clock.before = 0.0  # the seconds of another plan
         if not self.folder.planned.is_file() or not recipe.is_file():
-            plan_for(self.prints, self.dataset, self.folder, options.hours, self.device, self.attendant)
+            given = options.hours, self.device, self.attendant, options.seed
+            plan_for(self.prints, self.dataset, self.folder, *given)
         self.take_up(Plan.read(self.folder))
+        if with_seed(self.plan.settings, options.seed) != self.plan.settings:
+            raise UserError(f"--seed {options.seed}: {recipe} has another one; leave it out, or give another OUT")
         self.plan.dataset = str(options.dataset)
         if self.is_edited:
             print(f"{recipe} was edited, so its numbers of training steps are kept, and the hours may not be")

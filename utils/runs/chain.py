@@ -20,6 +20,7 @@ from utils.runs.folders import OutputFolder, RunFolder
 CONFIGS = ROOT / "configs"
 FLIPS = ("autoencoder", "feature_maps")  # the sections of the steps that mirror images; the decoder follows the first
 SECTIONS = ("autoencoder", "feature_maps", "codebook", "prune", "generate")  # that every recipe.json has
+SEEDED = ("autoencoder", "codebook", "decoder", "transformer", "generate")  # those of steps that choose at random
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,11 @@ class Recipe:
     without_gpu: str = ""  # of one that is for a GPU: the name of the recipe to use without
 
     @classmethod
-    def find(cls, name: str | Path) -> "Recipe":
-        """Read the recipe of this name in configs/, or of a path, as text with a slash; raises `UserError`."""
+    def find(cls, name: str | Path, seed: int | None = None) -> "Recipe":
+        """Read the recipe of this name in configs/, or of a path, as text with a slash; raises `UserError`.
+
+        A seed takes the place of those of its steps.
+        """
         folder = CONFIGS / name if isinstance(name, str) and Path(name).name == name else Path(name)
         path = folder / "recipe.json"
         if not path.is_file():
@@ -80,7 +84,7 @@ class Recipe:
             size = Size.parse(given.image_size)
         except ValueError as error:
             raise UserError(f"{path}: 'image_size': {error}") from None
-        return cls(folder, settings, size, given.num_images, given.without_gpu or "")
+        return cls(folder, with_seed(settings, seed), size, given.num_images, given.without_gpu or "")
 
     @property
     def path(self) -> Path:
@@ -96,6 +100,12 @@ class Recipe:
         """The same recipe with other options in these sections, as far as it has them."""
         changed = {section: self.settings[section] | options for section in sections if section in self.settings}
         return dataclasses.replace(self, settings=self.settings | changed)
+
+
+def with_seed(settings: dict, seed: int | None) -> dict:
+    """The content of a recipe.json with this seed for every step that chooses at random; None changes nothing."""
+    names = [name for name in settings if seed is not None and name.partition("_")[0] in SEEDED]
+    return settings | {name: settings[name] | {"seed": seed} for name in names}
 
 
 def maps_per_image(settings: dict, section: str | None = None) -> int:
