@@ -123,7 +123,7 @@ class PixelRival(nn.Module):
     package: str
     rate: float
     betas = (0.9, 0.999)
-    rates = 1.0, 2.0, 4.0, 8.0
+    rates = 4.0, 8.0, 16.0, 32.0  # usual ones are for trainings of days
 
     def data(self, shared: object) -> tuple[np.ndarray, np.ndarray, Dataset]:
         """The indices of what it learns from and of what validates it, and the data that they are of."""

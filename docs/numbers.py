@@ -31,6 +31,7 @@ from utils.runtime import cli
 CORES = 2
 FACES, EMOJI = "out/demo-avatars", "out/demo-openmoji"
 SHORT = "out/quarter-avatars", "out/quarter-adventurers"  # runs of auto in a quarter of an hour
+LARGE = "out/faces-128"  # images alone
 TRAIN, DRAW = "scripts.train_cascade", "scripts.demo_data"
 RUNS = {  # that tables read: the commands that make each, after `python -m`
     FACES: (
@@ -42,6 +43,7 @@ RUNS = {  # that tables read: the commands that make each, after `python -m`
     folder: (f"{DRAW} {name} --out-dir {folder}/data", f"{TRAIN} auto {folder}/data/dataset.json {folder} --hours 0.25")
     for folder, name in zip(SHORT, ("avatars --num-images 9000", "adventurers"), strict=True)
 }
+RUNS[LARGE] = (f"{DRAW} avatars --num-images 9000 --image-size 128 --out-dir {LARGE}/data",)
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,12 @@ ABLATION = f"benchmarks.ablation {FACES} --seconds 60"
 PARTS = '"no query-key norm" "ungated MLP" "no condition noise" "condition dropout 0.1" "moving average" "dropout 0.1"'
 WIDTHS = '"full, rate 0.5" "full, rate 2" "AdamW alone" "random vectors of tokens" "2 + 3 layers" "256 wide"'
 RATES, WIDE = f"benchmarks.rates {FACES}", "--steps 150 --rates 0.5 1 2 4 8"
-PEERS = "--minutes 15 --images 200 --out-dir out/peers"
-FEW = f"benchmarks.peers {SHORT[1]}/data/dataset.json --run {SHORT[1]} {PEERS}/few"
-QUALITY = f"benchmarks.quality {FACES}/data/dataset.json"
+MANY, FEW = (
+    f"benchmarks.peers {folder}/data/dataset.json --run {folder} --minutes 15 --images 200 --out-dir out/peers/{name}"
+    for folder, name in zip(SHORT, ("faces", "few"), strict=True)
+)
+QUALITY, SEEDS = f"benchmarks.quality {FACES}/data/dataset.json", "--rivals flow --seeds 0 1 2"
+LAPTOP = f"benchmarks.quality {LARGE}/data/dataset.json --recipe laptop-128 --out-dir out/quality-128"
 MAPS = "feature_maps/dataset.json"
 EXPERIMENTS, EVALUATION, SCALING = "docs/experiments.md", "docs/evaluation.md", "docs/scaling.md"
 PEERS_PAGE = "docs/peers.md"
@@ -98,16 +103,13 @@ TABLES = {
     "rates-batches": Table(
         SCALING, f"{RATES} stage --steps 150 --widths 64 --batch-sizes 4 8 16 --rates 1 2 4 8", "seeds 0 and 1"
     ),
-    "peers-seeds": Table(
-        PEERS_PAGE,
-        f"benchmarks.peers {SHORT[0]}/data/dataset.json --run {SHORT[0]} {PEERS}/faces --rivals flow --seeds 0 1 2",
-        "",
-    ),
-    "peers": Table(PEERS_PAGE, f"benchmarks.peers {SHORT[0]}/data/dataset.json --run {SHORT[0]} {PEERS}/faces", ""),
-    "peers-few-flow": Table(PEERS_PAGE, f"{FEW} --rivals flow --rates 0.5 1 2 --seeds 0 1 2", ""),
-    "peers-few": Table(PEERS_PAGE, f"{FEW} --rivals denoising-diffusion-pytorch torchcfm --rates 8 16", ""),
-    "quality-short": Table(EXPERIMENTS, f"{QUALITY} --minutes 4 --runs 3", "seed 0"),
-    "quality": Table(EXPERIMENTS, f"{QUALITY} --minutes 6 12 20", "seed 0"),
+    "peers": Table(PEERS_PAGE, MANY, ""),
+    "peers-seeds": Table(PEERS_PAGE, f"{MANY} {SEEDS}", ""),
+    "peers-few": Table(PEERS_PAGE, FEW, ""),
+    "peers-few-seeds": Table(PEERS_PAGE, f"{FEW} {SEEDS}", ""),
+    "quality-ends": Table(EXPERIMENTS, f"{QUALITY} --minutes 4 20 --runs 3", "seeds 0 to 2"),
+    "quality": Table(EXPERIMENTS, f"{QUALITY} --minutes 6 12", "seed 0"),
+    "quality-128": Table(EXPERIMENTS, f"{LAPTOP} --shares 0.67 1.33", "seed 0"),
 }
 
 
