@@ -6,9 +6,9 @@
 
 Each table stands in its document between two comments, `<!-- numbers: NAME -->` and `<!-- end -->`. Its command runs on
 two cores, and its output replaces what is between them, with a line that names command, seeds, machine and commit. A
-table that names the present commit of the code is skipped, so the same command goes on where another one has ended;
-changes of documents alone are no new commit. Runs that a table needs are trained first where they are missing. A
-command that fails leaves its table as it was, and the others follow.
+table that names its command and the present commit of the code is skipped, so the same command goes on where another
+one has ended; changes in docs/ alone are no new commit. Runs that a table needs are trained first where they are
+missing. A command that fails leaves its table as it was, and the others follow.
 
 Other work on the machine falsifies times, so let it do nothing else. Needs all requirements files but that of tests.
 """
@@ -53,7 +53,12 @@ class Table:
     document: str
     command: str  # after `python -m`
     seeds: str  # that it uses, in words; empty where nothing is random
-    parts: tuple[int, ...] = ()  # which of the tables that it prints; all that it prints if none is given
+    parts: tuple[int, ...] = ()  # which of the tables that it prints, -1 the last; all that it prints if none is given
+
+    @property
+    def source(self) -> str:
+        """What the document says of it, without machine and commit."""
+        return f"`python -m {self.command}`{f', {self.seeds}' if self.seeds else ''}: "
 
     @property
     def runs(self) -> list[str]:
@@ -75,6 +80,7 @@ LAPTOP = f"benchmarks.quality {LARGE}/data/dataset.json --recipe laptop-128 --ou
 MAPS = "feature_maps/dataset.json"
 EXPERIMENTS, EVALUATION, SCALING = "docs/experiments.md", "docs/evaluation.md", "docs/scaling.md"
 PEERS_PAGE = "docs/peers.md"
+LAST = (-1,)  # of a command that also shows what its trainings print
 TABLES = {
     "scaling": Table(SCALING, "benchmarks.scaling gpu-128 gpu-256", ""),
     "evaluation-reconstruction": Table(EVALUATION, EVALUATE, "seed 0", (0,)),
@@ -107,9 +113,9 @@ TABLES = {
     "peers-seeds": Table(PEERS_PAGE, f"{MANY} {SEEDS}", ""),
     "peers-few": Table(PEERS_PAGE, FEW, ""),
     "peers-few-seeds": Table(PEERS_PAGE, f"{FEW} {SEEDS}", ""),
-    "quality-ends": Table(EXPERIMENTS, f"{QUALITY} --minutes 4 20 --runs 3", "seeds 0 to 2"),
-    "quality": Table(EXPERIMENTS, f"{QUALITY} --minutes 6 12", "seed 0"),
-    "quality-128": Table(EXPERIMENTS, f"{LAPTOP} --shares 0.67 1.33", "seed 0"),
+    "quality-ends": Table(EXPERIMENTS, f"{QUALITY} --minutes 4 20 --runs 3", "seeds 0 to 2", LAST),
+    "quality": Table(EXPERIMENTS, f"{QUALITY} --minutes 6 12", "seed 0", LAST),
+    "quality-128": Table(EXPERIMENTS, f"{LAPTOP} --shares 0.67 1.33", "seed 0", LAST),
 }
 
 
@@ -134,8 +140,9 @@ def block_of(name: str) -> tuple[str, re.Match]:
 
 
 def is_measured(name: str, now: str) -> bool:
-    """Whether a table names the commit `now`."""
-    return f"commit {now}." in " ".join(block_of(name)[1].group().split())
+    """Whether a table names its command and the commit `now`."""
+    words = " ".join(block_of(name)[1].group().split())
+    return TABLES[name].source in words and f"commit {now}." in words
 
 
 @functools.cache
@@ -164,8 +171,7 @@ def written(table: Table, now: str) -> str:
     if not tables or max(table.parts, default=0) >= len(tables):
         raise UserError(f"python -m {table.command}: has printed {len(tables)} tables, which is too few")
     shown = "\n\n".join(tables[part] for part in table.parts) if table.parts else printed
-    seeds = f", {table.seeds}" if table.seeds else ""
-    line = f"`python -m {table.command}`{seeds}: {machine()}, commit {now}."
+    line = f"{table.source}{machine()}, commit {now}."
     return f"\n{shown}\n\n{textwrap.fill(line, 120, break_long_words=False, break_on_hyphens=False)}\n\n"
 
 

@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def copy(tmp_path, monkeypatch):
     """A copy of the documents, in which a cheap command measures two tables and has too few for a third."""
     shutil.copytree(ROOT / "docs", tmp_path / "docs", ignore=shutil.ignore_patterns("images"))
     command, run = "benchmarks.scaling tiny-32", subprocess.run
-    parts = {"scaling": ((), "seed 0"), "scale": ((0,), ""), "reading": ((1,), "")}
+    parts = {"scaling": ((), "seed 0"), "scale": ((-1,), ""), "reading": ((1,), "")}
     cheap = {name: numbers.Table(numbers.SCALING, command, seeds, part) for name, (part, seeds) in parts.items()}
     monkeypatch.setattr(numbers, "TABLES", cheap)
     monkeypatch.setattr(numbers, "commit", lambda: "1234567")
@@ -64,9 +65,12 @@ def test_tables_are_measured_written_and_not_measured_again(copy, capsys, monkey
     monkeypatch.setattr(numbers, "output_of", None)
     run_main(numbers.main, "--only", "scale", "scaling")
     assert copy.read_text() == text
-    run_main(numbers.main, "--list")
-    states = [line.split(", ")[1].split(")")[0] for line in capsys.readouterr().out.splitlines()]
-    assert states == ["measured", "measured", "to do"]
+    scale = numbers.TABLES["scale"]
+    for table, state in ((scale, "measured"), (replace(scale, command="benchmarks.scaling demo-64"), "to do")):
+        monkeypatch.setitem(numbers.TABLES, "scale", table)
+        run_main(numbers.main, "--list")
+        states = [line.split(", ")[1].split(")")[0] for line in capsys.readouterr().out.splitlines()]
+        assert states == ["measured", state, "to do"]
 
 
 def test_tables_are_not_measured_by_changed_code_and_one_without_a_place_is_named(copy, capsys, monkeypatch):
