@@ -7,7 +7,8 @@ from docs import pictures
 from utils.data.images import read_image, save_image
 from utils.runs.folders import RunFolder
 
-BY_HAND = {"report.png", "peers.png", "peers_few.png", "auto_hour.png"}  # a screenshot, and what benchmarks have drawn
+BY_HAND = {"report.png"}  # a screenshot
+BY_HAND |= {"peers.png", "peers_few.png", "quality.png", "auto_hour.png"}  # of runs that took long
 BY_HAND |= {"playground.png", "playground_dark.png", "playground_phone.png"}  # screenshots, of a browser
 BY_LABEL = {"openmoji_labels.png"}  # which the tiny run has not learned
 
