@@ -49,9 +49,9 @@ def machine() -> str:
 def commit() -> str:
     """The last commit of the code, with a plus if it has changed since; "unknown" where git says nothing.
 
-    Documents and what writes them are no code that is measured, nor is what `auto` quotes of their tables.
+    Tests, documents and what writes them are no code that is measured, nor is what `auto` quotes of their tables.
     """
-    code = ["--", ".", ":!*.md", ":!docs", ":!scripts/auto/expect.json"]
+    code = ["--", ".", ":!*.md", ":!docs", ":!tests", ":!scripts/auto/expect.json"]
     try:
         name, changes = (
             subprocess.run(["git", *words, *code], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()

@@ -2,6 +2,9 @@
 
 from contextlib import contextmanager
 
+# What Gradio's script says of a stream that is open while its page is loaded again or closed.
+CLOSED = ("AbortError: BodyStreamBuffer was aborted", "Unexpected error Connection errored out.")
+
 
 @contextmanager
 def pages(browser, url, is_ready, allowed, **usual):
@@ -16,9 +19,9 @@ def pages(browser, url, is_ready, allowed, **usual):
         if not request.url.startswith(allowed):
             problems.append(f"asked for {request.url}")
 
-    def note(error):
-        if not str(error).startswith("AbortError: BodyStreamBuffer was aborted"):  # Gradio's script closes a stream
-            problems.append(str(error))
+    def note(problem):
+        if not problem.startswith(CLOSED):
+            problems.append(problem)
 
     def open_page(**options):
         context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | usual | options))
@@ -26,8 +29,8 @@ def pages(browser, url, is_ready, allowed, **usual):
         page = context.new_page()
         page.set_default_timeout(20_000)
         page.on("request", watch)
-        page.on("console", lambda message: problems.append(message.text) if message.type != "log" else None)
-        page.on("pageerror", note)
+        page.on("console", lambda message: note(message.text) if message.type != "log" else None)
+        page.on("pageerror", lambda error: note(str(error)))
         page.goto(url)
         page.wait_for_selector(is_ready)
         return page
