@@ -2,8 +2,8 @@
 
 from contextlib import contextmanager
 
-# What Gradio's script says of a stream that is open while its page is loaded again or closed.
-CLOSED = ("AbortError: BodyStreamBuffer was aborted", "Unexpected error Connection errored out.")
+# What Gradio's script says of a stream that is open while its page is loaded again or closed, one after the other.
+ABORTED, ERRORED = "AbortError: BodyStreamBuffer was aborted", "Unexpected error Connection errored out."
 
 
 @contextmanager
@@ -13,14 +13,18 @@ def pages(browser, url, is_ready, allowed, **usual):
     Its arguments are those of a context, beside the `usual` ones. At the end no page may have asked for an address that
     does not begin with one that is `allowed`, nor have said anything but a log on its console.
     """
-    contexts, problems = [], []
+    contexts, problems, aborted = [], [], []
 
     def watch(request):
         if not request.url.startswith(allowed):
             problems.append(f"asked for {request.url}")
 
     def note(problem):
-        if not problem.startswith(CLOSED):
+        if problem.startswith(ABORTED):
+            aborted.append(problem)
+        elif aborted and problem.startswith(ERRORED):
+            aborted.pop()
+        else:
             problems.append(problem)
 
     def open_page(**options):
