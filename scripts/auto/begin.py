@@ -124,9 +124,9 @@ def plan_for(
     dataset: Path,
     run: RunFolder,
     hours: float,
+    seed: int | None,
     device: torch.device,
     attendant: Attendant,
-    seed: int | None = None,
 ) -> None:
     """Choose the models, measure what their steps cost in a short pass, and write the recipe with guesses."""
     is_gpu, memory = device.type == "cuda", usable_memory(device)

@@ -27,8 +27,9 @@ class Row(NamedTuple):
     picture: str = ""  # of its samples
 
 
-# In a file of its own, since new measurements change it and nothing else of the code.
-ROWS = tuple(Row(**row) for row in read_json(Path(__file__).with_suffix(".json"))["rows"])
+def rows() -> list[Row]:
+    """The trainings of expect.json, a file of its own since new measurements change it and nothing else of the code."""
+    return [Row(**row) for row in read_json(Path(__file__).with_suffix(".json"))["rows"]]
 
 
 def nearest(prints: Fingerprint, hours: float) -> Row:
@@ -38,7 +39,7 @@ def nearest(prints: Fingerprint, hours: float) -> Row:
         ratios = prints.training / row.training, 60 * hours / row.minutes
         return sum(abs(math.log(ratio)) for ratio in ratios) + 10 * abs(prints.variety - row.variety)
 
-    return min((row for row in ROWS if row.kind == prints.kind), key=apart)
+    return min((row for row in rows() if row.kind == prints.kind), key=apart)
 
 
 def sentence(prints: Fingerprint, hours: float) -> str:

@@ -101,8 +101,8 @@ class Auto:
         if was_planned and not self.folder.planned.is_file():
             self.clock.before = 0.0  # the seconds of another plan
         if not self.folder.planned.is_file() or not recipe.is_file():
-            given = options.hours, self.device, self.attendant, options.seed
-            plan_for(self.prints, self.dataset, self.folder, *given)
+            given = self.prints, self.dataset, self.folder
+            plan_for(*given, options.hours, options.seed, self.device, self.attendant)
         self.take_up(Plan.read(self.folder))
         if with_seed(self.plan.settings, options.seed) != self.plan.settings:
             raise UserError(f"--seed {options.seed}: {recipe} has another one; leave it out, or give another OUT")
