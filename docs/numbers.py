@@ -7,8 +7,8 @@
 Each table stands in its document between two comments, `<!-- numbers: NAME -->` and `<!-- end -->`. Its command runs on
 two cores, and its output replaces what is between them, with a line that names command, seeds, machine and commit. A
 table that names its command and the present commit of the code is skipped, so the same command goes on where another
-one has ended; changes in docs/ alone are no new commit. Runs that a table needs are trained first where they are
-missing. A command that fails leaves its table as it was, and the others follow.
+one has ended; changes in docs/ and tests/ alone are no new commit. Runs that a table needs are trained first where they
+are missing. A command that fails leaves its table as it was, and the others follow.
 
 Other work on the machine falsifies times, so let it do nothing else. Needs all requirements files but that of tests.
 """
@@ -39,11 +39,11 @@ RUNS = {  # that tables read: the commands that make each, after `python -m`
         f"{TRAIN} demo-64 {FACES}/data/dataset.json {FACES}",
     ),
     EMOJI: (f"{DRAW} openmoji --out-dir {EMOJI}/data", f"{TRAIN} demo-64 {EMOJI}/data/dataset.json {EMOJI}"),
+    LARGE: (f"{DRAW} avatars --num-images 9000 --image-size 128 --out-dir {LARGE}/data",),
 } | {
     folder: (f"{DRAW} {name} --out-dir {folder}/data", f"{TRAIN} auto {folder}/data/dataset.json {folder} --hours 0.25")
     for folder, name in zip(SHORT, ("avatars --num-images 9000", "adventurers"), strict=True)
 }
-RUNS[LARGE] = (f"{DRAW} avatars --num-images 9000 --image-size 128 --out-dir {LARGE}/data",)
 
 
 @dataclass(frozen=True)
