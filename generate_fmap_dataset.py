@@ -37,7 +37,7 @@ from utils.runtime.progress import progress
 log = logging.getLogger(__name__)
 
 REACH = 10  # an image is moved by at most 1 / REACH of its height and width
-Look = tuple[bool, int]  # of an image: whether it is mirrored, and its number among the moved ones, 0 if not moved
+View = tuple[bool, int]  # of an image: whether it is mirrored, and its number among the moved ones, 0 if not moved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +65,8 @@ class Options(ScriptOptions):
     )
 
     @property
-    def looks(self) -> tuple[Look, ...]:
-        """All looks of each image."""
+    def views(self) -> tuple[View, ...]:
+        """All views of each image."""
         moved = ((self.flip and number % 2 == 0, number) for number in range(1, self.num_moved + 1))
         return ((False, 0), *([(True, 0)] if self.flip else []), *moved)
 
@@ -96,26 +96,27 @@ def main(argv: list[str] | None = None) -> None:
         write_maps(model, dataset, missing, journal, key, options)
         if not is_main():
             return
-        images = ((index, look) for batch in batches for look in options.looks for index in batch.tolist())
+        images = ((index, view) for batch in batches for view in options.views for index in batch.tolist())
         places = (place for batch in batches for place in journal.entries[str(batch[0])]["places"])
         pairs = zip(images, places, strict=True)
-        records = (fmap_record(dataset, *image, *place, folder.path) for image, place in pairs)
+        folders = dataset.folder.resolve(), folder.path.resolve()  # ".." behind a link would lead elsewhere
+        records = (fmap_record(dataset, *image, *place, *folders) for image, place in pairs)
         write_dataset(folder.dataset, records, model.origin | {"images": dataset.fingerprint["images"]})
         names = {name for entry in journal.entries.values() for name, *_ in entry["places"]}
         remove_unnamed(folder.path, f"[0-9]*/{'[0-9a-f]' * 24}.npy", names)
         folder.unfinished.unlink()
-        log.info("wrote %d feature maps and %s", len(dataset) * len(options.looks), folder.dataset)
+        log.info("wrote %d feature maps and %s", len(dataset) * len(options.views), folder.dataset)
 
 
 def finished_batches(folder: OutputFolder, num_images: int, options: Options) -> dict[str, dict]:
     """The entries for a journal of an existing data set, if the last attempt has finished it, from the same inputs."""
-    attempts, looks = read_attempts(folder), len(options.looks)
+    attempts, views = read_attempts(folder), len(options.views)
     if options.overwrite or not attempts or attempts[-1].outcome != FINISHED or not folder.dataset.is_file():
         return {}
     records = read_packed(folder.dataset, FeatureMapDataset.required)
     places = [(record["fmap_path"], record.get("row"), record["checksum"]) for record in records]
-    starts = range(0, num_images, options.batch_size) if len(places) == num_images * looks else ()
-    return {str(start): {"places": places[start * looks :][: options.batch_size * looks]} for start in starts}
+    starts = range(0, num_images, options.batch_size) if len(places) == num_images * views else ()
+    return {str(start): {"places": places[start * views :][: options.batch_size * views]} for start in starts}
 
 
 @torch.no_grad()
@@ -123,7 +124,7 @@ def write_maps(
     model: Autoencoder, dataset: ImageDataset, batches: list[np.ndarray], journal: Journal, key: dict, options: Options
 ) -> None:
     """Make the feature maps of these batches of images, and add their places to the journal."""
-    total, shape = len(dataset) * len(options.looks), model.fmap_shape(dataset.shape)
+    total, shape = len(dataset) * len(options.views), model.fmap_shape(dataset.shape)
     where, mine = (options.out_dir, options.num_files_folder), my_items(batches)
     maps = PackedMaps(*where, total, shape, options.dtype, key) if options.packed else MapFiles(*where)
     if batches and options.packed and is_main():
@@ -132,16 +133,16 @@ def write_maps(
     device = next(model.parameters()).device
     loader = BatchLoader(dataset, mine, choose_workers(None, device))
     for batch, images in zip(mine, progress(loader, unit="batch", desc=options.out_dir.name), strict=True):
-        seen = (look_at(images, batch, look) for look in options.looks)
+        seen = (augment(images, batch, view) for view in options.views)
         fmaps = np.concatenate([model.encode(part.to(device)).cpu().numpy() for part in seen])  # (N, C, H, W)
-        first = int(batch[0]) * len(options.looks)
+        first = int(batch[0]) * len(options.views)
         journal.add({str(batch[0]): maps.write(fmaps.astype(options.dtype), first)})
     journal.collect()
 
 
-def look_at(images: torch.Tensor, indices: np.ndarray, look: Look) -> torch.Tensor:
-    """Images (B, 3, H, W) of these indices, as one look has them; edges are repeated where an image was moved away."""
-    flipped, moved = look
+def augment(images: torch.Tensor, indices: np.ndarray, view: View) -> torch.Tensor:
+    """Images (B, 3, H, W) of these indices, as one view has them; edges are repeated where an image was moved away."""
+    flipped, moved = view
     images = images.flip(-1) if flipped else images
     if not moved:
         return images
@@ -155,14 +156,18 @@ def look_at(images: torch.Tensor, indices: np.ndarray, look: Look) -> torch.Tens
 
 
 def fmap_record(
-    dataset: ImageDataset, index: int, look: Look, name: str, row: int | None, expected: str, out_dir: Path
+    dataset: ImageDataset, index: int, view: View, name: str, row: int | None, expected: str, images: Path, maps: Path
 ) -> dict:
-    """The record of a feature map, which is a file or a row of the array in it; its `image_key` is split by hash."""
-    image, path = dataset.records[index], dataset.path(index).absolute()
-    if path.drive == out_dir.absolute().drive:  # Windows has no way from one to another
-        path = Path(os.path.relpath(path, out_dir))
+    """The record of a feature map, which is a file or a row of the array in it; its `image_key` is split by hash.
+
+    `images` and `maps` are the folders of both data sets, without links.
+    """
+    image = dataset.records[index]
+    path = images / image[dataset.records.key]
+    if path.drive == maps.drive:  # Windows has no way from one to another
+        path = Path(os.path.relpath(path, maps))
     record = {"fmap_path": name, "checksum": expected, "image_path": path.as_posix(), "image_key": image_key(image)}
-    flipped, moved = look
+    flipped, moved = view
     record |= {"labels": image.get("labels", []), "flipped": flipped} | ({"moved": moved} if moved else {})
     record |= {name: image[name] for name in ("offset", "size", "group", "original_path") if name in image}
     return record | ({} if row is None else {"row": row})

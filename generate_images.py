@@ -90,9 +90,7 @@ class RequestOptions:
         if (self.decoder_path is None, self.config_path is None) != (self.model is not None,) * 2:
             raise UserError("give --model, or --decoder-path and --config-path")
         if bool(self.init_image) != bool(self.keep_rows or self.from_stage):
-            raise UserError(
-                "--init-image goes with --keep-rows or --from-stage: give what to keep of the images, and them"
-            )
+            raise UserError("--init-image needs --keep-rows or --from-stage, and each of these needs --init-image")
         if len(self.condition_walk) not in (0, 2):
             raise UserError(f"--condition-walk has {len(self.condition_walk)} ends: give two units, or two images")
         if self.init_image and (self.condition_atlas or self.condition_walk):

@@ -110,7 +110,7 @@ def choose(options: Options, counts: torch.Tensor) -> torch.Tensor:
     if options.keep is not None:
         if not 2 <= options.keep <= len(counts):
             units = f"{options.codebook_path} has {len(counts)} units"
-            raise UserError(f"--keep {options.keep} is not possible: {units}; give 2 to that many")
+            raise UserError(f"--keep {options.keep}: {units}; give a number from 2 to {len(counts)}")
         return torch.isin(torch.arange(len(counts), device=counts.device), ranked.indices[: options.keep])
     keep = counts >= options.prune_threshold
     if keep.sum() < 2:

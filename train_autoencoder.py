@@ -41,7 +41,7 @@ class Options(GradientOptions):
     """Options of train_autoencoder.py."""
 
     encoder_path: Path | None = option("train the decoder of this autoencoder alone, on quantized feature maps", None)
-    hr_codebook_path: Path | None = option("codebook that quantizes them", None)
+    hr_codebook_path: Path | None = option("codebook that quantizes the feature maps, for --encoder-path", None)
     flip: bool = option(
         "learn from mirror images too: a random half of each step's images; on if the weights to start from did",
         False,

@@ -34,7 +34,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from benchmarks.common import CPU, DEMO, WORKERS, at_once, options, print_head, print_row
+from benchmarks.common import CPU, DEMO, WORKERS, at_once, best_of, options, print_head, print_row
 from benchmarks.stages import demo_task, num_parameters
 from evaluation.distances import kernel_distance
 from evaluation.features import EfficientNetFeatures, features_of
@@ -164,19 +164,19 @@ def alter(model: nn.Module, name: str) -> None:
 
 
 class Sinusoids(nn.Module):
-    """The sum of a learned vector for the token and one-dimensional sinusoids (Vaswani et al. 2017) for its cell."""
+    """A learned vector for the token plus sinusoids (Vaswani et al. 2017) for its position in one dimension."""
 
     def __init__(self, embed: GridEmbedding) -> None:
         super().__init__()
         self.token = embed.token
         half = self.token.embedding_dim // 2
-        cells = torch.arange(embed.row.num_embeddings * embed.column.num_embeddings)
-        angles = cells[:, None] * 1e4 ** (-torch.arange(half) / half)
+        positions = torch.arange(embed.row.num_embeddings * embed.column.num_embeddings)
+        angles = positions[:, None] * 1e4 ** (-torch.arange(half) / half)
         self.register_buffer("table", torch.cat((angles.sin(), angles.cos()), dim=1))
 
-    def forward(self, tokens: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
-        """Tokens (B, T) at the cells (T,) → (B, T, dim), under autocast in its dtype."""
-        x = self.token(tokens) + self.table[cells]
+    def forward(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Tokens (B, T) at the positions (T,) → (B, T, dim), under autocast in its dtype."""
+        x = self.token(tokens) + self.table[positions]
         device = x.device.type  # as in `GridEmbedding`: autocast does not cast sums
         return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
@@ -222,7 +222,7 @@ def draw_coarse(task: StageTask) -> torch.Tensor:
     stage = Stage.load(path, before.coarse, before.fine)
     given, written = tokens[task.validation]
     inputs = stage.inputs(given, written[:, stage.order])
-    probabilities = stage.transformer(inputs, stage.source(given)).softmax(-1).flatten(0, 1)
+    probabilities = stage.transformer(inputs, stage.source(given), stage.start(given)).softmax(-1).flatten(0, 1)
     drawn = probabilities.multinomial(1, generator=torch.Generator().manual_seed(0)).view(written.shape)
     return torch.empty_like(drawn).index_copy_(1, stage.order, drawn)
 
@@ -258,8 +258,8 @@ def print_results(results: Results, *measured: str) -> None:
     for variant in dict.fromkeys(row.variant for row in means):
         losses = {row.rate: mean[2] for row, mean in means.items() if row.variant == variant}
         if len(losses) > 1:
-            best = min(losses, key=losses.get)
-            advice = ", at an end of the grid: add rates beyond it" if best in (min(losses), max(losses)) else ""
+            best, is_end = best_of(losses)
+            advice = ", at an end of the grid: add rates beyond it" if is_end else ""
             print(f"\nBest rate of {variant}: {best:g}{advice}")
 
 
@@ -267,6 +267,8 @@ def main(argv: list[str] | None = None) -> None:
     """Train the variants and print the results."""
     args = parse_options(Options, __doc__, argv)
     variants = AUTOENCODERS if args.autoencoder else STAGES
+    if args.stage == 0:  # a base stage has no coarse tokens to write cells of
+        variants = {name: changes for name, changes in variants.items() if "cell" not in changes[0]}
     given = [Row.read(text, variants) for text in args.only or variants]
     rows = [Row(row.variant, row.rate * factor) for row in given for factor in args.rates]
     if args.test and len({row.variant for row in rows}) < len(rows):

@@ -14,7 +14,6 @@ own process: ten steps on random feature maps, and everything that follows them.
 """
 
 import math
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +24,7 @@ from minisom import MiniSom
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from tqdm import tqdm
 
-from benchmarks.common import CPU, in_new_process, options, print_head, print_row, timed
+from benchmarks.common import CPU, in_new_process, machine, options, print_head, print_row, timed
 from models.codebook import Codebook, CodebookConfig
 from models.patches import patchify
 from models.som.learner import MapLearner, draw_sample, sample_size
@@ -222,7 +221,7 @@ def main(argv: list[str] | None = None) -> None:
         for size in LIMITS:
             print_row(*in_new_process(limit, *size))
         return
-    print(f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
+    print(f"{machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
     for path in args.dataset_path:
         benchmark(path)
 

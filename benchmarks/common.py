@@ -1,6 +1,8 @@
 """What the benchmarks share: options, tables, times and memory, and trainings that run at once."""
 
-import os
+from utils.runtime.threads import available_cores
+
+import math
 import platform
 import subprocess
 import sys
@@ -42,14 +44,13 @@ def machine() -> str:
     """The cores that this process may use, and the name of the processor."""
     lines = CPUINFO.read_text().splitlines() if CPUINFO.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cores} cores of {(names or [platform.processor() or platform.machine()])[0]}"
+    return f"{available_cores()} cores of {(names or [platform.processor() or platform.machine()])[0]}"
 
 
 def commit() -> str:
     """The last commit of the code, with a plus if it has changed since; "unknown" where git says nothing.
 
-    Tests, documents and what writes them are no code that is measured, nor is what `auto` quotes of their tables.
+    Changes to tests/, docs/, Markdown files and scripts/auto/expect.json do not count: they change nothing measured.
     """
     code = ["--", ".", ":!*.md", ":!docs", ":!tests", ":!scripts/auto/expect.json"]
     try:
@@ -60,6 +61,12 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return f"{name}+" if changes else name
+
+
+def best_of(losses: dict[float, float]) -> tuple[float, bool]:
+    """The learning rate of the lowest loss, NaN being the highest, and whether it is at an end of the grid."""
+    best = min(losses, key=lambda rate: math.inf if math.isnan(losses[rate]) else losses[rate])
+    return best, len(losses) > 1 and best in (min(losses), max(losses))
 
 
 def print_head(*columns: object) -> None:

@@ -88,7 +88,7 @@ def by_number(run: Path | None) -> None:
 def run_writer(run: Path, number: int, precision: str) -> Callable[[], object]:
     """A function that writes pictures of a trained model."""
     cascade = Cascade.load(run, device="cpu", precision=precision, batch_size=number)
-    return partial(cascade.generate, Request(), range(number))
+    return lambda: cascade.decode(cascade.generate(Request(), range(number))[0][-1])
 
 
 def recipe_writer(name: str, number: int, precision: str) -> Callable[[], object]:
@@ -150,10 +150,12 @@ def compare_with_reference(config: TransformerConfig) -> None:
 
 def work_of(decoder: CachedDecoder, rows: int, dtype: torch.dtype, num_weights: int) -> tuple[int, float]:
     """Bytes of weights and cache that decoding a token must read, and the operations that it needs."""
-    cached, coarse = decoder.cache.capacity, COARSE[0] * COARSE[1]
-    keys = rows * cached + len(decoder.reads[0].keywords["k"]) * coarse  # and as many values
-    width = decoder.model.config.in_dim * len(decoder.model.decoder)
-    return (num_weights + 2 * keys * width) * dtype.itemsize, rows * (2 * num_weights + 4 * (cached + coarse) * width)
+    read, width = (
+        decoder.cache.capacity + COARSE[0] * COARSE[1],
+        decoder.model.config.in_dim * len(decoder.model.decoder),
+    )
+    keys = decoder.cache.keys.nbytes + sum(layer.keywords["k"].nbytes for layer in decoder.reads)  # values are as many
+    return num_weights * dtype.itemsize + 2 * keys, rows * (2 * num_weights + 4 * read * width)
 
 
 def weights_of(model: Transformer) -> int:

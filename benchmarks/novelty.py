@@ -34,7 +34,7 @@ Options = options(folder=RUN, dataset_path=IMAGES)
 
 def decode(cascade: Cascade, tokens: list[torch.Tensor]) -> torch.Tensor:
     """The images of the finest tokens."""
-    return cascade.decode_all(tokens[-1]).clamp(-1, 1)
+    return cascade.decode_all(tokens[-1])
 
 
 def copies(cascade: Cascade, true: list[torch.Tensor]) -> Iterator[tuple[str, torch.Tensor, list[torch.Tensor]]]:

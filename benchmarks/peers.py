@@ -11,7 +11,7 @@ scripts.evaluate measures them.
 - denoising-diffusion-pytorch: diffusion on pixels by its UNet, 32 wide; samples by DDIM in 50 steps
 - torchcfm: flow matching on pixels, with optimal transport in each batch, by its UNet, 32 wide; 100 steps of Euler
 - flow: a rectified flow on the run's own feature maps by a transformer as wide and as deep as the run's finest stage,
-  decoded by the run's decoder; what the run has spent on its autoencoder and feature maps is part of the time
+  decoded by the run's decoder; what the run has spent on these and on its feature maps is part of the time
 
 All have averaged weights, a warm-up, a rate that falls to 0, clipped gradients and the run's precision. They learn from
 mirror images if the run has, or with --flip. The first two need `pip install -r requirements-peers.txt`.
@@ -36,7 +36,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from benchmarks.ablation import train_for
-from benchmarks.common import CPU, commit, machine, options
+from benchmarks.common import CPU, best_of, commit, machine, options
 from benchmarks.rivals import Diffusion, MapFlow, Matching, loss_of
 from evaluation.distances import kernel_interval, precision_and_recall
 from evaluation.evaluator import FEWEST
@@ -77,7 +77,7 @@ Options = options(
     rates=(tuple[float, ...], option("multiples of the usual learning rates; if none is given, four", (), above=0)),
     search=(float, option("share of the time in which each rate is tried", 0.2, above=0, below=1)),
     seeds=(tuple[int, ...], option("seeds; the rate is chosen with the first", (0,))),
-    images=(int | None, option("most samples in a set", None, unset="as many as there are images", low=FEWEST)),
+    images=(int | None, option("most samples in a set", None, unset="as many as there are test images", low=FEWEST)),
     flip=(bool, option("learn from mirror images too; with --run as that has", False)),
 )
 
@@ -87,12 +87,12 @@ class Shared:
 
     def __init__(self, args: Options) -> None:
         self.args, run = args, None if args.run is None else TrainedRun(RunFolder(args.run), CPU)
-        self.run, self.bounds = run, Bounds() if run is None else run.bounds
+        self.run, self.cascade = run, None if run is None else run.cascade(BATCH)
+        self.bounds = Bounds() if run is None else run.bounds
         self.dataset = ImageDataset(args.dataset) if run is None else run.images(args.dataset)
         self.sides = (False, True)[: 1 + args.flip] if run is None else run.sides
         self.split = self.dataset.split(self.bounds)
         self.tests = self.split.test[: args.images]
-        self.cascade = None if run is None else run.cascade(BATCH)
         self.check()
         steps = {} if run is None else read_run(run.folder).steps
         self.spent = {name: sum(job.seconds for job in step.jobs.values()) for name, step in steps.items()}
@@ -134,7 +134,7 @@ class Shared:
         minutes = self.args.minutes
         used = sum(self.spent.get(step, 0) for step in SHARED) / 60 if name == "flow" else 0
         if used >= minutes:
-            problem = f"the run's autoencoder and feature maps have taken {used:.1f} minutes already"
+            problem = f"the run's autoencoder, decoder and feature maps have taken {used:.1f} minutes already"
             raise UserError(f"--minutes {minutes:g} is too short for {name}: {problem}; give more")
         return 60 * (minutes - used)
 
@@ -212,7 +212,7 @@ def measure_run(shared: Shared, folder: Path) -> dict:
     @torch.no_grad()
     def sample(batch: range) -> torch.Tensor:
         tokens, _ = cascade.generate(Request(shared.args.seeds[0]), batch)
-        return cascade.decode(tokens[-1], -1)
+        return cascade.decode(tokens[-1])
 
     minutes = sum(seconds for step, seconds in shared.spent.items() if step != "generated") / 60
     models = (cascade.decoder.decoder, *cascade.codebooks, *cascade.stages)
@@ -245,12 +245,16 @@ HEADS += ("seconds per picture", "MB")
 def row_of(results: list[dict]) -> list[object]:
     """A row of the table: means over the seeds of a rival at its best rate."""
     first = results[0]
-    kernel, low, high, precision, recall = (float(np.mean([each[key] for each in results])) for key in MEASURES)
+
+    def mean(key: str) -> float:
+        return float(np.mean([result[key] for result in results]))
+
+    kernel, low, high, precision, recall = map(mean, MEASURES)
     each = ", ".join(f"{result['kernel']:.3f}" for result in results)
-    rate = "" if first["name"] == OURS else f"{first['rate']:g}"
+    rate, steps = ("", "") if first["name"] == OURS else (f"{first['rate']:g}", round(mean("steps")))
     distance = f"{kernel:.3f}", f"{low:.3f} to {high:.3f}", each, f"{precision:.2f}", f"{recall:.2f}"
-    cost = f"{first['seconds_per_picture']:.2f}", f"{first['megabytes']:.0f}"
-    return [first["name"], rate, f"{first['minutes']:.1f}", first["steps"], *distance, *cost]
+    cost = f"{mean('seconds_per_picture'):.2f}", f"{first['megabytes']:.0f}"
+    return [first["name"], rate, f"{first['minutes']:.1f}", steps, *distance, *cost]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -262,15 +266,14 @@ def main(argv: list[str] | None = None) -> None:
         everything += best[0]
     for name in args.rivals:
         tried = [result_of(name, rate, first, shared, args.search) for rate in args.rates or RIVALS[name].rates]
-        least = min(tried, key=lambda result: np.nan_to_num(result["validation_loss"], nan=np.inf))
-        best.append([result_of(name, least["rate"], seed, shared) for seed in args.seeds])
+        rate, is_end = best_of({result["rate"]: result["validation_loss"] for result in tried})
+        best.append([result_of(name, rate, seed, shared) for seed in args.seeds])
         everything += [*tried, *best[-1]]
-        ends = {tried[0]["rate"], tried[-1]["rate"]}
-        if least["rate"] in (min(ends), max(ends)) and len(tried) > 1:
+        if is_end:
             print(f"{name}: its best rate is at an end of the grid: add --rates beyond it", file=sys.stderr)
     numbers = f"{len(shared.tests)} test images and as many samples; seeds {', '.join(map(str, args.seeds))}"
-    setting = f"{numbers}; {machine()}, {torch.get_num_threads()} threads, commit {commit()}."
-    text = f"{setting}\n\n{table(HEADS, map(row_of, best))}\n"
+    settings = (f"{each['machine']}, {each['threads']} threads, commit {each['commit']}" for each in everything)
+    text = f"{numbers}; {', and '.join(dict.fromkeys(settings))}.\n\n{table(HEADS, map(row_of, best))}\n"
     write_file(args.out_dir / "table.md", text)
     write_file(args.out_dir / "results.json", json.dumps(everything, indent=1) + "\n")
     shown = np.resize(shared.tests, COLUMNS)  # of fewer, some again

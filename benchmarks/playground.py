@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     print_row("first stage's pictures after", f"{statistics.median(waits):.2f} s, at most {max(waits):.2f} s")
     for number, size in memory.items():
         print_row(f"memory after {number} requests", f"{size / 1e6:.0f} MB")
-    warm, *_, end = memory.values()
+    warm, end = memory[WARM], memory[args.requests]
     if end > (1 + GROWTH) * warm:
         raise UserError(f"memory grew by {end / warm - 1:.0%}, at most {GROWTH:.0%} is allowed; look for a leak")
 

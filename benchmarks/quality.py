@@ -15,12 +15,13 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from benchmarks.common import options, print_head, print_row
+from benchmarks.common import commit, options, print_head, print_row
 from evaluation.results import SETS, TRAINING, Results
 from reporting.run import read_run
 from scripts.train_cascade import Options as ChainOptions
 from scripts.train_cascade import run_recipe
 from utils.core.config import load_config, read_json
+from utils.core.files import write_file
 from utils.core.options import option, parse_options
 from utils.runs.chain import ROOT, Recipe
 from utils.runs.folders import RunFolder
@@ -43,15 +44,16 @@ class Measured(NamedTuple):
     """A training and what was measured of it."""
 
     name: str
+    commit: str  # of the code that began the training
     seconds: float
     results: Results
 
 
 def share_of(recipe: Recipe, share: float) -> Recipe:
     """A recipe with a share of its training steps and epochs, but at least one."""
-    for section, told in recipe.settings.items():
-        steps = {key: max(1, round(told[key] * share)) for key in STEPS if key in told}
-        epochs = {key: math.ceil(told[key] * share) for key in ("max_epoch",) if key in told}
+    for section, given in recipe.settings.items():
+        steps = {key: max(1, round(given[key] * share)) for key in STEPS if key in given}
+        epochs = {key: math.ceil(given[key] * share) for key in ("max_epoch",) if key in given}
         recipe = recipe.change((section,), **steps, **epochs)
     return recipe
 
@@ -60,6 +62,14 @@ def run(script: str, *words: object) -> None:
     """Run a script of the project; if it fails it has said why, and this ends with its status."""
     with attending() as attendant:
         attendant.check([sys.executable, "-m", f"scripts.{script}", *words], cwd=ROOT)
+
+
+def noted_commit(out: Path) -> str:
+    """The commit of the code that began a run, which is noted before it begins."""
+    note = out / "commit.txt"
+    if not note.is_file():
+        write_file(note, commit())
+    return note.read_text()
 
 
 def train_auto(dataset: Path, minutes: float, seed: int, out: Path) -> float:
@@ -89,12 +99,12 @@ def measure(args: Options) -> list[Measured]:
     for minutes in sorted(args.minutes or (() if args.shares else MINUTES)):
         for seed in range(args.runs):
             folder = out / f"auto-{minutes:g}-{seed}"
-            seconds = train_auto(dataset, minutes, seed, folder)
-            measured.append(Measured(f"auto, {minutes:g} minutes", seconds, evaluate(dataset, folder)))
+            code, seconds = noted_commit(folder), train_auto(dataset, minutes, seed, folder)
+            measured.append(Measured(f"auto, {minutes:g} minutes", code, seconds, evaluate(dataset, folder)))
     for share in sorted(args.shares):
         folder = out / f"{share:g}"
-        seconds = train_recipe(dataset, share_of(recipe, share), folder)
-        measured.append(Measured(f"{args.recipe}, {share:g} of the steps", seconds, evaluate(dataset, folder)))
+        code, seconds = noted_commit(folder), train_recipe(dataset, share_of(recipe, share), folder)
+        measured.append(Measured(f"{args.recipe}, {share:g} of the steps", code, seconds, evaluate(dataset, folder)))
     return measured
 
 
@@ -115,11 +125,11 @@ def main(argv: list[str] | None = None) -> None:
     """Train everything, print the table, draw the curves."""
     args = parse_options(Options, __doc__, argv)
     measured, names = measure(args), [name for name in SETS if name != TRAINING]
-    print_head("", "minutes", "PSNR (dB)", *names, "precision", "recall")
-    for name, seconds, results in measured:
+    print_head("", "commit", "minutes", "PSNR (dB)", *names, "precision", "recall")
+    for name, code, seconds, results in measured:
         kernels, samples = (f"{results.distance(name).kernel:.3f}" for name in names), results.distance(names[-1])
         quality = f"{seconds / 60:.1f}", f"{results.reconstruction[0].psnr:.1f}"
-        print_row(name, *quality, *kernels, f"{samples.precision:.2f}", f"{samples.recall:.2f}")
+        print_row(name, code, *quality, *kernels, f"{samples.precision:.2f}", f"{samples.recall:.2f}")
     draw(measured, args.out_dir.resolve() / "quality.png")
 
 

@@ -1,8 +1,8 @@
 """What benchmarks.peers compares with: two packages that learn from pixels, and a rectified flow on feature maps.
 
-Each has a `package` or None, a usual learning `rate` and multiples of it to try, `rates`; `data`, of which it learns
-from some and is validated by others; `learner`; and as a module the loss of a batch, and `sample`, which gives images
-from the default generator.
+Each is a module: called with a batch it returns the loss, and `sample(number)` returns images, drawn by the default
+generator. Its class names the `package` that it needs, or None, its usual learning `rate`, and the multiples of that to
+try, `rates`. `data` returns the indices of training and validation and their data set, `learner` what trains it.
 
 The flow is that of Liu et al. 2022: a network learns the velocity x₁ − x₀ at points (1 − t)·x₀ + t·x₁ between noise x₀
 and data x₁, and a sample follows it from noise. Its blocks are those of the stages, without a causal mask, and

@@ -1,4 +1,4 @@
-"""Which settings of sampling generate the best images: their distance to validation images, and how many nearly copy.
+"""Which settings of sampling generate the best images: their distance to validation images, and near copies.
 
     python -m benchmarks.sampling out/demo-avatars
     python -m benchmarks.sampling out/guided --guided    # a run with condition_dropout in its first two stages
@@ -8,26 +8,26 @@ To choose the temperatures of a run, use scripts.temperatures.
 Reads a folder that scripts.train_cascade has written. Each setting generates as many images as there are validation
 images, from the same seed; scripts.evaluate then measures what was chosen here on the test images. Prints a table in
 Markdown: the kernel distance (Bińkowski et al. 2018; cubic kernel) of the 1,280 features of EfficientNet-Lite0, and its
-standard error; the share of images that are nearer to a training image than the 1st percentile of the validation
-images; and the time. The table by levels of scripts.evaluate shows which stage to improve.
+95 % interval; the share of near copies, images that are nearer to a training image than the 1st percentile of the
+validation images; and the time. The table by levels of scripts.evaluate shows which stage to improve. Settings for
+another number of stages are left out.
 """
 
 import numpy as np
 import torch
 
 from benchmarks.common import CPU, IMAGES, RUN, options, print_head, print_row, timed
-from evaluation.distances import kernel_deviation, kernel_distance
+from evaluation.distances import kernel_interval
 from evaluation.features import EfficientNetFeatures, features_of
 from evaluation.novelty import Nearest
 from evaluation.run import TrainedRun
-from models.autoencoder import Autoencoder
 from models.cascade import Cascade
-from models.requests import Request, change_sampling, load_generation_config
+from models.requests import Request, change_sampling
+from utils.core.files import UserError
 from utils.core.options import option, parse_options
 from utils.data.batches import chunks
 from utils.runs.folders import RunFolder
 from utils.runtime import cli
-from utils.runtime.device import choose_dtype
 
 BATCH = 64
 
@@ -64,50 +64,51 @@ Options = options(
     folder=RUN,
     dataset_path=IMAGES,
     guided=(bool, option("compare scales of guidance", False)),
-    only=(tuple[str, ...], option("settings to compare; all if none is given", ())),
+    only=(tuple[str, ...], option("settings to compare; all if none is given", (), choices=(*SETTINGS, *GUIDED))),
 )
 
 
-def sample(run: RunFolder, setting: dict | tuple, decoder: Autoencoder, number: int) -> torch.Tensor:
+def sample(cascade: Cascade, setting: dict | tuple, number: int) -> torch.Tensor:
     """Generate `number` images with a setting."""
-    configs = load_generation_config(run.generation)
-    each = setting if isinstance(setting, tuple) else (setting,) * len(configs)
-    sampling = tuple(change_sampling([one], **changes)[0] for one, changes in zip(configs, each, strict=True))
-    cascade = Cascade(configs, run.path, decoder, CPU, choose_dtype(CPU, "auto"), BATCH)
-    batches = cascade.batches(Request(sampling=sampling), number, "samples")
-    return torch.cat([cascade.decode(tokens[-1], -1) for _, tokens, _ in batches])
+    each = setting if isinstance(setting, tuple) else (setting,) * len(cascade.configs)
+    pairs = zip(cascade.configs, each, strict=True)
+    request = Request(sampling=tuple(change_sampling([config], **changes)[0] for config, changes in pairs))
+    cascade.check(request)
+    return torch.cat([cascade.decode(tokens[-1]) for _, tokens, _ in cascade.batches(request, number, "samples")])
 
 
 @torch.no_grad()
 def main(argv: list[str] | None = None) -> None:
     """Print the table."""
     args = parse_options(Options, __doc__, argv)
-    run, extractor = RunFolder.open(args.folder), EfficientNetFeatures()
-    trained = TrainedRun(run, CPU)
-    dataset, decoder = trained.images(args.dataset_path), trained.decoder
-    split = dataset.split(trained.bounds)
+    run, extractor = TrainedRun(RunFolder.open(args.folder), CPU), EfficientNetFeatures()
+    cascade, dataset = run.cascade(BATCH), run.images(args.dataset_path)
+    if cascade is None or len(cascade.stages) < len(run.settings):
+        raise UserError(f"{args.folder}: {run.missing[-1]}")
+    split = dataset.split(run.bounds)
     training, validation = (
         features_of(extractor, (dataset[part] for part in chunks(indices, BATCH)), len(indices), "images")
         for indices in (split.training, split.validation)
     )
     real, number = Nearest.among(training, validation), len(validation)
 
-    def quality(features: torch.Tensor) -> list[str]:
-        return [f"{measure(features, validation):.3f}" for measure in (kernel_distance, kernel_deviation)]
+    def distance(features: torch.Tensor) -> str:
+        return "{:.3f} ({:.3f} to {:.3f})".format(*kernel_interval(features, validation))
 
     def nearness(near: Nearest) -> list[str]:
         return [f"{near.nearness(real.threshold).share:.1%}", f"{near.distance.mean():.1f}"]
 
     print(f"{number} images in each set.\n")
-    print_head("", "kernel distance", "±", "nearly copies", "distance to the nearest training image", "seconds")
-    print_row("validation images", "", "", *nearness(real), "")
+    print_head("", "kernel distance", "near copies", "distance to the nearest training image", "seconds")
+    print_row("validation images", "", *nearness(real), "")
     order = np.random.default_rng(0).permutation(len(training))[:number]
-    print_row("training images", *quality(training[order]), "", "", "")
+    print_row("training images", distance(training[order]), "", "", "")
     for name, setting in (GUIDED if args.guided else SETTINGS).items():
-        if not args.only or name in args.only:
-            images, seconds = timed(sample, run, setting, decoder, number)
+        is_possible = isinstance(setting, dict) or len(setting) == len(cascade.stages)
+        if is_possible and (not args.only or name in args.only):
+            images, seconds = timed(sample, cascade, setting, number)
             features = extractor(images)
-            print_row(name, *quality(features), *nearness(Nearest.among(training, features)), f"{seconds:.0f}")
+            print_row(name, distance(features), *nearness(Nearest.among(training, features)), f"{seconds:.0f}")
 
 
 if __name__ == "__main__":

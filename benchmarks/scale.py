@@ -30,7 +30,7 @@ from utils.data.dataset_json import write_dataset
 from utils.data.records import Records, read_packed
 from utils.data.split import Bounds, split_indices
 from utils.runtime import cli
-from utils.runtime.device import kilobytes
+from utils.runtime.device import size_in
 
 BATCH, WORKERS = 256, 2
 Options = options(records=(int, option("records of the data set", 10**6, low=1)))
@@ -90,7 +90,7 @@ WORK: dict[str, Callable[[Path, int], object]] = {
 
 def private(process: int | str) -> int:
     """The bytes of memory that a process shares with no file, as Linux says."""
-    return kilobytes(f"/proc/{process}/status", "RssAnon")
+    return size_in(f"/proc/{process}/status", "RssAnon")
 
 
 def look(seen: list[int], of_workers: bool, is_over: threading.Event) -> None:

@@ -67,9 +67,9 @@ def trainings(recipe: Recipe) -> Iterator[Training]:
         else:
             continue
         options, footprint = learner.options, learner.footprint(example)
-        steps, size, parameters = options.max_step, options.step_size, f"{num_parameters(learner.model) / 1e6:.1f} M"
-        flops, memory = footprint.flops_per_item * size * steps, footprint.of(options.batch_size)
-        yield Training(step.name, parameters, steps, size, flops, memory)
+        number, size, parameters = options.max_step, options.step_size, f"{num_parameters(learner.model) / 1e6:.1f} M"
+        flops, memory = footprint.flops_per_item * size * number, footprint.of(options.batch_size)
+        yield Training(step.name, parameters, number, size, flops, memory)
 
 
 def autoencoder(recipe: Recipe, step: Step) -> tuple[GradientLearner, Batch]:

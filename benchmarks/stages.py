@@ -15,7 +15,7 @@ from utils.runs.chain import Recipe, steps_of
 from utils.runs.folders import RunFolder
 from utils.training.gradient import GradientTask
 
-DEMO = Recipe.find("demo-64")
+RECIPE = Recipe.find("demo-64")
 
 
 def demo_task(
@@ -26,8 +26,8 @@ def demo_task(
     `config` and `options` replace those of the recipe; the learning rate is `rate` times the recipe's.
     """
     run = RunFolder(folder)
-    step = next(step for step in steps_of(run, DEMO, run.images) if step.name == name)
-    given = replace(options_of(DEMO, step), resume=False, **options)
+    step = next(step for step in steps_of(run, RECIPE, run.images) if step.name == name)
+    given = replace(options_of(RECIPE, step), resume=False, **options)
     task = (AutoencoderTask if step.script == "train_autoencoder" else StageTask)(given, CPU)
     usual = getattr(task.config, "transformer", task.config)
     changed = replace(usual, model_lr=usual.model_lr * rate, **config or {})

@@ -194,6 +194,8 @@ def main(argv: list[str] | None = None) -> None:
             continue
         try:
             content = written(TABLES[name], now)
+            if commit() != now:
+                raise UserError(f"the code has changed meanwhile, from commit {now} to {commit()}; start again")
         except UserError as error:
             print(f"{name}: {error}", file=sys.stderr, flush=True)
             failed.append(name)

@@ -154,7 +154,7 @@ def draw_distances(run: RunFolder) -> None:
     for each in ([dataclasses.replace(config, temperature=1.0) for config in early], early, configs):
         cascade = Cascade(each, run.path, trained.decoder, trained.device, batch_size=min(number, BATCH))
         batches = cascade.batches(Request(), number, "samples")
-        rows.append(torch.cat([cascade.decode(tokens[-1]).clamp(-1, 1) for _, tokens, _ in batches]))
+        rows.append(torch.cat([cascade.decode(tokens[-1]) for _, tokens, _ in batches]))
     rows.append(dataset[split.training[:number]])
     real = extractor(dataset[split.test])
     for images in rows:

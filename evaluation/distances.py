@@ -65,11 +65,6 @@ def kernel_variances(features: torch.Tensor, others: torch.Tensor) -> tuple[floa
     return max(float(of_images), 0.0), float(of_pairs)
 
 
-def kernel_deviation(features: torch.Tensor, others: torch.Tensor) -> float:
-    """The standard error of the kernel distance between two sets that were drawn independently."""
-    return sum(kernel_variances(features, others)) ** 0.5
-
-
 def kernel_interval(features: torch.Tensor, others: torch.Tensor) -> tuple[float, float, float]:
     """The kernel distance and the 95 % interval around it; `benchmarks/intervals.py` compares intervals with the truth.
 

@@ -245,7 +245,7 @@ class Evaluator:
                 tokens = [self.cascade.tokens(images.flip(-1) if mirrored else images) for mirrored in sides]
                 for own, (_, *coarse, _) in zip(layouts, tokens, strict=True):
                     own += [torch.cat(coarse, 1).int().cpu()] if coarse else []
-                yield self.cascade.decode(tokens[0][-1]).clamp(-1, 1)
+                yield self.cascade.decode(tokens[0][-1])
 
         features = self.features(pictures(), len(indices), name)
         self.layouts[name] = torch.cat([distributed.gather_rows(torch.cat(own)) for own in layouts])
@@ -263,7 +263,7 @@ class Evaluator:
     def decoded(self, tokens: torch.Tensor, level: int = -1) -> Iterator[torch.Tensor]:
         """The images of tokens of a level, by default the finest, in the batches of this process."""
         for part in distributed.my_items(tokens.split(self.batch_size)):
-            yield self.cascade.decode(part, level).clamp(-1, 1)
+            yield self.cascade.decode(part, level)
 
     def novelty(
         self, tokens: list[torch.Tensor], samples: torch.Tensor, training: torch.Tensor, held_out: torch.Tensor
@@ -307,6 +307,6 @@ class Evaluator:
         shown = near.distance.argsort(stable=True)[: min(PAIRS, self.number) // columns * columns]  # full rows
         originals = self.dataset[self.training[near.index[shown].numpy()]]
         originals = torch.where(near.mirrored[shown][:, None, None, None], originals.flip(-1), originals)
-        copies = self.cascade.decode(tokens[shown.to(tokens.device)], -1).clamp(-1, 1).cpu()
+        copies = self.cascade.decode(tokens[shown.to(tokens.device)]).cpu()
         rows = zip(originals.split(columns), copies.split(columns), strict=True)
         save_grid(torch.cat([part for row in rows for part in row]), self.folder.pairs, columns)

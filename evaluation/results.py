@@ -13,7 +13,7 @@ SETS = TRAINING, RECONSTRUCTIONS, QUANTIZED, SAMPLES = (
     "quantized reconstructions",
     "samples",
 )
-LEVEL_COLUMNS = ["samples", "precision", "recall", "floor", "precision", "recall", "bits of samples", "held out"]
+LEVEL_COLUMNS = ["samples", "precision", "recall", "floor", "floor precision", "floor recall", "bits of samples"]
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def markdown(results: Results) -> str:
         _table(["tokens per image", "bits per image"], costs),
         _table(["kernel distance", "Fréchet distance", "precision", "recall", "edges"], distances),
         results.by_level,
-        _table(LEVEL_COLUMNS, levels),
+        _table([*LEVEL_COLUMNS, f"bits of {results.held_out}"], levels),
         *_novelty(results),
         "\n".join(["Not evaluated:", "", *(f"- {line}" for line in results.missing)]) if results.missing else "",
     ]

@@ -37,9 +37,9 @@ class AutoencoderConfig:
     latent_channel: int = option("channels of the feature map", low=1, high=2**12)
     hidden_activation_type: str = option("activation inside", choices=ACTIVATIONS)
     use_final_enc_activation: bool = option("whether the feature map passes an activation")
-    encoder_activation_type: str = option("that activation", choices=ACTIVATIONS)
+    encoder_activation_type: str = option("activation of the feature map", choices=ACTIVATIONS)
     use_final_dec_activation: bool = option("whether the image passes an activation")
-    decoder_activation_type: str = option("that activation", choices=ACTIVATIONS)
+    decoder_activation_type: str = option("activation of the image", choices=ACTIVATIONS)
     num_enc_res_blocks: int = option("residual blocks at each resolution of the encoder", 1, low=0, high=64)
     num_dec_res_blocks: int = option("residual blocks at each resolution of the decoder", 1, low=0, high=64)
     latent_noise: float = option("standard deviation of noise on the feature map in training", 0.0, low=0)
@@ -103,6 +103,9 @@ class Decoder(nn.Sequential):
         super().__init__(*layers)
 
 
+ENCODER_KEYS = "hidden_activation_type", "use_final_enc_activation", "encoder_activation_type"
+
+
 class Autoencoder(nn.Module):
     """Encoder and decoder, trained on the mean squared or mean absolute error of images in [−1, 1] and of their edges.
 
@@ -123,7 +126,11 @@ class Autoencoder(nn.Module):
     def load(cls, path: Path, config: AutoencoderConfig | None = None) -> "Autoencoder":
         """Read an autoencoder from a checkpoint, with its config or another that its weights fit, or `UserError`."""
         content = load_checkpoint(path, KIND)
-        config = config or build_config(AutoencoderConfig, content["config"], str(path))
+        saved = build_config(AutoencoderConfig, content["config"], str(path))
+        config = config or saved
+        for key in ENCODER_KEYS:  # which no weight shows
+            if (given := getattr(config, key)) != (before := getattr(saved, key)):
+                raise UserError(f"{path}: was trained with {key!r} {before!r}, not {given!r}; give its own config")
         model = build_model(lambda: cls(config), content, path)
         model.fingerprint = content["fingerprint"]
         # An exported model keeps the fingerprint of its weights before they were rounded.

@@ -32,8 +32,8 @@ def label_bits(counted: torch.Tensor, labels: torch.Tensor, number: int) -> floa
     counts = before.bincount(minlength=len(rows)).double()
     distinct = (counts > 0).sum().double()
     shares = (counted.flatten().bincount(minlength=number + 1)[:number].double() + 0.5) / (len(counted) + 1)
-    yes_bits = F.pad((1 / shares - 1).log2(), (0, 1))[labels].sum(1)  # than a no to all labels
-    new = yes_bits - (1 - shares).log2().sum() - distinct.log2()
+    extra_bits = F.pad((1 / shares - 1).log2(), (0, 1))[labels].sum(1)  # by which a yes costs more than a no
+    new = extra_bits - (1 - shares).log2().sum() - distinct.log2()
     seen = counts[own]
     return float(((len(counted) + distinct).log2() + torch.where(seen > 0, -seen.log2(), new)).mean())
 

@@ -118,7 +118,10 @@ class Cascade:
     def check(self, request: Request) -> None:
         """Raise `UserError` naming the flag that this cascade cannot satisfy."""
         num_units = len(self.codebooks[0])
-        for unit in request.conditions:
+        for unit in (
+            *request.conditions,
+            *(unit for place in request.places for unit in (place.unit, place.following)),
+        ):
             if unit not in range(num_units):
                 raise UserError(f"unit {unit}: the condition codebook has units 0 to {num_units - 1}")
         for text in request.labels:
@@ -179,12 +182,15 @@ class Cascade:
 
     @torch.no_grad()
     def decode(self, tokens: Tensor, level: int = -1) -> Tensor:
-        """Tokens (N, T) of the condition (level 0), of a stage (from 1), by default the last → images (N, 3, H, W)."""
+        """Tokens (N, T) of the condition (level 0), of a stage (from 1), by default the last → images (N, 3, H, W).
+
+        These are in [−1, 1].
+        """
         if level not in range(-len(self.codebooks), len(self.codebooks)):
             raise UserError(f"level {level}: 0 is the condition, {len(self.codebooks) - 1} the last stage")
         if tokens.dtype != torch.int64:
             raise UserError(f"tokens are {str(tokens.dtype).removeprefix('torch.')}, expected int64")
-        return self.decoder.decode(self.codebooks[level].lookup(tokens))
+        return self.decoder.decode(self.codebooks[level].lookup(tokens)).clamp(-1, 1)
 
     def decode_all(self, tokens: Tensor, level: int = -1) -> Tensor:
         """As `decode`, batch by batch, onto the CPU in float32."""
@@ -209,7 +215,7 @@ class Cascade:
         request = dataclasses.replace(request, seed=seed, labels=texts, sampling=changed)
         self.check(request)
         parts = [self.decode(tokens[-1]).float().cpu() for _, tokens, _ in self.batches(request, number, "images")]
-        images = torch.cat(parts).clamp(-1, 1)
+        images = torch.cat(parts)
         return images if as_tensor else to_pil(images)
 
     # --- How it is done ---

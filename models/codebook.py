@@ -18,7 +18,7 @@ from utils.runs.checkpoint import build_model, fingerprint, load_checkpoint
 KIND = "codebook"
 # Distances computed at once in a search, so that memory does not grow with the patches: 4 MiB fit into a processor's
 # cache, which makes the search three times as fast as blocks of 32 MiB; a GPU needs larger blocks.
-SEARCH_CELLS = {"cpu": 2**20, "cuda": 2**24}
+SEARCH_DISTANCES = {"cpu": 2**20, "cuda": 2**24}
 MAX_UNITS, MAX_NUMBERS = 2**14, 2**22  # limits of K and of K·D
 
 
@@ -142,7 +142,7 @@ class Codebook(nn.Module):
         centre = self.centre
         units = self.units - centre
         half_norms = units.square().sum(1) / 2
-        cells = SEARCH_CELLS.get(self.units.device.type, SEARCH_CELLS["cpu"])
+        cells = SEARCH_DISTANCES.get(self.units.device.type, SEARCH_DISTANCES["cpu"])
         errors, indices = [], []
         for block in patches.split(max(1, cells // max(self.units.shape))):
             scores = torch.addmm(half_norms, block - centre, units.T, alpha=-1)  # ½|u|² − p·u, least where |p − u| is

@@ -284,13 +284,13 @@ class GridEmbedding(nn.Module):
         self.token = nn.Embedding(num_tokens, dim)
         self.row, self.column = nn.Embedding(grid.height, dim), nn.Embedding(grid.width, dim)
 
-    def forward(self, tokens: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
-        """Tokens (B, T) at cells (T,), numbered in raster order → (B, T, dim), in the dtype of autocast, if enabled."""
-        return in_autocast(self.token(tokens) + self.places(cells))
+    def forward(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Tokens (B, T) at positions (T,) in raster order → (B, T, dim), in the dtype of autocast, if enabled."""
+        return in_autocast(self.token(tokens) + self.places(positions))
 
-    def places(self, cells: torch.Tensor) -> torch.Tensor:
-        """The vectors (T, dim) of the cells (T,), without a token."""
-        return self.row(cells // self.width) + self.column(cells % self.width)
+    def places(self, positions: torch.Tensor) -> torch.Tensor:
+        """The vectors (T, dim) of positions (T,), without a token."""
+        return self.row(positions // self.width) + self.column(positions % self.width)
 
 
 def in_autocast(x: torch.Tensor) -> torch.Tensor:
@@ -304,7 +304,7 @@ class Transformer(nn.Module):
 
     The decoder writes `grid`; the encoder reads `source`. Their inputs come from vocabularies of `num_inputs` and
     `num_sources`, which may be larger than those of the grids: `models.stage` defines that layout. Input i has the
-    position of cell i, the cell that it predicts.
+    position of the token that it predicts.
 
     With `cell` above 1, a position of the decoder is a cell of `cell`² tokens, and tokens come in the order in which
     they are written: cell by cell, and in raster order within a cell.
@@ -365,7 +365,7 @@ class Transformer(nn.Module):
     def forward(
         self, inputs: torch.Tensor, source: torch.Tensor | None = None, start: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Inputs (B, T) and coarse tokens (B, S) → logits (B, T, num_units) of the token of each cell.
+        """Inputs (B, T) and coarse tokens (B, S) → logits (B, T, num_units) of the token at each position.
 
         `start` (B, dim), if any, is added to the embedding of the first input.
         """

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.core.files import ROOT, UserError
-from utils.runtime.device import kilobytes
+from utils.runtime.device import size_in
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 WARM = 20  # requests after which memory is read for the first time
@@ -98,5 +98,5 @@ def use(page: Any, process: int, requests: int, pictures: int) -> tuple[list[flo
                 page.wait_for_selector(f"#details img[alt^='{title}']")
             page.click(SAMPLES)
         if request + 1 in (WARM, requests // 2, requests):
-            memory[request + 1] = kilobytes(f"/proc/{process}/status", "VmRSS")
+            memory[request + 1] = size_in(f"/proc/{process}/status", "VmRSS")
     return waits, memory

@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None) -> None:
         name = ", ".join(f"{value:g}" for value in setting)
         request = Request(options.seed, sampling=change_sampling(cascade.configs, temperature=setting))
         batches = cascade.batches(request, total, f"samples at {name}")
-        images = (cascade.decode(tokens[-1], -1).clamp(-1, 1) for _, tokens, _ in batches)
+        images = (cascade.decode(tokens[-1]) for _, tokens, _ in batches)
         sets = features_of(extractor, images, total, f"samples at {name}").split(number)
         distance = sum(kernel_distance(each, real) for each in sets) / len(sets)
         precision, recall = torch.tensor([precision_and_recall(each, real) for each in sets]).mean(0).tolist()

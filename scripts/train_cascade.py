@@ -15,10 +15,9 @@ from pathlib import Path
 if not __package__:  # started by its path, from anywhere
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from utils.runtime.threads import inherited
+from utils.runtime.threads import available_cores, inherited
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -224,7 +223,7 @@ class Chain:
         options, since = self.options, time.monotonic()
         launcher, environment = options.launcher(step.name), inherited()
         if options.nproc is not None:  # torchrun would choose 1
-            environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // options.nproc)))
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // options.nproc)))
         common = {"device": options.device, "overwrite": options.overwrite, "verify": options.verify}
         command = [sys.executable, *launcher, *step.command, *words_of(common)]
         if status := attendant.run(command, env=environment, seconds=seconds):

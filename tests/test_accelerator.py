@@ -8,6 +8,7 @@ import pytest
 from torch.utils import backend_registration
 
 from tests.helpers.accelerator import CHECKS, WALKS
+from utils.runs.chain import ROOT
 
 TOKENS = {0: 2, 1: 8}  # that a walk of a stage writes after those that are kept
 
@@ -18,7 +19,7 @@ def waits():
     if not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"):
         pytest.skip("this version of torch cannot make up a device")
     command = [sys.executable, "-m", "tests.helpers.accelerator"]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -6,6 +6,7 @@ import shlex
 import pytest
 import torch
 
+from tests.helpers.files import contents
 from tests.helpers.runs import MAINS, PLAN
 from tests.helpers.scripts import TINY, expect_error, expect_exit
 from train_autoencoder import Options
@@ -50,9 +51,9 @@ def test_an_attempt_holds_what_was_asked_with_what_and_how_it_ended(begun, train
 @pytest.mark.parametrize("flags", [["--resume", "--seed", 1], ["--config-path", "no-such.json"], ["--device", "x"]])
 def test_a_refused_attempt_changes_nothing(flags, begun, command, capsys):
     path = begun("autoencoder")
-    before = {path: path.read_bytes() for path in path.rglob("*") if path.is_file()}
+    before = contents(path)
     expect_error(capsys, MAINS["autoencoder"], command("autoencoder", "run", *PLAN, *flags))
-    assert {path: path.read_bytes() for path in path.rglob("*") if path.is_file()} == before
+    assert contents(path) == before
 
 
 @pytest.mark.parametrize(

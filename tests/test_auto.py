@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import sys
-import time
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +24,7 @@ from scripts.auto.look import DRAWINGS, PHOTOGRAPHS, PIXEL_ART, Fingerprint, loo
 from scripts.recipe import check
 from tests.conftest import undisturbed
 from tests.helpers.files import edited
+from tests.helpers.jobs import until
 from tests.helpers.scripts import expect_error, run_main
 from utils.core.files import UserError, write_file
 from utils.core.size import Size
@@ -142,8 +142,8 @@ def test_pictures_of_a_folder_become_as_large_as_most_are_and_as_the_hours_allow
     def size(*sides, number=1, is_gpu=False):
         return str(plan.choose_size([Size(*each) for each in sides], number, is_gpu=is_gpu))
 
-    assert size((4000, 3000), (3000, 4000), (900, 900)) == "64"
-    assert size((4000, 3000), (3000, 4000), (900, 900), number=2) == size((900, 900), is_gpu=True) == "128"
+    assert size((4000, 3000), (3000, 4000), (900, 900), number=1.49) == "64"
+    assert size((4000, 3000), (3000, 4000), (900, 900), number=1.5) == size((900, 900), is_gpu=True) == "128"
     assert size((40, 50), (16, 16), (10_000, 41)) == "32"
     assert size(*[(600, 900)] * 20) == "64x96"
     assert size((12, 9)) == "16"
@@ -203,7 +203,9 @@ def test_what_is_expected_is_the_nearest_row_of_its_kind():
     assert expect.nearest(FACES, 0.3).distance == 0.043
     assert expect.nearest(FACES, 0.1).distance == 0.368
     assert expect.nearest(prints_of(2200, flat=0.2), 1).name == "crops of photographs"
-    assert expect.sentence(prints_of(187, flat=0.2), 1).endswith("auto_hour.png); of only 167 expect worse")
+    assert expect.sentence(prints_of(187, flat=0.2), 1).endswith(
+        "auto_hour.png); with only 167 training images expect worse"
+    )
     assert "worse" not in expect.sentence(prints_of(2200, flat=0.2), 1)
     for row in expect.rows():  # each number is in the table that it names
         page, _, _ = row.source.partition("#")
@@ -295,8 +297,8 @@ def test_scripts_are_found_from_another_folder(tmp_path, monkeypatch):
 class World:
     """A machine whose steps take as long as their costs say, times a factor each, on a clock of its own."""
 
-    def __init__(self, folder, prints, number, factors):
-        self.seconds, self.factors, self.is_late = 0.0, factors, False
+    def __init__(self, folder, prints, number):
+        self.seconds, self.is_late = 0.0, False
         self.attendant = SimpleNamespace(stop=0, is_late=False)
         self.auto = train.Auto(
             train_cascade.Options(recipe="auto", dataset=folder, out=folder, hours=number), self.attendant, self.chain
@@ -304,6 +306,7 @@ class World:
         auto, chosen = self.auto, plan.choose_models(prints, number)
         chosen.settings["autoencoder"]["max_step"], chosen.start, chosen.guessed = 1, 4.0, 0.04
         self.costs = plan.guess_costs(chosen, prints)
+        self.factors = dict.fromkeys(self.costs, 1.0)
         chosen.costs = {name: dataclasses.asdict(cost) for name, cost in self.costs.items()}
         chosen.write(auto.path)
         chosen.written = [checksum((auto.path / "recipe.json").read_bytes())]
@@ -339,9 +342,7 @@ class World:
 
 def test_a_recipe_that_a_person_has_edited_keeps_its_numbers(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "has", lambda *_: True)
-    factors = {}
-    world = World(tmp_path, FACES, 0.5, factors)
-    factors |= dict.fromkeys(world.costs, 1.0)
+    world = World(tmp_path, FACES, 0.5)
     path = world.auto.path / "recipe.json"
     with edited(path) as given:
         given["transformer_1"]["max_step"] = 77
@@ -352,9 +353,7 @@ def test_a_recipe_that_a_person_has_edited_keeps_its_numbers(tmp_path, monkeypat
 
 def test_an_edit_while_a_step_runs_is_not_replaced(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "has", lambda *_: True)
-    factors = {}
-    world = World(tmp_path, FACES, 0.5, factors)
-    factors |= dict.fromkeys(world.costs, 1.0)
+    world = World(tmp_path, FACES, 0.5)
     path, run = world.auto.path / "recipe.json", world.run
 
     def edit(*words):
@@ -374,12 +373,9 @@ def test_hours_that_are_too_few_are_refused_with_those_that_are_enough(tmp_path,
     with pytest.raises(
         UserError, match=r"^--hours 0\.03: .* need at least 0\.\d\d; give at least that many"
     ) as refused:
-        World(tmp_path, FACES, 0.03, {}).auto.train()
+        World(tmp_path, FACES, 0.03).auto.train()
     enough = float(re.search(r"at least ([0-9.]+)", str(refused.value))[1])
-    factors = {}
-    world = World(tmp_path, FACES, enough, factors)
-    factors |= dict.fromkeys(world.costs, 1.0)
-    world.auto.train()
+    World(tmp_path, FACES, enough).auto.train()
 
 
 def test_the_time_that_was_used_is_noted_while_a_process_lives(tmp_path, monkeypatch):
@@ -387,9 +383,7 @@ def test_the_time_that_was_used_is_noted_while_a_process_lives(tmp_path, monkeyp
     (tmp_path / "fingerprint.json").touch()
     clock = kept.Clock(tmp_path / "clock.json")
     clock.thread.start()
-    until = time.monotonic() + 10
-    while not clock.path.is_file() and time.monotonic() < until:
-        time.sleep(0.01)
+    until(clock.path.is_file)
     clock.ended.set()
     clock.thread.join()
     assert json.loads(clock.path.read_text())["seconds"] >= 0
@@ -402,9 +396,9 @@ def test_the_hours_are_kept_although_steps_are_slower_or_faster_than_measured(se
     monkeypatch.setattr(train, "has", lambda *_: True)
     monkeypatch.setattr(kept, "time", SimpleNamespace(monotonic=lambda: world.seconds))
     world = SimpleNamespace(seconds=0.0)
-    factors, pace = {}, np.exp(random.normal(0, 0.3))
-    world = World(tmp_path, FACES, random.choice([0.17, 0.5, 1.0]), factors)
-    factors.update({name: pace * np.exp(random.normal(0, 0.05)) for name in world.costs})
+    pace = np.exp(random.normal(0, 0.3))
+    world = World(tmp_path, FACES, random.choice([0.17, 0.5, 1.0]))
+    world.factors = {name: pace * np.exp(random.normal(0, 0.05)) for name in world.costs}
     world.auto.train()
     drift, start = world.auto.plan.drift, world.auto.plan.start
     left = train.SURE * (world.auto.limit - world.seconds - train.REPORT * drift * start)
@@ -520,12 +514,12 @@ def test_a_folder_of_pictures_becomes_a_report_although_it_was_killed_in_each_pa
     for given in (pictures, out / "data/dataset.json"):
         error = expect_error(capsys, train_cascade.main, ["auto", given, *command[2:]])
         assert "has changed since it was looked at" in error
-        (out / "data/unfinished.jsonl").touch()  # of pictures, not of the data set that is given
-    (out / "data/unfinished.jsonl").unlink()
+        (out / "recipe/anew").write_text(str(pictures.resolve()))  # of pictures, not of the data set that is given
+    (out / "recipe/anew").unlink()
     # with that picture, all anew, although it was killed: no step counts as begun, and the hours begin
     (out / "recipe/clock.json").write_text('{"seconds": 4000.0}')
     programs.names.clear()
-    (out / "data/unfinished.jsonl").touch()  # of an --overwrite that was killed while it made the images
+    (out / "recipe/anew").write_text(str(pictures.resolve()))  # of an --overwrite that was killed
     for programs.fatal in ("scripts.dry_run", "generate_fmap_dataset"):
         with pytest.raises(Stop):
             run_main(train_cascade.main, *command)

@@ -41,7 +41,7 @@ def in_this_process(monkeypatch):
     monkeypatch.setattr("benchmarks.common.get_context", lambda _: context)
     for name in ("codebook", "scale"):
         monkeypatch.setattr(f"benchmarks.{name}.in_new_process", lambda function, *arguments: function(*arguments))
-    monkeypatch.setattr(stages, "DEMO", SMALL)
+    monkeypatch.setattr(stages, "RECIPE", SMALL)
 
 
 def numbers_of(output):
@@ -113,18 +113,18 @@ def test_the_floor_counts_bytes_and_operations():
     # 2 layers of width 32 and 64 in the MLP: 4 matrices of self-attention, 2 of cross-attention, 3 and the head.
     assert weights == 2 * (6 * 32 * 32 + 3 * 32 * 64 + 3 * 32 + 4 * 16) + 512 * 32
     num_bytes, operations = generation.work_of(decoder, 6, torch.bfloat16, weights)
-    # A row holds a window of 16 and position 0, an image 256 coarse tokens.
-    assert num_bytes == 2 * (weights + 2 * (6 * 17 + 3 * 256) * 32 * 2)
+    # A row holds a window of 16 and position 0, an image 256 coarse tokens; they are kept in float32.
+    assert num_bytes == 2 * weights + 4 * 2 * (6 * 17 + 3 * 256) * 32 * 2
     assert operations == 6 * (2 * weights + 4 * (17 + 256) * 32 * 2)
 
 
 def test_the_benchmark_of_sampling(faces, tiny_run, rows_of):
-    tried = {"settings of the config": {}, "temperatures": ({}, {"temperature": 0.5}, {})}
-    settings = {"SETTINGS": tried | {"another": {}}}
-    rows = rows_of("sampling", tiny_run, "--dataset-path", faces, "--only", *tried, **settings)
+    tried = {"settings of the config": {}, "temperature 0.8": ({}, {"temperature": 0.8}, {})}
+    settings = {"SETTINGS": tried | {"temperature 0.7": {}, "top-p 0.9": ({}, {})}}  # one of two stages
+    rows = rows_of("sampling", tiny_run, "--dataset-path", faces, "--only", *tried, "top-p 0.9", **settings)
     assert [row[0] for row in rows] == ["validation images", "training images", *tried]
-    assert rows[0][1:3] == ["", ""] and rows[1][3:5] == ["", ""], "of what a set is made from"
-    assert float(rows[1][1]) < min(float(row[1]) for row in rows[2:])
+    assert rows[0][1] == "" and rows[1][2:4] == ["", ""], "of what a set is made from"
+    assert float(rows[1][1].split()[0]) < min(float(row[1].split()[0]) for row in rows[2:])
     assert all(all(row) for row in rows[2:])
 
 
@@ -271,16 +271,18 @@ def test_the_benchmark_of_quality_shows_auto_and_each_share(tmp_path, rows_of):
 
     out = tmp_path / "out"
     options = ["--out-dir", out, "--minutes", 1.5, "--runs", 2, "--recipe", "tiny-32", "--shares", 1, 0.5]
-    replaced = {"train_recipe": train, "evaluate": lambda *_: results, "run": run}
+    replaced = {"train_recipe": train, "evaluate": lambda *_: results, "run": run, "commit": lambda: "abc"}
     rows = rows_of("quality", "data.json", *options, **replaced)
     assert [(words[1], *words[3:]) for words in ran] == [
         ("auto", out / f"auto-1.5-{seed}", "--hours", 0.025, "--seed", seed) for seed in (0, 1)
     ]
     assert [recipe.settings["decoder"]["max_step"] for recipe in trained] == [150, 300]
     same = ["30.0", "0.100", "0.200", "0.300", "0.50", "0.75"]
-    shares = [[f"tiny-32, {share} of the steps", minutes, *same] for share, minutes in (("0.5", "1.0"), ("1", "2.0"))]
-    assert rows == [["auto, 1.5 minutes", "1.5", *same]] * 2 + shares
-    rows_of("quality", "data.json", *options, **replaced)
+    shares = (("tiny-32, 0.5 of the steps", "1.0"), ("tiny-32, 1 of the steps", "2.0"))
+    expected = [[name, "abc", minutes, *same] for name, minutes in (*[("auto, 1.5 minutes", "1.5")] * 2, *shares)]
+    assert rows == expected
+    later = rows_of("quality", "data.json", *options, **replaced | {"commit": lambda: "def"})
+    assert [row[:2] for row in later] == [row[:2] for row in rows], "the commit is that of the training"
     assert len(ran) == 2, "auto is not run again"
     assert Image.open(out / "quality.png").size == (700, 400)
 
@@ -437,7 +439,7 @@ def test_peers_refuse_what_cannot_be_compared(compare, monkeypatch, faces, capsy
     with pytest.raises(UserError, match=r"--minutes 1e-06 is too short for a training step of flow, which takes"):
         compare("--minutes", 1e-6)
     monkeypatch.setattr(peers, "SHARED", ("autoencoder",))
-    with pytest.raises(UserError, match=r"is too short for flow: the run's autoencoder and feature maps have taken"):
+    with pytest.raises(UserError, match=r"is too short for flow: the run's autoencoder, decoder and feature maps"):
         compare("--minutes", 1e-6)
 
 

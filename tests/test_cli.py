@@ -12,6 +12,7 @@ import time
 import pytest
 import torch
 
+from tests.helpers.jobs import until
 from tests.helpers.runs import latest
 from utils.data.batches import _ignore_stop
 from utils.runs.attempt import log_file
@@ -53,7 +54,7 @@ def test_a_loading_process_leaves_every_stop_to_its_parent(hangups):
     assert hangups == []
 
 
-def test_a_signal_to_all_processes_of_a_training_saves_once_also_while_others_load(command, tmp_path):
+def test_a_signal_to_all_processes_of_a_training_saves_once_also_while_others_load(command, tmp_path, request):
     """Under nohup two hangups of a lost terminal change nothing, and Ctrl-C stops it."""
     run = tmp_path / "run"
     flags = ("--num-workers", 2, "--batch-size", 4, "--max-step", 10**6, "--checkpoint-step", 10**6)
@@ -65,13 +66,13 @@ def test_a_signal_to_all_processes_of_a_training_saves_once_also_while_others_lo
 
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
     process = subprocess.Popen(words, preexec_fn=preexec, **pipes)
+    request.addfinalizer(process.kill)
 
     def size():
         return (run / "metrics.jsonl").stat().st_size if (run / "metrics.jsonl").exists() else 0
 
     def wait_for_rows(more_than):
-        while process.poll() is None and size() <= more_than:
-            time.sleep(0.05)
+        until(lambda: process.poll() is not None or size() > more_than)
 
     wait_for_rows(0)
     for _ in range(2):
@@ -124,9 +125,10 @@ def test_another_error_is_raised():
         cli.run(fail)
 
 
-def test_a_process_ends_when_its_parent_was_killed():
-    child = "import time; from utils.runtime import cli; "
-    child += "cli.run(lambda: (print('begun', flush=True), time.sleep(30)))"
+@pytest.mark.parametrize("begin", ["cli.run", "child.main"])  # of a step, and of the chain of steps
+def test_a_process_ends_when_its_parent_was_killed(begin):
+    child = "import time; from utils.runtime import child, cli; "
+    child += f"{begin}(lambda: (print('begun', flush=True), time.sleep(30)))"
     parent = "import sys; from utils.runtime.child import Attendant; "
     parent += f"Attendant().run([sys.executable, '-c', {child!r}])"
     process = subprocess.Popen([sys.executable, "-c", parent], cwd=ROOT, stdout=subprocess.PIPE, text=True)

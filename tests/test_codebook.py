@@ -46,7 +46,7 @@ def test_search_in_blocks_equals_brute_force(seed, number, units, cells):
     codebook = build(num_embeddings=units, seed=seed)
     fmap = whole_maps(number, codebook, seed + 1)
     distances = slow_distances(slow_patches(fmap, codebook.config), codebook.units)
-    with patch.object(codebook_module, "SEARCH_CELLS", {"cpu": cells}):
+    with patch.object(codebook_module, "SEARCH_DISTANCES", {"cpu": cells}):
         tokens = codebook.find_bmu(fmap)
         errors, indices = codebook.nearest(codebook.patchify(fmap), k=2)
     assert tokens.dtype == torch.int64
@@ -72,7 +72,7 @@ class Largest(TorchDispatchMode):
 def test_search_never_holds_more_distances_or_differences_than_a_block(units, dim):
     codebook = build(torch.randn(units, dim, generator=generator(0)), **{**LINE, "image_C": dim}, image_W=1)
     patches = torch.randn(1000, dim, generator=generator(1))
-    with Largest() as largest, patch.object(codebook_module, "SEARCH_CELLS", {"cpu": 500}):
+    with Largest() as largest, patch.object(codebook_module, "SEARCH_DISTANCES", {"cpu": 500}):
         codebook.nearest(patches, k=1)
     assert largest.numbers <= max(500, 2 * len(patches))  # two is what the indices and errors take, and their parts
 

@@ -6,14 +6,14 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from PIL import Image
 
 from scripts.demo import main
 from scripts.environment import PYTHON
-from tests.test_train_cascade import Chain, recipe_of, status_of
+from tests.helpers.chain import Chain, recipe_of, status_of
+from tests.helpers.jobs import until
 from utils.runs.chain import ROOT
 
 NAMES = [f"scripts.{name}" for name in ("demo_data", "train_cascade", "evaluate", "report")]
@@ -34,18 +34,28 @@ def headings(output):
     return [line.removeprefix("== ") for line in output.splitlines() if line.startswith("== ")]
 
 
+def environment_in(folder):
+    """The Python of an environment that is complete, but for this file."""
+    (folder / PYTHON).parent.mkdir(parents=True)
+    for path in ROOT.glob("requirements*.txt"):
+        shutil.copy(path, folder)
+        shutil.copy(path, folder / f".venv/installed-{path.name}")
+    return folder / PYTHON
+
+
 @pytest.fixture
 def shorter(tmp_path):
     """The project with a recipe of one stage, a tenth of the images and few steps."""
     root = tmp_path / "project"
     root.mkdir()
     for path in ROOT.iterdir():  # copies, since a script looks for the project around its own file
-        if path.suffix in (".py", ".txt"):
+        if path.suffix == ".py":
             shutil.copy(path, root)
         elif path.name in ("evaluation", "models", "reporting", "scripts", "utils"):
             shutil.copytree(path, root / path.name)
-    if (ROOT / ".venv").exists():
-        (root / ".venv").symlink_to(ROOT / ".venv")
+    python = environment_in(root)
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
     path = recipe_of(1, root / "configs/tiny-32") / "recipe.json"
     recipe = json.loads(path.read_text()) | {"num_images": 100}
     for name, number in {"autoencoder": 150, "decoder": 20, "transformer_0": 20}.items():
@@ -58,8 +68,7 @@ def test_quick_demo_is_interrupted_then_ends(shorter, tmp_path):
     out = tmp_path / "run"
     process = start("--quick", "--out-dir", out, "--device", "cpu", root=shorter)
     metrics = out / "autoencoder" / "metrics.jsonl"
-    while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
-        time.sleep(0.1)
+    until(lambda: process.poll() is not None or (metrics.exists() and metrics.stat().st_size), pause=0.1)
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate()
     assert process.returncode == 130
@@ -81,9 +90,9 @@ def test_quick_demo_is_interrupted_then_ends(shorter, tmp_path):
     images = sorted((out / "generated/images").glob("image_*.png"))
     assert len(images) == 25
     assert {Image.open(path).size for path in images} == {(32, 32)}
-    assert len({path.read_bytes() for path in images}) > 20
+    assert len({Image.open(path).tobytes() for path in images}) > 20
     rows = [json.loads(line) for line in (out / "transformer_0/metrics.jsonl").read_text().splitlines()]
-    assert rows[-1]["image_bits"] > rows[-1]["stage_bits"]  # those of all stages
+    assert rows[-1]["image_bits"] > rows[-1]["stage_bits"]  # with those of the condition
 
 
 @pytest.mark.parametrize(
@@ -111,11 +120,7 @@ class Demo(Chain):
         super().__init__(folder)
         for name in ("scripts", "utils", "configs"):
             shutil.copytree(ROOT / name, folder / name)
-        (folder / PYTHON).parent.mkdir(parents=True)
-        self.stub.rename(folder / PYTHON)
-        for path in ROOT.glob("requirements*.txt"):
-            shutil.copy(path, folder)
-            shutil.copy(path, folder / f".venv/installed-{path.name}")
+        self.stub.rename(environment_in(folder))
         self.command = [sys.executable, str(folder / "scripts/demo.py")]
 
     def run(self, *arguments):

@@ -53,7 +53,7 @@ def test_drawings_are_seeded_distinct_and_a_smaller_set_is_a_prefix(source, tmp_
 def test_a_picture_has_the_size_that_is_asked_for(source):
     module = demo_data.SOURCES[source]
     item = module.items(0, 1)[0]
-    for size in (Size(24, 36), Size(36, 24), Size(130, 130)):
+    for size in (Size(24, 36), Size(36, 24), Size(31, 97), Size(130, 130)):
         picture = module.draw(item, 0, size)
         assert (picture.size, picture.mode) == ((size.width, size.height), "RGB")
 

@@ -13,7 +13,7 @@ from utils.training.gradient import GradientLearner, GradientOptions
 
 
 @pytest.mark.parametrize(("name", "expected"), [("cuda", []), ("cuda:0", [0]), ("cuda:1", [1]), ("cpu", [])])
-def test_the_chosen_gpu_is_the_one_that_is_measured_and_pinned_for(name, expected, monkeypatch):
+def test_a_gpu_given_by_number_becomes_the_current_one(name, expected, monkeypatch):
     chosen = []
     monkeypatch.setattr(torch, "empty", lambda *_, device: None)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(_get_device_index(device)))
@@ -23,7 +23,7 @@ def test_the_chosen_gpu_is_the_one_that_is_measured_and_pinned_for(name, expecte
 
 @pytest.mark.parametrize("decay", [0.5, 0.999])
 def test_the_averaged_weights_are_those_of_torch(decay, tmp_path):
-    """Without a wait: tests/test_accelerator.py."""
+    """That the host does not wait for it is tested in tests/test_accelerator.py."""
     config = load_config(TINY / "autoencoder.json", AutoencoderConfig)
     unread = dict.fromkeys(("dataset_path", "config_path", "out_dir"), tmp_path)
     options = GradientOptions(**unread, ema_decay=decay)

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,11 +26,11 @@ from tests.helpers.runs import FRACTIONS, MAINS, PRUNED, WEIGHTS, latest, rows
 from tests.helpers.scripts import TINY, run_main
 from utils.core.files import UserError
 from utils.data.records import read_dataset
+from utils.runs.chain import ROOT
 from utils.runtime import distributed
 from utils.runtime.draws import drawing
 from utils.training.gradient import GradientLearner
 
-ROOT = Path(__file__).parent.parent
 # What draws random numbers in training, of a config.
 NOISE = {
     "autoencoder": {"latent_noise": 0.1},
@@ -88,7 +87,7 @@ def test_gradients_and_losses_are_those_of_one_process(
         for key, value in one[kind].items():
             assert torch.allclose(several[kind][key].float(), value.float(), atol=1e-3), (kind, key)
     assert several["settings"] == one["settings"]
-    assert several["parts"] == [number, *plan[3:], *plan[1:2]] if len(plan) > 2 else [number, 1, plan[1]]
+    assert several["parts"] == [number, plan[3] if len(plan) > 2 else 1, plan[1]]
 
 
 def test_a_map_is_that_of_one_process(job, command, train, tmp_path):
@@ -193,6 +192,13 @@ def test_a_signal_to_any_process_stops_all_after_the_same_step(rank, job, comman
     assert (tmp_path / "job/0.out").read_text().count("stopped by SIGTERM") == 1
 
 
+def test_several_processes_save_by_time_too(job, command, tmp_path, monkeypatch):
+    in_one(monkeypatch, 1, 3, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    plan = ("--max-step", 7, "--checkpoint-step", 7, "--save-minutes", 1e-9, "--batch-size", 6)
+    job(train_autoencoder.main, command("autoencoder", "run", *plan), statuses=[2, -9])
+    assert latest(tmp_path / "run")["step"] == 3
+
+
 def test_a_process_that_dies_ends_the_job_which_goes_on_from_its_checkpoint(job, command, train, tmp_path, monkeypatch):
     """With two processes, one, and two again."""
     plan = ("--max-step", 7, "--checkpoint-step", 2, "--resume")
@@ -243,8 +249,8 @@ ANEW = "start all of them with one command"
     [
         (0, ["--config-path", "none.json"], "none.json: no such file"),
         (1, ["--config-path", "none.json"], "none.json: no such file"),
-        (1, ["--seed", 3], f"processes 0 and 1 have other seed (0, 3): {ANEW}"),
-        (1, [], f"processes 0 and 1 have other code (version 0, version 1): {ANEW}"),
+        (1, ["--seed", 3], f"processes 0 and 1 differ in seed (0, 3): {ANEW}"),
+        (1, [], f"processes 0 and 1 differ in code (version 0, version 1): {ANEW}"),
     ],
     ids=["an error of the first", "of the second", "other arguments", "other code"],
 )
@@ -286,7 +292,7 @@ def test_processes_that_start_anew_do_not_meet_those_of_before(monkeypatch):
         result[0].set("place of 0", "")
         assert all(each.check(["place of 0"]) for each in result)
     monkeypatch.setattr(distributed, "HANDSHAKE", timedelta(seconds=0.2))
-    with pytest.raises(UserError, match="those of the numbers 1, 2, 3 have not"):
+    with pytest.raises(UserError, match="ranks 1, 2, 3 are missing"):
         distributed._meet(store, 0, 4)
     with pytest.raises(dist.DistError):
         distributed._meet(dist.HashStore(), 1, 4)

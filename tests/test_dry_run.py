@@ -10,10 +10,10 @@ from datetime import datetime, timedelta
 import pytest
 
 from scripts import dry_run, train_cascade
+from tests.helpers.chain import recipe_of
 from tests.helpers.reports import change_attempt
 from tests.helpers.runs import recipe_json
 from tests.helpers.scripts import TINY, run_main
-from tests.test_train_cascade import recipe_of
 from utils.core.files import UserError
 from utils.core.size import Size
 from utils.runs.chain import Recipe, folders_in
@@ -40,8 +40,8 @@ RECIPE = Recipe(
 )
 PLAN = {"seconds_per_step": 0.5, "checkpoint": 2 * GIB, "seconds_per_checkpoint": 3.0}
 COUNTED = {"batch": 16, "memory": GIB, "memory_per_image": GIB / 8}
-# Of 40 images 20 were used. It takes 2 seconds to start, then 32, of a training 10 for its 20 training steps and 3 for
-# its checkpoint. What pruning has taken, the trainings take once more for the other images.
+# Of 40 images 20 are used. Each script takes 2 s to start and 32 s to run; of a training's 32 s, its 20 training steps
+# take 10 and its checkpoint 3. The time to prune is added once more to trainings that also go through the other images.
 ONCE = 2 + 32 - 10 - 3
 ROWS = {
     "autoencoder, train_autoencoder.py": ("100", ONCE + 100 * 0.5 + 4 * 3, "8.0 GiB", "3.0 GiB"),

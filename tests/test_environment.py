@@ -3,11 +3,11 @@
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from utils.runs.chain import ROOT
+
 FILES = ("requirements.txt", "requirements-demo.txt")
 TOOLS = ("bash", "cp", "env", "mkdir")  # of the stub
 # Stands for Python: finds venv, makes environments with itself as their Python, and has pip.

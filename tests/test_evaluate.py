@@ -17,13 +17,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from evaluation import distances, novelty
 from evaluation import features as extractors
-from evaluation.distances import (
-    frechet_distance,
-    kernel_deviation,
-    kernel_distance,
-    kernel_interval,
-    precision_and_recall,
-)
+from evaluation.distances import frechet_distance, kernel_distance, kernel_interval, precision_and_recall
 from evaluation.edges import edge_distance, edge_histogram
 from evaluation.evaluator import Evaluator
 from evaluation.novelty import Nearest
@@ -32,8 +26,9 @@ from evaluation.results import SAMPLES, Results
 from evaluation.run import TrainedRun
 from reporting.run import read_run
 from scripts import evaluate
-from tests.helpers.features import FewFeatures
-from tests.helpers.files import edited
+from tests.helpers.deaths import dying
+from tests.helpers.features import FewFeatures, quick_features
+from tests.helpers.files import contents, edited
 from tests.helpers.jobs import run_job
 from tests.helpers.runs import BOUNDS
 from tests.helpers.scripts import expect_error, run_main
@@ -91,7 +86,7 @@ def test_the_variance_of_the_kernel_distance_is_unbiased(numbers):
 def test_the_deviation_is_that_over_many_sets(shift):
     pairs = [(normal(60, 8, 2 * seed), normal(60, 8, 2 * seed + 1, 1.0, shift)) for seed in range(150)]
     true = np.std([kernel_distance(*pair) for pair in pairs], ddof=1)
-    claimed = np.mean([kernel_deviation(*pair) for pair in pairs[:50]])
+    claimed = np.mean([sum(distances.kernel_variances(*pair)) ** 0.5 for pair in pairs[:50]])
     assert claimed / true == pytest.approx(1, abs=0.2)
 
 
@@ -243,9 +238,9 @@ def test_quality_of_the_same_images_and_of_even_ones():
 
 
 @pytest.fixture(autouse=True, scope="module")
-def quick_features():
+def few_features():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(extractors, "choose_extractor", lambda name: FewFeatures())
+        quick_features(patch)
         yield
 
 
@@ -256,7 +251,7 @@ def run_on(run, dataset, out, *flags):
 
 
 @pytest.fixture(scope="module")
-def evaluated(tiny_run, faces, tmp_path_factory, quick_features):
+def evaluated(tiny_run, faces, tmp_path_factory, few_features):
     """The folder and the content of an evaluation of the whole tiny run."""
     out = tmp_path_factory.mktemp("evaluation")
     return out, run_on(tiny_run, faces, out, "--batch-size", 4)
@@ -306,6 +301,15 @@ def test_an_evaluation_is_of_the_weights_that_it_measured(evaluated, tiny_run, t
     old = {key: value for key, value in content.items() if key != "models"} | {"distances": [{"kernel_of_old": 1}]}
     run.evaluation.results.write_text(json.dumps(old))
     assert read_run(run).evaluation is None
+
+
+def test_an_evaluation_that_dies_keeps_the_one_before(evaluated, tiny_run, faces, tmp_path, monkeypatch):
+    out = shutil.copytree(evaluated[0], tmp_path / "evaluation")
+    before = contents(out)
+    monkeypatch.setattr(Evaluator, "draw", dying(Evaluator.draw, 0))
+    with pytest.raises(KeyboardInterrupt):
+        run_on(tiny_run, faces, out, "--seed", 1)
+    assert contents(out) == before
 
 
 def test_what_the_trainers_measured_is_measured_again(tiny_run, faces, tmp_path, monkeypatch):

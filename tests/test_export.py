@@ -19,7 +19,7 @@ from models.requests import Request
 from reporting.card import escaped, make_card
 from scripts import evaluate, export, report
 from tests.helpers.deaths import dying
-from tests.helpers.features import FewFeatures
+from tests.helpers.features import quick_features
 from tests.helpers.files import edited
 from tests.helpers.labels import teach_labels
 from tests.helpers.reports import EVALUATION
@@ -101,7 +101,7 @@ def test_labels_and_what_they_are_drawn_from_are_exported(dtype, precision, run,
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_an_exported_model_is_the_smallest_whole(dtype, exported, tiny_run, faces):
+def test_an_exported_model_holds_all_of_the_run_and_nothing_else(dtype, exported, tiny_run, faces):
     out = exported(dtype)
     assert {path.name for path in out.iterdir()} == NAMES
     assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {(out / CONFIG).stat().st_mode & 0o777}
@@ -129,7 +129,7 @@ def test_an_exported_model_is_the_smallest_whole(dtype, exported, tiny_run, face
 
 
 def test_it_is_evaluated_but_is_no_run(exported, faces, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("evaluation.features.choose_extractor", lambda name: FewFeatures())
+    quick_features(monkeypatch)
     out = shutil.copytree(exported(), tmp_path / "faces")
     flags = ("--dataset-path", faces, "--num-images", 4, "--num-training", 8)
     run_main(evaluate.main, out, "--device", "cpu", *flags)
@@ -366,7 +366,7 @@ DAMAGE = [
         f"{STAGE}: {BIAS} is of torch.float8_e4m3fn, expected one of float32",
     ),
     (weights(lambda state: state[BIAS].add_(1)), f"{STAGE}: damaged, it does not hold what was exported"),
-    (weights(lambda state: state[BIAS].fill_(torch.nan)), f"{STAGE}: holds weights that are no numbers, in {BIAS}"),
+    (weights(lambda state: state[BIAS].fill_(torch.nan)), f"{STAGE}: holds NaN or infinity in {BIAS}"),
     (
         weights(lambda state: state.update({BIAS: state[BIAS][:-1].clone()}), is_sealed=True),
         f"{STAGE}: its weights do not fit this config",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.scripts import run_main
+from tests.helpers.scripts import TINY, run_main
 from train_autoencoder import main
 from utils.core import files
 from utils.core.files import flush_all, is_temporary, remove_unnamed, replace_file
@@ -47,9 +47,10 @@ def test_a_file_is_on_disk_before_its_name_and_the_name_before_all_else(calls, t
 
 
 def test_a_checkpoint_is_on_disk_after_the_rows_before_it_and_before_what_names_it(calls, faces, tmp_path):
-    config = "configs/tiny-32/autoencoder.json"
     plan = ("--device", "cpu", "--max-step", 4, "--checkpoint-step", 4, "--log-step", 3, "--batch-size", 4)
-    run_main(main, "--dataset-path", faces, "--config-path", config, "--out-dir", tmp_path / "run", *plan)
+    run_main(
+        main, "--dataset-path", faces, "--config-path", TINY / "autoencoder.json", "--out-dir", tmp_path / "run", *plan
+    )
     ours = [(call, name) for call, name in calls if name in ("metrics.jsonl", "best.pt") or call == "rename"]
     saved = [("flush", "metrics.jsonl"), ("rename", "model_4.pt"), ("rename", "latest.pt")]
     then = ("measured.json", "best.pt", "run.json", "ground_truth_4.png", "recon_4.png", "run.json")

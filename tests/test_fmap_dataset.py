@@ -11,6 +11,7 @@ from PIL import Image
 import generate_fmap_dataset
 from models.autoencoder import KIND, Autoencoder, AutoencoderConfig
 from tests.helpers.deaths import dying, results
+from tests.helpers.files import contents
 from tests.helpers.scripts import TINY, expect_error, expect_exit, run_main
 from utils.core.config import load_config
 from utils.core.files import UserError
@@ -105,6 +106,14 @@ def read(monkeypatch):
     return indices
 
 
+def test_maps_find_their_images_from_behind_a_link(arguments, tmp_path):
+    (tmp_path / "far/away").mkdir(parents=True)
+    (tmp_path / "out").symlink_to(tmp_path / "far/away")
+    run_main(generate_fmap_dataset.main, *arguments(out="out/maps"))
+    maps = FeatureMapDataset(tmp_path / "out/maps/dataset.json")
+    assert len(maps.with_image(np.arange(len(maps)))) == len(maps) == 2 * NUM
+
+
 def test_rows_of_arrays_hold_the_maps_of_the_files(make):
     files, rows = (FeatureMapDataset(make(*flags, out=out) / "dataset.json") for flags, out in (
         ((), "files"), (("--packed",), "rows")))  # fmt: skip
@@ -161,9 +170,9 @@ def test_a_data_set_holds_checksums_and_both_sides(make, layout):
 def test_a_recipe_counts_the_maps_that_the_step_makes_and_that_each_stage_learns_from(flip, number):
     given = {"flip": flip, "num_moved": number}
     options = generate_fmap_dataset.Options(dataset_path=Path(), model_path=Path(), out_dir=Path(), **given)
-    plain = sum(moved == 0 for _, moved in options.looks)
+    plain = sum(moved == 0 for _, moved in options.views)
     for settings in ({"feature_maps": given}, {"flip": flip, "feature_maps": {"num_moved": number}}):
-        assert maps_per_image(settings) == maps_per_image(settings, "transformer_2") == len(options.looks)
+        assert maps_per_image(settings) == maps_per_image(settings, "transformer_2") == len(options.views)
         assert maps_per_image(settings, "transformer_0") == maps_per_image(settings, "codebook") == plain
 
 
@@ -264,11 +273,11 @@ def test_mirror_images_are_refused_for_an_autoencoder_that_has_not_learned_from_
 )
 def test_other_inputs_or_arguments_are_refused(changes, named, make, arguments, capsys):
     folder, flags = make(), changes.get("flags", [])
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    before = contents(folder)
     line = expect_error(capsys, generate_fmap_dataset.main, arguments(*flags, model=changes.get("model", 0)))
     assert named in line
     assert "--overwrite" in line
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert contents(folder) == before
 
 
 def test_other_images_are_refused_and_copies_of_the_same_verified(make, arguments, source, capsys):

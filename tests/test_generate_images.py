@@ -17,13 +17,13 @@ from models.cascade import Cascade
 from models.codebook import Codebook
 from models.stage import KIND
 from tests.helpers.deaths import dying, results
-from tests.helpers.files import edited
+from tests.helpers.files import contents, edited
+from tests.helpers.runs import PRUNED
 from tests.helpers.scripts import TINY, expect_error, expect_exit, run_main
 from utils.core.replace_set import replace_set
 from utils.runs.checkpoint import load_checkpoint
 
 DECODER = "autoencoder/models_checkpoint/latest.pt"
-PRUNED = "models_checkpoint/pruned_codebook.pt"
 
 
 @pytest.fixture
@@ -324,7 +324,7 @@ def test_another_request_is_refused(flags, named, generate, arguments, quick, fa
     out = generate("--num-images", 2, "--batch-size", 2)
     (out / "next").mkdir()  # a folder of a person's own, not .next
     (out / "next/mine.txt").write_text("mine")
-    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    before = contents(out)
     changes = {}
     if flags == "config":
         config, flags = json.loads((TINY / "generate.json").read_text()), ()
@@ -337,6 +337,6 @@ def test_another_request_is_refused(flags, named, generate, arguments, quick, fa
         capsys, generate_images.main, arguments("--num-images", 2, "--batch-size", 2, *flags, **changes)
     )
     assert f"another {named}" in line
-    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert contents(out) == before
     generate("--num-images", 2, "--batch-size", 2, *flags, "--overwrite", **changes)
     assert (out / "next/mine.txt").read_text() == "mine"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.files import contents
 from utils.core.files import UserError
 from utils.data import checksums
 from utils.data.checksums import checksum, fingerprint
@@ -48,14 +49,14 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_temporary(dataset, monk
     def fail(*_):
         raise OSError("disk full")
 
-    before = {path: path.read_bytes() for path in dataset.parent.rglob("*") if path.is_file()}
+    before = contents(dataset.parent)
     for records, error in (([{"fmap_path": object()}], TypeError), (map(fail, NAMES), OSError)):
         with pytest.raises(error):
             write_dataset(dataset, records)
     monkeypatch.setattr(os, "sync", fail)
     with pytest.raises(OSError, match="disk full"):
         write_dataset(dataset, records_of(NAMES))
-    assert {path: path.read_bytes() for path in dataset.parent.rglob("*") if path.is_file()} == before
+    assert contents(dataset.parent) == before
 
 
 def change_file(dataset, content=None, later=1):

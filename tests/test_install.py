@@ -17,6 +17,8 @@ from packaging.requirements import Requirement
 
 from utils.runs.chain import ROOT
 
+pytest.importorskip("pip")  # which an environment made by uv lacks
+
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
 STEPS = sorted(path.stem for path in ROOT.glob("*.py"))
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation import features as extractors
 from evaluation.distances import kernel_distance
 from evaluation.evaluator import Evaluator
 from evaluation.results import SAMPLES, Results
@@ -15,7 +14,7 @@ from models.requests import Request
 from models.stage import Stage
 from reporting import verdicts
 from reporting.run import Run
-from tests.helpers.features import FewFeatures
+from tests.helpers.features import FewFeatures, quick_features
 from tests.helpers.runs import BOUNDS
 from tests.test_evaluate import run_on
 from utils.core.config import build_config
@@ -26,8 +25,8 @@ from utils.sampling import SamplingConfig
 
 
 @pytest.fixture(autouse=True)
-def quick_features(monkeypatch):
-    monkeypatch.setattr(extractors, "choose_extractor", lambda name: FewFeatures())
+def few_features(monkeypatch):
+    quick_features(monkeypatch)
 
 
 @torch.no_grad()

@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 
 import pytest
 
@@ -24,9 +23,9 @@ from scripts import demo_data, evaluate, make_dataset
 from tests.helpers.scripts import expect_error
 from utils.core.files import UserError, replace_file
 from utils.core.lock import LOCK_FILE, lock
+from utils.runs.chain import ROOT
 
 FORK = multiprocessing.get_context("fork")
-ROOT = Path(__file__).parent.parent
 HOLD = "import sys; from pathlib import Path; from utils.core.lock import lock\nwith lock(Path(sys.argv[1])): {}"
 
 
@@ -218,8 +217,8 @@ def test_what_another_writes_in_a_folder_inside_stays(tmp_path):
 
 def test_a_process_can_wait_for_another(tmp_path):
     with holder(tmp_path / "out") as process:
-        threading.Timer(0.3, process.stdin.close).start()
         begin = time.monotonic()
+        threading.Timer(0.3, process.stdin.close).start()
         with lock(tmp_path / "out", wait=True):
             assert time.monotonic() - begin > 0.2
             assert process.poll() is not None or process.wait(timeout=10) == 0

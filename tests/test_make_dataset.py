@@ -3,7 +3,6 @@ import os
 import shutil
 import signal
 import sys
-import time
 from collections import Counter
 
 import numpy as np
@@ -14,7 +13,7 @@ from tinydb import TinyDB
 from scripts import demo_data, few_images, make_dataset, near_duplicates
 from scripts.sources import avatars, openmoji
 from tests.helpers.deaths import dying
-from tests.helpers.jobs import run_job
+from tests.helpers.jobs import run_job, until
 from tests.helpers.scripts import expect_error
 from utils.core.files import UserError
 from utils.data import images
@@ -335,8 +334,7 @@ def test_an_interrupted_run_keeps_the_old_data_set_and_leaves_no_half_file(numbe
         make(photos, out, "--image-size", "300", "--overwrite", workers=2)
 
     def kill(processes):
-        while len(list(out.glob("images/??/*.png"))) < 44:
-            time.sleep(0.01)
+        until(lambda: len(list(out.glob("images/??/*.png"))) >= 44)
         (os.killpg if number == signal.SIGINT else os.kill)(processes[0], number)
 
     [(ended, error)] = run_job(work, tmp_path / "job", 1, kill)

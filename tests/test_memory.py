@@ -17,6 +17,7 @@ from tests.helpers.deaths import results
 from tests.helpers.runs import COUNT, MAINS, PLAN
 from tests.helpers.scripts import expect_error, run_main
 from utils.core.files import UserError
+from utils.runtime import device as device_module
 from utils.runtime.device import peak_memory, reset_peak_memory, usable_memory
 from utils.runtime.footprint import Footprint, PeakMemory, count_flops, count_footprint, count_step, readable
 from utils.runtime.progress import duration
@@ -103,6 +104,20 @@ def test_the_largest_part_that_fits_divides_the_batch():
     assert [footprint.of(size) for size in (1, 12, 24)] == [1100, 2200, 3400]
     fits = {1099: 0, 1100: 1, 1399: 3, 1400: 4, 1599: 4, 1600: 6, 9999: 6}
     assert {memory: footprint.largest_part(memory) for memory in fits} == fits
+
+
+def test_a_container_may_use_its_free_memory_and_that_of_its_caches(tmp_path, monkeypatch):
+    monkeypatch.setattr(device_module, "CGROUP", tmp_path)
+    monkeypatch.setattr(device_module, "size_in", lambda path, name: 2**50 if name == "MemAvailable" else 7)
+    for name, text in {
+        "max": "1000",
+        "current": "900",
+        "stat": "anon 300\nactive_file 200\ninactive_file 400\n",
+    }.items():
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert usable_memory(CPU) == 1000 - 900 + 200 + 400 + 7
+    (tmp_path / "memory.max").write_text("max\n")
+    assert usable_memory(CPU) == 2**50 + 7
 
 
 def test_a_process_has_used_what_it_holds_and_may_use_more():

@@ -5,15 +5,13 @@ import shutil
 import subprocess
 from dataclasses import replace
 from importlib import import_module
-from pathlib import Path
 
 import pytest
 
 from docs import numbers
 from tests.helpers.scripts import expect_error, run_main
 from utils.core.options import make_parser
-
-ROOT = Path(__file__).parent.parent
+from utils.runs.chain import ROOT
 
 
 @pytest.mark.parametrize("name", numbers.TABLES)

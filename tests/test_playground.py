@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 from importlib.util import find_spec
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -43,8 +42,8 @@ from tests.helpers.labels import teach_labels
 from tests.helpers.scripts import expect_error, run_main
 from utils.core.files import UserError
 from utils.data.images import open_rgb
+from utils.runs.chain import ROOT
 
-ROOT = Path(__file__).parent.parent
 needs_gradio = pytest.mark.skipif(
     find_spec("gradio") is None, reason="the server is not started: pip install -r requirements-app.txt"
 )
@@ -483,13 +482,14 @@ cli.run(playground.main)
 
 
 @needs_gradio
-def test_the_server_gives_no_file_away_and_ends_at_once(tiny_run, tmp_path):
+def test_the_server_gives_no_file_away_and_ends_at_once(tiny_run, tmp_path, request):
     port, run_dir = free_port(), shutil.copytree(tiny_run, tmp_path / "run")
     command = [sys.executable, "-c", LOCAL, run_dir, "--port", port, "--device", "cpu"]
     environment = os.environ | {"TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
     server = subprocess.Popen(
         [*map(str, command)], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+    request.addfinalizer(server.kill)
     assert server.stdout.readline() == f"{run_dir} is at http://127.0.0.1:{port}/; stop with Ctrl-C\n"
 
     def get(path, **headers):

@@ -9,8 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.helpers.chain import recipe_of
 from tests.helpers.runs import SMALL, recipe_json
-from tests.test_train_cascade import recipe_of
 from utils.runs.chain import ROOT, folders_in, is_unfinished, missing_in
 from utils.runs.folders import RunFolder
 

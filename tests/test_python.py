@@ -11,7 +11,7 @@ from PIL import Image
 
 import generate_images
 from models.cascade import Cascade
-from models.requests import Request
+from models.requests import Place, Request
 from tests.helpers.scripts import run_main
 from utils.core.files import UserError
 from utils.data.images import read_image, to_pil
@@ -73,10 +73,10 @@ def test_pictures_like_others_completed_and_with_new_detail(cascade, files):
     completed = cascade.complete(files, 1, seed=1, as_tensor=True)
     assert completed.shape == (2, 3, 32, 32)
     built, _ = cascade.generate(Request(1, init_tokens=tokens, keep_rows=1), range(4))
-    assert torch.equal(completed, cascade.decode(built[-1]).clamp(-1, 1)[:2])
+    assert torch.equal(completed, cascade.decode(built[-1])[:2])
     built, _ = cascade.generate(Request(1, init_tokens=tokens, from_stage=2), range(4))
     detail = cascade.detail(files, 2, 3, seed=1, as_tensor=True)
-    assert torch.equal(detail, cascade.decode(built[-1]).clamp(-1, 1)[:3])
+    assert torch.equal(detail, cascade.decode(built[-1])[:3])
     assert cascade.detail(files[0], 1)[0].size == (32, 32)
 
 
@@ -93,14 +93,21 @@ def test_pictures_like_others_completed_and_with_new_detail(cascade, files):
         (lambda model, image: model.sample(0), "0 pictures were asked for, expected at least 1"),
         (lambda model, image: model.like(image, 0), "0 pictures were asked for"),
         (lambda model, image: model.walk(0, 1, 0), "0 pictures were asked for"),
+        (
+            lambda model, image: model.check(Request(places=(Place(1, 99),))),
+            "unit 99: the condition codebook has units",
+        ),
         (lambda model, image: model.walk(0, 77), "unit 77: the condition codebook has units 0 to"),
         (lambda model, image: model.complete(image, -1), "-1 rows to keep: the base stage's grid"),
         (lambda model, image: model.tokens([]), "images: none, expected one or more files, PIL images or tensors"),
         (lambda model, image: model.tokens(torch.zeros(0, 3, 32, 32)), "a tensor of shape"),
         (lambda model, image: model.tokens(torch.zeros(3, 32, 32).int()), "a tensor must hold floats from -1 to 1"),
         (lambda model, image: model.tokens(torch.full((3, 32, 32), torch.nan)), "a tensor must hold floats"),
-        (lambda model, image: Cascade.load("docs", precision="b16"), "precision 'b16': expected one of auto, fp32"),
-        (lambda model, image: Cascade.load("docs", batch_size=0), "batch_size 0: expected at least 1"),
+        (
+            lambda model, image: Cascade.load(PAGE.parent, precision="b16"),
+            "precision 'b16': expected one of auto, fp32",
+        ),
+        (lambda model, image: Cascade.load(PAGE.parent, batch_size=0), "batch_size 0: expected at least 1"),
         (lambda model, image: model.tokens(torch.zeros(3, 8, 8)), r"a tensor of shape \(3, 8, 8\) was given, expected"),
         (
             lambda model, image: model.decode(torch.zeros(1, 64).long(), 4),
@@ -109,7 +116,7 @@ def test_pictures_like_others_completed_and_with_new_detail(cascade, files):
         (lambda model, image: model.decode(torch.zeros(1, 64)), "tokens are float32, expected int64"),
         (lambda model, image: Request(labels="cats"), "labels is 'cats', expected a list, each a string"),
         (lambda model, image: Cascade.load("none"), "none: no such folder"),
-        (lambda model, image: Cascade.load("docs"), "docs: holds no generate.json"),
+        (lambda model, image: Cascade.load(PAGE.parent), "docs: holds no generate.json"),
     ],
 )
 def test_what_it_cannot_do_is_a_user_error(call, expected, cascade, files):

@@ -17,8 +17,8 @@ from models.requests import load_generation_config
 from scripts.test import FILES
 from tests.helpers.runs import FRACTIONS
 from utils.core.options import make_parser
+from utils.runs.chain import ROOT
 
-ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 STEPS = sorted(path.stem for path in ROOT.glob("*.py"))
 SPLIT = list(map(str, FRACTIONS))

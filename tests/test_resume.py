@@ -136,6 +136,8 @@ CHANGED = [
     ("autoencoder", ["--grad-accum-step", 2], {}, f"{SIZE} (12, now 24); keep it with --batch-size 6,"),
     ("autoencoder", ["--grad-accum-step", 5], {}, f"{SIZE} (12, now 60); keep it, or start anew"),
     ("autoencoder", ["--schedule-step", 9], {}, "another --schedule-step (not given, now 9)"),
+    ("autoencoder", ["--lr-schedule", "cosine"], {}, "another --lr-schedule (step, now cosine)"),
+    ("autoencoder", ["--warmup-step", 7], {}, "another --warmup-step (3, now 7)"),
     ("autoencoder", ["--val-fraction", 0.3], {}, "another --val-fraction (0.1, now 0.3)"),
     ("autoencoder", [], {"latent_channel": 3}, "another latent_channel (4, now 3)"),
     ("codebook_1", ["--seed", 1], {}, "another --seed (0, now 1)"),

@@ -229,7 +229,7 @@ def test_a_link_in_a_shard_is_named(kind, tmp_path):
     [
         ({"a.json": b"{}"}, "its sample a has no image"),
         ({"a.png": b"", "a.json": b"{"}, "its a.json is not valid JSON"),
-        ({"a.png": b"", "a.json": b'{"labels": 3}'}, "'labels' of record 1 is no list of strings"),
+        ({"a.png": b"", "a.json": b'{"labels": 3}'}, "'labels' of record 1 is not a list of strings"),
     ],
 )
 def test_a_sample_that_is_none_is_named(files, said, tmp_path):
@@ -242,8 +242,7 @@ def test_a_sample_that_is_none_is_named(files, said, tmp_path):
         ImageDataset(tmp_path / "0.tar")
 
 
-def test_the_index_of_another_shard_is_noticed(copied, tmp_path):
-    """Its fingerprint is another; with a new time the shard is read again."""
+def test_a_shard_with_another_time_is_refused_until_it_is_verified(copied, tmp_path):
     before = ImageDataset(copied).fingerprint
     shard = sorted((copied.parent / "shards").glob("*.tar"))[0]
     os.utime(shard, ns=(0, 0))

@@ -3,11 +3,9 @@
 import random
 import subprocess
 import sys
-from pathlib import Path
 
 from scripts.soak import CASES
-
-ROOT = Path(__file__).parent.parent
+from utils.runs.chain import ROOT
 
 
 def test_a_script_that_is_killed_anywhere_leaves_what_an_uninterrupted_one_leaves():

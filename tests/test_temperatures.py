@@ -6,11 +6,12 @@ import shutil
 
 import pytest
 
-from evaluation import features as extractors
 from scripts import temperatures
 from scripts.temperatures import LOSS, Quality, choose
-from tests.helpers.features import FewFeatures
+from tests.helpers.features import quick_features
+from tests.helpers.runs import BOUNDS
 from tests.helpers.scripts import expect_error, run_main
+from utils.data.dataset import ImageDataset
 
 VALUES = (0.25, 0.5, 1.0)
 
@@ -41,15 +42,20 @@ def test_a_smaller_distance_does_not_pay_for_recall():
 
 @pytest.fixture
 def run(run_with_images, monkeypatch):
-    monkeypatch.setattr(extractors, "choose_extractor", lambda name: FewFeatures())
+    quick_features(monkeypatch)
     return run_with_images
 
 
 def test_the_script_writes_what_it_chose_and_nothing_else(run, monkeypatch, capsys):
     monkeypatch.setattr(temperatures, "FEWEST", 2)
+    indices, original = [], ImageDataset.__getitem__
+    monkeypatch.setattr(
+        ImageDataset, "__getitem__", lambda self, batch: indices.extend(batch.tolist()) or original(self, batch)
+    )
     before = json.loads((run / "generate.json").read_text())
     (run / "generate.json").write_text(json.dumps(dict(reversed(before.items()))))  # as a person may have written it
     run_main(temperatures.main, run, "--temperatures", 0.5, 1.5, "--num-images", 8, "--device", "cpu")
+    assert indices == ImageDataset(run / "data/dataset.json").split(BOUNDS).validation.tolist()
     out = capsys.readouterr().out
     after = json.loads((run / "generate.json").read_text())
     best = [after[str(number)].pop("temperature") for number in range(len(after))]

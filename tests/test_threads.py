@@ -63,7 +63,7 @@ def test_every_step_chooses_before_torch_is_imported():
     )
     scripts = [*reference.STEPS, "scripts.evaluate"]
     for script in scripts:
-        run = subprocess.run([sys.executable, "-c", program, script], capture_output=True, text=True)
+        run = subprocess.run([sys.executable, "-c", program, script], cwd=ROOT, capture_output=True, text=True)
         assert run.returncode == 0, run.stderr
 
 

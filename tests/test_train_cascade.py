@@ -3,8 +3,8 @@
 A stub stands for the Python of the steps (`tests/helpers/stub.py`).
 """
 
-import contextlib
-import io
+from utils.runtime.threads import available_cores
+
 import json
 import os
 import pty
@@ -14,31 +14,18 @@ import signal
 import subprocess
 import sys
 import termios
-import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from scripts import train_cascade
-from tests.helpers import stub
+from tests.helpers.chain import STUB, Chain
 from tests.helpers.files import edited
-from tests.helpers.scripts import TINY
+from tests.helpers.jobs import until
 from utils.runs.chain import ROOT, steps_in
 from utils.runs.folders import RunFolder
 from utils.runtime import child
 
-STUB = f"#!{sys.executable} -ISs\n{Path(stub.__file__).read_text()}"
-
-# Starts the chain as `python -m scripts.train_cascade` does, with the stub as the Python of its steps.
-DRIVER = f"""
-import os, sys
-sys.path.insert(0, {str(ROOT)!r})
-from scripts import train_cascade
-from utils.runtime import child
-sys.executable = os.environ["STUB"]
-child.main(train_cascade.main)
-"""
 # Starts two steps, one after the other, as the chain does.
 TWO_STEPS = f"""
 import os, sys
@@ -48,125 +35,6 @@ with child.attending() as attendant:
     for name in ("codebook_cond", "codebook_0"):
         attendant.check([os.environ["STUB"], "train_codebook.py", "--out-dir", name])
 """
-
-
-class Chain:
-    """A recipe with so many stages, a data set, a folder to write to, and the stub."""
-
-    def __init__(self, folder, faces=None, maps=None, number=1):
-        self.folder, self.out, self.calls = folder, folder / "out", folder / "calls"
-        self.started, self.dataset = folder / "started", folder / "data/dataset.json"
-        self.stub = folder / "python"
-        self.stub.write_text(STUB)
-        self.stub.chmod(0o755)
-        paths = {"STUB": self.stub, "CALLS": self.calls, "STARTED": self.started, "MAPS": maps}
-        self.environment = os.environ | {key: str(path) for key, path in paths.items()}
-        self.environment.pop("OMP_NUM_THREADS", None)  # which the chain chooses
-        if faces is not None:
-            shutil.copytree(faces.parent, self.dataset.parent)
-            self.recipe = recipe_of(number, folder / "mine")
-            self.arguments = [f"{self.recipe}/", str(self.dataset), str(self.out)]
-            self.command = [sys.executable, "-c", DRIVER, *self.arguments]
-
-    def run(self, *arguments, **environment):
-        """Run the chain and the stub in this process; return status, output, errors and the commands of the stub."""
-
-        def play(attendant, command, env, **_):
-            return stub.main([str(word) for word in command[1:]], env)
-
-        self.calls.unlink(missing_ok=True)
-        output, errors = io.StringIO(), io.StringIO()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(child.Attendant, "run", play)
-            patch.delenv("OMP_NUM_THREADS", raising=False)
-            for key, value in (self.environment | environment).items():
-                patch.setenv(key, value)
-            with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
-                status = status_of(lambda: train_cascade.main([*self.arguments, *arguments]))
-        return status, output.getvalue(), errors.getvalue(), self.commands
-
-    @property
-    def commands(self):
-        return self.calls.read_text().splitlines() if self.calls.exists() else []
-
-    def ended(self, *arguments):
-        """Run the chain, which must succeed; return its output and the scripts that it ran."""
-        status, output, errors, commands = self.run(*arguments)
-        assert status == 0, errors
-        return output, [command.split()[0] for command in commands]
-
-    def refused(self, *arguments):
-        """Run the chain, which must be refused in one line before any step; return that line."""
-        status, _, errors, commands = self.run(*arguments)
-        assert (status, commands) == (2, [])
-        (line,) = errors.splitlines()
-        assert line.startswith("error: ")
-        return line
-
-    def edit(self, name, **values):
-        """Change values of a JSON file of the recipe; those of an object within it by its key and theirs, `a__b`."""
-        with edited(self.recipe / f"{name}.json") as content:
-            for key, value in values.items():
-                *above, key = key.split("__")
-                place = content[above[0]] if above else content
-                place.update({key: value}) if value is not None else place.pop(key)
-
-    def start(self, slow, *more, before=(), **options):
-        """Start the chain, as the leader of a session, and wait for its step `slow`, which lasts until a signal."""
-
-        def preexec():
-            for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):  # in the background some are ignored
-                signal.signal(number, signal.SIG_DFL)
-
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-        command, environment = [*before, *self.command, *more], self.environment | {"SLOW": slow}
-        process = subprocess.Popen(command, env=environment, preexec_fn=preexec, **pipes | options)
-        while process.poll() is None and not self.child:
-            time.sleep(0.01)
-        return process
-
-    @property
-    def child(self):
-        """The number of the process of the slow step."""
-        text = self.started.read_text() if self.started.exists() else ""
-        return int(text) if text.endswith("\n") else None
-
-    @property
-    def received(self):
-        """The signals that the slow step was sent; it must have ended."""
-        text = self.started.read_text()
-        assert not text.endswith("\n")
-        return [int(word) for word in text.split()]
-
-
-def recipe_of(number, folder):
-    """The tiny recipe with so many stages; those beyond the third are like it."""
-    shutil.copytree(TINY, folder)
-    content, stages = (json.loads((folder / f"{name}.json").read_text()) for name in ("recipe", "generate"))
-    for path in folder.glob("*_[0-9].json"):
-        path.unlink()
-        content.pop(path.stem, None)
-    for level in range(number):
-        for kind in ("codebook", "transformer"):
-            shutil.copy(TINY / f"{kind}_{min(level, 2)}.json", folder / f"{kind}_{level}.json")
-        content[f"transformer_{level}"] = {"max_step": 7 + level}
-    books = [f"codebook_{level}/models_checkpoint/pruned_codebook.pt" for level in ("cond", *range(number))]
-    stages = {str(level): dict(stages[str(min(level, 2))]) for level in range(number)}
-    for level in range(number):
-        names = {"lr_codebook_path": books[level], "hr_codebook_path": books[level + 1]}
-        stages[str(level)] |= names | {"model_path": f"transformer_{level}/models_checkpoint/best.pt"}
-    (folder / "recipe.json").write_text(json.dumps(content))
-    (folder / "generate.json").write_text(json.dumps(stages))
-    return folder
-
-
-def status_of(function):
-    """The exit status with which a script ends."""
-    try:
-        child.main(function)
-    except SystemExit as stopped:
-        return stopped.code
-    return 0
 
 
 @pytest.fixture
@@ -348,7 +216,7 @@ def test_every_step_has_the_flags_and_nothing_runs_again_with_another_number_of_
     for words in map(str.split, commands):
         assert words[: len(launcher)] == launcher
         if launcher:
-            assert words[words.index("threads:") - 1] == str(max(1, os.cpu_count() // int(flags[1])))
+            assert words[words.index("threads:") - 1] == str(max(1, available_cores() // int(flags[1])))
         assert words[-4:] == common
     assert "generate_images.py" in commands[-1]
     assert chain.ended()[1] == []
@@ -540,9 +408,9 @@ def test_a_signal_to_a_process_or_to_its_group_reaches_the_step_once(number, sen
 
 def test_a_second_signal_is_passed_on_too_but_not_a_second_hangup(pair):
     process = pair.start("codebook_cond")
-    for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGINT, signal.SIGINT):
+    for number, so_far in ((signal.SIGHUP, 1), (signal.SIGHUP, 1), (signal.SIGINT, 2), (signal.SIGINT, 3)):
         process.send_signal(number)
-        time.sleep(0.05)
+        until(lambda so_far=so_far: pair.signals == so_far)
     process.communicate(timeout=20)
     assert pair.received == [signal.SIGHUP, signal.SIGINT, signal.SIGINT]
 
@@ -557,8 +425,8 @@ def test_under_nohup_a_hangup_is_ignored(pair):
     assert (pair.received, len(pair.commands)) == ([], 2)
 
 
-def test_a_signal_after_the_last_word_of_a_step_ends_the_chain(chain):
-    """The step ends well in spite of the signal, so it is done, and the chain does not go on."""
+def test_the_chain_ends_after_a_signal_although_its_step_ends_well(chain):
+    """The step is done, and the chain does not go on."""
     chain.stub.write_text(STUB.replace("7 if received else 0", "0"))
     process = chain.start("autoencoder")
     process.terminate()
@@ -645,11 +513,9 @@ def state_of(pid):
 def test_ctrl_z_pauses_the_step_too(pair):
     process, terminal = terminal_of(pair, "codebook_cond")
     os.write(terminal, b"\x1a")
-    while {state_of(process.pid), state_of(pair.child)} != {"T"}:
-        time.sleep(0.01)
+    until(lambda: {state_of(process.pid), state_of(pair.child)} == {"T"})
     process.send_signal(signal.SIGCONT)
-    while state_of(pair.child) == "T":
-        time.sleep(0.01)
+    until(lambda: state_of(pair.child) != "T")
     os.write(terminal, b"\x03")
     text = everything(terminal)
     assert process.wait(timeout=20) == 7, text

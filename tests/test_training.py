@@ -180,6 +180,16 @@ def test_what_begins_from_weights_that_have_seen_mirror_images_goes_on_with_them
     assert latest(tmp_path / "warm")["step"] == 2 and Autoencoder.load(tmp_path / "warm" / WEIGHTS).flip
 
 
+def test_a_decoder_refuses_a_config_whose_encoder_would_be_another_function(
+    command, for_decoder, tmp_path, write_json, capsys
+):
+    config = json.loads((TINY / "autoencoder.json").read_text())
+    other = write_json(tmp_path / "other.json", config | {"use_final_enc_activation": False})
+    words = command("autoencoder", "run", *for_decoder, "--config-path", other, "--max-step", 1)
+    line = expect_error(capsys, MAINS["autoencoder"], words)
+    assert "was trained with 'use_final_enc_activation' True, not False; give its own config" in line
+
+
 def test_a_decoder_refuses_images_of_another_size(command, faces, for_decoder, tmp_path, capsys):
     folder = shutil.copytree(faces.parent, tmp_path / "smaller")
     for path in folder.rglob("*.png"):
@@ -205,7 +215,7 @@ def test_a_loss_that_is_no_number_stops_with_one_line_and_saves_nothing(begun, c
     assert after["step"] == before["step"] + 1 and all(part.isfinite().all() for part in after["model"].values())
 
 
-def test_the_advice_after_such_a_loss_can_be_followed(command, tmp_path, write_json, capsys):
+def test_the_advice_after_a_loss_that_is_nan_can_be_followed(command, tmp_path, write_json, capsys):
     config = json.loads((TINY / "autoencoder.json").read_text()) | {"model_lr": 1e38}
     high = ("--config-path", write_json(tmp_path / "high.json", config))
     plan = ("--max-step", 9, "--checkpoint-step", 1)

@@ -9,9 +9,8 @@ import torch
 
 import generate_fmap_dataset
 import prune_codebook
-from evaluation import features as extractors
 from scripts import evaluate, make_dataset, report
-from tests.helpers.features import FewFeatures
+from tests.helpers.features import quick_features
 from tests.helpers.runs import BOUNDS, FRACTIONS, MAINS, PRUNED, SMALL, WEIGHTS, latest
 from tests.helpers.scripts import TINY, expect_error, run_main
 from utils.core.options import words_of
@@ -76,7 +75,7 @@ def enlarged(large, tiny_run, tmp_path_factory):
 @pytest.fixture
 def evaluated(tmp_path, monkeypatch):
     """A function: the content of an evaluation, and its table."""
-    monkeypatch.setattr(extractors, "choose_extractor", lambda name: FewFeatures())
+    quick_features(monkeypatch)
 
     def call(run, images):
         out = tmp_path / "evaluation"

@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 
 from models.codebook import Codebook, CodebookConfig
 from models.som.order import PairCounts, arrange
+from utils.data.batches import chunks
 from utils.runs.checkpoint import load_weights
 from utils.runtime import distributed
 from utils.runtime.distributed import Share
@@ -65,7 +66,7 @@ def draw_sample(
     chosen = rng.permutation(indices)[: max(64, -(-wanted // max(1, per_map // 4)))]
     share = min(1.0, wanted / (len(chosen) * per_map))
     drawn = []
-    for batch in np.split(chosen, range(256, len(chosen), 256)):
+    for batch in chunks(chosen, 256):
         patches = codebook.patchify(maps[batch])
         drawn.append(patches[rng.permutation(len(patches))[: math.ceil(share * len(patches))]])
     patches = torch.cat(drawn)
@@ -83,7 +84,7 @@ def balance(codebook: Codebook, sample: torch.Tensor) -> torch.Tensor:
     """Move the units of least utility to where the error is largest, then rearrange the units on the map.
 
     The neighbourhood pulls units into the empty space between patches and leaves too few of them where patches are
-    dense. Each round first moves every unit to the mean of its cell: the patches of `sample` (N, D) nearest to it. Then
+    dense. Each round first moves every unit to the mean of its cell, the patches of `sample` (N, D) nearest to it. Then
     it ranks units by utility: the increase of the error if the patches of the cell had to use their second nearest unit
     (Fritzke 1997, "The LBG-U method for vector quantization"). The unit of least utility moves to the cell with the
     largest error, the next one to the next cell, and so on, each to a patch drawn in proportion to squared error. A

@@ -23,7 +23,7 @@ EXTREMES = 3  # number of units listed as most used and as least used
 FEW_KEPT = 0.5  # share of the units that pruning has left; a smaller one says that there were too many for the patches
 FEW_KEPT_ADVICE = (
     "Give it about as many units ('num_embeddings') as are left, more images or also their mirror images (--flip of "
-    "generate_fmap_dataset.py), or a lower --prune-threshold."
+    "train_autoencoder.py and of generate_fmap_dataset.py), or a lower --prune-threshold."
 )
 Statistics = dict[str, float | int | list[list[int]]]
 

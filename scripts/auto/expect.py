@@ -9,7 +9,7 @@ from scripts.auto.look import Fingerprint
 from utils.core.config import read_json
 from utils.training.metrics import is_checkpoint, read_rows
 
-TWICE = "15.2 minutes instead of 8.5 left 0.57 of the distance (docs/experiments.md#time-to-quality)"
+TWICE = "15.2 minutes instead of 8.5 cut the kernel distance to 0.57 of its value (docs/experiments.md#time-to-quality)"
 
 
 class Row(NamedTuple):
@@ -46,7 +46,7 @@ def sentence(prints: Fingerprint, hours: float) -> str:
     """What the nearest row reached."""
     row = nearest(prints, hours)
     shown = f"; its samples: {row.picture}" if row.picture else ""
-    few = f"; of only {prints.training:,} expect worse" if prints.training < row.training / 2 else ""
+    few = f"; with only {prints.training:,} training images expect worse" if prints.training < row.training / 2 else ""
     trained = f"{row.name}, {row.training:,} training images, about {row.minutes:g} minutes on two cores"
     numbers = f"kernel distance {row.distance:.3f}, precision {row.precision:.2f}, recall {row.recall:.2f}"
     return f"most similar of what was measured: {trained}: {numbers} ({row.source}{shown}){few}"
@@ -65,7 +65,8 @@ def outlook(metrics: Path, all_passed: bool = False) -> list[str]:
         why = f"the finest stage was best after {best} of {last} training steps, then memorized images"
         return [f"more hours will not help: {why}; more images will"]
     if best < last:
-        return [f"more hours will hardly help: the finest stage was as good after {best} of {last} training steps"]
+        why = f"the validation loss of the finest stage was lowest after {best} of {last} training steps"
+        return [f"more hours will hardly help: {why}"]
     if all_passed:
         return ["more images will help, more hours will not"]
     why = f"the finest stage was best at its end, after {last} training steps"

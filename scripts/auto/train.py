@@ -22,7 +22,7 @@ from models.stage import KIND as STAGE
 from scripts import evaluate, report
 from scripts.auto import expect, hours
 from scripts.auto import plan as planning
-from scripts.auto.begin import check_source, count_left_out, find_images, holds_pictures, look_at, plan_for
+from scripts.auto.begin import check_source, count_left_out, find_images, look_at, plan_for
 from scripts.auto.kept import Clock, Plan
 from scripts.dry_run import Cost
 from utils.core.files import UserError, is_older, write_file
@@ -31,7 +31,7 @@ from utils.core.options import words_of
 from utils.data.checksums import checksum
 from utils.runs.chain import ROOT, Recipe, folders_in, steps_of, with_seed
 from utils.runs.checkpoint import load_checkpoint
-from utils.runs.folders import OutputFolder, RunFolder
+from utils.runs.folders import RunFolder
 from utils.runtime.child import Attendant
 from utils.runtime.cli import has
 from utils.runtime.device import choose_device
@@ -89,14 +89,18 @@ class Auto:
             raise UserError(f"{begun[0].path}: belongs to a run that auto has not planned; give another OUT")
         if not options.overwrite:
             check_source(options.dataset, images)
-        was_killed = OutputFolder(images.parent).unfinished.is_file() and holds_pictures(options.dataset)
+        mark, source = self.path / "anew", str(options.dataset.resolve())
+        was_killed = mark.is_file() and mark.read_text() == source
         number = count_left_out(options.dataset, images)
         is_anew = options.overwrite or was_killed or (number > 0 and not was_planned)
         if number and not is_anew:
             lacks = f"{number} pictures of {options.dataset} that were added or changed since, or can be read now"
             print(f"{images}: lacks {lacks}; run with --overwrite to include them")
+        if is_anew:  # until the plan is that of the new images, also if this process is killed
+            write_file(mark, source)
         self.dataset = find_images(options.dataset, images, options.hours, is_gpu, self.call, is_anew)
         self.prints = look_at(self.dataset, self.folder, is_anew)
+        mark.unlink(missing_ok=True)
         print("look:", *self.prints.lines(), sep="\n  ", flush=True)
         if was_planned and not self.folder.planned.is_file():
             self.clock.before = 0.0  # the seconds of another plan

@@ -17,3 +17,8 @@ class FewFeatures(nn.Module):
 
     def forward(self, images):
         return F.adaptive_avg_pool2d(images, 8).flatten(1) @ self.weights.T
+
+
+def quick_features(patch):
+    """Let evaluations use it."""
+    patch.setattr("evaluation.features.choose_extractor", lambda name: FewFeatures())

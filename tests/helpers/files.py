@@ -19,6 +19,11 @@ def map_folder(folder, arrays, info=None):
     return folder / "dataset.json"
 
 
+def contents(folder):
+    """The content of every file of a folder, by its path."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 @contextmanager
 def edited(path):
     """The content of a JSON file, which is written back with what the block has changed in it."""

@@ -14,6 +14,14 @@ from utils.runtime import cli
 SECONDS = 60  # after which a job that has not ended is killed: it hangs
 
 
+def until(condition, pause=0.01):
+    """Wait until `condition()` is true, at most as long as a job may take."""
+    end = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(pause)
+
+
 def run_job(work, folder, number=2, kill=None):
     """Call `work(rank)` in `number` processes that meet as those of torchrun do.
 
@@ -23,9 +31,14 @@ def run_job(work, folder, number=2, kill=None):
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     pids = [_fork(work, rank, number, port, folder) for rank in range(number)]
-    if kill is not None:
-        kill(pids)
     statuses, end = [], time.monotonic() + SECONDS
+    try:
+        if kill is not None:
+            kill(pids)
+    except AssertionError:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        raise
     for pid in pids:
         while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
             if time.monotonic() > end:

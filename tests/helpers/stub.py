@@ -1,6 +1,6 @@
 """Stands for the Python of the steps: it notes each command, and leaves the results of that step.
 
-`tests/test_train_cascade.py` calls it in its own process, or makes a program of this file.
+`tests/helpers/chain.py` calls it in its own process, or makes a program of this file.
 """
 
 import os
@@ -51,19 +51,25 @@ def main(words, environment):
 
 
 def last_until_a_signal(started, launcher):
-    """Receive signals until one came, or a file was made; note which."""
+    """Receive signals until the last one came 0.3 s ago, or a file was written; note which, and each at once."""
     received = []
+
+    def receive(number, _):
+        received.append(number)
+        with Path(f"{started}.signals").open("a") as file:
+            file.write("x")
+
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, lambda number, _: received.append(number))
+            signal.signal(number, receive)
     print("terminal:", sys.stderr.isatty(), file=sys.stderr)
     started.write_text(f"{os.getpid()}\n")
-    until = time.monotonic() + 60  # where a test fails, this process ends too
-    is_ending = False
-    while time.monotonic() < until:
+    before, end = 0, time.monotonic() + 60  # where a test fails, this process ends too
+    while time.monotonic() < end:
         time.sleep(0.01)
-        if not is_ending and (received or Path(f"{started}.end").exists()):
-            is_ending, until = True, time.monotonic() + 0.3  # time for a second signal
+        events = len(received) + Path(f"{started}.end").exists()
+        if events > before:
+            before, end = events, time.monotonic() + 0.3
     started.write_text(" ".join(map(str, received)))
     status = 7 if received else 0
     return min(status, 1) if launcher else status

@@ -8,7 +8,7 @@ import numpy as np
 
 from utils.core.files import UserError, file_at
 
-MOST_FILES = 100_000  # whose sizes and timestamps count; of more, the index alone does
+MOST_FILES = 100_000  # a larger data set is identified by its index alone, without sizes and timestamps
 
 # `index` of the content of a dataset.json, `files` of sizes and timestamps of its files, and `images` of the pictures
 # in it or behind its feature maps, in any order: of their checksums and the names that split them; None if unknown.

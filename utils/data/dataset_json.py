@@ -39,8 +39,8 @@ def read_tables(path: Path) -> Iterator[tuple[str, dict]]:
         tables = json.loads(head + line + file.read())
     for table, records in (tables if isinstance(tables, dict) else {"file": tables}).items():
         if not isinstance(records, dict):
-            raise ValueError(f"{table!r} is no object")
+            raise ValueError(f"{table!r} is not an object")
         for number, record in records.items():
             if not (number.isdecimal() and isinstance(record, dict)):
-                raise ValueError(f"record {number!r} of {table!r} has no number or is no object")
+                raise ValueError(f"record {number!r} of {table!r} is not an object with a number as its key")
             yield table, record

@@ -65,8 +65,8 @@ class MapFiles:
             file = io.BytesIO()
             np.save(file, fmap)
             content = file.getvalue()
-            digest = hashlib.blake2b(f"{number} ".encode() + content, digest_size=12).hexdigest()
-            name = f"{number // self.per_folder:04d}/{digest}.npy"
+            hashed = hashlib.blake2b(f"{number} ".encode() + content, digest_size=12).hexdigest()
+            name = f"{number // self.per_folder:04d}/{hashed}.npy"
             write_file(self.folder / name, content, durable=False)
             places.append((name, None, checksum(content)))
         return {"places": places}

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from utils.core.files import UserError, replace_file
+from utils.core.files import UserError, file_at, replace_file
 from utils.core.size import Size
 from utils.data.shards import HEIF_SUFFIXES, SUFFIXES, ShardEntry, read_file, shown
 
@@ -66,7 +66,7 @@ def upright_size(path: Path) -> Size | None:
     """The size of an image file as it is shown, by its header alone; None if that cannot be read."""
     with (
         suppress(*DAMAGED, Image.DecompressionBombError),
-        Image.open(path, formats=(*FORMATS, *_register_heif())) as image,
+        Image.open(file_at(path), formats=(*FORMATS, *_register_heif())) as image,
     ):
         is_turned = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1) >= 5  # a PNG's own would decode it
         return Size(*(image.size[::-1] if is_turned else image.size))

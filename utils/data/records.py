@@ -50,13 +50,15 @@ def is_text(value: object) -> bool:
 
 KINDS = {  # of the values of these keys, each with how it is known
     **dict.fromkeys(
-        ("checksum", "image_key", "image_path", "image_fpath", "fmap_path", "original_path"), ("text in UTF-8", is_text)
+        ("checksum", "image_key", "image_path", "image_fpath", "fmap_path", "original_path"),
+        ("a UTF-8 string", is_text),
     ),
     **dict.fromkeys(
-        ("row", "offset", "size"), ("number from 0 on", lambda value: isinstance(value, int) and 0 <= value < 2**63)
+        ("row", "offset", "size"),
+        ("a non-negative integer", lambda value: isinstance(value, int) and 0 <= value < 2**63),
     ),
-    "labels": ("list of strings", lambda value: isinstance(value, list) and all(isinstance(x, str) for x in value)),
-    "group": ("name", lambda value: is_text(value) and value != ""),
+    "labels": ("a list of strings", lambda value: isinstance(value, list) and all(isinstance(x, str) for x in value)),
+    "group": ("a non-empty string", lambda value: is_text(value) and value != ""),
 }
 
 
@@ -133,7 +135,7 @@ def pack(path: Path, required: tuple[str, ...]) -> Records:
         for name in filter(KINDS.get, record):
             kind, is_right = KINDS[name]
             if not is_right(record[name]):
-                raise UserError(f"{path}: {name!r} of record {number + 1} is no {kind}; make the data set again")
+                raise UserError(f"{path}: {name!r} of record {number + 1} is not {kind}; make the data set again")
         if "offset" in record and (lacking := [name for name in ShardEntry._fields if name not in record]):
             raise UserError(f"{path}: record {number + 1} has no {lacking[0]!r}; make the data set again")
         if record[key] != last:
@@ -143,8 +145,8 @@ def pack(path: Path, required: tuple[str, ...]) -> Records:
         split_by = record.get("group") or name
         picture = record.get("checksum") or f"{name} {record.get('size')}"
         images += int(checksum(f"{picture} {split_by}".encode()), 16)  # a sum, since their order does not matter
-        looks = bool(record.get("flipped")), bool(record.get("moved"))
-        packed += PACKED.pack(len(text), position(split_by), record.get("row", -1), first, *looks)
+        flags = bool(record.get("flipped")), bool(record.get("moved"))
+        packed += PACKED.pack(len(text), position(split_by), record.get("row", -1), first, *flags)
         number += 1
     behind = info.get("images") if key == "fmap_path" else f"{images % 2**64:016x}"
     return Records(memoryview(text), np.frombuffer(packed, ROW), info, digest.hexdigest(), behind, key)

@@ -84,7 +84,11 @@ class SplitOptions:
         "share of images that best.pt and settings are chosen by", VAL_FRACTION, low=0, below=1, is_fixed=True
     )
     test_fraction: float = option(
-        "share of images that nothing learns from or is chosen by", TEST_FRACTION, low=0, below=1, is_fixed=True
+        "share of images that are used neither for learning nor for any choice",
+        TEST_FRACTION,
+        low=0,
+        below=1,
+        is_fixed=True,
     )
 
     @property

@@ -85,5 +85,5 @@ def read_exported(path: Path) -> dict:
         if value.dtype not in (*DTYPES.values(), torch.int64):
             raise UserError(f"{path}: {name} is of {value.dtype}, expected one of {', '.join(DTYPES)} or int64")
         if not value.isfinite().all():
-            raise UserError(f"{path}: holds weights that are no numbers, in {name}; export another checkpoint")
+            raise UserError(f"{path}: holds NaN or infinity in {name}; export another checkpoint")
     return dataclasses.asdict(part) | {"model": state}

@@ -46,7 +46,7 @@ class OutputFolder:
 
     @property
     def codebook(self) -> Path:
-        """The codebook that later steps read: the pruned one, unless training has ended and pruning has not."""
+        """The codebook that later steps read: the pruned one, or `latest.pt` where only that exists."""
         return self.latest if self.latest.is_file() and not self.pruned.is_file() else self.pruned
 
     def numbered_checkpoints(self, prefix: str) -> dict[int, Path]:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from utils.core.files import UserError
+from utils.runtime.parent import watch_parent
 
 ATTENDANT = "CASCADE_ATTENDANT"  # variable with the process id of the attendant, for the programs that it runs
 GROUPS = hasattr(os, "killpg")  # else Ctrl-C reaches every process of a console by itself
@@ -107,9 +108,16 @@ def escape_names() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
+def is_attended() -> bool:
+    """Whether an attendant runs this process, which is to end with it."""
+    return os.environ.get(ATTENDANT) == str(os.getppid())
+
+
 def main(function: Callable[[], None]) -> None:
     """Call `function`; an expected error becomes one line on stderr and exit status 2."""
     escape_names()
+    if is_attended():
+        watch_parent(signal.SIGTERM)
     try:
         function()
     except (UserError, OSError) as error:

@@ -1,6 +1,5 @@
 """How every script begins and ends: it meets the other processes of its job; errors become one line and a status."""
 
-import os
 import signal
 import sys
 from collections.abc import Callable
@@ -10,7 +9,7 @@ import torch
 
 from utils.core.files import UserError
 from utils.runtime import distributed
-from utils.runtime.child import ATTENDANT, escape_names
+from utils.runtime.child import escape_names, is_attended
 from utils.runtime.device import keep_memory
 from utils.runtime.parent import watch_parent
 
@@ -48,7 +47,7 @@ def run(main: Callable[[], None]) -> None:
     escape_names()
     try:
         distributed.connect()
-        if distributed.num_processes() > 1 or os.environ.get(ATTENDANT) == str(os.getppid()):
+        if distributed.num_processes() > 1 or is_attended():
             watch_parent(signal.SIGTERM)  # torchrun or a chain, without which nobody would end this process
         main()
         if distributed.num_processes() > 1:

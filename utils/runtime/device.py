@@ -1,8 +1,9 @@
 """The device: which one, its precision, how many processes load its data, and how its memory is kept."""
 
+from utils.runtime.threads import available_cores
+
 import ctypes
 import math
-import os
 import re
 import sys
 from contextlib import suppress
@@ -12,6 +13,8 @@ import torch
 
 from utils.core.files import UserError
 from utils.runtime.distributed import local, num_processes
+
+CGROUP = Path("/sys/fs/cgroup")
 
 try:
     import resource
@@ -49,7 +52,7 @@ def choose_device(name: str) -> torch.device:
 
 def choose_workers(asked: int | None, device: torch.device) -> int:
     """Number of processes that load data: `asked`; by default none on a CPU, where they compete with the model."""
-    default = 0 if device.type == "cpu" else min(4, os.cpu_count() or 1)
+    default = 0 if device.type == "cpu" else min(4, available_cores())
     return default if asked is None else asked
 
 
@@ -76,19 +79,20 @@ def usable_memory(device: torch.device) -> float:
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     if device.type == "mps":
         return torch.mps.recommended_max_memory()
-    available = kilobytes("/proc/meminfo", "MemAvailable")
+    available = size_in("/proc/meminfo", "MemAvailable")
     free = math.inf if available is None else available
-    with suppress(OSError, ValueError):  # of a container or a job that may use less than the machine has
-        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
-        free = min(free, limit - used)
-    return free / local()[1] + (kilobytes("/proc/self/status", "RssAnon") or 0)
+    with suppress(OSError, ValueError, KeyError):  # of a container or a job that may use less than the machine has
+        limit, used = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+        parts = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        free = min(free, limit - used + int(parts["active_file"]) + int(parts["inactive_file"]))  # caches make room
+    return free / local()[1] + (size_in("/proc/self/status", "RssAnon") or 0)
 
 
 def peak_memory(device: torch.device) -> int:
     """The most bytes that this process has held at once: of the GPU's memory, or else of the machine's."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
-    if (peak := kilobytes("/proc/self/status", "VmHWM")) is not None:
+    if (peak := size_in("/proc/self/status", "VmHWM")) is not None:
         return peak  # on Linux `resource` starts from the peak of the parent process
     if resource is None:
         return 0  # unknown
@@ -105,8 +109,8 @@ def reset_peak_memory() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def kilobytes(path: str, name: str) -> int | None:
-    """The bytes that a file of Linux's /proc gives in kB beside a name, where there is such a line."""
+def size_in(path: str, name: str) -> int | None:
+    """The bytes beside a name in a file of Linux's /proc, None where there is no such line."""
     with suppress(OSError):
         if line := re.search(rf"^{name}:\s+(\d+) kB$", Path(path).read_text(), flags=re.MULTILINE):
             return int(line[1]) * 1024

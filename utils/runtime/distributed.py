@@ -73,7 +73,7 @@ def _meet(store: dist.Store, own_rank: int, number: int) -> dist.Store:
     part = dist.PrefixStore(name, store)
     while missing := [other for other in range(1, number) if not part.check([f"here/{other}"])]:
         if time.monotonic() > end:
-            raise UserError(f"{MISSING}: those of the numbers {', '.join(map(str, missing))} have not")
+            raise UserError(f"{MISSING}: ranks {', '.join(map(str, missing))} are missing")
         for other in missing:
             if store.check([f"hello/{other}"]):
                 store.set(f"welcome/{store.get(f'hello/{other}').decode()}", name)
@@ -220,7 +220,7 @@ def _exchange(error: str | None, key: dict | None) -> str | None:
     for number, other in enumerate(keys):
         if (name := difference(key, other)) is not None:
             values = f"{key.get(name)}, {other.get(name)}"
-            return f"processes {rank()} and {number} have other {name} ({values}): start all of them with one command"
+            return f"processes {rank()} and {number} differ in {name} ({values}): start all of them with one command"
     return None
 
 

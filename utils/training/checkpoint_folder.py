@@ -70,6 +70,7 @@ class CheckpointFolder:
                 raise
             self._check_sources(present)
             log.warning("%s: starting anew, as --overwrite says", error)
+            self.changes.clear()  # which are of going on
             return {}, self.folder.latest
         if not self.folder.latest.is_file():
             self.changes.append(f"{self.folder.latest} is gone: going on from {path.name}")

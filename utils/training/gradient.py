@@ -38,7 +38,7 @@ class GradientOptions(TrainingOptions, SpeedOptions):
         "halve at every --lr-step, or fall to 0 at the last step", "step", choices=("step", "cosine"), is_fixed=True
     )
     schedule_step: int | None = option(
-        "training step at which a cosine is 0, for a training that ends before",
+        "training step at which the cosine reaches 0, for a training that stops earlier",
         None,
         unset="--max-step",
         low=1,
@@ -57,7 +57,7 @@ class GradientOptions(TrainingOptions, SpeedOptions):
 
 
 def learning_rate(step: int, total_steps: int, base: float, options: GradientOptions) -> float:
-    """The rate of a step: linear warm-up, then halved every `lr_step` steps, or a cosine down to 0 at the last step."""
+    """The rate of a step: linear warm-up, then halved every `lr_step` steps, or a cosine down to 0."""
     warm = min(1.0, (step + 1) / (options.warmup_step + 1))
     if options.lr_schedule == "cosine":
         return base * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / (options.schedule_step or total_steps))))

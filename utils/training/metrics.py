@@ -56,7 +56,7 @@ class Metrics:
                 raise UserError("--tensorboard needs a package: pip install tensorboard, or leave it out") from None
 
     def open(self, step: int, state: dict | None = None) -> None:
-        """Open them after `step`: drop rows that a crashed run wrote later, or all of an earlier run; open TensorBoard.
+        """Go on after `step`: drop rows that a crashed run wrote later, or all of an earlier run; open TensorBoard.
 
         `state` is what `state()` returned for the checkpoint of `step`. If the rows of that step are incomplete, they
         are dropped, since the row in `state` is written again.
@@ -118,7 +118,7 @@ class Metrics:
         self.items += items
 
     def means(self, step: int) -> dict[str, float]:
-        """The means since `close`, nothing of no steps. Raises `UserError` if one is no longer finite."""
+        """The means since `close`, none if there were no steps. Raises `UserError` if one is no longer finite."""
         names = {name: f"train_{name}" for name in ("loss", "bits", "accuracy")}
         means = {names.get(name, name): float(value) / self.steps for name, value in self.sums.items()}
         for name, value in means.items():
@@ -130,7 +130,7 @@ class Metrics:
         return means
 
     def close(self, step: int) -> dict[str, float]:
-        """The means since the last call, nothing of no steps, and the rates."""
+        """The means since the last call and the rates, none if there were no steps."""
         if self.steps == 0:
             return {}
         means = self.means(step)

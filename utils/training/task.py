@@ -30,7 +30,7 @@ class TrainingOptions(SplitOptions, ScriptOptions):
     batch_size: int = option("images at once in a process; a training step may add up several batches", 8, low=1)
     checkpoint_step: int = option("training steps between checkpoints, pictures and validation", 1000, low=1)
     keep_checkpoint: int | None = option("newest checkpoints to keep, beside best.pt", None, unset="all", low=1)
-    save_minutes: float = option("minutes between saves of latest.pt, beside those of checkpoints", 30.0, above=0)
+    save_minutes: float = option("minutes between extra saves of latest.pt, between checkpoints", 30.0, above=0)
     log_step: int = option("training steps between log lines", 50, low=1)
     max_epoch: int = option("stop after this many epochs", 1000, low=1)
     max_step: int | None = option("training steps to stop after; schedules end there", None, unset="no limit", low=1)
