@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
         images = ((index, view) for batch in batches for view in options.views for index in batch.tolist())
         places = (place for batch in batches for place in journal.entries[str(batch[0])]["places"])
         pairs = zip(images, places, strict=True)
-        folders = dataset.folder.resolve(), folder.path.resolve()  # ".." behind a link would lead elsewhere
+        folders = joined_folders(dataset.folder, folder.path)
         records = (fmap_record(dataset, *image, *place, *folders) for image, place in pairs)
         write_dataset(folder.dataset, records, model.origin | {"images": dataset.fingerprint["images"]})
         names = {name for entry in journal.entries.values() for name, *_ in entry["places"]}
@@ -155,12 +155,20 @@ def augment(images: torch.Tensor, indices: np.ndarray, view: View) -> torch.Tens
     return torch.stack([image[:, y : y + height, x : x + width] for image, (y, x) in zip(padded, starts, strict=True)])
 
 
+def joined_folders(images: Path, maps: Path) -> tuple[Path, Path]:
+    """Both folders so that the way from one to the other is right: without links where one of them misleads ".."."""
+    images, maps = images.absolute(), maps.absolute()
+    if images.drive == maps.drive and (maps / os.path.relpath(images, maps)).resolve() != images.resolve():
+        return images.resolve(), maps.resolve()
+    return images, maps
+
+
 def fmap_record(
     dataset: ImageDataset, index: int, view: View, name: str, row: int | None, expected: str, images: Path, maps: Path
 ) -> dict:
     """The record of a feature map, which is a file or a row of the array in it; its `image_key` is split by hash.
 
-    `images` and `maps` are the folders of both data sets, without links.
+    `images` and `maps` are the folders of both data sets, as `joined_folders` returns them.
     """
     image = dataset.records[index]
     path = images / image[dataset.records.key]

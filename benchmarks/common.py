@@ -1,7 +1,5 @@
 """What the benchmarks share: options, tables, times and memory, and trainings that run at once."""
 
-from utils.runtime.threads import available_cores
-
 import math
 import platform
 import subprocess
@@ -21,6 +19,7 @@ from tqdm import tqdm
 from utils.core.options import option
 from utils.core.tables import row, table
 from utils.runs.chain import ROOT
+from utils.runtime.cores import available_cores
 from utils.runtime.device import keep_memory
 
 CPU, CPUINFO = torch.device("cpu"), Path("/proc/cpuinfo")

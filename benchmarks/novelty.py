@@ -32,20 +32,15 @@ NAME = "quantized training images"
 Options = options(folder=RUN, dataset_path=IMAGES)
 
 
-def decode(cascade: Cascade, tokens: list[torch.Tensor]) -> torch.Tensor:
-    """The images of the finest tokens."""
-    return cascade.decode_all(tokens[-1])
-
-
 def copies(cascade: Cascade, true: list[torch.Tensor]) -> Iterator[tuple[str, torch.Tensor, list[torch.Tensor]]]:
     """Copies of images by their tokens (N, T): a name, the copies (N, 3, H, W), and their tokens."""
-    yield "copies of the finest tokens", decode(cascade, true), true
+    yield "copies of the finest tokens", cascade.decode_all(true[-1]), true
     for stage in reversed(range(1, len(cascade.stages))):
         request = Request(init_tokens=tuple(true), from_stage=stage)
         parts = [tokens for _, tokens, _ in cascade.batches(request, len(true[0]), "copies")]
         tokens = [torch.cat(level) for level in zip(*parts, strict=True)]
-        yield f"sampled from stage {stage} on", decode(cascade, tokens), tokens
-    moved = F.pad(decode(cascade, true), (MOVED, 0, 0, 0), mode="replicate")[..., :-MOVED]
+        yield f"sampled from stage {stage} on", cascade.decode_all(tokens[-1]), tokens
+    moved = F.pad(cascade.decode_all(true[-1]), (MOVED, 0, 0, 0), mode="replicate")[..., :-MOVED]
     yield f"moved by {MOVED} pixels", moved, cascade.tokens(moved)
 
 
@@ -64,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
         return Nearest.among(training, *looks), Nearest.by_tokens(layouts, torch.cat(tokens[1:-1], 1).int())
 
     tokens = cascade.tokens(dataset[work.held_out])
-    test = measure(decode(cascade, tokens), tokens)
+    test = measure(cascade.decode_all(tokens[-1]), tokens)
     order = np.random.default_rng(0).permutation(len(work.training))[:COPIES]
     print_head("", "images", "nearer than 99 % of the test images, by features", "by layout")
     for name, images, tokens in copies(cascade, cascade.tokens(dataset[work.training[order]])):

@@ -8,6 +8,8 @@ the first look to the report, or those of a recipe's steps alone, and what scrip
 kernel distances over the time (quality.png). What was trained before is not trained again.
 """
 
+from utils.runtime.threads import inherited
+
 import math
 import sys
 from pathlib import Path
@@ -61,15 +63,15 @@ def share_of(recipe: Recipe, share: float) -> Recipe:
 def run(script: str, *words: object) -> None:
     """Run a script of the project; if it fails it has said why, and this ends with its status."""
     with attending() as attendant:
-        attendant.check([sys.executable, "-m", f"scripts.{script}", *words], cwd=ROOT)
+        attendant.check([sys.executable, "-m", f"scripts.{script}", *words], cwd=ROOT, env=inherited())
 
 
 def noted_commit(out: Path) -> str:
-    """The commit of the code that began a run, which is noted before it begins."""
+    """The commit of the code that began a run, which is noted with its folder; "unknown" of an older run."""
     note = out / "commit.txt"
-    if not note.is_file():
+    if not out.exists():
         write_file(note, commit())
-    return note.read_text()
+    return note.read_text() if note.is_file() else "unknown"
 
 
 def train_auto(dataset: Path, minutes: float, seed: int, out: Path) -> float:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import DEMO, WORKERS, at_once, options, print_head, print_row
+from benchmarks.common import DEMO, WORKERS, at_once, best_of, options, print_head, print_row
 from benchmarks.stages import demo_task
 from utils.core.options import option, parse_options
 from utils.data.batches import EpochSampler
@@ -55,11 +55,11 @@ def run(width: int, batch_size: int, rate: float, seed: int, *, model: str, fold
 
 def best_rate(losses: dict[float, float]) -> float:
     """The multiple at which a parabola through the logarithms of the best one and its neighbours is least."""
-    rates = sorted(losses)
-    index = rates.index(min(rates, key=losses.get))
-    if index in (0, len(rates) - 1):
-        return math.nan  # at an end of the grid
-    near = rates[index - 1 : index + 2]
+    rates, (best, is_end) = sorted(losses), best_of(losses)
+    index = rates.index(best)
+    near = rates[max(0, index - 1) : index + 2]
+    if is_end or len(near) < 3 or any(math.isnan(losses[rate]) for rate in near):
+        return math.nan
     square, slope, _ = np.polyfit(np.log2(near), np.log([losses[rate] for rate in near]), 2)
     return float(2 ** (-slope / (2 * square)))
 

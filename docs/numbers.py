@@ -194,12 +194,12 @@ def main(argv: list[str] | None = None) -> None:
             continue
         try:
             content = written(TABLES[name], now)
-            if commit() != now:
-                raise UserError(f"the code has changed meanwhile, from commit {now} to {commit()}; start again")
         except UserError as error:
             print(f"{name}: {error}", file=sys.stderr, flush=True)
             failed.append(name)
             continue
+        if commit() != now:
+            raise UserError(f"the code has changed meanwhile, from commit {now} to {commit()}; start again")
         text, block = block_of(name)  # now, since a person may have changed it in these hours
         write_file(ROOT / TABLES[name].document, text[: block.start()] + content + text[block.end() :])
     if failed:

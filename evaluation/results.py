@@ -13,7 +13,6 @@ SETS = TRAINING, RECONSTRUCTIONS, QUANTIZED, SAMPLES = (
     "quantized reconstructions",
     "samples",
 )
-LEVEL_COLUMNS = ["samples", "precision", "recall", "floor", "floor precision", "floor recall", "bits of samples"]
 
 
 @dataclass(frozen=True)
@@ -186,7 +185,7 @@ def markdown(results: Results) -> str:
     bits += [Bits("all", sum(row.tokens for row in bits), sum(row.bits for row in bits))] if bits else []
     costs = [[row.name, row.tokens, f"{row.bits:.1f}"] for row in bits]
     share = "{:.3f}".format
-    distances, levels = [], []
+    distances, levels, near = [], [], ("distance", "precision", "recall")
     for row in results.distances:
         apart = _span(row, "kernel", 4), f"{row.frechet:.1f}"
         distances.append([row.name, *apart, share(row.precision), share(row.recall), f"{row.edges:.2f}"])
@@ -204,7 +203,7 @@ def markdown(results: Results) -> str:
         _table(["tokens per image", "bits per image"], costs),
         _table(["kernel distance", "Fréchet distance", "precision", "recall", "edges"], distances),
         results.by_level,
-        _table([*LEVEL_COLUMNS, f"bits of {results.held_out}"], levels),
+        _table([*near, *(f"floor {name}" for name in near), "bits of samples", f"bits of {results.held_out}"], levels),
         *_novelty(results),
         "\n".join(["Not evaluated:", "", *(f"- {line}" for line in results.missing)]) if results.missing else "",
     ]

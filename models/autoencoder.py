@@ -55,6 +55,11 @@ class AutoencoderConfig:
         if self.image_channel != 3:
             raise ValueError(f"'image_channel' is {self.image_channel}, expected 3: images are read as RGB")
 
+    @property
+    def encoder_activations(self) -> tuple[str, str | None]:
+        """Those inside, and of the feature map, if any."""
+        return self.hidden_activation_type, self.encoder_activation_type if self.use_final_enc_activation else None
+
     def channels(self) -> list[int]:
         """Width after each halving, `num_layers` numbers."""
         return [min(self.min_channel * 2**level, self.max_channel) for level in range(self.num_layers)]
@@ -103,9 +108,6 @@ class Decoder(nn.Sequential):
         super().__init__(*layers)
 
 
-ENCODER_KEYS = "hidden_activation_type", "use_final_enc_activation", "encoder_activation_type"
-
-
 class Autoencoder(nn.Module):
     """Encoder and decoder, trained on the mean squared or mean absolute error of images in [−1, 1] and of their edges.
 
@@ -128,9 +130,9 @@ class Autoencoder(nn.Module):
         content = load_checkpoint(path, KIND)
         saved = build_config(AutoencoderConfig, content["config"], str(path))
         config = config or saved
-        for key in ENCODER_KEYS:  # which no weight shows
-            if (given := getattr(config, key)) != (before := getattr(saved, key)):
-                raise UserError(f"{path}: was trained with {key!r} {before!r}, not {given!r}; give its own config")
+        if config.encoder_activations != saved.encoder_activations:  # which no weight shows
+            names = " and ".join(filter(None, saved.encoder_activations))
+            raise UserError(f"{path}: its encoder was trained with {names}; give a config with these activations")
         model = build_model(lambda: cls(config), content, path)
         model.fingerprint = content["fingerprint"]
         # An exported model keeps the fingerprint of its weights before they were rounded.

@@ -142,9 +142,9 @@ class Codebook(nn.Module):
         centre = self.centre
         units = self.units - centre
         half_norms = units.square().sum(1) / 2
-        cells = SEARCH_DISTANCES.get(self.units.device.type, SEARCH_DISTANCES["cpu"])
+        most = SEARCH_DISTANCES.get(self.units.device.type, SEARCH_DISTANCES["cpu"])
         errors, indices = [], []
-        for block in patches.split(max(1, cells // max(self.units.shape))):
+        for block in patches.split(max(1, most // max(self.units.shape))):
             scores = torch.addmm(half_norms, block - centre, units.T, alpha=-1)  # ½|u|² − p·u, least where |p − u| is
             nearest = scores.topk(k, largest=False).indices if k > 1 else scores.argmin(1, keepdim=True)
             errors.append(torch.stack([self.units[column].sub_(block).square_().sum(1) for column in nearest.T], dim=1))

@@ -15,7 +15,7 @@ from pathlib import Path
 if not __package__:  # started by its path, from anywhere
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from utils.runtime.threads import available_cores, inherited
+from utils.runtime.threads import inherited
 
 import json
 import time
@@ -37,6 +37,7 @@ from utils.data.records import verify_files
 from utils.runs.chain import Recipe, Step, folders_in, steps_of
 from utils.runs.folders import RunFolder
 from utils.runtime import child
+from utils.runtime.cores import available_cores
 
 AUTO = "auto"  # in the place of a recipe
 BEFORE = "result of the step before"

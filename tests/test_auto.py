@@ -514,12 +514,15 @@ def test_a_folder_of_pictures_becomes_a_report_although_it_was_killed_in_each_pa
     for given in (pictures, out / "data/dataset.json"):
         error = expect_error(capsys, train_cascade.main, ["auto", given, *command[2:]])
         assert "has changed since it was looked at" in error
-        (out / "recipe/anew").write_text(str(pictures.resolve()))  # of pictures, not of the data set that is given
+        (out / "recipe/anew").write_bytes(os.fsencode(pictures.resolve()))  # not of the data set that is given next
     (out / "recipe/anew").unlink()
     # with that picture, all anew, although it was killed: no step counts as begun, and the hours begin
     (out / "recipe/clock.json").write_text('{"seconds": 4000.0}')
     programs.names.clear()
-    (out / "recipe/anew").write_text(str(pictures.resolve()))  # of an --overwrite that was killed
+    programs.fatal = "scripts.make_dataset"
+    with pytest.raises(Stop):
+        run_main(train_cascade.main, *command, "--overwrite")
+    programs.names.clear()
     for programs.fatal in ("scripts.dry_run", "generate_fmap_dataset"):
         with pytest.raises(Stop):
             run_main(train_cascade.main, *command)

@@ -17,13 +17,12 @@ from packaging.requirements import Requirement
 
 from utils.runs.chain import ROOT
 
-pytest.importorskip("pip")  # which an environment made by uv lacks
-
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
 STEPS = sorted(path.stem for path in ROOT.glob("*.py"))
 
 
 def install(project, prefix, *words):
+    pytest.importorskip("pip")  # which an environment made by uv lacks
     pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index"]
     return subprocess.run([*pip, "--prefix", prefix, *words, project], capture_output=True, text=True)
 

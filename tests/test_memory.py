@@ -116,6 +116,8 @@ def test_a_container_may_use_its_free_memory_and_that_of_its_caches(tmp_path, mo
     }.items():
         (tmp_path / f"memory.{name}").write_text(text)
     assert usable_memory(CPU) == 1000 - 900 + 200 + 400 + 7
+    (tmp_path / "memory.stat").unlink()
+    assert usable_memory(CPU) == 1000 - 900 + 7
     (tmp_path / "memory.max").write_text("max\n")
     assert usable_memory(CPU) == 2**50 + 7
 

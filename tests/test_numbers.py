@@ -74,5 +74,10 @@ def test_tables_are_measured_written_and_not_measured_again(copy, capsys, monkey
 def test_tables_are_not_measured_by_changed_code_and_one_without_a_place_is_named(copy, capsys, monkeypatch):
     copy.write_text(copy.read_text().replace("<!-- numbers: reading -->", ""))
     assert "0 places between '<!-- numbers: reading -->'" in expect_error(capsys, numbers.main, ["--only", "reading"])
+    names = iter(["1234567"])
+    monkeypatch.setattr(numbers, "commit", lambda: next(names, "7654321"))
+    before = copy.read_text()
+    line = expect_error(capsys, numbers.main, ["--only", "scaling", "scale"])
+    assert "has changed meanwhile, from commit 1234567 to 7654321" in line and copy.read_text() == before
     monkeypatch.setattr(numbers, "commit", lambda: "1234567+")
     assert "commit your changes first" in expect_error(capsys, numbers.main, [])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import tracemalloc
 
@@ -196,16 +197,16 @@ def test_a_place_in_a_shard_needs_all_of_its_keys(dataset):
     ("key", "kind", "values"),
     [
         ("labels", "a list of strings", ["cat", [1], None, {"a": 1}]),
-        ("group", "a non-empty string", ["", 1, None, "\0", "\ud800"]),
-        ("image_key", "a UTF-8 string", [1, None, "\0", "\ud800"]),
-        ("image_fpath", "a UTF-8 string", ["\0", "a\ud800"]),
-        *((key, "a non-negative integer", [-1, "1", 1.5, None, 2**63]) for key in ("row", "offset", "size")),
+        ("group", "a non-empty UTF-8 string without NUL", ["", 1, None, "\0", "\ud800"]),
+        ("image_key", "a UTF-8 string without NUL", [1, None, "\0", "\ud800"]),
+        ("image_fpath", "a UTF-8 string without NUL", ["\0", "a\ud800"]),
+        *((key, "an integer from 0 to 2**63 - 1", [-1, "1", 1.5, None, 2**63]) for key in ("row", "offset", "size")),
     ],
 )
 def test_a_value_of_another_kind_is_named(key, kind, values, dataset):
     for value in values:
         write_dataset(dataset, [{"image_fpath": "0.png"}, {"image_fpath": "1.png", key: value}])
-        with pytest.raises(UserError, match=rf"dataset\.json: '{key}' of record 2 is not {kind}"):
+        with pytest.raises(UserError, match=rf"dataset\.json: '{key}' of record 2 is not {re.escape(kind)}"):
             read_packed(dataset, ("image_fpath",))
 
 

@@ -3,8 +3,6 @@
 A stub stands for the Python of the steps (`tests/helpers/stub.py`).
 """
 
-from utils.runtime.threads import available_cores
-
 import json
 import os
 import pty
@@ -25,6 +23,7 @@ from tests.helpers.jobs import until
 from utils.runs.chain import ROOT, steps_in
 from utils.runs.folders import RunFolder
 from utils.runtime import child
+from utils.runtime.cores import available_cores
 
 # Starts two steps, one after the other, as the chain does.
 TWO_STEPS = f"""

@@ -187,7 +187,7 @@ def test_a_decoder_refuses_a_config_whose_encoder_would_be_another_function(
     other = write_json(tmp_path / "other.json", config | {"use_final_enc_activation": False})
     words = command("autoencoder", "run", *for_decoder, "--config-path", other, "--max-step", 1)
     line = expect_error(capsys, MAINS["autoencoder"], words)
-    assert "was trained with 'use_final_enc_activation' True, not False; give its own config" in line
+    assert "its encoder was trained with silu and tanh; give a config with these activations" in line
 
 
 def test_a_decoder_refuses_images_of_another_size(command, faces, for_decoder, tmp_path, capsys):

@@ -87,19 +87,23 @@ class Auto:
         begun = [folder for folder in folders_in(self.folder) if folder.record.is_file()]
         if begun and not was_planned:
             raise UserError(f"{begun[0].path}: belongs to a run that auto has not planned; give another OUT")
-        if not options.overwrite:
+        mark, source = self.path / "anew", os.fsencode(options.dataset.resolve())
+        was_killed = mark.is_file() and mark.read_bytes() == source
+        if not (options.overwrite or was_killed):
             check_source(options.dataset, images)
-        mark, source = self.path / "anew", str(options.dataset.resolve())
-        was_killed = mark.is_file() and mark.read_text() == source
         number = count_left_out(options.dataset, images)
         is_anew = options.overwrite or was_killed or (number > 0 and not was_planned)
         if number and not is_anew:
             lacks = f"{number} pictures of {options.dataset} that were added or changed since, or can be read now"
             print(f"{images}: lacks {lacks}; run with --overwrite to include them")
-        if is_anew:  # until the plan is that of the new images, also if this process is killed
+        if is_anew:  # until the images are those, and no other plan is left, also if this process is killed
             write_file(mark, source)
-        self.dataset = find_images(options.dataset, images, options.hours, is_gpu, self.call, is_anew)
-        self.prints = look_at(self.dataset, self.folder, is_anew)
+        try:
+            self.dataset = find_images(options.dataset, images, options.hours, is_gpu, self.call, is_anew)
+            self.prints = look_at(self.dataset, self.folder, is_anew)
+        except UserError:  # so nothing is to be made anew unless --overwrite says so again
+            mark.unlink(missing_ok=True)
+            raise
         mark.unlink(missing_ok=True)
         print("look:", *self.prints.lines(), sep="\n  ", flush=True)
         if was_planned and not self.folder.planned.is_file():

@@ -31,14 +31,14 @@ def run_job(work, folder, number=2, kill=None):
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     pids = [_fork(work, rank, number, port, folder) for rank in range(number)]
-    statuses, end = [], time.monotonic() + SECONDS
     try:
         if kill is not None:
             kill(pids)
-    except AssertionError:
+    except BaseException:
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
         raise
+    statuses, end = [], time.monotonic() + SECONDS
     for pid in pids:
         while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
             if time.monotonic() > end:

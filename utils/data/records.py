@@ -51,14 +51,14 @@ def is_text(value: object) -> bool:
 KINDS = {  # of the values of these keys, each with how it is known
     **dict.fromkeys(
         ("checksum", "image_key", "image_path", "image_fpath", "fmap_path", "original_path"),
-        ("a UTF-8 string", is_text),
+        ("a UTF-8 string without NUL", is_text),
     ),
     **dict.fromkeys(
         ("row", "offset", "size"),
-        ("a non-negative integer", lambda value: isinstance(value, int) and 0 <= value < 2**63),
+        ("an integer from 0 to 2**63 - 1", lambda value: isinstance(value, int) and 0 <= value < 2**63),
     ),
     "labels": ("a list of strings", lambda value: isinstance(value, list) and all(isinstance(x, str) for x in value)),
-    "group": ("a non-empty string", lambda value: is_text(value) and value != ""),
+    "group": ("a non-empty UTF-8 string without NUL", lambda value: is_text(value) and value != ""),
 }
 
 

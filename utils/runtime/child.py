@@ -36,7 +36,7 @@ class Attendant:
         """Run a program to its end; return its status, or 128 and the number of the signal that ended it.
 
         After so many `seconds` it is asked to stop, by SIGTERM, and waited for. A script stops also when this process
-        is killed: utils/runtime/cli.py.
+        is killed: `is_attended`.
         """
         if self.stop:
             sys.exit(self.stop)

@@ -1,7 +1,5 @@
 """The device: which one, its precision, how many processes load its data, and how its memory is kept."""
 
-from utils.runtime.threads import available_cores
-
 import ctypes
 import math
 import re
@@ -12,6 +10,7 @@ from pathlib import Path
 import torch
 
 from utils.core.files import UserError
+from utils.runtime.cores import available_cores
 from utils.runtime.distributed import local, num_processes
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -81,10 +80,12 @@ def usable_memory(device: torch.device) -> float:
         return torch.mps.recommended_max_memory()
     available = size_in("/proc/meminfo", "MemAvailable")
     free = math.inf if available is None else available
-    with suppress(OSError, ValueError, KeyError):  # of a container or a job that may use less than the machine has
+    with suppress(OSError, ValueError):  # of a container or a job that may use less than the machine has
         limit, used = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
-        parts = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
-        free = min(free, limit - used + int(parts["active_file"]) + int(parts["inactive_file"]))  # caches make room
+        with suppress(OSError, ValueError, KeyError):  # the cache of files makes room
+            parts = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+            used -= int(parts["active_file"]) + int(parts["inactive_file"])
+        free = min(free, limit - used)
     return free / local()[1] + (size_in("/proc/self/status", "RssAnon") or 0)
 
 

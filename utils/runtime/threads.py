@@ -12,14 +12,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 
+from utils.runtime.cores import available_cores
+
 SPINS = "10000"  # about 0.1 ms, enough for the gaps between two operations
 STAT = Path("/proc/stat")
 BEFORE = dict(os.environ)
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def busy_seconds() -> float:
