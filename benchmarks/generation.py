@@ -150,10 +150,8 @@ def compare_with_reference(config: TransformerConfig) -> None:
 
 def work_of(decoder: CachedDecoder, rows: int, dtype: torch.dtype, num_weights: int) -> tuple[int, float]:
     """Bytes of weights and cache that decoding a token must read, and the operations that it needs."""
-    read, width = (
-        decoder.cache.capacity + COARSE[0] * COARSE[1],
-        decoder.model.config.in_dim * len(decoder.model.decoder),
-    )
+    read = decoder.cache.capacity + COARSE[0] * COARSE[1]
+    width = decoder.model.config.in_dim * len(decoder.model.decoder)
     keys = decoder.cache.keys.nbytes + sum(layer.keywords["k"].nbytes for layer in decoder.reads)  # values are as many
     return num_weights * dtype.itemsize + 2 * keys, rows * (2 * num_weights + 4 * read * width)
 

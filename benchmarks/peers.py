@@ -87,7 +87,7 @@ class Shared:
 
     def __init__(self, args: Options) -> None:
         self.args, run = args, None if args.run is None else TrainedRun(RunFolder(args.run), CPU)
-        self.run, self.cascade = run, None if run is None else run.cascade(BATCH)
+        self.run, self.cascade = run, None if run is None else run.whole_cascade(BATCH)
         self.bounds = Bounds() if run is None else run.bounds
         self.dataset = ImageDataset(args.dataset) if run is None else run.images(args.dataset)
         self.sides = (False, True)[: 1 + args.flip] if run is None else run.sides
@@ -106,8 +106,6 @@ class Shared:
             least = LEARNED if side == "training" else FEWEST
             if len(indices) < least:
                 raise UserError(f"{path}: {len(indices)} {side} images are too few, {least} are needed; add images")
-        if run is not None and (self.cascade is None or len(self.cascade.stages) < len(run.settings)):
-            raise UserError(f"--run {args.run}: is not finished: {run.missing[-1]}")
         for name in args.rivals:
             if (package := RIVALS[name].package) is not None:
                 cli.need("requirements-peers.txt", package)

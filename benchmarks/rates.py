@@ -57,8 +57,8 @@ def best_rate(losses: dict[float, float]) -> float:
     """The multiple at which a parabola through the logarithms of the best one and its neighbours is least."""
     rates, (best, is_end) = sorted(losses), best_of(losses)
     index = rates.index(best)
-    near = rates[max(0, index - 1) : index + 2]
-    if is_end or len(near) < 3 or any(math.isnan(losses[rate]) for rate in near):
+    near = rates[index - 1 : index + 2]
+    if is_end or len(rates) < 3 or any(math.isnan(losses[rate]) for rate in near):
         return math.nan
     square, slope, _ = np.polyfit(np.log2(near), np.log([losses[rate] for rate in near]), 2)
     return float(2 ** (-slope / (2 * square)))

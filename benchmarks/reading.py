@@ -11,10 +11,12 @@ which the ways take turns, and the share of the plain way that is left:
 """
 
 import io
+import sys
 import tarfile
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -63,7 +65,8 @@ def feature_maps(run: RunFolder, folder: Path, number: int, rounds: int, packed:
     def step() -> None:
         paths = {"dataset_path": folder / "dataset.json", "model_path": run.autoencoder.latest}
         out = {"packed": packed, "out_dir": folder / f"maps_{packed}_{next(count)}"}
-        generate_fmap_dataset.main(words_of({**paths, "device": "cpu", "batch_size": BATCH, **out}))
+        with redirect_stdout(sys.stderr):  # what it logs is no part of the table
+            generate_fmap_dataset.main(words_of({**paths, "device": "cpu", "batch_size": BATCH, **out}))
 
     @torch.no_grad()
     def encode(batches: Iterable[torch.Tensor]) -> None:

@@ -23,7 +23,6 @@ from evaluation.novelty import Nearest
 from evaluation.run import TrainedRun
 from models.cascade import Cascade
 from models.requests import Request, change_sampling
-from utils.core.files import UserError
 from utils.core.options import option, parse_options
 from utils.data.batches import chunks
 from utils.runs.folders import RunFolder
@@ -82,9 +81,7 @@ def main(argv: list[str] | None = None) -> None:
     """Print the table."""
     args = parse_options(Options, __doc__, argv)
     run, extractor = TrainedRun(RunFolder.open(args.folder), CPU), EfficientNetFeatures()
-    cascade, dataset = run.cascade(BATCH), run.images(args.dataset_path)
-    if cascade is None or len(cascade.stages) < len(run.settings):
-        raise UserError(f"{args.folder}: {run.missing[-1]}")
+    cascade, dataset = run.whole_cascade(BATCH), run.images(args.dataset_path)
     split = dataset.split(run.bounds)
     training, validation = (
         features_of(extractor, (dataset[part] for part in chunks(indices, BATCH)), len(indices), "images")

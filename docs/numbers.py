@@ -80,7 +80,6 @@ LAPTOP = f"benchmarks.quality {LARGE}/data/dataset.json --recipe laptop-128 --ou
 MAPS = "feature_maps/dataset.json"
 EXPERIMENTS, EVALUATION, SCALING = "docs/experiments.md", "docs/evaluation.md", "docs/scaling.md"
 PEERS_PAGE = "docs/peers.md"
-LOGGED = re.compile(r"^\d{4}-\d\d-\d\d \d\d:.*\n", re.MULTILINE)  # lines of scripts that a benchmark calls
 LAST = (-1,)  # of a command that also shows what its trainings print
 TABLES = {
     "scaling": Table(SCALING, "benchmarks.scaling gpu-128 gpu-256", ""),
@@ -167,7 +166,7 @@ def written(table: Table, now: str) -> str:
     for folder in table.runs:
         for command in RUNS[folder]:  # which end at once if the run is finished
             output_of(command)
-    printed = LOGGED.sub("", output_of(table.command)).strip()
+    printed = output_of(table.command).strip()
     tables = re.findall(r"^\|.*(?:\n\|.*)*", printed, re.MULTILINE)
     if not tables or max(table.parts, default=0) >= len(tables):
         raise UserError(f"python -m {table.command}: has printed {len(tables)} tables, which is too few")

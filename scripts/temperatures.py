@@ -86,9 +86,7 @@ def main(argv: list[str] | None = None) -> None:
 
     folder = RunFolder.open(options.run_dir)
     run = TrainedRun(folder, device)
-    cascade, dataset = run.cascade(options.batch_size), run.images(options.dataset_path)
-    if cascade is None or len(cascade.stages) < len(run.settings):
-        raise UserError(f"{folder.path}: {run.missing[-1]}")
+    cascade, dataset = run.whole_cascade(options.batch_size), run.images(options.dataset_path)
     indices = dataset.split(run.bounds).validation
     if (number := len(indices)) < FEWEST:
         advice = "add images, or train with a larger --val-fraction"

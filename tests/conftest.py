@@ -17,6 +17,7 @@ from scripts import demo_data, report
 from tests.helpers.reports import make_run
 from tests.helpers.runs import COUNT, FRACTIONS, GRADIENT, MAINS, PLAN, PRUNED, SMALL, WEIGHTS, latest
 from tests.helpers.scripts import CODEBOOKS, TINY, run_main
+from utils.data.dataset import ImageDataset
 from utils.runs.chain import steps_of
 from utils.runs.folders import RunFolder
 from utils.training.gradient import GradientTask
@@ -179,6 +180,16 @@ def train(command, tmp_path):
         return latest(tmp_path / out)
 
     return call
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """The indices of the images that are read in batches."""
+    indices, original = [], ImageDataset.__getitem__
+    monkeypatch.setattr(
+        ImageDataset, "__getitem__", lambda self, batch: indices.extend(batch.tolist()) or original(self, batch)
+    )
+    return indices
 
 
 @pytest.fixture(scope="session")

@@ -96,16 +96,6 @@ def make(arguments, tmp_path):
     return call
 
 
-@pytest.fixture
-def read(monkeypatch):
-    """The indices of the images that are read in batches."""
-    indices, original = [], ImageDataset.__getitem__
-    monkeypatch.setattr(
-        ImageDataset, "__getitem__", lambda self, batch: indices.extend(batch.tolist()) or original(self, batch)
-    )
-    return indices
-
-
 def test_maps_find_their_images_from_behind_a_link(arguments, tmp_path):
     (tmp_path / "far/away").mkdir(parents=True)
     (tmp_path / "out").symlink_to(tmp_path / "far/away")

@@ -80,13 +80,10 @@ class Auto:
         words = ["python", "-m", "scripts.train_cascade", f"{self.path}/", self.dataset, self.folder.path]
         return shlex.join(map(str, words))
 
-    def prepare(self) -> None:
-        """Look and plan, unless an earlier start has."""
-        options, recipe, is_gpu = self.options, self.path / "recipe.json", self.device.type == "cuda"
+    def look(self) -> None:
+        """Find the images and their fingerprint: those of an earlier start, unless all is to be made anew."""
+        options, is_gpu = self.options, self.device.type == "cuda"
         images, was_planned = self.folder.images, self.folder.planned.is_file()
-        begun = [folder for folder in folders_in(self.folder) if folder.record.is_file()]
-        if begun and not was_planned:
-            raise UserError(f"{begun[0].path}: belongs to a run that auto has not planned; give another OUT")
         mark, source = self.path / "anew", os.fsencode(options.dataset.resolve())
         was_killed = mark.is_file() and mark.read_bytes() == source
         if not (options.overwrite or was_killed):
@@ -108,6 +105,14 @@ class Auto:
         print("look:", *self.prints.lines(), sep="\n  ", flush=True)
         if was_planned and not self.folder.planned.is_file():
             self.clock.before = 0.0  # the seconds of another plan
+
+    def prepare(self) -> None:
+        """Look and plan, unless an earlier start has."""
+        options, recipe = self.options, self.path / "recipe.json"
+        begun = [folder for folder in folders_in(self.folder) if folder.record.is_file()]
+        if begun and not self.folder.planned.is_file():
+            raise UserError(f"{begun[0].path}: belongs to a run that auto has not planned; give another OUT")
+        self.look()
         if not self.folder.planned.is_file() or not recipe.is_file():
             given = self.prints, self.dataset, self.folder
             plan_for(*given, options.hours, options.seed, self.device, self.attendant)
