@@ -93,9 +93,9 @@ class Shared:
         self.sides = (False, True)[: 1 + args.flip] if run is None else run.sides
         self.split = self.dataset.split(self.bounds)
         self.tests = self.split.test[: args.images]
-        self.check()
         steps = {} if run is None else read_run(run.folder).steps
         self.spent = {name: sum(job.seconds for job in step.jobs.values()) for name, step in steps.items()}
+        self.check()
         self.extractor = EfficientNetFeatures()
 
     def check(self) -> None:
@@ -116,6 +116,7 @@ class Shared:
                 others = " ".join(other for other in RIVALS if other != name)
                 advice = f"give --run a folder that scripts.train_cascade wrote, or --rivals {others}"
                 raise UserError(f"--rivals {name} learns from the feature maps of a run: {advice}")
+            self.seconds(name)  # which must be some
 
     def key(self, name: str) -> dict:
         """What the result of a rival, or of the run, depends on, but for the rate and the seed."""

@@ -6,7 +6,7 @@ FEW = {  # images of a data set, and what is known of fewer
     500: "no training on so few was measured; expect copies of training images, and too few test images to notice them",
     1500: "500 faces reached a kernel distance of 0.25, 1,500 faces one of 0.09 to 0.11, where 0.02 to 0.03 is "
     "possible; up to 8 % of the samples were near copies",
-    5000: "1,500 to 1,800 faces reached a kernel distance of 0.05 to 0.11, 1,500 emoji 0.23 to 0.30, 2,000 "
+    5000: "1,500 to 1,800 faces reached a kernel distance of 0.03 to 0.11, 1,500 emoji 0.23 to 0.30, 2,000 "
     "crops of photographs 0.26; 9,000 faces reach 0.04",
 }
 

@@ -439,6 +439,7 @@ def test_peers_refuse_what_cannot_be_compared(compare, monkeypatch, faces, capsy
     with pytest.raises(UserError, match=r"--minutes 1e-06 is too short for a training step of flow, which takes"):
         compare("--minutes", 1e-6)
     monkeypatch.setattr(peers, "SHARED", ("autoencoder",))
+    monkeypatch.setattr(peers, "result_of", None)  # before anything is trained
     with pytest.raises(UserError, match=r"is too short for flow: the run's autoencoder, decoder and feature maps"):
         compare("--minutes", 1e-6)
 
