@@ -122,8 +122,8 @@ class PixelRival(nn.Module):
 
     package: str
     rate: float
+    rates: tuple[float, ...]  # large ones, since the usual ones are for trainings of days
     betas = (0.9, 0.999)
-    rates = 4.0, 8.0, 16.0, 32.0  # usual ones are for trainings of days
 
     def data(self, shared: object) -> tuple[np.ndarray, np.ndarray, Dataset]:
         """The indices of what it learns from and of what validates it, and the data that they are of."""
@@ -143,7 +143,7 @@ class PixelRival(nn.Module):
 class Diffusion(PixelRival):
     """The rival of denoising-diffusion-pytorch, with the settings of its README and of its Trainer."""
 
-    package, rate, betas = "denoising_diffusion_pytorch", 8e-5, (0.9, 0.99)
+    package, rate, rates, betas = "denoising_diffusion_pytorch", 8e-5, (8.0, 16.0, 32.0, 64.0), (0.9, 0.99)
 
     def __init__(self, shared: object) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ class Diffusion(PixelRival):
 class Matching(PixelRival):
     """The rival of torchcfm, with the settings of its example for CIFAR-10, dropout against few images among them."""
 
-    package, rate = "torchcfm", 2e-4
+    package, rate, rates = "torchcfm", 2e-4, (4.0, 8.0, 16.0, 32.0)
 
     def __init__(self, shared: object) -> None:
         super().__init__()
