@@ -3,11 +3,13 @@
     python -m benchmarks.codebook --dataset-path out/demo-avatars/feature_maps/dataset.json
     python -m benchmarks.codebook --limits
 
-Needs requirements-bench.txt. Prints tables in Markdown. Errors are measured on test patches and divided by the
-error of k-means (k-means++, one start, run to convergence). The units of k-means are placed on a map by their first two
-principal components; "arranged" means that the last step of this map, `arrange`, then improves their places. Times are
-wall-clock: for this map from feature maps in memory to the arranged map, for the others the fit alone. Rows of this map
-and of MiniBatchKMeans are means over three seeds.
+Needs requirements-bench.txt. Prints three tables in Markdown: all methods at four sizes of a patch, this map by its
+final radius, and this map in small batches. Each cell gives seconds, the error, and the topographic error. Errors are
+measured on test patches and divided by that of k-means (k-means++, one start, run to convergence), those by radius by
+that at radius 0. The units of k-means are placed on a map by their first two principal components; "arranged" means
+that the last step of this map, `arrange`, then improves their places. Times are wall-clock: for this map from feature
+maps in memory to the arranged map, for the others the fit alone. This map and MiniBatchKMeans are means over three
+seeds. The last column of the first table is a training with as many steps as fit into the time of MiniBatchKMeans.
 
 `--limits` prints the memory and time of a map at its largest sizes instead, within some minutes. Each size runs in its
 own process: ten steps on random feature maps, and everything that follows them. Memory is the peak beyond the data.
@@ -55,20 +57,25 @@ LIMITS = (
     (32, 1, 16384, 200, 200),
 )
 STEPS = 10  # at the limits
+METHODS = "k-means", "k-means, arranged", "MiniBatchKMeans", "minisom", "this map", "this map, shorter"
+OURS = METHODS.index("this map")
 Options = options(
     dataset_path=(tuple[Path, ...], option("dataset.json files of feature maps", ())),
     limits=(bool, option("measure the largest sizes, without a data set", False)),
 )
 
 
-class Row(NamedTuple):
+class Measured(NamedTuple):
     """What was measured of one method."""
 
-    name: str
     seconds: float
     error: float  # mean squared error on test feature maps
     topographic_error: float
     used: float  # share of units that are used on the training data
+
+    def cell(self, error: float) -> str:
+        """For a table: seconds, the error divided by another one, the topographic error."""
+        return f"{self.seconds:.2f} s, {self.error / error:.3f}, {self.topographic_error:.2f}"
 
 
 @dataclass
@@ -84,18 +91,23 @@ class Data:
         """The patches to train on (N·T, D)."""
         return patchify(self.training, self.config.patch_H, self.config.patch_W).flatten(0, 1).numpy()
 
-    def row(self, name: str, *runs: tuple[Codebook, float]) -> Row:
+    @property
+    def side(self) -> str:
+        """The sides of a patch."""
+        return f"{self.config.patch_W}×{self.config.patch_H}"
+
+    def measure(self, *runs: tuple[Codebook, float]) -> Measured:
         """The means over runs, each a codebook and the seconds that it took."""
         numbers = []
         for codebook, seconds in runs:
             used = (take_census(codebook, self.training.split(256)).counts > 0).double().mean().item()
             statistics = take_census(codebook, self.test.split(256)).statistics(codebook)
             numbers.append((seconds, statistics["quantization_error"], statistics["topographic_error"], used))
-        return Row(name, *np.mean(numbers, axis=0))
+        return Measured(*np.mean(numbers, axis=0))
 
-    def row_of_maps(self, name: str, total_steps: int, batch_size: int = BATCH) -> Row:
+    def measure_maps(self, total_steps: int, batch_size: int = BATCH) -> Measured:
         """The means over maps of this project."""
-        return self.row(name, *(timed(train_map, self, total_steps, batch_size, seed) for seed in SEEDS))
+        return self.measure(*(timed(train_map, self, total_steps, batch_size, seed) for seed in SEEDS))
 
 
 def train_map(data: Data, total_steps: int, batch_size: int, seed: int) -> Codebook:
@@ -146,61 +158,76 @@ def minisom(data: Data) -> tuple[Codebook, float]:
     return codebook, start + seconds
 
 
-def compare(data: Data, steps: int) -> list[Row]:
-    """All methods; this map also with as many steps as fit into the time of MiniBatchKMeans."""
+def compare(data: Data, steps: int) -> tuple[Measured, ...]:
+    """All METHODS; this map also with as many steps as fit into the time of MiniBatchKMeans."""
     codebook, seconds = kmeans(data, KMeans)
-    rows = [data.row("k-means, converged", (codebook, seconds))]
+    converged = data.measure((codebook, seconds))
     _, more = timed(order, codebook, data)
-    rows.append(data.row("k-means, arranged", (codebook, seconds + more)))
-    mini = data.row("MiniBatchKMeans", *(kmeans(data, MiniBatchKMeans, seed) for seed in SEEDS))
-    ours, least = data.row_of_maps(f"this map, {steps} steps", steps), max(2, steps // 20)
+    arranged = data.measure((codebook, seconds + more))
+    mini = data.measure(*(kmeans(data, MiniBatchKMeans, seed) for seed in SEEDS))
+    ours, least = data.measure_maps(steps), max(2, steps // 20)
     _, short = timed(train_map, data, least, BATCH, 0)
     per_step = max(1e-6, (ours.seconds - short) / (steps - least))  # time grows linearly with steps
     fitting = int(np.clip(least + (mini.seconds - short) / per_step, 2, steps))
-    shorter = data.row_of_maps(f"this map, {fitting} steps", fitting)
-    return [*rows, mini, ours, shorter, data.row(f"minisom, {MINISOM_PASSES} passes", minisom(data))]
+    return converged, arranged, mini, data.measure(minisom(data)), ours, data.measure_maps(fitting)
 
 
-def print_table(title: str, rows: list[Row]) -> None:
-    """Print rows, with errors divided by that of the first."""
-    print(f"{title}\n")
-    print_head("", "seconds", "error", "topographic error", "units used")
-    for row in rows:
-        cells = f"{row.seconds:.2f}", f"{row.error / rows[0].error:.3f}", f"{row.topographic_error:.2f}"
-        print_row(row.name, *cells, f"{row.used:.1%}")
-    print(flush=True)
+@dataclass
+class Maps:
+    """The feature maps of a data set, (N, C, H, W)."""
+
+    name: str
+    training: torch.Tensor
+    test: torch.Tensor
+
+    def cut(self, patch: int | None, number: int, most: int | None = None) -> Data:
+        """Some of them in patches, for so many units."""
+        channels, height, width = self.test.shape[1:]
+        config = CodebookConfig(1e-4, height, width, channels, patch or height, patch or width, number, 200)
+        return Data(config, self.training[:most], self.test)
+
+    def steps(self, batch_size: int) -> int:
+        """Training steps of an epoch."""
+        return steps_per_epoch(len(self.training), batch_size)
 
 
-def benchmark(path: Path) -> None:
-    """Print all tables of a data set."""
+def read(path: Path) -> Maps:
+    """The feature maps of a dataset.json, in memory."""
     dataset = FeatureMapDataset(path)
-    split = dataset.split(Bounds())
-    indices = np.random.default_rng(0).permutation(split.training)
-    parts = tqdm(chunks(indices, 256), desc="reading", leave=False)
-    maps, test = torch.cat([dataset[part] for part in parts]), dataset[split.test]
-    channels, height, width = dataset.shape
+    _, height, width = dataset.shape
     largest = math.lcm(*(patch for patch, *_ in (*SIZES, *OTHERS) if patch))
     if height % largest or width % largest:
         raise UserError(f"{path}: holds feature maps of {width}×{height}; give some whose sides {largest} divides")
+    split = dataset.split(Bounds())
+    indices = np.random.default_rng(0).permutation(split.training)
+    parts = tqdm(chunks(indices, 256), desc="reading", leave=False)
+    return Maps(path.parent.as_posix(), torch.cat([dataset[part] for part in parts]), dataset[split.test])
 
-    def cut(patch: int | None, number: int, most: int | None = None) -> Data:
-        config = CodebookConfig(1e-4, height, width, channels, patch or height, patch or width, number, 200)
-        return Data(config, maps[:most], test)
 
-    for patch, number, steps, most in SIZES:
-        data = cut(patch, number, most)
-        sides = f"{data.config.patch_W}×{data.config.patch_H}"
-        title = f"{path}: patch {sides}, {number} units, {len(data.patches):,} patches of {data.config.dim} numbers"
-        print_table(title, compare(data, steps))
-    data, steps = cut(*OTHERS[0]), 3 * steps_per_epoch(len(maps), BATCH)
-    smooth = {f"{radius:g}": replace(data, config=replace(data.config, final_radius=radius)) for radius in RADII}
-    rows = [data.row_of_maps(radius, steps) for radius, data in smooth.items()]
-    print_table(f"patch {OTHERS[0][0]}, by final radius; errors divided by that at radius 0", rows)
-    for patch, number in OTHERS:
-        data = cut(patch, number)
-        ours = data.row_of_maps("this map", steps_per_epoch(len(maps), 8), 8)
-        rows = [data.row("k-means, converged", kmeans(data, KMeans)), ours]
-        print_table(f"patch {patch}, one epoch in batches of 8 feature maps", rows)
+def benchmark(sets: list[Maps]) -> None:
+    """Print the tables."""
+    print_head("feature maps", "patch", "units", *METHODS, "units used by this map")
+    for maps in sets:
+        for patch, number, steps, most in SIZES:
+            data = maps.cut(patch, number, most)
+            measured = compare(data, steps)
+            cells = (each.cell(measured[0].error) for each in measured)
+            print_row(maps.name, data.side, number, *cells, f"{measured[OURS].used:.1%}")
+    patch, number = OTHERS[0]
+    print(f"\nPatch {patch}×{patch}, {number} units, by the final radius:\n")
+    print_head("feature maps", *(f"{radius:g}" for radius in RADII))
+    for maps in sets:
+        data = maps.cut(patch, number)
+        radii = (replace(data, config=replace(data.config, final_radius=radius)) for radius in RADII)
+        measured = [each.measure_maps(3 * maps.steps(BATCH)) for each in radii]
+        print_row(maps.name, *(each.cell(measured[0].error) for each in measured))
+    print("\nOne epoch in batches of 8 feature maps:\n")
+    print_head("feature maps", "patch", "units", "k-means", "this map")
+    for maps in sets:
+        for patch, number in OTHERS:
+            data = maps.cut(patch, number)
+            measured = data.measure(kmeans(data, KMeans)), data.measure_maps(maps.steps(8), 8)
+            print_row(maps.name, data.side, number, *(each.cell(measured[0].error) for each in measured))
 
 
 def limit(side: int, patch: int, units: int, number: int, batch: int) -> tuple:
@@ -222,8 +249,7 @@ def main(argv: list[str] | None = None) -> None:
             print_row(*in_new_process(limit, *size))
         return
     print(f"{machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
-    for path in args.dataset_path:
-        benchmark(path)
+    benchmark([read(path) for path in args.dataset_path])
 
 
 if __name__ == "__main__":
