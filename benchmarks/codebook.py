@@ -8,8 +8,8 @@ final radius, and this map in small batches. Each cell gives seconds, the error,
 measured on test patches and divided by that of k-means (k-means++, one start, run to convergence), those by radius by
 that at radius 0. The units of k-means are placed on a map by their first two principal components; "arranged" means
 that the last step of this map, `arrange`, then improves their places. Times are wall-clock: for this map from feature
-maps in memory to the arranged map, for the others the fit alone. This map and MiniBatchKMeans are means over three
-seeds. The last column of the first table is a training with as many steps as fit into the time of MiniBatchKMeans.
+maps in memory to the arranged map, for the others the fit alone, of minisom ten passes. This map and MiniBatchKMeans
+are means over three seeds. "Shorter" is a training with as many steps as fit into the time of MiniBatchKMeans.
 
 `--limits` prints the memory and time of a map at its largest sizes instead, within some minutes. Each size runs in its
 own process: ten steps on random feature maps, and everything that follows them. Memory is the peak beyond the data.
@@ -92,7 +92,7 @@ class Data:
         return patchify(self.training, self.config.patch_H, self.config.patch_W).flatten(0, 1).numpy()
 
     @property
-    def side(self) -> str:
+    def sides(self) -> str:
         """The sides of a patch."""
         return f"{self.config.patch_W}×{self.config.patch_H}"
 
@@ -212,7 +212,7 @@ def benchmark(sets: list[Maps]) -> None:
             data = maps.cut(patch, number, most)
             measured = compare(data, steps)
             cells = (each.cell(measured[0].error) for each in measured)
-            print_row(maps.name, data.side, number, *cells, f"{measured[OURS].used:.1%}")
+            print_row(maps.name, data.sides, number, *cells, f"{measured[OURS].used:.1%}")
     patch, number = OTHERS[0]
     print(f"\nPatch {patch}×{patch}, {number} units, by the final radius:\n")
     print_head("feature maps", *(f"{radius:g}" for radius in RADII))
@@ -227,7 +227,7 @@ def benchmark(sets: list[Maps]) -> None:
         for patch, number in OTHERS:
             data = maps.cut(patch, number)
             measured = data.measure(kmeans(data, KMeans)), data.measure_maps(maps.steps(8), 8)
-            print_row(maps.name, data.side, number, *(each.cell(measured[0].error) for each in measured))
+            print_row(maps.name, data.sides, number, *(each.cell(measured[0].error) for each in measured))
 
 
 def limit(side: int, patch: int, units: int, number: int, batch: int) -> tuple:

@@ -116,7 +116,7 @@ class Shared:
                 others = " ".join(other for other in RIVALS if other != name)
                 advice = f"give --run a folder that scripts.train_cascade wrote, or --rivals {others}"
                 raise UserError(f"--rivals {name} learns from the feature maps of a run: {advice}")
-            self.seconds(name)  # which must be some
+            self.seconds(name)  # raises if none are left
 
     def key(self, name: str) -> dict:
         """What the result of a rival, or of the run, depends on, but for the rate and the seed."""

@@ -81,7 +81,7 @@ class Auto:
         return shlex.join(map(str, words))
 
     def look(self) -> None:
-        """Find the images and their fingerprint: those of an earlier start, unless all is to be made anew."""
+        """Look at the images, or read what an earlier start saw, unless it is to be overwritten."""
         options, is_gpu = self.options, self.device.type == "cuda"
         images, was_planned = self.folder.images, self.folder.planned.is_file()
         mark, source = self.path / "anew", os.fsencode(options.dataset.resolve())
