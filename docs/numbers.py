@@ -115,7 +115,7 @@ TABLES = {
     "peers-few-seeds": Table(PEERS_PAGE, f"{FEW} {SEEDS}", ""),
     "quality-ends": Table(EXPERIMENTS, f"{QUALITY} --minutes 4 20 --runs 3", "seeds 0 to 2", LAST),
     "quality": Table(EXPERIMENTS, f"{QUALITY} --minutes 6 12", "seed 0", LAST),
-    "quality-128": Table(EXPERIMENTS, f"{LAPTOP} --shares 0.67 1.33", "seed 0", LAST),
+    "quality-128": Table(EXPERIMENTS, f"{LAPTOP} --shares 0.67 1.33 2", "seed 0", LAST),
 }
 
 
