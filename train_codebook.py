@@ -48,6 +48,9 @@ class Options(TrainingOptions):
 
     decoder_path: Path = option("checkpoint of the autoencoder")
     codebook_path: Path | None = option("codebook to train further", None)
+    lr_step: int | None = option(
+        "training steps after which the learning rate halves", None, unset="never", low=1, is_fixed=True
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -76,7 +79,8 @@ class MapTask(Task):
         codebook, sample = self.initial_codebook(saved)
         codebook, sample = codebook.to(self.device), sample if sample is None else sample.to(self.device)
         steps = steps_per_epoch(number, options.step_size), options.planned_steps(number)
-        self.codebook, self.learner = codebook, MapLearner(codebook, *steps, sample is None, sample)
+        self.codebook = codebook
+        self.learner = MapLearner(codebook, *steps, sample is None, sample, options.lr_step)
 
     def initial_codebook(self, saved: dict) -> tuple[Codebook, torch.Tensor | None]:
         """The codebook to start from, and for a new one the sample of patches that it is initialised from.

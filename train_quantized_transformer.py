@@ -54,6 +54,7 @@ class Options(GradientOptions):
     hr_codebook_path: Path = option("codebook of the fine grid")
     previous_path: Path | None = option("checkpoint of the previous stage, to report the bits over all stages", None)
     test_num_sample: int = option("samples per preview", 25, low=1)
+    temperature: float = option("sampling temperature of previews", 1.0, low=1e-4)
     use_activation_checkpoint: bool = option("recompute activations in the backward pass to save memory", False)
 
     def __post_init__(self) -> None:
@@ -157,7 +158,7 @@ class StageTask(GradientTask):
         """Draw pictures of feature maps, and of their coarse tokens, true fine tokens and sampled fine tokens."""
         stage, (coarse, fine) = self.learner.best_model, to_device(self.tokens[self.shown], self.device)
         uniform = uniform_draws(self.options.seed, 0, range(len(fine)), self.config.fine.length, num_beam=1)
-        sampled, _ = stage.sample(coarse, SamplingConfig(), uniform)
+        sampled, _ = stage.sample(coarse, SamplingConfig(temperature=self.options.temperature), uniform)
         pictures = {
             "ground_truth": self.shown_maps,
             "low_res_cond": self.coarse.lookup(coarse[:, : self.config.coarse.length]),

@@ -78,7 +78,7 @@ class SlowMap:
         self.gathered = [0.0] * len(self.units)
         self.rates = set()  # which of the two rates moved a unit
 
-    def update(self, fmap, radius, radius_changed):
+    def update(self, fmap, radius, radius_changed, rate):
         if radius_changed:
             self.gathered = [0.0] * len(self.units)
         sums, numbers = torch.zeros_like(self.units), [0.0] * len(self.units)
@@ -96,7 +96,7 @@ class SlowMap:
                 numbers[k] += weight
         for k, number in enumerate(numbers):
             if number > 0:
-                floor, mean = 1 - (1 - self.config.model_lr) ** number, 2 * number / (self.gathered[k] + 2 * number)
+                floor, mean = 1 - (1 - rate) ** number, 2 * number / (self.gathered[k] + 2 * number)
                 self.gathered[k] += number
                 self.rates.add("floor" if floor > mean else "mean")
                 self.units[k] += max(floor, mean) * (sums[k] / number - self.units[k])
@@ -110,8 +110,9 @@ def check_steps(codebook, radii, **more):
     for step, radius in enumerate(radii):
         fmap = torch.randn(3, *codebook.fmap_shape, generator=generator(step))
         numbers = learner.update(fmap, step)
-        error = slow.update(fmap, radius, step > 0 and radius != radii[step - 1])
-        assert numbers["radius"] == radius
+        rate = codebook.config.model_lr / 2 ** (step // more.get("lr_step", len(radii)))
+        error = slow.update(fmap, radius, step > 0 and radius != radii[step - 1], rate)
+        assert (numbers["radius"], numbers["learning_rate"]) == (radius, rate)
         assert float(numbers["loss"]) == pytest.approx(error, rel=1e-5)
         assert torch.allclose(codebook.units.double(), slow.units, atol=1e-4)
         assert learner.gathered.tolist() == pytest.approx(slow.gathered, rel=1e-5)
@@ -132,6 +133,10 @@ def random_codebook(number, **changes):
 def test_the_update_equals_a_loop_over_patches_and_units(number, every, radii, keep):
     codebook = random_codebook(number, neighbourhood_step=every)
     check_steps(codebook if keep is None else codebook.prune(keep), radii, continued=radii[0] == 0)
+
+
+def test_the_learning_rate_halves_every_lr_step():
+    check_steps(random_codebook(19, neighbourhood_step=6), [2] * 6, lr_step=2)
 
 
 def test_a_trained_map_is_near_the_best_there_is_and_in_order():

@@ -450,6 +450,16 @@ def test_with_nothing_held_out_the_best_is_the_newest_and_previews_show_training
     assert re.search(r"no image is a validation image.*--val-fraction", log)
 
 
+def test_the_temperature_of_previews_changes_only_the_drawn_tokens(train, tmp_path):
+    for name, temperature in (("cold", 1e-4), ("warm", 1)):
+        train("transformer_1", name, "--max-step", 1, "--temperature", temperature)
+    cold, warm = latest(tmp_path / "cold"), latest(tmp_path / "warm")
+    assert all(torch.equal(cold["ema"][key], value) for key, value in warm["ema"].items())
+    for path in (tmp_path / "cold/images").iterdir():
+        is_drawn = path.name.startswith("high_res_recon")
+        assert (path.read_bytes() != (tmp_path / "warm/images" / path.name).read_bytes()) == is_drawn
+
+
 @pytest.mark.parametrize("name", ["autoencoder", "codebook_1", "transformer_1"])
 def test_what_cannot_be_measured_is_saved_all_the_same(name, command, tmp_path, monkeypatch, capsys):
     def fail(*_):

@@ -140,8 +140,9 @@ class MapLearner:
 
     For each unit, a batch gives a sum of patches and their number n, both smoothed by the neighbourhood. The unit moves
     a share of the way to their mean: max(1 − (1 − rate)^n, 2n / (N + 2n)). N is the sum of n since the radius last
-    changed; the rate is `model_lr`. The second term makes the unit a running mean that gives later patches more weight,
-    because the first ones arrived while the unit was still elsewhere.
+    changed; the rate is `model_lr`, halved every `lr_step` steps if that is given. The second term makes the unit a
+    running mean that gives later patches more weight, because the first ones arrived while the unit was still
+    elsewhere.
     When the radius reaches 0, the map is balanced with `sample` (N, D), patches of the training data, if there is one.
     At radius 0, units that were nearest to no patch during a whole epoch are replaced by patches of that epoch, drawn
     in proportion to squared error; a weighted reservoir holds the candidates.
@@ -154,8 +155,9 @@ class MapLearner:
         total_steps: int,
         continued: bool = False,
         sample: torch.Tensor | None = None,
+        lr_step: int | None = None,
     ) -> None:
-        self.codebook, self.sample = codebook, None if continued else sample
+        self.codebook, self.sample, self.lr_step = codebook, None if continued else sample, lr_step
         self.steps_per_epoch, self.total_steps, self.continued = steps_per_epoch, total_steps, continued
         units = codebook.units
         self.device = units.device
@@ -190,7 +192,7 @@ class MapLearner:
         sums = torch.zeros_like(self.codebook.units).index_add_(0, indices, patches)
         numbers, error = count(indices, len(sums)), errors.sum()
         distributed.all_reduce(sums, numbers, error)
-        rate = self.codebook.config.model_lr
+        rate = self.codebook.config.model_lr * (0.5 ** (step // self.lr_step) if self.lr_step else 1)
         self._move(sums, numbers, radius, rate)
         if radius == 0:
             self._reseed(patches, errors, numbers, step)
