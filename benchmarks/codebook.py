@@ -3,7 +3,7 @@
     python -m benchmarks.codebook --dataset-path out/demo-avatars/feature_maps/dataset.json
     python -m benchmarks.codebook --limits
 
-Needs requirements-bench.txt. Prints three tables in Markdown: all methods at four sizes of a patch, this map by its
+Needs requirements-dev.txt. Prints three tables in Markdown: all methods at four sizes of a patch, this map by its
 final radius, and this map in small batches. Each cell gives seconds, the error, and the topographic error. Errors are
 measured on test patches and divided by that of k-means (k-means++, one start, run to convergence), those by radius by
 that at radius 0. The units of k-means are placed on a map by their first two principal components; "arranged" means

@@ -14,7 +14,7 @@ scripts.evaluate measures them.
   decoded by the run's decoder; what the run has spent on these and on its feature maps is part of the time
 
 All have averaged weights, a warm-up, a rate that falls to 0, clipped gradients and the run's precision. They learn from
-mirror images if the run has, or with --flip. The first two need `pip install -r requirements-peers.txt`.
+mirror images if the run has, or with --flip. The first two need `pip install -r requirements-dev.txt`.
 
 Writes to --out-dir a folder for each training (result.json, model.safetensors, grid.png), results.json, table.md with
 what is also printed, and rows.png, a row of pictures of each. The same command skips the trainings that are finished.
@@ -108,7 +108,7 @@ class Shared:
                 raise UserError(f"{path}: {len(indices)} {side} images are too few, {least} are needed; add images")
         for name in args.rivals:
             if (package := RIVALS[name].package) is not None:
-                cli.need("requirements-peers.txt", package)
+                cli.need("requirements-dev.txt", package)
                 if any(side % 8 for side in self.dataset.shape[1:]):
                     shown = Size.of(self.dataset.shape).shown
                     raise UserError(f"{path}: images of {shown} cannot be halved three times for {name}; scale them")

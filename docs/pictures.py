@@ -1,6 +1,6 @@
 """Make the pictures of README.md and docs/ from the runs of the demos, except the screenshot of the report and a plot.
 
-Those of the playground need a Chromium, and the packages of requirements-app.txt and requirements-dev.txt.
+Those of the playground need a Chromium, and the packages of requirements-extra.txt and requirements-dev.txt.
 
 Writes to docs/images. The demos must have been run before:
 

@@ -61,7 +61,7 @@ def main() -> None:
     out = Path("out", f"{folder}-{options.source}") if options.out_dir is None else options.out_dir.absolute()
     recipe, data = Recipe.find(name), out / "data"
     with child.attending() as attendant:
-        python = ensure_environment(attendant, "requirements.txt", "requirements-demo.txt", "requirements-eval.txt")
+        python = ensure_environment(attendant, "requirements-extra.txt")
 
         def run(script: str, *words: object, **flags: object) -> None:
             attendant.check([python, "-m", f"scripts.{script}", *words, *words_of(flags)], cwd=ROOT)
@@ -79,8 +79,7 @@ def main() -> None:
             run("evaluate", out, device=options.device)
         if is_older(report, results, *done.iterdir()):
             run("report", out)
-    commands = [PYTHON, "-m", "pip", "install", "-r", "requirements-app.txt"], [PYTHON, "-m", "scripts.playground", out]
-    print("play with it:", " && ".join(shlex.join(map(str, words)) for words in commands))
+    print("play with it:", shlex.join(map(str, [PYTHON, "-m", "scripts.playground", out])))
     print(f"report: {report}")
 
 

@@ -7,8 +7,8 @@ adventurers: cartoon faces of another style, which look to one side, composed of
 photos: crops of 46 photographs of three packages; all crops of a photograph stay on one side.
 pixels: pixel art, the sprites of Freedoom in vizdoom; all sprites of a character stay on one side.
 
-Needs `pip install -r requirements-demo.txt`, and requirements-sets.txt for the last three. A second call with the same
-settings goes on where the first one died, or ends at once.
+Needs `pip install -r requirements-extra.txt`; the last three need packages that their modules name. A second call with
+the same settings goes on where the first one died, or ends at once.
 
     python -m scripts.demo_data avatars --out-dir data/avatars --image-size 64
     python -m scripts.demo_data avatars --num-training 500 --out-dir data/few

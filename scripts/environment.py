@@ -1,48 +1,76 @@
-"""The environment: makes .venv where there is none, and installs requirement files there.
+"""The environment: makes .venv where there is none, and installs requirement files there, all in one resolve.
 
 It never clears a .venv that it did not make. Needs Python's standard library alone.
 """
 
-import filecmp
+import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
 from utils.core.files import ROOT, UserError, write_file
 from utils.runtime.child import Attendant
 
+FILES = ("requirements.txt", "requirements-extra.txt", "requirements-dev.txt")  # each includes the one before
+TESTED = "constraints.txt"  # the versions with which the tests last passed
 VENV = Path(".venv")  # of ROOT, where all of this happens
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-# Exists until .venv is whole: so an interrupted one is known as ours, and replaced.
+# Exists until .venv is made: so an interrupted one is known as ours, and replaced.
 INCOMPLETE = VENV / "incomplete"
+INSTALLED = VENV / "installed"  # says what was installed last; missing while pip is at work
 
 
-def ensure_environment(attendant: Attendant, *files: str) -> Path:
-    """Install these requirement files in .venv; return its Python. Raises `UserError` where a person must act."""
+def ensure_environment(attendant: Attendant, file: str, *, latest: bool = False) -> Path:
+    """Install a requirement file in .venv, at the tested versions or the `latest`; return its Python.
+
+    Raises `UserError` where a person must act.
+    """
     os.chdir(ROOT)
     if INCOMPLETE.exists() or not os.path.lexists(VENV):
         make(attendant)
     if not runs(PYTHON, "-c", ""):
         raise UserError(f"{PYTHON} does not run; repair .venv, or remove it and run this again")
-    for file in files:
-        mark = VENV / f"installed-{file}"
-        if not (mark.is_file() and filecmp.cmp(file, mark, shallow=False)):
-            print(f"installing {file} (once; PyTorch may take some minutes)")
-            attendant.check([*installer(), "-r", file])
-            write_file(mark, Path(file).read_bytes())
+    enough = [mark_of(name, latest) for name in FILES[FILES.index(file) :]]
+    if latest or not INSTALLED.is_file() or INSTALLED.read_text(encoding="utf-8") not in enough:
+        INSTALLED.unlink(missing_ok=True)
+        print(f"installing {file} (once; PyTorch may take some minutes)")
+        install(attendant, file, latest)
+        write_file(INSTALLED, enough[0])
     return PYTHON
 
 
-def installer() -> list[str | Path]:
-    """The command that installs packages in .venv: pip, or uv, which makes environments without pip."""
+def mark_of(file: str, latest: bool) -> str:
+    """The content of `INSTALLED` after this file was installed, in this folder."""
+    return json.dumps([file, latest, *(Path(ROOT, name).read_text(encoding="utf-8") for name in (TESTED, *FILES))])
+
+
+def install(attendant: Attendant, file: str, latest: bool) -> None:
+    """Install a file in one resolve, then check the whole environment."""
     if runs(PYTHON, "-m", "pip", "--version"):
-        return [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    if shutil.which("uv"):
-        return ["uv", "pip", "install", "--quiet", "--python", PYTHON]
-    raise UserError(".venv has no pip, and there is no uv; install one of them, or remove .venv and run this again")
+        pip, where, upgrade = [PYTHON, "-m", "pip"], [], ["--upgrade", "--upgrade-strategy", "eager"]
+        quiet = ["--quiet", "--disable-pip-version-check"]
+    elif shutil.which("uv"):  # which makes environments without pip
+        pip, where, upgrade, quiet = ["uv", "pip"], ["--python", PYTHON], ["--upgrade"], ["--quiet"]
+    else:
+        raise UserError(".venv has no pip, and there is no uv; install one of them, or remove .venv and run this again")
+    command = [*pip, "install", *quiet, *where, "-r", file]
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
+
+        def last_line() -> str:
+            said.seek(0)
+            return (said.read().strip().splitlines() or [""])[-1].strip()
+
+        if latest or attendant.run([*command, "-c", TESTED], stderr=said):
+            if not latest and not attendant.stop:
+                print(f"{TESTED}: not all of these versions install here; using the ranges of {file} ({last_line()})")
+            attendant.check([*command, *(upgrade if latest else [])])
+        said.truncate(0)
+        if attendant.run([*pip, "check", *where], stdout=said, stderr=said):
+            raise UserError(f".venv: its packages do not fit together ({last_line()}); remove it and run this again")
 
 
 def make(attendant: Attendant) -> None:
@@ -50,11 +78,13 @@ def make(attendant: Attendant) -> None:
     own = getattr(sys, "_base_executable", sys.executable)  # not that of an environment that may be made anew
     needed = "import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))"
     pythons = [python for python in (os.environ.get("PYTHON"), own) if python and runs(python, "-c", needed)]
-    if not pythons:
+    if not pythons and not shutil.which("uv"):
         raise UserError(
-            f"{own} has no venv; install that, or name a Python 3.11 or newer in the variable PYTHON of the environment"
+            f"{own} has no venv; install that or uv, or name a Python 3.11 or newer in the variable PYTHON of the "
+            "environment"
         )
-    version = subprocess.run([pythons[0], "--version"], capture_output=True, text=True).stdout.strip()
+    python = pythons[0] if pythons else own
+    version = subprocess.run([python, "--version"], capture_output=True, text=True).stdout.strip()
     print("making .venv with", version)
     VENV.mkdir(exist_ok=True)
     INCOMPLETE.touch()
@@ -63,7 +93,8 @@ def make(attendant: Attendant) -> None:
             shutil.rmtree(path)
         elif path != INCOMPLETE:
             path.unlink()
-    attendant.check([pythons[0], "-m", "venv", VENV])
+    by_uv = ["uv", "venv", "--quiet", "--allow-existing", "--python", python, VENV]
+    attendant.check([python, "-m", "venv", VENV] if pythons else by_uv)
     INCOMPLETE.unlink()
 
 

@@ -13,7 +13,7 @@ numbers as tables, and pairs.png: the samples that are nearest to a training ima
   those of training images give the floor. And how confident a stage is: the bits of its own samples and of test images
 - novelty: how many samples are nearer to a training image than 99 % of the test images are, by features and by layout
 
-Needs `pip install -r requirements-eval.txt`.
+Needs `pip install -r requirements-extra.txt`.
 
     python -m scripts.evaluate out/demo-avatars
 """
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     start = time.perf_counter()
     options = parse_options(Options, __doc__, argv)
     device = choose_device(options.device)
-    cli.need("requirements-eval.txt", *PACKAGES)
+    cli.need("requirements-extra.txt", *PACKAGES)
     from evaluation.evaluator import Evaluator  # these need the packages
     from evaluation.features import choose_extractor
     from evaluation.results import markdown

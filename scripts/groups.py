@@ -24,7 +24,7 @@ def by_path(how: str | None, folder: Path, files: Sequence[Path]) -> Callable[[P
     package that is not installed.
     """
     if how == NEAR and not near_duplicates.is_installed():
-        raise UserError("--group-by near needs ImageHash; run pip install -r requirements-data.txt")
+        raise UserError("--group-by near needs ImageHash; run pip install -r requirements-extra.txt")
     if how in (None, NEAR):
         return lambda path: None
     if how == FOLDER:
@@ -67,7 +67,7 @@ def review(how: str | None, records: list[dict], hashes: list[str]) -> None:
     if hashes:
         _warn_of_straddling(how, sides, pairs)
     else:
-        print("near-duplicates were not looked for; run pip install -r requirements-data.txt to do so", file=sys.stderr)
+        print("near-duplicates were not looked for; that needs pip install -r requirements-extra.txt", file=sys.stderr)
 
 
 def _group_near(records: list[dict], pairs: np.ndarray) -> None:

@@ -4,7 +4,7 @@ Reads AVIF, BMP, GIF (first frame), HEIC, JPEG, PNG, TIFF and WebP at any depth;
 lies in, below the given one, become its labels. Images with the same pixels are written once, with the labels of all of
 them; unreadable ones are skipped and listed in OUT_DIR/skipped.txt, files of other endings in OUT_DIR/ignored.txt. The
 same command again goes on where it died, or brings the data set up to date. HEIC, --group-by near, and a warning about
-near-duplicates, need `pip install -r requirements-data.txt`.
+near-duplicates, need `pip install -r requirements-extra.txt`.
 
     python -m scripts.make_dataset photos --out-dir data/photos --image-size 128
 """
@@ -278,7 +278,7 @@ def count_ignored(others: Sequence[Path]) -> str:
     first = counts.most_common(MOST_ENDINGS)
     parts = [f"{ending} {number}" for ending, number in first]
     parts += [f"others {len(others) - sum(dict(first).values())}"] if len(counts) > MOST_ENDINGS else []
-    advice = "; HEIC needs pillow-heif: run pip install -r requirements-data.txt, then this command again"
+    advice = "; HEIC needs pillow-heif: run pip install -r requirements-extra.txt, then this command again"
     return f"{len(others)} files ignored: {', '.join(parts)}{advice if counts.keys() & {*HEIF_SUFFIXES} else ''}"
 
 

@@ -8,7 +8,7 @@ Two images are a pair if at most `MOST_BITS` = 6 bits of their hashes differ. Me
   other pairs are mostly the same drawing (64 were looked at), such as another gender, or a flag in other colours
 - drawn faces at 64 × 64: 99 % with another brightness; 0.2 % of all pairs of different faces, mostly of the same hair
 
-Needs requirements-data.txt.
+Needs requirements-extra.txt.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ CHUNK = 2**13  # images at once: at most CHUNK · COMPARED comparisons are in me
 
 
 def is_installed() -> bool:
-    """Whether the packages of requirements-data.txt are there."""
+    """Whether the packages of requirements-extra.txt are there."""
     return has("imagehash") and hasattr(np, "bitwise_count")
 
 

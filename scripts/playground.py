@@ -35,7 +35,7 @@ class Options:
 def main(argv: list[str] | None = None) -> None:
     """Parse, load, serve until Ctrl-C."""
     options = parse_options(Options, __doc__, argv)
-    cli.need("requirements-app.txt", "gradio")
+    cli.need("requirements-extra.txt", "gradio")
     from playground.server import check_port, serve
 
     check_port(options.host, options.port)

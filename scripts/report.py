@@ -30,7 +30,7 @@ class Options:
 def main(argv: list[str] | None = None) -> None:
     """Parse, read, render, write."""
     options = parse_options(Options, __doc__, argv)
-    cli.need("requirements-eval.txt", *PACKAGES)
+    cli.need("requirements-extra.txt", *PACKAGES)
     from reporting.page import make_page  # needs them
 
     folder = RunFolder.open(options.run_dir)

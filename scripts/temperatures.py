@@ -6,7 +6,7 @@ From the finest stage to the base stage it tries several temperatures. It keeps 
 validation images by kernel distance, among those whose recall is at most 0.05 below the largest: colder samples are
 often nearer, and more alike. Test images play no part, so scripts.evaluate can measure the choice.
 
-Needs `pip install -r requirements-eval.txt`.
+Needs `pip install -r requirements-extra.txt`.
 """
 
 import utils.runtime.threads  # noqa: F401
@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
     """Measure the settings, print them, write the best."""
     options = parse_options(Options, __doc__, argv)
     device = choose_device(options.device)
-    cli.need("requirements-eval.txt", *PACKAGES)
+    cli.need("requirements-extra.txt", *PACKAGES)
     from evaluation.distances import kernel_distance, precision_and_recall  # these need the packages
     from evaluation.features import choose_extractor, features_of
     from evaluation.run import TrainedRun

@@ -1,6 +1,7 @@
-"""Make the environment if it is missing, then lint and run all tests. Arguments go to pytest.
+"""Make the environment if it is missing, then lint and run all tests. Arguments go to pytest, but for --latest.
 
-python scripts/test.py
+python scripts/test.py             # with the versions of constraints.txt, which are those that passed last
+python scripts/test.py --latest    # with the newest versions that the requirement files allow
 """
 
 import sys
@@ -12,20 +13,19 @@ if sys.version_info < (3, 11):  # noqa: UP036
 if not __package__:  # started by its path, from anywhere
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from scripts.environment import ensure_environment
+from scripts.environment import FILES, ensure_environment
 from utils.runtime import child
-
-FILES = ("requirements.txt", *(f"requirements-{name}.txt" for name in ("data", "demo", "bench", "eval", "app", "dev")))
 
 
 def main() -> None:
     """Install, lint, test."""
+    words = [word for word in sys.argv[1:] if word != "--latest"]
     with child.attending() as attendant:
-        python = ensure_environment(attendant, *FILES)
-        for words in (["ruff", "check", "."], ["ruff", "format", "--check", "."]):
-            attendant.check([python, "-m", *words])
+        python = ensure_environment(attendant, FILES[-1], latest="--latest" in sys.argv[1:])
+        for lint in (["ruff", "check", "."], ["ruff", "format", "--check", "."]):
+            attendant.check([python, "-m", *lint])
         options = ["--numprocesses", "auto", "--maxprocesses", "4", "--dist", "worksteal"]
-        attendant.check([python, "-m", "pytest", *options, *sys.argv[1:]])
+        attendant.check([python, "-m", "pytest", *options, *words])
 
 
 if __name__ == "__main__":

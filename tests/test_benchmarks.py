@@ -435,7 +435,7 @@ def test_peers_refuse_what_cannot_be_compared(compare, monkeypatch, faces, capsy
     monkeypatch.setattr(peers, "Bounds", lambda: BOUNDS)
     assert line("--rivals", "flow").startswith("error: --rivals flow learns from the feature maps of a run: give --run")
     monkeypatch.setattr("utils.runtime.cli.find_spec", lambda _: None)
-    assert line("--rivals", "torchcfm") == "error: torchcfm is not installed: pip install -r requirements-peers.txt"
+    assert line("--rivals", "torchcfm") == "error: torchcfm is not installed: pip install -r requirements-dev.txt"
     with pytest.raises(UserError, match=r"--minutes 1e-06 is too short for a training step of flow, which takes"):
         compare("--minutes", 1e-6)
     monkeypatch.setattr(peers, "SHARED", ("autoencoder",))

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from scripts.demo import main
-from scripts.environment import PYTHON
+from scripts.environment import FILES, INSTALLED, PYTHON, TESTED, mark_of
 from tests.helpers.chain import Chain, recipe_of, status_of
 from tests.helpers.jobs import until
+from utils.core.files import write_file
 from utils.runs.chain import ROOT
 
 NAMES = [f"scripts.{name}" for name in ("demo_data", "train_cascade", "evaluate", "report")]
@@ -37,9 +38,9 @@ def headings(output):
 def environment_in(folder):
     """The Python of an environment that is complete, but for this file."""
     (folder / PYTHON).parent.mkdir(parents=True)
-    for path in ROOT.glob("requirements*.txt"):
-        shutil.copy(path, folder)
-        shutil.copy(path, folder / f".venv/installed-{path.name}")
+    for name in (TESTED, *FILES):
+        shutil.copy(ROOT / name, folder)
+    write_file(folder / INSTALLED, mark_of("requirements-extra.txt", latest=False))
     return folder / PYTHON
 
 

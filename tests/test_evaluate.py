@@ -513,7 +513,7 @@ def test_bad_inputs_are_named_in_one_line(run_with_images, tmp_path, monkeypatch
         line = complaint(run)
         assert "data/dataset.json: there is no test image that all steps of the run have held out" in line
         patch.setattr("utils.runtime.cli.find_spec", lambda name: None if name == "torchmetrics" else object())
-        assert "torchmetrics is not installed: pip install -r requirements-eval.txt" in complaint(run)
+        assert "torchmetrics is not installed: pip install -r requirements-extra.txt" in complaint(run)
     (run / "generate.json").write_text("{")
     assert "generate.json: not valid JSON" in complaint(run)
     write_json(run / "generate.json", {"0": {"modelpath": "a"}})

@@ -129,7 +129,7 @@ def test_heic_without_its_package_is_named_with_the_way_to_install_it(tmp_path, 
     pytest.importorskip("pillow_heif").register_heif_opener()
     NOISE.save(tmp_path / "a.heic")
     monkeypatch.setattr(images, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"a\.heic: .* needs pillow-heif; run pip install -r requirements-data\.txt"):
+    with pytest.raises(UserError, match=r"a\.heic: .* needs pillow-heif; run pip install -r requirements-extra\.txt"):
         open_rgb(tmp_path / "a.heic")
 
 

@@ -142,7 +142,7 @@ def test_without_its_package_heic_is_counted_and_the_way_to_install_it_named(mix
     make(mixed, tmp_path / "out")
     [line] = [line for line in capsys.readouterr().out.splitlines() if "ignored:" in line]
     assert line.startswith("6 files ignored: .heic 2, .mov 2, ")
-    assert "HEIC needs pillow-heif: run pip install -r requirements-data.txt, then this command again" in line
+    assert "HEIC needs pillow-heif: run pip install -r requirements-extra.txt, then this command again" in line
     for name in ("a.avif", "b.jfif"):
         (mixed / name).unlink()
     line = expect_error(capsys, make_dataset.main, [mixed, "--out-dir", tmp_path / "none"])
@@ -410,7 +410,7 @@ def test_a_limit_is_the_same_after_a_death(at, workers, tmp_path, monkeypatch):
 def test_a_missing_package_is_named_with_the_way_to_install_it(package, monkeypatch, tmp_path):
     for name in avatars.PACKAGES:
         monkeypatch.setitem(sys.modules, name, None if name == package else sys)
-    with pytest.raises(UserError, match=f"{package} is not installed: pip install -r requirements-demo.txt"):
+    with pytest.raises(UserError, match=f"{package} is not installed: pip install -r requirements-extra.txt"):
         draw("avatars", "--out-dir", tmp_path / "out")
 
 
@@ -543,9 +543,9 @@ def test_near_duplicates_that_straddle_the_split_get_a_warning(bursts, tmp_path,
 def test_without_the_package_near_duplicates_are_not_looked_for(photos, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(near_duplicates, "has", lambda *_: False)
     make(photos, tmp_path / "out")
-    assert "near-duplicates were not looked for; run pip install -r requirements-data.txt" in capsys.readouterr().err
+    assert "near-duplicates were not looked for" in capsys.readouterr().err
     line = expect_error(capsys, make_dataset.main, [photos, "--out-dir", tmp_path / "near", "--group-by", "near"])
-    assert line == "error: --group-by near needs ImageHash; run pip install -r requirements-data.txt"
+    assert line == "error: --group-by near needs ImageHash; run pip install -r requirements-extra.txt"
     assert not (tmp_path / "near").exists()
 
 

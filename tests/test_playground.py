@@ -45,7 +45,7 @@ from utils.data.images import open_rgb
 from utils.runs.chain import ROOT
 
 needs_gradio = pytest.mark.skipif(
-    find_spec("gradio") is None, reason="the server is not started: pip install -r requirements-app.txt"
+    find_spec("gradio") is None, reason="the server is not started: pip install -r requirements-extra.txt"
 )
 
 
@@ -432,7 +432,7 @@ def test_a_wrong_folder_and_a_taken_port_are_one_line(capsys, tiny_run, tmp_path
 def test_without_gradio_it_says_what_to_install(capsys, tiny_run, monkeypatch):
     monkeypatch.setattr("utils.runtime.cli.find_spec", lambda name: None)
     line = expect_error(capsys, playground.main, [tiny_run])
-    assert line == "error: gradio is not installed: pip install -r requirements-app.txt"
+    assert line == "error: gradio is not installed: pip install -r requirements-extra.txt"
 
 
 def post(port, path, body, kind):

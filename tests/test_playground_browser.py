@@ -23,7 +23,7 @@ from tests.helpers.jobs import free_port
 if CHROMIUM is None:
     pytest.skip("the playground is not used: there is no chromium; install it", allow_module_level=True)
 pytest.importorskip("playwright.sync_api", reason="the playground is not used: pip install -r requirements-dev.txt")
-pytest.importorskip("gradio", reason="the playground is not used: pip install -r requirements-app.txt")
+pytest.importorskip("gradio", reason="the playground is not used: pip install -r requirements-extra.txt")
 
 COUNT = Job.count
 WINDOW = {"width": 1366, "height": 768}  # of a small laptop

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from models.requests import load_generation_config
-from scripts.test import FILES
+from scripts.environment import FILES, TESTED
 from tests.helpers.runs import FRACTIONS
 from utils.core.options import make_parser
 from utils.runs.chain import ROOT
@@ -132,15 +132,17 @@ def test_the_steps_one_by_one_are_those_of_the_readme():
     assert len(steps("README.md")) == 16 and steps("docs/steps.md") == steps("README.md")
 
 
-def test_requirements_are_ranges_that_this_environment_meets():
-    pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index"]
-    for path in ROOT.glob("requirements*.txt"):
-        lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
-        assert all(re.fullmatch(r"[\w-]+>=[\d.]+(,<[\d.]+)?\s+# .+", line) for line in lines), path.name
-        pip += ["-r", str(path)] if path.name in FILES else []  # the tests install no packages of the small sets
-    report = subprocess.run(pip, capture_output=True, text=True)
-    assert report.returncode == 0, report.stderr
-    assert "Would install" not in report.stdout
+def test_this_environment_is_one_set_within_ranges_that_have_a_reason():
+    for name in FILES:
+        lines = [line for line in (ROOT / name).read_text().splitlines() if not line.startswith(("#", "-r "))]
+        assert all(re.fullmatch(r"[\w-]+>=[\d.]+(,<[\d.]+)?\s+# .+", line) for line in lines), name
+    tested = [line for line in (ROOT / TESTED).read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in tested)  # versions without a build tag
+    pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", "-r", str(ROOT / FILES[-1])]
+    for command in (pip, [*pip[:3], "check"]):
+        ended = subprocess.run(command, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        assert "Would install" not in ended.stdout
 
 
 @pytest.mark.parametrize("step", STEPS)

@@ -341,4 +341,4 @@ def test_a_missing_package_is_named(package, run, monkeypatch, capsys):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
     line = expect_error(capsys, report.main, [run])
-    assert line == f"error: {package} is not installed: pip install -r requirements-eval.txt"
+    assert line == f"error: {package} is not installed: pip install -r requirements-extra.txt"

@@ -28,7 +28,7 @@ from utils.runs.folders import RunFolder
 from utils.runtime.child import Attendant
 from utils.runtime.device import usable_memory
 
-UNGROUPED = "near-duplicates are not kept on one side of the split: pip install -r requirements-data.txt"
+UNGROUPED = "near-duplicates are not kept on one side of the split: pip install -r requirements-extra.txt"
 HOPELESS = 4  # times the hours: what is guessed to need more is refused without a short pass
 TRIED = 0.03  # of the guessed training steps, in the short pass
 DISK = 2**28  # bytes of logs, pictures and codebooks

@@ -42,8 +42,8 @@ SLACK = 1.5  # of its planned time, after which a training is stopped that is no
 KINDS = {"train_autoencoder": AUTOENCODER, "train_quantized_transformer": STAGE}  # of checkpoints that may be stopped
 LATE = "steps took longer than measured, so the hours may not be kept"
 MISSING = {  # what is said of packages that are not there
-    evaluate.PACKAGES: "there is no evaluation: pip install -r requirements-eval.txt",
-    report.PACKAGES: "there is no report: pip install -r requirements-eval.txt",
+    evaluate.PACKAGES: "there is no evaluation: pip install -r requirements-extra.txt",
+    report.PACKAGES: "there is no report: pip install -r requirements-extra.txt",
 }
 EARLY = "more training steps would only memorize so few images"
 REPORT = 5.0  # starts of a script that the report takes

@@ -15,7 +15,7 @@ from utils.data.images import fit_to
 if TYPE_CHECKING:
     from dicebear import Style
 
-PACKAGES, REQUIREMENTS = ("dicebear", "dicebear_styles", "resvg_py"), "requirements-sets.txt"
+PACKAGES, REQUIREMENTS = ("dicebear", "dicebear_styles", "resvg_py"), "requirements-extra.txt"
 LICENCE = (
     "cc-by-4.0",
     "Cartoon faces, composed at random by [DiceBear](https://www.dicebear.com) from the parts of "

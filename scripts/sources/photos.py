@@ -9,7 +9,7 @@ from PIL import Image
 
 from utils.core.size import Size
 
-PACKAGES, REQUIREMENTS = ("interior_photos", "skimage", "sklearn"), "requirements-sets.txt"
+PACKAGES, REQUIREMENTS = ("interior_photos", "skimage", "sklearn"), "requirements-extra.txt"
 LICENCE = (
     "other",
     "Crops of photographs: 39 of [Pexels](https://www.pexels.com/license/), free to use and to change, by the package "

@@ -13,7 +13,7 @@ from PIL import Image
 
 from utils.core.size import Size
 
-PACKAGES, REQUIREMENTS = ("vizdoom",), "requirements-sets.txt"
+PACKAGES, REQUIREMENTS = ("vizdoom",), "requirements-extra.txt"
 LICENCE = (
     "bsd-3-clause",
     "The sprites of [Freedoom](https://freedoom.github.io), copyright by the contributors to the Freedoom project. "

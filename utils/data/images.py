@@ -104,7 +104,7 @@ def open_rgb(
         known = ", ".join(sorted((*FORMATS, "HEIC")))
         reason = f"not an image in a known format ({known}), or damaged; convert or replace it"
         if is_heif and not reads_heif():
-            reason = "an image in the format HEIC, which needs pillow-heif; run pip install -r requirements-data.txt"
+            reason = "an image in the format HEIC, which needs pillow-heif; run pip install -r requirements-extra.txt"
     except Image.DecompressionBombError as error:
         reason = f"too large to read safely ({error}); scale it down"
     except DAMAGED as error:

@@ -39,7 +39,7 @@ class TrainingOptions(SplitOptions, ScriptOptions):
     num_workers: int | None = option(
         "processes that load data", None, unset="0 on a CPU, else up to 4", low=0, high=MOST_WORKERS
     )
-    tensorboard: bool = option("also write to tensorboard/ in --out-dir; needs requirements-eval.txt", False)
+    tensorboard: bool = option("also write to tensorboard/ in --out-dir; needs requirements-extra.txt", False)
 
     def __post_init__(self) -> None:
         for name in SOURCES:
