@@ -2,7 +2,7 @@
 
     python -m benchmarks.ablation out/demo-avatars --stage 1
     python -m benchmarks.ablation out/demo-avatars --stage 2 --seconds 120 --seeds 1 --only full "AdamW alone, rate 0.5"
-    python -m benchmarks.ablation out/demo-avatars --seeds 1 --only full "plain block" --rates 0.25 0.5 1 2 4
+    python -m benchmarks.ablation out/demo-avatars --seeds 1 --only full "ungated MLP" --rates 0.25 0.5 1 2 4
     python -m benchmarks.ablation out/demo-avatars --autoencoder --seconds 240
 
 Reads a folder that scripts/demo.py has written; a cascade stage also needs the trained stage before it. Each run trains
@@ -17,14 +17,14 @@ Markdown. Values are means over seeds; ± is half of the range.
   differences between neighbouring pixels as a share of that of the originals
 
 `--rates` trains each variant at several multiples of the demo's learning rate and names the one with the lowest loss
-from true coarse tokens, or the lowest squared error. `--test` measures variants, at rates that were chosen so, on test
-images instead.
+from true coarse tokens, or the lowest squared error.
 """
 
 import copy
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -34,19 +34,20 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from benchmarks.common import CPU, DEMO, WORKERS, at_once, best_of, options, print_head, print_row
-from benchmarks.stages import demo_task, num_parameters
+from benchmarks.common import CPU, at_once, best_of, options, print_head, print_row
 from evaluation.distances import kernel_distance
 from evaluation.features import EfficientNetFeatures, features_of
 from models.autoencoder import psnr
 from models.stage import Stage
 from models.transformer import Attention, GatedMLP, GridEmbedding
+from scripts.recipe import options_of
 from train_autoencoder import AutoencoderTask
 from train_quantized_transformer import StageTask
 from utils.core.files import UserError
 from utils.core.options import option, parse_options
 from utils.data.batches import EpochSampler, TokenDataset, chunks
-from utils.data.split import MEASURED
+from utils.runs.chain import Recipe, steps_of
+from utils.runs.folders import RunFolder
 from utils.runtime import cli
 from utils.runtime.device import choose_dtype
 from utils.training.gradient import GradientTask
@@ -69,7 +70,6 @@ STAGES = {
     "moving average": ({}, {"ema_decay": 0.999}),
     "no dropout": ({"dropout": 0.0}, {}),
     "dropout 0.1": ({"dropout": 0.1}, {}),
-    "plain block": ({"dropout": 0.0, "condition_noise": 0.0}, {"use_muon": False}),
 }
 AUTOENCODERS = {
     "full": ({}, {}),
@@ -86,17 +86,17 @@ AUTOENCODERS = {
     "latent noise 0.1": ({"latent_noise": 0.1}, {}),
 }
 NAMES = f"of a stage: {'; '.join(STAGES)}; of the autoencoder: {'; '.join(AUTOENCODERS)}"
+RECIPE = Recipe.find("demo-64")
 COMPARED = 1000  # reconstructions of an autoencoder, and as many other images
 Options = options(
-    folder=DEMO,
+    folder=(Path, option("folder that scripts/demo.py wrote", positional=True)),
     stage=(int, option("stage to train", 1, low=0, high=2)),
     autoencoder=(bool, option("train the autoencoder instead", False)),
     only=(tuple[str, ...], option(f'all if none is given; "VARIANT, rate 0.5" for half the rate; {NAMES}', ())),
     rates=(tuple[float, ...], option("multiples of its learning rate that each variant has", (1.0,), above=0)),
-    test=(bool, option("measure test images, at one rate for each variant", False)),
     seeds=(int, option("runs of each variant and rate", 3, low=1)),
     seconds=(float, option("training time of a run", 100.0, above=0)),
-    workers=WORKERS,
+    workers=(int, option("runs at once, one thread each", 2, low=1)),
 )
 
 
@@ -121,6 +121,30 @@ class Row(NamedTuple):
 Results = dict[Row, list[tuple[float, ...]]]  # for each seed its training steps, parameters and what was measured
 
 
+def demo_task(
+    folder: Path, name: str, config: dict | None = None, rate: float = 1.0, **options: object
+) -> tuple[GradientTask, Dataset]:
+    """The task of a step of the demo, ready to train on the CPU, and what it learns from.
+
+    `config` and `options` replace those of the recipe; the learning rate is `rate` times the recipe's.
+    """
+    run = RunFolder(folder)
+    step = next(step for step in steps_of(run, RECIPE, run.images) if step.name == name)
+    given = replace(options_of(RECIPE, step), resume=False, **options)
+    task = (AutoencoderTask if step.script == "train_autoencoder" else StageTask)(given, CPU)
+    usual = getattr(task.config, "transformer", task.config)
+    changed = replace(usual, model_lr=usual.model_lr * rate, **config or {})
+    task.config = changed if usual is task.config else replace(task.config, transformer=changed)
+    torch.manual_seed(given.seed)
+    task.build({})
+    return task, task.prepare()
+
+
+def num_parameters(model: nn.Module) -> int:
+    """The parameters of a model."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def build(row: Row, folder: Path, name: str, seed: int = 0) -> tuple[GradientTask, Dataset]:
     """The task of a row, ready to be trained, and what it learns from."""
     config, given = (AUTOENCODERS if name == "autoencoder" else STAGES)[row.variant]
@@ -138,55 +162,23 @@ def build(row: Row, folder: Path, name: str, seed: int = 0) -> tuple[GradientTas
 
 
 def alter(model: nn.Module, name: str) -> None:
-    """Change the modules of a new stage where the variant does.
-
-    The plain block is what one writes first, the baseline: it has one-dimensional sinusoids, an MLP without a gate, no
-    query-key norm and PyTorch's own initial weights.
-    """
-    is_plain = name == "plain block"
+    """Change the modules of a new stage where the variant does."""
     for module in list(model.modules()):
-        if isinstance(module, Attention) and (is_plain or name == "no query-key norm"):
+        if isinstance(module, Attention) and name == "no query-key norm":
             module.query_norm = module.key_norm = nn.Identity()
-        elif isinstance(getattr(module, "mlp", None), GatedMLP) and (is_plain or name == "ungated MLP"):
+        elif isinstance(getattr(module, "mlp", None), GatedMLP) and name == "ungated MLP":
             dim, hidden = module.mlp.down.weight.shape
-            hidden = hidden if is_plain else hidden * 3 // 2  # as many parameters as with a gate
+            hidden = hidden * 3 // 2  # as many parameters as with a gate
             module.mlp = nn.Sequential(nn.Linear(dim, hidden), module.mlp.activation, nn.Linear(hidden, dim))
             nn.init.zeros_(module.mlp[-1].weight)
         elif isinstance(module, GridEmbedding) and name == "random vectors of tokens":
             nn.init.normal_(module.token.weight, std=0.5)
-    if is_plain:
-        for field, embed in list(model.transformer.named_children()):
-            if isinstance(embed, GridEmbedding):
-                setattr(model.transformer, field, Sinusoids(embed))
-        for module in model.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                module.reset_parameters()
 
 
-class Sinusoids(nn.Module):
-    """A learned vector for the token plus sinusoids (Vaswani et al. 2017) for its position in one dimension."""
-
-    def __init__(self, embed: GridEmbedding) -> None:
-        super().__init__()
-        self.token = embed.token
-        half = self.token.embedding_dim // 2
-        positions = torch.arange(embed.row.num_embeddings * embed.column.num_embeddings)
-        angles = positions[:, None] * 1e4 ** (-torch.arange(half) / half)
-        self.register_buffer("table", torch.cat((angles.sin(), angles.cos()), dim=1))
-
-    def forward(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Tokens (B, T) at the positions (T,) → (B, T, dim), under autocast in its dtype."""
-        x = self.token(tokens) + self.table[positions]
-        device = x.device.type  # as in `GridEmbedding`: autocast does not cast sums
-        return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
-
-
-def run(row: Row, seed: int, *, folder: Path, name: str, seconds: float, test: bool = False) -> tuple[float, ...]:
+def run(row: Row, seed: int, *, folder: Path, name: str, seconds: float) -> tuple[float, ...]:
     """Train a row with a seed; return its training steps, parameters and what is measured."""
     task, data = build(row, folder, name, seed)
     step = train_for(seconds, task, data)
-    if test:
-        task.validation = task.dataset.split(task.options.bounds).test[:MEASURED]
     return step, num_parameters(task.learner.model), *(qualities if name == "autoencoder" else losses)(task)
 
 
@@ -271,11 +263,9 @@ def main(argv: list[str] | None = None) -> None:
         variants = {name: changes for name, changes in variants.items() if "cell" not in changes[0]}
     given = [Row.read(text, variants) for text in args.only or variants]
     rows = [Row(row.variant, row.rate * factor) for row in given for factor in args.rates]
-    if args.test and len({row.variant for row in rows}) < len(rows):
-        raise UserError("--test takes one rate for each variant: choose it without --test")
     name = "autoencoder" if args.autoencoder else f"transformer_{args.stage}"
     measured = ("squared error", "PSNR (dB)", "kernel distance", "sharpness") if args.autoencoder else ("loss", "drawn")
-    train = partial(run, folder=args.folder, name=name, seconds=args.seconds, test=args.test)
+    train = partial(run, folder=args.folder, name=name, seconds=args.seconds)
     # Rows take turns, so that a machine that slows down slows all of them.
     jobs = [(row, seed) for seed in range(args.seeds) for row in rows]
     results: Results = {row: [] for row in rows}

@@ -1,22 +1,18 @@
 """This map compared with k-means of scikit-learn and with minisom: same patches, same number of units, same threads.
 
-    python -m benchmarks.codebook --dataset-path out/demo-avatars/feature_maps/dataset.json
-    python -m benchmarks.codebook --limits
+    python -m benchmarks.codebook out/demo-avatars/feature_maps/dataset.json
 
-Needs requirements-dev.txt. Prints three tables in Markdown: all methods at four sizes of a patch, this map by its
-final radius, and this map in small batches. Each cell gives seconds, the error, and the topographic error. Errors are
-measured on test patches and divided by that of k-means (k-means++, one start, run to convergence), those by radius by
-that at radius 0. The units of k-means are placed on a map by their first two principal components; "arranged" means
-that the last step of this map, `arrange`, then improves their places. Times are wall-clock: for this map from feature
-maps in memory to the arranged map, for the others the fit alone, of minisom ten passes. This map and MiniBatchKMeans
-are means over three seeds. "Shorter" is a training with as many steps as fit into the time of MiniBatchKMeans.
-
-`--limits` prints the memory and time of a map at its largest sizes instead, within some minutes. Each size runs in its
-own process: ten steps on random feature maps, and everything that follows them. Memory is the peak beyond the data.
+Needs requirements-dev.txt. Prints a table in Markdown: all methods at four sizes of a patch. Each cell gives seconds,
+the error, and the topographic error. Errors are measured on test patches and divided by that of k-means (k-means++, one
+start, run to convergence). The units of k-means are placed on a map by their first two principal components; "arranged"
+means that the last step of this map, `arrange`, then improves their places. Times are wall-clock: for this map from
+feature maps in memory to the arranged map, for the others the fit alone, of minisom ten passes. This map and
+MiniBatchKMeans are means over three seeds. "Shorter" is a training with as many steps as fit into the time of
+MiniBatchKMeans.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +22,7 @@ from minisom import MiniSom
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from tqdm import tqdm
 
-from benchmarks.common import CPU, in_new_process, machine, options, print_head, print_row, timed
+from benchmarks.common import machine, options, print_head, print_row, timed
 from models.codebook import Codebook, CodebookConfig
 from models.patches import patchify
 from models.som.learner import MapLearner, draw_sample, sample_size
@@ -38,31 +34,16 @@ from utils.data.batches import EpochSampler, chunks, steps_per_epoch
 from utils.data.dataset import FeatureMapDataset
 from utils.data.split import Bounds
 from utils.runtime import cli
-from utils.runtime.device import peak_memory
 
 # Patch size (None: the whole map), units, steps, and feature maps to train on, chosen so that there are at most 275,000
 # patches.
 SIZES = ((None, 64, 250, None), (4, 512, 800, None), (2, 512, 256, 4096), (1, 512, 96, 1024))
-OTHERS = ((4, 512), (8, 512))  # patch size and units of the runs in batches of 8; the final radii take the first
 BATCH = 64  # feature maps per step, as in the demo
 SEEDS = (0, 1, 2)
 MINISOM_PASSES = 10
-RADII = (0, 0.5, 0.7, 1, 1.5, 2)  # final radii that are compared
-# Side of the feature maps (of 4 channels), side of a patch, units, feature maps, feature maps per step.
-LIMITS = (
-    (32, 32, 2, 900, 8),
-    (32, 32, 1024, 1500, 64),
-    (32, 32, 1024, 1500, 1500),
-    (32, 8, 16384, 2000, 64),
-    (32, 1, 16384, 200, 200),
-)
-STEPS = 10  # at the limits
 METHODS = "k-means", "k-means, arranged", "MiniBatchKMeans", "minisom", "this map", "this map, shorter"
 OURS = METHODS.index("this map")
-Options = options(
-    dataset_path=(tuple[Path, ...], option("dataset.json files of feature maps", ())),
-    limits=(bool, option("measure the largest sizes, without a data set", False)),
-)
+Options = options(dataset=(Path, option("dataset.json of feature maps", positional=True)))
 
 
 class Measured(NamedTuple):
@@ -91,11 +72,6 @@ class Data:
         """The patches to train on (N·T, D)."""
         return patchify(self.training, self.config.patch_H, self.config.patch_W).flatten(0, 1).numpy()
 
-    @property
-    def sides(self) -> str:
-        """The sides of a patch."""
-        return f"{self.config.patch_W}×{self.config.patch_H}"
-
     def measure(self, *runs: tuple[Codebook, float]) -> Measured:
         """The means over runs, each a codebook and the seconds that it took."""
         numbers = []
@@ -105,20 +81,20 @@ class Data:
             numbers.append((seconds, statistics["quantization_error"], statistics["topographic_error"], used))
         return Measured(*np.mean(numbers, axis=0))
 
-    def measure_maps(self, total_steps: int, batch_size: int = BATCH) -> Measured:
+    def measure_maps(self, total_steps: int) -> Measured:
         """The means over maps of this project."""
-        return self.measure(*(timed(train_map, self, total_steps, batch_size, seed) for seed in SEEDS))
+        return self.measure(*(timed(train_map, self, total_steps, seed) for seed in SEEDS))
 
 
-def train_map(data: Data, total_steps: int, batch_size: int, seed: int) -> Codebook:
+def train_map(data: Data, total_steps: int, seed: int) -> Codebook:
     """Train as train_codebook.py does, with all feature maps in memory."""
     torch.manual_seed(seed)
     codebook, number = Codebook(data.config), len(data.training)
-    wanted = sample_size(data.config, total_steps * batch_size * math.prod(data.config.grid))
+    wanted = sample_size(data.config, total_steps * BATCH * math.prod(data.config.grid))
     sample = draw_sample(codebook, data.training, np.arange(number), wanted, seed)
     codebook.lay_out(sample)
-    learner = MapLearner(codebook, steps_per_epoch(number, batch_size), total_steps, sample=sample)
-    for step, batch in enumerate(EpochSampler(np.arange(number), batch_size, seed, 0, total_steps)):
+    learner = MapLearner(codebook, steps_per_epoch(number, BATCH), total_steps, sample=sample)
+    for step, batch in enumerate(EpochSampler(np.arange(number), BATCH, seed, 0, total_steps)):
         learner.update(data.training[torch.from_numpy(batch)], step)
     order(codebook, data)
     return codebook
@@ -166,90 +142,36 @@ def compare(data: Data, steps: int) -> tuple[Measured, ...]:
     arranged = data.measure((codebook, seconds + more))
     mini = data.measure(*(kmeans(data, MiniBatchKMeans, seed) for seed in SEEDS))
     ours, least = data.measure_maps(steps), max(2, steps // 20)
-    _, short = timed(train_map, data, least, BATCH, 0)
+    _, short = timed(train_map, data, least, 0)
     per_step = max(1e-6, (ours.seconds - short) / (steps - least))  # time grows linearly with steps
     fitting = int(np.clip(least + (mini.seconds - short) / per_step, 2, steps))
     return converged, arranged, mini, data.measure(minisom(data)), ours, data.measure_maps(fitting)
 
 
-@dataclass
-class Maps:
-    """The feature maps of a data set, (N, C, H, W)."""
-
-    name: str
-    training: torch.Tensor
-    test: torch.Tensor
-
-    def cut(self, patch: int | None, number: int, most: int | None = None) -> Data:
-        """Some of them in patches, for so many units."""
-        channels, height, width = self.test.shape[1:]
-        config = CodebookConfig(1e-4, height, width, channels, patch or height, patch or width, number, 200)
-        return Data(config, self.training[:most], self.test)
-
-    def steps(self, batch_size: int) -> int:
-        """Training steps of an epoch."""
-        return steps_per_epoch(len(self.training), batch_size)
-
-
-def read(path: Path) -> Maps:
-    """The feature maps of a dataset.json, in memory."""
+def read(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """The feature maps to train on and those to measure on, in memory."""
     dataset = FeatureMapDataset(path)
     _, height, width = dataset.shape
-    largest = math.lcm(*(patch for patch, *_ in (*SIZES, *OTHERS) if patch))
+    largest = math.lcm(*(patch for patch, *_ in SIZES if patch))
     if height % largest or width % largest:
         raise UserError(f"{path}: holds feature maps of {width}×{height}; give some whose sides {largest} divides")
     split = dataset.split(Bounds())
     indices = np.random.default_rng(0).permutation(split.training)
     parts = tqdm(chunks(indices, 256), desc="reading", leave=False)
-    return Maps(path.parent.as_posix(), torch.cat([dataset[part] for part in parts]), dataset[split.test])
-
-
-def benchmark(sets: list[Maps]) -> None:
-    """Print the tables."""
-    print_head("feature maps", "patch", "units", *METHODS, "units used by this map")
-    for maps in sets:
-        for patch, number, steps, most in SIZES:
-            data = maps.cut(patch, number, most)
-            measured = compare(data, steps)
-            cells = (each.cell(measured[0].error) for each in measured)
-            print_row(maps.name, data.sides, number, *cells, f"{measured[OURS].used:.1%}")
-    patch, number = OTHERS[0]
-    print(f"\nPatch {patch}×{patch}, {number} units, by the final radius:\n")
-    print_head("feature maps", *(f"{radius:g}" for radius in RADII))
-    for maps in sets:
-        data = maps.cut(patch, number)
-        radii = (replace(data, config=replace(data.config, final_radius=radius)) for radius in RADII)
-        measured = [each.measure_maps(3 * maps.steps(BATCH)) for each in radii]
-        print_row(maps.name, *(each.cell(measured[0].error) for each in measured))
-    print("\nOne epoch in batches of 8 feature maps:\n")
-    print_head("feature maps", "patch", "units", "k-means", "this map")
-    for maps in sets:
-        for patch, number in OTHERS:
-            data = maps.cut(patch, number)
-            measured = data.measure(kmeans(data, KMeans)), data.measure_maps(maps.steps(8), 8)
-            print_row(maps.name, data.sides, number, *(each.cell(measured[0].error) for each in measured))
-
-
-def limit(side: int, patch: int, units: int, number: int, batch: int) -> tuple:
-    torch.manual_seed(0)
-    maps, before = torch.randn(number, 4, side, side), peak_memory(CPU)
-    config = CodebookConfig(1e-4, side, side, 4, patch, patch, units, 200)
-    _, seconds = timed(train_map, Data(config, maps, maps), STEPS, batch, 0)
-    sizes = (f"{size / 2**20:.0f}" for size in (maps.nbytes, peak_memory(CPU) - before))
-    return config.dim, units, batch, *sizes, f"{seconds:.1f}"
+    return torch.cat([dataset[part] for part in parts]), dataset[split.test]
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse_options(Options, __doc__, argv)
-    if args.limits == bool(args.dataset_path):
-        raise UserError("give --dataset-path or --limits")
-    if args.limits:
-        print_head("D", "units", "maps per step", "data, MiB", "peak beyond it, MiB", "seconds")
-        for size in LIMITS:
-            print_row(*in_new_process(limit, *size))
-        return
+    """Print the table."""
+    training, test = read(parse_options(Options, __doc__, argv).dataset)
+    channels, height, width = test.shape[1:]
     print(f"{machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
-    benchmark([read(path) for path in args.dataset_path])
+    print_head("patch", "units", *METHODS, "units used by this map")
+    for patch, number, steps, most in SIZES:
+        config = CodebookConfig(1e-4, height, width, channels, patch or height, patch or width, number, 200)
+        measured = compare(Data(config, training[:most], test), steps)
+        cells = (each.cell(measured[0].error) for each in measured)
+        print_row(f"{config.patch_W}×{config.patch_H}", number, *cells, f"{measured[OURS].used:.1%}")
 
 
 if __name__ == "__main__":

@@ -2,11 +2,9 @@
 
 import math
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import field, make_dataclass, replace
 from functools import partial
 from multiprocessing import get_context
@@ -16,17 +14,11 @@ import torch
 from torch.utils.benchmark import Timer
 from tqdm import tqdm
 
-from utils.core.options import option
 from utils.core.tables import row, table
-from utils.runs.chain import ROOT
 from utils.runtime.cores import available_cores
 from utils.runtime.device import keep_memory
 
 CPU, CPUINFO = torch.device("cpu"), Path("/proc/cpuinfo")
-DEMO = Path, option("folder that scripts/demo.py wrote, such as out/demo-avatars", positional=True)
-RUN = Path, option("folder that scripts.train_cascade wrote, such as out/demo-avatars", positional=True)
-IMAGES = Path | None, option("images that it was trained on", None, unset="FOLDER/data/dataset.json")
-WORKERS = int, option("runs at once, one thread each", 2, low=1)
 
 
 def options(**fields: tuple[object, object]) -> type:
@@ -44,22 +36,6 @@ def machine() -> str:
     lines = CPUINFO.read_text().splitlines() if CPUINFO.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return f"{available_cores()} cores of {(names or [platform.processor() or platform.machine()])[0]}"
-
-
-def commit() -> str:
-    """The last commit of the code, with a plus if it has changed since; "unknown" where git says nothing.
-
-    Changes to tests/, docs/, Markdown files and scripts/auto/expect.json do not count: they change nothing measured.
-    """
-    code = ["--", ".", ":!*.md", ":!docs", ":!tests", ":!scripts/auto/expect.json"]
-    try:
-        name, changes = (
-            subprocess.run(["git", *words, *code], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
-            for words in (["log", "-1", "--abbrev=7", "--format=%h"], ["status", "--porcelain"])
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return f"{name}+" if changes else name
 
 
 def best_of(losses: dict[float, float]) -> tuple[float, bool]:
@@ -88,12 +64,6 @@ def timed(function: Callable, *arguments: object) -> tuple[object, float]:
     """What a function returns, and the seconds that it took."""
     start = time.perf_counter()
     return function(*arguments), time.perf_counter() - start
-
-
-def in_new_process(function: Callable, *arguments: object) -> object:
-    """The result of a function that a new process calls, whose peak memory is that of this call."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:  # its process may have children
-        return pool.submit(function, *arguments).result()
 
 
 def at_once(work: Callable, jobs: Sequence[tuple], workers: int, title: str) -> Iterator[tuple[tuple, object]]:

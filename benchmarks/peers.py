@@ -1,23 +1,20 @@
 """What people would pick instead, on the same pictures in the same time: diffusion and flows beside a trained run.
 
-    python -m benchmarks.peers data/photos/dataset.json --run out/photos --minutes 15
-    python -m benchmarks.peers data/photos/dataset.json --rivals torchcfm --rates 1 2 --seeds 0 1 2
+    python -m benchmarks.peers data/photos/dataset.json out/photos --minutes 15
+    python -m benchmarks.peers data/photos/dataset.json out/photos --rivals torchcfm --rates 1 2 --seeds 0 1 2
 
-Each rival is first trained for a share of its time, with the first seed, at several multiples of its usual learning
-rate. The rate with the lowest loss on validation images is its best one, with which each seed is then trained for the
-whole time, by the clock and on all threads. As many samples of that as there are test images are measured as
-scripts.evaluate measures them.
+Needs requirements-dev.txt. Each rival is first trained for a share of its time, with the first seed, at several
+multiples of its usual learning rate. With the rate of the lowest loss on validation images each seed is then trained
+for the whole time, by the clock and on all threads, and as many samples as there are test images are measured as
+scripts.evaluate does.
 
 - denoising-diffusion-pytorch: diffusion on pixels by its UNet, 32 wide; samples by DDIM in 50 steps
 - torchcfm: flow matching on pixels, with optimal transport in each batch, by its UNet, 32 wide; 100 steps of Euler
-- flow: a rectified flow on the run's own feature maps by a transformer as wide and as deep as the run's finest stage,
-  decoded by the run's decoder; what the run has spent on these and on its feature maps is part of the time
+- flow: a rectified flow (Liu et al. 2022) on the run's own feature maps by a transformer as wide and as deep as the
+  run's finest stage, decoded by the run's decoder; what these and the maps have cost the run is part of its time
 
-All have averaged weights, a warm-up, a rate that falls to 0, clipped gradients and the run's precision. They learn from
-mirror images if the run has, or with --flip. The first two need `pip install -r requirements-dev.txt`.
-
-Writes to --out-dir a folder for each training (result.json, model.safetensors, grid.png), results.json, table.md with
-what is also printed, and rows.png, a row of pictures of each. The same command skips the trainings that are finished.
+All have averaged weights, a warm-up, a rate that falls to 0, clipped gradients and the run's precision, and learn from
+mirror images if the run has. Prints a table in Markdown; the same command skips what --out-dir holds already.
 """
 
 import utils.runtime.threads  # noqa: F401
@@ -25,138 +22,251 @@ import utils.runtime.threads  # noqa: F401
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable
-from functools import cached_property, partial
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import nn
+from torch.utils.data import Dataset
 
 from benchmarks.ablation import train_for
-from benchmarks.common import CPU, best_of, commit, machine, options
-from benchmarks.rivals import Diffusion, MapFlow, Matching, loss_of
+from benchmarks.common import CPU, best_of, machine, options, print_head, print_row
 from evaluation.distances import kernel_interval, precision_and_recall
-from evaluation.evaluator import FEWEST
 from evaluation.features import EfficientNetFeatures, features_of
 from evaluation.run import TrainedRun
+from models.patches import patchify, unpatchify
 from models.requests import Request
+from models.transformer import Block, TransformerConfig, attend, norm
 from reporting.run import read_run
-from utils.core import provenance
 from utils.core.config import read_json
 from utils.core.files import UserError, write_file
 from utils.core.options import option, parse_options
-from utils.core.size import Size
-from utils.core.tables import table
 from utils.data.batches import chunks
-from utils.data.dataset import ImageDataset
-from utils.data.images import grid, read_image, save_grid, save_image
-from utils.data.split import Bounds
+from utils.data.images import save_grid
 from utils.runs.folders import RunFolder
 from utils.runtime import cli
-from utils.runtime.progress import progress
-from utils.training.gradient import GradientOptions
+from utils.training.gradient import GradientLearner, GradientOptions
 from utils.training.loop import mean_over
 
 LEARNED, BATCH = 16, 64  # pictures that a training step learns from, and that are sampled at once
-COLUMNS, ROWS = 10, 5  # of a grid of pictures
+WIDTH = 32  # of a UNet on its finest level; three halvings
 OURS = "this project"
-SHARED = ("autoencoder", "decoder", "feature_maps")  # the steps of the run whose results its flow uses
+SHARED = ("autoencoder", "decoder", "feature_maps")  # the steps of the run whose results the flow uses
 MEASURES = ("kernel", "low", "high", "precision", "recall")
 
 
-RIVALS = {"denoising-diffusion-pytorch": Diffusion, "torchcfm": Matching, "flow": MapFlow}
+class Shared:
+    """What all that are compared have in common: the run, its pictures and their split, features of test images."""
+
+    def __init__(self, dataset: Path, folder: Path, minutes: float) -> None:
+        self.run, self.minutes = TrainedRun(RunFolder(folder), CPU), minutes
+        self.cascade, self.dataset = self.run.whole_cascade(BATCH), self.run.images(dataset)
+        self.split, steps = self.dataset.split(self.run.bounds), read_run(self.run.folder).steps
+        self.spent = {name: sum(job.seconds for job in step.jobs.values()) for name, step in steps.items()}
+        self.extractor, tests = EfficientNetFeatures(), self.split.test
+        self.real = features_of(
+            self.extractor, (self.dataset[part] for part in chunks(tests, BATCH)), len(tests), "test"
+        )
+
+    def seconds(self, name: str) -> float:
+        """The seconds that a rival is trained; raises `UserError` if there are none."""
+        used = sum(self.spent.get(step, 0) for step in SHARED) / 60 if name == "flow" else 0
+        if used >= self.minutes:
+            raise UserError(f"--minutes {self.minutes:g}: too short for {name}, since the run has spent {used:.1f}")
+        return 60 * (self.minutes - used)
+
+    def measure(self, sample: Callable[[range], torch.Tensor], folder: Path) -> dict:
+        """Measure the samples that `sample(range)` gives."""
+        number, start = len(self.split.test), time.perf_counter()
+        batches = [sample(range(first, min(number, first + BATCH))) for first in range(0, number, BATCH)]
+        batches = [batch.float().nan_to_num().clamp(-1, 1) for batch in batches]  # of a training that failed, grey
+        seconds = (time.perf_counter() - start) / number
+        save_grid(torch.cat(batches)[:50], folder / "grid.png", 10)
+        own = torch.cat([self.extractor(batch) for batch in batches])
+        numbers = (*kernel_interval(own, self.real), *precision_and_recall(own, self.real))
+        return dict(zip(MEASURES, numbers, strict=True)) | {"seconds_per_picture": seconds}
+
+
+def follow(velocity: Callable, noise: torch.Tensor, steps: int) -> torch.Tensor:
+    """Go from noise (N, …) at time 0 along `velocity(t, x)`, where t is (N,), to time 1, by Euler's method."""
+    x = noise
+    for step in range(steps):
+        x = x + velocity(torch.full((len(x),), step / steps), x) / steps
+    return x
+
+
+class TimedBlock(Block):
+    """A block whose two parts are shifted, scaled and gated by the time."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config)
+        self.modulation = nn.Linear(config.in_dim, 6 * config.in_dim)
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        """(B, T, dim) and the vectors of the times (B, 1, dim) → (B, T, dim)."""
+        shift, scale, gate, *others = self.modulation(time).chunk(6, dim=-1)
+        attention, normed = self.self_attention, self.self_norm(x) * (1 + scale) + shift
+        y = attend(attention.queries(normed), *attention.keys_values(normed))
+        x = x + (1 + gate) * self.dropout(attention.merge(y))
+        shift, scale, gate = others
+        return x + (1 + gate) * self.dropout(self.mlp(self.mlp_norm(x) * (1 + scale) + shift))
+
+
+class Flow(nn.Module):
+    """A rectified flow on the run's feature maps (C, H, W), with the settings of its finest stage, and its decoder.
+
+    A network learns the velocity x₁ − x₀ at points (1 − t)·x₀ + t·x₁ between noise x₀ and data x₁; a sample follows it
+    from noise. Blocks are those of the stages without a causal mask, modulated by the time as in DiT (Peebles and Xie
+    2023); times are drawn as by Esser et al. 2024, most near the middle.
+    """
+
+    package, rates = None, (0.25, 0.5, 1.0, 2.0)
+
+    def __init__(self, shared: Shared) -> None:
+        super().__init__()
+        config, (training, _, data) = shared.cascade.stages[-1].config.transformer, self.data(shared)
+        self.rate, self.decay, maps = config.model_lr, config.weight_decay, data[training[:1024]]
+        self.shape, dim = tuple(maps.shape[1:]), config.in_dim
+        self.register_buffer("mean", maps.mean((0, 2, 3), keepdim=True))
+        self.register_buffer("deviation", maps.std((0, 2, 3), keepdim=True))
+        self.patch = 1 if any(side % 2 for side in self.shape[1:]) else 2  # cells a side of a token
+        tokens, numbers = patchify(maps[:1], self.patch, self.patch).shape[1:]
+        self.embed, self.head = nn.Linear(numbers, dim), nn.Linear(dim, numbers)
+        self.place = nn.Parameter(0.5 * torch.randn(tokens, dim))
+        self.time = nn.Sequential(nn.Linear(dim, dim), nn.SiLU())
+        self.blocks = nn.ModuleList(TimedBlock(config) for _ in range(config.num_enc_layers + config.num_dec_layers))
+        self.norm = norm(dim)
+        self.decoder = shared.run.decoder.decoder.requires_grad_(False)
+        for name, parameter in self.named_parameters():
+            if name.startswith("head.") or name.endswith((".out.weight", ".down.weight")) or ".modulation." in name:
+                nn.init.zeros_(parameter)  # as in the stages, blocks start as the identity
+
+    def data(self, shared: Shared) -> tuple[np.ndarray, np.ndarray, Dataset]:
+        """The indices of what it learns from and of what validates it, and the data that they are of."""
+        split = shared.run.maps.split(shared.run.bounds)
+        return split.training, split.measured, shared.run.maps
+
+    def learner(self, rate: float, given: GradientOptions) -> GradientLearner:
+        """With the optimizers of the stages."""
+        config = SimpleNamespace(model_lr=rate, weight_decay=self.decay)
+        return GradientLearner(self, loss_of, config, given, 1, CPU, self.by_muon, len(self.place))
+
+    @property
+    def by_muon(self) -> list[nn.Parameter]:
+        """The matrices of attention and MLPs, which Muon moves as in the stages."""
+        return [weight for name, weight in self.blocks.named_parameters() if weight.ndim == 2 and "modul" not in name]
+
+    def velocity(self, t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """At times (B,) and points (B, C, H, W) → (B, C, H, W)."""
+        half = self.place.shape[1] // 2
+        angles = 1000 * t[:, None] * 1e4 ** (-torch.arange(half) / half)
+        time = self.time(torch.cat((angles.sin(), angles.cos()), dim=1))[:, None]
+        y = self.embed(patchify(x, self.patch, self.patch)) + self.place
+        for block in self.blocks:
+            y = block(y, time)
+        return unpatchify(self.head(self.norm(y)), *self.shape, self.patch)
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        """Feature maps (B, C, H, W) → the loss, a scalar."""
+        x = (maps - self.mean) / self.deviation
+        noise, t = torch.randn_like(x), torch.randn(len(x)).sigmoid()
+        share = t[:, None, None, None]
+        return (self.velocity(t, (1 - share) * noise + share * x) - (x - noise)).square().mean()
+
+    def sample(self, number: int) -> torch.Tensor:
+        """Images (N, 3, H, W), from the default generator."""
+        x = follow(self.velocity, torch.randn(number, *self.shape), 50)
+        return self.decoder(x.float() * self.deviation + self.mean)
+
+
+class PixelRival(nn.Module):
+    """A rival that learns from pixels, by its authors' optimizer, Adam, and rate."""
+
+    package: str
+    rate: float
+    rates: tuple[float, ...]  # large ones, since the usual ones are for trainings of days
+    betas = (0.9, 0.999)
+
+    def data(self, shared: Shared) -> tuple[np.ndarray, np.ndarray, Dataset]:
+        """The indices of what it learns from and of what validates it, and the data that they are of."""
+        return shared.split.training, shared.split.measured, shared.dataset
+
+    def mirrored(self, images: torch.Tensor) -> torch.Tensor:
+        """Half of the images mirrored, in training and if the run learns from mirror images."""
+        chosen = torch.rand(len(images), 1, 1, 1) < (0.5 if self.training and self.flip else 0)
+        return torch.where(chosen, images.flip(-1), images)
+
+    def learner(self, rate: float, given: GradientOptions) -> GradientLearner:
+        """With the shared warm-up, schedule, clipping and averaged weights."""
+        config = SimpleNamespace(model_lr=rate, weight_decay=0.0)
+        learner = GradientLearner(self, loss_of, config, given, 1, CPU)
+        groups, learner.peak = [{"params": list(self.parameters()), "scale": 1.0}], rate
+        learner.optimizers = {"optimizer": torch.optim.Adam(groups, rate, betas=self.betas, fused=True)}
+        return learner
+
+
+class Diffusion(PixelRival):
+    """The rival of denoising-diffusion-pytorch, with the settings of its README and of its Trainer."""
+
+    package, rate, rates, betas = "denoising_diffusion_pytorch", 8e-5, (8.0, 16.0, 32.0, 64.0), (0.9, 0.99)
+
+    def __init__(self, shared: Shared) -> None:
+        super().__init__()
+        from denoising_diffusion_pytorch import GaussianDiffusion, Unet
+
+        self.flip, size = len(shared.run.sides) > 1, tuple(shared.dataset.shape[1:])
+        self.model = GaussianDiffusion(Unet(WIDTH), image_size=size, sampling_timesteps=50)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.model((self.mirrored(images) + 1) / 2)
+
+    def sample(self, number: int) -> torch.Tensor:
+        return 2 * self.model.sample(number) - 1
+
+
+class Matching(PixelRival):
+    """The rival of torchcfm, with the settings of its example for CIFAR-10, dropout against few images among them."""
+
+    package, rate, rates = "torchcfm", 2e-4, (4.0, 8.0, 16.0, 32.0)
+
+    def __init__(self, shared: Shared) -> None:
+        super().__init__()
+        from torchcfm import ExactOptimalTransportConditionalFlowMatcher
+        from torchcfm.models.unet import UNetModel
+
+        self.flip, self.shape = len(shared.run.sides) > 1, tuple(shared.dataset.shape)
+        usual = {"num_res_blocks": 2, "num_heads": 4, "attention_resolutions": "16", "dropout": 0.1}
+        self.model = UNetModel(self.shape, WIDTH, channel_mult=(1, 2, 3, 4), **usual)
+        self.matcher = ExactOptimalTransportConditionalFlowMatcher(sigma=0.0)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        images = self.mirrored(images)
+        t, x, velocity = self.matcher.sample_location_and_conditional_flow(torch.randn_like(images), images)
+        return (self.model(t, x) - velocity).square().mean()
+
+    def sample(self, number: int) -> torch.Tensor:
+        return follow(self.model, torch.randn(number, *self.shape), 100)
+
+
+def loss_of(model: Callable, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The loss of a batch, as a `GradientLearner` takes it."""
+    return {"loss": model(batch)}
+
+
+RIVALS = {"denoising-diffusion-pytorch": Diffusion, "torchcfm": Matching, "flow": Flow}
 Options = options(
-    dataset=(Path, option("dataset.json of images, such as that of scripts.make_dataset", positional=True)),
-    run=(Path | None, option("folder that scripts.train_cascade wrote, which is measured too", None, unset="none")),
+    dataset=(Path, option("dataset.json of the images of the run", positional=True)),
+    run=(Path, option("folder that scripts.train_cascade wrote", positional=True)),
     out_dir=(Path, option("folder to write to", Path("out/peers"))),
     minutes=(float, option("training time of a rival, by the clock", 15.0, above=0)),
     rivals=(tuple[str, ...], option("what to compare with", tuple(RIVALS), choices=tuple(RIVALS))),
     rates=(tuple[float, ...], option("multiples of the usual learning rates; if none is given, four", (), above=0)),
     search=(float, option("share of the time in which each rate is tried", 0.2, above=0, below=1)),
     seeds=(tuple[int, ...], option("seeds; the rate is chosen with the first", (0,))),
-    images=(int | None, option("most samples in a set", None, unset="as many as there are test images", low=FEWEST)),
-    flip=(bool, option("learn from mirror images too; with --run as that has", False)),
 )
-
-
-class Shared:
-    """What all that are compared have in common: pictures, their split, features of real ones, and the run."""
-
-    def __init__(self, args: Options) -> None:
-        self.args, run = args, None if args.run is None else TrainedRun(RunFolder(args.run), CPU)
-        self.run, self.cascade = run, None if run is None else run.whole_cascade(BATCH)
-        self.bounds = Bounds() if run is None else run.bounds
-        self.dataset = ImageDataset(args.dataset) if run is None else run.images(args.dataset)
-        self.sides = (False, True)[: 1 + args.flip] if run is None else run.sides
-        self.split = self.dataset.split(self.bounds)
-        self.tests = self.split.test[: args.images]
-        steps = {} if run is None else read_run(run.folder).steps
-        self.spent = {name: sum(job.seconds for job in step.jobs.values()) for name, step in steps.items()}
-        self.check()
-        self.extractor = EfficientNetFeatures()
-
-    def check(self) -> None:
-        """Raise `UserError` naming what cannot be compared."""
-        args, path, run = self.args, self.args.dataset, self.run
-        sides = {"training": self.split.training, "validation": self.split.validation, "test": self.tests}
-        for side, indices in sides.items():
-            least = LEARNED if side == "training" else FEWEST
-            if len(indices) < least:
-                raise UserError(f"{path}: {len(indices)} {side} images are too few, {least} are needed; add images")
-        for name in args.rivals:
-            if (package := RIVALS[name].package) is not None:
-                cli.need("requirements-dev.txt", package)
-                if any(side % 8 for side in self.dataset.shape[1:]):
-                    shown = Size.of(self.dataset.shape).shown
-                    raise UserError(f"{path}: images of {shown} cannot be halved three times for {name}; scale them")
-            elif run is None or run.maps is None:
-                others = " ".join(other for other in RIVALS if other != name)
-                advice = f"give --run a folder that scripts.train_cascade wrote, or --rivals {others}"
-                raise UserError(f"--rivals {name} learns from the feature maps of a run: {advice}")
-            self.seconds(name)  # raises if none are left
-
-    def key(self, name: str) -> dict:
-        """What the result of a rival, or of the run, depends on, but for the rate and the seed."""
-        key = {"data": self.dataset.fingerprint, "--images": self.args.images, "bounds": self.bounds}
-        if name != OURS:
-            key |= {"--minutes": self.args.minutes, "use of mirror images": len(self.sides) > 1}
-        if name in (OURS, "flow"):
-            models = (self.run.autoencoder, self.run.decoder, *self.cascade.codebooks, *self.cascade.stages)
-            key["run"] = provenance.digest([self.run.settings, *(model.fingerprint for model in models)])
-        return key
-
-    def seconds(self, name: str) -> float:
-        """The seconds that a rival is trained; raises `UserError` if there are none."""
-        minutes = self.args.minutes
-        used = sum(self.spent.get(step, 0) for step in SHARED) / 60 if name == "flow" else 0
-        if used >= minutes:
-            problem = f"the run's autoencoder, decoder and feature maps have taken {used:.1f} minutes already"
-            raise UserError(f"--minutes {minutes:g} is too short for {name}: {problem}; give more")
-        return 60 * (minutes - used)
-
-    @cached_property
-    def real(self) -> torch.Tensor:
-        """The features of test images."""
-        parts = (self.dataset[part] for part in chunks(self.tests, BATCH))
-        return features_of(self.extractor, parts, len(self.tests), "test")
-
-    def measure(self, sample: Callable[[range], torch.Tensor], models: Iterable[nn.Module], folder: Path) -> dict:
-        """Measure the samples that `sample(range)` gives, and the models that make them."""
-        number = max(COLUMNS, len(self.tests))
-        images, start = [], time.perf_counter()
-        for first in progress(range(0, number, BATCH), unit="batch", desc="samples"):
-            batch = sample(range(first, min(number, first + BATCH)))
-            images.append(batch.float().nan_to_num().clamp(-1, 1))  # of a training that failed, grey
-        seconds = (time.perf_counter() - start) / number
-        save_grid(torch.cat(images)[: ROWS * COLUMNS], folder / "grid.png", COLUMNS)
-        own = torch.cat([self.extractor(batch) for batch in images])[: len(self.tests)]
-        numbers = (*kernel_interval(own, self.real), *precision_and_recall(own, self.real))
-        size = sum(tensor.numel() for model in models for tensor in model.state_dict().values())
-        cost = {"seconds_per_picture": seconds, "megabytes": 4 * size / 1e6}  # in float32
-        return dict(zip(MEASURES, numbers, strict=True)) | cost
 
 
 def fix_draws(seed: int) -> None:
@@ -168,32 +278,21 @@ def fix_draws(seed: int) -> None:
 def train(name: str, rate: float, seed: int, share: float, shared: Shared, folder: Path) -> dict:
     """Train a rival at a multiple of its usual rate: for all of its time, and measure it; for a share, its loss."""
     fix_draws(seed)
-    rival, losses = RIVALS[name](shared).to(memory_format=torch.channels_last), []
-    paths = {"dataset_path": shared.args.dataset, "config_path": folder, "out_dir": folder}
+    rival = RIVALS[name](shared).to(memory_format=torch.channels_last)
+    paths = {"dataset_path": folder, "config_path": folder, "out_dir": folder}
     plan = {"batch_size": LEARNED, "seed": seed, "warmup_step": 50, "lr_schedule": "cosine"}
     given, (training, validation, data) = GradientOptions(**paths, **plan), rival.data(shared)
-    seconds = share * shared.seconds(name)
     learner = rival.learner(rate * rival.rate, given)
 
     def update(batch: torch.Tensor, step: int) -> None:
-        batch = batch.contiguous(memory_format=torch.channels_last)
-        losses.append(float(learner.update(batch, step)["loss"]))
+        learner.update(batch.contiguous(memory_format=torch.channels_last), step)
 
     task = SimpleNamespace(training=training, options=given, learner=learner, update=update)
-    start = time.perf_counter()
-    steps = train_for(seconds, task, data, time.perf_counter)
-    if steps < 2 and (took := time.perf_counter() - start) > seconds:
-        problem = f"too short for a training step of {name}, which takes {took:.1f} of its {seconds:.1f} seconds"
-        raise UserError(f"--minutes {shared.args.minutes:g} is {problem}; give more")
-    model = learner.best_model
-    tenths = [float(np.mean(part)) for part in np.array_split(losses, min(10, steps))]
-    trained = {"minutes": shared.args.minutes, "steps": steps, "learning_rate": learner.peak, "losses": tenths}
+    steps, model = train_for(share * shared.seconds(name), task, data, time.perf_counter), learner.best_model
     if share < 1:
         fix_draws(0)  # the same noise and times for every rate
         with learner.autocast:
-            means = mean_over(data, validation, LEARNED, partial(loss_of, model))
-        return trained | {"validation_loss": means["loss"]}
-    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / "model.safetensors")
+            return {"steps": steps, "loss": mean_over(data, validation, LEARNED, partial(loss_of, model))["loss"]}
 
     @torch.no_grad()
     def sample(batch: range) -> torch.Tensor:
@@ -201,85 +300,61 @@ def train(name: str, rate: float, seed: int, share: float, shared: Shared, folde
         with learner.autocast:
             return model.sample(len(batch))
 
-    return trained | shared.measure(sample, [model], folder)
+    return {"minutes": shared.minutes, "steps": steps} | shared.measure(sample, folder)
 
 
 def measure_run(shared: Shared, folder: Path) -> dict:
     """Measure the run."""
-    cascade = shared.cascade
 
     @torch.no_grad()
     def sample(batch: range) -> torch.Tensor:
-        tokens, _ = cascade.generate(Request(shared.args.seeds[0]), batch)
-        return cascade.decode(tokens[-1])
+        tokens, _ = shared.cascade.generate(Request(0), batch)
+        return shared.cascade.decode(tokens[-1])
 
     minutes = sum(seconds for step, seconds in shared.spent.items() if step != "generated") / 60
-    models = (cascade.decoder.decoder, *cascade.codebooks, *cascade.stages)
-    return {"minutes": minutes, "steps": ""} | shared.measure(sample, models, folder)
+    return {"minutes": minutes, "steps": ""} | shared.measure(sample, folder)
 
 
-def result_of(name: str, rate: float, seed: int, shared: Shared, share: float = 1.0) -> dict:
-    """The result of a training for a share of its time, or of the run: from its folder if it is finished."""
-    tried = f"-share-{share:g}" if share < 1 else ""
-    folder = shared.args.out_dir / f"{name.replace(' ', '-')}-rate-{rate:g}-seed-{seed}{tried}"
-    path, key = folder / "result.json", provenance.plain(shared.key(name))
-    if path.is_file():
-        result = read_json(path)
-        provenance.check(path, result["key"], key, "give another --out-dir", shared.dataset.verify)
-        return result
-    print(f"{name}, rate {rate:g}, seed {seed}", file=sys.stderr, flush=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    measured = measure_run(shared, folder) if name == OURS else train(name, rate, seed, share, shared, folder)
-    setting = {"machine": machine(), "threads": torch.get_num_threads(), "commit": commit()}
-    training = {"name": name, "rate": rate, "seed": seed, "share": share, "grid": f"{folder.name}/grid.png"}
-    result = training | measured | setting
-    write_file(path, json.dumps(result | {"key": key}, indent=1) + "\n")
-    return result
+def kept(out: Path, name: str, measure: Callable[[Path], dict]) -> dict:
+    """What `measure` returns of a folder of --out-dir, from its file if that is there."""
+    path = out / name / "result.json"
+    if not path.is_file():
+        print(name, file=sys.stderr, flush=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, json.dumps(measure(path.parent), indent=1) + "\n")
+    return read_json(path)
 
 
-HEADS = ("", "rate", "minutes", "steps", "kernel distance", "95 % interval", "of each seed", "precision", "recall")
-HEADS += ("seconds per picture", "MB")
-
-
-def row_of(results: list[dict]) -> list[object]:
-    """A row of the table: means over the seeds of a rival at its best rate."""
-    first = results[0]
-
-    def mean(key: str) -> float:
-        return float(np.mean([result[key] for result in results]))
-
-    kernel, low, high, precision, recall = map(mean, MEASURES)
+def print_means(name: str, rate: str, results: list[dict]) -> None:
+    """Print a row: means over seeds."""
+    means = {key: float(np.mean([result[key] for result in results])) for key in (*MEASURES, "seconds_per_picture")}
+    kernel, low, high, precision, recall, seconds = means.values()
     each = ", ".join(f"{result['kernel']:.3f}" for result in results)
-    rate, steps = ("", "") if first["name"] == OURS else (f"{first['rate']:g}", round(mean("steps")))
-    distance = f"{kernel:.3f}", f"{low:.3f} to {high:.3f}", each, f"{precision:.2f}", f"{recall:.2f}"
-    cost = f"{mean('seconds_per_picture'):.2f}", f"{first['megabytes']:.0f}"
-    return [first["name"], rate, f"{first['minutes']:.1f}", steps, *distance, *cost]
+    quality = f"{kernel:.3f}", f"{low:.3f} to {high:.3f}", each, f"{precision:.2f}", f"{recall:.2f}", f"{seconds:.2f}"
+    print_row(name, rate, f"{results[0]['minutes']:.1f}", results[0]["steps"], *quality)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train and measure what is not finished; write and print the table."""
+    """Train and measure what is not finished; print the table."""
     args = parse_options(Options, __doc__, argv)
-    shared, first, everything, best = Shared(args), args.seeds[0], [], []
-    if args.run is not None:
-        best.append([result_of(OURS, 1.0, first, shared)])
-        everything += best[0]
+    cli.need("requirements-dev.txt", *(RIVALS[name].package for name in args.rivals if RIVALS[name].package))
+    shared = Shared(args.dataset, args.run, args.minutes)
+    print(f"{len(shared.split.test)} test images; {machine()}, {torch.get_num_threads()} threads\n")
+    print_head(
+        "", "rate", "minutes", "steps", "kernel distance", "95 %", "seeds", "precision", "recall", "s per picture"
+    )
+    print_means(OURS, "", [kept(args.out_dir, "run", partial(measure_run, shared))])
     for name in args.rivals:
-        tried = [result_of(name, rate, first, shared, args.search) for rate in args.rates or RIVALS[name].rates]
-        rate, is_end = best_of({result["rate"]: result["validation_loss"] for result in tried})
-        best.append([result_of(name, rate, seed, shared) for seed in args.seeds])
-        everything += [*tried, *best[-1]]
+
+        def result(rate: float, seed: int, share: float, name: str = name) -> dict:
+            folder = f"{name}-{args.minutes:g}-minutes-rate-{rate:g}-seed-{seed}-share-{share:g}"
+            return kept(args.out_dir, folder, partial(train, name, rate, seed, share, shared))
+
+        rates = args.rates or RIVALS[name].rates
+        rate, is_end = best_of({rate: result(rate, args.seeds[0], args.search)["loss"] for rate in rates})
+        print_means(name, f"{rate:g}", [result(rate, seed, 1.0) for seed in args.seeds])
         if is_end:
             print(f"{name}: its best rate is at an end of the grid: add --rates beyond it", file=sys.stderr)
-    numbers = f"{len(shared.tests)} test images and as many samples; seeds {', '.join(map(str, args.seeds))}"
-    settings = (f"{each['machine']}, {each['threads']} threads, commit {each['commit']}" for each in everything)
-    text = f"{numbers}; {', and '.join(dict.fromkeys(settings))}.\n\n{table(HEADS, map(row_of, best))}\n"
-    write_file(args.out_dir / "table.md", text)
-    write_file(args.out_dir / "results.json", json.dumps(everything, indent=1) + "\n")
-    shown = np.resize(shared.tests, COLUMNS)  # of fewer, some again
-    rows = [grid(shared.dataset[shown], COLUMNS)]
-    rows += [read_image(args.out_dir / each[0]["grid"])[:, : rows[0].shape[1]] for each in best]
-    save_image(torch.cat(rows, 1), args.out_dir / "rows.png")
-    print(text, end="")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
     python -m benchmarks.quality out/demo-avatars/data/dataset.json --shares 0.3 1
 
 Trains one after the other and evaluates each on all test images. Prints a table in Markdown: the minutes of `auto` from
-the first look to the report, or those of a recipe's steps alone, and what scripts.evaluate measures; and draws the
-kernel distances over the time (quality.png). What was trained before is not trained again.
+the first look to the report, or those of a recipe's steps alone, and what scripts.evaluate measures. What was trained
+before is not trained again.
 """
 
 from utils.runtime.threads import inherited
@@ -15,15 +15,12 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from matplotlib.figure import Figure
-
-from benchmarks.common import commit, options, print_head, print_row
+from benchmarks.common import options, print_head, print_row
 from evaluation.results import SETS, TRAINING, Results
 from reporting.run import read_run
 from scripts.train_cascade import Options as ChainOptions
 from scripts.train_cascade import run_recipe
 from utils.core.config import load_config, read_json
-from utils.core.files import write_file
 from utils.core.options import option, parse_options
 from utils.runs.chain import ROOT, Recipe
 from utils.runs.folders import RunFolder
@@ -46,7 +43,6 @@ class Measured(NamedTuple):
     """A training and what was measured of it."""
 
     name: str
-    commit: str  # of the code that began the training
     seconds: float
     results: Results
 
@@ -64,14 +60,6 @@ def run(script: str, *words: object) -> None:
     """Run a script of the project; if it fails it has said why, and this ends with its status."""
     with attending() as attendant:
         attendant.check([sys.executable, "-m", f"scripts.{script}", *words], cwd=ROOT, env=inherited())
-
-
-def noted_commit(out: Path) -> str:
-    """The commit of the code that began a run, which is noted with its folder; "unknown" of an older run."""
-    note = out / "commit.txt"
-    if not out.exists():
-        write_file(note, commit())
-    return note.read_text() if note.is_file() else "unknown"
 
 
 def train_auto(dataset: Path, minutes: float, seed: int, out: Path) -> float:
@@ -101,38 +89,24 @@ def measure(args: Options) -> list[Measured]:
     for minutes in sorted(args.minutes or (() if args.shares else MINUTES)):
         for seed in range(args.runs):
             folder = out / f"auto-{minutes:g}-{seed}"
-            code, seconds = noted_commit(folder), train_auto(dataset, minutes, seed, folder)
-            measured.append(Measured(f"auto, {minutes:g} minutes", code, seconds, evaluate(dataset, folder)))
+            seconds = train_auto(dataset, minutes, seed, folder)
+            measured.append(Measured(f"auto, {minutes:g} minutes", seconds, evaluate(dataset, folder)))
     for share in sorted(args.shares):
         folder = out / f"{share:g}"
-        code, seconds = noted_commit(folder), train_recipe(dataset, share_of(recipe, share), folder)
-        measured.append(Measured(f"{args.recipe}, {share:g} of the steps", code, seconds, evaluate(dataset, folder)))
+        seconds = train_recipe(dataset, share_of(recipe, share), folder)
+        measured.append(Measured(f"{args.recipe}, {share:g} of the steps", seconds, evaluate(dataset, folder)))
     return measured
 
 
-def draw(measured: list[Measured], path: Path) -> None:
-    """Draw the kernel distance of each set of images over the minutes."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    in_order = sorted(measured, key=lambda each: each.seconds)
-    for name in SETS:
-        distances = [each.results.distance(name).kernel for each in in_order]
-        axes.plot([each.seconds / 60 for each in in_order], distances, "o-")
-    axes.set(xlabel="minutes", ylabel="kernel distance to test images", ylim=(0, None), xlim=(0, None))
-    axes.legend(SETS)
-    figure.savefig(path, dpi=100)
-
-
 def main(argv: list[str] | None = None) -> None:
-    """Train everything, print the table, draw the curves."""
+    """Train everything and print the table."""
     args = parse_options(Options, __doc__, argv)
     measured, names = measure(args), [name for name in SETS if name != TRAINING]
-    print_head("", "commit", "minutes", "PSNR (dB)", *names, "precision", "recall")
-    for name, code, seconds, results in measured:
+    print_head("", "minutes", "PSNR (dB)", *names, "precision", "recall")
+    for name, seconds, results in measured:
         kernels, samples = (f"{results.distance(name).kernel:.3f}" for name in names), results.distance(names[-1])
         quality = f"{seconds / 60:.1f}", f"{results.reconstruction[0].psnr:.1f}"
-        print_row(name, code, *quality, *kernels, f"{samples.precision:.2f}", f"{samples.recall:.2f}")
-    draw(measured, args.out_dir.resolve() / "quality.png")
+        print_row(name, *quality, *kernels, f"{samples.precision:.2f}", f"{samples.recall:.2f}")
 
 
 if __name__ == "__main__":
