@@ -31,12 +31,9 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "counts_memory: its trainings count the memory of a step, which takes 0.3 s")
 
 
-def pytest_terminal_summary(terminalreporter):
-    """How many bad inputs the tests tried: also those of other processes, whose output is not shown."""
-    properties = [pair for report in terminalreporter.getreports("passed") for pair in report.user_properties]
-    for name, number in properties:
-        if name == "tried":
-            terminalreporter.write_line(f"{number} tried: each was read, or refused in one line")
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, default=3, help="points at which tests/test_kill.py kills a step")
+    parser.addoption("--damages", type=int, default=12, help="damaged files of each kind in tests/test_damage.py")
 
 
 @contextmanager

@@ -18,7 +18,7 @@ def pictures_of(cell):
     return sum("image/png" in output.get("data", {}) for output in cell.get("outputs", ()))
 
 
-def test_the_notebook_runs(faces, tmp_path, monkeypatch):
+def test_the_notebook_runs_where_it_lies(faces, tmp_path, monkeypatch):
     recipe, out = recipe_of(1, tmp_path / "recipe"), tmp_path / "run"
     content = json.loads((recipe / "recipe.json").read_text()).keys() - {"decoder", "description", "num_images"}
     settings = {name: own for name, own in SMALL.settings.items() if name in content}
@@ -34,7 +34,7 @@ def test_the_notebook_runs(faces, tmp_path, monkeypatch):
     book.cells.insert(place + 1, nbformat.v4.new_code_cell("\n".join(lines)))
     for name, value in {"PYTHONPATH": ROOT, "IPYTHONDIR": tmp_path, "JUPYTER_DATA_DIR": tmp_path}.items():
         monkeypatch.setenv(name, str(value))
-    NotebookClient(book, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+    NotebookClient(book, timeout=300, kernel_name="python3", resources={"metadata": {"path": PAGE.parent}}).execute()
     shown = {cell.id: number for cell in book.cells if (number := pictures_of(cell))}
     assert shown == {"data": 1, "autoencoder": 2, "codebook": 2, "loss": 1, "generated": 2, "sample": 1, "walk": 1}
 

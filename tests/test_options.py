@@ -81,7 +81,7 @@ def wrong_values(field, hint):
 LIMITED = ("num_workers", "nproc")
 
 
-@pytest.mark.parametrize("script", [*reference.SCRIPTS, "scripts.soak"])
+@pytest.mark.parametrize("script", reference.SCRIPTS)
 def test_every_flag_refuses_what_is_out_of_its_range_by_its_name(script, tmp_path, monkeypatch, capsys):
     """Before the script does anything."""
     monkeypatch.chdir(tmp_path)
