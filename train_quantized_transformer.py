@@ -2,7 +2,7 @@ r"""Step 5: train the transformer of one stage of the cascade.
 
 With --train-base-model it predicts the coarsest grid from a condition token; otherwise a finer grid from a coarser one.
 Reads a dataset.json of feature maps, the autoencoder and two codebooks. Writes checkpoints, validation pictures
-(images/ground_truth_N.png, low_res_cond_N, high_res_example_N, high_res_recon_N) and metrics.jsonl to --out-dir.
+(images/ground_truth_N.png, low_res_cond_N, high_res_true_N, high_res_recon_N) and metrics.jsonl to --out-dir.
 
     python train_quantized_transformer.py --dataset-path out/faces/feature_maps/dataset.json \
         --decoder-path out/faces/autoencoder/models_checkpoint/latest.pt \
@@ -162,7 +162,7 @@ class StageTask(GradientTask):
         pictures = {
             "ground_truth": self.shown_maps,
             "low_res_cond": self.coarse.lookup(coarse[:, : self.config.coarse.length]),
-            "high_res_example": self.fine.lookup(fine),
+            "high_res_true": self.fine.lookup(fine),
             "high_res_recon": self.fine.lookup(sampled),
         }
         for name, fmaps in pictures.items():

@@ -34,7 +34,7 @@ TITLES = {
 }
 PIXEL_LOSSES = {"mse": "mean squared error", "l1": "mean absolute error"}
 CODEBOOK_PICTURES = ("hit_map", "u_matrix", "comparison")
-PREVIEWS = ("low_res_cond", "high_res_recon", "high_res_example", "ground_truth")
+PREVIEWS = ("low_res_cond", "high_res_recon", "high_res_true", "ground_truth")
 
 
 @dataclass

@@ -35,37 +35,36 @@ CONFIGS = {
 }
 
 
-def table_of(fields: list[dataclasses.Field], is_flag: bool) -> list[str]:
-    """A table of some fields, flags or keys."""
-    rows = []
+def rows_of(title: str, fields: list[dataclasses.Field], is_flag: bool) -> list[list[str]]:
+    """Rows of a table: a title, and the fields below it, flags or keys."""
+    rows = [[f"**{title}**", "", ""]]
     for field in fields:
         option = field.metadata["option"]
         names = [option.short, flag_of(field)] if is_flag else [field.name]
         choices = f" ({', '.join(f'`{choice}`' for choice in option.choices)})" if option.choices else ""
         name = ", ".join(f"`{name}`" for name in names if name)
         rows.append([name, default_of(field), f"{option.meaning}{choices}"])
-    return [table(["flag" if is_flag else "key", "default", ""], rows), ""]
+    return rows
 
 
 def render() -> str:
-    """The whole page."""
-    lines = ["# Reference", "", "Made by `python -m scripts.reference` from the code; do not edit it by hand.", ""]
-    lines += ["## Flags", "", "A script takes the flags of each table that names it.", ""]
     users: dict[type, list[str]] = {}
     for script in SCRIPTS:
         for cls in filter(dataclasses.is_dataclass, reversed(import_module(script).Options.__mro__)):
             users.setdefault(cls, []).append(f"`{script}.py`" if script in STEPS else f"`{script}`")
+    flags, keys = [], []
     for cls, scripts in users.items():
         own = [field for field in dataclasses.fields(cls) if field.name in inspect.get_annotations(cls)]
-        lines += [f"### {', '.join(scripts)}", "", *table_of(own, is_flag=True)]
-    lines += ["## JSON keys", "", "### A recipe", "", RECIPE, ""]
+        flags += rows_of(", ".join(scripts), own, is_flag=True)
     for title, config in CONFIGS.items():
-        lines += [f"### {title}", "", *table_of(list(dataclasses.fields(config)), is_flag=False)]
-    return "\n".join(lines)
+        keys += rows_of(title, list(dataclasses.fields(config)), is_flag=False)
+    lines = ["# Reference", "", "Made by `python -m scripts.reference` from the code; do not edit it by hand.", ""]
+    lines += ["## Flags", "", "A script takes the flags of each group that names it.", ""]
+    lines += [table(["flag", "default", ""], flags), "", "## JSON keys", "", RECIPE, ""]
+    return "\n".join([*lines, table(["key", "default", ""], keys), ""])
 
 
 def main() -> None:
-    """Write the page."""
     write_file(PAGE, render())
 
 

@@ -1,4 +1,4 @@
-"""The model in Python: what `Cascade` gives, and that the code of docs/python.md runs."""
+"""The model in Python: what `Cascade` gives, and that the code of docs/using.md runs."""
 
 import re
 import shutil
@@ -16,7 +16,7 @@ from tests.helpers.scripts import run_main
 from utils.core.files import UserError
 from utils.data.images import read_image, to_pil
 
-PAGE = Path(__file__).parent.parent / "docs" / "python.md"
+PAGE = Path(__file__).parent.parent / "docs" / "using.md"
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +152,7 @@ def test_numbers_of_numpy_and_torch_are_those_of_python(cascade):
 def test_the_code_of_the_page_runs(tiny_run, files, tmp_path, monkeypatch):
     """All of it, in order, beside a model and two pictures of the names that it uses."""
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(blocks) > 3
+    assert len(blocks) > 1
     shutil.copytree(tiny_run, tmp_path / "faces")
     shutil.copy(files[0], tmp_path / "one.png")
     shutil.copy(files[1], tmp_path / "two.png")

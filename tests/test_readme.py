@@ -42,10 +42,14 @@ def blocks_of(page, language):
 
 
 def commands_of(page):
-    """The commands of all ```bash blocks, each as words. Bash reads the blocks, but runs none of the commands."""
+    return commands_in(blocks_of(page, "bash"))
+
+
+def commands_in(blocks):
+    """The commands of ```bash blocks, each as words. Bash reads the blocks, but runs none of the commands."""
     functions = "\n".join(f'{name}() {{ record {name} "$@"; }}' for name in RECORDED)
     record = f"record() {{ printf '%s{UNIT}' \"$@\"; printf '{RECORD}'; }}\nPATH=\n"
-    script = "\n".join((record, functions, *blocks_of(page, "bash")))
+    script = "\n".join((record, functions, *blocks))
     result = subprocess.run(["bash", "-euc", script], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return [line.removesuffix(UNIT).split(UNIT) for line in result.stdout.split(RECORD)[:-1]]
@@ -70,12 +74,11 @@ def test_commands_run_in_order(faces, tmp_path, monkeypatch):
         Image.open(source).save(tmp_path / "photos" / name)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
-    readme = commands_of("README.md")
-    names = {name for name, _ in modules_of(readme)}
-    scripts = ("evaluate", "export", "make_dataset", "playground", "report", "train_cascade")
-    assert names == {*STEPS, *(f"scripts.{name}" for name in scripts)}
-    # The page about generation goes on where the README ends.
-    for words in (*readme, *commands_of("docs/generation.md")):
+    readme, steps = commands_of("README.md"), commands_in(blocks_of("docs/steps.md", "bash")[:1])
+    use = next(number for number, words in enumerate(readme) if words[1:2] == ["generate_images.py"])
+    assert sorted({name for name, _ in modules_of(steps)}) == STEPS
+    # The README uses the model that the six steps make, and so does the page about using one.
+    for words in (*readme[:use], *steps, *readme[use:], *commands_of("docs/using.md")):
         words = [word.replace("laptop-128", "tiny-32").replace("128", "32") for word in words]
         for name, arguments in modules_of([words]):
             # The playground serves until it is stopped; tests/test_demo.py runs a chain, and tests/test_temperatures.py
@@ -115,23 +118,6 @@ def test_commands_of_a_page_exist(page):
             assert arguments == []
 
 
-def test_the_readme_is_short_and_its_bash_commands_are_those_that_other_tests_run():
-    assert len(text_of("README.md").splitlines()) <= 250
-    scripts = {words[1] for words in commands_of("README.md") if words[0] == "bash"}
-    assert scripts == {"scripts/demo.sh", "scripts/test.sh"}
-
-
-def test_the_steps_one_by_one_are_those_of_the_readme():
-    """Apart from their order, since the README trains and prunes a codebook in one loop."""
-
-    def steps(page):
-        commands = commands_of(page)
-        named = [words for words in commands if words[0] == "cp" or words[1].removesuffix(".py") in STEPS]
-        return sorted(sorted(" ".join(words).replace("=", " ").split()) for words in named)
-
-    assert len(steps("README.md")) == 16 and steps("docs/steps.md") == steps("README.md")
-
-
 def test_this_environment_is_one_set_within_ranges_that_have_a_reason():
     for name in FILES:
         lines = [line for line in (ROOT / name).read_text().splitlines() if not line.startswith(("#", "-r "))]
@@ -146,13 +132,13 @@ def test_this_environment_is_one_set_within_ranges_that_have_a_reason():
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_docstring_command_is_in_the_readme(step):
+def test_docstring_command_is_one_of_the_steps(step):
     doc = importlib.import_module(step).__doc__
     example = next(block for block in doc.split("\n\n") if block.startswith("    python "))
     assert all(len(line) <= 120 for line in example.splitlines())  # so --help shows it as it is written
     words = shlex.split(example.replace("\\\n", " "))
     flags = {word for word in words if word.startswith("-")}
-    candidates = [arguments for name, arguments in modules_of(commands_of("README.md")) if name == step]
+    candidates = [arguments for name, arguments in modules_of(commands_of("docs/steps.md")) if name == step]
     assert any(flags <= set(arguments) for arguments in candidates)
 
 
@@ -171,7 +157,7 @@ def test_links_of_a_page_lead_somewhere(page):
         assert not anchor or anchor in anchors_of(target.relative_to(ROOT)), f"{name}#{anchor}"
 
 
-def test_json_of_the_page_about_generation_is_one(tmp_path):
-    (block,) = blocks_of("docs/generation.md", "json")
+def test_json_of_the_page_about_using_a_model_is_one(tmp_path):
+    (block,) = blocks_of("docs/using.md", "json")
     (tmp_path / "generate.json").write_text(block)
     assert len(load_generation_config(tmp_path / "generate.json")) == 2

@@ -542,7 +542,7 @@ def test_activation_checkpoints_change_no_gradient(train, write_json, tmp_path, 
     [
         ("autoencoder", {"ground_truth", "recon"}),
         ("codebook_1", {"image_plot", "quant_image_plot", "comparison", "atlas", "u_matrix"}),
-        ("transformer_1", {"ground_truth", "low_res_cond", "high_res_example", "high_res_recon"}),
+        ("transformer_1", {"ground_truth", "low_res_cond", "high_res_true", "high_res_recon"}),
     ],
 )
 def test_every_checkpoint_has_its_pictures(name, pictures, whole):

@@ -150,7 +150,7 @@ def test_weights_of_the_same_pictures_keep_the_test_images(name, train, encode, 
 
 
 def test_a_chain_goes_on_with_an_autoencoder_that_began_from_other_weights(tiny_run, fewer, tmp_path):
-    """As docs/warm_start.md says: one training step by hand with --model-path, then the recipe's own steps."""
+    """As docs/steps.md says: one training step by hand with --model-path, then the recipe's own steps."""
     recipe = SMALL.change(("autoencoder",), lr_schedule="cosine", max_step=4)
     step = steps_of(RunFolder(tmp_path / "run", 3), recipe, fewer)[0]
     weights = {"model_path": tiny_run / "autoencoder" / WEIGHTS, "out_dir": step.folder.path}

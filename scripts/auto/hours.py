@@ -20,8 +20,8 @@ RULES = {
     "finer": (60, 12, 6, 50),  # the other stages
 }
 PASSES = RULES["finer"][1]
-CODEBOOK_STEPS = 300  # that a codebook may make of few images too (docs/codebooks.md#how-a-map-learns)
-# The rest of the training time, as the demo spends it (docs/times.md); the stages after the base stage share one part.
+CODEBOOK_STEPS = 300  # that a codebook may make of few images too (docs/experiments.md#codebooks)
+# The rest of the training time, as the demo spends it (docs/scaling.md#times); later stages share a part.
 SHARES = {"codebook": 0.06, "decoder": 0.08, "transformer_0": 0.08}
 FINER = 0.7
 EVALUATED = 0.08  # share of all time for the evaluation, at most

@@ -24,7 +24,7 @@ class Plan:
     written: list = field(default_factory=list)  # checksums of recipe.json, before and after it was written last
     start: float = 0.0  # seconds that a script takes to start
     costs: dict = field(default_factory=dict)  # of each step, as measured in the short pass
-    guessed: float = 0.0  # seconds of a training step of the autoencoder on the machine of docs/times.md
+    guessed: float = 0.0  # seconds of a training step of the autoencoder on the machine of docs/scaling.md#times
     drift: float = 1.0  # how many times as long as `costs` say steps have taken so far
     pace: float = 1.0  # the drift that `seconds` were planned with
     seconds: dict = field(default_factory=dict)  # planned, of each step

@@ -40,7 +40,7 @@ CHOICES = {
     DRAWINGS: Choice(
         Shares(autoencoder=0.22),
         ((1.0, 0.6, 0.4), "as the demo's faces", "docs/experiments.md#which-settings-look-best"),
-        ({}, {}, "as the demo's", "docs/times.md"),
+        ({}, {}, "as the demo's", "docs/scaling.md#times"),
         moved=5,
     ),
     PHOTOGRAPHS: Choice(
@@ -64,8 +64,8 @@ SYMMETRIC, OFTEN = 1.15, 36  # of `mirrored`, and passes over the images, from w
 UNALIGNED = 0.7  # `variety` from which moved copies are made of few images
 HOURS_128 = 1.5  # without a GPU, from which images have 128 pixels a side: twice what laptop-128 takes
 MOST_TOKENS, BASE_TOKENS = 2304, 64  # of the finest grid, and of the coarsest
-# Seconds on two cores of an EPYC with nothing beside it (docs/times.md, commit bc161fa), for a first guess; a GPU is
-# guessed to be so many times as fast.
+# Seconds on two idle cores of an EPYC (docs/scaling.md#times, commit bc161fa), for a first guess; a GPU is guessed
+# to be so many times as fast.
 START, PER_STEP, PER_TOKEN, GPU = 4.0, 0.04, 0.08 / 1024, 20.0
 STAGE_BYTES, IMAGE_BYTES = 15e6, 1.5e6  # memory of an image of 256 tokens at width 128, and of one of 64×64 pixels
 
@@ -235,7 +235,7 @@ def reasons_for(prints: Fingerprint, sizes: Sizes, temperatures: list[float]) ->
         ("flip", "yes" if sizes.is_mirrored else "no", mirror, "docs/experiments.md#mirror-images"),
         ("moved copies", str(sizes.moved), moved, "docs/experiments.md#moved-copies"),
         ("autoencoder", channels, f"{choice.shares.autoencoder:.0%} of the time: {because}", source),
-        ("grids", grids, coarsest, "docs/scaling.md#grids-for-128128-pixels"),
+        ("grids", grids, coarsest, "docs/scaling.md#faces-of-128128-pixels"),
         ("units", ", ".join(map(str, sizes.units)), units, "configs/demo-64"),
         ("stages", f"{len(sides)} of width {width}", wider, "docs/scaling.md#loss-over-compute"),
         ("temperatures", ", ".join(map(str, temperatures)), *choice.temperatures[1:]),

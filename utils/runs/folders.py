@@ -15,7 +15,7 @@ CONDITION = "cond"  # the level of the condition codebook; the other levels are 
 # The pictures of a checkpoint, by trainer; `picture` adds its step.
 PICTURES = ("ground_truth", "recon")
 PICTURES += ("image_plot", "quant_image_plot", "comparison", "atlas", "u_matrix", "hit_map")
-PICTURES += ("low_res_cond", "high_res_example", "high_res_recon")
+PICTURES += ("low_res_cond", "high_res_true", "high_res_recon")
 
 
 class OutputFolder:

@@ -1,8 +1,8 @@
 """How OpenMP's threads wait and how many there are, chosen before torch is imported, which reads it once.
 
 A thread that has done its share waits for the others by spinning, up to 30 ms, which costs other processes their time.
-docs/times.md shows the times of each choice, alone and beside other work. Every script imports this first, so it also
-names a Python without torch, and from then on Ctrl-C ends the script without a traceback, also amid the other imports.
+docs/scaling.md#times shows what each choice takes beside other work. Every script imports this first, so it also names
+a Python without torch, and from then on Ctrl-C ends the script without a traceback, also amid the other imports.
 """
 
 import os
