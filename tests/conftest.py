@@ -2,6 +2,7 @@
 
 import json
 import logging
+import random
 import shutil
 import signal
 from contextlib import contextmanager
@@ -32,8 +33,9 @@ def pytest_configure(config):
 
 
 def pytest_addoption(parser):
-    parser.addoption("--kills", type=int, default=3, help="points at which tests/test_kill.py kills a step")
-    parser.addoption("--damages", type=int, default=12, help="damaged files of each kind in tests/test_damage.py")
+    parser.addoption("--kills", type=int, default=1, help="how often test_kill.py kills each step (default: 1)")
+    parser.addoption("--kill-seed", type=int, default=random.randrange(10**6), help="of the points where it does")
+    parser.addoption("--damages", type=int, default=12, help="damaged files of a kind in test_damage.py (default: 12)")
 
 
 @contextmanager

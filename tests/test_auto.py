@@ -207,10 +207,6 @@ def test_what_is_expected_is_the_nearest_row_of_its_kind():
         "auto_hour.png); with only 167 training images expect worse"
     )
     assert "worse" not in expect.sentence(prints_of(2200, flat=0.2), 1)
-    for row in expect.rows():  # each number is in the table that it names
-        page, _, _ = row.source.partition("#")
-        text = (Path(train_cascade.__file__).parent.parent / page).read_text(encoding="utf-8")
-        assert re.search(rf"\b{row.distance:.3f}", text) and f"{row.precision:.2f}" in text
 
 
 ALIKE = np.broadcast_to(next(squares()), (120, 16, 16, 3)) + np.arange(120)[:, None, None, None] % 2

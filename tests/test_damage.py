@@ -29,6 +29,7 @@ from tests.helpers.scripts import TINY, run_main
 from utils.core.config import load_config
 from utils.core.files import UserError
 from utils.data.dataset import FeatureMapDataset, ImageDataset
+from utils.data.journal import Journal
 from utils.data.shards import write_shard
 from utils.data.split import Bounds
 from utils.runs.chain import Recipe
@@ -87,7 +88,7 @@ def targets(tiny_run, faces, tmp_path_factory):
     for step, key in [*steps.keys()]:
         steps.note(step.name, key)
     decoder = "--decoder-path", scratch / "run/autoencoder/models_checkpoint/latest.pt"
-    found = {
+    targets = {
         "images": (images, lambda: use(ImageDataset(images))),
         "feature maps": (maps, lambda: use(FeatureMapDataset(maps))),
         "shard": (shard, lambda: use(ImageDataset(shard))),
@@ -107,17 +108,21 @@ def targets(tiny_run, faces, tmp_path_factory):
         "checkpoint": (run.autoencoder.latest, lambda: load_checkpoint(run.autoencoder.latest, "autoencoder")),
         "mark": (run.mark("autoencoder"), lambda: train_cascade.Chain(Recipe.find("tiny-32"), chain)),
     }
+    Journal(journal := run.feature_maps.path / "unfinished.jsonl", "key").add(
+        {"0": {"places": [[maps.name, None, "a"]]}}
+    )
+    targets["journal"] = journal, lambda: Journal(journal, "key").find("0")
     for name in (CONFIG, "generate.json", "codebook_0.safetensors"):
-        found[f"exported {name}"] = model / name, lambda: Cascade.load(model, device="cpu", precision="fp32")
+        targets[f"exported {name}"] = model / name, lambda: Cascade.load(model, device="cpu", precision="fp32")
     for name, main, dataset, more in (
         ("autoencoder", train_autoencoder.main, images, ()),
         ("codebook_0", train_codebook.main, maps, decoder),
     ):
         (folder := scratch / f"{name} to resume").mkdir()
-        found[folder.name] = to_resume(main, recipe / f"{name}.json", dataset, folder, *more)
-    for _, read in found.values():
+        targets[folder.name] = to_resume(main, recipe / f"{name}.json", dataset, folder, *more)
+    for _, read in targets.values():
         read()  # whole, each is read
-    return found
+    return targets
 
 
 def alter(value, rng):
@@ -176,7 +181,7 @@ def damage(place, rng):
 
 
 NAMES = ("images", "feature maps", "shard", "run.json", "metrics", "recipe", "autoencoder", "transformer", "codebook")
-NAMES += ("generation", "checkpoint", "mark", f"exported {CONFIG}", "exported generate.json")
+NAMES += ("generation", "checkpoint", "mark", "journal", f"exported {CONFIG}", "exported generate.json")
 NAMES += ("exported codebook_0.safetensors", "autoencoder to resume", "codebook_0 to resume")
 
 

@@ -1,130 +1,121 @@
-"""A step that is killed at any point, and started again, leaves what one leaves that nothing interrupts, to the bit.
+"""Each step of a small chain, killed at a drawn point and started again, leaves what an uninterrupted one leaves.
 
-`pytest tests/test_kill.py --kills 300` tries that many points; which ones, is a function of their number alone.
+A point is the call of the operating system before which the step gets a signal. `--kills 50` kills each step so often,
+and `--kill-seed` repeats the points of a run, which prints its seed.
 """
 
+import builtins
+import io
 import itertools
 import json
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 from importlib import import_module
-from pathlib import Path
 
-import torch
 from PIL import Image, ImageDraw
 
-from tests.helpers.results import differences
-from tests.helpers.scripts import TINY
-from utils.core.options import words_of
-from utils.runs.chain import ROOT, Recipe, steps_of
+from scripts import export, make_dataset
+from tests.helpers.deaths import differences
+from tests.helpers.jobs import run_job
+from tests.helpers.scripts import TINY, run_main
+from utils.runs.chain import Recipe, steps_of
 from utils.runs.folders import RunFolder
-from utils.runtime.cli import run
 
-SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-# A signal comes before one of these calls: of the operating system, and of the project, where a step has written half.
-CALLS = ("replace", "link", "unlink", "fsync", "sync", "rmdir")
-MEASURED = ("mean_over", "count_maps", "decoded_psnr", "arrange", "quantize", "write_png", "write_dataset")
-MODULES = ("train_codebook", "train_autoencoder", "train_quantized_transformer", "prune_codebook", "models.tokens")
-MODULES += ("utils.data.images", "scripts.make_dataset", "utils.data.dataset_json", "scripts.export")
-TRAINING = {"batch_size": 6, "val_fraction": 0.2, "log_step": 2, "max_step": 5, "checkpoint_step": 2}
+CALLS = [(os, name) for name in ("open", "mkdir", "replace", "link", "unlink", "rmdir", "fsync", "sync")]
+CALLS += [(io, "open"), (builtins, "open")]
+SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)  # the first is the hardest
+TRAINING = {"device": "cpu", "batch_size": 6, "val_fraction": 0.2, "log_step": 2, "max_step": 5, "checkpoint_step": 2}
+KEPT = TRAINING | {"keep_checkpoint": 2}
 SETTINGS = {
-    "autoencoder": TRAINING | {"keep_checkpoint": 2, "flip": True},
-    "feature_maps": {"flip": True, "num_files_folder": 9, "batch_size": 5},
-    "codebook": TRAINING | {"keep_checkpoint": 2, "max_step": 7, "checkpoint_step": 3},
-    "prune": {"prune_threshold": 1},
-    "decoder": TRAINING,
+    "autoencoder": KEPT | {"flip": True},
+    "feature_maps": {"device": "cpu", "flip": True, "num_files_folder": 9, "batch_size": 5},
+    "codebook": KEPT | {"max_step": 7, "checkpoint_step": 3},
+    "prune": {"device": "cpu", "prune_threshold": 1},
+    "decoder": KEPT,
     "transformer_0": TRAINING | {"test_num_sample": 2},
-    "generate": {"num_images": 7, "batch_size": 3, "animate": "webp"},
+    "generate": {"device": "cpu", "num_images": 7, "batch_size": 3, "animate": "webp"},
 }
-
-
-def cases(folder):
-    """The steps of a chain, each a module and its arguments, from pictures in a folder to an exported model."""
-    yield "scripts.make_dataset", [folder / "pictures", "--image-size", 32, "--out-dir", folder / "data"]
-    run = RunFolder(folder, 1)
-    for step in steps_of(run, Recipe(TINY, SETTINGS), run.images):
-        yield step.script, [*words_of(step.options), "--device", "cpu", "--out-dir", step.folder.path]
-    yield "scripts.export", [folder, folder / "exported", "--device", "cpu"]
-
-
-def in_child(module, words, last=None, number=signal.SIGKILL):
-    """Run a script in a child, which gets a signal before its call number `last`; return the number of its calls."""
-    calls, (reader, writer) = itertools.count(), os.pipe()
-    if pid := os.fork():
-        os.close(writer)
-        _, status = os.waitpid(pid, 0)
-        written = os.read(reader, 99)
-        os.close(reader)
-        assert last is not None or status == 0, (module, status)
-        return int(written or 0)
-
-    def counted(function):
-        def call(*arguments, **options):
-            if next(calls) == last:
-                os.kill(os.getpid(), number)
-            return function(*arguments, **options)
-
-        return call
-
-    try:
-        for owner, names in ((os, CALLS), *((import_module(name), MEASURED) for name in MODULES)):
-            for name in names:
-                if hasattr(owner, name):
-                    setattr(owner, name, counted(getattr(owner, name)))
-        run(lambda: import_module(module).main([str(word) for word in words]))
-        os.write(writer, str(next(calls)).encode())
-        os._exit(0)
-    except BaseException as error:
-        print(repr(error))
-        os._exit(1)
 
 
 def draw_pictures(folder):
     """Some pictures, of which two are equal and one is broken."""
     rng = random.Random(0)
-    folder.mkdir(parents=True)
+    folder.mkdir()
     for number in range(24):
         image = Image.new("RGB", (40, 32), tuple(rng.choices(range(256), k=3)))
-        ImageDraw.Draw(image).ellipse((rng.randrange(12), 3, 30, 28), fill=tuple(rng.choices(range(256), k=3)))
+        corner = rng.randrange(12), rng.randrange(12)
+        ImageDraw.Draw(image).ellipse((*corner, 30, 28), fill=tuple(rng.choices(range(256), k=3)))
         image.save(folder / f"{number:02d}.png")
     shutil.copy(folder / "03.png", folder / "10_copy.png")
     (folder / "broken.png").write_bytes(b"no picture")
+    return folder
 
 
-def kill(folder, kills):
-    """Run each step; then, from what was there before it, again with a kill and a restart, for the points drawn."""
-    torch.set_num_threads(1)  # one that forks has no other, and equal results need as many
-    whole, before, expected, rng = folder / "run", folder / "before", folder / "expected", random.Random(kills)
-    draw_pictures(whole / "pictures")
-    (whole / "generate.json").write_text(json.dumps({"0": json.loads((TINY / "generate.json").read_text())["0"]}))
-    steps = [*cases(whole)]
-    chosen = [rng.randrange(len(steps)) for _ in range(kills)]
-    for number, (module, words) in enumerate(steps):
-        shutil.copytree(whole, before)
-        calls = in_child(module, words)
-        shutil.copytree(whole, expected)
-        for _ in range(chosen.count(number)):
-            last, name = rng.randrange(calls), rng.choice(SIGNALS)
-            shutil.rmtree(whole)
-            shutil.copytree(before, whole)
-            in_child(module, words, last, name)
-            in_child(module, words)
-            assert not (differing := differences(whole, expected)), (
-                f"{differing}: {module} {words} gets {name!r} at call {last} of {calls}"
-            )
+def commands(pictures, path):
+    """The name, the `main` and the arguments of each step of a chain with one stage, before it of its data."""
+    run = RunFolder(path, 1)
+    yield "data", make_dataset.main, [pictures, "--image-size", 32, "--num-workers", 0, "--out-dir", run.images.parent]
+    for step in steps_of(run, Recipe(TINY, SETTINGS), run.images):
+        yield step.name, import_module(step.script).main, step.command[1:]
+    yield "export", export.main, ["--device", "cpu", path, path / "exported"]
+
+
+def count_calls(last, number):
+    """Count the calls of this process, and send it a signal before the one whose number is `last`."""
+    counter, process = itertools.count(), os.getpid()
+
+    def counted(function):
+        def call(*arguments, **options):
+            if os.getpid() == process and next(counter) == last:
+                os.kill(process, number)
+            return function(*arguments, **options)
+
+        return call
+
+    for module, name in CALLS:
+        setattr(module, name, counted(getattr(module, name)))
+    return counter
+
+
+def start(main, arguments, log, last=None, number=signal.SIGKILL):
+    """Run a step in a process of its own; returns its exit status and, of one that ended, how many calls it made."""
+
+    def work(_):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        counter = count_calls(last, number)
+        run_main(main, *arguments)
+        (log / "count").write_text(str(next(counter)))
+
+    ((status, errors),) = run_job(work, log, number=1)
+    assert status in {0, -number, 128 + number}, errors
+    return status, int((log / "count").read_text()) if status == 0 else None
+
+
+def test_a_step_that_is_killed_and_started_again_leaves_what_an_uninterrupted_one_leaves(
+    pytestconfig, tiny_run, tmp_path
+):
+    """The tiny run is there since it imports what the scripts import late, which would take each start 2 s."""
+    kills, seed = pytestconfig.getoption("--kills"), pytestconfig.getoption("--kill-seed")
+    print(f"repeat with: pytest tests/test_kill.py --kills {kills} --kill-seed {seed}")
+    run, before, whole, log = (tmp_path / name for name in ("run", "before", "whole", "log"))
+    run.mkdir()
+    stages = json.loads((TINY / "generate.json").read_text())
+    (run / "generate.json").write_text(json.dumps({"0": stages["0"]}))
+    for name, main, arguments in commands(draw_pictures(tmp_path / "pictures"), run):
+        shutil.copytree(run, before)
+        status, calls = start(main, arguments, log)
+        assert status == 0
+        run.rename(whole)
+        rng = random.Random(f"{seed} {name}")
+        for _ in range(kills):
+            shutil.copytree(before, run)
+            place, number = rng.randrange(calls), rng.choice(SIGNALS)
+            point = f"{name}, {number.name} before call {place} of {calls}"
+            assert start(main, arguments, log, place, number)[0] != 0, point
+            assert start(main, arguments, log)[0] == 0, point
+            assert differences(whole, run) == [], point
+            shutil.rmtree(run)
+        whole.rename(run)
         shutil.rmtree(before)
-        shutil.rmtree(expected)
-
-
-def test_a_step_that_is_killed_and_started_again_leaves_what_an_uninterrupted_one_leaves(request, tmp_path):
-    command = [sys.executable, "-m", "tests.test_kill", tmp_path, str(request.config.getoption("--kills"))]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)  # since only one thread can fork
-    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
-
-
-if __name__ == "__main__":
-    kill(Path(sys.argv[1]), int(sys.argv[2]))

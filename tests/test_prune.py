@@ -12,7 +12,7 @@ import prune_codebook
 from models.codebook import Codebook
 from prune_codebook import choose
 from tests.helpers.codebooks import generator
-from tests.helpers.results import same
+from tests.helpers.deaths import same
 from tests.helpers.runs import BOUNDS, FRACTIONS
 from tests.helpers.scripts import expect_error, run_main
 from utils.core.files import UserError

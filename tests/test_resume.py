@@ -13,8 +13,7 @@ import torch
 import train_quantized_transformer
 from models.codebook import Codebook
 from models.som.learner import MapLearner
-from tests.helpers.deaths import results
-from tests.helpers.results import differences, same
+from tests.helpers.deaths import differences, results, same
 from tests.helpers.runs import MAINS, PLAN, PRUNED, WEIGHTS, latest, rows
 from tests.helpers.scripts import TINY, expect_error, expect_exit, run_main
 from utils.runs.attempt import read_attempts
@@ -208,7 +207,7 @@ def test_overwrite_leaves_what_a_run_in_an_empty_folder_leaves_and_a_persons_own
         train(name, "run", *PLAN, "--overwrite")
     # The latest first, so that a start that is killed then leaves no run that seems whole.
     assert next(file for file in removed if file.endswith(".pt") and not file.startswith(".")) == "latest.pt"
-    assert set(differences(whole(name), out)) == own
+    assert set(differences(whole(name), out)) == {f"{file} is only in one" for file in own}
     assert {(out / file).read_text() for file in own} == {"mine"}
 
 

@@ -27,8 +27,8 @@ from models.autoencoder import Autoencoder
 from models.codebook import Codebook
 from models.som.statistics import take_census
 from models.stage import Stage
+from tests.helpers.deaths import differences, same
 from tests.helpers.files import edited
-from tests.helpers.results import differences, same
 from tests.helpers.runs import BOUNDS, MAINS, PLAN, PRUNED, WEIGHTS, latest, rows
 from tests.helpers.scripts import CODEBOOKS, TINY, expect_error, run_main
 from utils.core.files import UserError

@@ -9,8 +9,6 @@ from scripts.auto.look import Fingerprint
 from utils.core.config import read_json
 from utils.training.metrics import is_checkpoint, read_rows
 
-TWICE = "15.2 minutes instead of 8.5 cut the kernel distance to 0.57 of its value (docs/experiments.md#time-to-quality)"
-
 
 class Row(NamedTuple):
     """A training that was measured on test images, by a recipe for 64×64 pixels."""
@@ -70,4 +68,4 @@ def outlook(metrics: Path, all_passed: bool = False) -> list[str]:
     if all_passed:
         return ["more images will help, more hours will not"]
     why = f"the finest stage was best at its end, after {last} training steps"
-    return [f"more hours may help: {why}; on the demo's faces {TWICE}"]
+    return [f"more hours may help: {why}; see docs/experiments.md#time-to-quality"]

@@ -1,6 +1,11 @@
 """Runs that die on the way, and what they leave."""
 
+import torch
+
 from tests.helpers.files import contents
+from utils.training.metrics import read_rows
+
+CLOCK = ("_per_second", "data_wait")  # ends of the names of numbers that depend on the clock
 
 
 def dying(original, at):
@@ -21,3 +26,40 @@ def results(folder):
     return {
         name: content for name, content in files.items() if name != "run.json" and not name.endswith((".log", ".lock"))
     }
+
+
+def same(first, second):
+    """Whether two checkpoints are equal to the bit, except for clock times and the digest, which covers them."""
+    if isinstance(first, torch.Tensor):
+        return isinstance(second, torch.Tensor) and first.dtype == second.dtype and torch.equal(first, second)
+    if isinstance(first, dict):
+        first, second = (
+            {key: value for key, value in content.items() if key != "digest" and not str(key).endswith(CLOCK)}
+            for content in (first, second)
+        )
+        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(same, first, second))
+    return first == second
+
+
+def differences(first, second):
+    """The differences between two folders, except in logs and in records of attempts, run.json."""
+    names = [
+        {path.relative_to(folder) for path in folder.rglob("*") if path.suffix != ".log" and path.name != "run.json"}
+        for folder in (first, second)
+    ]
+    equal = {name for name in names[0] & names[1] if is_same(first / name, second / name)}
+    return [
+        *(f"{name} is only in one" for name in sorted(names[0] ^ names[1])),
+        *(f"{name} differs" for name in sorted(names[0] & names[1] - equal)),
+    ]
+
+
+def is_same(first, second):
+    """Whether two files are equal, except for clock times."""
+    if first.is_dir() or first.read_bytes() == second.read_bytes():
+        return True
+    if first.suffix == ".pt":
+        return same(*(torch.load(path, weights_only=True) for path in (first, second)))
+    return first.suffix == ".jsonl" and same(read_rows(first), read_rows(second))

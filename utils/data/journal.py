@@ -35,8 +35,9 @@ class Journal:
     def find(self, name: str) -> dict | None:
         """The entry of a part, if there is one and its places are as they were written."""
         entry, folder = self.entries.get(name), self.path.parent
-        if entry and all(is_whole(folder / file, expected, row) for file, row, expected in entry["places"]):
-            return entry
+        with suppress(KeyError, TypeError, ValueError):  # of a damaged entry
+            if entry and all(is_whole(folder / file, expected, row) for file, row, expected in entry["places"]):
+                return entry
         return None
 
     def missing(self, parts: dict[str, T]) -> list[T]:
@@ -67,7 +68,7 @@ class Journal:
         for path in (self.path, *self._others()):
             lines = path.read_bytes().split(b"\n") if path.is_file() else []
             for line in lines[1:-1] if lines[:1] == [self.head] else ():  # a crash may have cut the last line short
-                with suppress(ValueError):
+                with suppress(RecursionError, TypeError, ValueError):
                     entries |= json.loads(line)
         return entries
 
