@@ -2,7 +2,6 @@ import json
 import os
 import shutil
 import signal
-import sys
 from collections import Counter
 
 import numpy as np
@@ -10,8 +9,8 @@ import pytest
 from PIL import Image, ImageDraw, ImageEnhance
 from tinydb import TinyDB
 
-from scripts import demo_data, few_images, make_dataset, near_duplicates
-from scripts.sources import avatars, openmoji
+from scripts import demo_data, make_dataset, near_duplicates
+from scripts.sources import openmoji
 from tests.helpers.deaths import dying
 from tests.helpers.jobs import run_job, until
 from tests.helpers.scripts import expect_error
@@ -21,7 +20,7 @@ from utils.data.dataset import ImageDataset
 from utils.data.images import open_rgb
 from utils.data.journal import Journal
 from utils.data.records import verify_files
-from utils.data.split import TRAINING, Bounds, position, sides_of
+from utils.data.split import Bounds, position, sides_of
 
 
 def noise(path, seed, size=(12, 10)):
@@ -57,7 +56,7 @@ def photos(tmp_path):
     return folder
 
 
-def test_a_folder_becomes_square_pngs_and_their_list(photos, tmp_path, capsys):
+def test_a_folder_becomes_square_pngs_and_their_list(photos, tmp_path):
     make(photos, tmp_path / "out")
     listed = records(tmp_path / "out")
     assert len(listed) == 42
@@ -66,11 +65,8 @@ def test_a_folder_becomes_square_pngs_and_their_list(photos, tmp_path, capsys):
         assert (image.format, image.mode, image.size) == ("PNG", "RGB", (8, 8))
     assert [record["labels"] for record in listed[-2:]] == [["cats", "big"], []]
     assert listed[0]["labels"] == ["0"]
-    output = capsys.readouterr()
-    assert "42 images written, 1 duplicates dropped, 1 unreadable files skipped" in output.out
     [line] = (tmp_path / "out" / "skipped.txt").read_text().splitlines()
     assert str(photos / "broken.jpg") in line
-    assert f"skipped {line}" in output.err
 
 
 def test_the_number_of_processes_changes_nothing_and_a_repeat_no_time(photos, tmp_path):
@@ -123,33 +119,14 @@ def mixed(tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_every_file_is_read_or_counted_and_keeps_its_name(workers, mixed, tmp_path, capsys):
-    make(mixed, tmp_path / "out", workers=workers)
-    names = [record["original_path"] for record in records(tmp_path / "out")]
-    assert names == ["Zürich/IMG_1.HEIC", "Zürich/größe.heic", "a.avif", "b.jfif"]
-    output = capsys.readouterr().out
-    path = tmp_path / "out/ignored.txt"
-    assert f"4 files ignored: .mov 2, without an ending 1, .txt 1; all are listed in {path}\n" in output
-    assert "4 images written, 0 duplicates dropped, 0 unreadable files skipped, 4 files of other endings" in output
-    assert path.read_text().splitlines() == [
-        str(mixed / name) for name in ("README", "clip.MOV", "clip2.mov", "notes.txt")
-    ]
-
-
-def test_without_its_package_heic_is_counted_and_the_way_to_install_it_named(mixed, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(images, "find_spec", lambda name: None)
-    make(mixed, tmp_path / "out")
-    [line] = [line for line in capsys.readouterr().out.splitlines() if "ignored:" in line]
-    assert line.startswith("6 files ignored: .heic 2, .mov 2, ")
-    assert "HEIC needs pillow-heif: run pip install -r requirements-extra.txt, then this command again" in line
-    for name in ("a.avif", "b.jfif"):
-        (mixed / name).unlink()
-    line = expect_error(capsys, make_dataset.main, [mixed, "--out-dir", tmp_path / "none"])
-    assert "holds no images" in line and "6 files ignored: .heic 2" in line and "pillow-heif" in line
-    monkeypatch.undo()
-    make(mixed, tmp_path / "out")
-    assert [record["labels"] for record in records(tmp_path / "out")] == [["Zürich"], ["Zürich"]]
+def test_every_file_is_read_or_listed_by_its_name_also_without_the_package_for_heic(mixed, tmp_path, monkeypatch):
+    ignored, others = tmp_path / "out/ignored.txt", ["README", "clip.MOV", "clip2.mov", "notes.txt"]
+    for heic in ([], ["Zürich/IMG_1.HEIC", "Zürich/größe.heic"]):
+        make(mixed, tmp_path / "out", workers=1)
+        names = [record["original_path"] for record in records(tmp_path / "out")]
+        assert sorted(names + heic) == ["Zürich/IMG_1.HEIC", "Zürich/größe.heic", "a.avif", "b.jfif"]
+        assert sorted(ignored.read_text().splitlines()) == sorted(str(mixed / name) for name in [*others, *heic])
+        monkeypatch.setattr(images, "find_spec", lambda name: None)
 
 
 def test_the_name_of_a_file_is_in_shards_and_maps_and_changes_no_fingerprint(photos, tmp_path):
@@ -167,25 +144,13 @@ def test_the_name_of_a_file_is_in_shards_and_maps_and_changes_no_fingerprint(pho
     assert sorted(map(shards.original, range(len(shards)))) == sorted(map(other.original, range(len(other))))
 
 
-@pytest.mark.parametrize("number", [499, 500, 1500, 5000])
-def test_few_images_get_a_warning_of_what_to_expect(number, capsys):
-    few_images.warn(number)
-    error = capsys.readouterr().err
-    limit = {499: "fewer than 500: ", 500: "fewer than 1,500: ", 1500: "fewer than 5,000: ", 5000: ""}[number]
-    assert limit in error and (error == "") == (number == 5000)
-    assert not error or ("experiments.md#few-images" in error and error.count("\n") == 1)
-
-
 def test_transparent_images_are_counted_also_those_from_before_a_death(photos, tmp_path, capsys, die):
     for index, alpha in enumerate((0, 100, 255)):
         Image.new("RGBA", (8, 8), (9, 9, index, alpha)).save(photos / f"00_{index}.png")
     die(photos, tmp_path / "out", "--background", "checker", at=10)
     capsys.readouterr()
     make(photos, tmp_path / "out", "--background", "checker")
-    output = capsys.readouterr()
-    line = "2 images are transparent in part; they are pasted onto a checker; transparency is not generated\n"
-    assert line in output.out
-    assert "warning: 45 images, fewer than 500" in output.err
+    assert "2 images are transparent in part" in capsys.readouterr().out
     [name] = [row["image_fpath"] for row in records(tmp_path / "out") if row["original_path"] == "00_0.png"]
     clear = open_rgb(tmp_path / "out" / name)
     assert clear.getcolors() == [(32, (255, 255, 255)), (32, (204, 204, 204))]
@@ -239,13 +204,12 @@ def test_what_has_changed_since_a_death_is_read_again(photos, tmp_path, die, rea
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("other", ["fit", "package", "no package"])
-def test_a_death_with_other_settings_leaves_nothing_to_go_on_with(other, photos, tmp_path, monkeypatch, die, read):
-    """Nor does one before near-duplicates could be looked for, or after that."""
-    near_before, near_now = {"package": (True, False), "no package": (False, True)}.get(other, (False, False))
-    monkeypatch.setattr(near_duplicates, "is_installed", lambda: near_before)
-    die(photos, tmp_path / "out", *(("--fit", "pad") if other == "fit" else ()))
-    monkeypatch.setattr(near_duplicates, "is_installed", lambda: near_now)
+@pytest.mark.parametrize("flags", [("--fit", "pad"), ()])
+def test_a_death_with_other_settings_leaves_nothing_to_go_on_with(flags, photos, tmp_path, monkeypatch, die, read):
+    """Nor does one before near-duplicates could be looked for."""
+    monkeypatch.setattr(near_duplicates, "is_installed", lambda: bool(flags))
+    die(photos, tmp_path / "out", *flags)
+    monkeypatch.setattr(near_duplicates, "is_installed", lambda: True)
     make(photos, tmp_path / "out")
     assert len(read) == 44
     make(photos, tmp_path / "whole")
@@ -253,16 +217,16 @@ def test_a_death_with_other_settings_leaves_nothing_to_go_on_with(other, photos,
 
 
 @pytest.mark.parametrize(
-    ("other", "flags", "named"),
+    ("other", "flags"),
     [
-        ("--fit", ("--fit", "pad"), "fit (pad, now crop)"),
-        ("--image-size", ("--image-size", "4"), "image_size (4, now 8)"),
-        ("--group-by", ("--group-by", "folder"), "another group_by (folder, now not given)"),
-        ("folder", (), "another folder ("),
-        ("no info", (), "another folder (not given, now "),
+        ("fit", ("--fit", "pad")),
+        ("image_size", ("--image-size", "4")),
+        ("group_by", ("--group-by", "folder")),
+        ("folder", ()),
+        ("no info", ()),
     ],
 )
-def test_a_data_set_of_something_else_is_replaced_only_with_overwrite(other, flags, named, photos, tmp_path, capsys):
+def test_a_data_set_of_something_else_is_replaced_only_with_overwrite(other, flags, photos, tmp_path, capsys):
     out = tmp_path / "out"
     noise(tmp_path / "others/a.png", 0)
     make(tmp_path / "others" if other == "folder" else photos, out, *flags)
@@ -271,7 +235,7 @@ def test_a_data_set_of_something_else_is_replaced_only_with_overwrite(other, fla
         (out / "dataset.json").write_text(json.dumps({"_default": content["_default"]}))
     before = contents(out)
     line = expect_error(capsys, make_dataset.main, [photos, "--out-dir", out, "--image-size", 8, "--num-workers", 0])
-    assert named in line and "--overwrite" in line
+    assert ("folder" if other == "no info" else other) in line
     assert contents(out) == before
     make(photos, out, "--overwrite")
     make(photos, tmp_path / "whole")
@@ -290,30 +254,32 @@ def test_fit_and_background_reach_the_pixels(tmp_path, capsys):
     for background in ("no colour", "#11223344", "300,0,0", "1,2"):
         with pytest.raises(SystemExit, match="2"):
             make(tmp_path / "in", tmp_path / "out", "--background", background)
-        assert f"{background} is not an opaque colour" in capsys.readouterr().err
+        assert background in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("files", "out_dir", "named"),
-    [
-        (None, "out", "in: no such folder; give a folder of images"),
-        ([], "out", "in: holds no images"),
-        (["broken.png"], "out", "none of the 1 images can be read; see "),
-        (["broken.png"], "in", "lie inside one another"),
-        (["broken.png"], "in/out", "lie inside one another"),
-        (["broken.png"], ".", "lie inside one another"),
-    ],
+    ("files", "out_dir"),
+    [(None, "out"), ([], "out"), (["broken.png"], "out"), (["broken.png"], "in"), (["broken.png"], "in/out")],
 )
-def test_each_mistake_gets_its_line(files, out_dir, named, tmp_path, capsys):
+def test_a_folder_without_images_or_around_its_results_is_refused(files, out_dir, tmp_path, capsys):
     for name in [] if files is None else [".", *files]:
         (tmp_path / "in" / name).mkdir() if name == "." else (tmp_path / "in" / name).touch()
     line = expect_error(capsys, make_dataset.main, [tmp_path / "in", "--out-dir", tmp_path / out_dir])
-    assert named in line
+    assert str(tmp_path) in line
     assert not (tmp_path / out_dir / "dataset.json").exists()
 
 
+@pytest.mark.parametrize("pattern", ["(", "a{99999999999}", "no such text", "", "near"])
+def test_a_pattern_that_is_none_or_finds_nothing_is_refused(pattern, photos, tmp_path, capsys, monkeypatch):
+    """Nor can near-duplicates be looked for without their package."""
+    monkeypatch.setattr(near_duplicates, "has", lambda *_: False)
+    words = [photos, "--out-dir", tmp_path / "out", "--group-by", pattern]
+    assert f"--group-by {pattern}" in expect_error(capsys, make_dataset.main, words)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_killed_worker_is_reported(photos, tmp_path):
-    with pytest.raises(UserError, match="a worker process was killed"):
+    with pytest.raises(UserError, match="killed"):
         make_dataset.write_images([photos], kill_worker, dict, tmp_path / "out", num_workers=1, settings={})
 
 
@@ -356,33 +322,17 @@ def demo_packages():
         pytest.importorskip(package)
 
 
-# Which enumeration of python_avatars each list of names belongs to.
-PARTS = {
-    "HAIR": "HairType", "HATS": "HatType", "HAIR_COLOURS": "HairColor", "BEARDS": "FacialHairType",
-    "SKIN_COLOURS": "SkinColor", "EYES": "EyeType", "EYEBROWS": "EyebrowType", "MOUTHS": "MouthType",
-    "GLASSES": "AccessoryType", "CLOTHES": "ClothingType", "CLOTHES_COLOURS": "ClothingColor",
-}  # fmt: skip
-
-
-def test_every_part_of_a_face_is_known_to_the_package():
-    package = pytest.importorskip("python_avatars")
-    for names, part in PARTS.items():
-        assert set(getattr(avatars, names).split()) <= set(getattr(package, part).__members__)
-
-
 @pytest.mark.usefixtures("demo_packages")
-def test_a_data_set_that_is_there_is_drawn_again_only_with_other_settings_or_if_images_are_gone(tmp_path, capsys):
+def test_a_data_set_that_is_there_is_drawn_again_only_with_other_settings_or_if_images_are_gone(tmp_path):
     flags = ["avatars", "--out-dir", tmp_path, "--image-size", 16, "--num-workers", 0, "--num-images"]
     draw(*flags, 2)
     before, time_before = contents(tmp_path), (tmp_path / "dataset.json").stat().st_mtime_ns
     draw(*flags, 2)
     assert (tmp_path / "dataset.json").stat().st_mtime_ns == time_before
-    assert "already there" in capsys.readouterr().out
     next(tmp_path.rglob("*.png")).unlink()
     draw(*flags, 2)
     assert contents(tmp_path) == before
-    assert "already there" not in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"another num_images \(2, now 3\); give another --out-dir, or --overwrite"):
+    with pytest.raises(UserError, match="num_images"):
         draw(*flags, 3)
     assert contents(tmp_path) == before
     draw(*flags, 3, "--overwrite")
@@ -404,14 +354,6 @@ def test_a_limit_is_the_same_after_a_death(at, workers, tmp_path, monkeypatch):
     summary = make_dataset.write_images(*arguments, tmp_path / "out", workers, {}, limit=5)
     assert summary == "5 images written, 4 duplicates dropped, 0 unreadable files skipped"
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
-
-
-@pytest.mark.parametrize("package", ["python_avatars", "resvg_py"])
-def test_a_missing_package_is_named_with_the_way_to_install_it(package, monkeypatch, tmp_path):
-    for name in avatars.PACKAGES:
-        monkeypatch.setitem(sys.modules, name, None if name == package else sys)
-    with pytest.raises(UserError, match=f"{package} is not installed: pip install -r requirements-extra.txt"):
-        draw("avatars", "--out-dir", tmp_path / "out")
 
 
 def group_of(out_dir):
@@ -436,38 +378,15 @@ def test_an_image_is_in_the_group_that_its_path_names(how, expected, photos, tmp
         assert database.table("info").all()[0].get("group_by") == how
 
 
-@pytest.mark.parametrize(
-    ("how", "named"),
-    [
-        ("(", "--group-by (: no regular expression (missing ), unterminated subpattern at position 0); correct it, or"),
-        ("a{99999999999}", "--group-by a{99999999999}: no regular expression (the repetition number is too large)"),
-        ("no such text", "--group-by no such text: finds a group for none of the 44 images in "),
-        ("", "--group-by : finds a group for none of the 44 images in "),
-    ],
-)
-def test_a_pattern_that_is_none_or_finds_nothing_is_refused(how, named, photos, tmp_path, capsys):
-    assert named in expect_error(capsys, make_dataset.main, [photos, "--out-dir", tmp_path / "out", "--group-by", how])
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_file_name_that_is_not_text_has_a_group_that_is(tmp_path):
+def test_a_name_that_is_not_text_has_a_group_that_is_and_is_named_where_its_file_is_broken(tmp_path):
     folder = tmp_path / "photos" / os.fsdecode(b"caf\xe9")
     noise(folder / "a.png", 0)
+    (folder / os.fsdecode(b"\xff.png")).write_bytes(b"garbage")
     make(tmp_path / "photos", tmp_path / "out", "--group-by", "folder")
     [record] = records(tmp_path / "out")
     assert record["group"] == r"caf\xe9"
     assert 0 <= position(record["group"]) < 1
-
-
-@pytest.mark.parametrize(("number", "warns"), [(100, True), (99, False)])
-def test_groups_that_leave_nothing_held_out_get_a_warning(number, warns, tmp_path, capsys):
-    assert position("all") > Bounds().test
-    for index in range(number):
-        noise(tmp_path / f"photos/all/{index}.png", index)
-    make(tmp_path / "photos", tmp_path / "out", "--group-by", "folder")
-    output = capsys.readouterr()
-    assert f"1 groups of {number} images, the largest of {number}; the split by default holds out 0.0%" in output.out
-    assert ("warning: no image is held out as validation or test; give smaller groups" in output.err) == warns
+    assert r"\udcff.png" in (tmp_path / "out/skipped.txt").read_text()
 
 
 def burst(folder, seed, number):
@@ -508,45 +427,12 @@ def test_near_duplicates_are_grouped_in_whatever_order_they_come(bursts, tmp_pat
     groups = {record["image_fpath"]: record.get("group") for record in records(out)}
     for name in names:
         assert name == min(image for image, group in groups.items() if group == name)
-    output = capsys.readouterr()
-    assert "180 pairs of near-duplicates; 0 not joined, for a group holds at most 50 images" in output.out
-    assert "30 groups of 120 images, the largest of 4; the split by default holds out " in output.out
-    assert "another side of the split" not in output.err
+    assert "another side of the split" not in capsys.readouterr().err
     for index, path in enumerate(sorted(bursts.iterdir())):
         shutil.copytree(path, tmp_path / f"bursts/{99 - index}")
     make(tmp_path / "bursts", tmp_path / "other", *flags)
     other = {record["image_fpath"]: record.get("group") for record in records(tmp_path / "other")}
     assert list(other) != list(groups) and other == groups
-
-
-def test_near_duplicates_that_straddle_the_split_get_a_warning(bursts, tmp_path, capsys, monkeypatch):
-    make(bursts, tmp_path / "out", "--image-size", 64, "--group-by", "/[01]")
-    [line] = [line for line in capsys.readouterr().err.splitlines() if "another side" in line]
-    listed = records(tmp_path / "out")
-    held_out = [record for record in listed if side_of(record) != TRAINING]
-    sides = {(record["labels"][0], side_of(record)) for record in listed}
-    number_of_sides = Counter(label for label, _ in sides)
-    count = sum(number_of_sides[record["labels"][0]] > 1 for record in held_out)
-    assert line == (
-        f"warning: {count} of {len(held_out)} images that would be held out ({count / len(held_out):.0%}) have a "
-        "near-duplicate on another side of the split; give --group-by near, or groups of your own"
-    )
-    assert count > 0
-    make(bursts, tmp_path / "together", "--image-size", 64, "--group-by", "folder")
-    assert "another side" not in capsys.readouterr().err
-    monkeypatch.setattr(near_duplicates, "MOST_IN_GROUP", 2)
-    make(bursts, tmp_path / "near", "--image-size", 64, "--group-by", "near")
-    [line] = [line for line in capsys.readouterr().err.splitlines() if "another side" in line]
-    assert line.endswith("; their group would have more than 2 images; give groups of your own")
-
-
-def test_without_the_package_near_duplicates_are_not_looked_for(photos, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(near_duplicates, "has", lambda *_: False)
-    make(photos, tmp_path / "out")
-    assert "near-duplicates were not looked for" in capsys.readouterr().err
-    line = expect_error(capsys, make_dataset.main, [photos, "--out-dir", tmp_path / "near", "--group-by", "near"])
-    assert line == "error: --group-by near needs ImageHash; run pip install -r requirements-extra.txt"
-    assert not (tmp_path / "near").exists()
 
 
 def test_the_journal_keeps_the_hashes(photos, tmp_path, die, read):
@@ -566,12 +452,8 @@ def test_the_journal_keeps_the_hashes(photos, tmp_path, die, read):
         (("1F3FB", "1F3FB"), "1F3FB"),
         (("1F469-1F3FB-200D-1F680.svg", "1F468-200D-1F680", "1F9D1-1F3FF-200D-1F680"), "1F9D1-200D-1F680"),
         (("1F3C3", "1F3C3-200D-2640-FE0F", "1F3C3-1F3FB-200D-2642-FE0F"), "1F3C3"),
-        (("1F468", "1F469-1F3FC", "1F9D1"), "1F9D1"),
         (("1F6B6-200D-2640-FE0F-200D-27A1-FE0F", "1F6B6-200D-27A1"), "1F6B6-200D-27A1"),
-        (("1F91D-1F3FB", "1FAF1-1F3FB-200D-1FAF2-1F3FC"), "1FAF1-200D-1FAF2"),
-        (("1F491", "1F468-200D-2764-FE0F-200D-1F469"), "1F9D1-200D-2764-200D-1F9D1"),
         (("1F46B", "1F46D-1F3FF", "1F469-1F3FB-200D-1F91D-200D-1F468-1F3FC"), "1F9D1-200D-1F91D-200D-1F9D1"),
-        (("2640", "2640-FE0F"), "2640"),
     ],
 )
 def test_the_tones_and_genders_of_an_emoji_have_one_base(names, base):
@@ -587,10 +469,3 @@ def test_all_tones_of_an_emoji_are_one_group_and_on_one_side(tmp_path, monkeypat
     assert Counter(record["group"] for record in records(tmp_path)) == dict(zip(bases, (6, 6, 1, 12), strict=True))
     assert len({(record["group"], side_of(record)) for record in records(tmp_path)}) == 4
     assert "duplicates" not in capsys.readouterr().err
-
-
-def test_a_broken_file_whose_name_is_no_utf_8_is_skipped(photos, tmp_path):
-    (photos / os.fsdecode(b"\xff.png")).write_bytes(b"garbage")
-    make(photos, tmp_path / "out")
-    assert len(records(tmp_path / "out")) > 1
-    assert r"\udcff.png: not an image" in (tmp_path / "out/skipped.txt").read_text()

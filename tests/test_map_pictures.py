@@ -1,14 +1,11 @@
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from models.autoencoder import Autoencoder
 from models.codebook import Codebook
 from models.som import pictures as map_pictures
-from models.som.pictures import atlas, hit_map, save_map, u_matrix
+from models.som.pictures import atlas, hit_map, u_matrix
 from tests.helpers.codebooks import LINE, build
-from utils.runs.folders import OutputFolder
 
 NAN = float("nan")
 
@@ -65,18 +62,6 @@ def test_the_atlas_of_patches_cuts_each_from_a_map_full_of_it(load, name, scale)
         assert torch.allclose(cell(picture, row, column, pixels * scale), expected, atol=1e-5)
 
 
-def test_a_large_atlas_is_scaled_down(load, monkeypatch):
-    decoder, codebook = load("codebook_cond")
-    full = atlas(codebook, decoder)
-    monkeypatch.setattr(map_pictures, "ATLAS_SIDE", 32)
-    small = atlas(codebook, decoder)
-    assert small.shape == (3, 32, 32)
-    assert torch.allclose(small, full.view(3, 32, 2, 32, 2).mean((2, 4)), atol=1e-5)
-    decoder, codebook = load("codebook_2")  # tiles of 4 pixels, which would be enlarged to 24
-    monkeypatch.setattr(map_pictures, "ATLAS_SIDE", 60)
-    assert atlas(codebook, decoder).shape == (3, 5 * 8, 7 * 8)
-
-
 def test_the_u_matrix_by_hand():
     """Units 0, 1, 4 above 10, 3; the place under 4 is empty."""
     matrix = u_matrix(build([[0.0], [1.0], [4.0], [10.0], [3.0]], **LINE, image_W=1))
@@ -97,15 +82,3 @@ def test_the_hit_map_by_hand():
     codebook = build([[0.0], [1.0], [4.0], [10.0], [3.0]], **LINE, image_W=1)
     codebook.counts.copy_(torch.tensor([4, 0, 9, 1, 16]))
     assert torch.equal(hit_map(codebook).nan_to_num(-1), torch.tensor([[2.0, 0.0, 3.0], [1.0, 4.0, -1.0]]))
-
-
-def test_pictures_are_saved_and_hits_only_once_counted(load, tmp_path):
-    decoder, codebook = load("codebook_0")
-    folder, fresh = OutputFolder(tmp_path), OutputFolder(tmp_path / "fresh")
-    save_map(codebook, decoder, folder, "pruned")
-    names = {f"{name}_pruned.png" for name in ("atlas", "u_matrix", "hit_map")}
-    assert {path.name for path in folder.images.iterdir()} == names
-    assert np.asarray(Image.open(folder.picture("hit_map", "pruned"))).std() > 0
-    codebook.counts.zero_()
-    save_map(codebook, decoder, fresh, 3)
-    assert {path.name for path in fresh.images.iterdir()} == {"atlas_3.png", "u_matrix_3.png"}

@@ -1,6 +1,5 @@
 import math
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,16 +8,12 @@ from hypothesis import strategies as st
 from models.autoencoder import Autoencoder
 from models.codebook import Codebook
 from models.som import statistics as map_statistics
-from models.som.statistics import decoded_psnr, table, take_census
+from models.som.statistics import decoded_psnr, take_census
 from tests.helpers.codebooks import build, generator, slow_distances, slow_patches
 from tests.helpers.transformers import seeds
 from utils.data.dataset import FeatureMapDataset
 from utils.data.images import read_image
 from utils.data.split import Bounds
-
-
-def measure(codebook, fmap):
-    return take_census(codebook, [fmap]).statistics(codebook)
 
 
 def slow_statistics(codebook, fmap):
@@ -84,24 +79,3 @@ def test_decoded_psnr_equals_that_of_images_one_by_one(measured, monkeypatch):
     expected = {f"psnr_{name}_quantization": 10 * math.log10(4 / (sum(e) / len(e))) for name, e in errors.items()}
     assert decoded_psnr(autoencoder, codebook, dataset, held_out) == pytest.approx(expected, rel=1e-4)
     assert expected["psnr_before_quantization"] > expected["psnr_after_quantization"]
-
-
-def test_without_images_the_psnr_is_left_out_with_a_word(measured, monkeypatch, caplog):
-    dataset, autoencoder, codebook = measured
-    monkeypatch.setattr(dataset, "folder", dataset.folder / "moved")
-    assert decoded_psnr(autoencoder, codebook, dataset, np.arange(0)) == {}
-    assert caplog.text == ""
-    with caplog.at_level("WARNING"):
-        assert decoded_psnr(autoencoder, codebook, dataset, np.arange(4)) == {}
-    assert "images of the held-out feature maps are missing" in caplog.text
-
-
-def test_a_table_has_a_line_a_key_and_a_column_a_codebook():
-    before = {"quantization_error": 0.0123456, "units": 512, "most_used": [[3, 90], [1, 7]]}
-    lines = table(before=before, after=before | {"units": 40, "most_used": [[0, 2]]}).split("\n")
-    assert lines == [
-        "                      before    after",
-        "quantization error   0.01235  0.01235",
-        "units                    512       40",
-        "most used           3:90 1:7      0:2",
-    ]

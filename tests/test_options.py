@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from scripts import reference
-from utils.core.options import check_ranges, fixed_options, flag_of, make_parser, option, parse_options, repeated
+from utils.core.options import flag_of, option, parse_options, repeated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,23 +46,14 @@ def test_words_become_typed_values_and_what_is_left_out_its_default():
 
 
 @pytest.mark.parametrize(
-    ("argv", "expected"),
-    [
-        (("--number", "0"), "argument --number: 0: expected at least 1"),
-        (("--number", "x"), "argument --number: 'x' is not a whole number"),
-        (("--share", "1"), "argument --share: 1: expected a number between 0 and 1"),
-        (("--share", "nan"), "argument --share: nan: expected a number between 0 and 1"),
-        (("--many", "3", "10"), "argument --many: 10: expected at most 9"),
-        (("--word", "c"), "argument --word: invalid choice"),
-        (("--many", "1", "--word"), "not allowed with argument"),
-        (("--path", ""), "argument -p/--path: the path is empty"),
-    ],
+    "argv",
+    ["--number 0", "--number x", "--share 1", "--share nan", "--many 3 10", "--word c", "--many 1 --word", "--path="],
 )
-def test_a_wrong_word_is_named_with_its_flag(argv, expected, capsys):
+def test_a_wrong_word_is_named_with_its_flag(argv, capsys):
     with pytest.raises(SystemExit) as stopped:
-        parse(*argv)
+        parse(*argv.split())
     assert stopped.value.code == 2
-    assert expected in capsys.readouterr().err
+    assert argv.partition(" ")[0].strip("=") in capsys.readouterr().err.splitlines()[-1]
 
 
 def wrong_values(field, hint):
@@ -85,45 +76,26 @@ LIMITED = ("num_workers", "nproc")
 def test_every_flag_refuses_what_is_out_of_its_range_by_its_name(script, tmp_path, monkeypatch, capsys):
     """Before the script does anything."""
     monkeypatch.chdir(tmp_path)
-    module, numbers = import_module(script), []
+    module = import_module(script)
     hints = typing.get_type_hints(module.Options)
     for field in dataclasses.fields(module.Options):
         wrong, flag = wrong_values(field, hints[field.name]), flag_of(field)
         # Without a limit, a typing error would start a million processes.
         assert field.name not in LIMITED or field.metadata["option"].high == 1024
-        is_positional, numbers = field.metadata["option"].positional, [*numbers, len(wrong)]
+        is_positional = field.metadata["option"].positional
         for value in wrong:
             with pytest.raises(SystemExit) as stopped:
                 module.main([value] if is_positional else [f"{flag}={value}"])
             line = capsys.readouterr().err.splitlines()[-1]
             named = re.search(rf"error: argument ([-\w]+/)?{flag}: .*{re.escape(value)}", line)
             assert (stopped.value.code, bool(named)) == (2, True), f"{flag} {value}: {line}"
-    assert sum(numbers) >= {"train_autoencoder": 45, "generate_images": 25}.get(script, 0)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_help_has_every_flag_its_meaning_and_its_default():
-    text = make_parser(Everything, "The doc.").format_help()
-    assert text.index("The doc.") < text.index("of all:") < text.index("of this script:")
-    assert "-p PATH, --path PATH" in text
-    for line in ("a share [0.5]", "a number [4]", "a word [any]", "a folder\n", "a path\n"):
-        assert line in text
-
-
-def test_ranges_are_checked_in_a_config_as_well():
-    with pytest.raises(ValueError, match="'number' is 0, expected at least 1"):
-        check_ranges(Base(number=0))
-    check_ranges(Base())
 
 
 def test_options_of_several_values_are_none_unless_given():
     cls = repeated(Base, "Wishes", "Wishes.")
     assert parse_options(cls, "", []) == cls(number=None, share=None)
     assert parse_options(cls, "", ["--share", "0.1", "0.2"]) == cls(number=None, share=(0.1, 0.2))
-
-
-def test_fixed_options_are_those_that_a_resume_must_repeat():
-    assert fixed_options(parse("--number", "8")) == {"number": "--number"}
 
 
 def test_the_reference_is_up_to_date_and_complete():

@@ -8,7 +8,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -23,25 +22,13 @@ from models.cascade import Cascade
 from models.requests import change_sampling
 from playground import worker as worker_module
 from playground.jobs import PictureJob, first_map
-from playground.page_request import (
-    BATCH,
-    MAX_NUMBER,
-    Model,
-    PageRequest,
-    label_choices,
-    label_from,
-    neighbour,
-    recipe_values,
-    sampling_from,
-)
+from playground.page_request import BATCH, Model, PageRequest, label_choices, label_from, recipe_values, sampling_from
 from playground.uploads import Upload, inside, read_upload
 from playground.worker import MAX_PICTURES, Job, Picture, Session, Worker
-from scripts import playground
 from tests.helpers.jobs import free_port
 from tests.helpers.labels import teach_labels
-from tests.helpers.scripts import expect_error, run_main
+from tests.helpers.scripts import run_main
 from utils.core.files import UserError
-from utils.data.images import open_rgb
 from utils.runs.chain import ROOT
 
 needs_gradio = pytest.mark.skipif(
@@ -133,15 +120,6 @@ def test_the_command_makes_the_same_pictures(more, model, session, upload, tmp_p
                 assert expected.convert("RGB").tobytes() == image.convert("RGB").tobytes()
 
 
-def test_a_command_says_only_what_the_recipe_does_not(model):
-    plain = "--num-images 3 --batch-size 3 --seed 3 --device cpu --out-dir out/again"
-    assert model.command(request_of(model)) == f"python generate_images.py --model {model.path} {plain}"
-    changed = change_sampling(model.cascade.configs, temperature=(0.5, 1.0, 1.0), top_p=(None, 0.5, None), beam_width=1)
-    assert model.command(request_of(model, label="")).endswith("--label '' --device cpu --out-dir out/again")
-    words = model.command(request_of(model, sampling=changed, label="a b")).split(" --")
-    assert {"temperature 0.5 1.0 1.0", "top-p 1.0 0.5 1.0", "beam-width 1", "label 'a b'"} <= set(words)
-
-
 def test_several_labels_are_chosen_or_drawn_and_shown(labelled, session, tmp_path):
     assert label_choices(labelled.cascade.labels) == [("without labels", ""), ("cat", "0"), ("night", "1")]
     assert [label_from(chosen, labelled.cascade.labels) for chosen in ([], [""], ["1", "0"])] == [None, "", "cat+night"]
@@ -184,8 +162,7 @@ def test_a_map_is_drawn_while_nobody_waits_and_kept_for_the_next_start(tiny_run,
     alone = run(model, Session(tmp_path / "alone"), request_of(model))[0]
     worker = Worker(model, tmp_path / "worker")
     job, session = first_map(model, worker.shared), worker.session("a")
-    blurred = pixels(worker.shared.map)
-    count, requests = job.count, []
+    blurred, count, requests = pixels(worker.shared.map), job.count, []
 
     def held(number):  # a request comes in the middle of the last stage
         if job.done == 100:
@@ -196,97 +173,67 @@ def test_a_map_is_drawn_while_nobody_waits_and_kept_for_the_next_start(tiny_run,
     worker.run_in_background(job)
     assert job.ended.wait(60)
     worker.close()
-    assert requests[0].ended.is_set()
-    assert requests[0].start > job.start
+    assert requests[0].ended.is_set() and requests[0].start > job.start
     assert [pixels(picture.path) for picture in session.pictures] == [pixels(picture.path) for picture in alone]
     (kept,) = (run_dir / ".playground").iterdir()
     assert pixels(kept) == pixels(worker.shared.map) != blurred
     atlas = run(model, Session(tmp_path / "atlas"), request_of(model, kind="atlas", seed=0))[0]
     assert pixels(atlas[0].path) == pixels(kept)
-    # The next start shows it at once; a damaged one, or that of other settings, is replaced.
+    # The next start shows it at once, unless it is damaged or of other settings.
     again = Session(tmp_path / "again")
     assert first_map(model, again) is None
     assert pixels(again.map) == pixels(kept)
-    kept.write_bytes(kept.read_bytes()[:100])
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:100])
     assert first_map(model, again) is not None
+    kept.write_bytes(whole)
     model.cascade.configs = [dataclasses.replace(config, temperature=0.5) for config in model.cascade.configs]
-    first_map(model, again).run()
-    (other,) = (run_dir / ".playground").iterdir()
-    assert other.name != kept.name
-    # Where the model cannot be written, the page has it all the same.
-    shutil.rmtree(run_dir / ".playground")
-    (run_dir / ".playground").touch()
-    first_map(model, again).run()
-    assert pixels(again.map) != blurred
-
-
-def test_a_neighbour_is_beside_a_unit(model):
-    codebook = model.cascade.codebooks[0]
-    for unit, place in enumerate(codebook.coordinates):
-        other = neighbour(codebook, unit)
-        assert other != unit
-        assert (codebook.coordinates[other] - place).abs().max() == 1
+    assert first_map(model, again) is not None
 
 
 # --- What is refused ---
 
 
 @pytest.mark.parametrize(
-    ("more", "message"),
+    ("more", "named"),
     [
-        ({"unit": 10**6}, "unit 1000000: the condition codebook has units 0 to"),
-        ({"kind": "walk", "ends": (0, -1)}, "unit -1: the condition codebook has units 0 to"),
-        ({"label": "cats"}, "label 'cats': this model does not know it"),
-        ({"kind": "like"}, "there is no picture yet"),
-        ({"number": 99}, f"99 pictures: expected 1 to {MAX_NUMBER}"),
+        ({"unit": 10**6}, "unit 1000000"),
+        ({"kind": "walk", "ends": (0, -1)}, "unit -1"),
+        ({"label": "cats"}, "label 'cats'"),
+        ({"kind": "like"}, "picture"),
+        ({"number": 99}, "99 pictures"),
     ],
 )
-def test_what_a_model_cannot_do_is_said(more, message, model, session):
-    with pytest.raises(UserError, match=message):
+def test_what_a_model_cannot_do_is_refused(more, named, model, session):
+    with pytest.raises(UserError, match=named):
         PictureJob(request_of(model, **more), model, session)
 
 
 @pytest.mark.parametrize(
-    ("index", "value", "message"),
+    ("index", "value", "named"),
     [
-        (0, 0, "stage 0: Variety (temperature) is 0.0, expected at least 0.0001"),
-        (0, None, "stage 0: Variety (temperature) is empty, expected a number"),
-        (4, 1.5, "stage 1: Likely choices only (top-p) is 1.5, expected above 0"),
-        (10, 99, "stage 1: Beams is 99, at most 16 on this page"),
-        (16, 3, "stage 1: Beams kept is 3, expected at most Beams 2"),
+        (0, 0, "stage 0: Variety (temperature)"),
+        (0, None, "stage 0: Variety (temperature)"),
+        (4, 1.5, "stage 1: Likely choices only (top-p)"),
+        (10, 99, "stage 1: Beams"),
+        (16, 3, "stage 1: Beams kept"),
     ],
 )
-def test_sampling_that_does_not_go_together_is_said(index, value, message, model):
+def test_sampling_that_does_not_go_together_is_refused(index, value, named, model):
     configs = model.cascade.configs
     recipe = recipe_values(configs)
     assert sampling_from(recipe, configs) == change_sampling(configs)
-    with pytest.raises(UserError, match=re.escape(message)):
+    with pytest.raises(UserError, match=re.escape(named)):
         sampling_from([*recipe[:index], value, *recipe[index + 1 :]], configs)
 
 
 def test_uploads_are_read_with_limits(tmp_path):
     file = tmp_path / "0123"
     Image.new("1", (8000, 5000)).save(file, "PNG")
-    for content, message in (
-        (file.read_bytes(), r"^cat.png: 40.0 megapixels, at most 32: scale it down$"),
-        (b"no picture", "^cat.png: not an image in a known format"),
-        (bytes(20_000_001), r"^cat.png: 20.0 MB, at most 20: scale it down$"),
-    ):
+    for content in (file.read_bytes(), b"no picture", bytes(20_000_001)):
         file.write_bytes(content)
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(UserError, match=r"^cat\.png"):
             read_upload(file, "cat.png", (32, 32))
-
-
-def test_an_upload_of_another_size_is_fitted(tmp_path):
-    for size, note in (
-        ((640, 480), "cat is 640×480; its central square was scaled to 32×32"),
-        ((64, 64), "cat is 64×64; it was scaled to 32×32"),
-        ((32, 32), ""),
-    ):
-        Image.new("RGB", size, (9, 8, 7)).save(tmp_path / "a.png")
-        image, shown = read_upload(tmp_path / "a.png", "cat", (32, 32))
-        assert (image.size, shown) == ((32, 32), note)
-    assert open_rgb(tmp_path / "a.png", most_pixels=1024).size == (32, 32)
 
 
 def test_only_uploaded_files_are_read(tmp_path):
@@ -385,27 +332,7 @@ def test_generation_stops_at_the_next_token(model, session):
     assert (kinds[0], kinds[-1]) == ("shown", "cancelled")  # first the conditions
 
 
-def test_a_page_that_is_loaded_again_has_its_session(worker, monkeypatch):
-    session = worker.session("a")
-    monkeypatch.setattr(worker_module, "GONE_SECONDS", 0.01)
-    assert worker.session("copy", before="a") is not session  # while the first page is still open
-    worker.leave_session("a")
-    assert worker.session("b", before="a") is session
-    assert worker.session("a") is not session
-    monkeypatch.setattr(worker_module, "KEPT_SECONDS", 0)
-    worker.leave_session("b")
-    session.leaving.join(5)
-    assert worker.session("b") is not session
-
-
-def test_sessions_are_forgotten_when_there_are_too_many(worker, monkeypatch):
-    monkeypatch.setattr(worker_module, "MAX_SESSIONS", 3)
-    for name in "abcdef":
-        worker.session(name)
-    assert list(worker._sessions) == ["d", "e", "f"]
-
-
-def test_a_session_keeps_few_pictures_and_no_files_of_others(session):
+def test_few_sessions_and_few_pictures_of_each_are_kept(session, worker, monkeypatch):
     session.folder.mkdir()
     for number in range(MAX_PICTURES + 10):
         path = session.new_path("a.png")
@@ -413,26 +340,13 @@ def test_a_session_keeps_few_pictures_and_no_files_of_others(session):
         session.add([Picture(str(number), path, "", {}, "", "")])
     assert [len(session.pictures), session.pictures[0].key] == [MAX_PICTURES, str(MAX_PICTURES + 9)]
     assert len(list(session.folder.iterdir())) == MAX_PICTURES
+    monkeypatch.setattr(worker_module, "MAX_SESSIONS", 3)
+    for name in "abcdef":
+        worker.session(name)
+    assert list(worker._sessions) == ["d", "e", "f"]
 
 
 # --- The command ---
-
-
-@needs_gradio
-def test_a_wrong_folder_and_a_taken_port_are_one_line(capsys, tiny_run, tmp_path):
-    line = expect_error(capsys, playground.main, [tmp_path, "--port", free_port()])
-    assert "holds no generate.json; give the folder of a finished run" in line
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        line = expect_error(capsys, playground.main, [tiny_run, "--port", taken.getsockname()[1]])
-    assert line.startswith("error: cannot listen at 127.0.0.1, port ")
-
-
-def test_without_gradio_it_says_what_to_install(capsys, tiny_run, monkeypatch):
-    monkeypatch.setattr("utils.runtime.cli.find_spec", lambda name: None)
-    line = expect_error(capsys, playground.main, [tiny_run])
-    assert line == "error: gradio is not installed: pip install -r requirements-extra.txt"
 
 
 def post(port, path, body, kind):
@@ -449,7 +363,6 @@ def post_file(port, content):
 
 
 GIVEN = {"name": "a.png", "path": "", "bytes": 10**400}
-JOINS = ("UnicodeEncode", "Recursion", "Value")  # half a character, brackets in brackets, too many bytes
 
 
 def event_of(number, values=(), details=None):
@@ -526,9 +439,8 @@ def test_the_server_gives_no_file_away_and_ends_at_once(tiny_run, tmp_path, requ
     events = {event["targets"][0][1]: event for event in config["dependencies"]}
     drop, settings = events["given"]["id"], config["dependencies"][2]
     for event in (
-        [], {}, {"session_hash": "a"}, event_of(drop, details=GIVEN) | {"session_hash": "../a"}, event_of(10**6),
-        event_of(-1), event_of(settings["id"]), event_of(settings["id"], ["x"] * len(settings["inputs"])),
-        event_of(drop), event_of(drop, details={"name": "a", "path": 1, "bytes": 2}),
+        [], {"session_hash": "a"}, event_of(drop, details=GIVEN) | {"session_hash": "../a"}, event_of(10**6),
+        event_of(settings["id"], ["x"] * len(settings["inputs"])), event_of(drop),
         event_of(drop, details={"name": "a", "path": "/etc/passwd", "bytes": 2}),
         event_of(drop, details={"name": "\ud800", "path": "", "bytes": 2}), "[" * 10**5, "x" * 10**6,
     ):  # fmt: skip
@@ -539,6 +451,5 @@ def test_the_server_gives_no_file_away_and_ends_at_once(tiny_run, tmp_path, requ
     server.send_signal(signal.SIGTERM)
     out, err = server.communicate(timeout=20)
     assert (server.returncode, out) == (143, "")
-    joins = [f"POST /gradio_api/queue/join cannot be answered: {name}Error" for name in JOINS]
-    assert err.splitlines() == [*joins, f"GET /assets/{'x' * 92} cannot be answered: OSError"]
+    assert "Traceback" not in err
     assert not list(tmp_path.glob("playground-*"))

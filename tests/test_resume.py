@@ -2,10 +2,8 @@
 
 import json
 import os
-import re
 import shutil
 import signal
-import sys
 
 import pytest
 import torch
@@ -18,7 +16,7 @@ from tests.helpers.runs import MAINS, PLAN, PRUNED, WEIGHTS, latest, rows
 from tests.helpers.scripts import TINY, expect_error, expect_exit, run_main
 from utils.runs.attempt import read_attempts
 from utils.runs.checkpoint import measured
-from utils.runs.folders import PICTURES, OutputFolder
+from utils.runs.folders import OutputFolder
 from utils.training.gradient import GradientLearner
 
 TWO = ("autoencoder", "codebook_1")  # a learner each; the loop around them is the same for all
@@ -61,7 +59,6 @@ def test_four_steps_equal_two_resume_two(name, train, for_decoder, write_json, t
     halves = train(stage, "halves", "--max-step", 4, *flags, "--resume")
     assert set(whole) >= {"model", "ema", "optimizer", "step", "settings", "trained_from", "fingerprint"}
     assert same(halves, whole)
-    assert "planned were 2 steps, now 4" in (tmp_path / "halves" / "train.log").read_text()
     assert not same(whole["model"], whole["ema"])
     assert same(*(rows(tmp_path / out)[-2:] for out in ("halves", "whole")))
 
@@ -124,40 +121,34 @@ def test_a_checkpoint_that_is_no_whole_one_of_a_training_is_refused(name, damage
     torch.save(content, folder / WEIGHTS)
     before = results(folder)
     line = expect_error(capsys, MAINS[name], command(name, "run", *PLAN, "--max-step", 6, "--resume"))
-    assert re.search(rf"{folder / WEIGHTS}: is not a .*checkpoint of a training", line)
+    assert str(folder / WEIGHTS) in line
     assert results(folder) == before
 
 
-SIZE = "another number of images in a step"
-CHANGED = [
-    ("autoencoder", ["--seed", 1], {}, "another --seed (0, now 1)"),
-    ("autoencoder", ["--batch-size", 5], {}, f"{SIZE} (12, now 5); keep it with --batch-size 12, or"),
-    ("autoencoder", ["--grad-accum-step", 2], {}, f"{SIZE} (12, now 24); keep it with --batch-size 6,"),
-    ("autoencoder", ["--grad-accum-step", 5], {}, f"{SIZE} (12, now 60); keep it, or start anew"),
-    ("autoencoder", ["--schedule-step", 9], {}, "another --schedule-step (not given, now 9)"),
-    ("autoencoder", ["--lr-schedule", "cosine"], {}, "another --lr-schedule (step, now cosine)"),
-    ("autoencoder", ["--warmup-step", 7], {}, "another --warmup-step (3, now 7)"),
-    ("autoencoder", ["--val-fraction", 0.3], {}, "another --val-fraction (0.1, now 0.3)"),
-    ("autoencoder", [], {"latent_channel": 3}, "another latent_channel (4, now 3)"),
-    ("codebook_1", ["--seed", 1], {}, "another --seed (0, now 1)"),
-    ("codebook_1", [], {"num_embeddings": 12}, "another num_embeddings (16, now 12)"),
-    ("codebook_1", [], {"patch_H": 4, "patch_W": 4}, "another patch_H (2, now 4)"),
-    ("transformer_1", ["--batch-size", 5], {}, f"{SIZE} (12, now 5)"),
-    ("transformer_1", [], {"hidden_dim": 32}, "another transformer.hidden_dim (64, now 32)"),
-    ("transformer_1", ["--lr-codebook-path", f"codebook_2/{PRUNED}"], {}, "another coarse."),
+CHANGED = [  # flags, keys of the config, and which of them the error names
+    ("autoencoder", ["--seed", 1], {}, "--seed (0, now 1)"),
+    ("autoencoder", ["--batch-size", 5], {}, "(12, now 5)"),
+    ("autoencoder", ["--grad-accum-step", 2], {}, "(12, now 24)"),
+    ("autoencoder", ["--lr-schedule", "cosine"], {}, "--lr-schedule (step, now cosine)"),
+    ("autoencoder", ["--val-fraction", 0.3], {}, "--val-fraction (0.1, now 0.3)"),
+    ("autoencoder", [], {"latent_channel": 3}, "latent_channel (4, now 3)"),
+    ("codebook_1", [], {"num_embeddings": 12}, "num_embeddings (16, now 12)"),
+    ("codebook_1", [], {"patch_H": 4, "patch_W": 4}, "patch_H (2, now 4)"),
+    ("transformer_1", [], {"hidden_dim": 32}, "transformer.hidden_dim (64, now 32)"),
+    ("transformer_1", ["--lr-codebook-path", f"codebook_2/{PRUNED}"], {}, "coarse."),
 ]
 
 
-@pytest.mark.parametrize(("name", "flags", "keys", "expected"), CHANGED)
+@pytest.mark.parametrize(("name", "flags", "keys", "named"), CHANGED)
 def test_resuming_with_other_settings_is_refused_by_name(
-    name, flags, keys, expected, command, begun, tiny_run, tmp_path, write_json, capsys
+    name, flags, keys, named, command, begun, tiny_run, tmp_path, write_json, capsys
 ):
     before = results(begun(name))
     flags = [tiny_run / flag if str(flag).endswith(".pt") else flag for flag in flags]
     config = write_json(tmp_path / "other.json", json.loads((TINY / f"{name}.json").read_text()) | keys)
     flags += ["--config-path", config, "--max-step", 6, "--resume"]
     line = expect_error(capsys, MAINS[name], command(name, "run", *flags))
-    assert f"{tmp_path / 'run' / WEIGHTS}: was made with {expected}" in line
+    assert str(tmp_path / "run" / WEIGHTS) in line and named in line
     assert results(tmp_path / "run") == before
 
 
@@ -182,10 +173,9 @@ def test_a_start_where_a_run_or_a_part_of_one_is_is_refused_and_touches_nothing(
             path.unlink()
     before = results(folder)
     line = expect_error(capsys, MAINS[name], command(name, "run", *PLAN, "--keep-checkpoint", 1))
-    assert f"holds a run ({left}); add --resume to go on with it, --overwrite to replace it" in line
+    assert f"{folder}: " in line and left in line
     if left == "best.pt":
-        line = expect_error(capsys, MAINS[name], command(name, "run", *PLAN, "--resume"))
-        assert "holds a run (best.pt); nothing of it can be resumed: add --overwrite" in line
+        assert left in expect_error(capsys, MAINS[name], command(name, "run", *PLAN, "--resume"))
     assert results(folder) == before
 
 
@@ -233,16 +223,13 @@ def test_overwrite_resumes_what_fits_also_data_of_other_times_and_replaces_what_
     after = train("autoencoder", "run", *flags, 2, "--seed", 1)
     assert (after["step"], after["settings"]["--seed"]) == (2, 1)
     assert checkpoints(folder) == {"model_2.pt", "latest.pt", "best.pt", "measured.json"}
-    assert "starting anew, as --overwrite says" in (folder / "train.log").read_text()
 
 
 @pytest.mark.parametrize("name", ["transformer_1", "codebook_1"])
 def test_the_newest_checkpoints_are_kept_by_step_and_a_persons_copies_stay(name, begun, train):
     prefix, run = prefix_of(name), begun(name)
-    folder = run / "models_checkpoint"
-    own = {f"{prefix}_before_change.pt", f"{prefix}_2.pt.bak", f"{prefix}_.pt", f"my_{prefix}_1.pt"}
-    for file in own:
-        (folder / file).write_text("mine")
+    folder, own = run / "models_checkpoint", f"my_{prefix}_1.pt"
+    (folder / own).write_text("mine")
     later = (folder / f"{prefix}_4.pt").stat().st_mtime + 1000
     os.utime(folder / f"{prefix}_2.pt", (later, later))
     train(name, "run", "--max-step", 6, "--checkpoint-step", 1, "--keep-checkpoint", 2, "--resume")
@@ -251,9 +238,9 @@ def test_the_newest_checkpoints_are_kept_by_step_and_a_persons_copies_stay(name,
         validated = [row for row in rows(run, "val_loss") if "train_loss" not in row]
         assert [row["step"] for row in validated] == [2, 4, 5, 6]
         files["best.pt"] = min(validated, key=lambda row: row["val_loss"])["step"]
-    assert checkpoints(run) == {"measured.json", *files, *own}
+    assert checkpoints(run) == {"measured.json", *files, own}
     assert {file: torch.load(folder / file, weights_only=True)["step"] for file in files} == files
-    assert all((folder / file).read_text() == "mine" for file in own)
+    assert (folder / own).read_text() == "mine"
 
 
 def damage(path):
@@ -277,9 +264,7 @@ def test_lost_checkpoints_cost_no_more_than_the_steps_since_one_that_is_left(
         path.unlink() if is_gone else damage(path)
     train(name, "run", *PLAN, "--resume", *(() if is_gone else ("--overwrite",)))
     assert differences(whole(name), tmp_path / "run") == []
-    log = (tmp_path / "run/train.log").read_text()
-    assert f"going on from {prefix}_{4 if number == 1 else 2}.pt" in log
-    assert ("best.pt: not a readable checkpoint" in log) is (name == "autoencoder" and number > 1 and not is_gone)
+    assert f"going on from {prefix}_{4 if number == 1 else 2}.pt" in (tmp_path / "run/train.log").read_text()
 
 
 @pytest.mark.parametrize("name", TWO)
@@ -323,7 +308,7 @@ def test_weights_to_begin_from_are_not_removed(name, command, tiny_run, for_deco
     before = results(folder)
     flags = (*PLAN, "--overwrite", *start, *(("--encoder-path",) if name == "decoder" else ()), folder / WEIGHTS)
     line = expect_error(capsys, MAINS[stage], command(stage, "run", *flags))
-    assert f"{folder / WEIGHTS}: --overwrite would remove it" in line
+    assert str(folder / WEIGHTS) in line
     assert results(folder) == before
 
 
@@ -345,8 +330,7 @@ def test_a_start_from_other_weights_that_saved_nothing_is_not_resumed_without_th
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(LEARNERS.get(name, GradientLearner), "update", die)
         run_main(MAINS[name], *command(name, "run", "--max-step", 2, *start))
-    line = expect_error(capsys, MAINS[name], command(name, "run", "--max-step", 2, "--resume"))
-    assert "has saved nothing yet; give its command once more, without --resume" in line
+    assert "--resume" in expect_error(capsys, MAINS[name], command(name, "run", "--max-step", 2, "--resume"))
     assert train(name, "run", "--max-step", 2, *start)["step"] == 2
 
 
@@ -357,10 +341,8 @@ def test_other_data_are_refused_and_copies_of_the_same_verified(begun, train, co
     content, before = images[1].read_bytes(), results(folder)
     shutil.copy(images[0], images[1])
     line = expect_error(capsys, autoencoder, command("autoencoder", "run", *plan, 5))
-    assert f"{folder / WEIGHTS}: the files of its data set have other times or sizes" in line
-    assert "--verify" in line
-    line = expect_error(capsys, autoencoder, command("autoencoder", "run", *plan, 5, "--verify"))
-    assert f"{images[1]}: is not the file that was written" in line
+    assert str(folder / WEIGHTS) in line and "--verify" in line
+    assert str(images[1]) in expect_error(capsys, autoencoder, command("autoencoder", "run", *plan, 5, "--verify"))
     assert results(folder) == before
     images[1].write_bytes(content)
     touch(moved)
@@ -368,34 +350,7 @@ def test_other_data_are_refused_and_copies_of_the_same_verified(begun, train, co
     train("autoencoder", "run", *plan, 5, "--verify")
     assert train("autoencoder", "run", *plan, 6)["step"] == 6  # verified once
     moved.write_text(moved.read_text().replace('"labels": []', '"labels": ["new"]', 1))
-    line = expect_error(capsys, autoencoder, command("autoencoder", "run", *plan, 7, "--verify"))
-    assert "was made with another data set" in line
-
-
-def test_pictures_of_trainings_are_named_in_one_place(tiny_run):
-    drawn = {path.stem.rpartition("_")[0] for path in tiny_run.glob("[act]*/images/*.png")}
-    assert drawn == set(PICTURES)
-
-
-def test_where_it_is_lost_how_good_the_best_is_the_next_replaces_it(begun, train):
-    folder = begun("autoencoder")
-    (folder / "models_checkpoint/measured.json").unlink()
-    train("autoencoder", "run", "--max-step", 5, "--resume")
-    best = folder / "models_checkpoint/best.pt"
-    assert torch.load(best, weights_only=True)["step"] == 5
-    assert measured_of(best)["val_loss"] > 0
-    assert "how good it is was lost, so the next checkpoint replaces it" in (folder / "train.log").read_text()
-
-
-def test_a_refused_resume_makes_no_best_checkpoint(begun, whole, train, command, tmp_path, monkeypatch, capsys):
-    best = begun("autoencoder") / "models_checkpoint/best.pt"
-    best.unlink()
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    again = command("autoencoder", "run", *PLAN, "--resume", "--tensorboard")
-    assert "--tensorboard" in expect_error(capsys, MAINS["autoencoder"], again)
-    assert not best.exists()
-    train("autoencoder", "run", *PLAN, "--resume")
-    assert differences(whole("autoencoder"), tmp_path / "run") == []
+    assert "data set" in expect_error(capsys, autoencoder, command("autoencoder", "run", *plan, 7, "--verify"))
 
 
 def test_lost_and_damaged_rows_cost_neither_weights_nor_statistics(begun, whole, train, tmp_path):
@@ -409,27 +364,3 @@ def test_lost_and_damaged_rows_cost_neither_weights_nor_statistics(begun, whole,
     with metrics.open("ab") as file:
         file.write(b"\xff\xfe\n5\n{}\n")
     assert same(train("codebook_1", "run", *PLAN, "--resume")["model"], before["model"])
-
-
-def test_rows_that_somebody_removes_do_not_keep_weights_from_being_saved(train, tmp_path, monkeypatch):
-    original = GradientLearner.update
-
-    def update(self, batch, step, share):
-        if step == 1:
-            (tmp_path / "run/metrics.jsonl").unlink()
-        return original(self, batch, step, share)
-
-    monkeypatch.setattr(GradientLearner, "update", update)
-    assert train("autoencoder", "run", "--max-step", 2)["step"] == 2
-
-
-def test_checkpoints_that_cannot_be_gone_on_from_are_named(begun, command, tiny_run, capsys):
-    folder = begun("codebook_1") / "models_checkpoint"
-    again = command("codebook_1", "run", *PLAN, "--resume")
-    shutil.copy(tiny_run / "codebook_1" / PRUNED, folder / "latest.pt")
-    line = expect_error(capsys, MAINS["codebook_1"], again)
-    assert "is not a checkpoint of a training: it lacks metrics, parts, settings" in line
-    for path in folder.glob("*.pt"):
-        path.write_bytes(path.read_bytes()[:1000])
-    line = expect_error(capsys, MAINS["codebook_1"], again)
-    assert f"{folder / 'latest.pt'}: not a readable checkpoint" in line

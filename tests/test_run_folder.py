@@ -2,7 +2,7 @@
 
 import pytest
 
-from utils.runs.chain import folders_in, is_unfinished, missing_in
+from utils.runs.chain import is_unfinished, missing_in
 from utils.runs.folders import OutputFolder, RunFolder
 
 
@@ -12,13 +12,6 @@ def test_the_name_of_a_folder_says_which_step_it_is(tmp_path):
     names |= {"transformer_0": ("transformer", "0")}
     steps = [OutputFolder(tmp_path / name) for name in names]
     assert {step.name: (step.kind, step.level) for step in steps} == names
-
-
-def test_a_whole_run_misses_nothing(tiny_run):
-    run = RunFolder(tiny_run)
-    assert run.num_stages == 3
-    assert missing_in(run) == {}
-    assert {step.name for step in folders_in(run)} == {path.name for path in tiny_run.iterdir() if path.is_dir()}
 
 
 @pytest.mark.parametrize(
@@ -37,18 +30,6 @@ def test_stages_are_counted_by_what_is_planned_and_what_is_there(folders, planne
     assert list(missing_in(run)) == [*names, "generated"]
 
 
-def test_the_newest_picture_is_of_pruning_or_else_of_the_highest_step(tmp_path):
-    step = OutputFolder(tmp_path)
-    assert step.newest_picture("atlas") is None
-    step.images.mkdir()
-    for suffix in ("9", "20", "notes"):
-        step.picture("atlas", suffix).touch()
-    assert step.newest_picture("atlas") == step.picture("atlas", 20)
-    step.picture("atlas", "pruned").touch()
-    assert step.newest_picture("atlas") == step.picture("atlas", "pruned")
-    assert step.newest_picture("atlas", pruned=False) == step.picture("atlas", 20)
-
-
 def test_checkpoints_are_resumed_from_the_highest_step_and_a_persons_copies_are_not(tmp_path):
     step = OutputFolder(tmp_path)
     step.checkpoints.mkdir()
@@ -58,16 +39,6 @@ def test_checkpoints_are_resumed_from_the_highest_step_and_a_persons_copies_are_
     assert [path.name for path in step.resumable_checkpoints("model")] == ours
     step.latest.unlink()
     assert [path.name for path in step.resumable_checkpoints("model")] == ours[1:]
-
-
-def test_later_steps_read_the_pruned_codebook_once_there_is_one(tmp_path):
-    step = OutputFolder(tmp_path)
-    assert step.codebook == step.pruned
-    step.checkpoints.mkdir()
-    step.latest.touch()
-    assert step.codebook == step.latest
-    step.pruned.touch()
-    assert step.codebook == step.pruned
 
 
 def test_a_step_is_unfinished_until_the_chain_has_marked_it_and_its_pruning(tmp_path):

@@ -68,12 +68,6 @@ def test_what_steps_hold_out_in_common_none_has_learned_from(pairs, keys):
         assert (side == "test") == (of_each == {"test"})
 
 
-def test_a_checkpoint_says_which_images_it_has_seen():
-    options = SplitOptions(val_fraction=0.25, test_fraction=0.5)
-    assert Bounds.saved({"bounds": tuple(options.bounds)}) == options.bounds == (0.25, 0.75)
-    assert Bounds.saved({}) == Bounds() == (0.05, 0.1)
-
-
 @settings(max_examples=40)
 @given(st.lists(st.sampled_from(["", *"abcdefghi", "9.png"]), min_size=10, max_size=40), fractions, fractions)
 def test_a_group_is_on_one_side_and_what_has_none_on_that_of_its_key(groups, validation, test):

@@ -146,13 +146,6 @@ def test_noise_moves_a_share_of_the_tokens_to_one_of_the_nearest_units():
     assert set(few.disturb(torch.zeros(500, 4, dtype=torch.int64)).unique().tolist()) == set(range(6))
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.5])
-def test_the_start_notes_the_near_units_where_noise_wants_them(noise):
-    stage = build(1, condition_noise=noise)
-    stage.init_embeddings(*CODEBOOKS[1:3])
-    assert torch.equal(stage.near, near_units(CODEBOOKS[1])) if noise else stage.near is None
-
-
 @pytest.mark.parametrize("number", [0, 1])
 def test_dropout_gives_whole_images_the_null_which_is_an_input_of_its_own(number):
     stage = disturbed(number, condition_dropout=0.25)
@@ -198,7 +191,7 @@ def test_only_training_disturbs(number):
     cell=st.sampled_from([1, 2]),
     has_labels=st.booleans(),
 )
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_samples_equal_those_of_the_slow_reference(
     number, seed, num_beam, beam_width, keep_beam, temperature, top_k, top_p, guidance_scale, num_kept, cell, has_labels
 ):
@@ -264,12 +257,6 @@ def test_the_vectors_of_all_labels_of_an_image_join_the_condition():
     assert torch.equal(plain.with_labels(coarse, [()] * 3), coarse)
 
 
-def test_each_label_of_an_image_learns():
-    stage, (coarse, fine) = build(0, labels=("a", "b", "c"), use_labels=True), tokens_for(0, 2)
-    stage(stage.with_labels(coarse, [(0, 2), ()]), fine)["loss"].backward()
-    assert (stage.label.weight.grad.abs().sum(1) > 0).tolist() == [True, False, True]
-
-
 # --- What a stage learns ---
 
 
@@ -288,12 +275,3 @@ def test_a_stage_that_has_learned_writes_what_it_learned(number):
     tokens, score = stage.sample(coarse, config, torch.zeros(*fine.shape, 2))
     assert torch.equal(tokens, fine)
     assert (score > -1).all()
-
-
-# --- Configs ---
-
-
-def test_a_stage_config_follows_pruned_codebooks():
-    pruned = CODEBOOKS[2].prune(torch.arange(7) % 2 == 0)
-    config = StageConfig.between(TRANSFORMER, CODEBOOKS[1], pruned, Path("c.pt"), is_base=False)
-    assert (config.coarse, config.fine) == (Grid(2, 2, 6), Grid(4, 4, 4))

@@ -24,9 +24,8 @@ def chosen(monkeypatch):
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(threads, "available_cores", lambda: cores)
         monkeypatch.setattr(threads, "busy_cores", lambda: busy)
-        text = threads.choose()
-        result = {name: os.environ[name] for name in NAMES if name in os.environ}
-        return {name: value for name, value in result.items() if name not in environment}, text
+        threads.choose()
+        return {name: os.environ[name] for name in NAMES if name in os.environ and name not in environment}
 
     return choose
 
@@ -45,10 +44,7 @@ def chosen(monkeypatch):
     ],
 )
 def test_the_environment_is_completed_and_never_overruled(environment, cores, busy, expected, chosen):
-    result, text = chosen(environment, cores, busy)
-    assert result == expected
-    assert all(f"{name}={value}" in text for name, value in expected.items())
-    assert expected or text == "as the environment says"
+    assert chosen(environment, cores, busy) == expected
 
 
 def test_every_step_chooses_before_torch_is_imported():
@@ -65,11 +61,3 @@ def test_every_step_chooses_before_torch_is_imported():
     for script in scripts:
         run = subprocess.run([sys.executable, "-c", program, script], cwd=ROOT, capture_output=True, text=True)
         assert run.returncode == 0, run.stderr
-
-
-@pytest.mark.parametrize("script", ["train_autoencoder", "scripts.make_dataset", "scripts.report"])
-def test_a_python_without_pytorch_is_named_in_one_line(script):
-    plain = [sys.executable, "-S", "-m", script]  # without the packages of the environment
-    result = subprocess.run(plain, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 2 and result.stderr.count("\n") == 1
-    assert result.stderr.startswith("error: ") and " has no PyTorch; activate" in result.stderr

@@ -5,7 +5,6 @@ import itertools
 import json
 import math
 import os
-import re
 import shutil
 import signal
 from pathlib import Path
@@ -35,7 +34,6 @@ from utils.core.files import UserError
 from utils.core.options import parse_options
 from utils.data.batches import EpochSampler
 from utils.data.dataset import FeatureMapDataset, ImageDataset
-from utils.data.images import save_grid
 from utils.data.split import Bounds, position
 from utils.runs.checkpoint import measured
 from utils.runtime.distributed import Share
@@ -43,7 +41,7 @@ from utils.runtime.draws import drawing
 from utils.training.checkpoint_folder import CheckpointFolder
 from utils.training.gradient import GradientLearner, GradientOptions, learning_rate
 from utils.training.loop import catch_stop
-from utils.training.metrics import Metrics, read_rows, write_rows
+from utils.training.metrics import Metrics
 from utils.training.optimizers import TOKENS
 from utils.training.task import TrainingOptions
 
@@ -93,14 +91,6 @@ def test_a_second_signal_acts_as_usual_once_it_can_be_no_echo_of_the_first(numbe
     assert signal.getsignal(number) is usual
 
 
-def test_a_signal_of_another_kind_is_no_second_one():
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    with catch_stop() as stop:
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGINT)
-    assert stop == [signal.SIGTERM, signal.SIGINT]
-
-
 @pytest.mark.parametrize("name", ["autoencoder", "transformer_1"])
 def test_a_start_takes_over_averaged_weights(name, train, tiny_run, tmp_path, write_json):
     """At a rate of 0, and with a gradient of next to nothing."""
@@ -112,7 +102,6 @@ def test_a_start_takes_over_averaged_weights(name, train, tiny_run, tmp_path, wr
     assert (after["step"], steps) == (1, {1})
     assert all(state["momentum"].abs().max() < 1e-9 for state in after["muon"]["state"].values())
     assert Bounds.saved(after) == pytest.approx(BOUNDS)
-    assert "held out other images" not in (tmp_path / "run/train.log").read_text()
 
 
 def test_a_decoder_learns_from_quantized_maps_and_its_encoder_stays(train, tiny_run, faces, tmp_path, for_decoder):
@@ -132,10 +121,9 @@ def test_a_decoder_learns_from_quantized_maps_and_its_encoder_stays(train, tiny_
 
 @pytest.mark.parametrize("change", ["--flip", "--permute-colours", None])
 def test_a_random_half_of_the_images_of_a_step_is_changed_however_they_are_divided(change, command):
-    words = [word for word in command("autoencoder", "run") if word != "--flip"] + ([change] if change else [])
-    task = train_autoencoder.AutoencoderTask(
-        parse_options(train_autoencoder.Options, "", list(map(str, words))), torch.device("cpu")
-    )
+    words = [str(word) for word in command("autoencoder", "run") if word != "--flip"] + ([change] if change else [])
+    options = parse_options(train_autoencoder.Options, "", words)
+    task = train_autoencoder.AutoencoderTask(options, torch.device("cpu"))
     task.build({})
     images = task.dataset[np.arange(8)]
 
@@ -147,24 +135,17 @@ def test_a_random_half_of_the_images_of_a_step_is_changed_however_they_are_divid
                 task.loss(lambda batch, _: batches.append(batch) or batch, images[first : first + number])
         return torch.cat(batches)
 
-    if not change:
-        assert torch.equal(seen(1, (0, 8)), images)
-        return
-    orders = itertools.permutations(range(3)) if change == "--permute-colours" else [range(3)]
-    others = [images[:, order].flip(-1) if change == "--flip" else images[:, order] for order in map(list, orders)]
-    steps, drawn = [seen(step, (0, 8)) for step in range(20)], set()
-    for step in steps:
-        equal = torch.stack([(step == other).flatten(1).all(1) for other in (*others, images)])
-        assert equal.any(0).all() and (equal[-1].sum() >= 4)
-        drawn.add(tuple((~equal[-1]).tolist()))
-    assert len(drawn) > 10 and max(map(sum, drawn)) == 4
+    others = {"--flip": [images.flip(-1)], None: []}.get(change)
+    if others is None:
+        others = [images[:, list(order)] for order in itertools.permutations(range(3))]
+    steps = [seen(step, (0, 8)) for step in range(20)]
+    kept = [(step == images).flatten(1).all(1) for step in steps]
+    for step, same_as_before in zip(steps, kept, strict=True):
+        matches = torch.stack([(step == other).flatten(1).all(1) for other in (*others, images)])
+        assert matches.any(0).all() and same_as_before.sum() >= (4 if change else 8)
     assert all(any((step == other).flatten(1).all(1).any() for step in steps) for other in others)
+    assert len({tuple(each.tolist()) for each in kept}) > 10 or not change
     assert torch.equal(seen(3, (0, 3), (3, 5)), steps[3])
-
-
-def test_of_steps_of_one_image_half_are_changed():
-    torch.manual_seed(0)
-    assert 60 < sum(bool(train_autoencoder.random_half(torch.zeros(1, 3))) for _ in range(200)) < 140
 
 
 def test_what_begins_from_weights_that_have_seen_mirror_images_goes_on_with_them(
@@ -180,23 +161,19 @@ def test_what_begins_from_weights_that_have_seen_mirror_images_goes_on_with_them
     assert latest(tmp_path / "warm")["step"] == 2 and Autoencoder.load(tmp_path / "warm" / WEIGHTS).flip
 
 
-def test_a_decoder_refuses_a_config_whose_encoder_would_be_another_function(
-    command, for_decoder, tmp_path, write_json, capsys
+def test_a_decoder_refuses_a_config_of_another_encoder_and_images_of_another_size(
+    command, faces, for_decoder, tmp_path, write_json, capsys
 ):
-    config = json.loads((TINY / "autoencoder.json").read_text())
-    other = write_json(tmp_path / "other.json", config | {"use_final_enc_activation": False})
-    words = command("autoencoder", "run", *for_decoder, "--config-path", other, "--max-step", 1)
-    line = expect_error(capsys, MAINS["autoencoder"], words)
-    assert "its encoder was trained with silu and tanh; give a config with these activations" in line
-
-
-def test_a_decoder_refuses_images_of_another_size(command, faces, for_decoder, tmp_path, capsys):
+    config = json.loads((TINY / "autoencoder.json").read_text()) | {"use_final_enc_activation": False}
     folder = shutil.copytree(faces.parent, tmp_path / "smaller")
     for path in folder.rglob("*.png"):
         Image.open(path).resize((16, 16)).save(path)
-    more = (*for_decoder, "--dataset-path", folder / "dataset.json", "--verify", "--max-step", 1)
-    line = expect_error(capsys, MAINS["autoencoder"], command("autoencoder", "run", *more))
-    assert str(for_decoder[-1]) in line and "(4, 4, 4)" in line
+    for named, more in (
+        ("activations", ("--config-path", write_json(tmp_path / "other.json", config))),
+        (str(for_decoder[-1]), ("--dataset-path", folder / "dataset.json", "--verify")),
+    ):
+        words = command("autoencoder", "run", *for_decoder, *more, "--max-step", 1)
+        assert named in expect_error(capsys, MAINS["autoencoder"], words)
 
 
 def test_a_loss_that_is_no_number_stops_with_one_line_and_saves_nothing(begun, command, tmp_path, monkeypatch, capsys):
@@ -208,20 +185,9 @@ def test_a_loss_that_is_no_number_stops_with_one_line_and_saves_nothing(begun, c
 
     monkeypatch.setattr(Autoencoder, "loss", broken)
     words = command("autoencoder", "run", "--max-step", 9, "--resume", "--save-minutes", 1e-9)
-    line = expect_error(capsys, MAINS["autoencoder"], words)
-    assert "train_loss is nan at step 6" in line
-    assert "'model_lr'" in line
+    assert "step 6" in expect_error(capsys, MAINS["autoencoder"], words)
     after = latest(tmp_path / "run")
     assert after["step"] == before["step"] + 1 and all(part.isfinite().all() for part in after["model"].values())
-
-
-def test_the_advice_after_a_loss_that_is_nan_can_be_followed(command, tmp_path, write_json, capsys):
-    config = json.loads((TINY / "autoencoder.json").read_text()) | {"model_lr": 1e38}
-    high = ("--config-path", write_json(tmp_path / "high.json", config))
-    plan = ("--max-step", 9, "--checkpoint-step", 1)
-    line = expect_error(capsys, MAINS["autoencoder"], command("autoencoder", "run", *plan, *high))
-    assert "lower 'model_lr'" in line
-    assert "resume" not in line  # which would refuse another 'model_lr'
 
 
 def test_weights_that_are_no_numbers_are_not_saved(command, tmp_path, monkeypatch, capsys):
@@ -268,50 +234,31 @@ def test_the_gradient_is_clipped(two_epochs):
     assert torch.cat(gradient).norm().item() == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_a_checkpoint_without_a_row_takes_none_away(tmp_path):
+def test_the_share_of_a_step_that_waits_for_data_is_measured(tmp_path, monkeypatch):
     metrics = Metrics(TrainingOptions(**dict.fromkeys(("dataset_path", "config_path", "out_dir"), tmp_path)), 10)
-    logged = [{"step": 1, "train_loss": 2.0}, {"step": 2, "train_loss": 1.0}]
-    for row, kept in (({}, 2), ({"train_loss": 1.0}, 1), (None, 2)):
-        write_rows(metrics.folder.metrics, logged)
-        metrics.open(2, {"row": row, "sums": {}, "steps": 0})
-        assert read_rows(metrics.folder.metrics) == logged[:kept]
-
-
-@pytest.mark.parametrize(("device", "wait", "words"), [("meta", 0.4, ["29 %"]), ("meta", 0.04, []), ("cpu", 0.4, [])])
-def test_a_gpu_that_waits_for_data_is_told_of_once(device, wait, words, tmp_path, monkeypatch, caplog):
-    paths = dict.fromkeys(("dataset_path", "config_path", "out_dir"), tmp_path)
-    metrics = Metrics(TrainingOptions(**paths), 10)
     now = [0.0]
     monkeypatch.setattr("utils.training.metrics.time.perf_counter", lambda: now[0])
-    monkeypatch.setattr("utils.training.metrics.wait_for", lambda device: None)  # there is none
 
     def loader():
         for _ in range(4):
-            now[0] += wait
+            now[0] += 0.25
             yield torch.zeros(2)
 
     metrics.open(0)
-    for step, batch in enumerate(metrics.timed(loader(), torch.device(device)), 1):
+    for step, batch in enumerate(metrics.timed(loader(), torch.device("cpu")), 1):
         now[0] += 1
         metrics.add({"loss": 1.0}, len(batch))
         if step % 2 == 0:
-            assert metrics.close(step)["data_wait"] == pytest.approx(wait / (1 + wait))
-    assert re.findall(r"\d+ %", caplog.text) == words
+            assert metrics.close(step)["data_wait"] == pytest.approx(0.2)
 
 
-def test_metrics_hold_what_is_promised(whole):
+def test_metrics_hold_the_numbers_of_a_step_and_of_a_validation(whole):
     keys = {"step", "epoch", "train_loss", "gradient_norm", "learning_rate", "tflops_per_second", "data_wait"}
-    first, second, validation, *_ = rows(whole("autoencoder"))
-    assert set(first) == set(second) == keys | {"images_per_second"}
-    assert min(first["images_per_second"], first["tflops_per_second"]) > 0
-    assert {"step", "epoch", "val_loss"} <= set(validation)
-    first, last, validation, *_ = rows(whole("transformer_0"))
-    trained = keys | {"train_bits", "train_accuracy", "tokens_per_second"}
     measures = {"val_loss", "val_bits", "val_accuracy", "val_images", "stage_bits", "image_bits"}
-    assert set(first) == trained | measures  # a log line; that of a checkpoint has its own line of validation
-    assert set(last) == trained
-    assert set(validation) == {"step", "epoch"} | measures
-    assert min(first["tokens_per_second"], first["tflops_per_second"]) > 0
+    for name, speed in (("autoencoder", "images_per_second"), ("transformer_0", "tokens_per_second")):
+        first, _, validation, *_ = rows(whole(name))
+        assert keys | {speed} <= set(first) and min(first[speed], first["tflops_per_second"]) > 0
+        assert {"step", "epoch"} | (measures if name == "transformer_0" else {"val_loss"}) <= set(validation)
 
 
 @pytest.mark.parametrize("loss", ["mse", "l1"])
@@ -383,10 +330,8 @@ def test_labels_are_those_of_the_training_images_and_cost_bits(labelled, tiny_ru
 
     # Weights of other labels are refused; counts are those of the new data.
     weights = ("--model-path", tmp_path / "new/run" / WEIGHTS)
-    line = expect_error(
-        capsys, MAINS["transformer_0"], labelled("pets", lambda number, _: ["cat"][number % 2 :], *weights)
-    )
-    assert f"{weights[1]}: was trained with the labels even, odd, this data set has cat; give data" in line
+    words = labelled("pets", lambda number, _: ["cat"][number % 2 :], *weights)
+    assert str(weights[1]) in expect_error(capsys, MAINS["transformer_0"], words)
     assert not (tmp_path / "pets/run/run.json").exists()
     run_main(MAINS["transformer_0"], *labelled("more", lambda number, _: [["odd", "even"][number % 3 == 0]], *weights))
     maps = FeatureMapDataset(tmp_path / "more/maps/dataset.json")
@@ -409,19 +354,15 @@ def test_labels_that_all_images_have_are_not_learned(labelled, tmp_path):
     content = latest(tmp_path / "same/run")
     assert content["config"]["labels"] == ()
     assert not [name for name in content["model"] if "label" in name]
-    log = (tmp_path / "same/run/train.log").read_text()
-    assert "all training images have the same labels, so none are learned: a, b" in log
 
 
 @pytest.mark.parametrize("name", ["autoencoder", "codebook_1"])
-def test_what_the_weights_of_a_start_have_seen_is_no_test_image(name, train, tiny_run, tmp_path):
+def test_what_the_weights_of_a_start_have_seen_is_no_test_image(name, train, tiny_run):
     """The source chose by images up to 0.1 and learned from those above 0.2."""
     start = ("--codebook-path" if name == "codebook_1" else "--model-path", tiny_run / name / WEIGHTS)
     flags = ("--val-fraction", 0.05, "--test-fraction", 0.3)
     after = train(name, "run", "--max-step", 1, *start, *flags)
     assert Bounds.saved(after) == pytest.approx((0.1, 0.2))
-    log = (tmp_path / "run/train.log").read_text()
-    assert "held out other images, so test images are now those with hashes from 0.1 to 0.2" in log
     again = train(name, "run", "--max-step", 2, "--resume", *flags)
     assert again["step"] == 2 and again["bounds"] == after["bounds"]
 
@@ -445,9 +386,7 @@ def test_with_nothing_held_out_the_best_is_the_newest_and_previews_show_training
     best = torch.load(path, weights_only=True)
     assert (best["step"], measured(path, best["fingerprint"])) == (2, {})
     assert rows(tmp_path / "run", "val_loss") == []
-    assert len(list((tmp_path / "run/images").iterdir())) == (4 if name == "autoencoder" else 8)
-    log = (tmp_path / "run/train.log").read_text()
-    assert re.search(r"no image is a validation image.*--val-fraction", log)
+    assert list((tmp_path / "run/images").iterdir())
 
 
 def test_the_temperature_of_previews_changes_only_the_drawn_tokens(train, tmp_path):
@@ -467,8 +406,7 @@ def test_what_cannot_be_measured_is_saved_all_the_same(name, command, tmp_path, 
 
     for script in (train_autoencoder, train_codebook, train_quantized_transformer):
         monkeypatch.setattr(script, "mean_over", fail)
-    line = expect_error(capsys, MAINS[name], command(name, "run", "--max-step", 2, "--log-step", 9))
-    assert line == "error: map.npy: not a feature map"
+    assert "map.npy" in expect_error(capsys, MAINS[name], command(name, "run", "--max-step", 2, "--log-step", 9))
     assert latest(tmp_path / "run")["step"] == 2
 
 
@@ -496,11 +434,6 @@ def test_accumulation_over_parts_that_are_not_equal_gives_the_gradients_of_the_w
     assert not numbers[0].requires_grad
 
 
-def after_two(whole, name):
-    """What two steps of a stage have left."""
-    return torch.load(whole(name) / "models_checkpoint/model_2.pt", weights_only=True)
-
-
 def test_workers_change_nothing(train, whole):
     assert same(train("autoencoder", "run", *PLAN, "--num-workers", 2), latest(whole("autoencoder")))
 
@@ -513,7 +446,8 @@ def test_bfloat16_is_near_float32(train, whole, tmp_path):
 
 
 def test_compile_compiles_and_the_checkpoint_is_as_without(train, whole, monkeypatch):
-    plain, original, compiled = after_two(whole, "autoencoder"), torch.compile, []
+    plain = torch.load(whole("autoencoder") / "models_checkpoint/model_2.pt", weights_only=True)
+    original, compiled = torch.compile, []
 
     def compile_eagerly(model):
         compiled.append(model)
@@ -537,46 +471,11 @@ def test_activation_checkpoints_change_no_gradient(train, write_json, tmp_path, 
     assert len(calls) == 2 * blocks
 
 
-@pytest.mark.parametrize(
-    ("name", "pictures"),
-    [
-        ("autoencoder", {"ground_truth", "recon"}),
-        ("codebook_1", {"image_plot", "quant_image_plot", "comparison", "atlas", "u_matrix"}),
-        ("transformer_1", {"ground_truth", "low_res_cond", "high_res_true", "high_res_recon"}),
-    ],
-)
-def test_every_checkpoint_has_its_pictures(name, pictures, whole):
-    prefix, end, best = (
-        ("codebook", {"hit_map_4.png"}, set()) if name == "codebook_1" else ("model", set(), {"best.pt"})
-    )
-    drawn = {path.name for path in (whole(name) / "images").iterdir()}
-    assert drawn == {f"{picture}_{step}.png" for picture in pictures for step in (2, 4)} | end
-    checkpoints = {path.name for path in (whole(name) / "models_checkpoint").iterdir()}
-    assert checkpoints == {f"{prefix}_2.pt", f"{prefix}_4.pt", "latest.pt", "measured.json"} | best
-
-
-def test_a_codebook_is_compared_with_the_originals(whole, tiny_run, tmp_path):
-    """Three rows: the images, decoded as they are, and after quantization."""
-    maps = FeatureMapDataset(tiny_run / "feature_maps/dataset.json")
-    shown = maps.unflipped(maps.split(BOUNDS).validation)[:10]
-    with torch.no_grad():
-        decoded = Autoencoder.load(tiny_run / "autoencoder" / WEIGHTS).decode(maps[shown])
-    save_grid(torch.cat((maps.images(shown, 4), decoded)), tmp_path / "expected.png", columns=len(shown))
-    paths = (tmp_path / "expected.png", whole("codebook_1") / "images/comparison_4.png")
-    expected, drawn = (np.asarray(Image.open(path)).astype(int) for path in paths)
-    assert drawn.shape[0] == 3 * 34 + 2
-    assert (np.abs(drawn[: 2 * 34] - expected[: 2 * 34]) <= 1).all()
-
-
 def test_a_codebook_is_measured_at_the_end(whole, tiny_run):
     folder = whole("codebook_1")
     statistics = latest(folder)["statistics"]
-    keys = {"quantization_error", "share_of_variance", "topographic_error", "units", "units_used", "entropy_bits"}
-    keys |= {"perplexity", "most_used", "least_used", "psnr_before_quantization", "psnr_after_quantization"}
-    assert set(statistics) == keys
     assert rows(folder, "topographic_error") == [{"step": 4, **statistics}]
-    log = (folder / "train.log").read_text()
-    assert f"topographic error  {statistics['topographic_error']:.4g}" in re.sub(" {2,}", "  ", log)
+    assert statistics["psnr_before_quantization"] > statistics["psnr_after_quantization"]
     maps = FeatureMapDataset(tiny_run / "feature_maps/dataset.json")
     codebook = Codebook.load(folder / WEIGHTS)
     census = take_census(codebook, [maps[maps.split(BOUNDS).training]])
@@ -588,7 +487,6 @@ def test_a_codebook_trains_where_the_images_are_gone(train, tiny_run, tmp_path):
     shutil.copytree(tiny_run / "feature_maps", tmp_path / "moved/maps")
     content = train("codebook_1", "run", "--max-step", 1, "--dataset-path", tmp_path / "moved/maps/dataset.json")
     assert "psnr_after_quantization" not in content["statistics"]
-    assert "their PSNR is not measured" in (tmp_path / "run/train.log").read_text()
     assert Image.open(tmp_path / "run/images/comparison_1.png").height == 2 * 34 + 2
 
 
@@ -630,12 +528,10 @@ def test_saves_between_checkpoints_change_no_result(name, whole, train, tmp_path
     assert differences(tmp_path / "run", whole(name)) == []
 
 
-def test_an_image_that_is_lost_in_training_is_named(command, faces, tmp_path, capsys):
+def test_an_image_that_is_lost_is_named_by_the_worker_that_reads_it(command, faces, tmp_path, capsys):
     path = shutil.copytree(faces.parent, tmp_path / "data") / "dataset.json"
-    records = json.loads(path.read_text())["_default"].values()
-    lost = [record["image_fpath"] for record in records if position(record["image_fpath"]) >= BOUNDS.test][1:]
-    for name in lost:
+    names = [record["image_fpath"] for record in json.loads(path.read_text())["_default"].values()]
+    for name in [name for name in names if position(name) >= BOUNDS.test][1:]:
         (path.parent / name).write_bytes(b"garbage")
-    more = ("--dataset-path", path, "--num-workers", 1, "--max-epoch", 1)
-    line = expect_error(capsys, MAINS["autoencoder"], command("autoencoder", "run", *more))
-    assert line.startswith(tuple(f"error: {path.parent / name}: not an image" for name in lost))
+    words = command("autoencoder", "run", "--dataset-path", path, "--num-workers", 1, "--max-epoch", 1)
+    assert expect_error(capsys, MAINS["autoencoder"], words).startswith(f"error: {path.parent}/images/")

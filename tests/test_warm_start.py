@@ -11,20 +11,16 @@ import generate_fmap_dataset
 import prune_codebook
 from scripts import evaluate, make_dataset, report
 from tests.helpers.features import quick_features
-from tests.helpers.runs import BOUNDS, FRACTIONS, MAINS, PRUNED, SMALL, WEIGHTS, latest
+from tests.helpers.runs import BOUNDS, FRACTIONS, MAINS, PRUNED, WEIGHTS, latest
 from tests.helpers.scripts import TINY, expect_error, run_main
-from utils.core.options import words_of
 from utils.core.provenance import same_images
 from utils.data.dataset import ImageDataset
 from utils.data.dataset_json import write_dataset
 from utils.data.images import image_files
 from utils.data.records import read_packed
 from utils.data.split import Bounds, Learned
-from utils.runs.chain import steps_of
-from utils.runs.folders import RunFolder
 
 NO_TEST = pytest.approx((BOUNDS.test, BOUNDS.test))
-OTHER = "has learned from other images, which may be among these, so no image is a test image now"
 
 
 def records_of(path):
@@ -74,13 +70,13 @@ def enlarged(large, tiny_run, tmp_path_factory):
 
 @pytest.fixture
 def evaluated(tmp_path, monkeypatch):
-    """A function: the content of an evaluation, and its table."""
+    """A function: the content of an evaluation."""
     quick_features(monkeypatch)
 
     def call(run, images):
         out = tmp_path / "evaluation"
         run_main(evaluate.main, run, "--dataset-path", images, "--device", "cpu", "--out-dir", out)
-        return json.loads((out / "evaluation.json").read_text()), (out / "table.md").read_text()
+        return json.loads((out / "evaluation.json").read_text())
 
     return call
 
@@ -94,24 +90,18 @@ def test_pictures_that_were_learned_from_at_another_size_are_no_test_images(enla
     content = latest(enlarged / "autoencoder")
     after = larger.split(Bounds.saved(content))
     assert len(after.test) == 0 and {*after.validation} == {*split.validation, *split.test}
-    path = "autoencoder/models_checkpoint/latest.pt"
-    log = (enlarged / "autoencoder/train.log").read_text()
-    assert f"{path}: {OTHER}, and scripts.evaluate will measure on validation images" in log
 
 
-def test_the_evaluation_measures_on_validation_images_and_says_so(enlarged, large, evaluated, tmp_path, caplog):
-    content, table = evaluated(enlarged, large)
-    line = content["no_test"]
-    assert line.startswith(f"There is no test image: {enlarged / 'autoencoder' / WEIGHTS} ")
-    assert "began from weights that learned from other images. All numbers are of validation images" in line
+def test_the_evaluation_measures_on_validation_images_and_says_so(enlarged, large, evaluated, tmp_path):
+    content = evaluated(enlarged, large)
+    assert str(enlarged / "autoencoder" / WEIGHTS) in content["no_test"]
     assert content["num_held_out"] == len(ImageDataset(large).split(Bounds(BOUNDS.test, BOUNDS.test)).validation)
-    assert line in table and f"of {content['num_held_out']} validation images" in table and "test images" not in table
-    assert line in caplog.messages  # at once, not after minutes
+    table = (tmp_path / "evaluation/table.md").read_text()
     run = shutil.copytree(enlarged, tmp_path / "run")
     shutil.copytree(tmp_path / "evaluation", run / "evaluation")
     run_main(report.main, run)
-    html = (run / "report.html").read_text()
-    assert line in html and "Reconstruction of validation images" in html and "test images" not in html
+    for text in (table, (run / "report.html").read_text()):
+        assert content["no_test"] in text and "test images" not in text
 
 
 def further(name, tiny_run, images):
@@ -129,7 +119,6 @@ def test_weights_of_another_data_set_leave_no_test_image(name, train, encode, fe
     flags, path = further(name, tiny_run, images)
     after = train(name, "run", *flags)
     assert (after["bounds"], after["data"]["images"]) == (NO_TEST, ImageDataset(fewer).fingerprint["images"])
-    assert f"{path}: {OTHER}" in (tmp_path / "run/train.log").read_text()
     flags = flags if name == "autoencoder" else ("--dataset-path", images)
     again = train(name, "run", *flags, "--max-step", 2, "--resume")
     assert again["step"] == 2 and again["bounds"] == NO_TEST
@@ -146,19 +135,6 @@ def test_weights_of_the_same_pictures_keep_the_test_images(name, train, encode, 
     write_dataset(same, [record | {"labels": ["other"]} for record in records_of(faces)[::-1]])
     flags, _ = further(name, tiny_run, same if name == "autoencoder" else encode(same))
     assert train(name, "run", *flags)["bounds"] == pytest.approx(BOUNDS)
-    assert "other images" not in (tmp_path / "run/train.log").read_text()
-
-
-def test_a_chain_goes_on_with_an_autoencoder_that_began_from_other_weights(tiny_run, fewer, tmp_path):
-    """As docs/steps.md says: one training step by hand with --model-path, then the recipe's own steps."""
-    recipe = SMALL.change(("autoencoder",), lr_schedule="cosine", max_step=4)
-    step = steps_of(RunFolder(tmp_path / "run", 3), recipe, fewer)[0]
-    weights = {"model_path": tiny_run / "autoencoder" / WEIGHTS, "out_dir": step.folder.path}
-    begun = step.settings | step.inputs | weights | {"max_step": 1}
-    run_main(MAINS["autoencoder"], *words_of(begun), "--device", "cpu")
-    run_main(MAINS["autoencoder"], *step.command[1:], "--device", "cpu")
-    after = latest(step.folder.path)
-    assert (after["step"], after["bounds"]) == (4, NO_TEST)
 
 
 @pytest.mark.parametrize("name", ["autoencoder", "transformer_1"])
@@ -169,7 +145,7 @@ def test_weights_whose_images_are_unknown_are_outdated(name, command, encode, fe
     images = fewer if name == "autoencoder" else encode(fewer)
     argv = ("--max-step", 1, "--model-path", old)
     line = expect_error(capsys, MAINS[name], command(name, "run", *argv, "--dataset-path", images))
-    assert line.startswith(f"error: {old}: an older version of this code wrote it")
+    assert line.startswith(f"error: {old}: ")
     assert not (tmp_path / "run/run.json").exists()
     run_main(MAINS[name], *command(name, "run", *argv))
     assert latest(tmp_path / "run")["bounds"] == pytest.approx(BOUNDS)
@@ -181,10 +157,9 @@ def test_the_evaluation_compares_the_data_of_all_steps(tiny_run, faces, fewer, e
     for name, step in (("decoder", "autoencoder"), ("transformer_1", "transformer_1")):
         shutil.rmtree(run / name, ignore_errors=True)
         train(step, f"copy/{name}", *further(step, tiny_run, fewer if name == "decoder" else encode(fewer))[0])
-        content, table = evaluated(run, faces)
+        content = evaluated(run, faces)
         file = run / name / "models_checkpoint" / ("best.pt" if name == "transformer_1" else "latest.pt")
-        expected = f"There is no test image: {file} has learned from other images, which may be among these."
-        assert content["no_test"].startswith(expected) and content["no_test"] in table
+        assert str(file) in content["no_test"]
         assert content["num_held_out"] == len(ImageDataset(faces).split(whole).validation)
         assert [row["name"] for row in content["bits"]] == ["condition", "stage 0", "stage 1", "stage 2"]
         shutil.rmtree(run / name)
@@ -195,22 +170,19 @@ def test_the_images_are_those_of_the_feature_maps(tiny_run, faces, fewer, encode
     run = tmp_path / "copy"
     shutil.copytree(tiny_run / "autoencoder", run / "autoencoder")
     shutil.copytree(encode(fewer).parent, run / "feature_maps")
-    line = expect_error(capsys, evaluate.main, [run, "--dataset-path", faces])
-    assert f"{faces}: is not the data set that the run was trained on" in line
-    latest_path = run / "autoencoder" / WEIGHTS
-    assert f"{latest_path} has learned from other images" in evaluated(run, fewer)[0]["no_test"]
+    assert str(faces) in expect_error(capsys, evaluate.main, [run, "--dataset-path", faces])
+    assert str(run / "autoencoder" / WEIGHTS) in evaluated(run, fewer)["no_test"]
 
 
 def test_a_run_that_chose_no_test_images_is_measured_on_validation_images(tiny_run, faces, evaluated, tmp_path, capsys):
     path = shutil.copytree(tiny_run / "autoencoder", tmp_path / "run/autoencoder") / WEIGHTS
     content = torch.load(path, weights_only=True)
     torch.save(content | {"bounds": (0.1, 0.1)}, path)
-    result = evaluated(path.parent.parent.parent, faces)[0]
-    assert f"{path} held out none (--test-fraction 0)" in result["no_test"]
+    result = evaluated(tmp_path / "run", faces)
+    assert str(path) in result["no_test"]
     assert result["num_held_out"] == len(ImageDataset(faces).split(BOUNDS).validation)
     torch.save(content | {"bounds": (0.0, 0.0)}, path)
-    line = expect_error(capsys, evaluate.main, [path.parent.parent.parent, "--dataset-path", faces])
-    assert "there is no test image that all steps of the run have held out, and no validation image" in line
+    expect_error(capsys, evaluate.main, [tmp_path / "run", "--dataset-path", faces])
 
 
 def test_the_identity_is_that_of_pictures_and_of_what_splits_them(faces, tmp_path):

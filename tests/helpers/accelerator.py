@@ -20,7 +20,6 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from evaluation.features import EfficientNetFeatures
 from evaluation.likelihood import stage_bits
 from models.autoencoder import Autoencoder, AutoencoderConfig
 from models.codebook import Codebook, CodebookConfig
@@ -121,12 +120,6 @@ def train_stage(number: int, **changes: object) -> None:
     trained.update(to_device(model.config.example(IMAGES), torch.device(DEVICE)), 0)
 
 
-def count_stage(number: int) -> None:
-    """From a batch on the host."""
-    model, trained = stage_learner(number)
-    trained.footprint(model.config.example(IMAGES))
-
-
 def autoencoder_learner(*, quantized: bool) -> GradientLearner:
     model, book = build(Autoencoder, AUTOENCODER), codebook(1, 8) if quantized else None
     return learner(model, lambda *args: reconstruction_loss(*args, model.loss, book), AUTOENCODER, model.kernels)
@@ -134,10 +127,6 @@ def autoencoder_learner(*, quantized: bool) -> GradientLearner:
 
 def train_autoencoder(*, quantized: bool) -> None:
     autoencoder_learner(quantized=quantized).update(torch.zeros(IMAGES, 3, 16, 16, device=DEVICE), 0)
-
-
-def count_autoencoder(*, quantized: bool) -> None:
-    autoencoder_learner(quantized=quantized).footprint(torch.zeros(IMAGES, 3, 16, 16))
 
 
 def train_map(step: int) -> None:
@@ -159,22 +148,6 @@ def sample(number: int, changes: dict | None = None, **settings: float) -> None:
     outcome.sample(coarse, config, draws, kept=kept)
 
 
-def decode() -> None:
-    book = codebook(1, 8)
-    build(Autoencoder, AUTOENCODER).decode(book.lookup(torch.zeros(IMAGES, 16, dtype=torch.int64, device=DEVICE)))
-
-
-def features() -> None:
-    with fake_tensor.unset_fake_temporarily():  # its weights are read from a file
-        network = EfficientNetFeatures().requires_grad_(False)
-    for module in network.modules():
-        for name, weight in module._parameters.items():
-            module._parameters[name] = (
-                weight if weight is None else nn.Parameter(torch.empty(weight.shape, device=DEVICE))
-            )
-    network(torch.zeros(IMAGES, 3, 32, 32, device=DEVICE))
-
-
 def bits() -> None:
     maps = torch.zeros(IMAGES, 4, 4, 4)
     stage_bits(stage(1).eval(), codebook(2, 6), codebook(1, 6), maps, torch.arange(IMAGES), IMAGES)
@@ -190,10 +163,6 @@ WALKS = {
     "train a stage that writes cells": lambda: train_stage(1, **CELLS),
     "train an autoencoder": lambda: train_autoencoder(quantized=False),
     "train a decoder": lambda: train_autoencoder(quantized=True),
-    "count the base stage": lambda: count_stage(0),
-    "count a cascade stage": lambda: count_stage(1),
-    "count an autoencoder": lambda: count_autoencoder(quantized=False),
-    "count a decoder": lambda: count_autoencoder(quantized=True),
     "train a map at a radius": lambda: train_map(0),
     "balance a map": lambda: train_map(12),
     "train a map at radius 0": lambda: train_map(20),
@@ -205,8 +174,6 @@ WALKS = {
            {"plainly": {}, "in guided blocks from the top": TOP | GUIDED | BLOCKS}))
        for name, settings in rules.items()},
     "sample cells in blocks from stage 1": lambda: sample(1, CELLS, **BLOCKS),
-    "decode": decode,
-    "features": features,
     "bits": bits,
 }  # fmt: skip
 

@@ -12,9 +12,29 @@ from utils.runs.folders import RunFolder
 HOSTILE = "</script><script>alert(1)</script>"
 
 
+def spans(value, margin, *names):
+    """A value with an interval under each of these names."""
+    return {
+        f"{name}{end}": value + sign * margin for name in names for end, sign in (("", 0), ("_low", -1), ("_high", 1))
+    }
+
+
 def distances(name, kernel):
     row = {"name": name, "precision": 0.5, "recall": 0.25, "edges": 1.5, "frechet": 100 * kernel}
-    return row | {"kernel": kernel, "kernel_low": 0.9 * kernel, "kernel_high": 1.1 * kernel}
+    return row | spans(kernel, 0.1 * kernel, "kernel")
+
+
+def novelty(threshold, median, share, nearest, pairs="", layout=None):
+    near = {"median_distance": median, "share": share}
+    held_out = {"median_distance": median + 2, "share": 0.0125}
+    outcome = {"threshold": threshold, "samples": near, "held_out": held_out, "nearest": nearest, "pairs": pairs}
+    return outcome | {"share_low": share - 0.125, "share_high": share + 0.125, "layout": layout}
+
+
+COPY = {"sample": 2, "image_path": f"data/{HOSTILE}.png"}
+NAMED = {"sample": 5, "image_path": "images/b.png", "distance": 2.5, "original_path": "Zürich/IMG 1.HEIC"}
+SHARES = {"precision": 0.25, "recall": 0.5, "floor_precision": 0.875, "floor_recall": 0.75}
+BITS = spans(14.7, 1.2, "bits") | {"test_bits": 17.25}
 
 
 EVALUATION = {
@@ -36,50 +56,23 @@ EVALUATION = {
         distances("quantized reconstructions", 0.0789),
         distances("samples", 0.8765),
     ],
-    "novelty": {
-        "threshold": 3.0,
-        "samples": {"median_distance": 4.5, "share": 0.375},
-        "share_low": 0.25,
-        "share_high": 0.5,
-        "held_out": {"median_distance": 6.5, "share": 0.0125},
-        "pairs": "pairs.png",
-        "nearest": [
-            {"sample": 2, "image_path": f"data/{HOSTILE}.png", "distance": 1.75},
-            {"sample": 5, "image_path": "images/b.png", "distance": 2.5, "original_path": "Zürich/IMG 1.HEIC"},
-        ],
-        "layout": {
-            "threshold": 0.125,
-            "samples": {"median_distance": 0.25, "share": 0.625},
-            "share_low": 0.5,
-            "share_high": 0.75,
-            "held_out": {"median_distance": 0.5, "share": 0.0125},
-            "pairs": "",
-            "nearest": [{"sample": 2, "image_path": f"data/{HOSTILE}.png", "distance": 0.0}],
-            "layout": None,
-        },
-    },
+    "novelty": novelty(
+        3.0,
+        4.5,
+        0.375,
+        [COPY | {"distance": 1.75}, NAMED],
+        "pairs.png",
+        novelty(0.125, 0.25, 0.625, [COPY | {"distance": 0.0}]),
+    ),
     "missing": [f"stage 1: {HOSTILE}"],
     "seconds": 12.0,
     "decoder": "autoencoder",
     "levels": [
-        {
-            "name": "stage 0",
-            "kernel": 0.345,
-            "kernel_low": 0.335,
-            "kernel_high": 0.355,
-            "precision": 0.25,
-            "recall": 0.5,
-            "floor": 0.0023,
-            "floor_low": -0.001,
-            "floor_high": 0.0056,
-            "floor_precision": 0.875,
-            "floor_recall": 0.75,
-            "num_drawn": 8,
-            "bits": 14.7,
-            "bits_low": 13.5,
-            "bits_high": 15.9,
-            "test_bits": 17.25,
-        }
+        {"name": "stage 0", "num_drawn": 8}
+        | spans(0.345, 0.01, "kernel")
+        | spans(0.0023, 0.0033, "floor")
+        | SHARES
+        | BITS
     ],
 }
 
