@@ -66,13 +66,11 @@ class Options(ScriptOptions):
 
     @property
     def views(self) -> tuple[View, ...]:
-        """All views of each image."""
         moved = ((self.flip and number % 2 == 0, number) for number in range(1, self.num_moved + 1))
         return ((False, 0), *([(True, 0)] if self.flip else []), *moved)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse, load, build, run."""
     options = parse_options(Options, __doc__, argv)
     with attempt(__file__, options) as attempted:
         device = choose_device(options.device)

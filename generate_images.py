@@ -113,7 +113,6 @@ class Options(SamplingOptions, RequestOptions, SpeedOptions, ScriptOptions):
 
 @torch.no_grad()
 def main(argv: list[str] | None = None) -> None:
-    """Parse, load, build, run."""
     options = parse_options(Options, __doc__, argv)
     with attempt(__file__, options) as attempted:
         device = choose_device(options.device)
@@ -131,7 +130,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def load_cascade(options: Options, device: torch.device) -> Cascade:
-    """The model that the options name."""
     speed = {"batch_size": options.batch_size, "compiled": options.compile}
     if options.model is not None:
         return Cascade.load(options.model, device=str(device), precision=options.precision, **speed)

@@ -54,7 +54,6 @@ class Options(SplitOptions, ScriptOptions):
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse, load, build, run."""
     options = parse_options(Options, __doc__, argv)
     with attempt(__file__, options) as attempted:
         device = choose_device(options.device)

@@ -63,7 +63,6 @@ class Options(GradientOptions):
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse, load, build, run."""
     run(__file__, parse_options(Options, __doc__, argv), AutoencoderTask)
 
 
@@ -121,7 +120,6 @@ class AutoencoderTask(GradientTask):
         return torch.zeros(number, *self.dataset.shape)
 
     def prepare(self) -> ImageDataset:
-        """Choose the images that previews show."""
         self.shown = self.dataset[preview_indices(self.training, self.validation, 25)]
         return self.dataset
 
@@ -133,7 +131,6 @@ class AutoencoderTask(GradientTask):
             return self.learner.best_model(images, self.codebook).float().cpu()
 
     def validate(self) -> dict[str, float]:
-        """Loss, squared error and PSNR of validation images."""
 
         def errors(images: torch.Tensor) -> dict[str, torch.Tensor]:
             outputs = self.reconstruct(images)
@@ -143,7 +140,6 @@ class AutoencoderTask(GradientTask):
         return {**means, "val_psnr": psnr(means["val_mse"])} if means else {}
 
     def preview(self, step: int) -> None:
-        """Draw images and their reconstructions."""
         for name, images in (("ground_truth", self.shown), ("recon", self.reconstruct(self.shown))):
             save_grid(images, OutputFolder(self.options.out_dir).picture(name, step))
 

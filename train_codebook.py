@@ -54,7 +54,6 @@ class Options(TrainingOptions):
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse, load, build, run."""
     run(__file__, parse_options(Options, __doc__, argv), MapTask)
 
 
@@ -111,7 +110,6 @@ class MapTask(Task):
         return codebook, sample
 
     def prepare(self) -> FeatureMapDataset:
-        """Choose the feature maps for previews."""
         broadcast(self.codebook.units, self.codebook.coordinates)
         shown = preview_indices(self.training, self.dataset.unflipped(self.validation), 25)
         compared = shown[:COMPARED]
@@ -121,12 +119,10 @@ class MapTask(Task):
         return self.dataset
 
     def update(self, batch: torch.Tensor, step: int, share: Share) -> dict[str, torch.Tensor | float]:
-        """Train on a batch of feature maps."""
         with drawing(self.options.seed, step, share, self.device):
             return self.learner.update(batch, step, share)
 
     def validate(self) -> dict[str, float]:
-        """The quantization error of validation maps."""
 
         def error(fmap: torch.Tensor) -> dict[str, torch.Tensor]:
             return {"val_loss": self.codebook.quantization_error(fmap.to(self.device))}

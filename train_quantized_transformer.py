@@ -66,13 +66,10 @@ class Options(GradientOptions):
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse, load, build, run."""
     run(__file__, parse_options(Options, __doc__, argv), StageTask)
 
 
 class StageTask(GradientTask):
-    """Train a stage to predict the fine tokens of feature maps from their coarse tokens."""
-
     kind, unit, num_workers = KIND, "tokens", 0  # tokens need no preprocessing
 
     def __init__(self, options: Options, device: torch.device) -> None:
@@ -98,7 +95,6 @@ class StageTask(GradientTask):
         self.bits_before = bits_before(self.coarse, options.previous_path)
 
     def build(self, saved: dict) -> None:
-        """Build the stage and initialise its token embeddings from the units."""
         stage = Stage(self.config).to(self.device)
         stage.init_embeddings(self.coarse, self.fine)
         stage.transformer.use_activation_checkpoint = self.options.use_activation_checkpoint

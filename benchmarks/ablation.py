@@ -141,7 +141,6 @@ def demo_task(
 
 
 def num_parameters(model: nn.Module) -> int:
-    """The parameters of a model."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -256,7 +255,6 @@ def print_results(results: Results, *measured: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train the variants and print the results."""
     args = parse_options(Options, __doc__, argv)
     variants = AUTOENCODERS if args.autoencoder else STAGES
     if args.stage == 0:  # a base stage has no coarse tokens to write cells of

@@ -47,8 +47,6 @@ Options = options(dataset=(Path, option("dataset.json of feature maps", position
 
 
 class Measured(NamedTuple):
-    """What was measured of one method."""
-
     seconds: float
     error: float  # mean squared error on test feature maps
     topographic_error: float
@@ -82,12 +80,10 @@ class Data:
         return Measured(*np.mean(numbers, axis=0))
 
     def measure_maps(self, total_steps: int) -> Measured:
-        """The means over maps of this project."""
         return self.measure(*(timed(train_map, self, total_steps, seed) for seed in SEEDS))
 
 
 def train_map(data: Data, total_steps: int, seed: int) -> Codebook:
-    """Train as train_codebook.py does, with all feature maps in memory."""
     torch.manual_seed(seed)
     codebook, number = Codebook(data.config), len(data.training)
     wanted = sample_size(data.config, total_steps * BATCH * math.prod(data.config.grid))
@@ -162,7 +158,6 @@ def read(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Print the table."""
     training, test = read(parse_options(Options, __doc__, argv).dataset)
     channels, height, width = test.shape[1:]
     print(f"{machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")

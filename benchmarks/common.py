@@ -45,12 +45,10 @@ def best_of(losses: dict[float, float]) -> tuple[float, bool]:
 
 
 def print_head(*columns: object) -> None:
-    """Print the head of a table in Markdown."""
     print(table(columns), flush=True)
 
 
 def print_row(*cells: object) -> None:
-    """Print a row of it."""
     print(row(*cells), flush=True)
 
 

@@ -44,13 +44,11 @@ def build(config: StageConfig) -> Stage:
 
 
 def run_writer(run: Path, number: int, precision: str) -> Callable[[], object]:
-    """A function that writes pictures of a trained model."""
     cascade = Cascade.load(run, device="cpu", precision=precision, batch_size=number)
     return lambda: cascade.decode(cascade.generate(Request(), range(number))[0][-1])
 
 
 def recipe_writer(name: str, number: int, precision: str) -> Callable[[], object]:
-    """A function that writes pictures of a recipe, with random weights."""
     recipe = Recipe.find(name)
     run = RunFolder(Path("unread"), len(recipe.stages))
     configs = load_configs(recipe, steps_of(run, recipe, Path("unread")))

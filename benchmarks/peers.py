@@ -99,8 +99,6 @@ def follow(velocity: Callable, noise: torch.Tensor, steps: int) -> torch.Tensor:
 
 
 class TimedBlock(Block):
-    """A block whose two parts are shifted, scaled and gated by the time."""
-
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
         self.modulation = nn.Linear(config.in_dim, 6 * config.in_dim)
@@ -150,13 +148,11 @@ class Flow(nn.Module):
         return split.training, split.measured, shared.run.maps
 
     def learner(self, rate: float, given: GradientOptions) -> GradientLearner:
-        """With the optimizers of the stages."""
         config = SimpleNamespace(model_lr=rate, weight_decay=self.decay)
         return GradientLearner(self, loss_of, config, given, 1, CPU, self.by_muon, len(self.place))
 
     @property
     def by_muon(self) -> list[nn.Parameter]:
-        """The matrices of attention and MLPs, which Muon moves as in the stages."""
         return [weight for name, weight in self.blocks.named_parameters() if weight.ndim == 2 and "modul" not in name]
 
     def velocity(self, t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -304,7 +300,6 @@ def train(name: str, rate: float, seed: int, share: float, shared: Shared, folde
 
 
 def measure_run(shared: Shared, folder: Path) -> dict:
-    """Measure the run."""
 
     @torch.no_grad()
     def sample(batch: range) -> torch.Tensor:
@@ -335,7 +330,6 @@ def print_means(name: str, rate: str, results: list[dict]) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train and measure what is not finished; print the table."""
     args = parse_options(Options, __doc__, argv)
     cli.need("requirements-dev.txt", *(RIVALS[name].package for name in args.rivals if RIVALS[name].package))
     shared = Shared(args.dataset, args.run, args.minutes)

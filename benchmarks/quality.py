@@ -40,8 +40,6 @@ Options = options(
 
 
 class Measured(NamedTuple):
-    """A training and what was measured of it."""
-
     name: str
     seconds: float
     results: Results
@@ -83,7 +81,6 @@ def evaluate(dataset: Path, out: Path) -> Results:
 
 
 def measure(args: Options) -> list[Measured]:
-    """Train and evaluate everything."""
     dataset, out, recipe = args.dataset.resolve(), args.out_dir.resolve(), Recipe.find(args.recipe)
     measured = []
     for minutes in sorted(args.minutes or (() if args.shares else MINUTES)):
@@ -99,7 +96,6 @@ def measure(args: Options) -> list[Measured]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train everything and print the table."""
     args = parse_options(Options, __doc__, argv)
     measured, names = measure(args), [name for name in SETS if name != TRAINING]
     print_head("", "minutes", "PSNR (dB)", *names, "precision", "recall")

@@ -200,7 +200,6 @@ class Evaluator:
         return samples, *true
 
     def batches(self, indices: np.ndarray) -> BatchLoader:
-        """Images of the data set, in the batches of this process."""
         parts = distributed.my_items(chunks(indices, self.batch_size))
         return BatchLoader(self.dataset, parts, choose_workers(None, self.run.device))
 

@@ -17,8 +17,6 @@ SETS = TRAINING, RECONSTRUCTIONS, QUANTIZED, SAMPLES = (
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """How well held-out images are reconstructed."""
-
     name: str  # "autoencoder", or "after " and the name of a codebook
     psnr: float  # in dB
     ssim: float
@@ -26,8 +24,6 @@ class Reconstruction:
 
 @dataclass(frozen=True)
 class Bits:
-    """What a part of a held-out image costs."""
-
     name: str  # "condition", "label" (all of an image), "stage 0", "stage 1", …
     tokens: int
     bits: float
@@ -80,8 +76,6 @@ class Level:
 
 @dataclass(frozen=True)
 class Match:
-    """A sample and its nearest training image."""
-
     sample: int
     image_path: str
     distance: float
@@ -89,14 +83,11 @@ class Match:
 
     @property
     def name(self) -> str:
-        """The training image as a person knows it."""
         return self.original_path or self.image_path
 
 
 @dataclass(frozen=True)
 class Nearness:
-    """How near a set of images comes to training images."""
-
     median_distance: float
     share: float  # of near copies
 
@@ -116,7 +107,6 @@ class Novelty:
 
     @property
     def near_copies(self) -> list[Match]:
-        """The samples that are near copies, each with the training image that it looks like."""
         return [match for match in self.nearest if match.distance <= self.threshold]
 
 
@@ -143,12 +133,10 @@ class Results:
 
     @property
     def held_out(self) -> str:
-        """The images that were measured."""
         return "validation images" if self.no_test else "test images"
 
     @property
     def decoding(self) -> str:
-        """Which decoder each row is from, where there are two."""
         if self.decoder == "autoencoder":
             return ""
         return (
@@ -170,7 +158,6 @@ class Results:
 
     @property
     def first_loss(self) -> Level | None:
-        """The first stage that is clearly above the floor of its level."""
         return next((row for row in self.levels if row.is_above_floor), None)
 
     def distance(self, name: str) -> Distance | None:
@@ -179,7 +166,6 @@ class Results:
 
 
 def markdown(results: Results) -> str:
-    """All results that there are, as tables."""
     fidelity = [[row.name, f"{row.psnr:.2f}", f"{row.ssim:.3f}"] for row in results.reconstruction]
     bits = [*results.bits]
     bits += [Bits("all", sum(row.tokens for row in bits), sum(row.bits for row in bits))] if bits else []
@@ -211,7 +197,6 @@ def markdown(results: Results) -> str:
 
 
 def _span(row: object, name: str, digits: int) -> str:
-    """A number of a row and its interval."""
     value, low, high = (f"{getattr(row, f'{name}{end}'):.{digits}f}" for end in ("", "_low", "_high"))
     return f"{value} ({low} to {high})"
 

@@ -61,7 +61,6 @@ class TrainedRun:
         return books
 
     def _load_stages(self) -> dict[int, tuple[Stage, Codebook, Codebook]]:
-        """The stages by their numbers, each with the codebooks that it reads and writes."""
         stages = {}
         steps = zip(self.folder.transformers, pairwise(self.folder.codebooks), strict=True)
         for number, (step, pair) in enumerate(steps):
@@ -100,7 +99,6 @@ class TrainedRun:
         return common if common.test < 1 else Bounds.common((common, Bounds()))  # nothing has learned from these images
 
     def why_no_test(self) -> str:
-        """Why no image of the data set is a test image."""
         for path, learned in self.learned.items():
             if not learned.may_be_of(self.data):
                 return f"{path} has learned from other images, which may be among these"

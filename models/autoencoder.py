@@ -25,8 +25,6 @@ KIND = "autoencoder"
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """The JSON keys of an autoencoder."""
-
     model_lr: float = option("peak learning rate, for steps of 2,048 cells of feature maps", low=0)
     image_channel: int = option("channels of an image: 3, since images are read as RGB", low=1)
     min_channel: int = option(
@@ -147,7 +145,6 @@ class Autoencoder(nn.Module):
 
     @property
     def kernels(self) -> list[nn.Parameter]:
-        """The weights of all convolutions."""
         return [layer.weight for layer in self.modules() if isinstance(layer, nn.Conv2d)]
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
@@ -204,7 +201,6 @@ class Autoencoder(nn.Module):
 
 
 def _noise(like: torch.Tensor, number: int) -> torch.Tensor:
-    """Noise for so many feature maps, in the layout of convolutions."""
     shape, layout = (number, *like.shape[1:]), torch.channels_last
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout).normal_()
 

@@ -24,8 +24,6 @@ MAX_UNITS, MAX_NUMBERS = 2**14, 2**22  # limits of K and of K·D
 
 @dataclass(frozen=True)
 class CodebookConfig:
-    """The JSON keys of a codebook."""
-
     model_lr: float = option("least fraction of the distance by which a patch moves its unit", above=0, below=1)
     image_H: int = option("height of the feature maps", low=1, unset="that of the data")
     image_W: int = option("width of the feature maps", low=1, unset="that of the data")
@@ -62,12 +60,10 @@ class CodebookConfig:
 
     @property
     def dim(self) -> int:
-        """Numbers in a patch, D."""
         return self.image_C * self.patch_H * self.patch_W
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches in a feature map."""
         return self.image_H // self.patch_H, self.image_W // self.patch_W
 
     @property

@@ -43,7 +43,6 @@ class KVCache:
         self.reordered = 0  # position of the last reordering
 
     def slot(self, position: int) -> int:
-        """The slot of a position."""
         return 1 + (position - 1) % (self.capacity - 1) if position else 0
 
     def update(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -108,7 +107,6 @@ class CachedDecoder:
 
     @property
     def position(self) -> int:
-        """The position of the decoder's next input."""
         return self.cache.position
 
     def next_logits(self, inputs: torch.Tensor, start: torch.Tensor | None = None) -> torch.Tensor:

@@ -71,7 +71,6 @@ class Place:
 
     @property
     def nearest(self) -> int:
-        """The unit that this place is nearest to."""
         return self.unit if self.share < 0.5 else self.following
 
 

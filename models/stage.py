@@ -87,8 +87,6 @@ class StageConfig:
 
 
 class Stage(nn.Module):
-    """A transformer and the layout of its tokens."""
-
     def __init__(self, config: StageConfig) -> None:
         super().__init__()
         self.config = config

@@ -52,13 +52,11 @@ def _missing(dataset: FeatureMapDataset, codebooks: Sequence[Codebook]) -> list[
 
 
 def origin_of(dataset: FeatureMapDataset, codebook: Codebook) -> Origin:
-    """The key of tokens."""
     data = dataset.fingerprint
     return {"data": data["index"] + data["files"], "codebook": codebook.fingerprint}
 
 
 def token_path(dataset: FeatureMapDataset, codebook: Codebook) -> Path:
-    """The file with the tokens of a data set by a codebook."""
     return dataset.folder / "tokens" / f"{'_'.join(origin_of(dataset, codebook).values())}.pt"
 
 

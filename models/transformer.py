@@ -24,8 +24,6 @@ LARGEST = 2**16  # limit of rows, columns, units and widths, because a config ma
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """The JSON keys of a transformer."""
-
     model_lr: float = option(
         "peak learning rate of a step with 2,048 tokens; it follows the root of their number", low=0
     )
@@ -75,7 +73,6 @@ class Grid:
 
     @property
     def length(self) -> int:
-        """Tokens in the grid."""
         return self.height * self.width
 
 
@@ -347,7 +344,6 @@ class Transformer(nn.Module):
 
     @property
     def block_weights(self) -> list[nn.Parameter]:
-        """The weights of the linear layers of all blocks, and of cells."""
         blocks = (*self.decoder, *getattr(self, "encoder", ()), *([self.cell] if self.per_position > 1 else ()))
         return [layer.weight for block in blocks for layer in block.modules() if isinstance(layer, nn.Linear)]
 

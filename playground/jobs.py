@@ -141,7 +141,6 @@ class MapJob(PictureJob):
         super().__init__(PageRequest(kind="atlas", seed=0, sampling=sampling), model, session)
 
     def generate(self) -> None:
-        """Draw the map."""
         self._draw_map()
         with suppress(OSError):  # of a folder that is read-only, or a full disk
             write_file(self.kept, self.session.map.read_bytes())

@@ -40,7 +40,6 @@ def url(path: Path, *, may_change: bool = False) -> str:
 
 
 def drop_value(src: str = "", name: str = "", say: str = DROP_HINT) -> dict:
-    """What the place for a picture shows."""
     return {"src": src, "name": name, "say": say}
 
 
@@ -67,7 +66,6 @@ def details_text(picture: Picture | None) -> str:
 
 
 def scripted(name: str, value: dict, **more: object) -> gr.HTML:
-    """A component that the script of this name draws from its value."""
     script = source(f"{name}.js")
     return gr.HTML(value, html_template="", js_on_load=script, elem_id=name, apply_default_css=False, **more)
 
@@ -225,14 +223,12 @@ class Layout:
         }
 
     def chosen_text(self, session: Session | None, job: Job | None = None) -> str:
-        """The chosen unit in words, and how far the job is that draws the map of all pages."""
         unit = session.unit if session else None
         text = f"Chosen: <strong>{'any tile' if unit is None else f'tile {unit}'}</strong>."
         drawn = f" Sharper samples are being drawn: {job.done / job.total:.0%}." if job else ""
         return f"<p>{text}{drawn}</p>"
 
     def way_text(self, ends: tuple[int, ...]) -> str:
-        """The ends of a walk, in words."""
         if len(ends) == 1:
             return f"<p>From tile {ends[0]}. Now click the tile where the walk ends.</p>"
         return (
@@ -249,7 +245,6 @@ class Layout:
         return value | {"keys": keys or [], "ratio": self.ratio, "hint": LIVE_HINT}
 
     def gallery_value(self, session: Session | None, chosen: Picture | None = None) -> dict:
-        """All pictures of a session."""
         items = [
             {"key": picture.key, "src": url(picture.path), "alt": picture.title, "ratio": self.ratio}
             for picture in (session.pictures if session else ())

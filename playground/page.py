@@ -143,7 +143,6 @@ class PlaygroundPage(Layout):
         return updates
 
     def _look(self, request: gr.Request) -> Updates:
-        """The map as far as its samples are drawn."""
         session, job = self.session_of(request), self.worker.background
         job = None if job is None or job.ended.is_set() else job
         updates = {self.map: self.map_value(session), self.chosen: self.chosen_text(session, job)}
@@ -246,7 +245,6 @@ class PlaygroundPage(Layout):
         return status_text(f"{job.activity[:1].upper()}{job.activity[1:]}.", numbers, job.done / job.total)
 
     def ending(self, session: Session, job: Job, sheet: Sheet | None, kind: str, content: object) -> Updates:
-        """What changes when a job has ended."""
         if kind == "failed":
             return self.refusal(content)
         if kind == "cancelled":
@@ -259,7 +257,6 @@ class PlaygroundPage(Layout):
         return updates
 
     def refusal(self, error: BaseException) -> Updates:
-        """Say on the page why something is not done."""
         gr.Warning(escape(str(error)))
         return {self.status: status_text(str(error), is_error=True)}
 
@@ -272,7 +269,6 @@ class PlaygroundPage(Layout):
         return gr.skip()
 
     def choice(self, session: Session, picture: Picture) -> Updates:
-        """What changes when a picture is chosen."""
         return {
             self.gallery: self.gallery_value(session, picture),
             self.details: details_text(picture),

@@ -78,7 +78,6 @@ class PageRequest:
         return request
 
     def sentence(self) -> str:
-        """What is requested, in words."""
         name = self.upload.name if self.upload else ""
         return {
             "sample": "any tile" if self.unit is None else f"tile {self.unit}",
@@ -97,15 +96,12 @@ class PageRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A loaded model, and the flags that name it."""
-
     cascade: Cascade
     path: Path
     device: str = "auto"
     precision: str = "auto"
 
     def command(self, request: PageRequest) -> str:
-        """The command that generates the pictures of a request again, for a shell."""
         name, batch = request.upload.name if request.upload else "", {"batch_size": request.batch_size}
         name = f"./{name}" if name.startswith("-") else name  # which would be a flag
         pictures = {"num_images": request.number, **batch}
@@ -145,7 +141,6 @@ def neighbour(codebook: Codebook, unit: int) -> int:
 
 
 def label_choices(names: Sequence[str]) -> list[tuple[str, str]]:
-    """What can be chosen for the labels of a picture, each with its value."""
     return [("without labels", ""), *((name, str(number)) for number, name in enumerate(names))]
 
 

@@ -16,8 +16,6 @@ MOST_PIXELS = 32 * 10**6
 
 @dataclass(frozen=True)
 class Upload:
-    """A picture of a person, as the model has it."""
-
     name: str  # of the file that was given
     tokens: tuple[torch.Tensor, ...] = field(repr=False)  # of the condition and of each stage, each (1, T)
 

@@ -63,7 +63,6 @@ class Job:
         self.between()
 
     def run(self) -> None:
-        """Do the work, and report how it ended."""
         self.start = time.monotonic()
         try:
             self.count(0)
@@ -115,7 +114,6 @@ class Session:
         return self.folder / f"{next(self.numbers):05d}_{name}"
 
     def add(self, pictures: list[Picture]) -> None:
-        """Add pictures in front, and remove the oldest ones and their files."""
         everything = (*pictures, *self.pictures)
         self.pictures = everything[:MAX_PICTURES]
         for picture in everything[MAX_PICTURES:]:
@@ -178,7 +176,6 @@ class Worker:
                 self._changed.notify_all()
 
     def close_session(self, name: str) -> None:
-        """Cancel the job of a session, and remove its files."""
         with self._changed:
             if (session := self._sessions.pop(name, None)) is not None:
                 self.cancel(session)
@@ -227,12 +224,10 @@ class Worker:
             self._changed.notify_all()
 
     def jobs_before(self, job: Job) -> int:
-        """How many jobs are to end before this one starts."""
         with self._changed:
             return self._jobs.index(job) + (self._running is not None) if job in self._jobs else 0
 
     def close(self) -> None:
-        """End all jobs, and wait a moment for that."""
         with self._changed:
             self._is_closed = True
             for job in filter(None, (*self._jobs, *self._short_jobs, self._running, self.background)):
@@ -254,7 +249,6 @@ class Worker:
             self._short_jobs.popleft().run()
 
     def _run_waiting(self) -> None:
-        """Run all jobs in their queues, and those that come meanwhile."""
         while True:
             self._run_short_jobs()
             with self._changed:

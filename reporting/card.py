@@ -53,7 +53,6 @@ def escaped(text: str) -> str:
 
 
 def describe(model: Cascade, config: ModelConfig) -> str:
-    """What the model is, in numbers."""
     sizes = {Path(file).stem: f"{part['parameters']:,}" for file, part in config.parts.items()}
     rows = [["autoencoder", sizes["autoencoder"], "", ""], ["condition", "", "1×1", len(model.codebooks[0])]]
     for number, (stage, book) in enumerate(zip(model.stages, model.codebooks[1:], strict=True)):
@@ -81,7 +80,6 @@ def how_trained(run: Run, config: ModelConfig) -> str:
 
 
 def evaluated(run: Run, dtype: str) -> str:
-    """The results of the evaluation, or how to get them."""
     if run.evaluation is None:
         return "## Evaluation\n\nNot measured yet: `python -m scripts.evaluate` measures the run, then export it again."
     rounded = "" if dtype == "float32" else f" It was measured before the weights were rounded to {dtype}."

@@ -39,7 +39,6 @@ def make_page(folder: RunFolder, limit: int = LIMIT) -> str:
 
 
 def render(run: Run, models: sections.Models, quality: Quality) -> str:
-    """The page with pictures of this quality."""
     plots: dict[str, dict] = {}
     scripts = [get_plotlyjs(), (TEMPLATES / "report.js").read_text(encoding="utf-8")]
     environment = jinja2.Environment(

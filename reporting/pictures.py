@@ -17,8 +17,6 @@ CRISP = 640  # pixels on a side: smaller pictures are enlarged to it by repeatin
 
 @dataclass(frozen=True)
 class Picture:
-    """The attributes of an <img>."""
-
     uri: str
     width: int
     height: int
@@ -26,8 +24,6 @@ class Picture:
 
 @dataclass(frozen=True)
 class Quality:
-    """How much of a picture is kept."""
-
     side: int  # pixels on the longest side
     quality: int  # of WebP
     small: int  # bytes up to which it is stored losslessly
@@ -85,5 +81,4 @@ def webp(image: Image.Image, **options: object) -> bytes:
 
 
 def data_uri(content: bytes, kind: str) -> str:
-    """A data URI of an image of this kind."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -43,7 +43,6 @@ class Step:
 
     @property
     def checkpoints(self) -> list[dict]:
-        """The rows that were measured at checkpoints, on the whole validation set."""
         return [row for row in self.rows if is_checkpoint(row) and "val_loss" in row]
 
 
@@ -58,7 +57,6 @@ class Run:
     plan: dict | None = None  # auto.json, of a run that scripts.auto planned
 
     def of_kind(self, kind: str) -> list[Step]:
-        """The steps of a kind, from coarse to fine."""
         return [step for step in self.steps.values() if step.folder.kind == kind]
 
     def job(self, name: str) -> Job | None:
@@ -84,7 +82,6 @@ def read_run(folder: RunFolder) -> Run:
 
 
 def read_step(folder: OutputFolder) -> Step:
-    """Read the attempts at a step and its metrics."""
     jobs: dict[str, Job] = {}
     for attempt in read_attempts(folder):
         goes_on = attempt.arguments.get("resume") if attempt.goes_on is None else attempt.goes_on

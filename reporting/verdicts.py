@@ -62,7 +62,6 @@ def verdict(subject: str, value: float, limits: tuple[float, float], text: str, 
 
 
 def judge(run: Run) -> list[Verdict]:
-    """All verdicts that the numbers of a run allow."""
     steps = [*fidelity(decoded_psnr(run), quantized_psnr(run)), *map(pruning, run.of_kind("codebook")), *stages(run)]
     steps = [each for each in steps if each is not None]
     outcomes = [] if run.evaluation is None else [*comparison(run.evaluation), *novelty(run.evaluation)]
@@ -141,7 +140,6 @@ def stages(run: Run) -> list[Verdict]:
 
 
 def units_of(run: Run, step: Step) -> float | None:
-    """The number of units that a stage chooses each token from."""
     book = run.steps.get(f"codebook_{step.folder.level}")
     return book and (book.last("pruned_units") or book.last("units"))
 

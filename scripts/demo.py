@@ -54,7 +54,6 @@ class Options:
 
 
 def main() -> None:
-    """Make the environment, and with its Python all the rest."""
     options = parse_options(Options, __doc__, None)
     name, folder = RECIPES[32 if options.quick else options.size or 64]
     folder += "-auto" if options.hours else ""

@@ -53,7 +53,6 @@ def cut_training(records: list[dict], number: int | None) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Draw the data set, unless it is there already."""
     options = parse_options(Options, __doc__, argv)
     path = options.out_dir / "dataset.json"
     source = SOURCES[options.source]

@@ -66,7 +66,6 @@ class Cost:
         return self.once + steps * self.per_step + checkpoints * self.per_checkpoint
 
     def times(self, factor: float) -> "Cost":
-        """The cost on a machine that takes so many times as long."""
         return Cost(self.once * factor, self.per_step * factor, self.per_checkpoint * factor, self.memory)
 
 
@@ -174,7 +173,6 @@ class Scaling:
     recipe: Recipe
 
     def estimates(self, run: RunFolder) -> list[Estimate]:
-        """The estimates of all steps."""
         return [self.estimate(step, attempt, cost) for step, attempt, cost in self.costs(run)]
 
     def costs(self, run: RunFolder) -> Iterator[tuple[Step, Attempt, Cost]]:
@@ -206,7 +204,6 @@ class Scaling:
         return Cost(self.start + max(0.0, once) + more, *seconds, attempt.peak_memory)
 
     def estimate(self, step: Step, attempt: Attempt, cost: Cost) -> Estimate:
-        """The estimate of a step."""
         folder, name = step.folder, f"{step.folder.name}, {attempt.script}"
         files = (path for path in folder.path.rglob("*") if path.is_file() and path.parent != folder.checkpoints)
         size = sum(path.stat().st_size for path in files)  # bytes

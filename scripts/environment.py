@@ -49,7 +49,6 @@ def mark_of(file: str, latest: bool) -> str:
 
 
 def install(attendant: Attendant, file: str, latest: bool) -> None:
-    """Install a file in one resolve, then check the whole environment."""
     if runs(PYTHON, "-m", "pip", "--version"):
         pip, where, upgrade = [PYTHON, "-m", "pip"], [], ["--upgrade", "--upgrade-strategy", "eager"]
         quiet = ["--quiet", "--disable-pip-version-check"]
@@ -74,7 +73,6 @@ def install(attendant: Attendant, file: str, latest: bool) -> None:
 
 
 def make(attendant: Attendant) -> None:
-    """Make .venv, in place of what an interrupted start has left of it."""
     own = getattr(sys, "_base_executable", sys.executable)  # not that of an environment that may be made anew
     needed = "import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))"
     pythons = [python for python in (os.environ.get("PYTHON"), own) if python and runs(python, "-c", needed)]
@@ -99,7 +97,6 @@ def make(attendant: Attendant) -> None:
 
 
 def runs(*command: str | Path) -> bool:
-    """Whether a command ends well."""
     with suppress(OSError):
         return subprocess.run([*map(str, command)], capture_output=True, stdin=subprocess.DEVNULL).returncode == 0
     return False

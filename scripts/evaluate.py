@@ -60,7 +60,6 @@ class Options:
 
 @torch.no_grad()
 def main(argv: list[str] | None = None) -> None:
-    """Parse, load, evaluate, write."""
     start = time.perf_counter()
     options = parse_options(Options, __doc__, argv)
     device = choose_device(options.device)

@@ -156,7 +156,6 @@ def parts_of(run: RunFolder, model: Cascade, dtype: str) -> Iterator[tuple[str, 
 
 
 def stages_of(model: Cascade) -> dict[str, dict]:
-    """The content of generate.json."""
     return {
         str(number): {
             "model_path": f"transformer_{number}{SUFFIX}",
@@ -169,7 +168,6 @@ def stages_of(model: Cascade) -> dict[str, dict]:
 
 
 def write_model(new: ExportedFolder, run: RunFolder, model: Cascade, dtype: str) -> ModelConfig:
-    """Write the weights, config.json, which is returned, and generate.json."""
     parts = {}
     for name, state, part in parts_of(run, model, dtype):
         write_weights(new.path / name, state)

@@ -71,7 +71,6 @@ def review(how: str | None, records: list[dict], hashes: list[str]) -> None:
 
 
 def _group_near(records: list[dict], pairs: np.ndarray) -> None:
-    """Name the group of each record that has near-duplicates after the first of them."""
     first, num_refused = near_duplicates.join(pairs, len(records))
     sizes = np.bincount(first, minlength=len(records))
     for record, index in zip(records, first.tolist(), strict=True):

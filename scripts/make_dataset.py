@@ -179,7 +179,6 @@ def _written(
 
 
 def write_index(folder: OutputFolder, records: list[dict], settings: dict) -> None:
-    """Write the index of a data set, and only then remove the files of the set before."""
     write_dataset(folder.dataset, records, settings)
     names = {record["image_fpath"] for record in records}
     remove_unnamed(folder.path, f"images/??/{'[0-9a-f]' * 24}.png", names)
@@ -294,7 +293,6 @@ def review(options: Options, records: list[dict], entries: list[dict]) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Write the data set of a folder of images."""
     options = parse_options(Options, __doc__, argv)
     if not options.folder.is_dir():
         reason = "is a file" if options.folder.exists() else "no such folder"

@@ -75,7 +75,6 @@ def _is_kept(images: np.ndarray) -> np.ndarray:
 
 
 def _pairs_of_band(hashes: np.ndarray, band: int) -> Iterator[np.ndarray]:
-    """The pairs of near hashes that a band shows, as numbers i · N + j."""
     keys = np.roll(hashes[:, None].view(np.uint16), band, axis=1).view(np.uint64)[:, 0]  # the band comes first
     order = np.argsort(keys, kind="stable")
     keys = keys[order]

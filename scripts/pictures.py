@@ -29,6 +29,8 @@ WAYS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
+    """Options of scripts.pictures."""
+
     run: Path = option("folder that scripts/demo.py wrote", positional=True)
     out_dir: Path = option("where the pictures go", positional=True)
 

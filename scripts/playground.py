@@ -33,7 +33,6 @@ class Options:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse, load, serve until Ctrl-C."""
     options = parse_options(Options, __doc__, argv)
     cli.need("requirements-extra.txt", "gradio")
     from playground.server import check_port, serve

@@ -28,7 +28,6 @@ class Options:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse, read, render, write."""
     options = parse_options(Options, __doc__, argv)
     cli.need("requirements-extra.txt", *PACKAGES)
     from reporting.page import make_page  # needs them

@@ -49,8 +49,6 @@ class Options:
 
 @dataclass(frozen=True)
 class Quality:
-    """What is measured of a setting."""
-
     distance: float
     recall: float
 
@@ -76,7 +74,6 @@ def choose(start: Setting, values: Setting, measure: Callable[[Setting], Quality
 
 @torch.no_grad()
 def main(argv: list[str] | None = None) -> None:
-    """Measure the settings, print them, write the best."""
     options = parse_options(Options, __doc__, argv)
     device = choose_device(options.device)
     cli.need("requirements-extra.txt", *PACKAGES)

@@ -18,7 +18,6 @@ from utils.runtime import child
 
 
 def main() -> None:
-    """Install, lint, test."""
     words = [word for word in sys.argv[1:] if word != "--latest"]
     with child.attending() as attendant:
         python = ensure_environment(attendant, FILES[-1], latest="--latest" in sys.argv[1:])

@@ -97,7 +97,6 @@ class Options:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Check the recipe, and run its steps."""
     options = parse_options(Options, __doc__, argv)
     if options.recipe == AUTO:
         with child.attending() as attendant:
@@ -111,7 +110,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run_recipe(recipe: Recipe, options: Options) -> None:
-    """Check a recipe, and run its steps."""
     with child.attending() as attendant:
         Chain(recipe, options).run(attendant)
 
@@ -145,12 +143,10 @@ class Chain:
             return FeatureMapDataset(self.folder.feature_maps.dataset).fingerprint
 
     def noted(self, name: str) -> dict | None:
-        """The key of a step that has ended."""
         with suppress(OSError, UserError):
             return read_json(self.folder.mark(name))
 
     def note(self, name: str, key: dict) -> None:
-        """Keep the key of a step that has ended."""
         if self.noted(name) != key:
             write_file(self.folder.mark(name), json.dumps(provenance.plain(key)))
 
@@ -184,7 +180,6 @@ class Chain:
         return f"{lost} is gone: {step.name} runs again" if lost else None
 
     def verify(self, data: Path) -> None:
-        """Read all files of a data set, once."""
         if data not in self.verified:
             verify_files(self.images.index if data == self.options.dataset else data)
             self.verified.add(data)

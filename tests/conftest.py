@@ -13,8 +13,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from playground.browser import chromium
 from scripts import demo_data, report
+from tests.helpers.browser import chromium
 from tests.helpers.reports import make_run
 from tests.helpers.runs import COUNT, FRACTIONS, GRADIENT, MAINS, PLAN, PRUNED, SMALL, WEIGHTS, latest
 from tests.helpers.scripts import CODEBOOKS, TINY, run_main

@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 from models.cascade import Cascade
-from playground.browser import CHROMIUM, SAMPLES, WALK
 from playground.page_request import BATCH, Model
 from playground.server import serve
-from tests.helpers.browser import pages
+from tests.helpers.browser import CHROMIUM, pages
 from tests.helpers.jobs import free_port
 
+SAMPLES, WALK = (f"#click input[value={value}]" for value in ("sample", "walk"))  # what a click on the map does
 if CHROMIUM is None:
     pytest.skip("the playground is not used: there is no chromium; install it", allow_module_level=True)
 pytest.importorskip("playwright.sync_api", reason="the playground is not used: pip install -r requirements-dev.txt")

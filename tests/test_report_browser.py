@@ -5,8 +5,7 @@ import re
 
 import pytest
 
-from playground.browser import CHROMIUM
-from tests.helpers.browser import pages
+from tests.helpers.browser import CHROMIUM, pages
 
 if CHROMIUM is None:
     pytest.skip("the report is not clicked through: there is no chromium; install it", allow_module_level=True)

@@ -41,7 +41,6 @@ class SamplingConfig:
 
     @property
     def is_classic(self) -> bool:
-        """Whether this is classic beam search, which does not sample."""
         return self.num_beam > 1 and self.beam_width == 1 and self.keep_beam == self.num_beam
 
     @property
@@ -61,7 +60,6 @@ def uniform_draws(seed: int, stage: int, images: range, length: int, num_beam: i
 
 
 def image_generator(seed: int, stage: int, image: int) -> torch.Generator:
-    """The random generator of one image in one stage."""
     mixed = np.random.SeedSequence([abs(seed), seed < 0, stage + 1, image]).generate_state(1)[0]
     return torch.Generator().manual_seed(int(mixed))
 

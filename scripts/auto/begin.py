@@ -46,7 +46,6 @@ def count_left_out(pictures: Path, written: Path) -> int:
 
 
 def holds_pictures(given: Path) -> bool:
-    """Whether this is a folder of pictures, and no data set."""
     if not given.is_dir() or (given / "dataset.json").is_file():
         return False
     return not any(given.glob("*.tar")) or len(image_files(given)[0]) > 0

@@ -31,7 +31,6 @@ def rows() -> list[Row]:
 
 
 def nearest(prints: Fingerprint, hours: float) -> Row:
-    """The row of the same kind that is nearest in images, variety and time."""
 
     def apart(row: Row) -> float:
         ratios = prints.training / row.training, 60 * hours / row.minutes
@@ -41,7 +40,6 @@ def nearest(prints: Fingerprint, hours: float) -> Row:
 
 
 def sentence(prints: Fingerprint, hours: float) -> str:
-    """What the nearest row reached."""
     row = nearest(prints, hours)
     shown = f"; its samples: {row.picture}" if row.picture else ""
     few = f"; with only {prints.training:,} training images expect worse" if prints.training < row.training / 2 else ""

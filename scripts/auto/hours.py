@@ -85,7 +85,6 @@ def sections_of(recipe: dict, training: int, given: Shares) -> dict[str, Section
 
 
 def section_of(step: str) -> str:
-    """The section of a step's training steps."""
     return "codebook" if step.startswith("codebook_") else step
 
 

@@ -36,16 +36,13 @@ class Plan:
 
     @classmethod
     def read(cls, run: RunFolder) -> "Plan":
-        """The plan of a run."""
         return build_config(cls, read_json(run.planned) | {"files": read_recipe(run.recipe)}, str(run.planned))
 
     @property
     def settings(self) -> dict:
-        """Its recipe.json."""
         return self.files["recipe"]
 
     def change(self, numbers: dict[str, dict[str, int]]) -> None:
-        """Set these options of its sections."""
         for name, options in numbers.items():
             self.settings[name] |= options
 
@@ -55,7 +52,6 @@ class Plan:
             write_file(folder / f"{name}.json", json.dumps(content, indent=4) + "\n")
 
     def save(self, run: RunFolder) -> None:
-        """Write auto.json."""
         kept = {name: value for name, value in vars(self).items() if name != "files"}
         write_file(run.planned, json.dumps(kept, indent=1) + "\n")
 
@@ -84,15 +80,12 @@ class Clock:
 
     @property
     def used(self) -> float:
-        """Seconds so far."""
         return self.before + time.monotonic() - self.since
 
     def discount(self) -> None:
-        """Count nothing of this start so far."""
         self.since = time.monotonic()
 
     def beat(self) -> None:
-        """Note the time until the end."""
         while not self.ended.wait(BEAT):
             with suppress(OSError):  # of a full disk, which may have room again
                 self.note()

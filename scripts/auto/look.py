@@ -39,8 +39,6 @@ DRAWINGS, PHOTOGRAPHS, PIXEL_ART = "drawings", "photographs", "pixel art"
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What a plan depends on."""
-
     data: str  # identity of the dataset.json
     size: int | str  # of the images, as recipes have it
     images: int  # without exact copies
@@ -59,13 +57,11 @@ class Fingerprint:
 
     @property
     def kind(self) -> str:
-        """What the images look like."""
         if self.flat < FLAT:
             return PHOTOGRAPHS
         return PIXEL_ART if self.colours <= PIXEL_COLOURS else DRAWINGS
 
     def lines(self) -> list[str]:
-        """The fingerprint in words."""
         size, share = Size.parse(self.size).shown, f"{self.flat:.0%} of neighbouring pixels are equal"
         split = f"{self.training:,} to train, {self.validation} for validation, {self.test} for tests"
         return [
@@ -158,7 +154,6 @@ class Options:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Print the fingerprint of a data set."""
     print(json.dumps(dataclasses.asdict(look(parse_options(Options, __doc__, argv).dataset)), indent=1))
 
 

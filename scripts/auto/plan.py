@@ -71,7 +71,6 @@ STAGE_BYTES, IMAGE_BYTES = 15e6, 1.5e6  # memory of an image of 256 tokens at wi
 
 
 def power(value: float, low: int, high: int) -> int:
-    """The largest power of two that is not above a value, within limits."""
     return min(high, max(low, 2 ** math.floor(math.log2(max(value, 1)))))
 
 
@@ -88,7 +87,6 @@ def choose_size(sizes: list[Size], hours: float, *, is_gpu: bool) -> Size:
 
 
 def cells_of(plan: Plan) -> int:
-    """Cells of a feature map, which are the tokens of the finest grid."""
     size = Size.parse(plan.settings["image_size"])
     return size.width * size.height >> 2 * plan.files["autoencoder"]["num_layers"]
 
@@ -212,7 +210,6 @@ def choose_models(prints: Fingerprint, hours: float, *, is_gpu: bool = False, me
 
 
 def reasons_for(prints: Fingerprint, sizes: Sizes, temperatures: list[float]) -> list[tuple[str, str, str, str]]:
-    """Each value that was chosen, with its reason and its source."""
     size, choice, (width, *_) = Size.parse(prints.size), CHOICES[prints.kind], sizes.tier
     sides = [patch << sizes.layers for patch in sizes.patches]
     grids = " → ".join(f"{size.width // side}×{size.height // side}" for side in sides)
@@ -243,7 +240,6 @@ def reasons_for(prints: Fingerprint, sizes: Sizes, temperatures: list[float]) ->
 
 
 def guess_costs(plan: Plan, prints: Fingerprint, is_gpu: bool = False) -> dict[str, Cost]:
-    """What each step may cost, before anything was measured on this machine."""
     size, speed = Size.parse(prints.size), GPU if is_gpu else 1.0
     pixels = size.width * size.height / 4096
     model, recipe = plan.files["autoencoder"], plan.settings

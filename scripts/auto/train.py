@@ -76,7 +76,6 @@ class Auto:
 
     @property
     def by_hand(self) -> str:
-        """The command that trains the planned recipe."""
         words = ["python", "-m", "scripts.train_cascade", f"{self.path}/", self.dataset, self.folder.path]
         return shlex.join(map(str, words))
 
@@ -162,11 +161,9 @@ class Auto:
 
     @property
     def start(self) -> float:
-        """Seconds that a script takes to start, at the pace of the steps so far."""
         return self.plan.drift * self.plan.start
 
     def cost_of(self, name: str, pace: float | None = None) -> Cost:
-        """What a step costs at that pace, or at another one."""
         return Cost(**self.plan.costs[name]).times(pace or self.plan.drift)
 
     def evaluation(self, seconds: float) -> tuple[dict[str, int], float]:
@@ -179,12 +176,10 @@ class Auto:
 
     @property
     def closing(self) -> float:
-        """Seconds of evaluation and report."""
         return REPORT * self.start + self.evaluation(hours.EVALUATED * self.limit)[1]
 
     @property
     def finest(self) -> str:
-        """The name of the finest stage, the last training."""
         return [name for name, step in self.steps.items() if step.script in KINDS][-1]
 
     @property
@@ -267,7 +262,6 @@ class Auto:
             self.chain(Recipe.find(self.path), options, self.verified).run(self.attendant, name)
 
     def evaluate(self) -> None:
-        """Evaluate the run, as thoroughly as the time allows that is left."""
         sizes, _ = self.evaluation(SURE * (self.limit - self.clock.used - REPORT * self.start))
         if sizes and is_older(self.folder.evaluation.results, *self.folder.mark("").iterdir()):
             print("== evaluation", flush=True)
@@ -298,7 +292,6 @@ class Auto:
         self.attendant.check(command, env=inherited() | {"PYTHONPATH": paths})
 
     def write_recipe(self) -> None:
-        """Replace recipe.json, and remember that it was not a person who did."""
         text, path = json.dumps(self.plan.settings, indent=4) + "\n", self.path / "recipe.json"
         if (before := checksum(path.read_bytes())) not in self.plan.written:
             raise UserError(f"{path}: was edited meanwhile; start the same command again, which keeps the edit")
@@ -307,6 +300,5 @@ class Auto:
         write_file(path, text)
 
     def save(self) -> None:
-        """Write auto.json, and recipe.md for people."""
         self.plan.save(self.folder)
         write_file(self.path / "recipe.md", planning.describe(self.plan, self.prints))

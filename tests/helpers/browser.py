@@ -1,6 +1,9 @@
 """Pages in Chromium, driven as a person would, in which nothing may go wrong."""
 
+import shutil
 from contextlib import contextmanager
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 # What Gradio's script says of a stream that is open while its page is loaded again or closed, one after the other.
 ABORTED, ERRORED = "AbortError: BodyStreamBuffer was aborted", "Unexpected error Connection errored out."
@@ -43,3 +46,13 @@ def pages(browser, url, is_ready, allowed, **usual):
     for context in contexts:
         context.close()
     assert not problems, problems
+
+
+@contextmanager
+def chromium():
+    from playwright.sync_api import sync_playwright  # not everybody has it
+
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM)
+        yield browser
+        browser.close()

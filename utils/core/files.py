@@ -113,5 +113,4 @@ def remove_unnamed(folder: Path, pattern: str, names: Container[str]) -> None:
 
 
 def is_older(path: Path, *sources: Path) -> bool:
-    """Whether a file is missing, or older than its sources."""
     return not path.is_file() or any(source.stat().st_mtime > path.stat().st_mtime for source in sources)

@@ -80,7 +80,6 @@ def check_ranges(config: object) -> None:
 
 
 def fixed_options(options: object) -> dict[str, str]:
-    """The flags of the options that results depend on, by field name."""
     return {field.name: flag_of(field) for field in dataclasses.fields(options) if field.metadata["option"].is_fixed}
 
 
@@ -98,7 +97,6 @@ def repeated(cls: type, name: str, doc: str, **more: Any) -> type:
 
 
 def flag_of(field: dataclasses.Field) -> str:
-    """The flag of a field, or the name of a positional argument."""
     return field.name.upper() if field.metadata["option"].positional else f"--{field.name.replace('_', '-')}"
 
 
@@ -139,7 +137,6 @@ def make_parser(cls: type, doc: str) -> argparse.ArgumentParser:
 
 
 def words_of(values: dict[str, object]) -> list[str]:
-    """Options, by name, as the words of a command line."""
     words = []
     for name, value in values.items():
         given = value if isinstance(value, list | tuple) else [] if value is True else [value]

@@ -22,7 +22,6 @@ def plain(values: object) -> object:
 
 
 def options_key(options: object) -> dict:
-    """The options that results depend on, by their flags."""
     return plain({flag: getattr(options, name) for name, flag in fixed_options(options).items()})
 
 

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 
 
 def row(*cells: object) -> str:
-    """A row of a table."""
     return f"| {' | '.join(map(str, cells))} |"
 
 

@@ -57,12 +57,10 @@ class EpochSampler:
 
 
 def steps_per_epoch(num_items: int, batch_size: int) -> int:
-    """Batches in an epoch, including a smaller last one."""
     return -(-num_items // batch_size)
 
 
 def num_items(batch: Batch) -> int:
-    """Items in a batch, which is a tensor or a tuple of tensors of one length."""
     return len(tree_leaves(batch)[0])
 
 
@@ -73,7 +71,6 @@ def split_batch(batch: Batch, size: int) -> list[Batch]:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Move a batch to the device."""
     is_cuda = device.type == "cuda"  # elsewhere the source of an asynchronous copy might change first
     return tree_map(lambda part: part.to(device, non_blocking=is_cuda), batch)
 

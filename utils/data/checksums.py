@@ -16,7 +16,6 @@ Fingerprint = dict[str, str | None]
 
 
 def checksum(content: bytes) -> str:
-    """The checksum of the content of a file, as its record keeps it."""
     return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 

@@ -135,7 +135,6 @@ class FeatureMapDataset(FileDataset):
         self.origin = given
 
     def label_names(self, indices: np.ndarray) -> tuple[str, ...]:
-        """The names of all labels of these maps, sorted."""
         return tuple(sorted(set().union(*map(self.label, indices))))
 
     def label_sets(self, names: tuple[str, ...]) -> np.ndarray:

@@ -84,7 +84,6 @@ class PackedMaps:
         return f"{first // self.per_folder:04d}/{self.digest}.npy"
 
     def make(self) -> None:
-        """Make the arrays that are missing, or not of this shape, before any row is written."""
         for first in range(0, self.total, self.per_folder):
             path, shape = self.folder / self.name(first), (min(self.per_folder, self.total - first), *self.shape)
             with suppress(OSError, ValueError):

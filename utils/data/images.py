@@ -35,7 +35,6 @@ SQUARES = 8  # of the checker, along the shorter side of an image
 
 
 def reads_heif() -> bool:
-    """Whether pillow-heif is installed, which reads HEIC, the format of phones."""
     return find_spec("pillow_heif") is not None
 
 
@@ -123,7 +122,6 @@ def _register_heif() -> tuple[str, ...]:
 
 
 def _flatten(image: Image.Image, background: Background) -> Image.Image:
-    """Any mode of Pillow to RGB."""
     is_transparent = False
     if image.mode == "F" or image.mode.startswith("I"):
         image = _grey_to_8_bits(image)

@@ -47,7 +47,6 @@ class Journal:
         return [parts[name] for names in missing for name in names]
 
     def add(self, entries: dict[str, dict]) -> None:
-        """Keep entries by the names of their parts."""
         with self.own.open("ab") as file:
             file.write(json.dumps(entries).encode() + b"\n")
         self.entries |= entries
@@ -60,7 +59,6 @@ class Journal:
             self._write()
 
     def _others(self) -> list[Path]:
-        """The files of the other processes, perhaps of an earlier job with more of them."""
         return sorted(self.path.parent.glob(f"{self.path.stem}_[0-9]*{self.path.suffix}"))
 
     def _read(self) -> dict[str, dict]:
@@ -73,7 +71,6 @@ class Journal:
         return entries
 
     def _write(self) -> None:
-        """Write all entries to one file, and remove those of the others."""
         lines = [self.head, *(json.dumps({name: entry}).encode() for name, entry in self.entries.items()), b""]
         write_file(self.path, b"\n".join(lines), durable=False)
         for other in self._others():

@@ -89,7 +89,6 @@ class Records:
 
 
 def image_key(record: dict) -> str:
-    """The name by which an image, or that of a feature map, is split."""
     keys = ("image_key", *(("image_path", "fmap_path") if "fmap_path" in record else ("image_fpath",)))
     return next(record[key] for key in keys if key in record)
 

@@ -24,12 +24,10 @@ class Bounds(NamedTuple):
 
     @classmethod
     def saved(cls, content: dict) -> "Bounds":
-        """Those in a checkpoint."""
         return cls(*content.get("bounds", cls()))
 
     @property
     def has_test(self) -> bool:
-        """Whether an image can be a test image."""
         return self.validation < self.test
 
     @classmethod
@@ -47,7 +45,6 @@ class Learned(NamedTuple):
 
     @classmethod
     def saved(cls, content: dict) -> "Learned":
-        """That of the weights in a checkpoint."""
         return cls(Bounds.saved(content), content.get("data"))
 
     def among(self, data: Key | None) -> Bounds:
@@ -93,7 +90,6 @@ class SplitOptions:
 
     @property
     def bounds(self) -> Bounds:
-        """Where the validation and the test images end."""
         return Bounds(self.val_fraction, self.val_fraction + self.test_fraction)
 
 
@@ -107,7 +103,6 @@ class Split:
 
     @property
     def measured(self) -> np.ndarray:
-        """The validation items that losses are measured on."""
         return self.validation[:MEASURED]
 
 

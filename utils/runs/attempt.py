@@ -60,17 +60,14 @@ class Attempt:
 
     @property
     def start(self) -> datetime:
-        """When it began."""
         return datetime.fromisoformat(self.begin).astimezone()
 
     @property
     def seconds(self) -> float:
-        """How long it took."""
         return (datetime.fromisoformat(self.end).astimezone() - self.start).total_seconds()
 
     @property
     def command(self) -> str:
-        """The command that repeats it."""
         return shlex.join(["python", self.script, *words_of(self.arguments)])
 
 
@@ -131,7 +128,6 @@ class CurrentAttempt:
         distributed.agree({**self.arguments, **(dataclasses.asdict(config) if config else {}), **(inputs or {})})
 
     def key(self, inputs: dict) -> dict:
-        """All that the results depend on."""
         return {**options_key(self.options), **inputs}
 
     def check_repeats(self, inputs: dict, verify: Callable[[], None] | None = None) -> None:
@@ -168,7 +164,6 @@ def log_file(path: Path) -> logging.FileHandler:
 
 
 def _outcome(error: BaseException) -> str:
-    """The outcome of an attempt that this error ended."""
     if isinstance(error, KeyboardInterrupt):
         return "stopped by SIGINT"
     if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > 128:

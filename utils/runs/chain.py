@@ -42,7 +42,6 @@ class Step:
 
     @property
     def command(self) -> list[str]:
-        """Its command line after the name of the Python interpreter."""
         return [str(ROOT / f"{self.script}.py"), *words_of(self.options | {"out_dir": self.folder.path})]
 
 
@@ -88,12 +87,10 @@ class Recipe:
 
     @property
     def path(self) -> Path:
-        """Its recipe.json."""
         return self.folder / "recipe.json"
 
     @property
     def stages(self) -> list[str]:
-        """The names of the transformers."""
         return [section for section in self.settings if section.startswith("transformer_")]
 
     def change(self, sections: Iterable[str], **options: object) -> "Recipe":
@@ -119,7 +116,6 @@ def maps_per_image(settings: dict, section: str | None = None) -> int:
 
 
 def steps_of(run: RunFolder, recipe: Recipe, dataset: Path) -> list[Step]:
-    """The steps that make a run, in their order, of as many stages as the run has."""
     images, maps = {"dataset_path": dataset}, {"dataset_path": run.feature_maps.dataset}
     encoder = decoder = run.autoencoder.latest
     steps: list[Step] = []
@@ -154,13 +150,11 @@ def steps_of(run: RunFolder, recipe: Recipe, dataset: Path) -> list[Step]:
 
 
 def steps_in(run: RunFolder) -> list[Step]:
-    """The steps that have made a run, or will make it."""
     recipe = Recipe(run.path, {"decoder": {}} if run.decoder.path.is_dir() else {})
     return steps_of(run, recipe, run.images)
 
 
 def folders_in(run: RunFolder) -> list[OutputFolder]:
-    """The folders of all steps of a run, in their order."""
     return [*{step.folder.name: step.folder for step in steps_in(run)}.values()]
 
 

@@ -23,8 +23,6 @@ State = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Part:
-    """A file of weights in config.json."""
-
     kind: str
     parameters: int  # numbers that were learned
     config: dict
@@ -43,8 +41,6 @@ class Part:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The content of config.json."""
-
     format: str
     format_version: int
     dtype: str  # of the weights of autoencoder and stages; codebooks are float32
@@ -65,7 +61,6 @@ class ModelConfig:
 
 
 def write_weights(path: Path, state: State) -> None:
-    """Write tensors as safetensors, completely or not at all."""
     write_file(path, save({name: value.contiguous() for name, value in state.items()}))
 
 

@@ -66,7 +66,6 @@ class OutputFolder:
 
     @property
     def made_pictures(self) -> list[Path]:
-        """The pictures that a training and the pruning after it have drawn."""
         pattern = re.compile(rf"({'|'.join(PICTURES)})_(\d+|pruned)\.png")
         return [path for path in self.images.glob("*.png") if pattern.fullmatch(path.name)]
 
@@ -83,12 +82,10 @@ class OutputFolder:
         return self.picture(name, max(steps)) if steps else None
 
     def final_image(self, index: int) -> Path:
-        """A generated image."""
         return self.images / f"image_{index:05d}.png"
 
     @property
     def final_images(self) -> list[Path]:
-        """All generated images, in order."""
         return list(takewhile(Path.exists, map(self.final_image, count())))
 
     def grid(self, level: int) -> Path:
@@ -97,7 +94,6 @@ class OutputFolder:
 
     @property
     def grids(self) -> list[Path]:
-        """The grids that there are, from the conditions on."""
         return list(takewhile(Path.exists, map(self.grid, count())))
 
     def animation(self, kind: str, name: str = "filling_in") -> Path:
@@ -155,7 +151,6 @@ class RunFolder:
         return ExportedFolder(path) if (path / CONFIG).is_file() else cls(path)
 
     def step(self, name: str) -> OutputFolder:
-        """The folder of a step."""
         return OutputFolder(self.path / name)
 
     @property
@@ -176,12 +171,10 @@ class RunFolder:
 
     @property
     def codebooks(self) -> list[OutputFolder]:
-        """The condition codebook, then the one that each stage writes with."""
         return [self.step(f"codebook_{level}") for level in (CONDITION, *range(self.num_stages))]
 
     @property
     def transformers(self) -> list[OutputFolder]:
-        """The transformers of the stages."""
         return [self.step(f"transformer_{number}") for number in range(self.num_stages)]
 
     def mark(self, name: str) -> Path:

@@ -109,7 +109,6 @@ def escape_names() -> None:
 
 
 def is_attended() -> bool:
-    """Whether an attendant runs this process, which is to end with it."""
     return os.environ.get(ATTENDANT) == str(os.getppid())
 
 

@@ -27,7 +27,6 @@ def stop_signals() -> list[signal.Signals]:
 
 
 def has(*packages: str) -> bool:
-    """Whether these packages are installed."""
     return all(find_spec(package) for package in packages)
 
 

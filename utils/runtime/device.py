@@ -68,7 +68,6 @@ def choose_dtype(device: torch.device, precision: str) -> torch.dtype:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The autocast context of a precision."""
     return torch.autocast(device.type, torch.bfloat16, enabled=choose_dtype(device, precision) == torch.bfloat16)
 
 
@@ -119,7 +118,6 @@ def size_in(path: str, name: str) -> int | None:
 
 
 def wait_for(device: torch.device) -> None:
-    """Wait until the device has finished its work, before time is taken."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 

@@ -92,7 +92,6 @@ def leave(status: int) -> None:
 
 
 def rank() -> int:
-    """The number of this process."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -102,7 +101,6 @@ def is_main() -> bool:
 
 
 def num_processes() -> int:
-    """How many processes there are."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -172,7 +170,6 @@ def broadcast(*tensors: torch.Tensor) -> None:
 
 
 def barrier() -> None:
-    """Wait until all processes have come here."""
     gather(None)
 
 

@@ -29,7 +29,6 @@ class PeakMemory(TorchDispatchMode):
         self.sizes: dict[int, int] = {}  # of the storages that are alive, 0 of those from before the block
 
     def __torch_dispatch__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
-        """Run an operator, and count its results."""
         self._count((args, kwargs), is_new=False)
         result = func(*args, **(kwargs or {}))
         self._count(result, is_new=True)

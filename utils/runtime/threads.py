@@ -55,7 +55,6 @@ def inherited() -> dict[str, str]:
 
 
 def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print an error that nobody has caught."""
     if kind is KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
     else:

@@ -92,7 +92,6 @@ class CheckpointFolder:
                     )
 
     def _read(self, paths: list[Path]) -> tuple[Path, dict]:
-        """The first checkpoint that is not damaged."""
         errors = []
         for path in paths:
             try:

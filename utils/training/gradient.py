@@ -52,7 +52,6 @@ class GradientOptions(TrainingOptions, SpeedOptions):
 
     @property
     def batches_per_step(self) -> int:
-        """Batches of a process that a step adds up."""
         return self.grad_accum_step
 
 
@@ -192,7 +191,6 @@ class GradientLearner:
         return {"model": self.model.state_dict()} | states | averaged
 
     def restore(self, content: dict, path: Path) -> None:
-        """Restore weights, averaged weights and optimizer state."""
         load_weights(self.model, content, path, averaged=False)
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(content[name])
@@ -221,7 +219,6 @@ def _trained(optimizer: torch.optim.Optimizer) -> int:
 
 
 def _too_large(footprint: Footprint, options: GradientOptions, memory: float) -> str:
-    """What to say where a batch does not fit."""
     needs = f"{options.config_path}: batches of {footprint.size} need {readable(footprint.of(footprint.size))} of "
     needs += f"memory, {readable(memory)} can be used"
     if part := footprint.largest_part(memory):

@@ -78,7 +78,6 @@ class Loop:
         self.stop: list[signal.Signals] = []  # the signals to stop that came to this process
 
     def run(self, batches: Dataset) -> None:
-        """Train to the planned step."""
         options, task, metrics, saved = self.options, self.task, self.metrics, self.checkpoints.resumed
         metrics.open(self.first, saved["metrics"])
         device = task.learner.device

@@ -107,7 +107,6 @@ class Metrics:
                 self.durations.append(time.perf_counter() - since)
 
     def restart_clock(self) -> None:
-        """Exclude the time until now from the rate."""
         self.clock, self.waited = time.perf_counter(), 0.0
 
     def add(self, numbers: dict[str, torch.Tensor | float], items: int) -> None:
@@ -150,11 +149,9 @@ class Metrics:
         return means
 
     def write(self, step: int, numbers: dict[str, float]) -> None:
-        """Write numbers of a step, with its epoch."""
         self.write_row({"step": step, "epoch": (step - 1) // self.per_epoch, **numbers})
 
     def write_row(self, row: dict[str, object]) -> None:
-        """Write a line as it is."""
         if not distributed.is_main():
             return
         with self.folder.metrics.open("a") as file:
@@ -191,5 +188,4 @@ def write_rows(path: Path, rows: list[dict]) -> None:
 
 
 def is_checkpoint(row: dict) -> bool:
-    """Whether a row is the last that a checkpoint writes, once all of it is there."""
     return "epoch" in row and "train_loss" not in row

@@ -71,7 +71,6 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:
-        """One step down the gradients."""
         for group in self.param_groups:
             same_shape = defaultdict(list)
             for weight in group["params"]:

@@ -49,12 +49,10 @@ class TrainingOptions(SplitOptions, ScriptOptions):
 
     @property
     def batches_per_step(self) -> int:
-        """Batches of a process that a step adds up."""
         return 1
 
     @property
     def step_size(self) -> int:
-        """Items that a step of all processes learns from."""
         return self.batch_size * self.batches_per_step * num_processes()
 
     def planned_steps(self, num_items: int) -> int:
