@@ -1,6 +1,5 @@
 """One writer for each folder: the second is refused and leaves no trace, and a dead one is in nobody's way."""
 
-import errno
 import multiprocessing
 import os
 import signal
@@ -8,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import pytest
 
@@ -18,7 +17,6 @@ import prune_codebook
 import train_autoencoder
 import train_codebook
 import train_quantized_transformer
-import utils.core.lock
 from scripts import demo_data, evaluate, make_dataset
 from tests.helpers.scripts import expect_error
 from utils.core.files import UserError, replace_file
@@ -96,16 +94,6 @@ def test_a_refused_run_leaves_nothing_but_a_lock_file_where_a_folder_was(tmp_pat
     assert ((tmp_path / "out/mine").read_text(), (tmp_path / "out" / LOCK_FILE).read_bytes()) == ("mine", b"")
 
 
-def test_a_lock_that_cannot_be_had_leaves_no_folder(tmp_path, monkeypatch):
-    def fail(path, *rest):
-        raise PermissionError("no")
-
-    monkeypatch.setattr("utils.core.lock.os.open", fail)
-    with pytest.raises(PermissionError), lock(tmp_path / "a/b"):
-        pass
-    assert names(tmp_path) == set()
-
-
 def test_the_file_stays_and_the_lock_is_free(tmp_path):
     for _ in range(2):
         with lock(tmp_path / "out"):
@@ -115,48 +103,6 @@ def test_the_file_stays_and_the_lock_is_free(tmp_path):
                 pass
     assert (tmp_path / "out" / LOCK_FILE).stat().st_ino == number
     assert names(tmp_path / "out") == {"file", LOCK_FILE}
-
-
-class Msvcrt:
-    """What Windows has in the place of fcntl."""
-
-    LK_NBLCK = 2
-
-    def __init__(self):
-        self.held, self.asked = False, []
-
-    def locking(self, descriptor, mode, size):
-        self.asked.append((os.fstat(descriptor).st_size, mode, size))
-        if self.held:
-            raise PermissionError(errno.EACCES, "Permission denied")
-
-
-def test_windows_locks_a_byte(tmp_path, monkeypatch):
-    windows = Msvcrt()
-    monkeypatch.setattr(utils.core.lock, "fcntl", None)
-    monkeypatch.setattr(utils.core.lock, "msvcrt", windows)
-    with lock(tmp_path):
-        windows.held = True
-        with pytest.raises(UserError, match="another process"), lock(tmp_path):
-            pass
-        threading.Timer(0.2, setattr, (windows, "held", False)).start()
-        with lock(tmp_path, wait=True):
-            assert not windows.held
-    assert set(windows.asked) == {(0, windows.LK_NBLCK, 1)}
-
-
-@pytest.mark.parametrize("number", [None, errno.ENOLCK, errno.EIO])
-def test_a_system_without_locks_is_used_with_a_warning(number, tmp_path, monkeypatch, caplog):
-    class Broken:
-        LOCK_EX = LOCK_NB = 0
-
-        def flock(self, *_):
-            raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(utils.core.lock, "fcntl", number and Broken())
-    monkeypatch.setattr(utils.core.lock, "msvcrt", None)
-    with pytest.raises(OSError) if number == errno.EIO else nullcontext(), lock(tmp_path):
-        assert "has no locks; let only one process write to it" in caplog.text
 
 
 def test_a_child_that_outlives_its_parent_keeps_no_lock(tmp_path):
@@ -182,15 +128,6 @@ def test_a_child_that_outlives_its_parent_keeps_no_lock(tmp_path):
                 pass
         finally:
             os.kill(child, signal.SIGKILL)
-
-
-def test_a_child_does_not_free_the_lock_of_its_parent(tmp_path):
-    with lock(tmp_path):
-        child = FORK.Process(target=int)
-        child.start()
-        child.join()
-        with pytest.raises(UserError, match="another process"), lock(tmp_path):
-            pass
 
 
 def test_the_lock_of_a_killed_process_is_free_and_what_it_left_half_written_goes(tmp_path):
