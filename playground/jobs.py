@@ -34,8 +34,6 @@ class Sheet:
 
 
 class PictureJob(Job):
-    """The job of a request: it generates the pictures and adds them to the session."""
-
     def __init__(self, request: PageRequest, model: Model, session: Session) -> None:
         """Raises `UserError` if the model cannot do what is requested."""
         self.request, self.model, self.session, self.cascade = request, model, session, model.cascade
@@ -44,7 +42,6 @@ class PictureJob(Job):
         super().__init__(type(self).generate, self.cascade.length * special.get(request.kind, request.number))
 
     def generate(self) -> list[Picture]:
-        """Write the pictures stage by stage, show them on the way, and keep them as files."""
         pictures = {"atlas": self._atlas, "walk": self._walk}.get(self.request.kind, self._samples)()
         self.session.add(pictures)
         return pictures
@@ -114,7 +111,6 @@ class PictureJob(Job):
             yield level, tokens[:number], scores[:number]
 
     def _show(self, images: torch.Tensor, level: int) -> None:
-        """Show images (N, 3, H, W) side by side, nearly square, in at most six columns."""
         columns = min(6, math.ceil(math.sqrt(len(images))))
         path = self.session.next_shown("sheet")
         save_image(grid(images, columns, padding=0), path, durable=False)

@@ -30,7 +30,6 @@ SCORES_HELP = "Scores say how likely the model finds what each stage has written
 
 
 def source(name: str) -> str:
-    """A file beside this one: a script of a component, or the style."""
     return (HERE / name).read_text(encoding="utf-8")
 
 
@@ -51,7 +50,6 @@ def status_text(words: str, numbers: str = "", share: float | None = None, *, is
 
 
 def details_text(picture: Picture | None) -> str:
-    """The chosen picture, its settings, and where it can be saved."""
     if picture is None:
         return "<h2>Chosen picture</h2><p>Choose a picture to see its settings and the command that makes it again.</p>"
     rows = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in picture.settings.items())

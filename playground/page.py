@@ -8,7 +8,6 @@ from pathlib import Path
 from queue import Empty
 
 import gradio as gr
-from gradio.processing_utils import check_all_files_in_cache
 
 from playground.jobs import PictureJob, Sheet, first_map
 from playground.layout import DROP_HINT, STEPS, Layout, details_text, drop_value, source, status_text, url
@@ -21,7 +20,6 @@ from utils.data.images import to_tensor, write_png
 SEEDS, NEW_SEEDS = 2**32, 10**6  # that can be given, and that are drawn: short ones
 QUEUE = 64  # events of all pages that may wait; the worker has a limit of its own
 UPLOADS_KEPT = (600, 3600)  # seconds between clean-ups, and the age at which unused uploads are removed
-LONGEST = 64  # name of a session
 Updates = dict[gr.blocks.Block, object]
 
 
@@ -30,7 +28,6 @@ class PlaygroundPage(Layout):
 
     def __init__(self, worker: Worker, uploads: Path) -> None:
         self.worker, self.uploads = worker, uploads
-        self.details_of: dict[int, dict[str, type]] = {}  # by event, what its script must send
         if (job := first_map(worker.model, worker.shared)) is not None:
             worker.run_in_background(job)
         with gr.Blocks(
@@ -54,16 +51,14 @@ class PlaygroundPage(Layout):
             handler: Callable | None,
             inputs: list | None = None,
             outputs: list | None = None,
-            details: dict[str, type] | None = None,
             js: str | None = None,
         ) -> None:
-            added = event(handler, inputs, outputs, trigger_mode="multiple", js=js, **quiet)
-            self.details_of[added["id"]] = details or {}
+            event(handler, inputs, outputs, trigger_mode="multiple", js=js, **quiet)
 
         restored = [self.map, self.chosen, self.drop, self.clock, *chosen]
         on(self.blocks.load, self.open_page, [self.before], restored, js="() => sessionStorage.getItem('page') ?? ''")
         on(self.clock.tick, self._look, None, [self.map, self.chosen, self.clock])
-        on(self.map.choose, self.choose_unit, [self.steps, *settings], [*shown, *ends], {"unit": int})
+        on(self.map.choose, self.choose_unit, [self.steps, *settings], [*shown, *ends])
         on(self.any_unit.click, self._choose_any, None, [self.map, self.chosen])
         on(self.go.click, self.generator("sample"), settings, shown)
         on(self.atlas.click, self.generator("atlas"), settings, shown)
@@ -71,48 +66,16 @@ class PlaygroundPage(Layout):
         on(self.seed.input, None, None, [self.keep_seed], js="() => true")
         recipe = recipe_values(self.cascade.configs)
         on(self.recipe.click, lambda: recipe, None, self.sampling)
-        on(self.drop.given, self.take_picture, None, [self.drop], {"name": str, "path": str, "bytes": int})
+        on(self.drop.given, self.take_picture, None, [self.drop])
         on(self.like.click, self.generator("like"), settings, shown)
         on(self.detail.click, self.generator("detail", "from_stage"), [self.from_stage, *settings], shown)
         on(self.complete.click, self.generator("complete", "keep_rows"), [self.keep_rows, *settings], shown)
         on(self.click.change, self._choose_ends, [self.click], [*ends, self.walk_group])
         on(self.walk.click, self.generator("walk", "steps"), [self.steps, *settings], shown)
         for shelf in (self.live, self.gallery):
-            on(shelf.choose, self._choose_picture, None, chosen, {"key": str})
+            on(shelf.choose, self._choose_picture, None, chosen)
         on(self.zip.click, self._save_all, None, [self.save])
         self.blocks.unload(self._close_session)
-
-    def is_open(self, session: str) -> bool:
-        """Whether events of this session wait for their answers to be fetched."""
-        return session in self.blocks._queue.pending_messages_per_session
-
-    def fault_of(self, event: object) -> str | None:
-        """What is wrong with an event of a browser, if the page would not send it. Gradio would print a traceback."""
-        fields = event if isinstance(event, dict) else {}
-        session, number, values = (fields.get(key) for key in ("session_hash", "fn_index", "data"))
-        if not isinstance(session, str) or not session.isalnum() or len(session) > LONGEST:
-            return "the event has no session"
-        if not isinstance(number, int) or number not in self.details_of:
-            return "there is no such event"
-        inputs, details = self.blocks.fns[number].inputs, fields.get("event_data")
-        if not isinstance(values, list) or len(values) != len(inputs):
-            return f"the event has not {len(inputs)} values"
-        for component, value in zip(inputs, values, strict=True):
-            several = isinstance(value, list) and getattr(component, "multiselect", False)
-            try:
-                if any(isinstance(each, list | dict) for each in (value if several else [value])):
-                    raise TypeError
-                component.preprocess(value)
-            except (gr.Error, TypeError, ValueError, OverflowError):
-                return f"{component.label}: {value!r:.40} is not possible"
-        for name, kind in self.details_of[number].items():
-            if not isinstance(details, dict) or not isinstance(details.get(name), kind):
-                return f"the event does not say which {name}"
-        try:
-            check_all_files_in_cache(details)
-        except (gr.Error, ValueError, OSError):
-            return "the event names a file that was not uploaded"
-        return None
 
     def session_of(self, request: gr.Request) -> Session:
         """The session of the page that an event is from.
@@ -152,7 +115,6 @@ class PlaygroundPage(Layout):
         self.worker.cancel(self.session_of(request))
 
     def choose_unit(self, request: gr.Request, event: gr.EventData, steps: int, *settings: object) -> Iterator[Updates]:
-        """A unit of the map was clicked: generate with it, or take it as the end of a walk."""
         session, unit = self.session_of(request), event.unit
         if not 0 <= unit < len(self.cascade.codebooks[0]):
             return
@@ -173,7 +135,6 @@ class PlaygroundPage(Layout):
         return {self.map: self.map_value(session), self.chosen: self.chosen_text(session)}
 
     def _choose_ends(self, request: gr.Request, click: str) -> Updates:
-        """Have clicks on the map choose the ends of a walk, which leads at first to a neighbour; or make pictures."""
         session, codebook = self.session_of(request), self.cascade.codebooks[0]
         session.ends = ()
         if click == "walk":
@@ -276,7 +237,6 @@ class PlaygroundPage(Layout):
         }
 
     def take_picture(self, request: gr.Request, event: gr.EventData) -> Updates:
-        """A picture was given: read it, compute its tokens, and show it as the model gets it."""
         session, name = self.session_of(request), Path(str(event.name)).name
         session.upload = session.drop = None
         try:

@@ -62,7 +62,6 @@ class PageRequest:
         return {"atlas": ATLAS_BATCH, "walk": self.steps}.get(self.kind, max(self.number, 2))
 
     def cascade_request(self, cascade: Cascade) -> Request:
-        """The request of the cascade; raises `UserError` if it cannot do it."""
         tokens = self.upload.tokens if self.upload else ()
         own = {
             "sample": {} if self.unit is None else {"conditions": (self.unit,)},
@@ -89,7 +88,6 @@ class PageRequest:
         }[self.kind]
 
     def result(self, index: int = 0) -> Path:
-        """Where the command writes picture number `index`, the atlas or the walk."""
         special = {"atlas": AGAIN.condition_atlas, "walk": AGAIN.animation("webp", "walk")}
         return special.get(self.kind) or AGAIN.final_image(index)
 

@@ -21,7 +21,6 @@ class Upload:
 
 
 def check_size(name: str, num_bytes: int) -> None:
-    """Raise `UserError` if a file of this name is too large to be read."""
     if num_bytes > MOST_BYTES:
         raise UserError(f"{name}: {min(num_bytes, 10**15) / 1e6:.1f} MB, at most {MOST_BYTES // 10**6}: scale it down")
 

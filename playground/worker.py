@@ -78,8 +78,6 @@ class Job:
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A picture of a session: its file, what was asked for and how it is shown."""
-
     key: str  # unique
     path: Path
     title: str
@@ -209,7 +207,6 @@ class Worker:
         return content
 
     def cancel(self, session: Session) -> None:
-        """Cancel the job of a session, if it has one."""
         with self._changed:
             if session.job is not None:
                 session.job.cancelled.set()
