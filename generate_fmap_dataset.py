@@ -42,8 +42,6 @@ View = tuple[bool, int]  # of an image: whether it is mirrored, and its number a
 
 @dataclass(frozen=True, kw_only=True)
 class Options(ScriptOptions):
-    """Options of generate_fmap_dataset.py."""
-
     dataset_path: Path = option("dataset.json of images")
     model_path: Path = option("checkpoint of the autoencoder")
     batch_size: int = option("images encoded at once", 8, low=1, is_fixed=True)  # the order of the maps follows it
@@ -121,7 +119,6 @@ def finished_batches(folder: OutputFolder, num_images: int, options: Options) ->
 def write_maps(
     model: Autoencoder, dataset: ImageDataset, batches: list[np.ndarray], journal: Journal, key: dict, options: Options
 ) -> None:
-    """Make the feature maps of these batches of images, and add their places to the journal."""
     total, shape = len(dataset) * len(options.views), model.fmap_shape(dataset.shape)
     where, mine = (options.out_dir, options.num_files_folder), my_items(batches)
     maps = PackedMaps(*where, total, shape, options.dtype, key) if options.packed else MapFiles(*where)

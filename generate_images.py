@@ -4,7 +4,8 @@ Reads the folder of a run or of an exported model, or a decoder and a JSON confi
 codebooks and sampling. Writes a grid for each stage (images/recon_model_Cond.png, recon_model_0.png, …), each final
 image as its own PNG with its seed, settings and scores inside, and the tokens of all stages (tokens.npz) under
 --out-dir. The set replaces the one before once it is complete; until then it is in a folder .next/ of its own, where
-the same command goes on after a crash.
+the same command goes on after a crash. A sampling option replaces that of the config: one value for all stages, or one
+for each.
 
     python generate_images.py --model out/faces --num-images 25 --seed 0 --out-dir out/faces/generated
 """
@@ -43,12 +44,7 @@ log = logging.getLogger(__name__)
 GRID = 100  # images in a grid, at most
 ANIMATED = 16  # images in an animation, at most
 STEPS, SECONDS = 64, 8  # pictures of a stage in an animation, at most, and how long it runs
-SamplingOptions = repeated(
-    SamplingConfig,
-    "SamplingOptions",
-    "Sampling of all stages, or a value for each, instead of the config's",
-    is_fixed=True,
-)
+SamplingOptions = repeated(SamplingConfig, "SamplingOptions", is_fixed=True)  # a value for all stages, or one for each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +95,6 @@ class RequestOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Options(SamplingOptions, RequestOptions, SpeedOptions, ScriptOptions):
-    """Options of generate_images.py."""
-
     num_images: int = option(
         "images to generate, unless an atlas or a walk says how many", 25, low=1, high=10**6, is_fixed=True
     )
@@ -139,7 +133,6 @@ def load_cascade(options: Options, device: torch.device) -> Cascade:
 
 
 def inputs_of(cascade: Cascade, request: Request) -> dict[str, str]:
-    """Fingerprints of what the pictures are made from, besides the options."""
     given = [request.conditions, *(tokens.tolist() for tokens in request.init_tokens), *map(asdict, request.places)]
     sampling = [sampling_of(config) for config in request.sampling]
     return cascade.fingerprints | {"sampling": digest(sampling), "given units or images": digest(given)}
@@ -192,7 +185,6 @@ def generate(cascade: Cascade, request: Request, number: int, options: Options, 
 
 
 def make_request(options: Options, cascade: Cascade) -> tuple[Request, int]:
-    """What the options ask of the cascade, and of how many images."""
     changes = {key: getattr(options, key) for key in SAMPLING_KEYS if getattr(options, key) is not None}
     conditions, places, number = options.condition_index, (), options.num_images
     if options.condition_image:

@@ -39,8 +39,6 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Options(SplitOptions, ScriptOptions):
-    """Options of prune_codebook.py."""
-
     dataset_path: Path = option("dataset.json of feature maps")
     codebook_path: Path = option("checkpoint of the codebook")
     decoder_path: Path | None = option("checkpoint of the autoencoder: also measure images, and draw the map", None)
@@ -104,7 +102,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def choose(options: Options, counts: torch.Tensor) -> torch.Tensor:
-    """The units that stay, (K,) bool, by their counts."""
     ranked = counts.sort(descending=True, stable=True)
     if options.keep is not None:
         if not 2 <= options.keep <= len(counts):

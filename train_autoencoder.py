@@ -38,8 +38,6 @@ from utils.training.loop import mean_over, preview_indices, run
 
 @dataclass(frozen=True, kw_only=True)
 class Options(GradientOptions):
-    """Options of train_autoencoder.py."""
-
     encoder_path: Path | None = option("train the decoder of this autoencoder alone, on quantized feature maps", None)
     hr_codebook_path: Path | None = option("codebook that quantizes the feature maps, for --encoder-path", None)
     flip: bool = option(
@@ -114,10 +112,6 @@ class AutoencoderTask(GradientTask):
             permuted = batch.gather(1, orders[:, :, None, None].expand_as(batch))
             batch = torch.where(random_half(batch), permuted, batch)
         return reconstruction_loss(model, batch, self.model.loss, self.codebook)
-
-    def example(self, number: int) -> torch.Tensor:
-        """`number` images, all zero."""
-        return torch.zeros(number, *self.dataset.shape)
 
     def prepare(self) -> ImageDataset:
         self.shown = self.dataset[preview_indices(self.training, self.validation, 25)]

@@ -44,8 +44,6 @@ COUNTED = 2**18  # numbers per batch of feature maps when they are counted
 
 @dataclass(frozen=True, kw_only=True)
 class Options(TrainingOptions):
-    """Options of train_codebook.py."""
-
     decoder_path: Path = option("checkpoint of the autoencoder")
     codebook_path: Path | None = option("codebook to train further", None)
     lr_step: int | None = option(
@@ -131,7 +129,6 @@ class MapTask(Task):
 
     @torch.no_grad()
     def preview(self, step: int) -> None:
-        """Decode feature maps before and after quantization, and draw the map."""
         folder, pairs = OutputFolder(self.options.out_dir), (self.shown, self.codebook.quantize(self.shown))
         plain, quantized = (self.autoencoder.decode(fmap).cpu() for fmap in pairs)
         save_grid(plain, folder.picture("image_plot", step))

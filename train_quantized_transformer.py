@@ -46,8 +46,6 @@ WATCH_SHARE = 7  # at a log line, training items per validation item: this costs
 
 @dataclass(frozen=True, kw_only=True)
 class Options(GradientOptions):
-    """Options of train_quantized_transformer.py."""
-
     train_base_model: bool = option("train the base stage, from condition tokens", False)
     decoder_path: Path = option("checkpoint of the autoencoder")
     lr_codebook_path: Path = option("codebook of the coarse grid")
@@ -89,7 +87,7 @@ class StageTask(GradientTask):
         self.config = StageConfig.between(
             transformer, self.coarse, self.fine, options.lr_codebook_path, options.train_base_model, *labels
         )
-        self.per_item, self.example = self.config.fine.length, self.config.example
+        self.per_item = self.config.fine.length
         if options.model_path is not None:
             check_labels(options.model_path, self.config)
         self.bits_before = bits_before(self.coarse, options.previous_path)
@@ -105,11 +103,9 @@ class StageTask(GradientTask):
         self.update = self.learner.update
 
     def loss(self, model: Stage, batch: Batch) -> dict[str, torch.Tensor]:
-        """Loss, bits and accuracy of a batch of tokens (B, S), (B, T)."""
         return model(*batch)
 
     def prepare(self) -> TokenDataset:
-        """Compute or load the tokens of all feature maps, count labels, and choose the feature maps for previews."""
         tokens = load_tokens(self.dataset, self.coarse, self.fine, self.device)
         if self.config.labels:
             tokens = TokenDataset(np.concatenate((tokens.coarse, self.label_sets), axis=1), tokens.fine)
@@ -133,8 +129,6 @@ class StageTask(GradientTask):
 
     @torch.no_grad()
     def validate(self, most: int | None = None) -> dict[str, float]:
-        """Loss, bits and accuracy on validation maps, their number, and the bits per image."""
-
         def losses(batch: Batch) -> dict[str, torch.Tensor]:
             with self.learner.autocast:
                 numbers = self.loss(self.learner.best_model, to_device(batch, self.device))
@@ -145,13 +139,11 @@ class StageTask(GradientTask):
         return with_bits(means | {"val_images": len(indices)} if means else {}, self.config, self.bits_before)
 
     def watch(self) -> dict[str, float]:
-        """As `validate`, on a few maps."""
         size = self.options.step_size
         return self.validate(max(size, self.options.log_step * size // WATCH_SHARE))
 
     @torch.no_grad()
     def preview(self, step: int) -> None:
-        """Draw pictures of feature maps, and of their coarse tokens, true fine tokens and sampled fine tokens."""
         stage, (coarse, fine) = self.learner.best_model, to_device(self.tokens[self.shown], self.device)
         uniform = uniform_draws(self.options.seed, 0, range(len(fine)), self.config.fine.length, num_beam=1)
         sampled, _ = stage.sample(coarse, SamplingConfig(temperature=self.options.temperature), uniform)
@@ -167,7 +159,6 @@ class StageTask(GradientTask):
 
 
 def load_inputs(options: Options, device: torch.device) -> tuple[FeatureMapDataset, Autoencoder, Codebook, Codebook]:
-    """The feature maps, the autoencoder and the codebooks, checked to belong together."""
     dataset = FeatureMapDataset(options.dataset_path, options.out_dir)
     autoencoder = Autoencoder.load(options.decoder_path).to(device)
     dataset.check_origin(autoencoder.origin)

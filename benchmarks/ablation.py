@@ -1,8 +1,7 @@
 """What each part of a model is worth: the full model compared with variants without that part, in the same time.
 
     python -m benchmarks.ablation out/demo-avatars --stage 1
-    python -m benchmarks.ablation out/demo-avatars --stage 2 --seconds 120 --seeds 1 --only full "AdamW alone, rate 0.5"
-    python -m benchmarks.ablation out/demo-avatars --seeds 1 --only full "ungated MLP" --rates 0.25 0.5 1 2 4
+    python -m benchmarks.ablation out/demo-avatars --seeds 1 --only full "256 wide" --rates 0.25 0.5 1 2 4
     python -m benchmarks.ablation out/demo-avatars --autoencoder --seconds 240
 
 Reads a folder that scripts/demo.py has written; a cascade stage also needs the trained stage before it. Each run trains
@@ -20,7 +19,6 @@ Markdown. Values are means over seeds; ± is half of the range.
 from true coarse tokens, or the lowest squared error.
 """
 
-import copy
 import math
 import time
 from collections.abc import Callable
@@ -31,7 +29,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 from torch.utils.data import Dataset
 
 from benchmarks.common import CPU, at_once, best_of, options, print_head, print_row
@@ -39,7 +36,6 @@ from evaluation.distances import kernel_distance
 from evaluation.features import EfficientNetFeatures, features_of
 from models.autoencoder import psnr
 from models.stage import Stage
-from models.transformer import Attention, GatedMLP, GridEmbedding
 from scripts.recipe import options_of
 from train_autoencoder import AutoencoderTask
 from train_quantized_transformer import StageTask
@@ -49,23 +45,17 @@ from utils.data.batches import EpochSampler, TokenDataset, chunks
 from utils.runs.chain import Recipe, steps_of
 from utils.runs.folders import RunFolder
 from utils.runtime import cli
-from utils.runtime.device import choose_dtype
 from utils.training.gradient import GradientTask
-from utils.training.optimizers import build_optimizers
 
-# What a variant changes in the config and in the options; `alter` changes the modules.
+# What a variant changes in the config and in the options.
 STAGES = {
     "full": ({}, {}),
-    "random vectors of tokens": ({}, {}),
-    "AdamW alone": ({}, {"use_muon": False}),
     "256 wide": ({"in_dim": 256, "hidden_dim": 512, "self_attn_heads": 4, "cross_attn_heads": 4}, {}),
     "2 + 3 layers": ({"num_enc_layers": 2, "num_dec_layers": 3}, {}),
     "cells of 4": ({"cell": 2}, {}),
     "head features": ({"head_features": 128}, {}),
     "cells and head features": ({"cell": 2, "head_features": 128}, {}),
     "no condition noise": ({"condition_noise": 0.0}, {}),
-    "no query-key norm": ({}, {}),
-    "ungated MLP": ({}, {}),
     "condition dropout 0.1": ({"condition_dropout": 0.1}, {}),
     "moving average": ({}, {"ema_decay": 0.999}),
     "no dropout": ({"dropout": 0.0}, {}),
@@ -73,7 +63,6 @@ STAGES = {
 }
 AUTOENCODERS = {
     "full": ({}, {}),
-    "AdamW alone": ({}, {"use_muon": False}),
     **{f"edge weight {weight:g}": ({"edge_weight": weight}, {}) for weight in (0.0, 0.5, 1.0, 4.0)},
     "squared error": ({"loss": "mse"}, {}),
     "batch size 4": ({}, {"batch_size": 4}),
@@ -92,7 +81,7 @@ Options = options(
     folder=(Path, option("folder that scripts/demo.py wrote", positional=True)),
     stage=(int, option("stage to train", 1, low=0, high=2)),
     autoencoder=(bool, option("train the autoencoder instead", False)),
-    only=(tuple[str, ...], option(f'all if none is given; "VARIANT, rate 0.5" for half the rate; {NAMES}', ())),
+    only=(tuple[str, ...], option(f"all if none is given; {NAMES}", ())),
     rates=(tuple[float, ...], option("multiples of its learning rate that each variant has", (1.0,), above=0)),
     seeds=(int, option("runs of each variant and rate", 3, low=1)),
     seconds=(float, option("training time of a run", 100.0, above=0)),
@@ -105,14 +94,6 @@ class Row(NamedTuple):
 
     variant: str
     rate: float = 1.0
-
-    @classmethod
-    def read(cls, text: str, variants: dict = STAGES) -> "Row":
-        """The row of "full", or of "full, rate 0.5"."""
-        variant, _, rate = text.partition(", rate ")
-        if variant not in variants:
-            raise UserError(f"--only: {variant!r} is none of: {'; '.join(variants)}")
-        return cls(variant, float(rate or 1))
 
     def __str__(self) -> str:
         return self.variant if self.rate == 1 else f"{self.variant}, rate {self.rate:g}"
@@ -140,45 +121,12 @@ def demo_task(
     return task, task.prepare()
 
 
-def num_parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def build(row: Row, folder: Path, name: str, seed: int = 0) -> tuple[GradientTask, Dataset]:
-    """The task of a row, ready to be trained, and what it learns from."""
-    config, given = (AUTOENCODERS if name == "autoencoder" else STAGES)[row.variant]
-    changes = {"use_muon": True, "seed": seed} | given
-    use_muon = changes.pop("use_muon")
-    task, data = demo_task(folder, name, config, row.rate, **changes)
-    learner, model = task.learner, task.learner.model
-    alter(model, row.variant)
-    kernels = model.kernels if name == "autoencoder" else model.transformer.block_weights
-    decay, dtype = getattr(task.config, "transformer", task.config).weight_decay, choose_dtype(CPU, "auto")
-    learner.optimizers = build_optimizers(model, kernels if use_muon else (), learner.peak, decay, dtype)
-    if learner.average is not None:
-        learner.average = copy.deepcopy(model).requires_grad_(False)
-    return task, data
-
-
-def alter(model: nn.Module, name: str) -> None:
-    """Change the modules of a new stage where the variant does."""
-    for module in list(model.modules()):
-        if isinstance(module, Attention) and name == "no query-key norm":
-            module.query_norm = module.key_norm = nn.Identity()
-        elif isinstance(getattr(module, "mlp", None), GatedMLP) and name == "ungated MLP":
-            dim, hidden = module.mlp.down.weight.shape
-            hidden = hidden * 3 // 2  # as many parameters as with a gate
-            module.mlp = nn.Sequential(nn.Linear(dim, hidden), module.mlp.activation, nn.Linear(hidden, dim))
-            nn.init.zeros_(module.mlp[-1].weight)
-        elif isinstance(module, GridEmbedding) and name == "random vectors of tokens":
-            nn.init.normal_(module.token.weight, std=0.5)
-
-
 def run(row: Row, seed: int, *, folder: Path, name: str, seconds: float) -> tuple[float, ...]:
     """Train a row with a seed; return its training steps, parameters and what is measured."""
-    task, data = build(row, folder, name, seed)
-    step = train_for(seconds, task, data)
-    return step, num_parameters(task.learner.model), *(qualities if name == "autoencoder" else losses)(task)
+    config, given = (AUTOENCODERS if name == "autoencoder" else STAGES)[row.variant]
+    task, data = demo_task(folder, name, config, row.rate, **{"seed": seed} | given)
+    steps, parameters = train_for(seconds, task, data), sum(map(torch.numel, task.learner.model.parameters()))
+    return steps, parameters, *(qualities if name == "autoencoder" else losses)(task)
 
 
 def train_for(seconds: float, task: GradientTask, data: Dataset, clock: Callable[[], float] = time.process_time) -> int:
@@ -259,8 +207,10 @@ def main(argv: list[str] | None = None) -> None:
     variants = AUTOENCODERS if args.autoencoder else STAGES
     if args.stage == 0:  # a base stage has no coarse tokens to write cells of
         variants = {name: changes for name, changes in variants.items() if "cell" not in changes[0]}
-    given = [Row.read(text, variants) for text in args.only or variants]
-    rows = [Row(row.variant, row.rate * factor) for row in given for factor in args.rates]
+    for variant in args.only:
+        if variant not in variants:
+            raise UserError(f"--only: {variant!r} is none of: {'; '.join(variants)}")
+    rows = [Row(variant, rate) for variant in args.only or variants for rate in args.rates]
     name = "autoencoder" if args.autoencoder else f"transformer_{args.stage}"
     measured = ("squared error", "PSNR (dB)", "kernel distance", "sharpness") if args.autoencoder else ("loss", "drawn")
     train = partial(run, folder=args.folder, name=name, seconds=args.seconds)

@@ -4,11 +4,9 @@
 
 Needs requirements-dev.txt. Prints a table in Markdown: all methods at four sizes of a patch. Each cell gives seconds,
 the error, and the topographic error. Errors are measured on test patches and divided by that of k-means (k-means++, one
-start, run to convergence). The units of k-means are placed on a map by their first two principal components; "arranged"
-means that the last step of this map, `arrange`, then improves their places. Times are wall-clock: for this map from
-feature maps in memory to the arranged map, for the others the fit alone, of minisom ten passes. This map and
-MiniBatchKMeans are means over three seeds. "Shorter" is a training with as many steps as fit into the time of
-MiniBatchKMeans.
+start, run to convergence). The units of k-means are placed on a map by their first two principal components. Times are
+wall-clock: for this map from feature maps in memory to the arranged map, for the others the fit alone, of minisom ten
+passes. This map and MiniBatchKMeans are means over three seeds.
 """
 
 import math
@@ -41,8 +39,7 @@ SIZES = ((None, 64, 250, None), (4, 512, 800, None), (2, 512, 256, 4096), (1, 51
 BATCH = 64  # feature maps per step, as in the demo
 SEEDS = (0, 1, 2)
 MINISOM_PASSES = 10
-METHODS = "k-means", "k-means, arranged", "MiniBatchKMeans", "minisom", "this map", "this map, shorter"
-OURS = METHODS.index("this map")
+METHODS = "k-means", "MiniBatchKMeans", "minisom", "this map"
 Options = options(dataset=(Path, option("dataset.json of feature maps", positional=True)))
 
 
@@ -79,9 +76,6 @@ class Data:
             numbers.append((seconds, statistics["quantization_error"], statistics["topographic_error"], used))
         return Measured(*np.mean(numbers, axis=0))
 
-    def measure_maps(self, total_steps: int) -> Measured:
-        return self.measure(*(timed(train_map, self, total_steps, seed) for seed in SEEDS))
-
 
 def train_map(data: Data, total_steps: int, seed: int) -> Codebook:
     torch.manual_seed(seed)
@@ -92,14 +86,9 @@ def train_map(data: Data, total_steps: int, seed: int) -> Codebook:
     learner = MapLearner(codebook, steps_per_epoch(number, BATCH), total_steps, sample=sample)
     for step, batch in enumerate(EpochSampler(np.arange(number), BATCH, seed, 0, total_steps)):
         learner.update(data.training[torch.from_numpy(batch)], step)
-    order(codebook, data)
-    return codebook
-
-
-def order(codebook: Codebook, data: Data) -> None:
-    """Arrange the units, as the last step of a training does."""
     pairs = take_census(codebook, data.training.split(256)).pairs
     codebook.coordinates.copy_(arrange(codebook.coordinates, pairs))
+    return codebook
 
 
 def kmeans(data: Data, cls: type, seed: int = 0) -> tuple[Codebook, float]:
@@ -131,17 +120,10 @@ def minisom(data: Data) -> tuple[Codebook, float]:
 
 
 def compare(data: Data, steps: int) -> tuple[Measured, ...]:
-    """All METHODS; this map also with as many steps as fit into the time of MiniBatchKMeans."""
-    codebook, seconds = kmeans(data, KMeans)
-    converged = data.measure((codebook, seconds))
-    _, more = timed(order, codebook, data)
-    arranged = data.measure((codebook, seconds + more))
+    """All METHODS."""
     mini = data.measure(*(kmeans(data, MiniBatchKMeans, seed) for seed in SEEDS))
-    ours, least = data.measure_maps(steps), max(2, steps // 20)
-    _, short = timed(train_map, data, least, 0)
-    per_step = max(1e-6, (ours.seconds - short) / (steps - least))  # time grows linearly with steps
-    fitting = int(np.clip(least + (mini.seconds - short) / per_step, 2, steps))
-    return converged, arranged, mini, data.measure(minisom(data)), ours, data.measure_maps(fitting)
+    ours = data.measure(*(timed(train_map, data, steps, seed) for seed in SEEDS))
+    return data.measure(kmeans(data, KMeans)), mini, data.measure(minisom(data)), ours
 
 
 def read(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
@@ -166,7 +148,7 @@ def main(argv: list[str] | None = None) -> None:
         config = CodebookConfig(1e-4, height, width, channels, patch or height, patch or width, number, 200)
         measured = compare(Data(config, training[:most], test), steps)
         cells = (each.cell(measured[0].error) for each in measured)
-        print_row(f"{config.patch_W}×{config.patch_H}", number, *cells, f"{measured[OURS].used:.1%}")
+        print_row(f"{config.patch_W}×{config.patch_H}", number, *cells, f"{measured[-1].used:.1%}")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def options(**fields: tuple[object, object]) -> type:
         known, default = given.metadata["option"], given.default
         shown = " ".join(map(str, default)) if known.shown is None and isinstance(default, tuple) else known.shown
         members.append((name, hint, field(default=default, metadata={"option": replace(known, shown=shown)})))
-    return make_dataclass("Options", members, frozen=True, kw_only=True, namespace={"__doc__": "Options."})
+    return make_dataclass("Options", members, frozen=True, kw_only=True)
 
 
 def machine() -> str:

@@ -66,7 +66,7 @@ def kernel_variances(features: torch.Tensor, others: torch.Tensor) -> tuple[floa
 
 
 def kernel_interval(features: torch.Tensor, others: torch.Tensor) -> tuple[float, float, float]:
-    """The kernel distance and the 95 % interval around it; `benchmarks/intervals.py` compares intervals with the truth.
+    """The kernel distance and the 95 % interval around it.
 
     The interval holds all distances θ from which the measured one is within `Z` standard errors. The part of images in
     its variance grows in proportion to θ, because it is a squared distance: one that is too small by chance also has

@@ -13,7 +13,6 @@ from torch import nn
 
 from evaluation import results
 from evaluation.distances import frechet_distance, kernel_interval, precision_and_recall
-from evaluation.edges import BINS, edge_distance, edge_histogram
 from evaluation.features import features_of
 from evaluation.levels import DRAWN, Sets, level
 from evaluation.likelihood import stage_bits, start_bits
@@ -78,8 +77,7 @@ class Evaluator:
         self.held_out = held_out[: self.num_images]  # shuffled already
         self.training = np.random.default_rng(self.seed & 0xFFFFFFFF).permutation(split.training)[: self.num_training]
         self.number = min(len(self.held_out), len(self.training))  # of images in each set
-        self.edges: dict[str, torch.Tensor] = {}  # histograms by the names of sets
-        self.layouts: dict[str, torch.Tensor] = {}  # likewise, tokens (N, T) in all stages but the finest
+        self.layouts: dict[str, torch.Tensor] = {}  # of sets, tokens (N, T) in all stages but the finest
 
     def evaluate(self, start: float) -> results.Results:
         """Measure everything that the run allows; `start` is when the work began, by `time.perf_counter`."""
@@ -106,13 +104,11 @@ class Evaluator:
         )
 
     def reconstruction(self) -> list[results.Reconstruction]:
-        """PSNR and SSIM of held-out images, before and after each codebook."""
         books = {"autoencoder": None} | {f"after {name}": book for name, book in self.run.codebooks.items()}
         bar = progress(books.items(), unit="set", desc="reconstructions")
         return [results.Reconstruction(name, **quality(self.reconstructed(self.held_out, book))) for name, book in bar]
 
     def bits(self) -> list[results.Bits]:
-        """Bits of the condition, of its labels if the base stage is given any, and of each stage's tokens."""
         run, rows = self.run, []
         if run.maps is None or not run.stages:
             return rows
@@ -164,8 +160,7 @@ class Evaluator:
         rows = []
         for name, features in progress(sets.items(), unit="set", desc="distances"):
             kernel, frechet = kernel_interval(features, real), frechet_distance(features, real)
-            edges = edge_distance(self.edges[name], self.edges[HELD_OUT])
-            rows.append(results.Distance(name, *kernel, frechet, *precision_and_recall(features, real), edges))
+            rows.append(results.Distance(name, *kernel, frechet, *precision_and_recall(features, real)))
         return rows, novelty, levels
 
     def levels(
@@ -204,31 +199,15 @@ class Evaluator:
         return BatchLoader(self.dataset, parts, choose_workers(None, self.run.device))
 
     def reconstructed(self, indices: np.ndarray, book: Codebook | None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Batches of images, each with its reconstructions, quantized if there is a codebook."""
         for images in self.batches(indices):
             images = images.to(self.run.device)
             yield images, reconstruct(images, self.run.autoencoder if book is None else self.run.decoder, book)
 
     def features(self, batches: Iterable[torch.Tensor], number: int, name: str) -> torch.Tensor:
-        """Features (N, D) of `number` images, of which this process's batches come; their edges are counted on the way.
-
-        Other processes than the first get none.
-        """
+        """Features (N, D) of `number` images, of which this process has these batches; the first process gets them."""
         share = distributed.share_of(-(-number // self.batch_size))
         first, last = (min(number, batch * self.batch_size) for batch in (share.first, share.first + share.number))
-        edges = torch.zeros(BINS)
-
-        def watched() -> Iterator[torch.Tensor]:
-            left = max(0, self.number - first)  # for novelty, more images may follow those of the set
-            for images in batches:
-                edges.add_(edge_histogram(images[:left]))
-                left = max(0, left - len(images))
-                yield images
-
-        own = features_of(self.extractor, watched(), last - first, name)
-        distributed.all_reduce(edges)
-        self.edges[name] = edges
-        return distributed.gather_rows(own)
+        return distributed.gather_rows(features_of(self.extractor, batches, last - first, name))
 
     def features_after(self, indices: np.ndarray, book: Codebook | None, name: str) -> torch.Tensor:
         """Features (N, D) of reconstructions, quantized if there is a codebook."""
@@ -260,7 +239,6 @@ class Evaluator:
         return [torch.cat(parts).to(self.cascade.device) for parts in zip(*tokens, strict=True)], torch.cat(scores)
 
     def decoded(self, tokens: torch.Tensor, level: int = -1) -> Iterator[torch.Tensor]:
-        """The images of tokens of a level, by default the finest, in the batches of this process."""
         for part in distributed.my_items(tokens.split(self.batch_size)):
             yield self.cascade.decode(part, level)
 
@@ -293,7 +271,6 @@ class Evaluator:
         return tuple(list(map(name, self.training)) for name in (self.dataset.image_key, self.dataset.original))
 
     def layout(self, tokens: list[torch.Tensor]) -> results.Novelty | None:
-        """How near samples come to training images by the tokens of all stages but the finest; None without such."""
         if len(self.cascade.stages) == 1:
             return None
         samples, known = torch.cat(tokens[1:-1], 1).cpu(), self.layouts[results.QUANTIZED]
@@ -301,7 +278,6 @@ class Evaluator:
         return summarize(near, others, *(names * len(self.run.sides) for names in self.names))
 
     def draw_pairs(self, tokens: torch.Tensor, near: Nearest) -> None:
-        """Write the picture of the samples that are nearest to a training image, each below that image."""
         columns = min(COLUMNS, self.number)
         shown = near.distance.argsort(stable=True)[: min(PAIRS, self.number) // columns * columns]  # full rows
         originals = self.dataset[self.training[near.index[shown].numpy()]]

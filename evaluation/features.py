@@ -63,7 +63,6 @@ def make_fast(network: EfficientNet) -> None:
 
 
 def choose_extractor(name: str) -> nn.Module:
-    """The network of a name that scripts.evaluate knows."""
     return EfficientNetFeatures(2 if name == "efficientnet-lite2" else 0)
 
 

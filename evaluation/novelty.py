@@ -38,7 +38,6 @@ class Nearest:
 
     @property
     def threshold(self) -> float:
-        """The distance within which 1 % of these images lie."""
         return float(self.distance.quantile(PERCENTILE))
 
     def nearness(self, threshold: float) -> Nearness:

@@ -40,7 +40,6 @@ class Distance:
     frechet: float
     precision: float
     recall: float
-    edges: float  # between their gradient magnitudes, in grey levels
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,6 @@ class Level:
 
     @property
     def is_above_floor(self) -> bool:
-        """Whether samples are clearly farther from test images than training images are."""
         margins = self.kernel - self.kernel_low, self.floor_high - self.floor
         return self.kernel - self.floor > math.hypot(*margins)
 
@@ -94,8 +92,6 @@ class Nearness:
 
 @dataclass(frozen=True)
 class Novelty:
-    """How near samples come to training images, and how near held-out images do."""
-
     threshold: float  # within it, an image is a near copy
     samples: Nearness
     share_low: float  # of the 95 % interval of the samples' share, given the threshold
@@ -146,7 +142,6 @@ class Results:
 
     @property
     def by_level(self) -> str:
-        """What the table by levels compares; nothing without one."""
         if not self.levels:
             return ""
         return (
@@ -161,7 +156,6 @@ class Results:
         return next((row for row in self.levels if row.is_above_floor), None)
 
     def distance(self, name: str) -> Distance | None:
-        """The distances of a set, None if it was not measured."""
         return next((row for row in self.distances if row.name == name), None)
 
 
@@ -174,7 +168,7 @@ def markdown(results: Results) -> str:
     distances, levels, near = [], [], ("distance", "precision", "recall")
     for row in results.distances:
         apart = _span(row, "kernel", 4), f"{row.frechet:.1f}"
-        distances.append([row.name, *apart, share(row.precision), share(row.recall), f"{row.edges:.2f}"])
+        distances.append([row.name, *apart, share(row.precision), share(row.recall)])
     for row in results.levels:
         samples = _span(row, "kernel", 4), share(row.precision), share(row.recall)
         floor = _span(row, "floor", 4), share(row.floor_precision), share(row.floor_recall)
@@ -187,7 +181,7 @@ def markdown(results: Results) -> str:
         results.decoding,
         _table(["PSNR (dB)", "SSIM"], fidelity),
         _table(["tokens per image", "bits per image"], costs),
-        _table(["kernel distance", "Fréchet distance", "precision", "recall", "edges"], distances),
+        _table(["kernel distance", "Fréchet distance", "precision", "recall"], distances),
         results.by_level,
         _table([*near, *(f"floor {name}" for name in near), "bits of samples", f"bits of {results.held_out}"], levels),
         *_novelty(results),
@@ -202,7 +196,6 @@ def _span(row: object, name: str, digits: int) -> str:
 
 
 def _novelty(results: Results) -> list[str]:
-    """The tables of novelty by features and, if it is there, by layout."""
     measured, tables = results.novelty, []
     heads = ("median distance to the nearest training image", "nearer than {:.2f}", "{:.2f}")
     while measured is not None:
@@ -218,5 +211,4 @@ def _novelty(results: Results) -> list[str]:
 
 
 def _table(columns: list[str], rows: list[list[object]]) -> str:
-    """A table whose first column, the names, has no heading; nothing without rows."""
     return table(["", *columns], rows) if rows else ""

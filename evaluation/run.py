@@ -47,7 +47,6 @@ class TrainedRun:
         self.stages = self._load_stages()
 
     def _load_codebooks(self) -> dict[str, Codebook]:
-        """The codebooks by the names of their folders, the coarsest first: pruned where that has been done."""
         books = {}
         for step in self.folder.codebooks:
             if not step.codebook.is_file():
@@ -94,7 +93,6 @@ class TrainedRun:
 
     @property
     def bounds(self) -> Bounds:
-        """Where the validation and the test images of all steps together end."""
         common = Bounds.common(learned.among(self.data) for learned in self.learned.values())
         return common if common.test < 1 else Bounds.common((common, Bounds()))  # nothing has learned from these images
 
@@ -107,7 +105,6 @@ class TrainedRun:
         return "none of these images is one that every step held out as a test image"
 
     def images(self, path: Path | None) -> ImageDataset:
-        """The images that the run was trained on, at `path` or where the demo puts them."""
         path = path or self.folder.images
         if not path.exists():
             raise UserError(f"{path}: no such data set; name that of the run's images with --dataset-path")

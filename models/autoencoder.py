@@ -55,11 +55,9 @@ class AutoencoderConfig:
 
     @property
     def encoder_activations(self) -> tuple[str, str | None]:
-        """Those inside, and of the feature map, if any."""
         return self.hidden_activation_type, self.encoder_activation_type if self.use_final_enc_activation else None
 
     def channels(self) -> list[int]:
-        """Width after each halving, `num_layers` numbers."""
         return [min(self.min_channel * 2**level, self.max_channel) for level in range(self.num_layers)]
 
 

@@ -166,7 +166,6 @@ class Cascade:
         return self._make(Request(places=self.way(start, end, steps), same_draws=True), steps, **settings)
 
     def way(self, start: int | Picture, end: int | Picture, steps: int) -> tuple[Place, ...]:
-        """The places of a walk over the condition map; see `models.requests.way`."""
         units = [unit if isinstance(unit, Integral) else int(self.tokens(unit)[0][0]) for unit in (start, end)]
         self.check(Request(conditions=tuple(units)))
         return way(self.codebooks[0].coordinates, *units, steps)
@@ -206,7 +205,6 @@ class Cascade:
         as_tensor: bool = False,
         **sampling: Values,
     ) -> Pictures:
-        """`number` pictures of a request, by default one for each image that was given."""
         number = len((request.init_tokens or [request.conditions])[0]) if number is None else number
         if number < 1:
             raise UserError(f"{number} pictures were asked for, expected at least 1")
@@ -239,7 +237,6 @@ class Cascade:
         return torch.tensor(units, device=self.device)[:, None]
 
     def _asked(self, request: Request, image: int) -> LabelSet | None:
-        """The labels that an image is to have; None if they are to be drawn."""
         text = pick(request.labels, image)
         return None if text is None else parse_labels(text, self.labels)
 
@@ -339,7 +336,6 @@ class Cascade:
 
 
 def _given(request: Request, level: int, images: range) -> Tensor:
-    """The tokens (N, T) of the images that a request starts from, at a level of the cascade."""
     tokens = request.init_tokens[level]
     return tokens[[image % len(tokens) for image in images]]
 

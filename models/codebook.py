@@ -52,7 +52,6 @@ class CodebookConfig:
 
     @classmethod
     def load(cls, path: Path, shape: tuple[int, ...]) -> "CodebookConfig":
-        """Read a JSON config for feature maps of a shape (C, H, W), from which the sizes that it leaves out follow."""
         values, sizes = read_json(path), dict(zip(("image_C", "image_H", "image_W"), shape, strict=True))
         if values.keys().isdisjoint(("patch_H", "patch_W")):  # a patch is the whole map
             sizes |= {"patch_H": shape[1], "patch_W": shape[2]}
@@ -95,7 +94,6 @@ class Codebook(nn.Module):
 
     @classmethod
     def load(cls, path: Path) -> "Codebook":
-        """Read a codebook from a checkpoint; raises `UserError` naming the file."""
         content = load_checkpoint(path, KIND)
         config, units = build_config(CodebookConfig, content["config"], str(path)), content["model"].get("units")
         num_units = 0 if units is None or units.ndim == 0 else len(units)
@@ -112,7 +110,6 @@ class Codebook(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the codebook, which later steps record."""
         return fingerprint(self.state_dict())
 
     def check_fits(self, path: Path, shape: tuple[int, ...], origin: Origin) -> None:

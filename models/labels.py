@@ -45,7 +45,6 @@ def parse_labels(text: str, names: Sequence[str]) -> LabelSet:
 
 
 def _split(text: str, names: Collection[str]) -> list[str] | None:
-    """The names that a text joins, the longest first; None if it does not consist of names."""
     cuts = [-1, *(place for place, letter in enumerate(text) if letter == JOIN), len(text)]
     behind: dict[int, list[str]] = {len(text): []}  # the names after a cut
     for number, start in reversed(list(enumerate(cuts[:-1]))):
@@ -92,7 +91,6 @@ class LabelSets:
 
     @property
     def shares(self) -> dict[str, float]:
-        """The share of training images that have each label, the most frequent label first."""
         weights = self.counts[:, None].expand(self.sets.shape).flatten()
         counts = self.sets.flatten().bincount(weights, minlength=len(self.names) + 1)[:-1] / self.counts.sum()
         return {self.names[number]: float(counts[number]) for number in counts.argsort(descending=True, stable=True)}

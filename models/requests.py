@@ -9,8 +9,7 @@ from pathlib import Path
 
 import torch
 
-from utils.core.arguments import check_fields, check_type
-from utils.core.config import build_config, read_json
+from utils.core.config import build_config, check, check_fields, read_json
 from utils.core.files import UserError
 from utils.core.options import option
 from utils.sampling import SamplingConfig
@@ -21,8 +20,6 @@ SAMPLING_KEYS = tuple(field.name for field in dataclasses.fields(SamplingConfig)
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig(SamplingConfig):
-    """The JSON keys of one stage of a generation; paths are relative to the JSON file."""
-
     model_path: str = option("checkpoint of the stage, relative to the JSON file")
     lr_codebook_path: str = option("codebook of the grid that it reads")
     hr_codebook_path: str = option("codebook of the grid that it writes")
@@ -48,7 +45,7 @@ def change_sampling(configs: Sequence[SamplingConfig], **changes: Values) -> tup
     """The sampling of each stage with other values of some keys, one for all stages or one for each, or `UserError`."""
     stages = [sampling_of(config) for config in configs]
     for key, value in changes.items():
-        value = check_type(value, Values, key)
+        value = check(value, float | tuple[float | None, ...] | None, key)
         values = list(value) if isinstance(value, tuple) else [value]
         values *= len(configs) if len(values) == 1 else 1
         if len(values) != len(configs):
@@ -132,5 +129,4 @@ def settings_text(request: Request, index: int, label: str | None, scores: Seque
 
 
 def pick(entries: tuple, image: int) -> object | None:
-    """Entry number `image` of a list, modulo its length; None of an empty list."""
     return entries[image % len(entries)] if entries else None

@@ -80,11 +80,6 @@ class StageConfig:
             raise UserError(f"{coarse_path}: {patches}; {advice}")
         return cls(transformer, *grids, is_base, labels, most_labels, label_sets)
 
-    def example(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Coarse and fine tokens of so many images, as training reads them, to count what a step needs."""
-        coarse = self.coarse.length + (self.most_labels or 0)
-        return tuple(torch.zeros(number, length, dtype=torch.long) for length in (coarse, self.fine.length))
-
 
 class Stage(nn.Module):
     def __init__(self, config: StageConfig) -> None:
@@ -198,7 +193,6 @@ class Stage(nn.Module):
         return coarse[:, 0] + behind if self.config.is_base else torch.full_like(coarse[:, 0], behind)
 
     def source(self, coarse: torch.Tensor) -> torch.Tensor | None:
-        """The input of the encoder: the coarse tokens, or None in a base stage."""
         return None if self.config.is_base else coarse
 
     def inputs(self, coarse: torch.Tensor, fine: torch.Tensor) -> torch.Tensor:

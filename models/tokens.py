@@ -45,7 +45,6 @@ def load_tokens(dataset: FeatureMapDataset, coarse: Codebook, fine: Codebook, de
 
 
 def _missing(dataset: FeatureMapDataset, codebooks: Sequence[Codebook]) -> list[Codebook]:
-    """The codebooks without kept tokens, as process 0 sees them."""
     is_main = distributed.is_main()
     missing = [number for number, each in enumerate(codebooks) if is_main and read_tokens(dataset, each) is None]
     return [codebooks[number] for number in distributed.gather(missing)[0]]

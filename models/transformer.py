@@ -55,8 +55,6 @@ class TransformerConfig:
 
 @dataclass(frozen=True)
 class Grid:
-    """A grid of `height` × `width` tokens, each one of `num_units` units."""
-
     height: int
     width: int
     num_units: int
@@ -68,7 +66,6 @@ class Grid:
 
     @property
     def shown(self) -> str:
-        """For people to read, as sizes of images: width × height."""
         return f"{self.width}×{self.height}"
 
     @property
@@ -171,8 +168,6 @@ class Attention(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """down(activation(gate(x)) · up(x))."""
-
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.gate_up = nn.Linear(config.in_dim, 2 * config.hidden_dim, bias=False)
@@ -266,7 +261,6 @@ class UnitHead(nn.Linear):
         return F.linear(x, self.weight + self.features @ self.shared, self.bias)
 
     def folded(self) -> nn.Linear:
-        """The same layer as a plain one, for generation."""
         layer = nn.Linear(self.in_features, self.out_features)
         layer.weight, layer.bias = nn.Parameter(self.weight + self.features @ self.shared), self.bias
         return layer

@@ -69,7 +69,6 @@ def describe(model: Cascade, config: ModelConfig) -> str:
 
 
 def how_trained(run: Run, config: ModelConfig) -> str:
-    """What each training of the exported parts did: steps, time, device."""
     rows, names = [], {Path(file).stem for file in config.parts} | {run.folder.decoder.name}
     for step in (step for step in run.steps.values() if step.folder.name in names):
         for job in step.jobs.values():
@@ -87,7 +86,6 @@ def evaluated(run: Run, dtype: str) -> str:
 
 
 def how_to_load(name: str, labels: list[str]) -> str:
-    """The code and the commands that use the model; with one of its labels, if it knows any."""
     by_label = f"\ncascade.sample(4, labels={labels[0]!r})[0].save('labelled.png')" if labels else ""
     return f"""\
 ## How to use it

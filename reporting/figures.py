@@ -41,7 +41,6 @@ def ticks(figure: go.Figure) -> list[float]:
 
 
 def line(name: str, rows: list[dict], prefix: str, colour: int, **style: object) -> go.Scatter | None:
-    """A curve of the loss of these rows; None if there are none."""
     if not rows:
         return None
     rows = [*rows[: -1 : -(-len(rows) // MOST)], rows[-1]]

@@ -74,7 +74,6 @@ QUALITIES = tuple(Quality(*level) for level in LEVELS)  # from the best to the s
 
 
 def webp(image: Image.Image, **options: object) -> bytes:
-    """The bytes of a WebP file."""
     file = io.BytesIO()
     image.save(file, format="WEBP", **options)
     return file.getvalue()

@@ -1,5 +1,6 @@
 """A run as the report reads it: what each step did and measured, and the results of the evaluation."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from evaluation.results import Results
@@ -20,25 +21,20 @@ class Job:
 
     @property
     def last(self) -> Attempt:
-        """The newest attempt, whose command and config count."""
         return self.attempts[-1]
 
     @property
     def seconds(self) -> float:
-        """How long all attempts took, without the pauses between them."""
         return sum(max(0.0, attempt.seconds) for attempt in self.attempts)
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step of the run: its folder, and what was read from it."""
-
     folder: OutputFolder
     jobs: dict[str, Job]  # by script
     rows: list[dict]  # of metrics.jsonl
 
     def last(self, key: str) -> float | None:
-        """The newest value of a metric, None if it was never written."""
         return next((row[key] for row in reversed(self.rows) if key in row), None)
 
     @property
@@ -75,9 +71,9 @@ def read_run(folder: RunFolder) -> Run:
     content = read_json(results) if results.exists() else {}
     evaluation = None  # of what the folder holds now, by this version of the code
     if content.get("settings") == (generation or {}) and content.get("models") is not None:
-        evaluation = build_config(Results, content, str(results))
-        if not fingerprints_of(folder).items() <= evaluation.models.items():
-            evaluation = None
+        with suppress(UserError):  # of another version
+            read = build_config(Results, content, str(results))
+            evaluation = read if fingerprints_of(folder).items() <= read.models.items() else None
     return Run(folder, steps, generation, evaluation, read_json(folder.planned) if folder.planned.exists() else None)
 
 

@@ -39,8 +39,6 @@ PREVIEWS = ("low_res_cond", "high_res_recon", "high_res_true", "ground_truth")
 
 @dataclass
 class Models:
-    """The networks of a run that pictures are made with, as many as there are."""
-
     decoder: Autoencoder | None
     codebooks: dict[str, Codebook]  # by level: "cond", "0", …
     atlases: dict[str, Image.Image]  # by level: all units, decoded
@@ -48,7 +46,6 @@ class Models:
 
 
 def load_models(run: Run) -> Models:
-    """Load the decoder and the codebooks, pruned if they have been, and draw all units."""
     path, models = run.folder.decoding.latest, Models(None, {}, {}, None)
     if path.exists():
         models.decoder = Autoencoder.load(path)
@@ -69,14 +66,12 @@ def load_models(run: Run) -> Models:
 
 
 def title_of(folder: OutputFolder, script: str = "") -> str:
-    """The heading of a step, or of what a script did in it."""
     title = TITLES.get(folder.kind) or f"{folder.kind.capitalize()} {folder.level}"
     title = "Condition codebook" if folder.level == CONDITION else title
     return f"{title}, pruning" if script.startswith("prune") else title
 
 
 def overview(run: Run, models: Models) -> dict:
-    """The head of the page: what was trained on what, the key numbers, and the verdicts."""
     judged, job = verdicts.judge(run), run.job("autoencoder")
     dataset = job and job.last.arguments.get("dataset_path")
     fmap = next((book.fmap_shape for book in models.codebooks.values()), None)
@@ -114,7 +109,6 @@ def planned(run: Run) -> list[str]:
 
 
 def again(run: Run, job: Job | None) -> str | None:
-    """The command of the chain that has begun this run; None of a run that was made step by step."""
     if job is None or not run.folder.mark("").is_dir():
         return None
     recipe, dataset = (job.last.arguments[name] for name in ("config_path", "dataset_path"))
@@ -127,13 +121,11 @@ def again(run: Run, job: Job | None) -> str | None:
 
 
 def evaluate(run: Run, dataset: str | None) -> str:
-    """The command that evaluates this run, of these images if they are known."""
     images = ["--dataset-path", dataset] if dataset else []
     return shlex.join(["python", "-m", "scripts.evaluate", str(run.folder.path), *images])
 
 
 def generation(run: Run, models: Models, quality: Quality) -> dict:
-    """The final images, the stages that lead to them, and the animation."""
     folder, job = run.folder.generated, run.job("generated")
     books = [models.codebooks.get(level) for level in (CONDITION, *map(str, range(len(folder.grids))))]
     moving = next(filter(Path.exists, map(folder.animation, ("webp", "gif"))), None)
@@ -150,7 +142,6 @@ def generation(run: Run, models: Models, quality: Quality) -> dict:
 
 
 def training(step: Step, plots: dict, loss: str, quality: Quality, names: tuple[str, ...]) -> dict:
-    """What is shown of every training: its heading, its curves, and the newest of its pictures of these names."""
     name = step.folder.name
     if (figure := figures.curves(step, loss)) is not None:
         plots[f"curve-{name}"] = figure
@@ -161,7 +152,6 @@ def training(step: Step, plots: dict, loss: str, quality: Quality, names: tuple[
 
 
 def reconstructions(run: Run, name: str, models: Models, quality: Quality, plots: dict) -> dict | None:
-    """Originals beside their reconstructions, and the curves, of the step `name`: the autoencoder or its decoder."""
     if (step := run.steps.get(name)) is None:
         return None
     job = run.job(name)
@@ -170,7 +160,6 @@ def reconstructions(run: Run, name: str, models: Models, quality: Quality, plots
 
 
 def codebooks(run: Run, models: Models, quality: Quality, plots: dict) -> list[dict]:
-    """Each codebook: its map with the use of its units, what it preserves of images, and its statistics."""
     sections = []
     for step in run.of_kind("codebook"):
         book, drawn = models.codebooks.get(step.folder.level), models.atlases.get(step.folder.level)
@@ -184,7 +173,6 @@ def codebooks(run: Run, models: Models, quality: Quality, plots: dict) -> list[d
 
 
 def transformers(run: Run, models: Models, quality: Quality, plots: dict) -> list[dict]:
-    """Each transformer: the tokens that it read and wrote, those of the real images, and its curves."""
     sections = []
     for step in run.of_kind("transformer"):
         section = training(step, plots, "nats per token", quality, PREVIEWS) | {"units": 0}
@@ -209,7 +197,6 @@ def label_shares(path: Path) -> str:
 
 
 def pairs(run: Run, quality: Quality) -> Picture | None:
-    """The picture of the samples that are nearest to training images."""
     path = run.folder.evaluation.pairs
     return quality.picture(path) if run.evaluation and run.evaluation.novelty and path.exists() else None
 
@@ -227,7 +214,6 @@ def jobs(run: Run) -> list[dict]:
 
 
 def usage(run: Run) -> dict[str, str]:
-    """The commands that use the model, each after what it does; none before all of its stages are trained."""
     if run.generation is None or any(step.name in missing_in(run.folder) for step in run.folder.transformers):
         return {}
     folder = shlex.quote(str(run.folder.path))

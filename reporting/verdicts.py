@@ -39,8 +39,6 @@ LEARN_LESS = "Use more images or more dropout, or stop training earlier."
 
 @dataclass(frozen=True)
 class Verdict:
-    """A judgement: its subject, its grade, the numbers in words, and what to change, if anything."""
-
     subject: str
     grade: str
     text: str
@@ -54,7 +52,6 @@ def what_next(verdicts: list[Verdict]) -> str:
 
 
 def verdict(subject: str, value: float, limits: tuple[float, float], text: str, advice: str, *meanings: str) -> Verdict:
-    """The verdict on a value by its limits; of `meanings` the one of the grade ends the text."""
     grade = GOOD if value <= limits[0] else POOR if value > limits[1] else FAIR
     if meanings:
         text += f"{meanings[GRADES.index(grade)]}."
@@ -77,14 +74,12 @@ def doubted(praise: Verdict, poor: str) -> Verdict:
 
 
 def decoded_psnr(run: Run) -> float | None:
-    """The PSNR of held-out images after the autoencoder, in dB."""
     if run.evaluation is not None and run.evaluation.reconstruction:
         return run.evaluation.reconstruction[0].psnr
     return run.steps["autoencoder"].last("val_psnr") if "autoencoder" in run.steps else None
 
 
 def quantized_psnr(run: Run) -> float | None:
-    """The PSNR of held-out images after quantization with the finest codebook, in dB."""
     if run.evaluation is not None and len(run.evaluation.reconstruction) > 1:
         return run.evaluation.reconstruction[-1].psnr
     books = [step for step in run.of_kind("codebook") if step.folder.level != CONDITION]
@@ -93,7 +88,6 @@ def quantized_psnr(run: Run) -> float | None:
 
 
 def image_bits(run: Run) -> float | None:
-    """The bits that a held-out image costs: its condition, its labels if there are any, and its tokens."""
     if run.evaluation is not None and run.evaluation.bits:
         return sum(row.bits for row in run.evaluation.bits)
     transformers = run.of_kind("transformer")
@@ -101,7 +95,6 @@ def image_bits(run: Run) -> float | None:
 
 
 def fidelity(decoded: float | None, quantized: float | None) -> list[Verdict]:
-    """How much the autoencoder and the finest codebook lose, by the PSNR of held-out images after each."""
     if decoded is None:
         return []
     text = f"The autoencoder reconstructs held-out images at {decoded:.1f} dB: the results are "
@@ -206,12 +199,10 @@ def writing(results: Results, row: Level) -> list[Verdict]:
 
 
 def is_overconfident(row: Level) -> bool:
-    """Whether what a stage writes is much likelier to it than test images are."""
     return row.test_bits is not None and row.bits_high < row.test_bits and row.bits < -CONFIDENCE[0] * row.test_bits
 
 
 def improvement(row: Level) -> str:
-    """What to change in a stage that is above the floor of its level."""
     return LEARN_LESS if is_overconfident(row) else "Train it longer."
 
 
@@ -225,7 +216,6 @@ def what_to_improve(results: Results) -> str:
 
 
 def comparison(results: Results) -> list[Verdict]:
-    """How close samples come to real images, how many look real, and how much of the variety they cover."""
     floor, _, quantized, samples = (results.distance(name) for name in SETS)
     reference = quantized or floor
     if samples is None or reference is None:

@@ -29,8 +29,6 @@ RECIPES = {32: ("tiny-32", "quick"), 64: ("demo-64", "demo"), 128: ("laptop-128"
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of scripts/demo.py."""
-
     quick: bool = option("a complete pass in under 3 minutes, at 32×32 pixels: to see that everything works", False)
     size: int | None = option("pixels a side: 64, or 128, which takes about an hour on two CPU cores", None, unset="64")
     hours: float | None = option("plan a recipe for so many hours, in the place of the demo's own", None, above=0)

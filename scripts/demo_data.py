@@ -33,8 +33,6 @@ NUM_IMAGES = "; ".join(f"{name}: {source.NUM_IMAGES or 'all'}" for name, source 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(DataOptions):
-    """Options of scripts.demo_data."""
-
     source: str = option("what to draw", positional=True, choices=tuple(SOURCES))
     image_size: Size = option(SIZE_MEANING, Size(64, 64), convert=Size.parse)
     num_images: int | None = option("distinct images, at most", None, unset=NUM_IMAGES, low=1)

@@ -6,7 +6,7 @@ The steps run with up to 1,000 images of the data set, taken evenly, in a tempor
 Times and disk are then scaled to the recipe's training steps and checkpoints and to the number of images. Not counted
 is that checkpoints are measured on more images, and log lines on some, which adds a few percent. Memory is the peak of
 a step (of its GPU, if it has one). One process runs all steps, so it can include memory that earlier steps have not
-released. The column for half a batch is computed from the tensors of a training step, not measured.
+released.
 """
 
 from utils.runtime.threads import inherited
@@ -39,8 +39,7 @@ from utils.runs.folders import CONDITION, RunFolder
 from utils.runtime import cli
 from utils.runtime.child import Attendant, attending
 from utils.runtime.device import reset_peak_memory
-from utils.runtime.footprint import readable
-from utils.runtime.progress import duration
+from utils.runtime.progress import duration, readable
 from utils.training.loop import Plan, most_checkpoints
 from utils.training.metrics import TIMED
 
@@ -71,18 +70,14 @@ class Cost:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A row of the table: one script in one step."""
-
     name: str
     steps: int | None  # of a training
     seconds: float
     disk: float  # bytes
     memory: int  # bytes
-    half: float | None  # bytes with half the batch
 
 
 def estimate(recipe: Recipe, dataset: Path, device: str | None) -> None:
-    """Check the recipe, cut the data set, run all steps, print the table."""
     with attending() as attendant, tempfile.TemporaryDirectory() as scratch:
         run = RunFolder(Path(scratch, "run"), len(recipe.stages))
         steps = steps_of(run, recipe, dataset)
@@ -97,12 +92,11 @@ def estimate(recipe: Recipe, dataset: Path, device: str | None) -> None:
     measured = f"by {TIMED} training steps each with {number} of them"
     print(f"{recipe.folder.name} with {len(images)} images, {measured}:\n")
     seconds, disk = sum(row.seconds for row in rows), sum(row.disk for row in rows)
-    whole = Estimate("all", None, seconds, disk, max(row.memory for row in rows), None)
+    whole = Estimate("all", None, seconds, disk, max(row.memory for row in rows))
     cells = []
     for row in (*rows, whole):
-        half = "" if row.half is None else readable(row.half)
-        cells.append([row.name, row.steps or "", duration(row.seconds), readable(row.disk), readable(row.memory), half])
-    print(table(("step", "training steps", "h:min:s", "disk", "peak memory", "about, with half the batch"), cells))
+        cells.append([row.name, row.steps or "", duration(row.seconds), readable(row.disk), readable(row.memory)])
+    print(table(("step", "training steps", "h:min:s", "disk", "peak memory"), cells))
     few_images.warn(len(images))
 
 
@@ -165,8 +159,6 @@ def seconds_to_start() -> float:
 
 @dataclass(frozen=True)
 class Scaling:
-    """From the measured steps to all images and all training steps."""
-
     images: int
     growth: float  # images for each one that was used
     start: float  # seconds that a script takes before its attempt begins
@@ -176,7 +168,6 @@ class Scaling:
         return [self.estimate(step, attempt, cost) for step, attempt, cost in self.costs(run)]
 
     def costs(self, run: RunFolder) -> Iterator[tuple[Step, Attempt, Cost]]:
-        """The steps of a short run, each with its attempt and what it takes."""
         pairs = []
         for step in steps_of(run, self.recipe, Path("unread")):
             newest = {attempt.script: attempt for attempt in read_attempts(step.folder)}
@@ -209,7 +200,7 @@ class Scaling:
         size = sum(path.stat().st_size for path in files)  # bytes
         if attempt.plan is None:
             disk = 0.0 if step.section == "prune" else self.grown(step, attempt) * size  # a pruned codebook is small
-            return Estimate(name, None, cost.once, disk, cost.memory, None)
+            return Estimate(name, None, cost.once, disk, cost.memory)
         plan, options = Plan(**attempt.plan), options_of(self.recipe, step)
         looks = 1 if step.script == "train_autoencoder" else maps_per_image(self.recipe.settings, step.section)
         items = round(self.images * (1 - options.val_fraction - options.test_fraction)) * looks
@@ -217,8 +208,7 @@ class Scaling:
         checkpoints = -(-steps // options.checkpoint_step)
         kept = most_checkpoints(steps, options.checkpoint_step, options.keep_checkpoint)
         disk = kept * plan.checkpoint + checkpoints * size
-        half = plan.batch and cost.memory - plan.batch / 2 * plan.memory_per_image
-        return Estimate(name, steps, cost.seconds(steps, checkpoints), disk, cost.memory, half)
+        return Estimate(name, steps, cost.seconds(steps, checkpoints), disk, cost.memory)
 
 
 if __name__ == "__main__":

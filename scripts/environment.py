@@ -44,7 +44,6 @@ def ensure_environment(attendant: Attendant, file: str, *, latest: bool = False)
 
 
 def mark_of(file: str, latest: bool) -> str:
-    """The content of `INSTALLED` after this file was installed, in this folder."""
     return json.dumps([file, latest, *(Path(ROOT, name).read_text(encoding="utf-8") for name in (TESTED, *FILES))])
 
 

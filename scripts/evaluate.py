@@ -45,8 +45,6 @@ MOST_COPIES = 10  # that are printed; evaluation.json holds all
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of scripts.evaluate."""
-
     run_dir: Path = option("folder that scripts.train_cascade wrote", positional=True)
     dataset_path: Path | None = option("dataset.json of its images", None, unset="RUN_DIR/data/dataset.json")
     num_images: int = option("images in each set, at most; never more than there are test images", 1000, low=1)

@@ -46,8 +46,6 @@ SAMPLES = 25
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of scripts.export."""
-
     run_dir: Path = option("folder that scripts.train_cascade wrote", positional=True)
     out_dir: Path = option("folder to write to", positional=True)
     dtype: str = option(
@@ -60,7 +58,6 @@ class Options:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse, check, write beside the model before, put in its place."""
     options = parse_options(Options, __doc__, argv)
     run, out = RunFolder.open(options.run_dir), options.out_dir
     if isinstance(run, ExportedFolder):
@@ -129,7 +126,6 @@ def holds(folder: ExportedFolder, run: RunFolder, model: Cascade, dtype: str) ->
 
 
 def parts_of(run: RunFolder, model: Cascade, dtype: str) -> Iterator[tuple[str, State, Part]]:
-    """Each file of weights: its name, its tensors, and what config.json says of it."""
     sources = [("autoencoder", autoencoder.KIND, run.decoding.latest)]
     sources.append((f"codebook_{CONDITION}", codebook.KIND, run.path / model.configs[0].lr_codebook_path))
     for number, stage in enumerate(model.configs):

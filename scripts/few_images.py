@@ -10,7 +10,6 @@ FEW = {  # images of a data set, and what to expect of fewer
 
 
 def warn(number: int) -> None:
-    """Print what to expect of a data set of so many images, if they are few."""
     limit = next((limit for limit in FEW if number < limit), None)
     if limit is not None:
         where = "see docs/experiments.md#few-images"

@@ -81,7 +81,6 @@ def _group_near(records: list[dict], pairs: np.ndarray) -> None:
 
 
 def _print_groups(records: list[dict], sides: np.ndarray) -> None:
-    """Print how large the groups are and what the default split holds out; warn if that is nothing."""
     sizes = Counter(record["group"] for record in records if "group" in record)
     if not sizes:
         print("no groups: each image is held out, or not, by itself")
@@ -97,7 +96,6 @@ def _print_groups(records: list[dict], sides: np.ndarray) -> None:
 
 
 def _warn_of_straddling(how: str | None, sides: np.ndarray, pairs: np.ndarray) -> None:
-    """Warn if images that the default split holds out have near-duplicates on another side."""
     count, total = near_duplicates.count_straddling(pairs, sides), np.count_nonzero(sides != TRAINING)
     if count:
         larger = f"their group would have more than {near_duplicates.MOST_IN_GROUP} images; give groups of your own"

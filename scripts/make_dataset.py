@@ -66,8 +66,6 @@ def colour(text: str) -> Background:
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """Options of what makes a data set."""
-
     out_dir: Path = option("folder to write to")
     num_workers: int | None = option("worker processes; 0: none", None, unset="all cores", low=0, high=MOST_WORKERS)
     overwrite: bool = option("replace a data set that --out-dir holds of other settings", False)
@@ -75,8 +73,6 @@ class DataOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Options(DataOptions):
-    """Options of scripts.make_dataset."""
-
     folder: Path = option("folder of images, at any depth", positional=True)
     image_size: Size = option(SIZE_MEANING, Size(128, 128), convert=Size.parse)
     fit: str = option(

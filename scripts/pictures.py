@@ -29,18 +29,15 @@ WAYS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of scripts.pictures."""
-
     run: Path = option("folder that scripts/demo.py wrote", positional=True)
     out_dir: Path = option("where the pictures go", positional=True)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Copy what the steps have drawn; draw what the model makes of test images."""
     options = parse_options(Options, __doc__, argv)
     run, out, scratch = RunFolder.open(options.run), options.out_dir, options.run / "pictures"
     copies = {f"avatars_{name}": run.generated.grid(level) for level, name in enumerate(("Cond", "0", "1", "2"))}
-    for name, level in (("atlas", "cond"), ("atlas", "0"), ("atlas", "2"), ("u_matrix", "0"), ("hit_map", "0")):
+    for name, level in (("atlas", "cond"), ("atlas", "0"), ("u_matrix", "0"), ("hit_map", "0")):
         copies[f"avatars_{name}_{level}"] = run.step(f"codebook_{level}").newest_picture(name, pruned=False)
     for name, path in (copies | {"avatars_pairs": run.evaluation.pairs}).items():
         shutil.copyfile(path, out / f"{name}.png")

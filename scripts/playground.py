@@ -20,8 +20,6 @@ from utils.runtime import cli
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of scripts.playground."""
-
     model: Path = option("folder of a run, or of an exported model", positional=True)
     port: int = option("port to listen at", 7860, low=1, high=65535)
     host: str = option("address to listen at; 0.0.0.0 lets the whole network in", "127.0.0.1")

@@ -51,7 +51,6 @@ def check_device(recipe: Recipe, device: str | None) -> None:
 
 
 def options_of(recipe: Recipe, step: Step) -> ScriptOptions:
-    """The options of a step, as its script parses them; raises `UserError` naming the key of recipe.json."""
     cls, where = import_module(step.script).Options, f"{recipe.path}: {step.section!r}"
     own, common = ({field.name for field in dataclasses.fields(each)} for each in (cls, ScriptOptions))
     known = own - common - step.inputs.keys() - {"resume"}
@@ -138,7 +137,6 @@ def check_generation(path: Path, steps: Sequence[Step], run: RunFolder) -> dict[
 
 
 def open_images(recipe: Recipe, dataset: Path) -> ImageDataset:
-    """The data set of a recipe; raises `UserError` unless its images have the right size."""
     images, size = ImageDataset(dataset), recipe.image_size
     if (held := Size.of(images.shape)) != size:
         sizes = f"{held.shown} ({images.path(0)}), but 'image_size' in {recipe.path} is {size}"

@@ -36,7 +36,6 @@ CONFIGS = {
 
 
 def rows_of(title: str, fields: list[dataclasses.Field], is_flag: bool) -> list[list[str]]:
-    """Rows of a table: a title, and the fields below it, flags or keys."""
     rows = [[f"**{title}**", "", ""]]
     for field in fields:
         option = field.metadata["option"]

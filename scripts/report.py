@@ -21,8 +21,6 @@ PACKAGES = ("jinja2", "plotly")
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of scripts.report."""
-
     run_dir: Path = option("folder that scripts.train_cascade wrote", positional=True)
     out: Path | None = option("file to write", None, unset="RUN_DIR/report.html")
 

@@ -35,8 +35,6 @@ LOSS = 0.05  # of recall that a smaller distance may cost
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of scripts.temperatures."""
-
     run_dir: Path = option("folder that scripts.train_cascade wrote", positional=True)
     dataset_path: Path | None = option("dataset.json of its images", None, unset="RUN_DIR/data/dataset.json")
     temperatures: tuple[float, ...] = option("temperatures to try for each stage", (0.25, 0.4, 0.6, 0.8, 1.0), low=0.01)

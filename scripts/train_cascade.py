@@ -40,14 +40,13 @@ from utils.runtime import child
 from utils.runtime.cores import available_cores
 
 AUTO = "auto"  # in the place of a recipe
+KILLED = 137  # by the kernel, as it does where memory runs out
 BEFORE = "result of the step before"
 REMEDY = "change it back, or add --overwrite to make it and all that follows from it anew"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of scripts.train_cascade."""
-
     recipe: str = option(
         "folder of configs/, or the path of another, with a slash; `auto` plans one for the images and --hours",
         positional=True,
@@ -204,7 +203,6 @@ class Chain:
             print(f"pictures: {self.folder.generated.images} (what each step learned: {learned})")
 
     def copy_generation(self) -> None:
-        """Copy the recipe's config of the generation, unless a person has edited it."""
         config, content = self.folder.generation, (self.recipe.folder / "generate.json").read_bytes()
         if self.is_edited:
             print(f"{config} was edited, so it is kept; for the recipe's, remove it and run this again")
@@ -226,6 +224,9 @@ class Chain:
             if attendant.stop:
                 with suppress(OSError):  # the terminal may be gone
                     print("stopped; the same command as before goes on from here", file=sys.stderr, flush=True)
+            elif status == KILLED:
+                advice = f"lower batch_size of {step.section} in {self.recipe.path}, and raise grad_accum_step as much"
+                print(f"{step.name} was killed, perhaps for lack of memory: {advice}", file=sys.stderr, flush=True)
             sys.exit(attendant.stop or status if launcher else status)  # torchrun ends with 1, whatever the signal
         print(f"{step.name} took {time.monotonic() - since:.0f} s")
         if missing := [path for path in step.results if not path.is_file()]:

@@ -16,20 +16,15 @@ from hypothesis import settings
 from scripts import demo_data, report
 from tests.helpers.browser import chromium
 from tests.helpers.reports import make_run
-from tests.helpers.runs import COUNT, FRACTIONS, GRADIENT, MAINS, PLAN, PRUNED, SMALL, WEIGHTS, latest
+from tests.helpers.runs import FRACTIONS, GRADIENT, MAINS, PLAN, PRUNED, SMALL, WEIGHTS, latest
 from tests.helpers.scripts import CODEBOOKS, TINY, run_main
 from utils.data.dataset import ImageDataset
 from utils.runs.chain import steps_of
 from utils.runs.folders import RunFolder
-from utils.training.gradient import GradientTask
 
 torch.set_num_threads(1)  # equal tensors need an equal number of threads, and the tests may share the machine
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
-
-
-def pytest_configure(config):
-    config.addinivalue_line("markers", "counts_memory: its trainings count the memory of a step, which takes 0.3 s")
 
 
 def pytest_addoption(parser):
@@ -57,11 +52,8 @@ def undisturbed():
 
 
 @pytest.fixture(autouse=True)
-def apart(request):
-    """Each test leaves the handlers as they were. Its trainings count no memory unless it is marked so."""
-    with undisturbed(), pytest.MonkeyPatch.context() as patched:
-        if request.node.get_closest_marker("counts_memory") is None:
-            patched.setattr(GradientTask, "footprint", lambda task: None)
+def apart():
+    with undisturbed():
         yield
 
 
@@ -150,8 +142,7 @@ def whole(arguments, tmp_path_factory):
     @cache
     def train_once(name):
         out = tmp_path_factory.mktemp("whole") / name
-        with undisturbed(), pytest.MonkeyPatch.context() as patched:
-            patched.setattr(GradientTask, "footprint", COUNT)
+        with undisturbed():
             run_main(MAINS[name], *arguments(name, out, *PLAN))
         return out
 

@@ -78,15 +78,3 @@ def test_what_ends_an_attempt_is_kept_and_until_then_how_far_it_came(error, outc
     assert [attempt.outcome for attempt in read_attempts(folder)] == [outcome]
     assert [attempt.outcome for attempt in seen] == ["running", "running"]
     assert seen[0].seconds == 0 < seen[1].seconds  # a killed one lasted until its last checkpoint
-
-
-@pytest.mark.parametrize(
-    ("content", "named"),
-    [("{", "not valid JSON"), ('{"attempts": [{}]}', "missing key 'script'"), ('{"attempts": 3}', "'attempts' is 3")],
-)
-def test_a_damaged_record_is_named(content, named, folder):
-    assert read_attempts(folder) == []
-    folder.path.mkdir()
-    folder.record.write_text(content)
-    with pytest.raises(UserError, match=f"run.json.*{named}"):
-        read_attempts(folder)

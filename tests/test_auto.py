@@ -6,8 +6,6 @@ import math
 import os
 import re
 import shutil
-import signal
-import sys
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +22,6 @@ from scripts.auto.look import DRAWINGS, PHOTOGRAPHS, PIXEL_ART, Fingerprint, loo
 from scripts.recipe import check
 from tests.conftest import undisturbed
 from tests.helpers.files import edited
-from tests.helpers.jobs import until
 from tests.helpers.scripts import expect_error, run_main
 from utils.core.files import UserError, write_file
 from utils.core.size import Size
@@ -267,29 +264,6 @@ def test_a_run_of_others_and_a_data_set_of_another_folder_are_not_taken_over(tmp
     assert look(tmp_path / "shards").images == look(out / "data").images == 120
 
 
-def test_memory_and_disk_without_room_are_refused(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="memory: the smallest recipe does not fit, one image needs"):
-        plan.choose_models(FACES, 1, memory=plan.IMAGE_BYTES)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
-    with pytest.raises(UserError, match=r"GiB are needed and 0\.0 are free; make room"):
-        begin.check_disk(plan.choose_models(FACES, 1), FACES, RunFolder(tmp_path))
-
-
-def test_a_program_is_asked_to_stop_when_its_time_is_over():
-    attendant = Attendant()
-    assert attendant.run([sys.executable, "-c", "import time; time.sleep(60)"], seconds=0.2) == 128 + signal.SIGTERM
-    assert attendant.is_late
-    assert attendant.run([sys.executable, "-c", ""], seconds=60) == 0
-    assert not attendant.is_late
-
-
-def test_scripts_are_found_from_another_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("PYTHONPATH", raising=False)
-    (tmp_path / "random.py").write_text("raise SystemExit(3)")  # a name of Python's own
-    train.Auto.call(SimpleNamespace(attendant=Attendant()), "few_images")  # which would end this process
-
-
 class World:
     """A machine whose steps take as long as their costs say, times a factor each, on a clock of its own."""
 
@@ -374,17 +348,6 @@ def test_hours_that_are_too_few_are_refused_with_those_that_are_enough(tmp_path,
     World(tmp_path, FACES, enough).auto.train()
 
 
-def test_the_time_that_was_used_is_noted_while_a_process_lives(tmp_path, monkeypatch):
-    monkeypatch.setattr(kept, "BEAT", 0.01)
-    (tmp_path / "fingerprint.json").touch()
-    clock = kept.Clock(tmp_path / "clock.json")
-    clock.thread.start()
-    until(clock.path.is_file)
-    clock.ended.set()
-    clock.thread.join()
-    assert json.loads(clock.path.read_text())["seconds"] >= 0
-
-
 @pytest.mark.parametrize("seed", range(10))
 def test_the_hours_are_kept_although_steps_are_slower_or_faster_than_measured(seed, tmp_path, monkeypatch):
     random = np.random.default_rng(seed)
@@ -401,25 +364,6 @@ def test_the_hours_are_kept_although_steps_are_slower_or_faster_than_measured(se
     used = (world.seconds + pace * (world.auto.evaluation(left)[1] / drift + train.REPORT * start)) / world.auto.limit
     most = plan.sections_of(world.auto.plan, FACES)["transformer_1"].high
     assert used <= 1 and (used > 0.95 or world.auto.plan.settings["transformer_1"]["max_step"] == most)
-
-
-@pytest.mark.parametrize(
-    ("losses", "begins"),
-    [
-        ([3.0, 2.0, 1.0], "more hours may help"),
-        ([3.0, 1.0, 2.0], "more hours will not help"),
-        ([3.0, 1.0, 1.01], "more hours will hardly help"),
-        ([3.0], ""),
-    ],
-)
-def test_what_more_hours_bring_follows_from_where_the_finest_stage_was_best(losses, begins, tmp_path):
-    every = {"epoch": 0, "val_images": 9, "stage_bits": 1}
-    rows = [{"step": 10 * index, "val_loss": loss} | every for index, loss in enumerate(losses)]
-    sampled = {"step": 15, "val_loss": 0.0, "train_loss": 1.0} | every  # of a log line, on a few images
-    path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, sampled]))
-    assert "".join(expect.outlook(path)).startswith(begins)
-    assert not any("may help" in line for line in expect.outlook(path, all_passed=True))
 
 
 class Stop(Exception):

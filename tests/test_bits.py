@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.bits import bits_before, code_bits, given_bits, label_bits
+from models.bits import bits_before, given_bits, label_bits
 from models.stage import KIND
 from tests.helpers.stages import CODEBOOKS, build, codebook
 from utils.core.files import UserError
@@ -38,16 +38,6 @@ def test_the_code_of_label_sets_can_be_decoded(counted):
     assert (2.0 ** -costs.double()).sum().item() <= 1 + 1e-6
     expected = -math.log2(counted.count(counted[0]) / (len(counted) + len(set(map(frozenset, counted)))))
     assert label_bits(rows(counted), rows(counted[:1]), 4) == pytest.approx(expected)
-
-
-@given(st.lists(st.integers(0, 50), min_size=2, max_size=6).filter(any))
-def test_the_code_of_conditions_is_a_code_and_near_the_entropy_of_what_it_counted(counts):
-    counts = torch.tensor(counts) * 1000
-    costs = torch.tensor([code_bits(counts, torch.tensor([unit])) for unit in range(len(counts))])
-    assert (2.0**-costs).sum().item() == pytest.approx(1, abs=1e-5)
-    entropy = float(torch.special.entr(counts / counts.sum()).sum()) / math.log(2)
-    used = torch.repeat_interleave(torch.arange(len(counts)), counts)
-    assert code_bits(counts, used) == pytest.approx(entropy, abs=0.02)
 
 
 def test_the_bits_before_a_cascade_stage_are_those_of_the_checkpoint_of_the_one_before(tmp_path):

@@ -1,14 +1,13 @@
 """TensorBoard's files hold what metrics.jsonl and the folder of pictures hold."""
 
 import io
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.helpers.runs import MAINS, rows
-from tests.helpers.scripts import expect_error, run_main
+from tests.helpers.scripts import run_main
 
 pytest.importorskip("tensorboard", reason="TensorBoard is not installed")
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -48,10 +47,3 @@ def test_a_new_run_hides_what_an_earlier_one_wrote(board):
         board("autoencoder", "--max-step", steps, "--overwrite")
     events = board("autoencoder", "--max-step", 4, "--resume")
     assert [event.step for event in events.Scalars("train_loss")] == [1, 2, 3, 4]
-
-
-def test_without_the_package_one_line_says_what_to_do(command, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    error = expect_error(capsys, MAINS["autoencoder"], command("autoencoder", "out", "--tensorboard"))
-    assert "--tensorboard" in error and "pip install tensorboard" in error
-    assert not (tmp_path / "out").exists()

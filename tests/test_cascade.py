@@ -132,29 +132,6 @@ def test_files_that_do_not_belong_together_are_named(entries, expected, folder, 
         load(folder, decoder, *entries)
 
 
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        ({}, "holds no stage"),
-        ({"0": stage_entry(0), "2": stage_entry(1)}, 'unknown key \'2\'; expected stages "0" to "1"'),
-        ({"base": stage_entry(0)}, "unknown key 'base'"),
-        ({"0": {**stage_entry(0), "beam": 3}}, "stage 0: unknown key 'beam'"),
-        ({"0": stage_entry(0), "1": {"model_path": "m.pt"}}, "stage 1: missing key 'lr_codebook_path'"),
-        ({"0": stage_entry(0, temperature=0)}, "stage 0: 'temperature' is 0"),
-        ({"0": stage_entry(0, keep_beam=2)}, "stage 0: 'keep_beam' is 2, expected at most 'num_beam' 1"),
-        ({"0": stage_entry(0, num_beam="4")}, "stage 0: 'num_beam' is '4', expected a whole number"),
-        ({"0": 3}, "stage 0: expected a JSON object"),
-    ],
-)
-def test_a_wrong_generation_config_is_named(content, expected, tmp_path):
-    path = tmp_path / "generation.json"
-    path.write_text(json.dumps(content))
-    with pytest.raises(UserError) as raised:
-        load_generation_config(path)
-    assert str(raised.value).startswith(str(path))
-    assert expected in str(raised.value)
-
-
 def test_a_generation_config_holds_the_search_of_each_stage(tmp_path):
     path = tmp_path / "generation.json"
     search = {"num_beam": 4, "beam_width": 3, "keep_beam": 2, "temperature": 1.5, "top_k": 9, "top_p": 0.8}
@@ -297,36 +274,6 @@ def test_labels_that_are_not_asked_for_are_those_of_training_images_in_proportio
     with pytest.raises(UserError, match="give init_tokens"):
         labelled.check(Request(keep_rows=1))
     assert labelled.labels_of(Request(init_tokens=given, keep_rows=1), range(1)) != [None]
-
-
-def test_every_method_takes_labels(labelled):
-    pictures = labelled.sample(4, conditions=[2], labels="cats+night", as_tensor=True)
-    for labels in (["cats+night"], ["night+cats", "cats+night"]):
-        assert torch.equal(labelled.sample(4, conditions=[2], labels=labels, as_tensor=True), pictures)
-    assert torch.equal(labelled.walk(2, 2, 4, labels="cats+night", as_tensor=True)[0], pictures[0])
-    image = pictures[:1]
-    different = [labelled.complete(image, 1, 9, labels=label, as_tensor=True) for label in ("cats", "cats+night")]
-    assert not torch.equal(*different)
-
-
-def test_a_stage_whose_labels_were_never_counted_or_otherwise_is_refused(labelled, folder, decoder):
-    codebooks = (Codebook.load(folder / f"codebook_{number}.pt") for number in (0, 1))
-    stage = Stage.load(folder / "labelled.pt", *codebooks)
-    for change in (0, 99):
-        stage.label_sets[:] = change
-        save_stage(stage, folder / "damaged.pt", CODEBOOKS[0].fingerprint, CODEBOOKS[1].fingerprint)
-        with pytest.raises(
-            UserError, match=r"damaged\.pt: its label sets were never counted, or are damaged; train it"
-        ):
-            load(folder, decoder, stage_entry(0, model_path="damaged"))
-    # One of an older version, which drew one of the labels.
-    stage.config = dataclasses.replace(stage.config, most_labels=None, label_sets=None)
-    state = stage.state_dict() | {"label.weight": torch.zeros(4, 16), "label_usage": torch.zeros(3, 5).long()}
-    del state["label_sets"]
-    stage.state_dict = lambda: state
-    save_stage(stage, folder / "old.pt", CODEBOOKS[0].fingerprint, CODEBOOKS[1].fingerprint)
-    with pytest.raises(UserError, match=r"old\.pt: its weights do not fit this config, or an older version"):
-        load(folder, decoder, stage_entry(0, model_path="old"))
 
 
 # --- The picture as it fills in ---

@@ -11,7 +11,6 @@ from models.codebook import KIND, Codebook
 from models.som.statistics import take_census
 from tests.helpers.codebooks import LINE, PAIRS, build, config, generator, slow_distances, slow_patches, whole_maps
 from tests.helpers.transformers import seeds
-from utils.core.files import UserError
 from utils.runs.checkpoint import save_checkpoint
 
 
@@ -152,20 +151,3 @@ def test_a_saved_codebook_comes_back_the_same(pruned, tmp_path):
     for name, value in codebook.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value)
     assert torch.equal(loaded.find_bmu(fmap), codebook.find_bmu(fmap))
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("coordinates", torch.full((7, 2), 40_000)),
-        ("coordinates", torch.full((7, 2), -3)),
-        ("counts", torch.full((7,), -1)),
-        ("units", torch.tensor(1.0)),
-    ],
-)
-def test_a_damaged_codebook_is_named(name, value, tmp_path):
-    codebook = build()
-    state = codebook.state_dict() | {name: value}
-    save_checkpoint(tmp_path / "book.pt", KIND, codebook.config, state, trained_from={})
-    with pytest.raises(UserError, match=r"book.pt: "):
-        Codebook.load(tmp_path / "book.pt")

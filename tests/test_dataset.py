@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers.files import Touch, edited, map_folder
@@ -18,43 +18,6 @@ from utils.data.dataset import FeatureMapDataset, ImageDataset
 from utils.data.dataset_json import write_dataset
 from utils.data.images import read_image, save_image
 from utils.data.records import read_dataset
-
-
-def test_reading_creates_and_changes_nothing(tmp_path):
-    for cls in (ImageDataset, FeatureMapDataset):
-        with pytest.raises(UserError, match=re.escape(f"{tmp_path / 'dataset.json'}: no such data set")):
-            cls(tmp_path / "dataset.json")
-    assert [entry.name for entry in tmp_path.iterdir()] == []
-    path = tmp_path / "dataset.json"
-    write_dataset(path, [{"image_fpath": "a.png"}])
-    path.chmod(0o444)
-    before = path.stat().st_mtime_ns
-    read_dataset(path, ("image_fpath",))
-    assert path.stat().st_mtime_ns == before
-    assert [entry.name for entry in tmp_path.iterdir()] == ["dataset.json"]
-
-
-RECORD = b'{"image_fpath": "a.png"}'
-BROKEN = [
-    *(b"", b"null", b"{}", b"[]", b"[1]", b"5", b'"text"', b"\x89PNG\r\n\x1a\n\xff\xfe"),
-    # No records, or another thing in their place.
-    *(b'{"_default": %s}' % value for value in (b"{}", b"[]", b"[%s]" % RECORD, b'{"one": %s}' % RECORD, b"{\n}")),
-    *(b'{"_default": {"1": %s}}' % value for value in (b'"a.png"', b"5", b"null", b'{"image_path": "a.png"}')),
-    *(b'{"_default": {"1": {"image_fpath": %s}}}' % value for value in (b"5", b"null")),
-    # In one line and in lines of ours.
-    *(b'{"_default": {%s"1": %s}, "info": %s}' % (end, RECORD, i) for end in (b"", b"\n") for i in (b'{"1": 5}', b"5")),
-    *(b'{"_default": {%s"1": %s' % (end, RECORD) for end in (b"", b"\n")),
-    b'{"_default": {\n"1": %s\n}} x' % RECORD, b'{"_default": {\n"one": %s\n}}' % RECORD,
-    b'{"_default": {\n"1": {"image_fpath": a.png}\n}}',
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("content", BROKEN)
-def test_a_broken_file_is_named(content, tmp_path):
-    path = tmp_path / "dataset.json"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=re.escape(f"{path}: ")):
-        read_dataset(path, ("image_fpath",))
 
 
 def image_folder(folder, count=3):
@@ -165,11 +128,6 @@ def test_each_epoch_is_a_new_permutation_and_its_last_batch_the_rest(indices, ba
     assert list(np.concatenate(in_order)) == list(indices)
 
 
-def test_epochs_and_seeds_differ():
-    orders = [list(next(iter(EpochSampler(np.arange(50), 50, seed, epoch, 9)))) for seed in (0, 1) for epoch in (0, 1)]
-    assert len({tuple(order) for order in orders}) == 4
-
-
 @given(indices, st.integers(1, 12), st.integers(0, 2**40), st.integers(1, 30), st.data())
 def test_going_on_from_any_step_yields_the_same_batches(indices, batch_size, seed, stop, data):
     start = data.draw(st.integers(0, stop))
@@ -276,15 +234,3 @@ def test_pickled_objects_are_refused_and_not_run(tmp_path):
     assert not (tmp_path / "touched").exists()
     pickle.loads(content)
     assert (tmp_path / "touched").exists()  # so the file would have done it
-
-
-@settings(max_examples=60)
-@given(position=st.integers(0, len(GOOD_MAP) - 33), value=st.integers(0, 255))
-def test_a_header_with_one_wrong_byte_is_refused_or_harmless(position, value, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("maps", numbered=True)
-    path = map_folder(folder, np.zeros((1, 2, 2, 2), np.float32))
-    (folder / "0.npy").write_bytes(GOOD_MAP[:position] + bytes([value]) + GOOD_MAP[position + 1 :])
-    try:
-        assert FeatureMapDataset(path)[np.arange(1)].dtype == torch.float32
-    except UserError as refused:
-        assert str(refused).startswith(f"{folder / '0.npy'}: ")

@@ -10,9 +10,8 @@ import sys
 import pytest
 from PIL import Image
 
-from scripts.demo import main
 from scripts.environment import FILES, INSTALLED, PYTHON, TESTED, mark_of
-from tests.helpers.chain import Chain, recipe_of, status_of
+from tests.helpers.chain import Chain, recipe_of
 from tests.helpers.jobs import until
 from utils.core.files import write_file
 from utils.runs.chain import ROOT
@@ -96,24 +95,6 @@ def test_quick_demo_is_interrupted_then_ends(shorter, tmp_path):
     assert rows[-1]["image_bits"] > rows[-1]["stage_bits"]  # with those of the condition
 
 
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (["--fast"], "--fast"),
-        (["--source", "cats"], "cats"),
-        (["--device"], "--device"),
-        (["--size", "100"], "--size 100: the demo has recipes for 64 and 128 pixels"),
-        (["--quick", "--size", "64"], "--size 64: --quick is for 32 pixels"),
-        (["--quick", "--hours", "1"], "--hours 1: --quick has a recipe of its own"),
-    ],
-)
-def test_wrong_arguments_get_a_line_and_status_2(arguments, named, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["demo.py", *arguments])
-    assert status_of(main) == 2
-    line = capsys.readouterr().err.splitlines()[-1]
-    assert "error: " in line and named in line
-
-
 class Demo(Chain):
     """The demo in a copy of the project, with the stub in place of the Python of its environment."""
 
@@ -146,13 +127,6 @@ def test_flags_reach_every_command_that_has_them(demo):
         f"scripts.evaluate {demo.out} --device cpu",
         f"scripts.report {demo.out}",
     ]
-
-
-def test_hours_are_for_auto(demo):
-    status, _, errors, commands = demo.run("--hours", "2")
-    assert status == 0, errors
-    out = "out/demo-auto-avatars"
-    assert commands[1] == f"scripts.train_cascade auto {out}/data/dataset.json {out} --device auto --hours 2.0"
 
 
 def test_what_is_newer_than_all_steps_is_not_made_again(demo):

@@ -6,13 +6,11 @@ import shutil
 import signal
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 
 import generate_fmap_dataset
 import generate_images
@@ -24,8 +22,6 @@ from tests.helpers.deaths import results
 from tests.helpers.jobs import run_job
 from tests.helpers.runs import FRACTIONS, MAINS, PRUNED, WEIGHTS, latest, rows
 from tests.helpers.scripts import TINY, run_main
-from utils.core.files import UserError
-from utils.data.records import read_dataset
 from utils.runs.chain import ROOT
 from utils.runtime import distributed
 from utils.runtime.draws import drawing
@@ -192,13 +188,6 @@ def test_a_signal_to_any_process_stops_all_after_the_same_step(rank, job, comman
     assert (tmp_path / "job/0.out").read_text().count("stopped by SIGTERM") == 1
 
 
-def test_several_processes_save_by_time_too(job, command, tmp_path, monkeypatch):
-    in_one(monkeypatch, 1, 3, lambda: os.kill(os.getpid(), signal.SIGKILL))
-    plan = ("--max-step", 7, "--checkpoint-step", 7, "--save-minutes", 1e-9, "--batch-size", 6)
-    job(train_autoencoder.main, command("autoencoder", "run", *plan), statuses=[2, -9])
-    assert latest(tmp_path / "run")["step"] == 3
-
-
 def test_a_process_that_dies_ends_the_job_which_goes_on_from_its_checkpoint(job, command, train, tmp_path, monkeypatch):
     """With two processes, one, and two again."""
     plan = ("--max-step", 7, "--checkpoint-step", 2, "--resume")
@@ -264,15 +253,6 @@ def test_what_is_wrong_with_one_process_is_one_line_of_the_first(
     assert not (tmp_path / "run").exists()
 
 
-def test_fewer_images_than_processes_are_refused(job, command, faces, tmp_path, write_json):
-    first = read_dataset(faces, ())[0][0]
-    record = first | {"image_fpath": str(faces.parent / first["image_fpath"])}
-    few = write_json(tmp_path / "few/dataset.json", {"_default": {"1": record}})
-    everything = ("--dataset-path", few, "--val-fraction", 0, "--test-fraction", 0)
-    said = job(train_autoencoder.main, command("autoencoder", "run", *everything), statuses=[2, 2])
-    assert said == [f"error: {few}: 1 training images are too few for 2 processes: start fewer, or add images\n", ""]
-
-
 def test_a_process_that_never_comes_is_not_waited_for_long(job, command, monkeypatch):
     monkeypatch.setattr(distributed, "HANDSHAKE", timedelta(seconds=1))
     start = distributed.connect
@@ -280,29 +260,3 @@ def test_a_process_that_never_comes_is_not_waited_for_long(job, command, monkeyp
     said = job(train_autoencoder.main, command("autoencoder", "run"), statuses=[2, 7])
     assert said[0].startswith(f"error: {distributed.MISSING}")
     assert said[0].count("\n") == 1
-
-
-def test_processes_that_start_anew_do_not_meet_those_of_before(monkeypatch):
-    """torchrun keeps the store of a job when it starts its processes again."""
-    store = dist.HashStore()
-    for _ in range(3):
-        with ThreadPoolExecutor() as pool:
-            result = list(pool.map(lambda own: distributed._meet(store, own, 4), range(4)))
-        assert not result[0].check(["place of 0"])
-        result[0].set("place of 0", "")
-        assert all(each.check(["place of 0"]) for each in result)
-    monkeypatch.setattr(distributed, "HANDSHAKE", timedelta(seconds=0.2))
-    with pytest.raises(UserError, match="ranks 1, 2, 3 are missing"):
-        distributed._meet(store, 0, 4)
-    with pytest.raises(dist.DistError):
-        distributed._meet(dist.HashStore(), 1, 4)
-
-
-def test_an_error_amid_the_training_is_said_once(job, command, monkeypatch):
-    def fail():
-        raise OSError(28, "No space left on device", "disk")
-
-    in_one(monkeypatch, 1, 2, fail)
-    plan = command("autoencoder", "run", "--batch-size", 6, "--max-step", 5)
-    said = job(train_autoencoder.main, plan, statuses=[2, 2])
-    assert said == ["", "error: [Errno 28] No space left on device: 'disk'\n"]

@@ -155,13 +155,6 @@ def test_one_whose_making_was_interrupted_is_made_anew(project):
     assert not (project.venv / "half").exists()
 
 
-@pytest.mark.parametrize("name", ["demo", "test"])
-def test_an_old_python_is_refused_in_one_line(name, tmp_path):
-    script = f"import runpy, sys; sys.version_info = (3, 10); runpy.run_path({str(ROOT / f'scripts/{name}.py')!r})"
-    ended = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
-    assert (ended.returncode, ended.stderr) == (2, "error: this needs Python 3.11 or newer; start it with one\n")
-
-
 def test_the_commands_that_make_the_environment_need_no_package():
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import scripts.demo, scripts.test"
     subprocess.run([sys.executable, "-I", "-S", "-c", code], check=True)

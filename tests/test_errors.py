@@ -15,7 +15,6 @@ import generate_images
 import prune_codebook
 from evaluation.run import TrainedRun
 from models.autoencoder import Autoencoder
-from scripts import make_dataset
 from tests.helpers import runs
 from tests.helpers.files import edited
 from tests.helpers.runs import PRUNED, WEIGHTS
@@ -180,22 +179,6 @@ def test_a_config_that_does_not_fit_is_named(step, changes, expected, refused, r
     path = write_json(tmp_path / "wrong.json", json.loads((TINY / f"{step}.json").read_text()) | changes)
     weights = {"model_path": run / "decoder" / WEIGHTS} if step == "autoencoder" else {}
     assert re.search(expected, refused(step, config_path=path, **weights))
-
-
-def test_images_of_a_size_the_autoencoder_cannot_halve_are_named(refused, run, tmp_path):
-    argv = (run / "data/images", "--out-dir", tmp_path / "odd", "--image-size", 30, "--num-workers", 0)
-    run_main(make_dataset.main, *argv)
-    line = refused("feature_maps", dataset_path=tmp_path / "odd/dataset.json")
-    assert f"{tmp_path}/odd/dataset.json: " in line and "30×30" in line
-
-
-@pytest.mark.parametrize(("step", "named"), [("prune", BOOK), ("transformer_1", COARSE)])
-def test_maps_of_another_shape_are_refused(step, named, refused, run, tmp_path):
-    maps = shutil.copytree(run / "feature_maps", tmp_path / "small", ignore=shutil.ignore_patterns("tokens"))
-    for path in maps.rglob("*.npy"):
-        np.save(path, np.load(path)[:, :4, :4])
-    line = refused(step, dataset_path=maps / "dataset.json")
-    assert f"{run / named}: " in line and "(4, 4, 4)" in line and "(4, 8, 8)" in line
 
 
 def test_maps_that_are_not_finite_are_refused(refused, run, tmp_path):

@@ -18,7 +18,6 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from evaluation import distances, novelty
 from evaluation import features as extractors
 from evaluation.distances import frechet_distance, kernel_distance, kernel_interval, precision_and_recall
-from evaluation.edges import edge_distance, edge_histogram
 from evaluation.evaluator import Evaluator
 from evaluation.novelty import Nearest
 from evaluation.reconstruction import quality
@@ -27,14 +26,14 @@ from evaluation.run import TrainedRun
 from reporting.run import read_run
 from scripts import evaluate
 from tests.helpers.deaths import dying
-from tests.helpers.features import FewFeatures, quick_features
+from tests.helpers.features import quick_features
 from tests.helpers.files import contents, edited
 from tests.helpers.jobs import run_job
 from tests.helpers.runs import BOUNDS
 from tests.helpers.scripts import expect_error, run_main
 from utils.core.config import load_config
 from utils.data.dataset import ImageDataset
-from utils.data.split import Bounds, position
+from utils.data.split import Bounds
 from utils.runs.checkpoint import measured
 from utils.runs.folders import EvaluationFolder, RunFolder
 
@@ -99,14 +98,6 @@ def test_intervals_of_small_distances_hold_the_true_one(shift):
     assert 0.92 < np.mean((low <= value.mean()) & (value.mean() <= high)) < 0.98
 
 
-def test_an_interval_is_around_the_distance():
-    x, y = normal(30, 4, 0), normal(30, 4, 1, 1.2)
-    value, low, high = kernel_interval(x, y)
-    assert value == kernel_distance(x, y) and low < value < high
-    alike = torch.ones(6, 4)  # without any variance
-    assert kernel_interval(alike, alike) == pytest.approx((0, 0, 0), abs=1e-9)
-
-
 def in_a_ball(point, others):
     """Whether a point is as near to one of the others as that one's third nearest neighbour is."""
     for index, centre in enumerate(others):
@@ -142,18 +133,6 @@ def test_copies_of_training_images_and_of_their_mirror_images_are_found(faces):
     assert max(row.distance for row in summary.nearest[:2]) < 1e-3 < summary.nearest[2].distance
     unseen = Nearest.among(known, extractor(samples))
     assert unseen.distance[0] < 1e-3 < unseen.distance[1]
-
-
-def test_the_distance_of_edges_by_hand():
-    """Stripes of one column, 40 grey levels apart, have magnitude 40 everywhere; a plain image has none."""
-    levels = torch.arange(8) % 2 * 40.0
-    stripes = (levels / 127.5 - 1).expand(2, 3, 6, 8)
-    plain, half = torch.zeros(2, 3, 6, 8), torch.cat((stripes[:1], torch.zeros(1, 3, 6, 8)))
-    all_, none, some = (edge_histogram(images) for images in (stripes, plain, half))
-    assert edge_distance(all_, none) == pytest.approx(40, abs=1)
-    assert edge_distance(all_, some) == pytest.approx(20, abs=1)
-    assert edge_distance(some, none * 7) == pytest.approx(20, abs=1)  # sets may have different sizes
-    assert edge_distance(all_, all_) == 0
 
 
 @torch.no_grad()
@@ -197,25 +176,6 @@ def test_memory_does_not_grow_with_the_sets(monkeypatch):
     assert max(max(shape) for shape in shapes) == 16
 
 
-def test_copies_among_many_features_are_at_no_distance():
-    training = normal(2000, 1280, 0, 0.5).float()
-    distance, index = distances.nearest(training[[3, 1500]], training)
-    assert index.tolist() == [3, 1500] and distance.max() < 1e-5
-
-
-def test_features_are_held_once(monkeypatch):
-    extractor = nn.Linear(4, 6)
-    extractor.num_features = 6
-    images = normal(10, 4, 0).float()
-    monkeypatch.setattr(torch, "cat", None)
-    with torch.no_grad():
-        features = extractors.features_of(extractor, images.split(4), 10, "images")
-        assert torch.equal(features, torch.vstack([*map(extractor, images.split(4))]))
-        assert features.dtype == torch.float32
-        with pytest.raises(AssertionError):
-            extractors.features_of(extractor, images.split(4), 11, "images")
-
-
 @pytest.mark.parametrize(
     ("count", "number", "expected"),
     [(4, 445, (0.0035, 0.02288)), (10, 20, (0.2993, 0.7007)), (0, 10, (0, 0.27753)), (10, 10, (0.72247, 1))],
@@ -255,30 +215,6 @@ def evaluated(tiny_run, faces, tmp_path_factory, few_features):
     """The folder and the content of an evaluation of the whole tiny run."""
     out = tmp_path_factory.mktemp("evaluation")
     return out, run_on(tiny_run, faces, out, "--batch-size", 4)
-
-
-def test_the_script_reports_everything(evaluated, tiny_run, faces):
-    out, content = evaluated
-    assert {path.name for path in out.iterdir()} == {"evaluation.json", "pairs.png", "table.md", ".lock"}
-    split = ImageDataset(faces).split(BOUNDS)
-    assert content["num_images"] == content["num_held_out"] == len(split.test) >= 4
-    assert content["num_training"] == len(split.training)
-    assert content["extractor"] == FewFeatures.description
-    assert content["settings"] == json.loads((tiny_run / "generate.json").read_text())
-    assert (content["missing"], content["no_test"], content["seed"]) == ([], "", 0) and content["seconds"] > 0
-    books = ["after codebook_cond", *(f"after codebook_{number}" for number in range(3))]
-    assert [row["name"] for row in content["reconstruction"]] == ["autoencoder", *books]
-    assert all(0 < row["ssim"] < 1 for row in content["reconstruction"])
-    assert [(row["name"], row["tokens"]) for row in content["bits"]] == [
-        ("condition", 1), ("stage 0", 4), ("stage 1", 16), ("stage 2", 64)
-    ]  # fmt: skip
-    names = ["training images", "reconstructions", "quantized reconstructions", "samples"]
-    assert [row["name"] for row in content["distances"]] == names
-    for row in content["distances"]:
-        assert row["kernel_low"] <= row["kernel"] <= row["kernel_high"]
-        assert row["frechet"] > 0
-        assert 0 <= row["precision"] <= 1 and 0 <= row["recall"] <= 1
-    assert content["distances"][0]["frechet"] < content["distances"][-1]["frechet"]
 
 
 def test_an_evaluation_is_of_the_weights_that_it_measured(evaluated, tiny_run, tmp_path):
@@ -419,7 +355,7 @@ def test_the_file_has_its_public_keys_and_the_table_its_numbers(evaluated):
         "extractor", "num_images", "num_held_out", "num_training", "seed", "settings", "reconstruction", "bits",
         "distances", "novelty", "missing", "seconds", "decoder", "levels", "no_test", "models",
     ]  # fmt: skip
-    kinds = ["kernel", "kernel_low", "kernel_high", "frechet", "precision", "recall", "edges"]
+    kinds = ["kernel", "kernel_low", "kernel_high", "frechet", "precision", "recall"]
     assert list(content["distances"][0]) == ["name", *kinds]
     assert list(content["levels"][0]) == [
         "name", "kernel", "kernel_low", "kernel_high", "precision", "recall", "floor", "floor_low", "floor_high",
@@ -442,15 +378,6 @@ def test_the_file_has_its_public_keys_and_the_table_its_numbers(evaluated):
     rows += [bits.format(**row) for row in content["levels"]]
     assert [row for row in rows if f"| {row}" not in table] == []
     assert f"nearer than {content['novelty']['threshold']:.2f}" in table
-
-
-def test_fewer_images_are_fewer(tiny_run, faces, tmp_path):
-    content = run_on(tiny_run, faces, tmp_path, "--num-images", 4, "--num-training", 6, "--seed", 1)
-    assert (content["num_images"], content["num_training"], content["seed"]) == (4, 6, 1)
-    assert len(content["novelty"]["nearest"]) == 4
-    content = run_on(tiny_run, faces, tmp_path, "--num-images", 3)
-    assert content["distances"] == [] and content["novelty"] is None
-    assert any(line.startswith("distances: 3 images") for line in content["missing"])
 
 
 def test_a_run_is_evaluated_as_far_as_it_has_come(tiny_run, faces, tmp_path):
@@ -530,12 +457,3 @@ def regroup(path, group_of):
     with edited(path) as content:
         for record in content["_default"].values():
             record["group"] = group_of(record)
-
-
-def test_maps_without_any_of_a_test_image_have_no_bits(tiny_run, faces, tmp_path):
-    shutil.copytree(tiny_run, tmp_path / "run")
-    maps = tmp_path / "run/feature_maps/dataset.json"
-    training = next(str(number) for number in range(99) if position(str(number)) > BOUNDS.test)
-    regroup(maps, lambda _: training)
-    content = run_on(tmp_path / "run", faces, tmp_path / "out")
-    assert content["bits"] == [] and "bits: there is no feature map of a test image" in content["missing"][0]

@@ -21,7 +21,6 @@ from utils.data.feature_maps import MapFiles, PackedMaps
 from utils.data.records import verify_files
 from utils.data.split import Bounds
 from utils.runs.attempt import read_attempts
-from utils.runs.chain import maps_per_image
 from utils.runs.checkpoint import save_checkpoint
 from utils.runs.folders import OutputFolder
 
@@ -96,14 +95,6 @@ def make(arguments, tmp_path):
     return call
 
 
-def test_maps_find_their_images_from_behind_a_link(arguments, tmp_path):
-    (tmp_path / "far/away").mkdir(parents=True)
-    (tmp_path / "out").symlink_to(tmp_path / "far/away")
-    run_main(generate_fmap_dataset.main, *arguments(out="out/maps"))
-    maps = FeatureMapDataset(tmp_path / "out/maps/dataset.json")
-    assert len(maps.with_image(np.arange(len(maps)))) == len(maps) == 2 * NUM
-
-
 def test_rows_of_arrays_hold_the_maps_of_the_files(make):
     files, rows = (FeatureMapDataset(make(*flags, out=out) / "dataset.json") for flags, out in (
         ((), "files"), (("--packed",), "rows")))  # fmt: skip
@@ -154,16 +145,6 @@ def test_a_data_set_holds_checksums_and_both_sides(make, layout):
     number = 4 if layout else 2 * NUM  # 14 maps in folders of 4
     assert len({path for path in results(folder) if path.endswith(".npy")}) == number
     assert set(results(folder)) == {"dataset.json", *dataset.records.files[1]}
-
-
-@pytest.mark.parametrize(("flip", "number"), [(False, 0), (True, 0), (False, 5), (True, 4)])
-def test_a_recipe_counts_the_maps_that_the_step_makes_and_that_each_stage_learns_from(flip, number):
-    given = {"flip": flip, "num_moved": number}
-    options = generate_fmap_dataset.Options(dataset_path=Path(), model_path=Path(), out_dir=Path(), **given)
-    plain = sum(moved == 0 for _, moved in options.views)
-    for settings in ({"feature_maps": given}, {"flip": flip, "feature_maps": {"num_moved": number}}):
-        assert maps_per_image(settings) == maps_per_image(settings, "transformer_2") == len(options.views)
-        assert maps_per_image(settings, "transformer_0") == maps_per_image(settings, "codebook") == plain
 
 
 @both
@@ -305,27 +286,6 @@ def test_an_old_set_stays_whole_until_the_new_one_replaces_it(make, arguments, s
     assert not set(results(folder)) & set(whole) - {"dataset.json"}
 
 
-def test_nothing_of_an_interrupted_run_with_another_autoencoder_is_kept(make, arguments, read, monkeypatch):
-    with monkeypatch.context() as patch:
-        dying_at(2, patch)
-        expect_exit(generate_fmap_dataset.main, arguments(model=1))
-    whole = results(make(out="whole"))
-    read.clear()
-    assert results(make("--overwrite")) == whole
-    assert read == list(range(NUM))
-
-
-def test_an_unreadable_image_stops_a_run_and_leaves_no_index(make, arguments, source, capsys, tmp_path):
-    (source / "6.png").write_bytes(b"garbage")
-    assert "6.png" in expect_error(capsys, generate_fmap_dataset.main, arguments())
-    with pytest.raises(UserError, match="no such data set"):
-        FeatureMapDataset(tmp_path / "out/dataset.json")
-    draw(source / "6.png", 6)
-    # These are other images than it began with.
-    assert "6.png" not in expect_error(capsys, generate_fmap_dataset.main, arguments())
-    assert results(make("--overwrite")) == results(make(out="whole"))
-
-
 def test_packed_maps_in_many_folders_keep_few_files_open(tmp_path):
     """Each array that is mapped keeps one; a million maps in folders of 1,000 would have a thousand."""
     folder = tmp_path / "maps"
@@ -342,16 +302,3 @@ def test_packed_maps_in_many_folders_keep_few_files_open(tmp_path):
         assert torch.equal(dataset[np.arange(300)], torch.from_numpy(values))
         links = [path for path in descriptors.iterdir() if path.is_symlink()] if descriptors.exists() else []
         assert sum(path.readlink().is_relative_to(folder) for path in links) <= 256
-
-
-def test_arrays_that_do_not_fit_on_the_disk_are_refused_before_any_row_is_written(tmp_path):
-    resource = pytest.importorskip("resource")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    maps = PackedMaps(tmp_path, 10, 10, (4, 64, 64), "float32", {"key": 1})
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
-    try:
-        with pytest.raises(UserError, match=f"{tmp_path}/0000/.*npy: cannot be written .File too large"):
-            maps.make()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert not list(tmp_path.rglob("*.npy"))

@@ -84,15 +84,6 @@ def test_the_number_of_images_never_changes_a_picture_and_older_ones_go(generate
     assert all(after[name] == before[name] for name in after if name.startswith("images/image_"))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_flags_override_the_search_of_every_stage(generate, precision):
-    flags = ("--num-beam", 3, "--beam-width", 2, "--keep-beam", 2, "--temperature", 0.5, "--top-k", 5, "--top-p", 0.9)
-    picture = Image.open(generate("--num-images", 1, "--precision", precision, *flags) / "images/image_00000.png")
-    expected = {"num_beam": 3, "beam_width": 2, "keep_beam": 2, "temperature": 0.5, "top_k": 5, "top_p": 0.9}
-    assert json.loads(picture.text["stages"]) == [expected | {"guidance_scale": 1.0}] * 3
-    assert picture.size == (32, 32)
-
-
 @pytest.mark.parametrize("kind", ["webp", "gif"])
 def test_an_animation_ends_with_the_pictures(generate, quick, kind):
     out = generate("--num-images", 4, "--batch-size", 4, "--animate", *([kind] if kind == "gif" else []))

@@ -11,7 +11,6 @@ from PIL import Image
 from utils.core.config import read_json
 from utils.core.files import UserError
 from utils.core.size import Size
-from utils.data import images
 from utils.data.checksums import is_whole
 from utils.data.feature_maps import read_map
 from utils.data.images import (
@@ -125,14 +124,6 @@ def test_the_formats_of_phones_are_read_upright_whatever_their_names(suffix, bra
     assert np.abs(np.asarray(upright) - expected)[40:56, 40:56].max() <= 12, "BLACK"
 
 
-def test_heic_without_its_package_is_named_with_the_way_to_install_it(tmp_path, monkeypatch):
-    pytest.importorskip("pillow_heif").register_heif_opener()
-    NOISE.save(tmp_path / "a.heic")
-    monkeypatch.setattr(images, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"a\.heic: .* needs pillow-heif; run pip install -r requirements-extra\.txt"):
-        open_rgb(tmp_path / "a.heic")
-
-
 def test_losses_a_background_and_a_first_frame(tmp_path):
     for mode, colour in (("RGB", (200, 50, 20)), ("L", 90), ("CMYK", (0, 255, 255, 0))):
         image = Image.new(mode, (16, 16), colour)
@@ -224,11 +215,6 @@ def test_pad_keeps_the_whole_image_in_the_middle_and_stretch_fills_the_size_with
     image.paste(BLUE, (0, 0, 4, 4))
     stretched = np.asarray(fit_to(image, Size(8, 12), "stretch"))
     assert (stretched[:, 0] == BLUE).all() and (stretched[:, -1] == RED).all()
-
-
-@given(*[st.integers(1, 200)] * 2, *[st.integers(1, 40)] * 2, st.sampled_from(["crop", "pad", "stretch"]))
-def test_any_shape_fits_any_other(width, height, columns, rows, fit):
-    assert fit_to(Image.new("RGB", (width, height)), Size(columns, rows), fit).size == (columns, rows)
 
 
 def test_large_images_are_averaged_not_sampled():

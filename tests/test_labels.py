@@ -5,9 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.labels import MOST_SETS, LabelSets, count_sets, label_text, listed, parse_labels
+from models.labels import LabelSets, count_sets, label_text, listed, parse_labels
 from utils.core.files import UserError
-from utils.runs.chain import ROOT
 
 NAMES = ("a", "a+b", "b", "c", "c++")
 
@@ -47,26 +46,6 @@ def test_the_text_of_a_label_set_is_not_a_name_with_a_plus():
     assert label_text((0, 2, 3), NAMES) == "c+b+a"
 
 
-@pytest.mark.parametrize(
-    ("text", "names", "message"),
-    [
-        ("nihgt", ("cat", "night"), "label 'nihgt': this model does not know it; did you mean 'night'.; labels that"),
-        ("cat+nihgt", ("cat", "night"), "label 'nihgt': .* did you mean 'night'"),
-        (None, ("cat",), "label None: expected a text, such as 'cat' or 'cat.night'"),
-        ("cat+", ("cat", "night"), "label '': .* labels that it knows: cat, night$"),
-        (
-            "cat",
-            (),
-            "labels that it knows: none: train its base stage with 'use_labels', on images whose labels differ",
-        ),
-        ("x", tuple(map(str, range(3000))), r"it knows: 0, 1, .*19, … \(3,000 in all\)$"),
-    ],
-)
-def test_an_unknown_label_is_named_with_similar_ones(text, names, message):
-    with pytest.raises(UserError, match=message):
-        parse_labels(text, names)
-
-
 def test_a_hostile_text_takes_no_time():
     with pytest.raises(UserError):
         parse_labels("a+" * 500 + "x", ("a", "a+a", "a+a+a"))
@@ -93,4 +72,3 @@ def test_a_sample_of_the_images_stands_for_more_label_sets_than_are_kept():
     assert torch.equal(table, count_sets(given, 100))
     # Few sets of many images are all counted.
     assert count_sets(given[:, :1], 100)[:, 0].tolist() == [300, 300]
-    assert f"more than {MOST_SETS:,} distinct rows" in (ROOT / "docs/design.md").read_text(encoding="utf-8")

@@ -20,7 +20,7 @@ from utils.data.dataset import ImageDataset
 from utils.data.images import open_rgb
 from utils.data.journal import Journal
 from utils.data.records import verify_files
-from utils.data.split import Bounds, position, sides_of
+from utils.data.split import Bounds, sides_of
 
 
 def noise(path, seed, size=(12, 10)):
@@ -269,24 +269,6 @@ def test_a_folder_without_images_or_around_its_results_is_refused(files, out_dir
     assert not (tmp_path / out_dir / "dataset.json").exists()
 
 
-@pytest.mark.parametrize("pattern", ["(", "a{99999999999}", "no such text", "", "near"])
-def test_a_pattern_that_is_none_or_finds_nothing_is_refused(pattern, photos, tmp_path, capsys, monkeypatch):
-    """Nor can near-duplicates be looked for without their package."""
-    monkeypatch.setattr(near_duplicates, "has", lambda *_: False)
-    words = [photos, "--out-dir", tmp_path / "out", "--group-by", pattern]
-    assert f"--group-by {pattern}" in expect_error(capsys, make_dataset.main, words)
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_killed_worker_is_reported(photos, tmp_path):
-    with pytest.raises(UserError, match="killed"):
-        make_dataset.write_images([photos], kill_worker, dict, tmp_path / "out", num_workers=1, settings={})
-
-
-def kill_worker(_):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_keeps_the_old_data_set_and_leaves_no_half_file(number, status, photos, tmp_path):
     """Ctrl-C in a terminal reaches all processes, SIGTERM the first alone."""
@@ -339,23 +321,6 @@ def test_a_data_set_that_is_there_is_drawn_again_only_with_other_settings_or_if_
     assert len(records(tmp_path)) == 3
 
 
-def draw_number(number):
-    return Image.new("RGB", (4, 4), (number // 2 % 256, 0, 0))  # each twice
-
-
-@pytest.mark.parametrize("at", [0, 1, 5, 8])
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_limit_is_the_same_after_a_death(at, workers, tmp_path, monkeypatch):
-    arguments = (range(20), draw_number, lambda number: {"labels": [str(number)]})
-    make_dataset.write_images(*arguments, tmp_path / "whole", 0, {}, limit=5)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Journal, "add", dying(Journal.add, at))
-        make_dataset.write_images(*arguments, tmp_path / "out", workers, {}, limit=5)
-    summary = make_dataset.write_images(*arguments, tmp_path / "out", workers, {}, limit=5)
-    assert summary == "5 images written, 4 duplicates dropped, 0 unreadable files skipped"
-    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
-
-
 def group_of(out_dir):
     """The group of each record by its labels, joined, and how many records have it."""
     return Counter(("/".join(record["labels"]), record.get("group")) for record in records(out_dir))
@@ -376,17 +341,6 @@ def test_an_image_is_in_the_group_that_its_path_names(how, expected, photos, tmp
     assert {label: group for label, group in group_of(tmp_path / "out") if group is not None} == expected
     with TinyDB(tmp_path / "out/dataset.json", access_mode="r") as database:
         assert database.table("info").all()[0].get("group_by") == how
-
-
-def test_a_name_that_is_not_text_has_a_group_that_is_and_is_named_where_its_file_is_broken(tmp_path):
-    folder = tmp_path / "photos" / os.fsdecode(b"caf\xe9")
-    noise(folder / "a.png", 0)
-    (folder / os.fsdecode(b"\xff.png")).write_bytes(b"garbage")
-    make(tmp_path / "photos", tmp_path / "out", "--group-by", "folder")
-    [record] = records(tmp_path / "out")
-    assert record["group"] == r"caf\xe9"
-    assert 0 <= position(record["group"]) < 1
-    assert r"\udcff.png" in (tmp_path / "out/skipped.txt").read_text()
 
 
 def burst(folder, seed, number):
@@ -433,16 +387,6 @@ def test_near_duplicates_are_grouped_in_whatever_order_they_come(bursts, tmp_pat
     make(tmp_path / "bursts", tmp_path / "other", *flags)
     other = {record["image_fpath"]: record.get("group") for record in records(tmp_path / "other")}
     assert list(other) != list(groups) and other == groups
-
-
-def test_the_journal_keeps_the_hashes(photos, tmp_path, die, read):
-    pytest.importorskip("imagehash")
-    flags = ("--image-size", 64, "--group-by", "near")
-    make(photos, tmp_path / "whole", *flags)
-    die(photos, tmp_path / "out", *flags, at=30)
-    make(photos, tmp_path / "out", *flags)
-    assert len(read) == 44 - 30
-    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(

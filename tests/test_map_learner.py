@@ -193,43 +193,6 @@ def test_a_map_is_balanced_once_when_its_radius_first_is_0(changes, continued, b
     assert all(call[1] is codebook and call[2] is sample for call in calls)
 
 
-def test_a_map_is_balanced_after_a_resume_with_another_plan(monkeypatch, tmp_path):
-    """At its radius of 2 the first run is stopped; by the second plan that step was at radius 0 already."""
-    codebook, sample, calls = build(num_embeddings=42, neighbourhood_step=100), torch.zeros(50, 12), []
-    monkeypatch.setattr(map_learner, "balance", lambda *_: calls.append(step) or torch.full((42,), 8.0))
-    long = MapLearner(codebook, steps_per_epoch=4, total_steps=100, sample=sample)
-    for step in range(8):
-        long.update(whole_maps(2, codebook, step), step)
-    short = MapLearner(codebook, steps_per_epoch=4, total_steps=20, sample=sample)
-    assert [short.radius(step) for step in (7, 8)] == [0, 0]
-    short.restore(long.checkpoint(), tmp_path)
-    for step in range(8, 12):
-        short.update(whole_maps(2, codebook, step), step)
-    assert calls == [8]
-
-
-def test_a_longer_plan_does_not_smooth_a_map_again(tmp_path):
-    codebook = build(num_embeddings=42, neighbourhood_step=10**6)
-    short, long = (MapLearner(codebook, steps_per_epoch=4, total_steps=steps) for steps in (20, 10**4))
-    for step in range(10):
-        short.update(whole_maps(2, codebook, step), step)
-    long.restore(short.checkpoint(), tmp_path)
-    assert long.radius(10) > 0
-    assert long.update(whole_maps(2, codebook, 10), 10)["radius"] == 0
-
-
-def test_what_a_map_was_balanced_with_counts_for_a_quarter():
-    patches = torch.tensor([[2.0], [7.0]]).repeat(20, 1)
-    codebook = build([[1.0], [8.0]], **LINE, image_W=1)
-    learner = MapLearner(codebook, steps_per_epoch=9, total_steps=20, sample=patches)
-    torch.manual_seed(0)
-    for step in range(5):
-        learner.update(torch.full((1, 1, 1, 1), 2.0), step)
-    # Balanced to 2 and 7, with 20 patches each, before the patch of the last step.
-    assert codebook.units.flatten().sort().values.tolist() == pytest.approx([2, 7])
-    assert sorted(learner.gathered.tolist()) == [5, 6]
-
-
 @pytest.mark.parametrize(
     ("units", "planned", "whole", "expected"),
     [
@@ -302,18 +265,6 @@ def test_a_unit_that_won_once_stays_seeds_are_of_the_last_epoch_and_the_last_ste
     else:
         assert any(units[3] == pytest.approx(value) for value in (0.01, 299, 9.01, 0.02, 9.02, 9.03))
         assert learner.gathered.tolist() == [4, 5, 2, 0]  # a unit drawn anew forgets what it had gathered
-
-
-def test_an_epoch_that_began_at_a_larger_radius_draws_nothing():
-    codebook = build([[0.0], [1.0], [2.0], [3.0]], **LINE, image_W=3, neighbourhood_step=4)  # 2 × 2, radius 1
-    learner = MapLearner(codebook, steps_per_epoch=3, total_steps=20)
-    assert [learner.radius(step) for step in range(6)] == [1, 1, 1, 1, 0, 0]
-    for step in range(9):
-        if step == 4:
-            codebook.units[3] = 1000.0
-        assert (codebook.units[3] == 1000) == (step >= 4)
-        learn_line(learner, [0.5, 1.5, 2.5], step)
-    assert any(codebook.units[3] == value for value in (0.5, 1.5, 2.5))
 
 
 def test_seeds_are_drawn_in_proportion_to_squared_error():

@@ -93,7 +93,7 @@ def test_every_flag_refuses_what_is_out_of_its_range_by_its_name(script, tmp_pat
 
 
 def test_options_of_several_values_are_none_unless_given():
-    cls = repeated(Base, "Wishes", "Wishes.")
+    cls = repeated(Base, "Wishes")
     assert parse_options(cls, "", []) == cls(number=None, share=None)
     assert parse_options(cls, "", ["--share", "0.1", "0.2"]) == cls(number=None, share=(0.1, 0.2))
 

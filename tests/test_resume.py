@@ -8,31 +8,24 @@ import signal
 import pytest
 import torch
 
-import train_quantized_transformer
 from models.codebook import Codebook
 from models.som.learner import MapLearner
 from tests.helpers.deaths import differences, results, same
 from tests.helpers.runs import MAINS, PLAN, PRUNED, WEIGHTS, latest, rows
-from tests.helpers.scripts import TINY, expect_error, expect_exit, run_main
+from tests.helpers.scripts import TINY, expect_error, expect_exit
 from utils.runs.attempt import read_attempts
-from utils.runs.checkpoint import measured
 from utils.runs.folders import OutputFolder
 from utils.training.gradient import GradientLearner
 
 TWO = ("autoencoder", "codebook_1")  # a learner each; the loop around them is the same for all
 THREE = (*TWO, "transformer_1")  # a script each
 LEARNERS = {"codebook_1": MapLearner}  # all others have a GradientLearner
-SOURCES = {"autoencoder": "--model-path", "codebook_1": "--codebook-path"}
 RANDOM = {"dropout": 0.2, "condition_dropout": 0.3, "condition_noise": 0.3}
 CELLS = {"cell": 2, "head_features": 8}
 
 
 def prefix_of(name):
     return "codebook" if name == "codebook_1" else "model"
-
-
-def measured_of(path):
-    return measured(path, torch.load(path, weights_only=True)["fingerprint"])
 
 
 def steps(folder, key):
@@ -111,20 +104,6 @@ def test_resuming_what_has_ended_changes_nothing_and_resuming_nothing_is_a_start
     assert [[attempt.goes_on for attempt in part] for part in attempts] == [[False, True], [False]]
 
 
-@pytest.mark.parametrize("name", TWO)
-@pytest.mark.parametrize("damage", ["metrics", "threads", "step", "learner"])
-def test_a_checkpoint_that_is_no_whole_one_of_a_training_is_refused(name, damage, command, begun, capsys):
-    folder = begun(name)
-    content = latest(folder)
-    key = damage if damage != "learner" else {"codebook_1": "learner"}.get(name, "optimizer")
-    content[key] = {"x": 1} if damage == "learner" else [1]
-    torch.save(content, folder / WEIGHTS)
-    before = results(folder)
-    line = expect_error(capsys, MAINS[name], command(name, "run", *PLAN, "--max-step", 6, "--resume"))
-    assert str(folder / WEIGHTS) in line
-    assert results(folder) == before
-
-
 CHANGED = [  # flags, keys of the config, and which of them the error names
     ("autoencoder", ["--seed", 1], {}, "--seed (0, now 1)"),
     ("autoencoder", ["--batch-size", 5], {}, "(12, now 5)"),
@@ -150,16 +129,6 @@ def test_resuming_with_other_settings_is_refused_by_name(
     line = expect_error(capsys, MAINS[name], command(name, "run", *flags))
     assert str(tmp_path / "run" / WEIGHTS) in line and named in line
     assert results(tmp_path / "run") == before
-
-
-def test_a_stop_while_the_last_step_is_measured_is_a_stop(command, tmp_path, monkeypatch):
-    def stop(*_):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return {"val_loss": 1.0, "val_bits": 1.0}
-
-    monkeypatch.setattr(train_quantized_transformer, "mean_over", stop)
-    assert expect_exit(MAINS["transformer_1"], command("transformer_1", "run", "--max-step", 1)) == 143
-    assert measured_of(tmp_path / "run" / WEIGHTS)["val_loss"] == 1
 
 
 @pytest.mark.parametrize(
@@ -298,40 +267,6 @@ def test_a_codebook_goes_on_at_radius_0_with_the_units_of_another_and_is_resumed
     train("codebook_1", "run", *plan, "--resume")
     assert differences(tmp_path / "whole", tmp_path / "run") == []
     assert len(Codebook.load(start[1])) == len(after["model"]["units"])
-
-
-@pytest.mark.parametrize("name", [*TWO, "decoder"])
-def test_weights_to_begin_from_are_not_removed(name, command, tiny_run, for_decoder, tmp_path, capsys):
-    stage = "autoencoder" if name == "decoder" else name
-    folder = shutil.copytree(tiny_run / stage, tmp_path / "run")
-    start = {"decoder": ("--resume", *for_decoder)}.get(name, (SOURCES.get(name),))
-    before = results(folder)
-    flags = (*PLAN, "--overwrite", *start, *(("--encoder-path",) if name == "decoder" else ()), folder / WEIGHTS)
-    line = expect_error(capsys, MAINS[stage], command(stage, "run", *flags))
-    assert str(folder / WEIGHTS) in line
-    assert results(folder) == before
-
-
-def test_a_codebook_whose_checkpoints_were_removed_is_trained_again_after_its_pruning(tiny_run, train, tmp_path):
-    folder = shutil.copytree(tiny_run / "codebook_1", tmp_path / "run")
-    assert (folder / "models_checkpoint/pruned_codebook.pt").is_file()
-    shutil.rmtree(folder / "models_checkpoint")
-    assert train("codebook_1", "run", "--max-step", 2, "--resume")["step"] == 2
-
-
-@pytest.mark.parametrize("name", TWO)
-def test_a_start_from_other_weights_that_saved_nothing_is_not_resumed_without_them(
-    name, command, train, tiny_run, monkeypatch, capsys
-):
-    def die(*_):
-        raise KeyboardInterrupt
-
-    start = (SOURCES[name], tiny_run / name / WEIGHTS)
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(LEARNERS.get(name, GradientLearner), "update", die)
-        run_main(MAINS[name], *command(name, "run", "--max-step", 2, *start))
-    assert "--resume" in expect_error(capsys, MAINS[name], command(name, "run", "--max-step", 2, "--resume"))
-    assert train(name, "run", "--max-step", 2, *start)["step"] == 2
 
 
 def test_other_data_are_refused_and_copies_of_the_same_verified(begun, train, command, moved, capsys):

@@ -6,14 +6,6 @@ from utils.runs.chain import is_unfinished, missing_in
 from utils.runs.folders import OutputFolder, RunFolder
 
 
-def test_the_name_of_a_folder_says_which_step_it_is(tmp_path):
-    names = {"autoencoder": ("autoencoder", ""), "feature_maps": ("feature_maps", "")}
-    names |= {"codebook_cond": ("codebook", "cond"), "codebook_12": ("codebook", "12")}
-    names |= {"transformer_0": ("transformer", "0")}
-    steps = [OutputFolder(tmp_path / name) for name in names]
-    assert {step.name: (step.kind, step.level) for step in steps} == names
-
-
 @pytest.mark.parametrize(
     ("folders", "planned", "expected"),
     [((), 0, 1), (("codebook_cond",), 0, 1), (("codebook_1",), 0, 2), (("transformer_3",), 2, 4), ((), 2, 2)],

@@ -2,7 +2,6 @@
 
 import io
 import os
-import pickle
 import shutil
 import tarfile
 
@@ -20,7 +19,6 @@ from tests.helpers.runs import FRACTIONS, WEIGHTS
 from tests.helpers.scripts import TINY, expect_error, expect_exit, run_main
 from utils.core.files import UserError
 from utils.data import records
-from utils.data.batches import BatchLoader
 from utils.data.dataset import FeatureMapDataset, ImageDataset
 from utils.data.records import read_dataset, verify_files
 from utils.data.split import Bounds
@@ -167,17 +165,6 @@ def test_a_damaged_a_missing_and_an_unfinished_set_of_shards_is_named(copied, tm
     assert str(copied.parent / "shards/2.tar") in line
 
 
-def test_a_broken_image_in_a_shard_is_named(copied):
-    record = read_dataset(copied, ())[0][5]
-    shard, name = copied.parent / record["image_fpath"], record["image_key"]
-    content = bytearray(shard.read_bytes())
-    content[record["offset"] : record["offset"] + record["size"]] = b"x" * record["size"]
-    shard.write_bytes(content)
-    for read in (lambda: ImageDataset(copied)[np.array([5])], lambda: verify_files(copied)):
-        with pytest.raises(UserError, match=f"{shard}/{name}"):
-            read()
-
-
 def write_tar(path, files, **fields):
     """A tar of these files, whose members have these fields."""
     path.parent.mkdir(exist_ok=True)
@@ -257,11 +244,3 @@ def test_an_index_is_kept_beside_the_shards_or_where_it_may_be(copied, tmp_path,
     assert (tmp_path / "run/.index/shards.records").is_file()
     monkeypatch.setattr(records, "pack", None)  # it is not read again
     assert len(ImageDataset(shards, tmp_path / "run")) == 11
-
-
-def test_what_another_process_is_sent_does_not_grow_with_the_records(both):
-    """As where processes are spawned: it opens the data set again."""
-    content = pickle.dumps(ImageDataset(both[1]))
-    assert len(content) < 1000
-    assert torch.equal(pickle.loads(content)[np.arange(11)], ImageDataset(both[1])[np.arange(11)])
-    assert len(list(BatchLoader(ImageDataset(both[1]), [np.arange(3)] * 5, 2))) == 5

@@ -1,6 +1,5 @@
 """Sizes as people say them, and data sets and whole runs of images that are not square."""
 
-import json
 import shutil
 from dataclasses import replace
 from importlib import import_module
@@ -13,14 +12,11 @@ from PIL import Image
 import generate_images
 from models.cascade import Cascade
 from playground.uploads import read_upload
-from reporting import page as page_module
-from reporting.pictures import QUALITIES
-from scripts import evaluate, export, make_dataset, report
+from scripts import make_dataset
 from scripts.recipe import check, open_images
-from tests.helpers.features import quick_features
 from tests.helpers.files import edited
 from tests.helpers.runs import SMALL
-from tests.helpers.scripts import TINY, expect_exit, run_main
+from tests.helpers.scripts import TINY, run_main
 from utils.core.size import Size
 from utils.runs.chain import steps_of
 from utils.runs.folders import OutputFolder, RunFolder
@@ -34,12 +30,6 @@ from utils.runs.folders import OutputFolder, RunFolder
 def test_a_size_is_width_times_height_or_one_number_for_a_square(given, size, plain):
     assert Size.parse(given) == size == Size.parse(size.plain) == Size.of((3, size.height, size.width))
     assert (size.plain, str(size)) == (plain, str(plain))
-
-
-@pytest.mark.parametrize("given", ["0x5", "5x0", "64x", "x64", "abcx3", "1e3", "-64", "1000000000", "8193", "64.0", ""])
-def test_what_is_no_size_is_refused(given, tmp_path, capsys):
-    assert expect_exit(make_dataset.main, [tmp_path, "--out-dir", tmp_path / "out", f"--image-size={given}"]) == 2
-    assert f"argument --image-size: '{given}'" in capsys.readouterr().err
 
 
 # --- A whole run of portraits of 2:3, from a folder to a shared model ---
@@ -105,16 +95,3 @@ def test_every_request_is_answered_in_the_size_of_the_model(portraits, tmp_path)
     Image.new("RGB", (64, 64)).save(tmp_path / "square.png")
     image, note = read_upload(tmp_path / "square.png", "cat", cascade.image_size)
     assert image.size == (32, 48) and "32×48" in note
-
-
-def test_portraits_are_evaluated_reported_and_exported(portraits, tmp_path, monkeypatch):
-    quick_features(monkeypatch)
-    monkeypatch.setattr(page_module, "QUALITIES", QUALITIES[-1:])
-    monkeypatch.setattr(export, "SAMPLES", 2)
-    run_main(evaluate.main, portraits.path, "--device", "cpu")
-    results = json.loads(portraits.evaluation.results.read_text())
-    assert [row["tokens"] for row in results["bits"]] == [1, 1, 6, 24, 96]  # condition, labels, stages
-    run_main(report.main, portraits.path, "--out", tmp_path / "report.html")
-    run_main(export.main, portraits.path, tmp_path / "model", "--device", "cpu")
-    assert json.loads((tmp_path / "model/config.json").read_text())["image_size"] == [48, 32]
-    assert size_of(tmp_path / "model/samples.png") == (2 * 34 + 2, 50 + 2)

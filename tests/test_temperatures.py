@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 
 import pytest
 
@@ -10,7 +9,7 @@ from scripts import temperatures
 from scripts.temperatures import LOSS, Quality, choose
 from tests.helpers.features import quick_features
 from tests.helpers.runs import BOUNDS
-from tests.helpers.scripts import expect_error, run_main
+from tests.helpers.scripts import run_main
 from utils.data.dataset import ImageDataset
 
 VALUES = (0.25, 0.5, 1.0)
@@ -59,11 +58,3 @@ def test_the_script_writes_what_it_chose_and_nothing_else(run, read, monkeypatch
     rows = {cells[1]: cells[2:] for line in out.splitlines() if len(cells := [c.strip() for c in line.split("|")]) == 6}
     largest = max(float(cells[2]) for cells in rows.values() if cells[2][0].isdigit())
     assert float(rows[", ".join(f"{value:g}" for value in best)][2]) >= largest - LOSS - 0.01
-
-
-def test_bad_inputs_are_named_in_one_line(run, capsys):
-    assert "validation images" in expect_error(capsys, temperatures.main, (run,))
-    shutil.rmtree(run / "transformer_1")
-    assert "transformer_1" in expect_error(capsys, temperatures.main, (run,))
-    (run / "generate.json").unlink()
-    assert "generate.json" in expect_error(capsys, temperatures.main, (run,))

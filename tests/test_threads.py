@@ -1,13 +1,9 @@
 """What is chosen before torch is imported, and that a user's own choice stands."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 
-from scripts import reference
-from utils.runs.chain import ROOT
 from utils.runtime import threads
 
 NAMES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -45,19 +41,3 @@ def chosen(monkeypatch):
 )
 def test_the_environment_is_completed_and_never_overruled(environment, cores, busy, expected, chosen):
     assert chosen(environment, cores, busy) == expected
-
-
-def test_every_step_chooses_before_torch_is_imported():
-    program = (
-        "import sys\n"
-        "class Finder:\n"
-        "    def find_spec(self, name, *_):\n"
-        "        if name == 'torch':\n"
-        "            sys.exit(0 if 'utils.runtime.threads' in sys.modules else 'torch comes first')\n"
-        "sys.meta_path.insert(0, Finder())\n"
-        "__import__(sys.argv[1])\n"
-    )
-    scripts = [*reference.STEPS, "scripts.evaluate"]
-    for script in scripts:
-        run = subprocess.run([sys.executable, "-c", program, script], cwd=ROOT, capture_output=True, text=True)
-        assert run.returncode == 0, run.stderr

@@ -13,7 +13,6 @@ from models.codebook import Codebook, CodebookConfig
 from models.tokens import load_tokens, token_path
 from tests.helpers.codebooks import build
 from tests.helpers.files import map_folder
-from utils.core.files import UserError
 from utils.data.dataset import FeatureMapDataset
 
 CPU = torch.device("cpu")
@@ -112,10 +111,3 @@ def test_a_damaged_file_or_one_of_other_data_is_computed_again(dataset, fmaps, q
     shutil.copy(fine, token_path(dataset, other))
     check(load_tokens(dataset, COARSE, other, CPU), fmaps, COARSE, other)
     assert quantized == [[COARSE, FINE], [COARSE], [other]]
-
-
-def test_a_map_that_is_gone_is_named(dataset):
-    dataset.path(7).unlink()
-    with pytest.raises(UserError, match=r"7\.npy"):
-        load_tokens(dataset, COARSE, FINE, CPU)
-    assert not (dataset.folder / "tokens").exists()

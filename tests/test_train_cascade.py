@@ -14,12 +14,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.helpers.chain import STUB, Chain
+from tests.helpers.chain import Chain
 from tests.helpers.files import edited
-from tests.helpers.jobs import until
 from utils.runs.chain import ROOT, steps_in
 from utils.runs.folders import RunFolder
-from utils.runtime import child
 from utils.runtime.cores import available_cores
 
 # Starts two steps, one after the other, as the chain does.
@@ -119,16 +117,6 @@ def test_a_broken_file_a_missing_one_and_images_of_another_size_are_named(chain,
         chain.arguments[index] = name
         assert name in chain.refused()
     assert not chain.out.exists()
-
-
-@pytest.mark.parametrize("name", ["train_cascade", "demo", "test"])
-def test_the_shell_scripts_run_the_python_scripts_of_their_names_with_the_python_that_is_named(name, tmp_path):
-    python = tmp_path / "python"
-    python.write_text('#!/bin/sh\nif [ "$1" != -c ]; then echo "$@"; fi\n')
-    python.chmod(0o755)
-    command, environment = ["bash", ROOT / f"scripts/{name}.sh", "a b", "--c"], os.environ | {"PYTHON": str(python)}
-    printed = subprocess.check_output(command, env=environment, cwd=tmp_path, text=True)
-    assert printed == f"{ROOT}/scripts/{name}.py a b --c\n"
 
 
 SEVERAL = "--nproc-per-node 4 --nnodes 3 --rdzv-backend c10d --rdzv-endpoint first:29400 --rdzv-id"
@@ -242,15 +230,6 @@ def test_what_results_do_not_depend_on_may_be_edited_and_what_is_gone_is_made_as
     assert chain.ended()[1] == []
 
 
-def test_a_folder_of_a_step_that_the_recipe_lost_is_named(chain):
-    chain.ended()
-    (chain.out / "decoder/run.json").touch()
-    chain.edit("recipe", decoder=None)
-    assert f"{chain.out}/decoder" in chain.refused("--overwrite")
-    shutil.rmtree(chain.out / "decoder")
-    assert chain.ended("--overwrite")[1][-1] == "generate_images.py"
-
-
 def test_the_config_of_the_generation_follows_the_recipe_until_it_is_edited(chain):
     recipe, copy = chain.recipe / "generate.json", chain.out / "generate.json"
     chain.ended()
@@ -269,12 +248,6 @@ def test_the_config_of_the_generation_follows_the_recipe_until_it_is_edited(chai
     copy.unlink()
     assert chain.ended("--overwrite")[1] == LAST
     assert copy.read_text() == recipe.read_text()
-
-
-def test_the_chain_ends_with_the_status_of_a_step(chain):
-    status, _, _, commands = chain.run(FAILING="feature_maps")
-    assert (status, len(commands)) == (7, 2)
-    assert {path.name for path in (chain.out / ".done").iterdir()} == {"generate.json", "autoencoder"}
 
 
 def test_a_signal_to_several_processes_ends_the_chain_with_its_number(chain):
@@ -304,26 +277,6 @@ def test_a_signal_to_a_process_or_to_its_group_reaches_the_step_once(number, sen
     assert (process.returncode, pair.received, len(pair.commands)) == (7, [number], 1)
 
 
-def test_a_second_signal_is_passed_on_too_but_not_a_second_hangup(pair):
-    process = pair.start("codebook_cond")
-    for number, so_far in ((signal.SIGHUP, 1), (signal.SIGHUP, 1), (signal.SIGINT, 2), (signal.SIGINT, 3)):
-        process.send_signal(number)
-        until(lambda so_far=so_far: pair.signals == so_far)
-    process.communicate(timeout=20)
-    assert pair.received == [signal.SIGHUP, signal.SIGINT, signal.SIGINT]
-
-
-def test_the_chain_ends_after_a_signal_although_its_step_ends_well(chain):
-    """The step is done, and the chain does not go on."""
-    chain.stub.write_text(STUB.replace("7 if received else 0", "0"))
-    process = chain.start("autoencoder")
-    process.terminate()
-    process.communicate(timeout=20)
-    assert process.returncode == 143
-    assert (chain.out / ".done/autoencoder").exists()
-    assert len(chain.commands) == 1
-
-
 def test_a_signal_between_two_programs_ends_a_script(tmp_path):
     script = f"""
 import os, signal
@@ -336,15 +289,3 @@ with attending() as attendant:
     ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (143, "")
     assert not (tmp_path / "more").exists()
-
-
-def test_a_signal_that_comes_as_a_program_starts_is_passed_on_once_it_is_there(monkeypatch):
-    popen = subprocess.Popen
-
-    def start(*words, **options):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return popen(*words, **options)
-
-    monkeypatch.setattr(subprocess, "Popen", start)
-    with child.attending() as attendant:
-        assert attendant.run(["sleep", "60"]) == attendant.stop == 143

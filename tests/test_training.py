@@ -4,9 +4,7 @@ import argparse
 import itertools
 import json
 import math
-import os
 import shutil
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 from torch.utils.checkpoint import checkpoint
 
 import train_autoencoder
@@ -40,7 +37,6 @@ from utils.runtime.distributed import Share
 from utils.runtime.draws import drawing
 from utils.training.checkpoint_folder import CheckpointFolder
 from utils.training.gradient import GradientLearner, GradientOptions, learning_rate
-from utils.training.loop import catch_stop
 from utils.training.metrics import Metrics
 from utils.training.optimizers import TOKENS
 from utils.training.task import TrainingOptions
@@ -65,30 +61,6 @@ def test_both_schedules_warm_up_and_one_halves_and_the_other_ends_at_zero(total,
     assert learning_rate(total, total, base, cosine) == pytest.approx(0, abs=1e-12)
     early = options(lr_schedule="cosine", warmup_step=warmup, schedule_step=total)
     assert learning_rate(step, step + 1, base, early) == learning_rate(step, total, base, cosine)
-
-
-@given(st.integers(1, 100), st.integers(1, 20), st.integers(1, 5), st.none() | st.integers(1, 200))
-def test_steps_are_planned_to_the_last_epoch_or_max_step(items, batch_size, epochs, max_step):
-    one_by_one = epochs * len(range(0, items, batch_size))
-    args = options(batch_size=batch_size, max_epoch=epochs, max_step=max_step)
-    assert args.planned_steps(items) == (one_by_one if max_step is None else min(one_by_one, max_step))
-
-
-@pytest.mark.parametrize(("number", "wait"), [(signal.SIGINT, 0), (signal.SIGTERM, 10), (signal.SIGHUP, 10)])
-def test_a_second_signal_acts_as_usual_once_it_can_be_no_echo_of_the_first(number, wait, monkeypatch):
-    seen, now = [], 0.0
-    monkeypatch.setattr("utils.training.loop.time.monotonic", lambda: now)
-    signal.signal(number, lambda *_: seen.append("usual"))
-    usual = signal.getsignal(number)
-    with catch_stop() as stop:
-        os.kill(os.getpid(), number)
-        if wait:
-            os.kill(os.getpid(), number)
-        assert (set(stop), seen) == ({number}, [])
-        now += wait
-        os.kill(os.getpid(), number)
-        assert seen == ["usual"]
-    assert signal.getsignal(number) is usual
 
 
 @pytest.mark.parametrize("name", ["autoencoder", "transformer_1"])
@@ -159,21 +131,6 @@ def test_what_begins_from_weights_that_have_seen_mirror_images_goes_on_with_them
     words = [word for word in command("autoencoder", "warm", "--max-step", 2, "--resume") if word != "--flip"]
     run_main(MAINS["autoencoder"], *words)
     assert latest(tmp_path / "warm")["step"] == 2 and Autoencoder.load(tmp_path / "warm" / WEIGHTS).flip
-
-
-def test_a_decoder_refuses_a_config_of_another_encoder_and_images_of_another_size(
-    command, faces, for_decoder, tmp_path, write_json, capsys
-):
-    config = json.loads((TINY / "autoencoder.json").read_text()) | {"use_final_enc_activation": False}
-    folder = shutil.copytree(faces.parent, tmp_path / "smaller")
-    for path in folder.rglob("*.png"):
-        Image.open(path).resize((16, 16)).save(path)
-    for named, more in (
-        ("activations", ("--config-path", write_json(tmp_path / "other.json", config))),
-        (str(for_decoder[-1]), ("--dataset-path", folder / "dataset.json", "--verify")),
-    ):
-        words = command("autoencoder", "run", *for_decoder, *more, "--max-step", 1)
-        assert named in expect_error(capsys, MAINS["autoencoder"], words)
 
 
 def test_a_loss_that_is_no_number_stops_with_one_line_and_saves_nothing(begun, command, tmp_path, monkeypatch, capsys):
@@ -250,15 +207,6 @@ def test_the_share_of_a_step_that_waits_for_data_is_measured(tmp_path, monkeypat
         metrics.add({"loss": 1.0}, len(batch))
         if step % 2 == 0:
             assert metrics.close(step)["data_wait"] == pytest.approx(0.2)
-
-
-def test_metrics_hold_the_numbers_of_a_step_and_of_a_validation(whole):
-    keys = {"step", "epoch", "train_loss", "gradient_norm", "learning_rate", "tflops_per_second", "data_wait"}
-    measures = {"val_loss", "val_bits", "val_accuracy", "val_images", "stage_bits", "image_bits"}
-    for name, speed in (("autoencoder", "images_per_second"), ("transformer_0", "tokens_per_second")):
-        first, _, validation, *_ = rows(whole(name))
-        assert keys | {speed} <= set(first) and min(first[speed], first["tflops_per_second"]) > 0
-        assert {"step", "epoch"} | (measures if name == "transformer_0" else {"val_loss"}) <= set(validation)
 
 
 @pytest.mark.parametrize("loss", ["mse", "l1"])
@@ -347,24 +295,6 @@ def counted(state):
         if number:
             numbers[tuple(label for label in labels if label < 2)] += number
     return list(numbers.values())
-
-
-def test_labels_that_all_images_have_are_not_learned(labelled, tmp_path):
-    run_main(MAINS["transformer_0"], *labelled("same", lambda number, place: ["b", "a"] if place > BOUNDS.test else []))
-    content = latest(tmp_path / "same/run")
-    assert content["config"]["labels"] == ()
-    assert not [name for name in content["model"] if "label" in name]
-
-
-@pytest.mark.parametrize("name", ["autoencoder", "codebook_1"])
-def test_what_the_weights_of_a_start_have_seen_is_no_test_image(name, train, tiny_run):
-    """The source chose by images up to 0.1 and learned from those above 0.2."""
-    start = ("--codebook-path" if name == "codebook_1" else "--model-path", tiny_run / name / WEIGHTS)
-    flags = ("--val-fraction", 0.05, "--test-fraction", 0.3)
-    after = train(name, "run", "--max-step", 1, *start, *flags)
-    assert Bounds.saved(after) == pytest.approx((0.1, 0.2))
-    again = train(name, "run", "--max-step", 2, "--resume", *flags)
-    assert again["step"] == 2 and again["bounds"] == after["bounds"]
 
 
 def test_the_best_checkpoint_is_that_of_the_lowest_validation_loss_that_is_a_number(train, tmp_path, monkeypatch):
@@ -483,13 +413,6 @@ def test_a_codebook_is_measured_at_the_end(whole, tiny_run):
     assert census.statistics(codebook)["topographic_error"] == pytest.approx(statistics["topographic_error"], abs=1e-3)
 
 
-def test_a_codebook_trains_where_the_images_are_gone(train, tiny_run, tmp_path):
-    shutil.copytree(tiny_run / "feature_maps", tmp_path / "moved/maps")
-    content = train("codebook_1", "run", "--max-step", 1, "--dataset-path", tmp_path / "moved/maps/dataset.json")
-    assert "psnr_after_quantization" not in content["statistics"]
-    assert Image.open(tmp_path / "run/images/comparison_1.png").height == 2 * 34 + 2
-
-
 def test_a_data_error_saves_first_and_a_resume_continues(command, train, faces, tmp_path, monkeypatch, capsys):
     path = shutil.copytree(faces.parent, tmp_path / "data") / "dataset.json"
     more = ("--dataset-path", path, "--max-step", 5)
@@ -526,12 +449,3 @@ def test_saves_between_checkpoints_change_no_result(name, whole, train, tmp_path
     train(name, "run", *PLAN, "--save-minutes", 1e-9)
     assert saves[:4] == [(1, True), (2, False), (3, True), (4, False)]
     assert differences(tmp_path / "run", whole(name)) == []
-
-
-def test_an_image_that_is_lost_is_named_by_the_worker_that_reads_it(command, faces, tmp_path, capsys):
-    path = shutil.copytree(faces.parent, tmp_path / "data") / "dataset.json"
-    names = [record["image_fpath"] for record in json.loads(path.read_text())["_default"].values()]
-    for name in [name for name in names if position(name) >= BOUNDS.test][1:]:
-        (path.parent / name).write_bytes(b"garbage")
-    words = command("autoencoder", "run", "--dataset-path", path, "--num-workers", 1, "--max-epoch", 1)
-    assert expect_error(capsys, MAINS["autoencoder"], words).startswith(f"error: {path.parent}/images/")

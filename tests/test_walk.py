@@ -12,8 +12,8 @@ from PIL import Image
 import generate_images
 from models.cascade import Cascade
 from models.requests import Place, Request, way
-from tests.helpers.scripts import expect_error, run_main
-from tests.helpers.stages import build, codebook, generator
+from tests.helpers.scripts import run_main
+from tests.helpers.stages import codebook
 from utils.sampling import SamplingConfig
 
 
@@ -92,17 +92,6 @@ def test_between_two_units_the_base_stage_starts_from_a_vector_between_theirs(ca
     assert torch.allclose(scores, logs.sum((1, 2)), atol=1e-4)
 
 
-@pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
-def test_a_guided_walk_leaves_the_half_without_a_condition_alone(guidance_scale):
-    base = build(0, condition_dropout=0.1)
-    coarse, other = torch.tensor([[1], [3]]), torch.tensor([[4], [0]])
-    uniform, config = torch.rand(2, 4, 1, generator=generator(0)), SamplingConfig(guidance_scale=guidance_scale)
-    for share, expected in ((0.0, coarse), (1.0, other)):
-        result = base.sample(coarse, config, uniform, towards=(other, torch.full((2,), share)))
-        for one, two in zip(result, base.sample(expected, config, uniform), strict=True):
-            assert torch.allclose(one, two)
-
-
 def generate(model, out, *flags):
     run_main(generate_images.main, "--model", model, "--device", "cpu", "--out-dir", out, *flags)
     return out
@@ -145,18 +134,3 @@ def test_an_atlas_has_a_picture_of_each_unit_at_its_place(tiny_run, cascade, tmp
     assert (chart[white] == 255).all()
     first = generate(tiny_run, tmp_path / "first", "--condition-index", 1, "--num-images", 1, "--seed", 4)
     assert np.array_equal(pixels(finals[1]), pixels(first / "images/image_00000.png"))  # the draws of image 0
-
-
-@pytest.mark.parametrize(
-    ("flags", "named"),
-    [
-        (("--condition-walk", 0), "--condition-walk"),
-        (("--condition-walk", 0, 99), "unit 99"),
-        (("--condition-walk", "none.png", 0), "none.png"),
-        (("--condition-atlas", "--init-image", "a.png", "--keep-rows", 1), "--init-image"),
-    ],
-)
-def test_what_cannot_be_walked_is_named(flags, named, tiny_run, tmp_path, capsys):
-    arguments = ["--model", tiny_run, "--device", "cpu", "--out-dir", tmp_path / "out", *flags]
-    assert named in expect_error(capsys, generate_images.main, arguments)
-    assert not (tmp_path / "out").exists()

@@ -12,7 +12,7 @@ import prune_codebook
 from scripts import evaluate, make_dataset, report
 from tests.helpers.features import quick_features
 from tests.helpers.runs import BOUNDS, FRACTIONS, MAINS, PRUNED, WEIGHTS, latest
-from tests.helpers.scripts import TINY, expect_error, run_main
+from tests.helpers.scripts import TINY, run_main
 from utils.core.provenance import same_images
 from utils.data.dataset import ImageDataset
 from utils.data.dataset_json import write_dataset
@@ -137,20 +137,6 @@ def test_weights_of_the_same_pictures_keep_the_test_images(name, train, encode, 
     assert train(name, "run", *flags)["bounds"] == pytest.approx(BOUNDS)
 
 
-@pytest.mark.parametrize("name", ["autoencoder", "transformer_1"])
-def test_weights_whose_images_are_unknown_are_outdated(name, command, encode, fewer, tiny_run, tmp_path, capsys):
-    """Unless their data set is the same to the letter."""
-    content, old = latest(tiny_run / name), tmp_path / "old.pt"
-    torch.save(content | {"data": {key: content["data"][key] for key in ("index", "files")}}, old)
-    images = fewer if name == "autoencoder" else encode(fewer)
-    argv = ("--max-step", 1, "--model-path", old)
-    line = expect_error(capsys, MAINS[name], command(name, "run", *argv, "--dataset-path", images))
-    assert line.startswith(f"error: {old}: ")
-    assert not (tmp_path / "run/run.json").exists()
-    run_main(MAINS[name], *command(name, "run", *argv))
-    assert latest(tmp_path / "run")["bounds"] == pytest.approx(BOUNDS)
-
-
 def test_the_evaluation_compares_the_data_of_all_steps(tiny_run, faces, fewer, encode, evaluated, train, tmp_path):
     run, whole = shutil.copytree(tiny_run, tmp_path / "copy"), Bounds(BOUNDS.test, BOUNDS.test)
     (run / "generate.json").unlink()
@@ -163,26 +149,6 @@ def test_the_evaluation_compares_the_data_of_all_steps(tiny_run, faces, fewer, e
         assert content["num_held_out"] == len(ImageDataset(faces).split(whole).validation)
         assert [row["name"] for row in content["bits"]] == ["condition", "stage 0", "stage 1", "stage 2"]
         shutil.rmtree(run / name)
-
-
-def test_the_images_are_those_of_the_feature_maps(tiny_run, faces, fewer, encode, evaluated, tmp_path, capsys):
-    """An autoencoder of other images may have encoded them."""
-    run = tmp_path / "copy"
-    shutil.copytree(tiny_run / "autoencoder", run / "autoencoder")
-    shutil.copytree(encode(fewer).parent, run / "feature_maps")
-    assert str(faces) in expect_error(capsys, evaluate.main, [run, "--dataset-path", faces])
-    assert str(run / "autoencoder" / WEIGHTS) in evaluated(run, fewer)["no_test"]
-
-
-def test_a_run_that_chose_no_test_images_is_measured_on_validation_images(tiny_run, faces, evaluated, tmp_path, capsys):
-    path = shutil.copytree(tiny_run / "autoencoder", tmp_path / "run/autoencoder") / WEIGHTS
-    content = torch.load(path, weights_only=True)
-    torch.save(content | {"bounds": (0.1, 0.1)}, path)
-    result = evaluated(tmp_path / "run", faces)
-    assert str(path) in result["no_test"]
-    assert result["num_held_out"] == len(ImageDataset(faces).split(BOUNDS).validation)
-    torch.save(content | {"bounds": (0.0, 0.0)}, path)
-    expect_error(capsys, evaluate.main, [tmp_path / "run", "--dataset-path", faces])
 
 
 def test_the_identity_is_that_of_pictures_and_of_what_splits_them(faces, tmp_path):

@@ -168,7 +168,6 @@ class MapLearner:
         self.candidate_keys = units.new_full((len(units),), -math.inf)
 
     def radius(self, step: int) -> float:
-        """The radius at a step; a codebook that is trained further has the final radius from the start."""
         config = self.codebook.config
         return config.final_radius if self.continued else neighbourhood_radius(step, self.total_steps, config)
 
@@ -252,7 +251,6 @@ class MapLearner:
             self.candidates = torch.where(new[:, None] < 0, before, patches[new.clamp(min=0)])
 
     def _pool(self) -> None:
-        """Gather the candidates of all processes in the first one."""
         if distributed.num_processes() > 1:
             own = len(self.candidate_keys)
             keys, candidates = (distributed.gather_rows(part)[own:] for part in (self.candidate_keys, self.candidates))
@@ -269,7 +267,6 @@ class MapLearner:
         return {"model": model, "learner": state, "radius": self.last_radius, "continued": self.continued}
 
     def restore(self, content: dict, path: Path) -> None:
-        """Restore what `checkpoint` returned."""
         load_weights(self.codebook, content, path)
         self.last_radius = content["radius"]
         for name, value in content["learner"].items():

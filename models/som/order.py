@@ -51,7 +51,6 @@ class PairCounts:
         return self.keys // self.num_units, self.keys % self.num_units, self.numbers
 
     def pool(self) -> None:
-        """Gather the pairs of all processes in the first one."""
         self.counted()
         gathered = [distributed.gather_rows(part) for part in (self.keys, self.numbers)]
         if distributed.is_main():
@@ -133,7 +132,6 @@ class _Board:
         self.slack = 1e-9 * weights.sum() / len(places)
 
     def set_radius(self, radius: int) -> None:
-        """Set the neighbourhood: a Gaussian, or for radius 0 the eight adjacent places."""
         distance = np.arange(max(self.shape))
         one_axis = np.exp(-(distance**2) / (2 * radius**2)) if radius else (distance <= 1).astype(float)
         one_axis[one_axis < FAINT] = 0
@@ -143,7 +141,6 @@ class _Board:
         self.gains = (self.weights * near).sum(1)
 
     def sweep(self, order: np.ndarray) -> int:
-        """Make the best swap for each unit in turn; return the number of swaps."""
         return sum(self._exchange(unit) for unit in order)
 
     def _near(self, place: np.ndarray, units: np.ndarray | slice) -> np.ndarray:

@@ -30,8 +30,6 @@ Statistics = dict[str, float | int | list[list[int]]]
 
 @dataclass(frozen=True)
 class Census:
-    """The patches of a data set, counted by nearest unit."""
-
     counts: torch.Tensor  # (K,) int64, patches for which each unit is the nearest
     pairs: PairCounts  # the same for the two nearest units
     error: float  # mean squared distance of a patch to its nearest unit
@@ -123,7 +121,6 @@ def decoded_psnr(
 
 
 def table(**columns: Statistics) -> str:
-    """Statistics as a table in plain text: a row for each key, a column for each argument."""
     rows = [["", *(name.replace("_", " ") for name in columns)]]
     for key in next(iter(columns.values())):
         rows.append([key.replace("_", " "), *(_cell(column[key]) for column in columns.values())])

@@ -35,7 +35,6 @@ DISK = 2**28  # bytes of logs, pictures and codebooks
 
 
 def count_left_out(pictures: Path, written: Path) -> int:
-    """How many pictures of a folder are not in its data set: changed since, or HEIC files that can be read now."""
     if not (written.is_file() and pictures.is_dir()):
         return 0
     states, since = (path.lstat() for path in image_files(pictures)[0]), written.stat().st_mtime
@@ -52,7 +51,6 @@ def holds_pictures(given: Path) -> bool:
 
 
 def check_source(given: Path, written: Path) -> None:
-    """Raise `UserError` if the data set that is there was made of another folder of pictures."""
     if not (written.is_file() and holds_pictures(given)):
         return
     if (before := read_dataset(written, ())[1].get("folder")) != str(given.resolve()):
@@ -153,7 +151,6 @@ def plan_for(
 
 
 def check_disk(plan: Plan, prints: Fingerprint, run: RunFolder) -> None:
-    """Raise `UserError` if the disk has no room for feature maps and checkpoints."""
     wide = plan.files["transformer_0"]["in_dim"] / 128
     numbers = plan.files["autoencoder"]["latent_channel"] * planning.cells_of(plan)
     maps = 4 * numbers * (prints.images + prints.copies) * maps_per_image(plan.settings)

@@ -30,8 +30,6 @@ EVALUATION = "evaluate"  # what comes after the steps of the chain
 
 
 class Shares(NamedTuple):
-    """What depends on the images: shares of the training time."""
-
     autoencoder: float  # of all of it
     between: float = 0.1  # of the rest, as those above, for the stages between the base stage and the finest
 
@@ -50,7 +48,6 @@ def shares_of(given: Shares, stages: int) -> dict[str, float]:
 def choose_evaluation(
     held_out: int, training: int, tokens: int, seconds: float, slowness: float, start: float
 ) -> tuple[dict[str, int], float]:
-    """Options and seconds of the largest evaluation within `seconds`, else of the smallest; none of too few images."""
     least, chosen = min(held_out, training), ({}, 0.0)
     for number in (1000, 500, 250, 120, 60) if least >= 4 else ():
         number = min(number, least)
@@ -73,7 +70,6 @@ class Section(NamedTuple):
 
 
 def sections_of(recipe: dict, training: int, given: Shares) -> dict[str, Section]:
-    """The sections of a recipe.json that train on so many images, with the shares that depend on the images given."""
     sections = {}
     for name, share in shares_of(given, sum(name.startswith("transformer_") for name in recipe)).items():
         low, passes, *rest = RULES.get(name, RULES["finer"])

@@ -57,7 +57,6 @@ class Plan:
 
 
 def read_recipe(folder: Path) -> dict[str, dict]:
-    """The files of a recipe, by their names without endings; there may be other files beside them."""
     names = ("autoencoder", "codebook_*", "transformer_*", "generate", "recipe")
     return {path.stem: read_json(path) for name in names for path in folder.glob(f"{name}.json")}
 

@@ -104,7 +104,6 @@ def look(dataset: Path) -> Fingerprint:
 
 
 def measure(images: ImageDataset, dataset: Path) -> dict[str, float]:
-    """What the pixels of up to `SAMPLED` images say."""
     number = max(64, SAMPLED * LARGE // max(LARGE, math.prod(images.shape[1:])))
     chosen = np.random.default_rng(0).permutation(len(images))[:number]
     pixels = torch.cat([images[part] for part in progress(chunks(chosen, 64), unit="batch", desc="looking")])
@@ -148,8 +147,6 @@ def survey(files: list[Path]) -> list[Size]:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of scripts.auto.look."""
-
     dataset: Path = option("dataset.json of images, or shards", positional=True)
 
 

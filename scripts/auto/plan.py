@@ -127,7 +127,6 @@ class Sizes(NamedTuple):
 
 
 def choose_sizes(prints: Fingerprint, hours: float, is_gpu: bool) -> Sizes:
-    """How large each model is. Raises `UserError` for images whose size does not fit."""
     size = Size.parse(prints.size)
     layers, patches = choose_grids(size, CHOICES[prints.kind].is_fine)
     tokens = [(size.width >> layers) * (size.height >> layers) // patch**2 for patch in patches]
@@ -148,7 +147,6 @@ def choose_sizes(prints: Fingerprint, hours: float, is_gpu: bool) -> Sizes:
 
 
 def cost_of(tier: tuple[int, int, int, int]) -> float:
-    """Operations of a stage of some width and layers, in those of the narrowest."""
     (width, *layers, _), (narrow, *few, _) = tier, TIERS[0]
     return (width / narrow) ** 2 * sum(layers) / sum(few)
 
@@ -166,7 +164,6 @@ def fit(batch: int, is_gpu: bool, memory: float, per_image: float) -> dict[str, 
 
 
 def choose_models(prints: Fingerprint, hours: float, *, is_gpu: bool = False, memory: float = math.inf) -> Plan:
-    """All of a recipe but the numbers of training steps. Raises `UserError` where none is possible."""
     sizes, demo, size = choose_sizes(prints, hours, is_gpu), read_recipe(DEMO), Size.parse(prints.size)
     area, (width, encoder, decoder, heads), choice = size.width * size.height, sizes.tier, CHOICES[prints.kind]
     last, (base, between, finest) = len(sizes.patches) - 1, choice.temperatures[0]
@@ -262,7 +259,6 @@ def guess_costs(plan: Plan, prints: Fingerprint, is_gpu: bool = False) -> dict[s
 
 
 def sections_of(plan: Plan, prints: Fingerprint) -> dict[str, Section]:
-    """What trains, and for how many training steps at least and at most."""
     return dividing.sections_of(plan.settings, prints.training, CHOICES[prints.kind].shares)
 
 

@@ -62,7 +62,6 @@ class Auto:
         self.began = time.time()
 
     def run(self) -> None:
-        """Look, plan and train, as far as it is not done."""
         with lock(self.path):
             self.clock = Clock(self.folder.clock)
             if self.options.plan_only:
@@ -80,7 +79,6 @@ class Auto:
         return shlex.join(map(str, words))
 
     def look(self) -> None:
-        """Look at the images, or read what an earlier start saw, unless it is to be overwritten."""
         options, is_gpu = self.options, self.device.type == "cuda"
         images, was_planned = self.folder.images, self.folder.planned.is_file()
         mark, source = self.path / "anew", os.fsencode(options.dataset.resolve())
@@ -106,7 +104,6 @@ class Auto:
             self.clock.before = 0.0  # the seconds of another plan
 
     def prepare(self) -> None:
-        """Look and plan, unless an earlier start has."""
         options, recipe = self.options, self.path / "recipe.json"
         begun = [folder for folder in folders_in(self.folder) if folder.record.is_file()]
         if begun and not self.folder.planned.is_file():
@@ -131,14 +128,12 @@ class Auto:
         print("expect:", expect.sentence(self.prints, options.hours))
 
     def take_up(self, plan: Plan) -> None:
-        """Go on with a plan, whose recipe lies in its folder."""
         self.plan, recipe = plan, Recipe.find(self.path)
         self.folder = RunFolder(self.options.out, len(recipe.stages))
         self.steps = {step.name: step for step in steps_of(self.folder, recipe, self.dataset)}
         self.is_edited = checksum(recipe.path.read_bytes()) not in plan.written
 
     def train(self) -> None:
-        """Run what has not run: each step of the chain, the evaluation, the report."""
         for name, step in self.steps.items():
             is_new, is_done = not step.folder.record.is_file(), self.folder.mark(name).is_file()
             if step.section not in self.begun and not self.is_edited:
@@ -156,7 +151,6 @@ class Auto:
 
     @property
     def begun(self) -> set[str]:
-        """The sections of recipe.json of which a step has begun, so that their options stay."""
         return {step.section for step in self.steps.values() if step.folder.record.is_file()}
 
     @property
@@ -198,7 +192,6 @@ class Auto:
         return max(1.0, self.limit - self.clock.used - self.stopping - after)
 
     def replan(self) -> None:
-        """Divide the time that is left among the steps that have not begun."""
         begun, sections = self.begun, planning.sections_of(self.plan, self.prints)
         still_open = {name: section for name, section in sections.items() if name not in begun}
         if not still_open:
@@ -272,7 +265,6 @@ class Auto:
             self.plan.took[hours.EVALUATION] = self.clock.used - since
 
     def end(self) -> None:
-        """Say what more would bring, and write the report."""
         all_passed = any(EARLY in note for note in self.plan.notes)
         self.plan.outlook = expect.outlook(self.folder.transformers[-1].metrics, all_passed)
         self.save()
@@ -286,7 +278,6 @@ class Auto:
         print(f"{duration(used)} of {duration(self.limit)} used ({used / self.limit:.0%})")
 
     def call(self, script: str, *words: object, **flags: object) -> None:
-        """Run a script to its end, or end with its status."""
         paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))  # for a start elsewhere
         command = [sys.executable, "-P", "-m", f"scripts.{script}", *words, *words_of(flags)]
         self.attendant.check(command, env=inherited() | {"PYTHONPATH": paths})

@@ -48,7 +48,6 @@ def describe() -> Callable[[int], dict]:
 
 
 def draw(index: int, seed: int, size: Size) -> Image.Image:
-    """Face number `index` of this seed, RGB."""
     import python_avatars as parts
 
     rng = random.Random(f"{seed}-{index}")

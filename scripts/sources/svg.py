@@ -9,7 +9,6 @@ from utils.data.images import fit_to
 
 
 def rasterise(svg: str, size: Size, background: str) -> Image.Image:
-    """An SVG of the shape of `size` as RGB."""
     import resvg_py
 
     sizes = {"width": size.width, "height": size.height}

@@ -26,7 +26,7 @@ from models.codebook import Codebook, CodebookConfig
 from models.som import learner as map_learner
 from models.som.learner import MapLearner
 from models.stage import Stage, StageConfig
-from tests.helpers.stages import TRANSFORMER
+from tests.helpers.stages import TRANSFORMER, zeros
 from train_autoencoder import reconstruction_loss
 from utils.data.batches import to_device
 from utils.sampling import SamplingConfig
@@ -117,7 +117,7 @@ def stage_learner(number: int, **changes: object) -> tuple[Stage, GradientLearne
 
 def train_stage(number: int, **changes: object) -> None:
     model, trained = stage_learner(number, **changes)
-    trained.update(to_device(model.config.example(IMAGES), torch.device(DEVICE)), 0)
+    trained.update(to_device(zeros(model.config, IMAGES), torch.device(DEVICE)), 0)
 
 
 def autoencoder_learner(*, quantized: bool) -> GradientLearner:
@@ -142,7 +142,7 @@ def train_map(step: int) -> None:
 def sample(number: int, changes: dict | None = None, **settings: float) -> None:
     """Write tokens after some that are kept: a row of two, or two rows of four."""
     outcome, config = stage(number, **changes or {}).eval(), SamplingConfig(**settings)
-    coarse = outcome.config.example(IMAGES)[0].to(DEVICE)
+    coarse = zeros(outcome.config, IMAGES)[0].to(DEVICE)
     draws = torch.zeros(IMAGES, outcome.config.fine.length, config.num_beam)
     kept = torch.zeros(IMAGES, (2, 8)[number], dtype=torch.int64, device=DEVICE)
     outcome.sample(coarse, config, draws, kept=kept)

@@ -11,7 +11,6 @@ from tests.helpers.scripts import TINY
 from utils.core.size import Size
 from utils.data.split import Bounds
 from utils.runs.chain import Recipe
-from utils.training.gradient import GradientTask
 from utils.training.metrics import read_rows
 
 MAINS = {
@@ -26,7 +25,6 @@ BOUNDS = Bounds(0.1, 0.2)
 WEIGHTS = "models_checkpoint/latest.pt"
 PRUNED = "models_checkpoint/pruned_codebook.pt"
 PLAN = ("--max-step", 4, "--checkpoint-step", 2)
-COUNT = GradientTask.footprint  # which tests do without, unless they are marked `counts_memory`
 
 
 SPLIT = {"val_fraction": 0.1, "test_fraction": 0.1}

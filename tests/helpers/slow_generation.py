@@ -1,15 +1,21 @@
 """Generation in the slow, obvious way: for each token of each beam, the model reads the whole prefix again.
 
-The reference shares only the forward pass of training with `Stage.sample`. The tests compare the two; the step that
-`benchmarks.generation` times is `next_logits` there.
+The reference shares only the forward pass of training with `Stage.sample`. The tests compare the two.
 """
 
 import torch
 
-from benchmarks.generation import next_logits
 from models.stage import Stage
 from models.transformer import Grid
 from utils.sampling import SamplingConfig
+
+
+def next_logits(stage: Stage, coarse: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """The logits (N, K) of the token after the first ones (N, t), given coarse tokens (N, S)."""
+    known, size = tokens.shape[1], stage.transformer.per_position
+    unknown = torch.zeros(len(coarse), size - known % size, dtype=torch.int64)
+    inputs = stage.inputs(coarse, torch.cat((tokens.view(len(coarse), -1), unknown), dim=1))
+    return stage.transformer(inputs, stage.source(coarse), stage.start(coarse))[:, known].float()
 
 
 def draw(logits: torch.Tensor, uniform: float, config: SamplingConfig) -> int:

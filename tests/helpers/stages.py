@@ -36,6 +36,12 @@ def build(number, seed=0, labels=(), **changes):
     return stage.eval()
 
 
+def zeros(config, number):
+    """Coarse and fine tokens of so many images, all 0, as training reads them."""
+    lengths = config.coarse.length + (config.most_labels or 0), config.fine.length
+    return tuple(torch.zeros(number, length, dtype=torch.int64) for length in lengths)
+
+
 def tokens_for(number, images, seed=1):
     """Coarse and fine tokens of some images for a stage."""
     lengths = [1, 4, 16][number : number + 2]

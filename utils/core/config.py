@@ -5,13 +5,14 @@ import difflib
 import json
 import types
 import typing
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from utils.core.files import UserError, file_at
 
 Config = TypeVar("Config")
+SHOWN = 60  # characters of a value that is shown; of a longer one the type is
 
 
 def read_json(path: Path) -> dict:
@@ -29,7 +30,6 @@ def read_json(path: Path) -> dict:
 
 
 def load_config(path: Path, cls: type[Config]) -> Config:
-    """Build dataclass `cls` from the JSON object in `path`."""
     return build_config(cls, read_json(path), str(path))
 
 
@@ -43,7 +43,7 @@ def build_config(cls: type[Config], values: object, where: str) -> Config:
         if name not in values and default is dataclasses.MISSING:
             raise UserError(f"{where}: missing key {name!r}; add it")
     hints = typing.get_type_hints(cls)
-    values = {key: _build(value, hints[key], f"{where}: {key!r}") for key, value in values.items()}
+    values = {key: check(value, hints[key], f"{where}: {key!r}") for key, value in values.items()}
     try:
         return cls(**values)
     except ValueError as error:
@@ -58,16 +58,30 @@ def refuse_unknown(keys: Iterable[str], known: Collection[str], where: str, advi
             raise UserError(f"{where}: unknown key {key!r}; {f'did you mean {near[0]!r}?' if near else advice}")
 
 
-def _build(value: object, hint: object, where: str) -> object:
-    """The value as type `hint`: lists become tuples, and JSON objects become dataclasses."""
+def check_fields(instance: object) -> None:
+    """Take the fields of a frozen dataclass through `check`: for its `__post_init__`."""
+    for name, hint in typing.get_type_hints(type(instance)).items():
+        object.__setattr__(instance, name, check(getattr(instance, name), hint, name))
+
+
+def check(value: object, hint: object, where: str) -> object:
+    """The value as type `hint`, else `UserError`.
+
+    Lists become tuples, numbers of NumPy and PyTorch those of Python, and JSON objects dataclasses.
+    """
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if not any(fits(value, option) for option in options) and getattr(value, "ndim", 2) < 2:
+        value = value.tolist()
     nested = next((option for option in options if dataclasses.is_dataclass(option)), None)
     if nested is not None and isinstance(value, dict):
         return build_config(nested, value, where)
-    if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
-        return tuple(_build(item, typing.get_args(hint)[0], f"{where}, entry {n}") for n, item in enumerate(value))
+    items = next((option for option in options if typing.get_origin(option) is tuple), None)
+    if items is not None and isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return tuple(check(item, typing.get_args(items)[0], f"{where}, entry {n}") for n, item in enumerate(value))
     if not any(fits(value, option) for option in options):
-        raise UserError(f"{where} is {value!r}, expected {' or '.join(map(_type_name, options))}")
+        shown = repr(value)
+        shown = shown if len(shown) <= SHOWN and "\n" not in shown else f"of type {type(value).__name__}"
+        raise UserError(f"{where} is {shown}, expected {_type_name(hint)}")
     return value
 
 
@@ -79,9 +93,11 @@ def fits(value: object, hint: type) -> bool:
 
 
 def _type_name(hint: object) -> str:
+    if isinstance(hint, types.UnionType):
+        return " or ".join(map(_type_name, typing.get_args(hint)))
     if typing.get_origin(hint) is tuple:
         return f"a list, each {_type_name(typing.get_args(hint)[0])}"
     if dataclasses.is_dataclass(hint):
         return "a JSON object"
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", dict: "a JSON object"}
-    return names.get(typing.get_origin(hint) or hint, "null")
+    return names.get(typing.get_origin(hint) or hint, "null" if hint is types.NoneType else f"a {hint.__name__}")

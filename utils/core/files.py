@@ -53,7 +53,6 @@ def replace_file(path: str | os.PathLike, *, durable: bool = True) -> Iterator[P
 
 
 def write_file(path: Path, content: str | bytes, *, durable: bool = True) -> None:
-    """Write a file as `replace_file` does; text as UTF-8."""
     with replace_file(path, durable=durable) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 

@@ -72,7 +72,6 @@ def option(meaning: str, default: Any = MISSING, **more: Any) -> Any:
 
 
 def check_ranges(config: object) -> None:
-    """Raise `ValueError` naming the first field of a dataclass whose value is out of its range."""
     for field in dataclasses.fields(config):
         value, spec = getattr(config, field.name), field.metadata.get("option")
         if spec is not None and (expected := spec.expectation(value)):
@@ -83,7 +82,7 @@ def fixed_options(options: object) -> dict[str, str]:
     return {field.name: flag_of(field) for field in dataclasses.fields(options) if field.metadata["option"].is_fixed}
 
 
-def repeated(cls: type, name: str, doc: str, **more: Any) -> type:
+def repeated(cls: type, name: str, **more: Any) -> type:
     """A dataclass with the same options, each a tuple of values or None if it is not given.
 
     `more` overrides attributes of `Option`.
@@ -93,7 +92,7 @@ def repeated(cls: type, name: str, doc: str, **more: Any) -> type:
         spec = dataclasses.replace(field.metadata["option"], **more)
         hint = tuple[_scalar(hints[field.name]), ...] | None
         fields.append((field.name, hint, dataclasses.field(default=None, metadata={"option": spec})))
-    return dataclasses.make_dataclass(name, fields, frozen=True, kw_only=True, namespace={"__doc__": doc})
+    return dataclasses.make_dataclass(name, fields, frozen=True, kw_only=True)
 
 
 def flag_of(field: dataclasses.Field) -> str:
@@ -101,7 +100,6 @@ def flag_of(field: dataclasses.Field) -> str:
 
 
 def default_of(field: dataclasses.Field) -> str:
-    """The default as shown in help and reference; empty if there is nothing to show."""
     if field.default is MISSING:
         return field.metadata["option"].unset or "required"
     if field.default is None:
@@ -111,24 +109,16 @@ def default_of(field: dataclasses.Field) -> str:
     return "" if field.default is False or field.default == () else str(field.default)
 
 
-def groups_of(cls: type) -> list[tuple[str, list[dataclasses.Field]]]:
-    """The fields of a dataclass, grouped by the class that defines them, under the first line of its docstring."""
-    fields, groups = {field.name: field for field in dataclasses.fields(cls)}, []
+def make_parser(cls: type, doc: str) -> argparse.ArgumentParser:
+    """A parser for the flags of a dataclass, in groups by the classes that define them; its help begins with `doc`."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    hints, fields = typing.get_type_hints(cls), {field.name: field for field in dataclasses.fields(cls)}
     for base in reversed(cls.__mro__):
         own = [fields.pop(name) for name in inspect.get_annotations(base) if name in fields]
-        if own:
-            groups.append((base.__doc__.splitlines()[0].rstrip("."), own))
-    return groups
-
-
-def make_parser(cls: type, doc: str) -> argparse.ArgumentParser:
-    """A parser for the flags of a dataclass; its help begins with `doc`."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    hints = typing.get_type_hints(cls)
-    for title, fields in groups_of(cls):
-        group = parser.add_argument_group(title[:1].lower() + title[1:])
+        kind = base.__name__.removesuffix("Options").lower() or "own"
+        group = parser.add_argument_group(f"{kind} options") if own else None
         containers: dict[str | None, argparse._ActionsContainer] = {None: group}
-        for field in fields:
+        for field in own:
             word = field.metadata["option"].exclusive
             if word not in containers:
                 containers[word] = group.add_mutually_exclusive_group()

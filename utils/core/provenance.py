@@ -26,7 +26,6 @@ def options_key(options: object) -> dict:
 
 
 def digest(key: object) -> str:
-    """A short hash of a key or of a part of one, for the name of a file or for another key."""
     return hashlib.blake2b(json.dumps(plain(key), sort_keys=True).encode(), digest_size=12).hexdigest()
 
 
@@ -81,6 +80,5 @@ def same_images(before: Key | None, now: Key | None) -> bool | None:
 
 
 def _value(key: Key, name: str) -> object:
-    """A value of a key; of a data set its index."""
     value = key.get(name)
     return value["index"] if isinstance(value, dict) and value.keys() >= {"index", "files"} else value

@@ -26,7 +26,6 @@ class Size:
 
     @classmethod
     def of(cls, shape: Sequence[int]) -> "Size":
-        """The size of images of a shape (…, H, W)."""
         return cls(shape[-1], shape[-2])
 
     @property
@@ -39,7 +38,6 @@ class Size:
 
     @property
     def shown(self) -> str:
-        """For people to read: 96×64."""
         return f"{self.width}×{self.height}"
 
     def multiples(self, width: int, height: int) -> list["Size"]:

@@ -52,7 +52,6 @@ class EpochSampler:
             yield order[first + share.first :][: share.number] if share.number else order[first:][:1]
 
     def share(self, step: int) -> Share:
-        """The share of this process in the batch of a step."""
         return share_of(min(self.batch_size, len(self.indices) - step % self.per_epoch * self.batch_size))
 
 
@@ -65,7 +64,6 @@ def num_items(batch: Batch) -> int:
 
 
 def split_batch(batch: Batch, size: int) -> list[Batch]:
-    """A batch cut into batches of at most `size` items."""
     starts = range(0, num_items(batch), size)
     return [tree_map(lambda part, start=start: part[start : start + size], batch) for start in starts]
 
@@ -76,7 +74,6 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def chunks(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """`indices` cut into batches, in order."""
     return [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
 
 

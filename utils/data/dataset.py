@@ -46,7 +46,6 @@ class FileDataset(Dataset):
 
     @cached_property
     def fingerprint(self) -> Fingerprint:
-        """The identity of this data set; it changes with its content."""
         return fingerprint(self.index, *self.records.files, self.records.digest, self.records.images)
 
     def verify(self) -> None:
@@ -54,11 +53,9 @@ class FileDataset(Dataset):
         verify_files(self.index)
 
     def path(self, index: int) -> Path:
-        """The path of file `index`; relative ones are relative to the JSON file."""
         return self.folder / self.records[index][self.records.key]
 
     def label(self, index: int) -> list[str]:
-        """The labels of file `index`."""
         return self.records[index].get("labels", [])
 
     def image_key(self, index: int) -> str:
@@ -83,11 +80,9 @@ class ImageDataset(FileDataset):
         return to_floats(np.stack([self._pixels(index) for index in indices]))
 
     def read_file(self, index: int) -> torch.Tensor:
-        """Image `index`, from its file or from a shard."""
         return to_floats(self._pixels(index))
 
     def _pixels(self, index: int) -> np.ndarray:
-        """The pixels (H, W, 3) of an image."""
         record = self.records[index]
         path, entry = self.folder / record["image_fpath"], entry_of(record)
         pixels = np.asarray(open_rgb(path, entry=entry))
@@ -170,11 +165,9 @@ class FeatureMapDataset(FileDataset):
         return torch.stack(images)
 
     def unflipped(self, indices: np.ndarray) -> np.ndarray:
-        """Those of `indices` that are not mirrored."""
         return indices[~self.flipped[indices]]
 
     def read_file(self, index: int) -> torch.Tensor:
-        """Map `index`, from its file or from its row of the array there, compared with its checksum."""
         record = self.records[index]
         path = self.folder / record["fmap_path"]
         fmap = read_map(path, record.get("checksum", "") if self.shape else "", record.get("row", -1))

@@ -80,7 +80,6 @@ class PackedMaps:
         self.digest = digest(key)
 
     def name(self, first: int) -> str:
-        """The file of the array whose first row is map number `first`."""
         return f"{first // self.per_folder:04d}/{self.digest}.npy"
 
     def make(self) -> None:

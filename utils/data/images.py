@@ -135,7 +135,6 @@ def _flatten(image: Image.Image, background: Background) -> Image.Image:
 
 
 def _plain(size: tuple[int, int], background: Background) -> Image.Image:
-    """An RGB image of nothing but the background, `size` (W, H)."""
     if background != CHECKER:
         return Image.new("RGB", size, background)
     columns, rows = (np.arange(length) * SQUARES // min(size) for length in size)

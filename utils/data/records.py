@@ -119,7 +119,6 @@ def read_packed(path: Path, required: tuple[str, ...], spare: Path | None = None
 
 
 def pack(path: Path, required: tuple[str, ...]) -> Records:
-    """Read a `dataset.json` or shards once."""
     text, packed, info, digest, key = bytearray(), bytearray(), {}, hashlib.blake2b(digest_size=8), required[0]
     number, first, last, images = 0, 0, None, 0
     for table, record in read_records(path, required):
@@ -163,7 +162,6 @@ def source_of(path: Path, required: tuple[str, ...]) -> Key:
 
 
 def kept_path(path: Path, folder: Path | None = None) -> Path:
-    """The file that keeps the records of a data set, beside it or in another folder."""
     return (folder or (path if path.is_dir() else path.parent)) / ".index" / f"{path.stem}.records"
 
 

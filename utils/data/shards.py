@@ -38,17 +38,14 @@ class ShardEntry(NamedTuple):
 
 
 def entry_of(record: dict) -> ShardEntry | None:
-    """Where the image of a record lies in its file, if that is a shard."""
     return ShardEntry(*(record[key] for key in ShardEntry._fields)) if "offset" in record else None
 
 
 def shown(path: Path, entry: ShardEntry | None) -> Path:
-    """The name of an image for a message: its file, or its name inside that."""
     return path / entry.image_key.lstrip("/") if entry else path
 
 
 def read_file(path: Path, entry: ShardEntry | None = None) -> bytes:
-    """The content of a file, or of an entry of it, if that is a shard."""
     if entry is None:
         return file_at(path).read_bytes()
     file = _opened(path, os.getpid(), threading.get_ident())

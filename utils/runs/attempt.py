@@ -35,8 +35,6 @@ RUNNING, FINISHED = "running", "finished"
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt at a step: its arguments, its setting, when it began, and how it ended."""
-
     script: str
     arguments: dict
     config: dict | None  # of the model, where the script has one
@@ -73,8 +71,6 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Record:
-    """The content of a `run.json`, the oldest attempt first."""
-
     attempts: tuple[Attempt, ...] = ()
 
 
@@ -145,7 +141,6 @@ class CurrentAttempt:
 
 @contextmanager
 def attempt(script: str, options: ScriptOptions) -> Iterator[CurrentAttempt]:
-    """Attempt a step in this block, as the only process that writes to its folder, and keep how it ends."""
     current = CurrentAttempt(script, options)
     with lock(current.folder.path) if distributed.is_main() else nullcontext():
         try:

@@ -1,6 +1,6 @@
 """The steps of a cascade, in the order in which they run: the script, inputs, results and options of each.
 
-Chain, dry run, soak, tests and report read this list; nothing else knows it. A recipe is a folder of JSON files: a
+Chain, dry run, tests and report read this list; nothing else knows it. A recipe is a folder of JSON files: a
 config for each model, and recipe.json with the options of each step. This needs Python's standard library alone.
 """
 
@@ -37,7 +37,6 @@ class Step:
 
     @property
     def options(self) -> dict[str, object]:
-        """Its options, but for the folder to write to."""
         return ({"resume": True} if self.script.startswith("train_") else {}) | self.settings | self.inputs
 
     @property
@@ -94,7 +93,6 @@ class Recipe:
         return [section for section in self.settings if section.startswith("transformer_")]
 
     def change(self, sections: Iterable[str], **options: object) -> "Recipe":
-        """The same recipe with other options in these sections, as far as it has them."""
         changed = {section: self.settings[section] | options for section in sections if section in self.settings}
         return dataclasses.replace(self, settings=self.settings | changed)
 

@@ -19,8 +19,6 @@ PICTURES += ("low_res_cond", "high_res_true", "high_res_recon")
 
 
 class OutputFolder:
-    """The `--out-dir` of a step."""
-
     def __init__(self, path: Path) -> None:
         self.path, self.name = path, path.name
         # In a run the name says which step it is: codebook_cond, transformer_0, …, or one without levels.
@@ -70,7 +68,6 @@ class OutputFolder:
         return [path for path in self.images.glob("*.png") if pattern.fullmatch(path.name)]
 
     def picture(self, name: str, suffix: object) -> Path:
-        """The picture `name` of a training step, or of the `pruned` codebook."""
         return self.images / f"{name}_{suffix}.png"
 
     def newest_picture(self, name: str, *, pruned: bool = True) -> Path | None:
@@ -102,20 +99,16 @@ class OutputFolder:
 
     @property
     def pictures(self) -> list[Path]:
-        """All pictures that a generation has written; a person may keep others beside them."""
         ours = re.compile(
             r"image_\d{5,}\.png|recon_model_(Cond|\d+)\.png|condition_atlas\.png|(filling_in|walk)\.(webp|gif)"
         )
         return [path for path in self.images.glob("*") if ours.fullmatch(path.name)]
 
     def tokens_of(self, start: int) -> Path:
-        """The tokens of a batch of generated images whose first is number `start`."""
         return self.path / f"tokens_{start}.npz"
 
 
 class EvaluationFolder:
-    """The folder of `scripts.evaluate`."""
-
     def __init__(self, path: Path) -> None:
         self.path = path
         self.results = path / "evaluation.json"  # all numbers: evaluation/results.py

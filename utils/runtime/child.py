@@ -63,12 +63,10 @@ class Attendant:
         return status if status >= 0 else 128 - status
 
     def check(self, command: list[str | Path], **options: object) -> None:
-        """Run a program; end this process with its status unless that is 0."""
         if status := self.run(command, **options):
             sys.exit(status)
 
     def receive(self, number: int, _: object) -> None:
-        """Pass a signal on to the program; without one, end."""
         self.stop = 128 + number
         if number == getattr(signal, "SIGHUP", None):
             signal.signal(number, signal.SIG_IGN)  # a shell and the kernel both send it where a terminal is lost

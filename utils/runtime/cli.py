@@ -14,7 +14,7 @@ from utils.runtime.device import keep_memory
 from utils.runtime.parent import watch_parent
 
 FAULTS = {  # words in the messages of PyTorch, and advice
-    "allocate memory": "out of memory: lower --batch-size, or --num-workers",
+    "allocate memory": "out of memory: lower --batch-size (with as much more --grad-accum-step nothing else changes)",
     "DataLoader worker": "a process that loads data was killed, perhaps for lack of memory: lower --num-workers",
     "/torch_": "too little shared memory for loaded data: give --num-workers 0, or mount a larger /dev/shm",
 }

@@ -96,7 +96,6 @@ def rank() -> int:
 
 
 def is_main() -> bool:
-    """Whether this is the process that locks, logs, draws and saves."""
     return rank() == 0
 
 
@@ -118,7 +117,6 @@ def share_of(total: int) -> Share:
 
 
 def my_items(items: Sequence[T]) -> Sequence[T]:
-    """The share of this process in the items."""
     share = share_of(len(items))
     return items[share.first :][: share.number]
 
@@ -163,7 +161,6 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
 
 
 def broadcast(*tensors: torch.Tensor) -> None:
-    """Replace each tensor by that of process 0."""
     if num_processes() > 1:
         for tensor in tensors:
             dist.broadcast(tensor, 0)

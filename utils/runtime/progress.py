@@ -38,6 +38,11 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
 
 
+def readable(size: float) -> str:
+    """A number of bytes to read: 15.0 MiB, 1.5 GiB."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+
+
 def progress(iterable: Iterable | None = None, **options: object) -> tqdm:
     """A bar over `iterable`, or one that is updated by hand, in one process of a job; `options` are tqdm's."""
     if not is_main():

@@ -189,7 +189,6 @@ class CheckpointFolder:
             self._find_best()
 
     def _find_best(self) -> None:
-        """Read the loss of `best.pt`; without it, take the best of the numbered checkpoints."""
         numbered = sorted(self.folder.numbered_checkpoints(self.task.prefix).items())
         for path in (self.folder.best, *(path for _, path in numbered)):
             try:
@@ -239,7 +238,6 @@ class CheckpointFolder:
                 others[old].unlink()
 
     def _offer(self, path: Path, validation: dict[str, float]) -> None:
-        """Make a measured checkpoint `best.pt` if none was better."""
         if (loss := validation_loss(validation)) <= self.best:
             self.best = loss
             if is_main() and path.is_file():

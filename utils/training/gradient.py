@@ -12,25 +12,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from utils.core.files import UserError
 from utils.core.options import SpeedOptions, option
-from utils.data.batches import Batch, num_items, split_batch, to_device
+from utils.data.batches import Batch, num_items, split_batch
 from utils.runs.checkpoint import load_weights
 from utils.runtime import distributed
-from utils.runtime.device import autocast, choose_dtype, usable_memory
+from utils.runtime.device import autocast, choose_dtype
 from utils.runtime.distributed import Share
 from utils.runtime.draws import drawing
-from utils.runtime.footprint import Footprint, count_footprint, readable
 from utils.training.optimizers import TOKENS, build_optimizers
 from utils.training.task import Task, TrainingOptions
-
-HEADROOM = 0.9  # share of the memory that may be planned with: the allocator and the kernels need some
 
 
 @dataclass(frozen=True, kw_only=True)
 class GradientOptions(TrainingOptions, SpeedOptions):
-    """Options of the autoencoder and of the transformers."""
-
     model_path: Path | None = option("start from the weights of this checkpoint", None)
     warmup_step: int = option("training steps of linear warm-up", 100, low=0, is_fixed=True)
     lr_step: int = option("training steps after which the learning rate halves", 50_000, low=1, is_fixed=True)
@@ -64,19 +58,9 @@ def learning_rate(step: int, total_steps: int, base: float, options: GradientOpt
 
 
 class GradientTask(Task):
-    """The task of a training by gradients: it builds the learner of its `loss`."""
-
     def loss(self, model: Callable, batch: Batch) -> dict[str, torch.Tensor]:
         """The losses of the model on a batch: scalars, each a mean over its items. Training minimises `loss`."""
         raise NotImplementedError
-
-    def example(self, number: int) -> Batch:
-        """A batch of as many items as it learns from, with any content."""
-        raise NotImplementedError
-
-    def footprint(self) -> Footprint:
-        """What a step needs; raises `UserError` where that is more memory than there is."""
-        return self.learner.footprint(self.example(min(self.learner.options.batch_size, len(self.training))))
 
 
 class GradientLearner:
@@ -166,26 +150,7 @@ class GradientLearner:
         for averaged, current in zip(self.average.buffers(), self.model.buffers(), strict=True):
             averaged.copy_(current)
 
-    def footprint(self, batch: Batch) -> Footprint:
-        """The memory and operations of a training with batches like this one, without those of Muon's products.
-
-        Raises `UserError` if that is more memory than there is, and says which batches would fit. A compiled model
-        needs less than the count, so it is not refused.
-        """
-        moments = {"optimizer": 2, "muon": 1}  # numbers that are kept for each weight
-        trained = {name: _trained(optimizer) for name, optimizer in self.optimizers.items()}
-        weights = sum(p.nbytes for p in self.model.parameters()) * (1 if self.average is None else 2)
-        standing = weights + sum(moments[name] * size for name, size in trained.items())
-        self.model.train()
-        batch = to_device(batch, self.device)
-        counted = count_footprint(self.model, self.compute, batch, self.autocast, standing, sum(trained.values()))
-        memory = HEADROOM * usable_memory(self.device)
-        if counted.of(counted.size) > memory and not self.options.compile:
-            raise UserError(_too_large(counted, self.options, memory))
-        return counted
-
     def checkpoint(self) -> dict:
-        """Weights, averaged weights and optimizer state."""
         states = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
         averaged = {} if self.average is None else {"ema": self.average.state_dict()}
         return {"model": self.model.state_dict()} | states | averaged
@@ -210,18 +175,3 @@ class GradientLearner:
         load_weights(self.model, content, path)
         if self.average is not None:
             self.average.load_state_dict(self.model.state_dict())
-
-
-def _trained(optimizer: torch.optim.Optimizer) -> int:
-    """The bytes of the weights that an optimizer moves."""
-    weights = (weight for group in optimizer.param_groups for weight in group["params"])
-    return sum(weight.nbytes for weight in weights if weight.requires_grad)
-
-
-def _too_large(footprint: Footprint, options: GradientOptions, memory: float) -> str:
-    needs = f"{options.config_path}: batches of {footprint.size} need {readable(footprint.of(footprint.size))} of "
-    needs += f"memory, {readable(memory)} can be used"
-    if part := footprint.largest_part(memory):
-        parts = options.step_size // (part * distributed.num_processes())
-        return f"{needs}; --batch-size {part} --grad-accum-step {parts} has the same gradients"
-    return f"{needs}, and one image needs {readable(footprint.of(1))}; make the model smaller"

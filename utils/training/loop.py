@@ -25,8 +25,7 @@ from utils.runs.checkpoint import measured
 from utils.runtime import distributed
 from utils.runtime.cli import stop_signals
 from utils.runtime.device import choose_device, choose_workers
-from utils.runtime.footprint import readable
-from utils.runtime.progress import duration, progress
+from utils.runtime.progress import duration, progress, readable
 from utils.training.checkpoint_folder import CheckpointFolder
 from utils.training.metrics import TIMED, Metrics, read_rows
 from utils.training.task import Task, TrainingOptions
@@ -51,7 +50,7 @@ def run(script: str, options: TrainingOptions, build: Callable[[TrainingOptions,
         torch.manual_seed(options.seed)
         task.build(checkpoints.saved)
         first = checkpoints.load()
-        metrics = Metrics(options, len(task.training), task.unit, task.per_item, task.footprint())
+        metrics = Metrics(options, len(task.training), task.unit, task.per_item)
         inputs = {**task.origin, "data": task.dataset.fingerprint}
         attempted.begin(device, task.config, inputs, goes_on=first > 0)
         batches = task.prepare()
@@ -67,8 +66,6 @@ def run(script: str, options: TrainingOptions, build: Callable[[TrainingOptions,
 
 
 class Loop:
-    """The training steps of a task from step `first` on."""
-
     def __init__(self, task: Task, checkpoints: CheckpointFolder, metrics: Metrics, first: int) -> None:
         self.task, self.checkpoints, self.metrics, self.options = task, checkpoints, metrics, checkpoints.options
         self.first, self.total = first, checkpoints.total_steps
@@ -190,29 +187,22 @@ class Loop:
         return divmod(distributed.all_reduce_max(2 * (self.stop[0] if self.stop else 0) + is_due), 2)
 
     def make_plan(self, done: int) -> None:
-        """Log the expected time, disk and memory, and keep them in `run.json`."""
-        leaves, counted = tree_leaves(self.task.learner.checkpoint()), self.metrics.footprint
+        leaves = tree_leaves(self.task.learner.checkpoint())
         size = sum(leaf.nbytes for leaf in leaves if isinstance(leaf, torch.Tensor))
-        memory = counted and (counted.size, counted.of(counted.size), counted.per_item)
-        self.plan = plan = Plan(self.metrics.seconds_per_step, size, *(memory or ()))
+        self.plan = plan = Plan(self.metrics.seconds_per_step, size)
         number = most_checkpoints(self.total, self.options.checkpoint_step, self.options.keep_checkpoint)
         left = self.total - done
-        words = [f"{left} more training steps in {duration(left * plan.seconds_per_step)}, checkpoints come on top"]
-        words += [f"disk for checkpoints {readable(number * size)}"]
-        words += [f"memory of a step {readable(plan.memory)}"] if counted else []
-        log.info("plan: %s", "; ".join(words))
+        words = f"{left} more training steps in {duration(left * plan.seconds_per_step)}, checkpoints come on top"
+        log.info("plan: %s; disk for checkpoints %s", words, readable(number * size))
         note(self.checkpoints.folder, plan=asdict(plan))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Time, disk and memory of a training, measured in its first steps and kept in `run.json`."""
+    """Time and disk of a training, measured in its first steps and kept in `run.json`."""
 
     seconds_per_step: float
     checkpoint: int  # bytes of one
-    batch: int | None = None  # images of the batch whose memory was counted, if one was
-    memory: int | None = None  # bytes that it needs
-    memory_per_image: float | None = None
     seconds_per_checkpoint: float | None = None  # to measure and to draw, once the first was
 
 
@@ -223,7 +213,6 @@ def most_checkpoints(steps: int, checkpoint_step: int, keep: int | None) -> int:
 
 
 def leave(stop: int, checkpoints: CheckpointFolder) -> None:
-    """End the process because of a signal, after saving."""
     saved = f"saved {checkpoints.folder.latest}; go on with --resume, or end here with --resume --max-step 1"
     log.info("stopped by %s: %s", signal.Signals(stop).name, saved)
     sys.exit(128 + stop)

@@ -19,7 +19,6 @@ from utils.data.images import open_rgb
 from utils.runs.folders import OutputFolder
 from utils.runtime import distributed
 from utils.runtime.device import wait_for
-from utils.runtime.footprint import Footprint
 from utils.training.task import TrainingOptions
 
 log = logging.getLogger(__name__)
@@ -34,18 +33,10 @@ class Metrics:
     `num_items` is the number of training items; each holds `per_item` units of the rate, images or tokens (`unit`).
     """
 
-    def __init__(
-        self,
-        options: TrainingOptions,
-        num_items: int,
-        unit: str = "images",
-        per_item: int = 1,
-        footprint: Footprint | None = None,
-    ) -> None:
+    def __init__(self, options: TrainingOptions, num_items: int, unit: str = "images", per_item: int = 1) -> None:
         self.folder = OutputFolder(options.out_dir)
         self.per_epoch = steps_per_epoch(num_items, options.step_size)
         self.unit, self.per_item = unit, per_item
-        self.footprint = footprint
         self.durations: list[float] = []  # of the first training steps
         self.may_starve = False  # whether to warn once if the device waits for data
         self.board, self.make_board = None, None
@@ -85,7 +76,6 @@ class Metrics:
 
     @property
     def seconds_per_step(self) -> float:
-        """The median time of the first training steps, some of which include log lines or smaller batches."""
         return median(self.durations[WARM:])
 
     def timed(self, batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
@@ -134,16 +124,13 @@ class Metrics:
             return {}
         means = self.means(step)
         seconds = max(time.perf_counter() - self.clock, 1e-9)
-        items_per_second = self.items / seconds
         if self.items:  # none where another process has done these steps
-            means[f"{self.unit}_per_second"] = self.per_item * items_per_second
+            means[f"{self.unit}_per_second"] = self.per_item * self.items / seconds
             means["data_wait"] = max(distributed.gather(self.waited / seconds))
             if self.may_starve and means["data_wait"] > MOST_WAIT:
                 share = 100 * means["data_wait"]
                 log.warning("waiting for data takes %.0f %% of training time: raise --num-workers", share)
                 self.may_starve = False
-        if self.items and self.footprint is not None:
-            means["tflops_per_second"] = self.footprint.flops_per_item * items_per_second / 1e12
         self.sums, self.steps, self.items = {}, 0, 0
         self.restart_clock()
         return means
@@ -183,7 +170,6 @@ def read_rows(path: Path) -> list[dict]:
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:
-    """Replace the rows of a `metrics.jsonl`."""
     write_file(path, "".join(f"{json.dumps(row)}\n" for row in rows))
 
 

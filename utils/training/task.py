@@ -16,15 +16,12 @@ from utils.data.batches import steps_per_epoch
 from utils.data.dataset import FileDataset
 from utils.data.split import Learned, SplitOptions
 from utils.runtime.distributed import num_processes
-from utils.runtime.footprint import Footprint
 
 SOURCES = ("model_path", "codebook_path")  # options that name weights to start from
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions(SplitOptions, ScriptOptions):
-    """Options of all three trainers."""
-
     dataset_path: Path = option("dataset.json to train on")
     config_path: Path = option("JSON config of the model", short="-c")
     batch_size: int = option("images at once in a process; a training step may add up several batches", 8, low=1)
@@ -64,8 +61,8 @@ class TrainingOptions(SplitOptions, ScriptOptions):
 class Task:
     """A model, its data, loss, validation and pictures. `loop.run` calls the methods in this order.
 
-    The constructor takes options and device, opens the data, and sets the attributes below. It, `build` and `footprint`
-    raise `UserError` if inputs do not fit, before anything is written.
+    The constructor takes options and device, opens the data, and sets the attributes below. It and `build` raise
+    `UserError` if inputs do not fit, before anything is written.
     """
 
     kind: str  # of its checkpoints
@@ -89,10 +86,6 @@ class Task:
     def build(self, saved: dict) -> None:
         """Build the learner; `saved` is the checkpoint to resume from, empty if there is none."""
         raise NotImplementedError
-
-    def footprint(self) -> Footprint | None:
-        """Memory and operations of a training step; None for a task that does not count them."""
-        return None
 
     def prepare(self) -> Dataset:
         """Do slow preparations, after all checks; return the data set to train on: `dataset[indices]` is a batch."""
