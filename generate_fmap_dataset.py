@@ -69,7 +69,11 @@ class Options(ScriptOptions):
 
 
 def main(argv: list[str] | None = None) -> None:
-    options = parse_options(Options, __doc__, argv)
+    generate_fmap_dataset(parse_options(Options, __doc__, argv))
+
+
+def generate_fmap_dataset(options: Options) -> None:
+    """Encode all images of a data set; raises `UserError` if they do not fit the autoencoder."""
     with attempt(__file__, options) as attempted:
         device = choose_device(options.device)
         model = Autoencoder.load(options.model_path).to(device)

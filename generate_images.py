@@ -105,9 +105,13 @@ class Options(SamplingOptions, RequestOptions, SpeedOptions, ScriptOptions):
     )
 
 
-@torch.no_grad()
 def main(argv: list[str] | None = None) -> None:
-    options = parse_options(Options, __doc__, argv)
+    generate_images(parse_options(Options, __doc__, argv))
+
+
+@torch.no_grad()
+def generate_images(options: Options) -> None:
+    """Generate the pictures that the options ask for; raises `UserError` if the model cannot."""
     with attempt(__file__, options) as attempted:
         device = choose_device(options.device)
         cascade = load_cascade(options, device)

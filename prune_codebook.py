@@ -52,7 +52,11 @@ class Options(SplitOptions, ScriptOptions):
 
 
 def main(argv: list[str] | None = None) -> None:
-    options = parse_options(Options, __doc__, argv)
+    prune_codebook(parse_options(Options, __doc__, argv))
+
+
+def prune_codebook(options: Options) -> None:
+    """Write the codebook without the units that are hardly used; raises `UserError` if it would keep less than two."""
     with attempt(__file__, options) as attempted:
         device = choose_device(options.device)
         dataset = FeatureMapDataset(options.dataset_path, options.out_dir)

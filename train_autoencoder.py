@@ -61,7 +61,12 @@ class Options(GradientOptions):
 
 
 def main(argv: list[str] | None = None) -> None:
-    run(__file__, parse_options(Options, __doc__, argv), AutoencoderTask)
+    train_autoencoder(parse_options(Options, __doc__, argv))
+
+
+def train_autoencoder(options: Options) -> None:
+    """Train an autoencoder, or the decoder of one alone, as `utils.training.loop.run` describes it."""
+    run(__file__, options, AutoencoderTask)
 
 
 class AutoencoderTask(GradientTask):

@@ -52,7 +52,12 @@ class Options(TrainingOptions):
 
 
 def main(argv: list[str] | None = None) -> None:
-    run(__file__, parse_options(Options, __doc__, argv), MapTask)
+    train_codebook(parse_options(Options, __doc__, argv))
+
+
+def train_codebook(options: Options) -> None:
+    """Train a codebook, as `utils.training.loop.run` describes it."""
+    run(__file__, options, MapTask)
 
 
 class MapTask(Task):

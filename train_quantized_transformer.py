@@ -64,7 +64,12 @@ class Options(GradientOptions):
 
 
 def main(argv: list[str] | None = None) -> None:
-    run(__file__, parse_options(Options, __doc__, argv), StageTask)
+    train_quantized_transformer(parse_options(Options, __doc__, argv))
+
+
+def train_quantized_transformer(options: Options) -> None:
+    """Train the transformer of a stage, as `utils.training.loop.run` describes it."""
+    run(__file__, options, StageTask)
 
 
 class StageTask(GradientTask):

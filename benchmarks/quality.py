@@ -8,24 +8,23 @@ the first look to the report, or those of a recipe's steps alone, and what scrip
 before is not trained again.
 """
 
-from utils.runtime.threads import inherited
+import utils.runtime.threads  # noqa: F401
 
 import math
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.common import options, print_head, print_row
 from evaluation.results import SETS, TRAINING, Results
 from reporting.run import read_run
-from scripts.train_cascade import Options as ChainOptions
-from scripts.train_cascade import run_recipe
+from scripts import train_cascade
+from scripts.evaluate import Options as EvaluationOptions
+from scripts.evaluate import evaluate
 from utils.core.config import load_config, read_json
 from utils.core.options import option, parse_options
-from utils.runs.chain import ROOT, Recipe
+from utils.runs.chain import Recipe
 from utils.runs.folders import RunFolder
 from utils.runtime import cli
-from utils.runtime.child import attending
 
 MINUTES = (4, 6, 12, 20)  # where neither these nor shares are given
 STEPS = ("max_step", "schedule_step", "checkpoint_step", "log_step", "warmup_step")
@@ -54,29 +53,24 @@ def share_of(recipe: Recipe, share: float) -> Recipe:
     return recipe
 
 
-def run(script: str, *words: object) -> None:
-    """Run a script of the project; if it fails it has said why, and this ends with its status."""
-    with attending() as attendant:
-        attendant.check([sys.executable, "-m", f"scripts.{script}", *words], cwd=ROOT, env=inherited())
-
-
 def train_auto(dataset: Path, minutes: float, seed: int, out: Path) -> float:
     """Let `auto` train in so many minutes, unless it has; return the seconds that it took."""
     folder = RunFolder(out)
     if not folder.report.is_file():
-        run("train_cascade", "auto", dataset, out, "--hours", minutes / 60, "--seed", seed)
+        words = ["auto", dataset, out, "--hours", minutes / 60, "--seed", seed]
+        train_cascade.main([*map(str, words)])
     return read_json(folder.clock)["seconds"]
 
 
 def train_recipe(dataset: Path, recipe: Recipe, out: Path) -> float:
     """Train a recipe, unless it is; return the seconds of its steps."""
-    run_recipe(recipe, ChainOptions(recipe="", dataset=dataset, out=out))
+    train_cascade.Chain(recipe, train_cascade.Options(recipe="", dataset=dataset, out=out)).run()
     return sum(job.seconds for step in read_run(RunFolder(out)).steps.values() for job in step.jobs.values())
 
 
-def evaluate(dataset: Path, out: Path) -> Results:
+def measured_anew(dataset: Path, out: Path) -> Results:
     """Measure a run by all test images, again each time, since the recipe may have changed."""
-    run("evaluate", out, "--dataset-path", dataset)
+    evaluate(EvaluationOptions(run_dir=out, dataset_path=dataset))
     return load_config(RunFolder(out).evaluation.results, Results)
 
 
@@ -87,11 +81,11 @@ def measure(args: Options) -> list[Measured]:
         for seed in range(args.runs):
             folder = out / f"auto-{minutes:g}-{seed}"
             seconds = train_auto(dataset, minutes, seed, folder)
-            measured.append(Measured(f"auto, {minutes:g} minutes", seconds, evaluate(dataset, folder)))
+            measured.append(Measured(f"auto, {minutes:g} minutes", seconds, measured_anew(dataset, folder)))
     for share in sorted(args.shares):
         folder = out / f"{share:g}"
         seconds = train_recipe(dataset, share_of(recipe, share), folder)
-        measured.append(Measured(f"{args.recipe}, {share:g} of the steps", seconds, evaluate(dataset, folder)))
+        measured.append(Measured(f"{args.recipe}, {share:g} of the steps", seconds, measured_anew(dataset, folder)))
     return measured
 
 

@@ -9,45 +9,32 @@ a step (of its GPU, if it has one). One process runs all steps, so it can includ
 released.
 """
 
-from utils.runtime.threads import inherited
+import utils.runtime.threads  # noqa: F401
 
-import gc
-import math
+import logging
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 
-import torch
-
 from scripts import few_images
-from scripts.recipe import check, load_configs, open_images, options_of
+from scripts.recipe import check, open_images, options_of, run_step
 from utils.core.tables import table
 from utils.data.dataset import ImageDataset
 from utils.data.dataset_json import write_dataset
 from utils.data.records import read_dataset
 from utils.runs.attempt import Attempt, read_attempts
-from utils.runs.chain import ROOT, Recipe, Step, maps_per_image, steps_of
+from utils.runs.chain import Recipe, Step, maps_per_image, steps_of
 from utils.runs.folders import CONDITION, RunFolder
-from utils.runtime import cli
-from utils.runtime.child import Attendant, attending
-from utils.runtime.device import reset_peak_memory
 from utils.runtime.progress import duration, readable
 from utils.training.loop import Plan, most_checkpoints
 from utils.training.metrics import TIMED
 
 MOST = 1000  # images that the steps run with
 DRAWN = 5  # images that are generated, at most
-# What a dry run takes itself, in starts of a script, which are as slow as the machine and its other work make them: so
-# many, and one more for so many tokens of the finest grid. Measured: tiny-32 6, demo-64 26, laptop-128 about 45.
-STARTS, TOKENS = 10, 20
 SHORT = ("max_epoch", "max_step", "checkpoint_step", "log_step")  # options that become the number of training steps
 
 
@@ -78,17 +65,14 @@ class Estimate:
 
 
 def estimate(recipe: Recipe, dataset: Path, device: str | None) -> None:
-    with attending() as attendant, tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch:
         run = RunFolder(Path(scratch, "run"), len(recipe.stages))
-        steps = steps_of(run, recipe, dataset)
-        check(recipe, steps, run, recipe.folder / "generate.json")
+        check(recipe, steps_of(run, recipe, dataset), run, recipe.folder / "generate.json")
         images = open_images(recipe, dataset)
         number = write_few(images, Path(scratch, "dataset.json"))
-        start, tokens = seconds_to_start(), math.prod(load_configs(recipe, steps)[run.codebooks[-1].name].grid)
-        own = duration(start * (STARTS + tokens / TOKENS))
-        print(f"trying all steps with {number} of {len(images)} images takes about {own}", flush=True)
-        run_steps(recipe, run, Path(scratch, "dataset.json"), device, attendant)
-        rows = Scaling(len(images), len(images) / number, start, recipe).estimates(run)
+        print(f"trying all steps with {number} of {len(images)} images", flush=True)
+        run_steps(recipe, run, Path(scratch, "dataset.json"), device)
+        rows = Scaling(len(images), len(images) / number, recipe).estimates(run)
     measured = f"by {TIMED} training steps each with {number} of them"
     print(f"{recipe.folder.name} with {len(images)} images, {measured}:\n")
     seconds, disk = sum(row.seconds for row in rows), sum(row.disk for row in rows)
@@ -126,42 +110,25 @@ def shorten(recipe: Recipe, share: float = 0.0) -> Recipe:
     return short.change(("generate",), num_images=drawn if share else min(DRAWN, drawn))
 
 
-def run_steps(
-    recipe: Recipe, run: RunFolder, dataset: Path, device: str | None, attendant: Attendant, share: float = 0.0
-) -> None:
-    """Run all steps of the shortened recipe, in one process, since each start of one takes seconds."""
+def run_steps(recipe: Recipe, run: RunFolder, dataset: Path, device: str | None, share: float = 0.0) -> None:
+    """Run all steps of the shortened recipe; show which step it is, its progress and its errors, but not its log."""
     run.path.mkdir()
     shutil.copy(recipe.folder / "generate.json", run.generation)
-    words = [*(path.resolve() for path in (recipe.folder, run.path, dataset)), device or "auto", share]
-    attendant.check([sys.executable, "-m", "scripts.dry_run", *words], env=inherited(), cwd=ROOT)
-
-
-def main(argv: list[str] | None = None) -> None:
-    """What that process does: show which step it is, its progress and its errors, but not its log."""
-    folder, path, dataset, device, share = argv or sys.argv[1:]
-    recipe = shorten(Recipe.find(Path(folder)), float(share))
-    with Path(os.devnull).open("w") as nowhere:
-        for step in steps_of(RunFolder(Path(path), len(recipe.stages)), recipe, Path(dataset)):
-            print(f"== {step.name}", flush=True)
-            gc.collect()
-            torch.compiler.reset()
-            reset_peak_memory()
-            with redirect_stdout(nowhere):
-                import_module(step.script).main([*step.command[1:], "--device", device])
-
-
-def seconds_to_start() -> float:
-    """How long a script takes before it does anything."""
-    since = time.monotonic()
-    subprocess.run([sys.executable, ROOT / "train_autoencoder.py", "--help"], check=True, stdout=subprocess.DEVNULL)
-    return time.monotonic() - since
+    recipe = shorten(recipe, share)
+    try:
+        with Path(os.devnull).open("w") as nowhere:
+            for step in steps_of(run, recipe, dataset):
+                print(f"== {step.name}", flush=True)
+                with redirect_stdout(nowhere):
+                    run_step(recipe, step, device=device or "auto")
+    finally:
+        logging.getLogger().handlers.clear()  # which write to nowhere
 
 
 @dataclass(frozen=True)
 class Scaling:
     images: int
     growth: float  # images for each one that was used
-    start: float  # seconds that a script takes before its attempt begins
     recipe: Recipe
 
     def estimates(self, run: RunFolder) -> list[Estimate]:
@@ -186,13 +153,13 @@ class Scaling:
     def cost(self, step: Step, attempt: Attempt, passes: dict[str, float]) -> Cost:
         """What a step takes; `passes` are the seconds of a pass by each codebook."""
         if attempt.plan is None:
-            return Cost(self.start + self.grown(step, attempt) * attempt.seconds, memory=attempt.peak_memory)
+            return Cost(self.grown(step, attempt) * attempt.seconds, memory=attempt.peak_memory)
         plan, levels = Plan(**attempt.plan), [step.folder.level, *([CONDITION] if step.name == "transformer_0" else [])]
         copies = maps_per_image(self.recipe.settings, step.section) / maps_per_image(self.recipe.settings, "prune")
         more = (self.growth - 1) * copies * sum(passes.get(level, 0.0) for level in levels)
         once = attempt.seconds - attempt.arguments["max_step"] * plan.seconds_per_step - plan.seconds_per_checkpoint
         seconds = plan.seconds_per_step, plan.seconds_per_checkpoint
-        return Cost(self.start + max(0.0, once) + more, *seconds, attempt.peak_memory)
+        return Cost(max(0.0, once) + more, *seconds, attempt.peak_memory)
 
     def estimate(self, step: Step, attempt: Attempt, cost: Cost) -> Estimate:
         folder, name = step.folder, f"{step.folder.name}, {attempt.script}"
@@ -209,7 +176,3 @@ class Scaling:
         kept = most_checkpoints(steps, options.checkpoint_step, options.keep_checkpoint)
         disk = kept * plan.checkpoint + checkpoints * size
         return Estimate(name, steps, cost.seconds(steps, checkpoints), disk, cost.memory)
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -56,10 +56,14 @@ class Options:
     out_dir: Path | None = option("folder to write to", None, unset="RUN_DIR/evaluation")
 
 
-@torch.no_grad()
 def main(argv: list[str] | None = None) -> None:
+    evaluate(parse_options(Options, __doc__, argv))
+
+
+@torch.no_grad()
+def evaluate(options: Options) -> None:
+    """Measure a run and write what was measured; raises `UserError` if it has nothing to measure."""
     start = time.perf_counter()
-    options = parse_options(Options, __doc__, argv)
     device = choose_device(options.device)
     cli.need("requirements-extra.txt", *PACKAGES)
     from evaluation.evaluator import Evaluator  # these need the packages

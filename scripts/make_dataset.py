@@ -289,7 +289,11 @@ def review(options: Options, records: list[dict], entries: list[dict]) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    options = parse_options(Options, __doc__, argv)
+    make_dataset(parse_options(Options, __doc__, argv))
+
+
+def make_dataset(options: Options) -> None:
+    """Write a data set of the images in a folder; raises `UserError` if there are none, or another set is there."""
     if not options.folder.is_dir():
         reason = "is a file" if options.folder.exists() else "no such folder"
         raise UserError(f"{options.folder}: {reason}; give a folder of images")

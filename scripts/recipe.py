@@ -3,6 +3,7 @@
 import utils.runtime.threads  # noqa: F401
 
 import dataclasses
+import gc
 import math
 from collections.abc import Sequence
 from importlib import import_module
@@ -18,11 +19,12 @@ from models.stage import StageConfig
 from models.transformer import Grid, TransformerConfig
 from utils.core.config import load_config, read_json, refuse_unknown
 from utils.core.files import UserError
-from utils.core.options import ScriptOptions, parse_options, words_of
+from utils.core.options import ScriptOptions, options_from
 from utils.core.size import MOST_PIXELS, Size
 from utils.data.dataset import ImageDataset
 from utils.runs.chain import Recipe, Step
 from utils.runs.folders import CONDITION, RunFolder
+from utils.runtime.device import reset_peak_memory
 
 IDLE = ("log_step", "num_workers", "keep_checkpoint", "save_minutes", "tensorboard")  # may change later
 Plans = dict[str, dict[str, object]]  # by the names of steps: all options that their results depend on
@@ -50,12 +52,22 @@ def check_device(recipe: Recipe, device: str | None) -> None:
         raise UserError(f"{recipe.folder.name} is for a GPU with CUDA, and there is none here: {advice}")
 
 
+def run_step(recipe: Recipe, step: Step, **common: object) -> None:
+    """Run a step in this process, with options that all steps have; raises what the step raises."""
+    options = dataclasses.replace(options_of(recipe, step), **common)
+    gc.collect()
+    if getattr(options, "compile", False):  # what was compiled for other models
+        torch.compiler.reset()
+    reset_peak_memory()
+    getattr(import_module(step.script), step.script)(options)
+
+
 def options_of(recipe: Recipe, step: Step) -> ScriptOptions:
     cls, where = import_module(step.script).Options, f"{recipe.path}: {step.section!r}"
     own, common = ({field.name for field in dataclasses.fields(each)} for each in (cls, ScriptOptions))
     known = own - common - step.inputs.keys() - {"resume"}
     refuse_unknown(step.settings, known, where, "docs/reference.md lists the options of each step")
-    return parse_options(cls, "", words_of(step.options | {"out_dir": step.folder.path}), where)
+    return options_from(cls, step.options | {"out_dir": step.folder.path}, where)
 
 
 def load_configs(recipe: Recipe, steps: Sequence[Step]) -> dict[str, object]:

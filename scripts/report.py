@@ -26,7 +26,10 @@ class Options:
 
 
 def main(argv: list[str] | None = None) -> None:
-    options = parse_options(Options, __doc__, argv)
+    write_report(parse_options(Options, __doc__, argv))
+
+
+def write_report(options: Options) -> None:
     cli.need("requirements-extra.txt", *PACKAGES)
     from reporting.page import make_page  # needs them
 

@@ -26,7 +26,7 @@ from functools import partial
 
 from scripts import dry_run
 from scripts.auto.train import Auto
-from scripts.recipe import check, check_device, open_images
+from scripts.recipe import check, check_device, open_images, run_step
 from utils.core import provenance
 from utils.core.config import read_json
 from utils.core.files import UserError, write_file
@@ -34,13 +34,15 @@ from utils.core.options import MOST_WORKERS, option, parse_options, words_of
 from utils.data.checksums import Fingerprint, checksum
 from utils.data.dataset import FeatureMapDataset
 from utils.data.records import verify_files
+from utils.runs.attempt import RUNNING, read_attempts
 from utils.runs.chain import Recipe, Step, folders_in, steps_of
 from utils.runs.folders import RunFolder
-from utils.runtime import child
+from utils.runtime import child, cli
+from utils.runtime.cli import stop_signals
 from utils.runtime.cores import available_cores
 
 AUTO = "auto"  # in the place of a recipe
-KILLED = 137  # by the kernel, as it does where memory runs out
+STOPPED = [128 + number for number in stop_signals()]
 BEFORE = "result of the step before"
 REMEDY = "change it back, or add --overwrite to make it and all that follows from it anew"
 
@@ -97,20 +99,21 @@ class Options:
 
 def main(argv: list[str] | None = None) -> None:
     options = parse_options(Options, __doc__, argv)
-    if options.recipe == AUTO:
-        with child.attending() as attendant:
-            return Auto(options, attendant, Chain).run()
-    recipe = Recipe.find(options.recipe, options.seed)
-    check_device(recipe, options.device)
-    if options.dry_run:
-        dry_run.estimate(recipe, options.dataset, options.device)
-    else:
-        run_recipe(recipe, options)
-
-
-def run_recipe(recipe: Recipe, options: Options) -> None:
-    with child.attending() as attendant:
-        Chain(recipe, options).run(attendant)
+    try:
+        if options.recipe == AUTO:
+            Auto(options, Chain).run()
+            return
+        recipe = Recipe.find(options.recipe, options.seed)
+        check_device(recipe, options.device)
+        if options.dry_run:
+            dry_run.estimate(recipe, options.dataset, options.device)
+        else:
+            Chain(recipe, options).run()
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if not options.dry_run and (isinstance(stop, KeyboardInterrupt) or stop.code in STOPPED):
+            with suppress(OSError):  # the terminal may be gone
+                print("stopped; the same command as before goes on from here", file=sys.stderr, flush=True)
+        raise
 
 
 class Chain:
@@ -183,8 +186,8 @@ class Chain:
             verify_files(self.images.index if data == self.options.dataset else data)
             self.verified.add(data)
 
-    def run(self, attendant: child.Attendant, only: str | None = None, seconds: float | None = None) -> None:
-        """Run the steps that are not done, or `only` one of them, which is asked to stop after so many seconds."""
+    def run(self, only: str | None = None) -> None:
+        """Run the steps that are not done, or `only` one of them."""
         self.copy_generation()
         for step, key in self.keys():
             if only not in (None, step.name):
@@ -192,8 +195,8 @@ class Chain:
             if (reason := self.reason(step, key)) is None:
                 print(f"== {step.name}: done")
             else:
-                print(*([reason] if reason else []), f"== {step.name}", sep="\n")
-                self.run_step(step, attendant, seconds)
+                print(*([reason] if reason else []), f"== {step.name}", sep="\n", flush=True)
+                self.run_step(step)
                 if step.name == "feature_maps":
                     self.maps = self.fingerprint_of_maps()
                     self.verified.add(step.results[0])
@@ -211,23 +214,25 @@ class Chain:
             write_file(config, content)
         self.note(config.name, {"checksum": checksum(content)})
 
-    def run_step(self, step: Step, attendant: child.Attendant, seconds: float | None = None) -> None:
-        """Run the script of a step, in as many processes as were asked for; end with its status unless that is 0."""
+    def run_step(self, step: Step) -> None:
+        """Run a step, by torchrun in as many processes as were asked for, else in this one."""
+        attempts, since = read_attempts(step.folder), time.monotonic()
+        if attempts and attempts[-1].outcome == RUNNING:
+            advice = f"lower batch_size of {step.section} in {self.recipe.path}, and raise grad_accum_step as much"
+            print(f"{step.name} was killed when it last ran; if for lack of memory, {advice}", file=sys.stderr)
         self.folder.mark(step.name).unlink(missing_ok=True)
-        options, since = self.options, time.monotonic()
-        launcher, environment = options.launcher(step.name), inherited()
-        if options.nproc is not None:  # torchrun would choose 1
-            environment.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // options.nproc)))
-        common = {"device": options.device, "overwrite": options.overwrite, "verify": options.verify}
-        command = [sys.executable, *launcher, *step.command, *words_of(common)]
-        if status := attendant.run(command, env=environment, seconds=seconds):
-            if attendant.stop:
-                with suppress(OSError):  # the terminal may be gone
-                    print("stopped; the same command as before goes on from here", file=sys.stderr, flush=True)
-            elif status == KILLED:
-                advice = f"lower batch_size of {step.section} in {self.recipe.path}, and raise grad_accum_step as much"
-                print(f"{step.name} was killed, perhaps for lack of memory: {advice}", file=sys.stderr, flush=True)
-            sys.exit(attendant.stop or status if launcher else status)  # torchrun ends with 1, whatever the signal
+        options = self.options
+        common = {"device": options.device or "auto", "overwrite": options.overwrite, "verify": options.verify}
+        if launcher := options.launcher(step.name):
+            environment = inherited()
+            if options.nproc is not None:  # torchrun would choose 1
+                environment.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // options.nproc)))
+            with child.attending() as attendant:
+                status = attendant.run([sys.executable, *launcher, *step.command, *words_of(common)], env=environment)
+            if status:
+                sys.exit(attendant.stop or status)  # torchrun ends with 1, whatever the signal
+        else:
+            run_step(self.recipe, step, **common)
         print(f"{step.name} took {time.monotonic() - since:.0f} s")
         if missing := [path for path in step.results if not path.is_file()]:
             advice = "remove the folder of this step and run this again"
@@ -235,4 +240,4 @@ class Chain:
 
 
 if __name__ == "__main__":
-    child.main(main)
+    cli.run(main)

@@ -6,7 +6,9 @@ import math
 import os
 import re
 import shutil
-from importlib import import_module
+import sys
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
-from scripts import make_dataset, train_cascade
+from scripts import evaluate, make_dataset, report, train_cascade
 from scripts.auto import begin, expect, hours, kept, plan, train
 from scripts.auto.look import DRAWINGS, PHOTOGRAPHS, PIXEL_ART, Fingerprint, look, survey
 from scripts.recipe import check
@@ -29,7 +31,6 @@ from utils.data.checksums import checksum
 from utils.data.images import image_files
 from utils.runs.chain import Recipe, steps_of
 from utils.runs.folders import RunFolder
-from utils.runtime.child import Attendant
 
 FACES = Fingerprint("d", 64, 9000, 0, 0, 0.05, 8113, 445, 442, 0, 0.81, 90000, 0.05, 0.66, 1.04)
 KINDS = {DRAWINGS: {}, PHOTOGRAPHS: {"flat": 0.2}, PIXEL_ART: {"colours": 200}}
@@ -267,11 +268,13 @@ def test_a_run_of_others_and_a_data_set_of_another_folder_are_not_taken_over(tmp
 class World:
     """A machine whose steps take as long as their costs say, times a factor each, on a clock of its own."""
 
-    def __init__(self, folder, prints, number):
-        self.seconds, self.is_late = 0.0, False
-        self.attendant = SimpleNamespace(stop=0, is_late=False)
+    def __init__(self, folder, prints, number, monkeypatch):
+        monkeypatch.setattr(train, "has", lambda *_: True)
+        monkeypatch.setattr(train, "load_checkpoint", lambda *_, **__: {"step": 7})
+        monkeypatch.setattr(train, "stopping_after", self.stopping_after)
+        self.seconds, self.is_late, self.limit = 0.0, False, None
         self.auto = train.Auto(
-            train_cascade.Options(recipe="auto", dataset=folder, out=folder, hours=number), self.attendant, self.chain
+            train_cascade.Options(recipe="auto", dataset=folder, out=folder, hours=number), self.chain
         )
         auto, chosen = self.auto, plan.choose_models(prints, number)
         chosen.settings["autoencoder"]["max_step"], chosen.start, chosen.guessed = 1, 4.0, 0.04
@@ -288,8 +291,15 @@ class World:
         self.recipe = recipe
         return SimpleNamespace(run=self.run)
 
-    def run(self, attendant, name, seconds=None):
+    @contextmanager
+    def stopping_after(self, seconds):
+        self.limit = seconds
+        yield SimpleNamespace(is_set=lambda: self.is_late)
+        self.limit = None
+
+    def run(self, name):
         """Spend the time of a step."""
+        seconds = self.limit or math.inf
         step, options = self.auto.steps[name], self.recipe.settings.get(hours.section_of(name), {})
         number = options.get("max_step", 0)
         checkpoints = math.ceil(number / options.get("checkpoint_step", max(number, 1)))
@@ -299,9 +309,8 @@ class World:
             self.is_late = False
         step.folder.path.mkdir(exist_ok=True)
         step.folder.record.touch()
-        attendant.is_late = seconds is not None and takes > seconds
-        self.seconds += min(takes, seconds) if attendant.is_late else takes
-        if attendant.is_late:
+        self.seconds += min(takes, seconds)
+        if takes > seconds:
             step.folder.checkpoints.mkdir(exist_ok=True)
             step.folder.latest.touch()
             self.is_late = True
@@ -311,19 +320,17 @@ class World:
 
 
 def test_a_recipe_that_a_person_has_edited_keeps_its_numbers(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "has", lambda *_: True)
-    world = World(tmp_path, FACES, 0.5)
+    world = World(tmp_path, FACES, 0.5, monkeypatch)
     path = world.auto.path / "recipe.json"
     with edited(path) as given:
         given["transformer_1"]["max_step"] = 77
     world.auto.take_up(world.auto.plan)
     world.auto.train()
-    assert json.loads(path.read_text()) == given and not world.auto.attendant.is_late
+    assert json.loads(path.read_text()) == given and not world.is_late
 
 
 def test_an_edit_while_a_step_runs_is_not_replaced(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "has", lambda *_: True)
-    world = World(tmp_path, FACES, 0.5)
+    world = World(tmp_path, FACES, 0.5, monkeypatch)
     path, run = world.auto.path / "recipe.json", world.run
 
     def edit(*words):
@@ -338,25 +345,21 @@ def test_an_edit_while_a_step_runs_is_not_replaced(tmp_path, monkeypatch):
 
 
 def test_hours_that_are_too_few_are_refused_with_those_that_are_enough(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "load_checkpoint", lambda *_, **__: {"step": 7})
-    monkeypatch.setattr(train, "has", lambda *_: True)
     with pytest.raises(
         UserError, match=r"^--hours 0\.03: .* need at least 0\.\d\d; give at least that many"
     ) as refused:
-        World(tmp_path, FACES, 0.03).auto.train()
+        World(tmp_path, FACES, 0.03, monkeypatch).auto.train()
     enough = float(re.search(r"at least ([0-9.]+)", str(refused.value))[1])
-    World(tmp_path, FACES, enough).auto.train()
+    World(tmp_path, FACES, enough, monkeypatch).auto.train()
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_the_hours_are_kept_although_steps_are_slower_or_faster_than_measured(seed, tmp_path, monkeypatch):
     random = np.random.default_rng(seed)
-    monkeypatch.setattr(train, "load_checkpoint", lambda *_, **__: {"step": 7})
-    monkeypatch.setattr(train, "has", lambda *_: True)
     monkeypatch.setattr(kept, "time", SimpleNamespace(monotonic=lambda: world.seconds))
     world = SimpleNamespace(seconds=0.0)
     pace = np.exp(random.normal(0, 0.3))
-    world = World(tmp_path, FACES, random.choice([0.17, 0.5, 1.0]))
+    world = World(tmp_path, FACES, random.choice([0.17, 0.5, 1.0]), monkeypatch)
     world.factors = {name: pace * np.exp(random.normal(0, 0.05)) for name in world.costs}
     world.auto.train()
     drift, start = world.auto.plan.drift, world.auto.plan.start
@@ -370,34 +373,34 @@ class Stop(Exception):
     """Stands for the death of the process."""
 
 
-class Programs:
-    """Runs the project's programs in this process, which has torch already; dies before one, and stops one early."""
+class Parts:
+    """The parts of a run, of which one may die before it begins, and the finest stage may be stopped early."""
 
-    def __init__(self):
-        self.fatal = self.late = None
-        self.names = []
+    def __init__(self, monkeypatch):
+        self.fatal, self.late, self.is_late, self.names = None, None, False, []
+        parts = [(make_dataset, "make_dataset"), (begin, "run_steps"), (train_cascade, "run_step")]
+        for module, name in (*parts, (evaluate, "evaluate"), (report, "write_report")):
+            monkeypatch.setattr(module, name, partial(self.run, name, getattr(module, name)))
+        monkeypatch.setattr(
+            train, "stopping_after", lambda _: nullcontext(SimpleNamespace(is_set=lambda: self.is_late))
+        )
 
-    def run(self, attendant, command, *, seconds=None, **_):
-        words = [str(word) for word in command[1:] if word != "-P"]
-        name, arguments = (words[1], words[2:]) if words[0] == "-m" else (Path(words[0]).stem, words[1:])
-        self.names.append(name)
-        if self.fatal in command or self.fatal == name:
+    def run(self, name, function, *arguments, **options):
+        step = arguments[1] if name == "run_step" else None
+        self.names.append(step.script if step else name)
+        if self.fatal == self.names[-1]:
             self.fatal = None
             raise Stop
-        is_finest = any(word.endswith("/transformer_1") for word in arguments)  # its --out-dir
-        attendant.is_late = seconds is not None and self.late is not None and is_finest
-        if attendant.is_late:
-            arguments += ["--max-step", str(self.late)]
+        self.is_late = self.late is not None and step is not None and step.name == "transformer_1"
         with undisturbed():
-            run_main(import_module(name).main, *arguments)
-        self.late = None if attendant.is_late else self.late
-        return 143 if attendant.is_late else 0
+            function(*arguments, **options, **({"max_step": self.late} if self.is_late else {}))
+        if self.is_late:
+            self.late = None
+            sys.exit(143)
 
 
 def test_a_folder_of_pictures_becomes_a_report_although_it_was_killed_in_each_part(tmp_path, monkeypatch, capsys):
-    programs, pictures, out = Programs(), tmp_path / "pictures", tmp_path / "out"
-    monkeypatch.setattr(Attendant, "run", lambda *words, **more: programs.run(*words, **more))
-    monkeypatch.setattr(begin, "seconds_to_start", lambda: 0.1)
+    parts, pictures, out = Parts(monkeypatch), tmp_path / "pictures", tmp_path / "out"
     rules = {name: (low, 1, *rest) for name, (low, _, *rest) in hours.RULES.items()}
     monkeypatch.setattr(hours, "RULES", rules)
     monkeypatch.setattr(hours, "CODEBOOK_STEPS", 20)
@@ -405,9 +408,9 @@ def test_a_folder_of_pictures_becomes_a_report_although_it_was_killed_in_each_pa
     shutil.move(write_set(tmp_path / "data", squares()).parent / "images", pictures)
     command = ["auto", pictures, out, "--hours", 1, "--device", "cpu", "--seed", 7]
     monkeypatch.setattr(begin, "reads_heif", lambda: True)
-    for programs.fatal in ("scripts.make_dataset", "scripts.dry_run", "train_codebook"):
+    for parts.fatal in ("make_dataset", "run_steps", "train_codebook"):
         with pytest.raises(Stop):
-            run_main(train_cascade.main, *command, *(["--overwrite"] if programs.fatal == "scripts.dry_run" else []))
+            run_main(train_cascade.main, *command, *(["--overwrite"] if parts.fatal == "run_steps" else []))
         if (out / "data").is_dir():  # left out for want of a package that is there now
             (out / "data/ignored.txt").write_text("phone.HEIC\n")
     kept = json.loads((out / "recipe/recipe.json").read_text())
@@ -416,9 +419,9 @@ def test_a_folder_of_pictures_becomes_a_report_although_it_was_killed_in_each_pa
     assert "planned; edit it if you like" in capsys.readouterr().out
     line = expect_error(capsys, train_cascade.main, [*map(str, command), "--seed", "8"])
     assert line.endswith("has another one; leave it out, or give another OUT")
-    programs.late = 2
+    parts.late = 2
     run_main(train_cascade.main, *command)
-    assert programs.names.count("scripts.make_dataset") == 3  # not again, once a step has begun
+    assert parts.names.count("make_dataset") == 3  # not again, once a step has begun
     assert "dataset.json: lacks 1 pictures of" in capsys.readouterr().out
     written = json.loads((out / "recipe/recipe.json").read_text())
     assert written["autoencoder"] == kept["autoencoder"]
@@ -432,15 +435,15 @@ def test_a_folder_of_pictures_becomes_a_report_although_it_was_killed_in_each_pa
     # again, with another picture: nothing is left to do, and it is told
     Image.new("RGB", (16, 16)).save(pictures / "more.png")
     os.utime(pictures / "more.png", (0, 0))  # as a copy that keeps its time
-    programs.names.clear()
+    parts.names.clear()
     used = json.loads((out / "recipe/clock.json").read_text())["seconds"]
     run_main(train_cascade.main, *command)
     assert "dataset.json: lacks 2 pictures of" in capsys.readouterr().out
     assert json.loads((out / "recipe/clock.json").read_text())["seconds"] == pytest.approx(used, abs=0.2)
-    assert programs.names == ["scripts.report"]
+    assert parts.names == ["write_report"]
     # as any recipe
     run_main(train_cascade.main, f"{out}/recipe/", out / "data/dataset.json", out, "--device", "cpu")
-    assert programs.names == ["scripts.report"]
+    assert parts.names == ["write_report"]
     config = (out / "generate.json").read_bytes()
     with edited(out / "generate.json") as given:  # as scripts.temperatures does
         given["0"]["temperature"] = 0.9
@@ -458,16 +461,16 @@ def test_a_folder_of_pictures_becomes_a_report_although_it_was_killed_in_each_pa
     (out / "recipe/anew").unlink()
     # with that picture, all anew, although it was killed: no step counts as begun, and the hours begin
     (out / "recipe/clock.json").write_text('{"seconds": 4000.0}')
-    programs.names.clear()
-    programs.fatal = "scripts.make_dataset"
+    parts.names.clear()
+    parts.fatal = "make_dataset"
     with pytest.raises(Stop):
         run_main(train_cascade.main, *command, "--overwrite")
-    programs.names.clear()
-    for programs.fatal in ("scripts.dry_run", "generate_fmap_dataset"):
+    parts.names.clear()
+    for parts.fatal in ("run_steps", "generate_fmap_dataset"):
         with pytest.raises(Stop):
             run_main(train_cascade.main, *command)
         assert not (out / "report.html").exists() and not (out / "transformer_0/models_checkpoint/best.pt").exists()
-    planned = ["scripts.make_dataset", "scripts.dry_run"]
-    assert programs.names == [*planned, *planned[1:], "train_autoencoder", "generate_fmap_dataset"]
+    planned = ["make_dataset", "run_steps"]
+    assert parts.names == [*planned, *planned[1:], "train_autoencoder", "generate_fmap_dataset"]
     assert json.loads((out / "recipe/fingerprint.json").read_text())["images"] == 121
     assert 0 < json.loads((out / "recipe/clock.json").read_text())["seconds"] < 3600

@@ -49,27 +49,13 @@ multiprocessing.set_start_method("spawn")
 """
 
 
-# Runs the chain, its first step as a program of its own and the others in this process, which has torch already; before
-# that it sees that the module takes away what it says.
+# Runs the chain; before that it sees that the module takes away what it says.
 DRIVER = """
-import os, signal, sys
-from importlib import import_module
+import os, signal
 from pathlib import Path
 from scripts import train_cascade
-from utils.runtime import child
+from utils.runtime import cli
 
-run, steps = child.Attendant.run, []
-
-
-def play(attendant, command, **options):
-    steps.append(command)
-    if len(steps) == 1:
-        return run(attendant, command, **options)
-    import_module(Path(command[1]).stem).main([str(word) for word in command[2:]])
-    return 0
-
-
-child.Attendant.run = play
 assert not hasattr(os, "fork") and not hasattr(signal, "SIGHUP")
 assert not Path("/proc/self/status").exists()
 try:
@@ -77,7 +63,7 @@ try:
 except PermissionError:
     print("no folder is opened")
 if __name__ == "__main__":
-    child.main(train_cascade.main)
+    cli.run(train_cascade.main)
 """
 
 

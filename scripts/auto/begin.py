@@ -4,17 +4,16 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from scripts import near_duplicates
+from scripts import make_dataset, near_duplicates
 from scripts.auto import hours as dividing
 from scripts.auto import plan as planning
 from scripts.auto.kept import Plan, read_recipe
 from scripts.auto.look import Fingerprint, look, survey
-from scripts.dry_run import Scaling, run_steps, seconds_to_start, write_few
+from scripts.dry_run import Scaling, run_steps, write_few
 from utils.core.config import build_config, read_json
 from utils.core.files import UserError, write_file
 from utils.core.lock import lock
@@ -25,7 +24,6 @@ from utils.data.records import read_dataset
 from utils.data.shards import HEIF_SUFFIXES
 from utils.runs.chain import Recipe, folders_in, maps_per_image, with_seed
 from utils.runs.folders import RunFolder
-from utils.runtime.child import Attendant
 from utils.runtime.device import usable_memory
 
 UNGROUPED = "near-duplicates are not kept on one side of the split: pip install -r requirements-extra.txt"
@@ -58,11 +56,8 @@ def check_source(given: Path, written: Path) -> None:
         raise UserError(f"{written}: was made of {before}; {advice}")
 
 
-def find_images(given: Path, written: Path, hours: float, is_gpu: bool, call: Callable, is_anew: bool) -> Path:
-    """The dataset.json that is meant; that of a folder of pictures is `written` first, by a `call` of a script.
-
-    One that is there is kept, unless all is made anew.
-    """
+def find_images(given: Path, written: Path, hours: float, is_gpu: bool, is_anew: bool) -> Path:
+    """The dataset.json that is meant; that of a folder of pictures is `written` first, unless it is there already."""
     if not given.exists() and given.suffix not in (".json", ".tar"):
         raise UserError(f"{given}: no such folder; give a folder of images, or a dataset.json")
     is_written = written.is_file()
@@ -81,7 +76,8 @@ def find_images(given: Path, written: Path, hours: float, is_gpu: bool, call: Ca
     shown = f"{written}, of {size.shown} pixels; of {len(sizes)} files seen, {smaller} are smaller and are enlarged"
     print(f"data: {len(files)} files become {shown}", flush=True)
     group = "near" if near_duplicates.is_installed() else None
-    call("make_dataset", given, out_dir=written.parent, image_size=size, group_by=group, overwrite=is_written)
+    options = {"out_dir": written.parent, "image_size": size, "group_by": group, "overwrite": is_written}
+    make_dataset.make_dataset(make_dataset.Options(folder=given, **options))
     return written
 
 
@@ -117,22 +113,14 @@ def forget(run: RunFolder) -> None:
 
 
 def plan_for(
-    prints: Fingerprint,
-    dataset: Path,
-    run: RunFolder,
-    hours: float,
-    seed: int | None,
-    device: torch.device,
-    attendant: Attendant,
+    prints: Fingerprint, dataset: Path, run: RunFolder, hours: float, seed: int | None, device: torch.device
 ) -> None:
     """Choose the models, measure what their steps cost in a short pass, and write the recipe with guesses."""
     is_gpu, memory = device.type == "cuda", usable_memory(device)
     plan = planning.choose_models(prints, hours, is_gpu=is_gpu, memory=memory)
     plan.files["recipe"] = with_seed(plan.settings, seed)
     check_disk(plan, prints, run)
-    plan.start = seconds_to_start()
-    slow = max(1.0, plan.start / planning.START)  # a busy machine makes a shorter pass
-    guess = {name: cost.times(slow) for name, cost in planning.guess_costs(plan, prints, is_gpu).items()}
+    guess = planning.guess_costs(plan, prints, is_gpu)
     numbers, seconds = dividing.choose_steps(3600 * hours, guess, planning.sections_of(plan, prints))
     if (needed := sum(seconds.values()) / 3600) > HOPELESS * hours:
         raise UserError(
@@ -140,11 +128,12 @@ def plan_for(
         )
     plan.change(numbers)
     since = time.monotonic()
-    try_briefly(plan, dataset, run, device, attendant)
+    try_briefly(plan, dataset, run, device)
     print(f"a short pass of all steps took {time.monotonic() - since:.0f} s; first pictures: {run.first}")
     plan.write(run.recipe)
     plan.written = [checksum((run.recipe / "recipe.json").read_bytes())]
     plan.guessed = planning.guess_costs(plan, prints)["autoencoder"].per_step
+    plan.start = planning.START * plan.costs["autoencoder"]["per_step"] / plan.guessed
     source = read_dataset(dataset, ())[1] if dataset == run.images else {}  # of a data set that auto has written
     plan.notes = [UNGROUPED] if "folder" in source and "group_by" not in source else []
     plan.save(run)
@@ -160,11 +149,10 @@ def check_disk(plan: Plan, prints: Fingerprint, run: RunFolder) -> None:
         raise UserError(f"{run.path}: {sizes}; make room, or give an OUT on another disk")
 
 
-def try_briefly(plan: Plan, dataset: Path, run: RunFolder, device: torch.device, attendant: Attendant) -> None:
-    """Run all steps of the shortened recipe in one process: note what they cost, and keep the first pictures.
+def try_briefly(plan: Plan, dataset: Path, run: RunFolder, device: torch.device) -> None:
+    """Run all steps of the shortened recipe: note what they cost, and keep the first pictures.
 
-    Its models are thrown away: they could not be gone on with exactly, since a schedule must know its last step. Of the
-    seconds that a script took to start, before and now, the lesser counts, since it is a part of all costs.
+    Its models are thrown away: they could not be gone on with exactly, since a schedule must know its last step.
     """
     scratch, images = run.recipe / "trial", ImageDataset(dataset)
     shutil.rmtree(scratch, ignore_errors=True)
@@ -173,9 +161,8 @@ def try_briefly(plan: Plan, dataset: Path, run: RunFolder, device: torch.device,
     trial, few = RunFolder(scratch / "run", len(recipe.stages)), scratch / "dataset.json"
     number = write_few(images, few)
     print(f"measuring the rates of this machine, in a short pass of all steps with {number} images", flush=True)
-    run_steps(recipe, trial, few, str(device), attendant, TRIED)
-    plan.start = min(plan.start, seconds_to_start())
-    scaling = Scaling(len(images), len(images) / number, plan.start, recipe)
+    run_steps(recipe, trial, few, str(device), TRIED)
+    scaling = Scaling(len(images), len(images) / number, recipe)
     plan.costs = {step.name: dataclasses.asdict(cost) for step, _, cost in scaling.costs(trial)}
     shutil.copy(trial.generated.grids[-1], run.first)
     shutil.rmtree(scratch)

@@ -22,7 +22,7 @@ class Plan:
     hours: float
     reasons: list = field(default_factory=list)  # rows: what was chosen, its value, why, and where that was measured
     written: list = field(default_factory=list)  # checksums of recipe.json, before and after it was written last
-    start: float = 0.0  # seconds that a script takes to start
+    start: float = 0.0  # seconds that a program like `planning.START` takes on this machine
     costs: dict = field(default_factory=dict)  # of each step, as measured in the short pass
     guessed: float = 0.0  # seconds of a training step of the autoencoder on the machine of docs/scaling.md#times
     drift: float = 1.0  # how many times as long as `costs` say steps have taken so far

@@ -4,14 +4,13 @@ Before a step that has not begun, the time that is left is divided again, by the
 begun keeps its numbers, so a resume is exact; the finest stage is stopped where it would take the time of what follows.
 """
 
-from utils.runtime.threads import inherited
+import utils.runtime.threads  # noqa: F401
 
 import dataclasses
 import json
 import math
 import os
 import shlex
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,13 +26,11 @@ from scripts.auto.kept import Clock, Plan
 from scripts.dry_run import Cost
 from utils.core.files import UserError, is_older, write_file
 from utils.core.lock import lock
-from utils.core.options import words_of
 from utils.data.checksums import checksum
-from utils.runs.chain import ROOT, Recipe, folders_in, steps_of, with_seed
+from utils.runs.chain import Recipe, folders_in, steps_of, with_seed
 from utils.runs.checkpoint import load_checkpoint
 from utils.runs.folders import RunFolder
-from utils.runtime.child import Attendant
-from utils.runtime.cli import has
+from utils.runtime.cli import has, stopping_after
 from utils.runtime.device import choose_device
 from utils.runtime.progress import duration
 
@@ -54,8 +51,8 @@ MARGIN = 0.02, 9.0  # that is left over: a share of the hours, and seconds at le
 class Auto:
     """The three parts of `scripts.train_cascade auto`, whose options these are; `chain` is its class `Chain`."""
 
-    def __init__(self, options: Any, attendant: Attendant, chain: Callable) -> None:
-        self.options, self.attendant, self.chain = options, attendant, chain
+    def __init__(self, options: Any, chain: Callable) -> None:
+        self.options, self.chain = options, chain
         self.verified: set[Path] = set()  # of `Chain`, which each step makes anew
         self.folder, self.device = RunFolder(options.out), choose_device(options.device or "auto")
         self.path, self.limit = self.folder.recipe, 3600 * options.hours
@@ -93,7 +90,7 @@ class Auto:
         if is_anew:  # until the images are those, and no other plan is left, also if this process is killed
             write_file(mark, source)
         try:
-            self.dataset = find_images(options.dataset, images, options.hours, is_gpu, self.call, is_anew)
+            self.dataset = find_images(options.dataset, images, options.hours, is_gpu, is_anew)
             self.prints = look_at(self.dataset, self.folder, is_anew)
         except UserError:  # so nothing is to be made anew unless --overwrite says so again
             mark.unlink(missing_ok=True)
@@ -111,7 +108,7 @@ class Auto:
         self.look()
         if not self.folder.planned.is_file() or not recipe.is_file():
             given = self.prints, self.dataset, self.folder
-            plan_for(*given, options.hours, options.seed, self.device, self.attendant)
+            plan_for(*given, options.hours, options.seed, self.device)
         self.take_up(Plan.read(self.folder))
         if with_seed(self.plan.settings, options.seed) != self.plan.settings:
             raise UserError(f"--seed {options.seed}: {recipe} has another one; leave it out, or give another OUT")
@@ -240,9 +237,10 @@ class Auto:
             advice = f"with auto, --overwrite also reads the pictures again; {self.by_hand} --overwrite does not"
             raise UserError(f"{error}; {advice}" if "--overwrite" in str(error) else error) from None
         try:
-            chain.run(self.attendant, name, seconds)
+            with stopping_after(seconds) as is_late:
+                chain.run(name)
         except SystemExit:
-            if self.attendant.stop or not self.attendant.is_late:
+            if not is_late.is_set():
                 raise
             latest, settings = self.steps[name].folder.latest, self.plan.settings[name]
             if not latest.is_file():
@@ -252,7 +250,7 @@ class Auto:
             self.plan.notes.append(f"{stopped}, to keep the hours")
             settings["max_step"] = done
             self.write_recipe()
-            self.chain(Recipe.find(self.path), options, self.verified).run(self.attendant, name)
+            self.chain(Recipe.find(self.path), options, self.verified).run(name)
 
     def evaluate(self) -> None:
         sizes, _ = self.evaluation(SURE * (self.limit - self.clock.used - REPORT * self.start))
@@ -260,8 +258,8 @@ class Auto:
             print("== evaluation", flush=True)
             since = self.plan.began.setdefault(hours.EVALUATION, self.clock.used)
             self.save()
-            more = {"dataset_path": self.dataset, "device": self.options.device}
-            self.call("evaluate", self.folder.path, **sizes, **more)
+            given = {"run_dir": self.folder.path, "dataset_path": self.dataset, "device": str(self.device)}
+            evaluate.evaluate(evaluate.Options(**given, **sizes))
             self.plan.took[hours.EVALUATION] = self.clock.used - since
 
     def end(self) -> None:
@@ -270,17 +268,12 @@ class Auto:
         self.save()
         print(*self.plan.outlook, sep="\n")
         if has(*report.PACKAGES):
-            self.call("report", self.folder.path)
+            report.write_report(report.Options(run_dir=self.folder.path))
         results = [*self.folder.mark("").iterdir(), self.folder.evaluation.results]
         if all(path.stat().st_mtime < self.began for path in results if path.exists()):
             self.clock.discount()  # nothing was left to do
         used = self.clock.used
         print(f"{duration(used)} of {duration(self.limit)} used ({used / self.limit:.0%})")
-
-    def call(self, script: str, *words: object, **flags: object) -> None:
-        paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))  # for a start elsewhere
-        command = [sys.executable, "-P", "-m", f"scripts.{script}", *words, *words_of(flags)]
-        self.attendant.check(command, env=inherited() | {"PYTHONPATH": paths})
 
     def write_recipe(self) -> None:
         text, path = json.dumps(self.plan.settings, indent=4) + "\n", self.path / "recipe.json"

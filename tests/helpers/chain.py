@@ -17,6 +17,7 @@ from tests.helpers import stub
 from tests.helpers.files import edited
 from tests.helpers.jobs import until
 from tests.helpers.scripts import TINY
+from utils.core.options import words_of
 from utils.runs.chain import ROOT
 from utils.runtime import child
 
@@ -57,10 +58,15 @@ class Chain:
         def play(attendant, command, env, **_):
             return stub.main([str(word) for word in command[1:]], env)
 
+        def play_step(recipe, step, **common):
+            if status := play(None, ["", *step.command, *words_of(common)], os.environ):
+                sys.exit(status)
+
         self.calls.unlink(missing_ok=True)
         output, errors = io.StringIO(), io.StringIO()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(child.Attendant, "run", play)
+            patch.setattr(train_cascade, "run_step", play_step)
             patch.delenv("OMP_NUM_THREADS", raising=False)
             for key, value in (self.environment | environment).items():
                 patch.setenv(key, value)

@@ -7,6 +7,7 @@ from it.
 import argparse
 import dataclasses
 import inspect
+import itertools
 import math
 import operator
 import types
@@ -14,8 +15,9 @@ import typing
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
+from utils.core.config import check
 from utils.core.files import UserError
 
 Options = TypeVar("Options")
@@ -135,25 +137,31 @@ def words_of(values: dict[str, object]) -> list[str]:
     return words
 
 
-def parse_options(cls: type[Options], doc: str, argv: list[str] | None, where: str = "") -> Options:
-    """Parse options from `argv`, by default that of this process; invalid ones exit with status 2.
+def parse_options(cls: type[Options], doc: str, argv: list[str] | None) -> Options:
+    """Parse options from `argv`, by default that of this process; invalid ones exit with status 2."""
+    values = vars(make_parser(cls, doc).parse_args(argv))
+    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
-    If they come from a file, named by `where`, invalid ones raise `UserError` instead.
-    """
 
-    def refuse(message: str) -> NoReturn:
-        raise UserError(f"{where}: {message}")
-
-    parser = make_parser(cls, doc)
-    if where:
-        parser.error = refuse
-    values = vars(parser.parse_args(argv))
+def options_from(cls: type[Options], values: dict[str, object], where: str) -> Options:
+    """Options from values of JSON, or of Python; every error is a `UserError` that begins with `where`."""
+    hints, specs = typing.get_type_hints(cls), {each.name: each.metadata["option"] for each in dataclasses.fields(cls)}
+    given: dict[str, object] = {}
+    for name, value in values.items():
+        many, is_path = isinstance(value, list | tuple), _scalar(hints[name]) is Path
+        parts = [Path(part) if is_path and isinstance(part, str) else part for part in (value if many else [value])]
+        parts = parts if many or _is_many(hints[name]) else parts[0]
+        given[name] = check(parts, hints[name], f"{where}: {name!r}")
+        for part in given[name] if isinstance(given[name], tuple) else [given[name]]:
+            if expected := specs[name].expectation(part):
+                raise UserError(f"{where}: {name!r} is {part!r}, expected {expected}")
+    groups = [(word, name) for name in given if (word := specs[name].exclusive)]
+    if both := next((pair for pair in itertools.combinations(groups, 2) if pair[0][0] == pair[1][0]), None):
+        raise UserError(f"{where}: {both[0][1]!r} and {both[1][1]!r} exclude each other; leave one of them out")
     try:
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        return cls(**given)
     except UserError as error:
-        if where:
-            refuse(str(error))
-        raise
+        raise UserError(f"{where}: {error}") from None
 
 
 def _add(container: argparse._ActionsContainer, field: dataclasses.Field, hint: object) -> None:
@@ -166,7 +174,7 @@ def _add(container: argparse._ActionsContainer, field: dataclasses.Field, hint: 
     settings: dict[str, Any] = {"help": help_, "type": lambda text: _parse(text, hint, spec)}
     if spec.choices is not None:
         settings |= {"choices": list(spec.choices)}
-    if any(typing.get_origin(one) is tuple for one in (hint, *typing.get_args(hint))) and spec.convert is None:
+    if _is_many(hint) and spec.convert is None:
         settings["nargs"] = "+"
     if spec.const is not None:
         settings |= {"nargs": "?", "const": spec.const}
@@ -190,6 +198,10 @@ def _parse(text: str, hint: object, spec: Option) -> object:
     if spec.choices is None and (expected := spec.expectation(value)):
         raise argparse.ArgumentTypeError(f"{text}: expected {expected}")
     return value
+
+
+def _is_many(hint: object) -> bool:
+    return any(typing.get_origin(one) is tuple for one in (hint, *typing.get_args(hint)))
 
 
 def _scalar(hint: object) -> Callable[[str], object]:

@@ -2,8 +2,10 @@
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
+from threading import Event, Timer
 
 import torch
 
@@ -24,6 +26,24 @@ def stop_signals() -> list[signal.Signals]:
     """The signals to stop: of Ctrl-C, a scheduler, and a lost terminal unless it is ignored, as by nohup."""
     hangup = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []  # not on every system
     return [signal.SIGINT, signal.SIGTERM, *(each for each in hangup if signal.getsignal(each) != signal.SIG_IGN)]
+
+
+@contextmanager
+def stopping_after(seconds: float | None) -> Iterator[Event]:
+    """Ask this process to stop, as SIGTERM does, so many seconds from now; the event tells whether that has come."""
+    is_late = Event()
+
+    def stop() -> None:
+        is_late.set()
+        signal.raise_signal(signal.SIGTERM)
+
+    timer = Timer(seconds or 0.0, stop)
+    if seconds is not None:
+        timer.start()
+    try:
+        yield is_late
+    finally:
+        timer.cancel()
 
 
 def has(*packages: str) -> bool:
