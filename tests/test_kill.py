@@ -1,45 +1,34 @@
-"""Each step of a small chain, killed at a drawn point and started again, leaves what an uninterrupted one leaves.
+"""A run, killed at drawn points and started again each time, leaves what an uninterrupted one leaves.
 
-A point is the call of the operating system before which the step gets a signal. `--kills 50` kills each step so often,
-and `--kill-seed` repeats the points of a run, which prints its seed.
+A point is the call of the operating system before which it gets a signal. `--kills 300` kills it so often, and
+`--kill-seed` repeats the points of a test, which prints its seed.
 """
 
 import builtins
 import io
 import itertools
-import json
 import os
 import random
 import shutil
 import signal
-from importlib import import_module
 
-from scripts import export, make_dataset
+from scripts import export, make_dataset, train_cascade
+from tests.helpers.chain import recipe_of
 from tests.helpers.deaths import differences
 from tests.helpers.jobs import run_job
-from tests.helpers.runs import SMALL
-from tests.helpers.scripts import TINY, run_main
+from tests.helpers.runs import SMALL, recipe_json
+from tests.helpers.scripts import run_main
 from utils.data.dataset import ImageDataset
-from utils.runs.chain import Recipe, steps_of
-from utils.runs.folders import RunFolder
 
 CALLS = [(os, name) for name in ("open", "mkdir", "replace", "link", "unlink", "rmdir", "fsync", "sync")]
 CALLS += [(io, "open"), (builtins, "open")]
+PARTS = 12  # of a run, in each of which it is killed about once
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)  # the first is the hardest
-SHORT = {"device": "cpu", "batch_size": 6, "log_step": 2, "max_step": 5, "warmup_step": 1, "checkpoint_step": 2}
-SETTINGS = {name: {"device": "cpu"} | settings for name, settings in SMALL.settings.items()}
+SHORT = {"batch_size": 6, "log_step": 2, "max_step": 5, "warmup_step": 1, "checkpoint_step": 2}
+SETTINGS = {name: SMALL.settings[name] for name in ("feature_maps", "codebook", "prune", "generate")}
 SETTINGS |= {"autoencoder": SHORT | {"flip": True}, "decoder": SHORT, "transformer_0": SHORT | {"test_num_sample": 2}}
 SETTINGS["codebook"] |= {"max_epoch": 3, "checkpoint_step": 3, "keep_checkpoint": 2}
 SETTINGS["generate"] |= {"num_images": 7, "batch_size": 3, "animate": "webp"}
-
-
-def commands(pictures, path):
-    """The name, the `main` and the arguments of each step of a chain with one stage, before it of its data."""
-    run = RunFolder(path, 1)
-    yield "data", make_dataset.main, [pictures, "--image-size", 32, "--num-workers", 0, "--out-dir", run.images.parent]
-    for step in steps_of(run, Recipe(TINY, SETTINGS), run.images):
-        yield step.name, import_module(step.script).main, step.command[1:]
-    yield "export", export.main, ["--device", "cpu", path, path / "exported"]
 
 
 def count_calls(last, number):
@@ -59,13 +48,16 @@ def count_calls(last, number):
     return counter
 
 
-def start(main, arguments, log, last=None, number=signal.SIGKILL):
-    """Run a step in a process of its own; returns how many calls it made, unless a signal ended it."""
+def start(folder, faces, log, last=None, number=signal.SIGKILL):
+    """Go from pictures to an exported model in a process of its own; return its calls, unless a signal ended it."""
 
     def work(_):
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        counter = count_calls(last, number)
-        run_main(main, *arguments)
+        counter, run, data = count_calls(last, number), folder / "run", folder / "run/data"
+        words = [folder / "pictures", "--image-size", 32, "--num-workers", 0, "--out-dir", data]
+        run_main(make_dataset.main, *words)
+        run_main(train_cascade.main, f"{folder / 'recipe'}/", data / "dataset.json", run, "--device", "cpu")
+        run_main(export.main, "--device", "cpu", run, run / "exported")
         (log / "count").write_text(str(next(counter)))
 
     ((status, errors),) = run_job(work, log, number=1)
@@ -73,31 +65,23 @@ def start(main, arguments, log, last=None, number=signal.SIGKILL):
     return int((log / "count").read_text()) if status == 0 else None
 
 
-def test_a_step_that_is_killed_and_started_again_leaves_what_an_uninterrupted_one_leaves(
+def test_a_run_that_is_killed_again_and_again_leaves_what_an_uninterrupted_one_leaves(
     pytestconfig, tiny_run, faces, tmp_path
 ):
     """The tiny run is there since it imports what the scripts import late, which would take each start 2 s."""
     kills, seed = pytestconfig.getoption("--kills"), pytestconfig.getoption("--kill-seed")
     print(f"repeat with: pytest tests/test_kill.py --kills {kills} --kill-seed {seed}")
-    run, before, whole, log = (tmp_path / name for name in ("run", "before", "whole", "log"))
-    run.mkdir()
-    stages = json.loads((TINY / "generate.json").read_text())
-    (run / "generate.json").write_text(json.dumps({"0": stages["0"]}))
-    pictures = shutil.copytree(faces.parent, tmp_path / "pictures", ignore=shutil.ignore_patterns("*.json"))
+    folder, whole, rng = tmp_path / "here", tmp_path / "whole", random.Random(seed)
+    pictures = shutil.copytree(faces.parent, folder / "pictures", ignore=shutil.ignore_patterns("*.json"))
     shutil.copy(ImageDataset(faces).path(3), pictures / "copy.png")
     (pictures / "broken.png").write_bytes(b"no picture")
-    for name, main, arguments in commands(pictures, run):
-        shutil.copytree(run, before)
-        calls = start(main, arguments, log)
-        run.rename(whole)
-        rng = random.Random(f"{seed} {name}")
-        for _ in range(kills):
-            shutil.copytree(before, run)
-            place, number = rng.randrange(calls), rng.choice(SIGNALS)
-            point = f"{name}, {number.name} before call {place} of {calls}"
-            assert start(main, arguments, log, place, number) is None, point
-            start(main, arguments, log)
-            assert differences(whole, run) == [], point
-            shutil.rmtree(run)
-        whole.rename(run)
-        shutil.rmtree(before)
+    (recipe_of(1, folder / "recipe") / "recipe.json").write_text(recipe_json(SETTINGS, image_size=32))
+    calls = start(folder, faces, tmp_path / "log")
+    (folder / "run").rename(whole)
+    points = []
+    while len(points) < kills:
+        points.append((rng.randrange(2 * calls // PARTS), rng.choice(SIGNALS)))
+        if start(folder, faces, tmp_path / "log", *points[-1]) is not None:  # it has ended before that
+            shutil.rmtree(folder / "run")
+    start(folder, faces, tmp_path / "log")
+    assert differences(whole, folder / "run") == [], points

@@ -1,10 +1,13 @@
 """Runs that die on the way, and what they leave."""
 
+import json
+
 import torch
 
 from tests.helpers.files import contents
 from utils.training.metrics import read_rows
 
+TIMES = ("digest", "files")  # keys of what covers such numbers, and of timestamps of files
 CLOCK = ("_per_second", "data_wait")  # ends of the names of numbers that depend on the clock
 
 
@@ -34,7 +37,7 @@ def same(first, second):
         return isinstance(second, torch.Tensor) and first.dtype == second.dtype and torch.equal(first, second)
     if isinstance(first, dict):
         first, second = (
-            {key: value for key, value in content.items() if key != "digest" and not str(key).endswith(CLOCK)}
+            {key: value for key, value in content.items() if key not in TIMES and not str(key).endswith(CLOCK)}
             for content in (first, second)
         )
         return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
@@ -44,11 +47,12 @@ def same(first, second):
 
 
 def differences(first, second):
-    """The differences between two folders, except in logs and in records of attempts, run.json."""
+    """The differences between two folders, but for logs, records of attempts, and cached tokens, named by times."""
     names = [
         {path.relative_to(folder) for path in folder.rglob("*") if path.suffix != ".log" and path.name != "run.json"}
         for folder in (first, second)
     ]
+    names = [{name for name in each if name.parent.name != "tokens"} for each in names]
     equal = {name for name in names[0] & names[1] if is_same(first / name, second / name)}
     return [
         *(f"{name} is only in one" for name in sorted(names[0] ^ names[1])),
@@ -62,4 +66,6 @@ def is_same(first, second):
         return True
     if first.suffix == ".pt":
         return same(*(torch.load(path, weights_only=True) for path in (first, second)))
-    return first.suffix == ".jsonl" and same(read_rows(first), read_rows(second))
+    if first.suffix == ".jsonl":
+        return same(read_rows(first), read_rows(second))
+    return first.read_bytes()[:1] == b"{" and same(*(json.loads(path.read_bytes()) for path in (first, second)))
