@@ -80,7 +80,7 @@ def generate_fmap_dataset(options: Options) -> None:
         if options.flip and not model.flip:
             advice = "train it with --flip, or leave --flip out here"
             raise UserError(f"--flip: {options.model_path} has not learned from mirror images; {advice}")
-        dataset = ImageDataset(options.dataset_path, options.out_dir)
+        dataset = ImageDataset(options.dataset_path)
         model.check_image(dataset.shape, options.dataset_path)
         folder, inputs = OutputFolder(options.out_dir), model.origin | {"data": dataset.fingerprint}
         attempted.check_repeats(inputs, dataset.verify)

@@ -59,7 +59,7 @@ def prune_codebook(options: Options) -> None:
     """Write the codebook without the units that are hardly used; raises `UserError` if it would keep less than two."""
     with attempt(__file__, options) as attempted:
         device = choose_device(options.device)
-        dataset = FeatureMapDataset(options.dataset_path, options.out_dir)
+        dataset = FeatureMapDataset(options.dataset_path)
         codebook = Codebook.load(options.codebook_path).to(device)
         codebook.check_fits(options.codebook_path, dataset.shape, dataset.origin)
         autoencoder = options.decoder_path and Autoencoder.load(options.decoder_path).to(device)

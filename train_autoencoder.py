@@ -77,7 +77,7 @@ class AutoencoderTask(GradientTask):
     def __init__(self, options: Options, device: torch.device) -> None:
         self.options, self.device = options, device
         self.config = load_config(options.config_path, AutoencoderConfig)
-        self.dataset = ImageDataset(options.dataset_path, options.out_dir)
+        self.dataset = ImageDataset(options.dataset_path)
         split = self.dataset.split(options.bounds)
         self.training, self.validation = split.training, split.measured
         self.source, self.codebook, self.origin = None, None, {}

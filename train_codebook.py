@@ -67,7 +67,7 @@ class MapTask(Task):
 
     def __init__(self, options: Options, device: torch.device) -> None:
         self.options, self.device = options, device
-        self.dataset = FeatureMapDataset(options.dataset_path, options.out_dir)
+        self.dataset = FeatureMapDataset(options.dataset_path)
         self.config = CodebookConfig.load(options.config_path, self.dataset.shape)
         self.autoencoder = Autoencoder.load(options.decoder_path).to(device)
         self.origin = self.autoencoder.origin

@@ -164,7 +164,7 @@ class StageTask(GradientTask):
 
 
 def load_inputs(options: Options, device: torch.device) -> tuple[FeatureMapDataset, Autoencoder, Codebook, Codebook]:
-    dataset = FeatureMapDataset(options.dataset_path, options.out_dir)
+    dataset = FeatureMapDataset(options.dataset_path)
     autoencoder = Autoencoder.load(options.decoder_path).to(device)
     dataset.check_origin(autoencoder.origin)
     codebooks = []

@@ -1,4 +1,4 @@
-"""Records of a data set: what a `dataset.json` says, from the file or from what is kept of it."""
+"""Records of a data set: what a `dataset.json` says, from the file or from memory."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from tinydb import TinyDB
 from utils.core.files import UserError
 from utils.data import records
 from utils.data.dataset_json import write_dataset
-from utils.data.records import image_key, kept_path, read_dataset, read_packed
+from utils.data.records import image_key, read_dataset, read_packed
 from utils.data.split import position
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
@@ -59,12 +59,11 @@ def test_records_are_those_of_the_file_and_stay_so(expected, info, tmp_path_fact
     path = tmp_path_factory.mktemp("data") / "dataset.json"
     write_dataset(path, expected, info)
     check(read_packed(path, REQUIRED), expected, info)
-    assert not kept_path(path).exists()  # it is small
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(records, "LARGE", 1)
         first = read_packed(path, REQUIRED)
         check(first, expected, info)
-        patch.setattr(records, "pack", None)  # from here on they come from what is kept
+        patch.setattr(records, "pack", None)  # from here on they come from memory
         again = read_packed(path, REQUIRED)
         check(again, expected, info)
         assert again.digest == first.digest
@@ -120,23 +119,7 @@ def test_a_file_that_changes_is_read_again(dataset, keep_all):
     assert names(dataset) == ["a.png"]
 
 
-@pytest.mark.parametrize("part", ["line", "table", "text"])
-@pytest.mark.parametrize("is_cut", [True, False])
-def test_what_is_kept_and_damaged_is_made_again(part, is_cut, dataset, keep_all, caplog):
-    read_packed(dataset, ("image_fpath",))
-    content = bytearray(kept_path(dataset).read_bytes())
-    start = content.index(b"\n") + 1
-    at = {"line": 5, "table": start + 2, "text": len(content) - 1}[part]
-    content[at] ^= 1
-    kept_path(dataset).write_bytes(content[:at] if is_cut else content)
-    assert names(dataset) == ["0.png", "1.png", "2.png"]
-    assert "reading the data set again" in caplog.text
-    caplog.clear()
-    assert names(dataset) == ["0.png", "1.png", "2.png"]
-    assert caplog.text == ""
-
-
-def test_what_is_missing_is_named_although_records_are_kept(dataset, keep_all):
+def test_what_is_missing_is_named_although_records_are_in_memory(dataset, keep_all):
     read_packed(dataset, ("image_fpath",))
     with pytest.raises(UserError, match=r"dataset\.json: record 1 .*'fmap_path'"):
         read_packed(dataset, ("fmap_path",))

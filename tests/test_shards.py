@@ -232,15 +232,10 @@ def test_shards_that_change_places_are_read_again(tmp_path):
     assert [ImageDataset(tmp_path / "shards").label(index) for index in (0, 1)] == [["label1"], ["label0"]]
 
 
-def test_an_index_is_kept_beside_the_shards_or_where_it_may_be(copied, tmp_path, monkeypatch):
+def test_shards_are_read_once_until_one_has_another_name(copied, monkeypatch):
     shards = copied.parent / "shards"
     assert len(ImageDataset(shards)) == 11
-    assert (shards / ".index/shards.records").is_file()
-    sorted(shards.glob("*.tar"))[0].rename(shards / "zz.tar")  # which is read by its new name
+    sorted(shards.glob("*.tar"))[0].rename(shards / "zz.tar")
     assert ImageDataset(shards).path(10) == shards / "zz.tar"
-    shutil.rmtree(shards / ".index")
-    (shards / ".index").write_bytes(b"no folder")
-    assert len(ImageDataset(shards, tmp_path / "run")) == 11
-    assert (tmp_path / "run/.index/shards.records").is_file()
     monkeypatch.setattr(records, "pack", None)  # it is not read again
-    assert len(ImageDataset(shards, tmp_path / "run")) == 11
+    assert len(ImageDataset(shards)) == 11

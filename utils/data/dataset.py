@@ -29,17 +29,12 @@ class FileDataset(Dataset):
 
     required: tuple[str, ...]  # keys of a record, that of its file first
 
-    def __init__(self, path: str | os.PathLike, spare: Path | None = None) -> None:
-        """`path` is a dataset.json or its folder, or shards; `spare` keeps the records if its folder is read-only."""
+    def __init__(self, path: str | os.PathLike) -> None:
+        """`path` is a dataset.json or its folder, or shards."""
         inside = Path(path) / "dataset.json"
         self.index = inside if inside.is_file() else Path(path)
-        self.folder, self.spare = self.index.parent, spare
-        self.records = read_packed(self.index, self.required, spare)
+        self.folder, self.records = self.index.parent, read_packed(self.index, self.required)
         self.shape = tuple(self.read_file(0).shape)
-
-    def __reduce__(self) -> tuple:
-        """Another process opens it again: the cost of a start should not grow with the records."""
-        return type(self), (self.index, self.spare)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -98,8 +93,8 @@ class FeatureMapDataset(FileDataset):
 
     required = ("fmap_path", "image_path")
 
-    def __init__(self, path: str | os.PathLike, spare: Path | None = None) -> None:
-        super().__init__(path, spare)
+    def __init__(self, path: str | os.PathLike) -> None:
+        super().__init__(path)
         self.origin: Origin = self.records.info
         self.flipped, self.rows = self.records.table["flipped"], self.records.table["row"]
         self.paths: dict[int, str] = {}  # of arrays, by the first record of their rows

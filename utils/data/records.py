@@ -2,32 +2,25 @@
 
 import hashlib
 import json
-import logging
 import os
 import struct
-import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from tarfile import BLOCKSIZE
 
 import numpy as np
 
-from utils.core.files import UserError, replace_file
-from utils.core.lock import lock
-from utils.core.provenance import Key, digest, same_key
+from utils.core.files import UserError
+from utils.core.provenance import digest
 from utils.data.checksums import checksum, is_whole
 from utils.data.dataset_json import DEFAULT, INFO, read_tables
 from utils.data.shards import ShardEntry, entry_of, expand, is_sharded, read_file, read_shards, shown
 from utils.data.split import position
 from utils.runtime.progress import progress
 
-log = logging.getLogger(__name__)
-
-LAYOUT = 6  # to be raised with each change of what is kept
-LARGE = 2**23  # bytes of a data set whose records are kept on disk, which one process reads while others wait
+LARGE = 2**23  # bytes of a data set whose records a process reads once: 3 s for 100,000
 
 # Of each record: where its text ends, its position in a split, the row of the array in its file (-1: none), the first
 # record of the run of records with the same file, and whether it is mirrored, and moved.
@@ -64,9 +57,9 @@ KINDS = {  # of the values of these keys, each with how it is known
 
 @dataclass(frozen=True)
 class Records:
-    """N records: `records[index]` reads one. Text and table may lie in a file, which processes map into memory."""
+    """N records: `records[index]` reads one."""
 
-    text: memoryview  # JSON, one record after another
+    text: bytes  # JSON, one record after another
     table: np.ndarray  # N of `ROW`
     info: dict  # of the data set
     digest: str  # of all records: the first part of a fingerprint
@@ -79,7 +72,7 @@ class Records:
     def __getitem__(self, index: int) -> dict:
         ends = self.table["end"]
         end = ends[index]  # an IndexError ends an iteration
-        return json.loads(bytes(self.text[ends[index - 1] if index else 0 : end]))
+        return json.loads(self.text[ends[index - 1] if index else 0 : end])
 
     @property
     def files(self) -> tuple[int, Iterator[str]]:
@@ -93,29 +86,19 @@ def image_key(record: dict) -> str:
     return next(record[key] for key in keys if key in record)
 
 
-def read_packed(path: Path, required: tuple[str, ...], spare: Path | None = None) -> Records:
+def read_packed(path: Path, required: tuple[str, ...]) -> Records:
     """The records of a `dataset.json` or of shards, each with strings at the `required` keys, its file's name first.
 
-    Those of large files and of shards are kept in `.index/` beside them, or in `spare` if that is read-only, and mapped
-    into memory until a file changes. Raises `UserError` naming a record without a key, or with a value of a wrong type.
+    Those of large files and of shards are read once by a process, until a file changes. Raises `UserError` naming a
+    record without a key, or with a value of a wrong type.
     """
-    key = source_of(path, required)
-    if key["size"] < LARGE and not is_sharded(path):
-        return pack(path, required)
-    caches = [kept_path(path), *([kept_path(path, spare)] if spare else [])]
-    if kept := _find_kept(caches, key):
-        return kept
-    with ExitStack() as stack:
-        for cache in caches:
-            with suppress(OSError):  # of a folder that is read-only
-                stack.enter_context(lock(cache.parent, wait=True))
-                break
-        key = source_of(path, required)  # another process may have read it meanwhile, or changed it
-        if kept := _find_kept(caches, key):
-            return kept
-        records = pack(path, required)
-        _keep(caches, key, records)
-        return _find_kept(caches, key) or records
+    state, size = state_of(path)
+    return _read_once(path, required, state) if size >= LARGE or is_sharded(path) else pack(path, required)
+
+
+@lru_cache(maxsize=4)
+def _read_once(path: Path, required: tuple[str, ...], _: str) -> Records:
+    return pack(path, required)
 
 
 def pack(path: Path, required: tuple[str, ...]) -> Records:
@@ -147,51 +130,18 @@ def pack(path: Path, required: tuple[str, ...]) -> Records:
         packed += PACKED.pack(len(text), position(split_by), record.get("row", -1), first, *flags)
         number += 1
     behind = info.get("images") if key == "fmap_path" else f"{images % 2**64:016x}"
-    return Records(memoryview(text), np.frombuffer(packed, ROW), info, digest.hexdigest(), behind, key)
+    return Records(bytes(text), np.frombuffer(packed, ROW), info, digest.hexdigest(), behind, key)
 
 
-def source_of(path: Path, required: tuple[str, ...]) -> Key:
-    """The key of kept records: name, size, timestamp and first header of each file, and how they were read."""
+def state_of(path: Path) -> tuple[str, int]:
+    """What tells that the files of a data set have changed: of each the size, timestamp and first header; all bytes."""
     files, size, each = expand(path) if is_sharded(path) else [path] if path.is_file() else [], 0, []
     for file in files:
         status = file.stat()
         size += status.st_size
         with file.open("rb") as opened:
             each.append([file.name, status.st_size, status.st_mtime_ns, checksum(opened.read(BLOCKSIZE))])
-    return {"size": size, "files": digest(each), "layout": LAYOUT, "required": list(required)}
-
-
-def kept_path(path: Path, folder: Path | None = None) -> Path:
-    return (folder or (path if path.is_dir() else path.parent)) / ".index" / f"{path.stem}.records"
-
-
-def _find_kept(caches: list[Path], key: Key) -> Records | None:
-    """The first kept records of a data set that has not changed since."""
-    for cache in filter(Path.is_file, caches):
-        with suppress(OSError, ValueError, KeyError, TypeError):  # of one that is damaged
-            with cache.open("rb") as file:
-                head, start = json.loads(file.readline()), file.tell()
-            if not same_key(head["key"], key):
-                continue
-            content = memoryview(np.memmap(cache, np.uint8, "r"))[start:]
-            if zlib.crc32(content) == head["crc"]:
-                table = np.frombuffer(content, ROW, head["number"])
-                parts = (head["info"], head["digest"], head["images"], key["required"][0])
-                return Records(content[table.nbytes :], table, *parts)
-        log.warning("%s: damaged; reading the data set again", cache)
-    return None
-
-
-def _keep(caches: list[Path], key: Key, records: Records) -> None:
-    """Keep records in the first of these caches that takes them: a line of JSON, the table and the text."""
-    head = {"key": key, "number": len(records), "info": records.info}
-    head |= {"digest": records.digest, "images": records.images}
-    head["crc"] = zlib.crc32(records.text, zlib.crc32(records.table))
-    for cache in caches:
-        # Of a read-only folder, a full disk, or on Windows a file that another process has mapped.
-        with suppress(OSError), replace_file(cache, durable=False) as temporary, temporary.open("wb") as file:
-            file.writelines((json.dumps(head).encode() + b"\n", records.table, records.text))
-            return
+    return digest(each), size
 
 
 def read_records(path: Path, required: tuple[str, ...]) -> Iterator[tuple[str, dict]]:
