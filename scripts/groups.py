@@ -51,14 +51,19 @@ def inside(folder: Path, path: Path) -> str:
     return os.fsencode(path.relative_to(folder).as_posix()).decode(errors="backslashreplace")
 
 
-def review(how: str | None, records: list[dict], hashes: list[str]) -> None:
+def review(how: str | None, folder: Path, records: list[dict], hashes: list[str]) -> None:
     """Make groups of near-duplicates, if `how` says so; print numbers of the groups; warn of what they do to the split.
 
-    `hashes` are those of the records, or empty if near-duplicates are not to be looked for.
+    `hashes` are those of the records, whose images lie in `folder`, or empty if near-duplicates are not to be looked
+    for.
     """
     order = sorted(range(len(records)), key=lambda index: records[index]["image_fpath"])
     records = [records[index] for index in order]
-    pairs = near_duplicates.near_pairs(np.array([int(hashes[index], 16) for index in order if hashes], dtype=np.uint64))
+    numbers = np.array([int(hashes[index], 16) for index in order if hashes], dtype=np.uint64)
+    pairs = near_duplicates.near_duplicates(numbers, [folder / record["image_fpath"] for record in records])
+    if near_duplicates.is_template(pairs, len(records)):
+        print("the images are drawings of one template, each near to some others: the split is by image")
+        pairs = pairs[:0]
     if how == NEAR:
         _group_near(records, pairs)
     sides = sides_of((record.get("group", record["image_fpath"]) for record in records), Bounds())

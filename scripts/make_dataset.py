@@ -279,7 +279,8 @@ def count_ignored(others: Sequence[Path]) -> str:
 
 def review(options: Options, records: list[dict], entries: list[dict]) -> None:
     """Group the records; print what their number, their transparency and their near-duplicates do to a model."""
-    groups.review(options.group_by, records, [entry["hash"] for entry in entries if "hash" in entry])
+    hashes = [entry["hash"] for entry in entries if "hash" in entry]
+    groups.review(options.group_by, options.out_dir, records, hashes)
     if number := sum(entry.get(TRANSPARENT, False) for entry in entries):
         under = {WHITE: "white", CHECKER: "a checker"}.get(options.background, f"the colour {options.background}")
         advice = f"; --background COLOUR or {CHECKER} changes that" if options.background == WHITE else ""

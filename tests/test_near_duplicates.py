@@ -6,9 +6,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
-from scripts import near_duplicates
-from scripts.near_duplicates import KEPT, MOST_BITS, MOST_IN_GROUP, count_straddling, join, near_pairs
+from scripts.near_duplicates import (
+    KEPT,
+    MOST_BITS,
+    MOST_IN_GROUP,
+    count_straddling,
+    hash_image,
+    is_template,
+    join,
+    near_duplicates,
+    near_pairs,
+)
 from utils.data.split import TEST, TRAINING, VALIDATION
 
 
@@ -72,9 +82,7 @@ def test_the_many_images_of_long_bursts_stay_together():
     assert (bursts[pairs[:, 0]] == bursts[pairs[:, 1]]).all()
     sides = np.where(rng.random(len(hashes)) < 0.1, TEST, TRAINING)
     assert count_straddling(pairs, sides) >= 0.99 * (sides == TEST).sum()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(near_duplicates, "MOST_IN_GROUP", len(hashes))
-        first, num_refused = join(pairs, len(hashes))
+    first, num_refused = join(pairs, len(hashes), len(hashes))
     assert (first == bursts * 200).all()
     assert num_refused == 0
 
@@ -84,9 +92,7 @@ def test_the_many_images_of_long_bursts_stay_together():
 def test_no_group_is_larger_than_the_cap_and_each_is_connected(seed, number, most):
     rng = np.random.default_rng(seed)
     pairs = np.sort(rng.integers(0, number, (2 * number, 2)), axis=1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(near_duplicates, "MOST_IN_GROUP", most)
-        first, num_refused = join(pairs, number)
+    first, num_refused = join(pairs, number, most)
     assert max(Counter(first.tolist()).values()) <= most
     assert (first <= np.arange(number)).all()
     assert (first[first] == first).all()
@@ -109,3 +115,51 @@ def test_straddling_images_are_those_with_a_partner_on_another_side(seed, share)
     near = distances_of(hashes) <= MOST_BITS
     expected = sum((near[image] & (sides != sides[image])).any() for image in np.flatnonzero(sides != TRAINING))
     assert count_straddling(near_pairs(hashes), sides) == expected
+
+
+def draw(seed, *, is_template):
+    """A drawing: circles at random places, or as a template has them, and then of other colours as bright as its own."""
+    rng = np.random.default_rng(seed)
+    fixed = np.random.default_rng(0) if is_template else rng
+    image = Image.new("RGB", (128, 128), "white")
+    for _ in range(12):
+        (x, y), size, bright = fixed.integers(20, 108, 2).tolist(), int(fixed.integers(8, 24)), fixed.integers(60, 200)
+        colour = rng.dirichlet((1, 1, 1)) * 3 * bright
+        place = (x - size, y - size, x + size, y + size)
+        ImageDraw.Draw(image).ellipse(place, fill=tuple(colour.clip(0, 255).astype(int).tolist()))
+    return image
+
+
+def write_all(images, folder):
+    """The hashes and the paths of images that are written to a folder."""
+    paths = [folder / f"{number:03d}.jpg" for number in range(len(images))]
+    for image, path in zip(images, paths, strict=True):
+        image.save(path, quality=90)
+    return np.array([int(hash_image(image), 16) for image in images], np.uint64), paths
+
+
+def test_copies_of_drawings_of_one_template_are_found_and_no_other_pairs(tmp_path):
+    pytest.importorskip("imagehash")
+    images = [draw(seed, is_template=True) for seed in range(200)]
+    for seed in range(10):
+        small = images[seed].resize((64, 64)).resize((128, 128))
+        darker, mirrored = ImageEnhance.Brightness(images[seed]).enhance(0.7), ImageOps.mirror(images[seed])
+        images += [small, darker, mirrored]
+    hashes, paths = write_all(images, tmp_path)
+    pairs = near_duplicates(hashes, paths)
+    first, _ = join(pairs, len(images))
+    assert all(first[200 + copy] == first[copy // 3] for copy in range(30))
+    assert len(near_pairs(hashes)) > 500  # which the hash takes for copies
+    assert len(pairs) < 60  # the 10 images with their 3 copies
+    assert not is_template(pairs, len(images))
+
+
+def test_bursts_are_groups_and_a_chain_through_all_images_is_a_template(tmp_path):
+    pytest.importorskip("imagehash")
+    images = [draw(seed, is_template=False).crop((at, 0, 120 + at, 128)) for seed in range(20) for at in (0, 1, 2)]
+    pairs = near_duplicates(*write_all(images, tmp_path))
+    first, _ = join(pairs, len(images))
+    assert first.tolist() == [number // 3 * 3 for number in range(60)]
+    assert not is_template(pairs, len(images))
+    chain = np.stack([np.arange(199), np.arange(1, 200)], axis=1)
+    assert is_template(chain, 200) and not is_template(chain[:40], 200)
