@@ -47,12 +47,13 @@ def same(first, second):
 
 
 def differences(first, second):
-    """The differences between two folders, but for logs, records of attempts, and cached tokens, named by times."""
+    """The differences between two folders, but for what tells of times: logs, records, cards, cached tokens."""
+    names = [{path.relative_to(folder) for path in folder.rglob("*")} for folder in (first, second)]
     names = [
-        {path.relative_to(folder) for path in folder.rglob("*") if path.suffix != ".log" and path.name != "run.json"}
-        for folder in (first, second)
+        {name for name in each if name.name not in ("run.json", "README.md", "tokens")}
+        - {name for name in each if name.suffix == ".log" or name.parent.name == "tokens"}
+        for each in names
     ]
-    names = [{name for name in each if name.parent.name != "tokens"} for each in names]
     equal = {name for name in names[0] & names[1] if is_same(first / name, second / name)}
     return [
         *(f"{name} is only in one" for name in sorted(names[0] ^ names[1])),
