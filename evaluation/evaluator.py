@@ -101,6 +101,7 @@ class Evaluator:
             levels=tuple(levels),
             no_test=self.no_test,
             models=fingerprints_of(run.folder),
+            num_groups=len(np.unique(self.dataset.records.table["position"][self.held_out[: self.number]])),
         )
 
     def reconstruction(self) -> list[results.Reconstruction]:

@@ -14,6 +14,8 @@ SETS = TRAINING, RECONSTRUCTIONS, QUANTIZED, SAMPLES = (
     "samples",
 )
 
+FEW_GROUPS = 20  # held-out images of fewer groups are other pictures than the rest by chance
+
 
 @dataclass(frozen=True)
 class Reconstruction:
@@ -126,10 +128,25 @@ class Results:
     levels: tuple[Level, ...] = ()  # of the stages, from coarse to fine
     no_test: str = ""  # that validation images were measured, since there is no test image, and why
     models: dict | None = None  # the fingerprints of its checkpoints, by their paths; None: not noted
+    num_groups: int | None = None  # among the held-out images that were measured: an image without one is its own
 
     @property
     def held_out(self) -> str:
         return "validation images" if self.no_test else "test images"
+
+    @property
+    def caveat(self) -> str:
+        """Why distances cannot judge samples, if they cannot."""
+        floor, reasons = self.distance(TRAINING), []
+        if self.num_groups is not None and self.num_groups < FEW_GROUPS:
+            reasons.append(f"the {self.num_images} {self.held_out} belong to {self.num_groups} groups only")
+        if floor is not None and floor.kernel_low > 0:
+            apart = f"{floor.kernel:.3f} ({floor.kernel_low:.3f} to {floor.kernel_high:.3f})"
+            reasons.append(f"training images themselves are at a kernel distance of {apart} from them")
+        if not reasons:
+            return ""
+        differ = f"The {self.held_out} differ from the training images as a whole; distances cannot judge samples"
+        return f"{differ}: {' and '.join(reasons)}."
 
     @property
     def decoding(self) -> str:
@@ -178,6 +195,7 @@ def markdown(results: Results) -> str:
         f"{results.num_images} images in each set, of {results.num_held_out} {results.held_out}; "
         f"{results.num_training} training images; seed {results.seed}. Features: {results.extractor}.",
         results.no_test,
+        results.caveat,
         results.decoding,
         _table(["PSNR (dB)", "SSIM"], fidelity),
         _table(["tokens per image", "bits per image"], costs),

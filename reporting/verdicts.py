@@ -61,7 +61,10 @@ def verdict(subject: str, value: float, limits: tuple[float, float], text: str, 
 def judge(run: Run) -> list[Verdict]:
     steps = [*fidelity(decoded_psnr(run), quantized_psnr(run)), *map(pruning, run.of_kind("codebook")), *stages(run)]
     steps = [each for each in steps if each is not None]
-    outcomes = [] if run.evaluation is None else [*comparison(run.evaluation), *novelty(run.evaluation)]
+    outcomes = [] if run.evaluation is None else comparison(run.evaluation)
+    if run.evaluation is not None:  # it is no praise that what is far from real pictures is new
+        is_far = any(each.subject == "Samples" and each.grade == POOR for each in outcomes)
+        outcomes += [each for each in novelty(run.evaluation) if not (is_far and each.grade == GOOD)]
     poor = next((each.subject.lower() for each in [*steps, *outcomes] if each.grade == POOR), None)
     return [*steps, *(doubted(each, poor) if poor and each.grade == GOOD else each for each in outcomes)]
 
@@ -220,6 +223,17 @@ def comparison(results: Results) -> list[Verdict]:
     reference = quantized or floor
     if samples is None or reference is None:
         return []
+    least = max(reference.kernel_high, floor.kernel_high if floor else 0, LEAST)
+    if samples.kernel_low > DISTANCE[1] * least and (results.caveat or results.num_images < ENOUGH):
+        text = (
+            f"The samples are far from real pictures: at a kernel distance of {samples.kernel:.3f} "
+            f"({samples.kernel_low:.3f} to {samples.kernel_high:.3f}), where {reference.name} are at most at "
+            f"{least:.3f}."
+        )
+        return [Verdict("Samples", POOR, text, what_to_improve(results))]
+    if results.caveat:
+        advice = "Make the data set again with groups of your own, so that all kinds of pictures are held out."
+        return [Verdict("Samples", UNCLEAR, results.caveat, advice)]
     if results.num_images < ENOUGH:
         text = (
             f"{results.num_images} images in each set are too few to judge how close samples come to real images, how "
@@ -227,7 +241,6 @@ def comparison(results: Results) -> list[Verdict]:
         )
         advice = f"Evaluate at least {ENOUGH} {results.held_out}; by default 5 % of all images are held out as such."
         return [Verdict("Samples", UNCLEAR, text, advice)]
-    least = max(reference.kernel_high, floor.kernel_high if floor else 0, LEAST)
     text = (
         f"The kernel distance between samples and {results.held_out} is {samples.kernel:.3f}; that of {reference.name} "
         f"is {reference.kernel:.3f}, the best that samples can reach. The samples are "

@@ -353,7 +353,7 @@ def test_the_file_has_its_public_keys_and_the_table_its_numbers(evaluated):
     out, content = evaluated
     assert list(content) == [
         "extractor", "num_images", "num_held_out", "num_training", "seed", "settings", "reconstruction", "bits",
-        "distances", "novelty", "missing", "seconds", "decoder", "levels", "no_test", "models",
+        "distances", "novelty", "missing", "seconds", "decoder", "levels", "no_test", "models", "num_groups",
     ]  # fmt: skip
     kinds = ["kernel", "kernel_low", "kernel_high", "frechet", "precision", "recall"]
     assert list(content["distances"][0]) == ["name", *kinds]

@@ -36,7 +36,7 @@ def level(name, kernel, bits=20.0, precision=0.7, recall=0.8):
 
 def distance(name, kernel, precision, recall):
     """Distances of a set."""
-    row = spans(kernel, 0.1 * kernel, "kernel")
+    row = spans(kernel, 0.1 * kernel + 0.002, "kernel")
     return {"name": name, "frechet": 100.0, "precision": precision, "recall": recall} | row
 
 
@@ -73,7 +73,7 @@ MADE_UP = {
     "untrained": (
         [EARLY] * 2,
         evaluation((2.0, 0.1, 0.0), [level("stage 0", 0.9, 30, 0.1, 0.0), level("stage 1", 1.2, 30)], 0.0, (16, 15.5)),
-        "pg" + "pp" + "ppp" + "u",
+        "pg" + "pp" + "ppp",
         "Autoencoder: train the autoencoder longer",
     ),
     "untrained, of few images": (
@@ -81,7 +81,7 @@ MADE_UP = {
         "Stage 0: train for more steps",
     ),
     "collapsed": (
-        [LEARNED] * 2, evaluation((0.5, 1.0, 0.02), ABOVE), "gg" + "gp" + "pup" + "u", "Stage 1: train it longer"
+        [LEARNED] * 2, evaluation((0.5, 1.0, 0.02), ABOVE), "gg" + "gp" + "pup", "Stage 1: train it longer"
     ),
     "memorizing": (
         [LEARNED, BY_HEART], evaluation((0.03, 0.9, 0.8), AT_FLOOR, 0.3), "gg" + "gf" + "uuu" + "p",
@@ -110,6 +110,25 @@ def test_copies_are_certain_even_among_few_images(copies, grade, tmp_path):
     by_subject, _ = judged(tmp_path, results=evaluation((0.03, 0.8, 0.8), copies=copies, num_images=99))
     assert by_subject["Samples"].grade == "unclear"
     assert (by_subject["Novelty"].grade if grade else by_subject.get("Novelty")) == grade
+
+
+@pytest.mark.parametrize(
+    ("floor", "samples", "more", "grade"),
+    [
+        (0.155, 0.16, {}, "unclear"),  # of a data set that is split badly nothing can be told
+        (0.155, 1.0, {}, "poor"),
+        (0.0, 0.03, {"num_groups": 8}, "unclear"),
+        (0.0, 0.03, {"num_groups": 300}, "good"),
+        (0.0, 1.0, {"num_images": 65}, "poor"),
+    ],
+)
+def test_samples_are_judged_where_the_test_images_can_tell(floor, samples, more, grade, tmp_path):
+    results = evaluation((samples, 0.8, 0.8)) | more
+    results["distances"][0] = distance("training images", floor, 0.9, 0.9)
+    results["distances"][1] = distance("quantized reconstructions", floor + 0.03, 0.8, 0.8)
+    verdict = judged(tmp_path, results=results)[0]["Samples"]
+    assert verdict.grade == grade
+    assert ("differ from the training images as a whole" in verdict.text) == (grade == "unclear")
 
 
 @pytest.mark.parametrize(
