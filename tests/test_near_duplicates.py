@@ -118,7 +118,7 @@ def test_straddling_images_are_those_with_a_partner_on_another_side(seed, share)
 
 
 def draw(seed, *, is_template):
-    """A drawing: circles at random places, or at those of a template, in other colours that are as bright as its own."""
+    """A drawing: circles at random places, or at those of a template, in other colours as bright as its own."""
     rng = np.random.default_rng(seed)
     fixed = np.random.default_rng(0) if is_template else rng
     image = Image.new("RGB", (128, 128), "white")
