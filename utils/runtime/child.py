@@ -23,20 +23,11 @@ class Attendant:
         self.child: subprocess.Popen | None = None
         self.is_starting = False
         self.stop = 0  # the status to end with, once a signal has come
-        self.is_late = False  # whether the last program was stopped because its time was over
 
-    def run(
-        self,
-        command: list[str | Path],
-        *,
-        seconds: float | None = None,
-        env: Mapping[str, str] = os.environ,
-        **options: object,
-    ) -> int:
+    def run(self, command: list[str | Path], *, env: Mapping[str, str] = os.environ, **options: object) -> int:
         """Run a program to its end; return its status, or 128 and the number of the signal that ended it.
 
-        After so many `seconds` it is asked to stop, by SIGTERM, and waited for. A script stops also when this process
-        is killed: `is_attended`.
+        A script stops also when this process is killed: `is_attended`.
         """
         if self.stop:
             sys.exit(self.stop)
@@ -52,13 +43,7 @@ class Attendant:
             self.is_starting = False
         if GROUPS and self.stop:  # the signal came before the program was there
             self.child.send_signal(self.stop - 128)
-        try:
-            self.is_late = False
-            status = self.child.wait(seconds)
-        except subprocess.TimeoutExpired:
-            self.is_late = True
-            self.child.terminate()
-            status = self.child.wait()
+        status = self.child.wait()
         self.child = None
         return status if status >= 0 else 128 - status
 
