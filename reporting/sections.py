@@ -19,6 +19,7 @@ from reporting.run import Job, Run, Step
 from utils.core.files import UserError
 from utils.core.provenance import check_origin
 from utils.data.images import to_uint8
+from utils.runs.attempt import from_here
 from utils.runs.chain import is_unfinished, missing_in
 from utils.runs.checkpoint import load_checkpoint
 from utils.runs.folders import CONDITION, OutputFolder
@@ -73,7 +74,7 @@ def title_of(folder: OutputFolder, script: str = "") -> str:
 
 def overview(run: Run, models: Models) -> dict:
     judged, job = verdicts.judge(run), run.job("autoencoder")
-    dataset = job and job.last.arguments.get("dataset_path")
+    dataset = job and from_here(job.last.arguments.get("dataset_path") or "")
     fmap = next((book.fmap_shape for book in models.codebooks.values()), None)
     unfinished = [step.folder.name for step in run.steps.values() if is_unfinished(run.folder, step.folder)]
     missing = [name for name in missing_in(run.folder) if name not in unfinished]
@@ -112,17 +113,17 @@ def again(run: Run, job: Job | None) -> str | None:
     if job is None or not run.folder.mark("").is_dir():
         return None
     recipe, dataset = (job.last.arguments[name] for name in ("config_path", "dataset_path"))
-    words = [f"{Path(recipe).parent}/", dataset, str(run.folder.path)]
+    words = [f"{from_here(Path(recipe).parent)}/", dataset, run.folder.path]
     if run.plan is not None:  # within the hours
         words = ["auto", run.plan.get("dataset") or dataset, words[2], "--hours", f"{run.plan['hours']:g}"]
     if (device := job.last.arguments["device"]) != "auto":
         words += ["--device", device]
-    return shlex.join(["python", "-m", "scripts.train_cascade", *words])
+    return shlex.join(["python", "-m", "scripts.train_cascade", words[0], *map(from_here, words[1:])])
 
 
 def evaluate(run: Run, dataset: str | None) -> str:
     images = ["--dataset-path", dataset] if dataset else []
-    return shlex.join(["python", "-m", "scripts.evaluate", str(run.folder.path), *images])
+    return shlex.join(["python", "-m", "scripts.evaluate", *map(from_here, (run.folder.path, *images))])
 
 
 def generation(run: Run, models: Models, quality: Quality) -> dict:
@@ -216,7 +217,7 @@ def jobs(run: Run) -> list[dict]:
 def usage(run: Run) -> dict[str, str]:
     if run.generation is None or any(step.name in missing_in(run.folder) for step in run.folder.transformers):
         return {}
-    folder = shlex.quote(str(run.folder.path))
+    folder = shlex.quote(from_here(run.folder.path))
     exported = shlex.quote(f"exported/{run.folder.path.resolve().name}")
     return {
         "Click through it in the browser, on this machine:": f"python -m scripts.playground {folder}",

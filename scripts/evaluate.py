@@ -57,12 +57,16 @@ class Options:
 
 
 def main(argv: list[str] | None = None) -> None:
-    evaluate(parse_options(Options, __doc__, argv))
+    if table := evaluate(parse_options(Options, __doc__, argv)):
+        print(f"\n{table}")
 
 
 @torch.no_grad()
-def evaluate(options: Options) -> None:
-    """Measure a run and write what was measured; raises `UserError` if it has nothing to measure."""
+def evaluate(options: Options) -> str:
+    """Measure a run and write what was measured; return it as a table, in process 0.
+
+    Raises `UserError` if it has nothing to measure.
+    """
     start = time.perf_counter()
     device = choose_device(options.device)
     cli.need("requirements-extra.txt", *PACKAGES)
@@ -81,13 +85,14 @@ def evaluate(options: Options) -> None:
         agree({"arguments": dataclasses.asdict(options), "data": dataset.fingerprint["index"]})
         results = evaluator.evaluate(start)
         if not is_main():
-            return
+            return ""
         table = markdown(results)
         write_file(out.table, table)
         write_file(out.results, json.dumps(dataclasses.asdict(results), indent=1) + "\n")
-    print(f"\n{table}\nwrote {out.results} in {results.seconds:.0f} s")
+    print(f"wrote {out.results} in {results.seconds:.0f} s")
     for match in (results.novelty.near_copies if results.novelty else [])[:MOST_COPIES]:
         print(f"sample {match.sample} looks like the training image {match.name} (distance {match.distance:.2f})")
+    return table
 
 
 if __name__ == "__main__":

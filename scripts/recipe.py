@@ -4,6 +4,7 @@ import utils.runtime.threads  # noqa: F401
 
 import dataclasses
 import gc
+import logging
 import math
 from collections.abc import Sequence
 from importlib import import_module
@@ -22,6 +23,7 @@ from utils.core.files import UserError
 from utils.core.options import ScriptOptions, options_from
 from utils.core.size import MOST_PIXELS, Size
 from utils.data.dataset import ImageDataset
+from utils.runs.attempt import printed
 from utils.runs.chain import Recipe, Step
 from utils.runs.folders import CONDITION, RunFolder
 from utils.runtime.device import reset_peak_memory
@@ -53,13 +55,20 @@ def check_device(recipe: Recipe, device: str | None) -> None:
 
 
 def run_step(recipe: Recipe, step: Step, **common: object) -> None:
-    """Run a step in this process, with options that all steps have; raises what the step raises."""
+    """Run a step in this process, with options that all steps have; raises what the step raises.
+
+    Of its log, warnings alone are printed.
+    """
     options = dataclasses.replace(options_of(recipe, step), **common)
     gc.collect()
     if getattr(options, "compile", False):  # what was compiled for other models
         torch.compiler.reset()
     reset_peak_memory()
-    getattr(import_module(step.script), step.script)(options)
+    level = printed.set(logging.WARNING)
+    try:
+        getattr(import_module(step.script), step.script)(options)
+    finally:
+        printed.reset(level)
 
 
 def options_of(recipe: Recipe, step: Step) -> ScriptOptions:

@@ -18,6 +18,7 @@ if not __package__:  # started by its path, from anywhere
 from utils.runtime.threads import inherited
 
 import json
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -40,6 +41,7 @@ from utils.runs.folders import RunFolder
 from utils.runtime import child, cli
 from utils.runtime.cli import stop_signals
 from utils.runtime.cores import available_cores
+from utils.training.metrics import read_rows
 
 AUTO = "auto"  # in the place of a recipe
 STOPPED = [128 + number for number in stop_signals()]
@@ -69,15 +71,24 @@ class Options:
     rdzv_endpoint: str | None = option("HOST:PORT of one of several machines", None)
     hours: float | None = option("for auto: hours from the images to the report", None, above=0)
     plan_only: bool = option("for auto: write OUT/recipe and stop", False)
+    minutes: float | None = option("for auto: the same in minutes", None, above=0)
+    tensorboard: bool = option("also write tensorboard/ in the folders of trainings", False)
     seed: int | None = option("of the random choices of all steps", None, unset="those of the recipe", low=0)
     dry_run: bool = option("try every step briefly, then print the hours, disk and memory that the recipe needs", False)
 
     def __post_init__(self) -> None:
+        if self.minutes is not None:
+            if self.hours is not None:
+                raise UserError("--minutes and --hours say the same: leave one of them out")
+            object.__setattr__(self, "hours", self.minutes / 60)
         if self.recipe != AUTO and (self.hours is not None or self.plan_only):
             advice = f"write {AUTO} in its place, or leave them out"
             raise UserError(f"--hours and --plan-only are for {AUTO}, and RECIPE is {self.recipe}; {advice}")
-        if self.recipe == AUTO and (self.hours is None or self.dry_run or self.launcher("")):
-            raise UserError("auto needs --hours, and plans for one process: leave out --dry-run, --nproc and the like")
+        if self.recipe == AUTO and self.hours is None:
+            command = shlex.join(["python", "-m", "scripts.train_cascade", AUTO, *map(str, (self.dataset, self.out))])
+            raise UserError(f"auto needs the hours that it may take, such as: {command} --hours 1")
+        if self.recipe == AUTO and (self.dry_run or self.launcher("")):
+            raise UserError("auto plans for one process: leave out --dry-run, --nproc and the like")
         if self.dry_run and (self.out or self.overwrite or self.verify or self.launcher("")):
             advice = "leave out OUT and all flags but --device"
             raise UserError(f"--dry-run: tries each step in one process and a folder of its own; {advice}")
@@ -114,6 +125,13 @@ def main(argv: list[str] | None = None) -> None:
             with suppress(OSError):  # the terminal may be gone
                 print("stopped; the same command as before goes on from here", file=sys.stderr, flush=True)
         raise
+
+
+def learned(step: Step) -> str:
+    """The newest validation result of a training, as text; none of another step."""
+    rows = read_rows(step.folder.metrics) if step.script.startswith("train_") and step.folder.metrics.is_file() else []
+    known = [f", {name} {row[name]:.4g}" for row in reversed(rows) for name in ("val_psnr", "val_loss") if name in row]
+    return known[0] if known else ""
 
 
 class Chain:
@@ -186,16 +204,17 @@ class Chain:
             verify_files(self.images.index if data == self.options.dataset else data)
             self.verified.add(data)
 
-    def run(self, only: str | None = None) -> None:
-        """Run the steps that are not done, or `only` one of them."""
+    def run(self, only: str | None = None, note: str = "") -> None:
+        """Run the steps that are not done, or `only` one of them; a `note` is printed with its name."""
         self.copy_generation()
-        for step, key in self.keys():
+        for number, (step, key) in enumerate(self.keys(), 1):
             if only not in (None, step.name):
                 continue
             if (reason := self.reason(step, key)) is None:
                 print(f"== {step.name}: done")
             else:
-                print(*([reason] if reason else []), f"== {step.name}", sep="\n", flush=True)
+                head = f"== {step.name}, step {number} of {len(self.steps)}{note}"
+                print(*([reason] if reason else []), head, sep="\n", flush=True)
                 self.run_step(step)
                 if step.name == "feature_maps":
                     self.maps = self.fingerprint_of_maps()
@@ -223,6 +242,8 @@ class Chain:
         self.folder.mark(step.name).unlink(missing_ok=True)
         options = self.options
         common = {"device": options.device or "auto", "overwrite": options.overwrite, "verify": options.verify}
+        if step.script.startswith("train_"):
+            common |= {"tensorboard": True} if options.tensorboard else {}
         if launcher := options.launcher(step.name):
             environment = inherited()
             if options.nproc is not None:  # torchrun would choose 1
@@ -233,7 +254,7 @@ class Chain:
                 sys.exit(attendant.stop or status)  # torchrun ends with 1, whatever the signal
         else:
             run_step(self.recipe, step, **common)
-        print(f"{step.name} took {time.monotonic() - since:.0f} s")
+        print(f"{step.name} took {time.monotonic() - since:.0f} s{learned(step)}", flush=True)
         if missing := [path for path in step.results if not path.is_file()]:
             advice = "remove the folder of this step and run this again"
             raise UserError(f"{step.name} has ended without {missing[0]}; {advice}")

@@ -12,7 +12,7 @@ from tests.helpers.scripts import TINY, expect_error, expect_exit
 from train_autoencoder import Options
 from utils.core.files import UserError
 from utils.core.options import parse_options
-from utils.runs.attempt import FINISHED, read_attempts
+from utils.runs.attempt import FINISHED, from_here, read_attempts
 from utils.runs.folders import OutputFolder
 from utils.training.gradient import GradientLearner
 
@@ -45,7 +45,9 @@ def test_an_attempt_holds_what_was_asked_with_what_and_how_it_ended(begun, train
     words = shlex.split(first.command)
     assert words[:2] == ["python", "train_autoencoder.py"]
     typed = vars(parse_options(Options, "", words[2:]))
-    assert {name: str(value) for name, value in typed.items()} == {k: str(v) for k, v in first.arguments.items()}
+    assert {name: str(value) for name, value in typed.items()} == {
+        k: from_here(str(v)) for k, v in first.arguments.items()
+    }
 
 
 @pytest.mark.parametrize("flags", [["--resume", "--seed", 1], ["--config-path", "no-such.json"], ["--device", "x"]])

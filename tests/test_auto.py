@@ -297,7 +297,7 @@ class World:
         yield SimpleNamespace(is_set=lambda: self.is_late)
         self.limit = None
 
-    def run(self, name):
+    def run(self, name, note=""):
         """Spend the time of a step."""
         seconds = self.limit or math.inf
         step, options = self.auto.steps[name], self.recipe.settings.get(hours.section_of(name), {})

@@ -7,6 +7,7 @@ import math
 import re
 from contextlib import nullcontext
 from importlib import import_module
+from pathlib import Path
 from timeit import timeit
 from types import SimpleNamespace
 
@@ -129,16 +130,17 @@ def test_the_benchmark_of_quality_shows_auto_and_each_share(tmp_path, rows_of):
         trained.append(recipe)
         return 60.0 * len(trained)
 
-    def run(script, *words):
-        ran.append((script, *words))
-        write_file(words[2] / "recipe/clock.json", json.dumps({"seconds": 90.0}))
-        write_file(words[2] / "report.html", "")
+    def run(words):
+        ran.append(words)
+        write_file(Path(words[2]) / "recipe/clock.json", json.dumps({"seconds": 90.0}))
+        write_file(Path(words[2]) / "report.html", "")
 
     out = tmp_path / "out"
     options = ["--out-dir", out, "--minutes", 1.5, "--runs", 2, "--recipe", "tiny-32", "--shares", 1, 0.5]
-    rows = rows_of("quality", "data.json", *options, train_recipe=train, evaluate=lambda *_: results, run=run)
-    assert [(words[1], *words[3:]) for words in ran] == [
-        ("auto", out / f"auto-1.5-{seed}", "--hours", 0.025, "--seed", seed) for seed in (0, 1)
+    small = {"train_cascade": SimpleNamespace(main=run), "measured_anew": lambda *_: results}
+    rows = rows_of("quality", "data.json", *options, train_recipe=train, **small)
+    assert [[words[0], *words[2:]] for words in ran] == [
+        ["auto", f"{out}/auto-1.5-{seed}", "--hours", "0.025", "--seed", str(seed)] for seed in (0, 1)
     ]
     assert [recipe.settings["decoder"]["max_step"] for recipe in trained] == [150, 300]
     same = ["30.0", "0.100", "0.200", "0.300", "0.50", "0.75"]

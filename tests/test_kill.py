@@ -25,10 +25,10 @@ CALLS += [(io, "open"), (builtins, "open")]
 PARTS = 12  # of a run, in each of which it is killed about once
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)  # the first is the hardest
 SHORT = {"batch_size": 6, "log_step": 2, "max_step": 5, "warmup_step": 1, "checkpoint_step": 2}
-SETTINGS = {name: SMALL.settings[name] for name in ("feature_maps", "codebook", "prune", "generate")}
+SETTINGS = {name: SMALL.settings[name] for name in ("feature_maps", "codebook", "prune")}
 SETTINGS |= {"autoencoder": SHORT | {"flip": True}, "decoder": SHORT, "transformer_0": SHORT | {"test_num_sample": 2}}
-SETTINGS["codebook"] |= {"max_epoch": 3, "checkpoint_step": 3, "keep_checkpoint": 2}
-SETTINGS["generate"] |= {"num_images": 7, "batch_size": 3, "animate": "webp"}
+SETTINGS["codebook"] = SETTINGS["codebook"] | {"max_epoch": 3, "checkpoint_step": 3, "keep_checkpoint": 2}
+SETTINGS["generate"] = {"num_images": 7, "batch_size": 3, "animate": "webp"}
 
 
 def count_calls(last, number):

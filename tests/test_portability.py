@@ -80,7 +80,7 @@ def test_a_chain_runs_where_much_is_missing_and_with_spawned_processes(faces, tm
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), str(ROOT)])}
     environment["OMP_NUM_THREADS"] = "1"
     command = [sys.executable, "driver.py", recipe, faces, tmp_path / "run", "--device", "cpu"]
-    for expected in ("== generate", "== generate: done"):
+    for expected in ("== generate, step 8 of 8", "== generate: done"):
         ended = subprocess.run([*map(str, command)], env=environment, cwd=tmp_path, capture_output=True, text=True)
         assert ended.returncode == 0, ended.stdout + ended.stderr
         assert ended.stderr == ""

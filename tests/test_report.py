@@ -1,6 +1,7 @@
 """The report: what it shows of a run, that it needs no other file and trusts no name, and what it refuses."""
 
 import json
+import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -184,12 +185,14 @@ def test_a_run_that_has_only_begun_has_its_page_and_the_command_that_goes_on(tin
     assert "train_cascade" not in Page(make_page(RunFolder(begun))).text  # made step by step, for all that is known
     (begun / ".done").mkdir()  # or by the chain
     arguments = read_run(RunFolder(begun)).job("autoencoder").last.arguments
-    command = f"python -m scripts.train_cascade {TINY}/ {arguments['dataset_path']} {begun} --device cpu"
-    assert command in Page(make_page(RunFolder(begun))).text
+    recipe, dataset, out = map(os.path.relpath, (TINY, arguments["dataset_path"], begun))
+    text = make_page(RunFolder(begun))
+    assert f"python -m scripts.train_cascade {recipe}/ {dataset} {out} --device cpu" in Page(text).text
+    assert re.search(rf"(?<![\w.]){tmp_path}", text) is None  # which would tell others about the machine
     (begun / "recipe").mkdir()  # or by auto, within its hours
     planned = {"hours": 1.5, "dataset": "my pictures", "reasons": [], "notes": [], "outlook": []}
     (begun / "recipe/auto.json").write_text(json.dumps(planned))
-    command = f"python -m scripts.train_cascade auto 'my pictures' {begun} --hours 1.5 --device cpu"
+    command = f"python -m scripts.train_cascade auto 'my pictures' {out} --hours 1.5 --device cpu"
     assert command in Page(make_page(RunFolder(begun))).text
     shutil.rmtree(begun / "autoencoder/images")
     (begun / "autoencoder/metrics.jsonl").unlink()

@@ -238,7 +238,8 @@ class Auto:
             raise UserError(f"{error}; {advice}" if "--overwrite" in str(error) else error) from None
         try:
             with stopping_after(seconds) as is_late:
-                chain.run(name)
+                left = max(0.0, self.limit - self.clock.used)
+                chain.run(name, f", {duration(left)} left of {duration(self.limit)}")
         except SystemExit:
             if not is_late.is_set():
                 raise

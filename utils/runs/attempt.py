@@ -5,12 +5,14 @@ from utils.runtime.threads import CHOICE
 import dataclasses
 import json
 import logging
+import os
 import platform
 import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
@@ -31,6 +33,7 @@ log = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow")
 RUNNING, FINISHED = "running", "finished"
+printed = ContextVar("printed", default=logging.INFO)  # the level from which on a log line is also printed
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,14 @@ class Attempt:
 
     @property
     def command(self) -> str:
-        return shlex.join(["python", self.script, *words_of(self.arguments)])
+        return shlex.join(["python", self.script, *map(from_here, words_of(self.arguments))])
+
+
+def from_here(word: object) -> str:
+    """A path as one from the current folder: an absolute one would tell others about the machine."""
+    with suppress(ValueError):  # of another drive of Windows
+        return os.path.relpath(word) if Path(word).is_absolute() else str(word)
+    return str(word)
 
 
 @dataclass(frozen=True)
@@ -113,6 +123,7 @@ class CurrentAttempt:
         entry = Attempt(self.script, self.arguments, *setup, self.since, self.since, RUNNING, inputs, goes_on=goes_on)
         _write(self.folder, [*read_attempts(self.folder), entry])
         handlers = [logging.StreamHandler(sys.stdout), log_file(self.folder.log(self.script))]
+        handlers[0].setLevel(printed.get())
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers, force=True)
         log.info("arguments %s", json.dumps(self.arguments))
         log.info("%d threads: %s", entry.threads, CHOICE)
