@@ -17,7 +17,6 @@ from scripts.dry_run import Scaling, run_steps, write_few
 from utils.core.config import build_config, read_json
 from utils.core.files import UserError, write_file
 from utils.core.lock import lock
-from utils.data.checksums import checksum
 from utils.data.dataset import ImageDataset
 from utils.data.images import image_files, reads_heif
 from utils.data.records import read_dataset
@@ -25,9 +24,10 @@ from utils.data.shards import HEIF_SUFFIXES
 from utils.runs.chain import Recipe, folders_in, maps_per_image, with_seed
 from utils.runs.folders import RunFolder
 from utils.runtime.device import usable_memory
+from utils.runtime.progress import duration
+from utils.training.metrics import TIMED
 
 UNGROUPED = "near-duplicates are not kept on one side of the split: pip install -r requirements-extra.txt"
-HOPELESS = 4  # times the hours: what is guessed to need more is refused without a short pass
 TRIED = 0.03  # of the guessed training steps, in the short pass
 DISK = 2**28  # bytes of logs, pictures and codebooks
 
@@ -121,19 +121,14 @@ def plan_for(
     plan.files["recipe"] = with_seed(plan.settings, seed)
     check_disk(plan, prints, run)
     guess = planning.guess_costs(plan, prints, is_gpu)
-    numbers, seconds = dividing.choose_steps(3600 * hours, guess, planning.sections_of(plan, prints))
-    if (needed := sum(seconds.values()) / 3600) > HOPELESS * hours:
-        raise UserError(
-            f"--hours {hours:g}: this data and this machine need about {needed:.2g}; give at least that many"
-        )
+    numbers, _ = dividing.choose_steps(3600 * hours, guess, planning.sections_of(plan, prints))
     plan.change(numbers)
-    since = time.monotonic()
-    try_briefly(plan, dataset, run, device)
+    since, steps = time.monotonic(), {name: TRIED * options["max_step"] for name, options in numbers.items()}
+    about = sum(cost.seconds(max(TIMED, steps.get(dividing.section_of(name), 0)), 1) for name, cost in guess.items())
+    try_briefly(plan, dataset, run, device, about)
     print(f"a short pass of all steps took {time.monotonic() - since:.0f} s; first pictures: {run.first}")
     plan.write(run.recipe)
-    plan.written = [checksum((run.recipe / "recipe.json").read_bytes())]
-    plan.guessed = planning.guess_costs(plan, prints)["autoencoder"].per_step
-    plan.start = planning.START * plan.costs["autoencoder"]["per_step"] / plan.guessed
+    plan.slowness = plan.costs["autoencoder"]["per_step"] / planning.guess_costs(plan, prints)["autoencoder"].per_step
     source = read_dataset(dataset, ())[1] if dataset == run.images else {}  # of a data set that auto has written
     plan.notes = [UNGROUPED] if "folder" in source and "group_by" not in source else []
     plan.save(run)
@@ -149,7 +144,7 @@ def check_disk(plan: Plan, prints: Fingerprint, run: RunFolder) -> None:
         raise UserError(f"{run.path}: {sizes}; make room, or give an OUT on another disk")
 
 
-def try_briefly(plan: Plan, dataset: Path, run: RunFolder, device: torch.device) -> None:
+def try_briefly(plan: Plan, dataset: Path, run: RunFolder, device: torch.device, about: float) -> None:
     """Run all steps of the shortened recipe: note what they cost, and keep the first pictures.
 
     Its models are thrown away: they could not be gone on with exactly, since a schedule must know its last step.
@@ -160,7 +155,8 @@ def try_briefly(plan: Plan, dataset: Path, run: RunFolder, device: torch.device)
     recipe = Recipe.find(scratch / "recipe")
     trial, few = RunFolder(scratch / "run", len(recipe.stages)), scratch / "dataset.json"
     number = write_few(images, few)
-    print(f"measuring the rates of this machine, in a short pass of all steps with {number} images", flush=True)
+    what = f"a short pass of all steps with {number} images, whose models are thrown away"
+    print(f"measuring the rates of this machine in {what}: about {duration(about)}", flush=True)
     run_steps(recipe, trial, few, str(device), TRIED)
     scaling = Scaling(len(images), len(images) / number, recipe)
     plan.costs = {step.name: dataclasses.asdict(cost) for step, _, cost in scaling.costs(trial)}

@@ -48,17 +48,29 @@ def sentence(prints: Fingerprint, hours: float) -> str:
     return f"most similar of what was measured: {trained}: {numbers} ({row.source}{shown}){few}"
 
 
+def memorized(metrics: Path) -> str | None:
+    """That a stage was best before its end, as far as its metrics show it, and learned images by heart afterwards."""
+    losses = losses_of(metrics)
+    best, last = (min(losses, key=losses.get), max(losses)) if losses else (0, 0)
+    if losses and losses[last] > OVERFITTING * losses[best]:
+        return f"the finest stage was best after {best} of {last} training steps, then memorized images"
+    return None
+
+
+def losses_of(metrics: Path) -> dict[int, float]:
+    return {row["step"]: row["val_loss"] for row in read_rows(metrics) if is_checkpoint(row) and "val_loss" in row}
+
+
 def outlook(metrics: Path, all_passed: bool = False) -> list[str]:
     """What more hours or images would bring, as far as the metrics of the finest stage show it.
 
     More hours bring nothing where all passes over the images were planned.
     """
-    losses = {row["step"]: row["val_loss"] for row in read_rows(metrics) if is_checkpoint(row) and "val_loss" in row}
+    losses = losses_of(metrics)
     if len(losses) < 2:
         return []
     best, last = min(losses, key=losses.get), max(losses)
-    if losses[last] > OVERFITTING * losses[best]:
-        why = f"the finest stage was best after {best} of {last} training steps, then memorized images"
+    if (why := memorized(metrics)) is not None:
         return [f"more hours will not help: {why}; more images will"]
     if best < last:
         why = f"the validation loss of the finest stage was lowest after {best} of {last} training steps"
@@ -66,4 +78,4 @@ def outlook(metrics: Path, all_passed: bool = False) -> list[str]:
     if all_passed:
         return ["more images will help, more hours will not"]
     why = f"the finest stage was best at its end, after {last} training steps"
-    return [f"more hours may help: {why}; see docs/experiments.md#time-to-quality"]
+    return [f"more hours may help: {why}; the same command with more --hours goes on with it"]

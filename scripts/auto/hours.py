@@ -25,7 +25,7 @@ CODEBOOK_STEPS = 300  # that a codebook may make of few images too (docs/experim
 SHARES = {"codebook": 0.06, "decoder": 0.08, "transformer_0": 0.08}
 FINER = 0.7
 EVALUATED = 0.08  # share of all time for the evaluation, at most
-PER_FEATURE, PER_SAMPLE = 0.005, 0.05  # of the evaluation: an image's features, and a sample of 256 tokens
+BEGIN, PER_FEATURE, PER_SAMPLE = 8.0, 0.005, 0.05  # seconds: to begin, an image's features, a sample of 256 tokens
 EVALUATION = "evaluate"  # what comes after the steps of the chain
 
 
@@ -46,14 +46,14 @@ def shares_of(given: Shares, stages: int) -> dict[str, float]:
 
 
 def choose_evaluation(
-    held_out: int, training: int, tokens: int, seconds: float, slowness: float, start: float
+    held_out: int, training: int, tokens: int, seconds: float, slowness: float
 ) -> tuple[dict[str, int], float]:
     least, chosen = min(held_out, training), ({}, 0.0)
     for number in (1000, 500, 250, 120, 60) if least >= 4 else ():
         number = min(number, least)
         trained = min(training, 20 * number)  # that are searched for copies
         needed = PER_FEATURE * (trained + 12 * number) + PER_SAMPLE * tokens / 256 * (number + min(number, 128))
-        chosen = {"num_images": number, "num_training": trained}, 3 * start + slowness * needed
+        chosen = {"num_images": number, "num_training": trained}, slowness * (BEGIN + needed)
         if chosen[1] <= seconds:
             break
     return chosen

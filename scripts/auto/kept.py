@@ -21,15 +21,10 @@ class Plan:
     files: dict
     hours: float
     reasons: list = field(default_factory=list)  # rows: what was chosen, its value, why, and where that was measured
-    written: list = field(default_factory=list)  # checksums of recipe.json, before and after it was written last
-    start: float = 0.0  # seconds that a program like `planning.START` takes on this machine
     costs: dict = field(default_factory=dict)  # of each step, as measured in the short pass
-    guessed: float = 0.0  # seconds of a training step of the autoencoder on the machine of docs/scaling.md#times
-    drift: float = 1.0  # how many times as long as `costs` say steps have taken so far
-    pace: float = 1.0  # the drift that `seconds` were planned with
+    slowness: float = 1.0  # seconds for one of the machine of docs/scaling.md#times, by the autoencoder
     seconds: dict = field(default_factory=dict)  # planned, of each step
-    began: dict = field(default_factory=dict)  # seconds of the clock as each step began
-    took: dict = field(default_factory=dict)  # true, of each step that has ended
+    took: dict = field(default_factory=dict)  # true, of each step so far
     notes: list = field(default_factory=list)  # what else was decided
     dataset: str = ""  # or folder of pictures, as it was given
     outlook: list = field(default_factory=list)  # what more hours or images would bring

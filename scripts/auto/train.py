@@ -1,7 +1,8 @@
 """*Train*: the chain of a planned recipe, from the images to the report, within the hours.
 
-Before a step that has not begun, the time that is left is divided again, by the rates measured so far. A step that has
-begun keeps its numbers, so a resume is exact; the finest stage is stopped where it would take the time of what follows.
+Before a step that has not begun, the time that is left is divided again, by the rates of the short pass and by how much
+slower steps have been since. A step that has begun keeps its numbers, so a resume is exact; the finest stage is stopped
+where it would take the time of what follows, and goes on where the same command gives more hours.
 """
 
 import utils.runtime.threads  # noqa: F401
@@ -9,7 +10,6 @@ import utils.runtime.threads  # noqa: F401
 import dataclasses
 import json
 import math
-import os
 import shlex
 import time
 from collections.abc import Callable
@@ -26,7 +26,6 @@ from scripts.auto.kept import Clock, Plan
 from scripts.dry_run import Cost
 from utils.core.files import UserError, is_older, write_file
 from utils.core.lock import lock
-from utils.data.checksums import checksum
 from utils.runs.chain import Recipe, folders_in, steps_of, with_seed
 from utils.runs.checkpoint import load_checkpoint
 from utils.runs.folders import RunFolder
@@ -43,9 +42,10 @@ MISSING = {  # what is said of packages that are not there
     report.PACKAGES: "there is no report: pip install -r requirements-extra.txt",
 }
 EARLY = "more training steps would only memorize so few images"
-REPORT = 5.0  # starts of a script that the report takes
+REPORT = 10.0  # seconds that the report takes where `slowness` is 1
 SURE = 0.85  # of the time that is left for the evaluation, which may be planned: it can take longer
 MARGIN = 0.02, 9.0  # that is left over: a share of the hours, and seconds at least
+MORE = 1.1  # times its training steps, from which on the finest stage goes on where there are more hours
 
 
 class Auto:
@@ -63,12 +63,14 @@ class Auto:
             self.clock = Clock(self.folder.clock)
             if self.options.plan_only:
                 self.prepare()
-                print("planned; edit it if you like. Go on within the hours by the same command without --plan-only,")
-                print("or train it as any recipe:", self.by_hand)
+                print("planned; go on within the hours by the same command without --plan-only, or edit the recipe and")
+                print("train it as any other:", self.by_hand)
                 return
             with self.clock:
                 self.prepare()
                 self.train()
+                self.evaluate()
+                self.end()
 
     @property
     def by_hand(self) -> str:
@@ -76,26 +78,16 @@ class Auto:
         return shlex.join(map(str, words))
 
     def look(self) -> None:
-        options, is_gpu = self.options, self.device.type == "cuda"
-        images, was_planned = self.folder.images, self.folder.planned.is_file()
-        mark, source = self.path / "anew", os.fsencode(options.dataset.resolve())
-        was_killed = mark.is_file() and mark.read_bytes() == source
-        if not (options.overwrite or was_killed):
+        options, images, was_planned = self.options, self.folder.images, self.folder.planned.is_file()
+        if not options.overwrite:
             check_source(options.dataset, images)
         number = count_left_out(options.dataset, images)
-        is_anew = options.overwrite or was_killed or (number > 0 and not was_planned)
+        is_anew = options.overwrite or (number > 0 and not was_planned)
         if number and not is_anew:
             lacks = f"{number} pictures of {options.dataset} that were added or changed since, or can be read now"
             print(f"{images}: lacks {lacks}; run with --overwrite to include them")
-        if is_anew:  # until the images are those, and no other plan is left, also if this process is killed
-            write_file(mark, source)
-        try:
-            self.dataset = find_images(options.dataset, images, options.hours, is_gpu, is_anew)
-            self.prints = look_at(self.dataset, self.folder, is_anew)
-        except UserError:  # so nothing is to be made anew unless --overwrite says so again
-            mark.unlink(missing_ok=True)
-            raise
-        mark.unlink(missing_ok=True)
+        self.dataset = find_images(options.dataset, images, options.hours, self.device.type == "cuda", is_anew)
+        self.prints = look_at(self.dataset, self.folder, is_anew)
         print("look:", *self.prints.lines(), sep="\n  ", flush=True)
         if was_planned and not self.folder.planned.is_file():
             self.clock.before = 0.0  # the seconds of another plan
@@ -107,19 +99,18 @@ class Auto:
             raise UserError(f"{begun[0].path}: belongs to a run that auto has not planned; give another OUT")
         self.look()
         if not self.folder.planned.is_file() or not recipe.is_file():
-            given = self.prints, self.dataset, self.folder
-            plan_for(*given, options.hours, options.seed, self.device)
+            plan_for(self.prints, self.dataset, self.folder, options.hours, options.seed, self.device)
         self.take_up(Plan.read(self.folder))
         if with_seed(self.plan.settings, options.seed) != self.plan.settings:
             raise UserError(f"--seed {options.seed}: {recipe} has another one; leave it out, or give another OUT")
         self.plan.dataset = str(options.dataset)
-        if self.is_edited:
-            print(f"{recipe} was edited, so its numbers of training steps are kept, and the hours may not be")
-        elif self.plan.hours != options.hours or not self.plan.seconds:
-            if self.plan.hours != options.hours:
-                print(f"the models stay as planned for {self.plan.hours:g} hours; give another OUT to plan new ones")
-            self.plan.hours = options.hours
-            self.replan()
+        if self.plan.hours != options.hours:
+            print(f"the models stay as planned for {self.plan.hours:g} hours; give another OUT to plan new ones")
+        has_more, self.plan.hours = options.hours > self.plan.hours, options.hours
+        if has_more and self.folder.mark(self.finest).is_file():
+            self.go_on()
+        self.replan()
+        self.save()
         lacks = [note for packages, note in MISSING.items() if not has(*packages)]
         print(f"plan: {self.path / 'recipe.md'}", *self.plan.notes, *lacks, sep="\n  ")
         print("expect:", expect.sentence(self.prints, options.hours))
@@ -128,21 +119,18 @@ class Auto:
         self.plan, recipe = plan, Recipe.find(self.path)
         self.folder = RunFolder(self.options.out, len(recipe.stages))
         self.steps = {step.name: step for step in steps_of(self.folder, recipe, self.dataset)}
-        self.is_edited = checksum(recipe.path.read_bytes()) not in plan.written
 
     def train(self) -> None:
         for name, step in self.steps.items():
-            is_new, is_done = not step.folder.record.is_file(), self.folder.mark(name).is_file()
-            if step.section not in self.begun and not self.is_edited:
+            is_done = self.folder.mark(name).is_file()
+            if step.section not in self.begun:
                 self.replan()
-            if not is_done:
-                self.plan.began.setdefault(name, self.clock.used)
                 self.save()
+            since = self.plan.took.get(name, 0.0) - self.clock.used
             self.run_step(name, None if is_done else self.seconds_for(name))
             if not is_done:
-                self.note_time(name, is_new)
-        self.evaluate()
-        self.end()
+                self.plan.took[name] = since + self.clock.used
+            self.save()
 
     # --- The time that is left ---
 
@@ -151,42 +139,58 @@ class Auto:
         return {step.section for step in self.steps.values() if step.folder.record.is_file()}
 
     @property
-    def start(self) -> float:
-        return self.plan.drift * self.plan.start
+    def pace(self) -> float:
+        """How many times as long as the short pass says the trainings have taken so far."""
+        done = [name for name in self.plan.took if name in self.steps and self.folder.mark(name).is_file()]
+        expected = sum(self.cost_of(name, 1.0).seconds(*self.numbers(name)) for name in done)
+        return min(10.0, max(0.1, sum(self.plan.took[name] for name in done) / expected)) if expected else 1.0
+
+    def numbers(self, name: str) -> tuple[int, int]:
+        """The training steps and the checkpoints of a step; none of one that trains nothing."""
+        options = self.plan.settings.get(hours.section_of(name), {})
+        steps = options.get("max_step", 0)
+        return steps, math.ceil(steps / options.get("checkpoint_step", max(steps, 1)))
 
     def cost_of(self, name: str, pace: float | None = None) -> Cost:
-        return Cost(**self.plan.costs[name]).times(pace or self.plan.drift)
+        return Cost(**self.plan.costs[name]).times(pace or self.pace)
 
     def evaluation(self, seconds: float) -> tuple[dict[str, int], float]:
         """Options of an evaluation in so many seconds, and those that it takes; none where it cannot be."""
         if not has(*evaluate.PACKAGES):
             return {}, 0.0
-        slowness = self.cost_of("autoencoder").per_step / self.plan.guessed
         sides = self.prints.test or self.prints.validation, self.prints.training
-        return hours.choose_evaluation(*sides, planning.cells_of(self.plan), seconds, slowness, self.start)
+        return hours.choose_evaluation(*sides, planning.cells_of(self.plan), seconds, self.plan.slowness * self.pace)
 
     @property
     def closing(self) -> float:
-        return REPORT * self.start + self.evaluation(hours.EVALUATED * self.limit)[1]
+        return REPORT * self.plan.slowness * self.pace + self.evaluation(hours.EVALUATED * self.limit)[1]
 
     @property
     def finest(self) -> str:
         return [name for name, step in self.steps.items() if step.script in KINDS][-1]
 
     @property
+    def last(self) -> str:
+        return [*self.steps][-1]
+
+    @property
     def stopping(self) -> float:
-        """Seconds that a stop of the finest stage takes, which starts once more to end, and what is left over."""
+        """Seconds that a stop of the finest stage takes, which begins once more to end, and what is left over."""
         own = self.cost_of(self.finest)
         return max(MARGIN[0] * self.limit, MARGIN[1]) + own.once + own.per_checkpoint
 
     def seconds_for(self, name: str) -> float | None:
         """Seconds after which a training by gradients is stopped; None for other steps."""
-        if self.is_edited or self.steps[name].script not in KINDS:
+        if self.steps[name].script not in KINDS:
             return None
         if name != self.finest:
-            return SLACK * (self.plan.seconds[name] + self.start)
-        after = self.cost_of(list(self.steps)[-1]).once + self.closing
-        return max(1.0, self.limit - self.clock.used - self.stopping - after)
+            return SLACK * self.plan.seconds[name] + MARGIN[1]
+        return max(1.0, self.left)
+
+    @property
+    def left(self) -> float:
+        """Seconds of the hours for the finest stage."""
+        return self.limit - self.clock.used - self.stopping - self.cost_of(self.last).once - self.closing
 
     def replan(self) -> None:
         begun, sections = self.begun, planning.sections_of(self.plan, self.prints)
@@ -194,11 +198,11 @@ class Auto:
         if not still_open:
             return
         # A gain of pace may not last, so it is not spent before the finest stage, which would lack it.
-        pace = self.plan.drift if len(still_open) == 1 else max(1.0, self.plan.drift)
+        pace = self.pace if len(still_open) == 1 else max(1.0, self.pace)
         costs = {name: self.cost_of(name, pace) for name in self.steps if not self.folder.mark(name).is_file()}
         for name in costs:
-            if (section := self.steps[name].section) in sections.keys() & begun:  # its number of training steps stays
-                costs[name] = Cost(costs[name].seconds(self.plan.settings[section]["max_step"], 1))
+            if self.steps[name].section in sections.keys() & begun:  # its number of training steps stays
+                costs[name] = Cost(costs[name].seconds(*self.numbers(name)))
         left = self.limit - self.closing - (0.0 if self.options.plan_only else self.clock.used)
         if len(still_open) == 1:  # the finest stage, which is stopped in time
             left = OVER * (left - self.stopping)
@@ -211,34 +215,40 @@ class Auto:
         notes[:] = [note for note in notes if note != LATE] + ([LATE] if total > left else [])
         if total < 0.9 * left and not begun:
             notes[:] = [note for note in notes if EARLY not in note]
-            early = f"about {needed:.2g} of the {given} hours are needed"
-            notes.append(f"{early}: {EARLY}")
+            notes.append(f"about {needed:.2g} of the {given} hours are needed: {EARLY}")
         self.plan.change(numbers)
-        self.plan.pace = pace
         self.plan.seconds |= seconds | {hours.EVALUATION: self.closing}
-        self.write_recipe()
 
-    def note_time(self, name: str, is_whole: bool) -> None:
-        """Note how long a step took, and if it was one start by how much steps are slower than planned."""
-        plan, planned = self.plan, self.plan.seconds.get(name, 0.0)
-        plan.took[name] = took = self.clock.used - plan.began[name]
-        if is_whole and planned > plan.start and not self.is_edited:
-            plan.drift = min(10.0, max(0.1, (plan.drift * plan.pace * took / planned) ** 0.5))
-        self.save()
+    def go_on(self) -> None:
+        """Give the finest stage, which has ended, the training steps for which there are more hours now."""
+        if (why := expect.memorized(self.steps[self.finest].folder.metrics)) is not None:
+            print(f"no step is trained further: {why}")
+            return
+        options, most = self.plan.settings[self.finest], planning.sections_of(self.plan, self.prints)[self.finest].high
+        steps = min(most, options["max_step"] + int(self.left / self.cost_of(self.finest).per_step))
+        if steps < MORE * options["max_step"]:
+            print(f"no step is trained further: {EARLY if steps == most else 'the hours leave too little time'}")
+            return
+        print(f"{self.finest} goes on from {options['max_step']} to {steps} training steps")
+        options |= {"max_step": steps, "schedule_step": steps, "checkpoint_step": math.ceil(steps / 6)}
+        for name in (self.finest, self.last):
+            self.folder.mark(name).unlink(missing_ok=True)
 
     # --- The steps ---
 
     def run_step(self, name: str, seconds: float | None) -> None:
         """Run a step of the chain; one that is stopped after so many seconds ends with what it has learned."""
-        options = dataclasses.replace(self.options, recipe=f"{self.path}/", dataset=self.dataset, hours=None)
+        is_remade = name == self.last and not self.folder.mark(name).is_file()  # by a stage that has gone on
+        more = {"hours": None, "minutes": None, "overwrite": self.options.overwrite or is_remade}
+        options = dataclasses.replace(self.options, recipe=f"{self.path}/", dataset=self.dataset, **more)
         try:
             chain = self.chain(Recipe.find(self.path), options, self.verified)
         except UserError as error:
             advice = f"with auto, --overwrite also reads the pictures again; {self.by_hand} --overwrite does not"
             raise UserError(f"{error}; {advice}" if "--overwrite" in str(error) else error) from None
+        left = max(0.0, self.limit - self.clock.used)
         try:
             with stopping_after(seconds) as is_late:
-                left = max(0.0, self.limit - self.clock.used)
                 chain.run(name, f", {duration(left)} left of {duration(self.limit)}")
         except SystemExit:
             if not is_late.is_set():
@@ -250,15 +260,14 @@ class Auto:
             stopped = f"{name} was stopped after {done} of {settings['max_step']} training steps"
             self.plan.notes.append(f"{stopped}, to keep the hours")
             settings["max_step"] = done
-            self.write_recipe()
+            self.save()
             self.chain(Recipe.find(self.path), options, self.verified).run(name)
 
     def evaluate(self) -> None:
-        sizes, _ = self.evaluation(SURE * (self.limit - self.clock.used - REPORT * self.start))
+        sizes, _ = self.evaluation(SURE * (self.limit - self.clock.used - REPORT * self.plan.slowness * self.pace))
         if sizes and is_older(self.folder.evaluation.results, *self.folder.mark("").iterdir()):
             print("== evaluation", flush=True)
-            since = self.plan.began.setdefault(hours.EVALUATION, self.clock.used)
-            self.save()
+            since = self.clock.used
             given = {"run_dir": self.folder.path, "dataset_path": self.dataset, "device": str(self.device)}
             evaluate.evaluate(evaluate.Options(**given, **sizes))
             self.plan.took[hours.EVALUATION] = self.clock.used - since
@@ -276,14 +285,8 @@ class Auto:
         used = self.clock.used
         print(f"{duration(used)} of {duration(self.limit)} used ({used / self.limit:.0%})")
 
-    def write_recipe(self) -> None:
-        text, path = json.dumps(self.plan.settings, indent=4) + "\n", self.path / "recipe.json"
-        if (before := checksum(path.read_bytes())) not in self.plan.written:
-            raise UserError(f"{path}: was edited meanwhile; start the same command again, which keeps the edit")
-        self.plan.written = [before, checksum(text.encode())]
-        self.save()  # first, since the process may be killed between the two
-        write_file(path, text)
-
     def save(self) -> None:
+        """Write the recipe with its numbers, what was decided, and both for a person to read."""
+        write_file(self.path / "recipe.json", json.dumps(self.plan.settings, indent=4) + "\n")
         self.plan.save(self.folder)
         write_file(self.path / "recipe.md", planning.describe(self.plan, self.prints))

@@ -36,7 +36,6 @@ class GradientOptions(TrainingOptions, SpeedOptions):
         None,
         unset="--max-step",
         low=1,
-        is_fixed=True,
     )
     grad_accum_step: int = option("batches whose gradients are added up for one training step", 1, low=1)
     grad_clip: float = option("largest norm of the gradient", 1.0, above=0, is_fixed=True)
