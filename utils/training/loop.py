@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from utils.core.files import UserError
 from utils.data.batches import Batch, BatchLoader, EpochSampler, chunks
-from utils.runs.attempt import attempt, note
+from utils.runs.attempt import attempt, note, printed
 from utils.runs.checkpoint import measured
 from utils.runtime import distributed
 from utils.runtime.cli import stop_signals
@@ -84,7 +84,9 @@ class Loop:
         bar = progress(
             loader, initial=self.first, total=self.total, unit="step", desc=options.out_dir.name, mininterval=0.5
         )
-        with catch_stop() as self.stop, logging_redirect_tqdm(), bar:
+        # It would print all levels.
+        lines = logging_redirect_tqdm() if printed.get() == logging.INFO else nullcontext()
+        with catch_stop() as self.stop, lines, bar:
             if not metrics.is_complete and saved["metrics"] is not None and saved["metrics"]["row"] is not None:
                 # Process 0 may have validated it before it died.
                 validation = distributed.gather(measured(self.checkpoints.path, saved["fingerprint"]))[0]
