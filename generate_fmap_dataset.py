@@ -27,8 +27,8 @@ from utils.data.dataset_json import write_dataset
 from utils.data.feature_maps import MapFiles, PackedMaps
 from utils.data.journal import Journal
 from utils.data.records import image_key, read_packed
-from utils.runs.attempt import FINISHED, attempt, note, read_attempts
 from utils.runs.folders import OutputFolder
+from utils.runs.manifest import FINISHED, attempt, note, read_attempts
 from utils.runtime import cli
 from utils.runtime.device import choose_device, choose_workers
 from utils.runtime.distributed import barrier, is_main, my_items

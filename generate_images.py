@@ -23,7 +23,15 @@ import torch
 
 from models.autoencoder import Autoencoder
 from models.cascade import Cascade
-from models.requests import SAMPLING_KEYS, Request, change_sampling, load_generation_config, sampling_of, settings_text
+from models.requests import (
+    SAMPLING_KEYS,
+    Request,
+    change_sampling,
+    config_of,
+    load_generation_config,
+    sampling_of,
+    settings_text,
+)
 from models.som.pictures import on_map
 from utils.core.files import UserError, replace_file
 from utils.core.options import ScriptOptions, SpeedOptions, option, parse_options, repeated
@@ -32,8 +40,8 @@ from utils.core.replace_set import NEXT, finish_set, replace_set
 from utils.data.checksums import checksum
 from utils.data.images import grid, save_animation, save_grid, save_image, save_walk
 from utils.data.journal import Journal
-from utils.runs.attempt import attempt, note
 from utils.runs.folders import OutputFolder
+from utils.runs.manifest import attempt, note
 from utils.runtime import cli
 from utils.runtime.device import choose_device, choose_dtype
 from utils.runtime.distributed import barrier, is_main
@@ -119,7 +127,7 @@ def generate_images(options: Options) -> None:
         inputs = inputs_of(cascade, request)
         attempted.check_repeats(inputs)
 
-        attempted.begin(device, inputs=inputs)
+        attempted.begin(device, config_of(cascade.configs), inputs, cascade.files)
         if is_main():
             replace_set(options.out_dir)  # of a process that died while it did so
         barrier()

@@ -26,9 +26,9 @@ from utils.core.options import ScriptOptions, option, parse_options
 from utils.core.provenance import check_origin
 from utils.data.dataset import FeatureMapDataset
 from utils.data.split import SplitOptions
-from utils.runs.attempt import attempt
 from utils.runs.checkpoint import save_checkpoint
 from utils.runs.folders import OutputFolder
+from utils.runs.manifest import attempt
 from utils.runtime import cli
 from utils.runtime.device import choose_device
 from utils.runtime.distributed import is_main

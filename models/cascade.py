@@ -49,10 +49,12 @@ class Cascade:
     ) -> None:
         self.configs, self.decoder, self.device, self.batch_size = configs, decoder, device, batch_size
         self.stages: list[Stage] = []
+        self.files: list[Path] = []  # that they come from
         self.codebooks: list[Codebook] = []  # the condition codebook, then the one that each stage writes
         for number, config in enumerate(configs):
             paths = (config.model_path, config.lr_codebook_path, config.hr_codebook_path)
             model_path, coarse_path, fine_path = (folder / path for path in paths)
+            self.files += (model_path, coarse_path, fine_path)
             coarse, fine = Codebook.load(coarse_path), Codebook.load(fine_path)
             stage = Stage.load(model_path, coarse, fine)
             check_origin(model_path, stage.origin, decoder.origin)

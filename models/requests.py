@@ -25,6 +25,12 @@ class GenerationConfig(SamplingConfig):
     hr_codebook_path: str = option("codebook of the grid that it writes")
 
 
+def config_of(configs: Sequence[GenerationConfig]) -> dict[str, object]:
+    """The values of all stages, each by the number of its stage and its key."""
+    pairs = ((number, dataclasses.asdict(config)) for number, config in enumerate(configs))
+    return {f"stage {number}: {key!r}": value for number, values in pairs for key, value in values.items()}
+
+
 def load_generation_config(path: Path) -> list[GenerationConfig]:
     """The stages of a generation config, whose keys are "0", "1", … in the order of the cascade."""
     content = read_json(path)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from evaluation.results import Results
 from utils.core.config import build_config, read_json
 from utils.core.files import UserError
-from utils.runs.attempt import Attempt, read_attempts
 from utils.runs.chain import folders_in
 from utils.runs.checkpoint import fingerprints_of
 from utils.runs.folders import OutputFolder, RunFolder
+from utils.runs.manifest import Attempt, read_attempts
 from utils.training.metrics import is_checkpoint, read_rows
 
 

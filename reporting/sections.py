@@ -19,10 +19,10 @@ from reporting.run import Job, Run, Step
 from utils.core.files import UserError
 from utils.core.provenance import check_origin
 from utils.data.images import to_uint8
-from utils.runs.attempt import from_here
-from utils.runs.chain import is_unfinished, missing_in
+from utils.runs.chain import missing_in, steps_in
 from utils.runs.checkpoint import load_checkpoint
 from utils.runs.folders import CONDITION, OutputFolder
+from utils.runs.manifest import FINISHED, from_here
 from utils.runtime.progress import progress
 from utils.training.checkpoint_folder import TRAINED
 
@@ -76,7 +76,7 @@ def overview(run: Run, models: Models) -> dict:
     judged, job = verdicts.judge(run), run.job("autoencoder")
     dataset = job and from_here(job.last.arguments.get("dataset_path") or "")
     fmap = next((book.fmap_shape for book in models.codebooks.values()), None)
-    unfinished = [step.folder.name for step in run.steps.values() if is_unfinished(run.folder, step.folder)]
+    unfinished = [name for name in run.steps if is_unfinished(run, name)]
     missing = [name for name in missing_in(run.folder) if name not in unfinished]
     return {
         "title": run.folder.path.resolve().name,
@@ -100,6 +100,13 @@ def overview(run: Run, models: Models) -> dict:
     }
 
 
+def is_unfinished(run: Run, name: str) -> bool:
+    """Whether a script of a step has not ended; in a run of the chain, which copies generate.json, none may lack."""
+    steps, jobs = [step for step in steps_in(run.folder) if step.folder.name == name], run.steps[name].jobs
+    ended = [script for script, job in jobs.items() if job.last.outcome == FINISHED]
+    return len(ended) < (len(steps) if run.generation is not None else len(jobs))
+
+
 def planned(run: Run) -> list[str]:
     """What `scripts.train_cascade auto` decided, and what more hours or images would bring; nothing for other runs."""
     if run.plan is None:
@@ -110,7 +117,7 @@ def planned(run: Run) -> list[str]:
 
 
 def again(run: Run, job: Job | None) -> str | None:
-    if job is None or not run.folder.mark("").is_dir():
+    if job is None or run.generation is None:
         return None
     recipe, dataset = (job.last.arguments[name] for name in ("config_path", "dataset_path"))
     words = [f"{from_here(Path(recipe).parent)}/", dataset, run.folder.path]

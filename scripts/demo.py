@@ -20,7 +20,7 @@ if not __package__:  # started by its path, from anywhere
 from scripts.environment import PYTHON, ROOT, ensure_environment
 from utils.core.files import UserError, is_older
 from utils.core.options import option, parse_options, words_of
-from utils.runs.chain import Recipe
+from utils.runs.chain import Recipe, manifests_in
 from utils.runs.folders import RunFolder
 from utils.runtime import child
 
@@ -70,11 +70,11 @@ def main() -> None:
             flags["hours"] = options.hours
         run("train_cascade", "auto" if options.hours else name, data / "dataset.json", out, **flags)
         folder = RunFolder(out)
-        results, report, done = folder.evaluation.results, folder.report, folder.mark("")
-        if is_older(results, *done.iterdir()):
+        results, report, made = folder.evaluation.results, folder.report, manifests_in(folder)
+        if is_older(results, *made):
             print("== evaluation")
             run("evaluate", out, device=options.device)
-        if is_older(report, results, *done.iterdir()):
+        if is_older(report, results, *made):
             run("report", out)
     print("play with it:", shlex.join(map(str, [PYTHON, "-m", "scripts.playground", out])))
     print(f"report: {report}")

@@ -26,9 +26,9 @@ from utils.core.tables import table
 from utils.data.dataset import ImageDataset
 from utils.data.dataset_json import write_dataset
 from utils.data.records import read_dataset
-from utils.runs.attempt import Attempt, read_attempts
 from utils.runs.chain import Recipe, Step, maps_per_image, steps_of
 from utils.runs.folders import CONDITION, RunFolder
+from utils.runs.manifest import Attempt, read_attempts
 from utils.runtime.progress import duration, readable
 from utils.training.loop import Plan, most_checkpoints
 from utils.training.metrics import TIMED

@@ -15,7 +15,7 @@ import torch
 
 from models.autoencoder import AutoencoderConfig
 from models.codebook import CodebookConfig
-from models.requests import load_generation_config
+from models.requests import config_of, load_generation_config
 from models.stage import StageConfig
 from models.transformer import Grid, TransformerConfig
 from utils.core.config import load_config, read_json, refuse_unknown
@@ -23,27 +23,22 @@ from utils.core.files import UserError
 from utils.core.options import ScriptOptions, options_from
 from utils.core.size import MOST_PIXELS, Size
 from utils.data.dataset import ImageDataset
-from utils.runs.attempt import printed
 from utils.runs.chain import Recipe, Step
 from utils.runs.folders import CONDITION, RunFolder
+from utils.runs.manifest import key_of, printed
 from utils.runtime.device import reset_peak_memory
 
-IDLE = ("log_step", "num_workers", "keep_checkpoint", "save_minutes", "tensorboard")  # may change later
-Plans = dict[str, dict[str, object]]  # by the names of steps: all options that their results depend on
+Plans = dict[str, dict[str, object]]  # by the names of steps: what their results depend on, but for their inputs
 
 
 def check(recipe: Recipe, steps: Sequence[Step], run: RunFolder, generation: Path) -> Plans:
     """The plan of each step; raises `UserError` naming the file, perhaps the config `generation`, and the wrong key."""
-    plans = {}
-    for step in steps:
-        options_of(recipe, step)
-        plans[step.name] = {key: value for key, value in step.settings.items() if key not in IDLE}
-    configs = load_configs(recipe, steps)
-    for name, config in configs.items():
-        plans[name] |= {repr(key): value for key, value in dataclasses.asdict(config).items()}
-    check_sizes(recipe, run, configs)
-    plans["generate"] |= check_generation(generation, steps, run)
-    return plans
+    options = {step.name: dataclasses.asdict(options_of(recipe, step)) for step in steps}
+    models = load_configs(recipe, steps)
+    check_sizes(recipe, run, models)
+    configs = {name: dataclasses.asdict(config) for name, config in models.items()}
+    configs["generate"] = check_generation(generation, steps, run)
+    return {name: key_of(options[name], configs.get(name)) for name in options}
 
 
 def check_device(recipe: Recipe, device: str | None) -> None:
@@ -144,7 +139,7 @@ def stage_configs(recipe: Recipe, run: RunFolder, configs: dict[str, object]) ->
 def check_generation(path: Path, steps: Sequence[Step], run: RunFolder) -> dict[str, object]:
     """The plan of a generation; raises `UserError` unless its files are in the folders of the steps, or exist."""
     stages = [step for step in steps if step.script == "train_quantized_transformer"]
-    configs, plan = load_generation_config(path), {}
+    configs = load_generation_config(path)
     if len(configs) > len(stages):
         raise UserError(f"{path}: stage {len(stages)} has no transformer_{len(stages)}.json in the recipe; add it")
     for number, (stage, config) in enumerate(zip(stages, configs, strict=False)):
@@ -153,8 +148,7 @@ def check_generation(path: Path, steps: Sequence[Step], run: RunFolder) -> dict[
             if value is not None and (run.path / value).parent != expected.parent and not (run.path / value).is_file():
                 expected = expected.relative_to(run.path).as_posix()
                 raise UserError(f"{path}: stage {number}: {key!r} is {value!r}, expected {expected!r}")
-        plan |= {f"stage {number}: {key!r}": value for key, value in dataclasses.asdict(config).items()}
-    return plan
+    return config_of(configs)
 
 
 def open_images(recipe: Recipe, dataset: Path) -> ImageDataset:

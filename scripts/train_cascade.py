@@ -17,10 +17,9 @@ if not __package__:  # started by its path, from anywhere
 
 from utils.runtime.threads import inherited
 
-import json
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Container
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -28,16 +27,14 @@ from functools import partial
 from scripts import dry_run
 from scripts.auto.train import Auto
 from scripts.recipe import check, check_device, open_images, run_step
-from utils.core import provenance
-from utils.core.config import read_json
 from utils.core.files import UserError, write_file
 from utils.core.options import MOST_WORKERS, option, parse_options, words_of
-from utils.data.checksums import Fingerprint, checksum
+from utils.data.checksums import Fingerprint
 from utils.data.dataset import FeatureMapDataset
 from utils.data.records import verify_files
-from utils.runs.attempt import RUNNING, read_attempts
 from utils.runs.chain import Recipe, Step, folders_in, steps_of
 from utils.runs.folders import RunFolder
+from utils.runs.manifest import RUNNING, check_result, is_finished, note_data, read_attempts
 from utils.runtime import child, cli
 from utils.runtime.cli import stop_signals
 from utils.runtime.cores import available_cores
@@ -137,7 +134,10 @@ def learned(step: Step) -> str:
 class Chain:
     """The steps of a recipe, and which are done. Raises `UserError` at the first mistake, before it writes anything."""
 
-    def __init__(self, recipe: Recipe, options: Options, verified: set[Path] | None = None) -> None:
+    def __init__(
+        self, recipe: Recipe, options: Options, verified: set[Path] | None = None, anew: Container[str] = ()
+    ) -> None:
+        """`anew` names steps that may be made again as the recipe now says, as `--overwrite` allows it for all."""
         self.recipe, self.options, self.folder = recipe, options, RunFolder(options.out, len(recipe.stages))
         self.steps = steps_of(self.folder, recipe, options.dataset)
         known = {step.folder.name for step in self.steps}
@@ -146,58 +146,45 @@ class Chain:
                 why = "an evaluation, an export and the report would still read it"
                 raise UserError(f"{each.path}: is of a step that {recipe.path} does not have, and {why}; remove it")
         config, given = self.folder.generation, recipe.folder / "generate.json"
-        # The config of the generation follows the recipe until a person edits it.
-        content = config.read_bytes() if config.is_file() else given.read_bytes()
-        self.is_edited = content != given.read_bytes() and self.noted(config.name) != {"checksum": checksum(content)}
-        self.plans = check(recipe, self.steps, self.folder, config if self.is_edited else given)
+        self.plans = check(recipe, self.steps, self.folder, config if config.is_file() else given)
         self.images = open_images(recipe, options.dataset)
         self.maps = self.fingerprint_of_maps()
         # Data sets whose files have not changed, whatever their timestamps.
-        self.verified = set() if verified is None else verified
-        for step, key in self.keys():
-            self.reason(step, key)
+        self.verified, self.anew = set() if verified is None else verified, anew
+        for step in self.steps:
+            self.reason(step)
 
     def fingerprint_of_maps(self) -> Fingerprint | None:
         """That of the feature maps; None where the data set or one of its files is missing."""
         with suppress(UserError):
             return FeatureMapDataset(self.folder.feature_maps.dataset).fingerprint
 
-    def noted(self, name: str) -> dict | None:
-        with suppress(OSError, UserError):
-            return read_json(self.folder.mark(name))
-
-    def note(self, name: str, key: dict) -> None:
-        if self.noted(name) != key:
-            write_file(self.folder.mark(name), json.dumps(provenance.plain(key)))
-
-    def keys(self) -> Iterator[tuple[Step, dict]]:
-        """The steps, each with its key: all that its results depend on, also those of the steps before it."""
-        before = ""
-        for step in self.steps:
-            key = {**self.plans[step.name], BEFORE: before}
-            if (path := step.inputs.get("dataset_path")) is not None:
-                data = self.images.fingerprint if path == self.options.dataset else self.maps
-                key["data"] = data or (self.noted(step.name) or {}).get("data")  # maps that are still to be made
-            yield step, key
-            before = provenance.digest({**key, "data": (key.get("data") or {}).get("index")})
-
-    def reason(self, step: Step, key: dict) -> str | None:
+    def reason(self, step: Step) -> str | None:
         """Why a step must run, None if it is done; raises `UserError` if it has ended with other inputs."""
-        before, data = self.noted(step.name), step.inputs.get("dataset_path")
-        if before is None or not step.folder.path.is_dir():
+        if not is_finished(step.folder, step.script):
             return ""
+        data, fingerprint = step.inputs.get("dataset_path"), None
+        if data is not None:  # maps that are still to be made have none
+            fingerprint = self.images.fingerprint if data == self.options.dataset else self.maps
         may_read = self.options.verify or self.options.overwrite or data in self.verified
+        verify = partial(self.verify, data) if may_read else None
+        models = [path for path in step.inputs.values() if isinstance(path, Path)]
         try:
-            verify = partial(self.verify, data) if may_read else None
-            provenance.check(step.folder.path, before, key, REMEDY, verify)
+            key = self.plans[step.name]
+            check_result(step.folder, step.script, key, fingerprint, models, remedy=REMEDY, verify=verify)
         except UserError:
-            if not self.options.overwrite:
+            if not self.may_replace(step):
                 raise
             return ""
+        if fingerprint is not None:
+            note_data(step.folder, step.script, fingerprint)
         lost = next((path for path in step.results if not path.is_file()), None)
         if lost is None and step.name == "feature_maps" and self.maps is None:
             lost = f"{step.results[0]} or a file of it"
         return f"{lost} is gone: {step.name} runs again" if lost else None
+
+    def may_replace(self, step: Step) -> bool:
+        return self.options.overwrite or step.name in self.anew
 
     def verify(self, data: Path) -> None:
         if data not in self.verified:
@@ -207,10 +194,10 @@ class Chain:
     def run(self, only: str | None = None, note: str = "") -> None:
         """Run the steps that are not done, or `only` one of them; a `note` is printed with its name."""
         self.copy_generation()
-        for number, (step, key) in enumerate(self.keys(), 1):
+        for number, step in enumerate(self.steps, 1):
             if only not in (None, step.name):
                 continue
-            if (reason := self.reason(step, key)) is None:
+            if (reason := self.reason(step)) is None:
                 print(f"== {step.name}: done")
             else:
                 head = f"== {step.name}, step {number} of {len(self.steps)}{note}"
@@ -219,19 +206,16 @@ class Chain:
                 if step.name == "feature_maps":
                     self.maps = self.fingerprint_of_maps()
                     self.verified.add(step.results[0])
-            self.note(step.name, key)
         if only in (None, self.steps[-1].name):
             learned = self.folder.path / "*" / "images"
             print(f"pictures: {self.folder.generated.images} (what each step learned: {learned})")
 
     def copy_generation(self) -> None:
         config, content = self.folder.generation, (self.recipe.folder / "generate.json").read_bytes()
-        if self.is_edited:
-            print(f"{config} was edited, so it is kept; for the recipe's, remove it and run this again")
-            return
-        if not config.is_file() or config.read_bytes() != content:
+        if not config.is_file():
             write_file(config, content)
-        self.note(config.name, {"checksum": checksum(content)})
+        elif config.read_bytes() != content:
+            print(f"{config} is not that of the recipe, and is kept; for the recipe's, remove it and run this again")
 
     def run_step(self, step: Step) -> None:
         """Run a step, by torchrun in as many processes as were asked for, else in this one."""
@@ -239,9 +223,8 @@ class Chain:
         if attempts and attempts[-1].outcome == RUNNING:
             advice = f"lower batch_size of {step.section} in {self.recipe.path}, and raise grad_accum_step as much"
             print(f"{step.name} was killed when it last ran; if for lack of memory, {advice}", file=sys.stderr)
-        self.folder.mark(step.name).unlink(missing_ok=True)
         options = self.options
-        common = {"device": options.device or "auto", "overwrite": options.overwrite, "verify": options.verify}
+        common = {"device": options.device or "auto", "overwrite": self.may_replace(step), "verify": options.verify}
         if step.script.startswith("train_"):
             common |= {"tensorboard": True} if options.tensorboard else {}
         if launcher := options.launcher(step.name):

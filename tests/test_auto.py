@@ -246,7 +246,7 @@ def test_what_cannot_be_planned_is_refused_in_one_line(images, words, line, tmp_
 
 def test_a_run_of_others_and_a_data_set_of_another_folder_are_not_taken_over(tmp_path, capsys):
     run, out = tmp_path / "run", tmp_path / "out"
-    write_file(run / "autoencoder/run.json", "{}")
+    write_file(run / "autoencoder/manifest.json", "{}")
     path = write_set(tmp_path / "data", squares())
     error = expect_error(capsys, train_cascade.main, ["auto", path, run, "--hours", 1])
     assert f"{run}/autoencoder: belongs to a run that auto has not planned; give another OUT" in error
@@ -271,7 +271,8 @@ class World:
         monkeypatch.setattr(train, "has", lambda *_: True)
         monkeypatch.setattr(train, "load_checkpoint", lambda *_, **__: {"step": self.done})
         monkeypatch.setattr(train, "stopping_after", self.stopping_after)
-        self.seconds, self.is_late, self.limit, self.done = 0.0, False, None, 0
+        monkeypatch.setattr(train, "is_finished", lambda folder, script: (folder.name, script) in self.finished)
+        self.seconds, self.is_late, self.limit, self.done, self.finished = 0.0, False, None, 0, []
         self.auto = train.Auto(
             train_cascade.Options(recipe="auto", dataset=folder, out=folder, hours=number), self.chain
         )
@@ -284,7 +285,7 @@ class World:
         auto.prints, auto.dataset, auto.clock = prints, folder, kept.Clock(folder / "clock.json")
         auto.take_up(chosen)
 
-    def chain(self, recipe, options, verified):
+    def chain(self, recipe, *_):
         self.recipe = recipe
         return SimpleNamespace(run=self.run)
 
@@ -312,8 +313,7 @@ class World:
             step.folder.latest.touch()
             self.is_late, self.done = True, max(1, int(number * seconds / takes))
             raise SystemExit(143)
-        self.auto.folder.mark(name).parent.mkdir(exist_ok=True)
-        self.auto.folder.mark(name).touch()
+        self.finished.append((step.folder.name, step.script))
 
 
 def test_hours_that_are_too_few_are_refused_with_those_that_are_enough(tmp_path, monkeypatch):

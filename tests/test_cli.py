@@ -14,8 +14,8 @@ import torch
 
 from tests.helpers.jobs import until
 from tests.helpers.runs import latest
-from utils.runs.attempt import log_file
 from utils.runs.chain import ROOT
+from utils.runs.manifest import log_file
 from utils.runtime import child, cli
 from utils.training.loop import catch_stop
 
@@ -69,7 +69,7 @@ def test_a_signal_to_all_processes_of_a_training_saves_once_also_while_others_lo
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     assert latest(run)["step"] >= 1
-    outcome = json.loads((run / "run.json").read_text())["attempts"][-1]["outcome"]
+    outcome = json.loads((run / "manifest.json").read_text())["attempts"][-1]["outcome"]
     assert outcome == "stopped by SIGINT"
 
 

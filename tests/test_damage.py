@@ -59,10 +59,8 @@ def targets(tiny_run, faces, tmp_path_factory):
     Journal(record, "key").add({"0": {"places": [["a.png", None, "a"]]}})
 
     def chain(recipe):
-        return train_cascade.Chain(recipe, train_cascade.Options(recipe="tiny-32", dataset=faces, out=run.path))
-
-    for step, key in [*(noted := chain(Recipe.find("tiny-32"))).keys()]:
-        noted.note(step.name, key)
+        options = train_cascade.Options(recipe="tiny-32", dataset=faces, out=run.path, overwrite=True)
+        return train_cascade.Chain(recipe, options)
 
     def train(steps=5):
         words = ["--dataset-path", faces, "--config-path", TINY / "autoencoder.json", "--out-dir", scratch["resume"]]

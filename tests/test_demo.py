@@ -31,7 +31,9 @@ def start(*arguments, root):
 
 
 def headings(output):
-    return [line.removeprefix("== ") for line in output.splitlines() if line.startswith("== ")]
+    """The names of the steps that were run, or that were done."""
+    lines = [line.removeprefix("== ") for line in output.splitlines() if line.startswith("== ")]
+    return [line.partition(", step ")[0] for line in lines]
 
 
 def environment_in(folder):

@@ -51,7 +51,7 @@ def test_a_checkpoint_is_on_disk_after_the_rows_before_it_and_before_what_names_
     )
     ours = [(call, name) for call, name in calls if name in ("metrics.jsonl", "best.pt") or call == "rename"]
     saved = [("flush", "metrics.jsonl"), ("rename", "model_4.pt"), ("rename", "latest.pt")]
-    then = ("measured.json", "best.pt", "run.json", "ground_truth_4.png", "recon_4.png", "run.json")
+    then = ("measured.json", "best.pt", "manifest.json", "ground_truth_4.png", "recon_4.png", "manifest.json")
     assert ours[ours.index(saved[0]) :] == [*saved, *(("rename", name) for name in then)]
     for number, call in enumerate(calls):
         if call[0] == "rename":

@@ -20,9 +20,9 @@ from utils.data.dataset_json import write_dataset
 from utils.data.feature_maps import MapFiles, PackedMaps
 from utils.data.records import verify_files
 from utils.data.split import Bounds
-from utils.runs.attempt import read_attempts
 from utils.runs.checkpoint import save_checkpoint
 from utils.runs.folders import OutputFolder
+from utils.runs.manifest import read_attempts
 
 NUM, SIZE = 7, 3  # images, and in a batch
 

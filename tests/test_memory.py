@@ -24,7 +24,7 @@ def test_a_process_has_used_what_it_holds_and_its_peak_is_counted_anew():
 @pytest.mark.parametrize("name", ["autoencoder", "codebook_1"])
 def test_a_training_says_what_it_will_take_after_twenty_steps(name, train, tmp_path):
     train(name, "out", "--max-step", 22, "--checkpoint-step", 11, "--keep-checkpoint", 1)
-    attempt = json.loads((tmp_path / "out/run.json").read_text())["attempts"][-1]
+    attempt = json.loads((tmp_path / "out/manifest.json").read_text())["attempts"][-1]
     plan, folder = attempt["plan"], tmp_path / "out/models_checkpoint"
     saved = (folder / "latest.pt").stat().st_size
     assert 0 < plan["seconds_per_step"] < 60

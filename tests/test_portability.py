@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.helpers.chain import recipe_of
 from tests.helpers.runs import SMALL, recipe_json
-from utils.runs.chain import ROOT, folders_in, is_unfinished, missing_in
+from utils.runs.chain import ROOT, missing_in
 from utils.runs.folders import RunFolder
 
 # Python imports this before anything else, in each process that has its folder on the path.
@@ -87,4 +87,3 @@ def test_a_chain_runs_where_much_is_missing_and_with_spawned_processes(faces, tm
         assert {expected, "no folder is opened"} <= set(ended.stdout.splitlines())
     run = RunFolder(Path(tmp_path / "run"))
     assert missing_in(run) == {}
-    assert not any(is_unfinished(run, step) for step in folders_in(run))

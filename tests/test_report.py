@@ -150,7 +150,7 @@ def test_numbers_come_from_the_evaluation_or_else_from_the_metrics(run, page, co
 
 
 def attempts_of(folder, *changes):
-    """A step whose run.json holds an attempt for each of these changes of the values of one."""
+    """A step whose manifest.json holds an attempt for each of these changes of the values of one."""
     attempt = {
         "script": "train.py", "arguments": {"resume": False}, "config": None, "versions": {}, "device": "cpu",
         "threads": 1, "begin": "2026-01-01T10:00:00+00:00", "end": "2026-01-01T10:30:00+00:00", "outcome": "finished",
@@ -183,7 +183,7 @@ def test_a_run_that_has_only_begun_has_its_page_and_the_command_that_goes_on(tin
     begun = tmp_path / "begun"
     shutil.copytree(tiny_run / "autoencoder", begun / "autoencoder")
     assert "train_cascade" not in Page(make_page(RunFolder(begun))).text  # made step by step, for all that is known
-    (begun / ".done").mkdir()  # or by the chain
+    (begun / "generate.json").write_text("{}")  # or by the chain
     arguments = read_run(RunFolder(begun)).job("autoencoder").last.arguments
     recipe, dataset, out = map(os.path.relpath, (TINY, arguments["dataset_path"], begun))
     text = make_page(RunFolder(begun))
@@ -217,7 +217,7 @@ def damage(path, content):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (damage("codebook_0/run.json", b"{..."), "codebook_0/run.json"),
+        (damage("codebook_0/manifest.json", b"{..."), "codebook_0/manifest.json"),
         (lambda run: change_attempt(RunFolder(run).autoencoder, begin="2026-99-25"), "'begin'"),
         (damage("generate.json", b"{"), "generate.json"),
         (damage("evaluation/pairs.png", b"no picture"), "pairs.png"),

@@ -13,8 +13,8 @@ from models.som.learner import MapLearner
 from tests.helpers.deaths import differences, results, same
 from tests.helpers.runs import MAINS, PLAN, PRUNED, WEIGHTS, latest, rows
 from tests.helpers.scripts import TINY, expect_error, expect_exit
-from utils.runs.attempt import read_attempts
 from utils.runs.folders import OutputFolder
+from utils.runs.manifest import read_attempts
 from utils.training.gradient import GradientLearner
 
 TWO = ("autoencoder", "codebook_1")  # a learner each; the loop around them is the same for all

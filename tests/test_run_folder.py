@@ -2,7 +2,7 @@
 
 import pytest
 
-from utils.runs.chain import is_unfinished, missing_in
+from utils.runs.chain import missing_in
 from utils.runs.folders import OutputFolder, RunFolder
 
 
@@ -31,16 +31,3 @@ def test_checkpoints_are_resumed_from_the_highest_step_and_a_persons_copies_are_
     assert [path.name for path in step.resumable_checkpoints("model")] == ours
     step.latest.unlink()
     assert [path.name for path in step.resumable_checkpoints("model")] == ours[1:]
-
-
-def test_a_step_is_unfinished_until_the_chain_has_marked_it_and_its_pruning(tmp_path):
-    run = RunFolder(tmp_path)
-    step = run.step("codebook_0")
-    assert not is_unfinished(run, step)  # not begun
-    step.path.mkdir()
-    assert not is_unfinished(run, step)  # not by the chain
-    (tmp_path / ".done").mkdir()
-    (tmp_path / ".done/codebook_0").touch()
-    assert is_unfinished(run, step)
-    (tmp_path / ".done/prune_codebook_0").touch()
-    assert not is_unfinished(run, step)

@@ -3,6 +3,7 @@
 A stub stands for the Python of the steps (`tests/helpers/stub.py`).
 """
 
+import dataclasses
 import json
 import os
 import shutil
@@ -12,10 +13,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+from scripts import train_cascade
 from tests.helpers.chain import Chain
 from tests.helpers.files import edited
+from tests.helpers.runs import SMALL
+from utils.core.files import UserError
 from utils.runs.chain import ROOT, steps_in
 from utils.runs.folders import RunFolder
 from utils.runtime.cores import available_cores
@@ -144,8 +149,8 @@ def test_every_step_has_the_flags_and_nothing_runs_again_with_another_number_of_
 
 
 LAST = ["generate_images.py"]
+LEARNED = ["train_autoencoder.py", "train_quantized_transformer.py"]  # the decoder, and a stage from maps alone
 BOOKS = ["train_codebook.py", "prune_codebook.py"] * 2
-AFTER_MAPS = [*BOOKS, "train_autoencoder.py", "train_quantized_transformer.py", *LAST]
 
 
 def test_a_step_whose_result_is_gone_runs_again(chain):
@@ -158,7 +163,6 @@ def test_a_step_whose_result_is_gone_runs_again(chain):
     next((chain.out / "feature_maps").rglob("*.npy")).unlink()
     assert chain.ended()[1] == ["generate_fmap_dataset.py"]  # the same maps, so what follows from them stays
     assert chain.ended()[1] == []
-    assert not list((chain.out / ".done").glob("*.new"))
 
 
 def test_a_step_that_leaves_no_result_is_an_error_and_not_done(chain):
@@ -168,11 +172,28 @@ def test_a_step_that_leaves_no_result_is_an_error_and_not_done(chain):
     assert chain.ended()[1] == ["train_quantized_transformer.py", *LAST]
 
 
+def test_a_model_that_has_changed_makes_what_was_made_with_it_anew(tiny_run, faces, tmp_path):
+    out = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    options = train_cascade.Options(recipe="", dataset=faces, out=out)
+
+    def reasons(options):
+        chain = train_cascade.Chain(SMALL, options)
+        return [step.name for step in chain.steps if chain.reason(step) is not None]
+
+    assert reasons(options) == []
+    path = RunFolder(out).codebooks[1].pruned
+    torch.save(torch.load(path, weights_only=True) | {"fingerprint": "another"}, path)
+    with pytest.raises(UserError, match=r"transformer_0: was made with another ../codebook_0/.*pruned_codebook.pt"):
+        reasons(options)
+    anew = dataclasses.replace(options, overwrite=True)
+    assert reasons(anew) == ["transformer_0", "transformer_1", "generate"]
+
+
 def test_other_data_make_all_that_follows_from_them_anew_if_they_may(chain):
     chain.ended()
     for dataset, first, scripts in (
-        (chain.out / "feature_maps/dataset.json", "codebook_cond", AFTER_MAPS),
-        (chain.dataset, "autoencoder", ["train_autoencoder.py", "generate_fmap_dataset.py", *AFTER_MAPS]),
+        (chain.out / "feature_maps/dataset.json", "codebook_cond", [*BOOKS, *LEARNED[-1:]]),
+        (chain.dataset, "autoencoder", ["train_autoencoder.py", "generate_fmap_dataset.py", *BOOKS, *LEARNED]),
     ):
         with edited(dataset) as content:
             content["_default"]["1"]["labels"] = ["other"]
@@ -199,19 +220,19 @@ def test_data_of_other_times_are_the_same_once_they_are_verified_and_other_files
 @pytest.mark.parametrize(
     ("edit", "folder", "named", "scripts"),
     [
-        (("recipe", {"autoencoder__max_step": 1600}), "autoencoder", "max_step (1500, now 1600)", 9),
-        (("recipe", {"prune__prune_threshold": 3}), "codebook_cond", "prune_threshold (2, now 3)", 6),
-        (("recipe", {"transformer_0__batch_size": 3}), "transformer_0", "batch_size (not given, now 3)", 2),
-        (("transformer_0", {"dropout": 0.5}), "transformer_0", "'dropout' (0.0, now 0.5)", 2),
+        (("recipe", {"autoencoder__max_step": 1600}), "autoencoder", "max_step (1500, now 1600)", 1),
+        (("recipe", {"prune__prune_threshold": 3}), "codebook_cond", "prune_threshold (2, now 3)", 2),
+        (("recipe", {"transformer_0__batch_size": 3}), "transformer_0", "batch_size (8, now 3)", 1),
+        (("transformer_0", {"dropout": 0.5}), "transformer_0", "'dropout' (0.0, now 0.5)", 1),
         # It may decide which checkpoint is the best.
-        (("recipe", {"transformer_0__checkpoint_step": 7}), "transformer_0", "checkpoint_step (not given, now 7)", 2),
-        (("generate", {"0__temperature": 0.5}), "generated", "stage 0: 'temperature' (1.0, now 0.5)", 1),
+        (("recipe", {"transformer_0__checkpoint_step": 7}), "transformer_0", "checkpoint_step (1000, now 7)", 1),
         (("recipe", {"generate__seed": 3}), "generated", "seed (0, now 3)", 1),
     ],
 )
 def test_an_edited_recipe_is_refused_before_any_step_without_overwrite(edit, folder, named, scripts, chain):
     chain.ended()
-    (chain.out / ".done/autoencoder").unlink()  # interrupted: it would be trained first
+    with edited(chain.out / "autoencoder/manifest.json") as content:  # interrupted: it would be trained first
+        content["attempts"][-1]["outcome"] = "running"
     chain.edit(edit[0], **edit[1])
     if folder != "autoencoder":
         line = chain.refused()
@@ -230,19 +251,16 @@ def test_what_results_do_not_depend_on_may_be_edited_and_what_is_gone_is_made_as
     assert chain.ended()[1] == []
 
 
-def test_the_config_of_the_generation_follows_the_recipe_until_it_is_edited(chain):
+def test_the_config_of_the_generation_is_the_recipes_or_that_of_a_person(chain):
     recipe, copy = chain.recipe / "generate.json", chain.out / "generate.json"
     chain.ended()
-    chain.edit("generate", **{"0__temperature": 0.5})
-    assert chain.ended("--overwrite")[1] == LAST
     assert copy.read_text() == recipe.read_text()
-    copy.write_text(recipe.read_text().replace("0.5", "0.9"))
-    assert "stage 0: 'temperature' (0.5, now 0.9)" in chain.refused()
+    copy.write_text(recipe.read_text().replace("1.0", "0.9"))
+    assert "stage 0: 'temperature' (1.0, now 0.9)" in chain.refused()
     for expected in (LAST, []):
-        assert chain.ended("--overwrite")[1] == expected
-        assert "0.9" in copy.read_text()
-    chain.edit("generate", **{"0__temperature": 0.7})
-    assert chain.ended()[1] == []
+        output, scripts = chain.ended("--overwrite")
+        assert scripts == expected
+        assert f"{copy} is not that of the recipe, and is kept" in output
     copy.write_text("{}")
     assert str(copy) in chain.refused()
     copy.unlink()
@@ -256,7 +274,6 @@ def test_a_signal_to_several_processes_ends_the_chain_with_its_number(chain):
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=20)
     assert (process.returncode, chain.received) == (143, [signal.SIGTERM])
-    assert {path.name for path in (chain.out / ".done").iterdir()} == {"generate.json", "autoencoder", "feature_maps"}
 
 
 @pytest.fixture

@@ -280,7 +280,7 @@ def test_labels_are_those_of_the_training_images_and_cost_bits(labelled, tiny_ru
     weights = ("--model-path", tmp_path / "new/run" / WEIGHTS)
     words = labelled("pets", lambda number, _: ["cat"][number % 2 :], *weights)
     assert str(weights[1]) in expect_error(capsys, MAINS["transformer_0"], words)
-    assert not (tmp_path / "pets/run/run.json").exists()
+    assert not (tmp_path / "pets/run/manifest.json").exists()
     run_main(MAINS["transformer_0"], *labelled("more", lambda number, _: [["odd", "even"][number % 3 == 0]], *weights))
     maps = FeatureMapDataset(tmp_path / "more/maps/dataset.json")
     own, content = [maps.label(index) for index in split.training], latest(tmp_path / "more/run")

@@ -7,8 +7,8 @@ from reporting import verdicts
 from reporting.run import Job, Run, Step
 from tests.helpers.reports import EVALUATION, spans
 from utils.core.config import build_config
-from utils.runs.attempt import FINISHED, Attempt
 from utils.runs.folders import RunFolder
+from utils.runs.manifest import FINISHED, Attempt
 
 UNITS = 512
 

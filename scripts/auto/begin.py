@@ -104,11 +104,10 @@ def forget(run: RunFolder) -> None:
     for folder in folders:
         with lock(folder):  # where another process is at work this ends
             pass
-    marks = [each for each in run.mark("").glob("*") if each.name != run.generation.name]
     recipe = [run.recipe / f"{name}.json" for name in read_recipe(run.recipe)]
     for folder in folders:
         shutil.rmtree(folder)
-    for each in (*marks, run.evaluation.results, run.report, run.clock, *recipe, run.planned):  # the plan last
+    for each in (run.evaluation.results, run.report, run.clock, *recipe, run.planned):  # the plan last
         each.unlink(missing_ok=True)
 
 

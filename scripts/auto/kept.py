@@ -25,6 +25,7 @@ class Plan:
     slowness: float = 1.0  # seconds for one of the machine of docs/scaling.md#times, by the autoencoder
     seconds: dict = field(default_factory=dict)  # planned, of each step
     took: dict = field(default_factory=dict)  # true, of each step so far
+    goes_on: bool = False  # whether the finest stage is to be trained further, for more hours
     notes: list = field(default_factory=list)  # what else was decided
     dataset: str = ""  # or folder of pictures, as it was given
     outlook: list = field(default_factory=list)  # what more hours or images would bring

@@ -26,9 +26,10 @@ from scripts.auto.kept import Clock, Plan
 from scripts.dry_run import Cost
 from utils.core.files import UserError, is_older, write_file
 from utils.core.lock import lock
-from utils.runs.chain import Recipe, folders_in, steps_of, with_seed
+from utils.runs.chain import Recipe, folders_in, manifests_in, steps_of, with_seed
 from utils.runs.checkpoint import load_checkpoint
 from utils.runs.folders import RunFolder
+from utils.runs.manifest import is_finished
 from utils.runtime.cli import has, stopping_after
 from utils.runtime.device import choose_device
 from utils.runtime.progress import duration
@@ -107,13 +108,22 @@ class Auto:
         if self.plan.hours != options.hours:
             print(f"the models stay as planned for {self.plan.hours:g} hours; give another OUT to plan new ones")
         has_more, self.plan.hours = options.hours > self.plan.hours, options.hours
-        if has_more and self.folder.mark(self.finest).is_file():
+        if has_more and self.is_done(self.finest):
             self.go_on()
         self.replan()
         self.save()
         lacks = [note for packages, note in MISSING.items() if not has(*packages)]
         print(f"plan: {self.path / 'recipe.md'}", *self.plan.notes, *lacks, sep="\n  ")
         print("expect:", expect.sentence(self.prints, options.hours))
+
+    def is_done(self, name: str) -> bool:
+        step = self.steps[name]
+        return is_finished(step.folder, step.script) and name not in self.anew
+
+    @property
+    def anew(self) -> tuple[str, ...]:
+        """The steps that are run again since there are more hours."""
+        return (self.finest, self.last) if self.plan.goes_on else ()
 
     def take_up(self, plan: Plan) -> None:
         self.plan, recipe = plan, Recipe.find(self.path)
@@ -122,7 +132,7 @@ class Auto:
 
     def train(self) -> None:
         for name, step in self.steps.items():
-            is_done = self.folder.mark(name).is_file()
+            is_done = self.is_done(name)
             if step.section not in self.begun:
                 self.replan()
                 self.save()
@@ -141,7 +151,7 @@ class Auto:
     @property
     def pace(self) -> float:
         """How many times as long as the short pass says the trainings have taken so far."""
-        done = [name for name in self.plan.took if name in self.steps and self.folder.mark(name).is_file()]
+        done = [name for name in self.plan.took if name in self.steps and self.is_done(name)]
         expected = sum(self.cost_of(name, 1.0).seconds(*self.numbers(name)) for name in done)
         return min(10.0, max(0.1, sum(self.plan.took[name] for name in done) / expected)) if expected else 1.0
 
@@ -199,7 +209,7 @@ class Auto:
             return
         # A gain of pace may not last, so it is not spent before the finest stage, which would lack it.
         pace = self.pace if len(still_open) == 1 else max(1.0, self.pace)
-        costs = {name: self.cost_of(name, pace) for name in self.steps if not self.folder.mark(name).is_file()}
+        costs = {name: self.cost_of(name, pace) for name in self.steps if not self.is_done(name)}
         for name in costs:
             if self.steps[name].section in sections.keys() & begun:  # its number of training steps stays
                 costs[name] = Cost(costs[name].seconds(*self.numbers(name)))
@@ -231,18 +241,16 @@ class Auto:
             return
         print(f"{self.finest} goes on from {options['max_step']} to {steps} training steps")
         options |= {"max_step": steps, "schedule_step": steps, "checkpoint_step": math.ceil(steps / 6)}
-        for name in (self.finest, self.last):
-            self.folder.mark(name).unlink(missing_ok=True)
+        self.plan.goes_on = True
 
     # --- The steps ---
 
     def run_step(self, name: str, seconds: float | None) -> None:
         """Run a step of the chain; one that is stopped after so many seconds ends with what it has learned."""
-        is_remade = name == self.last and not self.folder.mark(name).is_file()  # by a stage that has gone on
-        more = {"hours": None, "minutes": None, "overwrite": self.options.overwrite or is_remade}
-        options = dataclasses.replace(self.options, recipe=f"{self.path}/", dataset=self.dataset, **more)
+        more = {"recipe": f"{self.path}/", "dataset": self.dataset, "hours": None, "minutes": None}
+        given = dataclasses.replace(self.options, **more), self.verified, self.anew
         try:
-            chain = self.chain(Recipe.find(self.path), options, self.verified)
+            chain = self.chain(Recipe.find(self.path), *given)
         except UserError as error:
             advice = f"with auto, --overwrite also reads the pictures again; {self.by_hand} --overwrite does not"
             raise UserError(f"{error}; {advice}" if "--overwrite" in str(error) else error) from None
@@ -261,11 +269,11 @@ class Auto:
             self.plan.notes.append(f"{stopped}, to keep the hours")
             settings["max_step"] = done
             self.save()
-            self.chain(Recipe.find(self.path), options, self.verified).run(name)
+            self.chain(Recipe.find(self.path), *given).run(name)
 
     def evaluate(self) -> None:
         sizes, _ = self.evaluation(SURE * (self.limit - self.clock.used - REPORT * self.plan.slowness * self.pace))
-        if sizes and is_older(self.folder.evaluation.results, *self.folder.mark("").iterdir()):
+        if sizes and is_older(self.folder.evaluation.results, *manifests_in(self.folder)):
             print("== evaluation", flush=True)
             since = self.clock.used
             given = {"run_dir": self.folder.path, "dataset_path": self.dataset, "device": str(self.device)}
@@ -274,12 +282,13 @@ class Auto:
 
     def end(self) -> None:
         all_passed = any(EARLY in note for note in self.plan.notes)
+        self.plan.goes_on = False
         self.plan.outlook = expect.outlook(self.folder.transformers[-1].metrics, all_passed)
         self.save()
         print(*self.plan.outlook, sep="\n")
         if has(*report.PACKAGES):
             report.write_report(report.Options(run_dir=self.folder.path))
-        results = [*self.folder.mark("").iterdir(), self.folder.evaluation.results]
+        results = [*manifests_in(self.folder), self.folder.evaluation.results]
         if all(path.stat().st_mtime < self.began for path in results if path.exists()):
             self.clock.discount()  # nothing was left to do
         used = self.clock.used

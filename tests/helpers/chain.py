@@ -1,6 +1,7 @@
 """A recipe of so many stages, and its chain of steps with a stub in place of their Python."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -11,14 +12,20 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from models.requests import config_of, load_generation_config
 from scripts import train_cascade
+from scripts.recipe import load_configs, options_of
 from tests.helpers import stub
 from tests.helpers.files import edited
 from tests.helpers.jobs import until
 from tests.helpers.scripts import TINY
 from utils.core.options import words_of
-from utils.runs.chain import ROOT
+from utils.data.dataset import FeatureMapDataset, ImageDataset
+from utils.runs.chain import ROOT, Recipe, steps_of
+from utils.runs.folders import RunFolder
+from utils.runs.manifest import attempt
 from utils.runtime import child
 
 STUB = f"#!{sys.executable} -ISs\n{Path(stub.__file__).read_text()}"
@@ -55,12 +62,30 @@ class Chain:
     def run(self, *arguments, **environment):
         """Run the chain and the stub in this process; return status, output, errors and the commands of the stub."""
 
-        def play(attendant, command, env, **_):
-            return stub.main([str(word) for word in command[1:]], env)
+        @contextlib.contextmanager
+        def attempted(recipe, step, **common):
+            """What the script of a step notes of it."""
+            options = dataclasses.replace(options_of(recipe, step), **common)
+            config = load_configs(recipe, steps_of(RunFolder(self.out), recipe, self.dataset)).get(step.name)
+            if step.script == "generate_images":
+                config = config_of(load_generation_config(options.config_path))
+            data = step.inputs.get("dataset_path")
+            kind = ImageDataset if data == self.dataset else FeatureMapDataset
+            with attempt(f"{step.script}.py", options) as attempted:
+                attempted.begin(torch.device("cpu"), config, {"data": kind(data).fingerprint} if data else {})
+                yield
 
         def play_step(recipe, step, **common):
-            if status := play(None, ["", *step.command, *words_of(common)], os.environ):
-                sys.exit(status)
+            with attempted(recipe, step, **common):
+                if status := stub.main([str(word) for word in (*step.command, *words_of(common))], os.environ):
+                    sys.exit(status)
+
+        def play(attendant, command, env, **_):
+            words, recipe = [str(word) for word in command[1:]], Recipe.find(self.recipe)
+            for step in steps_of(RunFolder(self.out, len(recipe.stages)), recipe, self.dataset):
+                if {str(step.folder.path), str(ROOT / f"{step.script}.py")} <= {*words}:
+                    with attempted(recipe, step):
+                        return stub.main(words, env)
 
         self.calls.unlink(missing_ok=True)
         output, errors = io.StringIO(), io.StringIO()

@@ -27,7 +27,9 @@ def results(folder):
     """The content of every file of a step by its name, but of locks and of those that tell of the attempts."""
     files = {path.relative_to(folder).as_posix(): content for path, content in contents(folder).items()}
     return {
-        name: content for name, content in files.items() if name != "run.json" and not name.endswith((".log", ".lock"))
+        name: content
+        for name, content in files.items()
+        if name != "manifest.json" and not name.endswith((".log", ".lock"))
     }
 
 
@@ -50,7 +52,7 @@ def differences(first, second):
     """The differences between two folders, but for what tells of times: logs, records, cards, cached tokens."""
     names = [{path.relative_to(folder) for path in folder.rglob("*")} for folder in (first, second)]
     names = [
-        {name for name in each if name.name not in ("run.json", "README.md", "tokens")}
+        {name for name in each if name.name not in ("manifest.json", "README.md", "tokens")}
         - {name for name in each if name.suffix == ".log" or name.parent.name == "tokens"}
         for each in names
     ]

@@ -10,13 +10,14 @@ import sys
 import time
 from pathlib import Path
 
+OWN = shutil.ignore_patterns("manifest.json", "*.log")
 RESULTS = {
     "generate_fmap_dataset.py": [],
     "prune_codebook.py": ["models_checkpoint/pruned_codebook.pt"],
     "train_quantized_transformer.py": ["models_checkpoint/best.pt", "models_checkpoint/latest.pt"],
     "generate_images.py": ["tokens.npz", "images/recon_model_Cond.png"],
     "scripts.demo_data": ["dataset.json"],
-    "scripts.train_cascade": [".done/generate"],
+    "scripts.train_cascade": ["generated/manifest.json"],
     "scripts.evaluate": ["evaluation/evaluation.json"],
     "scripts.report": ["report.html"],
 }
@@ -44,7 +45,8 @@ def main(words, environment):
         (out / result).parent.mkdir(parents=True, exist_ok=True)
         (out / result).write_text("")
     if script == "generate_fmap_dataset.py":
-        shutil.copytree(environment["MAPS"], out, dirs_exist_ok=True, copy_function=shutil.copy)  # with new times
+        copied = {"dirs_exist_ok": True, "copy_function": shutil.copy, "ignore": OWN}  # with new times
+        shutil.copytree(environment["MAPS"], out, **copied)
     if name == environment.get("SLOW"):
         return last_until_a_signal(Path(environment["STARTED"]), launcher)
     return 7 if name == environment.get("FAILING") else 0

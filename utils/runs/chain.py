@@ -156,14 +156,12 @@ def folders_in(run: RunFolder) -> list[OutputFolder]:
     return [*{step.folder.name: step.folder for step in steps_in(run)}.values()]
 
 
+def manifests_in(run: RunFolder) -> list[Path]:
+    return [step.record for step in folders_in(run) if step.record.is_file()]
+
+
 def missing_in(run: RunFolder) -> dict[str, Path]:
     """The steps without a result, by the names of their folders, each with the file that is not there."""
     results = {step.folder.name: step.results[0] for step in steps_in(run)}
     results |= {step.name: step.codebook for step in run.codebooks}
     return {name: path for name, path in results.items() if not path.is_file()}
-
-
-def is_unfinished(run: RunFolder, folder: OutputFolder) -> bool:
-    """Whether the chain has begun a step in this folder of a run, and not ended it."""
-    marks = [run.mark(step.name) for step in steps_in(run) if step.folder.name == folder.name]
-    return folder.path.is_dir() and marks[0].parent.is_dir() and not all(map(Path.is_file, marks))

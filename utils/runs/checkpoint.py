@@ -62,19 +62,22 @@ def save_checkpoint(path: Path, kind: str, config: object, model: State, trained
 def fingerprints_of(run: RunFolder) -> dict[str, str | None]:
     """The fingerprints in the checkpoints of a run, those that its generate.json names among them, by their paths.
 
-    Tensors are not read or checked; None stands for a file that cannot be read.
+    None stands for a file that cannot be read.
     """
     files = [run.autoencoder.latest, run.decoder.latest, *(step.codebook for step in run.codebooks)]
     files += [step.best for step in run.transformers]
     stages = read_json(run.generation).values() if run.generation.is_file() else ()
     files += [run.path / value for stage in stages for key, value in stage.items() if key.endswith("_path")]
-    fingerprints: dict[str, str | None] = {}
-    for path in filter(Path.is_file, files):
-        name = path.relative_to(run.path).as_posix() if path.is_relative_to(run.path) else str(path)
-        fingerprints[name] = None
-        with suppress(UserError):
-            fingerprints[name] = _read(path, memory_map=True, check=False)["fingerprint"]
-    return fingerprints
+    names = {path: path.relative_to(run.path).as_posix() for path in files if path.is_relative_to(run.path)}
+    return {names.get(path, str(path)): fingerprint_in(path) for path in filter(Path.is_file, files)}
+
+
+def fingerprint_in(path: Path) -> str | None:
+    """The fingerprint in a checkpoint, whose tensors are not read or checked; None of a file that cannot be read."""
+    with suppress(UserError):
+        content = read_exported(path) if path.suffix == SUFFIX else _read(path, memory_map=True, check=False)
+        return content["fingerprint"]
+    return None
 
 
 def load_checkpoint(path: Path, kind: str, *, memory_map: bool = False) -> dict:

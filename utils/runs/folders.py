@@ -24,7 +24,7 @@ class OutputFolder:
         # In a run the name says which step it is: codebook_cond, transformer_0, …, or one without levels.
         has_level = self.name.startswith(("codebook_", "transformer_"))
         self.kind, _, self.level = self.name.rpartition("_") if has_level else (self.name, "", "")
-        self.record = path / "run.json"  # the attempts at the step: utils/runs/attempt.py
+        self.record = path / "manifest.json"  # what made its results, and how that ended: utils/runs/manifest.py
         self.metrics = path / "metrics.jsonl"  # one JSON object a line
         self.dataset = path / "dataset.json"  # the index of images or of feature maps
         self.unfinished = path / "unfinished.jsonl"  # parts that are done before the index: utils/data/journal.py
@@ -169,10 +169,6 @@ class RunFolder:
     @property
     def transformers(self) -> list[OutputFolder]:
         return [self.step(f"transformer_{number}") for number in range(self.num_stages)]
-
-    def mark(self, name: str) -> Path:
-        """The file that keeps the key of a step that has ended."""
-        return self.path / ".done" / name
 
 
 class ExportedFolder(RunFolder):

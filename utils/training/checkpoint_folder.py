@@ -12,9 +12,9 @@ import torch
 from utils.core.files import UserError, write_file
 from utils.core.provenance import check, check_origin, difference, options_key, same_images
 from utils.data.split import Bounds, Learned
-from utils.runs.attempt import read_attempts
 from utils.runs.checkpoint import MALFORMED, link_checkpoint, load_checkpoint, measured, read_measured, save_checkpoint
 from utils.runs.folders import OutputFolder
+from utils.runs.manifest import read_attempts
 from utils.runtime.distributed import is_main, num_processes
 from utils.training.task import SOURCES, Task, TrainingOptions
 

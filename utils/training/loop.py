@@ -20,8 +20,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from utils.core.files import UserError
 from utils.data.batches import Batch, BatchLoader, EpochSampler, chunks
-from utils.runs.attempt import attempt, note, printed
 from utils.runs.checkpoint import measured
+from utils.runs.manifest import attempt, note, printed
 from utils.runtime import distributed
 from utils.runtime.cli import stop_signals
 from utils.runtime.device import choose_device, choose_workers
@@ -36,7 +36,7 @@ SAME_STOP = 3.0  # a second SIGTERM or SIGHUP within so many seconds is a repeat
 
 
 def run(script: str, options: TrainingOptions, build: Callable[[TrainingOptions, torch.device], Task]) -> None:
-    """Train a task as its options ask, and keep the attempt in `run.json`.
+    """Train a task as its options ask, and keep the attempt in `manifest.json`.
 
     Inputs and options are checked before the attempt begins. Then it trains to the planned step. Every
     `--checkpoint-step` steps and at the end it saves, validates and draws. A resume first completes the last checkpoint
@@ -201,7 +201,7 @@ class Loop:
 
 @dataclass(frozen=True)
 class Plan:
-    """Time and disk of a training, measured in its first steps and kept in `run.json`."""
+    """Time and disk of a training, measured in its first steps and kept in `manifest.json`."""
 
     seconds_per_step: float
     checkpoint: int  # bytes of one

@@ -1,4 +1,4 @@
-"""run.json: an entry an attempt, only of those whose checks have passed."""
+"""manifest.json: an entry an attempt, only of those whose checks have passed."""
 
 import json
 import shlex
@@ -12,8 +12,8 @@ from tests.helpers.scripts import TINY, expect_error, expect_exit
 from train_autoencoder import Options
 from utils.core.files import UserError
 from utils.core.options import parse_options
-from utils.runs.attempt import FINISHED, from_here, read_attempts
 from utils.runs.folders import OutputFolder
+from utils.runs.manifest import FINISHED, from_here, read_attempts
 from utils.training.gradient import GradientLearner
 
 
