@@ -20,7 +20,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "reference.md"
 STEPS = ("train_autoencoder", "generate_fmap_dataset", "train_codebook", "prune_codebook")
 STEPS += ("train_quantized_transformer", "generate_images")
 SCRIPTS = (*STEPS, "scripts.make_dataset", "scripts.demo_data", "scripts.evaluate", "scripts.report")
-SCRIPTS += ("scripts.temperatures", "scripts.export", "scripts.playground", "scripts.train_cascade")
+SCRIPTS += ("scripts.export", "scripts.playground", "scripts.train_cascade")
 RECIPE = """\
 `recipe.json` has `image_size` (a number, or "64x96"), and a section of options for each step: `autoencoder`,
 `feature_maps`, `codebook` and `prune` (each for all codebooks), `transformer_0`, `transformer_1`, … and `generate`;

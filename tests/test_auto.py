@@ -425,7 +425,7 @@ def test_a_folder_of_pictures_becomes_a_report_although_it_was_killed_in_each_pa
     run_main(train_cascade.main, f"{out}/recipe/", out / "data/dataset.json", out, "--device", "cpu")
     assert parts.names == ["write_report"]
     config = (out / "generate.json").read_bytes()
-    with edited(out / "generate.json") as given:  # as scripts.temperatures does
+    with edited(out / "generate.json") as given:
         given["0"]["temperature"] = 0.9
     by_hand = f"python -m scripts.train_cascade {out}/recipe/ {out}/data/dataset.json {out}"
     assert f"{by_hand} --overwrite does not" in expect_error(capsys, train_cascade.main, command)

@@ -81,9 +81,8 @@ def test_commands_run_in_order(faces, tmp_path, monkeypatch):
     for words in (*readme[:use], *steps, *readme[use:], *commands_of("docs/using.md")):
         words = [word.replace("laptop-128", "tiny-32").replace("128", "32") for word in words]
         for name, arguments in modules_of([words]):
-            # The playground serves until it is stopped; tests/test_demo.py runs a chain, and tests/test_temperatures.py
-            # the choice of temperatures, for which these images are too few.
-            others = ("scripts.playground", "scripts.train_cascade", "scripts.temperatures")
+            # The playground serves until it is stopped; tests/test_demo.py runs a chain.
+            others = ("scripts.playground", "scripts.train_cascade")
             if not name.startswith("benchmarks.") and name not in others:
                 importlib.import_module(name).main(arguments + TINY.get(name, []))
         if words[0] == "cp":
