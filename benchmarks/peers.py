@@ -63,7 +63,7 @@ class Shared:
 
     def __init__(self, dataset: Path, folder: Path, minutes: float) -> None:
         self.run, self.minutes = TrainedRun(RunFolder(folder), CPU), minutes
-        self.cascade, self.dataset = self.run.whole_cascade(BATCH), self.run.images(dataset)
+        self.cascade, self.dataset = self.run.cascade(BATCH), self.run.images(dataset)
         self.split, steps = self.dataset.split(self.run.bounds), read_run(self.run.folder).steps
         self.spent = {name: sum(job.seconds for job in step.jobs.values()) for name, step in steps.items()}
         self.extractor, tests = EfficientNetFeatures(), self.split.test

@@ -19,27 +19,6 @@ def kernel_distance(features: torch.Tensor, others: torch.Tensor) -> float:
     return float(poly_mmd(others.double(), features.double()))
 
 
-def frechet_distance(features: torch.Tensor, others: torch.Tensor) -> float:
-    """The Fréchet distance |μ − ν|² + tr(Σ + T − 2 (ΣT)^½) between two normal distributions (Heusel et al. 2017).
-
-    With Σ = AᵀA and T = BᵀB, the trace of the root is the sum of the singular values of ABᵀ, which has one row per
-    image. torchmetrics gives the same number from the eigenvalues of a matrix with one row per feature, which for a few
-    hundred images takes a hundred times as long.
-    """
-    means, roots = zip(*(mean_and_root(part) for part in (features, others)), strict=True)
-    roots = [torch.linalg.qr(root, mode="r").R if len(root) > root.shape[1] else root for root in roots]
-    spread = sum(root.square().sum() for root in roots)
-    shared = torch.linalg.svdvals(roots[0] @ roots[1].T).sum()
-    return float((means[0] - means[1]).square().sum() + spread - 2 * shared)
-
-
-def mean_and_root(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features (N, D) → their mean (D,) and a root A (N, D) of their covariance AᵀA."""
-    features = features.double()
-    mean = features.mean(0)
-    return mean, (features - mean) / (len(features) - 1) ** 0.5
-
-
 def kernel_variances(features: torch.Tensor, others: torch.Tensor) -> tuple[float, float]:
     """The variance of the kernel distance between sets of at least 4 images: the parts of images and of pairs of them.
 

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from evaluation import results
-from evaluation.distances import frechet_distance, kernel_interval, precision_and_recall
+from evaluation.distances import kernel_interval, precision_and_recall
 from evaluation.features import features_of
 from evaluation.levels import DRAWN, Sets, level
 from evaluation.likelihood import stage_bits, start_bits
 from evaluation.novelty import Nearest, summarize
-from evaluation.reconstruction import quality, reconstruct
+from evaluation.reconstruction import mean_psnr, reconstruct
 from evaluation.run import TrainedRun
 from models.codebook import Codebook
 from models.requests import Request, change_sampling
@@ -107,7 +107,7 @@ class Evaluator:
     def reconstruction(self) -> list[results.Reconstruction]:
         books = {"autoencoder": None} | {f"after {name}": book for name, book in self.run.codebooks.items()}
         bar = progress(books.items(), unit="set", desc="reconstructions")
-        return [results.Reconstruction(name, **quality(self.reconstructed(self.held_out, book))) for name, book in bar]
+        return [results.Reconstruction(name, mean_psnr(self.reconstructed(self.held_out, book))) for name, book in bar]
 
     def bits(self) -> list[results.Bits]:
         run, rows = self.run, []
@@ -160,8 +160,7 @@ class Evaluator:
             return [], None, []
         rows = []
         for name, features in progress(sets.items(), unit="set", desc="distances"):
-            kernel, frechet = kernel_interval(features, real), frechet_distance(features, real)
-            rows.append(results.Distance(name, *kernel, frechet, *precision_and_recall(features, real)))
+            rows.append(results.Distance(name, *kernel_interval(features, real), *precision_and_recall(features, real)))
         return rows, novelty, levels
 
     def levels(

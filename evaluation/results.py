@@ -21,7 +21,6 @@ FEW_GROUPS = 20  # held-out images of fewer groups are other pictures than the r
 class Reconstruction:
     name: str  # "autoencoder", or "after " and the name of a codebook
     psnr: float  # in dB
-    ssim: float
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,6 @@ class Distance:
     kernel: float
     kernel_low: float
     kernel_high: float
-    frechet: float
     precision: float
     recall: float
 
@@ -177,15 +175,14 @@ class Results:
 
 
 def markdown(results: Results) -> str:
-    fidelity = [[row.name, f"{row.psnr:.2f}", f"{row.ssim:.3f}"] for row in results.reconstruction]
+    fidelity = [[row.name, f"{row.psnr:.2f}"] for row in results.reconstruction]
     bits = [*results.bits]
     bits += [Bits("all", sum(row.tokens for row in bits), sum(row.bits for row in bits))] if bits else []
     costs = [[row.name, row.tokens, f"{row.bits:.1f}"] for row in bits]
     share = "{:.3f}".format
     distances, levels, near = [], [], ("distance", "precision", "recall")
     for row in results.distances:
-        apart = _span(row, "kernel", 4), f"{row.frechet:.1f}"
-        distances.append([row.name, *apart, share(row.precision), share(row.recall)])
+        distances.append([row.name, _span(row, "kernel", 4), share(row.precision), share(row.recall)])
     for row in results.levels:
         samples = _span(row, "kernel", 4), share(row.precision), share(row.recall)
         floor = _span(row, "floor", 4), share(row.floor_precision), share(row.floor_recall)
@@ -197,9 +194,9 @@ def markdown(results: Results) -> str:
         results.no_test,
         results.caveat,
         results.decoding,
-        _table(["PSNR (dB)", "SSIM"], fidelity),
+        _table(["PSNR (dB)"], fidelity),
         _table(["tokens per image", "bits per image"], costs),
-        _table(["kernel distance", "Fréchet distance", "precision", "recall"], distances),
+        _table(["kernel distance", "precision", "recall"], distances),
         results.by_level,
         _table([*near, *(f"floor {name}" for name in near), "bits of samples", f"bits of {results.held_out}"], levels),
         *_novelty(results),

@@ -142,10 +142,3 @@ class TrainedRun:
         models = [*cascade.codebooks, *cascade.stages]
         self.learned |= {folder / path: model.learned for path, model in zip(paths, models, strict=True)}
         return cascade
-
-    def whole_cascade(self, batch_size: int) -> Cascade:
-        """The cascade with all stages of generate.json; raises `UserError` naming what it lacks."""
-        cascade = self.cascade(batch_size)
-        if cascade is None or len(cascade.stages) < len(self.settings):
-            raise UserError(f"{self.folder.path}: is not finished: {self.missing[-1]}")
-        return cascade

@@ -20,7 +20,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts import few_images
+from scripts import groups
 from scripts.recipe import check, open_images, options_of, run_step
 from utils.core.tables import table
 from utils.data.dataset import ImageDataset
@@ -81,7 +81,7 @@ def estimate(recipe: Recipe, dataset: Path, device: str | None) -> None:
     for row in (*rows, whole):
         cells.append([row.name, row.steps or "", duration(row.seconds), readable(row.disk), readable(row.memory)])
     print(table(("step", "training steps", "h:min:s", "disk", "peak memory"), cells))
-    few_images.warn(len(images))
+    groups.warn_of_few(len(images))
 
 
 def write_few(images: ImageDataset, path: Path) -> int:

@@ -5,9 +5,9 @@ Without test images it measures on validation images, and says so.
 Reads the folder of scripts.train_cascade, as far as it has come. Writes evaluation.json, table.md with the same
 numbers as tables, and pairs.png: the samples that are nearest to a training image, each below that image.
 
-- PSNR and SSIM of test images, after the autoencoder and after each codebook
+- PSNR of test images, after the autoencoder and after each codebook
 - the bits that a test image costs: its condition, its labels if it has any, and its tokens in each stage
-- kernel distance to test images with its 95 % interval, Fréchet distance, precision and recall: of as many training
+- kernel distance to test images with its 95 % interval, precision and recall: of as many training
   images, the floor, of their reconstructions before and after quantization, which limit samples, and of samples
 - by levels: the tokens of each stage's samples compared with the true tokens of test images, both decoded the same way;
   those of training images give the floor. And how confident a stage is: the bits of its own samples and of test images

@@ -15,6 +15,11 @@ from utils.data.split import TEST, TRAINING, VALIDATION, Bounds, sides_of
 
 FOLDER, NEAR = "folder", "near"  # values of --group-by; any other is a regular expression
 FEW_IMAGES = 100  # of fewer it is no surprise if none is held out
+FEW = {  # images of a data set, and what to expect of fewer
+    500: "expect copies of training images, and too few test images to notice them",
+    1500: "expect smeared pictures, and near copies among them",
+    5000: "aligned pictures of one kind work, others become textures and outlines",
+}
 
 
 def by_path(how: str | None, folder: Path, files: Sequence[Path]) -> Callable[[Path], str | None]:
@@ -110,3 +115,10 @@ def _warn_of_straddling(how: str | None, sides: np.ndarray, pairs: np.ndarray) -
             f"another side of the split; {advice}",
             file=sys.stderr,
         )
+
+
+def warn_of_few(number: int) -> None:
+    limit = next((limit for limit in FEW if number < limit), None)
+    if limit is not None:
+        where = "see docs/experiments.md#few-images"
+        print(f"warning: {number:,} images, fewer than {limit:,}: {FEW[limit]}; {where}", file=sys.stderr)

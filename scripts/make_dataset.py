@@ -29,7 +29,7 @@ from typing import TypeVar
 
 from PIL import Image, ImageColor
 
-from scripts import few_images, groups, near_duplicates
+from scripts import groups, near_duplicates
 from utils.core.files import UserError, remove_unnamed, write_file
 from utils.core.lock import lock
 from utils.core.options import MOST_WORKERS, option, parse_options
@@ -286,7 +286,7 @@ def review(options: Options, records: list[dict], entries: list[dict]) -> None:
         advice = f"; --background COLOUR or {CHECKER} changes that" if options.background == WHITE else ""
         pasted = f"{number} images are transparent in part; they are pasted onto {under}{advice}"
         print(f"{pasted}; transparency is not generated")
-    few_images.warn(len(records))
+    groups.warn_of_few(len(records))
 
 
 def main(argv: list[str] | None = None) -> None:

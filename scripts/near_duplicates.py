@@ -71,8 +71,7 @@ def residual(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     Tried are shifts by up to one pixel, and the darker image with a brightness that is cut off at white.
     """
     first, second = (each.astype(np.float32) for each in (first, second))
-    ends = ((0, 0), (1, 0), (0, 1))
-    cuts = [(slice(low, SIDE - high), slice(high, SIDE - low)) for low, high in ends]
+    cuts = [(slice(low, SIDE - high), slice(high, SIDE - low)) for low, high in ((0, 0), (1, 0), (0, 1))]
     tries = [_unshared(first[:, y, x], second[:, v, u]) for y, v in cuts for x, u in cuts]
     is_darker = (first.mean((1, 2, 3)) < second.mean((1, 2, 3)))[:, None, None, None]
     dark, bright = np.where(is_darker, first, second), np.where(is_darker, second, first)
@@ -81,8 +80,8 @@ def residual(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 def _unshared(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """√(1 − r²) of the correlation r of each pair, 1 where it is not positive; 0 of two that are flat."""
-    first, second = (each.reshape(len(each), -1) for each in (first, second))
-    first, second = (each - each.mean(1, keepdims=True) for each in (first, second))
+    flat = (each.reshape(len(each), -1) for each in (first, second))
+    first, second = (each - each.mean(1, keepdims=True) for each in flat)
     own, other = (first**2).sum(1), (second**2).sum(1)
     shared = np.where(own + other > 0, (first * second).sum(1) / np.maximum(np.sqrt(own * other), 1e-9), 1.0)
     return np.sqrt(np.clip(1 - np.maximum(shared, 0) ** 2, 0, 1))

@@ -225,8 +225,7 @@ class Chain:
             print(f"{step.name} was killed when it last ran; if for lack of memory, {advice}", file=sys.stderr)
         options = self.options
         common = {"device": options.device or "auto", "overwrite": self.may_replace(step), "verify": options.verify}
-        if step.script.startswith("train_"):
-            common |= {"tensorboard": True} if options.tensorboard else {}
+        common |= {"tensorboard": True} if options.tensorboard and step.script.startswith("train_") else {}
         if launcher := options.launcher(step.name):
             environment = inherited()
             if options.nproc is not None:  # torchrun would choose 1

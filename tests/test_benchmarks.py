@@ -122,8 +122,8 @@ def test_a_share_of_a_recipe_has_that_share_of_its_steps():
 
 
 def test_the_benchmark_of_quality_shows_auto_and_each_share(tmp_path, rows_of):
-    rows = tuple(Distance(name, 0.1 * number, 0, 1, 1, 0.5, 0.75) for number, name in enumerate(SETS))
-    reconstruction, trained, ran = Reconstruction("autoencoder", 30.0, 0.9), [], []
+    rows = tuple(Distance(name, 0.1 * number, 0, 1, 0.5, 0.75) for number, name in enumerate(SETS))
+    reconstruction, trained, ran = Reconstruction("autoencoder", 30.0), [], []
     results = Results("", 4, 4, 4, 0, {}, (reconstruction,), (), rows, None, (), 1.0, "autoencoder")
 
     def train(dataset, recipe, out):
@@ -183,7 +183,7 @@ def test_the_flow_follows_its_velocity_and_learns(tiny_run):
     assert torch.allclose(straight, target, atol=1e-5)
     torch.manual_seed(0)
     run = peers.TrainedRun(peers.RunFolder(tiny_run), peers.CPU)
-    flow = peers.Flow(SimpleNamespace(run=run, cascade=run.whole_cascade(4)))
+    flow = peers.Flow(SimpleNamespace(run=run, cascade=run.cascade(4)))
     maps, losses = run.maps[torch.arange(16).numpy()], []
     optimizer = torch.optim.Adam([weight for weight in flow.parameters() if weight.requires_grad], 3e-3)
     for _ in range(60):

@@ -37,7 +37,7 @@ def level(name, kernel, bits=20.0, precision=0.7, recall=0.8):
 def distance(name, kernel, precision, recall):
     """Distances of a set."""
     row = spans(kernel, 0.1 * kernel + 0.002, "kernel")
-    return {"name": name, "frechet": 100.0, "precision": precision, "recall": recall} | row
+    return {"name": name, "precision": precision, "recall": recall} | row
 
 
 def evaluation(samples, levels=(), copies=0.01, psnr=(35.0, 34.0), num_images=400):
@@ -47,9 +47,7 @@ def evaluation(samples, levels=(), copies=0.01, psnr=(35.0, 34.0), num_images=40
     novelty |= {"samples": near | {"share": copies}, "held_out": near | {"share": 0.01}}
     novelty |= {"share_low": copies / 2, "share_high": 2 * copies}
     rows = [distance("training images", 0.001, 0.9, 0.9), distance("quantized reconstructions", 0.03, 0.8, 0.8)]
-    fidelity = [
-        {"name": name, "psnr": dB, "ssim": 0.9} for name, dB in zip(("autoencoder", "after"), psnr, strict=True)
-    ]
+    fidelity = [{"name": name, "psnr": dB} for name, dB in zip(("autoencoder", "after"), psnr, strict=True)]
     return EVALUATION | {
         "num_images": num_images, "reconstruction": fidelity, "bits": [], "novelty": novelty, "levels": [*levels],
         "distances": [*rows, distance("samples", *samples)],

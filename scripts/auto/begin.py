@@ -21,15 +21,13 @@ from utils.data.dataset import ImageDataset
 from utils.data.images import image_files, reads_heif
 from utils.data.records import read_dataset
 from utils.data.shards import HEIF_SUFFIXES
-from utils.runs.chain import Recipe, folders_in, maps_per_image, with_seed
+from utils.runs.chain import Recipe, folders_in, with_seed
 from utils.runs.folders import RunFolder
 from utils.runtime.device import usable_memory
 from utils.runtime.progress import duration
 from utils.training.metrics import TIMED
 
-UNGROUPED = "near-duplicates are not kept on one side of the split: pip install -r requirements-extra.txt"
 TRIED = 0.03  # of the guessed training steps, in the short pass
-DISK = 2**28  # bytes of logs, pictures and codebooks
 
 
 def count_left_out(pictures: Path, written: Path) -> int:
@@ -118,7 +116,6 @@ def plan_for(
     is_gpu, memory = device.type == "cuda", usable_memory(device)
     plan = planning.choose_models(prints, hours, is_gpu=is_gpu, memory=memory)
     plan.files["recipe"] = with_seed(plan.settings, seed)
-    check_disk(plan, prints, run)
     guess = planning.guess_costs(plan, prints, is_gpu)
     numbers, _ = dividing.choose_steps(3600 * hours, guess, planning.sections_of(plan, prints))
     plan.change(numbers)
@@ -128,19 +125,7 @@ def plan_for(
     print(f"a short pass of all steps took {time.monotonic() - since:.0f} s; first pictures: {run.first}")
     plan.write(run.recipe)
     plan.slowness = plan.costs["autoencoder"]["per_step"] / planning.guess_costs(plan, prints)["autoencoder"].per_step
-    source = read_dataset(dataset, ())[1] if dataset == run.images else {}  # of a data set that auto has written
-    plan.notes = [UNGROUPED] if "folder" in source and "group_by" not in source else []
     plan.save(run)
-
-
-def check_disk(plan: Plan, prints: Fingerprint, run: RunFolder) -> None:
-    wide = plan.files["transformer_0"]["in_dim"] / 128
-    numbers = plan.files["autoencoder"]["latent_channel"] * planning.cells_of(plan)
-    maps = 4 * numbers * (prints.images + prints.copies) * maps_per_image(plan.settings)
-    needed = DISK + maps + 4 * 30e6 * wide**2 * len(plan.files["generate"])
-    if (free := shutil.disk_usage(run.recipe).free) < needed:
-        sizes = f"{needed / 2**30:.1f} GiB are needed and {free / 2**30:.1f} are free"
-        raise UserError(f"{run.path}: {sizes}; make room, or give an OUT on another disk")
 
 
 def try_briefly(plan: Plan, dataset: Path, run: RunFolder, device: torch.device, about: float) -> None:

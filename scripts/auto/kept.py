@@ -77,9 +77,6 @@ class Clock:
     def used(self) -> float:
         return self.before + time.monotonic() - self.since
 
-    def discount(self) -> None:
-        self.since = time.monotonic()
-
     def beat(self) -> None:
         while not self.ended.wait(BEAT):
             with suppress(OSError):  # of a full disk, which may have room again

@@ -37,13 +37,12 @@ from utils.runtime.progress import duration
 OVER = 1.15  # that the finest stage is planned to overrun: what is cut off are steps at a low learning rate
 SLACK = 1.5  # of its planned time, after which a training is stopped that is not the last one
 KINDS = {"train_autoencoder": AUTOENCODER, "train_quantized_transformer": STAGE}  # of checkpoints that may be stopped
-LATE = "steps took longer than measured, so the hours may not be kept"
 MISSING = {  # what is said of packages that are not there
     evaluate.PACKAGES: "there is no evaluation: pip install -r requirements-extra.txt",
     report.PACKAGES: "there is no report: pip install -r requirements-extra.txt",
 }
 EARLY = "more training steps would only memorize so few images"
-REPORT = 10.0  # seconds that the report takes where `slowness` is 1
+REPORT = 5.0  # seconds that the report takes where `slowness` is 1
 SURE = 0.85  # of the time that is left for the evaluation, which may be planned: it can take longer
 MARGIN = 0.02, 9.0  # that is left over: a share of the hours, and seconds at least
 MORE = 1.1  # times its training steps, from which on the finest stage goes on where there are more hours
@@ -222,7 +221,6 @@ class Auto:
         if total > left and not begun:
             least = f"this data and this machine need at least {math.ceil(105 * needed) / 100:g}"
             raise UserError(f"--hours {given}: {least}; give at least that many")
-        notes[:] = [note for note in notes if note != LATE] + ([LATE] if total > left else [])
         if total < 0.9 * left and not begun:
             notes[:] = [note for note in notes if EARLY not in note]
             notes.append(f"about {needed:.2g} of the {given} hours are needed: {EARLY}")
@@ -254,10 +252,9 @@ class Auto:
         except UserError as error:
             advice = f"with auto, --overwrite also reads the pictures again; {self.by_hand} --overwrite does not"
             raise UserError(f"{error}; {advice}" if "--overwrite" in str(error) else error) from None
-        left = max(0.0, self.limit - self.clock.used)
         try:
             with stopping_after(seconds) as is_late:
-                chain.run(name, f", {duration(left)} left of {duration(self.limit)}")
+                chain.run(name, f", {duration(max(0.0, self.limit - self.clock.used))} left of {duration(self.limit)}")
         except SystemExit:
             if not is_late.is_set():
                 raise
@@ -290,7 +287,7 @@ class Auto:
             report.write_report(report.Options(run_dir=self.folder.path))
         results = [*manifests_in(self.folder), self.folder.evaluation.results]
         if all(path.stat().st_mtime < self.began for path in results if path.exists()):
-            self.clock.discount()  # nothing was left to do
+            self.clock.since = time.monotonic()  # nothing was left to do
         used = self.clock.used
         print(f"{duration(used)} of {duration(self.limit)} used ({used / self.limit:.0%})")
 

@@ -100,5 +100,4 @@ def _type_name(hint: object) -> str:
     if dataclasses.is_dataclass(hint):
         return "a JSON object"
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", dict: "a JSON object"}
-    names |= {Path: "a path"}
     return names.get(typing.get_origin(hint) or hint, "null" if hint is types.NoneType else f"a {hint.__name__}")
