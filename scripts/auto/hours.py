@@ -25,7 +25,7 @@ CODEBOOK_STEPS = 300  # that a codebook may make of few images too (docs/experim
 SHARES = {"codebook": 0.06, "decoder": 0.08, "transformer_0": 0.08}
 FINER = 0.7
 EVALUATED = 0.08  # share of all time for the evaluation, at most
-BEGIN, PER_FEATURE, PER_SAMPLE = 4.0, 0.005, 0.05  # seconds: to begin, an image's features, a sample of 256 tokens
+BEGIN, PER_FEATURE, PER_SAMPLE = 6.0, 0.005, 0.05  # seconds: to begin, an image's features, a sample of 256 tokens
 EVALUATION = "evaluate"  # what comes after the steps of the chain
 
 

@@ -42,7 +42,7 @@ MISSING = {  # what is said of packages that are not there
     report.PACKAGES: "there is no report: pip install -r requirements-extra.txt",
 }
 EARLY = "more training steps would only memorize so few images"
-REPORT = 5.0  # seconds that the report takes where `slowness` is 1
+REPORT = 7.0  # seconds that the report takes where `slowness` is 1
 SURE = 0.85  # of the time that is left for the evaluation, which may be planned: it can take longer
 MARGIN = 0.02, 9.0  # that is left over: a share of the hours, and seconds at least
 MORE = 1.1  # times its training steps, from which on the finest stage goes on where there are more hours
