@@ -28,9 +28,9 @@ settings.load_profile("patient")
 
 
 def pytest_addoption(parser):
-    parser.addoption("--kills", type=int, default=12, help="how often test_kill.py kills a run (default: 12)")
+    parser.addoption("--kills", type=int, default=6, help="how often test_kill.py kills a run (default: 6)")
     parser.addoption("--kill-seed", type=int, default=random.randrange(10**6), help="of the points where it does")
-    parser.addoption("--damages", type=int, default=12, help="damaged files of a kind in test_damage.py (default: 12)")
+    parser.addoption("--damages", type=int, default=8, help="damaged files of a kind in test_damage.py (default: 8)")
 
 
 @contextmanager
